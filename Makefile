@@ -1,0 +1,63 @@
+# One command for each thing. Every target makes the environment it needs by itself.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types fast bench lock clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## run 1000 simulated nodes in one process; fails if the views disagree
+	$(BIN)/nodestate up --nodes 1000 --seconds 15
+
+test: $(READY)  ## run everything, against real memcached and RabbitMQ
+	tests/services/ensure.sh
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types fast  ## lint, types and the tests that need no server
+
+lint: $(READY)  ## ruff, rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+fast: $(READY)  ## the tests that need no server
+	$(BIN)/python -m pytest -m "not service" $(PYTEST_ARGS)
+
+bench: $(READY)  ## list the benchmark's scenarios, or run what BENCH_ARGS says
+	tests/services/ensure.sh
+	$(BIN)/python -m bench $(or $(BENCH_ARGS),--help)
+
+# uv resolves for all platforms and Python versions at once, which pip-tools does not. It stands beside the
+# environment, not in it: nobody else needs it.
+lock:  ## pin all dependencies again, with hashes
+	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+	    --custom-compile-command "make lock" --extra dev --output-file requirements.lock pyproject.toml
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an install that broke off is done again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "nodestate needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@# Debian ships venv without ensurepip, which is what fills it with pip.
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; \
+	    else \
+	        echo "python3 -m venv is incomplete here. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; \
+	    fi
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,395 @@
+"""The consumer: takes what the broker delivers, folds it, writes every design, and only then acks.
+
+One partition in the loop::
+
+    (not held) --a delivery: the broker made us its consumer--> take (CAS of the term) --> held
+    held --deliveries--> folded --every design wrote it--> acked
+    folded --the store failed--> folded (the same batch again, after a pause; others go on)
+    held --fenced: another owner took it--> (not held), and the connection is given up: what was not acked
+        goes back to the queue, for whoever is the active consumer now
+    held --the store lost the epoch--> begun anew from memory --> held
+
+A step is a plain function of an injected clock, source and stores, so that a seeded simulation can run it.
+Assumptions: the broker delivers a partition to one consumer at a time and in order, save when it was wrong about
+who is alive; then the term in the head decides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from nodestate import keys
+from nodestate.config import Config
+from nodestate.consumers.partition import Counts, HeldPartition, Pending, probe
+from nodestate.designs import DESIGNS, Design
+from nodestate.errors import BrokerUnavailableError, EpochLostError, FencedError, NodestateError, StoreError
+from nodestate.head import Place, forget
+from nodestate.lockstep import Steps, Stores, run
+from nodestate.ports import Clock, Delivery, Resync, ResyncSender, Source, Store
+from nodestate.writing import PartitionWriter, Taken
+
+MAX_RESYNC_NODES_COUNT: Final = 1_000
+"""Above so many nodes in want of a report their whole partitions are asked."""
+RETRY_S: Final = 0.2
+"""Pause before a store or broker that failed is tried again."""
+ITEM_HEADER_BYTES: Final = 8 * 1024
+"""What an item holds beside a body or events, at most: name, columns, stamp."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one consumer, since its start."""
+
+    counts: Counts = field(default_factory=Counts)
+    received: int = 0
+    acked: int = 0
+    commits: int = 0
+    takeovers: int = 0
+    fenced: int = 0
+    epochs_begun: int = 0
+    repairs: int = 0
+    resyncs: int = 0
+    store_errors: int = 0
+    broker_errors: int = 0
+
+
+class Consumer:
+    """Owns the partitions that the broker gives it, and writes the designs of the cell."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        stores: Stores,
+        resync: ResyncSender,
+        clock: Clock,
+        rng: random.Random,
+        name: str,
+    ) -> None:
+        self.config = config
+        self.stats = Stats()
+        self.held: dict[int, HeldPartition] = {}
+        self._source = source
+        self._stores = stores
+        self._resync = resync
+        self._clock = clock
+        self._rng = rng
+        self._owner = f"{name}/{rng.getrandbits(48):012x}"
+        self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
+        self._renew_at = clock.monotonic()
+        self._retry_at: dict[int, float] = {}
+        self._arrived: dict[int, list[Delivery]] = {}
+        self._complained: dict[str, str] = {}
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """Receive, take, fold, write, ack, renew. Returns how many messages came; never raises for outages."""
+        came = self._receive()
+        self._take_new()
+        self._write_due()
+        self._renew_due()
+        self._ask_due()
+        return came
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Step until told to stop."""
+        while not until():
+            self.step()
+
+    def close(self) -> None:
+        """Give the connections back; what is not acked goes to the next owner."""
+        self._source.close()
+        self._stores.close()
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    def _receive(self) -> int:
+        limit = self.config.batch_events - sum(len(held.backlog) for held in self.held.values())
+        if limit <= 0:
+            return 0
+        try:
+            deliveries = self._source.receive(limit, self.config.flush_s)
+        except BrokerUnavailableError as error:
+            self._broker_failed(error)
+            self._rest()
+            self._clock.sleep(RETRY_S)
+            return 0
+        self._settled("broker")
+        for delivery in deliveries:
+            held = self.held.get(delivery.partition)
+            if held is None:
+                self._arrived.setdefault(delivery.partition, []).append(delivery)
+            else:
+                held.active = True
+                held.backlog.append(delivery)
+        self.stats.received += len(deliveries)
+        return len(deliveries)
+
+    def _rest(self) -> None:
+        """The session is over: all that is not acked comes again, here or elsewhere. Until the broker delivers to us
+        again, we can't know whose the partitions are."""
+        self._arrived.clear()
+        for held in self.held.values():
+            held.backlog.clear()
+            held.active = False
+
+    # -- taking ---------------------------------------------------------------------------------
+
+    def _take_new(self) -> None:
+        """Become the owner of every partition that messages came for, with what the stores have of it."""
+        now = self._clock.monotonic()
+        due = [number for number in self._arrived if self._retry_at.get(number, now) <= now]
+        if not due:
+            return
+        fresh = {number: HeldPartition(number, self._writers(number)) for number in due}
+        results = run(
+            {
+                (number, name): (self._stores.of(number), writer.take())
+                for number, held in fresh.items()
+                for name, writer in held.writers.items()
+            }
+        )
+        begin: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        for number, held in fresh.items():
+            found = {name: results[number, name] for name in held.writers}
+            failed = [result for result in found.values() if isinstance(result, NodestateError)]
+            if failed:
+                self._postpone(number, failed[0])
+                continue
+            for name in self._reconcile(held, {name: t for name, t in found.items() if isinstance(t, Taken)}):
+                begin[number, name] = (self._stores.of(number), self._begin(held, name, now))
+            for name in DESIGNS.keys() - held.writers.keys():
+                prefix = keys.prefix(self.config.cell, number, DESIGNS[name].letter)
+                begin[number, name] = (self._stores.of(number), forget(prefix))
+        begun = run(begin)
+        for number, held in fresh.items():
+            failed = [error for (p, _), error in begun.items() if p == number and isinstance(error, NodestateError)]
+            if failed:
+                self._postpone(number, failed[0])
+            elif self._retry_at.pop(number, now) <= now:
+                held.backlog.extend(self._arrived.pop(number))
+                self.held[number] = held
+                self.stats.takeovers += 1
+                self._renew_at = now
+                self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
+
+    def _writers(self, number: int) -> dict[str, PartitionWriter]:
+        store, lease_s = self._stores.of(number), int(self.config.lease_s)
+
+        def place(design: Design) -> Place:
+            return Place(keys.prefix(self.config.cell, number, design.letter), number, self._owner, lease_s, store)
+
+        return {name: DESIGNS[name].writer(place(DESIGNS[name])) for name in self.config.designs}
+
+    def _begin(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
+        epoch = self._rng.getrandbits(63)
+        self.stats.epochs_begun += 1
+        self._log.info("begins an epoch", partition=held.number, design=name, epoch=f"{epoch:x}", nodes=len(held.records))
+        return held.writers[name].begin(epoch, held, held.vitals(now))
+
+    def _reconcile(self, held: HeldPartition, taken: dict[str, Taken]) -> list[str]:
+        """Fill the partition with the newest that any design has of each node. Returns the designs to write anew:
+        those that had nothing, or not the same. (A crash between two designs' commits leaves one behind; its
+        events come again, but the newer design's fold would drop them as duplicates.)"""
+        now = self._clock.monotonic()
+        if taken:
+            first = max(taken.values(), key=lambda one: len(one.records))
+            newest = {record.name: record for record in first.records}
+            for other in taken.values():
+                for record in other.records:
+                    known = newest.get(record.name)
+                    if known is None or (record.version, record.wanted) > (known.version, known.wanted):
+                        newest[record.name] = record
+            held.fill(list(newest.values()), first.ages_ms, now)
+            held.vouched = any(one.vouched for one in taken.values())
+        held.vouch_at = now + self.config.settle_s
+        held.ask_all = not held.vouched
+        return [name for name in held.writers if name not in taken or taken[name].records != held.records]
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def _write_due(self) -> None:
+        """Fold what waits, write it in every design, ack what all have written."""
+        now = self._clock.monotonic()
+        work: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        for held in self.held.values():
+            if not held.active or self._retry_at.get(held.number, now) > now:
+                continue
+            try:
+                pending = self._pending(held, now)
+            except StoreError as error:
+                self._postpone(held.number, error)
+                continue
+            for name in sorted(pending.owed) if pending else ():
+                work[held.number, name] = (self._stores.of(held.number), self._write(held, name, now))
+        for (number, name), result in run(work).items():
+            self._written(number, name, result)
+        for held in list(self.held.values()):
+            if held.pending is not None and not held.pending.owed:
+                self._finish(held)
+
+    def _pending(self, held: HeldPartition, now: float) -> Pending | None:
+        """What is to be written of a partition: the work under way, or new work."""
+        if held.pending is None and held.backlog:
+            room = self._stores.of(held.number).max_value_bytes - ITEM_HEADER_BYTES
+            held.pending = held.take_batch(
+                now, self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
+            )
+        elif held.pending is None and held.lost:
+            held.pending = held.maintenance(held.lost)
+        elif held.pending is None and held.wants_repair:
+            held.pending = held.maintenance(held.wants_repair, frozenset(held.wants_repair))
+            held.wants_repair = set()
+        return held.pending
+
+    def _write(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
+        assert held.pending is not None
+        if name in held.lost:
+            return self._begin(held, name, now)
+        vitals = held.vitals(now)
+        if name in held.pending.repair:
+            return held.writers[name].repair(held, vitals)
+        return held.writers[name].commit(held.pending.batch, held, vitals)
+
+    def _written(self, number: int, name: str, result: None | NodestateError) -> None:
+        held = self.held.get(number)
+        if held is None or held.pending is None:
+            return
+        if result is None:
+            held.lost.discard(name)
+            held.pending.owed.discard(name)
+            self.stats.commits += 1
+            self._retry_at.pop(number, None)
+            self._settled(f"partition {number}")
+        else:
+            self._failed(held, name, result)
+
+    def _finish(self, held: HeldPartition) -> None:
+        """All designs have the batch: dead-letter what was bad in it, then ack. The only place that acks."""
+        pending, held.pending = held.pending, None
+        assert pending is not None
+        held.caught_up_at = max(held.caught_up_at, pending.caught_up_at)
+        try:
+            for delivery, error in pending.bad:
+                self._source.dead_letter(delivery, error.reason, error.detail)
+                self._log.warning("dead letter", partition=held.number, reason=error.reason, detail=error.detail)
+            if pending.deliveries:
+                self._source.ack(pending.deliveries)
+                self.stats.acked += len(pending.deliveries)
+        except BrokerUnavailableError as error:
+            self._broker_failed(error)  # not acked, so they come again, as duplicates
+
+    # -- failing --------------------------------------------------------------------------------
+
+    def _failed(self, held: HeldPartition, name: str, error: NodestateError) -> None:
+        if isinstance(error, FencedError):
+            # Another owner took it. The connection is given up: what its session still holds in buffers must go
+            # back to the queue, to whoever is the active consumer now.
+            self.stats.fenced += 1
+            self._log.warning("fenced", partition=held.number, why=str(error))
+            self.held.pop(held.number, None)
+            self._source.close()
+            self._rest()
+        elif isinstance(error, EpochLostError):
+            self._log.warning("the store lost an epoch", partition=held.number, design=name, why=str(error))
+            held.lost.add(name)
+        else:
+            self._postpone(held.number, error)
+
+    def _postpone(self, number: int, error: NodestateError) -> None:
+        self.stats.store_errors += 1
+        self._complain(f"partition {number}", str(error))
+        self._retry_at[number] = self._clock.monotonic() + RETRY_S
+
+    def _broker_failed(self, error: BrokerUnavailableError) -> None:
+        self.stats.broker_errors += 1
+        self._complain("broker", str(error))
+
+    # -- renewing -------------------------------------------------------------------------------
+
+    def _renew_due(self) -> None:
+        """Confirm every partition also when nothing happens; see what the store lost and readers ask for."""
+        now = self._clock.monotonic()
+        if now < self._renew_at:
+            return
+        self._renew_at = now + self.config.renew_s
+        work: dict[tuple[int, str], tuple[Store, Steps[bool]]] = {}
+        for held in self.held.values():
+            if not held.active:
+                continue
+            self._probe(held, now)
+            if held.pending is not None:
+                continue
+            caught_up = now - held.caught_up_at <= 3 * self.config.renew_s
+            if not held.vouched and now >= held.vouch_at and caught_up:
+                held.vouched = True
+                self._log.info("vouches for", partition=held.number, nodes=len(held.records))
+            vitals = held.full_vitals(now)
+            for name, writer in held.writers.items():
+                work[held.number, name] = (self._stores.of(held.number), writer.renew(held, vitals))
+        for (number, name), result in run(work).items():
+            renewed = self.held.get(number)
+            if renewed is None:
+                continue
+            if isinstance(result, NodestateError):
+                self._failed(renewed, name, result)
+            elif result:
+                self.stats.repairs += 1
+                renewed.wants_repair.add(name)
+
+    def _probe(self, held: HeldPartition, now: float) -> None:
+        try:
+            self._source.poke(held.number, probe(self._owner, now))
+        except BrokerUnavailableError as error:
+            self._broker_failed(error)
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    def _ask_due(self) -> None:
+        """Ask agents for what is known to be missing: partitions that began with nothing, nodes with gaps."""
+        now = self._clock.monotonic()
+        again_s = max(1.0, self.config.resync_jitter_s)
+        everything = [held for held in self.held.values() if held.ask_all]
+        nodes = [
+            (held, name)
+            for held in self.held.values()
+            for name in held.incomplete
+            if held.asked_at.get(name, -again_s) + again_s <= now and not held.ask_all
+        ]
+        if len(nodes) > MAX_RESYNC_NODES_COUNT:
+            everything += {held.number: held for held, _ in nodes}.values()
+        if not everything and not nodes:
+            return
+        if everything:
+            request = Resync(partitions=tuple(h.number for h in everything), jitter_s=self.config.resync_jitter_s)
+        else:
+            request = Resync(nodes=tuple(name for _, name in nodes), jitter_s=0.0)
+        try:
+            self._resync.request_resync(request)
+        except BrokerUnavailableError as error:
+            self._broker_failed(error)
+            return
+        self.stats.resyncs += 1
+        for held in everything:
+            held.ask_all = False
+            held.asked_at.update(dict.fromkeys(held.incomplete, now))
+        for held, name in nodes:
+            held.asked_at[name] = now
+
+    # -- saying ---------------------------------------------------------------------------------
+
+    def _complain(self, what: str, why: str) -> None:
+        """Log a trouble once, until it is over or changes."""
+        if self._complained.get(what) != why:
+            self._complained[what] = why
+            self._log.error("trouble", what=what, why=why)
+
+    def _settled(self, what: str) -> None:
+        if self._complained.pop(what, None) is not None:
+            self._log.info("trouble is over", what=what)

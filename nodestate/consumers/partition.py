@@ -1,0 +1,188 @@
+"""One partition in its owner's hands: all its nodes as folded, when each was heard of, and what is under way."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nodestate.errors import BadEventError
+from nodestate.head import NEVER_HEARD, Vitals
+from nodestate.keys import partition_of
+from nodestate.model import Event, NodeRecord, Outcome, fold, parse_event
+from nodestate.ports import Delivery
+from nodestate.writing import Batch, PartitionWriter
+
+MAX_SEGMENT_BYTES = 512 * 1024
+"""Events of one commit: above this a batch is split, so that a segment fits an item."""
+MAX_CLOCK_AHEAD_S = 86_400.0
+"""An event or incarnation from further ahead than this is refused: it would win over all later ones."""
+MIN_CLOCK_S = 1_000_000_000.0
+"""… and one from before 2001: a clock that was never set."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to events, since the start."""
+
+    by_outcome: dict[str, int] = field(default_factory=lambda: {outcome.value: 0 for outcome in Outcome})
+    dead_letters: dict[str, int] = field(default_factory=dict)
+
+
+_PROBE = b"\xc1"  # the byte that msgpack never uses: no event begins with it
+
+
+def probe(owner: str, now: float) -> bytes:
+    """A message an owner sends to itself through its partition's queue. Queues keep order: when it comes back,
+    all that was in the queue at ``now`` has come before it. Nothing else proves that as simply: an idle consumer
+    can't tell an empty queue from a dead connection, nor from not being the active consumer."""
+    return _PROBE + f"{owner} {now!r}".encode()
+
+
+def is_probe(body: bytes) -> bool:
+    """True for a probe, or the empty message by which a broker adapter shows who the active consumer is."""
+    return not body or body[:1] == _PROBE
+
+
+def probed_at(body: bytes, owner: str) -> float:
+    """When ``owner`` sent the probe; minus infinity where it is not one of its own."""
+    sender, _, at = body[1:].decode(errors="replace").partition(" ")
+    try:
+        return float(at) if sender == owner else float("-inf")
+    except ValueError:
+        return float("-inf")
+
+
+@dataclass(slots=True)
+class Pending:
+    """Work between fold and ack. ``owed`` are the designs that have not confirmed it yet; ``repair`` those of them
+    that write again what the store lost, instead of the batch; ``bad`` are to be dead-lettered before the ack."""
+
+    batch: Batch
+    deliveries: list[Delivery]
+    owed: set[str]
+    repair: frozenset[str] = frozenset()
+    bad: list[tuple[Delivery, BadEventError]] = field(default_factory=list)
+    caught_up_at: float = float("-inf")
+
+
+class HeldPartition:
+    """The owner's state of one partition. Times are the owner's monotonic clock.
+
+    ``active``: the broker delivered to us in this session, so we are its consumer; otherwise the partition is kept
+    as it is and nothing is written until that is so again. ``caught_up_at``: everything that was in the queue at
+    this time is written. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
+    """
+
+    def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
+        self.number = number
+        self.writers = writers
+        self.records: list[NodeRecord] = []
+        self.slots: dict[str, int] = {}
+        self.heard_at: list[float] = []
+        self.backlog: deque[Delivery] = deque()
+        self.pending: Pending | None = None
+        self.active = True
+        self.caught_up_at = float("-inf")
+        self.vouched = False
+        self.vouch_at = float("inf")
+        self.lost: set[str] = set()
+        self.wants_repair: set[str] = set()
+        self.incomplete: set[str] = set()
+        self.asked_at: dict[str, float] = {}
+        self.ask_all = False
+
+    def fill(self, records: list[NodeRecord], ages_ms: bytes, now: float) -> None:
+        """Start from what the stores had."""
+        self.records = list(records)
+        self.slots = {record.name: slot for slot, record in enumerate(records)}
+        ages = np.frombuffer(ages_ms, "<u4").tolist()[: len(records)]
+        self.heard_at = [now - age / 1000 if age != NEVER_HEARD else float("-inf") for age in ages]
+        self.heard_at += [float("-inf")] * (len(records) - len(ages))
+        self.incomplete = {record.name for record in records if record.incomplete}
+
+    def vitals(self, now: float) -> Vitals:
+        """What the owner says of itself as it writes: with the pending work written, the partition is as far as
+        the last probe in it. Without signs of life, which are renewal's."""
+        caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
+        behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
+        return Vitals(int(behind_ms), self.vouched)
+
+    def full_vitals(self, now: float) -> Vitals:
+        """What the owner says of itself with a renewal."""
+        ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
+        return replace(self.vitals(now), ages_ms=ages.astype("<u4").tobytes())
+
+    def maintenance(self, owed: set[str], repair: frozenset[str] = frozenset()) -> Pending:
+        """Work without events: an epoch to begin anew, or a repair."""
+        return Pending(Batch((), (), len(self.records)), [], set(owed), repair)
+
+    def take_batch(self, now: float, wall: float, partitions: int, room_bytes: int, owner: str, counts: Counts) -> Pending:
+        """Fold the backlog, up to what one commit can hold: ``room_bytes`` fit an item of the store."""
+        size_before = len(self.records)
+        events: list[bytes] = []
+        changed: dict[int, None] = {}
+        pending = Pending(Batch((), (), size_before), [], set())
+        most_bytes, size = min(MAX_SEGMENT_BYTES, room_bytes), 0
+        while self.backlog and (not size or size + len(self.backlog[0].body) <= most_bytes):
+            delivery = self.backlog.popleft()
+            pending.deliveries.append(delivery)
+            if is_probe(delivery.body):
+                pending.caught_up_at = max(pending.caught_up_at, probed_at(delivery.body, owner))
+                continue
+            try:
+                event = parse_event(delivery.body)
+                self._check(event, wall, partitions)
+                outcome, slot = self._fold(event, now, room_bytes)
+            except BadEventError as error:
+                counts.dead_letters[error.reason] = counts.dead_letters.get(error.reason, 0) + 1
+                pending.bad.append((delivery, error))
+                continue
+            counts.by_outcome[outcome.value] += 1
+            if slot is not None:
+                events.append(delivery.body)
+                changed[slot] = None
+                size += len(delivery.body) + 5  # msgpack's header of a bin
+        if events:
+            pending.batch = Batch(tuple(events), tuple(changed), size_before)
+            pending.owed = set(self.writers)
+        return pending
+
+    def _check(self, event: Event, wall: float, partitions: int) -> None:
+        if partition_of(event.node, partitions) != self.number:
+            raise BadEventError(
+                "wrong-partition",
+                f"{event.node} belongs to partition {partition_of(event.node, partitions)} of {partitions}, not to "
+                f"{self.number}: does its publisher use another number of partitions?",
+            )
+        for what, seconds in (("reported_at", event.reported_at), ("incarnation", event.incarnation)):
+            if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
+                raise BadEventError("clock", f"{what} {seconds} is absurdly far from now ({wall:.0f})")
+
+    def _fold(self, event: Event, now: float, room_bytes: int) -> tuple[Outcome, int | None]:
+        """Fold one event in; the slot is None where it changed nothing."""
+        slot = self.slots.get(event.node)
+        before = self.records[slot] if slot is not None else None
+        record, outcome = fold(before, event)
+        if outcome is not Outcome.DUPLICATE and slot is not None:
+            self.heard_at[slot] = now
+        if record is before or record is None:
+            return outcome, None
+        if len(record.body) > room_bytes:
+            raise BadEventError(
+                "too-large",
+                f"a state of {len(record.body):,} bytes does not fit the store's items ({room_bytes:,}): raise its -I",
+            )
+        if slot is None:
+            slot = self.slots[event.node] = len(self.records)
+            self.records.append(record)
+            self.heard_at.append(now)
+        else:
+            self.records[slot] = record
+        if record.incomplete:
+            self.incomplete.add(record.name)
+        elif self.incomplete:
+            self.incomplete.discard(record.name)
+            self.asked_at.pop(record.name, None)
+        return outcome, slot

@@ -1,0 +1,29 @@
+"""The designs there are, by name: the one place that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from nodestate import keys
+from nodestate.head import Place
+from nodestate.journal.reader import JournalReader
+from nodestate.journal.writer import JournalWriter
+from nodestate.reading import DesignReader
+from nodestate.snapshot.reader import SnapshotReader
+from nodestate.snapshot.writer import SnapshotWriter
+from nodestate.writing import PartitionWriter
+
+
+class Design(NamedTuple):
+    """A way to keep node state: its letter in keys, and what writes and reads one partition of it."""
+
+    letter: str
+    writer: Callable[[Place], PartitionWriter]
+    reader: Callable[[str], DesignReader]
+
+
+DESIGNS: Final[dict[str, Design]] = {
+    "journal": Design(keys.JOURNAL, JournalWriter, JournalReader),
+    "snapshot": Design(keys.SNAPSHOT, SnapshotWriter, SnapshotReader),
+}

@@ -1,0 +1,155 @@
+"""Every exception nodestate raises on purpose. Numbers are attributes, so that callers need not parse texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class NodestateError(Exception):
+    """Base of all errors below: catch this to catch nodestate's own."""
+
+
+class ConfigError(NodestateError):
+    """Raised when a setting is missing, unknown or does not fit; says which and where it came from."""
+
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+class BadEventError(NodestateError):
+    """Raised when an event breaks the format (DESIGN.md section 4).
+
+    ``reason`` is a short frozen code for counters and headers, ``detail`` is for people.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+# -- store ----------------------------------------------------------------------------------------
+
+
+class StoreError(NodestateError):
+    """Base of what can go wrong with the place where state is kept."""
+
+
+class StoreUnavailableError(StoreError):
+    """Raised when a server does not answer, or broke off: the outcome of writes under way is unknown."""
+
+    def __init__(self, server: str, cause: str) -> None:
+        super().__init__(f"store {server} does not answer: {cause}")
+        self.server = server
+        self.cause = cause
+
+
+class StoreFullError(StoreError):
+    """Raised when a server refused a write for want of memory (memcached under ``-M``, or a full slab class)."""
+
+    def __init__(self, server: str, key: str, size: int) -> None:
+        super().__init__(
+            f"store {server} has no memory left for {key} ({size:,} bytes): nothing was replaced; "
+            "raise its -m, or remove what else lives there"
+        )
+        self.server = server
+        self.key = key
+        self.size_bytes = size
+
+
+class ItemTooLargeError(StoreError):
+    """Raised before writing an item that is over the server's item limit (memcached ``-I``)."""
+
+    def __init__(self, server: str, key: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"{key} would be {size:,} bytes, over the item limit of {limit:,} of store {server}: "
+            "nothing was written; raise its -I"
+        )
+        self.server = server
+        self.key = key
+        self.size_bytes = size
+        self.limit_bytes = limit
+
+
+class CorruptItemError(StoreError):
+    """Raised when stored bytes fail their checksum or format; to a reader the same as a lost item."""
+
+
+class FencedError(StoreError):
+    """Raised when an owner finds that its partition has a newer owner, or that it took part in another epoch."""
+
+    def __init__(self, partition: int, term: int, found: str) -> None:
+        super().__init__(f"partition {partition} is no longer ours (term {term}): {found}")
+        self.partition = partition
+        self.term = term
+
+
+class EpochLostError(StoreError):
+    """Raised when the head of a held partition is gone: the store lost it (restart, flush, eviction)."""
+
+    def __init__(self, partition: int, epoch: int) -> None:
+        super().__init__(f"the store lost the head of partition {partition} (epoch {epoch:x})")
+        self.partition = partition
+        self.epoch = epoch
+
+
+# -- broker ---------------------------------------------------------------------------------------
+
+
+class BrokerUnavailableError(NodestateError):
+    """Raised when the broker can't be reached, or the connection broke; unconfirmed publishes may be lost."""
+
+    def __init__(self, broker: str, cause: str) -> None:
+        super().__init__(f"broker {broker} does not answer: {cause}")
+        self.broker = broker
+        self.cause = cause
+
+
+class UnconfirmedError(NodestateError):
+    """Raised when publishes were not confirmed in time; they are published again as one report."""
+
+    def __init__(self, count: int, timeout: float) -> None:
+        super().__init__(f"{count} publishes not confirmed within {timeout:g} s")
+        self.count = count
+        self.timeout_s = timeout
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+class StaleViewError(NodestateError):
+    """Raised when a view can't be had within the bound that the caller set.
+
+    ``age`` and ``max_age`` are seconds; ``partitions`` those that are too old; ``nodes`` those over
+    ``node_max_age``; ``cause`` says why the refresh failed, where it did.
+    """
+
+    def __init__(
+        self,
+        age: float,
+        max_age: float,
+        partitions: Sequence[int] = (),
+        nodes: Sequence[str] = (),
+        cause: str = "",
+    ) -> None:
+        what = f"partitions {list(partitions)[:8]}" if partitions else f"{len(nodes)} nodes, as {list(nodes)[:3]}"
+        super().__init__(
+            f"the view is {age:.1f} s old where {max_age:g} s was asked ({what})"
+            + (f": {cause}" if cause else "; are consumers running and caught up? see 'nodestate doctor'")
+        )
+        self.age = age
+        self.max_age = max_age
+        self.partitions = tuple(partitions)
+        self.nodes = tuple(nodes)
+        self.cause = cause
+
+
+class BehindError(NodestateError):
+    """Raised when a view did not reach a receipt's version in time; ``reached`` is the version it has, or None."""
+
+    def __init__(self, node: str, wanted: tuple[int, int], reached: tuple[int, int] | None, timeout: float) -> None:
+        super().__init__(f"{node} is at {reached} where {tuple(wanted)} was wanted, after {timeout:g} s")
+        self.node = node
+        self.wanted = wanted
+        self.reached = reached
+        self.timeout_s = timeout

@@ -1,0 +1,1 @@
+"""The journal design: an append-only record of events, with checkpoints."""

@@ -1,0 +1,58 @@
+"""What the journal stores: segments of events, checkpoints, and its section of the head."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from nodestate import keys
+from nodestate.wire import Codec
+
+MIN_TAIL_BYTES: Final = 64 * 1024
+"""Below so many bytes of segments a checkpoint is not worth its writing (docs/adr/0004)."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
+    """Names a checkpoint: all nodes as of ``offset``, in ``parts`` items, of ``size_bytes`` together."""
+
+    term: int
+    offset: int
+    parts: int
+    size_bytes: int
+
+
+class Since(msgspec.Struct, frozen=True, array_like=True):
+    """Commits from ``offset`` on were written by ``term``, until the next entry."""
+
+    term: int
+    offset: int
+
+
+class Section(msgspec.Struct, frozen=True, array_like=True):
+    """The journal's part of a head. Segments from ``first`` on are kept; ``terms`` tell who wrote which.
+
+    ``previous`` is kept, with the segments since, for readers that are just loading it.
+    """
+
+    first: int
+    tail_bytes: int
+    terms: tuple[Since, ...]
+    checkpoint: Checkpoint
+    previous: Checkpoint | None = None
+
+    def term_of(self, offset: int) -> int:
+        """The term that wrote the commit ``offset``."""
+        return next(since.term for since in reversed(self.terms) if since.offset <= offset)
+
+
+SECTION: Final = msgspec.msgpack.Decoder(Section)
+SEGMENT: Final = Codec(list[bytes])
+"""The accepted events of one commit, each as its agent sent it."""
+
+
+def checkpoint_keys(prefix: str, epoch: int, checkpoint: Checkpoint) -> list[str]:
+    """The keys of a checkpoint's parts."""
+    return [
+        keys.checkpoint(prefix, epoch, checkpoint.term, checkpoint.offset, part) for part in range(checkpoint.parts)
+    ]

@@ -1,0 +1,129 @@
+"""Writing one partition's journal: a segment per commit, a checkpoint when the tail outgrows the last one."""
+
+from __future__ import annotations
+
+from nodestate import keys
+from nodestate.errors import FencedError
+from nodestate.head import Place, Tenure, Vitals, require_stored
+from nodestate.journal.format import (
+    MIN_TAIL_BYTES,
+    SECTION,
+    SEGMENT,
+    Checkpoint,
+    Section,
+    Since,
+    checkpoint_keys,
+)
+from nodestate.journal.reader import JournalReader
+from nodestate.lockstep import Step, Steps
+from nodestate.ports import Put, Status, Write
+from nodestate.wire import PART_BYTES, pack_records
+from nodestate.writing import Batch, HeldNodes, Taken
+
+
+class JournalWriter:
+    """Writes the journal of one partition."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._tenure: Tenure | None = None
+        self._section: Section | None = None
+
+    @property
+    def tenure(self) -> Tenure:
+        """The ownership held. Only after ``take`` or ``begin``."""
+        assert self._tenure is not None, "take or begin first"
+        return self._tenure
+
+    @property
+    def section(self) -> Section:
+        """The journal's part of the head as last stored."""
+        assert self._section is not None, "take or begin first"
+        return self._section
+
+    def take(self) -> Steps[Taken | None]:
+        """See ``PartitionWriter``. A journal with a hole that no checkpoint covers is not built upon."""
+        taken = yield from Tenure.take(self._place)
+        if taken is None:
+            return None
+        tenure, found = taken
+        loaded = yield from JournalReader(self._place.prefix).load(found, None)
+        if loaded.missing or loaded.table is None:
+            return None
+        section = SECTION.decode(found.section)
+        self._tenure = tenure
+        self._section = Section(
+            section.first,
+            section.tail_bytes,
+            (*section.terms, Since(tenure.head.term, found.next)),
+            section.checkpoint,
+            section.previous,
+        )
+        return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms)
+
+    def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of everything."""
+        yield from Tenure.may_begin(self._place)
+        checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
+        yield from self._add(writes)
+        section = Section(1, 0, (Since(1, 1),), checkpoint)
+        self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals)
+        self._section = section
+
+    def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``."""
+        yield from self._commit(batch, nodes, vitals, checkpoint_now=False)
+
+    def renew(self, nodes: HeldNodes, vitals: Vitals) -> Steps[bool]:
+        """See ``PartitionWriter``."""
+        return (yield from self.tenure.renew(vitals))
+
+    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``. A commit without events and with a checkpoint covers any hole before it."""
+        yield from self._commit(Batch((), (), len(nodes.records)), nodes, vitals, checkpoint_now=True)
+
+    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals, *, checkpoint_now: bool) -> Steps[None]:
+        tenure, section, head = self.tenure, self.section, self.tenure.head
+        segment = SEGMENT.pack(list(batch.events))
+        writes = [Write(Put.ADD, keys.segment(self._place.prefix, head.epoch, head.term, head.next), segment)]
+        tail_bytes = section.tail_bytes + len(segment)
+        after = Section(section.first, tail_bytes, section.terms, section.checkpoint, section.previous)
+        trimmed: list[str] = []
+        if checkpoint_now or tail_bytes > max(MIN_TAIL_BYTES, section.checkpoint.size_bytes):
+            checkpoint, parts = self._checkpoint(head.epoch, head.term, head.next + 1, nodes)
+            writes += parts
+            first = section.checkpoint.offset
+            kept = [s for i, s in enumerate(section.terms) if not any(t.offset <= first for t in section.terms[i + 1 :])]
+            after = Section(first, 0, tuple(kept), checkpoint, section.checkpoint)
+            trimmed = self._trimmed(section, first)
+        yield from self._add(writes)
+        ours = yield from tenure.advance(after, vitals)
+        self._section = after if ours else SECTION.decode(tenure.head.section)
+        if trimmed:
+            # Best effort: what a crash leaves behind here is never read again and falls to memcached's LRU.
+            yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
+
+    def _checkpoint(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Checkpoint, list[Write]]:
+        part_bytes = min(PART_BYTES, self._place.store.max_value_bytes)
+        blocks = pack_records(nodes.records, part_bytes)
+        checkpoint = Checkpoint(term, offset, len(blocks), sum(map(len, blocks)))
+        names = checkpoint_keys(self._place.prefix, epoch, checkpoint)
+        return checkpoint, [Write(Put.ADD, key, block) for key, block in zip(names, blocks, strict=True)]
+
+    def _trimmed(self, section: Section, first: int) -> list[str]:
+        prefix, epoch = self._place.prefix, self.tenure.head.epoch
+        gone = [keys.segment(prefix, epoch, section.term_of(n), n) for n in range(section.first, first)]
+        return gone + (checkpoint_keys(prefix, epoch, section.previous) if section.previous else [])
+
+    def _add(self, writes: list[Write]) -> Steps[None]:
+        """Add new keys. One that is there already is ours from a try whose reply was lost, or it is fatal."""
+        reply = yield Step(write=writes)
+        require_stored(self._place, writes, list(reply.written))
+        there = [write for write, done in zip(writes, reply.written, strict=True) if done.status is Status.CONFLICT]
+        if there:
+            reply = yield Step(fetch=[write.key for write in there])
+            for write in there:
+                item = reply.items.get(write.key)
+                if item is None or item.value != write.value:
+                    raise FencedError(self._place.partition, self.tenure.head.term, f"{write.key} is not what we wrote")
+

@@ -1,0 +1,78 @@
+"""Every key in memcached, as a function. The map of the key space::
+
+    ns:{cell}:{partition}:{design}:epoch                              which life of the partition counts
+    ns:{cell}:{partition}:{design}:head:{epoch}                       the head, advanced by CAS, last
+    ns:{cell}:{partition}:{design}:life:{epoch}                       signs of life, by slot
+    ns:{cell}:{partition}:{design}:repair                             a reader found something missing
+    ns:{cell}:{partition}:j:log:{epoch}:{term}:{offset}               journal: the events of one commit
+    ns:{cell}:{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}       journal: all nodes folded up to offset
+    ns:{cell}:{partition}:s:node:{name}                               snapshot: full state of one node
+    ns:{cell}:{partition}:s:index:{epoch}:{term}:{offset}:{part}      snapshot: which commit wrote each node
+
+``design`` is j or s. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
+part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
+could hit the right id by accident; it can't hit a key of another epoch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from nodestate.model import MAX_NODE_NAME_CHARS
+
+MAX_KEY_BYTES: Final = 250  # memcached's own
+MAX_CELL_CHARS: Final = 24
+JOURNAL: Final = "j"
+SNAPSHOT: Final = "s"
+assert len("ns:" + "c" * MAX_CELL_CHARS + ":1023:s:node:") + MAX_NODE_NAME_CHARS <= MAX_KEY_BYTES
+
+
+def partition_of(node: str, partitions: int) -> int:
+    """The partition a node belongs to: CRC-32 of its name, modulo. Publishers in any language can do this."""
+    return zlib.crc32(node.encode()) % partitions
+
+
+def prefix(cell: str, partition: int, design: str) -> str:
+    """What all keys of one design of one partition begin with."""
+    return f"ns:{cell}:{partition}:{design}"
+
+
+def epoch(prefix: str) -> str:
+    """Names the epoch that counts."""
+    return f"{prefix}:epoch"
+
+
+def head(prefix: str, epoch: int) -> str:
+    """The head of an epoch."""
+    return f"{prefix}:head:{epoch:x}"
+
+
+def life(prefix: str, epoch: int) -> str:
+    """Signs of life by slot, rewritten at each renewal."""
+    return f"{prefix}:life:{epoch:x}"
+
+
+def repair(prefix: str) -> str:
+    """Left by a reader that missed something, for the owner to look after."""
+    return f"{prefix}:repair"
+
+
+def segment(prefix: str, epoch: int, term: int, offset: int) -> str:
+    """The events of one commit."""
+    return f"{prefix}:log:{epoch:x}:{term}:{offset}"
+
+
+def checkpoint(prefix: str, epoch: int, term: int, offset: int, part: int) -> str:
+    """A part of a checkpoint: all nodes as of ``offset``."""
+    return f"{prefix}:ckpt:{epoch:x}:{term}:{offset}:{part}"
+
+
+def node(prefix: str, name: str) -> str:
+    """One node's state."""
+    return f"{prefix}:node:{name}"
+
+
+def index(prefix: str, epoch: int, term: int, offset: int, part: int) -> str:
+    """A part of an index: name and last commit of every node, by slot, as of ``offset``."""
+    return f"{prefix}:index:{epoch:x}:{term}:{offset}:{part}"

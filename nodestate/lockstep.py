@@ -1,0 +1,118 @@
+"""Round trips: many partitions' steps, each written as straight code, run side by side in few pipelined calls.
+
+A partition's work is a generator: it yields what it wants of its store (``Step``) and is sent what came back
+(``Reply``). ``run`` advances all generators together and makes one call per server and round, so 16 partitions
+cost the round trips of one. A server that does not answer fails only the partitions that live on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from nodestate.errors import ItemTooLargeError, NodestateError, StoreUnavailableError
+from nodestate.ports import Item, Store, Write, Written
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+class Step(NamedTuple):
+    """One round trip: the writes are carried out in order, then the keys are fetched."""
+
+    write: Sequence[Write] = ()
+    fetch: Sequence[str] = ()
+
+
+class Reply(NamedTuple):
+    """What came back: an outcome for each write, and the items that are there."""
+
+    written: Sequence[Written]
+    items: Mapping[str, Item]
+
+
+Steps = Generator[Step, Reply, T]
+
+
+class Stores:
+    """The servers of a cell. Partition p lives on server p modulo their number: a static map, so that a server
+    that is down is an outage of its partitions and never a miss, and never moves a key."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.all = tuple(stores)
+
+    def of(self, partition: int) -> Store:
+        """The server of a partition."""
+        return self.all[partition % len(self.all)]
+
+    def close(self) -> None:
+        """Close all connections."""
+        for store in self.all:
+            store.close()
+
+
+def run(work: Mapping[K, tuple[Store, Steps[T]]]) -> dict[K, T | NodestateError]:
+    """Run all generators to their ends. A ``NodestateError`` that ends one is its result, and no other's."""
+    results: dict[K, T | NodestateError] = {}
+    waiting: dict[K, Step] = {}
+    for key, (_, steps) in work.items():
+        _resume(key, steps, None, waiting, results)
+    while waiting:
+        by_store: dict[int, list[K]] = {}
+        for key in waiting:
+            by_store.setdefault(id(work[key][0]), []).append(key)
+        asked, waiting = waiting, {}
+        for keys in by_store.values():
+            store = work[keys[0]][0]
+            for key, reply in _call(store, {key: asked[key] for key in keys}).items():
+                _resume(key, work[key][1], reply, waiting, results)
+    return results
+
+
+def run_one(store: Store, steps: Steps[T]) -> T:
+    """Run one generator to its end; its error is raised."""
+    result = run({0: (store, steps)})[0]
+    if isinstance(result, NodestateError):
+        raise result
+    return result
+
+
+def _call(store: Store, asked: Mapping[K, Step]) -> dict[K, Reply | NodestateError]:
+    writes = [write for step in asked.values() for write in step.write]
+    keys = [key for step in asked.values() for key in step.fetch]
+    try:
+        written = store.write(writes) if writes else []
+        items = store.fetch(keys) if keys else {}
+    except ItemTooLargeError as error:
+        if len(asked) == 1:
+            return dict.fromkeys(asked, error)
+        # Sizes are checked before anything is sent, so nothing was written: let each partition answer for itself.
+        return {key: reply for key, step in asked.items() for reply in _call(store, {key: step}).values()}
+    except StoreUnavailableError as error:
+        return dict.fromkeys(asked, error)
+    replies: dict[K, Reply | NodestateError] = {}
+    begin = 0
+    for key, step in asked.items():
+        replies[key] = Reply(written[begin : begin + len(step.write)], items)
+        begin += len(step.write)
+    return replies
+
+
+def _resume(
+    key: K,
+    steps: Steps[T],
+    reply: Reply | NodestateError | None,
+    waiting: dict[K, Step],
+    results: dict[K, T | NodestateError],
+) -> None:
+    try:
+        if reply is None:
+            waiting[key] = next(steps)
+        elif isinstance(reply, NodestateError):
+            waiting[key] = steps.throw(reply)
+        else:
+            waiting[key] = steps.send(reply)
+    except StopIteration as stop:
+        results[key] = stop.value
+    except NodestateError as error:
+        results[key] = error

@@ -1,0 +1,468 @@
+"""Events, node records and the pure fold: what nodestate is about, without clock, I/O or randomness.
+
+A node's life as the fold sees it (version = (incarnation, generation), ordered)::
+
+    (unknown) --report--> live --change (exactly the next)--> live
+        |                  |  \\--change or heartbeat of a later version (gap)--> incomplete
+        |                  |                                   incomplete --report--> live
+        |                  \\--leave--> gone --report of a newer version--> live
+        \\--change, heartbeat (gap)--> incomplete, without a state
+
+Assumptions: only the agent raises versions; a version names one state for ever; events may be
+repeated, reordered and lost on their way. Anything not newer than what is known is a duplicate.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from nodestate.errors import BadEventError
+
+# -- limits: each named, the unit last ------------------------------------------------------------
+
+FORMAT_VERSION: Final = 1
+MAX_NODE_NAME_CHARS: Final = 200
+MAX_WORD_CHARS: Final = 255  # resource classes and traits, as in OpenStack
+MAX_TRAITS_COUNT: Final = 1_000
+MAX_AGGREGATES_COUNT: Final = 1_000
+MAX_CLASSES_COUNT: Final = 100
+MAX_ALLOCATIONS_COUNT: Final = 10_000
+MAX_METRICS_COUNT: Final = 1_000
+MAX_FREE_DEPTH: Final = 16  # nesting inside namespaces and hints
+MAX_AMOUNT: Final = 2**48
+MAX_RATIO: Final = 10_000.0
+MAX_COUNTER: Final = 2**53  # exact in a double, so JSON readers of other languages keep it
+MAX_EVENT_BYTES: Final = 256 * 1024
+MAX_STATE_BYTES: Final = 384 * 1024
+assert MAX_AMOUNT * MAX_RATIO < 2**63, "a capacity fits the int64 of the columns"
+assert MAX_EVENT_BYTES < MAX_STATE_BYTES, "whatever fits an event fits a state"
+
+
+class Version(NamedTuple):
+    """The ordered pair that names one state of one node."""
+
+    incarnation: int
+    generation: int
+
+
+NEVER: Final = Version(0, 0)
+
+
+class Receipt(NamedTuple):
+    """What publishing returns: ``reader.read(at_least=receipt)`` waits for it."""
+
+    node: str
+    version: Version
+
+
+# -- events ---------------------------------------------------------------------------------------
+
+NodeName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,200}\Z")]
+ClassName = Annotated[str, Meta(pattern=r"\A[A-Z0-9_]{1,255}\Z")]
+Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
+Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
+Ratio = Annotated[float, Meta(gt=0, le=MAX_RATIO)]
+Counter = Annotated[int, Meta(ge=1, le=MAX_COUNTER)]
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+Status = Literal["up", "draining", "maintenance", "down"]
+STATUSES: Final = ("up", "draining", "maintenance", "down")
+
+
+class _Event(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True, kw_only=True):
+    v: Literal[1] = 1
+    node: NodeName
+    incarnation: Counter
+    generation: Counter
+    reported_at: Seconds
+
+    @property
+    def version(self) -> Version:
+        """(incarnation, generation) that the agent gave this event."""
+        return Version(self.incarnation, self.generation)
+
+
+class Report(_Event, frozen=True, tag="report"):
+    """The whole state; wins over any older version."""
+
+    state: msgspec.Raw
+
+
+class Change(_Event, frozen=True, tag="change"):
+    """An RFC 7396 merge patch against exactly the generation before."""
+
+    patch: msgspec.Raw
+
+
+class Heartbeat(_Event, frozen=True, tag="heartbeat"):
+    """Repeats the current generation: proves life, and shows a lost change."""
+
+
+class Leave(_Event, frozen=True, tag="leave"):
+    """The node goes for good: leaves a tombstone."""
+
+
+Event = Report | Change | Heartbeat | Leave
+
+
+class Inventory(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One resource class of a node; capacity = (total - reserved) x allocation_ratio."""
+
+    total: Amount
+    reserved: Amount = 0
+    allocation_ratio: Ratio = 1.0
+
+    @property
+    def capacity(self) -> int:
+        """Amount that can be given out, rounded down, never negative."""
+        return max(0, int((self.total - self.reserved) * self.allocation_ratio))
+
+
+class Allocation(msgspec.Struct, forbid_unknown_fields=True):
+    """What one consumer (VM, job) holds of a node, with the group and hints it was asked with."""
+
+    resources: Annotated[dict[ClassName, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
+    group: str | None = None
+    hints: dict[str, Any] = {}
+
+
+class State(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A node's state, typed: what a report must hold."""
+
+    status: Status = "up"
+    zone: Annotated[str, Meta(max_length=MAX_WORD_CHARS)] = ""
+    inventory: Annotated[dict[ClassName, Inventory], Meta(max_length=MAX_CLASSES_COUNT)] = {}
+    usage: Annotated[dict[ClassName, Amount], Meta(max_length=MAX_CLASSES_COUNT)] = {}
+    traits: Annotated[list[Word], Meta(max_length=MAX_TRAITS_COUNT)] = []
+    aggregates: Annotated[list[Word], Meta(max_length=MAX_AGGREGATES_COUNT)] = []
+    allocations: Annotated[dict[Word, Allocation], Meta(max_length=MAX_ALLOCATIONS_COUNT)] = {}
+    metrics: Annotated[dict[Word, float], Meta(max_length=MAX_METRICS_COUNT)] = {}
+    namespaces: dict[str, Any] = {}
+
+
+class _QuickPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The patches that come all day: valid by themselves, so the merged state need not be checked again."""
+
+    status: Status | UnsetType = UNSET
+    usage: dict[ClassName, Amount] | UnsetType = UNSET
+    metrics: dict[Word, float] | UnsetType = UNSET
+
+
+class _InventoryPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    total: Amount | UnsetType = UNSET
+    reserved: Amount | None | UnsetType = UNSET
+    allocation_ratio: Ratio | None | UnsetType = UNSET
+
+
+class _Patch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What any patch must look like, whatever it will be merged into: null removes what may be absent."""
+
+    status: Status | None | UnsetType = UNSET
+    zone: str | None | UnsetType = UNSET
+    inventory: dict[ClassName, _InventoryPatch | None] | None | UnsetType = UNSET
+    usage: dict[ClassName, Amount | None] | None | UnsetType = UNSET
+    traits: list[Word] | None | UnsetType = UNSET
+    aggregates: list[Word] | None | UnsetType = UNSET
+    allocations: dict[Word, dict[str, Any] | None] | None | UnsetType = UNSET
+    metrics: dict[Word, float | None] | None | UnsetType = UNSET
+    namespaces: dict[str, Any] | None | UnsetType = UNSET
+
+
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_state = msgspec.msgpack.Decoder(State).decode
+_decode_quick_patch = msgspec.msgpack.Decoder(_QuickPatch).decode
+_decode_patch = msgspec.msgpack.Decoder(_Patch).decode
+_decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _check_free(value: Any, where: str, depth: int = 0) -> None:
+    """Refuse what JSON can't carry and what nests too deep: the parts of a state that nodestate never interprets."""
+    if depth > MAX_FREE_DEPTH:
+        raise BadEventError("too-deep", f"{where} nests deeper than {MAX_FREE_DEPTH}")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise BadEventError("wrong-type", f"{where} has a key that is not text: {key!r:.40}")
+            _check_free(inner, where, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_free(inner, where, depth + 1)
+    elif not (value is None or isinstance(value, str | int | float)):
+        raise BadEventError("wrong-type", f"{where} holds a {type(value).__name__}, which JSON can't carry")
+
+
+def parse_state(body: bytes | msgspec.Raw) -> State:
+    """Decode and validate a whole state.
+
+    Raises ``BadEventError``: ``wrong-type``, ``too-deep`` or ``too-large``.
+    """
+    if len(memoryview(body)) > MAX_STATE_BYTES:
+        raise BadEventError("too-large", f"a state of {len(memoryview(body)):,} bytes, over {MAX_STATE_BYTES:,}")
+    try:
+        state = _decode_state(body)
+    except msgspec.ValidationError as error:
+        raise BadEventError("wrong-type", f"state: {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadEventError("undecodable", f"state: {error}") from None
+    if state.namespaces:
+        _check_free(state.namespaces, "namespaces")
+    for allocation in state.allocations.values():
+        if allocation.hints:
+            _check_free(allocation.hints, "hints")
+    return state
+
+
+def parse_event(raw: bytes) -> Event:
+    """Decode and validate one event's bytes, its state or patch included as far as it can be told alone.
+
+    Raises ``BadEventError`` with reason ``too-large``, ``undecodable``, ``unknown-version``, ``bad-name``,
+    ``wrong-type`` or ``too-deep``.
+    """
+    if len(raw) > MAX_EVENT_BYTES:
+        raise BadEventError("too-large", f"an event of {len(raw):,} bytes, over {MAX_EVENT_BYTES:,}")
+    try:
+        event: Event = _decode_event(raw)
+    except msgspec.ValidationError as error:
+        raise _named_reason(error) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadEventError("undecodable", str(error)) from None
+    return event
+
+
+def _named_reason(error: msgspec.ValidationError) -> BadEventError:
+    text = str(error)
+    if "`$.v`" in text:
+        return BadEventError("unknown-version", f"this reads format version {FORMAT_VERSION}: {text}")
+    if "`$.node`" in text:
+        return BadEventError("bad-name", text)
+    return BadEventError("wrong-type", text)
+
+
+def event_from_json(line: bytes | str) -> bytes:
+    """One event as JSON (a line of ``nodestate publish FILE``) to the bytes that go on the wire; validated."""
+    try:
+        raw = _encode(msgspec.json.decode(line))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError) as error:
+        raise BadEventError("undecodable", str(error)) from None
+    fold(None, parse_event(raw))  # a report's state is validated by folding it
+    return raw
+
+
+# -- records --------------------------------------------------------------------------------------
+
+
+class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One node as it is stored and held: a small header with the scheduler's columns, and an opaque body.
+
+    Encoded as a msgpack array in this order (docs/reference/wire.md). ``wanted_*`` is the newest version
+    heard of; above the record's own it means that events are missing. ``classes`` are the resource classes,
+    sorted, joined by spaces; ``columns`` their capacities, then their usages, as little-endian int64.
+    ``body`` is the msgpack map of the state, empty where no state is known or the node is gone.
+    """
+
+    name: str
+    incarnation: int
+    generation: int
+    wanted_incarnation: int
+    wanted_generation: int
+    reported_at: float
+    gone: bool
+    status: str
+    classes: str
+    columns: bytes
+    body: bytes
+
+    @property
+    def version(self) -> Version:
+        """Which state of the node this is."""
+        return Version(self.incarnation, self.generation)
+
+    @property
+    def wanted(self) -> Version:
+        """The newest version heard of."""
+        return Version(self.wanted_incarnation, self.wanted_generation)
+
+    @property
+    def incomplete(self) -> bool:
+        """True while a newer version is known to exist than the one held."""
+        return self.wanted > self.version
+
+    @property
+    def live(self) -> bool:
+        """True where there is a state to schedule on: known, and not gone."""
+        return not self.gone and len(self.body) > 0
+
+    def state(self) -> dict[str, Any]:
+        """The state, decoded anew at each call."""
+        return _decode_map(self.body) if self.body else {}
+
+
+class Outcome(enum.Enum):
+    """What an event did to a record."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    GAP = "gap"
+    ALIVE = "alive"
+
+
+class Folded(NamedTuple):
+    """A record after an event; it is the same object where the event changed nothing."""
+
+    record: NodeRecord | None
+    outcome: Outcome
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396: null removes, maps merge, anything else replaces. ``target`` is changed in place where it is a map."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = target if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            merged[key] = merge_patch(merged.get(key), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def columns_of(inventory: dict[str, Inventory], usage: dict[str, int]) -> tuple[str, bytes]:
+    """The resource classes of a state and their capacities and usages, in the form of ``NodeRecord``."""
+    classes = sorted(inventory.keys() | usage.keys())
+    amounts = [inventory[name].capacity if name in inventory else 0 for name in classes]
+    amounts += [usage.get(name, 0) for name in classes]
+    return " ".join(classes), struct.pack(f"<{len(amounts)}q", *amounts)
+
+
+def fold(record: NodeRecord | None, event: Event) -> Folded:
+    """The one fold: consumer, journal reader and checker all call this.
+
+    Pure. Raises ``BadEventError`` where the event's state, or the state its patch leads to, breaks the
+    format or a limit; the record then stays as it was.
+    """
+    have = record.version if record is not None else NEVER
+    version = event.version
+    if version == have and type(event) is Heartbeat and record is not None and not record.gone:
+        return Folded(record, Outcome.ALIVE)
+    if version <= have:
+        return Folded(record, Outcome.DUPLICATE)
+    if type(event) is Report:
+        state = parse_state(event.state)
+        classes, columns = columns_of(state.inventory, state.usage)
+        return _applied(record, event, state.status, classes, columns, bytes(event.state))
+    if type(event) is Leave:
+        return _applied(record, event, "down", "", b"", b"", gone=True)
+    if (
+        type(event) is Change
+        and record is not None
+        and record.live
+        and version.incarnation == have.incarnation
+        and version.generation == have.generation + 1
+    ):
+        return _changed(record, event)
+    if type(event) is Change:
+        _check_patch(event.patch)
+    return _gap(record, event)
+
+
+def _check_patch(patch: msgspec.Raw) -> None:
+    """Refuse a patch that could not be right on any state."""
+    try:
+        _decode_patch(patch)
+    except msgspec.ValidationError as error:
+        raise BadEventError("wrong-type", f"patch: {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadEventError("undecodable", f"patch: {error}") from None
+
+
+def _changed(record: NodeRecord, event: Change) -> Folded:
+    body = _decode_map(record.body)
+    try:
+        patch = _decode_quick_patch(event.patch)
+    except msgspec.ValidationError:  # more than the usual fields: merge, then validate the whole
+        _check_patch(event.patch)
+        merged = _encode(merge_patch(body, _decode_map(event.patch)))
+        state = parse_state(merged)
+        classes, columns = columns_of(state.inventory, state.usage)
+        return _applied(record, event, state.status, classes, columns, merged)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadEventError("undecodable", f"patch: {error}") from None
+    status, classes, columns = record.status, record.classes, record.columns
+    if patch.status is not UNSET:
+        status = body["status"] = patch.status
+    if patch.metrics is not UNSET:
+        body.setdefault("metrics", {}).update(patch.metrics)
+        if len(body["metrics"]) > MAX_METRICS_COUNT:
+            raise BadEventError("too-large", f"more than {MAX_METRICS_COUNT} metrics")
+    if patch.usage is not UNSET:
+        usage = body.setdefault("usage", {})
+        usage.update(patch.usage)
+        classes, columns = _used(classes, columns, usage)
+    merged = _encode(body)
+    if len(merged) > MAX_STATE_BYTES:
+        raise BadEventError("too-large", f"a state of {len(merged):,} bytes, over {MAX_STATE_BYTES:,}")
+    return _applied(record, event, status, classes, columns, merged)
+
+
+def _used(classes: str, columns: bytes, usage: dict[str, int]) -> tuple[str, bytes]:
+    """The columns with another usage; capacities stay."""
+    names = classes.split(" ") if classes else []
+    half = len(columns) // 2
+    if len(usage) == len(names) and all(name in usage for name in names):
+        return classes, columns[:half] + struct.pack(f"<{len(names)}q", *[usage[name] for name in names])
+    capacity = dict(zip(names, struct.unpack(f"<{len(names)}q", columns[:half]), strict=True))
+    if not usage.keys() <= capacity.keys():
+        names = sorted(capacity.keys() | usage.keys())
+        if len(names) > MAX_CLASSES_COUNT:
+            raise BadEventError("too-large", f"more than {MAX_CLASSES_COUNT} resource classes")
+    amounts = [capacity.get(name, 0) for name in names] + [usage.get(name, 0) for name in names]
+    return " ".join(names), struct.pack(f"<{len(amounts)}q", *amounts)
+
+
+def _applied(
+    record: NodeRecord | None,
+    event: Event,
+    status: str,
+    classes: str,
+    columns: bytes,
+    body: bytes,
+    *,
+    gone: bool = False,
+) -> Folded:
+    version = event.version
+    wanted = record.wanted if record is not None and record.wanted > version else version
+    return Folded(
+        NodeRecord(
+            event.node,
+            version.incarnation,
+            version.generation,
+            wanted.incarnation,
+            wanted.generation,
+            event.reported_at,
+            gone,
+            status,
+            classes,
+            columns,
+            body,
+        ),
+        Outcome.APPLIED,
+    )
+
+
+def _gap(record: NodeRecord | None, event: Event) -> Folded:
+    version = event.version
+    if record is None:
+        record = NodeRecord(event.node, 0, 0, 0, 0, event.reported_at, False, "down", "", b"", b"")
+    if version <= record.wanted:
+        return Folded(record, Outcome.GAP)
+    return Folded(
+        msgspec.structs.replace(record, wanted_incarnation=version.incarnation, wanted_generation=version.generation),
+        Outcome.GAP,
+    )

@@ -1,0 +1,152 @@
+"""Following one partition of one design: what every design's reader shares.
+
+What a follower knows of its partition::
+
+    (nothing) --head and contents--> following --a new commit--> following
+    following --contents missing--> lost (table kept as it was, and said to be so) --healed--> following
+    following --another epoch--> (nothing)
+
+Ages run on the reader's own clock. A head is at most as old as memcached's time to live says that it is, and
+at least as new as the last look that did not find it yet; the better of the two counts. Both err on the old
+side, so a view may look older than it is but never fresher.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from nodestate import keys
+from nodestate.errors import CorruptItemError
+from nodestate.head import LIFE, NEVER_HEARD, Head, read_head
+from nodestate.lockstep import Step, Steps
+from nodestate.ports import Clock, Item, Put, Write
+from nodestate.table import Table
+
+MAX_ROUNDS_COUNT = 3
+"""How often a refresh looks again when contents were not where the head said: a commit may have overtaken it."""
+REPAIR_TTL_S = 60
+
+
+class Loaded(NamedTuple):
+    """A table brought forward.
+
+    ``missing``: a key without which the table can't be brought to the head's offset. ``unread``: a key of a
+    node whose newest state can't be read; the table names such nodes as incomplete and is right otherwise.
+    """
+
+    table: Table | None
+    missing: str = ""
+    unread: str = ""
+
+
+class DesignReader(Protocol):
+    """One design's way of reading one partition."""
+
+    def load(self, head: Head, table: Table | None) -> Steps[Loaded]:
+        """Bring ``table`` (None: from nothing) to what ``head`` names, by as few fetches as can be."""
+
+
+class PartitionState(NamedTuple):
+    """What is known of one partition after a refresh; immutable, part of a view.
+
+    ``confirmed_at``: the reader's monotonic time from which on the owner is known to have been caught up;
+    minus infinity if never. ``lost``: why the table may lack what the position names. ``heard_at``: by slot, the
+    reader's monotonic time of each node's last sign of life; None until it was asked for.
+    """
+
+    partition: int
+    table: Table | None = None
+    confirmed_at: float = -math.inf
+    vouched: bool = False
+    lost: str = "never read"
+    heard_at: np.ndarray | None = None
+
+
+class Follower:
+    """Reads one partition of one design, refresh by refresh."""
+
+    def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
+        self.state = PartitionState(partition)
+        self._prefix = prefix
+        self._reader = reader
+        self._clock = clock
+        self._looked_at = -math.inf
+        self._head: Head | None = None
+        self._head_cas = 0
+        self._again = ""
+
+    def refresh(self, with_life: bool) -> Steps[PartitionState]:
+        """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages."""
+        for attempt in range(1, MAX_ROUNDS_COUNT + 1):
+            looked_at = self._clock.monotonic()
+            try:
+                found = yield from read_head(self._prefix, self._head.epoch if self._head else None)
+            except CorruptItemError as error:
+                return self._lose(str(error))
+            if found is None:
+                return self._lose("the store holds no head of it: no consumer has begun, or the store lost it")
+            head, item = found
+            if self._head is not None and (head.epoch, item.cas) == (self._head.epoch, self._head_cas) and not self._again:
+                self._confirm(head, item, looked_at)
+                break
+            table = self.state.table if self.state.table and self.state.table.epoch == head.epoch else None
+            loaded = yield from self._reader.load(head, table)
+            self._again = loaded.missing or loaded.unread
+            if loaded.missing:
+                # What the table lacks is not confirmed by this head: the age goes on from where it was.
+                self.state = self.state._replace(table=loaded.table or self.state.table, lost=f"{loaded.missing} is missing")
+            else:
+                heard_at = self.state.heard_at if table is not None else None
+                self.state = self.state._replace(table=loaded.table, vouched=head.vouched, lost="", heard_at=heard_at)
+                self._confirm(head, item, looked_at)
+            if not self._again:
+                break
+            if attempt == MAX_ROUNDS_COUNT:
+                yield Step(write=[Write(Put.ADD, keys.repair(self._prefix), self._again.encode(), 0, REPAIR_TTL_S)])
+        if with_life:
+            yield from self._hear()
+        return self.state
+
+    def _lose(self, why: str) -> PartitionState:
+        self._head = None
+        self.state = self.state._replace(lost=why)
+        return self.state
+
+    def _confirm(self, head: Head, item: Item, looked_at: float) -> None:
+        age_s = head.lease_s - item.ttl_s + 1 if item.ttl_s is not None else math.inf
+        written_at = looked_at - age_s
+        same_epoch = self._head is not None and self._head.epoch == head.epoch
+        if same_epoch and item.cas != self._head_cas:
+            written_at = max(written_at, self._looked_at)
+        confirmed_at = written_at - head.behind_ms / 1000
+        if same_epoch:
+            confirmed_at = max(confirmed_at, self.state.confirmed_at)
+        self.state = self.state._replace(confirmed_at=confirmed_at)
+        self._head, self._head_cas, self._looked_at = head, item.cas, looked_at
+
+    def _hear(self) -> Steps[None]:
+        head = self._head
+        if head is None:
+            return
+        looked_at = self._clock.monotonic()
+        key = keys.life(self._prefix, head.epoch)
+        reply = yield Step(fetch=[key])
+        item = reply.items.get(key)
+        try:
+            life = LIFE.unpack(item.value) if item else None
+        except CorruptItemError:
+            life = None
+        size = self.state.table.size if self.state.table else 0
+        heard_at = np.full(size, -math.inf)
+        if life is not None and item is not None and item.ttl_s is not None and life.term == head.term:
+            ages_ms = np.frombuffer(life.ages_ms[: 4 * size], "<u4")
+            written_at = looked_at - (head.lease_s - item.ttl_s + 1)
+            known = np.where(ages_ms == NEVER_HEARD, -math.inf, written_at - ages_ms / 1000)
+            heard_at[: len(known)] = known
+        before = self.state.heard_at
+        if before is not None and len(before):
+            heard_at[: len(before)] = np.maximum(heard_at[: len(before)], before[:size])
+        self.state = self.state._replace(heard_at=heard_at)

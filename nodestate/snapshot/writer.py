@@ -1,0 +1,182 @@
+"""Writing one partition's snapshot: the items of the nodes that changed, then the head with its ring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nodestate import keys
+from nodestate.errors import FencedError
+from nodestate.head import MAX_TRIES_COUNT, Place, Tenure, Vitals, require_stored
+from nodestate.lockstep import Step, Steps
+from nodestate.ports import Put, Status, Write
+from nodestate.snapshot.format import (
+    NODE,
+    RING_SLOTS,
+    SECTION,
+    Index,
+    Section,
+    Stamp,
+    StoredNode,
+    Turn,
+    index_keys,
+    pack_index,
+    pack_slots,
+)
+from nodestate.snapshot.reader import SnapshotReader
+from nodestate.writing import Batch, HeldNodes, Taken
+
+
+class SnapshotWriter:
+    """Writes the snapshot of one partition. Holds, by slot, the stamp and CAS id of each item it wrote (0: unknown)."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._tenure: Tenure | None = None
+        self._section: Section | None = None
+        self._stamps: list[Stamp] = []
+        self._cas_ids: list[int] = []
+        self._owed: set[int] = set()
+        self.conflicts = 0
+
+    @property
+    def tenure(self) -> Tenure:
+        """The ownership held. Only after ``take`` or ``begin``."""
+        assert self._tenure is not None, "take or begin first"
+        return self._tenure
+
+    @property
+    def section(self) -> Section:
+        """The snapshot's part of the head as last stored."""
+        assert self._section is not None, "take or begin first"
+        return self._section
+
+    def take(self) -> Steps[Taken | None]:
+        """See ``PartitionWriter``. Nodes whose items are lost come as unknown, and are owed to readers."""
+        taken = yield from Tenure.take(self._place)
+        if taken is None:
+            return None
+        tenure, found = taken
+        reader = SnapshotReader(self._place.prefix)
+        loaded = yield from reader.load(found, None)
+        if loaded.missing or loaded.table is None:
+            return None
+        records = list(loaded.table.records())
+        self._tenure, self._section = tenure, SECTION.decode(found.section)
+        self._stamps, self._cas_ids = reader.stamps, [0] * len(records)
+        # Everything is written again under our term with the first commit where its item is lost, or ahead of what
+        # the head names (its writer died between the two): readers can't accept those under the new term.
+        self._owed = set(reader.unread) | reader.ahead
+        return Taken(records, found.vouched, tenure.inherited_ages_ms)
+
+    def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""
+        yield from Tenure.may_begin(self._place)
+        size = len(nodes.records)
+        self._tenure, self._owed = None, set()
+        self._stamps, self._cas_ids = [Stamp(1, 0)] * size, [0] * size
+        yield from self._put_nodes(range(size), Stamp(1, 0), epoch, nodes)
+        index, writes = self._index(epoch, 1, 1, nodes)
+        yield from self._add(writes)
+        section = Section(1, (), index)
+        self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals)
+        self._section = section
+
+    def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``."""
+        yield from self._commit(batch, nodes, vitals, index_now=False)
+
+    def renew(self, nodes: HeldNodes, vitals: Vitals) -> Steps[bool]:
+        """See ``PartitionWriter``."""
+        asked = yield from self.tenure.renew(vitals)
+        return asked or bool(self._owed)
+
+    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``. Looks at every item and writes those that are lost or not ours, then a new index."""
+        head = self.tenure.head
+        names = [keys.node(self._place.prefix, record.name) for record in nodes.records]
+        reply = yield Step(fetch=names)
+        for slot, name in enumerate(names):
+            item = reply.items.get(name)
+            if item is None or item.value != self._stored(slot, self._stamps[slot], head.epoch, nodes):
+                self._owed.add(slot)
+                self._cas_ids[slot] = item.cas if item else 0
+        yield from self._commit(Batch((), (), len(nodes.records)), nodes, vitals, index_now=True)
+
+    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals, *, index_now: bool) -> Steps[None]:
+        tenure, section, head = self.tenure, self.section, self.tenure.head
+        stamp = Stamp(head.term, head.next)
+        changed = sorted({*batch.changed, *self._owed})
+        grown = len(nodes.records) - len(self._stamps)
+        self._stamps += [stamp] * grown
+        self._cas_ids += [0] * grown
+        self._owed.update(changed)
+        yield from self._put_nodes(changed, stamp, head.epoch, nodes)
+        for slot in changed:
+            self._stamps[slot] = stamp
+        appeared = tuple(nodes.records[slot].name for slot in changed if slot >= batch.size_before)
+        ring_from, ring = _turned(section, Turn(stamp.term, stamp.offset, pack_slots(changed), appeared))
+        index, previous, trimmed = section.index, section.previous, []
+        if index_now or index.offset < ring_from:
+            previous = section.index
+            trimmed = index_keys(self._place.prefix, head.epoch, section.previous) if section.previous else []
+            index, writes = self._index(head.epoch, head.term, head.next + 1, nodes)
+            yield from self._add(writes)
+        after = Section(ring_from, ring, index, previous)
+        ours = yield from tenure.advance(after, vitals)
+        self._section = after if ours else SECTION.decode(tenure.head.section)
+        self._owed.clear()
+        if trimmed:
+            yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
+
+    def _stored(self, slot: int, stamp: Stamp, epoch: int, nodes: HeldNodes) -> bytes:
+        return NODE.pack(StoredNode(epoch, stamp.term, stamp.offset, slot, nodes.records[slot]))
+
+    def _put_nodes(self, slots: Iterable[int], stamp: Stamp, epoch: int, nodes: HeldNodes) -> Steps[None]:
+        """Write items by CAS, so that a refused write leaves what is there, and another owner's is noticed."""
+        todo = list(slots)
+        for _ in range(MAX_TRIES_COUNT):
+            if not todo:
+                return
+            writes = []
+            for slot in todo:
+                key, value = keys.node(self._place.prefix, nodes.records[slot].name), self._stored(slot, stamp, epoch, nodes)
+                cas = self._cas_ids[slot]
+                writes.append(Write(Put.CAS, key, value, cas) if cas else Write(Put.ADD, key, value))
+            reply = yield Step(write=writes)
+            require_stored(self._place, writes, list(reply.written))
+            failed = []
+            for slot, done in zip(todo, reply.written, strict=True):
+                self._cas_ids[slot] = done.cas
+                if done.status is not Status.STORED:
+                    failed.append(slot)
+            todo = failed
+            if todo:
+                self.conflicts += len(todo)
+                if self._tenure is not None:
+                    yield from self._tenure.still_ours()
+                names = [keys.node(self._place.prefix, nodes.records[slot].name) for slot in todo]
+                reply = yield Step(fetch=names)
+                for slot, name in zip(todo, names, strict=True):
+                    item = reply.items.get(name)
+                    self._cas_ids[slot] = item.cas if item else 0
+        raise FencedError(self._place.partition, stamp.term, "items change under our hands: somebody else writes them")
+
+    def _index(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Index, list[Write]]:
+        blocks = pack_index([record.name for record in nodes.records], self._stamps)
+        index = Index(term, offset, len(blocks))
+        names = index_keys(self._place.prefix, epoch, index)
+        return index, [Write(Put.ADD, key, block) for key, block in zip(names, blocks, strict=True)]
+
+    def _add(self, writes: list[Write]) -> Steps[None]:
+        reply = yield Step(write=writes)
+        require_stored(self._place, writes, list(reply.written))
+
+
+def _turned(section: Section, turn: Turn) -> tuple[int, tuple[Turn, ...]]:
+    """The ring with one more commit, and without the oldest where it is full."""
+    ring = [*section.ring, turn]
+    used = sum(len(one.slots) // 4 for one in ring)
+    while used > RING_SLOTS:
+        used -= len(ring.pop(0).slots) // 4
+    return (ring[0].offset if ring else turn.offset + 1), tuple(ring)
+

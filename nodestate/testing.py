@@ -1,0 +1,664 @@
+"""Doubles for tests, and what ``memory://`` is: a store, a broker and a clock in this process, with faults on demand.
+
+They pass the same contract suites as memcached and RabbitMQ (``tests/contract/``), need no threads, and do
+nothing that is not asked for: the order of calls determines every outcome.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from nodestate.errors import BrokerUnavailableError, ItemTooLargeError, StoreUnavailableError, UnconfirmedError
+from nodestate.ports import (
+    MAX_TTL_S,
+    Clock,
+    Delivery,
+    Item,
+    Put,
+    Resync,
+    Status,
+    Store,
+    SystemClock,
+    Write,
+    Written,
+)
+
+ITEM_OVERHEAD_BYTES: Final = 63  # as memcached
+
+# -- time -----------------------------------------------------------------------------------------
+
+
+class ManualClock:
+    """A clock that the test owns: time passes when told so, and when somebody sleeps.
+
+    ``monotonic`` starts at 1,000 s, so that ages before the start are seen as what they are.
+    """
+
+    def __init__(self, *, time: float = 1_763_787_600.0) -> None:
+        self._passed = 0.0
+        self._time = time
+
+    def monotonic(self) -> float:
+        """Seconds; never goes back."""
+        return 1_000.0 + self._passed
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self._time + self._passed
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        assert seconds >= 0, "time never goes back"
+        self._passed += seconds
+
+    def step_time(self, seconds: float) -> None:
+        """Set the wall clock forward or back, as an operator or NTP does."""
+        self._time += seconds
+
+
+# -- store ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Entry:
+    value: bytes
+    cas: int
+    expires_at: int | None
+
+
+class MemoryServer:
+    """The contents that several ``MemoryStore`` share: what memcached does, in this process.
+
+    CAS ids count up over all keys, from 1, and from 1 again after a restart. An item written with a time
+    to live of n lives for n - 1 to n seconds, as memcached's clock ticks in whole seconds. With
+    ``max_bytes`` the items unused for longest are evicted, or with ``no_evict`` writes find it full.
+    """
+
+    def __init__(
+        self,
+        name: str = "memory",
+        *,
+        max_value_bytes: int = 1_000_000,
+        clock: Clock | None = None,
+        max_bytes: int | None = None,
+        no_evict: bool = False,
+    ) -> None:
+        self.name = name
+        self.max_value_bytes = max_value_bytes
+        self.running = True
+        self._clock = clock or SystemClock()
+        self._max_bytes = max_bytes
+        self._no_evict = no_evict
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused for longest first
+        self._used_bytes = 0
+        self._last_cas = 0
+        self._lock = threading.Lock()
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """As ``ports.Store``."""
+        with self._lock:
+            self._check_running()
+            items = {}
+            for key in keys:
+                entry = self._live(key)
+                if entry is not None:
+                    self._entries.move_to_end(key)
+                    ttl_s = None if entry.expires_at is None else entry.expires_at - self._tick()
+                    items[key] = Item(entry.value, entry.cas, ttl_s)
+            return items
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """As ``ports.Store``; other connections see all of it or nothing."""
+        with self._lock:
+            self._check_running()
+            for write in writes:
+                if len(write.value) > self.max_value_bytes:
+                    raise ItemTooLargeError(self.name, write.key, len(write.value), self.max_value_bytes)
+            return [self._write(write) for write in writes]
+
+    # -- faults
+
+    def stop(self) -> None:
+        """Answer nobody, until ``start``; the contents stay (a network that is down, a frozen process)."""
+        self.running = False
+
+    def start(self) -> None:
+        """Answer again."""
+        self.running = True
+
+    def restart(self) -> None:
+        """Lose everything, and count CAS ids from 1 again."""
+        with self._lock:
+            self._clear()
+            self._last_cas = 0
+            self.running = True
+
+    def flush(self) -> None:
+        """Lose everything; CAS ids count on."""
+        with self._lock:
+            self._clear()
+
+    def evict(self, key: str) -> bool:
+        """Lose one item; False if it is not there."""
+        with self._lock:
+            return self._remove(key)
+
+    def keys(self) -> list[str]:
+        """The keys that are there, sorted."""
+        with self._lock:
+            return sorted(key for key in list(self._entries) if self._live(key) is not None)
+
+    # -- inside, under the lock
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise StoreUnavailableError(self.name, "stopped by the test")
+
+    def _tick(self) -> int:
+        return int(self._clock.monotonic())
+
+    def _live(self, key: str) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires_at is not None and entry.expires_at <= self._tick():
+            self._remove(key)
+            return None
+        return entry
+
+    def _remove(self, key: str) -> bool:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        self._used_bytes -= _size(key, entry.value)
+        return True
+
+    def _clear(self) -> None:
+        self._entries.clear()
+        self._used_bytes = 0
+
+    def _write(self, write: Write) -> Written:
+        put, key, value, cas, ttl_s = write
+        if put is Put.DELETE:
+            self._live(key)
+            return Written(Status.STORED if self._remove(key) else Status.MISSING)
+        # Memory first, then the comparison: so does memcached, and there is no second answer for it to give.
+        if not self._make_room(_size(key, value)):
+            return Written(Status.FULL)
+        entry = self._live(key)
+        if put is Put.ADD and entry is not None:
+            self._entries.move_to_end(key)
+            return Written(Status.CONFLICT)
+        if put is Put.CAS and entry is None:
+            return Written(Status.MISSING)
+        if put is Put.CAS and entry is not None and entry.cas != cas:
+            return Written(Status.CONFLICT)
+        self._remove(key)
+        self._last_cas += 1
+        self._entries[key] = _Entry(value, self._last_cas, self._tick() + min(ttl_s, MAX_TTL_S) if ttl_s else None)
+        self._used_bytes += _size(key, value)
+        return Written(Status.STORED, self._last_cas)
+
+    def _make_room(self, size: int) -> bool:
+        if self._max_bytes is None:
+            return True
+        for key in list(self._entries):
+            if self._used_bytes + size <= self._max_bytes:
+                break
+            if self._live(key) is not None and not self._no_evict:
+                self._remove(key)
+        return self._used_bytes + size <= self._max_bytes
+
+
+def _size(key: str, value: bytes) -> int:
+    return len(key) + len(value) + ITEM_OVERHEAD_BYTES
+
+
+class MemoryStore:
+    """A connection to a ``MemoryServer`` (a new one where none is given); a ``ports.Store``."""
+
+    def __init__(self, server: MemoryServer | None = None) -> None:
+        self.server = server or MemoryServer()
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self.server.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """The largest value the server takes."""
+        return self.server.max_value_bytes
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """The items that are there; a key that is absent is not in the answer."""
+        return self.server.fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """Carry out the writes in order; one outcome each."""
+        return self.server.write(writes)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@functools.cache
+def process_server() -> MemoryServer:
+    """The one server of this process, behind ``memory://``."""
+    return MemoryServer()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How a call fails: the first ``done`` writes are carried out (None: all), then the caller is told that
+    the server does not answer. With ``late`` the rest is still under way, and arrives in its time.
+    """
+
+    done: int | None = 0
+    late: bool = False
+
+
+Plan = Callable[[str, int], Fault | None]
+"""Asked before each call, with "fetch" or "write" and the number of keys or writes: whether and how it fails."""
+
+
+def script(*faults: Fault | None) -> Plan:
+    """One fault (None: a good call) for each call in turn; afterwards all is well."""
+    remaining = iter(faults)
+    return lambda _operation, _count: next(remaining, None)
+
+
+def chance(seed: int, rate: float) -> Plan:
+    """Each call fails with probability ``rate``, in one of the ways that there are; the same for the same seed."""
+    generator = random.Random(seed)
+
+    def plan(_operation: str, count: int) -> Fault | None:
+        if generator.random() >= rate:
+            return None
+        return Fault(done=generator.randint(0, count), late=generator.random() < 0.5)
+
+    return plan
+
+
+class FaultyStore:
+    """A store that fails on purpose: as ``inner``, but for the calls that ``plan`` picks.
+
+    Writes that are late stand in ``late`` until ``arrive`` carries them out (a packet that was still under way
+    when its sender gave up) or ``lose`` drops them (its connection was reset).
+    """
+
+    def __init__(self, inner: Store, plan: Plan) -> None:
+        self.inner = inner
+        self.plan = plan
+        self.late: deque[tuple[Write, ...]] = deque()
+
+    @property
+    def name(self) -> str:
+        """The inner store's name."""
+        return self.inner.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """The inner store's limit."""
+        return self.inner.max_value_bytes
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """As the inner store, or StoreUnavailableError."""
+        if self.plan("fetch", len(keys)) is not None:
+            raise StoreUnavailableError(self.name, "made to fail: fetch")
+        return self.inner.fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """As the inner store, or StoreUnavailableError after none, some or all of the writes."""
+        fault = self.plan("write", len(writes))
+        if fault is None:
+            return self.inner.write(writes)
+        done = len(writes) if fault.done is None else fault.done
+        self.inner.write(writes[:done])
+        if fault.late and done < len(writes):
+            self.late.append(tuple(writes[done:]))
+        raise StoreUnavailableError(self.name, f"made to fail: {done} of {len(writes)} writes done")
+
+    def arrive(self) -> list[Written]:
+        """The earliest call under way arrives; the outcomes that nobody gets to see. Empty if there is none."""
+        return self.inner.write(self.late.popleft()) if self.late else []
+
+    def lose(self) -> None:
+        """Drop what is under way."""
+        self.late.clear()
+
+    def close(self) -> None:
+        """Close the inner store."""
+        self.inner.close()
+
+
+# -- broker ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up, and why."""
+
+    partition: int
+    body: bytes
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    body: bytes
+    redelivered: bool = False
+
+
+@dataclass(slots=True)
+class MemoryQueue:
+    """What waits in one partition, the next first, and who stands in for it."""
+
+    messages: deque[_Message] = field(default_factory=deque)
+    consumers: list[MemorySource] = field(default_factory=list)  # the first is active, the others take over in turn
+
+
+class MemoryBroker:
+    """Queues in memory, one per partition, with a single active consumer each; acts only when called.
+
+    A queue's consumers stand in the order of their coming; the first is active. When it goes (``close``,
+    ``crash``, ``disconnect``, ``stop``) what it did not ack goes back to the front of the queue, in order,
+    marked as redelivered. A message is in its queue as soon as it is published; its confirm comes with the
+    sink's next ``flush`` or ``resyncs``, and never while ``confirming`` is False. With a ``clock``,
+    a ``receive`` that finds nothing sleeps for its timeout; without, it returns at once.
+    """
+
+    def __init__(self, partitions: int, *, clock: Clock | None = None, prefetch: int = 2000) -> None:
+        self.partitions = partitions
+        self.prefetch = prefetch
+        self.running = True
+        self.confirming = True
+        self.dead_letters: list[DeadLetter] = []
+        self._clock = clock
+        self.queues = [MemoryQueue() for _ in range(partitions)]
+        self.sinks: list[MemorySink] = []
+
+    def source(self, partitions: Sequence[int]) -> MemorySource:
+        """A consumer that stands in for these partitions, behind those that came before."""
+        return MemorySource(self, partitions)
+
+    def sink(self) -> MemorySink:
+        """A publisher; gets the resyncs that are requested from now on."""
+        return MemorySink(self)
+
+    def request_resync(self, resync: Resync) -> None:
+        """As ``ports.ResyncSender``."""
+        self.check_running()
+        for sink in self.sinks:
+            sink.pending.append(resync)
+
+    def queued(self, partition: int) -> list[bytes]:
+        """The bodies that wait in a queue, the next one first; without those that are delivered and not acked."""
+        return [message.body for message in self.queues[partition].messages]
+
+    def active(self, partition: int) -> MemorySource | None:
+        """The consumer that gets this partition's messages now."""
+        consumers = self.queues[partition].consumers
+        return consumers[0] if consumers else None
+
+    # -- faults
+
+    def stop(self, *, lose_unconfirmed: bool = True) -> None:
+        """Break every connection and refuse new ones until ``start``. What was confirmed stays (it is on disk);
+        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing.
+        """
+        self.running = False
+        for sink in list(self.sinks):
+            sink.disconnect(lose=lose_unconfirmed)
+        for queue in self.queues:
+            for source in list(queue.consumers):
+                source.disconnect()
+
+    def start(self) -> None:
+        """Take connections again."""
+        self.running = True
+
+    def duplicate(self, partition: int, index: int = 0) -> None:
+        """Put a copy of a waiting message right behind it, as a publisher does that missed a confirm."""
+        messages = self.queues[partition].messages
+        messages.insert(index + 1, _Message(messages[index].body))
+
+    def swap(self, partition: int, first: int = 0, second: int = 1) -> None:
+        """Exchange two waiting messages."""
+        messages = self.queues[partition].messages
+        messages[first], messages[second] = messages[second], messages[first]
+
+    def drop(self, partition: int, index: int = 0) -> bytes:
+        """Lose a waiting message, though it was confirmed: what no broker should do. Gives its body."""
+        messages = self.queues[partition].messages
+        body = messages[index].body
+        del messages[index]
+        return body
+
+    # -- inside
+
+    @property
+    def name(self) -> str:
+        """What errors call this broker."""
+        return "memory"
+
+    def check_running(self) -> None:
+        """Raise BrokerUnavailableError while stopped."""
+        if not self.running:
+            raise BrokerUnavailableError(self.name, "stopped by the test")
+
+    def pause(self, seconds: float) -> None:
+        """Let the time of a call that found nothing pass."""
+        if self._clock is not None:
+            self._clock.sleep(seconds)
+
+
+class MemorySource:
+    """A connection that consumes; a ``ports.Source`` and ``ports.ResyncSender``.
+
+    connected --disconnect, broker.stop--> broken --next call raises--> away --next call--> connected, in a new session
+    any --close--> away          any --crash--> closed, for good
+    """
+
+    def __init__(self, broker: MemoryBroker, partitions: Sequence[int]) -> None:
+        self.partitions = tuple(partitions)
+        self.session = 0
+        self._broker = broker
+        self._state = "away"
+        self._unacked: dict[int, dict[int, _Message]] = {}
+        self._last_tag = 0
+        self._to_poke: set[int] = set()
+        self._connect()
+
+    def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
+        """Up to ``limit`` messages, partitions in turn; a poke (an empty body) first where newly active."""
+        self._ensure_connected()
+        deliveries: list[Delivery] = []
+        waiting = {partition: self._deliveries(partition) for partition in self.partitions}
+        while waiting and len(deliveries) < limit:
+            for partition, stream in list(waiting.items()):
+                delivery = next(stream, None) if len(deliveries) < limit else None
+                if delivery is None:
+                    del waiting[partition]
+                else:
+                    deliveries.append(delivery)
+        if not deliveries:
+            self._broker.pause(timeout_s)
+        return deliveries
+
+    def poke(self, partition: int, body: bytes = b"") -> None:
+        """Put a message of the consumer's own behind all that waits in a queue."""
+        self._check_connected()
+        self._broker.queues[partition].messages.append(_Message(body))
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the broker forget these; those of an older session are passed over."""
+        self._check_connected()
+        for delivery in deliveries:
+            if delivery.session == self.session:
+                assert isinstance(delivery.tag, int)
+                self._unacked.get(delivery.partition, {}).pop(delivery.tag, None)
+
+    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
+        """Add the message to the broker's ``dead_letters``. Not an ack."""
+        self._check_connected()
+        self._broker.dead_letters.append(DeadLetter(delivery.partition, delivery.body, reason, detail))
+
+    def request_resync(self, resync: Resync) -> None:
+        """Broadcast to all sinks that are connected now."""
+        self._check_connected()
+        self._broker.request_resync(resync)
+
+    def close(self) -> None:
+        """Leave; what was not acked goes back. Using it again reconnects."""
+        if self._state != "closed":
+            self._leave()
+            self._state = "away"
+
+    # -- faults
+
+    def crash(self) -> None:
+        """The process dies: to the broker the same as ``close``, and it is not used again."""
+        self._leave()
+        self._state = "closed"
+
+    def disconnect(self) -> None:
+        """The connection breaks, without this consumer knowing: its next call raises, the one after reconnects,
+        at the end of each queue's order.
+        """
+        if self._state == "connected":
+            self._leave()
+            self._state = "broken"
+
+    # -- inside
+
+    def _connect(self) -> None:
+        self._broker.check_running()
+        self.session += 1
+        self._state = "connected"
+        self._to_poke = set(self.partitions)
+        for partition in self.partitions:
+            self._broker.queues[partition].consumers.append(self)
+
+    def _leave(self) -> None:
+        for partition in self.partitions:
+            queue = self._broker.queues[partition]
+            if self in queue.consumers:
+                queue.consumers.remove(self)
+            unacked = self._unacked.pop(partition, {})
+            for _, message in sorted(unacked.items(), reverse=True):
+                message.redelivered = True
+                queue.messages.appendleft(message)
+
+    def _check_connected(self) -> None:
+        assert self._state != "closed", "a closed source is not used again"
+        if self._state == "connected":
+            return
+        self._state = "away"
+        raise BrokerUnavailableError(self._broker.name, "the connection broke")
+
+    def _ensure_connected(self) -> None:
+        if self._state == "away":
+            self._connect()
+        self._check_connected()
+
+    def _deliveries(self, partition: int) -> Iterator[Delivery]:
+        queue = self._broker.queues[partition]
+        unacked = self._unacked.setdefault(partition, {})
+        if queue.consumers[0] is not self:
+            return
+        if partition in self._to_poke:
+            self._to_poke.discard(partition)
+            yield Delivery(partition, b"", self._next_tag(), self.session)
+        while queue.messages and len(unacked) < self._broker.prefetch:
+            message = queue.messages.popleft()
+            tag = self._next_tag()
+            unacked[tag] = message
+            yield Delivery(partition, message.body, tag, self.session, message.redelivered)
+
+    def _next_tag(self) -> int:
+        self._last_tag += 1
+        return self._last_tag
+
+
+class MemorySink:
+    """A connection that publishes; a ``ports.Sink``."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._unconfirmed: list[tuple[int, _Message, Callable[[bool], None]]] = []
+        self._lost: list[Callable[[bool], None]] = []
+        self.pending: list[Resync] = []
+        self._connect()
+
+    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        """Put the event into its queue; the confirm comes later."""
+        self._ensure_connected()
+        message = _Message(body)
+        self._broker.queues[partition].messages.append(message)
+        self._unconfirmed.append((partition, message, on_done))
+
+    def flush(self, timeout_s: float) -> None:
+        """Confirm everything. Raises ``UnconfirmedError`` while the broker is not confirming."""
+        self._ensure_connected()
+        self._confirm()
+        if self._unconfirmed:
+            self._broker.pause(timeout_s)
+            raise UnconfirmedError(len(self._unconfirmed), timeout_s)
+
+    def resyncs(self, timeout_s: float) -> list[Resync]:
+        """Resync requests that came since the last call."""
+        self._ensure_connected()
+        self._confirm()
+        if not self.pending:
+            self._broker.pause(timeout_s)
+        resyncs, self.pending = self.pending, []
+        return resyncs
+
+    def close(self) -> None:
+        """Close the connection; what was not confirmed is told as lost."""
+        self.disconnect(lose=False)
+        self._report_lost()
+
+    # -- inside
+
+    def _connect(self) -> None:
+        self._broker.check_running()
+        self._broker.sinks.append(self)
+
+    def _ensure_connected(self) -> None:
+        self._report_lost()
+        if self not in self._broker.sinks:
+            self._connect()
+
+    def _confirm(self) -> None:
+        if self._broker.confirming:
+            confirmed, self._unconfirmed = self._unconfirmed, []
+            for _, _, on_done in confirmed:
+                on_done(True)
+
+    def disconnect(self, *, lose: bool) -> None:
+        """The connection breaks: what is not confirmed is told as lost at the next call, and is with ``lose``."""
+        if self in self._broker.sinks:
+            self._broker.sinks.remove(self)
+        for partition, message, on_done in self._unconfirmed:
+            messages = self._broker.queues[partition].messages
+            if lose and message in messages:
+                messages.remove(message)
+            self._lost.append(on_done)
+        self._unconfirmed = []
+        self.pending = []
+
+    def _report_lost(self) -> None:
+        lost, self._lost = self._lost, []
+        for on_done in lost:
+            on_done(False)

@@ -1,0 +1,88 @@
+"""Stored bytes <-> records: a format byte, a checksum, msgpack.
+
+Every value in memcached is ``b"N" + format version + xxh3-64 of the payload (big endian) + payload``, the
+payload a msgpack array of the record's fields. Decoding is typed, so hostile or torn bytes end in
+``CorruptItemError`` and never in a half-right record (docs/reference/wire.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Generic, TypeVar
+
+import msgspec
+import xxhash
+
+from nodestate.errors import CorruptItemError
+from nodestate.model import FORMAT_VERSION, NodeRecord
+
+T = TypeVar("T")
+
+_MAGIC: Final = b"N" + bytes([FORMAT_VERSION])
+ENVELOPE_BYTES: Final = len(_MAGIC) + 8
+PART_BYTES: Final = 512 * 1024
+"""Aim for the size of one item of a checkpoint or index: half of memcached's default item limit."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Codec(Generic[T]):
+    """Packs and unpacks one type of record."""
+
+    def __init__(self, record_type: type[T]) -> None:
+        self._decode = msgspec.msgpack.Decoder(record_type).decode
+        self._name = getattr(record_type, "__name__", str(record_type))
+
+    def pack(self, record: T) -> bytes:
+        """The bytes to store."""
+        return seal(_encoder.encode(record))
+
+    def unpack(self, raw: bytes) -> T:
+        """The record of stored bytes. Raises ``CorruptItemError``."""
+        payload = memoryview(raw)[ENVELOPE_BYTES:]
+        if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
+            raise CorruptItemError(f"not a {self._name} of format {FORMAT_VERSION}, or its checksum fails: {raw[:24]!r}")
+        try:
+            return self._decode(payload)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise CorruptItemError(f"not a {self._name}: {error}") from None
+
+
+def seal(payload: bytes) -> bytes:
+    """Put format and checksum before a payload."""
+    return b"".join((_MAGIC, xxhash.xxh3_64_digest(payload), payload))
+
+
+_records = Codec(list[NodeRecord])
+
+
+def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
+    """Records as blocks of about ``part_bytes`` each, in order: few large items are read far faster than many small.
+
+    No block is larger than ``part_bytes`` unless one single record is.
+    """
+    return [_seal_array(part) for part in _parts(records, part_bytes - ENVELOPE_BYTES - 5)]
+
+
+def unpack_records(raw: bytes) -> list[NodeRecord]:
+    """The records of one block. Raises ``CorruptItemError``."""
+    return _records.unpack(raw)
+
+
+def _parts(records: Iterable[NodeRecord], part_bytes: int) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        encoded = _encoder.encode(record)
+        if part and size + len(encoded) > part_bytes:
+            yield part
+            part, size = [], 0
+        part.append(encoded)
+        size += len(encoded)
+    if part:
+        yield part
+
+
+def _seal_array(encoded: list[bytes]) -> bytes:
+    """A msgpack array of elements that are encoded already (array 32 header: 0xdd and the count)."""
+    return seal(b"".join((b"\xdd" + len(encoded).to_bytes(4, "big"), *encoded)))

@@ -1,0 +1,78 @@
+"""What all tests share: real servers of their own, names of their own, and Hypothesis' two speeds."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.services.servers import MemcachedServer, RabbitServer, ServiceMissing
+
+# The default finds the same thing every time, so that red means "this commit" and never "bad luck"; new examples are
+# hunted on purpose, with HYPOTHESIS_PROFILE=thorough. No deadline: two busy cores say nothing about the code.
+settings.register_profile("fast", max_examples=50, derandomize=True, deadline=None)
+settings.register_profile(
+    "thorough",
+    max_examples=2_000,
+    stateful_step_count=100,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+MemcachedFactory = Callable[..., MemcachedServer]
+
+
+def _missing(error: ServiceMissing) -> NoReturn:
+    """Skip at a desk, fail in CI: a green run there must mean that the servers were really asked."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(str(error), pytrace=False)
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[RabbitServer]:
+    """One RabbitMQ for the whole run. Tests share it, so they name what they declare after their ``cell``.
+
+    A test that stops or kills it starts it again, whatever else happens.
+    """
+    try:
+        server = RabbitServer()
+    except ServiceMissing as error:
+        _missing(error)
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcached_factory() -> Iterator[MemcachedFactory]:
+    """Start a fresh memcached per call, with MemcachedServer's arguments; all are ended with the run at the latest."""
+    with ExitStack() as servers:
+
+        def make(**limits: Any) -> MemcachedServer:
+            try:
+                return servers.enter_context(MemcachedServer(**limits))
+            except ServiceMissing as error:
+                _missing(error)
+
+        yield make
+
+
+@pytest.fixture
+def memcached(memcached_factory: MemcachedFactory) -> Iterator[MemcachedServer]:
+    """A fresh, empty memcached for one test."""
+    server = memcached_factory()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cell() -> str:
+    """A cell name that no other test has: its keys, exchanges and queues are nobody else's."""
+    return f"t-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,156 @@
+"""The store contract over memory, a store that could fail, and memcached; then memory against memcached."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate.memcached import MemcachedStore
+from nodestate.ports import Item, Put, Status, Store, Write, Written
+from nodestate.testing import FaultyStore, ManualClock, MemoryServer, MemoryStore, script
+from tests.contract.store import NEVER_GIVEN, StoreContract
+from tests.services.servers import MemcachedServer
+
+FULL_MB = 8
+
+
+class InMemory:
+    """A ``MemoryServer`` behind ``contract.store.Server``."""
+
+    def __init__(self, wrap: Callable[[Store], Store], *, full: bool = False) -> None:
+        self._clock = ManualClock()
+        self._server = MemoryServer(clock=self._clock, max_bytes=FULL_MB * 1024**2 if full else None, no_evict=full)
+        self._wrap = wrap
+        self.stop, self.start = self._server.stop, self._server.start
+        self.restart, self.flush, self.wait = self._server.restart, self._server.flush, self._clock.advance
+
+    def connect(self) -> Store:
+        return self._wrap(MemoryStore(self._server))
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def server(self) -> InMemory:
+        return InMemory(lambda store: store)
+
+    @pytest.fixture
+    def full_server(self) -> InMemory:
+        return InMemory(lambda store: store, full=True)
+
+
+class TestFaultyStoreWithoutFaults(StoreContract):
+    @pytest.fixture
+    def server(self) -> InMemory:
+        return InMemory(lambda store: FaultyStore(store, script()))
+
+    @pytest.fixture
+    def full_server(self) -> InMemory:
+        return InMemory(lambda store: FaultyStore(store, script()), full=True)
+
+
+class OnMemcached:
+    """A ``MemcachedServer`` behind ``contract.store.Server``."""
+
+    def __init__(self, server: MemcachedServer) -> None:
+        self._server = server
+        self.stop, self.start, self.restart = server.stop, server.start, server.restart
+        self.wait = time.sleep
+
+    def connect(self) -> Store:
+        return MemcachedStore(self._server.address, timeout_s=5.0)
+
+    def flush(self) -> None:
+        with contextlib.closing(MemcachedStore(self._server.address, timeout_s=5.0)) as store:
+            store.flush_all()
+
+
+@pytest.mark.service
+class TestMemcachedStore(StoreContract):
+    @pytest.fixture
+    def server(self, memcached: MemcachedServer) -> OnMemcached:
+        return OnMemcached(memcached)
+
+    @pytest.fixture
+    def full_server(self, memcached_factory: Callable[..., MemcachedServer]) -> Iterator[OnMemcached]:
+        server = memcached_factory(memory_mb=FULL_MB, no_evict=True)
+        yield OnMemcached(server)
+        server.close()
+
+
+# -- the double does what memcached does ----------------------------------------------------------
+
+KEYS = ("a", "b", "c")
+OPERATIONS = st.tuples(
+    st.sampled_from(Put),
+    st.sampled_from(KEYS),
+    st.binary(max_size=12),
+    st.sampled_from(("current", "former", "none", "never")),
+    st.sampled_from((0, 100)),
+)
+CALLS = st.tuples(st.sampled_from((0, 1)), st.lists(OPERATIONS, min_size=1, max_size=6))
+
+
+class Twin:
+    """Runs the same calls on both stores. CAS ids differ between them, so each side is asked with its own."""
+
+    def __init__(self, pairs: list[tuple[Store, Store]], prefix: str) -> None:
+        self._pairs = pairs
+        self._prefix = prefix
+        self._ids: dict[str, list[tuple[int, int]]] = {key: [] for key in KEYS}
+
+    def call(self, connection: int, operations: list[tuple[Put, str, bytes, str, int]]) -> None:
+        ours, theirs = [], []
+        for put, key, value, which, ttl_s in operations:
+            known = self._ids[key]
+            ids = {"current": known[-1:], "former": known[-2:-1]}.get(which) or [(0, 0)]
+            cas = (NEVER_GIVEN, NEVER_GIVEN) if which == "never" else ids[0]
+            for writes, its_id in ((ours, cas[0]), (theirs, cas[1])):
+                writes.append(Write(put, self._prefix + key, value, its_id if put is Put.CAS else 0, ttl_s))
+        double, real = self._pairs[connection]
+        expected, found = double.write(ours), real.write(theirs)
+        assert [written.status for written in found] == [written.status for written in expected]
+        for (_, key, *_), ours_written, theirs_written in zip(operations, expected, found, strict=True):
+            assert (ours_written.cas == 0) == (theirs_written.cas == 0)
+            if ours_written.cas:
+                self._ids[key].append((ours_written.cas, theirs_written.cas))
+        self.compare(connection)
+
+    def compare(self, connection: int) -> None:
+        double, real = self._pairs[connection]
+        keys = [self._prefix + key for key in KEYS]
+        expected, found = double.fetch(keys), real.fetch(keys)
+        assert set(found) == set(expected)
+        for key, item in expected.items():
+            ours, theirs = self._ids[key.removeprefix(self._prefix)][-1]
+            assert item == Item(item.value, ours, item.ttl_s)
+            ttls = (None,) if item.ttl_s is None else range(item.ttl_s - 2, item.ttl_s + 3)
+            assert (found[key].value, found[key].cas) == (item.value, theirs)
+            assert found[key].ttl_s in ttls
+
+
+@pytest.mark.service
+def test_memory_and_memcached_give_the_same_outcomes(memcached: MemcachedServer) -> None:
+    """What holds over the double holds over memcached: tests on the one speak for the other."""
+    server = MemoryServer()
+    pairs: list[tuple[Store, Store]] = [
+        (MemoryStore(server), MemcachedStore(memcached.address, timeout_s=5.0)) for _ in range(2)
+    ]
+    examples = iter(range(10**9))
+
+    @given(st.lists(CALLS, max_size=20))
+    def run(calls: list[tuple[int, list[tuple[Put, str, bytes, str, int]]]]) -> None:
+        twin = Twin(pairs, f"{next(examples)}:")
+        for connection, operations in calls:
+            twin.call(connection, operations)
+
+    run()
+    for _, real in pairs:
+        real.close()
+
+
+# -- a store that fails on purpose ----------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Real memcached and RabbitMQ servers, private to one test run or one benchmark."""

@@ -1,0 +1,140 @@
+"""The servers that other tests lean on do what their names say: a broker that forgot would prove nothing lost."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kombu
+import psutil
+import pytest
+
+from tests.services import servers
+from tests.services.servers import MemcachedServer, RabbitServer, ServiceFailed, ServiceMissing, free_ports
+
+pytestmark = pytest.mark.service
+
+
+def ask(server: MemcachedServer, request: bytes, timeout_s: float = 2.0) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout_s) as connection:
+        connection.sendall(request)
+        return connection.recv(65_536)
+
+
+class TestMemcached:
+    def test_a_restart_keeps_the_address_and_loses_the_items(self, memcached: MemcachedServer) -> None:
+        address = memcached.address
+        assert ask(memcached, b"set k 0 0 1\r\nv\r\n") == b"STORED\r\n"
+
+        memcached.restart()
+
+        assert memcached.address == address
+        assert memcached.url == f"memcached://{address}"
+        assert ask(memcached, b"get k\r\n") == b"END\r\n"
+
+    def test_a_killed_server_refuses_connections_and_can_be_started_again(self, memcached: MemcachedServer) -> None:
+        memcached.kill()
+        with pytest.raises(ConnectionRefusedError):
+            ask(memcached, b"version\r\n")
+
+        memcached.start()
+        assert ask(memcached, b"version\r\n").startswith(b"VERSION ")
+
+    def test_a_paused_server_keeps_its_items_and_answers_nobody(self, memcached: MemcachedServer) -> None:
+        """The fault "timed out, outcome unknown": the kernel still takes the bytes."""
+        ask(memcached, b"set k 0 0 1\r\nv\r\n")
+
+        memcached.pause()
+        with pytest.raises(TimeoutError):
+            ask(memcached, b"get k\r\n", timeout_s=0.2)
+
+        memcached.resume()
+        assert ask(memcached, b"get k\r\n") == b"VALUE k 0 1\r\nv\r\nEND\r\n"
+
+    def test_a_paused_server_can_be_stopped(self, memcached: MemcachedServer) -> None:
+        memcached.pause()
+        memcached.stop()
+        assert not memcached.running
+
+    def test_limits_reach_the_server(self, memcached_factory: Callable[..., MemcachedServer]) -> None:
+        server = memcached_factory(memory_mb=32, item_max="2m", no_evict=True, extra=("-o", "no_lru_crawler"))
+
+        settings = ask(server, b"stats settings\r\n").decode().split("\r\n")
+
+        assert "STAT maxbytes 33554432" in settings
+        assert "STAT item_size_max 2097152" in settings
+        assert "STAT evictions off" in settings
+        assert "STAT lru_crawler no" in settings
+        server.close()
+
+    def test_a_server_that_does_not_start_shows_its_log(self) -> None:
+        with (
+            pytest.raises(ServiceFailed, match=r"MemcachedServer at .* ended:\n.*no-such-option"),
+            MemcachedServer(extra=("--no-such-option",)),
+        ):
+            pass
+
+    def test_what_is_not_installed_is_named_with_its_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(servers, "_program", lambda *_: None)
+        monkeypatch.setattr(servers, "_docker_answers", lambda: False)
+        with pytest.raises(ServiceMissing, match="apt-get install memcached"):
+            MemcachedServer()
+        with pytest.raises(ServiceMissing, match="apt-get install rabbitmq-server"):
+            RabbitServer()
+
+
+@pytest.fixture(scope="module")
+def own_rabbit(rabbit: RabbitServer) -> Iterator[RabbitServer]:
+    """A second node: these tests kill it, and two nodes on one machine must not know each other."""
+    with RabbitServer() as server:
+        assert rabbit.running
+        yield server
+
+
+class TestRabbit:
+    @pytest.mark.parametrize("end", ["kill", "stop"])
+    def test_a_persistent_message_in_a_durable_queue_survives(
+        self, own_rabbit: RabbitServer, cell: str, end: str
+    ) -> None:
+        """Invariant I6 is tested by killing this broker, so it must itself lose nothing that it confirmed."""
+        url = own_rabbit.url
+        with kombu.Connection(url, transport_options={"confirm_publish": True}) as connection:
+            queue = connection.SimpleQueue(cell)
+            queue.put({"n": 1}, delivery_mode="persistent")
+            queue.close()
+
+        getattr(own_rabbit, end)()
+        assert not own_rabbit.running
+        own_rabbit.start()
+
+        assert own_rabbit.url == url
+        with kombu.Connection(url) as connection:
+            queue = connection.SimpleQueue(cell)
+            message = queue.get(timeout=5)
+            assert message.payload == {"n": 1}
+            message.ack()
+            queue.close()
+
+    def test_nothing_of_a_closed_node_is_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Erlang's port mapper outlives its node by default, and a folder a run fills a disk."""
+        if servers._program("epmd") is None:
+            pytest.skip("RabbitMQ runs in a container here")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        before = set(psutil.Process().children(recursive=True))
+
+        with RabbitServer():
+            started = set(psutil.Process().children(recursive=True)) - before
+            assert {"epmd", "beam.smp"} <= {process.name() for process in started}
+
+        _, alive = psutil.wait_procs(started, timeout=5)
+        assert alive == []
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_free_ports_are_different_and_not_among_those_that_clients_get() -> None:
+    """A retrying client with the dead server's port as its own would connect to itself, and block the restart."""
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert all(servers.PORT_MIN <= port < servers.PORT_MAX for port in ports)
