@@ -20,7 +20,7 @@ from nodestate.view import Node, Position, View
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     # settings
     "Config",
     "load",

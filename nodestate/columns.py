@@ -7,6 +7,7 @@ and arrays that a view gave out never change.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ NOT_THERE = 255
 @dataclass(frozen=True, slots=True)
 class Columns:
     """``names[row]`` is a node; ``capacity[c][row]`` and ``usage[c][row]`` its amounts of resource class c, 0 where it
-    has none. ``status[row]`` indexes ``model.STATUSES``; 255 marks rows to pass over: gone, unknown, or left out."""
+    has none. ``status[row]`` indexes ``model.STATUSES``; 255 marks rows to pass over: gone, unknown, or left out.
+    """
 
     names: Sequence[str]
     capacity: Mapping[str, Amounts]
@@ -44,7 +46,9 @@ class _Block:
     def __init__(self, table: Table | None, before: _Block | None) -> None:
         self.table = table
         size = table.size if table is not None else 0
-        known = before is not None and before.table is not None and table is not None and before.table.epoch == table.epoch
+        known = (
+            before is not None and before.table is not None and table is not None and before.table.epoch == table.epoch
+        )
         old = before.table.chunks if known and before is not None and before.table is not None else ()
         chunks = table.chunks if table is not None else ()
         changed = [n for n, chunk in enumerate(chunks) if n >= len(old) or old[n] is not chunk]
@@ -86,19 +90,21 @@ class _Block:
 
 
 class ColumnStore:
-    """Makes columns for views, from those of the view before. Belongs to one reader."""
+    """Makes columns for views, from those of the view before. Belongs to one reader; safe for several threads."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
+        self._lock = threading.Lock()
 
     def of(self, tables: Sequence[Table | None], left_out: Collection[str] = ()) -> Columns:
         """The columns of a view's tables."""
-        before = self._blocks if len(self._blocks) == len(tables) else [None] * len(tables)
-        blocks = [
-            old if old is not None and old.table is table else _Block(table, old)
-            for table, old in zip(tables, before, strict=True)
-        ]
-        self._blocks = blocks
+        with self._lock:
+            before = self._blocks if len(self._blocks) == len(tables) else [None] * len(tables)
+            blocks = [
+                old if old is not None and old.table is table else _Block(table, old)
+                for table, old in zip(tables, before, strict=True)
+            ]
+            self._blocks = blocks
         names = [name for block in blocks for name in block.names]
         classes = sorted({name for block in blocks for name in block.amounts})
         status = np.concatenate([block.status for block in blocks])
@@ -106,7 +112,8 @@ class ColumnStore:
         usage: dict[str, Amounts] = {}
         for name in classes:
             both = np.concatenate(
-                [b.amounts[name] if name in b.amounts else np.zeros((2, len(b.status)), np.int64) for b in blocks], axis=1
+                [b.amounts[name] if name in b.amounts else np.zeros((2, len(b.status)), np.int64) for b in blocks],
+                axis=1,
             )
             both.flags.writeable = False
             capacity[name], usage[name] = both[0], both[1]

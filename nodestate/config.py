@@ -23,7 +23,8 @@ Count = Annotated[int, Meta(ge=1)]
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of a cell and of the processes in it. Names here are those of the TOML file and,
-    in capitals behind ``NODESTATE_``, of the environment."""
+    in capitals behind ``NODESTATE_``, of the environment.
+    """
 
     broker: str = "memory://"
     """URL of the message broker as kombu takes it: amqp://user:password@host:5672//, memory://, redis://…"""
@@ -73,7 +74,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def settle_s(self) -> float:
         """How long an owner that began with nothing listens before it vouches for its partition: a resync and
-        two heartbeats of every living node fall into it."""
+        two heartbeats of every living node fall into it.
+        """
         return self.resync_jitter_s + 2 * self.heartbeat_s
 
     @property
@@ -100,7 +102,8 @@ def load(
     file: str | Path | None = None,
 ) -> Config:
     """Settings by flag, then environment, then TOML file (``file``, or NODESTATE_CONFIG, or the first default
-    file that exists). Raises ``ConfigError`` naming the setting and where it came from."""
+    file that exists). Raises ``ConfigError`` naming the setting and where it came from.
+    """
     environ = os.environ if environ is None else environ
     path = file or environ.get(ENV_PREFIX + "CONFIG")
     if path is None:
@@ -110,7 +113,9 @@ def load(
 
     def take(name: str, value: Any, source: str) -> None:
         if name not in Config.__struct_fields__:
-            raise ConfigError(f"{source}: there is no setting {name!r}; there are {', '.join(Config.__struct_fields__)}")
+            raise ConfigError(
+                f"{source}: there is no setting {name!r}; there are {', '.join(Config.__struct_fields__)}"
+            )
         if isinstance(value, str) and name == "designs":
             value = [part.strip() for part in value.split(",") if part.strip()]
         settings[name], sources[name] = value, source
@@ -135,6 +140,8 @@ def load(
         raise ConfigError(f"{sources.get(name, 'settings')}: {error}") from None
     unknown = [name for name in (*config.designs, config.read_design) if name not in ("journal", "snapshot")]
     if unknown:
-        raise ConfigError(f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; there are journal, snapshot")
+        raise ConfigError(
+            f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; there are journal, snapshot"
+        )
     _ = config.store_servers
     return config

@@ -53,6 +53,13 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     section: msgspec.Raw
 
 
+class Since(msgspec.Struct, frozen=True, array_like=True):
+    """Commits from ``offset`` on were written by ``term``, until the next entry of such a list."""
+
+    term: int
+    offset: int
+
+
 class Life(msgspec.Struct, frozen=True, array_like=True):
     """Signs of life: for each slot, milliseconds before this writing, as little-endian uint32."""
 
@@ -84,6 +91,17 @@ class Place:
     owner: str
     lease_s: int
     store: Store
+
+
+def term_of(terms: tuple[Since, ...], offset: int) -> int:
+    """The term that wrote the commit ``offset``."""
+    return next(since.term for since in reversed(terms) if since.offset <= offset)
+
+
+def since_from(terms: tuple[Since, ...], first: int) -> tuple[Since, ...]:
+    """The entries that still matter when nothing before ``first`` is kept."""
+    later = [since for since in terms if since.offset > first]
+    return (Since(term_of(terms, first), first), *later)
 
 
 def require_stored(place: Place, writes: tuple[Write, ...] | list[Write], written: list[Written]) -> None:
@@ -312,7 +330,8 @@ class Tenure:
 
 def forget(prefix: str) -> Steps[None]:
     """Take the epoch key of a design away that is no longer written: its readers see a loss, not an old state that
-    passes for fresh, and an owner that writes it again begins another epoch."""
+    passes for fresh, and an owner that writes it again begins another epoch.
+    """
     yield Step(write=[Write(Put.DELETE, keys.epoch(prefix))])
 
 
@@ -332,7 +351,11 @@ def _aged(life: Item | None, lease_s: int) -> bytes:
     except (CorruptItemError, ValueError):
         return b""
     since_ms = (lease_s - life.ttl_s + 1) * 1000
-    return np.where(ages_ms == NEVER_HEARD, ages_ms, np.minimum(ages_ms + since_ms, NEVER_HEARD - 1)).astype("<u4").tobytes()
+    return (
+        np.where(ages_ms == NEVER_HEARD, ages_ms, np.minimum(ages_ms + since_ms, NEVER_HEARD - 1))
+        .astype("<u4")
+        .tobytes()
+    )
 
 
 def read_head(prefix: str, known_epoch: int | None) -> Steps[tuple[Head, Item] | None]:

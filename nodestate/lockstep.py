@@ -36,7 +36,8 @@ Steps = Generator[Step, Reply, T]
 
 class Stores:
     """The servers of a cell. Partition p lives on server p modulo their number: a static map, so that a server
-    that is down is an outage of its partitions and never a miss, and never moves a key."""
+    that is down is an outage of its partitions and never a miss, and never moves a key.
+    """
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self.all = tuple(stores)

@@ -223,9 +223,11 @@ def _ask(client: Client, *topic: str) -> dict[str, str]:
 
 def _check_keys(keys: Sequence[str]) -> None:
     """A key that the protocol would read as something else is a mistake in ``keys.py``, not an outcome."""
-    joined = "\n".join(keys)
+    joined = " ".join(keys)
     assert joined.isascii(), "keys are ASCII"
-    assert len(joined.split()) == len(keys), "keys are words"
+    assert joined.isprintable(), "keys are printable"
+    assert joined.count(" ") == len(keys) - 1, "keys are without spaces"
+    assert min(map(len, keys)) > 0, "keys are not empty"
     assert max(map(len, keys)) <= MAX_KEY_BYTES, "keys fit memcached"
 
 

@@ -1,12 +1,12 @@
-"""Events, node records and the pure fold: what nodestate is about, without clock, I/O or randomness.
+r"""Events, node records and the pure fold: what nodestate is about, without clock, I/O or randomness.
 
 A node's life as the fold sees it (version = (incarnation, generation), ordered)::
 
     (unknown) --report--> live --change (exactly the next)--> live
-        |                  |  \\--change or heartbeat of a later version (gap)--> incomplete
+        |                  |  \--change or heartbeat of a later version (gap)--> incomplete
         |                  |                                   incomplete --report--> live
-        |                  \\--leave--> gone --report of a newer version--> live
-        \\--change, heartbeat (gap)--> incomplete, without a state
+        |                  \--leave--> gone --report of a newer version--> live
+        \--change, heartbeat (gap)--> incomplete, without a state
 
 Assumptions: only the agent raises versions; a version names one state for ever; events may be
 repeated, reordered and lost on their way. Anything not newer than what is known is a duplicate.
@@ -154,22 +154,22 @@ class _QuickPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class _InventoryPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     total: Amount | UnsetType = UNSET
-    reserved: Amount | None | UnsetType = UNSET
-    allocation_ratio: Ratio | None | UnsetType = UNSET
+    reserved: Amount | UnsetType | None = UNSET
+    allocation_ratio: Ratio | UnsetType | None = UNSET
 
 
 class _Patch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What any patch must look like, whatever it will be merged into: null removes what may be absent."""
 
-    status: Status | None | UnsetType = UNSET
-    zone: str | None | UnsetType = UNSET
-    inventory: dict[ClassName, _InventoryPatch | None] | None | UnsetType = UNSET
-    usage: dict[ClassName, Amount | None] | None | UnsetType = UNSET
-    traits: list[Word] | None | UnsetType = UNSET
-    aggregates: list[Word] | None | UnsetType = UNSET
-    allocations: dict[Word, dict[str, Any] | None] | None | UnsetType = UNSET
-    metrics: dict[Word, float | None] | None | UnsetType = UNSET
-    namespaces: dict[str, Any] | None | UnsetType = UNSET
+    status: Status | UnsetType | None = UNSET
+    zone: str | UnsetType | None = UNSET
+    inventory: dict[ClassName, _InventoryPatch | None] | UnsetType | None = UNSET
+    usage: dict[ClassName, Amount | None] | UnsetType | None = UNSET
+    traits: list[Word] | UnsetType | None = UNSET
+    aggregates: list[Word] | UnsetType | None = UNSET
+    allocations: dict[Word, dict[str, Any] | None] | UnsetType | None = UNSET
+    metrics: dict[Word, float | None] | UnsetType | None = UNSET
+    namespaces: dict[str, Any] | UnsetType | None = UNSET
 
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -180,20 +180,28 @@ _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+
+
 def _check_free(value: Any, where: str, depth: int = 0) -> None:
     """Refuse what JSON can't carry and what nests too deep: the parts of a state that nodestate never interprets."""
     if depth > MAX_FREE_DEPTH:
         raise BadEventError("too-deep", f"{where} nests deeper than {MAX_FREE_DEPTH}")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
                 raise BadEventError("wrong-type", f"{where} has a key that is not text: {key!r:.40}")
-            _check_free(inner, where, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_free(inner, where, depth + 1)
-    elif not (value is None or isinstance(value, str | int | float)):
-        raise BadEventError("wrong-type", f"{where} holds a {type(value).__name__}, which JSON can't carry")
+        inside = list(value.values())
+    elif type(value) is list:
+        inside = value
+    else:
+        inside = [value]
+    for inner in inside:
+        if type(inner) in _PLAIN:
+            continue
+        if type(inner) is not dict and type(inner) is not list:
+            raise BadEventError("wrong-type", f"{where} holds a {type(inner).__name__}, which JSON can't carry")
+        _check_free(inner, where, depth + 1)
 
 
 def parse_state(body: bytes | msgspec.Raw) -> State:
@@ -290,7 +298,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def incomplete(self) -> bool:
         """True while a newer version is known to exist than the one held."""
-        return self.wanted > self.version
+        return (self.wanted_incarnation, self.wanted_generation) > (self.incarnation, self.generation)
 
     @property
     def live(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Self
 
 from nodestate import keys
 from nodestate.columns import ColumnStore
@@ -116,7 +116,7 @@ class Reader:
         """Close the connections. Views stay good."""
         self._stores.close()
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

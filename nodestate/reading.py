@@ -89,7 +89,11 @@ class Follower:
             if found is None:
                 return self._lose("the store holds no head of it: no consumer has begun, or the store lost it")
             head, item = found
-            if self._head is not None and (head.epoch, item.cas) == (self._head.epoch, self._head_cas) and not self._again:
+            if (
+                self._head is not None
+                and (head.epoch, item.cas) == (self._head.epoch, self._head_cas)
+                and not self._again
+            ):
                 self._confirm(head, item, looked_at)
                 break
             table = self.state.table if self.state.table and self.state.table.epoch == head.epoch else None
@@ -97,7 +101,9 @@ class Follower:
             self._again = loaded.missing or loaded.unread
             if loaded.missing:
                 # What the table lacks is not confirmed by this head: the age goes on from where it was.
-                self.state = self.state._replace(table=loaded.table or self.state.table, lost=f"{loaded.missing} is missing")
+                self.state = self.state._replace(
+                    table=loaded.table or self.state.table, lost=f"{loaded.missing} is missing"
+                )
             else:
                 heard_at = self.state.heard_at if table is not None else None
                 self.state = self.state._replace(table=loaded.table, vouched=head.vouched, lost="", heard_at=heard_at)

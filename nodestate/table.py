@@ -21,7 +21,8 @@ Chunk = tuple[NodeRecord, ...]
 @dataclass(frozen=True, slots=True)
 class Table:
     """``slots`` is shared between the tables of an epoch and only ever grows: a name whose slot is not below
-    ``size`` is not in this table. ``offset`` is the first commit that is not in it."""
+    ``size`` is not in this table. ``offset`` is the first commit that is not in it.
+    """
 
     epoch: int
     offset: int

@@ -178,7 +178,9 @@ class View:
         return self._columns.of([p.table for p in self.partitions], self._left_out)
 
     def __repr__(self) -> str:
-        return f"<View of {self.design}: {len(self.nodes)} nodes, {self.age:.1f} s old, {len(self.incomplete)} incomplete>"
+        return (
+            f"<View of {self.design}: {len(self.nodes)} nodes, {self.age:.1f} s old, {len(self.incomplete)} incomplete>"
+        )
 
 
 def stale_nodes(partition: PartitionState, now: float, max_age: float | None, node_max_age: float | None) -> list[str]:

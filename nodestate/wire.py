@@ -41,7 +41,9 @@ class Codec(Generic[T]):
         """The record of stored bytes. Raises ``CorruptItemError``."""
         payload = memoryview(raw)[ENVELOPE_BYTES:]
         if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
-            raise CorruptItemError(f"not a {self._name} of format {FORMAT_VERSION}, or its checksum fails: {raw[:24]!r}")
+            raise CorruptItemError(
+                f"not a {self._name} of format {FORMAT_VERSION}, or its checksum fails: {raw[:24]!r}"
+            )
         try:
             return self._decode(payload)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

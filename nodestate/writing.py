@@ -40,7 +40,8 @@ class Batch:
 
 class Taken(NamedTuple):
     """What a takeover found: all nodes in slot order, whether the owner before vouched for them, and by slot the
-    milliseconds since each was last heard of (little-endian uint32; may be shorter)."""
+    milliseconds since each was last heard of (little-endian uint32; may be shorter).
+    """
 
     records: list[NodeRecord]
     vouched: bool
@@ -49,7 +50,8 @@ class Taken(NamedTuple):
 
 class PartitionWriter(Protocol):
     """One design of one partition. All methods are steps for ``lockstep.run``; errors are those of the store,
-    ``FencedError`` and ``EpochLostError``."""
+    ``FencedError`` and ``EpochLostError``.
+    """
 
     def take(self) -> Steps[Taken | None]:
         """Become the owner. None where nothing is stored that can be built upon: then ``begin``."""
@@ -59,9 +61,10 @@ class PartitionWriter(Protocol):
 
     def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """Write a batch, all or nothing. After an error that left the outcome unknown, call it again with the
-        same batch before anything else."""
+        same batch before anything else.
+        """
 
-    def renew(self, nodes: HeldNodes, vitals: Vitals) -> Steps[bool]:
+    def renew(self, vitals: Vitals) -> Steps[bool]:
         """Confirm the ownership. True where a repair is asked for."""
 
     def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:

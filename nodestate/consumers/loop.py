@@ -133,7 +133,8 @@ class Consumer:
 
     def _rest(self) -> None:
         """The session is over: all that is not acked comes again, here or elsewhere. Until the broker delivers to us
-        again, we can't know whose the partitions are."""
+        again, we can't know whose the partitions are.
+        """
         self._arrived.clear()
         for held in self.held.values():
             held.backlog.clear()
@@ -190,13 +191,16 @@ class Consumer:
     def _begin(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
         epoch = self._rng.getrandbits(63)
         self.stats.epochs_begun += 1
-        self._log.info("begins an epoch", partition=held.number, design=name, epoch=f"{epoch:x}", nodes=len(held.records))
+        self._log.info(
+            "begins an epoch", partition=held.number, design=name, epoch=f"{epoch:x}", nodes=len(held.records)
+        )
         return held.writers[name].begin(epoch, held, held.vitals(now))
 
     def _reconcile(self, held: HeldPartition, taken: dict[str, Taken]) -> list[str]:
         """Fill the partition with the newest that any design has of each node. Returns the designs to write anew:
         those that had nothing, or not the same. (A crash between two designs' commits leaves one behind; its
-        events come again, but the newer design's fold would drop them as duplicates.)"""
+        events come again, but the newer design's fold would drop them as duplicates.)
+        """
         now = self._clock.monotonic()
         if taken:
             first = max(taken.values(), key=lambda one: len(one.records))
@@ -257,7 +261,7 @@ class Consumer:
             return held.writers[name].repair(held, vitals)
         return held.writers[name].commit(held.pending.batch, held, vitals)
 
-    def _written(self, number: int, name: str, result: None | NodestateError) -> None:
+    def _written(self, number: int, name: str, result: NodestateError | None) -> None:
         held = self.held.get(number)
         if held is None or held.pending is None:
             return
@@ -332,7 +336,7 @@ class Consumer:
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
             vitals = held.full_vitals(now)
             for name, writer in held.writers.items():
-                work[held.number, name] = (self._stores.of(held.number), writer.renew(held, vitals))
+                work[held.number, name] = (self._stores.of(held.number), writer.renew(vitals))
         for (number, name), result in run(work).items():
             renewed = self.held.get(number)
             if renewed is None:

@@ -36,7 +36,8 @@ _PROBE = b"\xc1"  # the byte that msgpack never uses: no event begins with it
 def probe(owner: str, now: float) -> bytes:
     """A message an owner sends to itself through its partition's queue. Queues keep order: when it comes back,
     all that was in the queue at ``now`` has come before it. Nothing else proves that as simply: an idle consumer
-    can't tell an empty queue from a dead connection, nor from not being the active consumer."""
+    can't tell an empty queue from a dead connection, nor from not being the active consumer.
+    """
     return _PROBE + f"{owner} {now!r}".encode()
 
 
@@ -57,7 +58,8 @@ def probed_at(body: bytes, owner: str) -> float:
 @dataclass(slots=True)
 class Pending:
     """Work between fold and ack. ``owed`` are the designs that have not confirmed it yet; ``repair`` those of them
-    that write again what the store lost, instead of the batch; ``bad`` are to be dead-lettered before the ack."""
+    that write again what the store lost, instead of the batch; ``bad`` are to be dead-lettered before the ack.
+    """
 
     batch: Batch
     deliveries: list[Delivery]
@@ -104,7 +106,8 @@ class HeldPartition:
 
     def vitals(self, now: float) -> Vitals:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
-        the last probe in it. Without signs of life, which are renewal's."""
+        the last probe in it. Without signs of life, which are renewal's.
+        """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
         return Vitals(int(behind_ms), self.vouched)
@@ -118,7 +121,9 @@ class HeldPartition:
         """Work without events: an epoch to begin anew, or a repair."""
         return Pending(Batch((), (), len(self.records)), [], set(owed), repair)
 
-    def take_batch(self, now: float, wall: float, partitions: int, room_bytes: int, owner: str, counts: Counts) -> Pending:
+    def take_batch(
+        self, now: float, wall: float, partitions: int, room_bytes: int, owner: str, counts: Counts
+    ) -> Pending:
         """Fold the backlog, up to what one commit can hold: ``room_bytes`` fit an item of the store."""
         size_before = len(self.records)
         events: list[bytes] = []

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from nodestate import keys
+from nodestate.head import Since
 from nodestate.wire import Codec
 
 MIN_TAIL_BYTES: Final = 64 * 1024
@@ -22,13 +23,6 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
 
 
-class Since(msgspec.Struct, frozen=True, array_like=True):
-    """Commits from ``offset`` on were written by ``term``, until the next entry."""
-
-    term: int
-    offset: int
-
-
 class Section(msgspec.Struct, frozen=True, array_like=True):
     """The journal's part of a head. Segments from ``first`` on are kept; ``terms`` tell who wrote which.
 
@@ -40,10 +34,6 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
     terms: tuple[Since, ...]
     checkpoint: Checkpoint
     previous: Checkpoint | None = None
-
-    def term_of(self, offset: int) -> int:
-        """The term that wrote the commit ``offset``."""
-        return next(since.term for since in reversed(self.terms) if since.offset <= offset)
 
 
 SECTION: Final = msgspec.msgpack.Decoder(Section)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from nodestate import keys
 from nodestate.errors import BadEventError, CorruptItemError
-from nodestate.head import Head
+from nodestate.head import Head, term_of
 from nodestate.journal.format import SECTION, SEGMENT, Section, checkpoint_keys
 from nodestate.lockstep import Step, Steps
 from nodestate.model import NodeRecord, fold, parse_event
@@ -48,7 +48,7 @@ class JournalReader:
         if table.offset == head.next:
             return Loaded(table)
         wanted = [
-            keys.segment(self._prefix, head.epoch, section.term_of(offset), offset)
+            keys.segment(self._prefix, head.epoch, term_of(section.terms, offset), offset)
             for offset in range(table.offset, head.next)
         ]
         reply = yield Step(fetch=wanted)

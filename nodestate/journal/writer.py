@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from nodestate import keys
 from nodestate.errors import FencedError
-from nodestate.head import Place, Tenure, Vitals, require_stored
+from nodestate.head import Place, Since, Tenure, Vitals, require_stored, since_from, term_of
 from nodestate.journal.format import (
     MIN_TAIL_BYTES,
     SECTION,
     SEGMENT,
     Checkpoint,
     Section,
-    Since,
     checkpoint_keys,
 )
 from nodestate.journal.reader import JournalReader
@@ -74,7 +73,7 @@ class JournalWriter:
         """See ``PartitionWriter``."""
         yield from self._commit(batch, nodes, vitals, checkpoint_now=False)
 
-    def renew(self, nodes: HeldNodes, vitals: Vitals) -> Steps[bool]:
+    def renew(self, vitals: Vitals) -> Steps[bool]:
         """See ``PartitionWriter``."""
         return (yield from self.tenure.renew(vitals))
 
@@ -93,8 +92,7 @@ class JournalWriter:
             checkpoint, parts = self._checkpoint(head.epoch, head.term, head.next + 1, nodes)
             writes += parts
             first = section.checkpoint.offset
-            kept = [s for i, s in enumerate(section.terms) if not any(t.offset <= first for t in section.terms[i + 1 :])]
-            after = Section(first, 0, tuple(kept), checkpoint, section.checkpoint)
+            after = Section(first, 0, since_from(section.terms, first), checkpoint, section.checkpoint)
             trimmed = self._trimmed(section, first)
         yield from self._add(writes)
         ours = yield from tenure.advance(after, vitals)
@@ -112,7 +110,7 @@ class JournalWriter:
 
     def _trimmed(self, section: Section, first: int) -> list[str]:
         prefix, epoch = self._place.prefix, self.tenure.head.epoch
-        gone = [keys.segment(prefix, epoch, section.term_of(n), n) for n in range(section.first, first)]
+        gone = [keys.segment(prefix, epoch, term_of(section.terms, n), n) for n in range(section.first, first)]
         return gone + (checkpoint_keys(prefix, epoch, section.previous) if section.previous else [])
 
     def _add(self, writes: list[Write]) -> Steps[None]:
@@ -126,4 +124,3 @@ class JournalWriter:
                 item = reply.items.get(write.key)
                 if item is None or item.value != write.value:
                     raise FencedError(self._place.partition, self.tenure.head.term, f"{write.key} is not what we wrote")
-

@@ -14,11 +14,15 @@ import msgspec
 import numpy as np
 
 from nodestate import keys
+from nodestate.head import Since, term_of
 from nodestate.model import NodeRecord
 from nodestate.wire import Codec
 
 RING_SLOTS: Final = 1024
-"""Changes that the ring of a head holds at most: about 3 KB, read at each refresh (docs/adr/0003)."""
+"""Changes that the ring of a head holds at most: 4 KB, read at each refresh (docs/adr/0003)."""
+RING_COMMITS: Final = 2048
+"""Commits that it holds at most."""
+assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"
 
 
 class Stamp(NamedTuple):
@@ -38,13 +42,11 @@ class StoredNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
     record: NodeRecord
 
 
-class Turn(msgspec.Struct, frozen=True, array_like=True):
-    """One commit in the ring: ``slots`` as little-endian uint32; ``appeared`` names the new ones, in slot order."""
+class Appeared(msgspec.Struct, frozen=True, array_like=True):
+    """A node that is new with the commit ``offset``; its slot follows the last one."""
 
-    term: int
     offset: int
-    slots: bytes
-    appeared: tuple[str, ...] = ()
+    name: str
 
 
 class Index(msgspec.Struct, frozen=True, array_like=True):
@@ -64,10 +66,18 @@ class IndexPart(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True):
-    """The snapshot's part of a head. ``ring`` holds every commit from ``ring_from`` on."""
+    """The snapshot's part of a head.
+
+    The ring names, for every commit from ``ring_from`` on, the slots that it wrote: ``counts`` how many (by commit,
+    little-endian uint16), ``slots`` which (all commits' one after the other, little-endian uint32). Flat, since
+    it is read at every refresh (docs/adr/0003).
+    """
 
     ring_from: int
-    ring: tuple[Turn, ...]
+    counts: bytes
+    slots: bytes
+    appeared: tuple[Appeared, ...]
+    terms: tuple[Since, ...]
     index: Index
     previous: Index | None = None
 
@@ -79,15 +89,33 @@ PART_NODES: Final = 2_000
 """Nodes in one part of an index: at 200 characters a name still under half of memcached's item limit."""
 
 
-def pack_slots(slots: Sequence[int]) -> bytes:
-    """Slots as they stand in a turn."""
-    return np.array(slots, "<u4").tobytes()
+def ring_after(section: Section, offset: int) -> dict[int, Stamp]:
+    """By slot, the newest stamp that the commits from ``offset`` on gave it."""
+    skip = max(0, offset - section.ring_from)
+    counts = np.frombuffer(section.counts, "<u2")
+    begin = 4 * int(counts[:skip].sum())
+    if begin == len(section.slots):
+        return {}
+    slots = np.frombuffer(section.slots[begin:], "<u4").tolist()
+    first = section.ring_from + skip
+    commits = np.repeat(np.arange(first, section.ring_from + len(counts)), counts[skip:]).tolist()
+    newest: dict[int, int] = dict(zip(slots, commits, strict=True))
+    oldest_term = term_of(section.terms, first)
+    if oldest_term == section.terms[-1].term:  # no takeover in between: nearly always
+        return {slot: Stamp(oldest_term, commit) for slot, commit in newest.items()}
+    return {slot: Stamp(term_of(section.terms, commit), commit) for slot, commit in newest.items()}
 
 
-def unpack_slots(packed: bytes) -> list[int]:
-    """The slots of a turn."""
-    slots: list[int] = np.frombuffer(packed, "<u4").tolist()
-    return slots
+def ring_with(section: Section, slots: Sequence[int]) -> tuple[int, bytes, bytes]:
+    """``ring_from``, ``counts`` and ``slots`` after one more commit, without the oldest where the ring is full."""
+    counts = np.append(np.frombuffer(section.counts, "<u2"), np.array([min(len(slots), RING_SLOTS + 1)], "<u2"))
+    kept = np.cumsum(counts[::-1], dtype=np.int64) <= RING_SLOTS
+    dropped = len(counts) - min(int(kept.sum()), RING_COMMITS)
+    begin = 4 * int(counts[:dropped].sum())
+    if dropped == len(counts):
+        return section.ring_from + dropped, b"", b""
+    packed = section.slots[begin:] + np.array(slots, "<u4").tobytes()
+    return section.ring_from + dropped, counts[dropped:].tobytes(), packed
 
 
 def pack_index(names: Sequence[str], stamps: Sequence[Stamp]) -> list[bytes]:

@@ -24,8 +24,8 @@ from nodestate.snapshot.format import (
     Stamp,
     StoredNode,
     index_keys,
+    ring_after,
     unpack_index_part,
-    unpack_slots,
 )
 from nodestate.table import Table
 
@@ -41,7 +41,8 @@ class _Named(NamedTuple):
 
 class SnapshotReader:
     """Follows the snapshot of one partition. Holds the stamp of each node as read, what could not be read, and
-    which of the last load were newer than the head named."""
+    which of the last load were newer than the head named.
+    """
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -63,7 +64,9 @@ class SnapshotReader:
                 missing = str(error.args[0]) if isinstance(error, KeyError) else "index: " + str(error)
                 return Loaded(table, missing)
         base = table if table is not None else Table.of(head.epoch, 0, [])
-        names = {slot: base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot in named.stamps}
+        names = {
+            slot: base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot in named.stamps
+        }
         reply = yield Step(fetch=[keys.node(self._prefix, name) for name in names.values()])
         return self._accept(head, base, named, names, reply.items)
 
@@ -81,9 +84,7 @@ class SnapshotReader:
             names += some_names
             stamps += some_stamps
         held = self.stamps
-        changed = {
-            slot: stamp for slot, stamp in enumerate(stamps) if slot >= len(held) or held[slot] < stamp
-        }
+        changed = {slot: stamp for slot, stamp in enumerate(stamps) if slot >= len(held) or held[slot] < stamp}
         size = table.size if table is not None else 0
         named = _Named({**self.unread, **changed}, names[size:])
         # The ring may name slots that are in the index already: those of commits before the index are passed over.
@@ -91,14 +92,10 @@ class SnapshotReader:
 
     def _along(self, section: Section, offset: int, named: _Named) -> _Named:
         held = self.stamps
-        for turn in section.ring:
-            if turn.offset < offset:
-                continue
-            named.appeared.extend(turn.appeared)
-            stamp = Stamp(turn.term, turn.offset)
-            for slot in unpack_slots(turn.slots):
-                if slot >= len(held) or held[slot] < stamp:
-                    named.stamps[slot] = stamp
+        named.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
+        for slot, stamp in ring_after(section, offset).items():
+            if slot >= len(held) or held[slot] < stamp:
+                named.stamps[slot] = stamp
         return named
 
     def _accept(
@@ -112,7 +109,12 @@ class SnapshotReader:
         for slot, stamp in named.stamps.items():
             name = names[slot]
             stored = _readable(items.get(keys.node(self._prefix, name)))
-            if stored is not None and stored.slot == slot and stored.record.name == name and _counts(stored, stamp, head):
+            if (
+                stored is not None
+                and stored.slot == slot
+                and stored.record.name == name
+                and _counts(stored, stamp, head)
+            ):
                 updates[slot] = stored.record
                 stamps[slot] = Stamp(stored.term, stored.offset)
                 if stamps[slot] != stamp:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from nodestate import keys
 from nodestate.errors import FencedError
-from nodestate.head import MAX_TRIES_COUNT, Place, Tenure, Vitals, require_stored
+from nodestate.head import MAX_TRIES_COUNT, Place, Since, Tenure, Vitals, require_stored, since_from
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Put, Status, Write
 from nodestate.snapshot.format import (
     NODE,
-    RING_SLOTS,
     SECTION,
+    Appeared,
     Index,
     Section,
     Stamp,
     StoredNode,
-    Turn,
     index_keys,
     pack_index,
-    pack_slots,
+    ring_with,
 )
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.writing import Batch, HeldNodes, Taken
@@ -61,7 +62,9 @@ class SnapshotWriter:
         if loaded.missing or loaded.table is None:
             return None
         records = list(loaded.table.records())
-        self._tenure, self._section = tenure, SECTION.decode(found.section)
+        section = SECTION.decode(found.section)
+        terms = (*section.terms, Since(tenure.head.term, found.next))
+        self._tenure, self._section = tenure, msgspec.structs.replace(section, terms=terms)
         self._stamps, self._cas_ids = reader.stamps, [0] * len(records)
         # Everything is written again under our term with the first commit where its item is lost, or ahead of what
         # the head names (its writer died between the two): readers can't accept those under the new term.
@@ -77,7 +80,7 @@ class SnapshotWriter:
         yield from self._put_nodes(range(size), Stamp(1, 0), epoch, nodes)
         index, writes = self._index(epoch, 1, 1, nodes)
         yield from self._add(writes)
-        section = Section(1, (), index)
+        section = Section(1, b"", b"", (), (Since(1, 1),), index)
         self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals)
         self._section = section
 
@@ -85,7 +88,7 @@ class SnapshotWriter:
         """See ``PartitionWriter``."""
         yield from self._commit(batch, nodes, vitals, index_now=False)
 
-    def renew(self, nodes: HeldNodes, vitals: Vitals) -> Steps[bool]:
+    def renew(self, vitals: Vitals) -> Steps[bool]:
         """See ``PartitionWriter``."""
         asked = yield from self.tenure.renew(vitals)
         return asked or bool(self._owed)
@@ -113,15 +116,17 @@ class SnapshotWriter:
         yield from self._put_nodes(changed, stamp, head.epoch, nodes)
         for slot in changed:
             self._stamps[slot] = stamp
-        appeared = tuple(nodes.records[slot].name for slot in changed if slot >= batch.size_before)
-        ring_from, ring = _turned(section, Turn(stamp.term, stamp.offset, pack_slots(changed), appeared))
+        ring_from, counts, slots = ring_with(section, changed)
+        appeared = [one for one in section.appeared if one.offset >= ring_from]
+        appeared += [Appeared(head.next, nodes.records[slot].name) for slot in changed if slot >= batch.size_before]
         index, previous, trimmed = section.index, section.previous, []
         if index_now or index.offset < ring_from:
             previous = section.index
             trimmed = index_keys(self._place.prefix, head.epoch, section.previous) if section.previous else []
             index, writes = self._index(head.epoch, head.term, head.next + 1, nodes)
             yield from self._add(writes)
-        after = Section(ring_from, ring, index, previous)
+        terms = since_from(section.terms, ring_from)
+        after = Section(ring_from, counts, slots, tuple(appeared), terms, index, previous)
         ours = yield from tenure.advance(after, vitals)
         self._section = after if ours else SECTION.decode(tenure.head.section)
         self._owed.clear()
@@ -139,7 +144,10 @@ class SnapshotWriter:
                 return
             writes = []
             for slot in todo:
-                key, value = keys.node(self._place.prefix, nodes.records[slot].name), self._stored(slot, stamp, epoch, nodes)
+                key, value = (
+                    keys.node(self._place.prefix, nodes.records[slot].name),
+                    self._stored(slot, stamp, epoch, nodes),
+                )
                 cas = self._cas_ids[slot]
                 writes.append(Write(Put.CAS, key, value, cas) if cas else Write(Put.ADD, key, value))
             reply = yield Step(write=writes)
@@ -170,13 +178,3 @@ class SnapshotWriter:
     def _add(self, writes: list[Write]) -> Steps[None]:
         reply = yield Step(write=writes)
         require_stored(self._place, writes, list(reply.written))
-
-
-def _turned(section: Section, turn: Turn) -> tuple[int, tuple[Turn, ...]]:
-    """The ring with one more commit, and without the oldest where it is full."""
-    ring = [*section.ring, turn]
-    used = sum(len(one.slots) // 4 for one in ring)
-    while used > RING_SLOTS:
-        used -= len(ring.pop(0).slots) // 4
-    return (ring[0].offset if ring else turn.offset + 1), tuple(ring)
-

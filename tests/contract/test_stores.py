@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodestate.memcached import MemcachedStore
+from nodestate.config import Config
+from nodestate.errors import StoreUnavailableError
+from nodestate.memcached import MemcachedStore, open_stores
 from nodestate.ports import Item, Put, Status, Store, Write, Written
-from nodestate.testing import FaultyStore, ManualClock, MemoryServer, MemoryStore, script
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, chance, script
 from tests.contract.store import NEVER_GIVEN, StoreContract
 from tests.services.servers import MemcachedServer
 
@@ -104,7 +106,8 @@ class Twin:
         self._ids: dict[str, list[tuple[int, int]]] = {key: [] for key in KEYS}
 
     def call(self, connection: int, operations: list[tuple[Put, str, bytes, str, int]]) -> None:
-        ours, theirs = [], []
+        ours: list[Write] = []
+        theirs: list[Write] = []
         for put, key, value, which, ttl_s in operations:
             known = self._ids[key]
             ids = {"current": known[-1:], "former": known[-2:-1]}.get(which) or [(0, 0)]
@@ -154,3 +157,81 @@ def test_memory_and_memcached_give_the_same_outcomes(memcached: MemcachedServer)
 
 
 # -- a store that fails on purpose ----------------------------------------------------------------
+
+WRITES = [Write(Put.ADD, key, b"1") for key in KEYS]
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, None])
+def test_a_failed_write_may_have_been_carried_out(done: int | None) -> None:
+    """'Timed out, outcome unknown' is the row of the fault table that matters most."""
+    memory = MemoryStore()
+    store = FaultyStore(memory, script(None, Fault(done=done)))
+    assert store.fetch(KEYS) == {}
+    with pytest.raises(StoreUnavailableError):
+        store.write(WRITES)
+    assert set(memory.fetch(KEYS)) == set(KEYS[:done])
+    assert store.write([Write(Put.DELETE, "z")]) == [Written(Status.MISSING)]
+
+
+def test_a_late_write_arrives_after_its_sender_went_on() -> None:
+    store = FaultyStore(MemoryStore(), script(Fault(done=1, late=True)))
+    with pytest.raises(StoreUnavailableError):
+        store.write(WRITES)
+    store.write([Write(Put.ADD, "b", b"meanwhile")])
+    assert [written.status for written in store.arrive()] == [Status.CONFLICT, Status.STORED]
+    assert {key: item.value for key, item in store.fetch(KEYS).items()} == {"a": b"1", "b": b"meanwhile", "c": b"1"}
+    assert store.arrive() == []
+
+
+def test_a_lost_write_never_arrives() -> None:
+    store = FaultyStore(MemoryStore(), script(Fault(late=True)))
+    with pytest.raises(StoreUnavailableError):
+        store.write(WRITES)
+    store.lose()
+    assert store.arrive() == []
+    assert store.fetch(KEYS) == {}
+
+
+def test_chance_is_the_same_for_the_same_seed() -> None:
+    first, second = chance(7, 0.5), chance(7, 0.5)
+    faults = [first("write", 3) for _ in range(100)]
+    assert faults == [second("write", 3) for _ in range(100)]
+    assert None in faults
+    assert {fault.late for fault in faults if fault} == {True, False}
+    assert {fault.done for fault in faults if fault} == {0, 1, 2, 3}
+
+
+# -- a memory server's own faults -----------------------------------------------------------------
+
+
+def test_what_is_unused_for_longest_is_evicted_first() -> None:
+    server = MemoryServer(max_bytes=4_000)
+    store = MemoryStore(server)
+    store.write([Write(Put.ADD, key, b"x" * 1_000) for key in ("a", "b", "c")])
+    store.fetch(["a"])
+    store.write([Write(Put.ADD, "d", b"x" * 1_000)])
+    assert server.keys() == ["a", "c", "d"]
+    assert store.write([Write(Put.ADD, "e", b"x" * 5_000)]) == [Written(Status.FULL)]
+
+
+def test_one_item_can_be_evicted() -> None:
+    server = MemoryServer()
+    store = MemoryStore(server)
+    store.write(WRITES)
+    assert server.evict("b")
+    assert not server.evict("b")
+    assert set(store.fetch(KEYS)) == {"a", "c"}
+
+
+def test_memory_urls_of_one_process_share_a_server() -> None:
+    """A consumer and a reader in one process, as under ``nodestate up``, must meet."""
+    [first], [second] = open_stores(Config()), open_stores(Config())
+    key = "shared-by-this-test"
+    first.write([Write(Put.ADD, key, b"1")])
+    assert second.fetch([key])[key].value == b"1"
+    second.write([Write(Put.DELETE, key)])
+
+
+def test_each_server_of_a_cell_has_its_store_in_order() -> None:
+    stores = open_stores(Config(store="memcached://one:1,two:2,three"))
+    assert [store.name for store in stores] == ["one:1", "two:2", "three:11211"]

@@ -181,7 +181,6 @@ class _Container:
 
     def kill(self) -> None:
         if self.running():
-            self.resume()  # Docker kills a paused container only once it goes on
             self._container.get_wrapped_container().kill()
             self._container.get_wrapped_container().wait()
 

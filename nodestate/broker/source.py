@@ -1,0 +1,353 @@
+"""Where a consumer takes messages from."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import structlog
+
+from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
+from nodestate.broker.topology import DEAD_KEY, POKE, Topology
+from nodestate.broker.underway import Confirms, Unacked
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError
+from nodestate.ports import Clock, Delivery, SystemClock
+
+POLL_S: Final = 0.005
+"""Pause between two looks into queues that can only be asked."""
+RESTORE_EVERY_S: Final = 1.0
+MAX_DETAIL_CHARS: Final = 1_000
+MAX_LOOKS_COUNT: Final = 32
+"""Queues that one ``receive`` looks into, each a round trip, to see whether they need a poke."""
+BEATS_PER_HEARTBEAT: Final = 4
+
+
+class KombuSource:
+    """A ``ports.Source`` over kombu: RabbitMQ, Redis or ``memory://``.
+
+    away --receive--> connected, in a new session: subscribes ``partitions_first``, after ``standby_s`` also
+        ``partitions_standby``, and pokes each of their queues
+    connected --an error, close--> away; the broker gives what was not acked to the next consumer, in order
+
+    A poke is a message with an empty body, published to a partition's own queue: whoever gets it is the active
+    consumer. Until the first message of a partition comes, it is poked again every ``standby_s`` (unless something
+    waits there already), since RabbitMQ tells nobody that he became the active one.
+
+    Assumptions: RabbitMQ delivers a queue to one consumer at a time (single active consumer); other transports do
+    not, so members must be given distinct partitions there, and standby is ignored. The connection lives only if
+    ``receive`` is called more often than every ``broker_heartbeat_s``, be it with a limit of 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        partitions_first: Sequence[int],
+        partitions_standby: Sequence[int] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config
+        self._first = tuple(partitions_first)
+        self._standby = tuple(partition for partition in partitions_standby if partition not in self._first)
+        self._clock = clock or SystemClock()
+        self._log = structlog.get_logger("nodestate.broker")
+        self._session = 0
+        self._feed: _AmqpFeed | _PolledFeed | None = None
+
+    # -- ports.Source
+
+    def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
+        """Up to ``limit`` messages; returns when that many came or ``timeout_s`` passed. In order per partition."""
+        feed = self._feed or self._connect()
+        with self._giving_up(feed):
+            return feed.receive(limit, timeout_s)
+
+    def drained(self, partition: int) -> bool:
+        """True if at the end of the last ``receive`` the broker had nothing more to give for this partition.
+
+        What that rests on with RabbitMQ, which pushes and is never asked: this consumer is the partition's active
+        one (something came in this session), the window of unacked messages has room, so the broker would have
+        sent more, all that reached this machine was handed out, and the broker was heard within the last heartbeat
+        interval, so it is neither frozen nor cut off. After a ``receive`` that ended at its limit there may be
+        more in any partition, so it is False for all.
+        """
+        return self._feed is not None and self._feed.drained(partition)
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the broker forget these. Those of an older session are passed over: they come again."""
+        feed = self._feed
+        current = [delivery for delivery in deliveries if delivery.session == self._session]
+        if feed is None or not current:
+            return
+        with self._giving_up(feed):
+            feed.ack(current)
+
+    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
+        """Publish the message to the dead-letter queue and wait until the broker has it. Not an ack.
+
+        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970).
+        """
+        feed = self._feed or self._connect()
+        headers = {
+            "reason": reason,
+            "detail": detail[:MAX_DETAIL_CHARS],
+            "partition": delivery.partition,
+            "at": int(self._clock.time()),
+        }
+        with self._giving_up(feed):
+            feed.dead_letter(delivery.body, headers)
+
+    def close(self) -> None:
+        """Close the connection; what was not acked comes again, here or elsewhere. ``receive`` connects anew."""
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            feed.link.close()
+
+    # -- beyond ports.Source
+
+    def poke(self, partition: int) -> None:
+        """Send the active consumer of a partition an empty message."""
+        feed = self._feed or self._connect()
+        with self._giving_up(feed):
+            feed.poke(partition)
+
+    # -- inside
+
+    def _connect(self) -> _AmqpFeed | _PolledFeed:
+        link = open_link(self._config, "consumer", self._config.broker_heartbeat_s)
+        self._session += 1
+        feed: _AmqpFeed | _PolledFeed
+        if isinstance(link, AmqpLink):
+            feed = _AmqpFeed(self._config, link, self._session, self._clock)
+        else:
+            feed = _PolledFeed(self._config, link, self._session, self._clock)
+        self._feed = feed
+        with self._giving_up(feed):
+            feed.start(self._first, self._standby)
+        self._log.info("connected", broker=self._config.broker_safe, session=self._session, partitions=self._first)
+        return feed
+
+    @contextmanager
+    def _giving_up(self, feed: _AmqpFeed | _PolledFeed) -> Iterator[None]:
+        """After any error of the transport nothing is known of the connection: drop it, and what it had in hand."""
+        try:
+            yield
+        except feed.link.errors as error:
+            self._drop(feed)
+            raise unavailable(self._config, error) from error
+        except BrokerUnavailableError:
+            self._drop(feed)
+            raise
+
+    def _drop(self, feed: _AmqpFeed | _PolledFeed) -> None:
+        self._feed = None
+        feed.link.drop()
+
+
+class _Lane:
+    """One partition's channel and what is under way on it."""
+
+    __slots__ = ("channel", "unacked")
+
+    def __init__(self) -> None:
+        self.channel: Any = None
+        self.unacked = Unacked()
+
+
+class _AmqpFeed:
+    """Deliveries that RabbitMQ pushes: a channel per partition, so that a single ack covers many."""
+
+    def __init__(self, config: Config, link: AmqpLink, session: int, clock: Clock) -> None:
+        self.link = link
+        self._config = config
+        self._topology = Topology.of(config)
+        self._session = session
+        self._clock = clock
+        self._lanes: dict[int, _Lane] = {}
+        self._buffer: deque[Delivery] = deque()
+        self._standby: tuple[int, ...] = ()
+        now = clock.monotonic()
+        self._standby_at = now + config.standby_s
+        self._poke_at = now + config.standby_s
+        self._silent: list[int] = []
+        self._beat_at = now
+        self._heard_at = now
+        self._quiet = False
+        self._full: frozenset[int] = frozenset()
+        self._dead_channel: Any = None
+        self._dead_confirms = Confirms()
+
+    def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
+        self._standby = tuple(standby)
+        for partition in first:
+            self._subscribe(partition)
+
+    def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
+        clock, link, buffer = self._clock, self.link, self._buffer
+        now = clock.monotonic()
+        deadline = now + timeout_s
+        if self._standby and now >= self._standby_at:
+            standby, self._standby = self._standby, ()
+            for partition in standby:
+                self._subscribe(partition)
+        self._poke_silent(now)
+        quiet = False
+        while True:
+            remaining = deadline - now
+            enough = len(buffer) >= limit
+            # Also with enough in hand one frame is read: a connection on which nothing moves looks dead to heartbeats.
+            if not link.has_input(0 if enough else max(0.0, remaining)):
+                quiet = not enough
+                break
+            link.read()
+            self._heard_at = now = clock.monotonic()
+            if enough or (remaining <= 0 < timeout_s):
+                break
+        now = clock.monotonic()
+        if now >= self._beat_at:
+            link.beat()
+            self._beat_at = now + self._config.broker_heartbeat_s / BEATS_PER_HEARTBEAT
+        deliveries = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        self._quiet = quiet and not buffer and now - self._heard_at <= self._config.broker_heartbeat_s
+        prefetch = self._config.prefetch
+        self._full = frozenset(
+            partition for partition, lane in self._lanes.items() if lane.unacked.outstanding >= prefetch
+        )
+        return deliveries
+
+    def drained(self, partition: int) -> bool:
+        lane = self._lanes.get(partition)
+        return self._quiet and lane is not None and lane.unacked.received > 0 and partition not in self._full
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        tags: dict[int, list[int]] = {}
+        for delivery in deliveries:
+            assert isinstance(delivery.tag, int)
+            tags.setdefault(delivery.partition, []).append(delivery.tag)
+        for partition, acked in tags.items():
+            lane = self._lanes[partition]
+            upto = lane.unacked.ack(acked)
+            if upto is not None:
+                self.link.ack(lane.channel, upto)
+
+    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+        if self._dead_channel is None:
+            self._dead_channel = self.link.confirming(self._dead_confirms.settle)
+        answers: list[bool] = []
+        letter = self.link.letter(body, headers)
+        self.link.post(self._dead_channel, self._topology.dead, DEAD_KEY, body, letter)
+        self._dead_confirms.sent(answers.append)
+        deadline = self._clock.monotonic() + self._config.broker_timeout_s
+        while not answers:
+            if not self.link.has_input(max(0.0, deadline - self._clock.monotonic())):
+                raise TimeoutError("the dead-letter queue did not confirm in time")
+            self.link.read()
+        if not answers[0]:
+            raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
+
+    def poke(self, partition: int) -> None:
+        self.link.send(self._topology.exchange, str(partition), b"", POKE)
+
+    def _subscribe(self, partition: int) -> None:
+        lane = self._lanes[partition] = _Lane()
+        session, buffer, unacked = self._session, self._buffer, lane.unacked
+
+        def take(body: bytes, tag: int, redelivered: bool) -> None:
+            unacked.received = tag
+            buffer.append(Delivery(partition, body, tag, session, redelivered))
+
+        lane.channel = self.link.consume(self._topology.queue(partition), self._config.prefetch, take)
+        self.poke(partition)
+
+    def _poke_silent(self, now: float) -> None:
+        """Where nothing came yet another consumer may have been active, and be gone now.
+
+        Only into an empty queue: what waits in it will tell as well, and pokes must not pile up where nobody reads.
+        """
+        if now >= self._poke_at:
+            self._poke_at = now + self._config.standby_s
+            self._silent = [partition for partition, lane in self._lanes.items() if lane.unacked.received == 0]
+        for _ in range(min(MAX_LOOKS_COUNT, len(self._silent))):
+            partition = self._silent.pop()
+            depth = self.link.depth(self._topology.queue(partition))
+            if depth is not None and depth.ready == 0:
+                self.poke(partition)
+
+
+class _PolledFeed:
+    """Messages that a virtual transport gives when asked."""
+
+    def __init__(self, config: Config, link: VirtualLink, session: int, clock: Clock) -> None:
+        self.link = link
+        self._config = config
+        self._topology = Topology.of(config)
+        self._session = session
+        self._clock = clock
+        self._turns: deque[int] = deque()
+        self._outstanding: dict[int, int] = {}
+        self._empty: set[int] = set()
+        self._restore_at = clock.monotonic()
+
+    def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
+        if standby:
+            structlog.get_logger("nodestate.broker").info(
+                "no standby: this transport gives a queue to several consumers at a time",
+                broker=self._config.broker_safe,
+                partitions=standby,
+            )
+        for partition in first:
+            self._turns.append(partition)
+            self._outstanding[partition] = 0
+            self.poke(partition)
+
+    def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
+        now = self._clock.monotonic()
+        deadline = now + timeout_s
+        if now >= self._restore_at:
+            self.link.restore_overdue()
+            self._restore_at = now + RESTORE_EVERY_S
+        deliveries: list[Delivery] = []
+        while len(deliveries) < limit:
+            before = len(deliveries)
+            self._look_into_each(limit, deliveries)
+            if len(deliveries) > before:
+                continue
+            remaining = deadline - self._clock.monotonic()
+            if remaining <= 0:
+                break
+            self._clock.sleep(min(POLL_S, remaining))
+        return deliveries
+
+    def drained(self, partition: int) -> bool:
+        return partition in self._empty
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.link.ack(delivery.tag)
+            self._outstanding[delivery.partition] -= 1
+
+    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+        self.link.send(self._topology.dead, DEAD_KEY, body, headers=headers)
+
+    def poke(self, partition: int) -> None:
+        self.link.send(self._topology.exchange, str(partition), b"", POKE)
+
+    def _look_into_each(self, limit: int, deliveries: list[Delivery]) -> None:
+        """One message of each partition; the next look begins where this one stopped."""
+        for _ in range(len(self._turns)):
+            if len(deliveries) >= limit:
+                return
+            partition = self._turns[0]
+            self._turns.rotate(-1)
+            if self._outstanding[partition] >= self._config.prefetch:
+                self._empty.discard(partition)
+                continue
+            message = self.link.fetch(self._topology.queue(partition))
+            if message is None:
+                self._empty.add(partition)
+                continue
+            self._empty.discard(partition)
+            self._outstanding[partition] += 1
+            deliveries.append(Delivery(partition, message.body, message.tag, self._session, message.redelivered))

@@ -1,0 +1,72 @@
+"""Every name at the broker, as a function of the cell. The map::
+
+    exchange nodestate.{cell}          direct   routing key = partition
+    queue    nodestate.{cell}.{n}               one per partition, durable, one active consumer at a time
+    exchange nodestate.{cell}.dead     direct   routing key "dead"
+    queue    nodestate.{cell}.dead              what was given up, the reason in a header
+    exchange nodestate.{cell}.control  fanout   one exclusive queue per agent: resync requests
+
+Publishers and consumers declare all of it whenever they connect, so that no event is ever unroutable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodestate.config import Config
+
+CONTENT_TYPE: Final = "application/x-msgpack"
+DEAD_KEY: Final = "dead"
+POKE: Final = "poke"
+"""The ``type`` property of a poke: an empty message that tells its consumer that it is the active one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The exchanges and queues of one cell."""
+
+    cell: str
+    partitions: int
+    queue_type: str
+
+    @classmethod
+    def of(cls, config: Config) -> Topology:
+        """The topology that these settings ask for."""
+        return cls(config.cell, config.partitions, config.queue_type)
+
+    @property
+    def exchange(self) -> str:
+        """Where events are published, with the partition as routing key."""
+        return f"nodestate.{self.cell}"
+
+    @property
+    def dead(self) -> str:
+        """Exchange and queue of what was given up."""
+        return f"nodestate.{self.cell}.dead"
+
+    @property
+    def control(self) -> str:
+        """Where resyncs are broadcast."""
+        return f"nodestate.{self.cell}.control"
+
+    def queue(self, partition: int) -> str:
+        """The queue of one partition."""
+        assert 0 <= partition < self.partitions, f"partition {partition} of {self.partitions}"
+        return f"nodestate.{self.cell}.{partition}"
+
+    def queues(self) -> Iterator[tuple[int, str]]:
+        """Every partition with its queue."""
+        return ((partition, self.queue(partition)) for partition in range(self.partitions))
+
+    @property
+    def queue_arguments(self) -> dict[str, Any]:
+        """What a partition's queue is declared with. Changing any of it needs the queue to be deleted first."""
+        return {
+            "x-queue-type": self.queue_type,
+            "x-single-active-consumer": True,
+            # What RabbitMQ itself gives up (a quorum queue's delivery limit) ends in the same place.
+            "x-dead-letter-exchange": self.dead,
+            "x-dead-letter-routing-key": DEAD_KEY,
+        }

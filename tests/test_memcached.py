@@ -1,0 +1,353 @@
+"""What is memcached's own, beyond the store contract: the protocol, its failures, and the facts it is built upon."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate import memcached as adapter
+from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
+from nodestate.memcached import MemcachedStore
+from nodestate.ports import Item, Put, Status, Write, Written
+from tests.services.servers import MemcachedServer
+
+# -- replies as they come -------------------------------------------------------------------------
+
+
+def _pieces(reply: bytes, cuts: list[int]) -> Iterator[bytes]:
+    edges = sorted({0, len(reply), *(cut % len(reply) for cut in cuts)})
+    return (reply[start:end] for start, end in itertools.pairwise(edges))
+
+
+VALUES = st.one_of(st.none(), st.binary(max_size=40), st.sampled_from([b"EN\r\n", b"\r\n", b"VA 1 c1 t-1\r\nx\r\n"]))
+
+
+@given(st.lists(VALUES, min_size=1, max_size=8), st.lists(st.integers(0, 10_000)))
+def test_a_reply_may_come_in_any_pieces(values: list[bytes | None], cuts: list[int]) -> None:
+    """TCP keeps no boundaries: a line, a number or a CR LF may be cut anywhere."""
+    reply, expected = b"", {}
+    for number, value in enumerate(values):
+        if value is None:
+            reply += b"EN\r\n"
+            continue
+        ttl_s = None if number % 2 else number
+        reply += b"VA %d c%d t%d\r\n%s\r\n" % (len(value), number, -1 if ttl_s is None else ttl_s, value)
+        expected[str(number)] = Item(value, number, ttl_s)
+    keys = [str(number) for number in range(len(values))]
+    assert adapter._items(keys, _pieces(reply, cuts)) == expected
+
+
+@given(st.lists(st.sampled_from(list(Put)), min_size=1, max_size=8), st.lists(st.integers(0, 10_000)))
+def test_outcomes_may_come_in_any_pieces(puts: list[Put], cuts: list[int]) -> None:
+    reply, expected = b"", []
+    for number, put in enumerate(puts, 1):
+        reply += b"HD\r\n" if put is Put.DELETE else b"STORED\r\nHD c%d f77\r\n" % number
+        expected.append(Written(Status.STORED, 0 if put is Put.DELETE else number))
+    writes = [Write(put, "k") for put in puts]
+    assert adapter._outcomes(writes, adapter._lines(writes, _pieces(reply, cuts)), 77) == expected
+
+
+@pytest.mark.parametrize("seen", [b"HD c9 f78", b"HD c9 f177", b"EN"])
+def test_another_writers_id_is_not_taken_for_ours(seen: bytes) -> None:
+    """Between our write and the look at its id, another may have written: with its id we would overwrite it unseen."""
+    assert adapter._outcomes([Write(Put.ADD, "k")], [b"STORED", seen], 77) == [Written(Status.STORED, 0)]
+
+
+# -- a server that answers as it likes ------------------------------------------------------------
+
+SETTINGS = b"STAT item_size_max 1048576\r\nSTAT cas_enabled yes\r\nEND\r\n"
+
+
+@contextlib.contextmanager
+def scripted(*replies: bytes) -> Iterator[str]:
+    """The address of a server that answers the settings, one request with each reply, and then hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for reply in (SETTINGS, *replies):
+                    connection.recv(65536)
+                    connection.sendall(reply)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"VA 10 c1 t-1\r\nshort",
+        b"VA 2 c1\r\nab\r\n",
+        b"VA x c1 t-1\r\nab\r\n",
+        b"HD\r\n",
+        b"ERROR\r\n",
+        b"CLIENT_ERROR bad command line format\r\n",
+        b"SERVER_ERROR out of memory writing get response\r\n",
+        b"EN\r\nEN\r\n",
+    ],
+)
+def test_a_wrong_reply_to_a_fetch_is_an_outage(reply: bytes) -> None:
+    """Never a miss: a miss makes an owner rebuild its partition."""
+    with scripted(reply) as address, contextlib.closing(MemcachedStore(address, timeout_s=5.0)) as store:
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.fetch(["a"])
+        assert caught.value.server == address
+        assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"STORED\r\n",
+        b"STORED\r\nHD c",
+        b"HD\r\nHD c1 f1\r\n",
+        b"SERVER_ERROR object too large for cache\r\nEN\r\n",
+        b"CLIENT_ERROR bad data chunk\r\nERROR\r\nEN\r\n",
+        b"STORED\r\nEN\r\nEN\r\n",
+    ],
+)
+def test_a_wrong_reply_to_a_write_is_an_unknown_outcome(reply: bytes) -> None:
+    with (
+        scripted(reply) as address,
+        contextlib.closing(MemcachedStore(address, timeout_s=5.0)) as store,
+        pytest.raises(StoreUnavailableError),
+    ):
+        store.write([Write(Put.ADD, "a", b"1")])
+
+
+def test_a_server_that_hung_up_on_an_idle_connection_is_asked_again() -> None:
+    """memcached closes idle connections where it is told to (-o idle_timeout): nothing was lost by that."""
+    with scripted(b"EN\r\n") as address:
+        store = MemcachedStore(address, timeout_s=5.0)
+        assert store.fetch(["a"]) == {}
+    with pytest.raises(StoreUnavailableError, match="refused"):
+        store.fetch(["a"])
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\r\nflush_all", "tab\t", "naïve", "k" * 251])
+def test_what_is_no_key_never_reaches_the_wire(key: str) -> None:
+    store = MemcachedStore("127.0.0.1:1", timeout_s=1.0)
+    with pytest.raises(AssertionError, match="keys"):
+        store.fetch(["a", key])
+    with pytest.raises(AssertionError, match="keys"):
+        store.write([Write(Put.DELETE, key)])
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":11211", "host:name"])
+def test_an_address_is_host_and_port(address: str) -> None:
+    with pytest.raises(ConfigError):
+        MemcachedStore(address, timeout_s=1.0)
+
+
+# -- a real server --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(memcached: MemcachedServer) -> Iterator[MemcachedStore]:
+    with contextlib.closing(MemcachedStore(memcached.address, timeout_s=0.3)) as store:
+        yield store
+
+
+def _freeze(server: MemcachedServer) -> None:
+    """Pause, and wait until it is so: a thread that is running when the signal is sent stops a little later."""
+    server.pause()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as probe, contextlib.suppress(TimeoutError):
+        while True:
+            probe.sendall(b"mn\r\n")
+            probe.recv(10)
+
+
+@pytest.mark.service
+def test_a_frozen_server_is_given_up_in_time_and_never_answers_out_of_step(
+    memcached: MemcachedServer, store: MemcachedStore
+) -> None:
+    """The reply to a call that was given up comes later: it must not be taken for the next call's."""
+    store.write([Write(Put.ADD, "a", b"1"), Write(Put.ADD, "b", b"2")])
+    _freeze(memcached)
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match=r"no reply within 0\.3 s"):
+        store.fetch(["a"])
+    assert time.monotonic() - start < 1.0
+    memcached.resume()
+    assert {key: item.value for key, item in store.fetch(["b"]).items()} == {"b": b"2"}
+
+
+@pytest.mark.service
+def test_a_write_to_a_frozen_server_may_be_carried_out_later(memcached: MemcachedServer, store: MemcachedStore) -> None:
+    """Why an owner looks before it writes again, and why the head goes by CAS."""
+    [first] = store.write([Write(Put.ADD, "a", b"1")])
+    _freeze(memcached)
+    with pytest.raises(StoreUnavailableError):
+        store.write([Write(Put.CAS, "a", b"2", first.cas)])
+    memcached.resume()
+    deadline = time.monotonic() + 5
+    while (item := store.fetch(["a"])["a"]).value != b"2":
+        assert time.monotonic() < deadline
+    assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [Written(Status.CONFLICT)]
+    assert item.cas != first.cas
+
+
+@pytest.mark.service
+def test_a_frozen_server_does_not_block_a_call_that_no_buffer_holds(
+    memcached: MemcachedServer, store: MemcachedStore
+) -> None:
+    assert store.fetch(["a"]) == {}
+    _freeze(memcached)
+    with pytest.raises(StoreUnavailableError, match="no reply within"):
+        store.write([Write(Put.ADD, f"k{number}", b"x" * 1_000_000) for number in range(40)])
+    memcached.resume()
+
+
+@pytest.mark.service
+def test_an_interrupted_call_leaves_nothing_to_read(store: MemcachedStore) -> None:
+    """Ctrl-C in the middle of a reply, caught further up: the next call must not read the rest of it."""
+    store.write([Write(Put.ADD, f"k{number}", b"x" * 1_000_000) for number in range(10)])
+
+    class Interrupting(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch([Interrupting("k0"), *(f"k{number}" for number in range(1, 10))])
+    assert store.fetch(["none"]) == {}
+    assert len(store.fetch(["k1"])["k1"].value) == 1_000_000
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("item_max", ["512k", "1m", "4m"])
+@pytest.mark.parametrize("key", ["k", "k" * 250])
+def test_the_limit_is_the_servers_to_the_byte(
+    memcached_factory: Callable[..., MemcachedServer], item_max: str, key: str
+) -> None:
+    """What passes our check must be taken by the server: it tells a value too large only after having read it."""
+    server = memcached_factory(item_max=item_max)
+    with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
+        largest = store.max_value_bytes + 250 - len(key)
+        [written] = store.write([Write(Put.ADD, key, b"x" * largest)])
+        assert written.status is Status.STORED
+        with pytest.raises(ItemTooLargeError) as caught:
+            store.write([Write(Put.CAS, key, b"x" * (largest + 1), written.cas)])
+        assert (caught.value.size_bytes, caught.value.limit_bytes) == (largest + 1, largest)
+        assert store.stats().too_large == 0
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(b"add z%s 1 0 %d\r\n%s\r\n" % (key[1:].encode(), largest + 1, b"x" * (largest + 1)))
+        assert raw.recv(100) == b"SERVER_ERROR object too large for cache\r\n"
+    server.close()
+
+
+@pytest.mark.service
+def test_writers_that_trust_the_ids_they_are_told_lose_nothing(
+    memcached_factory: Callable[..., MemcachedServer],
+) -> None:
+    """Each adds to one counter by CAS and fetches only after a conflict: with the id of another's write it would
+    overwrite that unseen. One thread and one request at a time make the server turn to another writer between a
+    write and the look at its id.
+    """
+    server = memcached_factory(extra=["-t", "1", "-R", "1"])
+    writers, rounds = 4, 500
+    conflicts = []
+
+    def count() -> None:
+        with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
+            done, value, cas = 0, 0, 0
+            while done < rounds:
+                [written] = store.write([Write(Put.CAS, "n", b"%d" % (value + 1), cas)])
+                if written.status is Status.STORED:
+                    done, value, cas = done + 1, value + 1, written.cas
+                else:
+                    conflicts.append(written)
+                    item = store.fetch(["n"])["n"]
+                    value, cas = int(item.value), item.cas
+
+    with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
+        store.write([Write(Put.ADD, "n", b"0")])
+        threads = [threading.Thread(target=count) for _ in range(writers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert int(store.fetch(["n"])["n"].value) == writers * rounds
+    assert conflicts, "they did compete"
+    server.close()
+
+
+@pytest.mark.service
+def test_localhost_is_found_on_either_of_its_addresses(memcached: MemcachedServer) -> None:
+    with contextlib.closing(MemcachedStore(f"localhost:{memcached.port}", timeout_s=5.0)) as store:
+        assert store.fetch(["a"]) == {}
+
+
+@pytest.mark.service
+def test_a_server_without_compare_and_swap_is_a_mistake_of_its_settings(
+    memcached_factory: Callable[..., MemcachedServer],
+) -> None:
+    server = memcached_factory(extra=["-C"])
+    store = MemcachedStore(server.address, timeout_s=5.0)
+    with pytest.raises(ConfigError, match="without -C"):
+        store.fetch(["a"])
+    server.close()
+
+
+@pytest.mark.service
+def test_stats_tell_what_a_doctor_asks(memcached_factory: Callable[..., MemcachedServer]) -> None:
+    server = memcached_factory(memory_mb=32, item_max="2m", no_evict=True)
+    with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
+        store.write([Write(Put.ADD, "a", b"1")])
+        stats = store.stats()
+    assert stats.version.startswith("1.")
+    assert (stats.limit_bytes, stats.item_max_bytes) == (32 * 1024**2, 2 * 1024**2)
+    assert stats.no_evict
+    assert (stats.items, stats.evictions, stats.out_of_memory, stats.connections) == (1, 0, 0, 1)
+    assert 0 < stats.used_bytes < 200
+    server.close()
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("flags", ["C1", "ME"])
+def test_why_no_meta_set(memcached_factory: Callable[..., MemcachedServer], flags: str) -> None:
+    """``ms`` on a full server removes the old value, though its id is wrong or only adding was asked.
+
+    Were it ever otherwise, ``ms`` with the ``c`` flag would save the look at the id behind each write.
+    """
+    server = memcached_factory(memory_mb=8, no_evict=True)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5.0) as raw:
+
+        def ask(request: bytes) -> bytes:
+            raw.sendall(request)
+            return raw.recv(1_000)
+
+        assert ask(b"ms first 3 c\r\nold\r\nms kept 3 c\r\nold\r\n") == b"HD c1\r\nHD c2\r\n"
+        number, value = 0, b"x" * 50_000
+        while ask(b"add filler%d 0 0 50000\r\n%s\r\n" % (number, value)) == b"STORED\r\n":
+            number += 1
+        reply = ask(b"ms kept 50000 %s\r\n%s\r\n" % (flags.encode(), value))
+        assert reply == b"SERVER_ERROR out of memory storing object\r\n"
+        kept = ask(b"mg kept v\r\n")
+    server.close()
+    if kept != b"EN\r\n":
+        pytest.skip("this memcached keeps it")
+
+
+def test_nothing_is_left_open(recwarn: Any) -> None:
+    """A store that was never used, or that could not connect, holds no socket."""
+    store = MemcachedStore("127.0.0.1:1", timeout_s=1.0)
+    with pytest.raises(StoreUnavailableError):
+        store.fetch(["a"])
+    del store
+    assert not recwarn.list
