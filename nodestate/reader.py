@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from nodestate import keys
+from nodestate.breaker import guarded
 from nodestate.columns import ColumnStore
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
@@ -38,7 +39,7 @@ class Reader:
         if self.design not in DESIGNS:
             raise ConfigError(f"no design {self.design!r}; there are {', '.join(DESIGNS)}")
         self._clock = clock or SystemClock()
-        self._stores = stores or Stores(open_stores(config))
+        self._stores = stores or guarded(open_stores(config), self._clock)
         self._columns = ColumnStore()
         self._lock = threading.Lock()
         self._troubles: dict[int, NodestateError] = {}

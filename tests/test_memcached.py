@@ -251,40 +251,47 @@ def test_the_limit_is_the_servers_to_the_byte(
     server.close()
 
 
+@contextlib.contextmanager
+def interrupted(port: int, meanwhile: Callable[[], None]) -> Iterator[str]:
+    """The address of a way to the server on which ``meanwhile`` happens between a write and the look at its id."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def forward() -> None:
+            client, _ = listener.accept()
+            with client, socket.create_connection(("127.0.0.1", port)) as server:
+                while request := client.recv(65536):
+                    write, cut, look = request.partition(b"mg ")
+                    server.sendall(write)
+                    client.sendall(server.recv(65536))
+                    if cut:
+                        meanwhile()
+                        server.sendall(cut + look)
+                        client.sendall(server.recv(65536))
+
+        thread = threading.Thread(target=forward)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
 @pytest.mark.service
-def test_writers_that_trust_the_ids_they_are_told_lose_nothing(
-    memcached_factory: Callable[..., MemcachedServer],
+@pytest.mark.parametrize("their_write", [Put.CAS, Put.DELETE])
+def test_a_write_that_was_replaced_at_once_is_stored_without_an_id(
+    memcached: MemcachedServer, store: MemcachedStore, their_write: Put
 ) -> None:
-    """Each adds to one counter by CAS and fetches only after a conflict: with the id of another's write it would
-    overwrite that unseen. One thread and one request at a time make the server turn to another writer between a
-    write and the look at its id.
-    """
-    server = memcached_factory(extra=["-t", "1", "-R", "1"])
-    writers, rounds = 4, 500
-    conflicts = []
+    """The id that is to be seen then is that of another's write: a CAS with it would overwrite what nobody read."""
 
-    def count() -> None:
-        with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
-            done, value, cas = 0, 0, 0
-            while done < rounds:
-                [written] = store.write([Write(Put.CAS, "n", b"%d" % (value + 1), cas)])
-                if written.status is Status.STORED:
-                    done, value, cas = done + 1, value + 1, written.cas
-                else:
-                    conflicts.append(written)
-                    item = store.fetch(["n"])["n"]
-                    value, cas = int(item.value), item.cas
+    def meanwhile() -> None:
+        ours = store.fetch(["a"])["a"]
+        [theirs] = store.write([Write(their_write, "a", b"theirs", ours.cas)])
+        assert theirs.status is Status.STORED
 
-    with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
-        store.write([Write(Put.ADD, "n", b"0")])
-        threads = [threading.Thread(target=count) for _ in range(writers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert int(store.fetch(["n"])["n"].value) == writers * rounds
-    assert conflicts, "they did compete"
-    server.close()
+    with (
+        interrupted(memcached.port, meanwhile) as address,
+        contextlib.closing(MemcachedStore(address, timeout_s=5.0)) as ours,
+    ):
+        assert ours.write([Write(Put.ADD, "a", b"ours")]) == [Written(Status.STORED, 0)]
+    assert [item.value for item in store.fetch(["a"]).values()] == ([b"theirs"] if their_write is Put.CAS else [])
 
 
 @pytest.mark.service

@@ -5,8 +5,9 @@ One partition in the loop::
     (not held) --a delivery: the broker made us its consumer--> take (CAS of the term) --> held
     held --deliveries--> folded --every design wrote it--> acked
     folded --the store failed--> folded (the same batch again, after a pause; others go on)
-    held --fenced: another owner took it--> (not held), and the connection is given up: what was not acked
-        goes back to the queue, for whoever is the active consumer now
+    held --fenced: another owner took it--> (not held), as all others: the connection is given up, and what was
+        not acked goes back to the queues, for whoever is the active consumer now
+    held --the connection to the broker broke--> (not held), as all others
     held --the store lost the epoch--> begun anew from memory --> held
 
 A step is a plain function of an injected clock, source and stores, so that a seeded simulation can run it.
@@ -110,14 +111,11 @@ class Consumer:
     # -- receiving ------------------------------------------------------------------------------
 
     def _receive(self) -> int:
-        limit = self.config.batch_events - sum(len(held.backlog) for held in self.held.values())
-        if limit <= 0:
-            return 0
         try:
-            deliveries = self._source.receive(limit, self.config.flush_s)
+            deliveries = self._source.receive(self.config.batch_events, self.config.flush_s)
         except BrokerUnavailableError as error:
             self._broker_failed(error)
-            self._rest()
+            self._drop_all()
             self._clock.sleep(RETRY_S)
             return 0
         self._settled("broker")
@@ -126,19 +124,16 @@ class Consumer:
             if held is None:
                 self._arrived.setdefault(delivery.partition, []).append(delivery)
             else:
-                held.active = True
                 held.backlog.append(delivery)
         self.stats.received += len(deliveries)
         return len(deliveries)
 
-    def _rest(self) -> None:
-        """The session is over: all that is not acked comes again, here or elsewhere. Until the broker delivers to us
-        again, we can't know whose the partitions are.
-        """
+    def _drop_all(self) -> None:
+        """The session is over: all that is not acked comes again, here or elsewhere. Whose the partitions are now, only
+        the next deliveries tell; then they are taken anew, from the stores."""
         self._arrived.clear()
-        for held in self.held.values():
-            held.backlog.clear()
-            held.active = False
+        self.held.clear()
+        self._retry_at.clear()
 
     # -- taking ---------------------------------------------------------------------------------
 
@@ -223,7 +218,7 @@ class Consumer:
         now = self._clock.monotonic()
         work: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
         for held in self.held.values():
-            if not held.active or self._retry_at.get(held.number, now) > now:
+            if self._retry_at.get(held.number, now) > now:
                 continue
             try:
                 pending = self._pending(held, now)
@@ -297,9 +292,8 @@ class Consumer:
             # back to the queue, to whoever is the active consumer now.
             self.stats.fenced += 1
             self._log.warning("fenced", partition=held.number, why=str(error))
-            self.held.pop(held.number, None)
             self._source.close()
-            self._rest()
+            self._drop_all()
         elif isinstance(error, EpochLostError):
             self._log.warning("the store lost an epoch", partition=held.number, design=name, why=str(error))
             held.lost.add(name)
@@ -325,8 +319,6 @@ class Consumer:
         self._renew_at = now + self.config.renew_s
         work: dict[tuple[int, str], tuple[Store, Steps[bool]]] = {}
         for held in self.held.values():
-            if not held.active:
-                continue
             self._probe(held, now)
             if held.pending is not None:
                 continue

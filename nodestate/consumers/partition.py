@@ -72,8 +72,7 @@ class Pending:
 class HeldPartition:
     """The owner's state of one partition. Times are the owner's monotonic clock.
 
-    ``active``: the broker delivered to us in this session, so we are its consumer; otherwise the partition is kept
-    as it is and nothing is written until that is so again. ``caught_up_at``: everything that was in the queue at
+    ``caught_up_at``: everything that was in the queue at
     this time is written. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
     """
 
@@ -85,7 +84,6 @@ class HeldPartition:
         self.heard_at: list[float] = []
         self.backlog: deque[Delivery] = deque()
         self.pending: Pending | None = None
-        self.active = True
         self.caught_up_at = float("-inf")
         self.vouched = False
         self.vouch_at = float("inf")

@@ -1,0 +1,72 @@
+"""A store that does not answer is left alone for a while, so that it costs its own partitions and nobody's time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from nodestate.errors import StoreUnavailableError
+from nodestate.lockstep import Stores
+from nodestate.ports import Clock, Item, Store, Write, Written
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 2.0
+assert FIRST_PAUSE_S < LONGEST_PAUSE_S
+
+
+class Breaker:
+    """A ``ports.Store`` around another::
+
+        closed --StoreUnavailableError--> open, for a pause --pause over: next call tries--> closed, or open for twice as long
+
+    While open, every call raises the last error at once. A frozen server would otherwise cost its timeout with
+    each read and each step of all partitions, those of healthy servers too.
+    """
+
+    def __init__(self, inner: Store, clock: Clock) -> None:
+        self._inner = inner
+        self._clock = clock
+        self._error: StoreUnavailableError | None = None
+        self._pause_s = FIRST_PAUSE_S
+        self._open_until = 0.0
+
+    @property
+    def name(self) -> str:
+        """The inner store's."""
+        return self._inner.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """The inner store's."""
+        return self._guarded(lambda: self._inner.max_value_bytes)
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """See ``ports.Store``."""
+        return self._guarded(lambda: self._inner.fetch(keys))
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """See ``ports.Store``."""
+        return self._guarded(lambda: self._inner.write(writes))
+
+    def close(self) -> None:
+        """See ``ports.Store``."""
+        self._inner.close()
+
+    def _guarded(self, call: Callable[[], T]) -> T:
+        if self._error is not None and self._clock.monotonic() < self._open_until:
+            raise StoreUnavailableError(self._error.server, self._error.cause)
+        try:
+            result = call()
+        except StoreUnavailableError as error:
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if self._error is not None else FIRST_PAUSE_S
+            self._error, self._open_until = error, self._clock.monotonic() + self._pause_s
+            raise
+        self._error = None
+        return result
+
+
+def guarded(stores: Sequence[Store], clock: Clock) -> Stores:
+    """The servers of a cell, each behind a breaker."""
+    return Stores([Breaker(store, clock) for store in stores])
