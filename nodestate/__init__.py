@@ -1,5 +1,7 @@
 """nodestate: event-sourced host state for cloud schedulers, without a database."""
 
+from typing import TYPE_CHECKING, Any
+
 from nodestate.config import Config, load
 from nodestate.errors import (
     BadEventError,
@@ -18,6 +20,9 @@ from nodestate.model import Receipt, Version
 from nodestate.reader import Reader
 from nodestate.view import Node, Position, View
 
+if TYPE_CHECKING:
+    from nodestate.agent.publisher import Publisher
+
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
@@ -31,6 +36,8 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "Position",
     "Receipt",
     "Version",
+    # publishing
+    "Publisher",
     # errors
     "NodestateError",
     "ConfigError",
@@ -44,3 +51,12 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "StaleViewError",
     "BehindError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs a broker only when it is used: a scheduler that reads imports nothing of kombu."""
+    if name == "Publisher":
+        from nodestate.agent.publisher import Publisher  # noqa: PLC0415  see above
+
+        return Publisher
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

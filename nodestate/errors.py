@@ -114,6 +114,18 @@ class UnconfirmedError(NodestateError):
         self.timeout_s = timeout
 
 
+# -- agent ----------------------------------------------------------------------------------------
+
+
+class SourceUnavailableError(NodestateError):
+    """Raised when the place an agent reads state from (a hypervisor) does not answer: its nodes get no heartbeats."""
+
+    def __init__(self, source: str, cause: str) -> None:
+        super().__init__(f"{source} can't be read: {cause}")
+        self.source = source
+        self.cause = cause
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 

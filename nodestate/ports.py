@@ -6,7 +6,7 @@ import enum
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 # -- store ----------------------------------------------------------------------------------------
 
@@ -157,6 +157,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Close the connection."""
+
+
+@runtime_checkable
+class CensusTaker(Protocol):
+    """A sink that can also answer a census. Those that can't leave their nodes out of it."""
+
+    def answer_census(self, queue: str, body: bytes) -> None:
+        """Say one node's version (a heartbeat's bytes) to the queue that a ``Resync`` named; may get lost."""
 
 
 # -- time -----------------------------------------------------------------------------------------

@@ -357,6 +357,7 @@ class DeadLetter:
 class _Message:
     body: bytes
     redelivered: bool = False
+    durable: bool = True
 
 
 @dataclass(slots=True)
@@ -369,6 +370,7 @@ class MemoryQueue:
 
 class MemoryBroker:
     """Queues in memory, one per partition, with a single active consumer each; acts only when called.
+    A ``ports.ResyncSender``.
 
     A queue's consumers stand in the order of their coming; the first is active. When it goes (``close``,
     ``crash``, ``disconnect``, ``stop``) what it did not ack goes back to the front of the queue, in order,
@@ -383,20 +385,23 @@ class MemoryBroker:
         self.running = True
         self.confirming = True
         self.dead_letters: list[DeadLetter] = []
+        self.census: dict[str, list[bytes]] = {}
         self._clock = clock
         self.queues = [MemoryQueue() for _ in range(partitions)]
         self.sinks: list[MemorySink] = []
 
-    def source(self, partitions: Sequence[int]) -> MemorySource:
-        """A consumer that stands in for these partitions, behind those that came before."""
-        return MemorySource(self, partitions)
+    def source(self, partitions: Sequence[int], standby: Sequence[int] = ()) -> MemorySource:
+        """A consumer that stands in for these partitions, behind those that came before, and from the second
+        ``receive`` of a session on also for those of ``standby``.
+        """
+        return MemorySource(self, partitions, standby)
 
     def sink(self) -> MemorySink:
         """A publisher; gets the resyncs that are requested from now on."""
         return MemorySink(self)
 
     def request_resync(self, resync: Resync) -> None:
-        """As ``ports.ResyncSender``."""
+        """Broadcast to all sinks that are connected now."""
         self.check_running()
         for sink in self.sinks:
             sink.pending.append(resync)
@@ -414,14 +419,15 @@ class MemoryBroker:
 
     def stop(self, *, lose_unconfirmed: bool = True) -> None:
         """Break every connection and refuse new ones until ``start``. What was confirmed stays (it is on disk);
-        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing.
+        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing. Pokes are lost.
         """
         self.running = False
-        for sink in list(self.sinks):
-            sink.disconnect(lose=lose_unconfirmed)
         for queue in self.queues:
             for source in list(queue.consumers):
                 source.disconnect()
+            queue.messages = deque(message for message in queue.messages if message.durable)
+        for sink in list(self.sinks):
+            sink.disconnect(lose=lose_unconfirmed)
 
     def start(self) -> None:
         """Take connections again."""
@@ -463,27 +469,39 @@ class MemoryBroker:
 
 
 class MemorySource:
-    """A connection that consumes; a ``ports.Source`` and ``ports.ResyncSender``.
+    """A connection that consumes; a ``ports.Source``.
 
-    connected --disconnect, broker.stop--> broken --next call raises--> away --next call--> connected, in a new session
-    any --close--> away          any --crash--> closed, for good
+    away --created, receive, poke, dead_letter--> connected, in a new session: pokes each of its queues
+    connected --close--> away
+    connected --disconnect, broker.stop--> broken --the next call raises--> away
+    any --crash--> gone, for good
+
+    As a standby may become the active consumer of a queue in which nothing comes, a queue that is empty is poked
+    again where this session has had nothing from it yet.
     """
 
-    def __init__(self, broker: MemoryBroker, partitions: Sequence[int]) -> None:
+    def __init__(self, broker: MemoryBroker, partitions: Sequence[int], standby: Sequence[int] = ()) -> None:
         self.partitions = tuple(partitions)
+        self.standby = tuple(partition for partition in standby if partition not in self.partitions)
         self.session = 0
         self._broker = broker
         self._state = "away"
+        self._settled = False
+        self._joined: list[int] = []
+        self._silent: set[int] = set()
         self._unacked: dict[int, dict[int, _Message]] = {}
         self._last_tag = 0
-        self._to_poke: set[int] = set()
-        self._connect()
+        if broker.running:
+            self._connect()
 
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
-        """Up to ``limit`` messages, partitions in turn; a poke (an empty body) first where newly active."""
+        """Up to ``limit`` messages, the partitions in turn."""
         self._ensure_connected()
+        if self._settled:
+            self._join(self.standby)
+        self._settled = True
         deliveries: list[Delivery] = []
-        waiting = {partition: self._deliveries(partition) for partition in self.partitions}
+        waiting = {partition: self._deliveries(partition) for partition in self._joined}
         while waiting and len(deliveries) < limit:
             for partition, stream in list(waiting.items()):
                 delivery = next(stream, None) if len(deliveries) < limit else None
@@ -497,97 +515,92 @@ class MemorySource:
 
     def poke(self, partition: int, body: bytes = b"") -> None:
         """Put a message of the consumer's own behind all that waits in a queue."""
-        self._check_connected()
-        self._broker.queues[partition].messages.append(_Message(body))
+        self._ensure_connected()
+        self._broker.queues[partition].messages.append(_Message(body, durable=False))
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; those of an older session are passed over."""
-        self._check_connected()
+        if self._state == "away":
+            return
+        self._ensure_connected()
         for delivery in deliveries:
             if delivery.session == self.session:
                 assert isinstance(delivery.tag, int)
-                self._unacked.get(delivery.partition, {}).pop(delivery.tag, None)
+                self._unacked[delivery.partition].pop(delivery.tag)
 
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Add the message to the broker's ``dead_letters``. Not an ack."""
-        self._check_connected()
+        self._ensure_connected()
         self._broker.dead_letters.append(DeadLetter(delivery.partition, delivery.body, reason, detail))
 
-    def request_resync(self, resync: Resync) -> None:
-        """Broadcast to all sinks that are connected now."""
-        self._check_connected()
-        self._broker.request_resync(resync)
-
     def close(self) -> None:
-        """Leave; what was not acked goes back. Using it again reconnects."""
-        if self._state != "closed":
-            self._leave()
-            self._state = "away"
+        """Leave; what was not acked goes back. The next ``receive`` reconnects."""
+        self._leave("away")
 
     # -- faults
 
     def crash(self) -> None:
-        """The process dies: to the broker the same as ``close``, and it is not used again."""
-        self._leave()
-        self._state = "closed"
+        """The process dies: to the broker the same as ``close``. This object is not to be used again."""
+        self._leave("gone")
 
     def disconnect(self) -> None:
         """The connection breaks, without this consumer knowing: its next call raises, the one after reconnects,
         at the end of each queue's order.
         """
         if self._state == "connected":
-            self._leave()
-            self._state = "broken"
+            self._leave("broken")
 
     # -- inside
+
+    def _ensure_connected(self) -> None:
+        assert self._state != "gone", "the dead do nothing"
+        if self._state == "broken":
+            self._state = "away"
+            raise BrokerUnavailableError(self._broker.name, "the connection broke")
+        if self._state == "away":
+            self._connect()
 
     def _connect(self) -> None:
         self._broker.check_running()
         self.session += 1
         self._state = "connected"
-        self._to_poke = set(self.partitions)
-        for partition in self.partitions:
-            self._broker.queues[partition].consumers.append(self)
+        self._settled = False
+        self._join(self.partitions)
 
-    def _leave(self) -> None:
-        for partition in self.partitions:
+    def _join(self, partitions: Sequence[int]) -> None:
+        for partition in partitions:
+            if partition not in self._joined:
+                self._joined.append(partition)
+                self._silent.add(partition)
+                self._unacked[partition] = {}
+                self._broker.queues[partition].consumers.append(self)
+                self.poke(partition)
+
+    def _leave(self, state: str) -> None:
+        if self._state != "gone":
+            self._state = state
+        for partition in self._joined:
             queue = self._broker.queues[partition]
-            if self in queue.consumers:
-                queue.consumers.remove(self)
-            unacked = self._unacked.pop(partition, {})
-            for _, message in sorted(unacked.items(), reverse=True):
+            queue.consumers.remove(self)
+            for _, message in sorted(self._unacked.pop(partition).items(), reverse=True):
                 message.redelivered = True
                 queue.messages.appendleft(message)
-
-    def _check_connected(self) -> None:
-        assert self._state != "closed", "a closed source is not used again"
-        if self._state == "connected":
-            return
-        self._state = "away"
-        raise BrokerUnavailableError(self._broker.name, "the connection broke")
-
-    def _ensure_connected(self) -> None:
-        if self._state == "away":
-            self._connect()
-        self._check_connected()
+        self._joined = []
+        self._silent = set()
 
     def _deliveries(self, partition: int) -> Iterator[Delivery]:
         queue = self._broker.queues[partition]
-        unacked = self._unacked.setdefault(partition, {})
+        unacked = self._unacked[partition]
         if queue.consumers[0] is not self:
             return
-        if partition in self._to_poke:
-            self._to_poke.discard(partition)
-            yield Delivery(partition, b"", self._next_tag(), self.session)
+        if not queue.messages and partition in self._silent:
+            self.poke(partition)
         while queue.messages and len(unacked) < self._broker.prefetch:
             message = queue.messages.popleft()
-            tag = self._next_tag()
-            unacked[tag] = message
-            yield Delivery(partition, message.body, tag, self.session, message.redelivered)
-
-    def _next_tag(self) -> int:
-        self._last_tag += 1
-        return self._last_tag
+            self._last_tag += 1
+            unacked[self._last_tag] = message
+            self._silent.discard(partition)
+            yield Delivery(partition, message.body, self._last_tag, self.session, message.redelivered)
 
 
 class MemorySink:
@@ -598,7 +611,8 @@ class MemorySink:
         self._unconfirmed: list[tuple[int, _Message, Callable[[bool], None]]] = []
         self._lost: list[Callable[[bool], None]] = []
         self.pending: list[Resync] = []
-        self._connect()
+        if broker.running:
+            self._connect()
 
     def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         """Put the event into its queue; the confirm comes later."""
@@ -624,8 +638,13 @@ class MemorySink:
         resyncs, self.pending = self.pending, []
         return resyncs
 
+    def answer_census(self, queue: str, body: bytes) -> None:
+        """Add one node's version to the broker's ``census``."""
+        self._ensure_connected()
+        self._broker.census.setdefault(queue, []).append(body)
+
     def close(self) -> None:
-        """Close the connection; what was not confirmed is told as lost."""
+        """Close the connection; what was not confirmed is told as lost. Using the sink again reconnects."""
         self.disconnect(lose=False)
         self._report_lost()
 

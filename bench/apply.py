@@ -1,0 +1,255 @@
+"""How many events a second one consumer process takes from RabbitMQ into memcached, and for how much CPU.
+
+A round: the queues are filled with changes; a new consumer process drains them; they are filled with the same
+messages again; a new process drains them with bare kombu, acking in batches of the same size. The clocks start once
+a quarter of the messages is through: taking over, connecting, and what RabbitMQ pushed into sockets meanwhile are left
+out of both.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.bare import NOTHING, Drained, StopWatch, Stretch, drain_queues
+from bench.cell import config_for, memcached_for, memcached_version, require_nothing_lost
+from bench.fresh import in_fresh_process
+from bench.record import Case, Goal, Measure
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.workload import Fleet, by_partition, require, require_whole
+from nodestate import Reader, Receipt
+from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology, connect_check, queue_depths
+from nodestate.config import Config
+from nodestate.consumers.loop import Consumer
+from nodestate.consumers.partition import is_probe
+from nodestate.lockstep import Stores
+from nodestate.memcached import open_stores
+from nodestate.ports import SystemClock
+from tests.services.servers import RabbitServer
+
+ROUNDS_MAX: Final = 3
+EVENTS_MIN: Final = 8_000
+"""In a round: some batches, so that the clock can start and stop between two."""
+EVENTS_PER_S: Final = 8_000
+"""The rate that is wanted: the timed seconds' worth of events is shared out to the rounds."""
+LEFT_OUT_SHARE: Final = 0.25
+PATIENCE_S: Final = 60.0
+SWEEP_S: Final = 0.2
+GOAL_NODES: Final = 10_000
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """Each design alone, then both at once."""
+    cases: list[Case] = []
+    with RabbitServer() as rabbit:
+        servers = {"rabbitmq": connect_check(Config(broker=rabbit.url)).version}
+        together = [settings.designs] if len(settings.designs) > 1 else []
+        for nodes in settings.nodes:
+            for designs in [*((design,) for design in settings.designs), *together]:
+                with memcached_for(nodes * settings.state_bytes) as memcached:
+                    servers["memcached"] = memcached_version(memcached.address)
+                    cell = "-".join(("bench", *(design[0] for design in designs), str(nodes)))
+                    config = config_for(memcached.url, designs, settings, broker=rabbit.url, cell=cell)
+                    cases.append(_measure(config, nodes, settings, tell))
+                    require_nothing_lost(memcached.address)
+    return Findings(cases, {}, [], servers)
+
+
+SCENARIO: Final = Scenario("apply", "one consumer process, from RabbitMQ into memcached", run)
+
+
+def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case:
+    name = " and ".join(config.designs)
+    fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
+    partitions = by_partition(fleet, config.partitions)
+    picks = random.Random(settings.seed)
+    queues = [queue for _, queue in Topology.of(config).queues()]
+    tell(f"{name}: loads {nodes:,} nodes", 0.0)
+    _fill(config, [(partitions[number], fleet.report(number)) for number in range(nodes)])
+    loaded = in_fresh_process(_load, config, nodes, f"{settings.seed}/load")
+    _require_applied(loaded, config, nodes)
+    wanted = int(settings.seconds * EVENTS_PER_S)
+    rounds = max(1, min(ROUNDS_MAX, wanted // EVENTS_MIN))
+    count = max(EVENTS_MIN, wanted // rounds)
+    begin = int(count * LEFT_OUT_SHARE)
+    sizes: list[int] = []
+    ours: list[_Consumed] = []
+    bare: list[Stretch] = []
+    for number in range(rounds):
+        tell(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
+        chosen = picks.choices(range(nodes), k=count)
+        messages = [(partitions[node], fleet.change(node)) for node in chosen]
+        sizes += [len(body) for _, body in messages]
+        _fill(config, messages)
+        ours.append(in_fresh_process(_drain, config, count, begin, f"{settings.seed}/{number}"))
+        _require_applied(ours[-1], config, count)
+        _require_views(config, fleet)
+        tell(f"{name}, {nodes:,} nodes: the same with bare kombu, round {number + 1}", (number + 0.5) / rounds)
+        _fill(config, messages)
+        batch = config.batch_events
+        drained = in_fresh_process(drain_queues, config.broker, queues, count, begin, config.prefetch, batch)
+        _require_all(drained, messages, config)
+        bare.append(drained.stretch)
+    measures = {
+        "consumer": Measure.of("events/s", [one.stretch.rate for one in ours]),
+        "consumer, CPU": Measure.of("us/event", [one.stretch.cpu_us for one in ours]),
+        "bare kombu": Measure.of("events/s", [stretch.rate for stretch in bare]),
+        "bare kombu, CPU": Measure.of("us/event", [stretch.cpu_us for stretch in bare]),
+        "takeover": Measure.of("ms", [one.takeover_s * 1e3 for one in ours]),
+    }
+    rate = measures["consumer"].p50
+    return Case(
+        name,
+        nodes,
+        {
+            "events": count,
+            "timed_events": ours[0].stretch.messages,
+            "message_bytes": sum(sizes) / len(sizes),
+            "state_bytes": len(fleet.body(0, 1)),
+            "batch_events": config.batch_events,
+            "prefetch": config.prefetch,
+            "events_per_commit": len(config.designs) * count / Measure.of("", [one.commits for one in ours]).p50,
+        },
+        measures,
+        {
+            "consumer / bare kombu": rate / measures["bare kombu"].p50,
+            "CPU, consumer / bare kombu": measures["consumer, CPU"].p50 / measures["bare kombu, CPU"].p50,
+        },
+        [
+            f"in each of {rounds} rounds all {count:,} events were applied, acked, and no other came",
+            f"after each, views of {name} showed version and state of the last event of all {nodes:,} nodes",
+            f"bare kombu took {count:,} messages of the same bytes, and left none",
+        ],
+        [
+            Goal.at_least(f"{name}: consumer, p50", rate, EVENTS_PER_S, "events/s"),
+            Goal.at_least(f"{name}: consumer / bare kombu", rate / measures["bare kombu"].p50, 0.6, "x"),
+        ]
+        if nodes == GOAL_NODES and len(config.designs) == 1
+        else [],
+    )
+
+
+def _fill(config: Config, messages: list[tuple[int, bytes]]) -> None:
+    """Publish, and wait for every confirm."""
+    sink = KombuSink(config, control=False)
+    confirmed: list[bool] = []
+    for partition, body in messages:
+        sink.publish(partition, body, confirmed.append)
+    sink.flush(PATIENCE_S)
+    sink.close()
+    require(confirmed.count(True) == len(messages), "RabbitMQ did not confirm every message")
+
+
+def _sweep(config: Config) -> None:
+    """Take away the probes that a consumer sent to itself and did not see again."""
+    source = KombuSource(config, range(config.partitions))
+    while deliveries := source.receive(config.prefetch, SWEEP_S):
+        require(all(is_probe(delivery.body) for delivery in deliveries), "events were left in queues")
+        source.ack(deliveries)
+    source.close()
+
+
+def _require_views(config: Config, fleet: Fleet) -> None:
+    # By receipt and not by age: the owner is gone, and the round before it was timed is over when its last event is.
+    receipt = Receipt(fleet.names[0], fleet.version(0))
+    for design in config.designs:
+        with Reader(config, design=design) as reader:
+            require_whole(reader.read(at_least=receipt), fleet)
+
+
+def _require_applied(consumed: _Consumed, config: Config, count: int) -> None:
+    _sweep(config)
+    outcomes = {outcome: times for outcome, times in consumed.outcomes.items() if times}
+    require(outcomes == {"applied": count}, f"of {count} events came {outcomes}")
+    require(not consumed.dead_letters, f"events were dead-lettered: {consumed.dead_letters}")
+    _require_empty(config)
+
+
+def _require_all(drained: Drained, messages: list[tuple[int, bytes]], config: Config) -> None:
+    wanted = (len(messages), sum(len(body) for _, body in messages))
+    got = (drained.messages, drained.size_bytes)
+    require(got == wanted, f"bare kombu took {got} messages and bytes of {wanted}")
+    _require_empty(config)
+
+
+def _require_empty(config: Config) -> None:
+    left = {depth.queue: depth.ready for depth in queue_depths(config) if depth.ready}
+    require(not left, f"messages were left in queues: {left}")
+
+
+# -- in a process of its own ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Consumed:
+    """What one consumer process did with what was in the queues."""
+
+    outcomes: dict[str, int]
+    dead_letters: dict[str, int]
+    commits: int
+    takeover_s: float = 0.0
+    stretch: Stretch = NOTHING
+
+
+class _Process:
+    """What a consumer process holds, and its loop."""
+
+    def __init__(self, config: Config, seed: str) -> None:
+        self._config = config
+        self._resync = KombuResyncSender(config)
+        source, stores = KombuSource(config, range(config.partitions)), Stores(open_stores(config))
+        rng = random.Random(seed)
+        self.consumer = Consumer(config, source, stores, self._resync, SystemClock(), rng, "bench")
+        self.counts = self.consumer.stats.counts
+
+    def step_until(self, done: Callable[[], bool], look: Callable[[], None] = lambda: None) -> None:
+        """Step; after each step look, and see whether that was all."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not done():
+            before = self.counts.by_outcome["applied"]
+            self.consumer.step()
+            look()
+            if self.counts.by_outcome["applied"] > before:
+                deadline = time.monotonic() + PATIENCE_S
+            require(time.monotonic() < deadline, f"the consumer did not get there: {self.consumer.stats}")
+
+    def has_drained(self, count: int) -> bool:
+        """Whether so many events were folded, written and acked."""
+        folded = sum(self.counts.by_outcome.values()) + sum(self.counts.dead_letters.values())
+        return folded >= count and not any(held.pending or held.backlog for held in self.consumer.held.values())
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.consumer.close()
+        self._resync.close()
+
+
+def _load(config: Config, count: int, seed: str) -> _Consumed:
+    """Drain ``count`` events, and go on until every partition is vouched for."""
+    process = _Process(config, seed)
+    process.step_until(lambda: process.has_drained(count))
+    process.step_until(lambda: all(held.vouched for held in process.consumer.held.values()))
+    process.close()
+    return _Consumed(process.counts.by_outcome, process.counts.dead_letters, process.consumer.stats.commits)
+
+
+def _drain(config: Config, count: int, begin: int, seed: str) -> _Consumed:
+    """Drain ``count`` events against the clock, which starts after ``begin`` of them."""
+    began = time.perf_counter()
+    process = _Process(config, seed)
+    watch = StopWatch(begin)
+    takeover_s = 0.0
+
+    def look() -> None:
+        nonlocal takeover_s
+        watch.look(process.counts.by_outcome["applied"])
+        if not takeover_s and len(process.consumer.held) == config.partitions:
+            takeover_s = time.perf_counter() - began
+
+    process.step_until(lambda: process.has_drained(count), look)
+    process.close()
+    counts, commits = process.counts, process.consumer.stats.commits
+    return _Consumed(counts.by_outcome, counts.dead_letters, commits, takeover_s, watch.stretch)

@@ -1,0 +1,195 @@
+"""The least that reading and consuming can cost: what the figures of nodestate are held against.
+
+``BareSocket`` asks memcached for prepared keys and cuts the reply into values. ``drain_queues`` takes messages with
+kombu and acks them in batches. Neither looks at what it got.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import kombu
+
+RECV_BYTES: Final = 256 * 1024
+TIMEOUT_S: Final = 30
+BLOCK_BYTES: Final = 160 * 1024
+"""10,000 states of 1 KB make 64 blocks of this."""
+
+_ASK_END: Final = b"mn\r\n"
+_END: Final = b"MN\r\n"
+
+
+class BareSocket:
+    """A connection to one memcached, with the least that a client must do. A context manager."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", TIMEOUT_S, 0))
+
+    def read(self, request: bytes) -> list[bytes]:
+        """The values of a prepared request, in order; those that are missing are left out.
+
+        Sends as far as the socket takes it and reads meanwhile, as a server that can't send stops to receive.
+        """
+        recv = self._socket.recv
+        parts: list[bytes] = []
+        unsent = memoryview(request)
+        while not (parts and parts[-1].endswith(_END)):
+            if unsent:
+                with suppress(BlockingIOError):
+                    unsent = unsent[self._socket.send(unsent, socket.MSG_DONTWAIT) :]
+            piece = recv(RECV_BYTES)
+            if not piece:
+                raise ConnectionResetError("memcached closed the connection")
+            if len(piece) < len(_END) and parts:
+                piece = parts.pop() + piece
+            parts.append(piece)
+        return _values(b"".join(parts))
+
+    def write(self, items: Iterable[tuple[str, bytes]]) -> None:
+        """Store values, whatever was there."""
+        for key, value in items:  # quiet: memcached answers only what it refuses
+            self._socket.sendall(b"ms %s %d q\r\n%s\r\n" % (key.encode(), len(value), value))
+        self._socket.sendall(_ASK_END)
+        reply = self._socket.recv(RECV_BYTES)
+        if reply != _END:
+            raise ValueError(f"memcached refused a value: {reply[:80]!r}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def prepared(keys: Iterable[str]) -> bytes:
+    """A request for these keys, as ``BareSocket.read`` takes it."""
+    return b"".join(b"mg %s v\r\n" % key.encode() for key in keys) + _ASK_END
+
+
+def _values(reply: bytes) -> list[bytes]:
+    """Cut ``VA <bytes>``, value and ``EN`` (a miss), up to ``MN``, into values."""
+    values: list[bytes] = []
+    at = 0
+    while True:
+        end = reply.find(b"\r\n", at)
+        if end < 0:
+            raise ValueError(f"a reply broke off: {reply[at : at + 80]!r}")
+        verb = reply[at : at + 2]
+        if verb == b"VA":
+            at = end + 2 + int(reply[at + 3 : end])
+            values.append(reply[end + 2 : at])
+            at += 2
+        elif verb == b"EN":
+            at = end + 2
+        elif verb == b"MN":
+            return values
+        else:
+            raise ValueError(f"unexpected reply {reply[at:end][:80]!r}")
+
+
+def in_blocks(values: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, in few large pieces."""
+    parts: list[bytes] = []
+    size = 0
+    for value in values:
+        parts.append(value)
+        size += len(value)
+        if size >= BLOCK_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
+
+
+# -- kombu ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of steady work: how many messages went through, in how long, for how much of one CPU."""
+
+    messages: int
+    seconds: float
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        """Messages per second."""
+        return self.messages / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of CPU per message."""
+        return self.cpu_s / self.messages * 1e6
+
+
+NOTHING: Final = Stretch(0, 0.0, 0.0)
+
+
+class StopWatch:
+    """Times from the first look with at least ``begin`` messages through, to the last look.
+
+    What comes before is left out: connecting, taking over, and what the broker pushed into the sockets meanwhile.
+    """
+
+    def __init__(self, begin: int) -> None:
+        self._begin = begin
+        self._first: tuple[int, float, float] | None = None
+        self._last = (0, 0.0, 0.0)
+
+    def look(self, messages: int) -> None:
+        """So many are through now."""
+        if messages >= self._begin:
+            self._last = (messages, time.perf_counter(), time.process_time())
+            self._first = self._first or self._last
+
+    @property
+    def stretch(self) -> Stretch:
+        """What was seen."""
+        begin, end = self._first, self._last
+        assert begin is not None, "it never began"
+        assert end[0] > begin[0], "all went through between two looks"
+        return Stretch(end[0] - begin[0], end[1] - begin[1], end[2] - begin[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What came out of the queues."""
+
+    messages: int
+    size_bytes: int
+    stretch: Stretch
+
+
+def drain_queues(url: str, queues: Sequence[str], count: int, begin: int, prefetch: int, batch: int) -> Drained:
+    """Consume ``count`` messages with kombu, ack every ``batch`` with one frame, and look at nothing."""
+    watch = StopWatch(begin)
+    came = size = 0
+
+    def take(message: Any) -> None:
+        nonlocal came, size
+        came += 1
+        size += len(message.body)
+        if came % batch == 0 or came == count:
+            message.channel.basic_ack(message.delivery_tag, multiple=True)
+            watch.look(came)
+
+    with kombu.Connection(url) as connection:
+        taken_from = [kombu.Queue(name, no_declare=True) for name in queues]
+        with connection.Consumer(taken_from, on_message=take, prefetch_count=prefetch, auto_declare=False):
+            while came < count:
+                connection.drain_events(timeout=TIMEOUT_S)
+    return Drained(came, size, watch.stretch)

@@ -1,0 +1,189 @@
+"""How long a scheduler that was just started takes to its first view of all nodes.
+
+Every sample is taken in a process of its own, so that allocator, caches and collector are as cold as they really
+are then. A round is three processes: one with a reader, one in which a bare socket reads the same states as one
+key each, one in which it reads the same bytes as blocks.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import xxhash
+
+from bench.bare import BareSocket, in_blocks, prepared
+from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.fresh import in_fresh_process
+from bench.record import Case, Goal, Timings
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.workload import Fleet, require, require_whole, view_digest
+from nodestate import Reader
+from nodestate.config import Config
+from nodestate.journal.format import MIN_TAIL_BYTES
+from nodestate.journal.format import SECTION as JOURNAL_SECTION
+
+ROUNDS_MIN: Final = 3
+TAIL_SHARE: Final = 0.5
+"""A journal's tail grows to the size of its checkpoint and is cut then: on average, a reader meets half of that."""
+GOAL_NODES: Final = 10_000
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """Every design at every size; the journal right after a checkpoint, too."""
+    cases: list[Case] = []
+    servers: dict[str, str] = {}
+    for design in settings.designs:
+        for nodes in settings.nodes:
+            with memcached_for(nodes * settings.state_bytes) as memcached:
+                servers["memcached"] = memcached_version(memcached.address)
+                fleet = Fleet(
+                    settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
+                )
+                with Cell(fleet, design, memcached, settings) as cell:
+                    cases += _measure(cell, settings, tell)
+    return Findings(cases, _growth(cases), [], servers)
+
+
+SCENARIO: Final = Scenario("cold", "a new reader's first view of all nodes", run)
+
+
+def _measure(cell: Cell, settings: Settings, tell: Tell) -> list[Case]:
+    cell.load(tell)
+    picks = random.Random(settings.seed)
+    changed = min(settings.changed, len(cell.fleet))
+    if cell.design != "journal":
+        # As the journal below: what is stored comes from changes, not from the first reports alone.
+        for _ in range(10):
+            cell.change(picks.sample(range(len(cell.fleet)), changed))
+        return [_sample(cell, settings, tell, "", {})]
+    cell.repair()
+    cases = [_sample(cell, settings, tell, "no tail", {"tail_share": 0.0, "tail_events": 0})]
+    events = 0
+    while (share := _tail_share(cell)) < TAIL_SHARE:
+        tell(f"{cell.design}, {len(cell.fleet):,} nodes: lets the tail grow", share / TAIL_SHARE)
+        cell.change(picks.sample(range(len(cell.fleet)), changed))
+        events += changed
+    return [*cases, _sample(cell, settings, tell, "tail", {"tail_share": share, "tail_events": events})]
+
+
+def _tail_share(cell: Cell) -> float:
+    """How far the journal's tail is to its next checkpoint, on the average of partitions."""
+    sections = [JOURNAL_SECTION.decode(head.section) for head in cell.heads()]
+    return sum(s.tail_bytes / max(MIN_TAIL_BYTES, s.checkpoint.size_bytes) for s in sections) / len(sections)
+
+
+def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Mapping[str, float]) -> Case:
+    fleet, name = cell.fleet, f"{cell.design}, {variant}" if variant else cell.design
+    with Reader(cell.config) as reader:
+        view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
+        require_whole(view, fleet)
+        digest = view_digest(view)
+    copies = _Copies(cell)
+    timings = Timings()
+    began = time.monotonic()
+    rounds = 0
+    while rounds < ROUNDS_MIN or time.monotonic() - began < settings.seconds:
+        tell(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
+        first = in_fresh_process(_first_view, cell.config)
+        require(first.digest == digest, f"a new reader of {cell.design} shows other states than the fleet's")
+        for measure, ms in first.ms.items():
+            timings.note(measure, ms)
+        for measure, names in (("bare keys", copies.keys), ("bare blocks", copies.blocks)):
+            ms, content = in_fresh_process(_bare_read, cell.address, names)
+            require(content == copies.digest, "the bare socket read something else")
+            timings.note(measure, ms)
+        rounds += 1
+    measures = timings.measures
+    p50 = {measure: spread.p50 for measure, spread in measures.items()}
+    return Case(
+        name,
+        len(fleet),
+        {
+            "state_bytes": copies.size_bytes / len(fleet),
+            "change_bytes": settings.change_bytes,
+            "blocks": len(copies.blocks),
+            "us_per_node": p50["first view"] * 1e3 / len(fleet),
+            **facts,
+        },
+        measures,
+        {
+            "first view / bare keys": p50["first view"] / p50["bare keys"],
+            "first view / bare blocks": p50["first view"] / p50["bare blocks"],
+        },
+        [
+            f"all {len(fleet):,} nodes showed version and state of their last event, none stale or incomplete",
+            f"the new reader of each of {rounds} rounds showed the same, the bare socket the same bytes",
+            require_nothing_lost(cell.address),
+        ],
+        [Goal.at_most(f"{name}: first view, p50", p50["first view"], 100.0, "ms")] if len(fleet) == GOAL_NODES else [],
+    )
+
+
+class _Copies:
+    """The bodies of all states beside the cell, as a key each and as blocks."""
+
+    def __init__(self, cell: Cell) -> None:
+        fleet = cell.fleet
+        bodies = [fleet.body(number, fleet.generations[number]) for number in range(len(fleet))]
+        packed = list(in_blocks(bodies))
+        self.keys = [f"copy:{number}" for number in range(len(fleet))]
+        self.blocks = [f"block:{number}" for number in range(len(packed))]
+        self.size_bytes = sum(map(len, bodies))
+        self.digest = _digest(bodies)
+        with BareSocket(cell.address) as socket:
+            socket.write([*zip(self.keys, bodies, strict=True), *zip(self.blocks, packed, strict=True)])
+
+
+# -- in a process of its own ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstView:
+    ms: dict[str, float]
+    digest: int
+
+
+def _first_view(config: Config) -> _FirstView:
+    timings = Timings()
+
+    def read(name: str) -> int:
+        began = time.perf_counter()
+        with Reader(config) as reader:
+            view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
+            timings.note(name, (time.perf_counter() - began) * 1e3)
+            timings.time(f"{name}'s columns", lambda: view.columns)
+        return view_digest(view)
+
+    first = read("first view")
+    require(read("second reader") == first, "a second reader shows something else")
+    return _FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first)
+
+
+def _bare_read(address: str, keys: list[str]) -> tuple[float, int]:
+    with BareSocket(address) as socket:
+        began = time.perf_counter()
+        values = socket.read(prepared(keys))
+        ms = (time.perf_counter() - began) * 1e3
+    return ms, _digest(values)
+
+
+def _digest(values: list[bytes]) -> int:
+    whole = xxhash.xxh3_64()
+    for value in values:
+        whole.update(value)
+    return whole.intdigest()
+
+
+def _growth(cases: list[Case]) -> dict[str, float]:
+    """Per node, from the smallest fleet to each larger one."""
+    across: dict[str, float] = {}
+    for design in dict.fromkeys(case.design for case in cases):
+        first, *larger = sorted((case for case in cases if case.design == design), key=lambda case: case.nodes)
+        for case in larger:
+            ratio = case.settings["us_per_node"] / first.settings["us_per_node"]
+            across[f"{design}: first view per node, {case.nodes:,} / {first.nodes:,} nodes"] = ratio
+    return across

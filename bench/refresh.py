@@ -1,0 +1,177 @@
+"""How long a reader that follows along takes to see what changed.
+
+A round: the consumer commits a change of K nodes; the reader reads; its columns are brought up to date; it reads
+again, with nothing changed. Beside it, in the same round, a bare socket reads the heads that the reader asks for,
+and then K states.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from bench.bare import BareSocket, prepared
+from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.record import Case, Goal, Timings
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.workload import Fleet, require, require_equal, require_whole
+from nodestate import Reader, View
+from nodestate.columns import Columns
+
+ROUNDS_MIN: Final = 20
+WARM_UP_ROUNDS_MIN: Final = 20
+WARM_UP_SHARE: Final = 0.5
+"""Of the timed seconds: until the heads stop growing, or so long at most."""
+GOAL_NODES, GOAL_CHANGED = 10_000, 100
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """Every design at every size."""
+    cases: list[Case] = []
+    servers: dict[str, str] = {}
+    for design in settings.designs:
+        for nodes in settings.nodes:
+            with memcached_for(nodes * settings.state_bytes) as memcached:
+                servers["memcached"] = memcached_version(memcached.address)
+                fleet = Fleet(
+                    settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
+                )
+                with Cell(fleet, design, memcached, settings) as cell, BareSocket(memcached.address) as socket:
+                    cases.append(_measure(cell, socket, settings, tell))
+                gc.unfreeze()
+    across, goals = _growth(cases, settings.changed)
+    return Findings(cases, across, goals, servers)
+
+
+SCENARIO: Final = Scenario("refresh", "a warm reader sees what changed since its last read", run)
+
+
+def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> Case:
+    fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
+    picks = random.Random(settings.seed)
+    cell.load(tell)
+    socket.write((_copy_key(number), fleet.body(number, 1)) for number in range(len(fleet)))
+    heads = prepared(cell.head_keys())
+    # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
+    gc.collect()
+    gc.freeze()
+    timings = Timings()
+    with Reader(cell.config) as reader:
+        require_whole(_read(reader), fleet)
+        head_bytes = _warm_up(cell, reader, socket, heads, picks, settings, tell)
+        began = time.monotonic()
+        rounds = 0
+        while rounds < ROUNDS_MIN or time.monotonic() - began < settings.seconds:
+            tell(f"{cell.design}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
+            numbers = picks.sample(range(len(fleet)), changed)
+            states = prepared(map(_copy_key, numbers))
+            timings.note("commit", cell.change(numbers) * 1e3)
+            view = timings.time("refresh", _read, reader)
+            timings.time("columns", _columns, view)
+            again = timings.time("nothing", _read, reader)
+            timings.time("bare states", socket.read, states)
+            timings.time("bare heads", socket.read, heads)
+            _require_round(view, again, fleet, numbers)
+            rounds += 1
+        require_whole(_read(reader), fleet)
+        columns = _columns(_read(reader))
+        require(len(columns.names) == len(fleet), f"the columns have {len(columns.names)} rows of {len(fleet)}")
+    measures = timings.measures
+    p50 = {name: measure.p50 for name, measure in measures.items()}
+    return Case(
+        cell.design,
+        len(fleet),
+        {
+            "changed": changed,
+            "state_bytes": len(fleet.body(0, 1)),
+            "change_bytes": settings.change_bytes,
+            "head_bytes": head_bytes,
+        },
+        measures,
+        {
+            "refresh / bare states": p50["refresh"] / p50["bare states"],
+            "refresh / bare heads and states": p50["refresh"] / (p50["bare heads"] + p50["bare states"]),
+            "nothing / bare heads": p50["nothing"] / p50["bare heads"],
+        },
+        [
+            f"in each of {rounds} rounds the {changed} changed nodes showed version and state of their last event",
+            f"before and after, all {len(fleet):,} nodes did, none stale or incomplete",
+            require_nothing_lost(cell.address),
+        ],
+        _goals(cell.design, len(fleet), changed, p50),
+    )
+
+
+def _read(reader: Reader) -> View:
+    return reader.read(max_age=MAX_AGE_S, on_stale="flag")
+
+
+def _columns(view: View) -> Columns:
+    return view.columns
+
+
+def _copy_key(number: int) -> str:
+    return f"copy:{number}"
+
+
+def _warm_up(
+    cell: Cell,
+    reader: Reader,
+    socket: BareSocket,
+    heads: bytes,
+    picks: random.Random,
+    settings: Settings,
+    tell: Tell,
+) -> int:
+    """Rounds until the heads stop growing: what a head remembers of the last commits is a cost that a young cell
+    does not have yet. Returns the bytes of all heads, at the end.
+    """
+    changed, largest, since = min(settings.changed, len(cell.fleet)), 0, 0
+    deadline = time.monotonic() + max(settings.seconds * WARM_UP_SHARE, 0.1)
+    while since < WARM_UP_ROUNDS_MIN and time.monotonic() < deadline:
+        tell(f"{cell.design}, {len(cell.fleet):,} nodes: warms up, heads of {largest:,} bytes", 0.0)
+        cell.change(picks.sample(range(len(cell.fleet)), changed))
+        _columns(_read(reader))
+        values = socket.read(heads)
+        require(len(values) == 2 * cell.config.partitions, "a head or the key that names its epoch is missing")
+        size = sum(map(len, values))
+        since = since + 1 if size <= largest else 0
+        largest = max(largest, size)
+    return largest
+
+
+def _require_round(view: View, again: View, fleet: Fleet, numbers: list[int]) -> None:
+    require_equal(view, fleet, numbers)
+    require(not view.stale and not view.incomplete, f"{view.design} flags {view.stale or view.incomplete}")
+    require(again.position == view.position, "something changed where nothing was to change")
+
+
+def _goals(design: str, nodes: int, changed: int, p50: Mapping[str, float]) -> list[Goal]:
+    if (nodes, changed) != (GOAL_NODES, GOAL_CHANGED):
+        return []
+    return [
+        Goal.at_most(f"{design}: refresh, p50", p50["refresh"], 3.0, "ms"),
+        Goal.at_most(f"{design}: refresh / bare states", p50["refresh"] / p50["bare states"], 4.0, "x"),
+        Goal.at_most(f"{design}: nothing changed, p50", p50["nothing"], 0.5, "ms"),
+    ]
+
+
+def _growth(cases: list[Case], changed: int) -> tuple[dict[str, float], list[Goal]]:
+    """From the smallest fleet to each larger one."""
+    across: dict[str, float] = {}
+    goals: list[Goal] = []
+    for design in dict.fromkeys(case.design for case in cases):
+        first, *larger = sorted((case for case in cases if case.design == design), key=lambda case: case.nodes)
+        for case in larger:
+            for name in ("refresh", "nothing", "bare states"):
+                ratio = case.measures[name].p50 / first.measures[name].p50
+                across[f"{design}: {name}, {case.nodes:,} / {first.nodes:,} nodes"] = ratio
+            if first.nodes == GOAL_NODES and changed == GOAL_CHANGED:
+                ratio = case.measures["refresh"].p50 / first.measures["refresh"].p50
+                goals.append(
+                    Goal.at_most(f"{design}: refresh, {case.nodes:,} / {first.nodes:,} nodes", ratio, 1.5, "x")
+                )
+    return across, goals

@@ -1,0 +1,46 @@
+"""What every scenario is given and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bench.record import Case, Goal
+from nodestate.config import Config
+
+Tell = Callable[[str, float], None]
+"""Takes what is being done and which part of it is done, for people who wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for. ``seconds`` bounds the timed part of each design at each size; the last two are a consumer's."""
+
+    designs: tuple[str, ...]
+    nodes: tuple[int, ...]
+    seconds: float
+    seed: int
+    changed: int
+    state_bytes: int
+    change_bytes: int
+    batch_events: int = Config().batch_events
+    prefetch: int = Config().prefetch
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What came of it. ``servers`` names those that were started, with their versions."""
+
+    cases: Sequence[Case]
+    across: Mapping[str, float] = field(default_factory=dict)
+    goals: Sequence[Goal] = ()
+    servers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing that can be measured."""
+
+    name: str
+    what: str
+    run: Callable[[Settings, Tell], Findings]

@@ -1,0 +1,164 @@
+"""Writes those parts of docs/reference that follow from the code: ``python docs/generate.py``.
+
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. tests/test_docs.py fails where one is behind.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from nodestate import head, journal, keys, model, snapshot
+from nodestate.config import Config
+
+DOCS: Final = Path(__file__).parent
+REFERENCE: Final = DOCS / "reference"
+
+LIMITS: Final[dict[str, dict[str, str]]] = {
+    "nodestate.model": {
+        "MAX_EVENT_BYTES": "one event on the wire",
+        "MAX_STATE_BYTES": "one state, as msgpack",
+        "MAX_NODE_NAME_CHARS": "a node's name",
+        "MAX_WORD_CHARS": "a resource class, trait, aggregate, zone, metric or consumer of an allocation",
+        "MAX_CLASSES_COUNT": "resource classes in one map",
+        "MAX_TRAITS_COUNT": "traits",
+        "MAX_AGGREGATES_COUNT": "aggregates",
+        "MAX_ALLOCATIONS_COUNT": "allocations",
+        "MAX_METRICS_COUNT": "metrics",
+        "MAX_FREE_DEPTH": "maps and lists in each other, in `namespaces` and `hints`",
+        "MAX_AMOUNT": "an amount of a resource",
+        "MAX_RATIO": "an allocation ratio",
+        "MAX_COUNTER": "an incarnation or a generation (exact in a double)",
+    },
+    "nodestate.keys": {
+        "MAX_KEY_BYTES": "a key (memcached's own limit)",
+        "MAX_CELL_CHARS": "a cell's name",
+    },
+    "nodestate.ports": {"MAX_TTL_S": "a time to live (memcached takes more for a date)"},
+    "nodestate.wire": {"PART_BYTES": "aimed at for one part of a checkpoint"},
+    "nodestate.consumers.partition": {
+        "MAX_SEGMENT_BYTES": "events of one commit; less where the server's items are smaller",
+        "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
+        "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
+    },
+    "nodestate.consumers.loop": {"MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked"},
+    "nodestate.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
+    "nodestate.reading": {
+        "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
+        "REPAIR_TTL_S": "seconds that a reader's request for a repair waits for the owner",
+    },
+    "nodestate.journal.format": {"MIN_TAIL_BYTES": "of segments, below which no checkpoint is written"},
+    "nodestate.snapshot.format": {
+        "RING_SLOTS": "changed slots that a head's ring names",
+        "RING_COMMITS": "commits that it names",
+        "PART_NODES": "nodes in one part of an index",
+    },
+}
+"""By module, every limit a user can meet."""
+
+
+def limits() -> str:
+    """The table of all limits, with the values that the code has."""
+    rows = ["| limit | value | of |", "|---|---:|---|"]
+    for module, names in LIMITS.items():
+        for name, meaning in names.items():
+            value = getattr(importlib.import_module(module), name)
+            rows.append(f"| `{module.removeprefix('nodestate.')}.{name}` | {value:,} | {meaning} |")
+    return "\n".join(rows)
+
+
+def settings() -> str:
+    """The table of all settings, from the fields of ``Config`` and what is said below each."""
+    rows = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    said = field_docstrings(Path(str(importlib.import_module("nodestate.config").__file__)), "Config")
+    types = {field.name: field.type for field in msgspec.inspect.type_info(Config).fields}  # type: ignore[attr-defined]
+    for name, default in zip(Config.__struct_fields__, Config.__struct_defaults__, strict=True):
+        shown = ",".join(default) if isinstance(default, tuple) else f"{default:g}" if isinstance(default, float) else default
+        rows.append(f"| `{name}` | {f'`{shown}`' if shown != '' else ''} | {_allowed(types[name])} | {said[name]} |")
+    return "\n".join(rows)
+
+
+def field_docstrings(path: Path, class_name: str) -> dict[str, str]:
+    """By field of a class, the string that stands below it."""
+    body = next(
+        node.body
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    said: dict[str, str] = {}
+    for field, below in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            said[field.target.id] = " ".join(str(below.value.value).split())
+    return said
+
+
+def _allowed(kind: Any) -> str:
+    info = msgspec.inspect
+    if isinstance(kind, info.IntType | info.FloatType):
+        number = "whole number" if isinstance(kind, info.IntType) else "number"
+        if kind.ge is not None and kind.le is not None:
+            return f"{kind.ge:,} to {kind.le:,}"
+        if kind.gt is not None:
+            return f"{number} over {kind.gt:g}"
+        return f"{number} from {kind.ge:g}" if kind.ge is not None else number
+    if isinstance(kind, info.StrType):
+        return f"`{kind.pattern.removeprefix(chr(92) + 'A').removesuffix(chr(92) + 'Z')}`".replace("|", "\\|") if kind.pattern else "text"
+    return "list of text"
+
+
+RECORDS: Final[tuple[tuple[str, type[msgspec.Struct], str], ...]] = (
+    ("head", head.Head, "a head"),
+    ("life", head.Life, "signs of life"),
+    ("since", head.Since, "an element of `terms`"),
+    ("node record", model.NodeRecord, "an element of a checkpoint; inside a node item"),
+    ("journal section", journal.format.Section, "a journal head's `section`"),
+    ("checkpoint", journal.format.Checkpoint, "inside a journal section"),
+    ("snapshot section", snapshot.format.Section, "a snapshot head's `section`"),
+    ("appeared", snapshot.format.Appeared, "an element of `appeared`"),
+    ("index", snapshot.format.Index, "inside a snapshot section"),
+    ("index part", snapshot.format.IndexPart, "one part of an index"),
+    ("node item", snapshot.format.StoredNode, "a node of the snapshot design"),
+)
+
+
+def records() -> str:
+    """The fields of every stored record, in the order of their arrays."""
+    rows = ["| record | msgpack array of | stands as |", "|---|---|---|"]
+    for name, record_type, where in RECORDS:
+        rows.append(f"| {name} | {', '.join(f'`{field}`' for field in record_type.__struct_fields__)} | {where} |")
+    return "\n".join(rows)
+
+
+def key_space() -> str:
+    """The map of the key space, from the docstring of ``keys``."""
+    drawn = [line.strip() for line in (keys.__doc__ or "").splitlines() if line.startswith("    ns:")]
+    return "\n".join(["```text", *drawn, "```"])
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "limits": limits,
+    "settings": settings,
+    "records": records,
+    "key space": key_space,
+}
+
+
+def generated(text: str) -> str:
+    """A page with all its generated parts as they should be."""
+
+    def part(match: re.Match[str]) -> str:
+        return f"<!-- generated: {match[1]} -->\n{PARTS[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- generated: ([a-z ]+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in sorted(REFERENCE.glob("*.md")):
+        page.write_text(generated(page.read_text(encoding="utf-8")), encoding="utf-8")

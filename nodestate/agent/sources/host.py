@@ -1,0 +1,101 @@
+"""This machine, as the operating system sees it. What runs on it is no allocation of anybody, so usage is what is used."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from nodestate.agent.sources import Reading, Whole
+from nodestate.model import MAX_NODE_NAME_CHARS
+
+MIB: Final = 1024**2
+GIB: Final = 1024**3
+MEMORY_STEP_MB: Final = 64
+"""Memory in use is rounded to this: what is less is noise, and each step is a message."""
+
+_TRAITS: Final = {
+    "aes": "HW_CPU_X86_AESNI",
+    "avx2": "HW_CPU_X86_AVX2",
+    "avx512f": "HW_CPU_X86_AVX512F",
+    "sse4_2": "HW_CPU_X86_SSE42",
+    "svm": "HW_CPU_X86_SVM",
+    "vmx": "HW_CPU_X86_VMX",
+}
+
+
+def clean_name(name: str) -> str:
+    """A host's name with everything replaced that a node's name may not have."""
+    return re.sub(r"[^A-Za-z0-9._:-]", "-", name)[:MAX_NODE_NAME_CHARS] or "host"
+
+
+class HostSource:
+    """A ``StateSource`` of one node: this machine, with the disk that holds ``path``."""
+
+    def __init__(self, *, name: str = "", zone: str = "", path: str = "/", every_s: float = 5.0) -> None:
+        self._name = clean_name(name or socket.gethostname())
+        self._zone = zone
+        self._path = path
+        self._every_s = every_s
+        self._traits = _cpu_traits()
+        psutil.cpu_percent()  # measures since its last call, so the first says nothing
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self._name
+
+    @property
+    def every_s(self) -> float:
+        """How often to poll."""
+        return self._every_s
+
+    def nodes(self) -> Sequence[str]:
+        """This machine."""
+        return (self._name,)
+
+    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the machine is as it is now
+        """The machine's whole state."""
+        yield Whole(self._name, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """The state of this machine at this moment."""
+        memory = psutil.virtual_memory()
+        disk = psutil.disk_usage(self._path)
+        cpus = psutil.cpu_count() or 1
+        load_1m = psutil.getloadavg()[0]
+        used_mb = round((memory.total - memory.available) / MIB / MEMORY_STEP_MB) * MEMORY_STEP_MB
+        return {
+            "status": "up",
+            "zone": self._zone,
+            "inventory": {
+                "VCPU": {"total": cpus},
+                "MEMORY_MB": {"total": memory.total // MIB},
+                "DISK_GB": {"total": disk.total // GIB},
+            },
+            "usage": {"VCPU": min(cpus, round(load_1m)), "MEMORY_MB": used_mb, "DISK_GB": disk.used // GIB},
+            "traits": self._traits,
+            "metrics": {
+                "cpu.percent": psutil.cpu_percent(),
+                "load.1m": round(load_1m, 2),
+                "memory.percent": memory.percent,
+                "disk.percent": disk.percent,
+            },
+        }
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _cpu_traits() -> list[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    line = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    flags = set(line.group(1).split()) if line else set()
+    return sorted(trait for flag, trait in _TRAITS.items() if flag in flags)

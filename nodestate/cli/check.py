@@ -1,0 +1,184 @@
+"""``nodestate check``: do the designs agree with each other, and with the agents?"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import click
+
+from nodestate.broker import collect_census
+from nodestate.checking import (
+    DIFFERENT,
+    KINDS,
+    MISSED,
+    OLDER,
+    Differences,
+    Records,
+    by_kind,
+    differences,
+    differences_from_agents,
+    persisting,
+)
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.looking import Lookout
+from nodestate.errors import ConfigError
+from nodestate.model import Version
+from nodestate.ports import Resync
+from nodestate.view import View
+
+AGENTS: Final = "agents"
+LOOK_AGAIN_S: Final = 0.1
+SHOWN_NAMES: Final = 8
+
+
+@dataclass(slots=True)
+class Finding:
+    """One comparison: what is suspect of the ``right`` side, measured by the ``left``."""
+
+    left: str
+    right: str
+    suspects: Differences
+
+
+@dataclass(slots=True)
+class Verdict:
+    """All comparisons of a cell. ``unreadable``: by design, partitions that could not be read at all, and why."""
+
+    views: list[View]
+    findings: list[Finding]
+    unreadable: dict[str, dict[int, str]]
+    census: Mapping[str, Version] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def agree(self) -> bool:
+        """True if everything could be read and nothing differs."""
+        return not any(finding.suspects for finding in self.findings) and not any(self.unreadable.values())
+
+
+def compare(
+    read: Callable[[], Sequence[View]],
+    timeout: float,
+    census: Mapping[str, Version] | None = None,
+    states: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Verdict:
+    """Read every design again and again, until nothing is suspect or ``timeout`` seconds are over.
+
+    ``census`` and ``states``: what agents said of themselves before.
+    """
+    started = time.monotonic()
+    verdict: Verdict | None = None
+    while True:
+        verdict = _look(read(), verdict, census or {}, states)
+        verdict.seconds = time.monotonic() - started
+        if verdict.agree or verdict.seconds >= timeout:
+            return verdict
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _look(
+    views: Sequence[View],
+    before: Verdict | None,
+    census: Mapping[str, Version],
+    states: Mapping[str, Mapping[str, Any]] | None,
+) -> Verdict:
+    records: list[Records] = [{record.name: record for record in view.nodes.records()} for view in views]
+    unreadable = {view.design: {p.partition: p.lost for p in view.partitions if p.lost} for view in views}
+    findings: list[Finding] = []
+    earlier = iter(before.findings if before is not None else ())
+    for (left, ours), (right, theirs) in itertools.combinations(zip(views, records, strict=True), 2):
+        suspects = differences(ours, theirs) if before is None else persisting(next(earlier).suspects, ours, theirs)
+        findings.append(Finding(left.design, right.design, suspects))
+    if census:
+        findings += [
+            Finding(AGENTS, view.design, differences_from_agents(census, have, states))
+            for view, have in zip(views, records, strict=True)
+        ]
+    return Verdict(list(views), findings, unreadable, census)
+
+
+@cell_command(
+    "check", "Compare the designs with each other and with the agents.", example="nodestate check --agents 3 --json"
+)
+@click.option("--agents", type=float, metavar="S", help="Ask the agents too, and wait S seconds for their answers.")
+@click.option("--timeout", default=5.0, metavar="S", help="What differs for so long is a difference, not a delay.")
+def command(run: Run, agents: float | None, timeout: float) -> int:
+    """Compare what the designs say of every node, read as schedulers read them. Exit code 0: no difference.
+
+    Of two designs, the second has "missed" nodes, "redundant" ones, an "older" or "newer" version, or a "different"
+    state of the same version. With --agents the designs are compared with what the agents say of themselves.
+    """
+    run.require_shared(broker=agents is not None, store=True)
+    census = {}
+    if agents is not None:
+        census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
+        if not census:
+            raise ConfigError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
+    lookout = Lookout(run.config, run.config.designs)
+    try:
+        verdict = compare(lookout.views, timeout, census)
+    finally:
+        lookout.close()
+    if run.as_json:
+        run.say_json(as_json(verdict))
+    else:
+        show(run, verdict)
+    return 0 if verdict.agree else 1
+
+
+def as_json(verdict: Verdict) -> dict[str, object]:
+    """A verdict for programs."""
+    answer: dict[str, object] = {
+        "agree": verdict.agree,
+        "designs": {
+            view.design: {
+                "nodes": len(view.nodes),
+                "age": view.age,
+                "incomplete": sorted(view.incomplete),
+                "unreadable": {str(number): why for number, why in verdict.unreadable[view.design].items()},
+            }
+            for view in verdict.views
+        },
+        "pairs": [
+            {"left": finding.left, "right": finding.right, **by_kind(finding.suspects, _kinds(finding))}
+            for finding in verdict.findings
+        ],
+        "seconds": round(verdict.seconds, 3),
+    }
+    if verdict.census:
+        known = {record.name for view in verdict.views for record in view.nodes.records() if record.live}
+        answer["agents"] = {"answered": len(verdict.census), "silent": sorted(known - verdict.census.keys())}
+    return answer
+
+
+def show(run: Run, verdict: Verdict) -> None:
+    """A verdict for people."""
+    for view in verdict.views:
+        run.out.print(f"{view.design}: {len(view.nodes):,} nodes, {len(view.incomplete):,} incomplete")
+        for number, why in verdict.unreadable[view.design].items():
+            run.out.print(f"  [red]partition {number} can't be read[/]: {why}")
+        if view.incomplete:
+            run.out.print(f"  incomplete: {_names(sorted(view.incomplete))}", markup=False)
+    for finding in verdict.findings:
+        if not finding.suspects:
+            run.out.print(f"{finding.left} and {finding.right}: [green]no difference[/]")
+            continue
+        run.out.print(f"{finding.right}, measured by {finding.left}: [red]{len(finding.suspects):,} differences[/]")
+        for kind, names in by_kind(finding.suspects, _kinds(finding)).items():
+            if names:
+                run.out.print(f"  {kind}: {len(names):,}: {_names(names)}", markup=False)
+    if verdict.census:
+        run.out.print(f"{len(verdict.census):,} agents answered")
+
+
+def _kinds(finding: Finding) -> tuple[str, ...]:
+    return (MISSED, OLDER, DIFFERENT) if finding.left == AGENTS else KINDS
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more

@@ -1,0 +1,82 @@
+"""``nodestate consume``: one member of the cell's consumers."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+from dataclasses import asdict
+
+import click
+
+from nodestate.breaker import guarded
+from nodestate.broker import KombuResyncSender, KombuSource
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.stopping import stopping
+from nodestate.consumers.loop import Consumer
+from nodestate.memcached import open_stores
+from nodestate.ports import SystemClock
+
+
+class Member(click.ParamType[tuple[int, int]]):
+    """Text ``i/n``, as the pair (i, n) with 1 <= i <= n."""
+
+    name = "i/n"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The pair, or a usage error."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", str(value))
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is not i/n with 1 <= i <= n, as 1/2 and 2/2 for two members", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@cell_command(
+    "consume",
+    "Take events from the broker into the store.",
+    example="nodestate consume --design journal,snapshot --member 1/2",
+    log_level="info",
+)
+@click.option("--design", metavar="NAMES", help="Designs to write, by comma.  [default: the settings' designs]")
+@click.option("--member", type=Member(), default="1/1", help="Which of how many consumers this is.")
+@click.option("--seconds", type=float, metavar="S", help="End after so long.")
+def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
+    """Take events from the broker, fold them, and write them into the store.
+
+    Member i of n takes every n-th partition at once and stands by for the others: when a member dies, those left
+    take over within seconds. SIGTERM ends it after the step under way. --json prints its counters at the end.
+    """
+    run.require_shared(broker=True, store=True)
+    config = run.settings(designs=design)
+    number, members = member
+    first = [partition for partition in range(config.partitions) if partition % members == number - 1]
+    standby = [partition for partition in range(config.partitions) if partition % members != number - 1]
+    clock = SystemClock()
+    resync = KombuResyncSender(config)
+    consumer = Consumer(
+        config,
+        KombuSource(config, first, standby, clock),
+        guarded(open_stores(config), clock),
+        resync,
+        clock,
+        random.Random(os.urandom(16)),
+        f"member-{number}@{socket.gethostname()}:{os.getpid()}",
+    )
+    with stopping(seconds) as stop:
+        try:
+            consumer.run(stop)
+        finally:
+            consumer.close()
+            resync.close()
+    if run.as_json:
+        counts = asdict(consumer.stats)
+        run.say_json({"member": f"{number}/{members}", "designs": config.designs, **counts.pop("counts"), **counts})
+    else:
+        stats = consumer.stats
+        run.out.print(
+            f"{stats.received:,} received, {stats.acked:,} acked, {stats.commits:,} commits, "
+            f"{stats.takeovers:,} takeovers, {sum(stats.counts.dead_letters.values()):,} dead letters"
+        )

@@ -1,0 +1,249 @@
+"""``nodestate up``: a whole cell in one process, to look at, and to see that it is right."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+import msgspec
+from rich.live import Live
+
+from nodestate.agent.sources.host import HostSource
+from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.cli import check
+from nodestate.cli.check import Verdict
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.looking import Lookout
+from nodestate.cli.stopping import Stop, stopping
+from nodestate.cli.up_screen import DesignTick, Tick, as_line, as_panel
+from nodestate.cli.whole_cell import WholeCell
+from nodestate.config import Config
+from nodestate.view import View
+
+READ_EVERY_S: Final = 0.1
+SHOW_EVERY_S: Final = 0.5
+LINE_EVERY_S: Final = 1.0
+KEPT_REFRESHES: Final = 300
+DRAIN_S: Final = 20.0
+HOST_EVERY_S: Final = 1.0
+SHOWN_CLASSES: Final = ("VCPU", "MEMORY_MB", "DISK_GB")
+QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
+"""What is set otherwise than elsewhere, unless it was set: partitions are vouched for within seconds."""
+
+
+@cell_command(
+    "up", "Run a whole cell in one process, and watch it.", example="nodestate up --nodes 1000 --rate 500 --seconds 15"
+)
+@click.option("--nodes", type=click.IntRange(1), default=100, help="How many nodes are simulated.")
+@click.option("--rate", type=click.FloatRange(0), default=200.0, help="Changes per second, of all together.")
+@click.option("--seed", type=int, default=0, help="The same seed, the same fleet.")
+@click.option("--seconds", type=float, metavar="S", help="End after so long.  [default: with Ctrl-C]")
+def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None) -> int:
+    """Simulate a fleet, add this host, consume what they report, and read it as a scheduler does, all at once.
+
+    Broker and store are embedded unless others are given. At the end the fleet stands still, and every design's view
+    is compared with the others and with what the agents say, node by node. Exit code 0 only if all of them agree.
+    """
+    config = _quick(run.config)
+    host = HostSource(zone="here", every_s=HOST_EVERY_S)
+    cell = WholeCell(config, [SimulatedFleet(nodes, seed=seed, changes_per_s=rate), host])
+    lookout = Lookout(config, config.designs)
+    try:
+        watch = _Watch(cell, lookout, host.name, seconds)
+        with stopping(seconds) as stop:
+            _watch(run, watch, stop)
+        tick = watch.tick()
+        cell.end_agents()
+        publishers = cell.agent.publishers
+        states = {name: publisher.state() for name, publisher in publishers.items()}
+        verdict = check.compare(lookout.views, DRAIN_S, cell.versions(), states)
+    finally:
+        try:
+            cell.close()
+        finally:
+            lookout.close()
+    missing = {view.design: sorted(publishers.keys() - set(view.nodes)) for view in verdict.views}
+    agree = verdict.agree and not any(missing.values())
+    if run.as_json:
+        run.say_json(_as_json(watch, tick, verdict, missing, agree=agree))
+    else:
+        _summarize(run, watch, tick, verdict, missing, agree=agree)
+    return 0 if agree else 1
+
+
+def _quick(config: Config) -> Config:
+    usual = Config()
+    changes = {name: value for name, value in QUICK.items() if getattr(config, name) == getattr(usual, name)}
+    return msgspec.structs.replace(config, **changes)
+
+
+# -- watching -------------------------------------------------------------------------------------
+
+
+class _Watch:
+    """Reads a running cell, and keeps what its readers saw."""
+
+    def __init__(self, cell: WholeCell, lookout: Lookout, host: str, seconds: float | None) -> None:
+        self.cell = cell
+        self.host = host
+        self.seconds = seconds
+        self.refreshes_s: dict[str, deque[float]] = {
+            design: deque(maxlen=KEPT_REFRESHES) for design in cell.config.designs
+        }
+        self._lookout = lookout
+        self._started = time.monotonic()
+        self._applied: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=5)
+
+    def read(self) -> None:
+        """Refresh every design, as a scheduler before each decision. Raises what ended a part of the cell."""
+        self.cell.check()
+        for view, seconds in self._lookout.timed():
+            self.refreshes_s[view.design].append(seconds)
+
+    def tick(self) -> Tick:
+        """What is so now."""
+        now, applied, cell = time.monotonic(), self.cell.applied, self.cell
+        self._applied.append((now, applied))
+        (then, before), stats = self._applied[0], cell.consumer.stats
+        versions = cell.versions()
+        node_max_age = 3 * cell.config.heartbeat_s
+        views = [view for view, _ in self._lookout.timed(node_max_age=node_max_age)]
+        return Tick(
+            config=cell.config,
+            elapsed_s=now - self._started,
+            seconds=self.seconds,
+            nodes=len(versions),
+            events_per_s=(applied - before) / max(now - then, 1e-9),
+            published=cell.published,
+            applied=applied,
+            dead_letters=sum(stats.counts.dead_letters.values()),
+            owned=len(cell.consumer.held),
+            designs=tuple(self._design_tick(view, versions) for view in views),
+            amounts=_amounts(views[-1]),
+            host=self.host,
+            host_metrics=_metrics(views[-1], self.host),
+        )
+
+    def _design_tick(self, view: View, versions: dict[str, Any]) -> DesignTick:
+        lag = 0
+        for name, version in versions.items():
+            record = view.nodes.record(name)
+            known = record.generation if record is not None and record.incarnation == version.incarnation else 0
+            lag += max(0, version.generation - known)
+        p50_s, p95_s = quantiles(self.refreshes_s[view.design])
+        return DesignTick(
+            design=view.design,
+            nodes=len(view.nodes),
+            age_s=view.age,
+            lag=lag,
+            refresh_p50_s=p50_s,
+            refresh_p95_s=p95_s,
+            stale=len(view.stale),
+            incomplete=len(view.incomplete),
+            vouched=sum(partition.vouched for partition in view.partitions),
+        )
+
+
+def quantiles(seconds: deque[float]) -> tuple[float, float]:
+    """The median and the 95th percentile; 0 where nothing was measured."""
+    if len(seconds) < 2:
+        return (seconds[0], seconds[0]) if seconds else (0.0, 0.0)
+    cuts = statistics.quantiles(seconds, n=20, method="inclusive")
+    return cuts[9], cuts[18]
+
+
+def _amounts(view: View) -> dict[str, tuple[int, int]]:
+    columns = view.columns
+    return {
+        name: (int(columns.usage[name].sum()), int(columns.capacity[name].sum()))
+        for name in SHOWN_CLASSES
+        if name in columns.capacity
+    }
+
+
+def _metrics(view: View, host: str) -> dict[str, float]:
+    return dict(view.nodes[host].state.get("metrics", {})) if host in view.nodes else {}
+
+
+def _watch(run: Run, watch: _Watch, stop: Stop) -> None:
+    """Read and show until it is time to end."""
+    with _shown(run) as (show, every_s):
+        show_at = 0.0
+        while not stop():
+            watch.read()
+            if time.monotonic() >= show_at:
+                show_at = time.monotonic() + every_s
+                show(watch.tick())
+            stop.wait(READ_EVERY_S)
+
+
+@contextmanager
+def _shown(run: Run) -> Iterator[tuple[Callable[[Tick], None], float]]:
+    """How a tick is shown, and how often: a live panel on a terminal, a line elsewhere, nothing for programs."""
+    if run.as_json:
+        yield (lambda _tick: None), LINE_EVERY_S
+    elif not run.out.is_terminal:
+        yield (lambda tick: run.out.print(as_line(tick), soft_wrap=True)), LINE_EVERY_S
+    else:
+        with Live(console=run.out, auto_refresh=False) as live:
+            yield (lambda tick: live.update(as_panel(tick), refresh=True)), SHOW_EVERY_S
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+def _summarize(
+    run: Run, watch: _Watch, tick: Tick, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
+) -> None:
+    cell = watch.cell
+    run.out.print(
+        f"\n{tick.elapsed_s:.1f} s: {cell.published:,} events of {tick.nodes:,} nodes published, {cell.applied:,} "
+        f"applied ({tick.applied / tick.elapsed_s:,.0f}/s), {tick.dead_letters:,} dead letters"
+    )
+    for view, seen in zip(verdict.views, tick.designs, strict=True):
+        run.out.print(
+            f"{view.design:<9} {len(view.nodes):,} nodes, refreshed in {seen.refresh_p50_s * 1000:.2f} ms (p50)"
+        )
+    if agree:
+        designs = " and ".join(view.design for view in verdict.views)
+        run.out.print(f"[green]agree[/]: {designs} are equal node by node, and are what the agents say")
+        return
+    run.out.print("[bold red]disagree[/]:")
+    check.show(run, verdict)
+    for design, names in missing.items():
+        if names:
+            run.out.print(f"{design} lacks {len(names):,} nodes that report", markup=False)
+
+
+def _as_json(
+    watch: _Watch, tick: Tick, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
+) -> dict[str, Any]:
+    answer = check.as_json(verdict)
+    designs = {
+        design.design: {
+            "nodes": len(view.nodes),
+            "age": design.age_s,
+            "refresh_p50_ms": round(design.refresh_p50_s * 1000, 3),
+            "refresh_p95_ms": round(design.refresh_p95_s * 1000, 3),
+            "stale": design.stale,
+            "incomplete": sorted(view.incomplete),
+            "missing": missing[view.design],
+        }
+        for view, design in zip(verdict.views, tick.designs, strict=True)
+    }
+    return {
+        "agree": agree,
+        "seconds": round(tick.elapsed_s, 3),
+        "nodes": tick.nodes,
+        "published": watch.cell.published,
+        "applied": watch.cell.applied,
+        "events_per_s": round(tick.applied / tick.elapsed_s, 1),
+        "dead_letters": watch.cell.consumer.stats.counts.dead_letters,
+        "designs": designs,
+        "pairs": answer["pairs"],
+    }

@@ -1,0 +1,174 @@
+"""``nodestate view``: all nodes, as a scheduler sees them."""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import click
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from nodestate.cli.command import Run, cell_command
+from nodestate.errors import NodestateError, StaleViewError
+from nodestate.reader import OnStale, Reader
+from nodestate.view import View
+
+_decode_state = msgspec.msgpack.Decoder().decode
+_STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "down": "red"}
+
+
+class UnknownNodeError(NodestateError):
+    """Raised when a view has no such node."""
+
+
+@cell_command(
+    "view",
+    "Print all nodes, within a bound of staleness.",
+    example="nodestate view --design journal --max-age 5 --on-stale flag --json",
+)
+@click.option("--design", metavar="NAME", help="Design to read.  [default: the settings' read_design]")
+@click.option("--max-age", default=5.0, metavar="S", help="How long ago each partition must have been caught up.")
+@click.option("--node-max-age", type=float, metavar="S", help="How long ago each node must have given a sign of life.")
+@click.option(
+    "--on-stale",
+    type=click.Choice(["flag", "exclude", "refuse"]),
+    default="flag",
+    help="Nodes over a bound: name them, leave them out, or refuse the view.",
+)
+@click.option("--timeout", default=0.0, metavar="S", help="How long to wait for the bounds to be met.")
+@click.option("--node", "only", metavar="NAME", help="This node alone.")
+@click.option("--limit", default=40, metavar="N", help="Rows of the table, 0 for all. JSON has all nodes.")
+def command(
+    run: Run,
+    design: str | None,
+    max_age: float,
+    node_max_age: float | None,
+    on_stale: OnStale,
+    timeout: float,
+    only: str | None,
+    limit: int,
+) -> None:
+    """Print all nodes within the staleness that is accepted, or refuse with exit code 1.
+
+    JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. An age is
+    in seconds, null where a partition was never known to be caught up; positions are by partition.
+    """
+    run.require_shared(store=True)
+    # A process that reads once and ends has no garbage worth looking for, and the looking doubles the decoding.
+    gc.disable()
+    with Reader(run.config, design=design) as reader:
+        # People get to see each node's age, which costs reading the signs of life.
+        heard = node_max_age if node_max_age is not None or run.as_json else math.inf
+        view = _read(reader, max_age, heard, on_stale, timeout)
+        if only is not None and only not in view.nodes:
+            raise UnknownNodeError(f"no node {only!r} in the {view.design} view of {len(view.nodes):,} nodes")
+        if run.as_json:
+            run.say_json(as_json(view, only))
+        elif only is not None:
+            _show_node(run, view, only)
+        else:
+            _show(run, view, limit, _why_late(reader, view, max_age))
+
+
+def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: OnStale, timeout: float) -> View:
+    """A view; with a timeout, one within the bounds if it can be had by then."""
+    if timeout > 0 and on_stale != "refuse":
+        try:
+            return reader.read(max_age=max_age, node_max_age=node_max_age, on_stale="refuse", timeout=timeout)
+        except StaleViewError:
+            timeout = 0.0
+    return reader.read(max_age=max_age, node_max_age=node_max_age, on_stale=on_stale, timeout=timeout)
+
+
+def as_json(view: View, only: str | None = None) -> dict[str, Any]:
+    """A view for programs; the shape is fixed (DESIGN.md section 10)."""
+    nodes: dict[str, Any] = {}
+    for name in view.nodes if only is None else (only,):
+        record = view.nodes.record(name)
+        assert record is not None, f"{name} is in the view"
+        nodes[name] = {
+            "incarnation": record.incarnation,
+            "generation": record.generation,
+            "state": _decode_state(record.body),
+        }
+    return {
+        "position": [p and {"epoch": f"{p.epoch:x}", "offset": p.offset} for p in view.position],
+        "age": view.age,
+        "nodes": nodes,
+        "stale": sorted(view.stale),
+        "incomplete": sorted(view.incomplete),
+    }
+
+
+# -- for people -----------------------------------------------------------------------------------
+
+
+def _why_late(reader: Reader, view: View, max_age: float) -> str:
+    """What a refusal would have said of a view that is over its bound."""
+    if view.age <= max_age:
+        return ""
+    try:
+        reader.read(max_age=max_age, on_stale="refuse")
+    except StaleViewError as error:
+        return str(error)
+    return ""
+
+
+def _show(run: Run, view: View, limit: int, late: str) -> None:
+    columns = view.columns
+    classes = sorted(columns.capacity)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("node", "status", "zone", "version"):
+        table.add_column(title, no_wrap=True)
+    for title in (*classes, "age"):
+        table.add_column(title.removeprefix("CUSTOM_"), justify="right", no_wrap=True)
+    row_of = {name: row for row, name in enumerate(columns.names)}
+    names = sorted(view.nodes)
+    shown = names[:limit] if limit else names
+    for name in shown:
+        node, row = view.nodes[name], row_of[name]
+        amounts = [_amount(int(columns.usage[one][row]), int(columns.capacity[one][row])) for one in classes]
+        version = f"{node.version.incarnation}.{node.version.generation}" + ("+" if node.incomplete else "")
+        table.add_row(
+            Text(name, style="yellow" if name in view.stale else ""),
+            Text(node.status, style=_STATUS_STYLE[node.status]),
+            Text(str(node.state.get("zone", ""))),
+            version,
+            *amounts,
+            _seconds(view.node_age(name)),
+        )
+    if shown:
+        run.out.print(table)
+    if len(shown) < len(names):
+        run.out.print(f"… and {len(names) - len(shown):,} more (--limit 0 shows all)")
+    run.out.print(
+        f"{view.design}: {len(names):,} nodes, {_seconds(view.age)} old, "
+        f"{len(view.stale):,} stale, {len(view.incomplete):,} incomplete"
+    )
+    if late:
+        run.err.print(f"nodestate: {late}", markup=False, soft_wrap=True)
+
+
+def _show_node(run: Run, view: View, name: str) -> None:
+    record = view.nodes.record(name)
+    assert record is not None, f"{name} is in the view"
+    marks = [mark for mark, there in (("stale", name in view.stale), ("incomplete", record.incomplete)) if there]
+    run.out.print(
+        f"{name}: version {record.incarnation}.{record.generation}, last heard of {_seconds(view.node_age(name))} ago"
+        + "".join(f", {mark}" for mark in marks),
+        markup=False,
+    )
+    run.out.print_json(msgspec.json.encode(record.state()).decode(), highlight=run.out.is_terminal)
+
+
+def _amount(usage: int, capacity: int) -> Text:
+    if not capacity and not usage:
+        return Text("-", style="dim")
+    return Text(f"{usage:,}/{capacity:,}", style="red" if usage > capacity else "")
+
+
+def _seconds(age: float) -> str:
+    return f"{age:.1f} s" if math.isfinite(age) else "?"

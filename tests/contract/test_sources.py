@@ -1,0 +1,213 @@
+"""The broker contracts over memory, kombu's own memory transport, and RabbitMQ; then memory's faults on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import pytest
+
+from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, read_dead_letters
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError, UnconfirmedError
+from nodestate.ports import Resync, ResyncSender, Sink, Source
+from nodestate.testing import ManualClock, MemoryBroker
+from tests.contract.source import PARTITIONS, STANDBY_S, BrokerContract, SingleActiveContract
+from tests.services.servers import RabbitServer
+
+
+class InMemory:
+    """A ``MemoryBroker`` behind ``contract.source.Broker``."""
+
+    def __init__(self) -> None:
+        self._broker = MemoryBroker(PARTITIONS)
+        self.source, self.sink = self._broker.source, self._broker.sink
+
+    def resync_sender(self) -> ResyncSender:
+        return self._broker
+
+    def dead_letters(self) -> list[tuple[int, bytes, str, str]]:
+        return [(letter.partition, letter.body, letter.reason, letter.detail) for letter in self._broker.dead_letters]
+
+    def restart(self) -> None:
+        self._broker.stop()
+        self._broker.start()
+
+
+class TestMemoryBroker(SingleActiveContract):
+    @pytest.fixture
+    def broker(self) -> InMemory:
+        return InMemory()
+
+
+class OverKombu:
+    """Any broker that kombu reaches, behind ``contract.source.Broker``."""
+
+    def __init__(self, config: Config, server: RabbitServer | None = None) -> None:
+        self._config = config
+        self._server = server
+        self._open = ExitStack()
+
+    def source(self, partitions: Sequence[int], standby: Sequence[int] = ()) -> Source:
+        return KombuSource(self._config, partitions, standby)
+
+    def sink(self) -> Sink:
+        return KombuSink(self._config)
+
+    def resync_sender(self) -> ResyncSender:
+        sender = KombuResyncSender(self._config)
+        self._open.callback(sender.close)
+        return sender
+
+    def dead_letters(self) -> list[tuple[int, bytes, str, str]]:
+        letters = read_dead_letters(self._config, 100)
+        return [(letter.partition or 0, letter.body, letter.reason, letter.detail) for letter in letters]
+
+    def restart(self) -> None:
+        assert self._server is not None
+        self._server.restart()
+
+    def close(self) -> None:
+        self._open.close()
+
+
+class TestKombuMemory(BrokerContract):
+    @pytest.fixture
+    def broker(self, cell: str) -> Iterator[OverKombu]:
+        broker = OverKombu(Config(broker="memory://", cell=cell, partitions=PARTITIONS, standby_s=STANDBY_S))
+        yield broker
+        broker.close()
+
+
+@pytest.mark.service
+class TestRabbit(SingleActiveContract):
+    @pytest.fixture
+    def broker(self, rabbit: RabbitServer, cell: str) -> Iterator[OverKombu]:
+        config = Config(broker=rabbit.url, cell=cell, partitions=PARTITIONS, standby_s=STANDBY_S)
+        broker = OverKombu(config, rabbit)
+        yield broker
+        broker.close()
+
+
+# -- faults on demand -----------------------------------------------------------------------------
+
+
+def _bodies(source: Source, limit: int = 100) -> list[bytes]:
+    """What comes now, without pokes."""
+    deliveries = source.receive(limit, 0)
+    source.ack([delivery for delivery in deliveries if not delivery.body])
+    return [delivery.body for delivery in deliveries if delivery.body]
+
+
+def _unheard(_confirmed: bool) -> None:
+    """For publishes whose confirm the test does not look at."""
+
+
+def _filled(bodies: Sequence[bytes]) -> MemoryBroker:
+    broker = MemoryBroker(1)
+    sink = broker.sink()
+    for body in bodies:
+        sink.publish(0, body, _unheard)
+    sink.close()
+    return broker
+
+
+def test_waiting_messages_can_be_doubled_swapped_and_dropped() -> None:
+    broker = _filled([b"1", b"2", b"3"])
+    broker.duplicate(0, 1)
+    assert broker.queued(0) == [b"1", b"2", b"2", b"3"]
+    broker.swap(0, 0, 3)
+    assert broker.queued(0) == [b"3", b"2", b"2", b"1"]
+    assert broker.drop(0) == b"3"
+    assert _bodies(broker.source([0])) == [b"2", b"2", b"1"]
+
+
+def test_a_crashed_consumers_messages_go_to_the_next_in_order() -> None:
+    broker = _filled([b"1", b"2", b"3"])
+    first, second = broker.source([0]), broker.source([0])
+    assert _bodies(first, 2) == [b"1", b"2"]
+    first.crash()
+    assert broker.active(0) is second
+    assert _bodies(second) == [b"1", b"2", b"3"]
+    with pytest.raises(AssertionError):
+        first.receive(1, 0)
+
+
+def test_a_cut_off_consumer_does_not_know_that_another_took_over() -> None:
+    """The zombie of the fault table: it still has its batch in hand, and writes."""
+    broker = _filled([b"1"])
+    zombie, heir = broker.source([0]), broker.source([0])
+    deliveries = zombie.receive(10, 0)
+    zombie.disconnect()
+    assert _bodies(heir) == [b"1"]
+    with pytest.raises(BrokerUnavailableError):
+        zombie.ack(deliveries)
+    assert _bodies(zombie) == []
+    heir.close()
+    assert _bodies(zombie) == [b"1"]
+
+
+def test_no_more_than_the_prefetch_is_out_unacked() -> None:
+    broker = MemoryBroker(1, prefetch=2)
+    sink = broker.sink()
+    for body in (b"1", b"2", b"3"):
+        sink.publish(0, body, _unheard)
+    source = broker.source([0])
+    deliveries = source.receive(10, 0)
+    assert [delivery.body for delivery in deliveries] == [b"1", b"2"]
+    assert source.receive(10, 0) == []
+    source.ack(deliveries[:1])
+    assert [delivery.body for delivery in source.receive(10, 0)] == [b"3"]
+
+
+@pytest.mark.parametrize("lose", [True, False])
+def test_an_unconfirmed_event_may_be_lost_or_not(lose: bool) -> None:
+    """A publisher that got no confirm can't know; it says so to whoever asked, once."""
+    broker = MemoryBroker(1)
+    sink = broker.sink()
+    told: list[tuple[bytes, bool]] = []
+    sink.publish(0, b"1", lambda ok: told.append((b"1", ok)))
+    sink.flush(0)
+    broker.confirming = False
+    sink.publish(0, b"2", lambda ok: told.append((b"2", ok)))
+    with pytest.raises(UnconfirmedError) as caught:
+        sink.flush(3.0)
+    assert (caught.value.count, caught.value.timeout_s) == (1, 3.0)
+    broker.stop(lose_unconfirmed=lose)
+    with pytest.raises(BrokerUnavailableError):
+        sink.publish(0, b"3", lambda ok: told.append((b"3", ok)))
+    assert told == [(b"1", True), (b"2", False)]
+    broker.start()
+    assert _bodies(broker.source([0])) == ([b"1"] if lose else [b"1", b"2"])
+    sink.publish(0, b"4", _unheard)
+    assert told == [(b"1", True), (b"2", False)]
+
+
+def test_a_stopped_broker_takes_no_calls_until_it_starts() -> None:
+    broker = MemoryBroker(1)
+    broker.stop()
+    source, sink = broker.source([0]), broker.sink()
+    for call in (lambda: source.receive(1, 0), lambda: sink.resyncs(0), lambda: broker.request_resync(Resync())):
+        with pytest.raises(BrokerUnavailableError):
+            call()
+    broker.start()
+    assert _bodies(source) == []
+    broker.request_resync(Resync())
+    assert sink.resyncs(0) == []  # it was not connected yet
+
+
+def test_waiting_takes_the_time_of_the_brokers_clock() -> None:
+    clock = ManualClock()
+    broker = MemoryBroker(1, clock=clock)
+    source = broker.source([0])
+    _bodies(source)
+    start = clock.monotonic()
+    assert source.receive(1, 0.5) == []
+    assert broker.sink().resyncs(0.25) == []
+    assert clock.monotonic() - start == 0.75
+
+
+def test_census_answers_are_kept() -> None:
+    broker = MemoryBroker(1)
+    broker.sink().answer_census("box", b"1")
+    assert broker.census == {"box": [b"1"]}

@@ -1,0 +1,633 @@
+"""A little cell in one process: doubles, publishers, consumers that die and freeze, readers, and a ledger of the truth.
+
+The ledger is independent of what it judges. It sees every write that a server accepts and every event that a
+queue takes; from these alone it says what each view must hold (DESIGN.md section 9). ``JudgedReader`` compares.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import msgspec
+
+from nodestate import keys
+from nodestate.agent.backoff import Backoff
+from nodestate.agent.publisher import Publisher, concerns
+from nodestate.config import Config
+from nodestate.consumers.loop import Consumer
+from nodestate.consumers.partition import is_probe
+from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
+from nodestate.head import HEAD, Head, term_of
+from nodestate.journal import format as journal_format
+from nodestate.journal import writer as journal_writer
+from nodestate.lockstep import Stores
+from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
+from nodestate.ports import Delivery, Put, Resync, Status, Write, Written
+from nodestate.reader import Reader
+from nodestate.reading import PartitionState
+from nodestate.snapshot import format as snapshot_format
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryBroker, MemoryServer, MemorySource, MemoryStore, Plan
+from nodestate.view import View
+from nodestate.wire import unpack_records
+
+GONE: Final = "gone"
+"""In a node's history: it left with this version."""
+CELL: Final = "cell1"
+SLICE_S: Final = 0.5
+"""Agents act at least so often while time passes."""
+CONVERGE_S: Final = 120.0
+"""Without faults a cell agrees with its agents within this time: two settling periods and their surroundings."""
+
+
+class Crash(BaseException):
+    """The process dies here. Not an ``Exception``: nothing may survive it."""
+
+
+def all_well(_operation: str, _count: int) -> Fault | None:
+    """A plan without faults."""
+    return None
+
+
+@contextmanager
+def small_limits() -> Iterator[None]:
+    """Rings overflow, checkpoints are due and contents come in several parts after a handful of events.
+
+    These are constants of the code's own; with them a machine of fifty steps meets what takes a real cell an hour.
+    """
+    changes: list[tuple[Any, str, int]] = [
+        (snapshot_format, "RING_SLOTS", 6),
+        (snapshot_format, "RING_COMMITS", 5),
+        (snapshot_format, "PART_NODES", 2),
+        (journal_writer, "MIN_TAIL_BYTES", 400),
+        (journal_writer, "PART_BYTES", 500),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    for module, name, value in changes:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+# -- the ledger -----------------------------------------------------------------------------------
+
+Epoch = tuple[int, str, int]
+"""A partition, a design's letter, an epoch."""
+
+
+@dataclass(slots=True)
+class Publication:
+    """One event in a queue, and what its agent knows of it."""
+
+    at: float
+    partition: int
+    node: str
+    version: Version
+    body: bytes
+    confirmed: bool = False
+    lost: bool = False
+
+
+class Ledger:
+    """What really happened."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.histories: dict[str, dict[Version, Any]] = {}
+        self.publications: list[Publication] = []
+        self.contents: dict[str, bytes] = {}
+        self.items: dict[tuple[int, int, int, int], dict[str, NodeRecord]] = {}
+        self.heads: dict[Epoch, Head] = {}
+        self.commits: dict[Epoch, dict[int, dict[str, NodeRecord]]] = {}
+        self.delays: list[tuple[float, float]] = []
+
+    # -- what servers accepted
+
+    def accepted(self, write: Write) -> None:
+        """Take in a write that was stored."""
+        _, _, number, letter, tail = write.key.split(":", 4)
+        partition = int(number)
+        if tail.startswith("node:"):
+            stored = snapshot_format.NODE.unpack(write.value)
+            stamp = (partition, stored.epoch, stored.term, stored.offset)
+            self.items.setdefault(stamp, {})[stored.record.name] = stored.record
+        elif tail.startswith(("log:", "ckpt:", "index:")):
+            assert write.put is Put.ADD, f"{write.key} is rewritten"
+            self.contents[write.key] = write.value
+        elif tail.startswith("head:"):
+            self._head(partition, letter, HEAD.unpack(write.value))
+
+    def _head(self, partition: int, letter: str, head: Head) -> None:
+        epoch = (partition, letter, head.epoch)
+        prefix = keys.prefix(CELL, partition, letter)
+        before = self.heads.get(epoch)
+        self.heads[epoch] = head
+        if before is None:
+            assert (head.term, head.next) == (1, 1), "an epoch begins with commit 0 by its first term"
+            self.commits[epoch] = {1: self._first(partition, prefix, letter, head)}
+            return
+        assert head.term >= before.term, "I7: an owner that lost its partition moved the head"
+        assert head.owner == before.owner or head.term > before.term, "I7: two owners in one term"
+        assert head.next in {before.next, before.next + 1}, "offsets have a gap, or go back"
+        assert head.beat > before.beat, "a write of the head is older than the one that it replaced"
+        if head.next == before.next:
+            return
+        nodes = dict(self.commits[epoch][before.next])
+        if letter == keys.JOURNAL:
+            self._fold_segment(prefix, head, before.next, nodes)
+        else:
+            nodes.update(self.items.get((partition, head.epoch, head.term, before.next), {}))
+        self.commits[epoch][head.next] = nodes
+
+    def _first(self, partition: int, prefix: str, letter: str, head: Head) -> dict[str, NodeRecord]:
+        if letter == keys.JOURNAL:
+            checkpoint = journal_format.SECTION.decode(head.section).checkpoint
+            parts = journal_format.checkpoint_keys(prefix, head.epoch, checkpoint)
+            return {record.name: record for key in parts for record in unpack_records(self.contents[key])}
+        parts = snapshot_format.index_keys(prefix, head.epoch, snapshot_format.SECTION.decode(head.section).index)
+        names = [name for key in parts for name in snapshot_format.unpack_index_part(self.contents[key])[0]]
+        return {name: self.items[partition, head.epoch, 1, 0][name] for name in names}
+
+    def _fold_segment(self, prefix: str, head: Head, offset: int, nodes: dict[str, NodeRecord]) -> None:
+        terms = journal_format.SECTION.decode(head.section).terms
+        key = keys.segment(prefix, head.epoch, term_of(terms, offset), offset)
+        for raw in journal_format.SEGMENT.unpack(self.contents[key]):
+            event = parse_event(raw)
+            record = fold(nodes.get(event.node), event).record
+            assert record is not None
+            nodes[event.node] = record
+
+    # -- what agents said
+
+    def published(self, partition: int, body: bytes) -> Publication:
+        """Take in an event that went into a queue. Versions name one state each; patches are applied naively."""
+        event = parse_event(body)
+        history = self.histories.setdefault(event.node, {})
+        if isinstance(event, Report):
+            state = msgspec.msgpack.decode(event.state)
+        elif isinstance(event, Change):
+            before = history[Version(event.incarnation, event.generation - 1)]
+            state = merge_patch(msgspec.msgpack.decode(msgspec.msgpack.encode(before)), msgspec.msgpack.decode(event.patch))
+        else:
+            state = GONE if isinstance(event, Leave) else history.get(event.version)
+        if not isinstance(event, Heartbeat):
+            assert history.setdefault(event.version, state) == state, f"{event.version} names two states"
+        publication = Publication(self.clock.monotonic(), partition, event.node, event.version, body)
+        self.publications.append(publication)
+        return publication
+
+    def newest(self, partition: int, by: float) -> dict[str, Version]:
+        """The newest version of each node of a partition whose message, confirmed, was in the queue at a time."""
+        newest: dict[str, Version] = {}
+        for one in self.publications:
+            if one.partition == partition and one.at <= by and one.confirmed and not one.lost:
+                newest[one.node] = max(newest.get(one.node, one.version), one.version)
+        return newest
+
+    def last_sign(self, node: str) -> float:
+        """When a node's last message went into its queue."""
+        return max((one.at for one in self.publications if one.node == node), default=float("-inf"))
+
+    def honest(self, claim: float) -> float:
+        """What a claim to be caught up at a time is worth: heads that were under way for long claim too much
+        (docs/concepts/consistency.md), so nothing is asked of what fell into their delays.
+        """
+        return min([claim, *(sent for sent, arrived in self.delays if sent < claim <= arrived)])
+
+
+class WitnessedServer(MemoryServer):
+    """A server whose every accepted write goes into a ledger."""
+
+    def __init__(self, ledger: Ledger, name: str, clock: ManualClock, max_bytes: int | None, *, no_evict: bool) -> None:
+        super().__init__(name, clock=clock, max_bytes=max_bytes, no_evict=no_evict)
+        self._ledger = ledger
+
+    def _write(self, write: Write) -> Written:
+        done = super()._write(write)
+        if done.status is Status.STORED and write.put is not Put.DELETE:
+            self._ledger.accepted(write)
+        return done
+
+    def lift_limit(self) -> None:
+        """From now on there is room for everything."""
+        self._max_bytes = None
+
+
+class WitnessingSink:
+    """A sink that tells the ledger of each event, and whether the broker confirmed it."""
+
+    def __init__(self, ledger: Ledger, broker: MemoryBroker) -> None:
+        self._ledger = ledger
+        self._inner = broker.sink()
+
+    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        """See ``ports.Sink``."""
+        known: list[Publication] = []
+
+        def done(ok: bool) -> None:
+            for publication in known:
+                publication.confirmed, publication.lost = ok, not ok
+            on_done(ok)
+
+        self._inner.publish(partition, body, done)
+        known.append(self._ledger.published(partition, body))
+
+    def flush(self, timeout_s: float) -> None:
+        """See ``ports.Sink``."""
+        self._inner.flush(timeout_s)
+
+    def resyncs(self, timeout_s: float) -> list[Resync]:
+        """See ``ports.Sink``."""
+        return self._inner.resyncs(timeout_s)
+
+    def close(self) -> None:
+        """See ``ports.Sink``."""
+        self._inner.close()
+
+
+# -- members --------------------------------------------------------------------------------------
+
+
+class MortalSource:
+    """A member's connection to the broker; the member dies at its next ack, if told so."""
+
+    def __init__(self, inner: MemorySource) -> None:
+        self.inner = inner
+        self.dies_before_ack = False
+
+    def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
+        """See ``ports.Source``."""
+        return self.inner.receive(limit, timeout_s)
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See ``ports.Source``."""
+        if self.dies_before_ack:
+            raise Crash
+        self.inner.ack(deliveries)
+
+    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
+        """See ``ports.Source``."""
+        self.inner.dead_letter(delivery, reason, detail)
+
+    def poke(self, partition: int, body: bytes = b"") -> None:
+        """See ``ports.Source``."""
+        self.inner.poke(partition, body)
+
+    def close(self) -> None:
+        """See ``ports.Source``."""
+        self.inner.close()
+
+
+class MortalStore(FaultyStore):
+    """A connection whose process may die in the middle of a write, and whose delayed packets know when they left."""
+
+    def __init__(self, inner: MemoryStore, clock: ManualClock, ledger: Ledger) -> None:
+        super().__init__(inner, all_well)
+        self.server = inner.server
+        self.dies = False
+        self._clock = clock
+        self._ledger = ledger
+        self._sent_at: deque[float] = deque()
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """See ``FaultyStore``."""
+        before = len(self.late)
+        try:
+            return super().write(writes)
+        except StoreUnavailableError:
+            if len(self.late) > before:
+                self._sent_at.append(self._clock.monotonic())
+            if self.dies:
+                raise Crash from None
+            raise
+
+    def arrive(self) -> list[Written]:
+        """See ``FaultyStore``."""
+        if not self.late or not self.server.running:
+            return []
+        self._ledger.delays.append((self._sent_at.popleft(), self._clock.monotonic()))
+        return super().arrive()
+
+    def lose(self) -> None:
+        """See ``FaultyStore``."""
+        super().lose()
+        self._sent_at.clear()
+
+
+class Member:
+    """One consumer process."""
+
+    def __init__(self, world: World, name: str, partitions: Sequence[int], standby: Sequence[int]) -> None:
+        self.name = name
+        self.partitions = tuple(partitions)
+        self.standby = tuple(standby)
+        self._world = world
+        self.source = MortalSource(world.broker.source(partitions, standby))
+        self.stores = [MortalStore(MemoryStore(server), world.clock, world.ledger) for server in world.servers]
+        self.consumer = Consumer(
+            world.config,
+            self.source,
+            Stores(self.stores),
+            world.broker,
+            world.clock,
+            random.Random(world.rng.getrandbits(32)),
+            name,
+        )
+
+    def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
+        """One step whose calls of the stores go by ``plan``; with ``dies`` the first fault is the process's end."""
+        for store in self.stores:
+            store.plan, store.dies = plan, dies
+        try:
+            self.consumer.step()
+        except Crash:
+            self.die()
+        for store in self.stores:
+            store.plan, store.dies = all_well, False
+
+    def die(self) -> None:
+        """SIGKILL; a new process takes the place."""
+        self.source.inner.crash()
+        self._world.members.remove(self)
+        self._world.wires += [store for store in self.stores if store.late]
+        self._world.start_member(self.partitions, self.standby)
+
+
+def at_call(number: int, fault: Fault) -> Plan:
+    """A plan whose only fault comes with a certain call, from 0."""
+    calls = iter(range(1_000_000))
+    return lambda _operation, _count: fault if next(calls) == number else None
+
+
+# -- readers --------------------------------------------------------------------------------------
+
+
+class JudgedReader:
+    """A reader that is held to the invariants at each read."""
+
+    def __init__(self, world: World, design: str) -> None:
+        self.design = design
+        self._letter = {"journal": keys.JOURNAL, "snapshot": keys.SNAPSHOT}[design]
+        self._world = world
+        self.stores = [FaultyStore(MemoryStore(server), all_well) for server in world.servers]
+        self._reader = Reader(world.config, design=design, stores=Stores(self.stores), clock=world.clock)
+        self._offsets: dict[tuple[int, int], int] = {}
+        self._versions: dict[tuple[int, int, str], Version] = {}
+
+    def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
+        """Read, and judge what came."""
+        for store in self.stores:
+            store.plan = plan
+        view = self._reader.read(max_age=max_age, node_max_age=max_age, on_stale=on_stale)
+        if on_stale == "exclude":
+            assert not (view.stale | view.incomplete) & set(view.nodes), "exclude leaves stale nodes out"
+        for partition in view.partitions:
+            self._judge(partition, view)
+        return view
+
+    def _judge(self, state: PartitionState, view: View) -> None:
+        ledger, table, number = self._world.ledger, state.table, state.partition
+        vouched = f"partition {number}" not in view.incomplete
+        if table is None:
+            assert not vouched, "a partition of which nothing is known passes for complete"
+            return
+        here = f"{self.design} partition {number} at {table.epoch:x}:{table.offset}"
+        records = {record.name: record for record in table.records()}
+        committed = ledger.commits[number, self._letter, table.epoch].get(table.offset)
+        assert committed is not None, f"{here} was never committed"
+        if self.design == "journal":
+            assert records == committed, f"I2: {here} is not the fold of its prefix"
+        for name, record in committed.items():
+            assert records[name].version >= record.version or name in table.incomplete, f"I3: {name} of {here} is older"
+        for name, record in records.items():
+            if record.version != (0, 0):
+                said = ledger.histories[name][record.version]
+                assert (GONE if record.gone else record.state()) == said, f"{name} {record.version} is not what it said"
+        self._judge_progress(state, records, here)
+        if vouched:
+            self._judge_claim(state, records, here)
+        if state.heard_at is not None:
+            for name, heard_at in zip(records, state.heard_at.tolist(), strict=False):
+                assert heard_at <= ledger.last_sign(name), f"I5: {name} of {here} was not heard of at {heard_at}"
+
+    def _judge_progress(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
+        assert state.table is not None
+        place = (state.partition, state.table.epoch)
+        assert state.table.offset >= self._offsets.get(place, 0), f"I1: {here} went back"
+        self._offsets[place] = state.table.offset
+        for name, record in records.items():
+            before = self._versions.get((*place, name), Version(0, 0))
+            assert record.version >= before, f"I1: {name} of {here} went back from {before} to {record.version}"
+            self._versions[(*place, name)] = record.version
+
+    def _judge_claim(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
+        ledger = self._world.ledger
+        assert state.table is not None
+        claim = ledger.honest(state.confirmed_at)
+        for name, version in ledger.newest(state.partition, claim).items():
+            record = records.get(name)
+            if name in state.table.incomplete or (record is not None and record.version >= version):
+                continue
+            if ledger.histories[name].get(version) == GONE and (record is None or not record.live):
+                continue
+            has = record.version if record is not None else None
+            raise AssertionError(f"I5: {here} claims {claim}, but {name} is at {has}, not at {version}")
+
+
+# -- the world ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Beating:
+    publisher: Publisher
+    beat_at: float
+
+
+class World:
+    """Everything, and the truth about it. Partition p lives on server p modulo their number."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        partitions: int = 2,
+        servers: int = 2,
+        max_bytes: int | None = None,
+        no_evict: bool = False,
+        designs: tuple[str, ...] = ("journal", "snapshot"),
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.clock = ManualClock()
+        self.config = Config(partitions=partitions, designs=designs)
+        self.ledger = Ledger(self.clock)
+        self.servers = [
+            WitnessedServer(self.ledger, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
+        ]
+        self.broker = MemoryBroker(partitions, clock=self.clock)
+        self.poison: set[bytes] = set()
+        self.agents: dict[str, _Beating] = {}
+        self.members: list[Member] = []
+        self.readers: list[JudgedReader] = []
+        self.wires: list[MortalStore] = []
+        """Connections of the dead, with packets under way."""
+        self._sink = WitnessingSink(self.ledger, self.broker)
+        self._backoff = Backoff(self.clock, self.rng)
+        self._incarnations: dict[str, int] = {}
+        self._births = 0
+
+    # -- agents
+
+    def start_agent(self, name: str, state: dict[str, Any]) -> None:
+        """A new life of a node's agent, which reports first of all."""
+        incarnation = max(int(self.clock.time()), self._incarnations.get(name, 0) + 1)
+        self._incarnations[name] = incarnation
+        publisher = Publisher(
+            self.config,
+            name,
+            sink=self._sink,
+            clock=self.clock,
+            incarnation=incarnation,
+            backoff=self._backoff,
+            rng=random.Random(self.rng.getrandbits(32)),
+        )
+        beat_at = self.clock.monotonic() + self.rng.uniform(0.0, self.config.heartbeat_s)
+        self.agents[name] = _Beating(publisher, beat_at)
+        publisher.report(state)
+
+    def agents_act(self) -> None:
+        """Confirms arrive, resyncs are answered, what was lost goes out again, heartbeats that are due are given."""
+        with suppress(BrokerUnavailableError):
+            for resync in self._sink.resyncs(0):
+                for agent in self.agents.values():
+                    if concerns(resync, agent.publisher.node, agent.publisher.partition):
+                        agent.publisher.resync(resync)
+        now = self.clock.monotonic()
+        for agent in self.agents.values():
+            agent.publisher.tick()
+            if agent.publisher.live and agent.beat_at <= now:
+                agent.beat_at = now + self.config.heartbeat_s
+                agent.publisher.heartbeat()
+        self.confirm()
+
+    def confirm(self) -> None:
+        """The broker's confirms arrive, if it gives any."""
+        with suppress(BrokerUnavailableError, UnconfirmedError):
+            self._sink.flush(0)
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes for all; only agents act meanwhile."""
+        until = self.clock.monotonic() + seconds
+        while (left := until - self.clock.monotonic()) > 0:
+            self.clock.advance(min(left, SLICE_S))
+            self.agents_act()
+
+    def poisoned(self, partition: int, body: bytes) -> None:
+        """Something that is no event goes into a queue."""
+        self.poison.add(body)
+        with suppress(BrokerUnavailableError):
+            self.broker.sink().publish(partition, body, lambda _ok: None)
+
+    def lose_message(self, partition: int, index: int) -> None:
+        """A waiting event vanishes before its publisher had a confirm for it. Leaves are spared: their agents are
+        gone, and with them whoever would notice.
+        """
+        waiting = [n for n, body in enumerate(self.broker.queued(partition)) if self._may_vanish(body)]
+        if waiting:
+            body = self.broker.drop(partition, waiting[index % len(waiting)])
+            for publication in self.ledger.publications:
+                if publication.body == body:
+                    publication.lost = True
+
+    def _may_vanish(self, body: bytes) -> bool:
+        return not is_probe(body) and body not in self.poison and not isinstance(parse_event(body), Leave)
+
+    # -- consumers and readers
+
+    def start_member(self, partitions: Sequence[int], standby: Sequence[int]) -> Member:
+        """Another consumer process, behind those that stand in already."""
+        self._births += 1
+        member = Member(self, f"member-{self._births}", partitions, standby)
+        self.members.append(member)
+        return member
+
+    def overtaken(self, member: Member, call: int, meanwhile: Callable[[], None]) -> None:
+        """One step of a member that is frozen in the midst of it, at a call of a store, for so long that the broker
+        gives its queues to others; the world goes on meanwhile.
+        """
+        calls = iter(range(1_000_000))
+
+        def plan(_operation: str, _count: int) -> Fault | None:
+            if next(calls) == call:
+                froze_at = self.clock.monotonic()
+                member.source.inner.disconnect()
+                meanwhile()
+                self.ledger.delays.append((froze_at, self.clock.monotonic()))
+            return None
+
+        member.step(plan)
+
+    def connections(self) -> list[MortalStore]:
+        """All connections with packets under way."""
+        return [s for s in (*self.wires, *(s for m in self.members for s in m.stores)) if s.late]
+
+    def restart_server(self, number: int) -> None:
+        """Everything on it is lost, and every connection with what was under way."""
+        for store in self.connections():
+            if store.server is self.servers[number]:
+                store.lose()
+        self.servers[number].restart()
+
+    # -- at rest
+
+    def converge(self) -> float:
+        """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
+        for server in self.servers:
+            server.start()
+            server.lift_limit()
+        self.broker.confirming = True
+        self.broker.start()
+        for store in self.connections():
+            while store.late:
+                store.arrive()
+        began_at = self.clock.monotonic()
+        trouble = "not looked yet"
+        while self.clock.monotonic() - began_at < CONVERGE_S:
+            self.pass_time(0.5)
+            for member in list(self.members):
+                member.step()
+            trouble = self._disagreement()
+            if not trouble:
+                return self.clock.monotonic() - began_at
+        raise AssertionError(f"I4, I6: no agreement after {CONVERGE_S} s: {trouble}")
+
+    def _disagreement(self) -> str:
+        views = {}
+        for reader in self.readers:
+            view = reader.read(5.0)
+            if view.incomplete or view.stale:
+                return f"{reader.design}: incomplete {sorted(view.incomplete)}, stale {sorted(view.stale)}"
+            expected = {
+                name: (agent.publisher.version, agent.publisher.state())
+                for name, agent in self.agents.items()
+                if agent.publisher.live
+            }
+            found = {name: (record.version, record.state()) for name in view.nodes if (record := view.nodes.record(name))}
+            if found != expected:
+                return f"{reader.design}: {found} where agents say {expected}"
+            views[reader.design] = {record.name: record for record in view.nodes.records()}
+        if len(views) > 1 and views["journal"] != views["snapshot"]:
+            return f"journal {views['journal']} differs from snapshot {views['snapshot']}"
+        for number in range(self.broker.partitions):
+            waiting = [body for body in self.broker.queued(number) if not is_probe(body)]
+            if waiting:
+                return f"in queue {number}: {waiting}"
+        dead = {letter.body for letter in self.broker.dead_letters}
+        assert dead <= self.poison, "I6: an agent's event was dead-lettered"
+        return "" if dead == self.poison else f"poison that nobody looked at: {self.poison - dead}"

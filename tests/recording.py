@@ -1,0 +1,65 @@
+"""A sink that the test confirms, loses and takes away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nodestate.errors import BrokerUnavailableError, UnconfirmedError
+from nodestate.model import parse_event
+from nodestate.ports import Resync
+
+
+class RecordingSink:
+    """A ``ports.Sink`` and ``ports.CensusTaker``. With ``away`` every call fails; ``settle`` confirms or loses."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, bytes]] = []
+        self.waiting: list[tuple[int, Callable[[bool], None]]] = []
+        self.asked: list[Resync] = []
+        self.census: list[tuple[str, bytes]] = []
+        self.away = False
+        self.confirming = True
+        self.closed = False
+
+    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        self._check()
+        self.sent.append((partition, body))
+        self.waiting.append((len(self.sent) - 1, on_done))
+
+    def flush(self, timeout_s: float) -> None:
+        self._check()
+        if self.confirming:
+            self.settle()
+        if self.waiting:
+            raise UnconfirmedError(len(self.waiting), timeout_s)
+
+    def resyncs(self, timeout_s: float) -> list[Resync]:
+        self._check()
+        asked, self.asked = self.asked, []
+        return asked
+
+    def answer_census(self, queue: str, body: bytes) -> None:
+        self._check()
+        self.census.append((queue, body))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def settle(self, ok: bool = True, *, count: int | None = None) -> None:
+        settled, self.waiting = self.waiting[:count], self.waiting[count:] if count is not None else []
+        for _, on_done in settled:
+            on_done(ok)
+
+    def events(self) -> list[tuple[str, int]]:
+        """Kind and generation of all that was sent."""
+        return [kind_of(body) for _, body in self.sent]
+
+    def _check(self) -> None:
+        if self.away:
+            raise BrokerUnavailableError("test", "away")
+
+
+def kind_of(body: bytes) -> tuple[str, int]:
+    """Kind and generation of an event."""
+    event = parse_event(body)
+    return type(event).__name__.lower(), event.generation

@@ -1,0 +1,374 @@
+"""The agent's loop: what sources say becomes events, at the right time, whatever the broker does meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate.agent.agent import Agent
+from nodestate.agent.diff import InexpressibleError, diff_patch
+from nodestate.agent.sources import Gone, Part, Reading, Whole
+from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.config import Config
+from nodestate.errors import ConfigError, SourceUnavailableError, UnconfirmedError
+from nodestate.keys import partition_of
+from nodestate.model import NodeRecord, Version, fold, merge_patch, parse_event
+from nodestate.ports import Resync
+from nodestate.testing import ManualClock
+from tests.recording import RecordingSink
+
+CONFIG = Config(partitions=4, heartbeat_s=10.0)
+STATE: dict[str, Any] = {"inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 1}}
+
+
+class ScriptedSource:
+    """Gives what the test put into ``readings``."""
+
+    every_s = 1.0
+
+    def __init__(self, names: Sequence[str] = ("a", "b", "c"), name: str = "scripted") -> None:
+        self.name = name
+        self.readings: list[Reading] = [Whole(node, STATE) for node in names]
+        self.failure = ""
+        self.closed = False
+        self._names = names
+
+    def nodes(self) -> Sequence[str]:
+        return self._names
+
+    def poll(self, now: float) -> Iterable[Reading]:
+        if self.failure:
+            raise SourceUnavailableError(self.name, self.failure)
+        readings, self.readings = self.readings, []
+        return readings
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    def __init__(self, source: ScriptedSource | SimulatedFleet | None = None, config: Config = CONFIG) -> None:
+        self.source = source or ScriptedSource()
+        self.sink = RecordingSink()
+        self.clock = ManualClock()
+        self.agent = Agent(config, [self.source], self.sink, self.clock, random.Random(1), incarnation=7)
+
+    def pass_time(self, seconds: float, step_s: float = 0.5) -> None:
+        for _ in range(round(seconds / step_s)):
+            self.clock.advance(step_s)
+            self.agent.step()
+
+    def sent(self, kind: str) -> list[str]:
+        """The nodes of all events of a kind, in the order they were sent."""
+        events = [parse_event(body) for _, body in self.sink.sent]
+        return [event.node for event in events if type(event).__name__.lower() == kind]
+
+    def folded(self) -> dict[str, NodeRecord]:
+        records: dict[str, NodeRecord] = {}
+        for _, body in self.sink.sent:
+            event = parse_event(body)
+            record = fold(records.get(event.node), event).record
+            assert record is not None
+            records[event.node] = record
+        return records
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.agent.step()
+    return bench
+
+
+# -- what sources say -----------------------------------------------------------------------------
+
+
+def test_every_node_is_reported_once_at_the_start(bench: Bench) -> None:
+    bench.pass_time(5)
+    assert bench.sent("report") == ["a", "b", "c"]
+
+
+def test_a_whole_state_that_differs_goes_out_as_what_differs(bench: Bench) -> None:
+    bench.source.readings = [Whole("a", STATE), Whole("b", {"inventory": STATE["inventory"], "usage": {"VCPU": 5}})]
+    bench.pass_time(1)
+    [body] = [body for _, body in bench.sink.sent if parse_event(body).generation == 2]
+    assert msgspec.msgpack.decode(body)["patch"] == {"usage": {"VCPU": 5}}
+    assert bench.folded()["b"].state()["usage"] == {"VCPU": 5}
+
+
+def test_a_state_that_did_not_change_sends_nothing(bench: Bench) -> None:
+    before = len(bench.sink.sent)
+    bench.source.readings = [Whole("a", STATE)]
+    bench.agent.step()
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    assert [event for event in bench.sink.events()[before:] if event[0] != "heartbeat"] == []
+
+
+def test_a_null_that_no_patch_can_set_goes_out_as_a_report(bench: Bench) -> None:
+    bench.source.readings = [Whole("a", {**STATE, "namespaces": {"nova": {"host": None}}})]
+    bench.pass_time(1)
+    assert bench.sent("report") == ["a", "b", "c", "a"]
+    assert bench.folded()["a"].state()["namespaces"] == {"nova": {"host": None}}
+
+
+def test_patches_of_a_source_go_out_as_they_are(bench: Bench) -> None:
+    bench.source.readings = [Part("a", {"usage": {"VCPU": 3}}), Part("a", {"usage": {"VCPU": 4}})]
+    bench.pass_time(1)
+    assert bench.sent("change") == ["a", "a"]
+    assert bench.folded()["a"].state()["usage"] == {"VCPU": 4}
+
+
+def test_a_node_that_is_gone_leaves_and_gets_no_more_heartbeats(bench: Bench) -> None:
+    bench.source.readings = [Gone("b")]
+    bench.pass_time(1)
+    before = len(bench.sink.sent)
+    bench.pass_time(30)
+    assert bench.sent("leave") == ["b"]
+    assert {parse_event(body).node for _, body in bench.sink.sent[before:]} == {"a", "c"}
+
+
+def test_a_bad_state_is_counted_and_stops_nobody_else(bench: Bench) -> None:
+    bench.source.readings = [Part("a", {"usage": {"VCPU": -1}}), Part("b", {"usage": {"VCPU": 2}})]
+    bench.pass_time(1)
+    assert bench.agent.stats.bad == 1
+    assert bench.sent("change") == ["b"]
+
+
+def test_a_source_that_cannot_be_read_silences_its_nodes(bench: Bench) -> None:
+    """A heartbeat says "this state is true now"; an agent that can't see it can't say so."""
+    bench.source.failure = "connection refused"
+    bench.pass_time(1)
+    before = len(bench.sent("heartbeat"))
+    bench.pass_time(30)
+    assert len(bench.sent("heartbeat")) == before
+    bench.source.failure = ""
+    bench.pass_time(11)
+    assert sorted(set(bench.sent("heartbeat")[before:])) == ["a", "b", "c"]
+
+
+# -- heartbeats -----------------------------------------------------------------------------------
+
+
+def test_every_node_gives_a_sign_of_life_in_every_interval(bench: Bench) -> None:
+    bench.pass_time(100)
+    assert sorted(bench.sent("heartbeat")) == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
+
+
+def test_heartbeats_of_a_fleet_are_spread_over_the_interval() -> None:
+    """A thousand at once every ten seconds would be a pulse through broker, consumer and store."""
+    bench = Bench(ScriptedSource([f"n{number}" for number in range(1000)]))
+    bench.agent.step()
+    counts = []
+    for _ in range(10):
+        before = len(bench.sent("heartbeat"))
+        bench.pass_time(1)
+        counts.append(len(bench.sent("heartbeat")) - before)
+    assert sum(counts) == 1000
+    assert max(counts) < 150
+
+
+def test_heartbeats_that_were_missed_are_not_made_up_for(bench: Bench) -> None:
+    bench.clock.advance(300)
+    bench.agent.step()
+    assert sorted(bench.sent("heartbeat")) == ["a", "b", "c"]
+
+
+def test_a_step_says_how_long_nothing_will_be_due(bench: Bench) -> None:
+    idle_s = bench.agent.step()
+    assert 0 < idle_s <= 1.0  # the source is polled every second
+    bench.clock.advance(idle_s)
+    assert bench.agent.step() > 0
+
+
+# -- requests -------------------------------------------------------------------------------------
+
+
+def test_a_resync_of_all_is_answered_by_all_spread_over_its_jitter() -> None:
+    bench = Bench(ScriptedSource([f"n{number}" for number in range(500)]))
+    bench.agent.step()
+    bench.sink.asked.append(Resync(jitter_s=5.0))
+    counts = []
+    for _ in range(5):
+        before = len(bench.sent("report"))
+        bench.pass_time(1, 0.1)
+        counts.append(len(bench.sent("report")) - before)
+    bench.pass_time(1)
+    assert sorted(bench.sent("report")) == sorted(bench.source.nodes() * 2)
+    assert max(counts) < 150
+
+
+def test_a_resync_of_some_nodes_is_answered_by_those(bench: Bench) -> None:
+    bench.sink.asked.append(Resync(nodes=("c", "zzz")))
+    bench.pass_time(1)
+    assert bench.sent("report") == ["a", "b", "c", "c"]
+
+
+def test_a_resync_of_a_partition_is_answered_by_its_nodes() -> None:
+    names = [f"n{number}" for number in range(100)]
+    bench = Bench(ScriptedSource(names))
+    bench.agent.step()
+    bench.sink.asked.append(Resync(partitions=(2,)))
+    bench.pass_time(1)
+    assert sorted(bench.sent("report")[100:]) == sorted(name for name in names if partition_of(name, 4) == 2)
+
+
+def test_requests_that_repeat_before_the_answer_get_one_answer(bench: Bench) -> None:
+    bench.sink.asked += [Resync(jitter_s=3.0), Resync(nodes=("a",), jitter_s=3.0)]
+    bench.pass_time(5, 0.1)
+    assert sorted(bench.sent("report")) == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_a_census_is_answered_with_every_version_and_no_report(bench: Bench) -> None:
+    bench.source.readings = [Part("b", {"usage": {"VCPU": 2}})]
+    bench.pass_time(1)
+    bench.sink.asked.append(Resync(census="box"))
+    bench.agent.step()
+    versions = {parse_event(body).node: parse_event(body).version for _, body in bench.sink.census}
+    assert versions == {"a": Version(7, 1), "b": Version(7, 2), "c": Version(7, 1)}
+    assert bench.sent("report") == ["a", "b", "c"]
+
+
+# -- while the broker is away ---------------------------------------------------------------------
+
+
+def test_what_changed_while_the_broker_was_away_comes_as_one_report_per_node(bench: Bench) -> None:
+    bench.sink.settle()
+    bench.sink.away = True
+    for used in range(2, 6):
+        bench.source.readings = [Part("a", {"usage": {"VCPU": used}}), Part("b", {"usage": {"VCPU": used}})]
+        bench.pass_time(5)
+    bench.sink.away = False
+    bench.pass_time(20)
+    assert sorted(bench.sent("report")) == ["a", "a", "b", "b", "c"]
+    assert {name: record.state()["usage"]["VCPU"] for name, record in bench.folded().items()} == {
+        "a": 5,
+        "b": 5,
+        "c": 1,
+    }
+    assert bench.agent.stats.sent_again == 2
+
+
+def test_a_broker_that_is_away_is_tried_at_growing_intervals() -> None:
+    """The tries of ten thousand agents are what keeps a broker from coming back."""
+    bench = Bench()
+    tries: list[float] = []
+    ask = bench.sink.resyncs
+
+    def note(timeout_s: float) -> list[Resync]:
+        tries.append(bench.clock.monotonic())
+        return ask(timeout_s)
+
+    bench.sink.resyncs = note  # type: ignore[method-assign]
+    bench.sink.away = True
+    bench.pass_time(120, 0.05)
+    pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    assert pauses[0] < 0.3
+    assert 5.0 <= pauses[-1] <= 10.1
+    assert 12 <= len(tries) <= 30
+
+
+def test_nodes_whose_events_were_lost_unconfirmed_are_sent_again(bench: Bench) -> None:
+    bench.sink.settle(False)
+    bench.pass_time(1)
+    assert sorted(bench.sent("report")) == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_closing_flushes_and_leaves_the_nodes_known(bench: Bench) -> None:
+    bench.agent.close()
+    assert bench.sink.waiting == []
+    assert bench.sent("leave") == []
+    assert isinstance(bench.source, ScriptedSource)
+    assert bench.source.closed
+
+
+def test_closing_with_leave_makes_tombstones(bench: Bench) -> None:
+    bench.agent.close(leave=True)
+    assert bench.sent("leave") == ["a", "b", "c"]
+    assert all(record.gone for record in bench.folded().values())
+
+
+def test_closing_tells_what_did_not_arrive(bench: Bench) -> None:
+    bench.sink.away = True
+    bench.source.readings = [Part("a", {"usage": {"VCPU": 2}})]
+    bench.pass_time(1)
+    with pytest.raises(UnconfirmedError):
+        bench.agent.close()
+
+
+# -- lives ----------------------------------------------------------------------------------------
+
+
+def test_a_fleet_keeps_one_file_for_all_its_nodes(tmp_path: Path) -> None:
+    config = Config(cell="lives", state_dir=str(tmp_path))
+    agent = Agent(config, [SimulatedFleet(50)], RecordingSink(), ManualClock(), random.Random(1))
+    agent.step()
+    assert [path.name for path in tmp_path.rglob("*.incarnation")] == ["compute-fleet-0.incarnation"]
+    assert {publisher.version.incarnation for publisher in agent.publishers.values()} == {1_763_787_600}
+    agent.close()
+
+
+def test_an_agent_that_cannot_have_all_its_names_takes_none(tmp_path: Path) -> None:
+    config = Config(cell="lives", state_dir=str(tmp_path))
+    sources = [ScriptedSource(name="one"), ScriptedSource(name="two"), ScriptedSource(name="two")]
+    with pytest.raises(ConfigError, match="reports two already"):
+        Agent(config, sources, RecordingSink(), ManualClock(), random.Random(1))
+    Agent(config, sources[:2], RecordingSink(), ManualClock(), random.Random(1)).close()
+
+
+# -- a fleet --------------------------------------------------------------------------------------
+
+
+def test_a_simulated_fleet_through_an_agent_folds_to_what_the_fleet_is() -> None:
+    fleet = SimulatedFleet(30, seed=3, changes_per_s=50)
+    bench = Bench(fleet)
+    bench.pass_time(60, 0.1)
+    for name, record in bench.folded().items():
+        said, is_ = record.state(), fleet.state(name)
+        assert not record.incomplete
+        for part in ("inventory", "usage", "allocations", "aggregates", "traits", "zone"):
+            assert said[part] == is_[part], (name, part)
+    assert bench.agent.stats.changes > 2_500
+    assert bench.agent.stats.bad == 0
+
+
+# -- diff_patch -----------------------------------------------------------------------------------
+
+_LEAVES = st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text("ab", max_size=2)
+_VALUES = st.recursive(
+    _LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=1), inner, max_size=3)
+)
+_STATES = st.dictionaries(st.text("abc", max_size=1), _VALUES, max_size=4)
+
+
+def _exact(value: Any) -> bytes:
+    """True and 1 differ, the order of keys does not."""
+    return msgspec.msgpack.encode(value, order="deterministic")
+
+
+@given(old=_STATES, new=_STATES)
+def test_merging_the_difference_into_the_old_gives_the_new(old: dict[str, Any], new: dict[str, Any]) -> None:
+    before = _exact(old), _exact(new)
+    patch = diff_patch(old, new)
+    assert (_exact(old), _exact(new)) == before
+    assert _exact(merge_patch(old, msgspec.msgpack.decode(msgspec.msgpack.encode(patch)))) == _exact(new)
+
+
+@given(state=_STATES)
+def test_there_is_no_difference_between_equals(state: dict[str, Any]) -> None:
+    assert diff_patch(state, msgspec.msgpack.decode(msgspec.msgpack.encode(state))) == {}
+
+
+def test_a_null_is_inexpressible_only_where_it_changed() -> None:
+    assert diff_patch({"a": {"n": None}}, {"a": {"n": None, "m": 1}}) == {"a": {"m": 1}}
+    assert diff_patch({}, {"a": [None]}) == {"a": [None]}
+    for new in ({"a": None}, {"a": {"b": None}}):
+        with pytest.raises(InexpressibleError):
+            diff_patch({"a": 1}, new)

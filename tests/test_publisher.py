@@ -1,0 +1,460 @@
+"""The publisher: it alone raises versions, refuses what a consumer would refuse, and gets its newest state through."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nodestate.agent.backoff import MAX_PAUSE_S, Backoff
+from nodestate.agent.publisher import Publisher
+from nodestate.config import Config
+from nodestate.errors import BadEventError, ConfigError, UnconfirmedError
+from nodestate.keys import partition_of
+from nodestate.model import NodeRecord, Version, fold, merge_patch, parse_event
+from nodestate.ports import Resync
+from nodestate.testing import ManualClock
+from tests.recording import RecordingSink, kind_of
+
+CONFIG = Config(partitions=4)
+STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 1}}
+
+
+class Bench:
+    """A publisher, what it talks to, and a consumer's view of it."""
+
+    def __init__(self) -> None:
+        self.sink = RecordingSink()
+        self.clock = ManualClock()
+        self.became_dirty: list[str] = []
+        self.publisher = Publisher(
+            CONFIG,
+            "compute-1",
+            sink=self.sink,
+            clock=self.clock,
+            incarnation=7,
+            backoff=Backoff(self.clock, random.Random(1)),
+            on_dirty=self.became_dirty.append,
+            rng=random.Random(2),
+        )
+
+    def folded(self) -> NodeRecord | None:
+        record: NodeRecord | None = None
+        for _, body in self.sink.sent:
+            record = fold(record, parse_event(body)).record
+        return record
+
+    def come_back(self) -> None:
+        self.sink.away = False
+        self.clock.advance(MAX_PAUSE_S)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# -- authoring ------------------------------------------------------------------------------------
+
+
+def test_every_report_change_and_leave_raises_the_generation_by_one(bench: Bench) -> None:
+    publisher = bench.publisher
+    receipts = [
+        publisher.report(STATE),
+        publisher.change({"usage": {"VCPU": 2}}),
+        publisher.heartbeat(),
+        publisher.report(STATE),
+        publisher.leave(),
+        publisher.report(STATE),
+    ]
+    assert [receipt.version for receipt in receipts] == [Version(7, g) for g in (1, 2, 2, 3, 4, 5)]
+    assert bench.sink.events() == [
+        ("report", 1),
+        ("change", 2),
+        ("heartbeat", 2),
+        ("report", 3),
+        ("leave", 4),
+        ("report", 5),
+    ]
+
+
+def test_events_go_to_the_partition_of_their_node(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    assert [partition for partition, _ in bench.sink.sent] == [partition_of("compute-1", CONFIG.partitions)]
+
+
+def test_a_consumer_that_folds_what_was_sent_has_the_publishers_state(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.change({"usage": {"VCPU": 3}, "metrics": {"cpu.percent": 9.5}})
+    bench.publisher.change({"allocations": {"vm-1": {"resources": {"VCPU": 2}}}, "zone": "az1"})
+    record = bench.folded()
+    assert record is not None
+    assert record.version == bench.publisher.version
+    assert record.state() == bench.publisher.state()
+    assert record.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        ({"usage": {"VCPU": -1}}, "wrong-type"),
+        ({"usage": {"vcpu": 1}}, "wrong-type"),
+        ({"status": "tired"}, "wrong-type"),
+        ({"colour": "red"}, "wrong-type"),
+        ({"metrics": {"started": object()}}, "wrong-type"),
+        ({"inventory": {"VCPU": {"total": 2**70}}}, "wrong-type"),
+        ({"namespaces": {"nova": {"flavours": {1: "small"}}}}, "wrong-type"),
+        ({"namespaces": {"nova": {"text": "x" * 300_000}}}, "too-large"),
+    ],
+)
+def test_a_bad_change_is_refused_and_nothing_moves(bench: Bench, patch: dict[str, Any], reason: str) -> None:
+    """The dead-letter queue is for what other writers do wrong; one's own mistake should show where it is made."""
+    bench.publisher.report(STATE)
+    with pytest.raises(BadEventError) as caught:
+        bench.publisher.change(patch)
+    assert caught.value.reason == reason
+    assert bench.publisher.version == Version(7, 1)
+    assert bench.publisher.state() == STATE
+    assert len(bench.sink.sent) == 1
+    assert bench.publisher.change({"usage": {"VCPU": 2}}).version == Version(7, 2)
+
+
+def test_a_bad_report_is_refused_and_nothing_moves(bench: Bench) -> None:
+    with pytest.raises(BadEventError):
+        bench.publisher.report({"status": "up", "usage": {"VCPU": 1.5}})
+    assert bench.publisher.version == Version(7, 0)
+    assert bench.sink.sent == []
+    assert bench.publisher.report(STATE).version == Version(7, 1)
+
+
+def test_a_state_never_grows_beyond_what_one_report_can_carry(bench: Bench) -> None:
+    """Changes are small, but what is lost is made up for by a report of the whole."""
+    bench.publisher.report({"namespaces": {"a": "x" * 200_000}})
+    with pytest.raises(BadEventError, match="could not be reported as a whole"):
+        bench.publisher.change({"namespaces": {"b": "x" * 100_000}})
+    assert bench.publisher.republish().version == Version(7, 2)
+
+
+def test_changing_the_callers_objects_afterwards_changes_nothing(bench: Bench) -> None:
+    state = {"usage": {"VCPU": 1}, "inventory": {"VCPU": {"total": 8}}}
+    bench.publisher.report(state)
+    state["usage"]["VCPU"] = 7
+    bench.publisher.state()["usage"]["VCPU"] = 6
+    assert bench.publisher.state()["usage"] == {"VCPU": 1}
+
+
+@pytest.mark.parametrize("call", ["heartbeat", "leave", "republish", "change"])
+def test_before_the_first_report_there_is_nothing_to_say(bench: Bench, call: str) -> None:
+    arguments = [{"usage": {}}] if call == "change" else []
+    with pytest.raises(BadEventError, match=r"has not reported yet; call report\(state\) first"):
+        getattr(bench.publisher, call)(*arguments)
+    assert bench.sink.sent == []
+
+
+@pytest.mark.parametrize("call", ["heartbeat", "leave", "change"])
+def test_a_node_that_left_is_silent_until_it_reports_again(bench: Bench, call: str) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.leave()
+    arguments = [{"usage": {}}] if call == "change" else []
+    with pytest.raises(BadEventError, match="has left"):
+        getattr(bench.publisher, call)(*arguments)
+    assert bench.publisher.state() == {}
+
+
+def test_a_name_that_no_node_can_have_is_refused_at_once() -> None:
+    with pytest.raises(BadEventError) as caught:
+        Publisher(CONFIG, "no spaces please", sink=RecordingSink(), incarnation=1)
+    assert caught.value.reason == "bad-name"
+
+
+# -- while the broker is away ---------------------------------------------------------------------
+
+
+def test_calls_return_receipts_while_the_broker_is_away(bench: Bench) -> None:
+    bench.sink.away = True
+    assert bench.publisher.report(STATE).version == Version(7, 1)
+    assert bench.publisher.change({"usage": {"VCPU": 2}}).version == Version(7, 2)
+    assert bench.publisher.dirty
+    assert set(bench.became_dirty) == {"compute-1"}
+
+
+def test_one_report_of_the_newest_state_makes_up_for_all_that_was_lost(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.sink.away = True
+    for used in range(2, 6):
+        bench.publisher.change({"usage": {"VCPU": used}})
+        bench.clock.advance(MAX_PAUSE_S)
+    bench.sink.away = False
+    bench.clock.advance(MAX_PAUSE_S)
+    bench.publisher.tick()
+    assert bench.sink.events() == [("report", 1), ("report", 6)]
+    record = bench.folded()
+    assert record is not None
+    assert record.state()["usage"] == {"VCPU": 5}
+    assert not bench.publisher.dirty
+
+
+def test_a_change_after_a_loss_goes_out_as_a_report(bench: Bench) -> None:
+    """As a change it could not be applied: its predecessor never came."""
+    bench.publisher.report(STATE)
+    bench.publisher.change({"usage": {"VCPU": 2}})
+    bench.sink.settle(False)
+    assert bench.publisher.dirty
+    bench.publisher.change({"zone": "az2"})
+    assert bench.sink.events()[2:] == [("report", 3)]
+    record = bench.folded()
+    assert record is not None
+    assert (record.state()["usage"], record.state()["zone"]) == ({"VCPU": 2}, "az2")
+
+
+def test_a_heartbeat_after_a_loss_goes_out_as_a_report(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.sink.settle(False)
+    assert bench.publisher.heartbeat().version == Version(7, 2)
+    assert bench.sink.events() == [("report", 1), ("report", 2)]
+
+
+def test_a_lost_heartbeat_is_no_loss(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.sink.settle()
+    bench.publisher.heartbeat()
+    bench.sink.settle(False)
+    bench.sink.away = True
+    bench.publisher.heartbeat()
+    assert not bench.publisher.dirty
+
+
+def test_a_lost_leave_is_sent_again_as_a_leave(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.sink.settle()
+    bench.publisher.leave()
+    bench.sink.settle(False)
+    bench.publisher.tick()
+    assert bench.sink.events() == [("report", 1), ("leave", 2), ("leave", 3)]
+
+
+def test_a_late_loss_of_what_a_later_report_superseded_is_none(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.change({"usage": {"VCPU": 2}})
+    bench.publisher.report(STATE)
+    bench.sink.waiting.reverse()
+    bench.sink.settle(True, count=1)  # the second report
+    bench.sink.settle(False)  # the change, then the first report
+    assert not bench.publisher.dirty
+
+
+def test_a_loss_before_a_report_whose_fate_is_open_waits_for_that_fate(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.report(STATE)
+    bench.sink.settle(False, count=1)
+    assert not bench.publisher.dirty
+    bench.sink.settle(False)
+    assert bench.publisher.dirty
+
+
+def test_a_change_that_was_lost_behind_a_report_that_came_makes_dirty(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.change({"usage": {"VCPU": 2}})
+    bench.sink.settle(True, count=1)
+    bench.sink.settle(False)
+    assert bench.publisher.dirty
+
+
+def test_a_broker_that_is_away_is_not_asked_at_every_call(bench: Bench) -> None:
+    """Each try may take seconds; a node that changes often must not stand still because of it."""
+    bench.sink.away = True
+    bench.publisher.report(STATE)
+    bench.sink.away = False
+    bench.publisher.change({"usage": {"VCPU": 2}})
+    bench.publisher.tick()
+    assert bench.sink.sent == []
+    bench.come_back()
+    bench.publisher.tick()
+    assert bench.sink.events() == [("report", 3)]
+
+
+def test_flush_brings_the_newest_state_through_once_the_broker_is_back(bench: Bench) -> None:
+    bench.sink.away = True
+    bench.publisher.report(STATE)
+    bench.sink.away = False
+    bench.publisher.flush(20.0)
+    assert not bench.publisher.dirty
+    assert bench.sink.events() == [("report", 2)]
+
+
+def test_flush_tells_what_did_not_arrive(bench: Bench) -> None:
+    bench.sink.away = True
+    bench.publisher.report(STATE)
+    with pytest.raises(UnconfirmedError):
+        bench.publisher.flush(3.0)
+    bench.come_back()
+    bench.sink.confirming = False
+    with pytest.raises(UnconfirmedError):
+        bench.publisher.flush(3.0)
+
+
+def test_leaving_the_context_flushes_and_leaves_a_shared_sink_open(bench: Bench) -> None:
+    with bench.publisher as publisher:
+        publisher.report(STATE)
+    assert bench.sink.waiting == []
+    assert not bench.sink.closed
+
+
+# -- requests -------------------------------------------------------------------------------------
+
+
+def test_a_resync_is_answered_by_one_report_within_its_jitter(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.resync(Resync(jitter_s=4.0))
+    bench.publisher.resync(Resync(jitter_s=4.0))
+    bench.publisher.tick()
+    sent_at = []
+    for tenth in range(45):
+        bench.publisher.tick()
+        if len(bench.sink.sent) == 2 and not sent_at:
+            sent_at.append(tenth / 10)
+        bench.clock.advance(0.1)
+    assert bench.sink.events() == [("report", 1), ("report", 2)]
+    assert 0.0 < sent_at[0] <= 4.0
+
+
+def test_a_report_for_another_reason_answers_a_resync_too(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.resync(Resync(jitter_s=4.0))
+    bench.publisher.report(STATE)
+    bench.clock.advance(5.0)
+    bench.publisher.tick()
+    assert bench.sink.events() == [("report", 1), ("report", 2)]
+
+
+def test_a_census_gets_the_version_and_no_report(bench: Bench) -> None:
+    bench.publisher.report(STATE)
+    bench.publisher.resync(Resync(census="box"))
+    [(queue, body)] = bench.sink.census
+    assert (queue, parse_event(body).version) == ("box", Version(7, 1))
+    assert len(bench.sink.sent) == 1
+
+
+def test_a_publisher_without_a_sink_connects_by_itself_and_answers(tmp_path: Path, cell: str) -> None:
+    from nodestate.broker import KombuResyncSender, KombuSource  # noqa: PLC0415 - only this test needs a broker
+
+    config = Config(cell=cell, partitions=1, state_dir=str(tmp_path), broker="memory://")
+    source, sender = KombuSource(config, [0]), KombuResyncSender(config)
+    with Publisher(config, "compute-1") as publisher:
+        publisher.report(STATE)
+        publisher.tick()  # connects its control queue, if publishing did not
+        sender.request_resync(Resync(nodes=("compute-1", "compute-2")))
+        sender.request_resync(Resync(nodes=("compute-2",)))
+        publisher.heartbeat()
+        publisher.tick()
+        with pytest.raises(ConfigError, match="another agent"):
+            Publisher(config, "compute-1")
+    kinds = [kind_of(delivery.body) for delivery in source.receive(10, 0.1) if delivery.body]
+    assert kinds == [("report", 1), ("report", 2)]
+    source.close()
+    sender.close()
+
+
+def test_the_next_life_of_a_node_has_a_larger_incarnation(tmp_path: Path, cell: str) -> None:
+    config = Config(cell=cell, state_dir=str(tmp_path))
+    versions = []
+    for _ in range(2):
+        with Publisher(config, "compute-1", sink=RecordingSink(), clock=ManualClock()) as publisher:
+            versions.append(publisher.report(STATE).version)
+    assert versions == [Version(1_763_787_600, 1), Version(1_763_787_601, 1)]
+
+
+# -- all together ---------------------------------------------------------------------------------
+
+
+class LossyBroker(RuleBasedStateMachine):
+    """I6 from the agent's side: whatever the broker loses, delivers without saying so, or nacks, once it is back and
+    has confirmed all, a consumer that folds what it kept has exactly the newest state.
+
+    What was confirmed is kept; of what was told as lost, some was delivered all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.dropped: set[int] = set()
+        self.expected: dict[str, Any] | None = None
+
+    @rule(used=st.integers(0, 8))
+    def report(self, used: int) -> None:
+        self.expected = {"inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": used}}
+        self.bench.publisher.report(self.expected)
+
+    @precondition(lambda self: self.bench.publisher.live)
+    @rule(used=st.integers(0, 8), zone=st.sampled_from(["az1", "az2", None]))
+    def change(self, used: int, zone: str | None) -> None:
+        assert self.expected is not None
+        patch = {"usage": {"VCPU": used}, "zone": zone}
+        self.bench.publisher.change(patch)
+        self.expected = merge_patch(msgspec.json.decode(msgspec.json.encode(self.expected)), patch)
+
+    @precondition(lambda self: self.bench.publisher.live)
+    @rule()
+    def heartbeat(self) -> None:
+        self.bench.publisher.heartbeat()
+
+    @precondition(lambda self: self.bench.publisher.live)
+    @rule()
+    def leave(self) -> None:
+        self.bench.publisher.leave()
+        self.expected = {}
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 20.0]))
+    def tick(self, seconds: float) -> None:
+        self.bench.clock.advance(seconds)
+        self.bench.publisher.tick()
+
+    @precondition(lambda self: self.bench.sink.waiting)
+    @rule(data=st.data(), ok=st.booleans(), delivered=st.booleans())
+    def settle_one(self, data: st.DataObject, ok: bool, delivered: bool) -> None:
+        """Queues confirm independently, so in any order."""
+        place = data.draw(st.integers(0, len(self.bench.sink.waiting) - 1))
+        number, on_done = self.bench.sink.waiting.pop(place)
+        if not ok and not delivered:
+            self.dropped.add(number)
+        on_done(ok)
+
+    @rule(delivered=st.booleans())
+    def break_connection(self, delivered: bool) -> None:
+        sink = self.bench.sink
+        sink.away = True
+        if not delivered:
+            self.dropped.update(number for number, _ in sink.waiting)
+        sink.settle(False)
+
+    @rule()
+    def come_back(self) -> None:
+        self.bench.sink.away = False
+
+    @invariant()
+    def its_own_state_is_what_was_asked_for(self) -> None:
+        if self.expected is not None:
+            assert self.bench.publisher.state() == self.expected
+
+    def teardown(self) -> None:
+        publisher = self.bench.publisher
+        if self.expected is None:
+            return
+        self.bench.sink.away = False
+        publisher.flush(60.0)
+        record: NodeRecord | None = None
+        for number, (_, body) in enumerate(self.bench.sink.sent):
+            if number not in self.dropped:
+                record = fold(record, parse_event(body)).record
+        assert record is not None
+        assert record.version == publisher.version
+        assert not record.incomplete
+        assert record.state() == self.expected
+
+
+TestLossyBroker = LossyBroker.TestCase

@@ -1,0 +1,221 @@
+"""Sources of state: this host, libvirt's test hypervisor, and a fleet that does not exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import statistics
+import sys
+from typing import Any
+
+import msgspec
+import pytest
+
+from nodestate.agent.sources import Part, Whole
+from nodestate.agent.sources.host import HostSource, clean_name
+from nodestate.agent.sources.libvirt import LibvirtSource
+from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.errors import ConfigError, SourceUnavailableError
+from nodestate.model import State, merge_patch, parse_state
+
+libvirt = pytest.mark.skipif(
+    importlib.util.find_spec("libvirt") is None,
+    reason="libvirt-python is not installed: pip install nodestate[libvirt]",
+)
+
+
+def _valid(state: Any) -> State:
+    return parse_state(msgspec.msgpack.encode(state))
+
+
+# -- this host ------------------------------------------------------------------------------------
+
+
+def test_this_host_gives_a_valid_state_of_one_node() -> None:
+    source = HostSource(zone="az1")
+    [reading] = source.poll(0.0)
+    assert isinstance(reading, Whole)
+    assert source.nodes() == (reading.node,) == (source.name,)
+    state = _valid(reading.state)
+    assert state.status == "up"
+    assert state.inventory.keys() == state.usage.keys() == {"VCPU", "MEMORY_MB", "DISK_GB"}
+    for name, inventory in state.inventory.items():
+        assert 0 <= state.usage[name] <= inventory.total
+    assert state.metrics.keys() == {"cpu.percent", "load.1m", "memory.percent", "disk.percent"}
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("web-1.example.org", "web-1.example.org"), ("böse maus", "b-se-maus"), ("", "host"), ("x" * 300, "x" * 200)],
+)
+def test_a_hostname_becomes_a_name_that_a_node_can_have(host: str, name: str) -> None:
+    assert clean_name(host) == name
+
+
+# -- a simulated fleet ----------------------------------------------------------------------------
+
+
+def _states(fleet: SimulatedFleet) -> dict[str, dict[str, Any]]:
+    """Poll the first time."""
+    readings = list(fleet.poll(0.0))
+    assert all(isinstance(reading, Whole) for reading in readings)
+    return {reading.node: msgspec.msgpack.decode(msgspec.msgpack.encode(reading.state)) for reading in readings}
+
+
+def test_a_fleet_says_every_state_once_and_then_only_what_changes() -> None:
+    fleet = SimulatedFleet(200, changes_per_s=40)
+    assert list(_states(fleet)) == fleet.nodes()
+    later = [reading for tick in range(1, 11) for reading in fleet.poll(tick * 0.25)]
+    assert len(later) == 100
+    assert all(isinstance(reading, Part) for reading in later)
+
+
+def test_patches_of_a_fleet_lead_to_its_states() -> None:
+    fleet = SimulatedFleet(20, changes_per_s=100)
+    states = _states(fleet)
+    for tick in range(1, 100):
+        for reading in fleet.poll(tick * 0.5):
+            assert isinstance(reading, Part)
+            states[reading.node] = merge_patch(
+                states[reading.node], msgspec.msgpack.decode(msgspec.msgpack.encode(reading.patch))
+            )
+    for name, state in states.items():
+        is_ = fleet.state(name)
+        assert {**state, "metrics": {}} == {**is_, "metrics": {}}
+        assert state["metrics"].keys() == is_["metrics"].keys()
+
+
+def test_states_of_a_fleet_are_valid_and_never_over_capacity() -> None:
+    fleet = SimulatedFleet(20, changes_per_s=2_000)
+    _states(fleet)
+    for tick in range(1, 30):
+        list(fleet.poll(float(tick)))
+        for name in fleet.nodes():
+            state = _valid(fleet.state(name))
+            used = dict.fromkeys(state.inventory, 0)
+            for allocation in state.allocations.values():
+                for resource, amount in allocation.resources.items():
+                    used[resource] += amount
+            assert state.usage == used
+            assert all(amount <= state.inventory[resource].capacity for resource, amount in used.items())
+
+
+def test_states_of_a_fleet_have_a_real_states_size() -> None:
+    """The figures of DESIGN.md are for 1 KB states; a simulated fleet must cost what a real one does."""
+    fleet = SimulatedFleet(2_000, changes_per_s=4_000)
+    sizes = [len(msgspec.msgpack.encode(state)) for state in _states(fleet).values()]
+    assert 800 < statistics.mean(sizes) < 1_200
+    for tick in range(1, 60):
+        list(fleet.poll(tick * 0.5))
+    later = [len(msgspec.msgpack.encode(fleet.state(name))) for name in fleet.nodes()]
+    assert 800 < statistics.mean(later) < 1_200
+
+
+def test_the_same_seed_gives_the_same_fleet() -> None:
+    runs = [
+        [list(fleet.poll(tick * 0.3)) for tick in range(20)]
+        for fleet in (SimulatedFleet(50, seed=4), SimulatedFleet(50, seed=4), SimulatedFleet(50, seed=5))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_a_fleet_that_was_not_polled_for_long_does_not_make_up_for_it() -> None:
+    fleet = SimulatedFleet(50, changes_per_s=100)
+    _states(fleet)
+    assert len(list(fleet.poll(3_600.0))) == 100
+
+
+def test_a_fleet_has_racks_zones_and_gpus() -> None:
+    states = _states(SimulatedFleet(1_200))
+    assert {state["zone"] for state in states.values()} == {"az1", "az2"}
+    assert len({state["aggregates"][0] for state in states.values()}) == 30
+    assert sum("CUSTOM_GPU" in state["inventory"] for state in states.values()) in range(120, 240)
+    assert states["compute-0041"]["aggregates"] == ["rack-1", "az1"]
+
+
+def test_a_node_admits_until_it_is_full_and_no_further() -> None:
+    """I8's last line of defence: the agent refuses what schedulers overcommitted."""
+    fleet = SimulatedFleet(1, changes_per_s=0.0)
+    _states(fleet)
+    [name] = fleet.nodes()
+    admitted = [fleet.admit(name, f"vm-{number}", {"VCPU": 8, "MEMORY_MB": 1_024}) for number in range(100)]
+    fits = admitted.index(False)
+    assert admitted == [True] * fits + [False] * (100 - fits)
+    state = _valid(fleet.state(name))
+    left = state.inventory["VCPU"].capacity - state.usage["VCPU"]
+    assert 0 <= left < 8
+    assert fleet.end(name, "vm-0")
+    assert not fleet.end(name, "vm-0")
+    assert fleet.admit(name, "vm-200", {"VCPU": 8, "MEMORY_MB": 1_024})
+    assert len(list(fleet.poll(1.0))) == fits + 2
+
+
+def test_what_was_admitted_comes_with_its_group_and_hints() -> None:
+    """I10: hints live with the allocation, so that every report carries them."""
+    fleet = SimulatedFleet(1, changes_per_s=0.0)
+    _states(fleet)
+    [name] = fleet.nodes()
+    assert fleet.admit(name, "vm-1", {"VCPU": 1}, group="web", hints={"group_policy": "anti-affinity"})
+    assert not fleet.admit(name, "vm-1", {"VCPU": 1})
+    assert not fleet.admit(name, "vm-2", {"CUSTOM_FPGA": 1})
+    [reading] = fleet.poll(1.0)
+    assert isinstance(reading, Part)
+    assert reading.patch["allocations"] == {
+        "vm-1": {"resources": {"VCPU": 1}, "group": "web", "hints": {"group_policy": "anti-affinity"}}
+    }
+
+
+# -- libvirt --------------------------------------------------------------------------------------
+
+
+@libvirt
+def test_libvirts_domains_are_allocations() -> None:
+    source = LibvirtSource("test:///default", name="hyper visor", zone="az1")
+    assert source.nodes() == ("hyper-visor",)
+    [reading] = source.poll(0.0)
+    assert isinstance(reading, Whole)
+    state = _valid(reading.state)
+    assert [allocation.resources for allocation in state.allocations.values()] == [{"VCPU": 2, "MEMORY_MB": 8_192}]
+    assert (state.usage["VCPU"], state.usage["MEMORY_MB"]) == (2, 8_192)
+    assert state.inventory["VCPU"].total == 16
+    source.close()
+
+
+@libvirt
+def test_a_hypervisor_that_is_read_twice_has_not_changed() -> None:
+    source = LibvirtSource("test:///default", name="hv")
+    first, second = itertools.chain(source.poll(0.0), source.poll(1.0))
+    assert first == second
+    source.close()
+
+
+@libvirt
+def test_a_domain_that_stops_gives_back_what_it_had() -> None:
+    import libvirt as binding  # noqa: PLC0415 - optional
+
+    source = LibvirtSource("test:///default", name="hv")
+    connection = binding.open("test:///default")
+    source._connection = connection  # the test driver keeps its state per connection
+    connection.lookupByName("test").destroy()
+    [reading] = source.poll(0.0)
+    assert isinstance(reading, Whole)
+    state = _valid(reading.state)
+    assert state.allocations == {}
+    assert state.usage["VCPU"] == 0
+    source.close()
+
+
+@libvirt
+def test_a_hypervisor_that_does_not_answer_is_told_and_tried_again() -> None:
+    source = LibvirtSource("test:///nonexistent/file", name="hv")
+    for _ in range(2):
+        with pytest.raises(SourceUnavailableError, match="can't be read"):
+            list(source.poll(0.0))
+    source.close()
+
+
+def test_without_the_binding_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    with pytest.raises(ConfigError, match=r"pip install nodestate\[libvirt\]"):
+        LibvirtSource("test:///default")
