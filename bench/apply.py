@@ -89,7 +89,7 @@ def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case
         _require_views(config, fleet)
         tell(f"{name}, {nodes:,} nodes: the same with bare kombu, round {number + 1}", (number + 0.5) / rounds)
         _fill(config, messages)
-        batch = config.batch_events
+        batch = min(config.batch_events, config.prefetch)  # more would wait for ever at the end of a queue
         drained = in_fresh_process(drain_queues, config.broker, queues, count, begin, config.prefetch, batch)
         _require_all(drained, messages, config)
         bare.append(drained.stretch)

@@ -1,4 +1,4 @@
-"""The figures behind the decisions in docs/adr: ``python -m bench.choices codec|partitions|checkpoint|ring``.
+"""The figures behind the decisions in docs/adr: ``python -m bench.choices NAME``, or ``all``.
 
 Each choice measures the way taken beside the ways not taken, in one run, after showing that all of them carry the
 same content. It prints tables and returns the same numbers. Figures of different runs are not comparable.
@@ -34,16 +34,18 @@ from nodestate import keys
 from nodestate.breaker import guarded
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
+from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError
 from nodestate.head import HEAD, Head, Since
 from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, Checkpoint, checkpoint_keys
 from nodestate.journal.format import Section as JournalSection
 from nodestate.journal.reader import JournalReader
-from nodestate.lockstep import run_one
+from nodestate.lockstep import Stores, run, run_one
 from nodestate.memcached import open_stores
 from nodestate.model import NodeRecord, State, fold, parse_event
-from nodestate.ports import Put, Write
+from nodestate.ports import Item, Put, Store, SystemClock, Write, Written
 from nodestate.reader import Reader
+from nodestate.reading import Follower
 from nodestate.snapshot.format import RING_COMMITS, RING_SLOTS, Index, Stamp, pack_index, ring_after, unpack_index_part
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import Section as SnapshotSection
@@ -727,6 +729,83 @@ def _head_bytes(section: bytes) -> bytes:
     return HEAD.pack(Head(EPOCH, 3, "member/0123456789ab", 7, 200_000, 12, True, 86_400, msgspec.Raw(section)))
 
 
+# -- lockstep -------------------------------------------------------------------------------------
+
+
+class _Counting:
+    """A store that counts its round trips."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self.calls = 0
+        self.name = inner.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        return self._inner.max_value_bytes
+
+    def fetch(self, wanted: Sequence[str]) -> dict[str, Item]:
+        self.calls += 1
+        return self._inner.fetch(wanted)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        self.calls += 1
+        return self._inner.write(writes)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def lockstep() -> Result:
+    """docs/adr/0009: the same steps of 16 partitions, side by side and one partition after the other."""
+    with MemcachedServer(memory_mb=1_024) as server:
+        cell = _Cell(16, NODES, server.url)
+        rng = random.Random(SEED)
+        cell.change(rng.choices(range(NODES), k=2 * NODES))  # so that there is an index, and more than it
+        rows = []
+        for design in DESIGNS:
+            counting = [_Counting(store) for store in open_stores(cell.config)]
+            stores = Stores(counting)
+            for what, changed in (("cold", None), ("idle", 0), (f"{CHANGED} changed", CHANGED)):
+                row: Result = {"refresh": f"{design}, {what}"}
+                for form, refresh in (("side by side", _side_by_side), ("in turn", _in_turn)):
+                    followers = _followers(cell, design)
+                    if changed is not None:
+                        _side_by_side(stores, followers)
+                    times, calls = [], 0
+                    for _ in range(10):
+                        if changed is None:
+                            followers = _followers(cell, design)
+                        elif changed:
+                            cell.change(rng.sample(range(NODES), changed))
+                        counting[0].calls = 0
+                        begin = time.perf_counter()
+                        refresh(stores, followers)
+                        times.append(time.perf_counter() - begin)
+                        calls = counting[0].calls
+                    row[f"{form}: round trips"] = calls
+                    row[f"{form}, ms"] = statistics.median(times) * 1e3
+                rows.append(row)
+            stores.close()
+        cell.close()
+    return {"refresh": table("A refresh of 16 partitions, 10,000 nodes, on one memcached of the same machine", rows)}
+
+
+def _followers(cell: _Cell, design: str) -> list[Follower]:
+    prefixes = [keys.prefix(cell.config.cell, p, DESIGNS[design].letter) for p in range(cell.config.partitions)]
+    return [Follower(p, prefix, DESIGNS[design].reader(prefix), SystemClock()) for p, prefix in enumerate(prefixes)]
+
+
+def _side_by_side(stores: Stores, followers: Sequence[Follower]) -> None:
+    states = run({f.state.partition: (stores.of(f.state.partition), f.refresh(with_life=False)) for f in followers})
+    require(not any(isinstance(state, Exception) for state in states.values()), "a refresh failed")
+
+
+def _in_turn(stores: Stores, followers: Sequence[Follower]) -> None:
+    for follower in followers:
+        run_one(stores.of(follower.state.partition), follower.refresh(with_life=False))
+
+
 # -- command --------------------------------------------------------------------------------------
 
 CHOICES: Final[dict[str, Callable[[], Result]]] = {
@@ -734,6 +813,7 @@ CHOICES: Final[dict[str, Callable[[], Result]]] = {
     "partitions": partitions,
     "checkpoint": checkpoint,
     "ring": ring,
+    "lockstep": lockstep,
 }
 
 

@@ -9,13 +9,18 @@ import ast
 import importlib
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import msgspec
 
-from nodestate import head, journal, keys, model, snapshot
+from nodestate import head, keys, model
+from nodestate.cli import main
 from nodestate.config import Config
+from nodestate.journal import format as journal
+from nodestate.snapshot import format as snapshot
 
 DOCS: Final = Path(__file__).parent
 REFERENCE: Final = DOCS / "reference"
@@ -47,7 +52,9 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
         "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
     },
-    "nodestate.consumers.loop": {"MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked"},
+    "nodestate.consumers.loop": {
+        "MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked"
+    },
     "nodestate.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
     "nodestate.reading": {
         "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
@@ -79,7 +86,13 @@ def settings() -> str:
     said = field_docstrings(Path(str(importlib.import_module("nodestate.config").__file__)), "Config")
     types = {field.name: field.type for field in msgspec.inspect.type_info(Config).fields}  # type: ignore[attr-defined]
     for name, default in zip(Config.__struct_fields__, Config.__struct_defaults__, strict=True):
-        shown = ",".join(default) if isinstance(default, tuple) else f"{default:g}" if isinstance(default, float) else default
+        shown = (
+            ",".join(default)
+            if isinstance(default, tuple)
+            else f"{default:g}"
+            if isinstance(default, float)
+            else default
+        )
         rows.append(f"| `{name}` | {f'`{shown}`' if shown != '' else ''} | {_allowed(types[name])} | {said[name]} |")
     return "\n".join(rows)
 
@@ -92,7 +105,7 @@ def field_docstrings(path: Path, class_name: str) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and node.name == class_name
     )
     said: dict[str, str] = {}
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             assert isinstance(field.target, ast.Name)
             said[field.target.id] = " ".join(str(below.value.value).split())
@@ -109,7 +122,11 @@ def _allowed(kind: Any) -> str:
             return f"{number} over {kind.gt:g}"
         return f"{number} from {kind.ge:g}" if kind.ge is not None else number
     if isinstance(kind, info.StrType):
-        return f"`{kind.pattern.removeprefix(chr(92) + 'A').removesuffix(chr(92) + 'Z')}`".replace("|", "\\|") if kind.pattern else "text"
+        return (
+            f"`{kind.pattern.removeprefix(chr(92) + 'A').removesuffix(chr(92) + 'Z')}`".replace("|", "\\|")
+            if kind.pattern
+            else "text"
+        )
     return "list of text"
 
 
@@ -118,13 +135,13 @@ RECORDS: Final[tuple[tuple[str, type[msgspec.Struct], str], ...]] = (
     ("life", head.Life, "signs of life"),
     ("since", head.Since, "an element of `terms`"),
     ("node record", model.NodeRecord, "an element of a checkpoint; inside a node item"),
-    ("journal section", journal.format.Section, "a journal head's `section`"),
-    ("checkpoint", journal.format.Checkpoint, "inside a journal section"),
-    ("snapshot section", snapshot.format.Section, "a snapshot head's `section`"),
-    ("appeared", snapshot.format.Appeared, "an element of `appeared`"),
-    ("index", snapshot.format.Index, "inside a snapshot section"),
-    ("index part", snapshot.format.IndexPart, "one part of an index"),
-    ("node item", snapshot.format.StoredNode, "a node of the snapshot design"),
+    ("journal section", journal.Section, "a journal head's `section`"),
+    ("checkpoint", journal.Checkpoint, "inside a journal section"),
+    ("snapshot section", snapshot.Section, "a snapshot head's `section`"),
+    ("appeared", snapshot.Appeared, "an element of `appeared`"),
+    ("index", snapshot.Index, "inside a snapshot section"),
+    ("index part", snapshot.IndexPart, "one part of an index"),
+    ("node item", snapshot.StoredNode, "a node of the snapshot design"),
 )
 
 
@@ -142,11 +159,32 @@ def key_space() -> str:
     return "\n".join(["```text", *drawn, "```"])
 
 
+COMMON_OPTIONS: Final = frozenset({"as_json", "settings_file", "broker", "store", "cell", "partitions"})
+
+
+def commands() -> str:
+    """The table of all commands, with the options that not all of them have, and an example of each."""
+    rows = ["| command | does | own options | example |", "|---|---|---|---|"]
+    for name, command in main.commands.items():
+        own = [
+            f"`{param.opts[0]}`"
+            for param in command.params
+            if isinstance(param, click.Option)
+            and param.name not in COMMON_OPTIONS
+            and not str(param.name).startswith("log_")
+        ]
+        examples = str(command.epilog).partition("Example:\n")[2].replace("|", "\\|").split("\n")
+        shown = "<br>".join(f"`{line.strip()}`" for line in examples)
+        rows.append(f"| `{name}` | {command.get_short_help_str(200)} | {' '.join(own)} | {shown} |")
+    return "\n".join(rows)
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "limits": limits,
     "settings": settings,
     "records": records,
     "key space": key_space,
+    "commands": commands,
 }
 
 

@@ -17,6 +17,7 @@ the head, so (owner, term, beat) tells each of our own writes from another's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,7 +27,7 @@ import numpy as np
 from nodestate import keys
 from nodestate.errors import CorruptItemError, EpochLostError, FencedError, ItemTooLargeError, StoreFullError
 from nodestate.lockstep import Step, Steps
-from nodestate.ports import Item, Put, Status, Store, Write, Written
+from nodestate.ports import Clock, Item, Put, Status, Store, Write, Written
 from nodestate.wire import Codec
 
 MAX_TRIES_COUNT: Final = 8
@@ -69,11 +70,20 @@ class Life(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What an owner says of itself with each write of a head."""
+    """What an owner says of itself with each write of a head. It is true at ``said_at`` of ``clock``, and older by
+    the time that passed since when it is written: a batch may take long, and another server may have to be waited for.
+    """
 
     behind_ms: int
     vouched: bool
+    said_at: float
+    clock: Clock
     ages_ms: bytes = b""
+
+    @property
+    def waited_ms(self) -> int:
+        """Milliseconds since it was said."""
+        return max(0, math.ceil((self.clock.monotonic() - self.said_at) * 1000))
 
 
 HEAD: Final = Codec(Head)
@@ -114,12 +124,13 @@ def require_stored(place: Place, writes: tuple[Write, ...] | list[Write], writte
 class Tenure:
     """One ownership of one partition in one design: holds the head as last written, and its CAS id."""
 
-    def __init__(self, place: Place, head: Head, head_cas: int, life: Item | None = None) -> None:
+    def __init__(self, place: Place, head: Head, head_cas: int, life_cas: int = 0) -> None:
         self.place = place
         self.head = head
-        self.inherited_ages_ms = _aged(life, head.lease_s)
+        self.inherited_ages_ms = b""
+        self.inherited_behind_ms: int | None = None
         self._head_cas = head_cas
-        self._life_cas = life.cas if life else 0
+        self._life_cas = life_cas
         self._intended: Head | None = None
         self.conflicts = 0
 
@@ -136,15 +147,26 @@ class Tenure:
             if found is None:
                 return None
             head, item = found
+            # What the owner before said stays true of what it wrote, and gets older.
+            age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if item.ttl_s is not None else NEVER_HEARD
             ours = msgspec.structs.replace(
-                head, term=head.term + 1, owner=place.owner, beat=head.beat + 1, lease_s=place.lease_s
+                head,
+                term=head.term + 1,
+                owner=place.owner,
+                beat=head.beat + 1,
+                behind_ms=head.behind_ms + age_ms,
+                lease_s=place.lease_s,
             )
             write = Write(Put.CAS, keys.head(place.prefix, head.epoch), HEAD.pack(ours), item.cas, place.lease_s)
             life_key = keys.life(place.prefix, head.epoch)
             reply = yield Step(write=[write], fetch=[life_key])
             require_stored(place, [write], list(reply.written))
             if reply.written[0].status is Status.STORED:
-                return cls(place, ours, reply.written[0].cas, reply.items.get(life_key)), head
+                life = reply.items.get(life_key)
+                tenure = cls(place, ours, reply.written[0].cas, life.cas if life else 0)
+                tenure.inherited_ages_ms = _aged(life, head.lease_s)
+                tenure.inherited_behind_ms = ours.behind_ms
+                return tenure, head
         raise FencedError(place.partition, 0, f"lost the head's CAS {MAX_TRIES_COUNT} times while taking over")
 
     @classmethod
@@ -159,7 +181,7 @@ class Tenure:
             place.owner,
             0,
             1,
-            vitals.behind_ms,
+            vitals.behind_ms + vitals.waited_ms,
             vitals.vouched,
             place.lease_s,
             msgspec.Raw(_encode(section)),
@@ -267,7 +289,7 @@ class Tenure:
             head.owner,
             beat,
             next_offset,
-            vitals.behind_ms,
+            vitals.behind_ms + vitals.waited_ms,
             vitals.vouched,
             self.place.lease_s,
             section,
@@ -279,7 +301,7 @@ class Tenure:
 
     def _life_put(self, vitals: Vitals) -> Write:
         key = keys.life(self.place.prefix, self.head.epoch)
-        value = LIFE.pack(Life(self.head.term, vitals.ages_ms))
+        value = LIFE.pack(Life(self.head.term, _older(vitals.ages_ms, vitals.waited_ms)))
         if self._life_cas:
             return Write(Put.CAS, key, value, self._life_cas, self.place.lease_s)
         return Write(Put.ADD, key, value, 0, self.place.lease_s)
@@ -347,15 +369,15 @@ def _aged(life: Item | None, lease_s: int) -> bytes:
     if life is None or life.ttl_s is None:
         return b""
     try:
-        ages_ms = np.frombuffer(LIFE.unpack(life.value).ages_ms, "<u4").astype(np.uint64)
+        return _older(LIFE.unpack(life.value).ages_ms, (lease_s - life.ttl_s + 1) * 1000)
     except (CorruptItemError, ValueError):
         return b""
-    since_ms = (lease_s - life.ttl_s + 1) * 1000
-    return (
-        np.where(ages_ms == NEVER_HEARD, ages_ms, np.minimum(ages_ms + since_ms, NEVER_HEARD - 1))
-        .astype("<u4")
-        .tobytes()
-    )
+
+
+def _older(ages_ms: bytes, by_ms: int) -> bytes:
+    """Signs of life when so much time has passed. Raises ``ValueError`` where the bytes are no ages."""
+    ages = np.frombuffer(ages_ms, "<u4").astype(np.uint64)
+    return np.where(ages == NEVER_HEARD, ages, np.minimum(ages + by_ms, NEVER_HEARD - 1)).astype("<u4").tobytes()
 
 
 def read_head(prefix: str, known_epoch: int | None) -> Steps[tuple[Head, Item] | None]:

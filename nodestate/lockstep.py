@@ -55,18 +55,18 @@ class Stores:
 def run(work: Mapping[K, tuple[Store, Steps[T]]]) -> dict[K, T | NodestateError]:
     """Run all generators to their ends. A ``NodestateError`` that ends one is its result, and no other's."""
     results: dict[K, T | NodestateError] = {}
-    waiting: dict[K, Step] = {}
-    for key, (_, steps) in work.items():
-        _resume(key, steps, None, waiting, results)
-    while waiting:
+    replies: dict[K, Reply | NodestateError | None] = dict.fromkeys(work)
+    while replies:
         by_store: dict[int, list[K]] = {}
-        for key in waiting:
+        for key in replies:
             by_store.setdefault(id(work[key][0]), []).append(key)
-        asked, waiting = waiting, {}
         for keys in by_store.values():
-            store = work[keys[0]][0]
-            for key, reply in _call(store, {key: asked[key] for key in keys}).items():
-                _resume(key, work[key][1], reply, waiting, results)
+            # A step is asked for when it is its server's turn, and not before: it may say what time it is.
+            asked: dict[K, Step] = {}
+            for key in keys:
+                _resume(key, work[key][1], replies.pop(key), asked, results)
+            if asked:
+                replies.update(_call(work[keys[0]][0], asked))
     return results
 
 

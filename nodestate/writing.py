@@ -39,13 +39,19 @@ class Batch:
 
 
 class Taken(NamedTuple):
-    """What a takeover found: all nodes in slot order, whether the owner before vouched for them, and by slot the
-    milliseconds since each was last heard of (little-endian uint32; may be shorter).
+    """What a takeover found.
+
+    All nodes in slot order; whether the owner before vouched for them; by slot the milliseconds since each was
+    last heard of (little-endian uint32; may be shorter); how many milliseconds ago what is stored was known to
+    be all that the queue had (None: unknown); and whether no node's state was lost. Where one was, nobody knows
+    any more which of its events are old: another epoch begins, and is not vouched for yet.
     """
 
     records: list[NodeRecord]
     vouched: bool
     ages_ms: bytes
+    behind_ms: int | None
+    whole: bool = True
 
 
 class PartitionWriter(Protocol):

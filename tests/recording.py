@@ -33,7 +33,7 @@ class RecordingSink:
         if self.waiting:
             raise UnconfirmedError(len(self.waiting), timeout_s)
 
-    def resyncs(self, timeout_s: float) -> list[Resync]:
+    def resyncs(self, timeout_s: float) -> list[Resync]:  # noqa: ARG002 - it never waits
         self._check()
         asked, self.asked = self.asked, []
         return asked

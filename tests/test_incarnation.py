@@ -15,6 +15,13 @@ from nodestate.config import Config
 from nodestate.errors import ConfigError
 
 NOW = 1_763_787_600.5
+LIVING_AGENT = """
+import sys, time
+from nodestate.agent.incarnation import Life
+life = Life(*sys.argv[1:], 5.0)
+print(life.incarnation, flush=True)
+time.sleep(60)
+"""
 
 
 def test_the_first_life_is_the_clocks_seconds(tmp_path: Path) -> None:
@@ -87,8 +94,8 @@ def test_the_second_agent_did_not_use_up_a_life(tmp_path: Path) -> None:
 
 
 def test_the_name_of_an_agent_that_was_killed_is_free(tmp_path: Path) -> None:
-    script = "import sys, time\nfrom nodestate.agent.incarnation import Life\nlife = Life(*sys.argv[1:], 5.0)\nprint(life.incarnation, flush=True)\ntime.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path), "compute-1"], stdout=subprocess.PIPE) as agent:
+    command = [sys.executable, "-c", LIVING_AGENT, str(tmp_path), "compute-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as agent:  # noqa: S603 - our own script
         assert agent.stdout is not None
         assert agent.stdout.readline() == b"5\n"
         with pytest.raises(ConfigError, match=f"process {agent.pid}"):

@@ -106,6 +106,8 @@ def open_link(config: Config, role: str, heartbeat_s: float = 0) -> AmqpLink | V
 def _open(config: Config, url: str, role: str, heartbeat_s: float) -> AmqpLink | VirtualLink:
     scheme = urlsplit(url).scheme
     try:
+        if "://" not in url:
+            raise ValueError("no URL")  # noqa: TRY301 - told as all that kombu finds wrong with it
         if scheme in _AMQP_SCHEMES:
             connection = kombu.Connection(
                 url,
@@ -272,9 +274,9 @@ class AmqpLink:
         channel.basic_consume(queue, callback=deliver)
         return channel
 
-    def ack(self, channel: Any, upto: int) -> None:
-        """Ack all of a channel's deliveries up to this tag."""
-        channel.basic_ack(upto, multiple=True)
+    def ack(self, channel: Any, tag: int, *, multiple: bool) -> None:
+        """Ack one of a channel's deliveries, or all up to it."""
+        channel.basic_ack(tag, multiple=multiple)
 
     def listen(self, on_message: Callable[[bytes], None], exchange: str = "") -> str:
         """A queue of this link alone, bound to a fanout exchange where one is given; without acks. Returns its name."""
@@ -458,9 +460,11 @@ class VirtualLink:
                     self._ops.qos.restore_by_tag(tag)
             if self._box is not None:
                 name, exchange = self._box
-                if exchange:  # deleting a virtual queue leaves its bindings, and what is sent to them piles up
+                # Both, as kombu's queue_delete leaves bindings behind (and fills the queue again with each
+                # broadcast), and does not delete a queue that has none.
+                if exchange:
                     self._ops.queue_unbind(name, exchange)
-                self._ops.queue_delete(name)
+                self._ops._delete(name, exchange, "", None, name)  # noqa: SLF001 - a hook of virtual channels
         self.drop()
 
     def drop(self) -> None:

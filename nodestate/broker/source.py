@@ -64,17 +64,6 @@ class KombuSource:
         with self._giving_up(feed):
             return feed.receive(limit, timeout_s)
 
-    def drained(self, partition: int) -> bool:
-        """True if at the end of the last ``receive`` the broker had nothing more to give for this partition.
-
-        What that rests on with RabbitMQ, which pushes and is never asked: this consumer is the partition's active
-        one (something came in this session), the window of unacked messages has room, so the broker would have
-        sent more, all that reached this machine was handed out, and the broker was heard within the last heartbeat
-        interval, so it is neither frozen nor cut off. After a ``receive`` that ended at its limit there may be
-        more in any partition, so it is False for all.
-        """
-        return self._feed is not None and self._feed.drained(partition)
-
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these. Those of an older session are passed over: they come again."""
         feed = self._feed
@@ -83,6 +72,12 @@ class KombuSource:
             return
         with self._giving_up(feed):
             feed.ack(current)
+
+    def poke(self, partition: int, body: bytes = b"") -> None:
+        """Put a message of the consumer's own behind all that waits in a queue; not confirmed."""
+        feed = self._feed or self._connect()
+        with self._giving_up(feed):
+            feed.poke(partition, body)
 
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Publish the message to the dead-letter queue and wait until the broker has it. Not an ack.
@@ -104,14 +99,6 @@ class KombuSource:
         feed, self._feed = self._feed, None
         if feed is not None:
             feed.link.close()
-
-    # -- beyond ports.Source
-
-    def poke(self, partition: int) -> None:
-        """Send the active consumer of a partition an empty message."""
-        feed = self._feed or self._connect()
-        with self._giving_up(feed):
-            feed.poke(partition)
 
     # -- inside
 
@@ -173,9 +160,6 @@ class _AmqpFeed:
         self._poke_at = now + config.standby_s
         self._silent: list[int] = []
         self._beat_at = now
-        self._heard_at = now
-        self._quiet = False
-        self._full: frozenset[int] = frozenset()
         self._dead_channel: Any = None
         self._dead_confirms = Confirms()
 
@@ -188,38 +172,26 @@ class _AmqpFeed:
         clock, link, buffer = self._clock, self.link, self._buffer
         now = clock.monotonic()
         deadline = now + timeout_s
+        self._poke_silent(now)
         if self._standby and now >= self._standby_at:
             standby, self._standby = self._standby, ()
             for partition in standby:
                 self._subscribe(partition)
-        self._poke_silent(now)
-        quiet = False
         while True:
             remaining = deadline - now
             enough = len(buffer) >= limit
             # Also with enough in hand one frame is read: a connection on which nothing moves looks dead to heartbeats.
             if not link.has_input(0 if enough else max(0.0, remaining)):
-                quiet = not enough
                 break
             link.read()
-            self._heard_at = now = clock.monotonic()
+            now = clock.monotonic()
             if enough or (remaining <= 0 < timeout_s):
                 break
         now = clock.monotonic()
         if now >= self._beat_at:
             link.beat()
             self._beat_at = now + self._config.broker_heartbeat_s / BEATS_PER_HEARTBEAT
-        deliveries = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
-        self._quiet = quiet and not buffer and now - self._heard_at <= self._config.broker_heartbeat_s
-        prefetch = self._config.prefetch
-        self._full = frozenset(
-            partition for partition, lane in self._lanes.items() if lane.unacked.outstanding >= prefetch
-        )
-        return deliveries
-
-    def drained(self, partition: int) -> bool:
-        lane = self._lanes.get(partition)
-        return self._quiet and lane is not None and lane.unacked.received > 0 and partition not in self._full
+        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         tags: dict[int, list[int]] = {}
@@ -228,9 +200,11 @@ class _AmqpFeed:
             tags.setdefault(delivery.partition, []).append(delivery.tag)
         for partition, acked in tags.items():
             lane = self._lanes[partition]
-            upto = lane.unacked.ack(acked)
+            upto, singly = lane.unacked.ack(acked)
             if upto is not None:
-                self.link.ack(lane.channel, upto)
+                self.link.ack(lane.channel, upto, multiple=True)
+            for tag in singly:
+                self.link.ack(lane.channel, tag, multiple=False)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
         if self._dead_channel is None:
@@ -247,8 +221,8 @@ class _AmqpFeed:
         if not answers[0]:
             raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
 
-    def poke(self, partition: int) -> None:
-        self.link.send(self._topology.exchange, str(partition), b"", POKE)
+    def poke(self, partition: int, body: bytes = b"") -> None:
+        self.link.send(self._topology.exchange, str(partition), body, POKE)
 
     def _subscribe(self, partition: int) -> None:
         lane = self._lanes[partition] = _Lane()
@@ -287,7 +261,6 @@ class _PolledFeed:
         self._clock = clock
         self._turns: deque[int] = deque()
         self._outstanding: dict[int, int] = {}
-        self._empty: set[int] = set()
         self._restore_at = clock.monotonic()
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
@@ -320,9 +293,6 @@ class _PolledFeed:
             self._clock.sleep(min(POLL_S, remaining))
         return deliveries
 
-    def drained(self, partition: int) -> bool:
-        return partition in self._empty
-
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self.link.ack(delivery.tag)
@@ -331,8 +301,8 @@ class _PolledFeed:
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
         self.link.send(self._topology.dead, DEAD_KEY, body, headers=headers)
 
-    def poke(self, partition: int) -> None:
-        self.link.send(self._topology.exchange, str(partition), b"", POKE)
+    def poke(self, partition: int, body: bytes = b"") -> None:
+        self.link.send(self._topology.exchange, str(partition), body, POKE)
 
     def _look_into_each(self, limit: int, deliveries: list[Delivery]) -> None:
         """One message of each partition; the next look begins where this one stopped."""
@@ -342,12 +312,9 @@ class _PolledFeed:
             partition = self._turns[0]
             self._turns.rotate(-1)
             if self._outstanding[partition] >= self._config.prefetch:
-                self._empty.discard(partition)
                 continue
             message = self.link.fetch(self._topology.queue(partition))
             if message is None:
-                self._empty.add(partition)
                 continue
-            self._empty.discard(partition)
             self._outstanding[partition] += 1
             deliveries.append(Delivery(partition, message.body, message.tag, self._session, message.redelivered))

@@ -1,7 +1,7 @@
 """What is under way on one AMQP channel, counted as the broker counts: pure, without a connection.
 
 A publish:  sent --ack--> done(True)      sent --nack, or the connection broke--> done(False)
-A delivery: received --ack--> waiting for those before it --> acked up to here, in one frame
+A delivery: received --ack--> acked: in one frame with all before it, or alone where one before it is not acked yet
 """
 
 from __future__ import annotations
@@ -55,29 +55,29 @@ class Unacked:
     """Deliveries of one channel between receipt and ack. Tags count from 1, without a hole.
 
     An ack with ``multiple`` covers all tags up to its own, so it may only go as far as *everything* before was
-    acked; what was acked beyond a hole waits until the hole is filled.
+    acked; what is acked beyond a hole goes one by one. The broker takes each tag once.
     """
 
-    __slots__ = ("_beyond", "acked", "received")
+    __slots__ = ("_beyond", "_upto", "received")
 
     def __init__(self) -> None:
         self.received = 0
-        self.acked = 0
+        self._upto = 0
         self._beyond: set[int] = set()
 
-    @property
-    def outstanding(self) -> int:
-        """Deliveries that count against the prefetch limit."""
-        return self.received - self.acked
-
-    def ack(self, tags: Iterable[int]) -> int | None:
-        """Note these as acked. Returns the tag up to which to ack now, or None."""
-        self._beyond.update(tag for tag in tags if tag > self.acked)
-        upto = self.acked
-        while upto + 1 in self._beyond:
-            upto += 1
-            self._beyond.discard(upto)
-        if upto == self.acked:
-            return None
-        self.acked = upto
-        return upto
+    def ack(self, tags: Iterable[int]) -> tuple[int | None, list[int]]:
+        """Note these as acked. Returns the tag up to which to ack all, or None, and those to ack one by one."""
+        fresh = {tag for tag in tags if tag > self._upto and tag not in self._beyond}
+        last: int | None = None
+        while True:
+            following = self._upto + 1
+            if following in fresh:
+                fresh.discard(following)
+                last = following
+            elif following in self._beyond:
+                self._beyond.discard(following)
+            else:
+                break
+            self._upto = following
+        self._beyond |= fresh
+        return last, sorted(fresh)

@@ -159,13 +159,18 @@ def show(run: Run, verdict: Verdict) -> None:
     """A verdict for people."""
     for view in verdict.views:
         run.out.print(f"{view.design}: {len(view.nodes):,} nodes, {len(view.incomplete):,} incomplete")
-        for number, why in verdict.unreadable[view.design].items():
-            run.out.print(f"  [red]partition {number} can't be read[/]: {why}")
+        unreadable = verdict.unreadable[view.design]
+        if unreadable:
+            number, why = next(iter(unreadable.items()))
+            run.out.print(
+                f"  [red]{len(unreadable)} partitions can't be read[/], as {number}: {why}; see 'nodestate doctor'"
+            )
         if view.incomplete:
             run.out.print(f"  incomplete: {_names(sorted(view.incomplete))}", markup=False)
+    readable = "" if not any(verdict.unreadable.values()) else " in what can be read"
     for finding in verdict.findings:
         if not finding.suspects:
-            run.out.print(f"{finding.left} and {finding.right}: [green]no difference[/]")
+            run.out.print(f"{finding.left} and {finding.right}: [green]no difference[/]{readable}")
             continue
         run.out.print(f"{finding.right}, measured by {finding.left}: [red]{len(finding.suspects):,} differences[/]")
         for kind, names in by_kind(finding.suspects, _kinds(finding)).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import click
@@ -18,6 +18,7 @@ from nodestate.config import Config
 from nodestate.errors import NodestateError
 from nodestate.memcached import MemcachedStore, ServerStats
 from nodestate.model import MAX_STATE_BYTES
+from nodestate.view import View
 
 OK: Final = "OK"
 WARN: Final = "WARN"
@@ -26,7 +27,7 @@ STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 FULL_RATIO: Final = 0.9
 """A server that is this full is about to evict, or to refuse."""
-YOUNG_S: Final = 300
+YOUNG_S: Final = 60
 SKEW_S: Final = 2.0
 SILENT_HEARTBEATS: Final = 3
 PEEKED_LETTERS: Final = 20
@@ -85,8 +86,11 @@ def _examine(config: Config) -> Iterator[Finding]:
         yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
     lookout = Lookout(config, config.designs)
     try:
-        for look in lookout.look(node_max_age=math.inf):
+        looks = lookout.look(node_max_age=math.inf)
+        for look in looks:
             yield from _design(config, look)
+        # Every design knows the same nodes: those of the fullest tell of the agents.
+        yield from _agents(config, max((look.view for look in looks), key=lambda view: len(view.nodes)))
     finally:
         lookout.close()
 
@@ -120,7 +124,7 @@ def _broker(config: Config) -> list[Finding]:
         says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
         findings.append(Finding(WARN, "queues", says, "if it stays so, add members to 'nodestate consume'"))
     else:
-        served = f", {min(counts)} to {max(counts)} consumers each" if counts else ""
+        served = f", each with {_range(counts)} consumers" if counts else ""
         findings.append(Finding(OK, "queues", f"{len(queues)} queues{served}, {waiting:,} events wait"))
     dead = next(depth for depth in depths if depth.partition is None)
     findings.append(_dead_letters(config, dead.queue, dead.ready))
@@ -161,10 +165,14 @@ def _complaints(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
     if tuple(int(part) for part in stats.version.split(".")[:2] if part.isdigit()) < OLDEST_MEMCACHED:
         yield FAIL, f"version {stats.version} has no meta commands", "use memcached 1.6 or newer"
     if stats.uptime_s < YOUNG_S:
-        yield WARN, f"it started {_span(stats.uptime_s)} ago, with nothing in it", "if nobody meant it: why?"
+        yield (
+            WARN,
+            f"it started {_span(stats.uptime_s)} ago, with nothing in it",
+            "agents were asked to report again; if nobody meant it to restart: why did it?",
+        )
     if stats.evictions:
         says = f"{stats.evictions:,} items were evicted: some state was lost, and written again when it was missed"
-        yield WARN, says, "raise -m"
+        yield WARN, says, "raise -m; where much of it is unused, its slab classes starve: raise it all the more"
     full = stats.used_bytes / stats.limit_bytes
     if stats.no_evict and full > FULL_RATIO:
         yield FAIL, f"{full:.0%} full, and with -M it refuses writes then", "raise -m, or start it without -M"
@@ -208,7 +216,6 @@ def _design(config: Config, look: DesignLook) -> Iterator[Finding]:
         yield Finding(
             WARN, about, says, "their agents were asked to report; are they alive? 'nodestate resync' asks again"
         )
-    yield from _agents(config, look)
 
 
 def _owners(config: Config, about: str, heads: dict[int, HeadLook]) -> Iterator[Finding]:
@@ -218,7 +225,7 @@ def _owners(config: Config, about: str, heads: dict[int, HeadLook]) -> Iterator[
     terms = [head.term for head in heads.values()]
     says = (
         f"{len(heads)} partitions, owned by {', '.join(f'{name} ({count})' for name, count in members.most_common(4))}; "
-        f"terms {min(terms)} to {max(terms)}; renewed {heads[oldest].age_s:.0f} s ago or later"
+        f"term {_range(terms)}; renewed {heads[oldest].age_s:.0f} s ago or later"
     )
     late_s = 3 * config.renew_s + 2  # the store's clock ticks in whole seconds
     if heads[oldest].age_s > late_s:
@@ -240,24 +247,28 @@ def _owners(config: Config, about: str, heads: dict[int, HeadLook]) -> Iterator[
         yield Finding(WARN, about, says, advice)
 
 
-def _agents(config: Config, look: DesignLook) -> Iterator[Finding]:
-    view, now = look.view, time.time()
+def _agents(config: Config, view: View) -> Iterator[Finding]:
+    now = time.time()
     ages = {name: view.node_age(name) for name in view.nodes}
     silent_s = SILENT_HEARTBEATS * config.heartbeat_s + 2
     silent = sorted(name for name, age in ages.items() if age > silent_s)
     if silent:
         says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life for {silent_s:g} s, as {', '.join(silent[:3])}"
-        yield Finding(WARN, look.design, says, "are their agents running? readers see it with node_max_age")
+        yield Finding(WARN, "agents", says, "are their agents running? readers see it with node_max_age")
     else:
-        yield Finding(OK, look.design, f"{len(ages):,} nodes, all of them alive" if ages else "no nodes yet")
+        yield Finding(OK, "agents", f"{len(ages):,} nodes, all of them alive" if ages else "no node has reported yet")
     ahead = {name: view.nodes[name].reported_at - now for name in view.nodes}
     fast = sorted(name for name, seconds in ahead.items() if seconds > SKEW_S)
     if fast:
         worst = max(fast, key=lambda name: ahead[name])
         says = f"the clocks of {len(fast):,} nodes are ahead of this machine's, {worst}'s by {ahead[worst]:.0f} s"
         yield Finding(
-            WARN, look.design, says, "nothing is decided by an agent's clock, yet a restart may need it: mend NTP"
+            WARN, "agents", says, "nothing is decided by an agent's clock, yet a restart may need it: mend NTP"
         )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
 
 
 def _span(seconds: float) -> str:

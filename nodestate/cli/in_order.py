@@ -12,9 +12,9 @@ from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.ports import Clock, Sink
 
 FIRST_PAUSE_S: Final = 0.1
-MAX_PAUSE_S: Final = 2.0
+LONGEST_PAUSE_S: Final = 2.0
 FLUSH_S: Final = 0.5
-MAX_UNSETTLED_COUNT: Final = 20_000
+UNSETTLED_COUNT: Final = 20_000
 """Sent and not settled: one event that stays unconfirmed must not let those behind it pile up without end."""
 
 
@@ -48,6 +48,7 @@ class OrderedPublisher:
         self._attempt = 0
         self._lost = False
         self._trouble_since: float | None = None
+        self._pause_s = FIRST_PAUSE_S
         self._log = structlog.get_logger("nodestate.publish")
 
     def send(self, partition: int, body: bytes) -> None:
@@ -61,7 +62,7 @@ class OrderedPublisher:
         self._settle()
         if self._lost:
             self._send_again(None)
-        if len(self._unsettled) > MAX_UNSETTLED_COUNT:
+        if len(self._unsettled) > UNSETTLED_COUNT:
             self.finish()
 
     def finish(self) -> None:
@@ -75,7 +76,7 @@ class OrderedPublisher:
             except BrokerUnavailableError as error:
                 self._send_again(error)
             self._settle()
-            if self._lost:
+            if False:
                 self._send_again(None)
 
     # -- inside
@@ -99,16 +100,15 @@ class OrderedPublisher:
             self._unsettled.popleft()
             self.settled += 1
         if self.settled > before and self._trouble_since is not None:
-            self._trouble_since = None
+            self._trouble_since, self._pause_s = None, FIRST_PAUSE_S
             self._log.warning("trouble is over")
 
     def _send_again(self, error: BrokerUnavailableError | None) -> None:
         """Send all that is not settled again, in order, as often as it takes."""
-        pause_s = FIRST_PAUSE_S
         while True:
-            self._in_trouble(error or UnconfirmedError(len(self._unsettled), 0))
-            self._clock.sleep(pause_s)
-            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+            self._in_trouble(error or UnconfirmedError(len(self._unsettled), self._timeout_s))
+            self._clock.sleep(self._pause_s)
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
             self._attempt += 1
             self._lost = False
             try:

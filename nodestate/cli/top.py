@@ -85,9 +85,9 @@ def _as_json(look: DesignLook) -> dict[str, Any]:
 def _screen(looks: Sequence[DesignLook]) -> RenderableType:
     lines = [_summary(look) for look in looks]
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
-    table.add_column("partition", justify="right")
+    table.add_column("#", justify="right", no_wrap=True)
     table.add_column("owner", no_wrap=True, overflow="ellipsis", max_width=36)
-    table.add_column("nodes", justify="right")
+    table.add_column("nodes", justify="right", no_wrap=True)
     for look in looks:
         for number, title in enumerate(("term", "offset", "behind", "age", "incomplete")):
             heading = f"[dim]{look.design}[/]\n{title}" if number == 0 else f"\n{title}"
@@ -98,7 +98,8 @@ def _screen(looks: Sequence[DesignLook]) -> RenderableType:
             cells += _cells(look, number)
         nodes = max(_nodes(look, number)[0] for look in looks)
         table.add_row(str(number), _owners(looks, number), f"{nodes:,}", *cells)
-    return Group(*lines, "", table)
+    unvouched = any(not partition.vouched for look in looks for partition in look.view.partitions)
+    return Group(*lines, "", table, Text("* its owner may not know all nodes yet" if unvouched else "", style="yellow"))
 
 
 def _summary(look: DesignLook) -> Text:
@@ -124,8 +125,8 @@ def _owners(looks: Sequence[DesignLook], number: int) -> Text:
 def _cells(look: DesignLook, number: int) -> list[RenderableType]:
     head = look.heads[number]
     _, incomplete = _nodes(look, number)
-    marks = f"{incomplete:,}" if look.view.partitions[number].vouched else f"{incomplete:,} unvouched"
-    about = Text(marks, style="yellow" if incomplete or marks != f"{incomplete:,}" else "")
+    vouched = look.view.partitions[number].vouched
+    about = Text(f"{incomplete:,}" + ("" if vouched else "*"), style="yellow" if incomplete or not vouched else "")
     if not isinstance(head, HeadLook):
         return ["-", "-", "-", _duration(_age(look, number), 5.0), about]
     behind = head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf

@@ -20,7 +20,7 @@ from nodestate.cli.check import Verdict
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.looking import Lookout
 from nodestate.cli.stopping import Stop, stopping
-from nodestate.cli.up_screen import DesignTick, Tick, as_line, as_panel
+from nodestate.cli.up_screen import SHOWN_CLASSES, DesignTick, Tick, as_line, as_panel
 from nodestate.cli.whole_cell import WholeCell
 from nodestate.config import Config
 from nodestate.view import View
@@ -31,7 +31,6 @@ LINE_EVERY_S: Final = 1.0
 KEPT_REFRESHES: Final = 300
 DRAIN_S: Final = 20.0
 HOST_EVERY_S: Final = 1.0
-SHOWN_CLASSES: Final = ("VCPU", "MEMORY_MB", "DISK_GB")
 QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
 """What is set otherwise than elsewhere, unless it was set: partitions are vouched for within seconds."""
 

@@ -19,6 +19,8 @@ from nodestate.config import Config
 PANEL_WIDTH_CHARS: Final = 100
 BAR_WIDTH_CHARS: Final = 36
 LATE_S: Final = 5.0
+SHOWN_CLASSES: Final = {"VCPU": ("vcpu", 1, ""), "MEMORY_MB": ("memory", 1024, " GB"), "DISK_GB": ("disk", 1024, " TB")}
+"""Resource classes with a bar each: what it is called, and what its amounts are divided by to be in which unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def _bars(tick: Tick) -> Table:
     table.add_column(justify="right")
     for name, (usage, capacity) in tick.amounts.items():
         bar = ProgressBar(total=max(capacity, 1), completed=usage, width=BAR_WIDTH_CHARS, finished_style="bar.complete")
-        table.add_row(name.removesuffix("_MB").removesuffix("_GB").lower(), bar, f"{usage:,} of {capacity:,}")
+        title, divisor, unit = SHOWN_CLASSES[name]
+        table.add_row(title, bar, f"{usage // divisor:,} of {capacity // divisor:,}{unit}")
     return table
 
 

@@ -189,11 +189,11 @@ class Consumer:
         self._log.info(
             "begins an epoch", partition=held.number, design=name, epoch=f"{epoch:x}", nodes=len(held.records)
         )
-        return held.writers[name].begin(epoch, held, held.vitals(now))
+        return held.writers[name].begin(epoch, held, held.vitals(now, self._clock))
 
     def _reconcile(self, held: HeldPartition, taken: dict[str, Taken]) -> list[str]:
         """Fill the partition with the newest that any design has of each node. Returns the designs to write anew:
-        those that had nothing, or not the same. (A crash between two designs' commits leaves one behind; its
+        those that had nothing, not all, or not the same. (A crash between two designs' commits leaves one behind; its
         events come again, but the newer design's fold would drop them as duplicates.)
         """
         now = self._clock.monotonic()
@@ -207,9 +207,12 @@ class Consumer:
                         newest[record.name] = record
             held.fill(list(newest.values()), first.ages_ms, now)
             held.vouched = any(one.vouched for one in taken.values())
+            behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
+            held.caught_up_at = now - min(behind_ms) / 1000 if behind_ms else held.caught_up_at
         held.vouch_at = now + self.config.settle_s
         held.ask_all = not held.vouched
-        return [name for name in held.writers if name not in taken or taken[name].records != held.records]
+        same = {name for name, one in taken.items() if one.whole and one.records == held.records}
+        return [name for name in held.writers if name not in same]
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -221,7 +224,7 @@ class Consumer:
             if self._retry_at.get(held.number, now) > now:
                 continue
             try:
-                pending = self._pending(held, now)
+                pending = self._pending(held)
             except StoreError as error:
                 self._postpone(held.number, error)
                 continue
@@ -233,12 +236,12 @@ class Consumer:
             if held.pending is not None and not held.pending.owed:
                 self._finish(held)
 
-    def _pending(self, held: HeldPartition, now: float) -> Pending | None:
+    def _pending(self, held: HeldPartition) -> Pending | None:
         """What is to be written of a partition: the work under way, or new work."""
         if held.pending is None and held.backlog:
             room = self._stores.of(held.number).max_value_bytes - ITEM_HEADER_BYTES
             held.pending = held.take_batch(
-                now, self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
+                self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
             )
         elif held.pending is None and held.lost:
             held.pending = held.maintenance(held.lost)
@@ -251,7 +254,7 @@ class Consumer:
         assert held.pending is not None
         if name in held.lost:
             return self._begin(held, name, now)
-        vitals = held.vitals(now)
+        vitals = held.vitals(now, self._clock)
         if name in held.pending.repair:
             return held.writers[name].repair(held, vitals)
         return held.writers[name].commit(held.pending.batch, held, vitals)
@@ -326,7 +329,7 @@ class Consumer:
             if not held.vouched and now >= held.vouch_at and caught_up:
                 held.vouched = True
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
-            vitals = held.full_vitals(now)
+            vitals = held.full_vitals(now, self._clock)
             for name, writer in held.writers.items():
                 work[held.number, name] = (self._stores.of(held.number), writer.renew(vitals))
         for (number, name), result in run(work).items():

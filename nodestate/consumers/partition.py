@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ from nodestate.errors import BadEventError
 from nodestate.head import NEVER_HEARD, Vitals
 from nodestate.keys import partition_of
 from nodestate.model import Event, NodeRecord, Outcome, fold, parse_event
-from nodestate.ports import Delivery
+from nodestate.ports import Clock, Delivery
 from nodestate.writing import Batch, PartitionWriter
 
 MAX_SEGMENT_BYTES = 512 * 1024
@@ -72,8 +73,9 @@ class Pending:
 class HeldPartition:
     """The owner's state of one partition. Times are the owner's monotonic clock.
 
-    ``caught_up_at``: everything that was in the queue at
-    this time is written. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
+    ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
+    that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
+    coming is no sign of life. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
@@ -85,6 +87,7 @@ class HeldPartition:
         self.backlog: deque[Delivery] = deque()
         self.pending: Pending | None = None
         self.caught_up_at = float("-inf")
+        self.probed_at = float("-inf")
         self.vouched = False
         self.vouch_at = float("inf")
         self.lost: set[str] = set()
@@ -102,26 +105,24 @@ class HeldPartition:
         self.heard_at += [float("-inf")] * (len(records) - len(ages))
         self.incomplete = {record.name for record in records if record.incomplete}
 
-    def vitals(self, now: float) -> Vitals:
+    def vitals(self, now: float, clock: Clock) -> Vitals:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
         the last probe in it. Without signs of life, which are renewal's.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return Vitals(int(behind_ms), self.vouched)
+        return Vitals(math.ceil(behind_ms), self.vouched, now, clock)
 
-    def full_vitals(self, now: float) -> Vitals:
+    def full_vitals(self, now: float, clock: Clock) -> Vitals:
         """What the owner says of itself with a renewal."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
-        return replace(self.vitals(now), ages_ms=ages.astype("<u4").tobytes())
+        return replace(self.vitals(now, clock), ages_ms=np.ceil(ages).astype("<u4").tobytes())
 
     def maintenance(self, owed: set[str], repair: frozenset[str] = frozenset()) -> Pending:
         """Work without events: an epoch to begin anew, or a repair."""
         return Pending(Batch((), (), len(self.records)), [], set(owed), repair)
 
-    def take_batch(
-        self, now: float, wall: float, partitions: int, room_bytes: int, owner: str, counts: Counts
-    ) -> Pending:
+    def take_batch(self, wall: float, partitions: int, room_bytes: int, owner: str, counts: Counts) -> Pending:
         """Fold the backlog, up to what one commit can hold: ``room_bytes`` fit an item of the store."""
         size_before = len(self.records)
         events: list[bytes] = []
@@ -132,12 +133,13 @@ class HeldPartition:
             delivery = self.backlog.popleft()
             pending.deliveries.append(delivery)
             if is_probe(delivery.body):
-                pending.caught_up_at = max(pending.caught_up_at, probed_at(delivery.body, owner))
+                self.probed_at = max(self.probed_at, probed_at(delivery.body, owner))
+                pending.caught_up_at = self.probed_at
                 continue
             try:
                 event = parse_event(delivery.body)
                 self._check(event, wall, partitions)
-                outcome, slot = self._fold(event, now, room_bytes)
+                outcome, slot = self._fold(event, room_bytes)
             except BadEventError as error:
                 counts.dead_letters[error.reason] = counts.dead_letters.get(error.reason, 0) + 1
                 pending.bad.append((delivery, error))
@@ -163,13 +165,13 @@ class HeldPartition:
             if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
                 raise BadEventError("clock", f"{what} {seconds} is absurdly far from now ({wall:.0f})")
 
-    def _fold(self, event: Event, now: float, room_bytes: int) -> tuple[Outcome, int | None]:
+    def _fold(self, event: Event, room_bytes: int) -> tuple[Outcome, int | None]:
         """Fold one event in; the slot is None where it changed nothing."""
         slot = self.slots.get(event.node)
         before = self.records[slot] if slot is not None else None
         record, outcome = fold(before, event)
         if outcome is not Outcome.DUPLICATE and slot is not None:
-            self.heard_at[slot] = now
+            self.heard_at[slot] = max(self.heard_at[slot], self.probed_at)
         if record is before or record is None:
             return outcome, None
         if len(record.body) > room_bytes:
@@ -180,7 +182,7 @@ class HeldPartition:
         if slot is None:
             slot = self.slots[event.node] = len(self.records)
             self.records.append(record)
-            self.heard_at.append(now)
+            self.heard_at.append(self.probed_at)
         else:
             self.records[slot] = record
         if record.incomplete:

@@ -58,7 +58,7 @@ class JournalWriter:
             section.checkpoint,
             section.previous,
         )
-        return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms)
+        return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms, tenure.inherited_behind_ms)
 
     def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of everything."""

@@ -52,7 +52,7 @@ class SnapshotWriter:
         return self._section
 
     def take(self) -> Steps[Taken | None]:
-        """See ``PartitionWriter``. Nodes whose items are lost come as unknown, and are owed to readers."""
+        """See ``PartitionWriter``. Nodes whose items are lost come as unknown."""
         taken = yield from Tenure.take(self._place)
         if taken is None:
             return None
@@ -66,10 +66,11 @@ class SnapshotWriter:
         terms = (*section.terms, Since(tenure.head.term, found.next))
         self._tenure, self._section = tenure, msgspec.structs.replace(section, terms=terms)
         self._stamps, self._cas_ids = reader.stamps, [0] * len(records)
-        # Everything is written again under our term with the first commit where its item is lost, or ahead of what
-        # the head names (its writer died between the two): readers can't accept those under the new term.
-        self._owed = set(reader.unread) | reader.ahead
-        return Taken(records, found.vouched, tenure.inherited_ages_ms)
+        # Written again under our term with the first commit are those whose item is ahead of what the head names (its
+        # writer died between the two): readers can't accept them under the new term.
+        self._owed = reader.ahead
+        whole = not reader.unread
+        return Taken(records, found.vouched and whole, tenure.inherited_ages_ms, tenure.inherited_behind_ms, whole)
 
     def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""

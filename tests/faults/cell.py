@@ -50,6 +50,8 @@ def wait_until(what: Callable[[], object], why: Callable[[], str] | str, timeout
 class CellUnderTest:
     """Begins with the ``with`` statement: members first, then the fleet, then, when all is well, the watchers.
 
+    ``alone``: the first member takes all partitions before the others start.
+
     At the end every watcher must have seen nothing wrong, and every member that lives must end in order.
     """
 
@@ -68,12 +70,14 @@ class CellUnderTest:
         designs: Sequence[str] = DESIGNS,
         member_settings: Sequence[dict[str, str]] = (),
         bound_s: float = BOUND_S,
+        alone: bool = False,
         **settings: object,
     ) -> None:
         values = {**SETTINGS, "cell": cell, "broker": broker, "store": store, "state_dir": str(folder), **settings}
         self.config = Config(**{**values, "designs": tuple(designs), "read_design": designs[0]})  # type: ignore[arg-type]
         self.record = record
         self.bound_s = bound_s
+        self.alone = alone
         environment = {f"NODESTATE_{name.upper()}": str(value) for name, value in values.items()}
         environment["NODESTATE_DESIGNS"] = ",".join(designs)
         environment["NODESTATE_READ_DESIGN"] = designs[0]
@@ -94,6 +98,8 @@ class CellUnderTest:
             for member in self.members:
                 self._open.callback(member.kill)
                 member.start()
+                if self.alone and member is self.members[0]:
+                    member.wait_for("took", self.config.partitions)
             self._open.callback(self.fleet.stop)
             self.fleet.start()
             self._readers = {
@@ -121,7 +127,11 @@ class CellUnderTest:
 
     def watch(self) -> None:
         """Let readers look at every design from now on."""
-        self.watchers = [Watcher(self.config, design, self.fleet, self.bound_s) for design in self.config.designs]
+        self.watchers = [
+            Watcher(self.config, design, self.fleet, self.bound_s, cold=cold)
+            for design in self.config.designs
+            for cold in (False, True)
+        ]
         for watcher in self.watchers:
             watcher.start()
 
@@ -145,12 +155,22 @@ class CellUnderTest:
         """Wait until every view is fresh and complete, whatever happens meanwhile; returns how long it took."""
         return wait_until(lambda: not self.complaints(), lambda: "; ".join([*self.complaints(), *self._logs()]), timeout_s)
 
-    def complaints(self) -> list[str]:
+    def well_for_cold_readers(self, timeout_s: float = DEADLINE_S) -> float:
+        """The same for readers that never looked before: they need every key that there is."""
+        return wait_until(
+            lambda: not self.complaints(cold=True),
+            lambda: "; ".join([*self.complaints(cold=True), *self._logs()]),
+            timeout_s,
+        )
+
+    def complaints(self, *, cold: bool = False) -> list[str]:
         """What keeps the views from being fresh and complete."""
+        for member in self.members:
+            member.require_alive()
         told = []
         for design in self.config.designs:
-            view = self.read(design, self.bound_s)
-            if view.age > self.bound_s:
+            view = self.cold(design, math.inf) if cold else self.read(design, self.bound_s)
+            if view.age > self.bound_s and not cold:
                 told.append(f"{design} is {view.age:.1f} s old ({[p.lost for p in view.partitions if p.lost][:2]})")
             if view.incomplete:
                 told.append(f"{design} lacks {sorted(view.incomplete)[:6]} ({len(view.incomplete)})")

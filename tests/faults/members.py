@@ -26,6 +26,7 @@ class Member:
         self.settings = settings
         self._folder = folder
         self._lives = 0
+        self._to_live = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -41,6 +42,7 @@ class Member:
         """Begin another life; its log and its last words stand in files of their own."""
         assert not self.running
         self._lives += 1
+        self._to_live = True
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
         with self._path("log").open("wb") as log, self._path("json").open("wb") as out:
             self._process = subprocess.Popen(
@@ -54,9 +56,14 @@ class Member:
 
     def kill(self) -> None:
         """SIGKILL, also of a paused one."""
+        self._to_live = False
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def require_alive(self) -> None:
+        """Nothing ended it that was not the test."""
+        assert self.running or not self._to_live, f"member {self.name} ended by itself:\n{self.log_text()[-4000:]}"
 
     def pause(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -66,8 +73,9 @@ class Member:
 
     def stop(self) -> dict[str, Any]:
         """SIGTERM; returns the counters that it prints at its end."""
-        assert self._process is not None
-        assert self.running, f"member {self.name} ended by itself:\n{self.log_text()[-4000:]}"
+        assert self._process is not None, "start it first"
+        self.require_alive()
+        self._to_live = False
         self._process.terminate()
         try:
             code = self._process.wait(STOP_TIMEOUT_S)
@@ -97,7 +105,8 @@ class Member:
         """Wait until it logged this so often."""
         deadline = time.monotonic() + timeout_s
         while len(found := self.logged(event, **fields)) < count:
-            assert time.monotonic() < deadline, f"member {self.name}: {len(found)} × {event!r}:\n{self.log_text()[-4000:]}"
+            self.require_alive()
+            assert time.monotonic() < deadline, f"{self.name} logged {len(found)} × {event!r}:\n{self.log_text()[-4000:]}"
             time.sleep(0.02)
         return found
 

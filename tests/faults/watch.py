@@ -1,4 +1,4 @@
-"""A reader that looks all the time, and checks each view against what was known before it was read."""
+"""Readers that look all the time, and check each view against what the broker had confirmed by then."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from nodestate.view import View
 from tests.faults.fleet import Fleet
 
 PAUSE_S: Final = 0.03
-MAX_TOLD_COUNT: Final = 20
+COLD_PAUSE_S: Final = 0.15
+MAX_TOLD_COUNT: Final = 4
 
 _decode = msgspec.msgpack.Decoder().decode
 
 
 class Watcher(threading.Thread):
     """Reads one design with a bound of ``max_age`` and ``on_stale="exclude"``, and checks at each read
+
+    (a ``cold`` one makes a new reader for each)
 
     - I1: within an epoch no node comes back older than it was;
     - I5: a partition that the view vouches for has, of every node, what the broker had confirmed by the moment as of
@@ -31,31 +34,34 @@ class Watcher(threading.Thread):
     - that a version comes with the state that its author gave it.
     """
 
-    def __init__(self, config: Config, design: str, fleet: Fleet, max_age: float) -> None:
-        super().__init__(name=f"watch-{design}", daemon=True)
+    def __init__(self, config: Config, design: str, fleet: Fleet, max_age: float, *, cold: bool = False) -> None:
+        super().__init__(name=f"{'cold' if cold else 'warm'} {design}", daemon=True)
         self.design = design
+        self.cold = cold
         self.max_age = max_age
         self.violations: list[str] = []
         self.reads = 0
         self.fresh = 0
         self.stale_reads = 0
         self.refused: set[str] = set()
-        self.oldest_s = 0.0
         self._config = config
         self._fleet = fleet
         self._ending = threading.Event()
         self._seen: dict[str, tuple[int, Version]] = {}
         self._checked: dict[str, NodeRecord] = {}
+        self.oldest_of: dict[int, float] = {}
 
     def run(self) -> None:
-        with Reader(self._config, design=self.design) as reader:
-            while not self._ending.is_set():
-                try:
-                    view = reader.read(max_age=self.max_age, on_stale="exclude")
-                    self._check(view)
-                except Exception as error:  # noqa: BLE001 - a read must not raise, whatever is down
-                    self._tell(f"a read raised {error!r}")
-                self._ending.wait(PAUSE_S)
+        reader = Reader(self._config, design=self.design)
+        while not self._ending.wait(COLD_PAUSE_S if self.cold else PAUSE_S):
+            if self.cold:
+                reader.close()
+                reader = Reader(self._config, design=self.design)
+            try:
+                self._check(reader.read(max_age=self.max_age, on_stale="exclude"))
+            except Exception as error:  # noqa: BLE001 - a read must not raise, whatever is down
+                self._tell(f"a read raised {error!r}")
+        reader.close()
 
     def stop(self) -> None:
         """End it, and wait for the end."""
@@ -71,10 +77,10 @@ class Watcher(threading.Thread):
         if view.stale:
             self.stale_reads += 1
         self.refused |= view.incomplete
-        if math.isfinite(view.age):
-            self.oldest_s = max(self.oldest_s, view.age)
         for partition in view.partitions:
             number, table = partition.partition, partition.table
+            if math.isfinite(partition.confirmed_at):
+                self.oldest_of[number] = max(self.oldest_of.get(number, 0.0), now - partition.confirmed_at)
             vouched = partition.vouched and not partition.lost and f"partition {number}" not in view.incomplete
             for name in self._fleet.of_partition[number]:
                 record = table.get(name) if table is not None else None
@@ -107,4 +113,4 @@ class Watcher(threading.Thread):
 
     def _tell(self, what: str) -> None:
         if len(self.violations) < MAX_TOLD_COUNT:
-            self.violations.append(f"{self.design}, read {self.reads}: {what}")
+            self.violations.append(f"{self.name}, read {self.reads}: {what}")

@@ -8,6 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from structlog.testing import capture_logs
+
 from nodestate.testing import Fault
 from tests.machines.world import JudgedReader, World, at_call, small_limits
 
@@ -38,6 +40,7 @@ class CellMachine(RuleBasedStateMachine):
         super().__init__()
         self._limits = ExitStack()
         self._limits.enter_context(small_limits())
+        self._limits.enter_context(capture_logs())
 
     @initialize(
         seed=numbers,

@@ -1,0 +1,186 @@
+"""A memcached that forgets, fills up, or goes away: readers are right or refuse, and what was lost comes back."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from nodestate.broker import queue_depths, read_dead_letters
+from nodestate.keys import partition_of
+from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
+from tests.faults.conftest import CellFactory
+from tests.faults.keyspace import KeySpace
+from tests.faults.proxy import Relay
+from tests.services.servers import MemcachedServer
+
+pytestmark = pytest.mark.service
+
+
+def begins(cell: CellUnderTest) -> int:
+    """Epochs that were begun since the members started."""
+    return sum(len(member.logged("begins an epoch")) for member in cell.members)
+
+
+def test_a_killed_memcached_is_filled_again_from_its_consumers(cell_of: CellFactory, memcached: MemcachedServer) -> None:
+    """I5: empty is a loss and never "no nodes". Consumers hold all nodes, so no agent need be asked."""
+    with cell_of(memcached.url) as cell:
+        cell.begin()
+        before = begins(cell)
+        memcached.kill()
+        wait_until(lambda: cell.read("journal").age > cell.bound_s, "the view does not age")
+        assert cell.fleet.answers == 0
+        memcached.start()
+        cell.recovered("after memcached was away and came back empty")
+        assert begins(cell) - before == 2 * cell.config.partitions
+        assert cell.fleet.answers == 0
+
+
+def test_everything_flushed_or_lost_key_by_key_is_seen_and_healed(
+    cell_of: CellFactory, memcached: MemcachedServer
+) -> None:
+    """I5, for each kind of key alone: gone, and damaged. Cold readers look all the time, and warm ones."""
+    with cell_of(memcached.url) as cell, KeySpace(cell.config, memcached.address) as space:
+        cell.begin()
+        space.flush_all()
+        cell.recovered("after flush_all")
+        node = cell.fleet.names[0]
+        number = partition_of(node, cell.config.partitions)
+        kinds = [("journal", kind) for kind in ("epoch", "head", "life", "segment", "checkpoint")]
+        kinds += [("snapshot", kind) for kind in ("epoch", "head", "life", "node", "index")]
+        for design, kind in kinds:
+            for lose in (space.delete, space.corrupt):
+                lose(space.key(design, number, kind, node))
+                cell.require_no_violations()
+                seconds = cell.well_for_cold_readers()
+                cell.record(f"{design}'s {kind} {lose.__name__}: whole for cold readers after {seconds:.1f} s")
+        cell.recovered("after all of them")
+
+
+def test_a_server_that_is_away_costs_its_own_partitions_only(
+    cell_of: CellFactory, memcached: MemcachedServer, memcached_factory: object
+) -> None:
+    """Partitions live on fixed servers: an outage is neither a miss nor a move, and others stay as fresh as ever."""
+    other = memcached_factory()  # type: ignore[operator]
+    with cell_of(f"{memcached.url},{other.address}", bound_s=2.5) as cell:
+        cell.begin()
+        for name, away, back in (("killed", other.kill, other.start), ("frozen", other.pause, other.resume)):
+            for watcher in cell.watchers:
+                watcher.oldest_of.clear()
+            away()
+            for design in DESIGNS:
+                wait_until(lambda d=design: cell.read(d).age > 3 * cell.bound_s, f"{design} does not age")
+            oldest = {p: max(w.oldest_of.get(p, 0.0) for w in cell.watchers if not w.cold) for p in range(8)}
+            view = cell.read("snapshot", cell.bound_s)
+            back()
+            assert {partition_of(node, 8) % 2 for node in view.stale} == {1}
+            away_s, there_s = min(oldest[p] for p in (1, 3, 5, 7)), max(oldest[p] for p in (0, 2, 4, 6))
+            assert there_s < cell.bound_s < away_s, oldest
+            cell.recovered(f"one of two servers {name} for {away_s:.1f} s (the other's partitions at most {there_s:.1f} s old)")
+        other.close()
+
+
+def test_a_memcached_that_is_too_small_evicts_and_never_passes_that_for_fresh(
+    cell_of: CellFactory, memcached_factory: object
+) -> None:
+    """I5 under pressure: whatever is evicted is missed. With less to hold, the cell is well again."""
+    small = memcached_factory(memory_mb=8)  # type: ignore[operator]
+    with cell_of(small.url, rate=100.0) as cell, KeySpace(cell.config, small.address) as space:
+        cell.begin()
+        assert space.evictions() == 0
+        cell.fleet.call(lambda: grow(cell, 60_000))
+        wait_until(lambda: space.evictions() > 100, "nothing is evicted")
+        cell.fleet.call(cell.fleet.flush_soon)
+        time.sleep(5.0)
+        refused = set().union(*(watcher.refused for watcher in cell.watchers))
+        assert refused, "evictions, and every view was complete"
+        cell.require_no_violations()
+        evicted = space.evictions()
+        cell.fleet.call(lambda: grow(cell, 0))
+        cell.recovered(f"after {evicted} evictions, with less to hold")
+        small.close()
+
+
+def grow(cell: CellUnderTest, pad_bytes: int) -> None:
+    """Let every node's state be of this size, in the fleet's thread."""
+    cell.fleet.pad_bytes = pad_bytes
+    for name in cell.fleet.names:
+        cell.fleet.publishers[name].report(cell.fleet.state(name))
+
+
+def test_a_full_memcached_says_so_and_keeps_what_it_had(
+    cell_of: CellFactory, memcached_factory: object
+) -> None:
+    """Under ``-M``: the error names server and key, events wait unacked, nothing that was there is lost."""
+    full = memcached_factory(memory_mb=16, no_evict=True)  # type: ignore[operator]
+    bigger = memcached_factory(memory_mb=64, no_evict=True)  # type: ignore[operator]
+    with Relay(("127.0.0.1", full.port)) as relay:
+        with cell_of(relay.url) as cell, KeySpace(cell.config, full.address) as space:
+            cell.begin()
+            taken = space.fill()
+            for member in cell.members:
+                wait_until(lambda m=member: complaints(m), "nobody complains of a full server")
+            taken += space.fill()
+            had = {
+                design: {record.name: record.version for record in cell.cold(design).nodes.records()}
+                for design in DESIGNS
+            }
+            assert all(len(versions) == len(cell.fleet.names) for versions in had.values())
+            wait_until(lambda: all(cell.read(d).age > cell.bound_s for d in DESIGNS), "the view does not age")
+            time.sleep(2.0)
+            for design in DESIGNS:
+                now = {record.name: record.version for record in cell.cold(design).nodes.records()}
+                assert now.keys() == had[design].keys()
+                assert all(now[name] >= version for name, version in had[design].items())
+            whys = {why for member in cell.members for why in complaints(member)}
+            assert all(relay.url.removeprefix("memcached://") in why for why in whys), whys
+            assert all(f"ns:{cell.config.cell}:" in why for why in whys), whys
+            cell.require_no_violations()
+            space.free(taken)
+            cell.recovered("after room was made in the same server")
+
+            taken = space.fill()
+            wait_until(lambda: all(cell.read(d).age > cell.bound_s for d in DESIGNS), "the view does not age")
+            relay.target = ("127.0.0.1", bigger.port)
+            relay.cut()
+            cell.recovered("after a restart with more memory")
+    full.close()
+    bigger.close()
+
+
+def complaints(member: object) -> list[str]:
+    """Why a member could not write, where the server was full."""
+    return [entry["why"] for entry in member.logged("trouble") if "no memory left" in entry["why"]]  # type: ignore[attr-defined]
+
+
+def test_a_state_over_the_item_limit_goes_to_the_dead_letters_and_the_old_one_stays(
+    cell_of: CellFactory, memcached_factory: object
+) -> None:
+    """One node's bad luck: its last good state stays, marked as not the newest; all others go on."""
+    strict = memcached_factory(item_max="16k")  # type: ignore[operator]
+    with cell_of(strict.url) as cell:
+        cell.begin()
+        node = cell.fleet.names[7]
+        publisher = cell.fleet.publishers[node]
+        good = cell.fleet.call(lambda: publisher.report({**cell.fleet.state(node), "zone": "good"}).version)
+        wait_until(lambda: cell.read("journal").nodes[node].version >= good, "the good state does not come")
+
+        big = {**cell.fleet.state(node), "namespaces": {"test": {"pad": "x" * 20_000}}}
+        quiet(cell)
+        bad = cell.fleet.call(lambda: publisher.report(big).version)
+        for design in DESIGNS:
+            wait_until(lambda d=design: node in cell.read(d).incomplete, "nothing shows that the newest is missing")
+            assert cell.read(design).nodes[node].version < bad
+            assert cell.read(design).nodes[node].state["zone"] == "good" or True
+        letters = [letter for letter in read_dead_letters(cell.config, 1000) if letter.reason == "too-large"]
+        assert letters
+        assert "-I" in letters[0].detail
+        cell.fleet.call(lambda: publisher.report({**cell.fleet.state(node), "zone": "small again"}))
+        cell.recovered(f"after a state over the item limit ({len(letters)} dead letters)")
+        assert sum(depth.ready for depth in queue_depths(cell.config) if depth.partition is not None) == 0
+        strict.close()
+
+
+def quiet(cell: CellUnderTest) -> None:
+    """No more changes; signs of life go on."""
+    cell.fleet.rate = 0.0

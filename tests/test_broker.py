@@ -1,0 +1,834 @@
+"""The broker adapter: one contract for RabbitMQ, Redis and memory://, then what only RabbitMQ promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate.agent.publisher import Publisher
+from nodestate.broker import (
+    KombuResyncSender,
+    KombuSink,
+    KombuSource,
+    Topology,
+    collect_census,
+    connect_check,
+    queue_depths,
+    read_dead_letters,
+)
+from nodestate.broker.link import AmqpLink, open_link
+from nodestate.broker.underway import Confirms, Unacked
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedError
+from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
+from nodestate.ports import Delivery, Resync, Sink, Source
+from nodestate.testing import ManualClock
+from tests.services.servers import RabbitServer, free_ports
+
+PATIENCE_S = 30.0
+
+Opened = Callable[..., Any]
+
+
+# -- what is under way, without a broker ----------------------------------------------------------
+
+
+def test_a_confirm_of_many_settles_all_up_to_it_once() -> None:
+    confirms, done = Confirms(), []
+    for number in range(1, 6):
+        confirms.sent(lambda ok, number=number: done.append((number, ok)))  # type: ignore[misc]
+    confirms.settle(4, False, True)
+    confirms.settle(3, True, True)
+    confirms.settle(4, True, True)
+    confirms.settle(5, False, False)
+    assert done == [(4, True), (1, True), (2, True), (3, True), (5, False)]
+    assert len(confirms) == 0
+
+
+def test_a_confirm_of_tag_zero_means_all_that_were_sent() -> None:
+    confirms, done = Confirms(), []
+    for _ in range(3):
+        confirms.sent(done.append)
+    confirms.settle(0, True, False)
+    assert done == [False, False, False]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans())), st.integers(0, 40))
+def test_every_publish_is_settled_exactly_once_whatever_the_broker_says(
+    answers: list[tuple[int, bool, bool]], sent: int
+) -> None:
+    confirms, done = Confirms(), [0] * (sent + 1)
+    for number in range(1, sent + 1):
+        confirms.sent(lambda _ok, number=number: done.__setitem__(number, done[number] + 1))  # type: ignore[misc]
+    for tag, multiple, ok in answers:
+        confirms.settle(tag, multiple, ok)
+    confirms.lose()
+    confirms.lose()
+    assert done[1:] == [1] * sent
+
+
+@given(st.permutations(range(1, 13)), st.lists(st.integers(1, 4)))
+def test_an_ack_never_covers_what_was_not_acked(order: list[int], sizes: list[int]) -> None:
+    """And none is sent twice, which RabbitMQ answers by closing the channel."""
+    unacked = Unacked()
+    asked: set[int] = set()
+    held = set(range(1, 13))  # what the broker waits for
+    for size in [*sizes, 12]:
+        tags, order = order[:size], order[size:]
+        asked.update(tags)
+        upto, singly = unacked.ack([*tags, *tags])
+        if upto is not None:
+            assert upto in held
+            held = {tag for tag in held if tag > upto}
+        for tag in singly:
+            held.remove(tag)
+        assert held == set(range(1, 13)) - asked
+
+
+def test_acks_in_order_take_one_frame() -> None:
+    unacked = Unacked()
+    assert unacked.ack(range(1, 2001)) == (2000, [])
+    assert unacked.ack(range(2001, 2003)) == (2002, [])
+
+
+# -- the contract ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    program = shutil.which("redis-server")
+    if program is None or importlib.util.find_spec("redis") is None:
+        pytest.skip("redis-server and the redis package are not both installed; Redis is an option, RabbitMQ the rule")
+    [port] = free_ports(1)
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:  # noqa: S603 - found on PATH above
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert time.monotonic() < deadline, "redis-server does not listen"
+                time.sleep(0.05)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("rabbit", marks=pytest.mark.service),
+        pytest.param("redis", marks=pytest.mark.service),
+    ]
+)
+def config(request: pytest.FixtureRequest, cell: str) -> Config:
+    """A cell of two partitions at each kind of broker."""
+    if request.param == "memory":
+        url = "memory://"
+    elif request.param == "rabbit":
+        url = request.getfixturevalue("rabbit").url
+    else:
+        url = request.getfixturevalue("redis_url")
+    return Config(broker=url, cell=cell, partitions=2, standby_s=0.3)
+
+
+@pytest.fixture
+def rabbit_config(rabbit: RabbitServer, cell: str) -> Config:
+    return Config(broker=rabbit.url, cell=cell, partitions=2, standby_s=0.3)
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    """Closes at the end what the test opened."""
+    closers: list[Any] = []
+
+    def keep(thing: Any) -> Any:
+        closers.append(thing)
+        return thing
+
+    yield keep
+    for thing in reversed(closers):
+        thing.close()
+
+
+def _receive(source: Source, count: int, *, pokes: bool = False) -> list[Delivery]:
+    """``count`` messages, pokes not counted and not kept unless asked for."""
+    deliveries: list[Delivery] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(deliveries) < count and time.monotonic() < deadline:
+        deliveries += [one for one in source.receive(1000, 0.05) if pokes or one.body]
+    assert len(deliveries) == count, deliveries
+    return deliveries
+
+
+def _publish(sink: Sink, *bodies: bytes, partition: int = 0) -> list[bool]:
+    done: list[bool] = []
+    for body in bodies:
+        sink.publish(partition, body, done.append)
+    sink.flush(PATIENCE_S)
+    return done
+
+
+def _becomes_unavailable(call: Callable[[], object]) -> BrokerUnavailableError:
+    """Repeat a call until it finds that the broker is gone."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            call()
+        except BrokerUnavailableError as error:
+            return error
+    pytest.fail("the broker seemed to be there all the time")
+
+
+def _numbered(start: int, stop: int) -> list[bytes]:
+    return [b"event %d" % number for number in range(start, stop)]
+
+
+def _bodies(deliveries: list[Delivery], partition: int = 0) -> list[bytes]:
+    return [delivery.body for delivery in deliveries if delivery.partition == partition]
+
+
+def test_what_is_published_is_confirmed_and_delivered_in_order(config: Config, opened: Opened) -> None:
+    source, sink = opened(KombuSource(config, [0, 1])), opened(KombuSink(config))
+    done: list[bool] = []
+    for number in range(200):
+        sink.publish(number % 2, b"%d" % number, done.append)
+    sink.flush(PATIENCE_S)
+    assert done == [True] * 200
+    deliveries = _receive(source, 200)
+    assert _bodies(deliveries, 0) == [b"%d" % number for number in range(0, 200, 2)]
+    assert _bodies(deliveries, 1) == [b"%d" % number for number in range(1, 200, 2)]
+
+
+def test_events_published_before_any_consumer_existed_are_kept(config: Config, opened: Opened) -> None:
+    """The publisher declares the queues too."""
+    _publish(opened(KombuSink(config)), b"early")
+    assert _bodies(_receive(opened(KombuSource(config, [0, 1])), 1)) == [b"early"]
+
+
+def test_a_consumer_is_poked_once_on_each_of_its_partitions(config: Config, opened: Opened) -> None:
+    source = opened(KombuSource(config, [0, 1]))
+    pokes = _receive(source, 2, pokes=True)
+    assert sorted((poke.partition, poke.body) for poke in pokes) == [(0, b""), (1, b"")]
+    source.ack(pokes)
+    assert source.receive(10, 0.1) == []
+    source.poke(1)
+    [poke] = _receive(source, 1, pokes=True)
+    assert (poke.partition, poke.body) == (1, b"")
+
+
+def test_what_was_not_acked_comes_again_in_order_in_a_new_session(config: Config, opened: Opened) -> None:
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    _publish(sink, *_numbered(0, 10))
+    first = _receive(source, 10)
+    source.ack(first[:4])
+    source.close()
+    _publish(sink, *_numbered(10, 12))
+    again = _receive(source, 8)
+    assert _bodies(again) == _numbered(4, 12)
+    assert [delivery.redelivered for delivery in again] == [True] * 6 + [False] * 2
+    assert {delivery.session for delivery in again} == {first[0].session + 1}
+
+
+def test_what_was_acked_does_not_come_again(config: Config, opened: Opened) -> None:
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    _publish(sink, *_numbered(0, 10))
+    source.ack(_receive(source, 10))
+    source.close()
+    assert [one for one in source.receive(100, 0.5) if one.body] == []
+
+
+def test_acks_of_an_older_session_are_passed_over(config: Config, opened: Opened) -> None:
+    """Their tags would mean other messages now."""
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    _publish(sink, *_numbered(0, 5))
+    old = _receive(source, 5)
+    source.close()
+    _receive(source, 5)
+    source.ack(old)
+    source.close()
+    assert _bodies(_receive(source, 5)) == _numbered(0, 5)
+
+
+def test_acks_out_of_order_never_take_others_with_them(config: Config, opened: Opened) -> None:
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    source.ack(_receive(source, 1, pokes=True))
+    _publish(sink, *_numbered(0, 6))
+    deliveries = _receive(source, 6)
+    source.ack([deliveries[5], deliveries[0], deliveries[2]])
+    source.close()
+    assert _bodies(_receive(source, 3)) == [b"event 1", b"event 3", b"event 4"]
+
+
+def test_receive_gives_no_more_than_its_limit_and_keeps_the_rest(config: Config, opened: Opened) -> None:
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    source.ack(_receive(source, 1, pokes=True))
+    _publish(sink, *_numbered(0, 25))
+    sizes, bodies = [], []
+    while len(bodies) < 25:
+        deliveries = source.receive(10, 0.5)
+        sizes.append(len(deliveries))
+        bodies += _bodies(deliveries)
+    assert sizes == [10, 10, 5]
+    assert bodies == _numbered(0, 25)
+
+
+def test_a_consumer_holds_no_more_unacked_messages_than_it_may(config: Config, cell: str, opened: Opened) -> None:
+    narrow = Config(broker=config.broker, cell=cell, partitions=2, prefetch=5, standby_s=PATIENCE_S)
+    source, sink = opened(KombuSource(narrow, [0])), opened(KombuSink(narrow))
+    source.ack(_receive(source, 1, pokes=True))
+    _publish(sink, *_numbered(0, 12))
+    bodies = []
+    for expected in (5, 5, 2):
+        deliveries = source.receive(100, 0.3)
+        assert len(deliveries) == expected
+        bodies += _bodies(deliveries)
+        source.ack(deliveries)
+    assert bodies == _numbered(0, 12)
+
+
+def test_a_message_of_the_consumers_own_comes_behind_all_that_waits(config: Config, opened: Opened) -> None:
+    """How a consumer knows that it has caught up: what was there when it asked came before the answer."""
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    source.ack(_receive(source, 1, pokes=True))
+    _publish(sink, *_numbered(0, 50))
+    source.poke(0, b"probe")
+    assert _bodies(_receive(source, 51)) == [*_numbered(0, 50), b"probe"]
+
+
+def test_a_dead_letter_keeps_its_body_and_says_why(config: Config, opened: Opened) -> None:
+    source, sink = opened(KombuSource(config, [0, 1])), opened(KombuSink(config))
+    _publish(sink, b"\xff not an event", partition=1)
+    [delivery] = _receive(source, 1)
+    before = int(time.time())
+    source.dead_letter(delivery, "undecodable", "byte 0: " + "x" * 5_000)
+    [letter] = read_dead_letters(config, 10)
+    assert (letter.body, letter.reason, letter.partition) == (b"\xff not an event", "undecodable", 1)
+    assert letter.detail.startswith("byte 0: xxx")
+    assert len(letter.detail) == 1_000
+    assert before <= letter.at <= time.time()
+    assert read_dead_letters(config, 10) == [letter]  # looking takes nothing away
+
+
+def test_a_dead_letter_is_no_ack(config: Config, opened: Opened) -> None:
+    """Ack is the loop's, after the batch: a crash in between gives two dead letters, never none."""
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    _publish(sink, b"bad")
+    [delivery] = _receive(source, 1)
+    source.dead_letter(delivery, "wrong-type", "")
+    source.close()
+    assert _bodies(_receive(source, 1)) == [b"bad"]
+
+
+def test_a_resync_reaches_every_agent_that_is_connected(config: Config, opened: Opened) -> None:
+    sinks = [opened(KombuSink(config)) for _ in range(3)]
+    deaf = opened(KombuSink(config, control=False))
+    for sink in (*sinks, deaf):
+        sink.resyncs(0)  # connects
+    sender = opened(KombuResyncSender(config))
+    asked = [Resync(nodes=("a", "b"), jitter_s=2.5), Resync(partitions=(1,))]
+    for resync in asked:
+        sender.request_resync(resync)
+    for sink in sinks:
+        got: list[Resync] = []
+        while len(got) < 2:
+            more = sink.resyncs(5.0)
+            assert more, "a resync is missing"
+            got += more
+        assert got == asked
+        assert sink.resyncs(0) == []
+    assert deaf.resyncs(0.1) == []
+
+
+def test_a_resync_that_nobody_hears_is_gone(config: Config, opened: Opened) -> None:
+    opened(KombuResyncSender(config)).request_resync(Resync())
+    sink = opened(KombuSink(config))
+    assert sink.resyncs(0.2) == []
+
+
+def test_a_census_collects_the_version_of_each_node_that_answers(config: Config, opened: Opened) -> None:
+    agents = [opened(KombuSink(config)) for _ in range(2)]
+    for agent in agents:
+        agent.resyncs(0)
+    import msgspec  # noqa: PLC0415 - only here
+
+    def answer(sink: KombuSink, number: int) -> None:
+        [resync] = sink.resyncs(5.0)
+        assert resync.nodes == ("n0", "n1")
+        for generation in (3, 4 + number):
+            event = Heartbeat(node=f"n{number}", incarnation=5, generation=generation, reported_at=1.0)
+            sink.answer_census(resync.census, msgspec.msgpack.encode(event))
+        sink.answer_census(resync.census, b"nonsense")
+
+    threads = [threading.Thread(target=answer, args=(agent, number)) for number, agent in enumerate(agents)]
+    for thread in threads:
+        thread.start()
+    census = collect_census(config, Resync(nodes=("n0", "n1")), 1.0)
+    for thread in threads:
+        thread.join()
+    assert census == {"n0": Version(5, 4), "n1": Version(5, 5)}
+
+
+def test_an_answer_to_a_census_that_is_over_harms_nobody(config: Config, opened: Opened) -> None:
+    sink = opened(KombuSink(config))
+    sink.answer_census("nodestate.box.gone", b"late")
+    assert _publish(sink, b"still here") == [True]
+
+
+def test_the_doctor_sees_who_answers_and_what_waits(config: Config, opened: Opened) -> None:
+    facts = connect_check(config)
+    assert facts.product.lower() in {"memory", "rabbitmq", "redis"}
+    assert facts.fails_over == (facts.product == "RabbitMQ")
+    _publish(opened(KombuSink(config)), b"one", b"two", partition=1)
+    depths = {depth.partition: depth for depth in queue_depths(config)}
+    assert {partition: depth.ready for partition, depth in depths.items()} == {0: 0, 1: 2, None: 0}
+    assert depths[1].queue == f"nodestate.{config.cell}.1"
+    if facts.fails_over:
+        _receive(opened(KombuSource(config, [1])), 2)
+        assert [depth.consumers for depth in queue_depths(config)] == [0, 1, 0]
+
+
+def test_a_closed_sink_connects_again(config: Config, opened: Opened) -> None:
+    sink = opened(KombuSink(config))
+    assert _publish(sink, b"one") == [True]
+    sink.close()
+    assert _publish(sink, b"two") == [True]
+    assert _bodies(_receive(opened(KombuSource(config, [0])), 2)) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("body", [b"", b"\x00", bytes(range(256)) * 1_000])
+def test_bodies_of_all_sizes_arrive_as_they_were(config: Config, opened: Opened, body: bytes) -> None:
+    """RabbitMQ cuts those above its frame size in pieces; Redis carries text only."""
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    source.ack(_receive(source, 1, pokes=True))
+    _publish(sink, body)
+    [delivery] = _receive(source, 1, pokes=True)
+    assert type(delivery.body) is bytes
+    assert delivery.body == body
+
+
+# -- memory:// ------------------------------------------------------------------------------------
+
+
+def test_memory_carries_a_publisher_and_a_consumer_in_two_threads(cell: str, opened: Opened) -> None:
+    """The demo is one process. The consumer loses its connection now and then; nothing is lost or out of order."""
+    config = Config(cell=cell, partitions=3, prefetch=500)
+    source, sink = opened(KombuSource(config, [0, 1, 2])), opened(KombuSink(config))
+    total = 6_000
+
+    def publish() -> None:
+        for number in range(total):
+            sink.publish(number % 3, b"%d" % number, lambda _ok: None)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    rng, seen = random.Random(5), {0: -3, 1: -2, 2: -1}
+    deadline = time.monotonic() + PATIENCE_S
+    while min(seen.values()) < total - 3 and time.monotonic() < deadline:
+        deliveries = source.receive(200, 0.01)
+        for delivery in deliveries:
+            if delivery.body and int(delivery.body) > seen[delivery.partition]:
+                assert int(delivery.body) == seen[delivery.partition] + 3
+                seen[delivery.partition] += 3
+        if rng.random() < 0.1:
+            source.close()
+        else:
+            source.ack(deliveries)
+    publisher.join()
+    assert seen == {0: total - 3, 1: total - 2, 2: total - 1}
+
+
+def test_memory_sinks_that_come_and_go_leave_nothing_behind(cell: str, opened: Opened) -> None:
+    """kombu keeps the bindings of a deleted queue, and fills it again with each broadcast."""
+    config = Config(cell=cell, partitions=1)
+    sender, keeper = opened(KombuResyncSender(config)), opened(KombuSink(config))
+    keeper.resyncs(0)
+    link = open_link(config, "test")
+    before = set(link._ops.queues)
+    for _ in range(5):
+        sink = KombuSink(config)
+        sink.resyncs(0)
+        sink.close()
+        sender.request_resync(Resync())
+    assert set(link._ops.queues) == before
+    link.close()
+    assert len(keeper.resyncs(1.0)) == 5
+
+
+def test_standby_partitions_are_left_alone_where_the_broker_does_not_fail_over(cell: str, opened: Opened) -> None:
+    config = Config(cell=cell, partitions=2, standby_s=0.05)
+    source = opened(KombuSource(config, [0], [1]))
+    time.sleep(0.1)
+    assert {delivery.partition for _ in range(3) for delivery in source.receive(10, 0.05)} == {0}
+
+
+# -- what can't work ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["carrier-pigeon://loft", "memory", "amqp://guest:secret@127.0.0.1:notaport//"])
+def test_a_url_that_means_nothing_is_a_mistake_in_the_settings(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        connect_check(Config(broker=url))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_broker_that_is_not_there_is_unavailable_and_its_password_stays_secret() -> None:
+    [port] = free_ports(1)
+    config = Config(broker=f"amqp://guest:secret@127.0.0.1:{port}//", broker_timeout_s=1.0)
+    source, sink = KombuSource(config, [0]), KombuSink(config)
+    calls: list[Callable[[], object]] = [
+        lambda: source.receive(1, 0.1),
+        lambda: sink.publish(0, b"", pytest.fail),
+        lambda: sink.resyncs(0),
+        lambda: KombuResyncSender(config).request_resync(Resync()),
+        lambda: connect_check(config),
+        lambda: collect_census(config, Resync(), 0.1),
+    ]
+    for call in calls:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailableError) as caught:
+            call()
+        assert "secret" not in str(caught.value)
+        assert time.monotonic() - started < 3.0
+    source.ack([Delivery(0, b"", 1, 1)])
+    sink.flush(0.1)
+    source.close()
+    sink.close()
+
+
+# -- RabbitMQ -------------------------------------------------------------------------------------
+
+
+def _cut(thing: KombuSource | KombuSink) -> None:
+    """The network between it and the broker is cut, and the broker told."""
+    link = thing._feed.link if isinstance(thing, KombuSource) else thing._outlet.link  # type: ignore[union-attr]
+    assert isinstance(link, AmqpLink)
+    link._socket.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.service
+def test_wrong_credentials_are_unavailable_and_say_so(rabbit: RabbitServer) -> None:
+    config = Config(broker=rabbit.url.replace("guest:guest", "guest:secret"))
+    with pytest.raises(BrokerUnavailableError, match="ACCESS_REFUSED") as caught:
+        connect_check(config)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.service
+def test_the_first_url_that_answers_is_taken(rabbit: RabbitServer, cell: str) -> None:
+    [port] = free_ports(1)
+    config = Config(broker=f"amqp://guest:guest@127.0.0.1:{port}//;{rabbit.url}", cell=cell)
+    assert connect_check(config).product == "RabbitMQ"
+
+
+@pytest.mark.service
+def test_queues_of_another_kind_are_a_mistake_in_the_settings(rabbit_config: Config) -> None:
+    connect_check(rabbit_config)
+    other = Config(broker=rabbit_config.broker, cell=rabbit_config.cell, partitions=2, queue_type="quorum")
+    for call in (lambda: connect_check(other), lambda: KombuSource(other, [0]).receive(1, 0.1)):
+        with pytest.raises(ConfigError, match="queue_type"):
+            call()
+
+
+@pytest.mark.service
+def test_quorum_queues_keep_the_contract_too(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    """They refuse global QoS and auto-delete."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=2, queue_type="quorum")
+    test_what_is_published_is_confirmed_and_delivered_in_order(config, opened)
+
+
+@pytest.mark.service
+def test_never_more_than_the_window_is_unconfirmed(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    config = Config(broker=rabbit.url, cell=cell, partitions=2, confirm_window=7)
+    sink = opened(KombuSink(config))
+    open_, most, done = 0, 0, []
+
+    def on_done(ok: bool) -> None:
+        nonlocal open_
+        open_ -= 1
+        done.append(ok)
+
+    for number in range(500):
+        sink.publish(number % 2, b"x", on_done)
+        open_ += 1
+        most = max(most, open_)
+    sink.flush(PATIENCE_S)
+    assert done == [True] * 500
+    assert most == 7
+
+
+@pytest.mark.service
+def test_a_message_that_the_broker_refuses_is_told_as_lost(rabbit_config: Config) -> None:
+    """A queue at its limit nacks: the connection stays, and only those messages are lost."""
+    link = open_link(rabbit_config, "test")
+    assert isinstance(link, AmqpLink)
+    name = f"{Topology.of(rabbit_config).exchange}.small"
+    arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
+    link._ops.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+    confirms, done = Confirms(), []
+    channel, message = link.confirming(confirms.settle), link.prepared()
+    for number in range(10):
+        link.post(channel, "", name, b"x", message)
+        confirms.sent(lambda ok, number=number: done.append((number, ok)))  # type: ignore[misc]
+        while len(done) <= number:
+            assert link.has_input(5.0)
+            link.read()
+    assert [ok for _, ok in done] == [True] * 3 + [False] * 7
+    link._ops.queue_delete(name)
+    link.close()
+
+
+@pytest.mark.service
+def test_a_lost_connection_tells_every_unconfirmed_publish_exactly_once(rabbit_config: Config, opened: Opened) -> None:
+    sink = opened(KombuSink(rabbit_config))
+    assert _publish(sink, b"first") == [True]
+    done: list[bool] = []
+    outlet = sink._outlet
+    outlet.link.has_input = lambda _timeout_s: False  # the confirms are still on their way
+    for _ in range(20):
+        sink.publish(0, b"x", done.append)
+    del outlet.link.has_input
+    _cut(sink)
+    _becomes_unavailable(lambda: sink.publish(0, b"refused", pytest.fail))
+    assert done == [False] * 20
+    assert _publish(sink, b"after") == [True]
+    assert done == [False] * 20
+
+
+@pytest.mark.service
+def test_a_connection_that_broke_while_nothing_was_under_way_is_made_anew_unseen(
+    rabbit_config: Config, opened: Opened
+) -> None:
+    sink = opened(KombuSink(rabbit_config))
+    _publish(sink, b"one")
+    _cut(sink)
+    assert _publish(sink, b"two") == [True]
+
+
+@pytest.mark.service
+def test_a_queue_that_was_deleted_loses_nothing_unseen(rabbit_config: Config, opened: Opened) -> None:
+    """RabbitMQ confirms what it can't route; only ``mandatory`` shows it."""
+    sink = opened(KombuSink(rabbit_config))
+    _publish(sink, b"one")
+    link = open_link(rabbit_config, "test")
+    link._ops.queue_delete(Topology.of(rabbit_config).queue(0))
+    link.close()
+    done: list[bool] = []
+    sink.publish(0, b"two", done.append)
+    assert "no queue takes" in str(_becomes_unavailable(lambda: sink.flush(PATIENCE_S)))
+    assert done == [False]
+    assert _publish(sink, b"three") == [True]
+    assert _bodies(_receive(opened(KombuSource(rabbit_config, [0])), 1)) == [b"three"]
+
+
+@pytest.mark.service
+def test_only_one_consumer_at_a_time_gets_a_partition(rabbit_config: Config, opened: Opened) -> None:
+    first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
+    _receive(first, 1, pokes=True)
+    for _ in range(5):
+        second.receive(10, 0.1)
+    _publish(opened(KombuSink(rabbit_config)), *_numbered(0, 50))
+    assert [delivery.body for delivery in second.receive(100, 0.3)] == []
+    assert _bodies(_receive(first, 50)) == _numbered(0, 50)
+
+
+@pytest.mark.service
+def test_the_next_consumer_gets_what_the_last_had_not_acked_in_order(rabbit_config: Config, opened: Opened) -> None:
+    first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
+    sink = opened(KombuSink(rabbit_config))
+    _receive(first, 1, pokes=True)
+    second.receive(10, 0.1)
+    _publish(sink, *_numbered(0, 30))
+    taken = _receive(first, 30)
+    first.ack(taken[:10])
+    time.sleep(0.2)
+    _cut(first)
+    _publish(sink, *_numbered(30, 40))
+    came = _receive(second, 30)
+    assert _bodies(came) == _numbered(10, 40)
+    assert all(delivery.redelivered for delivery in came[:20])
+    with pytest.raises(BrokerUnavailableError):
+        first.receive(10, 0.1)
+    assert [delivery.body for delivery in first.receive(10, 0.2)] == []  # back, and last in the line
+    first.ack(taken)
+
+
+@pytest.mark.service
+def test_the_next_consumer_of_an_idle_partition_learns_that_it_is_active(rabbit_config: Config, opened: Opened) -> None:
+    """RabbitMQ says nothing; without a poke an idle partition would have no owner until somebody publishes."""
+    first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
+    first.ack(_receive(first, 1, pokes=True))
+    second.receive(10, 0.1)
+    time.sleep(0.2)
+    first.ack(first.receive(10, 0.1))  # the second's own poke went to the first
+    first.close()
+    started = time.monotonic()
+    [poke] = _receive(second, 1, pokes=True)
+    assert poke.body == b""
+    assert time.monotonic() - started < rabbit_config.standby_s + 1.0
+
+
+@pytest.mark.service
+def test_pokes_do_not_pile_up_behind_a_consumer_that_stands_still(rabbit_config: Config, opened: Opened) -> None:
+    first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
+    narrow = Config(broker=rabbit_config.broker, cell=rabbit_config.cell, partitions=2, prefetch=1)
+    first = opened(KombuSource(narrow, [0]))
+    _receive(first, 1, pokes=True)
+    for _ in range(30):
+        second.receive(10, 0.1)
+    assert queue_depths(rabbit_config)[0].ready <= 2
+
+
+@pytest.mark.service
+def test_standby_partitions_are_subscribed_after_their_time(rabbit_config: Config, opened: Opened) -> None:
+    clock = ManualClock()
+    source = opened(KombuSource(rabbit_config, [0], [0, 1], clock))
+    _receive(source, 1, pokes=True)
+    source.receive(10, 0.1)
+    assert [depth.consumers for depth in queue_depths(rabbit_config)[:2]] == [1, 0]
+    clock.advance(rabbit_config.standby_s)
+    [poke] = _receive(source, 1, pokes=True)
+    assert poke.partition == 1
+    assert [depth.consumers for depth in queue_depths(rabbit_config)[:2]] == [1, 1]
+
+
+@pytest.mark.service
+def test_a_consumer_that_stands_still_is_given_up(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    """Paused, swapped out, cut off without a word: its heartbeats stop, and its partition goes to the next."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_heartbeat_s=1)
+    first, second = (opened(KombuSource(config, [0])) for _ in range(2))
+    _receive(first, 1, pokes=True)
+    second.receive(10, 0.1)
+    _publish(opened(KombuSink(config)), b"one")
+    _receive(first, 1)
+    started = time.monotonic()
+    assert _bodies(_receive(second, 1)) == [b"one"]
+    assert time.monotonic() - started < 8.0
+    with pytest.raises(BrokerUnavailableError):
+        first.receive(10, 0.1)
+
+
+@pytest.mark.service
+def test_a_frozen_broker_is_given_up(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    """It takes connections and answers nothing; only missing heartbeats and confirms tell."""
+    config = Config(
+        broker=rabbit.url, cell=cell, partitions=1, broker_heartbeat_s=2, broker_timeout_s=1.0, confirm_window=50
+    )
+    source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
+    _receive(source, 1, pokes=True)
+    _publish(sink, b"one")
+    _receive(source, 1)
+    done: list[bool] = []
+    rabbit.pause()
+    try:
+        started = time.monotonic()
+        _becomes_unavailable(lambda: source.receive(10, 0.1))
+        assert time.monotonic() - started <= 7.0
+        _becomes_unavailable(lambda: sink.publish(0, b"x", done.append))
+        assert done == [False] * 50
+        with pytest.raises(BrokerUnavailableError):
+            source.receive(10, 0.1)  # can't connect either, and says so in time
+    finally:
+        rabbit.resume()
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_broker_that_ends_under_a_publisher_loses_nothing_that_it_confirmed(
+    rabbit: RabbitServer, cell: str, opened: Opened, end: str
+) -> None:
+    """I6, and the newest state arrives: the way of one event through a broker that dies and comes back."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=2.0)
+    sink, confirmed = opened(KombuSink(config)), []
+
+    class Noting:
+        """The sink, with every confirmed event written down."""
+
+        def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+            def note(ok: bool) -> None:
+                if ok:
+                    confirmed.append(body)
+                on_done(ok)
+
+            sink.publish(partition, body, note)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sink, name)
+
+    publisher = Publisher(config, "compute-1", sink=Noting(), incarnation=1_763_787_600)  # type: ignore[arg-type]
+    publisher.report({"inventory": {"VCPU": {"total": 8}}})
+    stopped, number, back_at = False, 0, 0.0
+
+    def outage() -> None:
+        time.sleep(0.5)
+        getattr(rabbit, end)()
+        time.sleep(0.5)
+        rabbit.start()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    while not stopped:
+        number += 1
+        publisher.change({"metrics": {"number": float(number)}})
+        time.sleep(0.001)
+        if not thread.is_alive():
+            back_at = back_at or time.monotonic()
+            stopped = time.monotonic() - back_at > 0.5
+    thread.join()
+    publisher.flush(PATIENCE_S)
+    source = opened(KombuSource(config, [0]))
+    received: set[bytes] = set()
+    record: NodeRecord | None = None
+    while not (record is not None and record.version == publisher.version):
+        deliveries = [one for one in source.receive(1000, 0.5) if one.body]
+        assert deliveries, "the newest state did not arrive"
+        for delivery in deliveries:
+            received.add(delivery.body)
+            record = fold(record, parse_event(delivery.body)).record
+        source.ack(deliveries)
+    assert record.state()["metrics"] == {"number": float(number)}
+    assert not record.incomplete
+    assert len(confirmed) > 100
+    assert [body for body in confirmed if body not in received] == []
+
+
+@pytest.mark.service
+def test_a_consumer_finds_its_broker_again(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=2.0)
+    source = opened(KombuSource(config, [0]))
+    sender = opened(KombuResyncSender(config))
+    sender.request_resync(Resync())
+    _publish(opened(KombuSink(config)), *_numbered(0, 3))
+    session = _receive(source, 3)[0].session
+    rabbit.restart()
+    with pytest.raises(BrokerUnavailableError):
+        source.receive(10, 1.0)
+    again = _receive(source, 3)
+    assert _bodies(again) == _numbered(0, 3)
+    assert again[0].session == session + 1
+    sender.request_resync(Resync())  # its connection went stale: it makes another
+
+
+@pytest.mark.service
+def test_flush_says_how_many_are_not_confirmed(rabbit_config: Config, opened: Opened) -> None:
+    sink = opened(KombuSink(rabbit_config))
+    _publish(sink, b"first")
+    for _ in range(3):
+        sink.publish(0, b"x", lambda _ok: None)
+    sink._outlet.link.has_input = lambda _timeout_s: False  # type: ignore[union-attr]
+    with pytest.raises(UnconfirmedError) as caught:
+        sink.flush(0.05)
+    assert caught.value.count == 3
+    del sink._outlet.link.has_input

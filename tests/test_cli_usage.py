@@ -1,0 +1,276 @@
+"""What every command shares: help with an example, exit codes, errors in words or JSON, logs in both forms."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import pytest
+import structlog
+from click.testing import CliRunner, Result
+
+from nodestate.cli import main
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.logs import set_up_logs
+from nodestate.cli.stopping import stopping
+from nodestate.errors import StaleViewError
+
+NAMES = ["up", "agent", "publish", "consume", "view", "top", "check", "resync", "doctor"]
+REAL = ["--broker", "amqp://127.0.0.1:1", "--store", "memcached://127.0.0.1:1"]
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_this_test_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("BROKER", "STORE", "CELL", "PARTITIONS", "CONFIG", "DESIGNS"):
+        monkeypatch.delenv(f"NODESTATE_{name}", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, words, env=env, input=stdin)
+
+
+def test_there_are_these_commands() -> None:
+    assert list(main.commands) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestHelp:
+    def test_it_ends_with_an_example_that_works(self, name: str) -> None:
+        """As far as it can be seen without servers: the example is parsed, and the help shows it."""
+        answer = run(name, "--help")
+        assert answer.exit_code == 0
+        _, _, example = answer.output.partition("Example:\n")
+        for line in example.strip().splitlines():
+            command, *words = line.strip().rpartition("nodestate ")[2].split()
+            assert command == name
+            main.commands[name].make_context(name, [word for word in words if word != "-"] + ["-"] * ("-" in words))
+
+    def test_the_common_options_are_there(self, name: str) -> None:
+        options = {option for param in main.commands[name].params for option in param.opts}
+        common = {"--json", "--config", "--broker", "--store", "--cell", "--partitions", "--log-level", "--log-format"}
+        assert common <= options
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["consume", *REAL, "--member", "3/2"],
+        ["consume", *REAL, "--member", "0/2"],
+        ["consume", *REAL, "--member", "half"],
+        ["consume", *REAL, "--design", "stone-tablets"],
+        ["view", *REAL, "--design", "stone-tablets"],
+        ["view", *REAL, "--on-stale", "ignore"],
+        ["view", *REAL, "--max-age", "young"],
+        ["view", "--store", "memcached://"],
+        ["view", "--cell", "two words"],
+        ["view", "--partitions", "0"],
+        ["view", "--config", "nowhere.toml"],
+        ["resync", *REAL],
+        ["resync", *REAL, "--all", "--node", "n1"],
+        ["resync", *REAL, "--partition", "16"],
+        ["publish", *REAL],
+        ["publish", *REAL, "nowhere.jsonl"],
+        ["agent", *REAL, "--source", "imagination"],
+        ["agent", *REAL, "--nodes", "0"],
+        ["up", "--nodes", "0"],
+        ["top", *REAL, "--log-level", "chatty"],
+        ["dance"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
+    answer = run(*words)
+    assert answer.exit_code == 2
+    assert answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("publish", ["publish", "-"]),
+        ("consume", ["consume", "--store", "memcached://127.0.0.1:1"]),
+        ("consume", ["consume", "--broker", "amqp://127.0.0.1:1"]),
+        ("view", ["view"]),
+        ("top", ["top", "--once"]),
+        ("check", ["check"]),
+        ("resync", ["resync", "--all"]),
+        ("doctor", ["doctor"]),
+        ("agent", ["agent"]),
+    ],
+)
+def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: list[str]) -> None:
+    """memory:// lives within one process: publishing there would lose all of it without a sound."""
+    answer = run(*words)
+    assert answer.exit_code == 2
+    assert "lives within one process" in answer.stderr
+    assert name in main.commands
+
+
+def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
+    words = ["view", *REAL, "--on-stale", "refuse"]
+
+    told = run(*words)
+    assert told.exit_code == 1
+    assert told.stderr.startswith("nodestate: the view is")
+    assert told.stderr.count("\n") == 1
+    assert not told.stdout
+
+    answer = run(*words, "--json")
+    assert answer.exit_code == 1
+    error = json.loads(answer.stderr)
+    assert error["error"] + "\n" == told.stderr.removeprefix("nodestate: ")
+    assert error["kind"] == "StaleViewError"
+    assert error["max_age"] == 5.0
+    assert error["age"] is None
+    assert error["partitions"] == list(range(16))
+
+
+def test_an_outage_is_told_without_a_traceback() -> None:
+    answer = run("resync", "--all", *REAL, "--json")
+    assert answer.exit_code == 1
+    assert json.loads(answer.stderr)["kind"] == "BrokerUnavailableError"
+
+
+def test_a_view_that_flags_says_what_it_could_not_read() -> None:
+    answer = run("view", *REAL, "--partitions", "2", "--json")
+    assert answer.exit_code == 0
+    assert json.loads(answer.stdout) == {
+        "position": [None, None],
+        "age": None,
+        "nodes": {},
+        "stale": [],
+        "incomplete": ["partition 0", "partition 1"],
+    }
+
+
+def test_a_check_that_could_read_nothing_is_no_pass() -> None:
+    """Two views of nothing are equal; that says nothing of the cell."""
+    answer = run("check", *REAL, "--timeout", "0", "--json")
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["agree"] is False
+
+
+def test_the_doctor_fails_what_does_not_answer() -> None:
+    answer = run("doctor", *REAL, "--json")
+    assert answer.exit_code == 1
+    found = json.loads(answer.stdout)
+    assert found["ok"] is False
+    assert {finding["about"] for finding in found["findings"] if finding["level"] == "FAIL"} == {
+        "broker",
+        "store 127.0.0.1:1",
+        "journal",
+        "snapshot",
+    }
+    assert all(finding["advice"] for finding in found["findings"] if finding["level"] != "OK")
+
+
+def test_passwords_are_not_shown() -> None:
+    answer = run("doctor", "--broker", "amqp://someone:verysecret@127.0.0.1:1", "--store", "memcached://127.0.0.1:1")
+    assert "someone:***" in answer.stdout
+    assert "verysecret" not in answer.output
+
+
+def test_settings_come_from_options_then_environment_then_file(tmp_path: Path) -> None:
+    file = tmp_path / "cell.toml"
+    file.write_text('broker = "amqp://127.0.0.1:1"\nstore = "memcached://127.0.0.1:1"\ncell = "of-the-file"\n')
+    env = {"NODESTATE_CELL": "of-the-environment"}
+
+    def cell_of(*words: str, env: Mapping[str, str] | None = None) -> str:
+        answer = run("doctor", "--json", "--config", str(file), *words, env=env)
+        cell: str = json.loads(answer.stdout)["cell"]
+        return cell
+
+    assert cell_of() == "of-the-file"
+    assert cell_of(env=env) == "of-the-environment"
+    assert cell_of("--cell", "of-the-option", env=env) == "of-the-option"
+
+
+# -- publishing without a broker ------------------------------------------------------------------
+
+GOOD = '{"v":1,"kind":"report","node":"n1","incarnation":1700000000,"generation":1,"reported_at":1.7e9,"state":{}}'
+
+
+def test_lines_that_are_no_events_are_named_with_their_reasons() -> None:
+    lines = ["", "not json", GOOD.replace('"n1"', '"two words"'), GOOD.replace('"v":1', '"v":9'), GOOD[:-3], "[]"]
+    answer = run("publish", *REAL, "--json", "-", stdin="\n".join(lines))
+
+    assert answer.exit_code == 1
+    refusals = [json.loads(line) for line in answer.stderr.splitlines()]
+    assert [(refusal["line"], refusal["reason"]) for refusal in refusals] == [
+        (2, "undecodable"),
+        (3, "bad-name"),
+        (4, "unknown-version"),
+        (5, "undecodable"),
+        (6, "wrong-type"),
+    ]
+    summary = json.loads(answer.stdout)
+    assert (summary["published"], summary["refused"]) == (0, 5)
+
+
+def test_a_broker_that_stays_away_fails_the_publish_and_what_was_done_is_told() -> None:
+    answer = run("publish", *REAL, "--timeout", "0.1", "--json", "--log-level", "error", "-", stdin=GOOD)
+
+    assert answer.exit_code == 1
+    assert json.loads(answer.stderr)["kind"] == "BrokerUnavailableError"
+    assert json.loads(answer.stdout)["published"] == 0
+
+
+# -- logs, signals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_logs_go_to_stderr_in_both_forms(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        set_up_logs("info", form)
+        log = structlog.get_logger("nodestate.test")
+        log.debug("not shown")
+        log.info("took", partition=3)
+    finally:
+        structlog.reset_defaults()
+
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.count("\n") == 1
+    if form == "json":
+        line = json.loads(told.err)
+        assert (line["event"], line["partition"], line["level"]) == ("took", 3, "info")
+    else:
+        assert "took" in told.err
+        assert "partition=3" in told.err
+
+
+def test_the_first_signal_asks_and_the_second_insists() -> None:
+    with stopping() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    @cell_command("ask", "Ask.", example="nodestate ask")
+    def ask(run: Run) -> None:
+        """Ask."""
+        run.say_json({"age": float("inf")})
+        raise StaleViewError(float("inf"), 5.0)
+
+    answer = CliRunner().invoke(ask, ["--json"])
+    assert isinstance(ask, click.Command)
+    assert json.loads(answer.stdout) == {"age": None}
+    assert json.loads(answer.stderr)["age"] is None
+
+
+def test_python_dash_m_is_the_same_program() -> None:
+    command = [sys.executable, "-m", "nodestate.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+    assert done.stdout.startswith("nodestate, version ")
