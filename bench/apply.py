@@ -1,9 +1,8 @@
 """How many events a second one consumer process takes from RabbitMQ into memcached, and for how much CPU.
 
-A round: the queues are filled with changes; a new consumer process drains them; they are filled with the same
-messages again; a new process drains them with bare kombu, acking in batches of the same size. The clocks start once
-a quarter of the messages is through: taking over, connecting, and what RabbitMQ pushed into sockets meanwhile are left
-out of both.
+A round: a new consumer process takes over all partitions and finds their queues empty; the queues are filled with
+changes; the clock starts, and it drains them. Then the same with bare kombu, with the same messages, acking in batches
+of the same size.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from bench.bare import NOTHING, Drained, StopWatch, Stretch, drain_queues
+from bench.bare import NOTHING, StopWatch, Stretch, drain_queues
 from bench.cell import config_for, memcached_for, memcached_version, require_nothing_lost
 from bench.fresh import in_fresh_process
 from bench.record import Case, Goal, Measure
@@ -31,11 +31,10 @@ from nodestate.ports import SystemClock
 from tests.services.servers import RabbitServer
 
 ROUNDS_MAX: Final = 3
-EVENTS_MIN: Final = 8_000
+EVENTS_MIN: Final = 4_000
 """In a round: some batches, so that the clock can start and stop between two."""
 EVENTS_PER_S: Final = 8_000
 """The rate that is wanted: the timed seconds' worth of events is shared out to the rounds."""
-LEFT_OUT_SHARE: Final = 0.25
 PATIENCE_S: Final = 60.0
 SWEEP_S: Final = 0.2
 GOAL_NODES: Final = 10_000
@@ -52,7 +51,9 @@ def run(settings: Settings, tell: Tell) -> Findings:
                 with memcached_for(nodes * settings.state_bytes) as memcached:
                     servers["memcached"] = memcached_version(memcached.address)
                     cell = "-".join(("bench", *(design[0] for design in designs), str(nodes)))
-                    config = config_for(memcached.url, designs, settings, broker=rabbit.url, cell=cell)
+                    config = config_for(
+                        memcached.url, designs, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60
+                    )
                     cases.append(_measure(config, nodes, settings, tell))
                     require_nothing_lost(memcached.address)
     return Findings(cases, {}, [], servers)
@@ -74,24 +75,22 @@ def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case
     wanted = int(settings.seconds * EVENTS_PER_S)
     rounds = max(1, min(ROUNDS_MAX, wanted // EVENTS_MIN))
     count = max(EVENTS_MIN, wanted // rounds)
-    begin = int(count * LEFT_OUT_SHARE)
+    ack_every = min(config.batch_events, config.prefetch)  # more would wait for ever at the end of a queue
     sizes: list[int] = []
     ours: list[_Consumed] = []
     bare: list[Stretch] = []
     for number in range(rounds):
         tell(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
-        chosen = picks.choices(range(nodes), k=count)
-        messages = [(partitions[node], fleet.change(node)) for node in chosen]
+        messages = [(partitions[node], fleet.change(node)) for node in picks.choices(range(nodes), k=count)]
         sizes += [len(body) for _, body in messages]
-        _fill(config, messages)
-        ours.append(in_fresh_process(_drain, config, count, begin, f"{settings.seed}/{number}"))
+        ours.append(in_fresh_process(_drain, config, messages, f"{settings.seed}/{number}"))
         _require_applied(ours[-1], config, count)
         _require_views(config, fleet)
         tell(f"{name}, {nodes:,} nodes: the same with bare kombu, round {number + 1}", (number + 0.5) / rounds)
-        _fill(config, messages)
-        batch = min(config.batch_events, config.prefetch)  # more would wait for ever at the end of a queue
-        drained = in_fresh_process(drain_queues, config.broker, queues, count, begin, config.prefetch, batch)
-        _require_all(drained, messages, config)
+        fill = partial(_fill, config, messages)
+        drained = in_fresh_process(drain_queues, config.broker, queues, fill, config.prefetch, ack_every)
+        require(drained.size_bytes == sum(sizes[-count:]), "bare kombu took other messages than were published")
+        _require_empty(config)
         bare.append(drained.stretch)
     measures = {
         "consumer": Measure.of("events/s", [one.stretch.rate for one in ours]),
@@ -106,7 +105,6 @@ def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case
         nodes,
         {
             "events": count,
-            "timed_events": ours[0].stretch.messages,
             "message_bytes": sum(sizes) / len(sizes),
             "state_bytes": len(fleet.body(0, 1)),
             "batch_events": config.batch_events,
@@ -132,8 +130,8 @@ def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case
     )
 
 
-def _fill(config: Config, messages: list[tuple[int, bytes]]) -> None:
-    """Publish, and wait for every confirm."""
+def _fill(config: Config, messages: list[tuple[int, bytes]]) -> int:
+    """Publish, and wait for every confirm; returns how many there were."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
     for partition, body in messages:
@@ -141,6 +139,7 @@ def _fill(config: Config, messages: list[tuple[int, bytes]]) -> None:
     sink.flush(PATIENCE_S)
     sink.close()
     require(confirmed.count(True) == len(messages), "RabbitMQ did not confirm every message")
+    return len(messages)
 
 
 def _sweep(config: Config) -> None:
@@ -165,13 +164,6 @@ def _require_applied(consumed: _Consumed, config: Config, count: int) -> None:
     outcomes = {outcome: times for outcome, times in consumed.outcomes.items() if times}
     require(outcomes == {"applied": count}, f"of {count} events came {outcomes}")
     require(not consumed.dead_letters, f"events were dead-lettered: {consumed.dead_letters}")
-    _require_empty(config)
-
-
-def _require_all(drained: Drained, messages: list[tuple[int, bytes]], config: Config) -> None:
-    wanted = (len(messages), sum(len(body) for _, body in messages))
-    got = (drained.messages, drained.size_bytes)
-    require(got == wanted, f"bare kombu took {got} messages and bytes of {wanted}")
     _require_empty(config)
 
 
@@ -202,54 +194,60 @@ class _Process:
         self._resync = KombuResyncSender(config)
         source, stores = KombuSource(config, range(config.partitions)), Stores(open_stores(config))
         rng = random.Random(seed)
-        self.consumer = Consumer(config, source, stores, self._resync, SystemClock(), rng, "bench")
-        self.counts = self.consumer.stats.counts
+        self._consumer = Consumer(config, source, stores, self._resync, SystemClock(), rng, "bench")
 
-    def step_until(self, done: Callable[[], bool], look: Callable[[], None] = lambda: None) -> None:
-        """Step; after each step look, and see whether that was all."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not done():
-            before = self.counts.by_outcome["applied"]
-            self.consumer.step()
-            look()
-            if self.counts.by_outcome["applied"] > before:
-                deadline = time.monotonic() + PATIENCE_S
-            require(time.monotonic() < deadline, f"the consumer did not get there: {self.consumer.stats}")
+    def take_over(self) -> None:
+        """Own every partition, and vouch for it."""
+        self._step_until(lambda: self._owns_all)
 
-    def has_drained(self, count: int) -> bool:
-        """Whether so many events were folded, written and acked."""
-        folded = sum(self.counts.by_outcome.values()) + sum(self.counts.dead_letters.values())
-        return folded >= count and not any(held.pending or held.backlog for held in self.consumer.held.values())
+    def drain(self, count: int) -> None:
+        """Fold, write and ack so many events."""
+        counts = self._consumer.stats.counts
+        self._step_until(lambda: sum(counts.by_outcome.values()) + sum(counts.dead_letters.values()) >= count)
+        self._step_until(lambda: not any(held.pending or held.backlog for held in self._consumer.held.values()))
 
     def close(self) -> None:
         """Give the connections back."""
-        self.consumer.close()
+        self._consumer.close()
         self._resync.close()
+
+    def consumed(self, takeover_s: float = 0.0, stretch: Stretch = NOTHING) -> _Consumed:
+        """What it did so far."""
+        stats = self._consumer.stats
+        return _Consumed(stats.counts.by_outcome, stats.counts.dead_letters, stats.commits, takeover_s, stretch)
+
+    @property
+    def _owns_all(self) -> bool:
+        held = self._consumer.held
+        return len(held) == self._config.partitions and all(one.vouched for one in held.values())
+
+    def _step_until(self, done: Callable[[], bool]) -> None:
+        acked, deadline = -1, 0.0
+        while not done():
+            if self._consumer.stats.acked > acked:
+                acked, deadline = self._consumer.stats.acked, time.monotonic() + PATIENCE_S
+            require(time.monotonic() < deadline, f"the consumer does not get on: {self._consumer.stats}")
+            self._consumer.step()
 
 
 def _load(config: Config, count: int, seed: str) -> _Consumed:
-    """Drain ``count`` events, and go on until every partition is vouched for."""
+    """Drain ``count`` events that wait, and go on until every partition is vouched for."""
     process = _Process(config, seed)
-    process.step_until(lambda: process.has_drained(count))
-    process.step_until(lambda: all(held.vouched for held in process.consumer.held.values()))
+    process.drain(count)
+    process.take_over()
     process.close()
-    return _Consumed(process.counts.by_outcome, process.counts.dead_letters, process.consumer.stats.commits)
+    return process.consumed()
 
 
-def _drain(config: Config, count: int, begin: int, seed: str) -> _Consumed:
-    """Drain ``count`` events against the clock, which starts after ``begin`` of them."""
+def _drain(config: Config, messages: list[tuple[int, bytes]], seed: str) -> _Consumed:
+    """Take over, fill the queues, and drain them against the clock."""
     began = time.perf_counter()
     process = _Process(config, seed)
-    watch = StopWatch(begin)
-    takeover_s = 0.0
-
-    def look() -> None:
-        nonlocal takeover_s
-        watch.look(process.counts.by_outcome["applied"])
-        if not takeover_s and len(process.consumer.held) == config.partitions:
-            takeover_s = time.perf_counter() - began
-
-    process.step_until(lambda: process.has_drained(count), look)
+    process.take_over()
+    takeover_s = time.perf_counter() - began
+    count = _fill(config, messages)
+    watch = StopWatch()
+    process.drain(count)
+    stretch = watch.stretch(count)
     process.close()
-    counts, commits = process.counts, process.consumer.stats.commits
-    return _Consumed(counts.by_outcome, counts.dead_letters, commits, takeover_s, watch.stretch)
+    return process.consumed(takeover_s, stretch)

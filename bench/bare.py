@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -119,7 +119,7 @@ def in_blocks(values: Iterable[bytes]) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of steady work: how many messages went through, in how long, for how much of one CPU."""
+    """How many messages went through, in how long, for how much of one CPU."""
 
     messages: int
     seconds: float
@@ -140,56 +140,45 @@ NOTHING: Final = Stretch(0, 0.0, 0.0)
 
 
 class StopWatch:
-    """Times from the first look with at least ``begin`` messages through, to the last look.
+    """Runs from now on."""
 
-    What comes before is left out: connecting, taking over, and what the broker pushed into the sockets meanwhile.
-    """
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._cpu_began = time.process_time()
 
-    def __init__(self, begin: int) -> None:
-        self._begin = begin
-        self._first: tuple[int, float, float] | None = None
-        self._last = (0, 0.0, 0.0)
-
-    def look(self, messages: int) -> None:
-        """So many are through now."""
-        if messages >= self._begin:
-            self._last = (messages, time.perf_counter(), time.process_time())
-            self._first = self._first or self._last
-
-    @property
-    def stretch(self) -> Stretch:
-        """What was seen."""
-        begin, end = self._first, self._last
-        assert begin is not None, "it never began"
-        assert end[0] > begin[0], "all went through between two looks"
-        return Stretch(end[0] - begin[0], end[1] - begin[1], end[2] - begin[2])
+    def stretch(self, messages: int) -> Stretch:
+        """So many went through since."""
+        return Stretch(messages, time.perf_counter() - self._began, time.process_time() - self._cpu_began)
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
     """What came out of the queues."""
 
-    messages: int
     size_bytes: int
     stretch: Stretch
 
 
-def drain_queues(url: str, queues: Sequence[str], count: int, begin: int, prefetch: int, batch: int) -> Drained:
-    """Consume ``count`` messages with kombu, ack every ``batch`` with one frame, and look at nothing."""
-    watch = StopWatch(begin)
+def drain_queues(url: str, queues: Sequence[str], fill: Callable[[], int], prefetch: int, ack_every: int) -> Drained:
+    """Consume with kombu what ``fill`` puts into empty queues, ack batches with one frame, and look at nothing.
+
+    The clock starts when the queues are full; ``fill`` says of how many messages.
+    """
     came = size = 0
 
     def take(message: Any) -> None:
         nonlocal came, size
         came += 1
         size += len(message.body)
-        if came % batch == 0 or came == count:
+        if came % ack_every == 0 or came == count:
             message.channel.basic_ack(message.delivery_tag, multiple=True)
-            watch.look(came)
 
     with kombu.Connection(url) as connection:
         taken_from = [kombu.Queue(name, no_declare=True) for name in queues]
         with connection.Consumer(taken_from, on_message=take, prefetch_count=prefetch, auto_declare=False):
+            count = fill()
+            watch = StopWatch()
             while came < count:
                 connection.drain_events(timeout=TIMEOUT_S)
-    return Drained(came, size, watch.stretch)
+            stretch = watch.stretch(came)
+    return Drained(size, stretch)

@@ -22,7 +22,7 @@ ALLOCATION_EVERY: Final = 10
 """Every so many changes of a node one VM goes and another comes; the others change usage and metrics only."""
 CLASSES: Final = {"VCPU": (64, 2), "MEMORY_MB": (262_144, 4_096), "DISK_GB": (3_600, 0)}
 TRAITS: Final = ("HW_CPU_X86_AVX2", "HW_CPU_X86_AVX512F", "HW_NIC_SRIOV", "COMPUTE_VOLUME_ATTACH_WITH_TAG")
-METRIC_BYTES: Final = 4 + 9  # the key "m00", a double
+METRIC_BYTES: Final = 5 + 9  # the key "m000", a double
 VM: Final = {
     "resources": {"VCPU": 4, "MEMORY_MB": 8_192},
     "group": "web",
@@ -57,7 +57,7 @@ class Fleet:
         self._metrics: tuple[str, ...] = ()
         self._pad_bytes = 0
         shortest = len(_encode(self._event(0, "change", 2, {"patch": self._patch(0, 2)})))
-        self._metrics = tuple(f"m{n:02d}" for n in range(max(0, change_bytes - shortest) // METRIC_BYTES))
+        self._metrics = tuple(f"m{n:03d}" for n in range(max(0, change_bytes - shortest) // METRIC_BYTES))
         self._pad_bytes = max(0, state_bytes - len(self.body(0, 1)))
 
     def __len__(self) -> int:

@@ -64,6 +64,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.snapshot.format": {
         "RING_SLOTS": "changed slots that a head's ring names",
         "RING_COMMITS": "commits that it names",
+        "MAX_APPEARED_COUNT": "new nodes that it names; above it the index is written",
         "PART_NODES": "nodes in one part of an index",
     },
 }

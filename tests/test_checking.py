@@ -62,7 +62,9 @@ def test_a_difference_is_named(left: NodeRecord | None, right: NodeRecord | None
         (only_seen("a"), None),
     ],
 )
-def test_what_a_scheduler_can_not_tell_apart_is_no_difference(left: NodeRecord | None, right: NodeRecord | None) -> None:
+def test_what_a_scheduler_can_not_tell_apart_is_no_difference(
+    left: NodeRecord | None, right: NodeRecord | None
+) -> None:
     assert differences({"a": left} if left else {}, {"a": right} if right else {}) == {}
 
 

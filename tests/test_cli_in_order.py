@@ -97,6 +97,21 @@ def test_every_event_arrives_behind_all_that_came_before_it(
         assert is_subsequence(wanted, arrived)
 
 
+@pytest.mark.parametrize("told", [[0, 0, 2, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 1, 1]], ids=["in time", "late"])
+def test_a_confirm_of_an_earlier_sending_says_nothing_of_the_order(told: list[int]) -> None:
+    """Event 0 is lost and sent again, and with it 1, of which the second sending is lost. That the first one was
+    confirmed, be it before or after, does not help: it arrived before 0.
+    """
+    sink = ScriptedSink(iter(["lost", "ok", "ok", "ok", "lost", "ok"]), iter(told))
+    publisher = OrderedPublisher(sink, ManualClock(), timeout_s=10.0)
+
+    for number in range(5):
+        publisher.send(0, b"%d" % number)
+    publisher.finish()
+
+    assert is_subsequence([b"0", b"1", b"2", b"3", b"4"], [body for _, body in sink.arrived])
+
+
 def test_without_trouble_each_event_is_sent_once() -> None:
     sink = ScriptedSink(iter(()))
     publisher = OrderedPublisher(sink, ManualClock(), timeout_s=1.0)

@@ -18,8 +18,8 @@ from nodestate.config import Config
 from nodestate.errors import UnconfirmedError
 from nodestate.ports import Clock, Resync, SystemClock
 
-HEARTBEATS_PER_BEAT: Final = 3
-"""An agent speaks at least every ``heartbeat_s``; the broker gives it up after two to three times that three-fold."""
+AGENT_HEARTBEATS_COUNT: Final = 3
+"""The AMQP heartbeat, in signs of life: a publisher that makes no other calls must not lose its connection."""
 
 
 class KombuSink:
@@ -107,7 +107,7 @@ class KombuSink:
     # -- inside
 
     def _connect(self) -> _AmqpOutlet | _VirtualOutlet:
-        heartbeat_s = max(self._config.broker_heartbeat_s, math.ceil(HEARTBEATS_PER_BEAT * self._config.heartbeat_s))
+        heartbeat_s = max(self._config.broker_heartbeat_s, math.ceil(AGENT_HEARTBEATS_COUNT * self._config.heartbeat_s))
         link = open_link(self._config, "agent", heartbeat_s)
         outlet: _AmqpOutlet | _VirtualOutlet
         try:

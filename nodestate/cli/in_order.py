@@ -75,8 +75,11 @@ class OrderedPublisher:
                 self._in_trouble(error)
             except BrokerUnavailableError as error:
                 self._send_again(error)
+            else:
+                self._settle()
+                assert self._lost or not self._unsettled, "a sink that was flushed has told the fate of everything"
             self._settle()
-            if False:
+            if self._lost:
                 self._send_again(None)
 
     # -- inside

@@ -20,6 +20,8 @@ from nodestate.wire import Codec
 
 RING_SLOTS: Final = 1024
 """Changes that the ring of a head holds at most: 4 KB, read at each refresh (docs/adr/0003)."""
+MAX_APPEARED_COUNT: Final = 64
+"""New nodes whose names a head carries at most."""
 RING_COMMITS: Final = 2048
 """Commits that it holds at most."""
 assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"

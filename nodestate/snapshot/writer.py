@@ -12,6 +12,7 @@ from nodestate.head import MAX_TRIES_COUNT, Place, Since, Tenure, Vitals, requir
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Put, Status, Write
 from nodestate.snapshot.format import (
+    MAX_APPEARED_COUNT,
     NODE,
     SECTION,
     Appeared,
@@ -120,6 +121,8 @@ class SnapshotWriter:
         ring_from, counts, slots = ring_with(section, changed)
         appeared = [one for one in section.appeared if one.offset >= ring_from]
         appeared += [Appeared(head.next, nodes.records[slot].name) for slot in changed if slot >= batch.size_before]
+        if len(appeared) > MAX_APPEARED_COUNT:  # names are bulky: a fleet that boots is better read from the index
+            ring_from, counts, slots, appeared = head.next + 1, b"", b"", []
         index, previous, trimmed = section.index, section.previous, []
         if index_now or index.offset < ring_from:
             previous = section.index

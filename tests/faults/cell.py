@@ -134,6 +134,7 @@ class CellUnderTest:
         ]
         for watcher in self.watchers:
             watcher.start()
+        wait_until(lambda: all(watcher.fresh for watcher in self.watchers), "the watchers see nothing that is fresh")
 
     def require_no_violations(self) -> None:
         """No read so far saw what must not be."""

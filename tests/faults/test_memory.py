@@ -90,7 +90,6 @@ def test_a_memcached_that_is_too_small_evicts_and_never_passes_that_for_fresh(
         assert space.evictions() == 0
         cell.fleet.call(lambda: grow(cell, 60_000))
         wait_until(lambda: space.evictions() > 100, "nothing is evicted")
-        cell.fleet.call(cell.fleet.flush_soon)
         time.sleep(5.0)
         refused = set().union(*(watcher.refused for watcher in cell.watchers))
         assert refused, "evictions, and every view was complete"
@@ -157,7 +156,7 @@ def test_a_state_over_the_item_limit_goes_to_the_dead_letters_and_the_old_one_st
     cell_of: CellFactory, memcached_factory: object
 ) -> None:
     """One node's bad luck: its last good state stays, marked as not the newest; all others go on."""
-    strict = memcached_factory(item_max="16k")  # type: ignore[operator]
+    strict = memcached_factory(item_max="16k", extra=("-o", "slab_chunk_max=8"))  # type: ignore[operator]
     with cell_of(strict.url) as cell:
         cell.begin()
         node = cell.fleet.names[7]

@@ -156,12 +156,21 @@ class CellMachine(RuleBasedStateMachine):
     def disconnect(self, which):
         self.world.members[which % len(self.world.members)].source.inner.disconnect()
 
-    @rule(which=numbers, call=calls, passes_s=seconds, steps=st.integers(0, 3), reads=st.booleans())
-    def overtaken(self, which, call, passes_s, steps, reads):
+    @rule(
+        which=numbers,
+        call=calls,
+        passes_s=seconds,
+        steps=st.integers(0, 3),
+        reads=st.booleans(),
+        flushed=st.sampled_from([None, None, None, 0, 1]),
+    )
+    def overtaken(self, which, call, passes_s, steps, reads, flushed):
         member = self.world.members[which % len(self.world.members)]
 
         def meanwhile() -> None:
             self.world.pass_time(passes_s)
+            if flushed is not None:
+                self.world.servers[flushed % len(self.world.servers)].flush()
             for _ in range(steps):
                 for other in list(self.world.members):
                     if other is not member:

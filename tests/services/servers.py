@@ -197,7 +197,9 @@ class _Container:
         return tail.decode(errors="replace")
 
     def remove(self) -> None:
-        self._container.stop(force=True, delete_volume=True)
+        if self._made:  # a fixture may close what the run's end closes again
+            self._made = False
+            self._container.stop(force=True, delete_volume=True)
 
 
 @functools.cache

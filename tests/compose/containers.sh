@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Run tests as on a machine that has Docker, and neither memcached nor RabbitMQ: tests/services/servers.py then takes
+# containers, through testcontainers. Arguments are pytest's; without any, the tests of the servers themselves.
+#
+#   containers.sh [--stand-ins] [PYTEST ARGUMENT...]
+#
+# Needs root, and the environment that `make` makes. Exit code: pytest's.
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(cd "$here/../.." && pwd)"
+# shellcheck source=tests/compose/engine.sh
+. "$here/engine.sh"
+
+pull=""
+if [ "${1:-}" = --stand-ins ]; then
+    pull=--all
+    shift
+fi
+[ $# -gt 0 ] || set -- tests/services -v
+if [ ! -x "$root/.venv/bin/python" ]; then
+    echo "there is no environment yet: run 'make fast' first" >&2
+    exit 1
+fi
+
+trap engine_end EXIT
+trap 'exit 130' INT TERM
+engine
+# shellcheck disable=SC2086 # empty is no argument
+"$here/stand_ins.sh" $pull
+
+# Hidden in a mount namespace of its own, and so from this run only: a file that nobody can execute lies over each
+# program. PATH alone would not do, as the servers are also looked for where Debian keeps them.
+cd "$root"
+before="$(docker ps --quiet --all | sort)"
+code=0
+unshare --mount --propagation private bash -euo pipefail -c '
+    IFS=: read -r -a folders <<<"$PATH:/usr/local/sbin:/usr/sbin:/usr/lib/rabbitmq/bin"
+    for program in memcached rabbitmq-server epmd; do
+        for folder in "${folders[@]}"; do
+            if [ -x "$folder/$program" ]; then mount --bind /dev/null "$folder/$program"; fi
+        done
+    done
+    exec "$@"
+' - .venv/bin/python -m pytest -p no:cacheprovider "$@" || code=$?
+if [ "$(docker ps --quiet --all | sort)" != "$before" ]; then
+    echo "FAILED: containers are left over:" >&2
+    docker ps --all >&2
+    [ "$code" != 0 ] || code=1
+fi
+exit "$code"

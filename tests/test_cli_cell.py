@@ -1,0 +1,293 @@
+"""The commands as an operator runs them: separate processes over a real RabbitMQ and a real memcached."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.services.servers import MemcachedServer, RabbitServer
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
+
+TRACE = Path(os.environ.get("NODESTATE_TRACE", Path(__file__).parent.parent.parent / "shared/data/openb.jsonl.gz"))
+DEADLINE_S = 60.0
+DESIGNS = ("journal", "snapshot")
+
+State = dict[str, Any]
+
+
+class Cell:
+    """One cell's settings, and its processes, which end with it."""
+
+    def __init__(self, name: str, broker: str, store: str, folder: Path, processes: ExitStack) -> None:
+        self._env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("NODESTATE_")},
+            "NODESTATE_BROKER": broker,
+            "NODESTATE_STORE": store,
+            "NODESTATE_CELL": name,
+            "NODESTATE_STATE_DIR": str(folder),
+            "NODESTATE_HEARTBEAT_S": "1",
+            "NODESTATE_RESYNC_JITTER_S": "0.5",
+            "NODESTATE_STANDBY_S": "1",
+        }
+        self._folder = folder
+        self._processes = processes
+
+    def start(self, *words: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
+        """A command that runs on; killed at the end of the test if it still does."""
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "nodestate.cli", *words],
+            env=self._env,
+            cwd=self._folder,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=(self._folder / f"{words[0]}.{time.monotonic_ns()}.log").open("wb"),
+        )
+        self._processes.callback(process.wait)
+        self._processes.callback(process.kill)
+        return process
+
+    def run(self, *words: str, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+        """A command that ends by itself, with this exit code."""
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "nodestate.cli", *words],
+            env=self._env,
+            cwd=self._folder,
+            input=stdin,
+            capture_output=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert done.returncode == code, (
+            f"{words} gave {done.returncode}\n{done.stdout[-2000:]!r}\n{done.stderr[-2000:]!r}"
+        )
+        return done
+
+    def ask(self, *words: str, stdin: bytes = b"", code: int = 0) -> Any:
+        """The JSON answer of a command."""
+        return json.loads(self.run(*words, "--json", stdin=stdin, code=code).stdout)
+
+    def states(self, design: str) -> dict[str, tuple[int, State]]:
+        """Generation and state of each node in a view."""
+        nodes = self.ask("view", "--design", design, "--max-age", "5", "--on-stale", "flag")["nodes"]
+        return {name: (node["generation"], node["state"]) for name, node in nodes.items()}
+
+
+@pytest.fixture
+def cell_run(cell: str, rabbit: RabbitServer, memcached: MemcachedServer, tmp_path: Path) -> Iterator[Cell]:
+    with ExitStack() as processes:
+        yield Cell(cell, rabbit.url, memcached.url, tmp_path, processes)
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Poll until it is so, or the deadline: a claim about an end state, not about how long it takes."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline, "not within the deadline"
+        time.sleep(0.2)
+
+
+def end(process: subprocess.Popen[bytes]) -> Any:
+    """SIGTERM; the JSON that the process leaves."""
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0
+    return json.loads(out)
+
+
+# -- an independent fold: RFC 7396 by its own pseudo code, events in the order of the file, nothing of nodestate ---
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge_patch(result.get(name), value)
+    return result
+
+
+def fold_by_hand(lines: list[bytes]) -> dict[str, tuple[int, State]]:
+    nodes: dict[str, tuple[int, State]] = {}
+    for line in lines:
+        event = json.loads(line)
+        name, generation = event["node"], event["generation"]
+        if event["kind"] == "report":
+            nodes[name] = generation, event["state"]
+        else:
+            assert event["kind"] == "change"
+            assert generation == nodes[name][0] + 1
+            nodes[name] = generation, merge_patch(nodes[name][1], event["patch"])
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def trace() -> list[bytes]:
+    if not TRACE.is_file():
+        pytest.skip(f"no trace at {TRACE}: it may not be shipped (NODESTATE_TRACE names another place)")
+    return gzip.decompress(TRACE.read_bytes()).splitlines(keepends=True)
+
+
+def test_a_real_trace_through_two_consumers_is_what_an_independent_fold_says(
+    cell_run: Cell, trace: list[bytes]
+) -> None:
+    members = [cell_run.start("consume", "--design", ",".join(DESIGNS), "--member", f"{n}/2", "--json") for n in (1, 2)]
+
+    published = cell_run.ask("publish", "-", stdin=b"".join(trace))
+    assert (published["published"], published["refused"]) == (len(trace), 0)
+
+    expected = fold_by_hand(trace)
+    assert len(expected) == 1_523
+    for design in DESIGNS:
+        eventually(lambda design=design: cell_run.states(design) == expected)  # type: ignore[misc]
+
+    checked = cell_run.ask("check")
+    assert checked["agree"] is True
+    assert not any(names for pair in checked["pairs"] for key, names in pair.items() if key not in ("left", "right"))
+    assert {design: one["nodes"] for design, one in checked["designs"].items()} == dict.fromkeys(DESIGNS, 1_523)
+    assert cell_run.ask("doctor")["ok"] is True
+
+    counts = [end(member) for member in members]
+    assert sum(count["by_outcome"]["applied"] for count in counts) == len(trace)
+    assert all(count["takeovers"] == 8 for count in counts), "each took its share, and nothing of the other's"
+
+
+def test_a_publish_through_a_broker_that_dies_keeps_every_nodes_order(
+    cell_run: Cell, trace: list[bytes], rabbit: RabbitServer
+) -> None:
+    """Events of a node that overtook each other would be gaps, and nobody lives who could report these nodes again."""
+    publishing = cell_run.start("publish", "-", "--json", "--timeout", "120", stdin=subprocess.PIPE)
+    assert publishing.stdin is not None
+    half = len(trace) // 2
+    try:
+        publishing.stdin.write(b"".join(trace[:half]))
+        publishing.stdin.flush()
+        rabbit.kill()
+        publishing.stdin.write(b"".join(trace[half : half + 100]))
+        publishing.stdin.flush()
+        time.sleep(1.0)
+    finally:
+        rabbit.start()
+    out, _ = publishing.communicate(b"".join(trace[half + 100 :]), timeout=DEADLINE_S)
+    assert publishing.returncode == 0
+    assert json.loads(out)["published"] == len(trace)
+
+    member = cell_run.start("consume", "--json")
+    expected = fold_by_hand(trace)
+    for design in DESIGNS:
+        eventually(lambda design=design: cell_run.states(design) == expected)  # type: ignore[misc]
+
+    counts = end(member)
+    assert counts["by_outcome"]["applied"] == len(trace)
+    assert counts["by_outcome"]["gap"] == 0
+    assert counts["dead_letters"] == {}
+
+
+GOOD = {"v": 1, "kind": "report", "node": "good", "incarnation": 1_700_000_000, "generation": 1, "reported_at": 1.7e9}
+BAD = [
+    (b"not json", "undecodable"),
+    (b'{"v":1,"kind":"report"}', "wrong-type"),
+    (json.dumps({**GOOD, "state": {}, "v": 9}).encode(), "unknown-version"),
+    (json.dumps({**GOOD, "state": {}, "node": "two words"}).encode(), "bad-name"),
+    (json.dumps({**GOOD, "state": {"usage": {"VCPU": -1}}}).encode(), "wrong-type"),
+    (json.dumps({**GOOD, "state": {}, "reported_at": 12.0}).encode(), "clock"),
+]
+
+
+def test_what_is_no_event_ends_in_the_dead_letter_queue_and_stops_nothing(cell_run: Cell) -> None:
+    lines = [line for line, _ in BAD] + [json.dumps({**GOOD, "state": {"zone": "az7"}}).encode()]
+    member = cell_run.start("consume", "--json")
+
+    published = cell_run.ask("publish", "--raw", "-", stdin=b"\n".join(lines))
+    assert published["published"] == len(lines)
+
+    eventually(lambda: cell_run.states("journal") == {"good": (1, {"zone": "az7"})})
+    wanted = {reason: sum(1 for _, one in BAD if one == reason) for _, reason in BAD}
+
+    def named() -> bool:
+        [finding] = [one for one in cell_run.ask("doctor")["findings"] if one["about"] == "dead letters"]
+        return finding["level"] == "WARN" and all(
+            f"{count} {reason}" in finding["says"] for reason, count in wanted.items()
+        )
+
+    eventually(named)
+    assert end(member)["dead_letters"] == wanted
+
+
+def test_agents_are_asked_watched_and_leave(cell_run: Cell) -> None:
+    member = cell_run.start("consume", "--json")
+    agent = cell_run.start(
+        "agent", "--source", "simulated", "--nodes", "30", "--rate", "50", "--seed", "7", "--leave", "--json"
+    )
+    host = cell_run.start("agent", "--source", "host", "--name", "this-host", "--zone", "here", "--json")
+    eventually(lambda: len(cell_run.states("snapshot")) == 31)
+    assert cell_run.states("journal")["this-host"][1]["zone"] == "here"
+
+    # Agents that were just met may not have their control queues yet: a census is repeated, as an operator would.
+    eventually(lambda: cell_run.ask("check", "--agents", "1")["agents"] == {"answered": 31, "silent": []})
+
+    before = cell_run.states("snapshot")["this-host"][0]
+    cell_run.run("resync", "--node", "this-host")
+    eventually(lambda: cell_run.states("snapshot")["this-host"][0] > before)
+
+    looks = cell_run.ask("top", "--once")["designs"]
+    for look in looks.values():
+        assert look["nodes"] == 31
+        assert sum(partition["nodes"] for partition in look["partitions"]) == 31
+        assert {partition["owner"].partition("@")[0] for partition in look["partitions"]} == {"member-1"}
+
+    told = cell_run.run("view", "--node", "this-host").stdout.decode()
+    assert "this-host: version" in told
+    assert cell_run.run("view", "--node", "nobody", code=1).stderr.startswith(b"nodestate: no node 'nobody'")
+    assert "30 nodes" not in told
+
+    assert end(agent)["nodes"] == 30
+    eventually(lambda: cell_run.states("journal").keys() == cell_run.states("snapshot").keys() == {"this-host"})
+    assert end(host)["nodes"] == 1
+    assert end(member)["dead_letters"] == {}
+
+
+def test_a_stale_view_is_refused_and_the_doctor_says_why(cell_run: Cell) -> None:
+    member = cell_run.start("consume", "--json")
+    fresh = ("view", "--on-stale", "refuse", "--max-age", "4", "--timeout", "30")
+    cell_run.ask(*fresh)
+    end(member)
+
+    refusal = ("view", "--on-stale", "refuse", "--max-age", "2", "--json")
+
+    def refused() -> bool:
+        return cell_run_code(cell_run, *refusal) == 1
+
+    eventually(refused)
+    error = json.loads(cell_run.run(*refusal, code=1).stderr)
+    assert error["kind"] == "StaleViewError"
+    assert error["age"] > error["max_age"] == 2.0
+
+    def fails() -> set[str]:
+        done = cell_run.run("doctor", "--json", code=1)
+        return {one["about"] for one in json.loads(done.stdout)["findings"] if one["level"] == "FAIL"}
+
+    eventually(lambda: fails() == {"queues", "journal", "snapshot"})
+
+
+def cell_run_code(cell: Cell, *words: str) -> int:
+    """The exit code of a command, whatever it is."""
+    try:
+        cell.run(*words)
+    except AssertionError:
+        return 1
+    return 0

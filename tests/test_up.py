@@ -1,0 +1,99 @@
+"""``nodestate up``, which is also ``make demo``: a whole cell in one process, and whether it agrees with itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from nodestate.cli.up import quantiles
+
+TIMEOUT_S = 90
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Its own process: memory:// is the process's, and so is what signals do."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
+    env["NODESTATE_STATE_DIR"] = str(folder)
+    command = [sys.executable, "-m", "nodestate.cli", "up", *words]
+    return subprocess.Popen(  # noqa: S603
+        command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -> None:
+    """The claim of the demo, at its size: every node, and this host's own, in every view, as its agent says."""
+    process = start(tmp_path, "--nodes", "1000", "--rate", "300", "--seconds", "9", "--json")
+    out, err = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert result["agree"] is True
+    assert result["nodes"] == 1001
+    assert result["published"] == result["applied"] > 1001 + 300
+    assert result["dead_letters"] == {}
+    assert result["designs"].keys() == {"journal", "snapshot"}
+    for design in result["designs"].values():
+        assert design["nodes"] == 1001
+        assert design["missing"] == []
+        assert design["incomplete"] == [], "vouched for within the run"
+        assert design["stale"] == 0
+        assert 0 < design["refresh_p50_ms"] <= design["refresh_p95_ms"]
+    pairs = [(pair.pop("left"), pair.pop("right")) for pair in result["pairs"]]
+    assert pairs == [("journal", "snapshot"), ("agents", "journal"), ("agents", "snapshot")]
+    assert not any(names for pair in result["pairs"] for names in pair.values())
+
+
+def test_without_a_terminal_it_says_a_line_a_second_and_a_summary(tmp_path: Path) -> None:
+    process = start(tmp_path, "--nodes", "20", "--seconds", "3")
+    out, err = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    ticks = [line for line in lines if " events/s " in line]
+    assert 2 <= len(ticks) <= 4
+    assert all("journal: " in tick and "snapshot: " in tick for tick in ticks)
+    assert lines[-1] == "agree: journal and snapshot are equal node by node, and are what the agents say"
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_its_summary(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "--nodes", "20")
+    assert process.stdout is not None
+    assert " events/s " in process.stdout.readline()
+    time.sleep(1.0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert out.splitlines()[-1].startswith("agree: ")
+
+
+def test_one_design_is_compared_with_the_agents_alone(tmp_path: Path) -> None:
+    (tmp_path / "nodestate.toml").write_text('designs = ["journal"]\nread_design = "journal"\n')
+    words = ["--log-level", "info", "--log-format", "json"]
+    process = start(tmp_path, "--nodes", "20", "--seconds", "2", "--json", *words)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert [(pair["left"], pair["right"]) for pair in result["pairs"]] == [("agents", "journal")]
+    assert result["designs"]["journal"]["nodes"] == 21
+    assert "took" in {json.loads(line)["event"] for line in err.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [([], (0.0, 0.0)), ([3.0], (3.0, 3.0)), ([1.0, 2.0], (1.5, 1.95)), ([float(n) for n in range(21)], (10.0, 19.0))],
+)
+def test_quantiles_of_few_refreshes(seconds: list[float], expected: tuple[float, float]) -> None:
+    assert quantiles(deque(seconds)) == pytest.approx(expected)
