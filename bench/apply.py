@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from bench.bare import NOTHING, StopWatch, Stretch, drain_queues
+from bench.bare_kombu import NOTHING, StopWatch, Stretch, drain_queues
 from bench.cell import config_for, memcached_for, memcached_version, require_nothing_lost
 from bench.fresh import in_fresh_process
 from bench.record import Case, Goal, Measure

@@ -10,19 +10,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
-import xxhash
-
-from bench.bare import BareSocket, in_blocks, prepared
-from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.bare import BareSocket, in_blocks
+from bench.cell import Cell, memcached_for, memcached_version, require_nothing_lost
 from bench.fresh import in_fresh_process
+from bench.newcomer import MAX_AGE_S, bare_read, digest_of, first_view
 from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole, view_digest
 from nodestate import Reader
-from nodestate.config import Config
 from nodestate.journal.format import MIN_TAIL_BYTES
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 
@@ -88,12 +85,12 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
     rounds = 0
     while rounds < ROUNDS_MIN or time.monotonic() - began < settings.seconds:
         tell(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
-        first = in_fresh_process(_first_view, cell.config)
+        first = in_fresh_process(first_view, cell.config)
         require(first.digest == digest, f"a new reader of {cell.design} shows other states than the fleet's")
         for measure, ms in first.ms.items():
             timings.note(measure, ms)
         for measure, names in (("bare keys", copies.keys), ("bare blocks", copies.blocks)):
-            ms, content = in_fresh_process(_bare_read, cell.address, names)
+            ms, content = in_fresh_process(bare_read, cell.address, names)
             require(content == copies.digest, "the bare socket read something else")
             timings.note(measure, ms)
         rounds += 1
@@ -133,49 +130,9 @@ class _Copies:
         self.keys = [f"copy:{number}" for number in range(len(fleet))]
         self.blocks = [f"block:{number}" for number in range(len(packed))]
         self.size_bytes = sum(map(len, bodies))
-        self.digest = _digest(bodies)
+        self.digest = digest_of(bodies)
         with BareSocket(cell.address) as socket:
             socket.write([*zip(self.keys, bodies, strict=True), *zip(self.blocks, packed, strict=True)])
-
-
-# -- in a process of its own ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _FirstView:
-    ms: dict[str, float]
-    digest: int
-
-
-def _first_view(config: Config) -> _FirstView:
-    timings = Timings()
-
-    def read(name: str) -> int:
-        began = time.perf_counter()
-        with Reader(config) as reader:
-            view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
-            timings.note(name, (time.perf_counter() - began) * 1e3)
-            timings.time(f"{name}'s columns", lambda: view.columns)
-        return view_digest(view)
-
-    first = read("first view")
-    require(read("second reader") == first, "a second reader shows something else")
-    return _FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first)
-
-
-def _bare_read(address: str, keys: list[str]) -> tuple[float, int]:
-    with BareSocket(address) as socket:
-        began = time.perf_counter()
-        values = socket.read(prepared(keys))
-        ms = (time.perf_counter() - began) * 1e3
-    return ms, _digest(values)
-
-
-def _digest(values: list[bytes]) -> int:
-    whole = xxhash.xxh3_64()
-    for value in values:
-        whole.update(value)
-    return whole.intdigest()
 
 
 def _growth(cases: list[Case]) -> dict[str, float]:

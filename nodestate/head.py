@@ -41,6 +41,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     ``behind_ms``: how long before this writing the owner was last known to have taken all the queue had.
     ``vouched``: the owner knows all nodes of the partition. ``lease_s``: the time to live this was written with,
     so that a reader can tell its age from what memcached says is left. ``section`` is the design's own.
+    ``follows``: the beat of the head that its owner knew to be stored when it wrote this one, and that this one
+    replaces; so whatever this one says was said after that one was stored.
     """
 
     epoch: int
@@ -52,6 +54,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     vouched: bool
     lease_s: int
     section: msgspec.Raw
+    follows: int = -1
 
 
 class Since(msgspec.Struct, frozen=True, array_like=True):
@@ -156,6 +159,7 @@ class Tenure:
                 beat=head.beat + 1,
                 behind_ms=head.behind_ms + age_ms,
                 lease_s=place.lease_s,
+                follows=head.beat,
             )
             write = Write(Put.CAS, keys.head(place.prefix, head.epoch), HEAD.pack(ours), item.cas, place.lease_s)
             life_key = keys.life(place.prefix, head.epoch)
@@ -235,9 +239,9 @@ class Tenure:
         section that counts is the stored head's. After an unknown outcome the same commit must be tried again,
         with the same contents, before any other.
         """
-        head = self._next_head(self.head.next + 1, msgspec.Raw(_encode(section)), vitals)
-        yield from self._swap(head)
-        return bytes(self.head.section) == bytes(head.section)
+        content = msgspec.Raw(_encode(section))
+        yield from self._swap(self.head.next + 1, content, vitals)
+        return bytes(self.head.section) == bytes(content)
 
     def renew(self, vitals: Vitals) -> Steps[bool]:
         """Say that the partition is looked after; put back an epoch key that got lost.
@@ -293,6 +297,7 @@ class Tenure:
             vitals.vouched,
             self.place.lease_s,
             section,
+            head.beat,
         )
 
     def _head_put(self, head: Head) -> Write:
@@ -306,9 +311,10 @@ class Tenure:
             return Write(Put.CAS, key, value, self._life_cas, self.place.lease_s)
         return Write(Put.ADD, key, value, 0, self.place.lease_s)
 
-    def _swap(self, head: Head) -> Steps[None]:
-        """CAS the head to ``head``; whatever an earlier try with a lost reply did is settled on the way."""
+    def _swap(self, next_offset: int, section: msgspec.Raw, vitals: Vitals) -> Steps[None]:
+        """CAS the head forward; whatever an earlier try with a lost reply did is settled on the way."""
         for _ in range(MAX_TRIES_COUNT):
+            head = self._next_head(next_offset, section, vitals)
             put = self._head_put(head)
             self._intended = head
             try:
@@ -321,8 +327,7 @@ class Tenure:
             if self.head.next == head.next:
                 return
             # What we met was an older write of our own that came late: go again from there.
-            head = msgspec.structs.replace(head, beat=self.head.beat + 1)
-        raise FencedError(self.place.partition, head.term, f"lost the head's CAS {MAX_TRIES_COUNT} times")
+        raise FencedError(self.place.partition, self.head.term, f"lost the head's CAS {MAX_TRIES_COUNT} times")
 
     def _swapped(self, head: Head, outcome: Written) -> Steps[None]:
         """Take in the outcome of a CAS of the head; afterwards ``self.head`` is what is stored."""

@@ -8,6 +8,9 @@ What memcached 1.6 does, found by experiment (``tests/contract/``), and what fol
 - The classic commands do not tell the new CAS id. Each is followed by ``mg key c f u``, which may already see
   a later writer's item; so every write carries a random tag as the item's client flags, and the id counts
   only beside our own tag. ``u`` keeps this look from passing for a use of the item.
+- A relative time to live counts from the arrival. A request may be under way for long (a frozen process, a network
+  that stalls), and readers tell the age of what was said by it; so times to live are sent as absolute times of the
+  server's clock, and count from the sending. It is asked once in a connection.
 - Replies come in the order of the requests, one per ``mg``, so they need not repeat the keys.
 - A server that can't send stops to receive. So requests are sent only as far as the socket takes them,
   and replies are read meanwhile: no length of a call can dead-lock.
@@ -17,11 +20,13 @@ A connection is used again only after a call read all its replies; anything else
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import select
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -80,6 +85,7 @@ class MemcachedStore:
         self._client: Client | None = None
         self._item_max_bytes = 0
         self._cas_enabled = False
+        self._server_ahead_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -108,8 +114,10 @@ class MemcachedStore:
         _check_keys([write.key for write in writes])
         with self._whole_replies() as client:
             self._check_sizes(writes)
+            if self._server_ahead_s is None and any(write.ttl_s for write in writes):
+                self._server_ahead_s = int(_ask(client)["time"]) - time.monotonic()
             tag = secrets.randbits(31) + 1
-            lines = _lines(writes, _exchange(client.sock, _blocks(writes, tag), self._timeout_s))
+            lines = _lines(writes, _exchange(client.sock, _blocks(writes, tag, self._server_time), self._timeout_s))
             return _outcomes(writes, lines, tag)
 
     def stats(self) -> ServerStats:
@@ -153,6 +161,7 @@ class MemcachedStore:
                 self.close()  # the server closed it while it was idle: nothing was under way
             if self._client is None:
                 self._client, settings = _connect(self._host, self._port, self._timeout_s)
+                self._server_ahead_s = None
                 self._item_max_bytes = int(settings["item_size_max"])
                 self._cas_enabled = settings["cas_enabled"] == "yes"
             self._check_cas()
@@ -166,6 +175,11 @@ class MemcachedStore:
         except BaseException:
             self.close()
             raise
+
+    def _server_time(self) -> int:
+        """What the server's clock, which counts whole seconds, shows at least."""
+        assert self._server_ahead_s is not None, "asked before the first write with a time to live"
+        return math.floor(time.monotonic() + self._server_ahead_s)
 
     def _check_cas(self) -> None:
         if not self._cas_enabled:
@@ -293,7 +307,7 @@ def _items(keys: Sequence[str], pieces: Iterator[bytes]) -> dict[str, Item]:
     return items
 
 
-def _blocks(writes: Sequence[Write], tag: int) -> Iterator[bytes]:
+def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int]) -> Iterator[bytes]:
     """The requests of some writes, in blocks of about ``BLOCK_BYTES``."""
     parts: list[bytes] = []
     size = 0
@@ -302,7 +316,8 @@ def _blocks(writes: Sequence[Write], tag: int) -> Iterator[bytes]:
             parts.append(f"md {key}\r\n".encode())
         else:
             verb, unique = ("cas", f" {cas}") if put is Put.CAS else ("add", "")
-            parts.append(f"{verb} {key} {tag} {min(ttl_s, MAX_TTL_S)} {len(value)}{unique}\r\n".encode())
+            until = server_time() + min(ttl_s, MAX_TTL_S) if ttl_s else 0
+            parts.append(f"{verb} {key} {tag} {until} {len(value)}{unique}\r\n".encode())
             parts.append(value)
             parts.append(f"\r\nmg {key} c f u\r\n".encode())
         size += len(value) + 100

@@ -15,7 +15,9 @@ repeated, reordered and lost on their way. Anything not newer than what is known
 from __future__ import annotations
 
 import enum
+import math
 import struct
+import sys
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -66,6 +68,7 @@ NodeName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,200}\Z")]
 ClassName = Annotated[str, Meta(pattern=r"\A[A-Z0-9_]{1,255}\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
 Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
+Measure = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]  # no NaN, no infinity: JSON has none
 Ratio = Annotated[float, Meta(gt=0, le=MAX_RATIO)]
 Counter = Annotated[int, Meta(ge=1, le=MAX_COUNTER)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
@@ -140,7 +143,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     traits: Annotated[list[Word], Meta(max_length=MAX_TRAITS_COUNT)] = []
     aggregates: Annotated[list[Word], Meta(max_length=MAX_AGGREGATES_COUNT)] = []
     allocations: Annotated[dict[Word, Allocation], Meta(max_length=MAX_ALLOCATIONS_COUNT)] = {}
-    metrics: Annotated[dict[Word, float], Meta(max_length=MAX_METRICS_COUNT)] = {}
+    metrics: Annotated[dict[Word, Measure], Meta(max_length=MAX_METRICS_COUNT)] = {}
     namespaces: dict[str, Any] = {}
 
 
@@ -149,7 +152,7 @@ class _QuickPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     status: Status | UnsetType = UNSET
     usage: dict[ClassName, Amount] | UnsetType = UNSET
-    metrics: dict[Word, float] | UnsetType = UNSET
+    metrics: dict[Word, Measure] | UnsetType = UNSET
 
 
 class _InventoryPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -168,7 +171,7 @@ class _Patch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     traits: list[Word] | UnsetType | None = UNSET
     aggregates: list[Word] | UnsetType | None = UNSET
     allocations: dict[Word, dict[str, Any] | None] | UnsetType | None = UNSET
-    metrics: dict[Word, float | None] | UnsetType | None = UNSET
+    metrics: dict[Word, Measure | None] | UnsetType | None = UNSET
     namespaces: dict[str, Any] | UnsetType | None = UNSET
 
 
@@ -197,6 +200,8 @@ def _check_free(value: Any, where: str, depth: int = 0) -> None:
     else:
         inside = [value]
     for inner in inside:
+        if type(inner) is float and not math.isfinite(inner):
+            raise BadEventError("wrong-type", f"{where} holds {inner}, which JSON can't carry")
         if type(inner) in _PLAIN:
             continue
         if type(inner) is not dict and type(inner) is not list:
@@ -255,7 +260,7 @@ def event_from_json(line: bytes | str) -> bytes:
     """One event as JSON (a line of ``nodestate publish FILE``) to the bytes that go on the wire; validated."""
     try:
         raw = _encode(msgspec.json.decode(line))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeError, OverflowError) as error:
         raise BadEventError("undecodable", str(error)) from None
     fold(None, parse_event(raw))  # a report's state is validated by folding it
     return raw
@@ -412,6 +417,8 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
     if patch.usage is not UNSET:
         usage = body.setdefault("usage", {})
         usage.update(patch.usage)
+        if len(usage) > MAX_CLASSES_COUNT:
+            raise BadEventError("too-large", f"usage of more than {MAX_CLASSES_COUNT} resource classes")
         classes, columns = _used(classes, columns, usage)
     merged = _encode(body)
     if len(merged) > MAX_STATE_BYTES:
@@ -428,8 +435,6 @@ def _used(classes: str, columns: bytes, usage: dict[str, int]) -> tuple[str, byt
     capacity = dict(zip(names, struct.unpack(f"<{len(names)}q", columns[:half]), strict=True))
     if not usage.keys() <= capacity.keys():
         names = sorted(capacity.keys() | usage.keys())
-        if len(names) > MAX_CLASSES_COUNT:
-            raise BadEventError("too-large", f"more than {MAX_CLASSES_COUNT} resource classes")
     amounts = [capacity.get(name, 0) for name in names] + [usage.get(name, 0) for name in names]
     return " ".join(names), struct.pack(f"<{len(amounts)}q", *amounts)
 

@@ -30,7 +30,9 @@ class Put(enum.Enum):
 
 
 class Write(NamedTuple):
-    """One write: ``cas`` only for ``Put.CAS``; ``ttl_s`` 0 lives for ever, more than MAX_TTL_S for that long."""
+    """One write: ``cas`` only for ``Put.CAS``; ``ttl_s`` 0 lives for ever, more than MAX_TTL_S for that long, and counts
+    from the call, however long the write is under way.
+    """
 
     put: Put
     key: str

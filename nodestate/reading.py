@@ -6,9 +6,13 @@ What a follower knows of its partition::
     following --contents missing--> lost (table kept as it was, and said to be so) --healed--> following
     following --another epoch--> (nothing)
 
-Ages run on the reader's own clock. A head is at most as old as memcached's time to live says that it is, and
-at least as new as the last look that did not find it yet; the better of the two counts. Both err on the old
-side, so a view may look older than it is but never fresher.
+Ages run on the reader's own clock. What a head says was said
+
+- at most as long ago as memcached's time to live says (which the store's adapter counts from the sending);
+- not before the last look that did not find the head that it follows: its owner said it after that one was stored.
+  Not the last look that did not find the head itself: an owner may freeze between writing it down and storing it.
+
+The later of the two counts. Both err on the old side, so a view may look older than it is but never fresher.
 """
 
 from __future__ import annotations
@@ -73,7 +77,9 @@ class Follower:
         self._prefix = prefix
         self._reader = reader
         self._clock = clock
-        self._looked_at = -math.inf
+        self._looked_at = -math.inf  # the last look that found the head as it is
+        self._before = -math.inf  # the last look that found another
+        self._found_at = math.inf  # when the head was first found
         self._head: Head | None = None
         self._head_cas = 0
         self._again = ""
@@ -123,12 +129,17 @@ class Follower:
 
     def _confirm(self, head: Head, item: Item, looked_at: float) -> None:
         age_s = head.lease_s - item.ttl_s + 1 if item.ttl_s is not None else math.inf
-        written_at = looked_at - age_s
-        same_epoch = self._head is not None and self._head.epoch == head.epoch
-        if same_epoch and item.cas != self._head_cas:
-            written_at = max(written_at, self._looked_at)
-        confirmed_at = written_at - head.behind_ms / 1000
-        if same_epoch:
+        said_at = looked_at - age_s
+        before = self._head
+        if before is None or before.epoch != head.epoch:
+            self._before, self._found_at = -math.inf, self._clock.monotonic()
+        elif item.cas != self._head_cas:
+            direct = head.follows in (before.beat, -1)
+            said_at = max(said_at, self._before if direct else self._looked_at)
+            self._before, self._found_at = self._looked_at, self._clock.monotonic()
+        # A memcached that was frozen may for a moment count on from where it stopped.
+        confirmed_at = min(said_at, self._found_at) - head.behind_ms / 1000
+        if before is not None and before.epoch == head.epoch:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
         self.state = self.state._replace(confirmed_at=confirmed_at)
         self._head, self._head_cas, self._looked_at = head, item.cas, looked_at

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.__main__ import SCENARIOS, main
 from bench.bare import BareSocket, prepared
 from bench.cell import Cell, memcached_for
+from bench.command import SCENARIOS, main
 from bench.record import Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import ALLOCATION_EVERY, Fleet, WrongResultError, require, require_equal, require_whole

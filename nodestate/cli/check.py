@@ -25,7 +25,7 @@ from nodestate.checking import (
 )
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.looking import Lookout
-from nodestate.errors import ConfigError
+from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.ports import Resync
 from nodestate.view import View
@@ -33,6 +33,10 @@ from nodestate.view import View
 AGENTS: Final = "agents"
 LOOK_AGAIN_S: Final = 0.1
 SHOWN_NAMES: Final = 8
+
+
+class SilentAgentsError(NodestateError):
+    """Raised when no agent answered a census: there is nothing to compare with."""
 
 
 @dataclass(slots=True)
@@ -117,7 +121,7 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
     if agents is not None:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
         if not census:
-            raise ConfigError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
+            raise SilentAgentsError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
     lookout = Lookout(run.config, run.config.designs)
     try:
         verdict = compare(lookout.views, timeout, census)

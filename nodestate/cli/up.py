@@ -50,7 +50,8 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     """
     config = _quick(run.config)
     host = HostSource(zone="here", every_s=HOST_EVERY_S)
-    cell = WholeCell(config, [SimulatedFleet(nodes, seed=seed, changes_per_s=rate), host])
+    fleet = SimulatedFleet(nodes, seed=seed, changes_per_s=rate)
+    cell = WholeCell(config, [fleet, host])
     lookout = Lookout(config, config.designs)
     try:
         watch = _Watch(cell, lookout, host.name, seconds)
@@ -58,15 +59,15 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
             _watch(run, watch, stop)
         tick = watch.tick()
         cell.end_agents()
-        publishers = cell.agent.publishers
-        states = {name: publisher.state() for name, publisher in publishers.items()}
+        states = {name: publisher.state() for name, publisher in cell.agent.publishers.items()}
         verdict = check.compare(lookout.views, DRAIN_S, cell.versions(), states)
     finally:
         try:
             cell.close()
         finally:
             lookout.close()
-    missing = {view.design: sorted(publishers.keys() - set(view.nodes)) for view in verdict.views}
+    everyone = {*fleet.nodes(), *host.nodes()}
+    missing = {view.design: sorted(everyone - set(view.nodes)) for view in verdict.views}
     agree = verdict.agree and not any(missing.values())
     if run.as_json:
         run.say_json(_as_json(watch, tick, verdict, missing, agree=agree))
@@ -216,7 +217,7 @@ def _summarize(
     check.show(run, verdict)
     for design, names in missing.items():
         if names:
-            run.out.print(f"{design} lacks {len(names):,} nodes that report", markup=False)
+            run.out.print(f"{design} lacks {len(names):,} nodes, as {names[0]}", markup=False)
 
 
 def _as_json(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any, Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-
 from structlog.testing import capture_logs
 
+from nodestate.consumers.partition import is_probe
 from nodestate.testing import Fault
 from tests.machines.world import JudgedReader, World, at_call, small_limits
 
@@ -30,6 +31,8 @@ patches = st.fixed_dictionaries(
         "zone": st.sampled_from([None, "az1"]),
     },
 )
+POISON = [b"poison", b"\x80", b"\x00", b"\x81\xa1v\x02"]
+KINDS_OF_KEYS = [":", ":epoch", ":head:", ":life:", ":log:", ":ckpt:", ":node:", ":index:"]
 faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans())
 
 
@@ -46,9 +49,12 @@ class CellMachine(RuleBasedStateMachine):
         seed=numbers,
         limit=st.sampled_from([None, None, None, (9_000, False), (9_000, True)]),
         servers=st.integers(1, 2),
+        warm=st.sampled_from([True, True, True, False]),
         designs=st.sampled_from([("journal", "snapshot"), ("snapshot", "journal"), ("journal",), ("snapshot",)]),
     )
-    def begin(self, seed: int, limit: tuple[int, bool] | None, servers: int, designs: tuple[str, ...]) -> None:
+    def begin(
+        self, seed: int, limit: tuple[int, bool] | None, servers: int, warm: bool, designs: tuple[str, ...]
+    ) -> None:
         max_bytes, no_evict = limit or (None, False)
         self.world = World(seed=seed, servers=servers, max_bytes=max_bytes, no_evict=no_evict, designs=designs)
         self.designs = sorted(designs)
@@ -57,13 +63,13 @@ class CellMachine(RuleBasedStateMachine):
         self.world.readers = [JudgedReader(self.world, design) for design in self.designs]
         for name in NODES[:3]:
             self.world.start_agent(name, {"usage": {"VCPU": 1}})
-        for member in list(self.world.members):
-            member.step()
+        # Most of what can go wrong goes wrong in a cell that was well before.
+        self.world.run_well(self.world.config.settle_s + 3 if warm else 0.5)
 
     # -- agents
 
     @rule(name=st.sampled_from(NODES), state=states)
-    def report(self, name, state):
+    def report(self, name: str, state: dict[str, Any]) -> None:
         agent = self.world.agents.get(name)
         if agent is None:
             self.world.start_agent(name, state)
@@ -71,7 +77,7 @@ class CellMachine(RuleBasedStateMachine):
             agent.publisher.report(state)
 
     @rule(name=st.sampled_from(NODES), patch=patches, confirmed=st.booleans())
-    def change(self, name, patch, confirmed):
+    def change(self, name: str, patch: dict[str, Any], confirmed: bool) -> None:
         agent = self.world.agents.get(name)
         if agent is not None and agent.publisher.live:
             agent.publisher.change(patch)
@@ -79,81 +85,80 @@ class CellMachine(RuleBasedStateMachine):
             self.world.confirm()
 
     @rule(name=st.sampled_from(NODES))
-    def leave(self, name):
+    def leave(self, name: str) -> None:
         agent = self.world.agents.get(name)
         if agent is not None and agent.publisher.live:
             agent.publisher.leave()
 
     @rule(name=st.sampled_from(NODES), state=states, step_s=st.sampled_from([-3600.0, 0.0, 3600.0]))
-    def restart_agent(self, name, state, step_s):
+    def restart_agent(self, name: str, state: dict[str, Any], step_s: float) -> None:
         self.world.clock.step_time(step_s)
         self.world.start_agent(name, state)
 
+    @rule(rounds=st.integers(2, 6), every=st.booleans())
+    def churn(self, rounds: int, every: bool) -> None:
+        """Everyday life: changes, and consumers that keep up."""
+        for _ in range(rounds):
+            self.world.change_some(1.0 if every else 0.5)
+            self.world.run_well(0.5)
+
     # -- queues
 
-    @rule(partition=st.integers(0, 1), index=numbers)
-    def duplicate(self, partition, index):
-        waiting = self.world.broker.queued(partition)
-        if waiting:
-            self.world.broker.duplicate(partition, index % len(waiting))
+    @rule(partition=st.integers(0, 1), index=numbers, kind=st.sampled_from(["duplicate", "swap", "lose", "poison"]))
+    def disturb_queue(self, partition: int, index: int, kind: str) -> None:
+        world = self.world
+        waiting = world.broker.queued(partition)
+        if kind == "poison" and world.broker.running:
+            world.poisoned(partition, POISON[index % len(POISON)])
+        elif kind == "lose":
+            world.lose_message(partition, index)
+        elif kind == "duplicate" and waiting:
+            world.broker.duplicate(partition, index % len(waiting))
+        elif kind == "swap":
+            pairs = [n for n in range(len(waiting) - 1) if not any(map(is_probe, waiting[n : n + 2]))]
+            if pairs:
+                first = pairs[index % len(pairs)]
+                world.broker.swap(partition, first, first + 1)
 
-    @rule(partition=st.integers(0, 1), index=numbers)
-    def swap(self, partition, index):
-        waiting = self.world.broker.queued(partition)
-        pairs = [n for n in range(len(waiting) - 1) if all(body[:1] not in {b"", b"\xc1"} for body in waiting[n : n + 2])]
-        if pairs:
-            first = pairs[index % len(pairs)]
-            self.world.broker.swap(partition, first, first + 1)
-
-    @rule(partition=st.integers(0, 1), index=numbers)
-    def lose_message(self, partition, index):
-        self.world.lose_message(partition, index)
-
-    @rule(partition=st.integers(0, 1), body=st.sampled_from([b"poison", b"\x80", b"\x00", b"\x81\xa1v\x02"]))
-    def poison(self, partition, body):
-        if self.world.broker.running:
-            self.world.poisoned(partition, body)
-
-    @rule(lose=st.booleans())
-    def stop_broker(self, lose):
-        if self.world.broker.running:
-            self.world.broker.stop(lose_unconfirmed=lose)
-
-    @rule()
-    def start_broker(self):
-        self.world.broker.start()
-
-    @rule(confirming=st.booleans())
-    def confirms(self, confirming):
-        self.world.broker.confirming = confirming
+    @rule(kind=st.sampled_from(["stop", "stop, forget", "start", "start", "confirm", "be silent"]))
+    def disturb_broker(self, kind: str) -> None:
+        broker = self.world.broker
+        if kind.startswith("stop") and broker.running:
+            broker.stop(lose_unconfirmed=kind == "stop, forget")
+        elif kind == "start":
+            broker.start()
+        elif kind in {"confirm", "be silent"}:
+            broker.confirming = kind == "confirm"
 
     # -- consumers
 
     @rule(which=numbers, times=st.integers(1, 4))
-    def step(self, which, times):
+    def step(self, which: int, times: int) -> None:
         for _ in range(times):
             self.world.members[which % len(self.world.members)].step()
 
     @rule(which=numbers, call=calls, fault=faults)
-    def step_with_fault(self, which, call, fault):
+    def step_with_fault(self, which: int, call: int, fault: Fault) -> None:
+        self.world.change_some(0.5)
         self.world.members[which % len(self.world.members)].step(at_call(call, fault))
 
     @rule(which=numbers, call=calls, fault=faults)
-    def die_in_a_step(self, which, call, fault):
+    def die_in_a_step(self, which: int, call: int, fault: Fault) -> None:
+        self.world.change_some(0.5)
         self.world.members[which % len(self.world.members)].step(at_call(call, fault), dies=True)
 
     @rule(which=numbers)
-    def die_before_the_ack(self, which):
+    def die_before_the_ack(self, which: int) -> None:
         member = self.world.members[which % len(self.world.members)]
         member.source.dies_before_ack = True
         member.step()
 
     @rule(which=numbers)
-    def die(self, which):
+    def die(self, which: int) -> None:
         self.world.members[which % len(self.world.members)].die()
 
     @rule(which=numbers)
-    def disconnect(self, which):
+    def disconnect(self, which: int) -> None:
         self.world.members[which % len(self.world.members)].source.inner.disconnect()
 
     @rule(
@@ -164,7 +169,7 @@ class CellMachine(RuleBasedStateMachine):
         reads=st.booleans(),
         flushed=st.sampled_from([None, None, None, 0, 1]),
     )
-    def overtaken(self, which, call, passes_s, steps, reads, flushed):
+    def overtaken(self, which: int, call: int, passes_s: float, steps: int, reads: bool, flushed: int | None) -> None:
         member = self.world.members[which % len(self.world.members)]
 
         def meanwhile() -> None:
@@ -179,63 +184,56 @@ class CellMachine(RuleBasedStateMachine):
                 for reader in self.world.readers:
                     reader.read(5.0)
 
+        self.world.change_some(1.0)
         self.world.overtaken(member, call, meanwhile)
 
     # -- stores
 
     @rule(which=numbers)
-    def arrive(self, which):
+    def arrive(self, which: int) -> None:
         connections = self.world.connections()
         if connections:
             connections[which % len(connections)].arrive()
 
-    @rule(which=numbers, key=numbers)
-    def evict(self, which, key):
+    @rule(which=numbers, key=numbers, kind=st.sampled_from(KINDS_OF_KEYS), reads=st.booleans())
+    def evict(self, which: int, key: int, kind: str, reads: bool) -> None:
         server = self.world.servers[which % len(self.world.servers)]
-        present = server.keys()
+        present = [name for name in server.keys() if kind in name]  # noqa: SIM118 - not a dict
         if present:
             server.evict(present[key % len(present)])
+        if reads:
+            for design in self.designs:
+                JudgedReader(self.world, design).read(5.0)
 
-    @rule(which=numbers)
-    def flush_server(self, which):
-        self.world.servers[which % len(self.world.servers)].flush()
-
-    @rule(which=numbers)
-    def restart_server(self, which):
-        self.world.restart_server(which % len(self.world.servers))
-
-    @rule(which=numbers)
-    def stop_server(self, which):
-        self.world.servers[which % len(self.world.servers)].stop()
-
-    @rule(which=numbers)
-    def start_server(self, which):
-        self.world.servers[which % len(self.world.servers)].start()
+    @rule(which=numbers, kind=st.sampled_from(["stop", "start", "start", "flush", "restart"]))
+    def disturb_server(self, which: int, kind: str) -> None:
+        number = which % len(self.world.servers)
+        if kind == "restart":
+            self.world.restart_server(number)
+        else:
+            getattr(self.world.servers[number], kind)()
 
     # -- time and readers
 
     @rule(passes_s=seconds)
-    def pass_time(self, passes_s):
+    def pass_time(self, passes_s: float) -> None:
         self.world.pass_time(passes_s)
 
-    @rule(rounds=st.integers(1, 8))
-    def run_well(self, rounds):
-        for _ in range(rounds):
-            self.world.pass_time(0.5)
-            for member in list(self.world.members):
-                member.step()
+    @rule(lasts_s=st.sampled_from([0.5, 2.0, 5.0, 30.0]))
+    def run_well(self, lasts_s: float) -> None:
+        self.world.run_well(lasts_s)
 
     @rule(which=numbers, max_age=st.sampled_from([0.5, 2.0, 5.0, 60.0]), on_stale=st.sampled_from(["flag", "exclude"]))
-    def read(self, which, max_age, on_stale):
+    def read(self, which: int, max_age: float, on_stale: Literal["exclude", "flag"]) -> None:
         self.world.readers[which % len(self.world.readers)].read(max_age, on_stale)
 
     @rule(which=numbers, call=st.integers(0, 4))
-    def read_with_fault(self, which, call):
+    def read_with_fault(self, which: int, call: int) -> None:
         self.world.readers[which % len(self.world.readers)].read(5.0, "flag", at_call(call, Fault()))
 
     @precondition(lambda self: len(self.world.readers) < 5)
     @rule(design=st.integers(0, 1))
-    def new_reader(self, design):
+    def new_reader(self, design: int) -> None:
         self.world.readers.append(JudgedReader(self.world, self.designs[design % len(self.designs)]))
 
     def teardown(self) -> None:

@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -31,7 +31,16 @@ from nodestate.ports import Delivery, Put, Resync, Status, Write, Written
 from nodestate.reader import Reader
 from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
-from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryBroker, MemoryServer, MemorySource, MemoryStore, Plan
+from nodestate.testing import (
+    Fault,
+    FaultyStore,
+    ManualClock,
+    MemoryBroker,
+    MemoryServer,
+    MemorySource,
+    MemoryStore,
+    Plan,
+)
 from nodestate.view import View
 from nodestate.wire import unpack_records
 
@@ -174,7 +183,9 @@ class Ledger:
             state = msgspec.msgpack.decode(event.state)
         elif isinstance(event, Change):
             before = history[Version(event.incarnation, event.generation - 1)]
-            state = merge_patch(msgspec.msgpack.decode(msgspec.msgpack.encode(before)), msgspec.msgpack.decode(event.patch))
+            state = merge_patch(
+                msgspec.msgpack.decode(msgspec.msgpack.encode(before)), msgspec.msgpack.decode(event.patch)
+            )
         else:
             state = GONE if isinstance(event, Leave) else history.get(event.version)
         if not isinstance(event, Heartbeat):
@@ -233,7 +244,7 @@ class WitnessingSink:
 
         def done(ok: bool) -> None:
             for publication in known:
-                publication.confirmed, publication.lost = ok, not ok
+                publication.confirmed, publication.lost = ok, publication.lost or not ok
             on_done(ok)
 
         self._inner.publish(partition, body, done)
@@ -415,7 +426,9 @@ class JudgedReader:
             self._judge_claim(state, records, here)
         if state.heard_at is not None:
             for name, heard_at in zip(records, state.heard_at.tolist(), strict=False):
-                assert heard_at <= ledger.last_sign(name), f"I5: {name} of {here} was not heard of at {heard_at}"
+                assert ledger.honest(heard_at) <= ledger.last_sign(name), (
+                    f"I5: {name} of {here} was not heard of at {heard_at}"
+                )
 
     def _judge_progress(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
         assert state.table is not None
@@ -501,6 +514,12 @@ class World:
         self.agents[name] = _Beating(publisher, beat_at)
         publisher.report(state)
 
+    def change_some(self, share: float) -> None:
+        """About this share of the living nodes changes."""
+        for agent in self.agents.values():
+            if agent.publisher.live and self.rng.random() < share:
+                agent.publisher.change({"usage": {"VCPU": self.rng.randrange(9)}})
+
     def agents_act(self) -> None:
         """Confirms arrive, resyncs are answered, what was lost goes out again, heartbeats that are due are given."""
         with suppress(BrokerUnavailableError):
@@ -527,6 +546,16 @@ class World:
         while (left := until - self.clock.monotonic()) > 0:
             self.clock.advance(min(left, SLICE_S))
             self.agents_act()
+
+    def run_well(self, seconds: float) -> None:
+        """Time passes, and everybody does what is theirs to do."""
+        until = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < until:
+            self.pass_time(SLICE_S)
+            for member in list(self.members):
+                member.step()
+            for reader in self.readers:
+                reader.read(5.0)
 
     def poisoned(self, partition: int, body: bytes) -> None:
         """Something that is no event is in a queue, for good."""
@@ -619,7 +648,9 @@ class World:
                 for name, agent in self.agents.items()
                 if agent.publisher.live
             }
-            found = {name: (record.version, record.state()) for name in view.nodes if (record := view.nodes.record(name))}
+            found = {
+                name: (record.version, record.state()) for name in view.nodes if (record := view.nodes.record(name))
+            }
             if found != expected:
                 return f"{reader.design}: {found} where agents say {expected}"
             views[reader.design] = {record.name: record for record in view.nodes.records()}

@@ -340,7 +340,8 @@ class MemcachedServer(_Server):
             command = [program, "-l", "127.0.0.1", "-p", str(port), "-U", "0", *user, *limits]
             host = _Process(command, Path(tempfile.mkdtemp(prefix="nodestate-memcached-")))
         elif _docker_answers():
-            host = _Container(MEMCACHED_IMAGE, 11211, port, ["memcached", *limits])
+            # On IPv4 alone, like the program above: memcached counts each socket it listens on as a connection.
+            host = _Container(MEMCACHED_IMAGE, 11211, port, ["memcached", "-l", "0.0.0.0", *limits])
         else:
             message = "memcached is neither installed (apt-get install memcached) nor to be had through Docker"
             raise ServiceMissing(message)

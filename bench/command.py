@@ -1,0 +1,182 @@
+"""The command line: run a scenario, print a table, keep the record. Exit 0 done, 1 wrong or failed, 2 bad usage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench import apply, cold, refresh
+from bench.fresh import quiet
+from bench.record import Case, Record, commit, machine, now, versions
+from bench.scenario import Scenario, Settings, Tell
+from bench.workload import WrongResultError
+from nodestate.config import Config
+from nodestate.designs import DESIGNS
+from nodestate.errors import NodestateError
+from tests.services.servers import ServiceFailed, ServiceMissing
+
+SCENARIOS: Final[dict[str, Scenario]] = {one.name: one for one in (refresh.SCENARIO, cold.SCENARIO, apply.SCENARIO)}
+NODES, SECONDS, CHANGED = 10_000, 10.0, 100
+QUICK_NODES, QUICK_SECONDS, QUICK_CHANGED = 500, 0.5, 20
+
+
+class _Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1, separated by commas."""
+
+    name = "N[,N…]"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r}: want whole numbers from 1, separated by commas", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+class _Designs(click.ParamType[tuple[str, ...]]):
+    """Names of designs, separated by commas."""
+
+    name = "D[,D…]"
+
+    def convert(
+        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        names = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
+        unknown = [name for name in names if name not in DESIGNS]
+        if unknown:
+            self.fail(f"no design {unknown[0]!r}; there are {', '.join(DESIGNS)}", param, ctx)
+        return names
+
+
+@click.command(
+    help="Measure SCENARIO on servers of its own, after showing that it does what it claims:\n\n\b\n"
+    + "\n".join(f"{one.name:8} {one.what}" for one in SCENARIOS.values()),
+    context_settings={"max_content_width": 120},
+)
+@click.argument("scenario", type=click.Choice(list(SCENARIOS)))
+@click.option("--design", "designs", type=_Designs(), default=tuple(DESIGNS), help="What to measure, one by one.")
+@click.option("--nodes", type=_Numbers(), help=f"Size of the fleet; several to see growth.  [default: {NODES}]")
+@click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), help=f"Timed part of each.  [{SECONDS:g}]")
+@click.option("--changed", type=click.IntRange(min=1), help=f"Nodes changed in each commit.  [default: {CHANGED}]")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the fleet and of what changes.")
+@click.option("--state-bytes", type=click.IntRange(min=1), default=1_024, show_default=True)
+@click.option("--change-bytes", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--batch-events", type=click.IntRange(min=1), default=Config().batch_events, show_default=True)
+@click.option("--prefetch", type=click.IntRange(1, 65_535), default=Config().prefetch, show_default=True)
+@click.option("--quick", is_flag=True, help="Small and short: shows that it works, not how fast it is.")
+@click.option("--json", "json_file", is_flag=False, flag_value="-", help="Write the record to FILE, - for stdout.")
+def main(
+    *,
+    scenario: str,
+    designs: tuple[str, ...],
+    nodes: tuple[int, ...] | None,
+    seconds: float | None,
+    changed: int | None,
+    seed: int,
+    state_bytes: int,
+    change_bytes: int,
+    batch_events: int,
+    prefetch: int,
+    quick: bool,
+    json_file: str | None,
+) -> None:
+    """Run one scenario."""
+    settings = Settings(
+        designs,
+        nodes or ((QUICK_NODES,) if quick else (NODES,)),
+        seconds or (QUICK_SECONDS if quick else SECONDS),
+        seed,
+        changed or (QUICK_CHANGED if quick else CHANGED),
+        state_bytes,
+        change_bytes,
+        batch_events,
+        prefetch,
+    )
+    quiet()
+    began_at, where = now(), machine()
+    try:
+        with _progress() as tell:
+            findings = SCENARIOS[scenario].run(settings, tell)
+    except (WrongResultError, NodestateError, ServiceMissing, ServiceFailed) as error:
+        click.echo(f"bench {scenario}: {error}", err=True)
+        sys.exit(1)
+    record = Record(
+        scenario,
+        seed,
+        settings.seconds,
+        began_at,
+        commit(),
+        versions(**findings.servers),
+        where,
+        findings.cases,
+        findings.across,
+        findings.goals,
+    )
+    _show(record, Console(stderr=json_file == "-"))
+    if json_file == "-":
+        sys.stdout.buffer.write(record.to_json())
+    elif json_file is not None:
+        Path(json_file).write_bytes(record.to_json())
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar on stderr that moves only when told to: a thread that draws would be timed, too."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("begins", total=1.0)
+
+        def tell(what: str, done: float) -> None:
+            progress.update(task, description=what, completed=min(done, 1.0), refresh=True)
+
+        yield tell
+
+
+def _show(record: Record, console: Console) -> None:
+    for case in record.cases:
+        console.print(_table(record, case))
+        for ratio, value in case.ratios.items():
+            console.print(f"  {ratio}: {value:.2f}x", highlight=False)
+        for claim in case.shown:
+            console.print(f"  shown: {claim}", style="dim", highlight=False)
+    for ratio, value in record.across.items():
+        console.print(f"{ratio}: {value:.2f}x", highlight=False)
+    for goal in [*(goal for case in record.cases for goal in case.goals), *record.goals]:
+        verdict = "[green]met[/]" if goal.met else "[red]not met[/]"
+        bound = f"{goal.sense} {goal.bound:g} {goal.unit}"
+        console.print(f"goal {verdict}: {goal.what}: {goal.got:,.4g} {goal.unit}, wanted {bound}", highlight=False)
+    where = record.machine
+    console.print(
+        f"{record.commit[:10] or 'no commit'}{'+' if record.commit.endswith('+') else ''}, seed {record.seed}, "
+        f"{where.cores} cores of {where.cpu}, load {where.load_1min:.2f}, calibration {where.calibration_ms:.1f} ms",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _table(record: Record, case: Case) -> Table:
+    facts = ", ".join(f"{name} {value:,.4g}" for name, value in case.settings.items())
+    table = Table(title=f"{record.scenario}: {case.design}, {case.nodes:,} nodes", caption=facts, title_justify="left")
+    table.add_column("")
+    for column in ("p50", "p99", "min", "max", "rounds"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    for name, measure in case.measures.items():
+        figures = _figures((measure.p50, measure.p99, measure.min, measure.max))
+        table.add_row(name, *figures, f"{measure.count:,}", measure.unit)
+    return table
+
+
+def _figures(values: Sequence[float]) -> list[str]:
+    return [f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}" for value in values]

@@ -1,0 +1,61 @@
+"""What runs in a process that was just started. It imports what a scheduler would, and no server, broker or consumer:
+the collector looks at everything that is imported.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import xxhash
+
+from bench.bare import BareSocket, prepared
+from bench.record import Timings
+from bench.workload import require, view_digest
+from nodestate import Reader
+from nodestate.config import Config
+
+MAX_AGE_S: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FirstView:
+    """Milliseconds by what was timed, and what the view showed."""
+
+    ms: dict[str, float]
+    digest: int
+
+
+def first_view(config: Config) -> FirstView:
+    """Make a reader and read, then again with a second one, to which the process is warm."""
+    timings = Timings()
+
+    def read(name: str) -> int:
+        began = time.perf_counter()
+        with Reader(config) as reader:
+            view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
+            timings.note(name, (time.perf_counter() - began) * 1e3)
+            timings.time(f"{name}'s columns", lambda: view.columns)
+        return view_digest(view)
+
+    first = read("first view")
+    require(read("second reader") == first, "a second reader shows something else")
+    return FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first)
+
+
+def bare_read(address: str, keys: list[str]) -> tuple[float, int]:
+    """Milliseconds that it takes to read these keys, and the digest of what came."""
+    with BareSocket(address) as socket:
+        began = time.perf_counter()
+        values = socket.read(prepared(keys))
+        ms = (time.perf_counter() - began) * 1e3
+    return ms, digest_of(values)
+
+
+def digest_of(values: list[bytes]) -> int:
+    """A number that values share if they are the same bytes one after the other, however they are cut."""
+    whole = xxhash.xxh3_64()
+    for value in values:
+        whole.update(value)
+    return whole.intdigest()
