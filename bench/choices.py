@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import msgspec
@@ -50,12 +50,13 @@ from nodestate.snapshot.format import RING_COMMITS, RING_SLOTS, Index, Stamp, pa
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import Section as SnapshotSection
 from nodestate.testing import ManualClock, MemoryBroker, MemoryServer, MemoryStore
-from nodestate.wire import ENVELOPE_BYTES, Codec, pack_records, unpack_records
+from nodestate.wire import ENVELOPE_BYTES, PART_BYTES, Codec, pack_records, unpack_records
 from tests.services.servers import MemcachedServer
 
 SEED: Final = 1
 NODES: Final = 10_000
 EPOCH: Final = 0x5EED
+PACKAGES: Final = ("msgspec", "msgpack", "numpy", "xxhash")
 
 Result = dict[str, Any]
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,14 +105,17 @@ def collector(*, on: bool) -> Iterator[None]:
         gc.enable()
 
 
+_printed: list[str] = []
+
+
 def table(title: str, rows: Sequence[Result]) -> list[Result]:
     """Print rows as a Markdown table, as it stands in an ADR."""
-    print(f"\n{title}\n")
     heads = list(rows[0])
-    print("| " + " | ".join(heads) + " |")
-    print("|" + "|".join("---" if type(rows[0][head]) is str else "---:" for head in heads) + "|")
-    for row in rows:
-        print("| " + " | ".join(_cell(row[head]) for head in heads) + " |")
+    lines = [title, "", "| " + " | ".join(heads) + " |"]
+    lines.append("|" + "|".join("---" if type(rows[0][head]) is str else "---:" for head in heads) + "|")
+    lines += ["| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows]
+    _printed.append("\n".join(lines))
+    print("\n" + _printed[-1])
     return list(rows)
 
 
@@ -138,7 +142,7 @@ def environment() -> Result:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
-        **{package: version(package) for package in ("msgspec", "msgpack", "numpy", "xxhash")},
+        **{package: version(package) for package in PACKAGES},
     }
 
 
@@ -569,7 +573,7 @@ def checkpoint() -> Result:
         ("4 checkpoints", lambda last: max(MIN_TAIL_BYTES, 4 * last)),
         ("never", lambda _: 2**62),
     ]
-    last = sum(map(len, pack_records(records, 2**19)))
+    last = sum(map(len, pack_records(records, PART_BYTES)))
     checkpoint_bytes = last
     rows = []
     for name, limit in rules:
@@ -614,7 +618,7 @@ def _journal(records: Sequence[NodeRecord], segments: Sequence[bytes]) -> tuple[
     """A journal of one checkpoint and a tail, in a store that costs nothing: what is timed is the reader's work."""
     store = MemoryStore(MemoryServer(max_value_bytes=2**30))
     prefix = keys.prefix("bench", 0, keys.JOURNAL)
-    blocks = pack_records(records, 2**19)
+    blocks = pack_records(records, PART_BYTES)
     newest = Checkpoint(1, 1, len(blocks), sum(map(len, blocks)))
     writes = [
         Write(Put.ADD, key, block) for key, block in zip(checkpoint_keys(prefix, EPOCH, newest), blocks, strict=True)
@@ -812,13 +816,21 @@ def _in_turn(stores: Stores, followers: Sequence[Follower]) -> None:
 
 # -- command --------------------------------------------------------------------------------------
 
-CHOICES: Final[dict[str, Callable[[], Result]]] = {
-    "codec": codec,
-    "partitions": partitions,
-    "checkpoint": checkpoint,
-    "ring": ring,
-    "lockstep": lockstep,
+
+class _Choice(NamedTuple):
+    measure: Callable[[], Result]
+    page: str
+
+
+CHOICES: Final[dict[str, _Choice]] = {
+    "partitions": _Choice(partitions, "0002-partition-count.md"),
+    "ring": _Choice(ring, "0003-index-layout.md"),
+    "checkpoint": _Choice(checkpoint, "0004-checkpoint-interval.md"),
+    "codec": _Choice(codec, "0005-codec.md"),
+    "lockstep": _Choice(lockstep, "0009-lockstep-steps.md"),
 }
+ADR: Final = Path(__file__).parent.parent / "docs" / "adr"
+FIGURES: Final = "## Figures\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -826,17 +838,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.choices", description=__doc__.partition("\n")[0])
     parser.add_argument("name", nargs="+", choices=[*CHOICES, "all"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--adr", action="store_true", help="put the tables into docs/adr, in place of those there")
     chosen = parser.parse_args(arguments)
-    names = list(CHOICES) if "all" in chosen.name else chosen.name
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
     about = environment()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    results = {name: CHOICES[name]() for name in names}
+    results: Result = {}
+    for name in CHOICES if "all" in chosen.name else chosen.name:
+        _printed.clear()
+        results[name] = CHOICES[name].measure()
+        if chosen.adr:
+            _write_figures(name, about)
     if chosen.json:
-        chosen.json.write_text(
-            json.dumps({"environment": about, "choices": results}, indent=1) + "\n", encoding="utf-8"
-        )
+        record = {"environment": about, "choices": results}
+        chosen.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _write_figures(name: str, about: Result) -> None:
+    path = ADR / CHOICES[name].page
+    text, _, _ = path.read_text(encoding="utf-8").partition(FIGURES)
+    where = "; ".join(
+        (
+            f"Python {about['python']}, " + ", ".join(f"{one} {about[one]}" for one in PACKAGES),
+            f"{about['cpus']} cores, load {about['load']:g} at the start",
+            "compare within a table only",
+        )
+    )
+    tables = "\n\n".join(_printed)
+    path.write_text(f"{text}{FIGURES}\n`python -m bench.choices {name}`. {where}.\n\n{tables}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,16 @@ import msgspec
 import numpy as np
 
 from nodestate import keys
-from nodestate.errors import CorruptItemError, EpochLostError, FencedError, ItemTooLargeError, StoreFullError
+from nodestate.errors import (
+    ConfigError,
+    CorruptItemError,
+    EpochLostError,
+    FencedError,
+    ItemTooLargeError,
+    StoreFullError,
+)
 from nodestate.lockstep import Step, Steps
-from nodestate.ports import Clock, Item, Put, Status, Store, Write, Written
+from nodestate.ports import Clock, Item, Put, Status, Store, SystemClock, Write, Written
 from nodestate.wire import Codec
 
 MAX_TRIES_COUNT: Final = 8
@@ -42,7 +49,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     ``vouched``: the owner knows all nodes of the partition. ``lease_s``: the time to live this was written with,
     so that a reader can tell its age from what memcached says is left. ``section`` is the design's own.
     ``follows``: the beat of the head that its owner knew to be stored when it wrote this one, and that this one
-    replaces; so whatever this one says was said after that one was stored.
+    replaces; so whatever this one says was said after that one was stored. ``partitions``: how many the cell has
+    (0: not said); whoever counts on another number would miss nodes without knowing.
     """
 
     epoch: int
@@ -55,6 +63,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     lease_s: int
     section: msgspec.Raw
     follows: int = -1
+    partitions: int = 0
 
 
 class Since(msgspec.Struct, frozen=True, array_like=True):
@@ -73,25 +82,21 @@ class Life(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What an owner says of itself with each write of a head. It is true at ``said_at`` of ``clock``, and older by
-    the time that passed since when it is written: a batch may take long, and another server may have to be waited for.
+    """What an owner says of itself with each write of a head. It is true at ``said_at`` of the place's clock (None:
+    whenever it is written), and older by the time that passed since when it is written: a batch may take long, and
+    another server may have to be waited for.
     """
 
     behind_ms: int
     vouched: bool
-    said_at: float
-    clock: Clock
     ages_ms: bytes = b""
-
-    @property
-    def waited_ms(self) -> int:
-        """Milliseconds since it was said."""
-        return max(0, math.ceil((self.clock.monotonic() - self.said_at) * 1000))
+    said_at: float | None = None
 
 
 HEAD: Final = Codec(Head)
 LIFE: Final = Codec(Life)
 EPOCH: Final = Codec(int)
+_SYSTEM_CLOCK: Final = SystemClock()
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -104,6 +109,12 @@ class Place:
     owner: str
     lease_s: int
     store: Store
+    partitions: int = 0
+    clock: Clock = _SYSTEM_CLOCK
+
+    def ms_since(self, moment: float | None) -> int:
+        """Milliseconds from a moment of the clock until now, rounded up; 0 for None."""
+        return math.ceil((self.clock.monotonic() - moment) * 1000) if moment is not None else 0
 
 
 def term_of(terms: tuple[Since, ...], offset: int) -> int:
@@ -115,6 +126,15 @@ def since_from(terms: tuple[Since, ...], first: int) -> tuple[Since, ...]:
     """The entries that still matter when nothing before ``first`` is kept."""
     later = [since for since in terms if since.offset > first]
     return (Since(term_of(terms, first), first), *later)
+
+
+def require_partitions(head: Head, partitions: int) -> None:
+    """Raise ``ConfigError`` unless the cell has as many partitions as the settings say."""
+    if head.partitions and partitions and head.partitions != partitions:
+        raise ConfigError(
+            f"the cell has {head.partitions} partitions, the settings say {partitions}: with another number than its "
+            f"consumers' one would look for nodes in the wrong places; set partitions to {head.partitions}"
+        )
 
 
 def require_stored(place: Place, writes: tuple[Write, ...] | list[Write], written: list[Written]) -> None:
@@ -143,6 +163,7 @@ class Tenure:
     def take(cls, place: Place) -> Steps[tuple[Tenure, Head] | None]:
         """Raise the term by CAS. Returns the tenure and the head as it was found, or None where nothing is stored."""
         for _ in range(MAX_TRIES_COUNT):
+            asked_at = place.clock.monotonic()
             try:
                 found = yield from read_head(place.prefix, None)
             except CorruptItemError:
@@ -150,6 +171,7 @@ class Tenure:
             if found is None:
                 return None
             head, item = found
+            require_partitions(head, place.partitions)
             # What the owner before said stays true of what it wrote, and gets older.
             age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if item.ttl_s is not None else NEVER_HEARD
             ours = msgspec.structs.replace(
@@ -157,7 +179,7 @@ class Tenure:
                 term=head.term + 1,
                 owner=place.owner,
                 beat=head.beat + 1,
-                behind_ms=head.behind_ms + age_ms,
+                behind_ms=head.behind_ms + age_ms + place.ms_since(asked_at),
                 lease_s=place.lease_s,
                 follows=head.beat,
             )
@@ -185,10 +207,11 @@ class Tenure:
             place.owner,
             0,
             1,
-            vitals.behind_ms + vitals.waited_ms,
+            vitals.behind_ms + place.ms_since(vitals.said_at),
             vitals.vouched,
             place.lease_s,
             msgspec.Raw(_encode(section)),
+            partitions=place.partitions,
         )
         write = Write(Put.ADD, keys.head(place.prefix, epoch), HEAD.pack(head), 0, place.lease_s)
         reply = yield Step(write=[write])
@@ -293,11 +316,12 @@ class Tenure:
             head.owner,
             beat,
             next_offset,
-            vitals.behind_ms + vitals.waited_ms,
+            vitals.behind_ms + self.place.ms_since(vitals.said_at),
             vitals.vouched,
             self.place.lease_s,
             section,
             head.beat,
+            self.place.partitions,
         )
 
     def _head_put(self, head: Head) -> Write:
@@ -306,7 +330,7 @@ class Tenure:
 
     def _life_put(self, vitals: Vitals) -> Write:
         key = keys.life(self.place.prefix, self.head.epoch)
-        value = LIFE.pack(Life(self.head.term, _older(vitals.ages_ms, vitals.waited_ms)))
+        value = LIFE.pack(Life(self.head.term, _older(vitals.ages_ms, self.place.ms_since(vitals.said_at))))
         if self._life_cas:
             return Write(Put.CAS, key, value, self._life_cas, self.place.lease_s)
         return Write(Put.ADD, key, value, 0, self.place.lease_s)
@@ -371,8 +395,8 @@ def _epoch_in(pointer: Item | None) -> int | None:
 
 def _aged(life: Item | None, lease_s: int) -> bytes:
     """Signs of life as an owner left them, older by the time since it wrote them (rounded up to a second)."""
-    if life is None or life.ttl_s is None:
-        return b""
+    if life is None or life.ttl_s is None or life.ttl_s > lease_s:
+        return b""  # the last: written under another lease, so its age can't be told
     try:
         return _older(LIFE.unpack(life.value).ages_ms, (lease_s - life.ttl_s + 1) * 1000)
     except (CorruptItemError, ValueError):

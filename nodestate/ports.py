@@ -87,6 +87,10 @@ class Store(Protocol):
 # -- broker ---------------------------------------------------------------------------------------
 
 
+POKE: Final = b"\xc1nodestate poke "
+"""What the body of a consumer's message to itself begins with: 0xc1 is the byte that msgpack never uses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message in a consumer's hands. ``session`` changes with each connection: older tags can't be acked."""
@@ -124,11 +128,10 @@ class Source(Protocol):
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Publish the message, reason in a header, to the dead-letter queue and wait for the confirm. Not an ack."""
 
-    def poke(self, partition: int, body: bytes = b"") -> None:
+    def poke(self, partition: int, body: bytes = POKE) -> None:
         """Put a message of the consumer's own into a partition's queue, behind all that is there; not confirmed.
 
-        Adapters do this once for each queue at each session, with an empty body: so the active consumer learns
-        that it is the one.
+        Adapters do this once for each queue at each session: so the active consumer learns that it is the one.
         """
 
     def close(self) -> None:

@@ -45,7 +45,9 @@ class Reader:
         self._troubles: dict[int, NodestateError] = {}
         letter, make = DESIGNS[self.design].letter, DESIGNS[self.design].reader
         prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
-        self._followers = [Follower(p, prefix, make(prefix), self._clock) for p, prefix in enumerate(prefixes)]
+        self._followers = [
+            Follower(p, prefix, make(prefix), self._clock, config.partitions) for p, prefix in enumerate(prefixes)
+        ]
 
     def read(
         self,
@@ -64,7 +66,8 @@ class Reader:
         (``"exclude"``, with incomplete ones), raise (``"refuse"``), or only name them in ``view.stale`` (``"flag"``).
         ``timeout``: how many seconds to wait for the bounds to be met.
 
-        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, ``TypeError`` where no bound is given.
+        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, ``TypeError`` where no bound is given, and
+        ``ConfigError`` where the cell has another number of partitions than the settings say.
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("say what staleness you accept: max_age=…, node_max_age=… or at_least=…")
@@ -88,9 +91,15 @@ class Reader:
         work = {f.state.partition: (self._stores.of(f.state.partition), f.refresh(with_life)) for f in self._followers}
         results = run(work)
         self._troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
+        for trouble in self._troubles.values():
+            if isinstance(trouble, ConfigError):
+                raise trouble
 
     def _bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
-        states = tuple(follower.state for follower in self._followers)
+        states = tuple(
+            f.state._replace(lost=str(self._troubles[p])) if p in self._troubles else f.state
+            for p, f in enumerate(self._followers)
+        )
         now = self._clock.monotonic()
         stale: list[str] = []
         for state in states:
@@ -98,8 +107,7 @@ class Reader:
         late = [s.partition for s in states if max_age is not None and now - s.confirmed_at > max_age]
         if on_stale == "refuse" and (stale or late):
             age = now - min(state.confirmed_at for state in states)
-            causes = [str(self._troubles.get(p, states[p].lost)) for p in late]
-            cause = next((cause for cause in causes if cause), "")
+            cause = next((states[p].lost for p in late if states[p].lost), "")
             bound = max_age if late and max_age is not None else node_max_age
             raise StaleViewError(age, bound if bound is not None else 0.0, late, () if late else stale, cause)
         left_out: set[str] = set()

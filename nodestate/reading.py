@@ -24,7 +24,7 @@ import numpy as np
 
 from nodestate import keys
 from nodestate.errors import CorruptItemError
-from nodestate.head import LIFE, NEVER_HEARD, Head, read_head
+from nodestate.head import LIFE, NEVER_HEARD, Head, read_head, require_partitions
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Clock, Item, Put, Write
 from nodestate.table import Table
@@ -72,8 +72,9 @@ class PartitionState(NamedTuple):
 class Follower:
     """Reads one partition of one design, refresh by refresh."""
 
-    def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
+    def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock, partitions: int = 0) -> None:
         self.state = PartitionState(partition)
+        self._partitions = partitions
         self._prefix = prefix
         self._reader = reader
         self._clock = clock
@@ -85,7 +86,10 @@ class Follower:
         self._again = ""
 
     def refresh(self, with_life: bool) -> Steps[PartitionState]:
-        """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages."""
+        """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages.
+
+        Raises ``ConfigError`` where the cell has another number of partitions than this reader was told.
+        """
         for attempt in range(1, MAX_ROUNDS_COUNT + 1):
             looked_at = self._clock.monotonic()
             try:
@@ -95,6 +99,7 @@ class Follower:
             if found is None:
                 return self._lose("the store holds no head of it: no consumer has begun, or the store lost it")
             head, item = found
+            require_partitions(head, self._partitions)
             if (
                 self._head is not None
                 and (head.epoch, item.cas) == (self._head.epoch, self._head_cas)

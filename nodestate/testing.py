@@ -17,6 +17,7 @@ from typing import Final
 from nodestate.errors import BrokerUnavailableError, ItemTooLargeError, StoreUnavailableError, UnconfirmedError
 from nodestate.ports import (
     MAX_TTL_S,
+    POKE,
     Clock,
     Delivery,
     Item,
@@ -513,7 +514,7 @@ class MemorySource:
             self._broker.pause(timeout_s)
         return deliveries
 
-    def poke(self, partition: int, body: bytes = b"") -> None:
+    def poke(self, partition: int, body: bytes = POKE) -> None:
         """Put a message of the consumer's own behind all that waits in a queue."""
         self._ensure_connected()
         self._broker.queues[partition].messages.append(_Message(body, durable=False))

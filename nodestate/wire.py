@@ -20,8 +20,10 @@ T = TypeVar("T")
 
 _MAGIC: Final = b"N" + bytes([FORMAT_VERSION])
 ENVELOPE_BYTES: Final = len(_MAGIC) + 8
-PART_BYTES: Final = 512 * 1024
-"""Aim for the size of one item of a checkpoint or index: half of memcached's default item limit."""
+PART_BYTES: Final = 60 * 1024
+"""Aim for the size of one item of a checkpoint: large enough that reading costs no more than its bytes, small enough that
+memcached's slab classes of large items, of a few chunks each, are left alone: with parts of 512 KiB a server evicted
+checkpoints at half of its memory (docs/adr/0004)."""
 
 _encoder = msgspec.msgpack.Encoder()
 

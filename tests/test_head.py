@@ -33,7 +33,6 @@ from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, Mem
 T = TypeVar("T")
 PREFIX = "ns:cell1:0:j"
 LEASE_S = 100
-WELL = Vitals(0, vouched=True)
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True):
@@ -52,12 +51,17 @@ def server(clock: ManualClock) -> MemoryServer:
     return MemoryServer(clock=clock)
 
 
+WELL = Vitals(0, vouched=True)
+
+
 class Owner:
     """One process that owns, or thinks it owns, the partition; its connection fails by script."""
 
-    def __init__(self, server: MemoryServer, name: str, lease_s: int = LEASE_S) -> None:
+    def __init__(
+        self, server: MemoryServer, name: str, lease_s: int = LEASE_S, clock: ManualClock | None = None
+    ) -> None:
         self.store = FaultyStore(MemoryStore(server), script())
-        self.place = Place(PREFIX, 0, name, lease_s, self.store)
+        self.place = Place(PREFIX, 0, name, lease_s, self.store, 1, clock or ManualClock())
         self.tenure: Tenure
 
     def run(self, steps: Steps[T], *faults: Fault | None) -> T:
@@ -75,11 +79,11 @@ class Owner:
         self.tenure = taken[0]
         return self.tenure
 
-    def advance(self, text: str, *faults: Fault | None, vitals: Vitals = WELL) -> bool:
-        return self.run(self.tenure.advance(Section(text), vitals), *faults)
+    def advance(self, text: str, *faults: Fault | None) -> bool:
+        return self.run(self.tenure.advance(Section(text), WELL), *faults)
 
-    def renew(self, *faults: Fault | None, vitals: Vitals = WELL) -> bool:
-        return self.run(self.tenure.renew(vitals), *faults)
+    def renew(self, *faults: Fault | None, says: Vitals | None = None) -> bool:
+        return self.run(self.tenure.renew(says or WELL), *faults)
 
 
 def stored(server: MemoryServer) -> Head:
@@ -123,7 +127,7 @@ def test_an_owner_that_lost_its_partition_moves_nothing(server: MemoryServer) ->
     heir.take()
     heir.advance("heir's")
     before = server.fetch([keys.head(PREFIX, 7)])
-    for attempt in (lambda: zombie.advance("zombie's"), zombie.renew, lambda: zombie.begin(8)):
+    for attempt in (zombie.renew, lambda: zombie.advance("zombie's"), lambda: zombie.begin(8)):
         with pytest.raises(FencedError):
             attempt()
     assert server.fetch([keys.head(PREFIX, 7)]) == before
@@ -135,7 +139,7 @@ def test_a_takeover_does_not_make_the_partition_look_fresher(server: MemoryServe
     anew, so an hour's backlog passed for a second's."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(vitals=Vitals(250, vouched=True))
+    owner.renew(says=Vitals(250, vouched=True))
     clock.advance(60)
     heir = Owner(server, "b").take()
     assert stored(server).behind_ms == 250 + 61_000
@@ -143,15 +147,27 @@ def test_a_takeover_does_not_make_the_partition_look_fresher(server: MemoryServe
 
 
 def test_signs_of_life_are_inherited_older_by_the_time_since(server: MemoryServer, clock: ManualClock) -> None:
-    """A node that was silent stays so through a takeover, whatever lease either owner writes with."""
+    """A node that was silent stays so through a takeover."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(vitals=Vitals(0, vouched=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
+    owner.renew(says=Vitals(0, vouched=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
     clock.advance(10)
-    for lease_s in (LEASE_S, LEASE_S // 50, LEASE_S * 50):
-        ages = np.frombuffer(Owner(server, "b", lease_s).take().inherited_ages_ms, "<u4").tolist()
-        assert ages == [500 + 11_000, NEVER_HEARD]
-        Owner(server, "c").take()  # so that each successor finds a head by LEASE_S
+    ages = np.frombuffer(Owner(server, "b").take().inherited_ages_ms, "<u4").tolist()
+    assert ages == [500 + 11_000, NEVER_HEARD]
+
+
+def test_signs_of_life_of_another_lease_are_inherited_older_or_not_at_all(
+    server: MemoryServer, clock: ManualClock
+) -> None:
+    """Regression: with a shorter lease than before, an age came out negative and ended the consumer, again and again."""
+    owner = Owner(server, "a")
+    owner.begin(7)
+    owner.renew(says=Vitals(0, vouched=True, ages_ms=np.array([500], "<u4").tobytes()))
+    clock.advance(10)
+    Owner(server, "b", LEASE_S // 5).take()
+    assert Owner(server, "c", LEASE_S * 5).take().inherited_ages_ms == b""
+    ages = np.frombuffer(Owner(server, "d").take().inherited_ages_ms, "<u4").tolist()
+    assert ages == [500 + (5 * LEASE_S - (LEASE_S - 10) + 1) * 1000]
 
 
 def test_a_second_beginning_at_the_same_time_is_refused(server: MemoryServer) -> None:
@@ -376,10 +392,10 @@ def test_signs_of_life_survive_whoever_wrote_them_last(server: MemoryServer) -> 
     owner.begin(7)
     key = keys.life(PREFIX, 7)
     mine = np.array([1], "<u4").tobytes()
-    owner.renew(vitals=Vitals(0, vouched=True, ages_ms=mine))
+    owner.renew(says=Vitals(0, vouched=True, ages_ms=mine))
     server.write([Write(Put.CAS, key, b"a zombie's", server.fetch([key])[key].cas)])
-    owner.renew(vitals=Vitals(0, vouched=True, ages_ms=mine))
-    owner.renew(vitals=Vitals(0, vouched=True, ages_ms=mine))
+    owner.renew(says=Vitals(0, vouched=True, ages_ms=mine))
+    owner.renew(says=Vitals(0, vouched=True, ages_ms=mine))
     assert LIFE.unpack(server.fetch([key])[key].value).ages_ms == mine
 
 
@@ -398,6 +414,16 @@ def test_terms_of_what_was_trimmed_are_dropped() -> None:
     assert since_from(terms, 5) == (Since(4, 5), Since(6, 9))
     assert since_from(terms, 7) == (Since(4, 7), Since(6, 9))
     assert since_from(terms, 9) == (Since(6, 9),)
+
+
+def test_what_an_owner_says_gets_older_until_it_is_written(server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I5): vitals were worked out at the start of a step, and a step may wait for another server."""
+    owner = Owner(server, "a", clock=clock)
+    owner.begin(7)
+    said = Vitals(250, vouched=True, said_at=clock.monotonic())
+    clock.advance(1.5)
+    owner.renew(says=said)
+    assert stored(server).behind_ms == 1_750
 
 
 def test_a_head_survives_its_bytes() -> None:

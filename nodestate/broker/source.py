@@ -10,11 +10,11 @@ from typing import Any, Final
 import structlog
 
 from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
-from nodestate.broker.topology import DEAD_KEY, POKE, Topology
+from nodestate.broker.topology import DEAD_KEY, POKE_TYPE, Topology
 from nodestate.broker.underway import Confirms, Unacked
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import Clock, Delivery, SystemClock
+from nodestate.ports import POKE, Clock, Delivery, SystemClock
 
 POLL_S: Final = 0.005
 """Pause between two looks into queues that can only be asked."""
@@ -32,7 +32,7 @@ class KombuSource:
         ``partitions_standby``, and pokes each of their queues
     connected --an error, close--> away; the broker gives what was not acked to the next consumer, in order
 
-    A poke is a message with an empty body, published to a partition's own queue: whoever gets it is the active
+    A poke is a message published to a partition's own queue: whoever gets it is the active
     consumer. Until the first message of a partition comes, it is poked again every ``standby_s`` (unless something
     waits there already), since RabbitMQ tells nobody that he became the active one.
 
@@ -73,7 +73,7 @@ class KombuSource:
         with self._giving_up(feed):
             feed.ack(current)
 
-    def poke(self, partition: int, body: bytes = b"") -> None:
+    def poke(self, partition: int, body: bytes = POKE) -> None:
         """Put a message of the consumer's own behind all that waits in a queue; not confirmed."""
         feed = self._feed or self._connect()
         with self._giving_up(feed):
@@ -221,8 +221,8 @@ class _AmqpFeed:
         if not answers[0]:
             raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
 
-    def poke(self, partition: int, body: bytes = b"") -> None:
-        self.link.send(self._topology.exchange, str(partition), body, POKE)
+    def poke(self, partition: int, body: bytes = POKE) -> None:
+        self.link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
 
     def _subscribe(self, partition: int) -> None:
         lane = self._lanes[partition] = _Lane()
@@ -301,8 +301,8 @@ class _PolledFeed:
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
         self.link.send(self._topology.dead, DEAD_KEY, body, headers=headers)
 
-    def poke(self, partition: int, body: bytes = b"") -> None:
-        self.link.send(self._topology.exchange, str(partition), body, POKE)
+    def poke(self, partition: int, body: bytes = POKE) -> None:
+        self.link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
 
     def _look_into_each(self, limit: int, deliveries: list[Delivery]) -> None:
         """One message of each partition; the next look begins where this one stopped."""

@@ -19,8 +19,8 @@ from nodestate.config import Config
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 DEAD_KEY: Final = "dead"
-POKE: Final = "poke"
-"""The ``type`` property of a poke: an empty message that tells its consumer that it is the active one."""
+POKE_TYPE: Final = "poke"
+"""The ``type`` property of a consumer's message to itself, for people who look into queues."""
 
 
 @dataclass(frozen=True, slots=True)

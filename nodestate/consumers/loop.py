@@ -130,7 +130,8 @@ class Consumer:
 
     def _drop_all(self) -> None:
         """The session is over: all that is not acked comes again, here or elsewhere. Whose the partitions are now, only
-        the next deliveries tell; then they are taken anew, from the stores."""
+        the next deliveries tell; then they are taken anew, from the stores.
+        """
         self._arrived.clear()
         self.held.clear()
         self._retry_at.clear()
@@ -158,7 +159,7 @@ class Consumer:
             if failed:
                 self._postpone(number, failed[0])
                 continue
-            for name in self._reconcile(held, {name: t for name, t in found.items() if isinstance(t, Taken)}):
+            for name in self._reconcile(held, {name: t for name, t in found.items() if isinstance(t, Taken)}, now):
                 begin[number, name] = (self._stores.of(number), self._begin(held, name, now))
             for name in DESIGNS.keys() - held.writers.keys():
                 prefix = keys.prefix(self.config.cell, number, DESIGNS[name].letter)
@@ -179,7 +180,8 @@ class Consumer:
         store, lease_s = self._stores.of(number), int(self.config.lease_s)
 
         def place(design: Design) -> Place:
-            return Place(keys.prefix(self.config.cell, number, design.letter), number, self._owner, lease_s, store)
+            prefix = keys.prefix(self.config.cell, number, design.letter)
+            return Place(prefix, number, self._owner, lease_s, store, self.config.partitions, self._clock)
 
         return {name: DESIGNS[name].writer(place(DESIGNS[name])) for name in self.config.designs}
 
@@ -189,10 +191,11 @@ class Consumer:
         self._log.info(
             "begins an epoch", partition=held.number, design=name, epoch=f"{epoch:x}", nodes=len(held.records)
         )
-        return held.writers[name].begin(epoch, held, held.vitals(now, self._clock))
+        return held.writers[name].begin(epoch, held, held.vitals(now))
 
-    def _reconcile(self, held: HeldPartition, taken: dict[str, Taken]) -> list[str]:
-        """Fill the partition with the newest that any design has of each node. Returns the designs to write anew:
+    def _reconcile(self, held: HeldPartition, taken: dict[str, Taken], asked_at: float) -> list[str]:
+        """Fill the partition with the newest that any design has of each node. Ages in ``taken`` were true at
+        ``asked_at`` or later. Returns the designs to write anew:
         those that had nothing, not all, or not the same. (A crash between two designs' commits leaves one behind; its
         events come again, but the newer design's fold would drop them as duplicates.)
         """
@@ -205,10 +208,10 @@ class Consumer:
                     known = newest.get(record.name)
                     if known is None or (record.version, record.wanted) > (known.version, known.wanted):
                         newest[record.name] = record
-            held.fill(list(newest.values()), first.ages_ms, now)
+            held.fill(list(newest.values()), first.ages_ms, asked_at)
             held.vouched = any(one.vouched for one in taken.values())
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
-            held.caught_up_at = now - min(behind_ms) / 1000 if behind_ms else held.caught_up_at
+            held.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else held.caught_up_at
         held.vouch_at = now + self.config.settle_s
         held.ask_all = not held.vouched
         same = {name for name, one in taken.items() if one.whole and one.records == held.records}
@@ -254,7 +257,7 @@ class Consumer:
         assert held.pending is not None
         if name in held.lost:
             return self._begin(held, name, now)
-        vitals = held.vitals(now, self._clock)
+        vitals = held.vitals(now)
         if name in held.pending.repair:
             return held.writers[name].repair(held, vitals)
         return held.writers[name].commit(held.pending.batch, held, vitals)
@@ -329,7 +332,7 @@ class Consumer:
             if not held.vouched and now >= held.vouch_at and caught_up:
                 held.vouched = True
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
-            vitals = held.full_vitals(now, self._clock)
+            vitals = held.full_vitals(now)
             for name, writer in held.writers.items():
                 work[held.number, name] = (self._stores.of(held.number), writer.renew(vitals))
         for (number, name), result in run(work).items():

@@ -12,7 +12,7 @@ from nodestate.errors import BadEventError
 from nodestate.head import NEVER_HEARD, Vitals
 from nodestate.keys import partition_of
 from nodestate.model import Event, NodeRecord, Outcome, fold, parse_event
-from nodestate.ports import Clock, Delivery
+from nodestate.ports import POKE, Delivery
 from nodestate.writing import Batch, PartitionWriter
 
 MAX_SEGMENT_BYTES = 512 * 1024
@@ -31,25 +31,22 @@ class Counts:
     dead_letters: dict[str, int] = field(default_factory=dict)
 
 
-_PROBE = b"\xc1"  # the byte that msgpack never uses: no event begins with it
-
-
 def probe(owner: str, now: float) -> bytes:
     """A message an owner sends to itself through its partition's queue. Queues keep order: when it comes back,
     all that was in the queue at ``now`` has come before it. Nothing else proves that as simply: an idle consumer
     can't tell an empty queue from a dead connection, nor from not being the active consumer.
     """
-    return _PROBE + f"{owner} {now!r}".encode()
+    return POKE + f"{owner} {now!r}".encode()
 
 
 def is_probe(body: bytes) -> bool:
-    """True for a probe, or the empty message by which a broker adapter shows who the active consumer is."""
-    return not body or body[:1] == _PROBE
+    """True for a probe, and for the poke by which a broker adapter shows who the active consumer is."""
+    return body.startswith(POKE)
 
 
 def probed_at(body: bytes, owner: str) -> float:
     """When ``owner`` sent the probe; minus infinity where it is not one of its own."""
-    sender, _, at = body[1:].decode(errors="replace").partition(" ")
+    sender, _, at = body[len(POKE) :].decode(errors="replace").partition(" ")
     try:
         return float(at) if sender == owner else float("-inf")
     except ValueError:
@@ -105,18 +102,18 @@ class HeldPartition:
         self.heard_at += [float("-inf")] * (len(records) - len(ages))
         self.incomplete = {record.name for record in records if record.incomplete}
 
-    def vitals(self, now: float, clock: Clock) -> Vitals:
+    def vitals(self, now: float) -> Vitals:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
         the last probe in it. Without signs of life, which are renewal's.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return Vitals(math.ceil(behind_ms), self.vouched, now, clock)
+        return Vitals(math.ceil(behind_ms), self.vouched, said_at=now)
 
-    def full_vitals(self, now: float, clock: Clock) -> Vitals:
+    def full_vitals(self, now: float) -> Vitals:
         """What the owner says of itself with a renewal."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
-        return replace(self.vitals(now, clock), ages_ms=np.ceil(ages).astype("<u4").tobytes())
+        return replace(self.vitals(now), ages_ms=np.ceil(ages).astype("<u4").tobytes())
 
     def maintenance(self, owed: set[str], repair: frozenset[str] = frozenset()) -> Pending:
         """Work without events: an epoch to begin anew, or a repair."""

@@ -2,6 +2,7 @@
 # Sourced by the scripts beside it: `engine` makes sure that a Docker engine answers, and `engine_end`, at the end of
 # the script, removes what it started. An engine that answers already (DOCKER_HOST, or the usual socket) is used and
 # left alone. Otherwise a private one is started, as root: its socket, its images and its pid are in one new folder.
+# ENGINE_ARGS are more arguments for it, e.g. --storage-driver=vfs.
 
 ENGINE_START_TIMEOUT_S=60
 ENGINE_STOP_TIMEOUT_S=60
@@ -38,8 +39,10 @@ engine() {
     # The engine changes the machine's packet filter and routing, and never changes them back.
     iptables-save >"$engine_folder/iptables"
     engine_forwarded="$(cat /proc/sys/net/ipv4/ip_forward)"
-    # overlay2 where the file system can, vfs (full copies, GBs of them) where it can't: the engine sees to it itself.
-    dockerd --host "unix://$engine_folder/docker.sock" --data-root "$engine_folder/data" \
+    # overlay2 where the file system can, vfs (full copies, GBs of them) where it can't: the engine sees to that itself.
+    # In a session of its own: Ctrl-C is for the script, which then ends the engine in order.
+    # shellcheck disable=SC2086 # several arguments, or none
+    setsid dockerd --host "unix://$engine_folder/docker.sock" --data-root "$engine_folder/data" \
         --exec-root "$engine_folder/exec" --pidfile "$engine_folder/pid" ${ENGINE_ARGS:-} >"$engine_folder/log" 2>&1 &
     engine_pid=$!
     export DOCKER_HOST="unix://$engine_folder/docker.sock"

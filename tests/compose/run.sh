@@ -41,7 +41,10 @@ end() {
         compose ps >&2 || true
         compose logs --no-color --tail 40 >&2 || true
     fi
-    compose down --volumes --timeout 20 >"$scratch/down" 2>&1 || { [ "$code" = 0 ] && cat "$scratch/down" >&2 && code=1; }
+    if ! compose down --volumes --timeout 20 >"$scratch/down" 2>&1 && [ "$code" = 0 ]; then
+        cat "$scratch/down" >&2
+        code=1
+    fi
     engine_end
     rm -rf "$scratch"
     exit "$code"

@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import Delivery, Resync, ResyncSender, Sink, Source
+from nodestate.ports import POKE, Delivery, Resync, ResyncSender, Sink, Source
 
 PARTITIONS = 4
 PATIENCE_S = 10.0
@@ -97,8 +97,8 @@ class Bench:
     def _events(self, source: Source, limit: int, timeout_s: float) -> list[Delivery]:
         deliveries = source.receive(limit, timeout_s)
         assert len(deliveries) <= limit
-        source.ack([delivery for delivery in deliveries if not delivery.body])
-        return [delivery for delivery in deliveries if delivery.body]
+        source.ack([delivery for delivery in deliveries if delivery.body.startswith(POKE)])
+        return [delivery for delivery in deliveries if not delivery.body.startswith(POKE)]
 
 
 def eventually(look: Callable[[], bool]) -> None:

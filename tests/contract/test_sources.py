@@ -10,7 +10,7 @@ import pytest
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, read_dead_letters
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
-from nodestate.ports import Resync, ResyncSender, Sink, Source
+from nodestate.ports import POKE, Resync, ResyncSender, Sink, Source
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.source import PARTITIONS, STANDBY_S, BrokerContract, SingleActiveContract
 from tests.services.servers import RabbitServer
@@ -95,8 +95,8 @@ class TestRabbit(SingleActiveContract):
 def _bodies(source: Source, limit: int = 100) -> list[bytes]:
     """What comes now, without pokes."""
     deliveries = source.receive(limit, 0)
-    source.ack([delivery for delivery in deliveries if not delivery.body])
-    return [delivery.body for delivery in deliveries if delivery.body]
+    source.ack([delivery for delivery in deliveries if delivery.body.startswith(POKE)])
+    return [delivery.body for delivery in deliveries if not delivery.body.startswith(POKE)]
 
 
 def _unheard(_confirmed: bool) -> None:

@@ -6,9 +6,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import xxhash
+
 from nodestate import keys
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
+from nodestate.errors import CorruptItemError
 from nodestate.head import EPOCH, HEAD, Head, term_of
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.journal.format import checkpoint_keys
@@ -16,6 +19,7 @@ from nodestate.memcached import MemcachedStore
 from nodestate.ports import Put, Status, Write
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import index_keys
+from nodestate.wire import ENVELOPE_BYTES
 
 TIMEOUT_S: Final = 5.0
 FILL_BYTES: Final = (60, 120, 250, 500, 900, 1_800, 4_000, 8_000, 20_000, 60_000, 120_000, 250_000, 500_000)
@@ -37,11 +41,14 @@ class KeySpace:
         self._store.close()
 
     def head(self, design: str, partition: int) -> Head | None:
-        """The head that counts, or None."""
+        """The head that counts, or None where it is not to be had."""
         prefix = self._prefix(design, partition)
-        pointer = self._get(keys.epoch(prefix))
-        item = self._get(keys.head(prefix, EPOCH.unpack(pointer))) if pointer else None
-        return HEAD.unpack(item) if item else None
+        try:
+            pointer = self._get(keys.epoch(prefix))
+            item = self._get(keys.head(prefix, EPOCH.unpack(pointer))) if pointer else None
+            return HEAD.unpack(item) if item else None
+        except CorruptItemError:
+            return None
 
     def key(self, design: str, partition: int, kind: str, node: str = "") -> str:
         """The key of this kind that readers need now: epoch, head, life; segment (the oldest since the checkpoint) and
@@ -66,6 +73,13 @@ class KeySpace:
         offset = section.checkpoint.offset
         assert offset < head.next, "nothing was committed since the checkpoint"
         return keys.segment(prefix, head.epoch, term_of(section.terms, offset), offset)
+
+    def whole(self, design: str, partition: int, kind: str, node: str = "") -> bool:
+        """True if what stands at this key is there and its checksum fits."""
+        if self.head(design, partition) is None:
+            return False
+        value = self._get(self.key(design, partition, kind, node))
+        return value is not None and value[2:ENVELOPE_BYTES] == xxhash.xxh3_64_digest(value[ENVELOPE_BYTES:])
 
     def delete(self, key: str) -> None:
         """Lose one item; it must be there."""

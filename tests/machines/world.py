@@ -27,7 +27,7 @@ from nodestate.journal import format as journal_format
 from nodestate.journal import writer as journal_writer
 from nodestate.lockstep import Stores
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
-from nodestate.ports import Delivery, Put, Resync, Status, Write, Written
+from nodestate.ports import POKE, Delivery, Item, Put, Resync, Status, Write, Written
 from nodestate.reader import Reader
 from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
@@ -115,7 +115,6 @@ class Ledger:
         self.items: dict[tuple[int, int, int, int], dict[str, NodeRecord]] = {}
         self.heads: dict[Epoch, Head] = {}
         self.commits: dict[Epoch, dict[int, dict[str, NodeRecord]]] = {}
-        self.delays: list[tuple[float, float]] = []
 
     # -- what servers accepted
 
@@ -206,12 +205,6 @@ class Ledger:
         """When a node's last message went into its queue."""
         return max((one.at for one in self.publications if one.node == node), default=float("-inf"))
 
-    def honest(self, claim: float) -> float:
-        """What a claim to be caught up at a time is worth: heads that were under way for long claim too much
-        (docs/concepts/consistency.md), so nothing is asked of what fell into their delays.
-        """
-        return min([claim, *(sent for sent, arrived in self.delays if sent < claim <= arrived)])
-
 
 class WitnessedServer(MemoryServer):
     """A server whose every accepted write goes into a ledger."""
@@ -287,7 +280,7 @@ class MortalSource:
         """See ``ports.Source``."""
         self.inner.dead_letter(delivery, reason, detail)
 
-    def poke(self, partition: int, body: bytes = b"") -> None:
+    def poke(self, partition: int, body: bytes = POKE) -> None:
         """See ``ports.Source``."""
         self.inner.poke(partition, body)
 
@@ -296,25 +289,57 @@ class MortalSource:
         self.inner.close()
 
 
-class MortalStore(FaultyStore):
-    """A connection whose process may die in the middle of a write, and whose delayed packets know when they left."""
+class _Wire:
+    """Carries writes to a server, with what a time to live means in ``ports.Write``: it counts from the call."""
 
-    def __init__(self, inner: MemoryStore, clock: ManualClock, ledger: Ledger) -> None:
-        super().__init__(inner, all_well)
-        self.server = inner.server
+    def __init__(self, server: WitnessedServer, clock: ManualClock) -> None:
+        self.server = server
+        self.sent_at = 0.0
+        self._clock = clock
+
+    @property
+    def name(self) -> str:
+        """See ``ports.Store``."""
+        return self.server.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """See ``ports.Store``."""
+        return self.server.max_value_bytes
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """See ``ports.Store``."""
+        return self.server.fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """See ``ports.Store``."""
+        late_s = int(self._clock.monotonic()) - int(self.sent_at)
+        return self.server.write([w._replace(ttl_s=max(1, w.ttl_s - late_s)) if w.ttl_s else w for w in writes])
+
+    def close(self) -> None:
+        """See ``ports.Store``."""
+
+
+class MortalStore(FaultyStore):
+    """A connection whose process may freeze before a write or die in the midst of it; packets arrive late."""
+
+    def __init__(self, server: WitnessedServer, clock: ManualClock) -> None:
+        self._wire = _Wire(server, clock)
+        super().__init__(self._wire, all_well)
+        self.server = server
         self.dies = False
         self._clock = clock
-        self._ledger = ledger
         self._sent_at: deque[float] = deque()
 
     def write(self, writes: Sequence[Write]) -> list[Written]:
         """See ``FaultyStore``."""
-        before = len(self.late)
+        before, sent_at = len(self.late), self._clock.monotonic()
+        self._wire.sent_at = sent_at
         try:
             return super().write(writes)
         except StoreUnavailableError:
             if len(self.late) > before:
-                self._sent_at.append(self._clock.monotonic())
+                self._sent_at.append(sent_at)
             if self.dies:
                 raise Crash from None
             raise
@@ -323,7 +348,7 @@ class MortalStore(FaultyStore):
         """See ``FaultyStore``."""
         if not self.late or not self.server.running:
             return []
-        self._ledger.delays.append((self._sent_at.popleft(), self._clock.monotonic()))
+        self._wire.sent_at = self._sent_at.popleft()
         return super().arrive()
 
     def lose(self) -> None:
@@ -341,7 +366,7 @@ class Member:
         self.standby = tuple(standby)
         self._world = world
         self.source = MortalSource(world.broker.source(partitions, standby))
-        self.stores = [MortalStore(MemoryStore(server), world.clock, world.ledger) for server in world.servers]
+        self.stores = [MortalStore(server, world.clock) for server in world.servers]
         self.consumer = Consumer(
             world.config,
             self.source,
@@ -426,9 +451,7 @@ class JudgedReader:
             self._judge_claim(state, records, here)
         if state.heard_at is not None:
             for name, heard_at in zip(records, state.heard_at.tolist(), strict=False):
-                assert ledger.honest(heard_at) <= ledger.last_sign(name), (
-                    f"I5: {name} of {here} was not heard of at {heard_at}"
-                )
+                assert heard_at <= ledger.last_sign(name), f"I5: {name} of {here} was not heard of at {heard_at}"
 
     def _judge_progress(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
         assert state.table is not None
@@ -443,15 +466,14 @@ class JudgedReader:
     def _judge_claim(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
         ledger = self._world.ledger
         assert state.table is not None
-        claim = ledger.honest(state.confirmed_at)
-        for name, version in ledger.newest(state.partition, claim).items():
+        for name, version in ledger.newest(state.partition, state.confirmed_at).items():
             record = records.get(name)
             if name in state.table.incomplete or (record is not None and record.version >= version):
                 continue
             if ledger.histories[name].get(version) == GONE and (record is None or not record.live):
                 continue
             has = record.version if record is not None else None
-            raise AssertionError(f"I5: {here} claims {claim}, but {name} is at {has}, not at {version}")
+            raise AssertionError(f"I5: {here} claims {state.confirmed_at}, but {name} is at {has}, not at {version}")
 
 
 # -- the world ------------------------------------------------------------------------------------
@@ -595,10 +617,8 @@ class World:
 
         def plan(_operation: str, _count: int) -> Fault | None:
             if next(calls) == call:
-                froze_at = self.clock.monotonic()
                 member.source.inner.disconnect()
                 meanwhile()
-                self.ledger.delays.append((froze_at, self.clock.monotonic()))
             return None
 
         member.step(plan)
