@@ -37,7 +37,7 @@ from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError
 from nodestate.head import HEAD, Head, Since
-from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, Checkpoint, checkpoint_keys
+from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, TAIL_SHARE, Checkpoint, checkpoint_keys
 from nodestate.journal.format import Section as JournalSection
 from nodestate.journal.reader import JournalReader
 from nodestate.lockstep import Stores, run, run_one
@@ -566,10 +566,10 @@ def checkpoint() -> Result:
         segments.append(SEGMENT.pack(events))
         size.append(len(segments[-1]))
     rules: list[tuple[str, Callable[[int], int]]] = [
-        ("every 64 KiB", lambda _: 64 * 1024),
-        ("every 256 KiB", lambda _: 256 * 1024),
-        ("a quarter of the checkpoint", lambda last: max(MIN_TAIL_BYTES, last // 4)),
-        ("the checkpoint (ours)", lambda last: max(MIN_TAIL_BYTES, last)),
+        ("64 KiB", lambda _: 64 * 1024),
+        (f"1/{TAIL_SHARE} of the checkpoint (ours)", lambda last: max(MIN_TAIL_BYTES, last // TAIL_SHARE)),
+        ("1/4 of the checkpoint", lambda last: max(MIN_TAIL_BYTES, last // 4)),
+        ("the checkpoint", lambda last: max(MIN_TAIL_BYTES, last)),
         ("4 checkpoints", lambda last: max(MIN_TAIL_BYTES, 4 * last)),
         ("never", lambda _: 2**62),
     ]

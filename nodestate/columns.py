@@ -46,34 +46,28 @@ class _Block:
     def __init__(self, table: Table | None, before: _Block | None) -> None:
         self.table = table
         size = table.size if table is not None else 0
-        known = (
-            before is not None and before.table is not None and table is not None and before.table.epoch == table.epoch
-        )
-        old = before.table.chunks if known and before is not None and before.table is not None else ()
-        chunks = table.chunks if table is not None else ()
-        changed = [n for n, chunk in enumerate(chunks) if n >= len(old) or old[n] is not chunk]
-        rows = [(n * CHUNK_SLOTS + i, record) for n in changed for i, record in enumerate(chunks[n])]
-        classes = {name for _, record in rows for name in record.classes.split()}
-        if known and before is not None:
-            classes |= before.amounts.keys()
-        self.amounts: dict[str, Amounts] = {}
-        self.names: list[str] = []
+        old = before.table if before is not None else None
+        if table is None or old is None or old.epoch != table.epoch or old.size > size:
+            before = old = None
+        rows = _changed_rows(table, old)
+        classes = {name for joined in {record.classes for _, record in rows} for name in joined.split()}
+        self.names: list[str] = before.names if before is not None else []
         self.status = np.full(size, NOT_THERE, np.uint8)
-        for name in sorted(classes):
-            self.amounts[name] = np.zeros((2, size), np.int64)
-        if known and before is not None:
+        if before is None:
+            self.amounts = {name: np.zeros((2, size), np.int64) for name in classes}
+        else:
             kept = len(before.status)
             self.status[:kept] = before.status
+            self.amounts = {name: np.zeros((2, size), np.int64) for name in classes | before.amounts.keys()}
             for name, amounts in before.amounts.items():
                 self.amounts[name][:, :kept] = amounts
-            self.names = list(before.names)
+        if len(self.names) < size:
+            self.names = self.names + [record.name for row, record in rows if row >= len(self.names)]
         self._write(rows)
 
     def _write(self, rows: list[tuple[int, NodeRecord]]) -> None:
         alike: dict[str, list[tuple[int, NodeRecord]]] = {}
         for row, record in rows:
-            if row >= len(self.names):
-                self.names.append(record.name)
             self.status[row] = _STATUS_CODE[record.status] if record.live else NOT_THERE
             alike.setdefault(record.classes, []).append((row, record))
         for joined, members in alike.items():
@@ -89,11 +83,28 @@ class _Block:
                 self.amounts[name][:, where] = by_class[:, :, at].T
 
 
+def _changed_rows(table: Table | None, old: Table | None) -> list[tuple[int, NodeRecord]]:
+    """The rows that are not the very same record as before."""
+    if table is None:
+        return []
+    before = old.chunks if old is not None else ()
+    rows: list[tuple[int, NodeRecord]] = []
+    for number, chunk in enumerate(table.chunks):
+        was = before[number] if number < len(before) else ()
+        if was is chunk:
+            continue
+        begin, same = number * CHUNK_SLOTS, len(was)
+        rows += [(begin + i, new) for i, new in enumerate(chunk) if i >= same or was[i] is not new]
+    return rows
+
+
 class ColumnStore:
     """Makes columns for views, from those of the view before. Belongs to one reader; safe for several threads."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
+        self._parts: list[list[str]] = []
+        self._names: list[str] = []
         self._lock = threading.Lock()
 
     def of(self, tables: Sequence[Table | None], left_out: Collection[str] = ()) -> Columns:
@@ -105,7 +116,10 @@ class ColumnStore:
                 for table, old in zip(tables, before, strict=True)
             ]
             self._blocks = blocks
-        names = [name for block in blocks for name in block.names]
+            if [id(block.names) for block in blocks] != [id(part) for part in self._parts]:
+                self._parts = [block.names for block in blocks]
+                self._names = [name for part in self._parts for name in part]
+            names = self._names
         classes = sorted({name for block in blocks for name in block.amounts})
         status = np.concatenate([block.status for block in blocks])
         capacity: dict[str, Amounts] = {}

@@ -173,15 +173,15 @@ def test_signs_of_life_of_another_lease_are_inherited_older_or_not_at_all(
 def test_a_second_beginning_at_the_same_time_is_refused(server: MemoryServer) -> None:
     """Two owners found nothing, and both wrote an epoch: the epoch key goes to one."""
     first, second = Owner(server, "a"), Owner(server, "b")
-    slow = Tenure.begin(second.place, 8, Section("second's"), WELL)
-    step = next(slow)
-    reply = None
-    first.begin(7)
+    moments = iter([lambda: first.begin(7)])
+
+    def meanwhile(_operation: str, _count: int) -> None:
+        for moment in moments:
+            moment()
+
+    second.store.plan = meanwhile
     with pytest.raises(FencedError):
-        while True:
-            written = second.store.write(step.write) if step.write else []
-            reply = type("Reply", (), {"written": written, "items": second.store.fetch(step.fetch)})
-            step = slow.send(reply)  # type: ignore[arg-type]
+        run_one(second.store, Tenure.begin(second.place, 8, Section("second's"), WELL))
     assert (stored(server).epoch, stored(server).owner) == (7, "a")
 
 

@@ -41,11 +41,12 @@ class _Named(NamedTuple):
 
 class SnapshotReader:
     """Follows the snapshot of one partition. Holds the stamp of each node as read, what could not be read, and
-    which of the last load were newer than the head named.
+    which of the last load were newer than the head named. ``cas_ids`` (a writer's) are filled in by slot.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, cas_ids: dict[int, int] | None = None) -> None:
         self._prefix = prefix
+        self._cas_ids = cas_ids
         self.stamps: list[Stamp] = []
         self.unread: dict[int, Stamp] = {}
         self.ahead: set[int] = set()
@@ -108,7 +109,8 @@ class SnapshotReader:
         stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
         for slot, stamp in named.stamps.items():
             name = names[slot]
-            stored = _readable(items.get(keys.node(self._prefix, name)))
+            item = items.get(keys.node(self._prefix, name))
+            stored = _readable(item)
             if (
                 stored is not None
                 and stored.slot == slot
@@ -119,6 +121,8 @@ class SnapshotReader:
                 stamps[slot] = Stamp(stored.term, stored.offset)
                 if stamps[slot] != stamp:
                     self.ahead.add(slot)
+                if self._cas_ids is not None and item is not None:
+                    self._cas_ids[slot] = item.cas
             else:
                 unread[slot] = stamp
                 if slot >= base.size:

@@ -36,7 +36,7 @@ class SnapshotWriter:
         self._tenure: Tenure | None = None
         self._section: Section | None = None
         self._stamps: list[Stamp] = []
-        self._cas_ids: list[int] = []
+        self._cas_ids: dict[int, int] = {}
         self._owed: set[int] = set()
         self.conflicts = 0
 
@@ -58,7 +58,8 @@ class SnapshotWriter:
         if taken is None:
             return None
         tenure, found = taken
-        reader = SnapshotReader(self._place.prefix)
+        cas_ids: dict[int, int] = {}
+        reader = SnapshotReader(self._place.prefix, cas_ids)
         loaded = yield from reader.load(found, None)
         if loaded.missing or loaded.table is None:
             return None
@@ -66,7 +67,7 @@ class SnapshotWriter:
         section = SECTION.decode(found.section)
         terms = (*section.terms, Since(tenure.head.term, found.next))
         self._tenure, self._section = tenure, msgspec.structs.replace(section, terms=terms)
-        self._stamps, self._cas_ids = reader.stamps, [0] * len(records)
+        self._stamps, self._cas_ids = reader.stamps, cas_ids
         # Written again under our term with the first commit are those whose item is ahead of what the head names (its
         # writer died between the two): readers can't accept them under the new term.
         self._owed = reader.ahead
@@ -78,7 +79,7 @@ class SnapshotWriter:
         yield from Tenure.may_begin(self._place)
         size = len(nodes.records)
         self._tenure, self._owed = None, set()
-        self._stamps, self._cas_ids = [Stamp(1, 0)] * size, [0] * size
+        self._stamps, self._cas_ids = [Stamp(1, 0)] * size, {}
         yield from self._put_nodes(range(size), Stamp(1, 0), epoch, nodes)
         index, writes = self._index(epoch, 1, 1, nodes)
         yield from self._add(writes)
@@ -113,7 +114,6 @@ class SnapshotWriter:
         changed = sorted({*batch.changed, *self._owed})
         grown = len(nodes.records) - len(self._stamps)
         self._stamps += [stamp] * grown
-        self._cas_ids += [0] * grown
         self._owed.update(changed)
         yield from self._put_nodes(changed, stamp, head.epoch, nodes)
         for slot in changed:
@@ -152,7 +152,7 @@ class SnapshotWriter:
                     keys.node(self._place.prefix, nodes.records[slot].name),
                     self._stored(slot, stamp, epoch, nodes),
                 )
-                cas = self._cas_ids[slot]
+                cas = self._cas_ids.get(slot, 0)
                 writes.append(Write(Put.CAS, key, value, cas) if cas else Write(Put.ADD, key, value))
             reply = yield Step(write=writes)
             require_stored(self._place, writes, list(reply.written))

@@ -34,6 +34,7 @@ engine
 cd "$root"
 before="$(docker ps --quiet --all | sort)"
 code=0
+# shellcheck disable=SC2016 # the inner shell expands them
 unshare --mount --propagation private bash -euo pipefail -c '
     IFS=: read -r -a folders <<<"$PATH:/usr/local/sbin:/usr/sbin:/usr/lib/rabbitmq/bin"
     for program in memcached rabbitmq-server epmd; do

@@ -112,17 +112,17 @@ DOCKERFILE
 # provide NAME FUNCTION: an image that is there already, or is pulled, or is built by the function.
 provide() {
     local started="$SECONDS"
-    if [ "$all" = yes ]; then
-        base && "$2"
-    elif have "$1"; then
-        echo "image $1: there"
-        return
-    elif timeout "$PULL_TIMEOUT_S" docker pull --quiet "$1" >/dev/null 2>&1; then
-        echo "image $1: pulled in $((SECONDS - started)) s"
-        return
-    else
-        base && "$2"
+    if [ "$all" = no ]; then
+        if have "$1"; then
+            echo "image $1: there"
+            return
+        elif timeout "$PULL_TIMEOUT_S" docker pull --quiet "$1" >/dev/null 2>&1; then
+            echo "image $1: pulled in $((SECONDS - started)) s"
+            return
+        fi
     fi
+    base
+    "$2"
     echo "image $1: a stand-in, built in $((SECONDS - started)) s, $(($(docker image inspect -f '{{.Size}}' "$1") / 1000000)) MB"
 }
 

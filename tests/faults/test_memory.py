@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
-from nodestate.broker import queue_depths, read_dead_letters
+from nodestate.broker import read_dead_letters
 from nodestate.keys import partition_of
+from nodestate.model import Version
+from tests.conftest import MemcachedFactory
 from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
 from tests.faults.keyspace import KeySpace
+from tests.faults.members import Member
 from tests.faults.proxy import Relay
 from tests.services.servers import MemcachedServer
 
@@ -58,10 +62,10 @@ def test_everything_flushed_or_lost_key_by_key_is_seen_and_healed(
 
 
 def test_a_server_that_is_away_costs_its_own_partitions_only(
-    cell_of: CellFactory, memcached: MemcachedServer, memcached_factory: object
+    cell_of: CellFactory, memcached: MemcachedServer, memcached_factory: MemcachedFactory
 ) -> None:
     """Partitions live on fixed servers: an outage is neither a miss nor a move, and others stay as fresh as ever."""
-    other = memcached_factory()  # type: ignore[operator]
+    other = memcached_factory()
     with cell_of(f"{memcached.url},{other.address}", bound_s=2.5, store_timeout_s=0.3) as cell:
         cell.begin()
         for name, away, back in (("killed", other.kill, other.start), ("frozen", other.pause, other.resume)):
@@ -81,10 +85,10 @@ def test_a_server_that_is_away_costs_its_own_partitions_only(
 
 
 def test_a_memcached_that_is_too_small_evicts_and_never_passes_that_for_fresh(
-    cell_of: CellFactory, memcached_factory: object
+    cell_of: CellFactory, memcached_factory: MemcachedFactory
 ) -> None:
     """I5 under pressure: whatever is evicted is missed. With less to hold, the cell is well again."""
-    small = memcached_factory(memory_mb=8)  # type: ignore[operator]
+    small = memcached_factory(memory_mb=8)
     with cell_of(small.url, rate=100.0) as cell, KeySpace(cell.config, small.address) as space:
         cell.begin()
         assert space.evictions() == 0
@@ -108,11 +112,11 @@ def grow(cell: CellUnderTest, pad_bytes: int) -> None:
 
 
 def test_a_full_memcached_says_so_and_keeps_what_it_had(
-    cell_of: CellFactory, memcached_factory: object
+    cell_of: CellFactory, memcached_factory: MemcachedFactory
 ) -> None:
     """Under ``-M``: the error names server and key, events wait unacked, nothing that was there is lost."""
-    full = memcached_factory(memory_mb=16, no_evict=True)  # type: ignore[operator]
-    bigger = memcached_factory(memory_mb=64, no_evict=True)  # type: ignore[operator]
+    full = memcached_factory(memory_mb=16, no_evict=True)
+    bigger = memcached_factory(memory_mb=64, no_evict=True)
     with Relay(("127.0.0.1", full.port)) as relay:
         with cell_of(relay.url) as cell, KeySpace(cell.config, full.address) as space:
             cell.begin()
@@ -147,39 +151,50 @@ def test_a_full_memcached_says_so_and_keeps_what_it_had(
     bigger.close()
 
 
-def complaints(member: object) -> list[str]:
+def complaints(member: Member) -> list[str]:
     """Why a member could not write, where the server was full."""
-    return [entry["why"] for entry in member.logged("trouble") if "no memory left" in entry["why"]]  # type: ignore[attr-defined]
+    return [entry["why"] for entry in member.logged("trouble") if "no memory left" in entry["why"]]
 
 
-def test_a_state_over_the_item_limit_goes_to_the_dead_letters_and_the_old_one_stays(
-    cell_of: CellFactory, memcached_factory: object
+OVER_THE_LIMIT = {
+    "its body": {"namespaces": {"test": {"pad": "x" * 70_000}}},
+    "its columns": {
+        "inventory": {f"CUSTOM_{number:03}_" + "X" * 240: {"total": 1} for number in range(90)},
+        "namespaces": {"test": {"pad": "x" * 29_000}},
+    },
+    "the patch alone": {"metrics": {f"{number:03}-" + "x" * 240: None for number in range(500)}},
+}
+
+
+@pytest.mark.parametrize("what", OVER_THE_LIMIT)
+def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_stays(
+    cell_of: CellFactory, memcached_factory: MemcachedFactory, what: str
 ) -> None:
-    """One node's bad luck: its last good state stays, marked as not the newest; all others go on."""
-    strict = memcached_factory(item_max="16k", extra=("-o", "slab_chunk_max=8"))  # type: ignore[operator]
+    """One node's bad luck stops nobody else: its last good state stays, marked as not the newest."""
+    strict = memcached_factory(item_max="64k", extra=("-o", "slab_chunk_max=64"))
     with cell_of(strict.url) as cell:
         cell.begin()
-        node = cell.fleet.names[7]
-        publisher = cell.fleet.publishers[node]
-        good = cell.fleet.call(lambda: publisher.report({**cell.fleet.state(node), "zone": "good"}).version)
-        wait_until(lambda: cell.read("journal").nodes[node].version >= good, "the good state does not come")
+        node, fleet = cell.fleet.names[7], cell.fleet
+        number = partition_of(node, cell.config.partitions)
+        publisher = fleet.publishers[node]
 
-        big = {**cell.fleet.state(node), "namespaces": {"test": {"pad": "x" * 20_000}}}
-        quiet(cell)
-        bad = cell.fleet.call(lambda: publisher.report(big).version)
+        def go_too_far() -> tuple[Version, Version, dict[str, Any]]:
+            publisher.report(fleet.state(node))
+            good, state = publisher.version, publisher.state()
+            return good, publisher.change(OVER_THE_LIMIT[what]).version, state
+
+        fleet.rate = 0.0
+        good, bad, state = fleet.call(go_too_far)
+        fleet.rate = 300.0
         for design in DESIGNS:
             wait_until(lambda d=design: node in cell.read(d).incomplete, "nothing shows that the newest is missing")
-            assert cell.read(design).nodes[node].version < bad
-            assert cell.read(design).nodes[node].state["zone"] == "good" or True
+            record = cell.read(design).nodes.record(node)
+            assert record is not None
+            assert record.version == good < bad
+            assert record.state() == state
         letters = [letter for letter in read_dead_letters(cell.config, 1000) if letter.reason == "too-large"]
-        assert letters
-        assert "-I" in letters[0].detail
-        cell.fleet.call(lambda: publisher.report({**cell.fleet.state(node), "zone": "small again"}))
-        cell.recovered(f"after a state over the item limit ({len(letters)} dead letters)")
-        assert sum(depth.ready for depth in queue_depths(cell.config) if depth.partition is not None) == 0
+        assert {letter.partition for letter in letters} == {number}
+        assert all("-I" in letter.detail for letter in letters)
+        fleet.call(lambda: publisher.report(fleet.state(node)))
+        cell.recovered(f"after {what} was over the item limit")
         strict.close()
-
-
-def quiet(cell: CellUnderTest) -> None:
-    """No more changes; signs of life go on."""
-    cell.fleet.rate = 0.0

@@ -1,0 +1,77 @@
+"""The key space: which keys there are, and that none are alike."""
+
+from __future__ import annotations
+
+import zlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate import keys
+from nodestate.model import MAX_NODE_NAME_CHARS
+
+PREFIXES = [keys.prefix(cell, p, d) for cell in ("a", "a-1") for p in (0, 1, 10) for d in (keys.JOURNAL, keys.SNAPSHOT)]
+
+
+def test_the_key_space_is_what_the_reference_says() -> None:
+    """Other readers are written against these; changing one is a change of format."""
+    journal, snapshot = keys.prefix("cell1", 3, keys.JOURNAL), keys.prefix("cell1", 3, keys.SNAPSHOT)
+    assert [
+        keys.epoch(journal),
+        keys.head(journal, 0xAB),
+        keys.life(journal, 0xAB),
+        keys.repair(journal),
+        keys.segment(journal, 0xAB, 2, 30),
+        keys.checkpoint(journal, 0xAB, 2, 30, 4),
+        keys.node(snapshot, "compute-1"),
+        keys.index(snapshot, 0xAB, 2, 30, 4),
+    ] == [
+        "ns:cell1:3:j:epoch",
+        "ns:cell1:3:j:head:ab",
+        "ns:cell1:3:j:life:ab",
+        "ns:cell1:3:j:repair",
+        "ns:cell1:3:j:log:ab:2:30",
+        "ns:cell1:3:j:ckpt:ab:2:30:4",
+        "ns:cell1:3:s:node:compute-1",
+        "ns:cell1:3:s:index:ab:2:30:4",
+    ]
+
+
+def test_no_two_things_share_a_key() -> None:
+    """Numbers are told apart by their colons, and no name of a node can look like another key."""
+    names = ["1", "1:1", "epoch", "head:1", ":", "..", "log:1:1:1"]
+    every = [f(prefix) for prefix in PREFIXES for f in (keys.epoch, keys.repair)]
+    every += [f(prefix, epoch) for prefix in PREFIXES for f in (keys.head, keys.life) for epoch in (1, 17, 2**63 - 1)]
+    numbers = [(e, t, o) for e in (1, 17) for t in (1, 11) for o in (1, 11, 111)]
+    every += [keys.segment(prefix, *n) for prefix in PREFIXES for n in numbers]
+    every += [
+        f(prefix, *n, part)
+        for prefix in PREFIXES
+        for f in (keys.checkpoint, keys.index)
+        for n in numbers
+        for part in (0, 1)
+    ]
+    every += [keys.node(prefix, name) for prefix in PREFIXES for name in names]
+    assert len(set(every)) == len(every)
+
+
+def test_the_longest_key_is_one_that_memcached_takes() -> None:
+    """An item that can't be named would be lost without a trace."""
+    prefix = keys.prefix("c" * keys.MAX_CELL_CHARS, 1023, keys.SNAPSHOT)
+    longest = 2**63 - 1
+    for key in (
+        keys.node(prefix, "n" * MAX_NODE_NAME_CHARS),
+        keys.checkpoint(prefix, longest, longest, longest, 10**6),
+    ):
+        assert len(key) <= keys.MAX_KEY_BYTES
+
+
+@given(st.text(alphabet="abcXYZ019._:-", min_size=1, max_size=200), st.integers(1, 1024))
+def test_a_node_has_one_partition_that_any_language_can_work_out(name: str, partitions: int) -> None:
+    """CRC-32 is in every standard library; Python's own hash differs from process to process."""
+    assert keys.partition_of(name, partitions) == zlib.crc32(name.encode()) % partitions
+
+
+def test_partitions_of_known_names_never_change() -> None:
+    """A change would send half of a node's events to another queue than the rest."""
+    assert [keys.partition_of(f"compute-{n:04}", 16) for n in range(8)] == [3, 5, 15, 9, 10, 12, 6, 0]
