@@ -60,7 +60,10 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
         "REPAIR_TTL_S": "seconds that a reader's request for a repair waits for the owner",
     },
-    "nodestate.journal.format": {"MIN_TAIL_BYTES": "of segments, below which no checkpoint is written"},
+    "nodestate.journal.format": {
+        "MIN_TAIL_BYTES": "of segments, below which no checkpoint is written",
+        "TAIL_SHARE": "a checkpoint is due when the tail exceeds one of so many parts of the last one",
+    },
     "nodestate.snapshot.format": {
         "RING_SLOTS": "changed slots that a head's ring names",
         "RING_COMMITS": "commits that it names",

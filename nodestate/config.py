@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import ConfigError
+from nodestate.ports import MAX_TTL_S
 
 ENV_PREFIX = "NODESTATE_"
 DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
@@ -68,7 +69,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Agents spread their answers to a resync over this many seconds."""
     store_timeout_s: Positive = 1.0
     """How long a memcached server may take for a reply."""
-    lease_s: Positive = 86_400.0
+    lease_s: Annotated[float, Meta(ge=10, le=MAX_TTL_S)] = 86_400.0
     """Time to live of what an owner renews; a partition without an owner for so long is forgotten."""
 
     @property

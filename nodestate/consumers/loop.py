@@ -31,15 +31,18 @@ from nodestate.designs import DESIGNS, Design
 from nodestate.errors import BrokerUnavailableError, EpochLostError, FencedError, NodestateError, StoreError
 from nodestate.head import Place, forget
 from nodestate.lockstep import Steps, Stores, run
+from nodestate.model import MAX_NODE_NAME_CHARS
 from nodestate.ports import Clock, Delivery, Resync, ResyncSender, Source, Store
+from nodestate.wire import ENVELOPE_BYTES
 from nodestate.writing import PartitionWriter, Taken
 
 MAX_RESYNC_NODES_COUNT: Final = 1_000
 """Above so many nodes in want of a report their whole partitions are asked."""
 RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
-ITEM_HEADER_BYTES: Final = 8 * 1024
-"""What an item holds beside a body or events, at most: name, columns, stamp."""
+ITEM_HEADER_BYTES: Final = 512
+"""What an item holds beside a record's parts or an event, at most: format, stamp, lengths, the node's name."""
+assert ITEM_HEADER_BYTES > ENVELOPE_BYTES + MAX_NODE_NAME_CHARS + 200
 
 
 @dataclass(slots=True)
@@ -114,8 +117,7 @@ class Consumer:
         try:
             deliveries = self._source.receive(self.config.batch_events, self.config.flush_s)
         except BrokerUnavailableError as error:
-            self._broker_failed(error)
-            self._drop_all()
+            self._session_ended(error)
             self._clock.sleep(RETRY_S)
             return 0
         self._settled("broker")
@@ -236,21 +238,23 @@ class Consumer:
         for (number, name), result in run(work).items():
             self._written(number, name, result)
         for held in list(self.held.values()):
-            if held.pending is not None and not held.pending.owed:
+            if self.held.get(held.number) is held and held.pending is not None and not held.pending.owed:
                 self._finish(held)
 
     def _pending(self, held: HeldPartition) -> Pending | None:
-        """What is to be written of a partition: the work under way, or new work."""
-        if held.pending is None and held.backlog:
-            room = self._stores.of(held.number).max_value_bytes - ITEM_HEADER_BYTES
-            held.pending = held.take_batch(
-                self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
-            )
-        elif held.pending is None and held.lost:
+        """What is to be written of a partition: the work under way, or new work. What the store lost comes first, as
+        under steady traffic there would be no time for it after.
+        """
+        if held.pending is None and held.lost:
             held.pending = held.maintenance(held.lost)
         elif held.pending is None and held.wants_repair:
             held.pending = held.maintenance(held.wants_repair, frozenset(held.wants_repair))
             held.wants_repair = set()
+        elif held.pending is None and held.backlog:
+            room = self._stores.of(held.number).max_value_bytes - ITEM_HEADER_BYTES
+            held.pending = held.take_batch(
+                self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
+            )
         return held.pending
 
     def _write(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
@@ -288,7 +292,7 @@ class Consumer:
                 self._source.ack(pending.deliveries)
                 self.stats.acked += len(pending.deliveries)
         except BrokerUnavailableError as error:
-            self._broker_failed(error)  # not acked, so they come again, as duplicates
+            self._session_ended(error)  # not acked, so they come again, as duplicates
 
     # -- failing --------------------------------------------------------------------------------
 
@@ -310,6 +314,11 @@ class Consumer:
         self.stats.store_errors += 1
         self._complain(f"partition {number}", str(error))
         self._retry_at[number] = self._clock.monotonic() + RETRY_S
+
+    def _session_ended(self, error: BrokerUnavailableError) -> None:
+        """Any call of the source may be the one to tell; the next one would begin another session in silence."""
+        self._broker_failed(error)
+        self._drop_all()
 
     def _broker_failed(self, error: BrokerUnavailableError) -> None:
         self.stats.broker_errors += 1

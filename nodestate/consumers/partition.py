@@ -136,6 +136,7 @@ class HeldPartition:
             try:
                 event = parse_event(delivery.body)
                 self._check(event, wall, partitions)
+                _require_room(len(delivery.body), room_bytes, "an event")
                 outcome, slot = self._fold(event, room_bytes)
             except BadEventError as error:
                 counts.dead_letters[error.reason] = counts.dead_letters.get(error.reason, 0) + 1
@@ -171,11 +172,7 @@ class HeldPartition:
             self.heard_at[slot] = max(self.heard_at[slot], self.probed_at)
         if record is before or record is None:
             return outcome, None
-        if len(record.body) > room_bytes:
-            raise BadEventError(
-                "too-large",
-                f"a state of {len(record.body):,} bytes does not fit the store's items ({room_bytes:,}): raise its -I",
-            )
+        _require_room(len(record.body) + len(record.classes) + len(record.columns), room_bytes, "a state")
         if slot is None:
             slot = self.slots[event.node] = len(self.records)
             self.records.append(record)
@@ -188,3 +185,10 @@ class HeldPartition:
             self.incomplete.discard(record.name)
             self.asked_at.pop(record.name, None)
         return outcome, slot
+
+
+def _require_room(size: int, room_bytes: int, what: str) -> None:
+    if size > room_bytes:
+        raise BadEventError(
+            "too-large", f"{what} of {size:,} bytes does not fit the store's items ({room_bytes:,}): raise its -I"
+        )

@@ -100,12 +100,9 @@ def ring_after(section: Section, offset: int) -> dict[int, Stamp]:
         return {}
     slots = np.frombuffer(section.slots[begin:], "<u4").tolist()
     first = section.ring_from + skip
-    commits = np.repeat(np.arange(first, section.ring_from + len(counts)), counts[skip:]).tolist()
-    newest: dict[int, int] = dict(zip(slots, commits, strict=True))
-    oldest_term = term_of(section.terms, first)
-    if oldest_term == section.terms[-1].term:  # no takeover in between: nearly always
-        return {slot: Stamp(oldest_term, commit) for slot, commit in newest.items()}
-    return {slot: Stamp(term_of(section.terms, commit), commit) for slot, commit in newest.items()}
+    stamps = [Stamp(term_of(section.terms, commit), commit) for commit in range(first, section.ring_from + len(counts))]
+    turns = np.repeat(np.arange(len(stamps)), counts[skip:]).tolist()
+    return {slot: stamps[turn] for slot, turn in zip(slots, turns, strict=True)}
 
 
 def ring_with(section: Section, slots: Sequence[int]) -> tuple[int, bytes, bytes]:

@@ -157,12 +157,12 @@ def complaints(member: Member) -> list[str]:
 
 
 OVER_THE_LIMIT = {
-    "its body": {"namespaces": {"test": {"pad": "x" * 70_000}}},
+    "its body": {"namespaces": {"test": {"pad": "x" * 140_000}}},
     "its columns": {
         "inventory": {f"CUSTOM_{number:03}_" + "X" * 240: {"total": 1} for number in range(90)},
-        "namespaces": {"test": {"pad": "x" * 29_000}},
+        "namespaces": {"test": {"pad": "x" * 95_000}},
     },
-    "the patch alone": {"metrics": {f"{number:03}-" + "x" * 240: None for number in range(500)}},
+    "the patch alone": {"metrics": {f"{number:03}-" + "x" * 240: None for number in range(600)}},
 }
 
 
@@ -171,7 +171,7 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
     cell_of: CellFactory, memcached_factory: MemcachedFactory, what: str
 ) -> None:
     """One node's bad luck stops nobody else: its last good state stays, marked as not the newest."""
-    strict = memcached_factory(item_max="64k", extra=("-o", "slab_chunk_max=64"))
+    strict = memcached_factory(item_max="128k", extra=("-o", "slab_chunk_max=128"))
     with cell_of(strict.url) as cell:
         cell.begin()
         node, fleet = cell.fleet.names[7], cell.fleet

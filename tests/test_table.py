@@ -1,0 +1,95 @@
+"""The table of a partition: equal to a plain dict, and never changed once it is handed out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from nodestate.model import NodeRecord
+from nodestate.table import CHUNK_SLOTS, Table
+
+
+def record(name: str, generation: int, *, incomplete: bool = False) -> NodeRecord:
+    return NodeRecord(name, 1, generation, 1, generation + incomplete, 0.0, False, "up", "", b"", b"\x80")
+
+
+def name_of(slot: int) -> str:
+    return f"n{slot}"
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Every table ever made, beside the plain dict it must equal for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = 1
+        self.made: list[tuple[Table, dict[str, NodeRecord], frozenset[str]]] = [(Table.of(9, 1, []), {}, frozenset())]
+
+    @rule(
+        new=st.sampled_from([0, 0, 1, 3, CHUNK_SLOTS - 3, CHUNK_SLOTS + 1]),
+        touched=st.lists(st.integers(0, 500), max_size=5),
+        incomplete=st.integers(0, 3),
+        unread=st.lists(st.integers(0, 500), max_size=2),
+    )
+    def advance(self, new: int, touched: list[int], incomplete: int, unread: list[int]) -> None:
+        table, model, missing = self.made[-1]
+        self.offset += 1
+        size = len(model)
+        slots = {slot % size for slot in touched if size} | set(range(size, size + new))
+        updates = {
+            slot: record(name_of(slot), self.offset, incomplete=(slot + self.offset) % 4 < incomplete) for slot in slots
+        }
+        lost = {name_of(slot % size) for slot in unread if size} - {r.name for r in updates.values()}
+        after = {**model, **{r.name: r for r in updates.values()}}
+        still = {name for name in missing | lost if name not in {r.name for r in updates.values()}}
+        still |= {r.name for r in updates.values() if r.incomplete}
+        self.made.append((table.advanced(self.offset, updates, lost), after, frozenset(still)))
+
+    @rule()
+    def advance_by_nothing(self) -> None:
+        table, model, missing = self.made[-1]
+        self.offset += 1
+        self.made.append((table.advanced(self.offset, {}), model, missing))
+
+    @invariant()
+    def tables_are_as_they_were_made(self) -> None:
+        for table, model, missing in (self.made[0], *self.made[-3:]):
+            assert {r.name: r for r in table.records()} == model
+            assert [r.name for r in table.records()] == [name_of(slot) for slot in range(len(model))]
+            assert (table.size, table.incomplete) == (len(model), missing)
+            assert table.get(name_of(len(model))) is None, "a name of a later table shows"
+            if model:
+                assert table.get(name_of(len(model) - 1)) == model[name_of(len(model) - 1)]
+
+    @invariant()
+    def chunks_that_did_not_change_are_shared(self) -> None:
+        """Columns are rebuilt by chunk: what is the same object is not looked at."""
+        for (before, *_), (after, *_) in zip(self.made[-2:], self.made[-1:], strict=False):
+            for old, new in zip(before.chunks, after.chunks, strict=False):
+                assert (old is new) == (old == new)
+
+    def teardown(self) -> None:
+        for table, model, missing in self.made:
+            assert ({r.name: r for r in table.records()}, table.incomplete) == (model, missing)
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(settings(), stateful_step_count=12)
+
+
+@given(st.integers(0, 3 * CHUNK_SLOTS + 1))
+def test_a_table_made_at_once_equals_one_that_grew(size: int) -> None:
+    """A new reader loads a checkpoint, an old one followed along: same view (I4)."""
+    records = [record(name_of(slot), 1) for slot in range(size)]
+    grown = Table.of(9, 1, [])
+    for slot, one in enumerate(records):
+        grown = grown.advanced(slot + 2, {slot: one})
+    assert Table.of(9, size + 1, records) == grown
+
+
+def test_a_slot_that_would_leave_a_hole_is_a_bug() -> None:
+    """It would put every later node in another's place."""
+    with pytest.raises(AssertionError):
+        Table.of(9, 1, []).advanced(2, {1: record("n1", 1)})
