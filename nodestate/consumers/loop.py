@@ -332,9 +332,14 @@ class Consumer:
         if now < self._renew_at:
             return
         self._renew_at = now + self.config.renew_s
+        try:
+            for held in self.held.values():
+                self._source.poke(held.number, probe(self._owner, now))
+        except BrokerUnavailableError as error:
+            self._session_ended(error)
+            return
         work: dict[tuple[int, str], tuple[Store, Steps[bool]]] = {}
         for held in self.held.values():
-            self._probe(held, now)
             if held.pending is not None:
                 continue
             caught_up = now - held.caught_up_at <= 3 * self.config.renew_s
@@ -353,12 +358,6 @@ class Consumer:
             elif result:
                 self.stats.repairs += 1
                 renewed.wants_repair.add(name)
-
-    def _probe(self, held: HeldPartition, now: float) -> None:
-        try:
-            self._source.poke(held.number, probe(self._owner, now))
-        except BrokerUnavailableError as error:
-            self._broker_failed(error)
 
     # -- asking ---------------------------------------------------------------------------------
 

@@ -1,0 +1,119 @@
+"""What the store lost, and what does not fit it, must not wait for a quiet moment or stop a partition."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from nodestate import Reader
+from nodestate.config import Config
+from nodestate.consumers.loop import Consumer
+from nodestate.errors import ConfigError
+from nodestate.lockstep import Stores
+from nodestate.testing import ManualClock, MemoryBroker, MemoryServer, MemoryStore
+
+PARTITIONS = 1
+
+
+class Cell:
+    """One partition, one consumer, one node that reports."""
+
+    def __init__(self, designs: tuple[str, ...] = ("journal", "snapshot"), **server: Any) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(clock=self.clock, **server)
+        self.broker = MemoryBroker(PARTITIONS, clock=self.clock)
+        self.config = Config(partitions=PARTITIONS, designs=designs, heartbeat_s=1.0, resync_jitter_s=0.0)
+        self.consumer = Consumer(
+            self.config, self.broker.source([0]), self.stores(), self.broker, self.clock, random.Random(1), "m"
+        )
+        self.sink = self.broker.sink()
+        self.generation = 0
+
+    def stores(self) -> Stores:
+        return Stores([MemoryStore(self.server)])
+
+    def reader(self, design: str, partitions: int = PARTITIONS) -> Reader:
+        config = msgspec.structs.replace(self.config, partitions=partitions)
+        return Reader(config, design=design, stores=self.stores(), clock=self.clock)
+
+    def publish(self, kind: str = "change", node: str = "n", **content: Any) -> None:
+        if kind != "heartbeat":
+            self.generation += 1
+        event = {
+            "v": 1,
+            "kind": kind,
+            "node": node,
+            "incarnation": int(self.clock.time()) if kind == "report" else self.incarnation,
+            "generation": self.generation,
+            "reported_at": self.clock.time(),
+            **content,
+        }
+        self.incarnation = event["incarnation"]
+        self.sink.publish(0, msgspec.msgpack.encode(event), lambda _ok: None)
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.consumer.step()
+            self.clock.advance(0.5)
+
+    def lose(self, part: str) -> None:
+        [key, *_] = [key for key in self.server.keys() if part in key]  # noqa: SIM118  a server, no dict
+        assert self.server.evict(key)
+
+
+@pytest.mark.parametrize(("design", "part"), [("snapshot", ":s:node:"), ("journal", ":j:log:")])
+def test_a_loss_is_repaired_while_events_never_stop(design: str, part: str) -> None:
+    """A busy partition has no quiet moment: a repair that waited for one would never come."""
+    cell = Cell()
+    cell.publish("report", state={"usage": {"VCPU": 1}})
+    cell.step(8)
+    cell.lose(part)
+    for _ in range(20):
+        cell.reader(design).read(max_age=1e9, on_stale="flag")
+        cell.publish("heartbeat")
+        cell.step()
+    view = cell.reader(design).read(max_age=10, on_stale="flag")
+    assert view.incomplete == frozenset()
+    assert view.nodes["n"].state["usage"] == {"VCPU": 1}
+
+
+@pytest.mark.parametrize("design", ["journal", "snapshot"])
+def test_an_epoch_is_begun_again_while_heartbeats_never_stop(design: str) -> None:
+    """Heartbeats write nothing, so they must not push aside what has to be written."""
+    cell = Cell()
+    cell.publish("report", state={"usage": {"VCPU": 1}})
+    cell.step(8)
+    cell.server.flush()
+    for _ in range(10):
+        cell.publish("heartbeat")
+        cell.step()
+    view = cell.reader(design).read(max_age=10, on_stale="refuse")
+    assert view.nodes["n"].state["usage"] == {"VCPU": 1}
+
+
+@pytest.mark.parametrize("design", ["journal", "snapshot"])
+def test_an_event_over_the_item_limit_is_a_dead_letter_and_stops_nobody(design: str) -> None:
+    """Found by a change of many removals: small state, event larger than any item, tried again for ever."""
+    cell = Cell((design,), max_value_bytes=128 * 1024)
+    cell.publish("report", state={"usage": {"VCPU": 1}})
+    cell.step(4)
+    cell.publish(patch={"namespaces": {f"nothing-{number:06}": None for number in range(12_000)}})
+    cell.generation -= 1
+    cell.publish(patch={"usage": {"VCPU": 2}})
+    cell.step(4)
+    assert [letter.reason for letter in cell.broker.dead_letters] == ["too-large"]
+    view = cell.reader(design).read(max_age=10, on_stale="flag")
+    assert view.nodes["n"].state["usage"] == {"VCPU": 2}
+
+
+@pytest.mark.parametrize("design", ["journal", "snapshot"])
+def test_a_reader_that_counts_on_other_partitions_is_refused(design: str) -> None:
+    """Half of the partitions would look like half of the fleet, and pass for whole."""
+    cell = Cell()
+    cell.publish("report", state={})
+    cell.step(4)
+    with pytest.raises(ConfigError, match="the cell has 1 partitions, the settings say 2"):
+        cell.reader(design, partitions=2).read(max_age=10, on_stale="flag")
