@@ -53,7 +53,8 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
     },
     "nodestate.consumers.loop": {
-        "MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked"
+        "MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked",
+        "MAX_ASKING_S": "longest pause before an incomplete node is asked for a report again, in seconds; it doubles up to here",
     },
     "nodestate.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
     "nodestate.reading": {

@@ -81,6 +81,7 @@ class ColumnsMachine(RuleBasedStateMachine):
         self.generation = 0
         self.epoch = 0
         self.left_out: set[str] = set()
+        self.seen: list[list[Table | None]] = []
         self.handed_out: list[tuple[Columns, tuple]] = []
         self.look()
 
@@ -131,6 +132,13 @@ class ColumnsMachine(RuleBasedStateMachine):
         )
         assert all(name in columns.usage for name in columns.capacity)
         self.handed_out.append((columns, copied(columns)))
+        self.seen.append(list(self.tables))
+
+    @rule(pick=st.integers(0, 1_000))
+    def look_at_an_older_view(self, pick: int) -> None:
+        """Columns are made on first use: a scheduler may ask an old view for them after a newer one."""
+        tables = self.seen[pick % len(self.seen)]
+        assert rows_of(self.store.of(tables)) == from_scratch(tables, set())
 
     @invariant()
     def what_was_handed_out_stays(self) -> None:

@@ -26,7 +26,7 @@ import structlog
 
 from nodestate import keys
 from nodestate.config import Config
-from nodestate.consumers.partition import Counts, HeldPartition, Pending, probe
+from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
 from nodestate.designs import DESIGNS, Design
 from nodestate.errors import BrokerUnavailableError, EpochLostError, FencedError, NodestateError, StoreError
 from nodestate.head import Place, forget
@@ -38,6 +38,8 @@ from nodestate.writing import PartitionWriter, Taken
 
 MAX_RESYNC_NODES_COUNT: Final = 1_000
 """Above so many nodes in want of a report their whole partitions are asked."""
+MAX_ASKING_S: Final = 60.0
+"""Longest pause before a node is asked for a report again. Each answer that can't be kept is a dead letter."""
 RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
 ITEM_HEADER_BYTES: Final = 512
@@ -364,13 +366,12 @@ class Consumer:
     def _ask_due(self) -> None:
         """Ask agents for what is known to be missing: partitions that began with nothing, nodes with gaps."""
         now = self._clock.monotonic()
-        again_s = max(1.0, self.config.resync_jitter_s)
         everything = [held for held in self.held.values() if held.ask_all]
         nodes = [
             (held, name)
             for held in self.held.values()
             for name in held.incomplete
-            if held.asked_at.get(name, -again_s) + again_s <= now and not held.ask_all
+            if not held.ask_all and (name not in held.asking or held.asking[name].again_at <= now)
         ]
         if len(nodes) > MAX_RESYNC_NODES_COUNT:
             everything += {held.number: held for held, _ in nodes}.values()
@@ -386,11 +387,14 @@ class Consumer:
             self._broker_failed(error)
             return
         self.stats.resyncs += 1
+        asked = set(nodes)
         for held in everything:
             held.ask_all = False
-            held.asked_at.update(dict.fromkeys(held.incomplete, now))
-        for held, name in nodes:
-            held.asked_at[name] = now
+            asked.update((held, name) for name in held.incomplete)
+        for held, name in asked:
+            before = held.asking.get(name)
+            pause_s = min(2 * before.pause_s, MAX_ASKING_S) if before else max(1.0, self.config.resync_jitter_s)
+            held.asking[name] = Asking(now + pause_s, pause_s)
 
     # -- saying ---------------------------------------------------------------------------------
 

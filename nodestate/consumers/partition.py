@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from nodestate.errors import BadEventError
 from nodestate.head import NEVER_HEARD, Vitals
 from nodestate.keys import partition_of
-from nodestate.model import Event, NodeRecord, Outcome, fold, parse_event
+from nodestate.model import Event, Heartbeat, NodeRecord, Outcome, fold, parse_event
 from nodestate.ports import POKE, Delivery
 from nodestate.writing import Batch, PartitionWriter
+
+_encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
 """Events of one commit: above this a batch is split, so that a segment fits an item."""
@@ -53,6 +57,13 @@ def probed_at(body: bytes, owner: str) -> float:
         return float("-inf")
 
 
+class Asking(NamedTuple):
+    """When an incomplete node is asked for a report again, and how long the pause before is."""
+
+    again_at: float
+    pause_s: float
+
+
 @dataclass(slots=True)
 class Pending:
     """Work between fold and ack. ``owed`` are the designs that have not confirmed it yet; ``repair`` those of them
@@ -90,7 +101,7 @@ class HeldPartition:
         self.lost: set[str] = set()
         self.wants_repair: set[str] = set()
         self.incomplete: set[str] = set()
-        self.asked_at: dict[str, float] = {}
+        self.asking: dict[str, Asking] = {}
         self.ask_all = False
 
     def fill(self, records: list[NodeRecord], ages_ms: bytes, now: float) -> None:
@@ -133,20 +144,29 @@ class HeldPartition:
                 self.probed_at = max(self.probed_at, probed_at(delivery.body, owner))
                 pending.caught_up_at = self.probed_at
                 continue
+            body = delivery.body
             try:
-                event = parse_event(delivery.body)
+                event = parse_event(body)
                 self._check(event, wall, partitions)
-                _require_room(len(delivery.body), room_bytes, "an event")
-                outcome, slot = self._fold(event, room_bytes)
             except BadEventError as error:
-                counts.dead_letters[error.reason] = counts.dead_letters.get(error.reason, 0) + 1
                 pending.bad.append((delivery, error))
                 continue
-            counts.by_outcome[outcome.value] += 1
+            try:
+                _require_room(len(body), room_bytes, "an event")
+                outcome, slot = self._fold(event, room_bytes)
+                counts.by_outcome[outcome.value] += 1
+            except BadEventError as error:
+                pending.bad.append((delivery, error))
+                # What it says can't be kept, but that it was said: the state before must not pass for the newest.
+                said = _version_alone(event)
+                body = _encode(said)
+                _, slot = self._fold(said, room_bytes)
             if slot is not None:
-                events.append(delivery.body)
+                events.append(body)
                 changed[slot] = None
-                size += len(delivery.body) + 5  # msgpack's header of a bin
+                size += len(body) + 5  # msgpack's header of a bin
+        for _, refused in pending.bad:
+            counts.dead_letters[refused.reason] = counts.dead_letters.get(refused.reason, 0) + 1
         if events:
             pending.batch = Batch(tuple(events), tuple(changed), size_before)
             pending.owed = set(self.writers)
@@ -183,8 +203,14 @@ class HeldPartition:
             self.incomplete.add(record.name)
         elif self.incomplete:
             self.incomplete.discard(record.name)
-            self.asked_at.pop(record.name, None)
+            self.asking.pop(record.name, None)
         return outcome, slot
+
+
+def _version_alone(event: Event) -> Heartbeat:
+    return Heartbeat(
+        node=event.node, incarnation=event.incarnation, generation=event.generation, reported_at=event.reported_at
+    )
 
 
 def _require_room(size: int, room_bytes: int, what: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from nodestate import keys
-from nodestate.errors import FencedError
+from nodestate.errors import FencedError, StoreUnavailableError
 from nodestate.head import Place, Since, Tenure, Vitals, require_stored, since_from, term_of
 from nodestate.journal.format import (
     MIN_TAIL_BYTES,
@@ -99,8 +101,10 @@ class JournalWriter:
         ours = yield from tenure.advance(after, vitals)
         self._section = after if ours else SECTION.decode(tenure.head.section)
         if trimmed:
-            # Best effort: what a crash leaves behind here is never read again and falls to memcached's LRU.
-            yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
+            # Best effort: what stays behind here is never read again and falls to memcached's LRU. An error must not
+            # show: the commit is done, and tried again it would be another.
+            with suppress(StoreUnavailableError):
+                yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
     def _checkpoint(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Checkpoint, list[Write]]:
         part_bytes = min(PART_BYTES, self._place.store.max_value_bytes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 
 from nodestate import keys
-from nodestate.errors import FencedError
+from nodestate.errors import FencedError, StoreUnavailableError
 from nodestate.head import MAX_TRIES_COUNT, Place, Since, Tenure, Vitals, require_stored, since_from
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Put, Status, Write
@@ -135,7 +136,10 @@ class SnapshotWriter:
         self._section = after if ours else SECTION.decode(tenure.head.section)
         self._owed.clear()
         if trimmed:
-            yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
+            with suppress(
+                StoreUnavailableError
+            ):  # best effort; the commit is done, and tried again it would be another
+                yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
     def _stored(self, slot: int, stamp: Stamp, epoch: int, nodes: HeldNodes) -> bytes:
         return NODE.pack(StoredNode(epoch, stamp.term, stamp.offset, slot, nodes.records[slot]))

@@ -23,9 +23,7 @@ def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def cell_of(
-    tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[str], None]
-) -> CellFactory:
+def cell_of(tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[str], None]) -> CellFactory:
     """Compose a cell over the run's RabbitMQ (or another broker) and the given store."""
 
     def compose(store: str, *, broker: str | None = None, **options: Any) -> CellUnderTest:

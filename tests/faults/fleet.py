@@ -125,7 +125,10 @@ class RecordingSink:
 
 
 class Fleet:
-    """``count`` nodes that together change ``rate`` times a second, give signs of life, and answer resyncs."""
+    """``count`` nodes that together change ``rate`` times a second, give signs of life, and answer resyncs.
+
+    Those in ``silent`` are dead: they do none of that. ``mute``: nobody answers, nor gives signs of life.
+    """
 
     def __init__(
         self, config: Config, *, count: int = 200, rate: float = 300.0, seed: int = 1, pad_bytes: int = 0
@@ -134,6 +137,7 @@ class Fleet:
         self.rate = rate
         self.pad_bytes = pad_bytes
         self.mute = False
+        self.silent: set[str] = set()
         self.names = [f"compute-{number:04}" for number in range(count)]
         self.of_partition: dict[int, list[str]] = {p: [] for p in range(config.partitions)}
         for name in self.names:
@@ -216,7 +220,9 @@ class Fleet:
             allocation = None if rng.random() < 0.5 else {"resources": {"VCPU": rng.randint(1, 8)}, "group": "web"}
             one.change({"allocations": {consumer: allocation}, "usage": {"VCPU": rng.randint(0, 64)}})
         else:
-            one.change({"usage": {"VCPU": rng.randint(0, 64)}, "metrics": {"cpu.percent": round(100 * rng.random(), 2)}})
+            one.change(
+                {"usage": {"VCPU": rng.randint(0, 64)}, "metrics": {"cpu.percent": round(100 * rng.random(), 2)}}
+            )
 
     def state(self, name: str) -> dict[str, Any]:
         """A whole state, as random as the changes."""
@@ -270,12 +276,12 @@ class Fleet:
             while due >= 1.0:
                 due -= 1.0
                 name = self._rng.choice(self.names)
-                if self.publishers[name].live:
+                if self.publishers[name].live and name not in self.silent:
                     self.change(name)
             while beats[0][0] <= now:
                 at, name = beats.popleft()
                 beats.append((max(at + beat_s, now), name))
-                if self.publishers[name].live and not self.mute:
+                if self.publishers[name].live and not self.mute and name not in self.silent:
                     self.publishers[name].heartbeat()
             self._keep_up()
 
@@ -287,7 +293,7 @@ class Fleet:
         try:
             for resync in self.sink.resyncs(TICK_S):
                 for name, one in self.publishers.items():
-                    if not self.mute and concerns(resync, name, one.partition):
+                    if not self.mute and name not in self.silent and concerns(resync, name, one.partition):
                         self.answers += 1
                         one.resync(resync)
                         self._answering.add(name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Self
 
 import xxhash
 
@@ -24,6 +24,7 @@ from nodestate.wire import ENVELOPE_BYTES
 TIMEOUT_S: Final = 5.0
 FILL_BYTES: Final = (60, 120, 250, 500, 900, 1_800, 4_000, 8_000, 20_000, 60_000, 120_000, 250_000, 500_000)
 """Sizes of values that together leave no slab class with room."""
+FILL_AT_ONCE_BYTES: Final = 32_000
 
 
 class KeySpace:
@@ -34,7 +35,7 @@ class KeySpace:
         self._store = MemcachedStore(address, timeout_s=TIMEOUT_S)
         self._address = address
 
-    def __enter__(self) -> KeySpace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,18 +109,20 @@ class KeySpace:
         """Writes that found no memory."""
         return self._store.stats().out_of_memory
 
-    def fill(self, sizes: Sequence[int] = FILL_BYTES, alive: Callable[[], bool] = lambda: True) -> list[str]:
-        """Take all memory that is left, in every size; returns the keys that took it."""
+    def fill(self) -> list[str]:
+        """Take all memory that is left, for values of every size; returns the keys that took it."""
         host, _, port = self._address.rpartition(":")
         taken: list[str] = []
         with socket.create_connection((host, int(port)), TIMEOUT_S) as connection, connection.makefile("rb") as replies:
-            for size in sorted(sizes, reverse=True):
-                while alive():
-                    key = f"filler:{size}:{len(taken)}"
-                    connection.sendall(f"set {key} 0 0 {size}\r\n".encode() + b"x" * size + b"\r\n")
-                    if replies.readline() != b"STORED\r\n":
-                        break
-                    taken.append(key)
+            for size in sorted(FILL_BYTES, reverse=True):
+                room = True
+                while room:
+                    keys_sent = [f"filler:{size}:{len(taken) + n}" for n in range(max(1, FILL_AT_ONCE_BYTES // size))]
+                    request = [f"set {key} 0 0 {size}\r\n".encode() + b"x" * size + b"\r\n" for key in keys_sent]
+                    connection.sendall(b"".join(request))
+                    stored = [key for key in keys_sent if replies.readline() == b"STORED\r\n"]
+                    taken += stored
+                    room = len(stored) == len(keys_sent)
         return taken
 
     def free(self, taken: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ class Member:
         self._to_live = True
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
         with self._path("log").open("wb") as log, self._path("json").open("wb") as out:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  our own command
                 [sys.executable, "-c", _MAIN, "consume", "--member", self.name, "--json", "--log-format", "json"],
                 env={**environment, **self.settings},
                 stdin=subprocess.DEVNULL,
@@ -106,7 +106,9 @@ class Member:
         deadline = time.monotonic() + timeout_s
         while len(found := self.logged(event, **fields)) < count:
             self.require_alive()
-            assert time.monotonic() < deadline, f"{self.name} logged {len(found)} × {event!r}:\n{self.log_text()[-4000:]}"
+            assert time.monotonic() < deadline, (
+                f"{self.name} logged {len(found)} x {event!r}:\n{self.log_text()[-4000:]}"
+            )
             time.sleep(0.02)
         return found
 

@@ -165,7 +165,7 @@ class CellMachine(RuleBasedStateMachine):
         which=numbers,
         call=calls,
         passes_s=seconds,
-        steps=st.integers(0, 3),
+        steps=st.integers(0, 4),
         reads=st.booleans(),
         flushed=st.sampled_from([None, None, None, 0, 1]),
     )
@@ -177,6 +177,8 @@ class CellMachine(RuleBasedStateMachine):
             if flushed is not None:
                 self.world.servers[flushed % len(self.world.servers)].flush()
             for _ in range(steps):
+                self.world.change_some(0.7)
+                self.world.confirm()
                 for other in list(self.world.members):
                     if other is not member:
                         other.step()

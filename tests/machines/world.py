@@ -194,10 +194,10 @@ class Ledger:
         return publication
 
     def newest(self, partition: int, by: float) -> dict[str, Version]:
-        """The newest version of each node of a partition whose message, confirmed, was in the queue at a time."""
+        """The newest version of each node of a partition whose message, confirmed, was in the queue before a time."""
         newest: dict[str, Version] = {}
         for one in self.publications:
-            if one.partition == partition and one.at <= by and one.confirmed and not one.lost:
+            if one.partition == partition and one.at < by and one.confirmed and not one.lost:
                 newest[one.node] = max(newest.get(one.node, one.version), one.version)
         return newest
 

@@ -1,0 +1,33 @@
+"""Everything that holds a copy is gone at once: the agents own the truth, so it comes back."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.faults.cell import DESIGNS, wait_until
+from tests.faults.conftest import CellFactory
+from tests.services.servers import MemcachedServer
+
+pytestmark = pytest.mark.service
+
+
+def test_all_consumers_and_memcached_die_at_once(cell_of: CellFactory, memcached: MemcachedServer) -> None:
+    """I5: nobody vouches for a partition of which nothing is known, however empty it looks; a resync fills it."""
+    with cell_of(memcached.url) as cell:
+        cell.begin()
+        answers = cell.fleet.answers
+        for member in cell.members:
+            member.kill()
+        memcached.kill()
+        wait_until(lambda: all(cell.read(d).age > cell.bound_s for d in DESIGNS), "the view does not age")
+        memcached.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        for member in cell.members:
+            member.start()
+        cell.well()
+        cell.record(f"all nodes known again {time.monotonic() - began:.1f} s after consumers were started")
+        assert cell.fleet.answers > answers
+        cell.recovered("after the loss of all consumers and all of memcached")

@@ -1,0 +1,125 @@
+"""One partition of one design, an owner that writes it and followers that read it: less than a cell, no consumer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from nodestate import keys
+from nodestate.designs import DESIGNS
+from nodestate.head import Place, Vitals
+from nodestate.lockstep import Steps, run_one
+from nodestate.model import NodeRecord, fold, parse_event
+from nodestate.reading import Follower, PartitionState
+from nodestate.testing import FaultyStore, ManualClock, MemoryServer, MemoryStore, Plan, script
+from nodestate.writing import Batch, Taken
+
+T = TypeVar("T")
+LEASE_S = 86_400
+WELL = Vitals(0, vouched=True)
+
+
+def prefix_of(design: str) -> str:
+    """What the keys of this partition begin with."""
+    return keys.prefix("cell1", 0, DESIGNS[design].letter)
+
+
+def report(node: str, generation: int, **state: Any) -> bytes:
+    """A whole state of a node."""
+    fields = {"kind": "report", "node": node, "incarnation": 1, "generation": generation, "reported_at": 1.0}
+    return msgspec.msgpack.encode({**fields, "state": state})
+
+
+def change(node: str, generation: int, **patch: Any) -> bytes:
+    """A change of a node."""
+    fields = {"kind": "change", "node": node, "incarnation": 1, "generation": generation, "reported_at": 1.0}
+    return msgspec.msgpack.encode({**fields, "patch": patch})
+
+
+class Owner:
+    """Folds events and commits them, as a consumer would; its connection fails by plan."""
+
+    def __init__(self, design: str, server: MemoryServer, clock: ManualClock, name: str = "a") -> None:
+        self.store = FaultyStore(MemoryStore(server), script())
+        place = Place(prefix_of(design), 0, name, LEASE_S, self.store, 1, clock)
+        self.writer = DESIGNS[design].writer(place)
+        self.records: list[NodeRecord] = []
+        self._slots: dict[str, int] = {}
+        self._batch: Batch | None = None
+
+    def begin(self, epoch: int = 7) -> None:
+        """Begin an epoch with what is held."""
+        self.run(self.writer.begin(epoch, self, WELL))
+
+    def take(self) -> Taken | None:
+        """Take the partition over, and hold what was found."""
+        taken = self.run(self.writer.take())
+        if taken is not None:
+            self.records = list(taken.records)
+            self._slots = {record.name: slot for slot, record in enumerate(self.records)}
+        return taken
+
+    def commit(self, *events: bytes, plan: Plan | None = None) -> None:
+        """Fold and write; after an error, ``again`` must come first."""
+        size_before, changed = len(self.records), {}
+        for raw in events:
+            event = parse_event(raw)
+            slot = self._slots.get(event.node)
+            record = fold(self.records[slot] if slot is not None else None, event).record
+            assert record is not None
+            if slot is None:
+                slot = self._slots[event.node] = len(self.records)
+                self.records.append(record)
+            else:
+                self.records[slot] = record
+            changed[slot] = None
+        self._batch = Batch(events, tuple(changed), size_before)
+        self.again(plan)
+
+    def again(self, plan: Plan | None = None) -> None:
+        """Write the last batch, again if need be."""
+        assert self._batch is not None
+        self.run(self.writer.commit(self._batch, self, WELL), plan)
+
+    def renew(self) -> bool:
+        """Confirm; True where a repair is asked for."""
+        return self.run(self.writer.renew(WELL))
+
+    def repair(self) -> None:
+        """Write again what is lost."""
+        self.run(self.writer.repair(self, WELL))
+
+    def run(self, steps: Steps[T], plan: Plan | None = None) -> T:
+        """Carry out steps, with faults by ``plan``."""
+        self.store.plan = plan or script()
+        try:
+            return run_one(self.store, steps)
+        finally:
+            self.store.plan = script()
+
+
+class Watcher:
+    """Follows the partition; counts its round trips."""
+
+    def __init__(self, design: str, server: MemoryServer, clock: ManualClock) -> None:
+        self.store = FaultyStore(MemoryStore(server), self._counted)
+        prefix = prefix_of(design)
+        self._follower = Follower(0, prefix, DESIGNS[design].reader(prefix), clock)
+        self.fetches: list[int] = []
+        self.plan: Plan = script()
+
+    def _counted(self, operation: str, count: int) -> Any:
+        if operation == "fetch":
+            self.fetches.append(count)
+        return self.plan(operation, count)
+
+    def look(self, plan: Plan | None = None) -> PartitionState:
+        """Refresh."""
+        self.fetches, self.plan = [], plan or script()
+        return run_one(self.store, self._follower.refresh(with_life=False))
+
+
+def held(state: PartitionState) -> list[NodeRecord]:
+    """What a partition holds, in slot order."""
+    return list(state.table.records()) if state.table is not None else []

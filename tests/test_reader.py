@@ -1,0 +1,274 @@
+"""Reading within bounds: what is refused, left out or said, and that ages err on the old side."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from nodestate.errors import BehindError, ConfigError, StaleViewError
+from nodestate.keys import partition_of
+from nodestate.lockstep import Stores
+from nodestate.model import Receipt, Version
+from nodestate.reader import Reader
+from nodestate.testing import Fault, FaultyStore, MemoryStore, script
+from tests.machines.world import World
+
+NODES = [f"node-{n}" for n in range(6)]
+
+
+class Wired(Reader):
+    """A reader whose connections can be made to fail."""
+
+    def __init__(self, world: World, design: str) -> None:
+        self.wires = [FaultyStore(MemoryStore(server), script()) for server in world.servers]
+        super().__init__(world.config, design=design, stores=Stores(self.wires), clock=world.clock)
+
+
+@pytest.fixture(params=["journal", "snapshot"])
+def design(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def world() -> World:
+    """A cell of two partitions on two servers that has run for a minute."""
+    world = World()
+    world.start_member([0, 1], [])
+    for name in NODES:
+        world.start_agent(name, {"usage": {"VCPU": 1}})
+    world.run_well(60)
+    return world
+
+
+@pytest.fixture
+def reader(world: World, design: str) -> Reader:
+    return Wired(world, design)
+
+
+def of_partition(number: int) -> list[str]:
+    return [name for name in NODES if partition_of(name, 2) == number]
+
+
+def test_a_caller_must_say_what_staleness_it_accepts(reader: Reader) -> None:
+    """There is no default of "whatever is there" (DESIGN.md section 6)."""
+    with pytest.raises(TypeError, match="max_age"):
+        reader.read()
+    with pytest.raises(TypeError, match="on_stale"):
+        reader.read(max_age=1.0, on_stale="whatever")  # type: ignore[arg-type]
+
+
+def test_a_cell_that_is_well_is_read_whole(reader: Reader) -> None:
+    """Every node, nothing stale, nothing incomplete."""
+    view = reader.read(max_age=5.0, node_max_age=15.0)
+    assert sorted(view.nodes) == NODES
+    assert (view.stale, view.incomplete) == (frozenset(), frozenset())
+    assert view.nodes["node-0"].state["usage"] == {"VCPU": 1}
+
+
+def test_a_view_that_is_too_old_is_refused_with_its_age(world: World, reader: Reader) -> None:
+    """A refusal says what would satisfy it (house rule 8)."""
+    before = reader.read(max_age=5.0).age
+    world.pass_time(30)
+    with pytest.raises(StaleViewError) as caught:
+        reader.read(max_age=5.0)
+    assert caught.value.age == pytest.approx(before + 30)
+    assert (caught.value.max_age, caught.value.partitions) == (5.0, (0, 1))
+    assert reader.read(max_age=math.ceil(caught.value.age)).stale == frozenset()
+
+
+def test_stale_nodes_are_left_out_or_named_as_asked(world: World, reader: Reader) -> None:
+    """The same view under three words."""
+    world.pass_time(30)
+    excluding = reader.read(max_age=5.0, on_stale="exclude")
+    assert (len(excluding.nodes), sorted(excluding.stale)) == (0, NODES)
+    assert excluding.columns.status.tolist() == [255] * len(NODES)
+    flagging = reader.read(max_age=5.0, on_stale="flag")
+    assert (sorted(flagging.nodes), sorted(flagging.stale)) == (NODES, NODES)
+
+
+def test_a_node_that_is_silent_is_stale_by_itself(world: World, reader: Reader) -> None:
+    """``node_max_age`` bounds each node by its last sign of life; the others have theirs."""
+    del world.agents["node-3"]
+    world.run_well(60)
+    view = reader.read(max_age=5.0, node_max_age=15.0, on_stale="exclude")
+    assert view.stale == {"node-3"}
+    assert sorted(view.nodes) == [name for name in NODES if name != "node-3"]
+    assert view.node_age("node-3") >= 60
+    assert view.node_age("node-4") <= 15
+    with pytest.raises(StaleViewError) as caught:
+        reader.read(node_max_age=15.0)
+    assert caught.value.nodes == ("node-3",)
+
+
+def test_messages_that_waited_in_the_queue_are_no_signs_of_life(world: World, reader: Reader) -> None:
+    """Regression (I5): a node that died while no consumer ran was heard of when its last heartbeats were delivered."""
+    silent = world.clock.monotonic()
+    world.pass_time(20)
+    del world.agents["node-3"]
+    world.pass_time(300)
+    world.run_well(12)
+    view = reader.read(max_age=5.0, node_max_age=60.0, on_stale="flag")
+    assert view.stale == {"node-3"}
+    assert view.node_age("node-3") >= world.clock.monotonic() - silent - 20
+
+
+def test_a_backlog_does_not_pass_for_fresh_when_a_new_owner_takes_it(world: World, reader: Reader) -> None:
+    """Regression (I5): the head that a takeover writes said what the owner before had said, as of now."""
+    reader.read(max_age=5.0)
+    world.members[0].die()
+    world.pass_time(120)
+    world.agents["node-0"].publisher.change({"zone": "unseen"})
+    world.confirm()
+    member = world.members[0]
+    member.consumer._receive()
+    member.consumer._take_new()
+    assert 0 in member.consumer.held, "taken, and nothing of the backlog written yet"
+    with pytest.raises(StaleViewError) as caught:
+        reader.read(max_age=60.0)
+    assert caught.value.age >= 120
+
+
+def test_a_consumer_that_slept_does_not_make_its_partition_look_fresh(world: World, reader: Reader) -> None:
+    """I5: frozen between what it says and the writing of it, with nobody to take over; while the queue fills."""
+    reader.read(max_age=5.0)
+    calls = iter(range(1_000))
+
+    def sleep(operation: str, _count: int) -> None:
+        if operation == "write" and next(calls) == 0:
+            world.pass_time(120)
+
+    world.run_well(1)
+    reader.read(max_age=5.0)
+    world.clock.advance(1.5)
+    world.members[0].step(sleep)
+    world.agents["node-0"].publisher.change({"zone": "unseen"})
+    assert reader.read(max_age=1e9, on_stale="flag").age >= 120
+
+
+def test_a_read_waits_for_a_receipt(world: World, reader: Reader) -> None:
+    """Read your own writes: the view contains what was published, or the error says what was reached."""
+    receipt = world.agents["node-2"].publisher.change({"zone": "mine"})
+    with pytest.raises(BehindError) as caught:
+        reader.read(at_least=receipt, timeout=0.5)
+    assert (caught.value.wanted, caught.value.reached) == (
+        receipt.version,
+        (receipt.version[0], receipt.version[1] - 1),
+    )
+    world.run_well(1)
+    assert reader.read(at_least=receipt).nodes["node-2"].state["zone"] == "mine"
+
+
+def test_a_receipt_of_a_node_that_nobody_knows_is_behind(world: World, reader: Reader) -> None:
+    """Nothing was reached, and the wait ends in time."""
+    began_at = world.clock.monotonic()
+    with pytest.raises(BehindError) as caught:
+        reader.read(at_least=Receipt("nobody", Version(1, 1)), timeout=0.5)
+    assert caught.value.reached is None
+    assert world.clock.monotonic() - began_at == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) -> None:
+    """A tombstone has a version like any other state."""
+    receipt = world.agents["node-2"].publisher.leave()
+    world.run_well(1)
+    assert "node-2" not in reader.read(at_least=receipt).nodes
+
+
+def test_one_server_down_costs_the_freshness_of_its_partitions_and_nothing_else(world: World, reader: Reader) -> None:
+    """The other half of the fleet stays within every bound; what was read before stays to be looked at."""
+    reader.read(max_age=5.0)
+    world.servers[1].stop()
+    world.agents[of_partition(0)[0]].publisher.change({"zone": "seen"})
+    world.run_well(30)
+    view = reader.read(max_age=5.0, on_stale="exclude")
+    assert sorted(view.nodes) == of_partition(0)
+    assert sorted(view.stale) == of_partition(1)
+    assert view.nodes[of_partition(0)[0]].state["zone"] == "seen"
+    assert "partition 1" in view.incomplete
+    with pytest.raises(StaleViewError) as caught:
+        reader.read(max_age=5.0)
+    assert caught.value.partitions == (1,)
+    assert "store-1" in caught.value.cause
+    world.servers[1].start()
+    world.run_well(5)
+    assert sorted(reader.read(max_age=5.0).nodes) == NODES
+
+
+@pytest.mark.parametrize("lose", ["flush", "restart"])
+def test_a_store_that_lost_everything_is_seen_as_loss(world: World, reader: Reader, lose: str, design: str) -> None:
+    """I5: what was read before may still be looked at, but it ages, and the view says that it can't vouch for it."""
+    reader.read(max_age=5.0)
+    for server in world.servers:
+        getattr(server, lose)()
+    world.pass_time(10)
+    view = reader.read(max_age=5.0, on_stale="flag")
+    assert {"partition 0", "partition 1"} <= view.incomplete
+    assert sorted(view.stale) == NODES
+    fresh = Wired(world, design).read(max_age=5.0, on_stale="flag")
+    assert (len(fresh.nodes), fresh.age) == (0, math.inf)
+
+
+def test_ages_err_on_the_old_side(world: World, reader: Reader) -> None:
+    """At any moment, everything that was in the queue as long ago as the view is old has to be in it (I5)."""
+    published: dict[int, float] = {}
+    for n in range(60):
+        world.agents["node-1"].publisher.change({"usage": {"VCPU": n}})
+        published[n] = world.clock.monotonic()
+        world.pass_time(0.37)
+        if n % 3:
+            world.members[0].step()
+        view = reader.read(max_age=60.0)
+        seen = view.nodes["node-1"].state["usage"]["VCPU"]
+        for number, at in published.items():
+            if at <= world.clock.monotonic() - view.age:
+                assert seen >= number
+
+
+def test_a_view_never_changes(world: World, reader: Reader) -> None:
+    """Cheap to keep, whatever happens after."""
+    view = reader.read(max_age=5.0)
+    before = {name: (node.version, dict(node.state)) for name, node in view.nodes.items()}
+    columns = {name: array.tolist() for name, array in view.columns.usage.items()}
+    for name in NODES:
+        world.agents[name].publisher.change({"usage": {"VCPU": 7}})
+    world.start_agent("node-new", {})
+    world.run_well(2)
+    after = reader.read(max_age=5.0)
+    assert "node-new" in after.nodes
+    assert {name: (node.version, dict(node.state)) for name, node in view.nodes.items()} == before
+    assert {name: array.tolist() for name, array in view.columns.usage.items()} == columns
+    with pytest.raises(TypeError):
+        view.nodes["node-0"].state["usage"] = {}  # type: ignore[index]
+
+
+def test_a_read_that_fails_half_way_leaves_the_reader_as_it_was(world: World, design: str) -> None:
+    """Any call may go unanswered; the next read goes on from there."""
+    for call in range(4):
+        reader = Wired(world, design)
+        reader.read(max_age=5.0)
+        for name in NODES:
+            world.agents[name].publisher.change({"usage": {"VCPU": call}})
+        world.run_well(1)
+        for wire in reader.wires:
+            wire.plan = script(*[None] * call, Fault())
+        reader.read(max_age=60.0, on_stale="flag")
+        for wire in reader.wires:
+            wire.plan = script()
+        view = reader.read(max_age=5.0)
+        assert {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()} == dict.fromkeys(NODES, call)
+
+
+def test_a_reader_that_counts_other_partitions_is_told(world: World, design: str) -> None:
+    """It would look for nodes in the wrong places, and miss half of them without knowing."""
+    config = msgspec.structs.replace(world.config, partitions=3)
+    stores = Stores([MemoryStore(server) for server in world.servers])
+    with pytest.raises(ConfigError, match="2 partitions"):
+        Reader(config, design=design, stores=stores, clock=world.clock).read(max_age=5.0)
+
+
+def test_an_unknown_design_is_refused(world: World) -> None:
+    """By its name, with those that there are."""
+    with pytest.raises(ConfigError, match="journal, snapshot"):
+        Reader(world.config, design="tape", stores=Stores([MemoryStore()]), clock=world.clock)

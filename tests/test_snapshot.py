@@ -1,0 +1,364 @@
+"""The snapshot: every node at its stamp or later, and what happens when keys get lost or others write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nodestate import keys
+from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
+from nodestate.head import Since
+from nodestate.ports import Put, Write
+from nodestate.snapshot.format import NODE, Index, Section, Stamp, StoredNode, ring_after, ring_with
+from nodestate.snapshot.writer import SnapshotWriter
+from nodestate.testing import Fault, ManualClock, MemoryServer
+from tests.machines.world import at_call, small_limits
+from tests.owning import Owner, Watcher, change, held, prefix_of, report
+
+S = prefix_of("snapshot")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def server(clock: ManualClock) -> MemoryServer:
+    return MemoryServer(clock=clock)
+
+
+@pytest.fixture
+def owner(server: MemoryServer, clock: ManualClock) -> Owner:
+    owner = Owner("snapshot", server, clock)
+    owner.begin()
+    return owner
+
+
+@pytest.fixture
+def watcher(server: MemoryServer, clock: ManualClock) -> Watcher:
+    return Watcher("snapshot", server, clock)
+
+
+@pytest.fixture
+def tight() -> Iterator[None]:
+    with small_limits():
+        yield
+
+
+def section_of(owner: Owner) -> Section:
+    assert isinstance(owner.writer, SnapshotWriter)
+    return owner.writer.section
+
+
+def test_a_reader_that_follows_fetches_just_the_nodes_that_changed(owner: Owner, watcher: Watcher) -> None:
+    """Cost follows change: of a hundred nodes two changed, one of them twice."""
+    owner.commit(*[report(f"n{n}", 1) for n in range(100)])
+    watcher.look()
+    owner.commit(change("n3", 2, zone="a"))
+    owner.commit(change("n3", 3, zone="b"), change("n7", 2, zone="c"))
+    assert held(watcher.look()) == owner.records
+    assert watcher.fetches == [2, 2]
+    watcher.look()
+    assert watcher.fetches == [2]
+
+
+@pytest.mark.usefixtures("tight")
+@pytest.mark.parametrize("behind", [1, 2, 5, 6, 7, 30])
+def test_a_reader_may_be_behind_by_any_number_of_commits(owner: Owner, watcher: Watcher, behind: int) -> None:
+    """While the ring reaches back, the head alone tells what changed; beyond it the index does."""
+    owner.commit(report("n", 1), report("m", 1))
+    watcher.look()
+    for generation in range(2, 2 + behind):
+        owner.commit(change("n", generation, zone=f"z{generation}"), report(f"new-{generation}", 1))
+    state = watcher.look()
+    assert (held(state), state.lost) == (owner.records, "")
+    assert state.table is not None
+    assert state.table.incomplete == set()
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_commit_larger_than_the_ring_is_followed_through_the_index(
+    owner: Owner, watcher: Watcher, server: MemoryServer, clock: ManualClock
+) -> None:
+    """Thousands of nodes come at once after an outage."""
+    owner.commit(report("first", 1))
+    watcher.look()
+    owner.commit(*[report(f"n{n}", 1) for n in range(50)])
+    assert held(watcher.look()) == owner.records
+    owner.commit(change("n3", 2, zone="a"))
+    assert held(watcher.look()) == owner.records
+    assert held(Watcher("snapshot", server, clock).look()) == owner.records
+
+
+def test_a_lost_node_is_said_to_be_incomplete_and_healed_by_a_repair(
+    owner: Owner, server: MemoryServer, watcher: Watcher
+) -> None:
+    """I5: a missing item is a loss, never "no such node"; all others are right meanwhile."""
+    owner.commit(report("n", 1, zone="a"), report("m", 1))
+    server.evict(keys.node(S, "n"))
+    state = watcher.look()
+    assert state.table is not None
+    assert (state.lost, state.table.incomplete) == ("", {"n"})
+    assert [(r.name, r.live) for r in held(state)] == [("n", False), ("m", True)]
+    assert owner.renew() is True
+    owner.repair()
+    healed = watcher.look()
+    assert healed.table is not None
+    assert (held(healed), healed.table.incomplete) == (owner.records, set())
+
+
+def test_a_node_lost_between_two_looks_keeps_its_old_state_and_is_said_to_be_incomplete(
+    owner: Owner, server: MemoryServer, watcher: Watcher
+) -> None:
+    """Whoever asks to leave incomplete nodes out must not get it; whoever wants hints may."""
+    owner.commit(report("n", 1, zone="old"))
+    before = watcher.look()
+    owner.commit(change("n", 2, zone="new"))
+    server.evict(keys.node(S, "n"))
+    state = watcher.look()
+    assert state.table is not None
+    assert (held(state), state.table.incomplete) == (held(before), {"n"})
+
+
+@pytest.mark.parametrize("damage", ["torn", "of another epoch", "older", "of another node"])
+def test_an_item_that_is_not_what_the_head_names_does_not_count(
+    owner: Owner, server: MemoryServer, watcher: Watcher, damage: str
+) -> None:
+    """I3 and I7: only the stamp named, or a later one by an owner that is no older, passes for the node's state."""
+    owner.commit(report("n", 1, zone="old"))
+    owner.commit(change("n", 2, zone="new"))
+    key = keys.node(S, "n")
+    item = server.fetch([key])[key]
+    stored = NODE.unpack(item.value)
+    wrong = {
+        "torn": item.value[:-3],
+        "of another epoch": NODE.pack(StoredNode(8, 1, 2, 0, stored.record)),
+        "older": NODE.pack(StoredNode(7, 1, 1, 0, stored.record)),
+        "of another node": NODE.pack(StoredNode(7, 1, 2, 5, stored.record)),
+    }[damage]
+    server.write([Write(Put.CAS, key, wrong, item.cas)])
+    state = watcher.look()
+    assert state.table is not None
+    assert state.table.incomplete == {"n"}
+    owner.renew()
+    owner.repair()
+    assert held(watcher.look()) == owner.records
+
+
+def test_a_lost_index_stops_new_readers_only(
+    owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
+) -> None:
+    """Whoever follows along learns everything from the ring."""
+    owner.commit(report("n", 1), report("m", 1))
+    owner.repair()
+    watcher.look()
+    lost = keys.index(S, 7, 1, 3, 0)
+    assert server.evict(lost)
+    owner.commit(change("n", 2, zone="a"))
+    assert held(watcher.look()) == owner.records
+    late = Watcher("snapshot", server, clock)
+    assert late.look().lost == f"{lost} is missing"
+    assert Owner("snapshot", server, clock, "b").take() is None
+
+
+def test_a_lost_index_is_healed_by_its_owner(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
+    """A reader's request is all that it takes."""
+    owner.commit(report("n", 1))
+    owner.repair()
+    assert server.evict(keys.index(S, 7, 1, 3, 0))
+    late = Watcher("snapshot", server, clock)
+    assert late.look().lost != ""
+    assert owner.renew() is True
+    owner.repair()
+    assert (held(late.look()), late.look().lost) == (owner.records, "")
+
+
+def test_items_that_a_dead_owner_wrote_ahead_of_its_head_are_written_again_by_its_heir(
+    owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
+) -> None:
+    """The crash between the items and the head. The state is true, so the heir holds it; under its own term readers
+    can accept it, and none of them goes back (I1)."""
+    owner.commit(report("n", 1, zone="old"), report("m", 1))
+    with pytest.raises(StoreUnavailableError):
+        owner.commit(change("n", 2, zone="new"), plan=at_call(1, Fault(0)))
+    assert [r.version.generation for r in held(watcher.look())] == [2, 1], "at least what the head names"
+    heir = Owner("snapshot", server, clock, "b")
+    taken = heir.take()
+    assert taken is not None
+    assert [(r.name, r.version.generation) for r in taken.records] == [("n", 2), ("m", 1)]
+    assert taken.whole
+    heir.commit(report("m", 2))
+    for follower in (watcher, Watcher("snapshot", server, clock)):
+        state = follower.look()
+        assert state.table is not None
+        assert (held(state), state.table.incomplete) == (heir.records, set())
+
+
+def test_a_takeover_that_finds_a_node_lost_says_so(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I1): the node was written again as unknown in the same epoch, so readers that had its state went
+    back; and an old report that came again passed for its newest."""
+    owner.commit(report("n", 1), report("m", 1))
+    server.evict(keys.node(S, "n"))
+    taken = Owner("snapshot", server, clock, "b").take()
+    assert taken is not None
+    assert (taken.whole, taken.vouched) == (False, False)
+    assert [(r.name, r.live, r.incomplete) for r in taken.records] == [("n", False, True), ("m", True, False)]
+
+
+def test_a_zombie_s_item_does_not_count_and_is_healed(
+    owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
+) -> None:
+    """I7: it may write over an item; it can't make a reader take it."""
+    owner.commit(report("n", 1, zone="old"), report("m", 1))
+    heir = Owner("snapshot", server, clock, "b")
+    heir.take()
+    with pytest.raises(FencedError):
+        owner.commit(change("n", 2, zone="zombie's"))
+    stored = NODE.unpack(server.fetch([keys.node(S, "n")])[keys.node(S, "n")].value)
+    assert (stored.term, stored.offset, stored.record.state()["zone"]) == (1, 2, "zombie's")
+    state = watcher.look()
+    assert state.table is not None
+    assert state.table.incomplete == {"n"}
+    assert heir.renew() is True
+    heir.repair()
+    healed = watcher.look()
+    assert healed.table is not None
+    assert (held(healed), healed.table.incomplete) == (heir.records, set())
+
+
+def test_a_zombie_does_not_write_over_what_its_heir_wrote(
+    owner: Owner, server: MemoryServer, clock: ManualClock
+) -> None:
+    """Its CAS ids are stale, and looking why shows it the heir."""
+    owner.commit(report("n", 1, zone="old"))
+    heir = Owner("snapshot", server, clock, "b")
+    heir.take()
+    heir.commit(change("n", 2, zone="heir's"))
+    before = server.fetch([keys.node(S, "n")])
+    with pytest.raises(FencedError):
+        owner.commit(change("n", 2, zone="zombie's"))
+    assert server.fetch([keys.node(S, "n")]) == before
+
+
+@pytest.mark.usefixtures("tight")
+@pytest.mark.parametrize("fault", [Fault(0), Fault(1), Fault(None), Fault(0, late=True), Fault(1, late=True)])
+@pytest.mark.parametrize("call", range(5))
+def test_a_commit_that_went_unanswered_anywhere_is_there_once(
+    owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock, fault: Fault, call: int
+) -> None:
+    """The row that matters most: at each call, carried out, partly, later or never; with a reader that follows every
+    commit, one that sees every third, and a new one."""
+    slow = Watcher("snapshot", server, clock)
+    owner.commit(report("n", 1))
+    slow.look()
+    for generation in range(2, 32):
+        events = [change("n", generation, zone=f"z{generation}"), report(f"new-{generation}", 1)]
+        try:
+            owner.commit(*events, plan=at_call(call, fault))
+        except StoreUnavailableError:
+            owner.again()
+        owner.store.arrive()
+        followers = [watcher, Watcher("snapshot", server, clock)] + ([slow] if generation % 3 == 0 else [])
+        for follower in followers:
+            state = follower.look()
+            assert (held(state), state.lost) == (owner.records, "")
+            assert state.table is not None
+            assert state.table.incomplete == set()
+
+
+@pytest.mark.usefixtures("tight")
+def test_an_index_that_could_not_be_trimmed_does_not_make_another_commit(
+    owner: Owner, watcher: Watcher, server: MemoryServer
+) -> None:
+    """Regression: the deletion went unanswered, the commit was tried again and named its new nodes twice, and readers
+    that were behind gave the next new node a name that was not its own."""
+    owner.commit(report("n", 1))
+    watcher.look()
+    for generation in range(1, 40):
+        commits = section_of(owner).ring_from + len(section_of(owner).counts) // 2
+        owner.commit(
+            report(f"new-{generation}", 1),
+            plan=lambda operation, _count: Fault(0) if operation == "write" and deletes(server, owner) else None,
+        )
+        assert section_of(owner).ring_from + len(section_of(owner).counts) // 2 == commits + 1
+        if generation % 2:
+            assert held(watcher.look()) == owner.records
+
+
+def deletes(server: MemoryServer, owner: Owner) -> bool:
+    """True once the head of the commit under way is stored: what follows are deletions."""
+    head = server.fetch([keys.head(S, 7)])[keys.head(S, 7)]
+    return head.cas != owner.writer.tenure._head_cas  # type: ignore[attr-defined]
+
+
+def test_a_full_store_keeps_what_was_there(clock: ManualClock) -> None:
+    """A failed set would have deleted the old state; a failed CAS leaves it, and the commit goes through later."""
+    server = MemoryServer(clock=clock, max_bytes=3_000, no_evict=True)
+    owner, watcher = Owner("snapshot", server, clock), Watcher("snapshot", server, clock)
+    owner.begin()
+    owner.commit(report("n", 1, zone="old"))
+    before = watcher.look()
+    with pytest.raises(StoreFullError) as caught:
+        owner.commit(change("n", 2, namespaces={"x": "y" * 3_000}))
+    assert caught.value.key == keys.node(S, "n")
+    assert held(Watcher("snapshot", server, clock).look()) == held(before)
+    server._max_bytes = None
+    owner.again()
+    assert held(watcher.look()) == owner.records
+
+
+@pytest.mark.parametrize("key", [keys.head(S, 7), keys.epoch(S)], ids=["head", "epoch key"])
+def test_what_names_the_contents_may_get_lost_too(
+    owner: Owner, server: MemoryServer, watcher: Watcher, key: str
+) -> None:
+    """A new reader is refused; the owner puts back the epoch key, and begins anew without the head."""
+    owner.commit(report("n", 1))
+    server.evict(key)
+    assert held(watcher.look()) == []
+    try:
+        owner.renew()
+    except EpochLostError:
+        owner.begin(8)
+    assert held(watcher.look()) == owner.records
+
+
+def test_items_of_an_epoch_that_was_lost_do_not_count_in_the_next(
+    owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
+) -> None:
+    """Keys of nodes are the same in all epochs; what they hold says which it belongs to."""
+    owner.commit(report("n", 1, zone="old"))
+    server.evict(keys.epoch(S))
+    heir = Owner("snapshot", server, clock, "b")
+    assert heir.take() is None
+    heir.begin(8)
+    assert held(watcher.look()) == []
+    heir.commit(report("n", 1, zone="again"))
+    assert held(watcher.look()) == heir.records
+
+
+def test_the_ring_tells_the_newest_stamp_of_each_slot() -> None:
+    """Against the naive way, with commits that are empty, repeat slots, or do not fit at all."""
+    with small_limits():
+        commits = [[0], [1, 2], [], [1], [3, 4, 5], list(range(9)), [2], [2, 3], [0]]
+        owner_of = {offset: 1 if offset < 6 else 3 for offset in range(1, 20)}
+        for n in range(len(commits)):
+            section = _ring(commits[: n + 1])
+            for offset in range(section.ring_from, n + 3):
+                naive = {
+                    slot: Stamp(owner_of[at + 1], at + 1)
+                    for at, slots in enumerate(commits[: n + 1])
+                    if at + 1 >= offset
+                    for slot in slots
+                }
+                assert ring_after(section, offset) == naive
+
+
+def _ring(commits: list[list[int]]) -> Section:
+    terms = (Since(1, 1), Since(3, 6))
+    section = Section(1, b"", b"", (), terms, Index(1, 1, 0))
+    for slots in commits:
+        ring_from, counts, packed = ring_with(section, slots)
+        section = Section(ring_from, counts, packed, (), terms, section.index)
+    return section
