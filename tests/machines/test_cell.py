@@ -247,4 +247,4 @@ class CellMachine(RuleBasedStateMachine):
 
 
 TestCell = CellMachine.TestCase
-TestCell.settings = settings(settings(), max_examples=3 * settings().max_examples)
+TestCell.settings = settings(settings(), max_examples=2 * settings().max_examples)
