@@ -88,7 +88,7 @@ class Agent:
         self._clock = clock
         self._rng = rng
         self._log = structlog.get_logger("nodestate.agent")
-        self._backoff = Backoff(clock, rng)
+        self._backoff = Backoff(clock, rng, config.heartbeat_s / 2)
         self._away = False
         self._dirty: set[str] = set()
         self._heartbeats: list[tuple[float, str]] = []

@@ -109,7 +109,7 @@ class Publisher:
         self._config = config
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
-        self._backoff = backoff or Backoff(self._clock, self._rng)
+        self._backoff = backoff or Backoff(self._clock, self._rng, config.heartbeat_s / 2)
         self._on_dirty = on_dirty
         self._record: NodeRecord | None = None
         self._whole = 0

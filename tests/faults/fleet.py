@@ -152,7 +152,7 @@ class Fleet:
         self.failure: BaseException | None = None
         self._rng = random.Random(seed)
         self._clock = SystemClock()
-        self._backoff = Backoff(self._clock, self._rng)
+        self._backoff = Backoff(self._clock, self._rng, config.heartbeat_s / 2)
         self._dirty: set[str] = set()
         self._answering: set[str] = set()
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()

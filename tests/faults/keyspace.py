@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from typing import Final, Self
 
@@ -25,6 +26,8 @@ TIMEOUT_S: Final = 5.0
 FILL_BYTES: Final = (60, 120, 250, 500, 900, 1_800, 4_000, 8_000, 20_000, 60_000, 120_000, 250_000, 500_000)
 """Sizes of values that together leave no slab class with room."""
 FILL_AT_ONCE_BYTES: Final = 32_000
+
+PATIENCE_S: Final = 10.0
 
 
 class KeySpace:
@@ -83,14 +86,21 @@ class KeySpace:
         return value is not None and value[2:ENVELOPE_BYTES] == xxhash.xxh3_64_digest(value[ENVELOPE_BYTES:])
 
     def delete(self, key: str) -> None:
-        """Lose one item; it must be there."""
-        [written] = self._store.write([Write(Put.DELETE, key)])
-        assert written.status is Status.STORED, f"{key} was not there"
+        """Lose one item; it must be there, or come soon: an epoch's signs of life are written with its first renewal."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._store.write([Write(Put.DELETE, key)])[0].status is not Status.STORED:
+            assert time.monotonic() < deadline, f"{key} was not there"
+            time.sleep(0.05)
 
     def corrupt(self, key: str) -> None:
         """Turn one bit of an item."""
+        deadline = time.monotonic() + PATIENCE_S
         while True:
-            item = self._store.fetch([key])[key]
+            item = self._store.fetch([key]).get(key)
+            if item is None:
+                assert time.monotonic() < deadline, f"{key} was not there"
+                time.sleep(0.05)
+                continue
             value = bytearray(item.value)
             value[len(value) // 2] ^= 0x10
             [written] = self._store.write([Write(Put.CAS, key, bytes(value), item.cas, item.ttl_s or 0)])

@@ -227,9 +227,7 @@ class Chaos:
 
 
 @pytest.fixture
-def chaos(
-    cell_of: CellFactory, memcached: MemcachedServer, request: pytest.FixtureRequest
-) -> Iterator[Chaos]:
+def chaos(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[Chaos]:
     seed = int(os.environ.get("NODESTATE_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     print(f"\nNODESTATE_SOAK_SEED={seed}")  # noqa: T201 - to repeat it
     with ExitStack() as opened:
