@@ -258,7 +258,8 @@ def test_what_changed_while_the_broker_was_away_comes_as_one_report_per_node(ben
 
 
 def test_a_broker_that_is_away_is_tried_at_growing_intervals() -> None:
-    """The tries of ten thousand agents are what keeps a broker from coming back."""
+    """The tries of ten thousand agents are what keeps a broker from coming back. The longest pause is half of
+    ``heartbeat_s``, of which there are two in the time that an owner listens before it vouches."""
     bench = Bench()
     tries: list[float] = []
     ask = bench.sink.resyncs
@@ -272,8 +273,8 @@ def test_a_broker_that_is_away_is_tried_at_growing_intervals() -> None:
     bench.pass_time(120, 0.05)
     pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
     assert pauses[0] < 0.3
-    assert 5.0 <= pauses[-1] <= 10.1
-    assert 12 <= len(tries) <= 30
+    assert 2.5 <= pauses[-1] <= 5.1
+    assert 24 <= len(tries) <= 60
 
 
 def test_nodes_whose_events_were_lost_unconfirmed_are_sent_again(bench: Bench) -> None:
