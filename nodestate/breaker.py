@@ -22,7 +22,8 @@ class Breaker:
         closed --StoreUnavailableError--> open, for a pause --pause over: next call tries--> closed, or open for twice as long
 
     While open, every call raises the last error at once. A frozen server would otherwise cost its timeout with
-    each read and each step of all partitions, those of healthy servers too.
+    each read and each step of all partitions, those of healthy servers too. A pause is at least as long as the call
+    that failed, so that the healthy ones have half of the time.
     """
 
     def __init__(self, inner: Store, clock: Clock) -> None:
@@ -57,11 +58,13 @@ class Breaker:
     def _guarded(self, call: Callable[[], T]) -> T:
         if self._error is not None and self._clock.monotonic() < self._open_until:
             raise StoreUnavailableError(self._error.server, self._error.cause)
+        began = self._clock.monotonic()
         try:
             result = call()
         except StoreUnavailableError as error:
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if self._error is not None else FIRST_PAUSE_S
-            self._error, self._open_until = error, self._clock.monotonic() + self._pause_s
+            now = self._clock.monotonic()
+            self._error, self._open_until = error, now + max(self._pause_s, now - began)
             raise
         self._error = None
         return result

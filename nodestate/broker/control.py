@@ -11,7 +11,7 @@ import structlog
 from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
-from nodestate.errors import BadEventError
+from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.model import NEVER, Version, parse_event
 from nodestate.ports import Clock, Resync, SystemClock
 
@@ -68,6 +68,10 @@ class KombuResyncSender:
     def _send(self, resync: Resync) -> None:
         if self._link is None:
             self._link = open_link(self._config, "resync")
+        if isinstance(self._link, AmqpLink):
+            self._link.take_in()
+            if self._link.blocked:  # it would not answer until it has memory and disk again
+                raise BrokerUnavailableError(self._config.broker_safe, f"it takes no messages: {self._link.blocked}")
         self._link.send(Topology.of(self._config).control, "", encode_resync(resync))
         # A round trip, as an unconfirmed publish into a dead connection succeeds.
         self._link.depth(Topology.of(self._config).dead)

@@ -179,17 +179,24 @@ class _Prepared(amqp.Message):  # type: ignore[misc]  # amqp has no types
 
 
 class AmqpLink:
-    """One AMQP connection. Nothing on it waits for longer than ``broker_timeout_s``."""
+    """One AMQP connection. Nothing on it waits for longer than ``broker_timeout_s``.
+
+    ``blocked``: why the broker takes nothing from this connection (it is short of memory or disk), empty where it does;
+    as of the last ``read``.
+    """
 
     errors: ClassVar[tuple[type[BaseException], ...]] = _ANY_ERROR
 
     def __init__(self, config: Config, connection: Any) -> None:
         self._kombu = connection
+        self.blocked = ""
         try:
             with translated(config, self.errors):
                 # One try: who calls decides when to try again.
                 connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
                 self._amqp: Any = connection.connection
+                self._amqp.on_blocked = self._on_blocked
+                self._amqp.on_unblocked = self._on_unblocked
                 self._ahead = _ReadAhead(self._amqp.transport)
                 self._socket = self._amqp.transport.sock
                 self._socket.settimeout(config.broker_timeout_s)
@@ -206,6 +213,12 @@ class AmqpLink:
         properties = self._amqp.server_properties
         return Facts("amqp", str(properties.get("product", "?")), str(properties.get("version", "?")))
 
+    def _on_blocked(self, reason: str) -> None:
+        self.blocked = reason
+
+    def _on_unblocked(self) -> None:
+        self.blocked = ""
+
     # -- waiting
 
     def has_input(self, timeout_s: float) -> bool:
@@ -218,6 +231,11 @@ class AmqpLink:
     def read(self) -> None:
         """Take in one frame, and call whom it is for."""
         self._amqp.blocking_read(None)
+
+    def take_in(self) -> None:
+        """Read all that came."""
+        while self.has_input(0):
+            self.read()
 
     def beat(self) -> None:
         """Send a heartbeat if one is due; raises if the peer's are missing. Call twice per heartbeat or more often."""

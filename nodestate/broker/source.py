@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -23,6 +23,8 @@ MAX_DETAIL_CHARS: Final = 1_000
 MAX_LOOKS_COUNT: Final = 32
 """Queues that one ``receive`` looks into, each a round trip, to see whether they need a poke."""
 BEATS_PER_HEARTBEAT: Final = 4
+SAY_AGAIN_S: Final = 1.0
+"""Pause before a consumer tries again to connect for what it has to say."""
 
 
 class KombuSource:
@@ -98,7 +100,7 @@ class KombuSource:
         """Close the connection; what was not acked comes again, here or elsewhere. ``receive`` connects anew."""
         feed, self._feed = self._feed, None
         if feed is not None:
-            feed.link.close()
+            feed.close()
 
     # -- inside
 
@@ -130,7 +132,7 @@ class KombuSource:
 
     def _drop(self, feed: _AmqpFeed | _PolledFeed) -> None:
         self._feed = None
-        feed.link.drop()
+        feed.drop()
 
 
 class _Lane:
@@ -160,8 +162,7 @@ class _AmqpFeed:
         self._poke_at = now + config.standby_s
         self._silent: list[int] = []
         self._beat_at = now
-        self._dead_channel: Any = None
-        self._dead_confirms = Confirms()
+        self._voice = _Voice(config, clock)
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
         self._standby = tuple(standby)
@@ -190,6 +191,7 @@ class _AmqpFeed:
         now = clock.monotonic()
         if now >= self._beat_at:
             link.beat()
+            self._voice.beat()
             self._beat_at = now + self._config.broker_heartbeat_s / BEATS_PER_HEARTBEAT
         return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
 
@@ -207,22 +209,18 @@ class _AmqpFeed:
                 self.link.ack(lane.channel, tag, multiple=False)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
-        if self._dead_channel is None:
-            self._dead_channel = self.link.confirming(self._dead_confirms.settle)
-        answers: list[bool] = []
-        letter = self.link.letter(body, headers)
-        self.link.post(self._dead_channel, self._topology.dead, DEAD_KEY, body, letter)
-        self._dead_confirms.sent(answers.append)
-        deadline = self._clock.monotonic() + self._config.broker_timeout_s
-        while not answers:
-            if not self.link.has_input(max(0.0, deadline - self._clock.monotonic())):
-                raise TimeoutError("the dead-letter queue did not confirm in time")
-            self.link.read()
-        if not answers[0]:
-            raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
+        self._voice.dead_letter(body, headers)
 
     def poke(self, partition: int, body: bytes = POKE) -> None:
-        self.link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
+        self._voice.poke(partition, body)
+
+    def close(self) -> None:
+        self.link.close()
+        self._voice.close()
+
+    def drop(self) -> None:
+        self.link.drop()
+        self._voice.drop()
 
     def _subscribe(self, partition: int) -> None:
         lane = self._lanes[partition] = _Lane()
@@ -248,6 +246,90 @@ class _AmqpFeed:
             depth = self.link.depth(self._topology.queue(partition))
             if depth is not None and depth.ready == 0:
                 self.poke(partition)
+
+
+class _Voice:
+    """What a consumer says itself, on a connection of its own: pokes and dead letters.
+
+    away --poke, dead_letter--> connected --an error--> away      connected --blocked by the broker--> silent
+
+    A RabbitMQ that is short of memory or disk reads nothing more from connections that publish, acks neither. On the
+    connection of its deliveries a single poke would keep a consumer from draining the very queue that fills the broker.
+    """
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._topology = Topology.of(config)
+        self._clock = clock
+        self._link: AmqpLink | None = None
+        self._channel: Any = None
+        self._confirms = Confirms()
+        self._again_at = clock.monotonic()
+
+    def poke(self, partition: int, body: bytes) -> None:
+        """May get lost, as a poke may; so an outage is no error here, and shows where messages are received."""
+        with suppress(BrokerUnavailableError), self._losing():
+            link = self._connected()
+            link.take_in()
+            if not link.blocked:
+                link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
+
+    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+        """Publish, and wait for the confirm. Raises ``BrokerUnavailableError``."""
+        with self._losing():
+            link = self._connected()
+            if self._channel is None:
+                self._confirms = Confirms()
+                self._channel = link.confirming(self._confirms.settle)
+            answers: list[bool] = []
+            link.post(self._channel, self._topology.dead, DEAD_KEY, body, link.letter(body, headers))
+            self._confirms.sent(answers.append)
+            deadline = self._clock.monotonic() + self._config.broker_timeout_s
+            while not answers:
+                if not link.has_input(max(0.0, deadline - self._clock.monotonic())):
+                    raise TimeoutError(f"the dead-letter queue did not confirm in time {link.blocked}".rstrip())
+                link.read()
+            if not answers[0]:
+                raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
+
+    def beat(self) -> None:
+        """Keep the connection; call twice per heartbeat or more often."""
+        link = self._link
+        if link is not None:
+            with suppress(BrokerUnavailableError), self._losing():
+                link.take_in()
+                link.beat()
+
+    def close(self) -> None:
+        link, self._link, self._channel = self._link, None, None
+        if link is not None:
+            link.close()
+
+    def drop(self) -> None:
+        link, self._link, self._channel = self._link, None, None
+        if link is not None:
+            link.drop()
+
+    def _connected(self) -> AmqpLink:
+        if self._link is None:
+            if self._clock.monotonic() < self._again_at:
+                raise BrokerUnavailableError(self._config.broker_safe, "it did not answer a moment ago")
+            self._again_at = self._clock.monotonic() + SAY_AGAIN_S
+            link = open_link(self._config, "consumer's voice", self._config.broker_heartbeat_s)
+            assert isinstance(link, AmqpLink), "where deliveries are pushed, this is the same kind of broker"
+            self._link = link
+        return self._link
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except AmqpLink.errors as error:
+            self.drop()
+            raise unavailable(self._config, error) from error
+        except BrokerUnavailableError:
+            self.drop()
+            raise
 
 
 class _PolledFeed:
@@ -303,6 +385,12 @@ class _PolledFeed:
 
     def poke(self, partition: int, body: bytes = POKE) -> None:
         self.link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
+
+    def close(self) -> None:
+        self.link.close()
+
+    def drop(self) -> None:
+        self.link.drop()
 
     def _look_into_each(self, limit: int, deliveries: list[Delivery]) -> None:
         """One message of each partition; the next look begins where this one stopped."""

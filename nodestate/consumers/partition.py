@@ -147,17 +147,21 @@ class HeldPartition:
             body = delivery.body
             try:
                 event = parse_event(body)
-                self._check(event, wall, partitions)
+                self._check_place(event, partitions)
             except BadEventError as error:
                 pending.bad.append((delivery, error))
                 continue
             try:
+                _check_clock(event, wall)
                 _require_room(len(body), room_bytes, "an event")
                 outcome, slot = self._fold(event, room_bytes)
                 counts.by_outcome[outcome.value] += 1
             except BadEventError as error:
                 pending.bad.append((delivery, error))
-                # What it says can't be kept, but that it was said: the state before must not pass for the newest.
+                if error.reason == "clock" and not self._knows_life(event):
+                    continue  # an absurd incarnation must win over nothing
+                # What it says can't be kept, but that it was said: the state before must not pass for the newest. (Nor
+                # if it is this machine's clock that is wrong, and all others' look absurd.)
                 said = _version_alone(event)
                 body = _encode(said)
                 _, slot = self._fold(said, room_bytes)
@@ -172,16 +176,17 @@ class HeldPartition:
             pending.owed = set(self.writers)
         return pending
 
-    def _check(self, event: Event, wall: float, partitions: int) -> None:
+    def _check_place(self, event: Event, partitions: int) -> None:
         if partition_of(event.node, partitions) != self.number:
             raise BadEventError(
                 "wrong-partition",
                 f"{event.node} belongs to partition {partition_of(event.node, partitions)} of {partitions}, not to "
                 f"{self.number}: does its publisher use another number of partitions?",
             )
-        for what, seconds in (("reported_at", event.reported_at), ("incarnation", event.incarnation)):
-            if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
-                raise BadEventError("clock", f"{what} {seconds} is absurdly far from now ({wall:.0f})")
+
+    def _knows_life(self, event: Event) -> bool:
+        slot = self.slots.get(event.node)
+        return slot is not None and self.records[slot].incarnation == event.incarnation
 
     def _fold(self, event: Event, room_bytes: int) -> tuple[Outcome, int | None]:
         """Fold one event in; the slot is None where it changed nothing."""
@@ -205,6 +210,12 @@ class HeldPartition:
             self.incomplete.discard(record.name)
             self.asking.pop(record.name, None)
         return outcome, slot
+
+
+def _check_clock(event: Event, wall: float) -> None:
+    for what, seconds in (("reported_at", event.reported_at), ("incarnation", event.incarnation)):
+        if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
+            raise BadEventError("clock", f"{what} {seconds} is absurdly far from now ({wall:.0f})")
 
 
 def _version_alone(event: Event) -> Heartbeat:

@@ -136,9 +136,8 @@ class SnapshotWriter:
         self._section = after if ours else SECTION.decode(tenure.head.section)
         self._owed.clear()
         if trimmed:
-            with suppress(
-                StoreUnavailableError
-            ):  # best effort; the commit is done, and tried again it would be another
+            # Best effort, and no error may show: the commit is done, and tried again it would be another.
+            with suppress(StoreUnavailableError):
                 yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
     def _stored(self, slot: int, stamp: Stamp, epoch: int, nodes: HeldNodes) -> bytes:

@@ -127,7 +127,8 @@ class RecordingSink:
 class Fleet:
     """``count`` nodes that together change ``rate`` times a second, give signs of life, and answer resyncs.
 
-    Those in ``silent`` are dead: they do none of that. ``mute``: nobody answers, nor gives signs of life.
+    Those in ``silent`` are dead: they do none of that. Nothing happens on those in ``still`` by itself. ``mute``: nobody
+    answers, nor gives signs of life.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Fleet:
         self.pad_bytes = pad_bytes
         self.mute = False
         self.silent: set[str] = set()
+        self.still: set[str] = set()
         self.names = [f"compute-{number:04}" for number in range(count)]
         self.of_partition: dict[int, list[str]] = {p: [] for p in range(config.partitions)}
         for name in self.names:
@@ -276,7 +278,7 @@ class Fleet:
             while due >= 1.0:
                 due -= 1.0
                 name = self._rng.choice(self.names)
-                if self.publishers[name].live and name not in self.silent:
+                if self.publishers[name].live and name not in self.silent | self.still:
                     self.change(name)
             while beats[0][0] <= now:
                 at, name = beats.popleft()

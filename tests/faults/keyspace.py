@@ -56,7 +56,7 @@ class KeySpace:
 
     def key(self, design: str, partition: int, kind: str, node: str = "") -> str:
         """The key of this kind that readers need now: epoch, head, life; segment (the oldest since the checkpoint) and
-        checkpoint of the journal; node and index of the snapshot.
+        checkpoint of the journal; node and index of the snapshot. Raises AssertionError where there is none now.
         """
         prefix, head = self._prefix(design, partition), self.head(design, partition)
         assert head is not None, f"partition {partition} of {design} has no head"
@@ -69,10 +69,14 @@ class KeySpace:
         if kind == "node":
             return keys.node(prefix, node)
         if kind == "index":
-            return index_keys(prefix, head.epoch, SNAPSHOT_SECTION.decode(head.section).index)[0]
+            parts = index_keys(prefix, head.epoch, SNAPSHOT_SECTION.decode(head.section).index)
+            assert parts, "the index is empty"
+            return parts[0]
         section = JOURNAL_SECTION.decode(head.section)
         if kind == "checkpoint":
-            return checkpoint_keys(prefix, head.epoch, section.checkpoint)[0]
+            parts = checkpoint_keys(prefix, head.epoch, section.checkpoint)
+            assert parts, "the checkpoint is empty"
+            return parts[0]
         assert kind == "segment", kind
         offset = section.checkpoint.offset
         assert offset < head.next, "nothing was committed since the checkpoint"
@@ -82,7 +86,10 @@ class KeySpace:
         """True if what stands at this key is there and its checksum fits."""
         if self.head(design, partition) is None:
             return False
-        value = self._get(self.key(design, partition, kind, node))
+        try:
+            value = self._get(self.key(design, partition, kind, node))
+        except AssertionError:
+            return False
         return value is not None and value[2:ENVELOPE_BYTES] == xxhash.xxh3_64_digest(value[ENVELOPE_BYTES:])
 
     def delete(self, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import pytest
 from nodestate.broker import queue_depths
 from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
-from tests.services.servers import MemcachedServer, RabbitServer
+from tests.services.servers import MemcachedServer, RabbitServer, _program, _RabbitNode
 
 pytestmark = pytest.mark.service
 
@@ -33,11 +34,10 @@ def cell_of_its_own(
 
 def wait_until_stale(cell: CellUnderTest) -> None:
     """Every node of every design is over the bound: whoever reads gets nothing, and nobody old state."""
-    for design in DESIGNS:
-        wait_until(
-            lambda d=design: len(cell.read(d, cell.bound_s).stale) == len(cell.fleet.names),
-            f"{design} passes for fresh while its broker is away",
-        )
+    wait_until(
+        lambda: all(len(cell.read(d, cell.bound_s).stale) == len(cell.fleet.names) for d in DESIGNS),
+        "a view passes for fresh while its broker is away",
+    )
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "frozen"])
@@ -74,3 +74,49 @@ def test_what_was_confirmed_survives_the_death_of_broker_and_consumers(
     assert cell.fleet.answers == answers
     cell.require_no_violations()
     cell.record(f"{waiting} messages came out of the queues; equal {took_s:.1f} s after consumers were started")
+
+
+def test_a_broker_that_is_short_of_memory_is_still_drained(
+    cell_of_its_own: CellUnderTest, own_rabbit: RabbitServer
+) -> None:
+    """A RabbitMQ under a memory or disk alarm reads nothing from connections that publish. If that kept consumers from
+    acking, the queues that filled it would never empty.
+    """
+    cell = cell_of_its_own
+    for member in cell.members:
+        member.pause()
+    time.sleep(1.5)
+    control(own_rabbit, "set_vm_memory_high_watermark", "absolute", "1MiB")
+    try:
+        assert unfinished(own_rabbit, cell) > 100
+        for member in cell.members:
+            member.resume()
+        took_s = wait_until(lambda: unfinished(own_rabbit, cell) == 0, "consumers do not drain their queues")
+        wait_until_stale(cell)
+    finally:
+        control(own_rabbit, "set_vm_memory_high_watermark", "absolute", "1000MiB")
+    cell.record(f"queues empty {took_s:.1f} s after consumers found the broker short of memory")
+    cell.recovered("after RabbitMQ's memory alarm")
+
+
+def control(server: RabbitServer, *command: str) -> str:
+    """Run ``rabbitmqctl`` against this server; returns what it prints."""
+    if not isinstance(server._host, _RabbitNode):
+        code, output = server._host._container.exec(["rabbitmqctl", *command])  # type: ignore[attr-defined]
+        assert code == 0, output
+        return str(output.decode())
+    program = _program("rabbitmqctl", "/usr/lib/rabbitmq/bin")
+    assert program is not None, "it comes with the server"
+    environment = server._host._node._environment
+    done = subprocess.run(  # noqa: S603 - our own server, our own words
+        [program, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def unfinished(server: RabbitServer, cell: CellUnderTest) -> int:
+    """Messages of a cell's partitions that wait or are not acked."""
+    table = control(server, "--quiet", "list_queues", "--no-table-headers", "name", "messages")
+    rows = [line.split("\t") for line in table.splitlines()]
+    return sum(int(count) for name, count in rows if name.startswith(f"nodestate.{cell.config.cell}."))

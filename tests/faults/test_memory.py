@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
-from nodestate.broker import read_dead_letters
+from nodestate.broker import DeadLetter, read_dead_letters
 from nodestate.keys import partition_of
 from nodestate.model import Version
 from nodestate.view import View
@@ -56,10 +57,10 @@ def test_everything_flushed_or_lost_key_by_key_is_seen_and_healed(
         kinds += [("snapshot", kind) for kind in ("epoch", "head", "life", "node", "index")]
         for design, kind in kinds:
             for lose in (space.delete, space.corrupt):
+                wait_until(partial(space.whole, design, number, kind, node), f"there is no {kind} to lose")
                 lose(space.key(design, number, kind, node))
                 seconds = cell.well_for_cold_readers()
                 cell.require_no_violations()
-                wait_until(lambda d=design, k=kind: space.whole(d, number, k, node), f"the {kind} does not come back")
                 cell.record(f"{design}'s {kind} {lose.__name__}: whole for cold readers after {seconds:.1f} s")
         cell.recovered("after all of them")
 
@@ -75,8 +76,7 @@ def test_a_server_that_is_away_costs_its_own_partitions_only(
             for watcher in cell.watchers:
                 watcher.oldest_of.clear()
             away()
-            for design in DESIGNS:
-                wait_until(lambda d=design: cell.read(d).age > 3 * cell.bound_s, f"{design} does not age")
+            wait_until(lambda: all(cell.read(d).age > 3 * cell.bound_s for d in DESIGNS), "the views do not age")
             oldest = {p: max(w.oldest_of.get(p, 0.0) for w in cell.watchers if not w.cold) for p in range(8)}
             view = cell.read("snapshot", cell.bound_s)
             back()
@@ -132,8 +132,7 @@ def test_a_full_memcached_says_so_and_keeps_what_it_had(
         had = {design: versions(cell.cold(design)) for design in DESIGNS}
         assert all(len(there) == len(cell.fleet.names) for there in had.values())
         cell.fleet.call(lambda: grow(cell, 3_000))
-        for member in cell.members:
-            wait_until(lambda m=member: complaints(m), "nobody complains of a full server")
+        wait_until(lambda: all(complaints(member) for member in cell.members), "nobody complains of a full server")
         wait_until(lambda: all(cell.read(d).age > cell.bound_s for d in DESIGNS), "the view does not age")
         time.sleep(2.0)
         for design in DESIGNS:
@@ -185,6 +184,7 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
     with cell_of(strict.url) as cell:
         cell.begin()
         fleet, (node, other) = cell.fleet, cell.fleet.names[7:9]
+        partitions = {partition_of(name, cell.config.partitions) for name in (node, other)}
 
         def report_then(name: str, patch: dict[str, Any]) -> tuple[Version, dict[str, Any]]:
             publisher = fleet.publishers[name]
@@ -193,18 +193,27 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
             publisher.change(patch)
             return good, state
 
+        fleet.still = {node, other}
         fleet.call(lambda: report_then(other, TOO_LONG))
         good, state = fleet.call(lambda: report_then(node, TOO_BIG))
+        wait_until(lambda: {letter.partition for letter in too_large(cell)} == partitions, "there are no dead letters")
+        wait_until(
+            lambda: all(cell.read(d).incomplete == {node} for d in DESIGNS),
+            "the node whose newest state is missing, and no other, is named as incomplete",
+        )
         for design in DESIGNS:
-            wait_until(lambda d=design: node in cell.read(d).incomplete, "nothing shows that the newest is missing")
-            wait_until(lambda d=design: other not in cell.read(d).incomplete, "a report that fits does not heal")
             record = cell.read(design).nodes.record(node)
             assert record is not None
             assert record.version == good
             assert record.state() == state
-        letters = [letter for letter in read_dead_letters(cell.config, 1000) if letter.reason == "too-large"]
-        assert {letter.partition for letter in letters} == {partition_of(name, 8) for name in (node, other)}
+        letters = too_large(cell)
         assert all("-I" in letter.detail for letter in letters)
+        fleet.still = set()
         fleet.call(lambda: fleet.publishers[node].report(fleet.state(node)))
         cell.recovered(f"after states over the item limit ({len(letters)} dead letters)")
         strict.close()
+
+
+def too_large(cell: CellUnderTest) -> list[DeadLetter]:
+    """What was given up because it does not fit."""
+    return [letter for letter in read_dead_letters(cell.config, 1_000) if letter.reason == "too-large"]

@@ -58,7 +58,6 @@ class Watcher(threading.Thread):
                 reader.close()
                 reader = Reader(self._config, design=self.design)
             try:
-                self._reader = reader
                 self._check(reader.read(max_age=self.max_age, on_stale="exclude"))
             except Exception as error:  # noqa: BLE001 - a read must not raise, whatever is down
                 self._tell(f"a read raised {error!r}")
@@ -95,8 +94,7 @@ class Watcher(threading.Thread):
                     self._tell(
                         f"I5: {name} at {tuple(version)} where {tuple(wanted)} was confirmed before the view's claim: "
                         f"partition {number} as of {now - partition.confirmed_at:.3f} s ago, bound {self.max_age} s, "
-                        f"{'stale' if name in view.stale else 'not stale'}, position {view.position[number]} "
-                        f"DEBUG {self._debug(number)}"
+                        f"{'stale' if name in view.stale else 'not stale'}, position {view.position[number]}"
                     )
 
     def _check_returned(self, name: str, epoch: int, record: NodeRecord) -> None:
@@ -112,12 +110,6 @@ class Watcher(threading.Thread):
             self._tell(f"{name} at {record.version}, which its author never sent")
         elif truth != record.body and _decode(truth) != _decode(record.body):
             self._tell(f"{name} at {record.version} has a state that its author did not give it")
-
-    def _debug(self, number: int) -> str:
-        f = self._reader._followers[number]
-        h = f._head
-        now = time.monotonic()
-        return f"term {h.term} beat {h.beat} follows {h.follows} next {h.next} behind {h.behind_ms} looked {now - f._looked_at:.3f} before {now - f._before:.3f} found {now - f._found_at:.3f} lag-hist {getattr(f, '_hist', None)}"
 
     def _tell(self, what: str) -> None:
         if len(self.violations) < MAX_TOLD_COUNT:

@@ -1,0 +1,88 @@
+"""What an owner makes of its backlog: a refused event is a dead letter, and still says that its version exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, Counts, HeldPartition, Pending
+from nodestate.keys import partition_of
+from nodestate.model import parse_event
+from nodestate.ports import Delivery
+
+PARTITIONS = 2
+NODE = next(name for name in map("node-{}".format, range(9)) if partition_of(name, PARTITIONS) == 0)
+NOW_S = 1_763_787_600
+ROOM_BYTES = 10_000
+
+
+def event(kind: str, generation: int, incarnation: int = NOW_S, reported_at: float = NOW_S, **more: Any) -> bytes:
+    fields = {"kind": kind, "node": NODE, "incarnation": incarnation, "generation": generation}
+    return msgspec.msgpack.encode({**fields, "reported_at": reported_at, **more})
+
+
+@pytest.fixture
+def held() -> HeldPartition:
+    """A partition that knows one node, at generation 1."""
+    partition = HeldPartition(0, {})
+    assert take(partition, event("report", 1, state={"zone": "good"})).bad == []
+    return partition
+
+
+def take(partition: HeldPartition, body: bytes, wall: float = NOW_S) -> Pending:
+    partition.backlog.append(Delivery(0, body, 1, 1))
+    return partition.take_batch(wall, PARTITIONS, ROOM_BYTES, "owner", Counts())
+
+
+REFUSED = {
+    "a wrong state": event("report", 2, state={"usage": {"VCPU": -1}}),
+    "a wrong patch": event("change", 2, patch={"usage": {"VCPU": -1}}),
+    "a state over the item limit": event(
+        "report", 2, state={"inventory": {f"CUSTOM_{n:03}" + "X" * 90: {"total": 1} for n in range(60)}}
+    ),
+    "an event over the item limit": event(
+        "change", 2, patch={"metrics": {"m" * 250 + str(n): None for n in range(50)}}
+    ),
+    "a clock that is off": event("change", 2, reported_at=NOW_S + 2 * MAX_CLOCK_AHEAD_S, patch={"zone": "later"}),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_refused_leaves_the_state_before_it_marked_as_not_the_newest(held: HeldPartition, why: str) -> None:
+    """I5: it was published and confirmed, so a reader must not take the older state for all there is."""
+    pending = take(held, REFUSED[why])
+    [record] = held.records
+    assert [delivery.body for delivery, _ in pending.bad] == [REFUSED[why]]
+    assert (record.version.generation, record.wanted.generation) == (1, 2)
+    assert record.state() == {"zone": "good"}
+    assert held.incomplete == {NODE}
+    # What journal readers fold is an event, too: all that is left of the refused one is its version.
+    [told] = map(parse_event, pending.batch.events)
+    assert told.version == record.wanted
+
+    assert take(held, event("report", 3, state={"zone": "better"})).bad == []
+    assert held.incomplete == set()
+
+
+def test_a_consumer_whose_own_clock_is_wrong_vouches_for_nobody(held: HeldPartition) -> None:
+    """All events look absurd to it; what it refuses it must not hide."""
+    pending = take(held, event("heartbeat", 2), wall=NOW_S - 3 * MAX_CLOCK_AHEAD_S)
+    assert [error.reason for _, error in pending.bad] == ["clock"]
+    assert held.incomplete == {NODE}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event("report", 1, incarnation=NOW_S + 2 * int(MAX_CLOCK_AHEAD_S), state={"zone": "from the future"}),
+        msgspec.msgpack.encode({"kind": "heartbeat", "node": NODE, "incarnation": NOW_S, "generation": "2"}),
+        b"no event at all",
+    ],
+)
+def test_an_absurd_event_says_nothing_of_its_node(held: HeldPartition, body: bytes) -> None:
+    """An incarnation from the future would win over all later ones; and what can't be read names nobody."""
+    assert len(take(held, body).bad) == 1
+    assert held.incomplete == set()
+    assert held.records[0].wanted == held.records[0].version
