@@ -46,7 +46,16 @@ from nodestate.model import NodeRecord, State, fold, parse_event
 from nodestate.ports import Item, Put, Store, SystemClock, Write, Written
 from nodestate.reader import Reader
 from nodestate.reading import Follower
-from nodestate.snapshot.format import RING_COMMITS, RING_SLOTS, Index, Stamp, pack_index, ring_after, unpack_index_part
+from nodestate.snapshot.format import (
+    RING_COMMITS,
+    RING_SLOTS,
+    Index,
+    Stamp,
+    pack_index,
+    ring_after,
+    stamp_of,
+    unpack_index_part,
+)
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import Section as SnapshotSection
 from nodestate.testing import ManualClock, MemoryBroker, MemoryServer, MemoryStore
@@ -671,7 +680,7 @@ def _list_after(section: ListSection, offset: int) -> dict[int, Stamp]:
     newest: dict[int, Stamp] = {}
     for turn in section.ring:
         if turn.offset >= offset:
-            stamp = Stamp(turn.term, turn.offset)
+            stamp = stamp_of(turn.term, turn.offset)
             for slot in np.frombuffer(turn.slots, "<u4").tolist():
                 newest[slot] = stamp
     return newest
@@ -684,7 +693,7 @@ def ring() -> Result:
     indexes = []
     for nodes in (625, 6_250):
         names = [f"compute-{number:07d}" for number in range(nodes)]
-        parts = pack_index(names, [Stamp(1, rng.randrange(10_000)) for _ in names])
+        parts = pack_index(names, [stamp_of(1, rng.randrange(10_000)) for _ in names])
         indexes.append(
             {
                 "nodes in the partition": nodes,

@@ -20,13 +20,12 @@ from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole, view_digest
 from nodestate import Reader
-from nodestate.journal.format import MIN_TAIL_BYTES
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 
 ROUNDS_MIN: Final = 3
 """… where a second or more is given; a smoke test is content with one."""
 TAIL_SHARE: Final = 0.5
-"""A journal's tail grows to the size of its checkpoint and is cut then: on average, a reader meets half of that."""
+"""A journal's tail grows to a limit and is cut then: on average, a reader meets half of that."""
 GOAL_NODES: Final = 10_000
 
 
@@ -71,7 +70,7 @@ def _measure(cell: Cell, settings: Settings, tell: Tell) -> list[Case]:
 def _tail_share(cell: Cell) -> float:
     """How far the journal's tail is to its next checkpoint, on the average of partitions."""
     sections = [JOURNAL_SECTION.decode(head.section) for head in cell.heads()]
-    return sum(s.tail_bytes / max(MIN_TAIL_BYTES, s.checkpoint.size_bytes) for s in sections) / len(sections)
+    return sum(s.tail_bytes / s.tail_limit_bytes for s in sections) / len(sections)
 
 
 def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Mapping[str, float]) -> Case:

@@ -282,7 +282,7 @@ def _items(keys: Sequence[str], pieces: Iterator[bytes]) -> dict[str, Item]:
     """Parse one reply per key: a head of bytes, CAS id and time to live before the value, or a miss."""
     items: dict[str, Item] = {}
     reply, at = b"", 0
-    head_of, item_of = _VALUE.match, tuple.__new__  # the latter spares a call per item: a tenth of the whole
+    head_of = _VALUE.match
     for key in keys:
         while (head := head_of(reply, at)) is None and not reply.startswith(_MISS, at):
             if reply.find(b"\n", at) >= 0:
@@ -300,7 +300,7 @@ def _items(keys: Sequence[str], pieces: Iterator[bytes]) -> dict[str, Item]:
                 parts.append(next(pieces))
                 missing -= len(parts[-1])
             reply, start, end = b"".join(parts), 0, end - start
-        items[key] = item_of(Item, (reply[start:end], int(cas), None if ttl == b"-1" else int(ttl)))
+        items[key] = Item(reply[start:end], int(cas), None if ttl == b"-1" else int(ttl))
         at = end + 2
     if at != len(reply):
         raise ValueError("more replies than requests")

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 # -- store ----------------------------------------------------------------------------------------
 
 MAX_TTL_S: Final = 30 * 24 * 3600  # memcached takes more than this for a date
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """A stored value with its compare-and-swap id and the whole seconds it has left to live (None: for ever)."""
 
     value: bytes

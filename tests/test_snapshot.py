@@ -10,7 +10,7 @@ from nodestate import keys
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
 from nodestate.head import Since
 from nodestate.ports import Put, Write
-from nodestate.snapshot.format import NODE, Index, Section, Stamp, StoredNode, ring_after, ring_with
+from nodestate.snapshot.format import NODE, Index, Section, StoredNode, ring_after, ring_with, stamp_of
 from nodestate.snapshot.writer import SnapshotWriter
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.machines.world import at_call, small_limits
@@ -134,9 +134,9 @@ def test_an_item_that_is_not_what_the_head_names_does_not_count(
     stored = NODE.unpack(item.value)
     wrong = {
         "torn": item.value[:-3],
-        "of another epoch": NODE.pack(StoredNode(8, 1, 2, 0, stored.record)),
-        "older": NODE.pack(StoredNode(7, 1, 1, 0, stored.record)),
-        "of another node": NODE.pack(StoredNode(7, 1, 2, 5, stored.record)),
+        "of another epoch": NODE.pack(StoredNode(8, stamp_of(1, 2), 0, stored.record)),
+        "older": NODE.pack(StoredNode(7, stamp_of(1, 1), 0, stored.record)),
+        "of another node": NODE.pack(StoredNode(7, stamp_of(1, 2), 5, stored.record)),
     }[damage]
     server.write([Write(Put.CAS, key, wrong, item.cas)])
     state = watcher.look()
@@ -217,7 +217,7 @@ def test_a_zombie_s_item_does_not_count_and_is_healed(
     with pytest.raises(FencedError):
         owner.commit(change("n", 2, zone="zombie's"))
     stored = NODE.unpack(server.fetch([keys.node(S, "n")])[keys.node(S, "n")].value)
-    assert (stored.term, stored.offset, stored.record.state()["zone"]) == (1, 2, "zombie's")
+    assert (stored.stamp, stored.record.state()["zone"]) == (stamp_of(1, 2), "zombie's")
     state = watcher.look()
     assert state.table is not None
     assert state.table.incomplete == {"n"}
@@ -347,7 +347,7 @@ def test_the_ring_tells_the_newest_stamp_of_each_slot() -> None:
             section = _ring(commits[: n + 1])
             for offset in range(section.ring_from, n + 3):
                 naive = {
-                    slot: Stamp(owner_of[at + 1], at + 1)
+                    slot: stamp_of(owner_of[at + 1], at + 1)
                     for at, slots in enumerate(commits[: n + 1])
                     if at + 1 >= offset
                     for slot in slots

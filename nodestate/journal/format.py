@@ -38,6 +38,11 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
     checkpoint: Checkpoint
     previous: Checkpoint | None = None
 
+    @property
+    def tail_limit_bytes(self) -> int:
+        """A checkpoint is due when the tail is larger than this."""
+        return max(MIN_TAIL_BYTES, self.checkpoint.size_bytes // TAIL_SHARE)
+
 
 SECTION: Final = msgspec.msgpack.Decoder(Section)
 SEGMENT: Final = Codec(list[bytes])

@@ -8,10 +8,8 @@ from nodestate import keys
 from nodestate.errors import FencedError, StoreUnavailableError
 from nodestate.head import Place, Since, Tenure, Vitals, require_stored, since_from, term_of
 from nodestate.journal.format import (
-    MIN_TAIL_BYTES,
     SECTION,
     SEGMENT,
-    TAIL_SHARE,
     Checkpoint,
     Section,
     checkpoint_keys,
@@ -91,7 +89,7 @@ class JournalWriter:
         tail_bytes = section.tail_bytes + len(segment)
         after = Section(section.first, tail_bytes, section.terms, section.checkpoint, section.previous)
         trimmed: list[str] = []
-        if checkpoint_now or tail_bytes > max(MIN_TAIL_BYTES, section.checkpoint.size_bytes // TAIL_SHARE):
+        if checkpoint_now or tail_bytes > section.tail_limit_bytes:
             checkpoint, parts = self._checkpoint(head.epoch, head.term, head.next + 1, nodes)
             writes += parts
             first = section.checkpoint.offset

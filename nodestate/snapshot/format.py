@@ -1,6 +1,6 @@
 """What the snapshot design stores: an item per node, an index, and its section of the head.
 
-A stamp (term, offset) names the commit that wrote a node's item. The index names the stamp of every node as of
+A stamp (term and offset in one integer) names the commit that wrote a node's item. The index names the stamp of every node as of
 one offset; the ring in the head names those of the commits since, so that a reader that follows along learns
 what changed from the head alone.
 """
@@ -8,7 +8,7 @@ what changed from the head alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NewType
 
 import msgspec
 import numpy as np
@@ -27,19 +27,24 @@ RING_COMMITS: Final = 2048
 assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"
 
 
-class Stamp(NamedTuple):
-    """Which commit wrote an item; ordered, since a later owner has a higher term."""
+Stamp = NewType("Stamp", int)
+"""Which commit wrote an item: term << 40 | offset. Ordered, since a later owner has a higher term. One integer and no
+pair, because a reader holds one per node, and the collector would look at every pair (docs/adr/0003)."""
+OFFSET_BITS: Final = 40
+"""30 years at a thousand commits a second, and 16 million owners after one another, in one epoch of one partition."""
 
-    term: int
-    offset: int
+
+def stamp_of(term: int, offset: int) -> Stamp:
+    """The stamp of a commit."""
+    assert offset >> OFFSET_BITS == term >> (64 - OFFSET_BITS) == 0, f"({term}, {offset}) does not fit a stamp"
+    return Stamp(term << OFFSET_BITS | offset)
 
 
 class StoredNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is stored at a node's key."""
 
     epoch: int
-    term: int
-    offset: int
+    stamp: Stamp
     slot: int
     record: NodeRecord
 
@@ -60,11 +65,10 @@ class Index(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IndexPart(msgspec.Struct, frozen=True, array_like=True):
-    """Names and stamps of nodes, in slot order: terms as little-endian uint32, offsets as uint64."""
+    """Names and stamps of nodes, in slot order; the stamps as little-endian uint64."""
 
     names: list[str]
-    terms: bytes
-    offsets: bytes
+    stamps: bytes
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True):
@@ -100,7 +104,9 @@ def ring_after(section: Section, offset: int) -> dict[int, Stamp]:
         return {}
     slots = np.frombuffer(section.slots[begin:], "<u4").tolist()
     first = section.ring_from + skip
-    stamps = [Stamp(term_of(section.terms, commit), commit) for commit in range(first, section.ring_from + len(counts))]
+    stamps = [
+        stamp_of(term_of(section.terms, commit), commit) for commit in range(first, section.ring_from + len(counts))
+    ]
     turns = np.repeat(np.arange(len(stamps)), counts[skip:]).tolist()
     return {slot: stamps[turn] for slot, turn in zip(slots, turns, strict=True)}
 
@@ -121,18 +127,15 @@ def pack_index(names: Sequence[str], stamps: Sequence[Stamp]) -> list[bytes]:
     """An index as the values of its parts."""
     parts = []
     for at in range(0, len(names), PART_NODES):
-        some = stamps[at : at + PART_NODES]
-        terms = np.array([stamp.term for stamp in some], "<u4").tobytes()
-        offsets = np.array([stamp.offset for stamp in some], "<u8").tobytes()
-        parts.append(INDEX_PART.pack(IndexPart(list(names[at : at + PART_NODES]), terms, offsets)))
+        some = np.array(stamps[at : at + PART_NODES], "<u8").tobytes()
+        parts.append(INDEX_PART.pack(IndexPart(list(names[at : at + PART_NODES]), some)))
     return parts
 
 
 def unpack_index_part(raw: bytes) -> tuple[list[str], list[Stamp]]:
     """Names and stamps of one part. Raises ``CorruptItemError``."""
     part = INDEX_PART.unpack(raw)
-    terms, offsets = np.frombuffer(part.terms, "<u4").tolist(), np.frombuffer(part.offsets, "<u8").tolist()
-    return part.names, list(map(Stamp, terms, offsets))
+    return part.names, np.frombuffer(part.stamps, "<u8").tolist()
 
 
 def index_keys(prefix: str, epoch: int, index: Index) -> list[str]:

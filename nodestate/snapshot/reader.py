@@ -25,11 +25,12 @@ from nodestate.snapshot.format import (
     StoredNode,
     index_keys,
     ring_after,
+    stamp_of,
     unpack_index_part,
 )
 from nodestate.table import Table
 
-UNKNOWN = Stamp(0, 0)
+UNKNOWN = Stamp(0)
 
 
 class _Named(NamedTuple):
@@ -118,8 +119,8 @@ class SnapshotReader:
                 and _counts(stored, stamp, head)
             ):
                 updates[slot] = stored.record
-                stamps[slot] = Stamp(stored.term, stored.offset)
-                if stamps[slot] != stamp:
+                stamps[slot] = stored.stamp
+                if stored.stamp != stamp:
                     self.ahead.add(slot)
                 if self._cas_ids is not None and item is not None:
                     self._cas_ids[slot] = item.cas
@@ -147,5 +148,4 @@ def _readable(item: Item | None) -> StoredNode | None:
 def _counts(stored: StoredNode, stamp: Stamp, head: Head) -> bool:
     if stored.epoch != head.epoch:
         return False
-    found = Stamp(stored.term, stored.offset)
-    return found == stamp or (found > stamp and stored.term >= head.term)
+    return stored.stamp == stamp or stored.stamp >= max(stamp, stamp_of(head.term, 0))

@@ -15,6 +15,7 @@ from nodestate.ports import Put, Status, Write
 from nodestate.snapshot.format import (
     MAX_APPEARED_COUNT,
     NODE,
+    OFFSET_BITS,
     SECTION,
     Appeared,
     Index,
@@ -24,6 +25,7 @@ from nodestate.snapshot.format import (
     index_keys,
     pack_index,
     ring_with,
+    stamp_of,
 )
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.writing import Batch, HeldNodes, Taken
@@ -80,8 +82,8 @@ class SnapshotWriter:
         yield from Tenure.may_begin(self._place)
         size = len(nodes.records)
         self._tenure, self._owed = None, set()
-        self._stamps, self._cas_ids = [Stamp(1, 0)] * size, {}
-        yield from self._put_nodes(range(size), Stamp(1, 0), epoch, nodes)
+        self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}
+        yield from self._put_nodes(range(size), stamp_of(1, 0), epoch, nodes)
         index, writes = self._index(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = Section(1, b"", b"", (), (Since(1, 1),), index)
@@ -111,7 +113,7 @@ class SnapshotWriter:
 
     def _commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals, *, index_now: bool) -> Steps[None]:
         tenure, section, head = self.tenure, self.section, self.tenure.head
-        stamp = Stamp(head.term, head.next)
+        stamp = stamp_of(head.term, head.next)
         changed = sorted({*batch.changed, *self._owed})
         grown = len(nodes.records) - len(self._stamps)
         self._stamps += [stamp] * grown
@@ -141,7 +143,7 @@ class SnapshotWriter:
                 yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
     def _stored(self, slot: int, stamp: Stamp, epoch: int, nodes: HeldNodes) -> bytes:
-        return NODE.pack(StoredNode(epoch, stamp.term, stamp.offset, slot, nodes.records[slot]))
+        return NODE.pack(StoredNode(epoch, stamp, slot, nodes.records[slot]))
 
     def _put_nodes(self, slots: Iterable[int], stamp: Stamp, epoch: int, nodes: HeldNodes) -> Steps[None]:
         """Write items by CAS, so that a refused write leaves what is there, and another owner's is noticed."""
@@ -174,7 +176,9 @@ class SnapshotWriter:
                 for slot, name in zip(todo, names, strict=True):
                     item = reply.items.get(name)
                     self._cas_ids[slot] = item.cas if item else 0
-        raise FencedError(self._place.partition, stamp.term, "items change under our hands: somebody else writes them")
+        raise FencedError(
+            self._place.partition, stamp >> OFFSET_BITS, "items change under our hands: somebody else writes them"
+        )
 
     def _index(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Index, list[Write]]:
         blocks = pack_index([record.name for record in nodes.records], self._stamps)

@@ -9,7 +9,7 @@ import pytest
 
 from nodestate.errors import ItemTooLargeError, StoreUnavailableError
 from nodestate.keys import MAX_KEY_BYTES
-from nodestate.ports import MAX_TTL_S, Put, Status, Store, Write, Written
+from nodestate.ports import MAX_TTL_S, Item, Put, Status, Store, Write, Written
 
 MANY = 10_000
 NEVER_GIVEN = 2**64 - 1
@@ -58,12 +58,12 @@ class StoreContract:
     def test_what_was_added_is_fetched(self, store: Store) -> None:
         [written] = store.write([Write(Put.ADD, "a", b"1")])
         assert written.status is Status.STORED
-        assert store.fetch(["a", "b"]) == {"a": (b"1", written.cas, None)}
+        assert store.fetch(["a", "b"]) == {"a": Item(b"1", written.cas, None)}
 
     def test_add_leaves_what_is_there(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
         assert store.write([Write(Put.ADD, "a", b"2")]) == [Written(Status.CONFLICT)]
-        assert store.fetch(["a"]) == {"a": (b"1", first.cas, None)}
+        assert store.fetch(["a"]) == {"a": Item(b"1", first.cas, None)}
 
     def test_cas_replaces_only_what_it_saw(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
@@ -71,7 +71,7 @@ class StoreContract:
         assert second.status is Status.STORED
         assert second.cas != first.cas
         assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [Written(Status.CONFLICT)]
-        assert store.fetch(["a"]) == {"a": (b"2", second.cas, None)}
+        assert store.fetch(["a"]) == {"a": Item(b"2", second.cas, None)}
 
     def test_the_id_of_a_write_serves_the_next_without_a_fetch(self, store: Store) -> None:
         """An owner rewrites its head for hours; a fetch each time would be a round trip and a race."""
@@ -79,7 +79,7 @@ class StoreContract:
         for value in (b"1", b"2", b"3"):
             [written] = store.write([Write(Put.CAS, "a", value, written.cas)])
             assert written.status is Status.STORED
-        assert store.fetch(["a"]) == {"a": (b"3", written.cas, None)}
+        assert store.fetch(["a"]) == {"a": Item(b"3", written.cas, None)}
 
     @pytest.mark.parametrize("cas", [0, 1, NEVER_GIVEN])
     def test_cas_on_nothing_is_missing(self, store: Store, cas: int) -> None:
@@ -122,8 +122,8 @@ class StoreContract:
             Status.STORED,
         ]
         fetched = store.fetch(["b", "a"])
-        assert fetched["a"] == (b"4", outcomes[5].cas, None)
-        assert fetched["b"] == (b"5", outcomes[6].cas, None)
+        assert fetched["a"] == Item(b"4", outcomes[5].cas, None)
+        assert fetched["b"] == Item(b"5", outcomes[6].cas, None)
 
     def test_of_two_writers_with_the_same_id_one_wins(self, server: Server, store: Store) -> None:
         other = server.connect()

@@ -31,6 +31,7 @@ from nodestate.ports import POKE, Delivery, Item, Put, Resync, Status, Write, Wr
 from nodestate.reader import Reader
 from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
+from nodestate.snapshot.format import Stamp, stamp_of
 from nodestate.testing import (
     Fault,
     FaultyStore,
@@ -72,7 +73,7 @@ def small_limits() -> Iterator[None]:
         (snapshot_format, "RING_SLOTS", 6),
         (snapshot_format, "RING_COMMITS", 5),
         (snapshot_format, "PART_NODES", 2),
-        (journal_writer, "MIN_TAIL_BYTES", 400),
+        (journal_format, "MIN_TAIL_BYTES", 400),
         (journal_writer, "PART_BYTES", 500),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
@@ -112,7 +113,8 @@ class Ledger:
         self.histories: dict[str, dict[Version, Any]] = {}
         self.publications: list[Publication] = []
         self.contents: dict[str, bytes] = {}
-        self.items: dict[tuple[int, int, int, int], dict[str, NodeRecord]] = {}
+        self.items: dict[tuple[int, int, Stamp], dict[str, NodeRecord]] = {}
+        """By partition, epoch and stamp."""
         self.heads: dict[Epoch, Head] = {}
         self.commits: dict[Epoch, dict[int, dict[str, NodeRecord]]] = {}
 
@@ -124,8 +126,7 @@ class Ledger:
         partition = int(number)
         if tail.startswith("node:"):
             stored = snapshot_format.NODE.unpack(write.value)
-            stamp = (partition, stored.epoch, stored.term, stored.offset)
-            self.items.setdefault(stamp, {})[stored.record.name] = stored.record
+            self.items.setdefault((partition, stored.epoch, stored.stamp), {})[stored.record.name] = stored.record
         elif tail.startswith(("log:", "ckpt:", "index:")):
             assert write.put is Put.ADD, f"{write.key} is rewritten"
             self.contents[write.key] = write.value
@@ -151,7 +152,7 @@ class Ledger:
         if letter == keys.JOURNAL:
             self._fold_segment(prefix, head, before.next, nodes)
         else:
-            nodes.update(self.items.get((partition, head.epoch, head.term, before.next), {}))
+            nodes.update(self.items.get((partition, head.epoch, stamp_of(head.term, before.next)), {}))
         self.commits[epoch][head.next] = nodes
 
     def _first(self, partition: int, prefix: str, letter: str, head: Head) -> dict[str, NodeRecord]:
@@ -161,7 +162,7 @@ class Ledger:
             return {record.name: record for key in parts for record in unpack_records(self.contents[key])}
         parts = snapshot_format.index_keys(prefix, head.epoch, snapshot_format.SECTION.decode(head.section).index)
         names = [name for key in parts for name in snapshot_format.unpack_index_part(self.contents[key])[0]]
-        return {name: self.items[partition, head.epoch, 1, 0][name] for name in names}
+        return {name: self.items[partition, head.epoch, stamp_of(1, 0)][name] for name in names}
 
     def _fold_segment(self, prefix: str, head: Head, offset: int, nodes: dict[str, NodeRecord]) -> None:
         terms = journal_format.SECTION.decode(head.section).terms
