@@ -133,7 +133,7 @@ class StoreContract:
         [won] = other.write([Write(Put.CAS, "a", b"other", seen_by_other.cas)])
         [lost] = store.write([Write(Put.CAS, "a", b"ours", seen.cas)])
         assert (won.status, lost.status) == (Status.STORED, Status.CONFLICT)
-        assert store.fetch(["a"]) == {"a": (b"other", won.cas, None)}
+        assert store.fetch(["a"]) == {"a": Item(b"other", won.cas, None)}
         other.close()
 
     # -- shapes and sizes
@@ -184,7 +184,7 @@ class StoreContract:
         assert set(fetched) == set(keys) - set(keys[::7])
         for number, key in enumerate(keys):
             if number % 7:
-                assert fetched[key] == (key.encode() * 90, added[number].cas, None)
+                assert fetched[key] == Item(key.encode() * 90, added[number].cas, None)
         again = store.write([Write(Put.CAS, key, b"2", written.cas) for key, written in zip(keys, added, strict=True)])
         for number, written in enumerate(again):
             assert written.status is (Status.STORED if number % 7 else Status.MISSING)
@@ -217,7 +217,7 @@ class StoreContract:
             store.write([Write(Put.ADD, "b", b"1"), Write(Put.CAS, "a", value, old.cas)])
         assert (caught.value.server, caught.value.key) == (store.name, "a")
         assert caught.value.size_bytes == len(value) > caught.value.limit_bytes >= store.max_value_bytes
-        assert store.fetch(["a", "b"]) == {"a": (b"old", old.cas, None)}
+        assert store.fetch(["a", "b"]) == {"a": Item(b"old", old.cas, None)}
 
     @pytest.mark.parametrize("size", [SMALL, CHUNKED])
     def test_a_full_server_keeps_what_it_has(self, full_store: Store, size: int) -> None:
@@ -241,7 +241,7 @@ class StoreContract:
             ]
         )
         assert outcomes == [Written(Status.FULL)] * 3 + [Written(Status.STORED)]
-        assert full_store.fetch([*keys, "filler-0"]) == {key: (b"old", old[key].cas, None) for key in keys}
+        assert full_store.fetch([*keys, "filler-0"]) == {key: Item(b"old", old[key].cas, None) for key in keys}
         [written] = full_store.write([Write(Put.CAS, "replaced", value, old["replaced"].cas)])
         assert written.status is Status.STORED
 
