@@ -18,6 +18,8 @@ import enum
 import math
 import struct
 import sys
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -180,6 +182,8 @@ _decode_state = msgspec.msgpack.Decoder(State).decode
 _decode_quick_patch = msgspec.msgpack.Decoder(_QuickPatch).decode
 _decode_patch = msgspec.msgpack.Decoder(_Patch).decode
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_decode_shallow = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_NO_MAP: Final = b"\x80"
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -396,27 +400,27 @@ def _check_patch(patch: msgspec.Raw) -> None:
 
 
 def _changed(record: NodeRecord, event: Change) -> Folded:
-    body = _decode_map(record.body)
     try:
         patch = _decode_quick_patch(event.patch)
     except msgspec.ValidationError:  # more than the usual fields: merge, then validate the whole
         _check_patch(event.patch)
-        merged = _encode(merge_patch(body, _decode_map(event.patch)))
+        merged = _encode(merge_patch(_decode_map(record.body), _decode_map(event.patch)))
         state = parse_state(merged)
         classes, columns = columns_of(state.inventory, state.usage)
         return _applied(record, event, state.status, classes, columns, merged)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"patch: {error}") from None
+    # Only what is patched is decoded: the rest of a state goes through as the bytes it is.
+    body: dict[str, Any] = _decode_shallow(record.body)
     status, classes, columns = record.status, record.classes, record.columns
     if patch.status is not UNSET:
         status = body["status"] = patch.status
     if patch.metrics is not UNSET:
-        body.setdefault("metrics", {}).update(patch.metrics)
-        if len(body["metrics"]) > MAX_METRICS_COUNT:
+        metrics = body["metrics"] = _decode_map(body.get("metrics", _NO_MAP)) | patch.metrics
+        if len(metrics) > MAX_METRICS_COUNT:
             raise BadEventError("too-large", f"more than {MAX_METRICS_COUNT} metrics")
     if patch.usage is not UNSET:
-        usage = body.setdefault("usage", {})
-        usage.update(patch.usage)
+        usage = body["usage"] = _decode_map(body.get("usage", _NO_MAP)) | patch.usage
         if len(usage) > MAX_CLASSES_COUNT:
             raise BadEventError("too-large", f"usage of more than {MAX_CLASSES_COUNT} resource classes")
         classes, columns = _used(classes, columns, usage)
@@ -426,17 +430,32 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
     return _applied(record, event, status, classes, columns, merged)
 
 
+class _Layout(NamedTuple):
+    """How the columns of some resource classes lie; the same for most nodes of a fleet."""
+
+    names: tuple[str, ...]
+    pack_half: Callable[..., bytes]
+
+
+@lru_cache(maxsize=1_024)
+def _layout(classes: str) -> _Layout:
+    names = tuple(classes.split(" ")) if classes else ()
+    return _Layout(names, struct.Struct(f"<{len(names)}q").pack)
+
+
 def _used(classes: str, columns: bytes, usage: dict[str, int]) -> tuple[str, bytes]:
     """The columns with another usage; capacities stay."""
-    names = classes.split(" ") if classes else []
+    names, pack_half = _layout(classes)
     half = len(columns) // 2
-    if len(usage) == len(names) and all(name in usage for name in names):
-        return classes, columns[:half] + struct.pack(f"<{len(names)}q", *[usage[name] for name in names])
+    if len(usage) == len(names):
+        try:
+            return classes, columns[:half] + pack_half(*[usage[name] for name in names])
+        except KeyError:
+            pass  # as many, but others
     capacity = dict(zip(names, struct.unpack(f"<{len(names)}q", columns[:half]), strict=True))
-    if not usage.keys() <= capacity.keys():
-        names = sorted(capacity.keys() | usage.keys())
-    amounts = [capacity.get(name, 0) for name in names] + [usage.get(name, 0) for name in names]
-    return " ".join(names), struct.pack(f"<{len(amounts)}q", *amounts)
+    wanted = sorted(capacity.keys() | usage.keys())
+    amounts = [capacity.get(name, 0) for name in wanted] + [usage.get(name, 0) for name in wanted]
+    return " ".join(wanted), struct.pack(f"<{len(amounts)}q", *amounts)
 
 
 def _applied(

@@ -248,13 +248,14 @@ def test_logs_go_to_stderr_in_both_forms(form: str, capsys: pytest.CaptureFixtur
 
 
 def test_the_first_signal_asks_and_the_second_insists() -> None:
+    before = signal.getsignal(signal.SIGINT)
     with stopping() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_numbers_that_json_lacks_are_null() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate import keys
+from nodestate import Reader, keys
 from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_probe
 from nodestate.keys import partition_of
 from nodestate.model import MAX_EVENT_BYTES
@@ -260,6 +260,56 @@ def test_a_partition_is_vouched_for_through_a_takeover(world: World) -> None:
     world.run_well(2)
     for reader in world.readers:
         assert reader.read(5.0).incomplete == frozenset()
+
+
+def test_an_owner_whose_epoch_was_lost_first_proves_that_nobody_went_past_it(world: World) -> None:
+    """I5: with the store its term is gone. If it had been frozen, another could have taken the partition and acked events
+    that it never saw; its old memory must not begin an epoch that is vouched for.
+    """
+    [member] = world.members
+    resyncs, begun_before = member.consumer.stats.resyncs, member.consumer.stats.epochs_begun
+    for server in world.servers:
+        server.flush()
+    while member.consumer.stats.epochs_begun == begun_before:
+        world.clock.advance(world.config.renew_s)
+        member.step()
+    assert not any(held.vouched for held in member.consumer.held.values() if not held.lost)
+    assert "partition 0" in world.readers[0].read(1e9).incomplete
+    world.run_well(2 * world.config.renew_s)
+    for reader in world.readers:
+        assert reader.read(5.0).incomplete == frozenset()
+    assert member.consumer.stats.resyncs == resyncs
+
+
+def test_heads_that_ran_out_are_as_a_store_that_was_lost(world: World) -> None:
+    """Nobody consumed for longer than a lease: what is stored is of unknown age, so whoever takes it asks all agents."""
+    world.members[0].die()
+    world.pass_time(world.config.lease_s + 2)
+    for reader in world.readers:
+        view = reader.read(5.0)
+        assert view.incomplete == {"partition 0", "partition 1"}
+        assert view.stale == set(NODES)
+    world.start_member([0, 1], [])
+    assert world.converge() < world.config.settle_s + 5
+
+
+def test_an_agent_whose_life_is_older_than_the_last_goes_stale_and_heals_with_the_clock(world: World) -> None:
+    """Its clock was set back and its incarnation file is lost: all it says is of a life that is over. Not even its signs
+    of life count, so ``node_max_age`` tells.
+    """
+    node, now = ZERO[0], int(world.clock.time())
+    del world.agents[node]
+    world._incarnations[node] = now - 10 * 86_400
+    world.clock.step_time(-3_600)
+    world.start_agent(node, {"usage": {"VCPU": 7}})
+    reader = Reader(world.config, design="journal", stores=world.readers[0]._reader._stores, clock=world.clock)
+    bound_s = 2 * world.config.heartbeat_s
+    for _ in range(int(2 * bound_s)):
+        world.run_well(1)
+    view = reader.read(max_age=5.0, node_max_age=bound_s, on_stale="flag")
+    assert view.stale == {node}
+    assert view.nodes[node].state["usage"] == {"VCPU": 1}
+    assert world.members[0].consumer.stats.counts.by_outcome["duplicate"] > 0
 
 
 def test_who_begins_with_nothing_vouches_only_after_every_agent_could_have_spoken() -> None:

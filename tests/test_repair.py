@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from nodestate import Reader
 from nodestate.config import Config
@@ -26,11 +27,14 @@ class Cell:
         self.server = MemoryServer(clock=self.clock, **server)
         self.broker = MemoryBroker(PARTITIONS, clock=self.clock)
         self.config = Config(partitions=PARTITIONS, designs=designs, heartbeat_s=1.0, resync_jitter_s=0.0)
-        self.consumer = Consumer(
-            self.config, self.broker.source([0]), self.stores(), self.broker, self.clock, random.Random(1), "m"
-        )
+        self.consumer = self.another_consumer()
         self.sink = self.broker.sink()
         self.generation = 0
+
+    def another_consumer(self, partitions: int = PARTITIONS) -> Consumer:
+        config = msgspec.structs.replace(self.config, partitions=partitions)
+        source = self.broker.source([0])
+        return Consumer(config, source, self.stores(), self.broker, self.clock, random.Random(1), "m")
 
     def stores(self) -> Stores:
         return Stores([MemoryStore(self.server)])
@@ -117,3 +121,22 @@ def test_a_reader_that_counts_on_other_partitions_is_refused(design: str) -> Non
     cell.step(4)
     with pytest.raises(ConfigError, match="the cell has 1 partitions, the settings say 2"):
         cell.reader(design, partitions=2).read(max_age=10, on_stale="flag")
+
+
+def test_a_consumer_that_counts_on_other_partitions_takes_none_and_acks_nothing() -> None:
+    """It would write half of the nodes, and dead-letter the other half."""
+    cell = Cell()
+    cell.publish("report", state={"usage": {"VCPU": 1}})
+    cell.step(4)
+    cell.consumer.close()
+    right, cell.consumer = cell.consumer, cell.another_consumer(partitions=2)
+    cell.publish(patch={"usage": {"VCPU": 2}})
+    with capture_logs() as told:
+        cell.step(8)
+    assert cell.consumer.held == {}
+    assert any("the cell has 1 partitions, the settings say 2" in line.get("why", "") for line in told)
+    assert cell.broker.dead_letters == []
+    cell.consumer.close()
+    cell.consumer = right
+    cell.step(8)
+    assert cell.reader("journal").read(max_age=5).nodes["n"].state["usage"] == {"VCPU": 2}

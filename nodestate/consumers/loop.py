@@ -309,6 +309,7 @@ class Consumer:
         elif isinstance(error, EpochLostError):
             self._log.warning("the store lost an epoch", partition=held.number, design=name, why=str(error))
             held.lost.add(name)
+            held.doubt(self._clock.monotonic())
         else:
             self._postpone(held.number, error)
 
@@ -344,8 +345,7 @@ class Consumer:
         for held in self.held.values():
             if held.pending is not None:
                 continue
-            caught_up = now - held.caught_up_at <= 3 * self.config.renew_s
-            if not held.vouched and now >= held.vouch_at and caught_up:
+            if not held.vouched and held.caught_up_at >= held.vouch_at:
                 held.vouched = True
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
             vitals = held.full_vitals(now)

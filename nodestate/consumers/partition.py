@@ -83,7 +83,8 @@ class HeldPartition:
 
     ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
     that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
-    coming is no sign of life. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
+    coming is no sign of life. ``vouch_at``: what was in the queue then, and all before, makes the partition's nodes
+    complete. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
@@ -112,6 +113,13 @@ class HeldPartition:
         self.heard_at = [now - age / 1000 if age != NEVER_HEARD else float("-inf") for age in ages]
         self.heard_at += [float("-inf")] * (len(records) - len(ages))
         self.incomplete = {record.name for record in records if record.incomplete}
+
+    def doubt(self, now: float) -> None:
+        """The store lost an epoch, and with it the term that tells who owns the partition: another may have taken it
+        while we were frozen, and written what we never saw. Only a probe sent from now on proves that nobody did.
+        """
+        if self.vouched:
+            self.vouched, self.vouch_at = False, now
 
     def vitals(self, now: float) -> Vitals:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
