@@ -13,7 +13,7 @@ from typing import Final
 
 from nodestate.model import NodeRecord
 
-CHUNK_SLOTS: Final = 128
+CHUNK_SLOTS: Final = 64
 
 Chunk = tuple[NodeRecord, ...]
 
@@ -66,22 +66,20 @@ class Table:
             return replace(self, incomplete=self.incomplete.union(unread)).advanced(offset, updates)
         if not updates:
             return Table(self.epoch, offset, self.size, self.slots, self.chunks, self.incomplete)
-        chunks = list(self.chunks)
-        by_chunk: dict[int, list[int]] = {}
+        chunks, opened, size = list(self.chunks), dict[int, list[NodeRecord]](), self.size
         for slot in sorted(updates):
-            by_chunk.setdefault(slot // CHUNK_SLOTS, []).append(slot)
-        size = self.size
-        for number, changed in by_chunk.items():
-            chunk = list(chunks[number]) if number < len(chunks) else []
-            for slot in changed:
-                record, place = updates[slot], slot % CHUNK_SLOTS
-                if place < len(chunk):
-                    chunk[place] = record
-                else:
-                    assert slot == size, f"slot {slot} would leave a hole after {size}"
-                    chunk.append(record)
-                    self.slots[record.name] = slot
-                    size += 1
+            number, place = divmod(slot, CHUNK_SLOTS)
+            chunk = opened.get(number)
+            if chunk is None:
+                chunk = opened[number] = list(chunks[number]) if number < len(chunks) else []
+            if slot < size:
+                chunk[place] = updates[slot]
+            else:
+                assert slot == size, f"slot {slot} would leave a hole after {size}"
+                chunk.append(updates[slot])
+                self.slots[updates[slot].name] = slot
+                size += 1
+        for number, chunk in opened.items():
             if number < len(chunks):
                 chunks[number] = tuple(chunk)
             else:

@@ -66,11 +66,10 @@ class SnapshotReader:
                 missing = str(error.args[0]) if isinstance(error, KeyError) else "index: " + str(error)
                 return Loaded(table, missing)
         base = table if table is not None else Table.of(head.epoch, 0, [])
-        names = {
-            slot: base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot in named.stamps
-        }
-        reply = yield Step(fetch=[keys.node(self._prefix, name) for name in names.values()])
-        return self._accept(head, base, named, names, reply.items)
+        names = [base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot in named.stamps]
+        wanted = [keys.node(self._prefix, name) for name in names]
+        reply = yield Step(fetch=wanted)
+        return self._accept(head, base, named, names, list(map(reply.items.get, wanted)))
 
     def _from_ring(self, section: Section, table: Table) -> _Named | None:
         """What changed since ``table``, or None where the ring does not reach back so far."""
@@ -100,37 +99,34 @@ class SnapshotReader:
                 named.stamps[slot] = stamp
         return named
 
-    def _accept(
-        self, head: Head, base: Table, named: _Named, names: dict[int, str], items: Mapping[str, Item]
-    ) -> Loaded:
+    def _accept(self, head: Head, base: Table, named: _Named, names: list[str], items: list[Item | None]) -> Loaded:
         updates: dict[int, NodeRecord] = {}
         unread: dict[int, Stamp] = {}
-        stamps = self.stamps
+        incomplete: list[str] = []
+        stamps, cas_ids = self.stamps, self._cas_ids
         self.ahead = set()
         stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
-        for slot, stamp in named.stamps.items():
-            name = names[slot]
-            item = items.get(keys.node(self._prefix, name))
-            stored = _readable(item)
-            if (
-                stored is not None
-                and stored.slot == slot
-                and stored.record.name == name
-                and _counts(stored, stamp, head)
-            ):
-                updates[slot] = stored.record
+        for (slot, stamp), name, item in zip(named.stamps.items(), names, items, strict=True):
+            record = None
+            if item is not None and (stored := _readable(item)) is not None and _counts(stored, slot, stamp, head):
+                record = stored.record
+            if item is not None and record is not None and record.name == name:
+                updates[slot] = record
                 stamps[slot] = stored.stamp
                 if stored.stamp != stamp:
                     self.ahead.add(slot)
-                if self._cas_ids is not None and item is not None:
-                    self._cas_ids[slot] = item.cas
+                if cas_ids is not None:
+                    cas_ids[slot] = item.cas
             else:
                 unread[slot] = stamp
                 if slot >= base.size:
                     updates[slot] = unknown_node(name)
+                else:
+                    incomplete.append(name)
+                missing = name
         self.unread = unread
-        table = base.advanced(head.next, updates, [names[slot] for slot in unread if slot < base.size])
-        return Loaded(table, unread=keys.node(self._prefix, names[next(iter(unread))]) if unread else "")
+        table = base.advanced(head.next, updates, incomplete)
+        return Loaded(table, unread=keys.node(self._prefix, missing) if unread else "")
 
 
 def unknown_node(name: str) -> NodeRecord:
@@ -138,14 +134,14 @@ def unknown_node(name: str) -> NodeRecord:
     return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"")
 
 
-def _readable(item: Item | None) -> StoredNode | None:
+def _readable(item: Item) -> StoredNode | None:
     try:
-        return NODE.unpack(item.value) if item else None
+        return NODE.unpack(item.value)
     except CorruptItemError:
         return None
 
 
-def _counts(stored: StoredNode, stamp: Stamp, head: Head) -> bool:
-    if stored.epoch != head.epoch:
+def _counts(stored: StoredNode, slot: int, stamp: Stamp, head: Head) -> bool:
+    if stored.epoch != head.epoch or stored.slot != slot:
         return False
     return stored.stamp == stamp or stored.stamp >= max(stamp, stamp_of(head.term, 0))

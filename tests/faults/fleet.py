@@ -100,16 +100,21 @@ class RecordingSink:
             self._held[event.node] = (partition, body, done)
             return
         self.inner.publish(partition, body, done)
-        held = self._held.pop(event.node, None)
-        if held is not None:
-            self.inner.publish(*held)
+        if event.node in self._held:
+            self._send_held(event.node)
 
     def let_go(self) -> None:
         """Send what is still held back."""
         self.swap = None
         while self._held:
-            _, held = self._held.popitem()
-            self.inner.publish(*held)
+            self._send_held(next(iter(self._held)))
+
+    def _send_held(self, node: str) -> None:
+        partition, body, done = self._held.pop(node)
+        try:
+            self.inner.publish(partition, body, done)
+        except BrokerUnavailableError:  # as with any other: whoever sent it learns that it is lost
+            done(False)
 
     def flush(self, timeout_s: float) -> None:
         self.inner.flush(timeout_s)
