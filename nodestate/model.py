@@ -289,7 +289,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     wanted_generation: int
     reported_at: float
     gone: bool
-    status: str
+    status: Status
     classes: str
     columns: bytes
     body: bytes

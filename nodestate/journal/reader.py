@@ -6,6 +6,7 @@ A view at offset n is exactly the fold of commits 0 to n-1 (invariant I2).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from nodestate import keys
 from nodestate.errors import BadEventError, CorruptItemError
@@ -17,6 +18,9 @@ from nodestate.ports import Item
 from nodestate.reading import Loaded
 from nodestate.table import Table
 from nodestate.wire import unpack_records
+
+MAX_FETCH_PARTS_COUNT: Final = 8
+"""Parts of a checkpoint asked for at a time: what they came as can go when they are decoded (docs/adr/0004)."""
 
 
 class JournalReader:
@@ -35,13 +39,15 @@ class JournalReader:
             if not loaded.missing or table.offset >= section.checkpoint.offset:
                 return loaded
         # New here, trimmed away, or a hole that the newest checkpoint covers.
-        reply = yield Step(fetch=checkpoint_keys(self._prefix, head.epoch, section.checkpoint))
+        parts = checkpoint_keys(self._prefix, head.epoch, section.checkpoint)
         records: list[NodeRecord] = []
-        for key in checkpoint_keys(self._prefix, head.epoch, section.checkpoint):
-            try:
-                records += unpack_records(reply.items[key].value)
-            except (KeyError, CorruptItemError):
-                return Loaded(table, key)
+        for at in range(0, len(parts), MAX_FETCH_PARTS_COUNT):
+            reply = yield Step(fetch=parts[at : at + MAX_FETCH_PARTS_COUNT])
+            for key in parts[at : at + MAX_FETCH_PARTS_COUNT]:
+                try:
+                    records += unpack_records(reply.items[key].value)
+                except (KeyError, CorruptItemError):
+                    return Loaded(table, key)
         return (yield from self._follow(head, section, Table.of(head.epoch, section.checkpoint.offset, records)))
 
     def _follow(self, head: Head, section: Section, table: Table) -> Steps[Loaded]:

@@ -7,8 +7,8 @@ still writes never passes for the node's state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from nodestate import keys
 from nodestate.errors import CorruptItemError
@@ -31,6 +31,9 @@ from nodestate.snapshot.format import (
 from nodestate.table import Table
 
 UNKNOWN = Stamp(0)
+MAX_FETCH_COUNT: Final = 512
+"""Nodes asked for at a time. What they came as can go when they are decoded, so a first load takes little more memory than
+it leaves behind, and works in what the processor's cache holds (docs/adr/0003)."""
 
 
 class _Named(NamedTuple):
@@ -38,6 +41,16 @@ class _Named(NamedTuple):
 
     stamps: dict[int, Stamp]
     appeared: list[str]
+
+
+class _Read(NamedTuple):
+    """What the items of a load gave, by slot; ``unread``: name and stamp of those that do not count."""
+
+    records: dict[int, NodeRecord]
+    stamps: dict[int, Stamp]
+    cas_ids: dict[int, int]
+    unread: dict[int, tuple[str, Stamp]]
+    ahead: set[int]
 
 
 class SnapshotReader:
@@ -66,10 +79,15 @@ class SnapshotReader:
                 missing = str(error.args[0]) if isinstance(error, KeyError) else "index: " + str(error)
                 return Loaded(table, missing)
         base = table if table is not None else Table.of(head.epoch, 0, [])
-        names = [base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot in named.stamps]
+        stamps = list(named.stamps.items())
+        names = [base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot, _ in stamps]
         wanted = [keys.node(self._prefix, name) for name in names]
-        reply = yield Step(fetch=wanted)
-        return self._accept(head, base, named, names, list(map(reply.items.get, wanted)))
+        read = _Read({}, {}, {}, {}, set())
+        for at in range(0, len(wanted), MAX_FETCH_COUNT):
+            some = slice(at, at + MAX_FETCH_COUNT)
+            reply = yield Step(fetch=wanted[some])
+            _accept(head, stamps[some], names[some], [reply.items.get(key) for key in wanted[some]], read)
+        return self._brought(head, base, len(named.appeared), read)
 
     def _from_ring(self, section: Section, table: Table) -> _Named | None:
         """What changed since ``table``, or None where the ring does not reach back so far."""
@@ -99,34 +117,24 @@ class SnapshotReader:
                 named.stamps[slot] = stamp
         return named
 
-    def _accept(self, head: Head, base: Table, named: _Named, names: list[str], items: list[Item | None]) -> Loaded:
-        updates: dict[int, NodeRecord] = {}
-        unread: dict[int, Stamp] = {}
-        incomplete: list[str] = []
-        stamps, cas_ids = self.stamps, self._cas_ids
-        self.ahead = set()
-        stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
-        for (slot, stamp), name, item in zip(named.stamps.items(), names, items, strict=True):
-            record = None
-            if item is not None and (stored := _readable(item)) is not None and _counts(stored, slot, stamp, head):
-                record = stored.record
-            if item is not None and record is not None and record.name == name:
-                updates[slot] = record
-                stamps[slot] = stored.stamp
-                if stored.stamp != stamp:
-                    self.ahead.add(slot)
-                if cas_ids is not None:
-                    cas_ids[slot] = item.cas
-            else:
-                unread[slot] = stamp
-                if slot >= base.size:
-                    updates[slot] = unknown_node(name)
-                else:
-                    incomplete.append(name)
-                missing = name
-        self.unread = unread
-        table = base.advanced(head.next, updates, incomplete)
-        return Loaded(table, unread=keys.node(self._prefix, missing) if unread else "")
+    def _brought(self, head: Head, base: Table, grown: int, read: _Read) -> Loaded:
+        """The table with what was read. Only here, after the last fetch, is anything of it noted."""
+        stamps = self.stamps
+        stamps.extend([UNKNOWN] * (base.size + grown - len(stamps)))
+        for slot, stamp in read.stamps.items():
+            stamps[slot] = stamp
+        if self._cas_ids is not None:
+            self._cas_ids.update(read.cas_ids)
+        self.ahead = read.ahead
+        self.unread = {slot: stamp for slot, (_, stamp) in read.unread.items()}
+        names = [name for name, _ in read.unread.values()]
+        updates: dict[int, NodeRecord] = read.records
+        for slot, (name, _) in read.unread.items():
+            if slot >= base.size:
+                updates[slot] = unknown_node(name)
+        held = [name for slot, (name, _) in read.unread.items() if slot < base.size]
+        table = base.advanced(head.next, updates, held)
+        return Loaded(table, unread=keys.node(self._prefix, names[0]) if names else "")
 
 
 def unknown_node(name: str) -> NodeRecord:
@@ -134,9 +142,24 @@ def unknown_node(name: str) -> NodeRecord:
     return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"")
 
 
-def _readable(item: Item) -> StoredNode | None:
+def _accept(
+    head: Head, stamps: Sequence[tuple[int, Stamp]], names: Sequence[str], items: Sequence[Item | None], read: _Read
+) -> None:
+    for (slot, stamp), name, item in zip(stamps, names, items, strict=True):
+        stored = _readable(item)
+        if item is None or stored is None or stored.record.name != name or not _counts(stored, slot, stamp, head):
+            read.unread[slot] = name, stamp
+            continue
+        read.records[slot] = stored.record
+        read.stamps[slot] = stored.stamp
+        read.cas_ids[slot] = item.cas
+        if stored.stamp != stamp:
+            read.ahead.add(slot)
+
+
+def _readable(item: Item | None) -> StoredNode | None:
     try:
-        return NODE.unpack(item.value)
+        return NODE.unpack(item.value) if item is not None else None
     except CorruptItemError:
         return None
 
