@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +20,9 @@ DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+
+LEASE_RENEWALS_COUNT: Final = 5
+"""Renewals that may be late or lost before a head runs out."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -143,6 +146,11 @@ def load(
     if unknown:
         raise ConfigError(
             f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; there are journal, snapshot"
+        )
+    if config.lease_s < LEASE_RENEWALS_COUNT * config.renew_s:
+        raise ConfigError(
+            f"{sources.get('lease_s') or sources.get('renew_s')}: lease_s {config.lease_s:g} must be at least "
+            f"{LEASE_RENEWALS_COUNT} times renew_s {config.renew_s:g}, or partitions run out between two renewals"
         )
     _ = config.store_servers
     return config

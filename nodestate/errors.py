@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Final
+
+SHOWN_COUNT: Final = 4
+"""Partitions or nodes that a message names at most."""
 
 
 class NodestateError(Exception):
@@ -105,6 +110,17 @@ class BrokerUnavailableError(NodestateError):
         self.cause = cause
 
 
+class DeadLetterError(NodestateError):
+    """Raised when a message can't be given to the dead-letter queue just now. The session goes on; the message stays
+    unacked, to be tried again.
+    """
+
+    def __init__(self, broker: str, cause: str) -> None:
+        super().__init__(f"broker {broker} takes no dead letters: {cause}")
+        self.broker = broker
+        self.cause = cause
+
+
 class UnconfirmedError(NodestateError):
     """Raised when publishes were not confirmed in time; they are published again as one report."""
 
@@ -144,16 +160,25 @@ class StaleViewError(NodestateError):
         nodes: Sequence[str] = (),
         cause: str = "",
     ) -> None:
-        what = f"partitions {list(partitions)[:8]}" if partitions else f"{len(nodes)} nodes, as {list(nodes)[:3]}"
-        super().__init__(
-            f"the view is {age:.1f} s old where {max_age:g} s was asked ({what})"
-            + (f": {cause}" if cause else "; are consumers running and caught up? see 'nodestate doctor'")
-        )
+        if partitions:
+            old = f"is {age:.1f} s old" if math.isfinite(age) else "was never known to be caught up"
+            what = f"the view {old}, over the {max_age:g} s that were asked, in {_some(partitions, 'partition')}"
+            advice = "are consumers running and caught up? see 'nodestate doctor'"
+        else:
+            what = f"{_some(nodes, 'node')} gave no sign of life within the {max_age:g} s that were asked"
+            advice = "are their agents running?"
+        super().__init__(f"{what}: {cause}" if cause else f"{what}; {advice}")
         self.age = age
         self.max_age = max_age
         self.partitions = tuple(partitions)
         self.nodes = tuple(nodes)
         self.cause = cause
+
+
+def _some(names: Sequence[object], kind: str) -> str:
+    more = ", …" if len(names) > SHOWN_COUNT else ""
+    shown = ", ".join(map(str, names[:SHOWN_COUNT]))
+    return f"{len(names):,} {kind}{'' if len(names) == 1 else 's'} ({shown}{more})"
 
 
 class BehindError(NodestateError):

@@ -461,7 +461,7 @@ def _used(classes: str, columns: bytes, usage: dict[str, int]) -> tuple[str, byt
 def _applied(
     record: NodeRecord | None,
     event: Event,
-    status: str,
+    status: Status,
     classes: str,
     columns: bytes,
     body: bytes,

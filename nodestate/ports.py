@@ -128,7 +128,10 @@ class Source(Protocol):
         """Let the broker forget these. Those of an older session are passed over: they come again."""
 
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Publish the message, reason in a header, to the dead-letter queue and wait for the confirm. Not an ack."""
+        """Publish the message, reason in a header, to the dead-letter queue and wait for the confirm. Not an ack.
+
+        Raises ``DeadLetterError`` where it can't be had now and the session goes on.
+        """
 
     def poke(self, partition: int, body: bytes = POKE) -> None:
         """Put a message of the consumer's own into a partition's queue, behind all that is there; not confirmed.

@@ -192,6 +192,8 @@ def stale_nodes(partition: PartitionState, now: float, max_age: float | None, no
         return [record.name for record in table.records() if record.live]
     if node_max_age is None:
         return []
-    heard_at = partition.heard_at if partition.heard_at is not None else np.full(table.size, -math.inf)
+    heard_at = np.full(table.size, -math.inf)
+    if partition.heard_at is not None:  # shorter than the table where nodes appeared since signs of life were asked for
+        heard_at[: len(partition.heard_at)] = partition.heard_at[: table.size]
     silent = np.flatnonzero(now - heard_at > node_max_age)
     return [record.name for record in map(table.at, silent.tolist()) if record.live]

@@ -27,6 +27,7 @@ from nodestate.broker import (
     queue_depths,
     read_dead_letters,
 )
+from nodestate.broker import source as source_module
 from nodestate.broker.link import AmqpLink, open_link
 from nodestate.broker.underway import Confirms, Unacked
 from nodestate.config import Config
@@ -836,3 +837,25 @@ def test_flush_says_how_many_are_not_confirmed(rabbit_config: Config, opened: Op
         sink.flush(0.05)
     assert caught.value.count == 3
     del sink._outlet.link.has_input
+
+
+def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: with its own connection alive, but no new one to be had, each poke waited for another timeout."""
+    clock = ManualClock()
+    tries: list[float] = []
+
+    def hangs(config: Config, _role: str, _heartbeat_s: float) -> None:
+        tries.append(clock.monotonic())
+        clock.advance(config.broker_timeout_s)
+        raise BrokerUnavailableError(config.broker, "timed out")
+
+    monkeypatch.setattr(source_module, "open_link", hangs)
+    config = Config(broker="amqp://127.0.0.1:1")
+    voice = source_module._Voice(config, clock)
+    began = clock.monotonic()
+    for _ in range(120):
+        for partition in range(16):
+            voice.poke(partition, POKE)
+        clock.advance(1.0)
+    assert 2 < len(tries) < 12
+    assert clock.monotonic() - began < 120 + 12 * config.broker_timeout_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -119,7 +120,7 @@ def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
 
     told = run(*words)
     assert told.exit_code == 1
-    assert told.stderr.startswith("nodestate: the view is")
+    assert told.stderr.startswith("nodestate: the view was never")
     assert told.stderr.count("\n") == 1
     assert not told.stdout
 
@@ -140,7 +141,7 @@ def test_an_outage_is_told_without_a_traceback() -> None:
 
 
 def test_a_view_that_flags_says_what_it_could_not_read() -> None:
-    answer = run("view", *REAL, "--partitions", "2", "--json")
+    answer = run("view", *REAL, "--partitions", "2", "--on-stale", "flag", "--json")
     assert answer.exit_code == 0
     assert json.loads(answer.stdout) == {
         "position": [None, None],
@@ -149,6 +150,31 @@ def test_a_view_that_flags_says_what_it_could_not_read() -> None:
         "stale": [],
         "incomplete": ["partition 0", "partition 1"],
     }
+
+
+def test_a_view_of_nothing_at_all_is_refused() -> None:
+    """It would pass for an empty cloud with whoever does not look at what is incomplete."""
+    answer = run("view", *REAL, "--partitions", "2", "--json")
+    assert answer.exit_code == 1
+    assert answer.stdout == ""
+    assert json.loads(answer.stderr)["kind"] == "NothingReadError"
+
+
+def test_a_simulated_cell_keeps_out_of_the_cell_of_the_environment() -> None:
+    """Regression: with the settings of a real cell at hand, its fleet overwrote the real nodes of the same names."""
+    where = {"NODESTATE_BROKER": "amqp://127.0.0.1:1", "NODESTATE_STORE": "memcached://127.0.0.1:1"}
+    answer = CliRunner().invoke(main, ["up", "--nodes", "3", "--seconds", "1", "--json"], env=where)
+    assert answer.exit_code == 0, answer.output
+    assert "embedded broker and store" in answer.stderr
+
+
+def test_a_compressed_file_is_told_from_events(tmp_path: Path) -> None:
+    """One line that says what to do, and not one for each line feed in it."""
+    file = tmp_path / "events.jsonl.gz"
+    file.write_bytes(gzip.compress(b"{}\n" * 99))
+    answer = run("publish", *REAL, str(file))
+    assert answer.exit_code == 2
+    assert f"zcat {file} | nodestate publish -" in answer.stderr
 
 
 def test_a_check_that_could_read_nothing_is_no_pass() -> None:

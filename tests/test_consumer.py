@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from nodestate import Reader, keys
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_probe
+from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_probe, probe
+from nodestate.errors import DeadLetterError
 from nodestate.keys import partition_of
 from nodestate.model import MAX_EVENT_BYTES
+from nodestate.ports import Delivery
 from nodestate.testing import Fault
 from tests.machines.world import JudgedReader, Member, World, at_call
 
@@ -310,6 +312,125 @@ def test_an_agent_whose_life_is_older_than_the_last_goes_stale_and_heals_with_th
     assert view.stale == {node}
     assert view.nodes[node].state["usage"] == {"VCPU": 1}
     assert world.members[0].consumer.stats.counts.by_outcome["duplicate"] > 0
+
+
+def test_doubt_counts_also_before_the_first_vouching() -> None:
+    """I5: settled, and frozen just before the renewal that would vouch. Another took over, wrote, acked and died, the store
+    was flushed; what the first then wakes to in its buffers proves nothing.
+    """
+    world = World(servers=1)
+    first = world.start_member([0, 1], [])
+    world.start_agent(ZERO[0], {"usage": {"VCPU": 1}})
+    node = world.agents[ZERO[0]].publisher
+
+    def settled() -> bool:
+        held = first.consumer.held.get(0)
+        return held is not None and not held.vouched and held.caught_up_at >= held.vouch_at
+
+    while not settled():
+        world.pass_time(0.05)
+        first.step()
+    node.change({"zone": "first"})
+    world.confirm()
+    buffered = [first.source.inner.receive(100, 0)]
+    first.source.inner.disconnect()
+    second = world.start_member([0, 1], [])
+    for zone in ("first", "second"):
+        node.change({"zone": zone})
+        world.confirm()
+        second.step()
+        second.step()
+    second.source.inner.crash()
+    world.members.remove(second)
+    world.servers[0].flush()
+
+    source = first.source
+    real = source.receive, source.poke, source.ack
+
+    def receive_buffered(_limit: int, timeout_s: float) -> list[Delivery]:
+        world.clock.advance(timeout_s)
+        return buffered.pop() if buffered else []
+
+    source.receive = receive_buffered  # type: ignore[method-assign]
+    source.poke = source.ack = lambda *_: None  # type: ignore[method-assign]
+    first.consumer._renew_at = world.clock.monotonic() + 0.5
+    for _ in range(25):
+        first.step()
+    source.receive, source.poke, source.ack = real  # type: ignore[method-assign]
+    world.readers = [JudgedReader(world, design) for design in world.config.designs]
+    assert world.converge() < 60
+
+
+def test_a_design_that_lost_a_node_lends_no_claim(world: World) -> None:
+    """I5: the snapshot had a batch and its probe, the journal did not, and the node's item is gone. Caught up is only who
+    has what the claim was about.
+    """
+    [member] = world.members
+    wire = member.stores[0].inner
+    write = wire.write
+    world.agents[ZERO[0]].publisher.change({"zone": "new"})
+    world.confirm()
+    world.clock.advance(3)
+    member.source.inner.poke(0, probe(member.consumer._owner, world.clock.monotonic()))
+
+    def all_but_the_journals_heads(writes: Any) -> Any:
+        passed = [one for one in writes if not (":head:" in one.key and ":j:" in one.key)]
+        return write(passed) if len(passed) == len(writes) else _die(write, passed)
+
+    wire.write = all_but_the_journals_heads  # type: ignore[method-assign]
+    with pytest.raises(_Death):
+        member.consumer.step()
+    wire.write = write  # type: ignore[method-assign]
+    member.die()
+    prefix = keys.prefix(world.config.cell, 0, keys.SNAPSHOT)
+    assert world.servers[0].evict(keys.node(prefix, ZERO[0]))
+    [heir] = world.members
+    write_due = heir.consumer._write_due
+    looked: list[str] = []
+
+    def look_first() -> None:
+        if 0 in heir.consumer.held and not looked:
+            looked.extend(world.config.designs)
+            for design in world.config.designs:
+                JudgedReader(world, design).read(5.0)
+        write_due()
+
+    heir.consumer._write_due = look_first  # type: ignore[method-assign]
+    for _ in range(5):
+        heir.step()
+    assert looked
+    assert world.converge() < 60
+
+
+def test_an_item_limit_that_was_lowered_stops_no_consumer(world: World) -> None:
+    """What is held of a node fits no more, and an event comes that can't be kept: a dead letter, as any other."""
+    node = world.agents[ZERO[0]].publisher
+    node.change({"namespaces": {"x": "y" * 25_000}})
+    world.run_well(2)
+    world.servers[0].max_value_bytes = 20_000
+    world.poisoned(0, an_event(generation=node.version.generation + 5))
+    for _ in range(3):
+        world.members[0].step()
+    assert counted(world.members[0]) == {"too-large": 1}
+
+
+def test_dead_letters_that_can_not_be_given_stop_nothing_else(world: World) -> None:
+    """The way to the dead-letter queue is blocked: what was refused stays unacked, and everything else goes on."""
+    [member] = world.members
+    bury = member.source.dead_letter
+
+    def blocked(*_: Any) -> None:
+        raise DeadLetterError("memory://", "it takes no messages")
+
+    member.source.dead_letter = blocked  # type: ignore[method-assign]
+    world.poisoned(0, b"poison")
+    world.agents[ZERO[0]].publisher.change({"zone": "new"})
+    world.run_well(10)
+    assert waiting(world, 0) == [b"poison"]
+    assert world.readers[0].read(5.0).nodes[ZERO[0]].state["zone"] == "new"
+    member.source.dead_letter = bury  # type: ignore[method-assign]
+    assert world.converge() < 5
+    assert counted(member) == {"wrong-type": 1}
 
 
 def test_who_begins_with_nothing_vouches_only_after_every_agent_could_have_spoken() -> None:

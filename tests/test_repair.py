@@ -140,3 +140,35 @@ def test_a_consumer_that_counts_on_other_partitions_takes_none_and_acks_nothing(
     cell.consumer = right
     cell.step(8)
     assert cell.reader("journal").read(max_age=5).nodes["n"].state["usage"] == {"VCPU": 2}
+
+
+def test_a_take_that_failed_waits_before_the_next() -> None:
+    """Regression: each step tried again, and raised the term of whatever could be taken."""
+    cell = Cell()
+    cell.publish("report", state={})
+    cell.step(4)
+    cell.consumer.close()
+    cell.consumer = cell.another_consumer(partitions=2)
+    cell.publish("heartbeat")
+    for _ in range(10):
+        cell.consumer.step()
+        cell.clock.advance(0.001)
+    assert 1 <= cell.consumer.stats.store_errors <= 4
+
+
+def test_a_node_that_was_never_heard_of_is_over_every_bound() -> None:
+    """Regression (I5): it appeared in a read that did not ask for signs of life, and then the store was away."""
+    cell = Cell(("journal",))
+    cell.publish("report", node="a", state={})
+    cell.step(8)
+    reader = cell.reader("journal")
+    reader.read(max_age=1e9, node_max_age=1e9, on_stale="flag")
+    cell.generation = 0
+    cell.publish("report", node="b", state={})
+    cell.step(8)
+    reader.read(max_age=1e9, on_stale="flag")
+    cell.server.stop()
+    cell.clock.advance(3_600)
+    view = reader.read(node_max_age=30, on_stale="exclude")
+    assert set(view.nodes) == set()
+    assert view.stale == {"a", "b"}

@@ -147,6 +147,31 @@ def test_an_item_that_is_not_what_the_head_names_does_not_count(
     assert held(watcher.look()) == owner.records
 
 
+def test_a_refresh_across_a_takeover_does_not_go_back(server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I1): its head was read before the takeover, its items after the overtaken owner wrote two commits' worth
+    into them. The heir, which took what was there before, may come to a state between the two.
+    """
+    old, heir = Owner("snapshot", server, clock, "old"), Owner("snapshot", server, clock, "heir")
+    old.begin()
+    old.commit(report("n", 1, zone="1"))
+    old.commit(change("n", 2, zone="2"))
+    watcher = Watcher("snapshot", server, clock)
+    taken = []
+
+    def take_over_before_the_items(operation: str, _count: int) -> Fault | None:
+        if operation == "fetch" and len(watcher.fetches) == 3 and not taken:
+            taken.append(True)
+            heir.take()
+            with pytest.raises(FencedError):
+                old.commit(change("n", 3, zone="3"), change("n", 4, zone="4"))
+        return None
+
+    before = held(watcher.look(take_over_before_the_items))[0]
+    assert taken
+    heir.commit(change("n", 3, zone="3"))
+    assert held(watcher.look())[0].version >= before.version
+
+
 def test_a_lost_index_stops_new_readers_only(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:

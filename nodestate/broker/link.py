@@ -233,7 +233,7 @@ class AmqpLink:
         self._amqp.blocking_read(None)
 
     def take_in(self) -> None:
-        """Read all that came."""
+        """Read all that came; ``blocked`` is then as of now."""
         while self.has_input(0):
             self.read()
 
@@ -357,8 +357,9 @@ class AmqpLink:
         """Part in order. What was not acked goes back to its queue, in order."""
         with suppress(OSError):
             self._socket.settimeout(CLOSE_TIMEOUT_S)
-        with suppress(*self.errors):
-            self._amqp.close()
+        if not self.blocked:  # its broker would not hear it, and heartbeats keep the timeout from running out
+            with suppress(*self.errors):
+                self._amqp.close()
         self.drop()
 
     def drop(self) -> None:

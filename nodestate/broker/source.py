@@ -13,7 +13,7 @@ from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
 from nodestate.broker.topology import DEAD_KEY, POKE_TYPE, Topology
 from nodestate.broker.underway import Confirms, Unacked
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError
+from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import POKE, Clock, Delivery, SystemClock
 
 POLL_S: Final = 0.005
@@ -23,8 +23,12 @@ MAX_DETAIL_CHARS: Final = 1_000
 MAX_LOOKS_COUNT: Final = 32
 """Queues that one ``receive`` looks into, each a round trip, to see whether they need a poke."""
 BEATS_PER_HEARTBEAT: Final = 4
-SAY_AGAIN_S: Final = 1.0
-"""Pause before a consumer tries again to connect for what it has to say."""
+FIRST_PAUSE_S: Final = 1.0
+"""Pause before a consumer tries again to say something; it doubles with each failure."""
+LONGEST_PAUSE_S: Final = 30.0
+
+
+_FAILURES: Final[tuple[type[BaseException], ...]] = (*AmqpLink.errors, BrokerUnavailableError)
 
 
 class KombuSource:
@@ -84,7 +88,8 @@ class KombuSource:
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Publish the message to the dead-letter queue and wait until the broker has it. Not an ack.
 
-        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970).
+        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970). Raises ``DeadLetterError`` where
+        only the way there is blocked, and ``BrokerUnavailableError`` where the session is over.
         """
         feed = self._feed or self._connect()
         headers = {
@@ -209,7 +214,10 @@ class _AmqpFeed:
                 self.link.ack(lane.channel, tag, multiple=False)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
-        self._voice.dead_letter(body, headers)
+        try:
+            self._voice.dead_letter(body, headers)
+        except BrokerUnavailableError as error:  # of the voice: deliveries go on
+            raise DeadLetterError(self._config.broker_safe, error.cause) from error
 
     def poke(self, partition: int, body: bytes = POKE) -> None:
         self._voice.poke(partition, body)
@@ -251,46 +259,40 @@ class _AmqpFeed:
 class _Voice:
     """What a consumer says itself, on a connection of its own: pokes and dead letters.
 
-    away --poke, dead_letter--> connected --an error--> away      connected --blocked by the broker--> silent
+    away --poke, dead_letter--> connected --an error--> away, for a pause that doubles
+    connected --blocked by the broker--> silent --unblocked--> connected
 
     A RabbitMQ that is short of memory or disk reads nothing more from connections that publish, acks neither. On the
     connection of its deliveries a single poke would keep a consumer from draining the very queue that fills the broker.
+    Nothing here may cost the deliveries more than ``broker_timeout_s`` now and then.
     """
 
     def __init__(self, config: Config, clock: Clock) -> None:
         self._config = config
         self._topology = Topology.of(config)
         self._clock = clock
+        self._log = structlog.get_logger("nodestate.broker")
         self._link: AmqpLink | None = None
         self._channel: Any = None
         self._confirms = Confirms()
+        self._pause_s = 0.0
         self._again_at = clock.monotonic()
 
     def poke(self, partition: int, body: bytes) -> None:
         """May get lost, as a poke may; so an outage is no error here, and shows where messages are received."""
         with suppress(BrokerUnavailableError), self._losing():
             link = self._connected()
-            link.take_in()
             if not link.blocked:
                 link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
-        """Publish, and wait for the confirm. Raises ``BrokerUnavailableError``."""
+        """Publish, and wait for the confirm. Raises ``BrokerUnavailableError``; at once where the broker is blocked."""
         with self._losing():
             link = self._connected()
-            if self._channel is None:
-                self._confirms = Confirms()
-                self._channel = link.confirming(self._confirms.settle)
-            answers: list[bool] = []
-            link.post(self._channel, self._topology.dead, DEAD_KEY, body, link.letter(body, headers))
-            self._confirms.sent(answers.append)
-            deadline = self._clock.monotonic() + self._config.broker_timeout_s
-            while not answers:
-                if not link.has_input(max(0.0, deadline - self._clock.monotonic())):
-                    raise TimeoutError(f"the dead-letter queue did not confirm in time {link.blocked}".rstrip())
-                link.read()
-            if not answers[0]:
-                raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
+            if not link.blocked:
+                self._post(link, body, link.letter(body, headers))
+                return
+        raise BrokerUnavailableError(self._config.broker_safe, f"it takes no messages: {link.blocked}")
 
     def beat(self) -> None:
         """Keep the connection; call twice per heartbeat or more often."""
@@ -301,12 +303,12 @@ class _Voice:
                 link.beat()
 
     def close(self) -> None:
-        link, self._link, self._channel = self._link, None, None
+        link, self._link = self._link, None
         if link is not None:
             link.close()
 
     def drop(self) -> None:
-        link, self._link, self._channel = self._link, None, None
+        link, self._link = self._link, None
         if link is not None:
             link.drop()
 
@@ -314,22 +316,41 @@ class _Voice:
         if self._link is None:
             if self._clock.monotonic() < self._again_at:
                 raise BrokerUnavailableError(self._config.broker_safe, "it did not answer a moment ago")
-            self._again_at = self._clock.monotonic() + SAY_AGAIN_S
             link = open_link(self._config, "consumer's voice", self._config.broker_heartbeat_s)
             assert isinstance(link, AmqpLink), "where deliveries are pushed, this is the same kind of broker"
-            self._link = link
+            self._link, self._confirms = link, Confirms()
+            # Now, as a connection is blocked only once it published: opening a channel would then wait for no answer.
+            self._channel = link.confirming(self._confirms.settle)
+        self._link.take_in()
         return self._link
+
+    def _post(self, link: AmqpLink, body: bytes, letter: Any) -> None:
+        answers: list[bool] = []
+        link.post(self._channel, self._topology.dead, DEAD_KEY, body, letter)
+        self._confirms.sent(answers.append)
+        deadline = self._clock.monotonic() + self._config.broker_timeout_s
+        while not answers:
+            if link.blocked or not link.has_input(max(0.0, deadline - self._clock.monotonic())):
+                raise TimeoutError(f"the dead-letter queue did not confirm {link.blocked}".rstrip())
+            link.read()
+        if not answers[0]:
+            raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
 
     @contextmanager
     def _losing(self) -> Iterator[None]:
+        away = self._link is None and self._clock.monotonic() < self._again_at
         try:
             yield
-        except AmqpLink.errors as error:
+        except _FAILURES as error:
             self.drop()
+            if not away:
+                self._pause_s = min(max(FIRST_PAUSE_S, 2 * self._pause_s), LONGEST_PAUSE_S)
+                self._again_at = self._clock.monotonic() + self._pause_s
+                self._log.warning("a consumer can't say anything", why=str(error), again_in_s=self._pause_s)
+            if isinstance(error, BrokerUnavailableError):
+                raise
             raise unavailable(self._config, error) from error
-        except BrokerUnavailableError:
-            self.drop()
-            raise
+        self._pause_s = 0.0
 
 
 class _PolledFeed:

@@ -14,7 +14,7 @@ from nodestate.agent.sources.host import HostSource
 from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.broker import KombuSink
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.stopping import stopping
 from nodestate.ports import SystemClock
 
@@ -30,10 +30,10 @@ from nodestate.ports import SystemClock
 @click.option("--rate", type=click.FloatRange(0), default=10.0, help="simulated: changes per second, of all together.")
 @click.option("--seed", type=int, default=0, help="simulated: the same seed, the same fleet.")
 @click.option("--prefix", default="compute-", help="simulated: what the nodes' names begin with.")
-@click.option("--name", default="", metavar="NAME", help="host, libvirt: the node's name.  [default: the host's name]")
+@click.option("--name", metavar="NAME", help="host, libvirt: the node's name.  [default: the host's name]")
 @click.option("--zone", default="", metavar="ZONE", help="host, libvirt: the node's zone.")
 @click.option("--uri", default="qemu:///system", metavar="URI", help="libvirt: which hypervisor.")
-@click.option("--seconds", type=float, metavar="S", help="End after so long.")
+@click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
 @click.option("--leave", is_flag=True, help="At the end, say that the nodes are gone for good.")
 def command(
     run: Run,
@@ -42,7 +42,7 @@ def command(
     rate: float,
     seed: int,
     prefix: str,
-    name: str,
+    name: str | None,
     zone: str,
     uri: str,
     seconds: float | None,
@@ -56,9 +56,9 @@ def command(
     run.require_shared(broker=True)
     sources: Sequence[StateSource]
     if source == "host":
-        sources = [HostSource(name=name, zone=zone)]
+        sources = [HostSource(name=name or "", zone=zone)]
     elif source == "libvirt":
-        sources = [LibvirtSource(uri, name=name, zone=zone)]
+        sources = [LibvirtSource(uri, name=name or "", zone=zone)]
     else:
         sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix)]
     sink = KombuSink(run.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from nodestate.checking import (
     differences_from_agents,
     persisting,
 )
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import Lookout
 from nodestate.errors import NodestateError
 from nodestate.model import Version
@@ -108,8 +109,10 @@ def _look(
 @cell_command(
     "check", "Compare the designs with each other and with the agents.", example="nodestate check --agents 3 --json"
 )
-@click.option("--agents", type=float, metavar="S", help="Ask the agents too, and wait S seconds for their answers.")
-@click.option("--timeout", default=5.0, metavar="S", help="What differs for so long is a difference, not a delay.")
+@click.option("--agents", type=SECONDS, metavar="S", help="Ask the agents too, and wait S seconds for their answers.")
+@click.option(
+    "--timeout", type=SECONDS, default=5.0, metavar="S", help="What differs for so long is a difference, not a delay."
+)
 def command(run: Run, agents: float | None, timeout: float) -> int:
     """Compare what the designs say of every node, read as schedulers read them. Exit code 0: no difference.
 
@@ -162,7 +165,8 @@ def as_json(verdict: Verdict) -> dict[str, object]:
 def show(run: Run, verdict: Verdict) -> None:
     """A verdict for people."""
     for view in verdict.views:
-        run.out.print(f"{view.design}: {len(view.nodes):,} nodes, {len(view.incomplete):,} incomplete")
+        age = f"{view.age:.1f} s old" if math.isfinite(view.age) else "never known to be caught up"
+        run.out.print(f"{view.design}: {len(view.nodes):,} nodes, {age}, {len(view.incomplete):,} incomplete")
         unreadable = verdict.unreadable[view.design]
         if unreadable:
             number, why = next(iter(unreadable.items()))

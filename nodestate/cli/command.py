@@ -24,6 +24,9 @@ from nodestate.errors import ConfigError, NodestateError
 PLAIN_WIDTH_CHARS: Final = 160
 """Width of tables that go into a file or a pipe."""
 
+SECONDS: Final = click.FloatRange(min=0.0)
+"""The type of options that are a number of seconds."""
+
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -57,6 +60,10 @@ class Run:
     def settings(self, **flags: Any) -> Config:
         """The settings with a command's own flags on top. Raises ``ConfigError``."""
         return load({**self._flags, **flags}, file=self._file)
+
+    def given(self, name: str) -> Any:
+        """What a common option (broker, store, cell, partitions) says on the command line; None where it is not there."""
+        return self._flags[name]
 
     def require_shared(self, *, broker: bool = False, store: bool = False) -> None:
         """Raise ``ConfigError`` where a ``memory://`` would be asked: it is this process's own, so always empty."""

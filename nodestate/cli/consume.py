@@ -12,7 +12,7 @@ import click
 
 from nodestate.breaker import guarded
 from nodestate.broker import KombuResyncSender, KombuSource
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.stopping import stopping
 from nodestate.consumers.loop import Consumer
 from nodestate.memcached import open_stores
@@ -42,7 +42,7 @@ class Member(click.ParamType[tuple[int, int]]):
 )
 @click.option("--design", metavar="NAMES", help="Designs to write, by comma.  [default: the settings' designs]")
 @click.option("--member", type=Member(), default="1/1", help="Which of how many consumers this is.")
-@click.option("--seconds", type=float, metavar="S", help="End after so long.")
+@click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
 def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
     """Take events from the broker, fold them, and write them into the store.
 

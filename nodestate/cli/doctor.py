@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nodestate.broker import connect_check, queue_depths, read_dead_letters
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.looking import DesignLook, HeadLook, Lookout
+from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout
 from nodestate.config import Config
 from nodestate.errors import NodestateError
 from nodestate.memcached import MemcachedStore, ServerStats
@@ -140,7 +140,12 @@ def _dead_letters(config: Config, queue: str, count: int) -> Finding:
     says = (
         f"{count:,} in {queue}; the first {len(letters)}: {named}; e.g. {letters[0].detail}" if letters else str(count)
     )
-    return Finding(WARN, "dead letters", says, "these were not applied: mend who sends them, then purge the queue")
+    return Finding(
+        WARN,
+        "dead letters",
+        says,
+        f"these were not applied: mend who sends them, then 'rabbitmqctl purge_queue {queue}'",
+    )
 
 
 # -- store ----------------------------------------------------------------------------------------
@@ -202,7 +207,8 @@ def _design(config: Config, look: DesignLook) -> Iterator[Finding]:
     if absent:
         number, why = next(iter(absent.items()))
         says = f"{len(absent)} of {len(look.heads)} partitions have no head; partition {number}: {why}"
-        yield Finding(FAIL, about, says, "start 'nodestate consume', with the same --cell, --partitions and --store")
+        begin = "start 'nodestate consume', with the same --cell, --partitions and --store"
+        yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see what is said of the store")
     if heads:
         yield from _owners(config, about, heads)
     view = look.view
@@ -243,17 +249,22 @@ def _owners(config: Config, about: str, heads: dict[int, HeadLook]) -> Iterator[
         yield Finding(WARN, about, says, "if it stays so, add members to 'nodestate consume'")
     if unvouched := [number for number, head in heads.items() if not head.vouched]:
         says = f"{len(unvouched)} partitions may not know all their nodes yet, as {unvouched[:4]}"
-        advice = f"their owners began with nothing, and listen for {config.settle_s:g} s; then this goes away"
+        advice = f"their owners began anew, and listen for at most {config.settle_s:g} s; then this goes away"
         yield Finding(WARN, about, says, advice)
 
 
 def _agents(config: Config, view: View) -> Iterator[Finding]:
     now = time.time()
+    if all(partition.table is None for partition in view.partitions):
+        yield Finding(WARN, "agents", "not known: no partition can be read", "see above")
+        return
     ages = {name: view.node_age(name) for name in view.nodes}
     silent_s = SILENT_HEARTBEATS * config.heartbeat_s + 2
     silent = sorted(name for name, age in ages.items() if age > silent_s)
     if silent:
-        says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life for {silent_s:g} s, as {', '.join(silent[:3])}"
+        longest = max(silent, key=ages.__getitem__)
+        since = f"for {_span(ages[longest])}" if math.isfinite(ages[longest]) else "that anybody heard"
+        says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life, as {longest} {since}"
         yield Finding(WARN, "agents", says, "are their agents running? readers see it with node_max_age")
     else:
         yield Finding(OK, "agents", f"{len(ages):,} nodes, all of them alive" if ages else "no node has reported yet")

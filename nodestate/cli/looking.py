@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nodestate import keys
 from nodestate.breaker import guarded
@@ -18,6 +18,8 @@ from nodestate.memcached import open_stores
 from nodestate.ports import Item, SystemClock
 from nodestate.reader import Reader
 from nodestate.view import View
+
+NOTHING_STORED: Final = "nothing is stored"
 
 
 class HeadLook(NamedTuple):
@@ -89,7 +91,7 @@ class Lookout:
 
 def _head_look(found: tuple[Head, Item] | NodestateError | None) -> HeadLook | str:
     if found is None:
-        return "nothing is stored"
+        return NOTHING_STORED
     if isinstance(found, NodestateError):
         return str(found)
     head, item = found

@@ -14,14 +14,15 @@ import msgspec
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nodestate.broker import KombuSink
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.in_order import OrderedPublisher
-from nodestate.errors import BadEventError, NodestateError
+from nodestate.errors import BadEventError, ConfigError, NodestateError
 from nodestate.keys import partition_of
 from nodestate.model import event_from_json
 from nodestate.ports import SystemClock
 
 SHOW_EVERY_COUNT = 200
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 class _Addressed(msgspec.Struct):
@@ -51,7 +52,7 @@ class _Outcome:
 )
 @click.argument("file", type=click.File("rb"))
 @click.option("--raw", is_flag=True, help="Publish lines as they are, valid or not, for consumers to judge.")
-@click.option("--timeout", default=30.0, metavar="S", help="How long to wait for a broker that is away.")
+@click.option("--timeout", type=SECONDS, default=30.0, metavar="S", help="How long to wait for a broker that is away.")
 def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
     """Publish events from FILE, one JSON object a line ("-": from stdin).
 
@@ -66,6 +67,8 @@ def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
     try:
         with _progress(run, file) as progress:
             for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith(GZIP_MAGIC):
+                    raise ConfigError(f"{file.name} is compressed: zcat {file.name} | nodestate publish -")
                 if line.strip():
                     _publish_line(run, outcome, number, line, raw=raw)
                 progress(number, len(line), outcome)

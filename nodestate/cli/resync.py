@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nodestate.broker import KombuResyncSender
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.ports import Resync
 
 
@@ -15,7 +15,9 @@ from nodestate.ports import Resync
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="This node. May be given several times.")
 @click.option("--partition", "numbers", multiple=True, type=int, metavar="P", help="All nodes of this partition.")
 @click.option("--all", "everything", is_flag=True, help="All nodes of the cell.")
-@click.option("--jitter", type=float, metavar="S", help="Spread the answers over S seconds.  [default: the settings']")
+@click.option(
+    "--jitter", type=SECONDS, metavar="S", help="Spread the answers over S seconds.  [default: the settings']"
+)
 def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everything: bool, jitter: float | None) -> None:
     """Ask agents for full reports: of some nodes, of whole partitions, or of all."""
     if [bool(nodes), bool(numbers), everything].count(True) != 1:

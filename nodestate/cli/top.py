@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import DesignLook, HeadLook, Lookout
 from nodestate.cli.stopping import stopping
 
@@ -24,8 +24,8 @@ NEVER_CAUGHT_UP_S: Final = 1_000_000.0
 @cell_command("top", "Watch the partitions: owners, offsets, lag, ages.", example="nodestate top --once")
 @click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: the settings' designs]")
 @click.option("--once", is_flag=True, help="Print once, and end.")
-@click.option("--seconds", type=float, metavar="S", help="End after so long.")
-@click.option("--every", default=1.0, metavar="S", help="Look again after so long.")
+@click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
+@click.option("--every", type=SECONDS, default=1.0, metavar="S", help="Look again after so long.")
 def command(run: Run, designs: str | None, once: bool, seconds: float | None, every: float) -> None:
     """Show who owns each partition, how far it is, how far behind, and how old what readers see of it is.
 

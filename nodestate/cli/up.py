@@ -45,10 +45,13 @@ QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
 def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None) -> int:
     """Simulate a fleet, add this host, consume what they report, and read it as a scheduler does, all at once.
 
-    Broker and store are embedded unless others are given. At the end the fleet stands still, and every design's view
+    Broker and store are embedded unless --broker and --store name others; what the environment or a settings file says of
+    them is for real cells, into which a simulated fleet must not get by accident. At the end the fleet stands still, and every design's view
     is compared with the others and with what the agents say, node by node. Exit code 0 only if all of them agree.
     """
-    config = _quick(run.config)
+    config = _quick(run.settings(broker=run.given("broker") or "memory://", store=run.given("store") or "memory://"))
+    if config.broker != run.config.broker or config.store != run.config.store:
+        run.err.print("embedded broker and store: --broker and --store would name others", markup=False)
     host = HostSource(zone="here", every_s=HOST_EVERY_S)
     fleet = SimulatedFleet(nodes, seed=seed, changes_per_s=rate)
     cell = WholeCell(config, [fleet, host])

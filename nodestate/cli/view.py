@@ -11,7 +11,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.errors import NodestateError, StaleViewError
 from nodestate.reader import OnStale, Reader
 from nodestate.view import View
@@ -24,29 +24,38 @@ class UnknownNodeError(NodestateError):
     """Raised when a view has no such node."""
 
 
+class NothingReadError(NodestateError):
+    """Raised when no partition could be read: an empty answer would pass for an empty cloud."""
+
+
 @cell_command(
     "view",
     "Print all nodes, within a bound of staleness.",
     example="nodestate view --design journal --max-age 5 --on-stale flag --json",
 )
 @click.option("--design", metavar="NAME", help="Design to read.  [default: the settings' read_design]")
-@click.option("--max-age", default=5.0, metavar="S", help="How long ago each partition must have been caught up.")
-@click.option("--node-max-age", type=float, metavar="S", help="How long ago each node must have given a sign of life.")
+@click.option(
+    "--max-age", type=SECONDS, default=5.0, metavar="S", help="How long ago each partition must have been caught up."
+)
+@click.option(
+    "--node-max-age", type=SECONDS, metavar="S", help="How long ago each node must have given a sign of life."
+)
 @click.option(
     "--on-stale",
     type=click.Choice(["flag", "exclude", "refuse"]),
-    default="flag",
-    help="Nodes over a bound: name them, leave them out, or refuse the view.",
+    help="Nodes over a bound: name them, leave them out, or refuse the view.  [default: flag, but refuse to show nothing]",
 )
-@click.option("--timeout", default=0.0, metavar="S", help="How long to wait for the bounds to be met.")
+@click.option("--timeout", type=SECONDS, default=0.0, metavar="S", help="How long to wait for the bounds to be met.")
 @click.option("--node", "only", metavar="NAME", help="This node alone.")
-@click.option("--limit", default=40, metavar="N", help="Rows of the table, 0 for all. JSON has all nodes.")
+@click.option(
+    "--limit", type=click.IntRange(0), default=40, metavar="N", help="Rows of the table, 0 for all. JSON has all nodes."
+)
 def command(
     run: Run,
     design: str | None,
     max_age: float,
     node_max_age: float | None,
-    on_stale: OnStale,
+    on_stale: OnStale | None,
     timeout: float,
     only: str | None,
     limit: int,
@@ -62,9 +71,10 @@ def command(
     with Reader(run.config, design=design) as reader:
         # People get to see each node's age, which costs reading the signs of life.
         heard = node_max_age if node_max_age is not None or run.as_json else math.inf
-        view = _read(reader, max_age, heard, on_stale, timeout)
+        view = _read(reader, max_age, heard, on_stale or "flag", timeout)
+        _require_read(run, view, or_refuse=on_stale is None)
         if only is not None and only not in view.nodes:
-            raise UnknownNodeError(f"no node {only!r} in the {view.design} view of {len(view.nodes):,} nodes")
+            raise UnknownNodeError(_why_absent(view, only))
         if run.as_json:
             run.say_json(as_json(view, only))
         elif only is not None:
@@ -81,6 +91,28 @@ def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: 
         except StaleViewError:
             timeout = 0.0
     return reader.read(max_age=max_age, node_max_age=node_max_age, on_stale=on_stale, timeout=timeout)
+
+
+def _require_read(run: Run, view: View, *, or_refuse: bool) -> None:
+    """Say which partitions can't be read; where that is all of them, raise ``NothingReadError`` if that was left to us."""
+    unread = [partition for partition in view.partitions if partition.lost]
+    if not unread:
+        return
+    what = f"{len(unread)} of {len(view.partitions)} partitions can't be read: {unread[0].lost}"
+    if or_refuse and all(partition.table is None for partition in view.partitions):
+        raise NothingReadError(f"{what}; see 'nodestate doctor'")
+    run.err.print(f"nodestate: {what}", markup=False, soft_wrap=True)
+
+
+def _why_absent(view: View, name: str) -> str:
+    record = view.nodes.record(name)
+    if record is None:
+        return f"no node {name!r} in the {view.design} view of {len(view.nodes):,} nodes"
+    if record.gone:
+        return f"{name} has left; its last version is {record.incarnation}.{record.generation}"
+    if not record.live:
+        return f"of {name} no state is known yet: its agent was asked to report"
+    return f"{name} is left out, as it is {'stale' if name in view.stale else 'incomplete'} (--on-stale flag shows it)"
 
 
 def as_json(view: View, only: str | None = None) -> dict[str, Any]:

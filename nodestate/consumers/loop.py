@@ -3,7 +3,7 @@
 One partition in the loop::
 
     (not held) --a delivery: the broker made us its consumer--> take (CAS of the term) --> held
-    held --deliveries--> folded --every design wrote it--> acked
+    held --deliveries--> folded --every design wrote it--> acked; what was refused of it, once it is dead-lettered
     folded --the store failed--> folded (the same batch again, after a pause; others go on)
     held --fenced: another owner took it--> (not held), as all others: the connection is given up, and what was
         not acked goes back to the queues, for whoever is the active consumer now
@@ -28,7 +28,14 @@ from nodestate import keys
 from nodestate.config import Config
 from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
 from nodestate.designs import DESIGNS, Design
-from nodestate.errors import BrokerUnavailableError, EpochLostError, FencedError, NodestateError, StoreError
+from nodestate.errors import (
+    BrokerUnavailableError,
+    DeadLetterError,
+    EpochLostError,
+    FencedError,
+    NodestateError,
+    StoreError,
+)
 from nodestate.head import Place, forget
 from nodestate.lockstep import Steps, Stores, run
 from nodestate.model import MAX_NODE_NAME_CHARS
@@ -42,6 +49,8 @@ MAX_ASKING_S: Final = 60.0
 """Longest pause before a node is asked for a report again. Each answer that can't be kept is a dead letter."""
 RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
+BURY_AGAIN_S: Final = 1.0
+"""Pause before dead letters are tried again that could not be given."""
 ITEM_HEADER_BYTES: Final = 512
 """What an item holds beside a record's parts or an event, at most: format, stamp, lengths, the node's name."""
 assert ITEM_HEADER_BYTES > ENVELOPE_BYTES + MAX_NODE_NAME_CHARS + 200
@@ -88,6 +97,8 @@ class Consumer:
         self._owner = f"{name}/{rng.getrandbits(48):012x}"
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
         self._renew_at = clock.monotonic()
+        self._bury_at = self._ask_at = clock.monotonic()
+        self._ask_pause_s = 0.0
         self._retry_at: dict[int, float] = {}
         self._arrived: dict[int, list[Delivery]] = {}
         self._complained: dict[str, str] = {}
@@ -99,6 +110,7 @@ class Consumer:
         came = self._receive()
         self._take_new()
         self._write_due()
+        self._bury_refused()
         self._renew_due()
         self._ask_due()
         return came
@@ -173,7 +185,8 @@ class Consumer:
             failed = [error for (p, _), error in begun.items() if p == number and isinstance(error, NodestateError)]
             if failed:
                 self._postpone(number, failed[0])
-            elif self._retry_at.pop(number, now) <= now:
+            elif self._retry_at.get(number, now) <= now:
+                self._retry_at.pop(number, None)
                 held.backlog.extend(self._arrived.pop(number))
                 self.held[number] = held
                 self.stats.takeovers += 1
@@ -214,7 +227,8 @@ class Consumer:
                         newest[record.name] = record
             held.fill(list(newest.values()), first.ages_ms, asked_at)
             held.vouched = any(one.vouched for one in taken.values())
-            behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
+            # Only of a design that is all there: what another lacks may be just what its claim was about.
+            behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.whole]
             held.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else held.caught_up_at
         held.vouch_at = now + self.config.settle_s
         held.ask_all = not held.vouched
@@ -282,19 +296,48 @@ class Consumer:
             self._failed(held, name, result)
 
     def _finish(self, held: HeldPartition) -> None:
-        """All designs have the batch: dead-letter what was bad in it, then ack. The only place that acks."""
+        """All designs have the batch: ack what was taken of it, and have the rest dead-lettered."""
         pending, held.pending = held.pending, None
         assert pending is not None
         held.caught_up_at = max(held.caught_up_at, pending.caught_up_at)
-        try:
-            for delivery, error in pending.bad:
-                self._source.dead_letter(delivery, error.reason, error.detail)
+        held.refused.extend(pending.bad)
+        bad = {id(delivery) for delivery, _ in pending.bad}
+        self._ack([delivery for delivery in pending.deliveries if id(delivery) not in bad])
+
+    def _bury_refused(self) -> None:
+        """Give what was refused to the dead-letter queue, then ack it. While that takes nothing, everything else goes on,
+        up to as many refused messages as the broker sends without an ack.
+        """
+        now = self._clock.monotonic()
+        if now < self._bury_at:
+            return
+        for held in list(self.held.values()):
+            while held.refused and self.held.get(held.number) is held:
+                delivery, error = held.refused[0]
+                try:
+                    self._source.dead_letter(delivery, error.reason, error.detail)
+                except DeadLetterError as blocked:
+                    self._complain("dead letters", str(blocked))
+                    self._bury_at = now + BURY_AGAIN_S
+                    return
+                except BrokerUnavailableError as gone:
+                    self._session_ended(gone)
+                    return
+                held.refused.popleft()
+                self._settled("dead letters")
                 self._log.warning("dead letter", partition=held.number, reason=error.reason, detail=error.detail)
-            if pending.deliveries:
-                self._source.ack(pending.deliveries)
-                self.stats.acked += len(pending.deliveries)
+                self._ack([delivery])
+
+    def _ack(self, deliveries: list[Delivery]) -> None:
+        """The only place that acks: what all designs have, and what the dead-letter queue has."""
+        if not deliveries:
+            return
+        try:
+            self._source.ack(deliveries)
         except BrokerUnavailableError as error:
             self._session_ended(error)  # not acked, so they come again, as duplicates
+        else:
+            self.stats.acked += len(deliveries)
 
     # -- failing --------------------------------------------------------------------------------
 
@@ -366,6 +409,8 @@ class Consumer:
     def _ask_due(self) -> None:
         """Ask agents for what is known to be missing: partitions that began with nothing, nodes with gaps."""
         now = self._clock.monotonic()
+        if now < self._ask_at:
+            return
         everything = [held for held in self.held.values() if held.ask_all]
         nodes = [
             (held, name)
@@ -385,7 +430,11 @@ class Consumer:
             self._resync.request_resync(request)
         except BrokerUnavailableError as error:
             self._broker_failed(error)
+            # A broker that is short of memory lets each try wait for its whole timeout.
+            self._ask_pause_s = min(max(RETRY_S, 2 * self._ask_pause_s), MAX_ASKING_S)
+            self._ask_at = self._clock.monotonic() + self._ask_pause_s
             return
+        self._ask_pause_s = 0.0
         self.stats.resyncs += 1
         asked = set(nodes)
         for held in everything:
@@ -399,10 +448,10 @@ class Consumer:
     # -- saying ---------------------------------------------------------------------------------
 
     def _complain(self, what: str, why: str) -> None:
-        """Log a trouble once, until it is over or changes."""
-        if self._complained.get(what) != why:
-            self._complained[what] = why
+        """Log a trouble once, until it is over or changes; what ails several partitions alike, for the first of them."""
+        if why not in self._complained.values():
             self._log.error("trouble", what=what, why=why)
+        self._complained[what] = why
 
     def _settled(self, what: str) -> None:
         if self._complained.pop(what, None) is not None:

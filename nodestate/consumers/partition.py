@@ -67,7 +67,7 @@ class Asking(NamedTuple):
 @dataclass(slots=True)
 class Pending:
     """Work between fold and ack. ``owed`` are the designs that have not confirmed it yet; ``repair`` those of them
-    that write again what the store lost, instead of the batch; ``bad`` are to be dead-lettered before the ack.
+    that write again what the store lost, instead of the batch; ``bad`` are to be dead-lettered, and acked only then.
     """
 
     batch: Batch
@@ -84,7 +84,7 @@ class HeldPartition:
     ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
     that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
     coming is no sign of life. ``vouch_at``: what was in the queue then, and all before, makes the partition's nodes
-    complete. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
+    complete. ``refused``: to be dead-lettered, and not acked before. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
@@ -103,6 +103,7 @@ class HeldPartition:
         self.wants_repair: set[str] = set()
         self.incomplete: set[str] = set()
         self.asking: dict[str, Asking] = {}
+        self.refused: deque[tuple[Delivery, BadEventError]] = deque()
         self.ask_all = False
 
     def fill(self, records: list[NodeRecord], ages_ms: bytes, now: float) -> None:
@@ -118,8 +119,7 @@ class HeldPartition:
         """The store lost an epoch, and with it the term that tells who owns the partition: another may have taken it
         while we were frozen, and written what we never saw. Only a probe sent from now on proves that nobody did.
         """
-        if self.vouched:
-            self.vouched, self.vouch_at = False, now
+        self.vouched, self.vouch_at = False, max(self.vouch_at, now)
 
     def vitals(self, now: float) -> Vitals:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
@@ -172,7 +172,11 @@ class HeldPartition:
                 # if it is this machine's clock that is wrong, and all others' look absurd.)
                 said = _version_alone(event)
                 body = _encode(said)
-                _, slot = self._fold(said, room_bytes)
+                try:
+                    _, slot = self._fold(said, room_bytes)
+                except BadEventError:  # not even that: what is held of the node is over the limit by itself
+                    self.incomplete.add(event.node)
+                    continue
             if slot is not None:
                 events.append(body)
                 changed[slot] = None

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from nodestate import keys
 from nodestate.errors import CorruptItemError
-from nodestate.head import Head
+from nodestate.head import Head, read_head
 from nodestate.lockstep import Step, Steps
 from nodestate.model import NodeRecord
 from nodestate.ports import Item
@@ -87,7 +87,22 @@ class SnapshotReader:
             some = slice(at, at + MAX_FETCH_COUNT)
             reply = yield Step(fetch=wanted[some])
             _accept(head, stamps[some], names[some], [reply.items.get(key) for key in wanted[some]], read)
+        # Written for a commit that the head does not name yet. That they come to count is certain only if their owner was
+        # not overtaken before they were written: its heir may never have seen them, and go back behind them.
+        if read.ahead and self._cas_ids is None and not (yield from self._still_owned(head)):
+            name_of = dict(zip(named.stamps, names, strict=True))
+            for slot in read.ahead:
+                del read.records[slot], read.stamps[slot]
+                read.unread[slot] = name_of[slot], named.stamps[slot]
+            read.ahead.clear()
         return self._brought(head, base, len(named.appeared), read)
+
+    def _still_owned(self, head: Head) -> Steps[bool]:
+        try:
+            now = yield from read_head(self._prefix, head.epoch)
+        except CorruptItemError:
+            return False
+        return now is not None and (now[0].epoch, now[0].term) == (head.epoch, head.term)
 
     def _from_ring(self, section: Section, table: Table) -> _Named | None:
         """What changed since ``table``, or None where the ring does not reach back so far."""
