@@ -7,7 +7,7 @@ still writes never passes for the node's state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from nodestate import keys
@@ -42,15 +42,20 @@ class _Named(NamedTuple):
     stamps: dict[int, Stamp]
     appeared: list[str]
 
+    def name_of(self, slot: int, base: Table) -> str:
+        """The name of a slot that is asked for."""
+        return base.at(slot).name if slot < base.size else self.appeared[slot - base.size]
+
 
 class _Read(NamedTuple):
-    """What the items of a load gave, by slot; ``unread``: name and stamp of those that do not count."""
+    """What the items of a load gave, by slot. ``ahead``: the stamps of those newer than the head named; ``unread``: those
+    that are lost or do not count.
+    """
 
     records: dict[int, NodeRecord]
-    stamps: dict[int, Stamp]
-    cas_ids: dict[int, int]
-    unread: dict[int, tuple[str, Stamp]]
-    ahead: set[int]
+    ahead: dict[int, Stamp]
+    cas_ids: dict[int, int] | None
+    unread: list[int]
 
 
 class SnapshotReader:
@@ -79,23 +84,24 @@ class SnapshotReader:
                 missing = str(error.args[0]) if isinstance(error, KeyError) else "index: " + str(error)
                 return Loaded(table, missing)
         base = table if table is not None else Table.of(head.epoch, 0, [])
-        stamps = list(named.stamps.items())
-        names = [base.at(slot).name if slot < base.size else named.appeared[slot - base.size] for slot, _ in stamps]
-        wanted = [keys.node(self._prefix, name) for name in names]
-        read = _Read({}, {}, {}, {}, set())
-        for at in range(0, len(wanted), MAX_FETCH_COUNT):
-            some = slice(at, at + MAX_FETCH_COUNT)
-            reply = yield Step(fetch=wanted[some])
-            _accept(head, stamps[some], names[some], [reply.items.get(key) for key in wanted[some]], read)
+        read = _Read({}, {}, {} if self._cas_ids is not None else None, [])
+        slots = list(named.stamps)
+        for at in range(0, len(slots), MAX_FETCH_COUNT):
+            some = slots[at : at + MAX_FETCH_COUNT]
+            names = [named.name_of(slot, base) for slot in some]
+            wanted = [keys.node(self._prefix, name) for name in names]
+            reply = yield Step(fetch=wanted)
+            items = map(reply.items.get, wanted)
+            for slot, name, item in zip(some, names, items, strict=True):
+                _accept(head, slot, name, named.stamps[slot], item, read)
         # Written for a commit that the head does not name yet. That they come to count is certain only if their owner was
         # not overtaken before they were written: its heir may never have seen them, and go back behind them.
         if read.ahead and self._cas_ids is None and not (yield from self._still_owned(head)):
-            name_of = dict(zip(named.stamps, names, strict=True))
             for slot in read.ahead:
-                del read.records[slot], read.stamps[slot]
-                read.unread[slot] = name_of[slot], named.stamps[slot]
+                del read.records[slot]
+            read.unread.extend(read.ahead)
             read.ahead.clear()
-        return self._brought(head, base, len(named.appeared), read)
+        return self._brought(head, base, named, read)
 
     def _still_owned(self, head: Head) -> Steps[bool]:
         try:
@@ -132,23 +138,20 @@ class SnapshotReader:
                 named.stamps[slot] = stamp
         return named
 
-    def _brought(self, head: Head, base: Table, grown: int, read: _Read) -> Loaded:
+    def _brought(self, head: Head, base: Table, named: _Named, read: _Read) -> Loaded:
         """The table with what was read. Only here, after the last fetch, is anything of it noted."""
         stamps = self.stamps
-        stamps.extend([UNKNOWN] * (base.size + grown - len(stamps)))
-        for slot, stamp in read.stamps.items():
-            stamps[slot] = stamp
-        if self._cas_ids is not None:
+        stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
+        for slot in read.records:
+            stamps[slot] = read.ahead.get(slot) or named.stamps[slot]
+        if self._cas_ids is not None and read.cas_ids is not None:
             self._cas_ids.update(read.cas_ids)
-        self.ahead = read.ahead
-        self.unread = {slot: stamp for slot, (_, stamp) in read.unread.items()}
-        names = [name for name, _ in read.unread.values()]
-        updates: dict[int, NodeRecord] = read.records
-        for slot, (name, _) in read.unread.items():
-            if slot >= base.size:
-                updates[slot] = unknown_node(name)
-        held = [name for slot, (name, _) in read.unread.items() if slot < base.size]
-        table = base.advanced(head.next, updates, held)
+        self.ahead = set(read.ahead)
+        self.unread = {slot: named.stamps[slot] for slot in read.unread}
+        names = [named.name_of(slot, base) for slot in read.unread]
+        held = [name for slot, name in zip(read.unread, names, strict=True) if slot < base.size]
+        new = {slot: unknown_node(name) for slot, name in zip(read.unread, names, strict=True) if slot >= base.size}
+        table = base.advanced(head.next, {**read.records, **new} if new else read.records, held)
         return Loaded(table, unread=keys.node(self._prefix, names[0]) if names else "")
 
 
@@ -157,19 +160,16 @@ def unknown_node(name: str) -> NodeRecord:
     return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"")
 
 
-def _accept(
-    head: Head, stamps: Sequence[tuple[int, Stamp]], names: Sequence[str], items: Sequence[Item | None], read: _Read
-) -> None:
-    for (slot, stamp), name, item in zip(stamps, names, items, strict=True):
-        stored = _readable(item)
-        if item is None or stored is None or stored.record.name != name or not _counts(stored, slot, stamp, head):
-            read.unread[slot] = name, stamp
-            continue
-        read.records[slot] = stored.record
-        read.stamps[slot] = stored.stamp
+def _accept(head: Head, slot: int, name: str, stamp: Stamp, item: Item | None, read: _Read) -> None:
+    stored = _readable(item)
+    if item is None or stored is None or stored.record.name != name or not _counts(stored, slot, stamp, head):
+        read.unread.append(slot)
+        return
+    read.records[slot] = stored.record
+    if read.cas_ids is not None:
         read.cas_ids[slot] = item.cas
-        if stored.stamp != stamp:
-            read.ahead.add(slot)
+    if stored.stamp != stamp:
+        read.ahead[slot] = stored.stamp
 
 
 def _readable(item: Item | None) -> StoredNode | None:
