@@ -20,7 +20,7 @@ from nodestate.table import Table
 from nodestate.wire import unpack_records
 
 MAX_FETCH_PARTS_COUNT: Final = 8
-"""Parts of a checkpoint asked for at a time: what they came as can go when they are decoded (docs/adr/0004)."""
+"""Parts of a checkpoint asked for at a time: what they came as can go when they are decoded (docs/adr/0010)."""
 
 
 class JournalReader:

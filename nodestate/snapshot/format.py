@@ -31,7 +31,7 @@ assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"
 
 Stamp = NewType("Stamp", int)
 """Which commit wrote an item: term << 40 | offset. Ordered, since a later owner has a higher term. One integer and no
-pair, because a reader holds one per node, and the collector would look at every pair (docs/adr/0003)."""
+pair, because a reader holds one per node, and the collector would look at every pair (docs/adr/0010)."""
 OFFSET_BITS: Final = 40
 """30 years at a thousand commits a second, and 16 million owners after one another, in one epoch of one partition."""
 

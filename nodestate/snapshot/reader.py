@@ -33,7 +33,7 @@ from nodestate.table import Table
 UNKNOWN = Stamp(0)
 MAX_FETCH_COUNT: Final = 512
 """Nodes asked for at a time. What they came as can go when they are decoded, so a first load takes little more memory than
-it leaves behind, and works in what the processor's cache holds (docs/adr/0003)."""
+it leaves behind, and works in what the processor's cache holds (docs/adr/0010)."""
 
 
 class _Named(NamedTuple):
