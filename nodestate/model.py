@@ -307,7 +307,9 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def incomplete(self) -> bool:
         """True while a newer version is known to exist than the one held."""
-        return (self.wanted_incarnation, self.wanted_generation) > (self.incarnation, self.generation)
+        if self.wanted_incarnation != self.incarnation:
+            return self.wanted_incarnation > self.incarnation
+        return self.wanted_generation > self.generation
 
     @property
     def live(self) -> bool:

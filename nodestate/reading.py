@@ -117,7 +117,8 @@ class Follower:
                 )
             else:
                 heard_at = self.state.heard_at if table is not None else None
-                self.state = self.state._replace(table=loaded.table, vouched=head.vouched, lost="", heard_at=heard_at)
+                before, number = self.state.confirmed_at, self.state.partition
+                self.state = PartitionState(number, loaded.table, before, head.vouched, "", heard_at)
                 self._confirm(head, item, looked_at)
             if not self._again:
                 break

@@ -124,8 +124,11 @@ def _broker(config: Config) -> list[Finding]:
         says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
         findings.append(Finding(WARN, "queues", says, "if it stays so, add members to 'nodestate consume'"))
     else:
-        served = f", each with {_range(counts)} consumers" if counts else ""
+        served = f", each with {_range(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
         findings.append(Finding(OK, "queues", f"{len(queues)} queues{served}, {waiting:,} events wait"))
+    if facts.fails_over and counts and min(counts) == 1:
+        says = f"{counts.count(1)} of {len(queues)} queues have one consumer: if it dies, nobody takes over"
+        findings.append(Finding(WARN, "queues", says, "run another member of 'nodestate consume'"))
     dead = next(depth for depth in depths if depth.partition is None)
     findings.append(_dead_letters(config, dead.queue, dead.ready))
     return findings
