@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from bench.bare import BareSocket, prepared
+from bench.bare import BareSocket, bytes_sent, prepared
 from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
 from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
@@ -76,6 +76,7 @@ def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> 
             timings.time("bare heads", socket.read, heads)
             _require_round(view, again, fleet, numbers)
             rounds += 1
+        wire = _on_the_wire(cell, reader, picks.sample(range(len(fleet)), changed))
         require_whole(_read(reader), fleet)
         columns = _columns(_read(reader))
         require(len(columns.names) == len(fleet), f"the columns have {len(columns.names)} rows of {len(fleet)}")
@@ -89,6 +90,7 @@ def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> 
             "state_bytes": len(fleet.body(0, 1)),
             "change_bytes": settings.change_bytes,
             "head_bytes": head_bytes,
+            **wire,
         },
         measures,
         {
@@ -107,6 +109,15 @@ def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> 
 
 def _read(reader: Reader) -> View:
     return reader.read(max_age=MAX_AGE_S, on_stale="flag")
+
+
+def _on_the_wire(cell: Cell, reader: Reader, numbers: list[int]) -> dict[str, float]:
+    """Bytes that one refresh takes from memcached: with these nodes changed, and with nothing changed."""
+    cell.change(numbers)
+    return {
+        "wire_bytes": bytes_sent(cell.address, lambda: _read(reader)),
+        "wire_bytes_nothing": bytes_sent(cell.address, lambda: _read(reader)),
+    }
 
 
 def _columns(view: View) -> Columns:
