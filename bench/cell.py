@@ -21,7 +21,7 @@ from nodestate.designs import DESIGNS
 from nodestate.head import Head, read_head
 from nodestate.lockstep import Stores, run_one
 from nodestate.memcached import MemcachedStore, ServerStats, open_stores
-from nodestate.ports import Put, SystemClock, Write
+from nodestate.ports import Put, Store, SystemClock, Write
 from nodestate.testing import MemoryBroker
 from tests.services.servers import MemcachedServer
 
@@ -79,9 +79,16 @@ def config_for(store: str, designs: Sequence[str], settings: Settings, **others:
 
 
 class Cell:
-    """One design over one fleet. A context manager; ``load`` first."""
+    """One design over one fleet. A context manager; ``load`` first. ``seen_through`` may wrap the consumer's store."""
 
-    def __init__(self, fleet: Fleet, design: str, memcached: MemcachedServer, settings: Settings) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        design: str,
+        memcached: MemcachedServer,
+        settings: Settings,
+        seen_through: Callable[[Store], Store] = lambda store: store,
+    ) -> None:
         self.fleet = fleet
         self.design = design
         self.address = memcached.address
@@ -89,7 +96,7 @@ class Cell:
         self._partitions = by_partition(fleet, self.config.partitions)
         self._broker = MemoryBroker(self.config.partitions)
         self._sink = self._broker.sink()
-        self._stores = Stores(open_stores(self.config))
+        self._stores = Stores([seen_through(store) for store in open_stores(self.config)])
         self._consumer = Consumer(
             self.config,
             self._broker.source(range(self.config.partitions)),

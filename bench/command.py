@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import apply, cold, refresh
+from bench import apply, cold, contention, footprint, plan, propagation, recovery, refresh, scale
 from bench.fresh import quiet
+from bench.peers import scenario as peers
 from bench.record import Case, Record, commit, machine, now, versions
+from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
 from bench.workload import WrongResultError
 from nodestate.config import Config
@@ -23,8 +25,22 @@ from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from tests.services.servers import ServiceFailed, ServiceMissing
 
-SCENARIOS: Final[dict[str, Scenario]] = {one.name: one for one in (refresh.SCENARIO, cold.SCENARIO, apply.SCENARIO)}
+SCENARIOS: Final[dict[str, Scenario]] = {
+    one.name: one
+    for one in (
+        refresh.SCENARIO,
+        cold.SCENARIO,
+        apply.SCENARIO,
+        footprint.SCENARIO,
+        propagation.SCENARIO,
+        recovery.SCENARIO,
+        contention.SCENARIO,
+        scale.SCENARIO,
+        peers.SCENARIO,
+    )
+}
 NODES, SECONDS, CHANGED = 10_000, 10.0, 100
+RESULTS: Final = Path(__file__).parent / "results"
 QUICK_NODES, QUICK_SECONDS, QUICK_CHANGED = 500, 0.5, 20
 
 
@@ -61,10 +77,12 @@ class _Designs(click.ParamType[tuple[str, ...]]):
 
 @click.command(
     help="Measure SCENARIO on servers of its own, after showing that it does what it claims:\n\n\b\n"
-    + "\n".join(f"{one.name:8} {one.what}" for one in SCENARIOS.values()),
+    + "\n".join(f"{one.name:11} {one.what}" for one in SCENARIOS.values())
+    + "\nall         every one, as bench/plan.py says, and then the report"
+    + "\nreport      the report of what is in --results",
     context_settings={"max_content_width": 120},
 )
-@click.argument("scenario", type=click.Choice(list(SCENARIOS)))
+@click.argument("scenario", type=click.Choice([*SCENARIOS, "all", "report"]))
 @click.option("--design", "designs", type=_Designs(), default=tuple(DESIGNS), help="What to measure, one by one.")
 @click.option("--nodes", type=_Numbers(), help=f"Size of the fleet; several to see growth.  [default: {NODES}]")
 @click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), help=f"Timed part of each.  [{SECONDS:g}]")
@@ -76,6 +94,12 @@ class _Designs(click.ParamType[tuple[str, ...]]):
 @click.option("--prefetch", type=click.IntRange(1, 65_535), default=Config().prefetch, show_default=True)
 @click.option("--quick", is_flag=True, help="Small and short: shows that it works, not how fast it is.")
 @click.option("--json", "json_file", is_flag=False, flag_value="-", help="Write the record to FILE, - for stdout.")
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RESULTS,
+    help="Folder of all's records.  [default: bench/results]",
+)
 def main(
     *,
     scenario: str,
@@ -90,11 +114,14 @@ def main(
     prefetch: int,
     quick: bool,
     json_file: str | None,
+    results: Path,
 ) -> None:
-    """Run one scenario."""
+    """Run one scenario, or all of them."""
+    if scenario in {"all", "report"}:
+        sys.exit(0 if _evaluate(results, quick=quick, measure=scenario == "all") else 1)
     settings = Settings(
         designs,
-        nodes or ((QUICK_NODES,) if quick else (NODES,)),
+        nodes or ((QUICK_NODES,) if quick else SCENARIOS[scenario].nodes or (NODES,)),
         seconds or (QUICK_SECONDS if quick else SECONDS),
         seed,
         changed or (QUICK_CHANGED if quick else CHANGED),
@@ -122,12 +149,31 @@ def main(
         findings.cases,
         findings.across,
         findings.goals,
+        skipped=findings.skipped,
     )
     _show(record, Console(stderr=json_file == "-"))
     if json_file == "-":
         sys.stdout.buffer.write(record.to_json())
     elif json_file is not None:
         Path(json_file).write_bytes(record.to_json())
+
+
+def _evaluate(results: Path, *, quick: bool, measure: bool) -> bool:
+    """Carry out the plan, if it is to, and write the report; whether all of it went well."""
+    failed: list[str] = []
+    if measure:
+        runs, missing = plan.wanted(quick, SCENARIOS)
+        if missing:
+            click.echo(f"not there yet, so left out: {', '.join(missing)}", err=True)
+        failed = plan.carry_out(runs, results, lambda line: click.echo(line, err=True))
+        if failed:
+            click.echo(f"bench all: failed: {', '.join(failed)}", err=True)
+    try:
+        click.echo("the report: " + ", ".join(map(str, write_report(results))))
+    except ReportError as error:
+        click.echo(f"bench {'all' if measure else 'report'}: {error}", err=True)
+        return False
+    return not failed
 
 
 @contextmanager
@@ -156,6 +202,8 @@ def _show(record: Record, console: Console) -> None:
         verdict = "[green]met[/]" if goal.met else "[red]not met[/]"
         bound = f"{goal.sense} {goal.bound:g} {goal.unit}"
         console.print(f"goal {verdict}: {goal.what}: {goal.got:,.4g} {goal.unit}, wanted {bound}", highlight=False)
+    for line in record.skipped:
+        console.print(f"skipped: {line}", highlight=False, markup=False, soft_wrap=True)
     where = record.machine
     console.print(
         f"{record.commit[:10] or 'no commit'}{'+' if record.commit.endswith('+') else ''}, seed {record.seed}, "

@@ -121,7 +121,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run of one scenario. ``across`` holds ratios between cases; ``commit`` ends in + where files differ from it."""
+    """One run of one scenario. ``across`` holds ratios between cases; ``commit`` ends in + where files differ from it;
+    ``skipped`` says what could have been measured if it were installed.
+    """
 
     scenario: str
     seed: int
@@ -134,6 +136,7 @@ class Record:
     across: Mapping[str, float] = field(default_factory=dict)
     goals: Sequence[Goal] = ()
     format: int = FORMAT
+    skipped: Sequence[str] = ()
 
     def to_json(self) -> bytes:
         """The record for programs, indented for people."""

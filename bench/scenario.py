@@ -29,18 +29,22 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What came of it. ``servers`` names those that were started, with their versions."""
+    """What came of it. ``servers`` names those that were started, with their versions; ``skipped`` says what was not
+    measured for want of something, and how to get it.
+    """
 
     cases: Sequence[Case]
     across: Mapping[str, float] = field(default_factory=dict)
     goals: Sequence[Goal] = ()
     servers: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One thing that can be measured."""
+    """One thing that can be measured. ``nodes`` are the fleets where none was asked for, if not the command's own."""
 
     name: str
     what: str
     run: Callable[[Settings, Tell], Findings]
+    nodes: tuple[int, ...] = ()

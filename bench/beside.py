@@ -1,0 +1,106 @@
+"""Functions that run in processes of their own while something else is measured: readers, publishers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, cast
+
+from bench.fresh import quiet
+from bench.workload import require
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BEGIN_S: Final = 60.0
+"""How long a process may take until it says that it has begun: many of them share few cores."""
+END_S: Final = 60.0
+STOP: Final = b"stop"
+BEGUN: Final = b"begun"
+
+
+class Line:
+    """What such a function is given first: its line to the process that started it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def begun(self) -> None:
+        """Say that all is prepared."""
+        self._connection.send(BEGUN)
+
+    def told_to_stop(self, wait_s: float = 0.0) -> bool:
+        """Whether it is time to end; waits so long for it."""
+        return self._connection.poll(max(0.0, wait_s))
+
+
+class Beside(Generic[T]):
+    """One call in a process of its own::
+
+    (new) --the function says that it has begun--> begun --it returns or raises, by itself or told to stop--> ended
+
+    A context manager, which kills a process that did not end. What it is given and gives is pickled.
+    """
+
+    def __init__(self, function: Callable[Concatenate[Line, P], T], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        spawn = get_context("spawn")
+        self._connection, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_run, args=(theirs, function, args, kwargs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._outcome: tuple[bool, Any] | None = None
+
+    def wait_until_begun(self) -> None:
+        """Return when the function said so; raise what it raised, if it ended instead."""
+        require(self._connection.poll(BEGIN_S), f"a process beside did not begin within {BEGIN_S:g} s")
+        said = self._receive()
+        if said != BEGUN:
+            self._outcome = said
+            self.result()
+            raise AssertionError("it ended without having begun")
+
+    def ended(self, wait_s: float) -> bool:
+        """Whether its outcome is there; waits so long for it."""
+        return self._outcome is not None or self._connection.poll(wait_s)
+
+    def stop(self) -> None:
+        """Tell it to end. One that has ended need not be told."""
+        if not self.ended(0.0):
+            self._connection.send(STOP)
+
+    def result(self) -> T:
+        """What the function returned or raised, when it did."""
+        if self._outcome is None:
+            require(self._connection.poll(END_S), f"a process beside did not end within {END_S:g} s")
+            self._outcome = self._receive()
+        good, value = self._outcome
+        if not good:
+            raise value
+        return cast("T", value)
+
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError:
+            self._process.join()
+            return False, RuntimeError(f"a process beside died with {self._process.exitcode}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.join(0.0 if self._outcome is None else END_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._connection.close()
+
+
+def _run(connection: Connection, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    quiet()
+    try:
+        outcome = True, function(Line(connection), *args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - raised again where it is asked for
+        outcome = False, error
+    connection.send(outcome)

@@ -1,0 +1,43 @@
+"""Consumers as an operator starts them, for what is measured from outside."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.workload import WrongResultError
+from nodestate.config import Config
+from tests.faults.members import Member
+
+
+@contextmanager
+def asserted() -> Iterator[None]:
+    """What the fault tests' parts assert is required here, too: raise ``WrongResultError`` instead."""
+    try:
+        yield
+    except AssertionError as error:
+        raise WrongResultError(str(error)) from error
+
+
+@contextmanager
+def consuming(config: Config) -> Iterator[Member]:
+    """``nodestate consume``, all partitions in one process, which must live to the end and end in order."""
+    with asserted(), tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
+        member = Member(Path(folder), 1, 1, environment_of(config))
+        member.start()
+        try:
+            yield member
+            member.stop()
+        finally:
+            member.kill()
+
+
+def environment_of(config: Config) -> dict[str, str]:
+    """The settings as environment variables."""
+    values = {name: getattr(config, name) for name in config.__struct_fields__}
+    return {
+        f"NODESTATE_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }

@@ -1,0 +1,96 @@
+"""What was written to memcached, by kind of key; and what memcached itself says that it holds."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from bench.bare import RECV_BYTES, TIMEOUT_S
+from nodestate.ports import Item, Put, Status, Store, Write, Written
+
+KINDS: Final = {
+    "node": "items",
+    "log": "segments",
+    "head": "heads",
+    "epoch": "heads",
+    "life": "signs of life",
+    "ckpt": "checkpoints",
+    "index": "indexes",
+}
+"""The word of ``nodestate.keys`` for a key, and what it is called in figures."""
+
+
+class Ledger:
+    """A ``ports.Store`` around another, that adds up what goes through it: bytes of keys and of values, by kind."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self.written_bytes: Counter[str] = Counter()
+        self.deleted: Counter[str] = Counter()
+
+    @property
+    def name(self) -> str:
+        """The inner store's."""
+        return self._inner.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """The inner store's."""
+        return self._inner.max_value_bytes
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """See ``ports.Store``."""
+        return self._inner.fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """See ``ports.Store``. What was refused went to memcached, too."""
+        written = self._inner.write(writes)
+        for write, outcome in zip(writes, written, strict=True):
+            kind = KINDS.get(write.key.split(":", 5)[4], "other")
+            if write.put is not Put.DELETE:
+                self.written_bytes[kind] += len(write.key) + len(write.value)
+            elif outcome.status is Status.STORED:
+                self.deleted[kind] += 1
+        return written
+
+    def close(self) -> None:
+        """See ``ports.Store``."""
+        self._inner.close()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.written_bytes.clear()
+        self.deleted.clear()
+
+
+class Held(NamedTuple):
+    """Bytes that a memcached holds: of items with their headers, of the chunks they lie in, of the pages with those."""
+
+    items: int
+    chunks: int
+    pages: int
+
+
+def held_by(address: str) -> Held:
+    """Ask it."""
+    slabs = said_by(address, "slabs")
+    sizes = {name.partition(":")[0]: value for name, value in slabs.items() if name.endswith(":chunk_size")}
+    chunks = sum(size * slabs[f"{number}:used_chunks"] for number, size in sizes.items())
+    return Held(said_by(address)["bytes"], chunks, slabs["total_malloced"])
+
+
+def said_by(address: str, topic: str = "") -> dict[str, int]:
+    """Memcached's statistics, those that are whole numbers."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+        connection.sendall(f"stats {topic}".rstrip().encode() + b"\r\n")
+        reply = b""
+        while not reply.endswith(b"END\r\n"):
+            piece = connection.recv(RECV_BYTES)
+            if not piece:
+                raise ConnectionResetError("memcached closed the connection")
+            reply += piece
+    words = [line.split() for line in reply.decode().splitlines()[:-1]]
+    return {name: int(value) for _, name, value in words if value.isdigit()}

@@ -1,0 +1,25 @@
+"""MariaDB through PyMySQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+
+import pymysql  # noqa: F401 - SQLAlchemy takes it when it connects, which is timed; importing is not
+from sqlalchemy.dialects.mysql import insert
+
+from bench.peers.shape import Opener, Server
+from bench.peers.sql import OTHERS, TABLE, SqlReader, SqlWriter
+
+__all__ = ["Mariadb"]
+
+
+class Mariadb(SqlWriter):
+    """A table in MariaDB."""
+
+    def __init__(self, server: Server) -> None:
+        into = insert(TABLE)
+        super().__init__(server.url, into.on_duplicate_key_update({name: into.inserted[name] for name in OTHERS}))
+        self.clients: Mapping[str, str] = {name: version(name) for name in ("sqlalchemy", "pymysql")}
+        self.openers: Mapping[str, Opener] = {"mariadb select": partial(SqlReader, server.url)}

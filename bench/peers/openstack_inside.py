@@ -1,0 +1,249 @@
+"""What OpenStack's scheduler reads, by its own code: a program for a virtual environment that has nova, openstack-placement
+and PyMySQL, run by ``openstack``. It is given a folder with nova.conf and placement.conf, over databases with tables.
+
+Nova has no way to read only what changed: every request reads the host states of all nodes, decoded into objects. The
+first node is made by Nova's and Placement's own code, the others are copies of its rows.
+
+Arguments: folder, nodes, changed, seconds, seed. Writes one JSON object: milliseconds by what was timed, or ``error``.
+"""
+
+from __future__ import annotations
+
+from nova import monkey_patch
+
+monkey_patch.patch(backend="threading")  # before anything else is imported, as nova-scheduler does
+
+import json  # noqa: E402
+import os  # noqa: E402
+import random  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+import uuid  # noqa: E402
+from collections.abc import Callable, Iterable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Final  # noqa: E402
+
+import sqlalchemy as sa  # noqa: E402
+import webob  # noqa: E402
+from nova import config, objects  # noqa: E402
+from nova import context as nova_context  # noqa: E402
+from nova.conf import CONF  # noqa: E402
+from nova.db.api import api as api_db  # noqa: E402
+from nova.db.main import api as main_db  # noqa: E402
+from nova.scheduler.host_manager import HostManager  # noqa: E402
+from oslo_utils import timeutils  # noqa: E402
+
+ROUNDS_MIN: Final = 3
+INSERT_ROWS: Final = 1_000
+CANDIDATES_COUNT: Final = 1_000
+"""Nova's default for max_placement_results."""
+SERVICE_DOWN_S: Final = 86_400
+PLACEMENT_VERSION: Final = "placement 1.39"
+WANTED: Final = {"VCPU": 1, "MEMORY_MB": 1_024, "DISK_GB": 10}
+TOTALS: Final = {"VCPU": 64, "MEMORY_MB": 262_144, "DISK_GB": 3_600}
+
+
+def host(number: int) -> str:
+    """The name of a node."""
+    return f"compute-{number:07d}"
+
+
+def provider(number: int) -> str:
+    """The id of a node, in Nova and Placement alike."""
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, host(number)))
+
+
+def require(claim: bool, otherwise: str) -> None:
+    """End with an error instead of figures unless the claim holds. Who reads it raises, so the exit is a good one."""
+    if not claim:
+        print(json.dumps({"error": otherwise}))
+        sys.exit(0)
+
+
+def copy_rows(engine: sa.Engine, table: str, changes: Iterable[dict[str, Any]]) -> None:
+    """Insert the table's first row again, once for each of these changes of it."""
+    reflected = sa.Table(table, sa.MetaData(), autoload_with=engine)
+    with engine.begin() as connection:
+        first = dict(connection.execute(sa.select(reflected).limit(1)).mappings().one())
+        first.pop("id")
+        rows = [first | change for change in changes]
+        for at in range(0, len(rows), INSERT_ROWS):
+            connection.execute(sa.insert(reflected), rows[at : at + INSERT_ROWS])
+
+
+# -- Nova -----------------------------------------------------------------------------------------
+
+
+def first_node(context: Any, cell: Any, admin: Any) -> None:
+    """Node 0, by Nova's own objects. Without NUMA, whose decoding is most of the cost where there is any."""
+    node = objects.ComputeNode(
+        context,
+        uuid=provider(0),
+        host=host(0),
+        hypervisor_hostname=host(0),
+        host_ip="127.0.0.1",
+        hypervisor_type="QEMU",
+        hypervisor_version=8_002_000,
+        cpu_info="{}",
+        vcpus=TOTALS["VCPU"],
+        memory_mb=TOTALS["MEMORY_MB"],
+        local_gb=TOTALS["DISK_GB"],
+        vcpus_used=0,
+        memory_mb_used=0,
+        local_gb_used=0,
+        free_ram_mb=TOTALS["MEMORY_MB"],
+        free_disk_gb=TOTALS["DISK_GB"],
+        disk_available_least=TOTALS["DISK_GB"],
+        current_workload=0,
+        running_vms=0,
+        cpu_allocation_ratio=4.0,
+        ram_allocation_ratio=1.0,
+        disk_allocation_ratio=1.0,
+        mapped=1,
+        stats={"num_instances": "0", "io_workload": "0"},
+        supported_hv_specs=[objects.HVSpec.from_list(["x86_64", "kvm", "hvm"])],
+        pci_device_pools=objects.PciDevicePoolList(objects=[]),
+        metrics="[]",
+    )
+    node.create()
+    service = objects.Service(
+        context, host=host(0), binary="nova-compute", topic="compute", report_count=1, disabled=False, forced_down=False
+    )
+    service.create()
+    service.last_seen_up = timeutils.utcnow()
+    service.save()
+    objects.HostMapping(admin, host=host(0), cell_mapping=cell).create()
+
+
+def fill_nova(nodes: int) -> Any:
+    """All nodes; returns the context to read and write them in."""
+    admin = nova_context.get_admin_context()
+    cell = next(one for one in objects.CellMappingList.get_all(admin) if not one.is_cell0())
+    context = nova_context.get_admin_context()
+    nova_context.set_target_cell(context, cell)
+    first_node(context, cell, admin)
+    engine = main_db.get_engine(context=context)
+    others = range(1, nodes)
+    copy_rows(
+        engine,
+        "compute_nodes",
+        ({"uuid": provider(n), "host": host(n), "hypervisor_hostname": host(n)} for n in others),
+    )
+    copy_rows(engine, "services", ({"uuid": str(uuid.uuid4()), "host": host(n)} for n in others))
+    copy_rows(api_db.get_engine(), "host_mappings", ({"host": host(n)} for n in others))
+    return context
+
+
+def host_manager(nodes: int) -> HostManager:
+    """A scheduler's, that has heard from every node which instances it has: none. Else it would ask for each."""
+    manager = HostManager()
+    context = nova_context.get_admin_context()
+    for number in range(nodes):
+        manager.update_instance_info(context, host(number), objects.InstanceList(objects=[]))
+    return manager
+
+
+def host_states(manager: HostManager) -> dict[str, Any]:
+    """What every scheduling request begins with where Placement's answer is not limited."""
+    states = manager.get_host_states_by_uuids(nova_context.get_admin_context(), None, None)
+    return {state.host: state for state in states}
+
+
+def measure_nova(nodes: int, changed: int, seconds: float, seed: int, note: Callable[[str, float], None]) -> None:
+    """Rounds of K saved nodes, and of all host states read."""
+    picks = random.Random(seed)
+    context = fill_nova(nodes)
+    computes = {node.host: node for node in objects.ComputeNodeList.get_all(context)}
+    manager = host_manager(nodes)
+    used = dict.fromkeys(computes, 0)
+
+    def timed(name: str) -> None:
+        began = time.perf_counter()
+        states = host_states(manager)
+        note(name, time.perf_counter() - began)
+        require({one: state.vcpus_used for one, state in states.items()} == used, "Nova shows something else")
+
+    timed("cold")
+    began = time.monotonic()
+    rounds = 0
+    while rounds < ROUNDS_MIN or time.monotonic() - began < seconds:
+        rounds += 1
+        names = [host(number) for number in picks.sample(range(nodes), changed)]
+        saving = time.perf_counter()
+        for name in names:
+            used[name] = rounds % TOTALS["VCPU"]
+            computes[name].vcpus_used = used[name]
+            computes[name].save()
+        note("write", time.perf_counter() - saving)
+        timed("refresh, decoded")
+        timed("nothing")
+
+
+# -- Placement ------------------------------------------------------------------------------------
+
+
+def ask(application: Any, method: str, path: str, body: Any = None) -> Any:
+    """One request, through Placement's whole stack but without a socket."""
+    request = webob.Request.blank(path, method=method)
+    request.headers.update({"X-Auth-Token": "admin", "OpenStack-API-Version": PLACEMENT_VERSION})
+    if body is not None:
+        request.content_type = "application/json"
+        request.body = json.dumps(body).encode()
+    response = request.get_response(application)
+    require(response.status_int < 300, f"Placement answers {response.status} to {method} {path}: {response.text[:200]}")
+    return json.loads(response.body) if response.body else None
+
+
+def measure_placement(url: str, nodes: int, seconds: float, note: Callable[[str, float], None]) -> None:
+    """Rounds of candidates for a small instance."""
+    from placement.wsgi import init_application  # noqa: PLC0415 - reads its configuration's place when it is imported
+
+    application = init_application()
+    ask(application, "POST", "/resource_providers", {"uuid": provider(0), "name": host(0)})
+    inventories = {name: {"total": total} for name, total in TOTALS.items()}
+    path = f"/resource_providers/{provider(0)}/inventories"
+    ask(application, "PUT", path, {"resource_provider_generation": 0, "inventories": inventories})
+    engine = sa.create_engine(url)
+    providers = sa.Table("resource_providers", sa.MetaData(), autoload_with=engine)
+    owned = sa.Table("inventories", sa.MetaData(), autoload_with=engine)
+    copy_rows(engine, "resource_providers", ({"uuid": provider(n), "name": host(n)} for n in range(1, nodes)))
+    with engine.begin() as connection:
+        connection.execute(sa.update(providers).values(root_provider_id=providers.c.id))
+        ids = list(connection.execute(sa.select(providers.c.id).order_by(providers.c.id)).scalars())
+        mine = [dict(row) for row in connection.execute(sa.select(owned)).mappings()]
+        for row in mine:
+            row.pop("id")
+        rows = [row | {"resource_provider_id": one} for one in ids[1:] for row in mine]
+        for at in range(0, len(rows), INSERT_ROWS):
+            connection.execute(sa.insert(owned), rows[at : at + INSERT_ROWS])
+    resources = ",".join(f"{name}:{amount}" for name, amount in WANTED.items())
+    began = time.monotonic()
+    rounds = 0
+    while rounds < ROUNDS_MIN or time.monotonic() - began < seconds:
+        rounds += 1
+        asking = time.perf_counter()
+        found = ask(application, "GET", f"/allocation_candidates?resources={resources}&limit={CANDIDATES_COUNT}")
+        note("candidates", time.perf_counter() - asking)
+        count = len(found["allocation_requests"])
+        require(count == min(nodes, CANDIDATES_COUNT), f"Placement found {count} candidates among {nodes} nodes")
+
+
+def main() -> None:
+    """Both, half of the seconds each."""
+    folder, nodes, changed, seconds, seed = sys.argv[1:]
+    samples: dict[str, dict[str, list[float]]] = {"nova": {}, "placement": {}}
+
+    def noted(side: str) -> Callable[[str, float], None]:
+        return lambda name, seconds: samples[side].setdefault(name, []).append(seconds * 1e3)
+
+    config.parse_args(["bench", "--config-file", str(Path(folder, "nova.conf"))])
+    CONF.set_override("service_down_time", SERVICE_DOWN_S)
+    CONF.set_override("track_instance_changes", False, "filter_scheduler")
+    objects.register_all()
+    measure_nova(int(nodes), int(changed), float(seconds) / 2, int(seed), noted("nova"))
+    measure_placement(os.environ["PLACEMENT_URL"], int(nodes), float(seconds) / 2, noted("placement"))
+    print(json.dumps(samples))
+
+
+if __name__ == "__main__":
+    main()

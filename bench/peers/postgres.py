@@ -1,0 +1,26 @@
+"""PostgreSQL through psycopg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+
+import psycopg  # noqa: F401 - SQLAlchemy takes it when it connects, which is timed; importing is not
+from sqlalchemy.dialects.postgresql import insert
+
+from bench.peers.shape import Opener, Server
+from bench.peers.sql import OTHERS, TABLE, SqlReader, SqlWriter
+
+__all__ = ["Postgres"]
+
+
+class Postgres(SqlWriter):
+    """A table in PostgreSQL."""
+
+    def __init__(self, server: Server) -> None:
+        into = insert(TABLE)
+        replaced = {name: into.excluded[name] for name in OTHERS}
+        super().__init__(server.url, into.on_conflict_do_update(index_elements=["name"], set_=replaced))
+        self.clients: Mapping[str, str] = {name: version(name) for name in ("sqlalchemy", "psycopg")}
+        self.openers: Mapping[str, Opener] = {"postgres select": partial(SqlReader, server.url)}

@@ -1,0 +1,186 @@
+"""How long it takes from publishing a change until a reader's view shows it, by the rate of changes.
+
+A publisher, a consumer (``nodestate consume``) and a reader that looks again as soon as it has looked are processes of
+their own, with RabbitMQ and memcached between them. Publisher and reader note the time on the clock that all processes
+of a machine share: before the call of publish, and after the read whose view has the event's version.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bench.beside import Beside, Line
+from bench.cell import MAX_AGE_S, config_for, memcached_for, memcached_version, require_nothing_lost
+from bench.consuming import consuming
+from bench.record import Case, Goal, Measure
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.sending import Sent, send
+from bench.workload import Fleet, by_partition, require, require_whole
+from nodestate import Reader, View
+from nodestate.broker import connect_check
+from nodestate.config import Config
+from tests.services.servers import MemcachedServer, RabbitServer
+
+RATES: Final = (100, 1_000, 4_000)
+"""Events per second, all nodes together. The timed seconds are shared out to them."""
+RATES_BRIEF: Final = (100, 1_000)
+BRIEF_S: Final = 1.0
+"""A run with fewer seconds leaves the highest rate out, and measures the others for so many of them, each."""
+PATIENCE_S: Final = 60.0
+PAUSE_S: Final = 0.02
+GOAL_NODES, GOAL_RATE = 10_000, 1_000
+GOAL_OVER_FLUSH_MS: Final = 20.0
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """Every design at every size, at every rate."""
+    cases: list[Case] = []
+    with RabbitServer() as rabbit:
+        servers = {"rabbitmq": connect_check(Config(broker=rabbit.url)).version}
+        for design in settings.designs:
+            for nodes in settings.nodes:
+                with memcached_for(nodes * settings.state_bytes) as memcached:
+                    servers["memcached"] = memcached_version(memcached.address)
+                    cell = f"bench-{design[0]}-{nodes}"
+                    config = config_for(
+                        memcached.url, [design], settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60
+                    )
+                    cases += _measure(config, memcached, nodes, settings, tell)
+    return Findings(cases, {}, [], servers)
+
+
+SCENARIO: Final = Scenario("propagation", "from publishing a change to a reader's view that shows it", run)
+
+
+def _measure(config: Config, memcached: MemcachedServer, nodes: int, settings: Settings, tell: Tell) -> list[Case]:
+    fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
+    name, partitions = f"{config.read_design}, {nodes:,} nodes", by_partition(fleet, config.partitions)
+    picks = random.Random(settings.seed)
+    brief = settings.seconds < BRIEF_S
+    rates = RATES_BRIEF if brief else RATES
+    seconds = settings.seconds / (1 if brief else len(rates))
+    cases: list[Case] = []
+    with consuming(config):
+        tell(f"{name}: loads", 0.0)
+        with Beside(send, config, [(partitions[number], fleet.report(number)) for number in range(nodes)]) as load:
+            load.wait_until_begun()
+            load.result()
+        with Reader(config) as reader:
+            _wait_until_whole(reader, fleet)
+        for rate in rates:
+            numbers = picks.choices(range(nodes), k=max(1, int(rate * seconds)))
+            planned: list[deque[Planned]] = [deque() for _ in range(config.partitions)]
+            events = []
+            for place, number in enumerate(numbers):
+                events.append((partitions[number], fleet.change(number)))
+                planned[partitions[number]].append((place, fleet.names[number], fleet.generations[number]))
+            with Beside(watch, config, planned, fleet) as watcher:
+                watcher.wait_until_begun()
+                with Beside(send, config, events, rate) as sender:
+                    sender.wait_until_begun()
+                    began = time.monotonic()
+                    while not watcher.ended(0.1):
+                        tell(f"{name}: {rate:,} events/s", (time.monotonic() - began) / seconds)
+                        if sender.ended(0.0):
+                            sender.result()  # raises what went wrong with it, rather than wait for what won't come
+                    cases.append(_case(config, fleet, rate, sender.result(), watcher.result()))
+            cases[-1] = replace(cases[-1], shown=[*cases[-1].shown, require_nothing_lost(memcached.address)])
+    return cases
+
+
+def _wait_until_whole(reader: Reader, fleet: Fleet) -> None:
+    """The owner vouches for all when it has listened for a while."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
+        if len(view.nodes) == len(fleet) and not view.incomplete:
+            require_whole(view, fleet)
+            return
+        require(time.monotonic() < deadline, f"the consumer did not get there: {view}")
+        time.sleep(PAUSE_S)
+
+
+def _case(config: Config, fleet: Fleet, rate: int, sent: Sent, shown: Shown) -> Case:
+    ms = sorted((at - called) * 1e3 for at, called in zip(shown.at, sent.called, strict=True))
+    require(ms[0] > 0, "an event was seen before it was published: the processes do not share a clock")
+    measures = {
+        "propagation": Measure.of("ms", ms),
+        "propagation, p99.9": Measure.of("ms", [ms[math.ceil(len(ms) * 0.999) - 1]]),
+        "publisher behind its rate": Measure.of(
+            "ms", [(called - due) * 1e3 for called, due in zip(sent.called, sent.due, strict=True)]
+        ),
+        "read": Measure.of("ms", shown.read_ms),
+    }
+    flush_ms = config.flush_s * 1e3
+    bound_ms = flush_ms + GOAL_OVER_FLUSH_MS
+    what = f"{config.read_design}, {len(fleet):,} nodes: propagation at {rate:,} events/s, p99"
+    return Case(
+        config.read_design,
+        len(fleet),
+        {"rate": rate, "flush_ms": flush_ms, "events": len(ms)},
+        measures,
+        {"propagation, p99 / flush": measures["propagation"].p99 / flush_ms},
+        [
+            f"all {len(ms):,} events were confirmed, and became visible in the reader's view",
+            f"after them it showed version and state of the last event of all {len(fleet):,} nodes",
+        ],
+        [Goal.at_most(what, measures["propagation"].p99, bound_ms, "ms")]
+        if (len(fleet), rate) == (GOAL_NODES, GOAL_RATE)
+        else [],
+    )
+
+
+# -- in a process of its own ----------------------------------------------------------------------
+
+Planned = tuple[int, str, int]
+"""An event that will be published: its place among all, its node, and the node's generation with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """By event, on the machine's clock, when the read ended that showed it; and how long each read took."""
+
+    at: Sequence[float]
+    read_ms: Sequence[float]
+
+
+def watch(line: Line, config: Config, planned: Sequence[deque[Planned]], fleet: Fleet) -> Shown:
+    """Read until a view shows every planned event, and the fleet as it is after the last.
+
+    The events of a partition are looked at in their order: one counts as shown when it and all before it are.
+    """
+    at = [0.0] * sum(map(len, planned))
+    read_ms: list[float] = []
+    with Reader(config) as reader:
+        view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
+        line.begun()
+        deadline = time.monotonic() + PATIENCE_S
+        while any(planned):
+            began = time.monotonic()
+            view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
+            now = time.monotonic()
+            read_ms.append((now - began) * 1e3)
+            for place in _newly_shown(view, planned):
+                at[place] = now
+                deadline = now + PATIENCE_S
+            require(now < deadline, f"{sum(map(len, planned))} events of {len(at)} never became visible")
+        require_whole(view, fleet)
+    return Shown(at, read_ms)
+
+
+def _newly_shown(view: View, planned: Sequence[deque[Planned]]) -> Iterator[int]:
+    """Take the events away that a view shows, and give their places."""
+    for waiting in planned:
+        while waiting:
+            place, name, generation = waiting[0]
+            record = view.nodes.record(name)
+            if record is None or record.generation < generation:
+                break
+            waiting.popleft()
+            yield place

@@ -1,0 +1,291 @@
+"""How long after a fault a view is whole again: nothing incomplete, nothing over a bound, every version right.
+
+Two consumers (``nodestate consume``), RabbitMQ and memcached are processes of their own; the agents are a thread that
+changes nodes, gives their signs of life and answers resyncs. The clock starts when what failed is gone, or, where it was
+started again, is back. Just then some nodes of each partition change. A view is whole when it shows these changes, vouches
+for all nodes, and is within the bound: first that of a reader that lived through it, then that of a new one, which needs
+every key. After each fault all views are compared with what the agents say, node by node.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bench.cell import memcached_for, memcached_version, require_nothing_lost
+from bench.consuming import asserted
+from bench.record import Case, Goal, Measure
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.workload import require
+from nodestate.broker import Topology, connect_check, queue_depths
+from nodestate.config import Config
+from nodestate.keys import partition_of
+from nodestate.model import Version
+from nodestate.view import View
+from tests.faults.cell import SETTINGS, CellUnderTest, wait_until
+from tests.faults.fleet import Fleet
+from tests.faults.keyspace import KeySpace
+from tests.services.servers import MemcachedServer, RabbitServer
+
+BOUND_S: Final = 5.0
+"""Age that counts as fresh: a new reader knows ages to two seconds only, and owners renew every second."""
+BARE_STATE_BYTES: Final = 200
+"""What a state of the fault tests' fleet takes without padding."""
+RATE: Final = 100.0
+"""Changes per second, all nodes together, from beginning to end."""
+SIGNS_PER_S: Final = 1_000.0
+"""Signs of life that one thread gives beside that; so a fleet's heartbeat is the longer the larger it is."""
+HEARTBEAT_MIN_S: Final = 0.5
+PROBES_COUNT: Final = 3
+"""Nodes of each partition that change right after the fault."""
+PAUSE_S: Final = 0.02
+PATIENCE_S: Final = 90.0
+BRIEF_S: Final = 1.0
+"""A run with fewer seconds is content with the faults that are marked for it, and with consumers that stand by sooner."""
+BRIEF_STANDBY_S: Final = 0.5
+GOAL_NODES, GOAL_S = 10_000, 10.0
+
+
+class Scene(NamedTuple):
+    """What a fault is done to."""
+
+    cell: CellUnderTest
+    design: str
+    memcached: MemcachedServer
+    rabbit: RabbitServer
+    state_bytes: int
+
+
+class Fault(NamedTuple):
+    """``make`` does it and returns when the clock is to start; ``mend`` puts back, off the clock, what stays away."""
+
+    name: str
+    make: Callable[[Scene], None]
+    mend: Callable[[Scene], None] = lambda _scene: None
+    designs: Sequence[str] = ("journal", "snapshot")
+    brief: bool = True
+
+
+def restart_memcached(scene: Scene) -> None:
+    """All keys are gone; consumers know the states."""
+    scene.memcached.kill()
+    scene.memcached.start()
+
+
+def lose_key(kind: str) -> Callable[[Scene], None]:
+    """One key of this kind is gone; where it is a node's, of one that does not change, or that would heal it."""
+
+    def lose(scene: Scene) -> None:
+        fleet, config = scene.cell.fleet, scene.cell.config
+        partition = partition_of(fleet.names[0], config.partitions)
+        other = fleet.of_partition[partition][-1]
+        fleet.still = {other}
+        with KeySpace(config, scene.memcached.address) as space:
+            fleet.call(lambda: fleet.change(fleet.names[0]))  # so that there is a segment since the last checkpoint
+            wait_until(lambda: space.whole(scene.design, partition, kind, other), f"there is no {kind}")
+            space.delete(space.key(scene.design, partition, kind, other))
+
+    return lose
+
+
+def let_all_change(scene: Scene) -> None:
+    """The one that did not change does again."""
+    scene.cell.fleet.still = set()
+
+
+def kill_consumer(scene: Scene) -> None:
+    """The other one stands by."""
+    require(bool(scene.cell.members[0].logged("took")), "the consumer that is to die owns nothing")
+    scene.cell.members[0].kill()
+
+
+def start_consumer(scene: Scene) -> None:
+    """… and gives nothing back, until it dies itself."""
+    scene.cell.members[0].start()
+
+
+def restart_broker(scene: Scene) -> None:
+    """In order; queues are durable."""
+    scene.rabbit.restart()
+
+
+def restart_all(scene: Scene) -> None:
+    """Nobody knows anything but the agents."""
+    for member in scene.cell.members:
+        member.kill()
+    restart_memcached(scene)
+    for member in scene.cell.members:
+        member.start()
+
+
+FAULTS: Final = (
+    Fault("memcached restarted", restart_memcached),
+    Fault("epoch lost", lose_key("epoch"), let_all_change, brief=False),
+    Fault("head lost", lose_key("head"), let_all_change, brief=False),
+    Fault("segment lost", lose_key("segment"), let_all_change, designs=("journal",)),
+    Fault("checkpoint lost", lose_key("checkpoint"), let_all_change, designs=("journal",), brief=False),
+    Fault("node lost", lose_key("node"), let_all_change, designs=("snapshot",)),
+    Fault("index lost", lose_key("index"), let_all_change, designs=("snapshot",), brief=False),
+    Fault("consumer killed", kill_consumer, start_consumer),
+    Fault("broker restarted", restart_broker, brief=False),
+    Fault("consumers and memcached restarted", restart_all, brief=False),
+)
+"""In this order: after the last, each consumer owns its own partitions again, as a consumer that is to die must."""
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """Every fault, in every design at every size."""
+    cases: list[Case] = []
+    with RabbitServer() as rabbit:
+        servers = {"rabbitmq": connect_check(Config(broker=rabbit.url)).version}
+        for design in settings.designs:
+            for nodes in settings.nodes:
+                with memcached_for(nodes * settings.state_bytes) as memcached:
+                    servers["memcached"] = memcached_version(memcached.address)
+                    with asserted(), _cell(design, nodes, memcached, rabbit, settings) as cell:
+                        cases += _measure(Scene(cell, design, memcached, rabbit, settings.state_bytes), settings, tell)
+    return Findings(cases, {}, [], servers)
+
+
+SCENARIO: Final = Scenario("recovery", "from a fault to a view that is whole again", run, (1_000, GOAL_NODES))
+
+
+@contextmanager
+def _cell(
+    design: str, nodes: int, memcached: MemcachedServer, rabbit: RabbitServer, settings: Settings
+) -> Iterator[CellUnderTest]:
+    """The cell of the fault tests, with an operator's settings but for the signs of life."""
+    heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
+    usual = {name: getattr(Config(), name) for name in SETTINGS}
+    brief = {"standby_s": BRIEF_STANDBY_S} if settings.seconds < BRIEF_S else {}
+    own = {"heartbeat_s": heartbeat_s, "resync_jitter_s": heartbeat_s / 2}
+    with tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
+        cell = CellUnderTest(
+            Path(folder),
+            lambda _text: None,
+            cell=f"bench-{design[0]}-{nodes}",
+            broker=rabbit.url,
+            store=memcached.url,
+            designs=(design,),
+            bound_s=BOUND_S,
+            **{**usual, **own, **brief},
+        )
+        pad_bytes = max(0, settings.state_bytes - BARE_STATE_BYTES)
+        cell.fleet = Fleet(cell.config, count=nodes, rate=RATE, seed=settings.seed, pad_bytes=pad_bytes)
+        with cell:
+            yield cell
+
+
+def _measure(scene: Scene, settings: Settings, tell: Tell) -> list[Case]:
+    cell = scene.cell
+    name = f"{scene.design}, {len(cell.fleet.names):,} nodes"
+    faults = [
+        fault for fault in FAULTS if scene.design in fault.designs and (settings.seconds >= BRIEF_S or fault.brief)
+    ]
+    tell(f"{name}: loads", 0.0)
+    _until_at_rest(cell)
+    cell.equal(PATIENCE_S)
+    times: dict[str, list[Recovered]] = {fault.name: [] for fault in faults}
+    began = time.monotonic()
+    while not times[faults[-1].name] or time.monotonic() - began < settings.seconds:
+        for place, fault in enumerate(faults):
+            tell(f"{name}: {fault.name}", place / len(faults))
+            fault.make(scene)
+            times[fault.name].append(_recovered(scene))
+            cell.equal(PATIENCE_S)
+            fault.mend(scene)
+            _until_at_rest(cell)
+    shown = require_nothing_lost(scene.memcached.address)
+    return [_case(scene, fault, times[fault.name], shown) for fault in faults]
+
+
+def _until_at_rest(cell: CellUnderTest) -> None:
+    """Wait until views are fresh and complete, and each consumer has queued up for every partition."""
+    cell.well(PATIENCE_S)
+    queues = [queue for _, queue in Topology.of(cell.config).queues()]
+
+    def all_stand_by() -> bool:
+        consumers = {depth.queue: depth.consumers for depth in queue_depths(cell.config)}
+        return all(consumers[queue] == len(cell.members) for queue in queues)
+
+    wait_until(all_stand_by, "a consumer does not stand by", PATIENCE_S)
+
+
+class Recovered(NamedTuple):
+    """Seconds until the view of a reader that lived through it was whole, and until a new reader's was, too."""
+
+    following_s: float
+    new_s: float
+
+
+def _recovered(scene: Scene) -> Recovered:
+    cell, began = scene.cell, time.monotonic()
+    wanted = cell.fleet.call(lambda: _change_some(cell), PATIENCE_S)
+
+    def until_whole(look: Callable[[], View]) -> float:
+        while True:
+            view = look()
+            took_s = time.monotonic() - began
+            lacks = _lacks(view, wanted)
+            if not lacks:
+                return took_s
+            require(took_s < PATIENCE_S, f"not whole after {PATIENCE_S:g} s: {lacks}")
+            time.sleep(PAUSE_S)
+
+    following_s = until_whole(lambda: cell.read(scene.design, BOUND_S))
+    return Recovered(following_s, until_whole(lambda: cell.cold(scene.design, BOUND_S)))
+
+
+def _change_some(cell: CellUnderTest) -> dict[str, Version]:
+    """Change the first nodes of each partition; returns, for all nodes, the versions that a view must show."""
+    for names in cell.fleet.of_partition.values():
+        for name in names[:PROBES_COUNT]:
+            cell.fleet.change(name)
+    return {name: one.version for name, one in cell.fleet.publishers.items()}
+
+
+def _lacks(view: View, wanted: dict[str, Version]) -> str:
+    """What a view still lacks; empty where it is whole."""
+    if view.incomplete:
+        return f"it does not vouch for {sorted(view.incomplete)[:4]}"
+    if view.stale or view.age > BOUND_S:
+        return f"it is {view.age:.1f} s old"
+    behind = [
+        name
+        for name, version in wanted.items()
+        if (record := view.nodes.record(name)) is None or record.version < version
+    ]
+    return f"{len(behind)} nodes are behind, as {behind[0]}" if behind else ""
+
+
+def _case(scene: Scene, fault: Fault, times: Sequence[Recovered], shown: str) -> Case:
+    config, nodes = scene.cell.config, len(scene.cell.fleet.names)
+    label = f"{scene.design}: {fault.name}"
+    recovery = Measure.of("s", [one.new_s for one in times])
+    return Case(
+        label,
+        nodes,
+        {
+            "state_bytes": scene.state_bytes,
+            "changes_per_s": RATE,
+            "bound_s": BOUND_S,
+            "renew_s": config.renew_s,
+            "standby_s": config.standby_s,
+            "heartbeat_s": config.heartbeat_s,
+            "resync_jitter_s": config.resync_jitter_s,
+        },
+        {"recovery": recovery, "recovery, following reader": Measure.of("s", [one.following_s for one in times])},
+        {},
+        [
+            f"after the fault, views of a following and a new reader vouched for all {nodes:,} nodes",
+            "then both showed version and state as the agents had them, node by node",
+            shown,
+        ],
+        [Goal.at_most(f"{label}: recovery, worst", recovery.max, GOAL_S, "s")]
+        if (nodes, fault.name) == (GOAL_NODES, FAULTS[0].name)
+        else [],
+    )

@@ -1,0 +1,221 @@
+"""Every peer that is installed does the same work as nodestate, and none is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from bench.peers import scenario
+from bench.peers.openstack import measure_openstack
+from bench.peers.scenario import (
+    COMPARED,
+    SOURCES,
+    Missing,
+    Source,
+    Theirs,
+    measure,
+    require_all_shown,
+    row_of,
+    theirs,
+)
+from bench.peers.shape import Row, packed, unpacked
+from bench.record import Case, Measure
+from bench.scenario import Settings
+from bench.workload import Fleet, WrongResultError
+from tests.services.servers import MemcachedServer, ServiceMissing
+
+SETTINGS = Settings(("snapshot",), (200,), 0.2, 1, 10, 1_024, 200)
+
+
+def in_silence(_what: str, _done: float) -> None:
+    """Nobody waits for a test."""
+
+
+def fleet_of(nodes: int) -> Fleet:
+    """All of them reported once."""
+    fleet = Fleet(1, nodes)
+    for number in range(nodes):
+        fleet.report(number)
+    return fleet
+
+
+class HeldRows:
+    """A reader that shows what it was made with."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = {row.name: row for row in rows}
+
+    def cold(self) -> None: ...
+    def refresh(self) -> None: ...
+    def close(self) -> None: ...
+
+    def names(self) -> Iterable[str]:
+        return self.rows
+
+    def node(self, name: str) -> Row:
+        return self.rows[name]
+
+
+class ForgetfulPeer:
+    """A peer that takes every write, and whose readers see the first generation for ever."""
+
+    def __init__(self) -> None:
+        self.clients: dict[str, str] = {}
+        self.rows: dict[str, Row] = {}
+        self.openers = {"forgetful": lambda: HeldRows(self.rows.values())}
+
+    def write(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.rows.setdefault(row.name, row)
+
+    def close(self) -> None: ...
+
+
+class NoServer:
+    """A server that is there where it is not needed."""
+
+    url = address = version = "nowhere"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+# -- without any server ---------------------------------------------------------------------------
+
+
+def test_a_value_carries_version_and_body() -> None:
+    row = Row("compute-1", 1_763_787_600, 2**40, b"\x80")
+    assert unpacked(row.name, packed(row)) == row
+
+
+def test_a_reader_that_shows_something_else_is_not_timed_as_right() -> None:
+    """One node missing, one too many, one old version, one wrong state: each of them is seen."""
+    fleet = fleet_of(3)
+    right = [row_of(fleet, number) for number in range(3)]
+    require_all_shown("right", HeldRows(right), fleet)
+    for wrong in (
+        right[:2],
+        [*right, right[0]._replace(name="compute-9")],
+        [*right[:2], right[2]._replace(generation=0)],
+        [*right[:2], right[2]._replace(body=right[1].body)],
+    ):
+        with pytest.raises(WrongResultError, match="wrong shows"):
+            require_all_shown("wrong", HeldRows(wrong), fleet)
+
+
+def test_a_peer_that_does_not_show_what_was_written_gives_no_figures() -> None:
+    peer = ForgetfulPeer()
+    side = Theirs(peer, Fleet(1, 20), {})
+    side.load(in_silence)
+    with pytest.raises(WrongResultError, match="forgetful shows"):
+        measure(side, "forgetful", peer.openers["forgetful"], SETTINGS, in_silence)
+
+
+def test_a_peer_without_its_client_is_skipped_with_what_would_help(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "peer_without_client.py").write_text("import no_such_client\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = Source("absent", "peer_without_client", "Peer", NoServer)
+    with pytest.raises(Missing, match=r"absent: .*no_such_client.*pip install"), theirs(source, Fleet(1, 1)):
+        raise AssertionError
+
+
+def test_openstack_without_its_environment_is_skipped_with_what_would_help(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NODESTATE_BENCH_OPENSTACK", str(tmp_path))
+    with pytest.raises(ServiceMissing, match=r"has no bin/python: make .*openstack-placement"):
+        measure_openstack(10, SETTINGS, in_silence)
+
+
+def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
+    def missing() -> NoServer:
+        raise ServiceMissing("absentd is not installed: apt-get install absent-server")
+
+    source = Source("absent", "bench.peers.shape", "Peer", missing)
+    with pytest.raises(Missing, match=r"absent: .*apt-get install absent-server"), theirs(source, Fleet(1, 1)):
+        raise AssertionError
+
+
+def test_ratios_are_above_one_where_the_peer_takes_longer() -> None:
+    def case(design: str, ms: float) -> Case:
+        measures = {name: Measure.of("ms", [ms]) for name in COMPARED}
+        return Case(design, 10_000, {"changed": 100}, measures, {}, [])
+
+    cases = [case("nodestate journal", 2.0), case("slow select", 8.0), case("fast stream", 1.0)]
+    cases.append(Case("candidates alone", 10_000, {}, {"candidates": Measure.of("ms", [0.1])}, {}, []))
+    across, [goal] = scenario._beside_ours(cases)
+    assert not any("candidates" in name for name in across)
+    assert across["refresh, 10,000 nodes: slow select / nodestate journal"] == 4.0
+    assert across["cold, 10,000 nodes: fast stream / nodestate journal"] == 0.5
+    assert (goal.got, goal.met) == (0.5, False)
+    assert "fast stream" in goal.what
+
+
+# -- with servers ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=SOURCES, ids=lambda source: source.name)
+def side(request: pytest.FixtureRequest) -> Iterator[Theirs]:
+    """Each peer in turn; skipped where it is not installed."""
+    try:
+        with theirs(request.param, Fleet(1, 200)) as found:
+            yield found
+    except Missing as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.service
+def test_a_peer_shows_what_was_written_to_it(side: Theirs) -> None:
+    side.load(in_silence)
+    for label, opener in side.openers.items():
+        case = measure(side, label, opener, SETTINGS, in_silence)
+        assert case.measures.keys() == set(COMPARED)
+        assert len(case.shown) == 3
+
+
+@pytest.mark.service
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not os.environ.get("NODESTATE_BENCH_OPENSTACK"), reason="NODESTATE_BENCH_OPENSTACK is not set")
+def test_openstack_reads_what_was_saved_to_it() -> None:
+    """Its own commands take most of the time that this takes: they make the tables."""
+    try:
+        [nova, placement], versions = measure_openstack(200, SETTINGS, in_silence)
+    except ServiceMissing as error:
+        pytest.skip(str(error))
+    assert nova.measures.keys() == {"cold", "write", "refresh, decoded", "nothing"}
+    assert placement.measures.keys() == {"candidates"}
+    assert versions.keys() == {"nova", "openstack-placement", "mariadb"}
+
+
+@pytest.mark.service
+def test_what_is_missing_is_said_and_does_not_stop_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+    memcached: MemcachedServer,  # noqa: ARG001 - it shows that there is one
+) -> None:
+    """nodestate itself is measured even where nothing else is installed."""
+
+    def missing() -> Any:
+        raise ServiceMissing("absentd is not installed: apt-get install absent-server")
+
+    monkeypatch.setattr(
+        scenario, "SOURCES", [replace(SOURCES[0], name="absent", module="bench.peers.shape", server=missing)]
+    )
+    monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
+    findings = scenario.run(replace(SETTINGS, nodes=(50, 60)), in_silence)
+    assert [(case.design, case.nodes) for case in findings.cases] == [
+        ("nodestate snapshot", 50),
+        ("nodestate snapshot", 60),
+    ]
+    absent, openstack = findings.skipped
+    assert absent == "absent: absentd is not installed: apt-get install absent-server"
+    assert openstack.startswith("openstack: NODESTATE_BENCH_OPENSTACK is not set: make")
+    assert findings.goals == []

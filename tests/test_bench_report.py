@@ -1,0 +1,386 @@
+"""The report says what the records say, and nothing that they do not."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import plan
+from bench.command import SCENARIOS, main
+from bench.plan import FULL, QUICK, Run, carry_out, wanted
+from bench.record import Case, Goal, Machine, Measure, Record
+from bench.report import ReportError, write_report
+from bench.report.advice import answer, choice, wins
+from bench.report.compare import NOISE, by_measure, headline
+from bench.report.figures import exact, figure, quantity, times
+from bench.report.page import compose
+from bench.report.shelf import Shelf, command_of
+from bench.scale import ESTIMATE_NODES, PowerLaw, laws, sizes
+
+CORES = Machine("a core", 2, 2**33, "Linux", 0.5, 12.0)
+
+
+def measure(p50: float, unit: str = "ms") -> Measure:
+    return Measure(unit, 100, p50 * 0.9, p50, p50 * 2, p50 * 3)
+
+
+def case(
+    design: str, nodes: int, measures: Mapping[str, Measure], goals: Sequence[Goal] = (), **settings: float
+) -> Case:
+    return Case(design, nodes, settings, measures, {}, ["it is right"], goals)
+
+
+def record(scenario: str, *cases: Case, seconds: float = 10.0, **fields: Any) -> Record:
+    at = "2026-01-01T00:00:00+00:00"
+    return Record(scenario, 1, seconds, at, "c0ffee" * 6, {"python": "3.11"}, CORES, cases, **fields)
+
+
+def refresh(nodes: int, journal: float, snapshot: float) -> list[Case]:
+    def one(design: str, ms: float) -> Case:
+        measures = {name: measure(ms * share) for name, share in (("refresh", 1), ("columns", 0.5), ("nothing", 0.1))}
+        return case(design, nodes, {**measures, "bare states": measure(0.5)}, changed=100, state_bytes=1_024)
+
+    return [one("journal", journal), one("snapshot", snapshot)]
+
+
+REFRESH = record("refresh", *refresh(10_000, 2.0, 4.0), *refresh(100_000, 2.5, 5.0))
+COLD = record(
+    "cold",
+    *(
+        case(design, 10_000, {"first view": measure(ms), "bare blocks": measure(5.0)}, change_bytes=200)
+        for design, ms in (("journal, no tail", 30.0), ("journal, tail", 160.0), ("snapshot", 40.0))
+    ),
+)
+APPLY = record(
+    "apply",
+    *(
+        case(
+            design,
+            10_000,
+            {
+                "consumer": measure(1e6 / us, "events/s"),
+                "consumer, CPU": measure(us, "us/event"),
+                "bare kombu": measure(20_000, "events/s"),
+                "bare kombu, CPU": measure(20.0, "us/event"),
+            },
+            [Goal.at_least(f"{design}: consumer", 1e6 / us, 15_000, "events/s")],
+        )
+        for design, us in (("journal", 50.0), ("snapshot", 100.0), ("journal and snapshot", 125.0))
+    ),
+)
+PROPAGATION = record(
+    "propagation",
+    *(
+        case(design, 10_000, {"propagation": measure(ms + rate / 1_000)}, rate=rate, flush_ms=20)
+        for design, ms in (("journal", 20.0), ("snapshot", 25.0))
+        for rate in (100, 1_000, 4_000)
+    ),
+)
+PEERS = record(
+    "peers",
+    *(
+        case(label, 10_000, {"refresh": measure(ms), "cold": measure(ms * 50)}, changed=100)
+        for label, ms in (("nodestate journal", 2.0), ("redis xread", 3.0), ("etcd range", 20.0))
+    ),
+    skipped=["nats: no server"],
+)
+SOME = {"refresh": REFRESH, "cold": COLD, "apply": APPLY, "propagation": PROPAGATION, "peers": PEERS}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for name, one in SOME.items():
+        (tmp_path / f"{name}.json").write_bytes(one.to_json())
+    return tmp_path
+
+
+@pytest.fixture
+def pages(results: Path) -> list[Path]:
+    pytest.importorskip("matplotlib", reason="the report needs the extra: pip install -e '.[bench]'")
+    pytest.importorskip("jinja2", reason="ditto")
+    return write_report(results)
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def test_the_shelf_gives_the_records_back(results: Path) -> None:
+    shelf = Shelf.of(results)
+    assert shelf.records.keys() == SOME.keys()
+    for name, one in SOME.items():
+        assert [read.measures for read in shelf.records[name].cases] == [wrote.measures for wrote in one.cases]
+
+
+def test_files_that_are_no_records_are_named(results: Path) -> None:
+    (results / "broken.json").write_text("{")
+    (results / "newer.json").write_bytes(record("refresh", format=2).to_json())
+    shelf = Shelf.of(results)
+    assert shelf.records.keys() == SOME.keys()
+    assert [line.partition(":")[0] for line in shelf.unreadable] == ["broken.json", "newer.json"]
+    assert sum("no record" in note for note in compose(shelf).notes) == 2
+
+
+def test_the_answer_is_five_sentences_with_the_figures_of_the_records() -> None:
+    choose, follow, start, consumers, lose = answer(Shelf(SOME))
+    assert choose.startswith("**Run the journal**")  # which refreshes and writes in half the time, but starts slower
+    assert "the journal is better by 1.5× or more in 2, the snapshot in 1" in choose
+    assert "at 10,000 nodes it sees 100 changed ones after 2 ms with the journal and 4 ms with the snapshot" in follow
+    assert "after 160 ms with the journal and 40 ms with the snapshot, 4.00× sooner with the snapshot" in start
+    assert "one takes 8,000 events a second with the slowest way of writing (journal and snapshot)" in consumers
+    assert (
+        "20,000 with the fastest (journal), so at worst the changes of 80,000 nodes that change every 10 s" in consumers
+    )
+    assert "python -m bench recovery" in lose
+
+
+def test_other_figures_give_another_answer() -> None:
+    """That no figure and no verdict is typed by hand."""
+    shelf = Shelf({"refresh": record("refresh", *refresh(10_000, 9.0, 3.0))})
+    choose, follow, start, *_ = answer(shelf)
+    assert choose.startswith("**Run the snapshot**")
+    assert "9 ms with the journal and 3 ms with the snapshot" in follow
+    assert "not measured here, see `python -m bench cold" in start
+
+
+def test_nothing_is_recommended_without_figures_of_both_designs() -> None:
+    alone = record("refresh", *refresh(10_000, 9.0, 3.0)[:1])
+    assert answer(Shelf({"refresh": alone}))[0].startswith("No choice can be made yet")
+
+
+def test_near_figures_are_even() -> None:
+    shelf = Shelf({"refresh": record("refresh", *refresh(10_000, 3.0, 3.0 * NOISE * 0.99))})
+    assert answer(shelf)[0].startswith("**Take either**")
+    assert [table.caption for table in wins(shelf).tables] == ["Even, within the noise"]
+
+
+def test_wins_and_losses_are_told_apart_and_rates_are_better_when_larger() -> None:
+    won, lost, _even = wins(Shelf(SOME)).tables
+    assert {tuple(row) for row in won.rows} >= {
+        ("refresh: refresh", "10,000", "2 ms", "4 ms", "2.00×"),
+        ("apply: consumer", "10,000", "20,000 events/s", "10,000 events/s", "2.00×"),
+        ("apply: consumer, CPU", "10,000", "50 us/event", "100 us/event", "2.00×"),
+    }
+    assert [list(row) for row in lost.rows] == [["cold: first view (tail)", "10,000", "160 ms", "40 ms", "4.00×"]]
+
+
+def test_figures_are_quoted_for_the_usual_load() -> None:
+    [of] = by_measure(Shelf(SOME), "propagation").values()
+    assert headline(of).journal.case.settings["rate"] == 1_000
+
+
+def test_rows_of_the_choice_name_the_command_behind_them() -> None:
+    [table] = choice(Shelf(SOME)).tables
+    follows, starts, *_ = table.rows
+    assert "**journal**" in follows
+    assert "`python -m bench refresh --nodes 10000,100000" in follows[2]
+    assert "**snapshot**" in starts
+    assert "not measured here" in next(row for row in table.rows if "lose things" in row[0])[2]
+
+
+def test_a_record_that_no_plan_made_has_a_command_of_its_own() -> None:
+    assert command_of("mine", REFRESH) == (
+        "python -m bench refresh --nodes 10000,100000 --seconds 10 --seed 1 --changed 100"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0, "ms", "0 ms"),
+        (1.2345, "ms", "1.23 ms"),
+        (13_881, "ms", "13.9 s"),
+        (999.9, "ms", "1 s"),
+        (42, "us/event", "42 us/event"),
+        (2_500, "us/event", "2.5 ms/event"),
+        (1_234_567, "bytes", "1.23 MB"),
+        (8.65, "x", "8.65×"),
+        (15_457, "events/s", "15,500 events/s"),
+    ],
+)
+def test_quantities_have_three_digits_and_a_unit_of_their_size(value: float, unit: str, text: str) -> None:
+    assert quantity(value, unit) == text
+
+
+def test_other_numbers() -> None:
+    assert (figure(123_456), figure(0.0000123), exact(1_024), exact(0.5)) == ("123,000", "1.2e-05", "1,024", "0.5")
+    assert (times(2.0), times(0.5), times(12.34), times(0.012)) == ("2.00×", "0.50×", "12.3×", "0.012×")
+
+
+# -- pages ----------------------------------------------------------------------------------------
+
+
+def test_sections_without_records_say_so_and_name_the_command(pages: list[Path]) -> None:
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for scenario in ("footprint", "recovery", "contention", "scale"):
+            assert f"No records of {scenario} here" in text
+            assert f"python -m bench {scenario}" in text
+        assert "No records of refresh" not in text
+
+
+def test_pages_show_goals_caveats_and_what_was_left_out(pages: list[Path]) -> None:
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "journal: consumer" in text
+        assert "not met" in text
+        assert "2 cores of a core" in text
+        assert "Left out: nats: no server." in text
+
+
+@pytest.mark.usefixtures("pages")
+def test_the_same_records_give_the_same_bytes(results: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in results.rglob("*") if path.is_file()}
+
+    before = contents()
+    write_report(results)
+    assert contents() == before
+
+
+def test_the_page_needs_nothing_else(pages: list[Path], results: Path) -> None:
+    """No script, no font, no picture from elsewhere: it is read where there is no network."""
+    for path in [pages[0], *(results / "evaluation").glob("*.svg")]:
+        text = path.read_text(encoding="utf-8")
+        for outside in (r"<script", r"<link", r"<img", r"@import", r"url\((?!#)", r"(?:src|href)=\"(?!#)"):
+            assert not re.search(outside, text), f"{path.name}: {outside}"
+        assert set(re.findall(r"https?://[^\"' <]+", text)) <= {"http://www.w3.org/2000/svg"}
+
+
+def test_references_within_the_page_lead_somewhere(pages: list[Path]) -> None:
+    text = pages[0].read_text(encoding="utf-8")
+    ids = re.findall(r" id=\"([^\"]+)\"", text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text)) <= set(ids)
+
+
+def test_every_plot_of_the_text_is_there_and_no_other(pages: list[Path], results: Path) -> None:
+    (results / "evaluation" / "old.svg").write_text("<svg/>")
+    write_report(results)
+    shown = re.findall(r"\]\((evaluation/[^)]+)\)", pages[1].read_text(encoding="utf-8"))
+    assert len(shown) >= 6
+    assert sorted(shown) == sorted(f"evaluation/{path.name}" for path in (results / "evaluation").iterdir())
+
+
+def test_short_runs_are_no_figures(results: Path) -> None:
+    (results / "refresh.json").write_bytes(record("refresh", *refresh(500, 1.0, 1.0), seconds=0.5).to_json())
+    assert any("--quick" in note and "refresh" in note for note in compose(Shelf.of(results)).notes)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="python -m bench all"):
+        write_report(tmp_path)
+
+
+def test_without_the_extra_the_report_says_which_one(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module = builtins.__import__
+
+    def without(name: str, *others: Any) -> Any:
+        if name.partition(".")[0] in {"jinja2", "matplotlib"}:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return import_module(name, *others)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    done = CliRunner().invoke(main, ["report", "--results", str(results)])
+    assert done.exit_code == 1
+    assert "pip install -e '.[bench]'" in done.output
+
+
+def test_benchmarks_do_not_import_the_extra() -> None:
+    """A benchmark must run where only the lock was installed."""
+    script = "import sys, bench.command; print(sorted({'matplotlib', 'jinja2'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    assert done.stdout.strip() == "[]"
+
+
+# -- the plan -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs", [FULL, QUICK])
+def test_runs_of_a_plan_have_names_of_their_own_and_options_that_exist(runs: tuple[Run, ...]) -> None:
+    assert len({run.name for run in runs}) == len(runs)
+    for run in runs:
+        if run.scenario in SCENARIOS:
+            with main.make_context("bench", [run.scenario, *run.options]) as context:
+                for name, value in run.overrides.items():
+                    assert context.params[name] == value
+
+
+def test_the_plan_names_all_scenarios() -> None:
+    for quick in (False, True):
+        named = {run.scenario for run in (QUICK if quick else FULL)}
+        covered = {"refresh", "cold"} if quick else set()  # which scale runs
+        assert SCENARIOS.keys() <= named | covered
+    assert wanted(quick=False, known=["refresh"])[1] == [
+        run.scenario for run in FULL if not run.name.startswith("refresh")
+    ]
+
+
+def test_a_failed_run_ends_neither_the_others_nor_leaves_an_old_record(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "broken.json").write_bytes(REFRESH.to_json())
+    broken = Run("broken", "no-such-scenario")
+    failed = carry_out([broken, Run("also", "nor-this")], tmp_path / "", said.append)
+    assert failed == ["broken", "also"]
+    assert not list(tmp_path.glob("*.json"))
+    assert sum("FAILED: exit 2" in line for line in said) == 2
+
+
+def test_a_run_that_hangs_is_ended(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert carry_out([Run("slow", "refresh")], tmp_path, said.append, limit_s=0.01) == ["slow"]
+    assert "took longer than 0.01 s" in said[-1]
+
+
+def test_all_goes_on_and_exits_with_1_when_a_run_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "QUICK", (Run("broken", "refresh", {"changed": 0}),))
+    done = CliRunner().invoke(main, ["all", "--quick", "--results", str(results)])
+    assert done.exit_code == 1
+    assert "failed: broken" in done.output
+    assert "report" in done.output
+
+
+# -- growth ---------------------------------------------------------------------------------------
+
+fleets = st.lists(st.integers(10, 10**6), min_size=3, max_size=8, unique=True)
+
+
+@given(xs=fleets, factor=st.floats(1e-4, 1e4), exponent=st.floats(-2.0, 3.0))
+def test_the_exponent_of_a_power_law_is_found(xs: list[int], factor: float, exponent: float) -> None:
+    law = PowerLaw.fit(xs, [factor * x**exponent for x in xs])
+    assert law.exponent == pytest.approx(exponent, abs=1e-6)
+    assert law.residual == pytest.approx(1.0, abs=1e-6)
+    assert law.at(ESTIMATE_NODES) == pytest.approx(factor * ESTIMATE_NODES**exponent, rel=1e-4)
+
+
+@given(xs=fleets, factor=st.floats(1.01, 2.0))
+def test_points_off_the_line_show_in_the_residual(xs: list[int], factor: float) -> None:
+    """And in how far the estimate is said to be right, which grows with the way to it."""
+    law = PowerLaw.fit(xs, [x * (factor if at % 2 else 1 / factor) for at, x in enumerate(sorted(xs))])
+    assert law.residual > 1.0
+    assert law.within(10**9) > law.within(10**7) > 1.0
+
+
+def test_growth_is_fitted_where_there_are_sizes_enough() -> None:
+    cases = [
+        case("journal", n, {"refresh": measure(2.0), "first view": measure(n / 100)}) for n in (1_000, 3_000, 10_000)
+    ]
+    found = laws([*cases, case("snapshot", 1_000, {"refresh": measure(1.0)})])
+    assert found.keys() == {("journal", "refresh"), ("journal", "first view")}
+    assert found["journal", "refresh"].exponent == pytest.approx(0.0, abs=1e-9)
+    assert found["journal", "first view"].exponent == pytest.approx(1.0)
+    assert found["journal", "first view"].at(ESTIMATE_NODES) == pytest.approx(10_000.0)
+
+
+def test_too_few_sizes_become_growing_ones() -> None:
+    assert sizes((10_000,)) == (1_000, 3_000, 10_000, 30_000)
+    assert sizes((30, 10, 20)) == (10, 20, 30)
