@@ -143,7 +143,7 @@ def _consumers(shelf: Shelf) -> str:
 
 def _lose(shelf: Shelf) -> str:
     pair = answered(shelf, HEAL)
-    rest = "you can change your mind at run time, with `nodestate design`: both designs can be written at once"
+    rest = "you can change your mind later: both designs can be written at once, and each reader names the one it reads"
     if pair is None:
         return f"Losing memcached costs freshness and never truth (how long is {_missing(HEAL)}), and {rest}."
     return (
@@ -176,11 +176,6 @@ def choice(shelf: Shelf) -> Section:
             "memcached is small and may evict",
             "**snapshot**",
             "by contract: a lost item costs the freshness of one node, a lost segment that of its partition",
-        ],
-        [
-            "you want the way back to what operators have today",
-            "sql",
-            "by contract: one row for each node, `nodestate design` moves a cell there",
         ],
     ]
     lead = f"Medians nearer than {NOISE:g}× count as even: this is how far machines drift between minutes."

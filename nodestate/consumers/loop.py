@@ -97,7 +97,7 @@ class Consumer:
         self._owner = f"{name}/{rng.getrandbits(48):012x}"
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
         self._renew_at = clock.monotonic()
-        self._bury_at = self._ask_at = clock.monotonic()
+        self._bury_at = self._ask_at = self._received_at = clock.monotonic()
         self._ask_pause_s = 0.0
         self._retry_at: dict[int, float] = {}
         self._arrived: dict[int, list[Delivery]] = {}
@@ -128,12 +128,15 @@ class Consumer:
     # -- receiving ------------------------------------------------------------------------------
 
     def _receive(self) -> int:
+        # The batch before took its time, too: what came meanwhile has waited for that long already.
+        wait_s = max(0.0, self.config.flush_s - (self._clock.monotonic() - self._received_at))
         try:
-            deliveries = self._source.receive(self.config.batch_events, self.config.flush_s)
+            deliveries = self._source.receive(self.config.batch_events, wait_s)
         except BrokerUnavailableError as error:
             self._session_ended(error)
             self._clock.sleep(RETRY_S)
             return 0
+        self._received_at = self._clock.monotonic()
         self._settled("broker")
         for delivery in deliveries:
             held = self.held.get(delivery.partition)
