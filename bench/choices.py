@@ -416,7 +416,7 @@ def _fuzz(fleet: Fleet) -> list[Result]:
 
 # -- partitions -----------------------------------------------------------------------------------
 
-PARTITION_COUNTS: Final = (1, 4, 16, 64, 256)
+PARTITION_COUNTS: Final = (1, 4, 8, 16, 64, 256)
 CHANGED: Final = 100
 
 
@@ -485,7 +485,7 @@ class _Cell:
 
 
 def partitions() -> Result:
-    """docs/adr/0002: what the number of partitions costs, with 10,000 nodes on a real memcached."""
+    """docs/adr/0012: what the number of partitions costs, with 10,000 nodes on a real memcached."""
     rng = random.Random(SEED)
     numbered = [f"compute-{number:07d}" for number in range(100_000)]
     drawn = [f"host-{rng.getrandbits(48):012x}" for _ in range(100_000)]
@@ -832,7 +832,7 @@ class _Choice(NamedTuple):
 
 
 CHOICES: Final[dict[str, _Choice]] = {
-    "partitions": _Choice(partitions, "0002-partition-count.md"),
+    "partitions": _Choice(partitions, "0012-eight-partitions.md"),
     "ring": _Choice(ring, "0003-index-layout.md"),
     "checkpoint": _Choice(checkpoint, "0004-checkpoint-interval.md"),
     "codec": _Choice(codec, "0005-codec.md"),

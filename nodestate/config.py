@@ -38,7 +38,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """SQLAlchemy URL of the database design; empty where it is not used."""
     cell: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,24}\Z")] = "cell1"
     """One independent deployment: its own keys, exchange and queues."""
-    partitions: Annotated[int, Meta(ge=1, le=1024)] = 16
+    partitions: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Fixed unit of ordering and ownership; the same for publishers, consumers and readers of a cell."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
     """What consumers write: journal, snapshot."""

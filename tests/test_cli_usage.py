@@ -74,7 +74,7 @@ class TestHelp:
         ["view", "--config", "nowhere.toml"],
         ["resync", *REAL],
         ["resync", *REAL, "--all", "--node", "n1"],
-        ["resync", *REAL, "--partition", "16"],
+        ["resync", *REAL, "--partition", "8"],
         ["publish", *REAL],
         ["publish", *REAL, "nowhere.jsonl"],
         ["agent", *REAL, "--source", "imagination"],
@@ -131,7 +131,7 @@ def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
     assert error["kind"] == "StaleViewError"
     assert error["max_age"] == 5.0
     assert error["age"] is None
-    assert error["partitions"] == list(range(16))
+    assert error["partitions"] == list(range(8))
 
 
 def test_an_outage_is_told_without_a_traceback() -> None:
