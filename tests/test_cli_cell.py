@@ -163,7 +163,7 @@ def test_a_real_trace_through_two_consumers_is_what_an_independent_fold_says(
 
     for look in cell_run.ask("top", "--once")["designs"].values():
         owners = [partition["owner"].partition("@")[0] for partition in look["partitions"]]
-        assert owners == ["member-1", "member-2"] * 8
+        assert owners == ["member-1", "member-2"] * 4
 
     counts = [end(member) for member in members]
     assert sum(count["by_outcome"]["applied"] for count in counts) == len(trace)
