@@ -44,7 +44,7 @@ def _require(name: str, package: str, *first: str) -> str:
 
 def _version(program: str, *arguments: str) -> str:
     """The first number with a dot in what a program says of itself."""
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)  # noqa: S603 - a server's own tool
     found = re.search(r"\d+\.[\w.+~-]+", done.stdout)
     return found.group() if found else "unknown"
 
@@ -69,7 +69,7 @@ def _owned_by(user: str, package: str, folder: Path) -> list[str]:
 
 def _prepare(command: Sequence[str], folder: Path) -> None:
     """Run what makes a server's data folder."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)  # noqa: S603 - ditto
     if done.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         raise ServiceFailed(f"{Path(command[0]).name} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")

@@ -187,6 +187,30 @@ def test_a_full_store_loses_nothing_and_goes_on_when_there_is_room() -> None:
     assert world.converge() < 5
 
 
+def test_a_batch_waits_no_longer_than_its_first_event_may(world: World) -> None:
+    """What came while the batch before was written has waited for that long already."""
+    [member] = world.members
+    receive, write = member.source.receive, member.stores[0].inner.write
+    waits: list[float] = []
+
+    def note(limit: int, timeout_s: float) -> list[Delivery]:
+        waits.append(timeout_s)
+        return receive(limit, timeout_s)
+
+    def slowly(writes: Any) -> Any:
+        world.clock.advance(0.004)
+        return write(writes)
+
+    member.source.receive = note  # type: ignore[method-assign]
+    member.stores[0].inner.write = slowly  # type: ignore[method-assign]
+    member.step()
+    world.agents[ZERO[0]].publisher.change({"zone": "new"})
+    world.confirm()
+    member.step()
+    member.step()
+    assert 0 < waits[-1] < world.config.flush_s - 0.003
+
+
 def test_death_before_the_ack_makes_duplicates_and_nothing_else(world: World) -> None:
     """The successor folds the same events again, onto the state that has them."""
     world.agents[ZERO[0]].publisher.change({"zone": "new"})

@@ -13,25 +13,25 @@ from nova import monkey_patch
 
 monkey_patch.patch(backend="threading")  # before anything else is imported, as nova-scheduler does
 
-import json  # noqa: E402
-import os  # noqa: E402
-import random  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
-import uuid  # noqa: E402
-from collections.abc import Callable, Iterable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, Final  # noqa: E402
+import json
+import os
+import random
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
 
-import sqlalchemy as sa  # noqa: E402
-import webob  # noqa: E402
-from nova import config, objects  # noqa: E402
-from nova import context as nova_context  # noqa: E402
-from nova.conf import CONF  # noqa: E402
-from nova.db.api import api as api_db  # noqa: E402
-from nova.db.main import api as main_db  # noqa: E402
-from nova.scheduler.host_manager import HostManager  # noqa: E402
-from oslo_utils import timeutils  # noqa: E402
+import sqlalchemy as sa
+import webob
+from nova import config, objects
+from nova import context as nova_context
+from nova.conf import CONF
+from nova.db.api import api as api_db
+from nova.db.main import api as main_db
+from nova.scheduler.host_manager import HostManager
+from oslo_utils import timeutils
 
 ROUNDS_MIN: Final = 3
 INSERT_ROWS: Final = 1_000

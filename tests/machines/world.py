@@ -24,6 +24,7 @@ from nodestate.consumers.partition import is_probe
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
 from nodestate.head import HEAD, Head, term_of
 from nodestate.journal import format as journal_format
+from nodestate.journal import reader as journal_reader
 from nodestate.journal import writer as journal_writer
 from nodestate.lockstep import Stores
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
@@ -31,6 +32,7 @@ from nodestate.ports import POKE, Delivery, Item, Put, Resync, Status, Write, Wr
 from nodestate.reader import Reader
 from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
+from nodestate.snapshot import reader as snapshot_reader
 from nodestate.snapshot.format import Stamp, stamp_of
 from nodestate.testing import (
     Fault,
@@ -75,6 +77,8 @@ def small_limits() -> Iterator[None]:
         (snapshot_format, "PART_NODES", 2),
         (journal_format, "MIN_TAIL_BYTES", 400),
         (journal_writer, "PART_BYTES", 500),
+        (journal_reader, "MAX_FETCH_PARTS_COUNT", 1),
+        (snapshot_reader, "MAX_FETCH_COUNT", 2),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
