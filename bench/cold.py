@@ -16,7 +16,7 @@ from bench.bare import BareSocket, in_blocks
 from bench.cell import Cell, memcached_for, memcached_version, require_nothing_lost
 from bench.fresh import in_fresh_process
 from bench.newcomer import MAX_AGE_S, bare_read, digest_of, first_view
-from bench.record import Case, Goal, Timings
+from bench.record import Case, Goal, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole, view_digest
 from nodestate import Reader
@@ -27,6 +27,7 @@ ROUNDS_MIN: Final = 3
 TAIL_SHARE: Final = 0.5
 """A journal's tail grows to a limit and is cut then: on average, a reader meets half of that."""
 GOAL_NODES: Final = 10_000
+LARGE_GOAL_NODES: Final = 100_000
 
 
 def run(settings: Settings, tell: Tell) -> Findings:
@@ -81,12 +82,14 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
         digest = view_digest(view)
     copies = _Copies(cell)
     timings = Timings()
+    memory: list[float] = []
     began = time.monotonic()
     rounds, rounds_min = 0, ROUNDS_MIN if settings.seconds >= 1 else 1
     while rounds < rounds_min or time.monotonic() - began < settings.seconds:
         tell(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
         first = in_fresh_process(first_view, cell.config)
         require(first.digest == digest, f"a new reader of {cell.design} shows other states than the fleet's")
+        memory.append(first.resident_bytes / copies.size_bytes)
         for measure, ms in first.ms.items():
             timings.note(measure, ms)
         for measure, names in (("bare keys", copies.keys), ("bare blocks", copies.blocks)):
@@ -94,7 +97,7 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
             require(content == copies.digest, "the bare socket read something else")
             timings.note(measure, ms)
         rounds += 1
-    measures = timings.measures
+    measures = {**timings.measures, "memory / states": Measure.of("x", memory)}
     p50 = {measure: spread.p50 for measure, spread in measures.items()}
     return Case(
         name,
@@ -116,8 +119,19 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
             f"the new reader of each of {rounds} rounds showed the same, the bare socket the same bytes",
             require_nothing_lost(cell.address),
         ],
-        [Goal.at_most(f"{name}: first view, p50", p50["first view"], 100.0, "ms")] if len(fleet) == GOAL_NODES else [],
+        _goals(name, len(fleet), p50),
     )
+
+
+def _goals(name: str, nodes: int, p50: Mapping[str, float]) -> list[Goal]:
+    if nodes == GOAL_NODES:
+        return [Goal.at_most(f"{name}: first view, p50", p50["first view"], 100.0, "ms")]
+    if nodes == LARGE_GOAL_NODES:
+        return [
+            Goal.at_most(f"{name}: first view of {nodes:,}, p50", p50["first view"], 500.0, "ms"),
+            Goal.at_most(f"{name}: memory of a reader of {nodes:,} / states, p50", p50["memory / states"], 1.5, "x"),
+        ]
+    return []
 
 
 class _Copies:

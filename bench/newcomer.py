@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+import psutil
 import xxhash
 
 from bench.bare import BareSocket, prepared
@@ -21,27 +22,31 @@ MAX_AGE_S: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class FirstView:
-    """Milliseconds by what was timed, and what the view showed."""
+    """Milliseconds by what was timed, what the view showed, and by how much the process grew for the first."""
 
     ms: dict[str, float]
     digest: int
+    resident_bytes: int
 
 
 def first_view(config: Config) -> FirstView:
     """Make a reader and read, then again with a second one, to which the process is warm."""
     timings = Timings()
+    resident = psutil.Process().memory_info
+    sizes = [resident().rss]
 
     def read(name: str) -> int:
         began = time.perf_counter()
         with Reader(config) as reader:
             view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
             timings.note(name, (time.perf_counter() - began) * 1e3)
+            sizes.append(resident().rss)
             timings.time(f"{name}'s columns", lambda: view.columns)
         return view_digest(view)
 
     first = read("first view")
     require(read("second reader") == first, "a second reader shows something else")
-    return FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first)
+    return FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first, sizes[1] - sizes[0])
 
 
 def bare_read(address: str, keys: list[str]) -> tuple[float, int]:
