@@ -61,8 +61,8 @@ class _Block:
             self.amounts = {name: np.zeros((2, size), np.int64) for name in classes | before.amounts.keys()}
             for name, amounts in before.amounts.items():
                 self.amounts[name][:, :kept] = amounts
-        if len(self.names) < size:
-            self.names = self.names + [record.name for row, record in rows if row >= len(self.names)]
+        if len(self.names) < size and table is not None:
+            self.names = table.names[:size]
         self._write(rows)
 
     def _write(self, rows: list[tuple[int, NodeRecord]]) -> None:
@@ -90,11 +90,11 @@ def _changed_rows(table: Table | None, old: Table | None) -> list[tuple[int, Nod
     before = old.chunks if old is not None else ()
     rows: list[tuple[int, NodeRecord]] = []
     for number, chunk in enumerate(table.chunks):
-        was = before[number] if number < len(before) else ()
+        was = before[number] if number < len(before) else []
         if was is chunk:
             continue
         begin, same = number * CHUNK_SLOTS, len(was)
-        rows += [(begin + i, new) for i, new in enumerate(chunk) if i >= same or was[i] is not new]
+        rows += [(begin + i, table.record(new)) for i, new in enumerate(chunk) if i >= same or was[i] is not new]
     return rows
 
 

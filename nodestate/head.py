@@ -18,8 +18,9 @@ the head, so (owner, term, beat) tells each of our own writes from another's.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -409,7 +410,15 @@ def _older(ages_ms: bytes, by_ms: int) -> bytes:
     return np.where(ages == NEVER_HEARD, ages, np.minimum(ages + by_ms, NEVER_HEARD - 1)).astype("<u4").tobytes()
 
 
-def read_head(prefix: str, known_epoch: int | None) -> Steps[tuple[Head, Item] | None]:
+class Found(NamedTuple):
+    """A head as it is stored, not decoded yet, and the items that were asked for with it."""
+
+    epoch: int
+    item: Item
+    others: Mapping[str, Item]
+
+
+def find_head(prefix: str, known_epoch: int | None, others: Sequence[str] = ()) -> Steps[Found | None]:
     """The head that counts, or None where the epoch key and the head are not both to be had.
 
     One round trip where ``known_epoch`` still counts, two otherwise. A lost epoch key is survived as long as
@@ -417,13 +426,20 @@ def read_head(prefix: str, known_epoch: int | None) -> Steps[tuple[Head, Item] |
     """
     pointer_key = keys.epoch(prefix)
     known_key = keys.head(prefix, known_epoch) if known_epoch is not None else None
-    reply = yield Step(fetch=[pointer_key, known_key] if known_key else [pointer_key])
+    reply = yield Step(fetch=[pointer_key, known_key, *others] if known_key else [pointer_key])
     pointer, item = reply.items.get(pointer_key), reply.items.get(known_key) if known_key else None
     epoch = EPOCH.unpack(pointer.value) if pointer else known_epoch
     if epoch is None:
         return None
+    others_found = reply.items
     if epoch != known_epoch:
         key = keys.head(prefix, epoch)
         reply = yield Step(fetch=[key])
         item = reply.items.get(key)
-    return (HEAD.unpack(item.value), item) if item else None
+    return Found(epoch, item, others_found) if item else None
+
+
+def read_head(prefix: str, known_epoch: int | None) -> Steps[tuple[Head, Item] | None]:
+    """The same, decoded."""
+    found = yield from find_head(prefix, known_epoch)
+    return (HEAD.unpack(found.item.value), found.item) if found else None

@@ -150,11 +150,13 @@ class State(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _QuickPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The patches that come all day: valid by themselves, so the merged state need not be checked again."""
+    """The patches that come all day: amounts, measures, and what started or ended. What else there is to check, the
+    fold sees.
+    """
 
-    status: Status | UnsetType = UNSET
-    usage: dict[ClassName, Amount] | UnsetType = UNSET
+    usage: dict[str, Amount] | UnsetType = UNSET
     metrics: dict[Word, Measure] | UnsetType = UNSET
+    allocations: msgspec.Raw | UnsetType = UNSET
 
 
 class _InventoryPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -183,7 +185,11 @@ _decode_quick_patch = msgspec.msgpack.Decoder(_QuickPatch).decode
 _decode_patch = msgspec.msgpack.Decoder(_Patch).decode
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_shallow = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_any = msgspec.msgpack.Decoder().decode
 _NO_MAP: Final = b"\x80"
+_USAGE_KEY: Final = b"\xa5usage"
+_METRICS_KEY: Final = b"\xa7metrics"
+_KEYS_BYTES: Final = len(_USAGE_KEY) + len(_METRICS_KEY)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -273,26 +279,14 @@ def event_from_json(line: bytes | str) -> bytes:
 # -- records --------------------------------------------------------------------------------------
 
 
-class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One node as it is stored and held: a small header with the scheduler's columns, and an opaque body.
-
-    Encoded as a msgpack array in this order (docs/reference/wire.md). ``wanted_*`` is the newest version
-    heard of; above the record's own it means that events are missing. ``classes`` are the resource classes,
-    sorted, joined by spaces; ``columns`` their capacities, then their usages, as little-endian int64.
-    ``body`` is the msgpack map of the state, empty where no state is known or the node is gone.
-    """
+class Heading(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a ``NodeRecord`` begins with: enough to tell which node and version it is, at a third of the price."""
 
     name: str
     incarnation: int
     generation: int
     wanted_incarnation: int
     wanted_generation: int
-    reported_at: float
-    gone: bool
-    status: Status
-    classes: str
-    columns: bytes
-    body: bytes
 
     @property
     def version(self) -> Version:
@@ -311,14 +305,46 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
             return self.wanted_incarnation > self.incarnation
         return self.wanted_generation > self.generation
 
+
+class NodeRecord(Heading, frozen=True, array_like=True, gc=False):
+    """One node as it is stored and held: a small header with the scheduler's columns, and an opaque body.
+
+    Encoded as a msgpack array in this order (docs/reference/wire.md). ``wanted_*`` is the newest version
+    heard of; above the record's own it means that events are missing. ``classes`` are the resource classes,
+    sorted, joined by spaces; ``columns`` their capacities, then their usages, as little-endian int64.
+    ``usage`` and ``metrics``, which change all day, are these fields of the state as msgpack maps, empty where it
+    has none; ``rest`` is the map of all others, empty where no state is known or the node is gone.
+    """
+
+    reported_at: float
+    gone: bool
+    status: Status
+    classes: str
+    columns: bytes
+    usage: bytes
+    metrics: bytes
+    rest: bytes
+
     @property
     def live(self) -> bool:
         """True where there is a state to schedule on: known, and not gone."""
-        return not self.gone and len(self.body) > 0
+        return not self.gone and len(self.rest) > 0
+
+    @property
+    def body(self) -> bytes:
+        """The whole state as a msgpack map; empty where there is none."""
+        parts = [self.rest]
+        if self.usage:
+            parts += (_USAGE_KEY, self.usage)
+        if self.metrics:
+            parts += (_METRICS_KEY, self.metrics)
+        if len(parts) > 1:  # a map's first byte counts its fields, as a state has fewer than 16
+            parts[0] = bytes([self.rest[0] + len(parts) // 2]) + self.rest[1:]
+        return b"".join(parts)
 
     def state(self) -> dict[str, Any]:
         """The state, decoded anew at each call."""
-        return _decode_map(self.body) if self.body else {}
+        return _decode_map(self.body) if self.rest else {}
 
 
 class Outcome(enum.Enum):
@@ -352,12 +378,24 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
+def _patched(fields: dict[str, msgspec.Raw], patch: dict[str, Any]) -> dict[str, msgspec.Raw]:
+    """A merge patch on a map whose values are encoded; those that it does not touch stay so."""
+    for name, change in patch.items():
+        if change is None:
+            fields.pop(name, None)
+        else:
+            merged = merge_patch(_decode_any(fields[name]) if name in fields else None, change)
+            fields[name] = msgspec.Raw(_encode(merged))
+    return fields
+
+
 def columns_of(inventory: dict[str, Inventory], usage: dict[str, int]) -> tuple[str, bytes]:
     """The resource classes of a state and their capacities and usages, in the form of ``NodeRecord``."""
-    classes = sorted(inventory.keys() | usage.keys())
-    amounts = [inventory[name].capacity if name in inventory else 0 for name in classes]
-    amounts += [usage.get(name, 0) for name in classes]
-    return " ".join(classes), struct.pack(f"<{len(amounts)}q", *amounts)
+    names = sorted(inventory.keys() | usage.keys())
+    amounts = [inventory[name].capacity if name in inventory else 0 for name in names]
+    amounts += [usage.get(name, 0) for name in names]
+    classes = " ".join(names)
+    return _classes_of(classes), struct.pack(f"<{len(amounts)}q", *amounts)
 
 
 def fold(record: NodeRecord | None, event: Event) -> Folded:
@@ -366,6 +404,14 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
     Pure. Raises ``BadEventError`` where the event's state, or the state its patch leads to, breaks the
     format or a limit; the record then stays as it was.
     """
+    if (  # first, as it comes all day: by fields, since a version is a tuple to be made
+        type(event) is Change
+        and record is not None
+        and event.generation == record.generation + 1
+        and event.incarnation == record.incarnation
+        and record.live
+    ):
+        return _changed(record, event)
     have = record.version if record is not None else NEVER
     version = event.version
     if version == have and type(event) is Heartbeat and record is not None and not record.gone:
@@ -375,17 +421,11 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
     if type(event) is Report:
         state = parse_state(event.state)
         classes, columns = columns_of(state.inventory, state.usage)
-        return _applied(record, event, state.status, classes, columns, bytes(event.state))
+        rest = _decode_shallow(event.state)
+        usage, metrics = bytes(rest.pop("usage", b"")), bytes(rest.pop("metrics", b""))
+        return _applied(record, event, _Content(state.status, classes, columns, usage, metrics, _encode(rest)))
     if type(event) is Leave:
-        return _applied(record, event, "down", "", b"", b"", gone=True)
-    if (
-        type(event) is Change
-        and record is not None
-        and record.live
-        and version.incarnation == have.incarnation
-        and version.generation == have.generation + 1
-    ):
-        return _changed(record, event)
+        return _applied(record, event, _GONE)
     if type(event) is Change:
         _check_patch(event.patch)
     return _gap(record, event)
@@ -401,90 +441,116 @@ def _check_patch(patch: msgspec.Raw) -> None:
         raise BadEventError("undecodable", f"patch: {error}") from None
 
 
+class _Content(NamedTuple):
+    """What an event makes of a record; fields as in ``NodeRecord``."""
+
+    status: Status
+    classes: str
+    columns: bytes
+    usage: bytes
+    metrics: bytes
+    rest: bytes
+
+
+_GONE: Final = _Content("down", "", b"", b"", b"", b"")
+
+
 def _changed(record: NodeRecord, event: Change) -> Folded:
     try:
         patch = _decode_quick_patch(event.patch)
-    except msgspec.ValidationError:  # more than the usual fields: merge, then validate the whole
-        _check_patch(event.patch)
-        merged = _encode(merge_patch(_decode_map(record.body), _decode_map(event.patch)))
-        state = parse_state(merged)
-        classes, columns = columns_of(state.inventory, state.usage)
-        return _applied(record, event, state.status, classes, columns, merged)
+    except msgspec.ValidationError:
+        return _merged(record, event)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"patch: {error}") from None
-    # Only what is patched is decoded: the rest of a state goes through as the bytes it is.
-    body: dict[str, Any] = _decode_shallow(record.body)
-    status, classes, columns = record.status, record.classes, record.columns
-    if patch.status is not UNSET:
-        status = body["status"] = patch.status
-    if patch.metrics is not UNSET:
-        metrics = body["metrics"] = _decode_map(body.get("metrics", _NO_MAP)) | patch.metrics
-        if len(metrics) > MAX_METRICS_COUNT:
-            raise BadEventError("too-large", f"more than {MAX_METRICS_COUNT} metrics")
+    # Valid by itself as far as it goes, so only what it touches is decoded, and little of that is checked again.
+    columns, usage, metrics = record.columns, record.usage, record.metrics
     if patch.usage is not UNSET:
-        usage = body["usage"] = _decode_map(body.get("usage", _NO_MAP)) | patch.usage
-        if len(usage) > MAX_CLASSES_COUNT:
+        amounts = _decode_map(usage or _NO_MAP) | patch.usage
+        if len(amounts) > MAX_CLASSES_COUNT:
             raise BadEventError("too-large", f"usage of more than {MAX_CLASSES_COUNT} resource classes")
-        classes, columns = _used(classes, columns, usage)
-    merged = _encode(body)
-    if len(merged) > MAX_STATE_BYTES:
-        raise BadEventError("too-large", f"a state of {len(merged):,} bytes, over {MAX_STATE_BYTES:,}")
-    return _applied(record, event, status, classes, columns, merged)
+        used = _used(record.classes, columns, amounts)
+        if used is None:
+            return _merged(record, event)
+        columns, usage = used, _encode(amounts)
+    if patch.metrics is not UNSET:
+        measures = _decode_map(metrics or _NO_MAP) | patch.metrics
+        if len(measures) > MAX_METRICS_COUNT:
+            raise BadEventError("too-large", f"more than {MAX_METRICS_COUNT} metrics")
+        metrics = _encode(measures)
+    rest = record.rest
+    if patch.allocations is not UNSET:
+        _check_patch(event.patch)
+        fields = _patched(_decode_shallow(rest), {"allocations": _decode_any(patch.allocations)})
+        parse_state(_encode({"allocations": fields.get("allocations", {})}))
+        rest = _encode(fields)
+    return _applied(record, event, _Content(record.status, record.classes, columns, usage, metrics, rest))
+
+
+def _merged(record: NodeRecord, event: Change) -> Folded:
+    """Any patch: fields that it does not touch go through as the bytes they are; those that it does are validated."""
+    _check_patch(event.patch)
+    patch = _decode_map(event.patch)
+    fields = _patched(_decode_shallow(record.body), patch)
+    counted = not _COUNTED.isdisjoint(patch)
+    looked_at = {name for name in fields if name in patch or (counted and name in _COUNTED)}
+    state = parse_state(_encode({name: fields[name] for name in looked_at}))
+    status, classes, columns = record.status, record.classes, record.columns
+    if counted:
+        status, (classes, columns) = state.status, columns_of(state.inventory, state.usage)
+    usage, metrics = bytes(fields.pop("usage", b"")), bytes(fields.pop("metrics", b""))
+    return _applied(record, event, _Content(status, classes, columns, usage, metrics, _encode(fields)))
+
+
+_COUNTED: Final = frozenset({"status", "inventory", "usage"})
+"""The fields of a state that a record's status, classes and columns come from."""
 
 
 class _Layout(NamedTuple):
     """How the columns of some resource classes lie; the same for most nodes of a fleet."""
 
     names: tuple[str, ...]
+    known: frozenset[str]
     pack_half: Callable[..., bytes]
 
 
 @lru_cache(maxsize=1_024)
 def _layout(classes: str) -> _Layout:
     names = tuple(classes.split(" ")) if classes else ()
-    return _Layout(names, struct.Struct(f"<{len(names)}q").pack)
+    return _Layout(names, frozenset(names), struct.Struct(f"<{len(names)}q").pack)
 
 
-def _used(classes: str, columns: bytes, usage: dict[str, int]) -> tuple[str, bytes]:
-    """The columns with another usage; capacities stay."""
-    names, pack_half = _layout(classes)
-    half = len(columns) // 2
-    if len(usage) == len(names):
-        try:
-            return classes, columns[:half] + pack_half(*[usage[name] for name in names])
-        except KeyError:
-            pass  # as many, but others
-    capacity = dict(zip(names, struct.unpack(f"<{len(names)}q", columns[:half]), strict=True))
-    wanted = sorted(capacity.keys() | usage.keys())
-    amounts = [capacity.get(name, 0) for name in wanted] + [usage.get(name, 0) for name in wanted]
-    return " ".join(wanted), struct.pack(f"<{len(amounts)}q", *amounts)
+@lru_cache(maxsize=1_024)
+def _classes_of(classes: str) -> str:
+    """The same text as one object for all nodes that have it."""
+    return classes
 
 
-def _applied(
-    record: NodeRecord | None,
-    event: Event,
-    status: Status,
-    classes: str,
-    columns: bytes,
-    body: bytes,
-    *,
-    gone: bool = False,
-) -> Folded:
-    version = event.version
-    wanted = record.wanted if record is not None and record.wanted > version else version
+def _used(classes: str, columns: bytes, usage: dict[str, int]) -> bytes | None:
+    """The columns with another usage; capacities stay. None where it has classes that the columns lack."""
+    names, known, pack_half = _layout(classes)
+    if not known.issuperset(usage):
+        return None
+    return columns[: len(columns) // 2] + pack_half(*[usage.get(name, 0) for name in names])
+
+
+def _applied(record: NodeRecord | None, event: Event, content: _Content) -> Folded:
+    size = len(content.rest) + len(content.usage) + len(content.metrics)
+    if size + _KEYS_BYTES > MAX_STATE_BYTES:
+        raise BadEventError("too-large", f"a state of {size:,} bytes, over {MAX_STATE_BYTES:,}")
+    incarnation, generation = event.incarnation, event.generation
+    wanted_incarnation, wanted_generation = incarnation, generation
+    if record is not None and record.incomplete and record.wanted > event.version:
+        wanted_incarnation, wanted_generation = record.wanted
     return Folded(
         NodeRecord(
-            event.node,
-            version.incarnation,
-            version.generation,
-            wanted.incarnation,
-            wanted.generation,
+            record.name if record is not None else event.node,  # one text for all of a node's records
+            incarnation,
+            generation,
+            wanted_incarnation,
+            wanted_generation,
             event.reported_at,
-            gone,
-            status,
-            classes,
-            columns,
-            body,
+            type(event) is Leave,
+            *content,
         ),
         Outcome.APPLIED,
     )
@@ -493,7 +559,7 @@ def _applied(
 def _gap(record: NodeRecord | None, event: Event) -> Folded:
     version = event.version
     if record is None:
-        record = NodeRecord(event.node, 0, 0, 0, 0, event.reported_at, False, "down", "", b"", b"")
+        record = NodeRecord(event.node, 0, 0, 0, 0, event.reported_at, False, *_GONE)
     if version <= record.wanted:
         return Folded(record, Outcome.GAP)
     return Folded(

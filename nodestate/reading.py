@@ -18,13 +18,14 @@ The later of the two counts. Both err on the old side, so a view may look older 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from nodestate import keys
 from nodestate.errors import CorruptItemError
-from nodestate.head import LIFE, NEVER_HEARD, Head, read_head, require_partitions
+from nodestate.head import HEAD, LIFE, NEVER_HEARD, Head, find_head, require_partitions
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Clock, Item, Put, Write
 from nodestate.table import Table
@@ -49,8 +50,15 @@ class Loaded(NamedTuple):
 class DesignReader(Protocol):
     """One design's way of reading one partition."""
 
-    def load(self, head: Head, table: Table | None) -> Steps[Loaded]:
-        """Bring ``table`` (None: from nothing) to what ``head`` names, by as few fetches as can be."""
+    def next_keys(self, head: Head, table: Table) -> Sequence[str]:
+        """What the next commit after ``table`` will be found under, if that can be told: asked for with the head, so that
+        a reader that follows along needs one round trip.
+        """
+
+    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
+        """Bring ``table`` (None: from nothing) to what ``head`` names, by as few fetches as can be; ``items`` came with
+        the head.
+        """
 
 
 class PartitionState(NamedTuple):
@@ -92,23 +100,22 @@ class Follower:
         """
         for attempt in range(1, MAX_ROUNDS_COUNT + 1):
             looked_at = self._clock.monotonic()
+            known, held = self._head, self.state.table
+            ahead = self._reader.next_keys(known, held) if known and held and held.epoch == known.epoch else ()
             try:
-                found = yield from read_head(self._prefix, self._head.epoch if self._head else None)
+                found = yield from find_head(self._prefix, known.epoch if known else None, ahead)
+                if found is None:
+                    return self._lose("the store holds no head of it: no consumer has begun, or the store lost it")
+                same = known is not None and (found.epoch, found.item.cas) == (known.epoch, self._head_cas)
+                head = known if known is not None and same else HEAD.unpack(found.item.value)
             except CorruptItemError as error:
                 return self._lose(str(error))
-            if found is None:
-                return self._lose("the store holds no head of it: no consumer has begun, or the store lost it")
-            head, item = found
             require_partitions(head, self._partitions)
-            if (
-                self._head is not None
-                and (head.epoch, item.cas) == (self._head.epoch, self._head_cas)
-                and not self._again
-            ):
-                self._confirm(head, item, looked_at)
+            if same and not self._again:
+                self._confirm(head, found.item, looked_at)
                 break
-            table = self.state.table if self.state.table and self.state.table.epoch == head.epoch else None
-            loaded = yield from self._reader.load(head, table)
+            table = held if held and held.epoch == head.epoch else None
+            loaded = yield from self._reader.load(head, table, found.others)
             self._again = loaded.missing or loaded.unread
             if loaded.missing:
                 # What the table lacks is not confirmed by this head: the age goes on from where it was.
@@ -119,7 +126,7 @@ class Follower:
                 heard_at = self.state.heard_at if table is not None else None
                 before, number = self.state.confirmed_at, self.state.partition
                 self.state = PartitionState(number, loaded.table, before, head.vouched, "", heard_at)
-                self._confirm(head, item, looked_at)
+                self._confirm(head, found.item, looked_at)
             if not self._again:
                 break
             if attempt == MAX_ROUNDS_COUNT:
@@ -147,7 +154,10 @@ class Follower:
         confirmed_at = min(said_at, self._found_at) - head.behind_ms / 1000
         if before is not None and before.epoch == head.epoch:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
-        self.state = self.state._replace(confirmed_at=confirmed_at)
+        state = self.state
+        self.state = PartitionState(
+            state.partition, state.table, confirmed_at, state.vouched, state.lost, state.heard_at
+        )
         self._head, self._head_cas, self._looked_at = head, item.cas, looked_at
 
     def _hear(self) -> Steps[None]:

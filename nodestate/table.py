@@ -1,13 +1,14 @@
 """All nodes of one partition, by slot: an immutable table that shares what did not change with the one before.
 
 A slot is a node's place in its partition, given in the order in which nodes first appear and kept for the
-whole epoch. Records stand in chunks of fixed length; changing one copies its chunk and the list of chunks,
-so a refresh costs what changed and an old view stays as it was.
+whole epoch. A row is what is held of the node in a slot: a record, or the bytes that the store gave, which stay
+as they are until somebody looks (docs/adr/0013). Rows stand in chunks of fixed length; changing one copies its
+chunk and the list of chunks, so a refresh costs what changed and an old view stays as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,29 +16,40 @@ from nodestate.model import NodeRecord
 
 CHUNK_SLOTS: Final = 64
 
-Chunk = tuple[NodeRecord, ...]
+Row = NodeRecord | bytes
+Chunk = list[Row]
+"""Never changed once a table has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``slots`` is shared between the tables of an epoch and only ever grows: a name whose slot is not below
-    ``size`` is not in this table. ``offset`` is the first commit that is not in it.
+    """``slots`` and ``names`` are shared between the tables of an epoch and only ever grow: a name whose slot is not
+    below ``size`` is not in this table. ``offset`` is the first commit that is not in it. ``decode`` makes a record
+    of a row in the form of the design that the table was read from; it raises ``CorruptItemError``.
     """
 
     epoch: int
     offset: int
     size: int
     slots: dict[str, int]
+    names: list[str]
     chunks: tuple[Chunk, ...]
-    incomplete: frozenset[str] = frozenset()
+    incomplete: frozenset[str]
+    decode: Callable[[bytes], NodeRecord]
 
     @classmethod
-    def of(cls, epoch: int, offset: int, records: Sequence[NodeRecord]) -> Table:
-        """A table of records in slot order."""
-        chunks = tuple(tuple(records[at : at + CHUNK_SLOTS]) for at in range(0, len(records), CHUNK_SLOTS))
-        slots = {record.name: slot for slot, record in enumerate(records)}
-        incomplete = frozenset([record.name for record in records if record.incomplete])
-        return cls(epoch, offset, len(records), slots, chunks, incomplete)
+    def of(
+        cls,
+        epoch: int,
+        offset: int,
+        decode: Callable[[bytes], NodeRecord],
+        names: Sequence[str] = (),
+        rows: Sequence[Row] = (),
+        incomplete: Collection[str] = (),
+    ) -> Table:
+        """A table of rows in slot order; by default the empty one that every other of an epoch is advanced from."""
+        table = cls(epoch, offset, len(rows), {}, [], (), frozenset(incomplete), decode)
+        return replace(table, chunks=tuple(table._appended([], 0, names, rows)))
 
     def get(self, name: str) -> NodeRecord | None:
         """The record of a node, or None where it is not known here."""
@@ -50,43 +62,49 @@ class Table:
 
     def at(self, slot: int) -> NodeRecord:
         """The record in a slot."""
-        return self.chunks[slot // CHUNK_SLOTS][slot % CHUNK_SLOTS]
+        return self.record(self.chunks[slot // CHUNK_SLOTS][slot % CHUNK_SLOTS])
+
+    def record(self, row: Row) -> NodeRecord:
+        """The record that a row of this table is."""
+        return self.decode(row) if isinstance(row, bytes) else row
 
     def records(self) -> Iterator[NodeRecord]:
         """All records in slot order, tombstones included."""
         for chunk in self.chunks:
-            yield from chunk
+            yield from map(self.record, chunk)
 
-    def advanced(self, offset: int, updates: Mapping[int, NodeRecord], unread: Iterable[str] = ()) -> Table:
-        """The table after ``updates`` by slot. New slots must follow the last one without a hole.
+    def advanced(
+        self, offset: int, rows: Mapping[int, Row], appeared: Sequence[str] = (), incomplete: Collection[str] = ()
+    ) -> Table:
+        """The table after ``rows`` by slot.
 
-        ``unread`` names nodes whose newest state could not be read: they count as incomplete until updated.
+        ``appeared`` are the names of new slots, which follow the last one: each needs its row. ``incomplete`` names the
+        nodes that are so in these rows, and those whose newest state could not be read: they count as incomplete
+        until they have another row.
         """
-        if unread:
-            return replace(self, incomplete=self.incomplete.union(unread)).advanced(offset, updates)
-        if not updates:
-            return Table(self.epoch, offset, self.size, self.slots, self.chunks, self.incomplete)
-        chunks, opened, size = list(self.chunks), dict[int, list[NodeRecord]](), self.size
-        for slot in sorted(updates):
-            number, place = divmod(slot, CHUNK_SLOTS)
-            chunk = opened.get(number)
-            if chunk is None:
-                chunk = opened[number] = list(chunks[number]) if number < len(chunks) else []
+        chunks, before, size = list(self.chunks), self.chunks, self.size
+        grown = size + len(appeared)
+        for slot, row in rows.items():
             if slot < size:
-                chunk[place] = updates[slot]
+                number, place = divmod(slot, CHUNK_SLOTS)
+                chunk = chunks[number]
+                if chunk is before[number]:
+                    chunk = chunks[number] = chunk.copy()
+                chunk[place] = row
             else:
-                assert slot == size, f"slot {slot} would leave a hole after {size}"
-                chunk.append(updates[slot])
-                self.slots[updates[slot].name] = slot
-                size += 1
-        for number, chunk in opened.items():
-            if number < len(chunks):
-                chunks[number] = tuple(chunk)
-            else:
-                chunks.append(tuple(chunk))
-        incomplete = self.incomplete
-        became = [record.name for record in updates.values() if record.incomplete]
-        healed = [record.name for record in updates.values() if not record.incomplete] if incomplete else []
-        if became or healed:
-            incomplete = incomplete.difference(healed).union(became)
-        return Table(self.epoch, offset, size, self.slots, tuple(chunks), incomplete)
+                assert slot < grown, f"slot {slot} has no name: the last one of these rows is {grown - 1}"
+        if appeared:
+            chunks = self._appended(chunks, size, appeared, [rows[slot] for slot in range(size, grown)])
+        still = self.incomplete
+        if still or incomplete:
+            still = still.difference([name for name in still if self.slots[name] in rows]).union(incomplete)
+        return Table(self.epoch, offset, grown, self.slots, self.names, tuple(chunks), still, self.decode)
+
+    def _appended(self, chunks: list[Chunk], size: int, appeared: Sequence[str], new: Sequence[Row]) -> list[Chunk]:
+        del self.names[size:]  # of a load that did not come to its end
+        self.names.extend(appeared)
+        self.slots.update(zip(appeared, range(size, size + len(appeared)), strict=True))
+        if room := -size % CHUNK_SLOTS:
+            chunks[-1] = [*chunks[-1], *new[:room]]
+        chunks += [list(new[at : at + CHUNK_SLOTS]) for at in range(room, len(new), CHUNK_SLOTS)]
+        return chunks

@@ -14,11 +14,13 @@ import msgspec
 import xxhash
 
 from nodestate.errors import CorruptItemError
-from nodestate.model import FORMAT_VERSION, NodeRecord
+from nodestate.model import Heading, NodeRecord
 
 T = TypeVar("T")
 
-_MAGIC: Final = b"N" + bytes([FORMAT_VERSION])
+STORED_VERSION: Final = 2
+"""Of what stands in memcached; that of events is ``model.FORMAT_VERSION``."""
+_MAGIC: Final = b"N" + bytes([STORED_VERSION])
 ENVELOPE_BYTES: Final = len(_MAGIC) + 8
 PART_BYTES: Final = 60 * 1024
 """Aim for the size of one item of a checkpoint: large enough that reading costs no more than its bytes, small enough that
@@ -44,7 +46,7 @@ class Codec(Generic[T]):
         payload = memoryview(raw)[ENVELOPE_BYTES:]
         if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
             raise CorruptItemError(
-                f"not a {self._name} of format {FORMAT_VERSION}, or its checksum fails: {raw[:24]!r}"
+                f"not a {self._name} of format {STORED_VERSION}, or its checksum fails: {raw[:24]!r}"
             )
         try:
             return self._decode(payload)
@@ -57,7 +59,9 @@ def seal(payload: bytes) -> bytes:
     return b"".join((_MAGIC, xxhash.xxh3_64_digest(payload), payload))
 
 
-_records = Codec(list[NodeRecord])
+_raw_records = Codec(list[msgspec.Raw])
+_decode_record = msgspec.msgpack.Decoder(NodeRecord).decode
+_decode_heading = msgspec.msgpack.Decoder(Heading).decode
 
 
 def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
@@ -68,9 +72,20 @@ def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
     return [_seal_array(part) for part in _parts(records, part_bytes - ENVELOPE_BYTES - 5)]
 
 
-def unpack_records(raw: bytes) -> list[NodeRecord]:
-    """The records of one block. Raises ``CorruptItemError``."""
-    return _records.unpack(raw)
+def unpack_block(raw: bytes) -> list[tuple[Heading, bytes]]:
+    """The records of one block, each as its heading and the bytes that ``unpack_record`` takes. Raises ``CorruptItemError``."""
+    try:
+        return [(_decode_heading(record), bytes(record)) for record in _raw_records.unpack(raw)]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CorruptItemError(f"not a node record: {error}") from None
+
+
+def unpack_record(encoded: bytes) -> NodeRecord:
+    """One record out of a block, whose checksum was good. Raises ``CorruptItemError``."""
+    try:
+        return _decode_record(encoded)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CorruptItemError(f"not a node record: {error}") from None
 
 
 def _parts(records: Iterable[NodeRecord], part_bytes: int) -> Iterator[list[bytes]]:

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from nodestate.columns import NOT_THERE, Columns, ColumnStore
 from nodestate.model import STATUSES, NodeRecord, fold, parse_event
 from nodestate.table import CHUNK_SLOTS, Table
+from tests.tables import advanced, table_of
 
 CLASSES = ["A", "B", "C"]
 
@@ -94,7 +95,7 @@ class ColumnsMachine(RuleBasedStateMachine):
         self.epoch += 1
         self.generation += 1
         names = [f"p{partition}-{self.epoch}-{n}" for n in range(size)]
-        self.tables[partition] = Table.of(self.epoch, 1, [node(name, self.generation, state) for name in names])
+        self.tables[partition] = table_of(self.epoch, 1, [node(name, self.generation, state) for name in names])
 
     @rule(partition=st.integers(0, 1))
     def lose(self, partition: int) -> None:
@@ -108,7 +109,7 @@ class ColumnsMachine(RuleBasedStateMachine):
             updates = {
                 s % table.size: node(table.at(s % table.size).name, self.generation, x) for s, x in changed.items()
             }
-            self.tables[partition] = table.advanced(self.generation, updates)
+            self.tables[partition] = advanced(table, self.generation, updates)
 
     @rule(partition=st.integers(0, 1), state=states)
     def appear(self, partition: int, state: dict | None) -> None:
@@ -116,7 +117,7 @@ class ColumnsMachine(RuleBasedStateMachine):
         if table is not None:
             self.generation += 1
             name = f"p{partition}-{table.epoch}-new-{table.size}"
-            self.tables[partition] = table.advanced(self.generation, {table.size: node(name, self.generation, state)})
+            self.tables[partition] = advanced(table, self.generation, {table.size: node(name, self.generation, state)})
 
     @rule(picks=st.lists(st.integers(0, 300), max_size=3))
     def leave_out(self, picks: list[int]) -> None:
@@ -159,13 +160,13 @@ TestColumns.settings = settings(settings(), stateful_step_count=20)
 def test_free_is_capacity_minus_usage_and_may_be_negative() -> None:
     """An overcommitted node must look overcommitted, not empty."""
     record = node("n", 1, {"inventory": {"A": {"total": 3}}, "usage": {"A": 5, "B": 1}})
-    columns = ColumnStore().of([Table.of(1, 1, [record])])
+    columns = ColumnStore().of([table_of(1, 1, [record])])
     assert {name: array.tolist() for name, array in columns.free.items()} == {"A": [-2], "B": [-1]}
 
 
 def test_no_scheduler_can_write_into_another_s_columns() -> None:
     """Views share their arrays."""
-    columns = ColumnStore().of([Table.of(1, 1, [node("n", 1, {"usage": {"A": 5}})])])
+    columns = ColumnStore().of([table_of(1, 1, [node("n", 1, {"usage": {"A": 5}})])])
     for array in (columns.usage["A"], columns.capacity["A"], columns.status):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

@@ -346,7 +346,7 @@ def test_a_corrupt_head_is_a_lost_one(server: MemoryServer) -> None:
     owner.begin(7)
     key = keys.head(PREFIX, 7)
     cas = server.fetch([key])[key].cas
-    server.write([Write(Put.CAS, key, b"N\x01garbage garbage", cas)])
+    server.write([Write(Put.CAS, key, b"N\x02garbage garbage", cas)])
     with pytest.raises(EpochLostError):
         owner.advance("x")
     assert owner.run(Tenure.take(owner.place)) is None

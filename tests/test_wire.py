@@ -15,7 +15,7 @@ from nodestate.errors import CorruptItemError
 from nodestate.head import HEAD
 from nodestate.model import NodeRecord
 from nodestate.snapshot.format import NODE, Stamp, StoredNode
-from nodestate.wire import ENVELOPE_BYTES, Codec, pack_records, seal, unpack_records
+from nodestate.wire import ENVELOPE_BYTES, Codec, pack_records, seal, unpack_block, unpack_record
 
 counters = st.integers(0, 2**53)
 records = st.builds(
@@ -30,9 +30,11 @@ records = st.builds(
     status=st.sampled_from(["up", "down"]),
     classes=st.sampled_from(["", "VCPU", "DISK_GB VCPU"]),
     columns=st.binary(max_size=32),
-    body=st.binary(max_size=300),
+    usage=st.binary(max_size=30),
+    metrics=st.binary(max_size=30),
+    rest=st.binary(max_size=300),
 )
-RECORD = NodeRecord("n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"\x80")
+RECORD = NodeRecord("n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"", b"", b"\x80")
 
 
 @given(records, counters, counters, counters)
@@ -46,18 +48,25 @@ def test_a_record_survives_its_bytes(record: NodeRecord, epoch: int, stamp: int,
 def test_blocks_hold_all_records_in_order_and_their_size(many: list[NodeRecord], part_bytes: int) -> None:
     """A block over the item limit could never be written; only a single record may be larger than was asked."""
     blocks = pack_records(many, part_bytes)
-    assert [record for block in blocks for record in unpack_records(block)] == many
+    assert [unpack_record(row) for block in blocks for _, row in unpack_block(block)] == many
     for block in blocks:
-        assert len(block) <= part_bytes or len(unpack_records(block)) == 1
+        assert len(block) <= part_bytes or len(unpack_block(block)) == 1
 
 
 def test_the_format_is_what_the_reference_says() -> None:
     """Magic, format version, xxh3-64 of the payload in big endian, payload: a reader in another language builds on it."""
     raw = NODE.pack(StoredNode(1, Stamp(2), 3, RECORD))
     payload = raw[ENVELOPE_BYTES:]
-    assert raw[:ENVELOPE_BYTES] == b"N\x01" + xxhash.xxh3_64(payload).intdigest().to_bytes(8, "big")
-    assert msgpack.unpackb(payload) == [1, 2, 3, ["n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"\x80"]]
-    assert NODE.unpack(seal(msgpack.packb([1, 2, 3, ["n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"\x80"]])))
+    assert raw[:ENVELOPE_BYTES] == b"N\x02" + xxhash.xxh3_64(payload).intdigest().to_bytes(8, "big")
+    assert msgpack.unpackb(payload) == [
+        1,
+        2,
+        3,
+        ["n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"", b"", b"\x80"],
+    ]
+    assert NODE.unpack(
+        seal(msgpack.packb([1, 2, 3, ["n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"", b"", b"\x80"]]))
+    )
 
 
 def test_each_flipped_bit_is_found() -> None:
@@ -81,7 +90,7 @@ def test_bytes_cut_short_anywhere_are_corrupt() -> None:
 @given(st.binary(max_size=80))
 def test_random_bytes_are_corrupt(raw: bytes) -> None:
     """Whatever else lives in that memcached."""
-    for unpack in (NODE.unpack, HEAD.unpack, unpack_records):
+    for unpack in (NODE.unpack, HEAD.unpack, unpack_block):
         with pytest.raises(CorruptItemError):
             unpack(raw)
 
@@ -96,7 +105,7 @@ def test_random_bytes_are_corrupt(raw: bytes) -> None:
 def test_a_good_checksum_on_any_content_ends_in_a_record_or_in_corrupt(content: object) -> None:
     """Another program may seal by the same rule; types are checked all the same, and nothing else is raised."""
     raw = seal(msgpack.packb(content))
-    for unpack in (NODE.unpack, HEAD.unpack, Codec(list[bytes]).unpack, unpack_records):
+    for unpack in (NODE.unpack, HEAD.unpack, Codec(list[bytes]).unpack, unpack_block):
         with suppress(CorruptItemError):
             unpack(raw)
 

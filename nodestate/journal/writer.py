@@ -47,7 +47,7 @@ class JournalWriter:
         if taken is None:
             return None
         tenure, found = taken
-        loaded = yield from JournalReader(self._place.prefix).load(found, None)
+        loaded = yield from JournalReader(self._place.prefix).load(found, None, {})
         if loaded.missing or loaded.table is None:
             return None
         section = SECTION.decode(found.section)

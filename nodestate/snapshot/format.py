@@ -17,7 +17,7 @@ import numpy as np
 
 from nodestate import keys
 from nodestate.head import Since, term_of
-from nodestate.model import NodeRecord
+from nodestate.model import Heading, NodeRecord
 from nodestate.wire import Codec
 
 RING_SLOTS: Final = 1024
@@ -49,6 +49,15 @@ class StoredNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
     stamp: Stamp
     slot: int
     record: NodeRecord
+
+
+class StoredHeading(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The same without what only those need who look into the node."""
+
+    epoch: int
+    stamp: Stamp
+    slot: int
+    record: Heading
 
 
 class Appeared(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +101,7 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
 
 SECTION: Final = msgspec.msgpack.Decoder(Section)
 NODE: Final = Codec(StoredNode)
+NODE_HEADING: Final = Codec(StoredHeading)
 INDEX_PART: Final = Codec(IndexPart)
 PART_NODES: Final = 2_000
 """Nodes in one part of an index: at 200 characters a name still under half of memcached's item limit."""
@@ -136,6 +146,11 @@ def unpack_index_part(raw: bytes) -> tuple[list[str], list[Stamp]]:
     """Names and stamps of one part. Raises ``CorruptItemError``."""
     part = INDEX_PART.unpack(raw)
     return part.names, np.frombuffer(part.stamps, "<u8").tolist()
+
+
+def unpack_node(value: bytes) -> NodeRecord:
+    """The record of a node's item. Raises ``CorruptItemError``."""
+    return NODE.unpack(value).record
 
 
 def index_keys(prefix: str, epoch: int, index: Index) -> list[str]:

@@ -7,7 +7,7 @@ still writes never passes for the node's state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from nodestate import keys
@@ -18,19 +18,21 @@ from nodestate.model import NodeRecord
 from nodestate.ports import Item
 from nodestate.reading import Loaded
 from nodestate.snapshot.format import (
-    NODE,
+    NODE_HEADING,
     SECTION,
     Section,
     Stamp,
-    StoredNode,
+    StoredHeading,
     index_keys,
     ring_after,
     stamp_of,
     unpack_index_part,
+    unpack_node,
 )
-from nodestate.table import Table
+from nodestate.table import Row, Table
 
 UNKNOWN = Stamp(0)
+_heading_of = NODE_HEADING.unpack
 MAX_FETCH_COUNT: Final = 512
 """Nodes asked for at a time. What they came as can go when they are decoded, so a first load takes little more memory than
 it leaves behind, and works in what the processor's cache holds (docs/adr/0010)."""
@@ -42,20 +44,17 @@ class _Named(NamedTuple):
     stamps: dict[int, Stamp]
     appeared: list[str]
 
-    def name_of(self, slot: int, base: Table) -> str:
-        """The name of a slot that is asked for."""
-        return base.at(slot).name if slot < base.size else self.appeared[slot - base.size]
-
 
 class _Read(NamedTuple):
     """What the items of a load gave, by slot. ``ahead``: the stamps of those newer than the head named; ``unread``: those
-    that are lost or do not count.
+    that are lost or do not count, with their names; ``incomplete``: nodes that are so by their items.
     """
 
-    records: dict[int, NodeRecord]
+    rows: dict[int, Row]
     ahead: dict[int, Stamp]
     cas_ids: dict[int, int] | None
-    unread: list[int]
+    unread: dict[int, str]
+    incomplete: list[str]
 
 
 class SnapshotReader:
@@ -70,7 +69,11 @@ class SnapshotReader:
         self.unread: dict[int, Stamp] = {}
         self.ahead: set[int] = set()
 
-    def load(self, head: Head, table: Table | None) -> Steps[Loaded]:
+    def next_keys(self, head: Head, table: Table) -> Sequence[str]:  # noqa: ARG002 - what others go by
+        """See ``DesignReader``. Which nodes changed, only the head tells."""
+        return ()
+
+    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:  # noqa: ARG002 - none came
         """Bring ``table`` to the head's offset or later."""
         section = SECTION.decode(head.section)
         if table is None:
@@ -83,23 +86,24 @@ class SnapshotReader:
             except (KeyError, CorruptItemError) as error:
                 missing = str(error.args[0]) if isinstance(error, KeyError) else "index: " + str(error)
                 return Loaded(table, missing)
-        base = table if table is not None else Table.of(head.epoch, 0, [])
-        read = _Read({}, {}, {} if self._cas_ids is not None else None, [])
+        base = table if table is not None else Table.of(head.epoch, 0, unpack_node)
+        read = _Read({}, {}, {} if self._cas_ids is not None else None, {}, [])
         slots = list(named.stamps)
+        begin = keys.node(self._prefix, "")
+        size, known, appeared = base.size, base.names, named.appeared
         for at in range(0, len(slots), MAX_FETCH_COUNT):
             some = slots[at : at + MAX_FETCH_COUNT]
-            names = [named.name_of(slot, base) for slot in some]
-            wanted = [keys.node(self._prefix, name) for name in names]
+            names = [known[slot] if slot < size else appeared[slot - size] for slot in some]
+            wanted = [begin + name for name in names]
             reply = yield Step(fetch=wanted)
-            items = map(reply.items.get, wanted)
-            for slot, name, item in zip(some, names, items, strict=True):
+            for slot, name, item in zip(some, names, map(reply.items.get, wanted), strict=True):
                 _accept(head, slot, name, named.stamps[slot], item, read)
         # Written for a commit that the head does not name yet. That they come to count is certain only if their owner was
         # not overtaken before they were written: its heir may never have seen them, and go back behind them.
         if read.ahead and self._cas_ids is None and not (yield from self._still_owned(head)):
             for slot in read.ahead:
-                del read.records[slot]
-            read.unread.extend(read.ahead)
+                del read.rows[slot]
+                read.unread[slot] = known[slot] if slot < size else appeared[slot - size]
             read.ahead.clear()
         return self._brought(head, base, named, read)
 
@@ -142,44 +146,45 @@ class SnapshotReader:
         """The table with what was read. Only here, after the last fetch, is anything of it noted."""
         stamps = self.stamps
         stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
-        for slot in read.records:
-            stamps[slot] = read.ahead.get(slot) or named.stamps[slot]
+        for slot in read.rows:
+            stamps[slot] = named.stamps[slot]
+        for slot, stamp in read.ahead.items():
+            stamps[slot] = stamp
         if self._cas_ids is not None and read.cas_ids is not None:
             self._cas_ids.update(read.cas_ids)
         self.ahead = set(read.ahead)
         self.unread = {slot: named.stamps[slot] for slot in read.unread}
-        names = [named.name_of(slot, base) for slot in read.unread]
-        held = [name for slot, name in zip(read.unread, names, strict=True) if slot < base.size]
-        new = {slot: unknown_node(name) for slot, name in zip(read.unread, names, strict=True) if slot >= base.size}
-        table = base.advanced(head.next, {**read.records, **new} if new else read.records, held)
-        return Loaded(table, unread=keys.node(self._prefix, names[0]) if names else "")
+        for slot, name in read.unread.items():
+            read.incomplete.append(name)
+            if slot >= base.size:
+                read.rows[slot] = unknown_node(name)
+        table = base.advanced(head.next, read.rows, named.appeared, read.incomplete)
+        return Loaded(table, unread=next((keys.node(self._prefix, name) for name in read.unread.values()), ""))
 
 
 def unknown_node(name: str) -> NodeRecord:
     """A node that is known to exist, and nothing else: incomplete, without a state."""
-    return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"")
+    return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"", b"", b"")
 
 
 def _accept(head: Head, slot: int, name: str, stamp: Stamp, item: Item | None, read: _Read) -> None:
-    stored = _readable(item)
-    if item is None or stored is None or stored.record.name != name or not _counts(stored, slot, stamp, head):
-        read.unread.append(slot)
+    try:
+        stored = _heading_of(item.value) if item is not None else None
+    except CorruptItemError:
+        stored = None
+    if item is None or stored is None or not _counts(stored, slot, name, stamp, head):
+        read.unread[slot] = name
         return
-    read.records[slot] = stored.record
-    if read.cas_ids is not None:
-        read.cas_ids[slot] = item.cas
+    read.rows[slot] = item.value
+    if stored.record.incomplete:
+        read.incomplete.append(name)
     if stored.stamp != stamp:
         read.ahead[slot] = stored.stamp
+    if read.cas_ids is not None:
+        read.cas_ids[slot] = item.cas
 
 
-def _readable(item: Item | None) -> StoredNode | None:
-    try:
-        return NODE.unpack(item.value) if item is not None else None
-    except CorruptItemError:
-        return None
-
-
-def _counts(stored: StoredNode, slot: int, stamp: Stamp, head: Head) -> bool:
-    if stored.epoch != head.epoch or stored.slot != slot:
+def _counts(stored: StoredHeading, slot: int, name: str, stamp: Stamp, head: Head) -> bool:
+    if stored.epoch != head.epoch or stored.slot != slot or stored.record.name != name:
         return False
     return stored.stamp == stamp or stored.stamp >= max(stamp, stamp_of(head.term, 0))

@@ -63,7 +63,7 @@ class SnapshotWriter:
         tenure, found = taken
         cas_ids: dict[int, int] = {}
         reader = SnapshotReader(self._place.prefix, cas_ids)
-        loaded = yield from reader.load(found, None)
+        loaded = yield from reader.load(found, None, {})
         if loaded.missing or loaded.table is None:
             return None
         records = list(loaded.table.records())

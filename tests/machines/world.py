@@ -45,7 +45,7 @@ from nodestate.testing import (
     Plan,
 )
 from nodestate.view import View
-from nodestate.wire import unpack_records
+from nodestate.wire import unpack_block, unpack_record
 
 GONE: Final = "gone"
 """In a node's history: it left with this version."""
@@ -163,7 +163,7 @@ class Ledger:
         if letter == keys.JOURNAL:
             checkpoint = journal_format.SECTION.decode(head.section).checkpoint
             parts = journal_format.checkpoint_keys(prefix, head.epoch, checkpoint)
-            return {record.name: record for key in parts for record in unpack_records(self.contents[key])}
+            return {head.name: unpack_record(row) for key in parts for head, row in unpack_block(self.contents[key])}
         parts = snapshot_format.index_keys(prefix, head.epoch, snapshot_format.SECTION.decode(head.section).index)
         names = [name for key in parts for name in snapshot_format.unpack_index_part(self.contents[key])[0]]
         return {name: self.items[partition, head.epoch, stamp_of(1, 0)][name] for name in names}
