@@ -465,13 +465,16 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
     # Valid by itself as far as it goes, so only what it touches is decoded, and little of that is checked again.
     columns, usage, metrics = record.columns, record.usage, record.metrics
     if patch.usage is not UNSET:
-        amounts = _decode_map(usage or _NO_MAP) | patch.usage
+        names, known, pack_half = _layout(record.classes)
+        amounts = patch.usage
+        if len(amounts) != len(names):  # or else they are all there are, and replace what was
+            amounts = _decode_map(usage or _NO_MAP) | amounts
         if len(amounts) > MAX_CLASSES_COUNT:
             raise BadEventError("too-large", f"usage of more than {MAX_CLASSES_COUNT} resource classes")
-        used = _used(record.classes, columns, amounts)
-        if used is None:
+        if not known.issuperset(amounts):
             return _merged(record, event)
-        columns, usage = used, _encode(amounts)
+        columns = columns[: len(columns) // 2] + pack_half(*[amounts.get(name, 0) for name in names])
+        usage = _encode(amounts)
     if patch.metrics is not UNSET:
         measures = _decode_map(metrics or _NO_MAP) | patch.metrics
         if len(measures) > MAX_METRICS_COUNT:
@@ -523,14 +526,6 @@ def _layout(classes: str) -> _Layout:
 def _classes_of(classes: str) -> str:
     """The same text as one object for all nodes that have it."""
     return classes
-
-
-def _used(classes: str, columns: bytes, usage: dict[str, int]) -> bytes | None:
-    """The columns with another usage; capacities stay. None where it has classes that the columns lack."""
-    names, known, pack_half = _layout(classes)
-    if not known.issuperset(usage):
-        return None
-    return columns[: len(columns) // 2] + pack_half(*[usage.get(name, 0) for name in names])
 
 
 def _applied(record: NodeRecord | None, event: Event, content: _Content) -> Folded:
