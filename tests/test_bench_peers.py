@@ -188,10 +188,10 @@ def test_a_peer_shows_what_was_written_to_it(side: Theirs) -> None:
 def test_openstack_reads_what_was_saved_to_it() -> None:
     """Its own commands take most of the time that this takes: they make the tables."""
     try:
-        [nova, placement], versions = measure_openstack(200, SETTINGS, in_silence)
+        [nova, numa, placement], versions = measure_openstack(200, SETTINGS, in_silence)
     except ServiceMissing as error:
         pytest.skip(str(error))
-    assert nova.measures.keys() == {"cold", "write", "refresh, decoded", "nothing"}
+    assert nova.measures.keys() == numa.measures.keys() == {"cold", "write", "refresh, decoded", "nothing"}
     assert placement.measures.keys() == {"candidates"}
     assert versions.keys() == {"nova", "openstack-placement", "mariadb"}
 

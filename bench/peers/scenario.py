@@ -23,7 +23,7 @@ from bench.cell import Cell, memcached_for, memcached_version, require_nothing_l
 from bench.fresh import in_fresh_process
 from bench.peer_servers import EtcdServer, MariadbServer, NatsServer, PostgresServer, RedisServer
 from bench.peers.newcomer import first_read
-from bench.peers.openstack import measure_openstack
+from bench.peers.openstack import NOVA_WITH_NUMA, measure_openstack
 from bench.peers.ours import OwnReader
 from bench.peers.shape import Opener, Peer, Reader, Row, Server, digest
 from bench.record import Case, Goal, Timings
@@ -338,4 +338,13 @@ def _beside_ours(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
             ratio = fastest.measures["refresh"].p50 / own.measures["refresh"].p50
             what = f"refresh, {own.nodes:,} nodes: {fastest.design}, the fastest peer, / {own.design}"
             goals.append(Goal.at_least(what, ratio, 1.0, "x"))
+            decoded = "refresh, decoded"
+            fastest = min(followers, key=lambda case: case.measures[decoded].p50)
+            ratio = fastest.measures[decoded].p50 / own.measures[decoded].p50
+            what = f"{decoded}, {own.nodes:,} nodes: {fastest.design}, the fastest peer, / {own.design}"
+            goals.append(Goal.at_least(what, ratio, 1.0, "x"))
+        for nova in (case for case in peers if case.design == NOVA_WITH_NUMA and own.nodes == GOAL_NODES):
+            ratio = nova.measures["nothing"].p50 / own.measures["refresh"].p50
+            what = f"{own.nodes:,} nodes: all host states of Nova / refresh of {own.design}"
+            goals.append(Goal.at_least(what, ratio, 2_000.0, "x"))
     return across, goals
