@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nodestate.model import STATUSES, NodeRecord
-from nodestate.table import CHUNK_SLOTS, Table
+from nodestate.table import Table
 
 Amounts = npt.NDArray[np.int64]
 
@@ -87,15 +87,7 @@ def _changed_rows(table: Table | None, old: Table | None) -> list[tuple[int, Nod
     """The rows that are not the very same record as before."""
     if table is None:
         return []
-    before = old.chunks if old is not None else ()
-    rows: list[tuple[int, NodeRecord]] = []
-    for number, chunk in enumerate(table.chunks):
-        was = before[number] if number < len(before) else []
-        if was is chunk:
-            continue
-        begin, same = number * CHUNK_SLOTS, len(was)
-        rows += [(begin + i, table.record(new)) for i, new in enumerate(chunk) if i >= same or was[i] is not new]
-    return rows
+    return [(slot, table.record(row)) for slot, row in table.rows.differing(old.rows if old is not None else None)]
 
 
 class ColumnStore:

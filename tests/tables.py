@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nodestate.model import NodeRecord
-from nodestate.table import Row, Table
+from nodestate.rows import Row
+from nodestate.table import Table
 from nodestate.wire import pack_records, unpack_block, unpack_record
 
 PART_BYTES = 60_000

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nodestate.columns import NOT_THERE, Columns, ColumnStore
 from nodestate.model import STATUSES, NodeRecord, fold, parse_event
-from nodestate.table import CHUNK_SLOTS, Table
+from nodestate.rows import CHUNK_SLOTS
+from nodestate.table import Table
 from tests.tables import advanced, table_of
 
 CLASSES = ["A", "B", "C"]

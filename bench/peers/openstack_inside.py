@@ -164,7 +164,7 @@ def with_numa(context: Any) -> None:
             pinned_cpus=set(),
             siblings=[{16 * cell + core, 32 + 16 * cell + core} for core in range(16)],
             mempages=[
-                objects.NUMAPagesTopology(size_kb=size, total=0 if size > 4 else 2**25, used=0, reserved=0)  # noqa: PLR2004 - KB
+                objects.NUMAPagesTopology(size_kb=size, total=0 if size > 4 else 2**25, used=0, reserved=0)
                 for size in PAGES_KB
             ],
             network_metadata=objects.NetworkMetadata(physnets=set(), tunneled=False),

@@ -16,7 +16,8 @@ from nodestate.lockstep import Step, Steps
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.ports import Item
 from nodestate.reading import Loaded
-from nodestate.table import Row, Table
+from nodestate.rows import Row
+from nodestate.table import Table
 from nodestate.wire import unpack_block, unpack_record
 
 MAX_FETCH_PARTS_COUNT: Final = 8

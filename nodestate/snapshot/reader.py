@@ -17,6 +17,7 @@ from nodestate.lockstep import Step, Steps
 from nodestate.model import NodeRecord
 from nodestate.ports import Item
 from nodestate.reading import Loaded
+from nodestate.rows import Row
 from nodestate.snapshot.format import (
     NODE_HEADING,
     SECTION,
@@ -29,7 +30,7 @@ from nodestate.snapshot.format import (
     unpack_index_part,
     unpack_node,
 )
-from nodestate.table import Row, Table
+from nodestate.table import Table
 
 UNKNOWN = Stamp(0)
 _heading_of = NODE_HEADING.unpack

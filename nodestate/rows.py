@@ -1,0 +1,92 @@
+"""A list that is never changed and cheap to change: what differs from the one before is new, all else is shared.
+
+Rows stand in chunks, chunks in groups, so that replacing k of n rows copies k chunks, at most k groups, and the list of
+n / 1,024 groups: of a million nodes in eight partitions a hundred pointers each, where one list of chunks would copy
+thousands, most of them not in the processor's cache (docs/adr/0013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Self
+
+from nodestate.model import NodeRecord
+
+CHUNK_SLOTS: Final = 32
+GROUP_SLOTS: Final = 32 * CHUNK_SLOTS
+
+Row = NodeRecord | bytes
+"""What is held of a node: a record, or the bytes that the store gave, as they are until somebody looks."""
+Chunk = list[Row]
+Group = list[Chunk]
+
+
+class Rows:
+    """Rows by slot, from 0 without a hole."""
+
+    __slots__ = ("groups", "size")
+
+    def __init__(self, groups: list[Group], size: int) -> None:
+        self.groups = groups  # like all that is in them never changed once this has them
+        self.size = size
+
+    @classmethod
+    def of(cls, rows: Sequence[Row] = ()) -> Self:
+        """These rows."""
+        chunks = [list(rows[at : at + CHUNK_SLOTS]) for at in range(0, len(rows), CHUNK_SLOTS)]
+        per_group = GROUP_SLOTS // CHUNK_SLOTS
+        return cls([chunks[at : at + per_group] for at in range(0, len(chunks), per_group)], len(rows))
+
+    def __getitem__(self, slot: int) -> Row:
+        return self.groups[slot // GROUP_SLOTS][slot % GROUP_SLOTS // CHUNK_SLOTS][slot % CHUNK_SLOTS]
+
+    def __iter__(self) -> Iterator[Row]:
+        for group in self.groups:
+            for chunk in group:
+                yield from chunk
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and self.groups == other.groups
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, and large
+
+    def changed(self, rows: Mapping[int, Row]) -> Self:
+        """With these rows in their slots; those beyond the end must follow it without a hole."""
+        before = self.groups
+        groups, size = before.copy(), self.size
+        copied: set[int] = set()
+        for slot, row in rows.items():
+            if slot >= size:
+                continue
+            number, place = divmod(slot, GROUP_SLOTS)
+            group = groups[number]
+            if group is before[number]:
+                group = groups[number] = group.copy()
+            at = slot // CHUNK_SLOTS
+            if at not in copied:
+                copied.add(at)
+                group[place // CHUNK_SLOTS] = group[place // CHUNK_SLOTS].copy()
+            group[place // CHUNK_SLOTS][slot % CHUNK_SLOTS] = row
+        new = [slot for slot in rows if slot >= size]
+        if new:  # the last group is made anew, with what follows it
+            assert sorted(new) == list(range(size, size + len(new))), f"{sorted(new)[:3]} leave a hole after {size}"
+            full = size // GROUP_SLOTS
+            last = [row for group in groups[full:] for chunk in group for row in chunk]
+            groups[full:] = type(self).of([*last, *(rows[slot] for slot in sorted(new))]).groups
+        return type(self)(groups, size + len(new))
+
+    def differing(self, before: Rows | None) -> Iterator[tuple[int, Row]]:
+        """Slots and rows that are not the very same object as in ``before``."""
+        oldgroups = before.groups if before is not None else []
+        for number, group in enumerate(self.groups):
+            old_group = oldgroups[number] if number < len(oldgroups) else []
+            if group is old_group:
+                continue
+            for place, chunk in enumerate(group):
+                old = old_group[place] if place < len(old_group) else []
+                if chunk is old:
+                    continue
+                begin = number * GROUP_SLOTS + place * CHUNK_SLOTS
+                for slot, row in enumerate(chunk, begin):
+                    if slot - begin >= len(old) or old[slot - begin] is not row:
+                        yield slot, row
