@@ -14,7 +14,7 @@ COPY nodestate ./nodestate
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/nodestate \
  && pip --python /opt/nodestate/bin/python install --no-cache-dir --no-index --find-links /wheels \
-        'nodestate[redis]'
+        'nodestate[redis,sql]'
 
 # The same image again, so that the environment finds the very Python that it was made with.
 FROM python:3.11-slim-bookworm

@@ -70,6 +70,8 @@ class Breaker:
         return result
 
 
-def guarded(stores: Sequence[Store], clock: Clock) -> Stores:
+def guarded(stores: Sequence[Store], clock: Clock, database: Store | None = None) -> Stores:
     """The servers of a cell, each behind a breaker."""
-    return Stores([Breaker(store, clock) for store in stores])
+    return Stores(
+        [Breaker(store, clock) for store in stores], Breaker(database, clock) if database is not None else None
+    )

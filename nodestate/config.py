@@ -21,6 +21,7 @@ DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
+DESIGN_NAMES: Final = ("journal", "snapshot", "sql")
 LEASE_RENEWALS_COUNT: Final = 5
 """Renewals that may be late or lost before a head runs out."""
 
@@ -41,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Fixed unit of ordering and ownership; the same for publishers, consumers and readers of a cell."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
-    """What consumers write: journal, snapshot."""
+    """What consumers write: journal, snapshot, sql; several by comma."""
     read_design: str = "snapshot"
     """What readers read where they are not told."""
     state_dir: str = ""
@@ -72,6 +73,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Agents spread their answers to a resync over this many seconds."""
     store_timeout_s: Positive = 1.0
     """How long a memcached server may take for a reply."""
+    sql_timeout_s: Positive = 10.0
+    """How long a database may take for a statement."""
     lease_s: Annotated[float, Meta(ge=10, le=MAX_TTL_S)] = 86_400.0
     """Time to live of what an owner renews; a partition without an owner for so long is forgotten."""
 
@@ -142,10 +145,10 @@ def load(
     except msgspec.ValidationError as error:
         name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
         raise ConfigError(f"{sources.get(name, 'settings')}: {error}") from None
-    unknown = [name for name in (*config.designs, config.read_design) if name not in ("journal", "snapshot")]
+    unknown = [name for name in (*config.designs, config.read_design) if name not in DESIGN_NAMES]
     if unknown:
         raise ConfigError(
-            f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; there are journal, snapshot"
+            f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; there are {', '.join(DESIGN_NAMES)}"
         )
     if config.lease_s < LEASE_RENEWALS_COUNT * config.renew_s:
         raise ConfigError(

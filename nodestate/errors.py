@@ -49,6 +49,27 @@ class StoreUnavailableError(StoreError):
         self.cause = cause
 
 
+class StoreRefusedError(StoreError):
+    """Raised when a database does not let this user in, or not write."""
+
+    def __init__(self, server: str, cause: str) -> None:
+        super().__init__(
+            f"store {server} refuses: {cause}; nothing was written. The user must be able to SELECT, INSERT, UPDATE and "
+            "DELETE, and the database must not be read-only"
+        )
+        self.server = server
+        self.cause = cause
+
+
+class SchemaError(StoreError):
+    """Raised when a database's tables are not those that this version reads and writes."""
+
+    def __init__(self, server: str, cause: str) -> None:
+        super().__init__(f"store {server}: {cause}; run 'nodestate sql upgrade', or the version that its tables are of")
+        self.server = server
+        self.cause = cause
+
+
 class StoreFullError(StoreError):
     """Raised when a server refused a write for want of memory (memcached under ``-M``, or a full slab class)."""
 

@@ -35,7 +35,7 @@ from nodestate.errors import (
     StoreFullError,
 )
 from nodestate.lockstep import Step, Steps
-from nodestate.ports import Clock, Item, Put, Status, Store, SystemClock, Write, Written
+from nodestate.ports import Clock, Item, NodeRow, Put, Status, Store, SystemClock, Write, Written
 from nodestate.wire import Codec
 
 MAX_TRIES_COUNT: Final = 8
@@ -197,8 +197,10 @@ class Tenure:
         raise FencedError(place.partition, 0, f"lost the head's CAS {MAX_TRIES_COUNT} times while taking over")
 
     @classmethod
-    def begin(cls, place: Place, epoch: int, section: msgspec.Struct, vitals: Vitals) -> Steps[Tenure]:
-        """Publish a new epoch whose contents are written already, as commit 0.
+    def begin(
+        cls, place: Place, epoch: int, section: msgspec.Struct, vitals: Vitals, rows: tuple[NodeRow, ...] = ()
+    ) -> Steps[Tenure]:
+        """Publish a new epoch whose contents are written already, or are ``rows``, as commit 0.
 
         The head first, then the key that names the epoch: a reader that follows the one finds the other.
         """
@@ -214,7 +216,7 @@ class Tenure:
             msgspec.Raw(_encode(section)),
             partitions=place.partitions,
         )
-        write = Write(Put.ADD, keys.head(place.prefix, epoch), HEAD.pack(head), 0, place.lease_s)
+        write = Write(Put.ADD, keys.head(place.prefix, epoch), HEAD.pack(head), 0, place.lease_s, rows)
         reply = yield Step(write=[write])
         require_stored(place, [write], list(reply.written))
         if reply.written[0].status is not Status.STORED:
@@ -256,15 +258,15 @@ class Tenure:
 
     # -- advancing ------------------------------------------------------------------------------
 
-    def advance(self, section: msgspec.Struct, vitals: Vitals) -> Steps[bool]:
-        """The commit: the next offset and the design's section become what readers see, or nothing does.
+    def advance(self, section: msgspec.Struct, vitals: Vitals, rows: tuple[NodeRow, ...] = ()) -> Steps[bool]:
+        """The commit: the next offset and the design's section become what readers see, with ``rows``, or nothing does.
 
         Returns False where an earlier try of the same commit, its reply lost, turned out to be stored: then the
         section that counts is the stored head's. After an unknown outcome the same commit must be tried again,
         with the same contents, before any other.
         """
         content = msgspec.Raw(_encode(section))
-        yield from self._swap(self.head.next + 1, content, vitals)
+        yield from self._swap(self.head.next + 1, content, vitals, rows)
         return bytes(self.head.section) == bytes(content)
 
     def renew(self, vitals: Vitals) -> Steps[bool]:
@@ -336,11 +338,11 @@ class Tenure:
             return Write(Put.CAS, key, value, self._life_cas, self.place.lease_s)
         return Write(Put.ADD, key, value, 0, self.place.lease_s)
 
-    def _swap(self, next_offset: int, section: msgspec.Raw, vitals: Vitals) -> Steps[None]:
+    def _swap(self, next_offset: int, section: msgspec.Raw, vitals: Vitals, rows: tuple[NodeRow, ...]) -> Steps[None]:
         """CAS the head forward; whatever an earlier try with a lost reply did is settled on the way."""
         for _ in range(MAX_TRIES_COUNT):
             head = self._next_head(next_offset, section, vitals)
-            put = self._head_put(head)
+            put = self._head_put(head)._replace(rows=rows)
             self._intended = head
             try:
                 reply = yield Step(write=[put])

@@ -8,8 +8,11 @@
     ns:{cell}:{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}       journal: all nodes folded up to offset
     ns:{cell}:{partition}:s:node:{name}                               snapshot: full state of one node
     ns:{cell}:{partition}:s:index:{epoch}:{term}:{offset}:{part}      snapshot: which commit wrote each node
+    ns:{cell}:{partition}:d:rows:{epoch}:since:{offset}               database: rows that commits from offset on wrote
+    ns:{cell}:{partition}:d:rows:{epoch}:between:{first}:{end}        database: rows by slot
+    ns:{cell}:{partition}:d:rows:{epoch}:others                       database: rows of other epochs, to be deleted
 
-``design`` is j or s. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
+``design`` is j, s or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
 could hit the right id by accident; it can't hit a key of another epoch.
 """
@@ -25,6 +28,7 @@ MAX_KEY_BYTES: Final = 250  # memcached's own
 MAX_CELL_CHARS: Final = 24
 JOURNAL: Final = "j"
 SNAPSHOT: Final = "s"
+DATABASE: Final = "d"
 assert len("ns:" + "c" * MAX_CELL_CHARS + ":1023:s:node:") + MAX_NODE_NAME_CHARS <= MAX_KEY_BYTES
 
 
@@ -76,3 +80,18 @@ def node(prefix: str, name: str) -> str:
 def index(prefix: str, epoch: int, term: int, offset: int, part: int) -> str:
     """A part of an index: name and last commit of every node, by slot, as of ``offset``."""
     return f"{prefix}:index:{epoch:x}:{term}:{offset}:{part}"
+
+
+def rows_since(prefix: str, epoch: int, offset: int) -> str:
+    """Database: asks for all rows that commits from ``offset`` on wrote."""
+    return f"{prefix}:rows:{epoch:x}:since:{offset}"
+
+
+def rows_between(prefix: str, epoch: int, first: int, end: int) -> str:
+    """Database: asks for the rows in the slots from ``first`` to before ``end``."""
+    return f"{prefix}:rows:{epoch:x}:between:{first}:{end}"
+
+
+def other_rows(prefix: str, epoch: int) -> str:
+    """Database: deletes the rows of all other epochs."""
+    return f"{prefix}:rows:{epoch:x}:others"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from nodestate.errors import ItemTooLargeError, NodestateError, StoreUnavailableError
+from nodestate.errors import ItemTooLargeError, NodestateError, StoreError
 from nodestate.ports import Item, Store, Write, Written
 
 T = TypeVar("T")
@@ -35,20 +35,30 @@ Steps = Generator[Step, Reply, T]
 
 
 class Stores:
-    """The servers of a cell. Partition p lives on server p modulo their number: a static map, so that a server
-    that is down is an outage of its partitions and never a miss, and never moves a key.
+    """The servers of a cell: memcached's and a database, each where a design needs it.
+
+    Partition p lives on memcached p modulo their number: a static map, so that a server that is down is an outage of its
+    partitions and never a miss, and never moves a key.
     """
 
-    def __init__(self, stores: Sequence[Store]) -> None:
+    def __init__(self, stores: Sequence[Store], database: Store | None = None) -> None:
         self.all = tuple(stores)
+        self.database = database
 
-    def of(self, partition: int) -> Store:
-        """The server of a partition."""
+    def has(self, *, in_database: bool) -> bool:
+        """Whether there is a place for a design."""
+        return self.database is not None if in_database else len(self.all) > 0
+
+    def of(self, partition: int, *, in_database: bool = False) -> Store:
+        """Where a partition of a design lives."""
+        if in_database:
+            assert self.database is not None, "no database was opened"
+            return self.database
         return self.all[partition % len(self.all)]
 
     def close(self) -> None:
         """Close all connections."""
-        for store in self.all:
+        for store in (*self.all, *([self.database] if self.database is not None else [])):
             store.close()
 
 
@@ -89,7 +99,7 @@ def _call(store: Store, asked: Mapping[K, Step]) -> dict[K, Reply | NodestateErr
             return dict.fromkeys(asked, error)
         # Sizes are checked before anything is sent, so nothing was written: let each partition answer for itself.
         return {key: reply for key, step in asked.items() for reply in _call(store, {key: step}).values()}
-    except StoreUnavailableError as error:
+    except StoreError as error:
         return dict.fromkeys(asked, error)
     replies: dict[K, Reply | NodestateError] = {}
     begin = 0

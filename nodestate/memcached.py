@@ -311,7 +311,8 @@ def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int]) -
     """The requests of some writes, in blocks of about ``BLOCK_BYTES``."""
     parts: list[bytes] = []
     size = 0
-    for put, key, value, cas, ttl_s in writes:
+    for put, key, value, cas, ttl_s, rows in writes:
+        assert not rows, "only a database takes rows"
         if put is Put.DELETE:
             parts.append(f"md {key}\r\n".encode())
         else:

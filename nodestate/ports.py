@@ -10,6 +10,8 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from nodestate.model import NodeRecord
+
 # -- store ----------------------------------------------------------------------------------------
 
 MAX_TTL_S: Final = 30 * 24 * 3600  # memcached takes more than this for a date
@@ -31,9 +33,20 @@ class Put(enum.Enum):
     DELETE = "delete"
 
 
+class NodeRow(NamedTuple):
+    """A node as a database keeps it: whose (``keys.prefix``), its slot, the commit that wrote it, and the record."""
+
+    place: str
+    epoch: int
+    slot: int
+    offset: int
+    record: NodeRecord
+
+
 class Write(NamedTuple):
     """One write: ``cas`` only for ``Put.CAS``; ``ttl_s`` 0 lives for ever, more than MAX_TTL_S for that long, and counts
-    from the call, however long the write is under way.
+    from the call, however long the write is under way. ``rows`` are stored in the same transaction if this is, and
+    not at all otherwise: only a database takes them.
     """
 
     put: Put
@@ -41,6 +54,7 @@ class Write(NamedTuple):
     value: bytes = b""
     cas: int = 0
     ttl_s: int = 0
+    rows: tuple[NodeRow, ...] = ()
 
 
 class Status(enum.Enum):

@@ -7,14 +7,13 @@ from types import TracebackType
 from typing import Literal, Self
 
 from nodestate import keys
-from nodestate.breaker import guarded
 from nodestate.columns import ColumnStore
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
 from nodestate.lockstep import Stores, run
-from nodestate.memcached import open_stores
 from nodestate.model import NEVER, Receipt
+from nodestate.opening import open_stores
 from nodestate.ports import Clock, SystemClock
 from nodestate.reading import Follower
 from nodestate.view import View, stale_nodes
@@ -39,11 +38,13 @@ class Reader:
         if self.design not in DESIGNS:
             raise ConfigError(f"no design {self.design!r}; there are {', '.join(DESIGNS)}")
         self._clock = clock or SystemClock()
-        self._stores = stores or guarded(open_stores(config), self._clock)
+        self._stores = stores or open_stores(config, self._clock, [self.design])
         self._columns = ColumnStore()
         self._lock = threading.Lock()
         self._troubles: dict[int, NodestateError] = {}
         letter, make = DESIGNS[self.design].letter, DESIGNS[self.design].reader
+        in_database = DESIGNS[self.design].in_database
+        self._places = [self._stores.of(p, in_database=in_database) for p in range(config.partitions)]
         prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
         self._followers = [
             Follower(p, prefix, make(prefix), self._clock, config.partitions) for p, prefix in enumerate(prefixes)
@@ -88,7 +89,10 @@ class Reader:
             self._clock.sleep(POLL_S)
 
     def _refresh(self, *, with_life: bool) -> None:
-        work = {f.state.partition: (self._stores.of(f.state.partition), f.refresh(with_life)) for f in self._followers}
+        work = {
+            p: (store, f.refresh(with_life))
+            for p, (store, f) in enumerate(zip(self._places, self._followers, strict=True))
+        }
         results = run(work)
         self._troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
         for trouble in self._troubles.values():

@@ -187,7 +187,8 @@ class MemoryServer:
         self._used_bytes = 0
 
     def _write(self, write: Write) -> Written:
-        put, key, value, cas, ttl_s = write
+        put, key, value, cas, ttl_s, rows = write
+        assert not rows, "only a database takes rows"
         if put is Put.DELETE:
             self._live(key)
             return Written(Status.STORED if self._remove(key) else Status.MISSING)

@@ -64,6 +64,10 @@ _decode_record = msgspec.msgpack.Decoder(NodeRecord).decode
 _decode_heading = msgspec.msgpack.Decoder(Heading).decode
 
 
+pack_record: Final = _encoder.encode
+"""One record, as ``unpack_record`` takes it."""
+
+
 def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
     """Records as blocks of about ``part_bytes`` each, in order: few large items are read far faster than many small.
 
@@ -76,6 +80,14 @@ def unpack_block(raw: bytes) -> list[tuple[Heading, bytes]]:
     """The records of one block, each as its heading and the bytes that ``unpack_record`` takes. Raises ``CorruptItemError``."""
     try:
         return [(_decode_heading(record), bytes(record)) for record in _raw_records.unpack(raw)]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CorruptItemError(f"not a node record: {error}") from None
+
+
+def unpack_heading(encoded: bytes) -> Heading:
+    """What such a record begins with. Raises ``CorruptItemError``."""
+    try:
+        return _decode_heading(encoded)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CorruptItemError(f"not a node record: {error}") from None
 

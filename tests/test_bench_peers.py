@@ -152,12 +152,13 @@ def test_ratios_are_above_one_where_the_peer_takes_longer() -> None:
 
     cases = [case("nodestate journal", 2.0), case("slow select", 8.0), case("fast stream", 1.0)]
     cases.append(Case("candidates alone", 10_000, {}, {"candidates": Measure.of("ms", [0.1])}, {}, []))
-    across, [goal] = scenario._beside_ours(cases)
+    across, [goal, decoded] = scenario._beside_ours(cases)
     assert not any("candidates" in name for name in across)
     assert across["refresh, 10,000 nodes: slow select / nodestate journal"] == 4.0
     assert across["cold, 10,000 nodes: fast stream / nodestate journal"] == 0.5
     assert (goal.got, goal.met) == (0.5, False)
     assert "fast stream" in goal.what
+    assert (decoded.got, "decoded" in decoded.what) == (0.5, True)
 
 
 # -- with servers ---------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
     Of two designs, the second has "missed" nodes, "redundant" ones, an "older" or "newer" version, or a "different"
     state of the same version. With --agents the designs are compared with what the agents say of themselves.
     """
-    run.require_shared(broker=agents is not None, store=True)
+    run.require_shared(broker=agents is not None, designs=run.config.designs)
     census = {}
     if agents is not None:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)

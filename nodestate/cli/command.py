@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
 from nodestate.config import Config, load
+from nodestate.designs import DESIGNS
 from nodestate.errors import ConfigError, NodestateError
 
 PLAIN_WIDTH_CHARS: Final = 160
@@ -65,8 +66,11 @@ class Run:
         """What a common option (broker, store, cell, partitions) says on the command line; None where it is not there."""
         return self._flags[name]
 
-    def require_shared(self, *, broker: bool = False, store: bool = False) -> None:
-        """Raise ``ConfigError`` where a ``memory://`` would be asked: it is this process's own, so always empty."""
+    def require_shared(self, *, broker: bool = False, designs: Iterable[str] = ()) -> None:
+        """Raise ``ConfigError`` where a ``memory://`` would be asked, for the broker or for where these designs live: it is
+        this process's own, so always empty.
+        """
+        store = any(not DESIGNS[name].in_database for name in designs if name in DESIGNS)
         for name, url, needed in (("broker", self.config.broker, broker), ("store", self.config.store, store)):
             if needed and url.startswith("memory:"):
                 example = "amqp://user:password@host:5672//" if name == "broker" else "memcached://host:11211"

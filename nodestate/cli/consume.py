@@ -10,12 +10,11 @@ from dataclasses import asdict
 
 import click
 
-from nodestate.breaker import guarded
 from nodestate.broker import KombuResyncSender, KombuSource
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.stopping import stopping
 from nodestate.consumers.loop import Consumer
-from nodestate.memcached import open_stores
+from nodestate.opening import open_stores
 from nodestate.ports import SystemClock
 
 
@@ -49,8 +48,8 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     Member i of n takes every n-th partition at once and stands by for the others: when a member dies, those left
     take over within seconds. SIGTERM ends it after the step under way. --json prints its counters at the end.
     """
-    run.require_shared(broker=True, store=True)
     config = run.settings(designs=design)
+    run.require_shared(broker=True, designs=config.designs)
     number, members = member
     first = [partition for partition in range(config.partitions) if partition % members == number - 1]
     standby = [partition for partition in range(config.partitions) if partition % members != number - 1]
@@ -59,7 +58,7 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     consumer = Consumer(
         config,
         KombuSource(config, first, standby, clock),
-        guarded(open_stores(config), clock),
+        open_stores(config, clock, config.designs, make_tables=True),
         resync,
         clock,
         random.Random(os.urandom(16)),

@@ -51,8 +51,8 @@ def command(run: Run, designs: str | None) -> int:
 
     WARN is what works and should not stay so.
     """
-    run.require_shared(broker=True, store=True)
     config = run.settings(designs=designs)
+    run.require_shared(broker=True, designs=config.designs)
     findings: list[Finding] = []
     for finding in _examine(config):
         findings.append(finding)

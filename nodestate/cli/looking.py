@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from nodestate import keys
-from nodestate.breaker import guarded
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from nodestate.head import Head, read_head
 from nodestate.lockstep import run
-from nodestate.memcached import open_stores
+from nodestate.opening import open_stores
 from nodestate.ports import Item, SystemClock
 from nodestate.reader import Reader
 from nodestate.view import View
@@ -56,7 +55,7 @@ class Lookout:
     def __init__(self, config: Config, designs: Sequence[str]) -> None:
         self._config = config
         clock = SystemClock()
-        self._stores = guarded(open_stores(config), clock)
+        self._stores = open_stores(config, clock, designs)
         self._readers = [Reader(config, design=design, stores=self._stores, clock=clock) for design in designs]
 
     def views(self) -> list[View]:
@@ -82,9 +81,12 @@ class Lookout:
         self._stores.close()
 
     def _heads(self, design: str) -> list[HeadLook | str]:
-        cell, letter = self._config.cell, DESIGNS[design].letter
+        cell, (letter, in_database) = self._config.cell, (DESIGNS[design].letter, DESIGNS[design].in_database)
         numbers = range(self._config.partitions)
-        work = {p: (self._stores.of(p), read_head(keys.prefix(cell, p, letter), None)) for p in numbers}
+        work = {
+            p: (self._stores.of(p, in_database=in_database), read_head(keys.prefix(cell, p, letter), None))
+            for p in numbers
+        }
         found = run(work)
         return [_head_look(found[number]) for number in numbers]
 

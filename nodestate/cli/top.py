@@ -32,8 +32,8 @@ def command(run: Run, designs: str | None, once: bool, seconds: float | None, ev
     "behind" is how long its owner has not been caught up with the queue, "age" how old a view of it is. Ends with
     Ctrl-C. --json prints one object at each look.
     """
-    run.require_shared(store=True)
     config = run.settings(designs=designs)
+    run.require_shared(designs=config.designs)
     lookout = Lookout(config, config.designs)
     try:
         with stopping(seconds) as stop:

@@ -65,7 +65,7 @@ def command(
     JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. An age is
     in seconds, null where a partition was never known to be caught up; positions are by partition.
     """
-    run.require_shared(store=True)
+    run.require_shared(designs=[design or run.config.read_design])
     # A process that reads once and ends has no garbage worth looking for, and the looking doubles the decoding.
     gc.disable()
     with Reader(run.config, design=design) as reader:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 
 from nodestate.agent.agent import Agent
 from nodestate.agent.sources import StateSource
-from nodestate.breaker import guarded
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.memcached import open_stores
 from nodestate.model import Version
+from nodestate.opening import open_stores
 from nodestate.ports import SystemClock
 
 END_S = 30.0
@@ -65,7 +64,7 @@ class WholeCell:
         self.consumer = Consumer(
             config,
             KombuSource(config, range(config.partitions), clock=clock),
-            guarded(open_stores(config), clock),
+            open_stores(config, clock, config.designs, make_tables=True),
             self._resync,
             clock,
             random.Random(),

@@ -27,7 +27,7 @@ import structlog
 from nodestate import keys
 from nodestate.config import Config
 from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
-from nodestate.designs import DESIGNS, Design
+from nodestate.designs import DESIGNS
 from nodestate.errors import (
     BrokerUnavailableError,
     DeadLetterError,
@@ -166,7 +166,7 @@ class Consumer:
         fresh = {number: HeldPartition(number, self._writers(number)) for number in due}
         results = run(
             {
-                (number, name): (self._stores.of(number), writer.take())
+                (number, name): (self._store(number, name), writer.take())
                 for number, held in fresh.items()
                 for name, writer in held.writers.items()
             }
@@ -179,10 +179,11 @@ class Consumer:
                 self._postpone(number, failed[0])
                 continue
             for name in self._reconcile(held, {name: t for name, t in found.items() if isinstance(t, Taken)}, now):
-                begin[number, name] = (self._stores.of(number), self._begin(held, name, now))
+                begin[number, name] = (self._store(number, name), self._begin(held, name, now))
             for name in DESIGNS.keys() - held.writers.keys():
-                prefix = keys.prefix(self.config.cell, number, DESIGNS[name].letter)
-                begin[number, name] = (self._stores.of(number), forget(prefix))
+                if self._stores.has(in_database=DESIGNS[name].in_database):
+                    prefix = keys.prefix(self.config.cell, number, DESIGNS[name].letter)
+                    begin[number, name] = (self._store(number, name), forget(prefix))
         begun = run(begin)
         for number, held in fresh.items():
             failed = [error for (p, _), error in begun.items() if p == number and isinstance(error, NodestateError)]
@@ -197,13 +198,16 @@ class Consumer:
                 self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
 
     def _writers(self, number: int) -> dict[str, PartitionWriter]:
-        store, lease_s = self._stores.of(number), int(self.config.lease_s)
-
-        def place(design: Design) -> Place:
-            prefix = keys.prefix(self.config.cell, number, design.letter)
+        def place(name: str) -> Place:
+            prefix, store = keys.prefix(self.config.cell, number, DESIGNS[name].letter), self._store(number, name)
+            lease_s = int(self.config.lease_s)
             return Place(prefix, number, self._owner, lease_s, store, self.config.partitions, self._clock)
 
-        return {name: DESIGNS[name].writer(place(DESIGNS[name])) for name in self.config.designs}
+        return {name: DESIGNS[name].writer(place(name)) for name in self.config.designs}
+
+    def _store(self, number: int, name: str) -> Store:
+        """Where a partition of a design lives."""
+        return self._stores.of(number, in_database=DESIGNS[name].in_database)
 
     def _begin(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
         epoch = self._rng.getrandbits(63)
@@ -253,7 +257,7 @@ class Consumer:
                 self._postpone(held.number, error)
                 continue
             for name in sorted(pending.owed) if pending else ():
-                work[held.number, name] = (self._stores.of(held.number), self._write(held, name, now))
+                work[held.number, name] = (self._store(held.number, name), self._write(held, name, now))
         for (number, name), result in run(work).items():
             self._written(number, name, result)
         for held in list(self.held.values()):
@@ -270,7 +274,7 @@ class Consumer:
             held.pending = held.maintenance(held.wants_repair, frozenset(held.wants_repair))
             held.wants_repair = set()
         elif held.pending is None and held.backlog:
-            room = self._stores.of(held.number).max_value_bytes - ITEM_HEADER_BYTES
+            room = min(self._store(held.number, name).max_value_bytes for name in held.writers) - ITEM_HEADER_BYTES
             held.pending = held.take_batch(
                 self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
             )
@@ -396,7 +400,7 @@ class Consumer:
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
             vitals = held.full_vitals(now)
             for name, writer in held.writers.items():
-                work[held.number, name] = (self._stores.of(held.number), writer.renew(vitals))
+                work[held.number, name] = (self._store(held.number, name), writer.renew(vitals))
         for (number, name), result in run(work).items():
             renewed = self.held.get(number)
             if renewed is None:

@@ -12,18 +12,22 @@ from nodestate.journal.writer import JournalWriter
 from nodestate.reading import DesignReader
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.snapshot.writer import SnapshotWriter
+from nodestate.sql.reader import SqlReader
+from nodestate.sql.writer import SqlWriter
 from nodestate.writing import PartitionWriter
 
 
 class Design(NamedTuple):
-    """A way to keep node state: its letter in keys, and what writes and reads one partition of it."""
+    """A way to keep node state: its letter in keys, what writes and reads one partition of it, and where it lives."""
 
     letter: str
     writer: Callable[[Place], PartitionWriter]
     reader: Callable[[str], DesignReader]
+    in_database: bool = False
 
 
 DESIGNS: Final[dict[str, Design]] = {
     "journal": Design(keys.JOURNAL, JournalWriter, JournalReader),
     "snapshot": Design(keys.SNAPSHOT, SnapshotWriter, SnapshotReader),
+    "sql": Design(keys.DATABASE, SqlWriter, SqlReader, in_database=True),
 }

@@ -1,0 +1,49 @@
+"""Connections to where a cell's designs live, opened as far as they are needed.
+
+What a design does not need is not even imported: a scheduler that reads memcached has no SQL in its process, and the
+other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nodestate.breaker import guarded
+from nodestate.config import Config
+from nodestate.designs import DESIGNS
+from nodestate.errors import ConfigError
+from nodestate.lockstep import Stores
+from nodestate.ports import Clock, Store
+
+
+def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_tables: bool = False) -> Stores:
+    """What these designs live on, each server behind a breaker. Nothing is connected yet.
+
+    ``make_tables``: in a SQLite file that has none, as it has no operator who would. Raises ``ConfigError`` where the
+    settings name no database and a design needs one.
+    """
+    in_database = {DESIGNS[name].in_database for name in designs}
+    database = open_database(config, make_tables=make_tables) if True in in_database else None
+    return guarded(open_memcached(config) if False in in_database else (), clock, database)
+
+
+def open_memcached(config: Config) -> list[Store]:
+    """A connection to each of the cell's servers; partition p lives on the one at ``p % len(stores)``."""
+    from nodestate.memcached import open_stores as connections  # noqa: PLC0415  see above
+
+    return connections(config)
+
+
+def open_database(config: Config, *, make_tables: bool = False) -> Store:
+    """A connection to the cell's database."""
+    if not config.sql:
+        raise ConfigError(
+            "the sql design needs a database: give NODESTATE_SQL=mariadb://user:password@host/nodestate, "
+            "postgresql://user:password@host/nodestate or sqlite:////path/to/file.db"
+        )
+    try:
+        from nodestate.sql.store import SqlStore  # noqa: PLC0415  see above
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the sql design needs SQLAlchemy ({error}): pip install 'nodestate[sql]'") from None
+
+    return SqlStore(config.sql, timeout_s=config.sql_timeout_s, make_tables=make_tables)

@@ -1,0 +1,126 @@
+"""What differs between databases: how a row replaces another, what the time is, how long to wait, and what errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from nodestate.errors import ConfigError, StoreError, StoreFullError, StoreRefusedError, StoreUnavailableError
+
+DRIVERS: Final = {"mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg", "sqlite": "pysqlite"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One kind of database. ``now``: its clock, seconds since 1970; ``add`` leaves a row that is there as it is, ``put``
+    replaces it. Codes are those of the driver's errors.
+    """
+
+    now: str
+    insert: Callable[[sa.Table], Any]
+    connect_args: Callable[[float], dict[str, Any]]
+    isolation: str | None
+    again: frozenset[str]
+    full: frozenset[str]
+    refused: frozenset[str]
+    begin: str = ""
+
+    def add(self, table: sa.Table) -> Any:
+        """An INSERT that does nothing where the row is there."""
+        into = self.insert(table)
+        if isinstance(into, mysql.Insert):  # its way to do nothing: an update that changes nothing counts no row
+            key = next(iter(table.primary_key))
+            return into.on_duplicate_key_update({key.name: key})
+        return into.on_conflict_do_nothing()
+
+    def put(self, table: sa.Table) -> Any:
+        """An INSERT that replaces the row that is there."""
+        into, key = self.insert(table), list(table.primary_key)
+        others = [column.name for column in table.c if not column.primary_key]
+        if isinstance(into, mysql.Insert):
+            return into.on_duplicate_key_update({name: into.inserted[name] for name in others})
+        return into.on_conflict_do_update(index_elements=key, set_={name: into.excluded[name] for name in others})
+
+
+_MYSQL: Final = Dialect(
+    now="UNIX_TIMESTAMP(NOW(6))",
+    insert=mysql.insert,
+    connect_args=lambda s: {"connect_timeout": max(1, round(s)), "read_timeout": s, "write_timeout": s},
+    isolation="READ COMMITTED",
+    again=frozenset({"1213", "1205"}),  # deadlock, lock wait
+    full=frozenset({"1114", "1021", "3"}),  # table full, disk full, error writing a file
+    refused=frozenset({"1142", "1044", "1045", "1290", "1792", "1836", "1143", "1227"}),
+)
+_POSTGRES: Final = Dialect(
+    now="EXTRACT(EPOCH FROM clock_timestamp())",
+    insert=postgresql.insert,
+    connect_args=lambda s: {
+        "connect_timeout": max(1, round(s)),
+        "options": f"-c statement_timeout={round(s * 1000)} -c lock_timeout={round(s * 1000)}",
+        "tcp_user_timeout": round(s * 1000),
+    },
+    isolation="READ COMMITTED",
+    again=frozenset({"40P01", "40001", "55P03"}),
+    full=frozenset({"53100", "53200", "54000"}),
+    refused=frozenset({"42501", "25006", "28000", "28P01", "3D000"}),
+)
+_SQLITE: Final = Dialect(
+    now="(julianday('now') - 2440587.5) * 86400.0",
+    insert=sqlite.insert,
+    connect_args=lambda s: {"timeout": s},
+    isolation=None,
+    again=frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT"}),
+    full=frozenset({"SQLITE_FULL"}),
+    refused=frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN"}),
+)
+_DIALECTS: Final[Mapping[str, Dialect]] = {
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+    "postgresql": _POSTGRES,
+    "sqlite": _SQLITE,
+}
+
+
+def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
+    """The URL with the driver that nodestate uses, and its dialect. Raises ``ConfigError``."""
+    try:
+        parsed = sa.make_url(url)
+    except exc.ArgumentError:
+        raise ConfigError(f"sql {url!r}: want {_EXAMPLES}") from None
+    name = parsed.get_backend_name()
+    if name not in _DIALECTS:
+        raise ConfigError(f"sql {name!r} is no database that nodestate knows: want {_EXAMPLES}")
+    if "+" not in parsed.drivername:
+        parsed = parsed.set(drivername=f"{name}+{DRIVERS[name]}")
+    return parsed, _DIALECTS[name]
+
+
+_EXAMPLES: Final = (
+    "mariadb://user:password@host/nodestate, postgresql://user:password@host/nodestate or sqlite:///file.db"
+)
+
+
+def code_of(error: exc.DBAPIError) -> str:
+    """The driver's own code of an error, empty where it has none."""
+    original: Any = error.orig
+    for name in ("sqlstate", "sqlite_errorname"):
+        if code := getattr(original, name, None):
+            return str(code)
+    return str(original.args[0]) if getattr(original, "args", None) else ""
+
+
+def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, server: str) -> StoreError:
+    """What a database's error is to whoever uses the store."""
+    cause = str(getattr(error, "orig", None) or error)
+    if isinstance(error, exc.DBAPIError):
+        code = code_of(error)
+        if code in dialect.full:
+            return StoreFullError(server, cause, 0)
+        if code in dialect.refused:
+            return StoreRefusedError(server, cause)
+    return StoreUnavailableError(server, cause)

@@ -1,0 +1,20 @@
+"""What the database design keeps beside its rows: the section of its head, and rows as the answer to a question."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+
+class Section(msgspec.Struct, frozen=True, array_like=True):
+    """The database's part of a head. ``size``: how many rows there are, so that a reader sees if some are missing."""
+
+    size: int
+
+
+SECTION: Final = msgspec.msgpack.Decoder(Section)
+Answer = list[tuple[int, bytes]]
+"""Rows that were asked for: slot and record."""
+pack_answer: Final = msgspec.msgpack.Encoder().encode
+unpack_answer: Final = msgspec.msgpack.Decoder(Answer).decode

@@ -1,0 +1,13 @@
+"""Alembic runs this; the connection is ``migrate``'s."""
+
+from alembic import context
+
+from nodestate.sql.schema import TABLES
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=TABLES,
+    version_table=context.config.attributes["version_table"],
+)
+with context.begin_transaction():
+    context.run_migrations()

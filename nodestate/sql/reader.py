@@ -1,0 +1,72 @@
+"""Reading one partition from the database: the rows of the commits since the last look.
+
+A view at offset n has every row at or after what commit n - 1 left (invariant I3): rows are read after the head, so
+they may be of later commits, and are never of older ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from nodestate import keys
+from nodestate.head import Head
+from nodestate.lockstep import Step, Steps
+from nodestate.ports import Item
+from nodestate.reading import Loaded
+from nodestate.rows import Row
+from nodestate.sql.format import SECTION, unpack_answer
+from nodestate.table import Table
+from nodestate.wire import unpack_heading, unpack_record
+
+MAX_FETCH_ROWS_COUNT: Final = 2_000
+"""Rows of a partition asked for at a time by a first load: what they came as can go when they are in the table."""
+
+
+class SqlReader:
+    """Follows the rows of one partition. Holds nothing: all it knows is in the table it is given."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def next_keys(self, head: Head, table: Table) -> Sequence[str]:
+        """See ``DesignReader``. Whatever changed is one question."""
+        return (keys.rows_since(self._prefix, head.epoch, table.offset),)
+
+    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
+        """Bring ``table`` to the head's offset or later."""
+        section = SECTION.decode(head.section)
+        if table is not None and table.epoch == head.epoch:
+            if head.next < table.offset:  # a copy that lags behind, or a backup: not what this epoch was
+                return Loaded(table, f"commit {table.offset - 1}")
+            key = keys.rows_since(self._prefix, head.epoch, table.offset)
+            if key not in items:
+                items = (yield Step(fetch=[key])).items
+            table = _with_rows(table, items.get(key), head.next)
+        else:
+            table = Table.of(head.epoch, 0, unpack_record)
+            for first in range(0, section.size, MAX_FETCH_ROWS_COUNT):
+                key = keys.rows_between(self._prefix, head.epoch, first, first + MAX_FETCH_ROWS_COUNT)
+                table = _with_rows(table, (yield Step(fetch=[key])).items.get(key), head.next)
+        return Loaded(table, "" if table.size >= section.size else f"row {table.size}")
+
+
+def _with_rows(table: Table, item: Item | None, offset: int) -> Table:
+    """The table with rows that came; of new slots, those that leave no hole."""
+    rows: dict[int, Row] = {}
+    appeared: dict[int, str] = {}
+    incomplete: list[str] = []
+    for slot, row in unpack_answer(item.value) if item is not None else ():
+        heading = unpack_heading(row)
+        rows[slot] = row
+        if slot >= table.size:
+            appeared[slot] = heading.name
+        if heading.incomplete:
+            incomplete.append(heading.name)
+    names: list[str] = []
+    while (name := appeared.pop(table.size + len(names), None)) is not None:
+        names.append(name)
+    for slot, name in appeared.items():
+        del rows[slot]
+        incomplete = [one for one in incomplete if one != name]
+    return table.advanced(offset, rows, names, incomplete)

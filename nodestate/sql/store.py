@@ -1,0 +1,294 @@
+"""The Store on a database, by SQLAlchemy.
+
+Keys are rows of ``schema.HEADS``; a write's own ``rows`` go to ``schema.NODES`` in the transaction that moves the key.
+All writes of a call are one transaction, all fetches one question to each table. What follows from that:
+
+- An id that compare-and-swap compares is random, so that it never comes again: not for a key that was deleted and
+  added, nor after a backup was restored.
+- Times to live are the database's clock, which all sides share, and count from the sending, not from when a lock was
+  had. Its distance from this process' clock is asked again every minute, as somebody may set it.
+- Heads are read before rows, so rows are never older than the head that came with them.
+- A deadlock or a lock that is not to be had undoes the transaction; it is tried again, a few times.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
+from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Write, Written
+from nodestate.sql.dialects import code_of, dialect_of, meaning_of
+from nodestate.sql.format import pack_answer
+from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
+from nodestate.wire import pack_record
+
+MAX_TRIES_COUNT: Final = 5
+MAX_KEYS_COUNT: Final = 500
+"""Keys that one statement asks for."""
+MAX_ROWS_COUNT: Final = 1_000
+"""Rows that one statement writes."""
+CLOCK_TRUSTED_S: Final = 60.0
+_ROWS: Final = ":rows:"
+
+
+class SqlStore:
+    """One database behind ``ports.Store``; see there for the contract.
+
+    ``timeout_s`` bounds a connect and each wait for an answer. The connections are made at the first call, and again
+    at the first call after an error. Raises ``SchemaError`` where the tables are not those of this version;
+    ``make_tables`` makes them in a SQLite file, which has no operator who would.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, make_tables: bool = False) -> None:
+        self._make_tables = make_tables
+        self._url, self._dialect = dialect_of(url)
+        self.name = self._url.render_as_string(hide_password=True)
+        self.max_value_bytes = MAX_VALUE_BYTES
+        self._timeout_s = timeout_s
+        self._engine: sa.Engine | None = None
+        self._reading: sa.Connection | None = None
+        self._writing: sa.Connection | None = None
+        self._ahead_s = 0.0
+        self._asked_at = -math.inf
+        self._add = self._dialect.add(HEADS)
+        self._put_rows = self._dialect.put(NODES)
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """The items that are there; a question for rows is answered by an item, too."""
+        if not keys:
+            return {}
+        with self._reader() as connection:
+            items = self._heads(connection, [key for key in dict.fromkeys(keys) if _ROWS not in key])
+            questions = [key for key in keys if _ROWS in key]
+            return items | self._rows(connection, questions) if questions else items
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """Carry out the writes in order; one outcome each."""
+        if not writes:
+            return []
+        for write in writes:
+            if len(write.value) > MAX_VALUE_BYTES:
+                raise ItemTooLargeError(self.name, write.key, len(write.value), MAX_VALUE_BYTES)
+        for tries_left in range(MAX_TRIES_COUNT - 1, -1, -1):
+            asked_at = time.monotonic()
+            try:
+                with self._writer() as connection, connection.begin():
+                    return self._carried_out(connection, writes, asked_at)
+            except _AgainError as error:
+                if not tries_left:
+                    raise error.meaning from error
+        raise AssertionError("the last try returns or raises")
+
+    def close(self) -> None:
+        """Give back the connections. Using the store again reconnects."""
+        for connection in (self._reading, self._writing):
+            if connection is not None:
+                connection.invalidate() if connection.in_transaction() else connection.close()
+        self._reading = self._writing = None
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+        self._asked_at = -math.inf
+
+    # -- reading
+
+    def _heads(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Item]:
+        now = self._now(connection)
+        items: dict[str, Item] = {}
+        for at in range(0, len(keys), MAX_KEYS_COUNT):
+            asked = _HEADS_BY_KEY, {"keys": keys[at : at + MAX_KEYS_COUNT]}
+            for key, value, cas, expires_at in connection.execute(*asked):
+                if expires_at is None or expires_at > now:
+                    items[key] = Item(value, cas, None if expires_at is None else math.ceil(expires_at - now))
+        return items
+
+    def _rows(self, connection: sa.Connection, questions: Sequence[str]) -> dict[str, Item]:
+        """Questions of one kind for several places are one statement."""
+        answers: dict[str, list[tuple[int, bytes]]] = {question: [] for question in questions}
+        of_place: dict[str, list[tuple[int, bytes]]] = {}
+        conditions = []
+        for question, answer in answers.items():
+            place, condition = _asked(question)
+            of_place[place] = answer
+            conditions.append(condition)
+        assert len(of_place) == len(answers), "a call asks for the rows of a place once"
+        select = sa.select(NODES.c.place, NODES.c.slot, NODES.c.record).where(sa.or_(*conditions))
+        for place, slot, record in connection.execute(select):
+            of_place[place].append((slot, record))
+        return {question: Item(pack_answer(answer), 0, None) for question, answer in answers.items()}
+
+    # -- writing
+
+    def _carried_out(self, connection: sa.Connection, writes: Sequence[Write], asked_at: float) -> list[Written]:
+        now = self._now(connection)
+        sent_at = math.floor(asked_at + self._ahead_s)
+        outcomes: list[Written] = []
+        rows: list[NodeRow] = []
+        for write in writes:
+            if write.put is Put.DELETE:
+                outcomes.append(self._deleted(connection, write.key, now))
+                continue
+            cas = secrets.randbits(62) + 1
+            expires_at = sent_at + min(write.ttl_s, MAX_TTL_S) if write.ttl_s else None
+            values = {"value": write.value, "cas": cas, "expires_at": expires_at}
+            outcome = (self._added if write.put is Put.ADD else self._swapped)(connection, write, values, now)
+            outcomes.append(outcome)
+            if outcome.status is Status.STORED:
+                rows += write.rows
+        for at in range(0, len(rows), MAX_ROWS_COUNT):
+            connection.execute(self._put_rows, list(map(_columns, rows[at : at + MAX_ROWS_COUNT])))
+        return outcomes
+
+    def _added(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> Written:
+        connection.execute(sa.delete(HEADS).where(HEADS.c.key == write.key, HEADS.c.expires_at <= now))
+        done = connection.execute(self._add, {"key": write.key, **values})
+        # A database's count of an insert that did nothing is not to be relied on; the id is ours alone.
+        there = connection.execute(sa.select(HEADS.c.cas).where(HEADS.c.key == write.key)).scalar()
+        stored = done.rowcount != 0 and there == values["cas"]
+        return Written(Status.STORED, values["cas"]) if stored else Written(Status.CONFLICT)
+
+    def _swapped(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> Written:
+        if write.cas >= 2**63:  # no id that was ever given, and none that a column takes
+            write = write._replace(cas=0)
+        mine = (HEADS.c.key == write.key, HEADS.c.cas == write.cas, _live(now))
+        if connection.execute(sa.update(HEADS).where(*mine).values(values)).rowcount:
+            return Written(Status.STORED, values["cas"])
+        there = connection.execute(sa.select(HEADS.c.cas).where(HEADS.c.key == write.key, _live(now))).scalar()
+        return Written(Status.MISSING if there is None else Status.CONFLICT)
+
+    def _deleted(self, connection: sa.Connection, key: str, now: float) -> Written:
+        if _ROWS in key:
+            _, condition = _asked(key)
+            count = connection.execute(sa.delete(NODES).where(condition)).rowcount
+            connection.execute(sa.delete(HEADS).where(HEADS.c.expires_at <= now))
+        else:
+            count = connection.execute(sa.delete(HEADS).where(HEADS.c.key == key, _live(now))).rowcount
+        return Written(Status.STORED if count else Status.MISSING)
+
+    # -- connections
+
+    @contextmanager
+    def _reader(self) -> Iterator[sa.Connection]:
+        with self._meant():
+            if self._reading is None:
+                self._reading = self._connected().execution_options(isolation_level="AUTOCOMMIT")
+            yield self._reading
+
+    @contextmanager
+    def _writer(self) -> Iterator[sa.Connection]:
+        with self._meant():
+            if self._writing is None:
+                self._writing = self._connected()
+            yield self._writing
+
+    def _connected(self) -> sa.Connection:
+        if self._engine is None:
+            options: dict[str, Any] = {"connect_args": self._dialect.connect_args(self._timeout_s)}
+            if self._dialect.isolation:
+                options["isolation_level"] = self._dialect.isolation
+            try:
+                self._engine = sa.create_engine(self._url, pool_size=2, max_overflow=0, **options)
+            except ModuleNotFoundError as error:
+                raise SchemaError(self.name, f"{error}: pip install 'nodestate[sql]'") from None
+            if self._make_tables and self._url.get_backend_name() == "sqlite":
+                from nodestate.sql.migrate import upgrade  # noqa: PLC0415  Alembic is half a second's import
+
+                upgrade(str(self._url))
+            require_revision(self._engine, self.name)
+        return self._engine.connect()
+
+    @contextmanager
+    def _meant(self) -> Iterator[None]:
+        """A database's errors as the store's; after any of them the connections are made anew."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except exc.SQLAlchemyError as error:
+            self._drop()
+            meaning = meaning_of(error, self._dialect, self.name)
+            if isinstance(error, exc.DBAPIError) and code_of(error) in self._dialect.again:
+                raise _AgainError(meaning) from error
+            raise meaning from error
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        try:
+            self.close()
+        except exc.SQLAlchemyError:
+            self._reading = self._writing = self._engine = None
+
+    def _now(self, connection: sa.Connection) -> float:
+        """The database's clock, as far as it is known without asking each time."""
+        now = time.monotonic()
+        if now - self._asked_at > CLOCK_TRUSTED_S:
+            self._ahead_s = float(connection.execute(sa.text(f"SELECT {self._dialect.now}")).scalar_one()) - now
+            self._asked_at = now
+        return now + self._ahead_s
+
+
+class _AgainError(StoreError):
+    """Raised inside when a transaction was undone for the sake of another."""
+
+    def __init__(self, meaning: StoreError) -> None:
+        super().__init__(str(meaning))
+        self.meaning = meaning
+
+
+_HEADS_BY_KEY: Final = sa.select(HEADS).where(HEADS.c.key.in_(sa.bindparam("keys", expanding=True)))
+
+
+def _live(now: float) -> sa.ColumnElement[bool]:
+    return sa.or_(HEADS.c.expires_at.is_(None), HEADS.c.expires_at > now)
+
+
+def _asked(question: str) -> tuple[str, sa.ColumnElement[bool]]:
+    """The place and the rows that a key of ``nodestate.keys`` asks for."""
+    place, _, rest = question.partition(_ROWS)
+    epoch, kind, *numbers = rest.split(":")
+    here = NODES.c.place == place
+    if kind == "others":
+        return place, sa.and_(here, NODES.c.epoch != int(epoch, 16))
+    here = sa.and_(here, NODES.c.epoch == int(epoch, 16))
+    if kind == "since":
+        return place, sa.and_(here, NODES.c.commit_offset >= int(numbers[0]))
+    assert kind == "between", f"{question} asks for nothing that is known"
+    return place, sa.and_(here, NODES.c.slot >= int(numbers[0]), NODES.c.slot < int(numbers[1]))
+
+
+def _columns(row: NodeRow) -> dict[str, Any]:
+    place, epoch, slot, offset, record = row
+    return {
+        "place": place,
+        "epoch": epoch,
+        "slot": slot,
+        "name": record.name,
+        "incarnation": record.incarnation,
+        "generation": record.generation,
+        "reported_at": record.reported_at,
+        "status": record.status,
+        "gone": record.gone,
+        "commit_offset": offset,
+        "record": pack_record(record),
+    }
+
+
+def require_revision(engine: sa.Engine, name: str) -> None:
+    """Raise ``SchemaError`` unless the tables are those that this version reads and writes."""
+    revision = sa.table(REVISION_TABLE, sa.column("version_num"))
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table(REVISION_TABLE):
+            raise SchemaError(name, "it has no tables of nodestate yet")
+        found = connection.execute(sa.select(revision.c.version_num)).scalar()
+    if found != REVISION:
+        raise SchemaError(name, f"its tables are of revision {found}, and this version wants {REVISION}")

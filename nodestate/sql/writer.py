@@ -1,0 +1,76 @@
+"""Writing one partition into the database: a commit's rows and its head in one transaction.
+
+The head is moved by compare-and-swap, as in memcached, and takes its rows along or leaves them: an owner that lost
+its partition changes neither (invariant I7), and no reader meets a commit that is half there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from nodestate import keys
+from nodestate.errors import StoreUnavailableError
+from nodestate.head import Place, Tenure, Vitals
+from nodestate.lockstep import Step, Steps
+from nodestate.ports import NodeRow, Put, Write
+from nodestate.sql.format import Section
+from nodestate.sql.reader import SqlReader
+from nodestate.writing import Batch, HeldNodes, Taken
+
+
+class SqlWriter:
+    """Writes the rows of one partition."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._tenure: Tenure | None = None
+
+    @property
+    def tenure(self) -> Tenure:
+        """The ownership held. Only after ``take`` or ``begin``."""
+        assert self._tenure is not None, "take or begin first"
+        return self._tenure
+
+    def take(self) -> Steps[Taken | None]:
+        """See ``PartitionWriter``."""
+        taken = yield from Tenure.take(self._place)
+        if taken is None:
+            return None
+        tenure, found = taken
+        loaded = yield from SqlReader(self._place.prefix).load(found, None, {})
+        if loaded.missing or loaded.table is None:
+            return None
+        self._tenure = tenure
+        return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms, tenure.inherited_behind_ms)
+
+    def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""
+        yield from Tenure.may_begin(self._place)
+        self._tenure = None
+        rows = self._rows(range(len(nodes.records)), epoch, 0, nodes)
+        self._tenure = yield from Tenure.begin(self._place, epoch, Section(len(nodes.records)), vitals, rows)
+        # Best effort, as nobody reads them any more; and the epoch is begun, which must not be done twice.
+        with suppress(StoreUnavailableError):
+            yield Step(write=[Write(Put.DELETE, keys.other_rows(self._place.prefix, epoch))])
+
+    def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``."""
+        yield from self._commit(batch.changed, nodes, vitals)
+
+    def renew(self, vitals: Vitals) -> Steps[bool]:
+        """See ``PartitionWriter``."""
+        return (yield from self.tenure.renew(vitals))
+
+    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        """See ``PartitionWriter``. Writes all rows."""
+        yield from self._commit(range(len(nodes.records)), nodes, vitals)
+
+    def _commit(self, slots: Iterable[int], nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+        head = self.tenure.head
+        rows = self._rows(slots, head.epoch, head.next, nodes)
+        yield from self.tenure.advance(Section(len(nodes.records)), vitals, rows)
+
+    def _rows(self, slots: Iterable[int], epoch: int, offset: int, nodes: HeldNodes) -> tuple[NodeRow, ...]:
+        prefix = self._place.prefix
+        return tuple(NodeRow(prefix, epoch, slot, offset, nodes.records[slot]) for slot in slots)
