@@ -183,8 +183,16 @@ def key_functions() -> dict[str, Callable[..., str]]:
     }
 
 
-PARAMETERS = {"epoch": 0xE90C4, "term": 7_777, "offset": 8_888, "part": 9_999, "name": "{name}"}
-SHOWN = {"e90c4": "{epoch}", "7777": "{term}", "8888": "{offset}", "9999": "{part}"}
+PARAMETERS = {
+    "epoch": 0xE90C4,
+    "term": 7_777,
+    "offset": 8_888,
+    "part": 9_999,
+    "name": "{name}",
+    "first": 5_555,
+    "end": 6_666,
+}
+SHOWN = {"e90c4": "{epoch}", "7777": "{term}", "8888": "{offset}", "9999": "{part}", "5555": "{first}", "6666": "{end}"}
 
 
 def test_every_key_function_is_documented_as_it_is() -> None:
