@@ -33,6 +33,28 @@ class BadEventError(NodestateError):
         self.detail = detail
 
 
+# -- designs --------------------------------------------------------------------------------------
+
+
+class DesignStepError(NodestateError):
+    """Raised when a step of a switch between designs can't be taken now; says what would have to be done first."""
+
+    def __init__(self, why: str, first: str) -> None:
+        super().__init__(f"{why}; first: {first}")
+        self.why = why
+        self.first = first
+
+
+class ControlLostError(NodestateError):
+    """Raised when the place that decides on the control record has none, or an old one."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(
+            f"{server} has no control record of this cell, or an old one; consumers write it within seconds: is one running?"
+        )
+        self.server = server
+
+
 # -- store ----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Every key in memcached, as a function. The map of the key space::
 
+    ns:{cell}:control                                                 which designs are written and read, on every server
     ns:{cell}:{partition}:{design}:epoch                              which life of the partition counts
     ns:{cell}:{partition}:{design}:head:{epoch}                       the head, advanced by CAS, last
     ns:{cell}:{partition}:{design}:life:{epoch}                       signs of life, by slot
@@ -35,6 +36,11 @@ assert len("ns:" + "c" * MAX_CELL_CHARS + ":1023:s:node:") + MAX_NODE_NAME_CHARS
 def partition_of(node: str, partitions: int) -> int:
     """The partition a node belongs to: CRC-32 of its name, modulo. Publishers in any language can do this."""
     return zlib.crc32(node.encode()) % partitions
+
+
+def control(cell: str) -> str:
+    """The control record: which designs are written, and which is read."""
+    return f"ns:{cell}:control"
 
 
 def prefix(cell: str, partition: int, design: str) -> str:

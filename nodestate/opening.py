@@ -27,6 +27,12 @@ def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_ta
     return guarded(open_memcached(config) if False in in_database else (), clock, database)
 
 
+def configured(config: Config) -> list[str]:
+    """The designs that the settings name a place for, outside of this process."""
+    places = {False: bool(config.store_servers), True: bool(config.sql)}
+    return [name for name, design in DESIGNS.items() if places[design.in_database]]
+
+
 def open_memcached(config: Config) -> list[Store]:
     """A connection to each of the cell's servers; partition p lives on the one at ``p % len(stores)``."""
     from nodestate.memcached import open_stores as connections  # noqa: PLC0415  see above

@@ -3,24 +3,67 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from nodestate import keys
 from nodestate.columns import ColumnStore
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
+from nodestate.designs.control import Control
+from nodestate.designs.places import look
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
-from nodestate.lockstep import Stores, run
+from nodestate.lockstep import Steps, Stores, run
 from nodestate.model import NEVER, Receipt
 from nodestate.opening import open_stores
-from nodestate.ports import Clock, SystemClock
-from nodestate.reading import Follower
+from nodestate.ports import Clock, Store, SystemClock
+from nodestate.reading import Follower, PartitionState
 from nodestate.view import View, stale_nodes
 
 OnStale = Literal["exclude", "refuse", "flag"]
 POLL_S = 0.005
 """Pause between looks while a read waits for something to become visible."""
+CONFIRMED_APART_S = 2.0
+"""How much later than another design a design may have been confirmed, to take its place: ages are told to the second."""
+
+
+class _Following:
+    """The followers of one design: what a reader holds of it, refresh by refresh."""
+
+    def __init__(self, design: str, config: Config, stores: Stores, clock: Clock) -> None:
+        self.design = design
+        self.troubles: dict[int, NodestateError] = {}
+        letter, make, in_database = DESIGNS[design].letter, DESIGNS[design].reader, DESIGNS[design].in_database
+        prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
+        self.places = [stores.of(p, in_database=in_database) for p in range(config.partitions)]
+        self.followers = [
+            Follower(p, prefix, make(prefix), clock, config.partitions) for p, prefix in enumerate(prefixes)
+        ]
+
+    def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
+        """A refresh of every partition."""
+        return {
+            p: (store, follower.refresh(with_life))
+            for p, (store, follower) in enumerate(zip(self.places, self.followers, strict=True))
+        }
+
+    def settle(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
+        """Note what failed. Raises ``ConfigError``, which no other refresh will heal."""
+        self.troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
+        for trouble in self.troubles.values():
+            if isinstance(trouble, ConfigError):
+                raise trouble
+
+    @property
+    def states(self) -> tuple[PartitionState, ...]:
+        """What is known of each partition."""
+        if not self.troubles:
+            return tuple([follower.state for follower in self.followers])
+        return tuple(
+            f.state._replace(lost=str(self.troubles[p])) if p in self.troubles else f.state
+            for p, f in enumerate(self.followers)
+        )
 
 
 class Reader:
@@ -28,27 +71,36 @@ class Reader:
 
     A read costs one round trip where nothing changed, and what changed otherwise. Where a server does not
     answer, its partitions keep what was read before, and age.
+
+    ``design`` pins it to one. Otherwise it reads what the cell's control record says, or the settings where there is
+    none, and follows the record within one refresh::
+
+        reads R --record says X--> reads R, and X beside it --X is whole, and no node older than in R--> reads X
+
+    So a caller sees no error and no node go back (I1), whatever an operator switches.
     """
 
     def __init__(
         self, config: Config, *, design: str | None = None, stores: Stores | None = None, clock: Clock | None = None
     ) -> None:
         self.config = config
-        self.design = design or config.read_design
-        if self.design not in DESIGNS:
-            raise ConfigError(f"no design {self.design!r}; there are {', '.join(DESIGNS)}")
+        first = design or config.read_design
+        if first not in DESIGNS:
+            raise ConfigError(f"no design {first!r}; there are {', '.join(DESIGNS)}")
         self._clock = clock or SystemClock()
-        self._stores = stores or open_stores(config, self._clock, [self.design])
+        self._pinned = design is not None
+        self._given = stores
+        self._stores = stores or open_stores(config, self._clock, [first])
         self._columns = ColumnStore()
         self._lock = threading.Lock()
-        self._troubles: dict[int, NodestateError] = {}
-        letter, make = DESIGNS[self.design].letter, DESIGNS[self.design].reader
-        in_database = DESIGNS[self.design].in_database
-        self._places = [self._stores.of(p, in_database=in_database) for p in range(config.partitions)]
-        prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
-        self._followers = [
-            Follower(p, prefix, make(prefix), self._clock, config.partitions) for p, prefix in enumerate(prefixes)
-        ]
+        self._live = _Following(first, config, self._stores, self._clock)
+        self._coming: _Following | None = None
+        self._version = 0
+
+    @property
+    def design(self) -> str:
+        """What is read now."""
+        return self._live.design
 
     def read(
         self,
@@ -89,21 +141,48 @@ class Reader:
             self._clock.sleep(POLL_S)
 
     def _refresh(self, *, with_life: bool) -> None:
-        work = {
-            p: (store, f.refresh(with_life))
-            for p, (store, f) in enumerate(zip(self._places, self._followers, strict=True))
-        }
+        live = self._live
+        work: dict[int, tuple[Store, Steps[Any]]] = {**live.work(with_life=with_life)}
+        if not self._pinned:  # the record is asked for with the heads, in the same round trip
+            places = {id(store): store for store in live.places}
+            work |= {-n: (store, look(self.config.cell)) for n, store in enumerate(places.values(), 1)}
         results = run(work)
-        self._troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
-        for trouble in self._troubles.values():
-            if isinstance(trouble, ConfigError):
-                raise trouble
+        live.settle({p: results[p] for p in range(len(live.followers))})
+        records = [found for found in results.values() if isinstance(found, Control)]
+        control = max(records, key=lambda record: record.version, default=None)
+        if control is not None and control.version > self._version:
+            self._version = control.version
+            self._coming = self._open(control.reads) if control.reads != live.design else None
+        if self._coming is not None:
+            self._come(self._coming, with_life=with_life)
+
+    def _open(self, design: str) -> _Following | None:
+        """A design beside the one that is read; None where the settings name no place for it (the one that is read ages
+        when it is no longer written, and views say so).
+        """
+        try:
+            in_database = DESIGNS[design].in_database
+            if not self._stores.has(in_database=in_database):
+                opened = open_stores(self.config, self._clock, [design])
+                self._stores = Stores([*self._stores.all, *opened.all], self._stores.database or opened.database)
+            return _Following(design, self.config, self._stores, self._clock)
+        except (KeyError, ConfigError) as error:
+            import structlog  # noqa: PLC0415  half of the time that importing nodestate would take
+
+            structlog.get_logger("nodestate.reader").error(
+                "can't follow the control record", design=design, why=str(error)
+            )
+            return None
+
+    def _come(self, coming: _Following, *, with_life: bool) -> None:
+        """Read the coming design, and go over to it if it lacks nothing that was shown before."""
+        coming.settle(run(coming.work(with_life=with_life)))
+        if any(map(_behind, coming.states, self._live.states)):
+            return
+        self._live, self._coming = coming, None
 
     def _bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
-        states = tuple(
-            f.state._replace(lost=str(self._troubles[p])) if p in self._troubles else f.state
-            for p, f in enumerate(self._followers)
-        )
+        states = self._live.states
         now = self._clock.monotonic()
         stale: list[str] = []
         for state in states:
@@ -136,3 +215,17 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _behind(new: PartitionState, old: PartitionState) -> bool:
+    """Whether a partition of a coming design can't take the place of the one that is read: it is not whole, or older, or
+    has a node at an earlier version than was shown.
+    """
+    if new.table is None or new.lost:
+        return True
+    if old.table is None:
+        return False
+    if (old.vouched and not new.vouched) or new.confirmed_at < old.confirmed_at - CONFIRMED_APART_S:
+        return True
+    have = {record.name: record.version for record in new.table.records()}
+    return any(have.get(record.name, NEVER) < record.version for record in old.table.records())

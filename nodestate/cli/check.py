@@ -25,7 +25,7 @@ from nodestate.checking import (
     persisting,
 )
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import Lookout
+from nodestate.cli.looking import Lookout, written
 from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.ports import Resync
@@ -125,7 +125,7 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
         if not census:
             raise SilentAgentsError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
-    lookout = Lookout(run.config, run.config.designs)
+    lookout = Lookout(run.config, written(run.config))
     try:
         verdict = compare(lookout.views, timeout, census)
     finally:

@@ -14,7 +14,7 @@ from nodestate.broker import KombuResyncSender, KombuSource
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.stopping import stopping
 from nodestate.consumers.loop import Consumer
-from nodestate.opening import open_stores
+from nodestate.opening import configured, open_stores
 from nodestate.ports import SystemClock
 
 
@@ -39,7 +39,11 @@ class Member(click.ParamType[tuple[int, int]]):
     example="nodestate consume --design journal,snapshot --member 1/2",
     log_level="info",
 )
-@click.option("--design", metavar="NAMES", help="Designs to write, by comma.  [default: the settings' designs]")
+@click.option(
+    "--design",
+    metavar="NAMES",
+    help="Designs to write, by comma.  [default: what the control record says, else the settings]",
+)
 @click.option("--member", type=Member(), default="1/1", help="Which of how many consumers this is.")
 @click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
 def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
@@ -50,6 +54,8 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)
+    # What is not written now may be at any time, if the control record says so.
+    places = config.designs if design else (*config.designs, *configured(config))
     number, members = member
     first = [partition for partition in range(config.partitions) if partition % members == number - 1]
     standby = [partition for partition in range(config.partitions) if partition % members != number - 1]
@@ -58,11 +64,12 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     consumer = Consumer(
         config,
         KombuSource(config, first, standby, clock),
-        open_stores(config, clock, config.designs, make_tables=True),
+        open_stores(config, clock, places, make_tables=True),
         resync,
         clock,
         random.Random(os.urandom(16)),
         f"member-{number}@{socket.gethostname()}:{os.getpid()}",
+        follows_control=design is None,
     )
     with stopping(seconds) as stop:
         try:
@@ -72,7 +79,7 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
             resync.close()
     if run.as_json:
         counts = asdict(consumer.stats)
-        run.say_json({"member": f"{number}/{members}", "designs": config.designs, **counts.pop("counts"), **counts})
+        run.say_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts.pop("counts"), **counts})
     else:
         stats = consumer.stats
         run.out.print(

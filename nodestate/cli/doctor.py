@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nodestate.broker import connect_check, queue_depths, read_dead_letters
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout
+from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout, written
 from nodestate.config import Config
 from nodestate.errors import NodestateError
 from nodestate.memcached import MemcachedStore, ServerStats
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 @cell_command("doctor", "Say in words what is wrong, and what to do.", example="nodestate doctor --json")
-@click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: the settings' designs]")
+@click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: what is written]")
 def command(run: Run, designs: str | None) -> int:
     """Ask the broker, every store and every partition how they are. Exit code 1 if something FAILs.
 
@@ -53,6 +53,8 @@ def command(run: Run, designs: str | None) -> int:
     """
     config = run.settings(designs=designs)
     run.require_shared(broker=True, designs=config.designs)
+    if designs is None:
+        config = run.settings(designs=written(config))
     findings: list[Finding] = []
     for finding in _examine(config):
         findings.append(finding)

@@ -10,10 +10,11 @@ from typing import Final, NamedTuple
 from nodestate import keys
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
+from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import NodestateError
 from nodestate.head import Head, read_head
 from nodestate.lockstep import run
-from nodestate.opening import open_stores
+from nodestate.opening import configured, open_stores
 from nodestate.ports import Item, SystemClock
 from nodestate.reader import Reader
 from nodestate.view import View
@@ -47,6 +48,19 @@ class DesignLook(NamedTuple):
     view: View
     refresh_s: float
     heads: Sequence[HeadLook | str]
+
+
+def written(config: Config) -> tuple[str, ...]:
+    """The designs that the control record says are written, or the settings where there is none."""
+    places = configured(config)
+    if not places:
+        return config.designs
+    stores = open_stores(config, SystemClock(), places)
+    try:
+        control = newest(ControlPlaces(config.cell, stores).read())
+    finally:
+        stores.close()
+    return control.writes if control is not None else config.designs
 
 
 class Lookout:

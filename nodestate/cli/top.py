@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import DesignLook, HeadLook, Lookout
+from nodestate.cli.looking import DesignLook, HeadLook, Lookout, written
 from nodestate.cli.stopping import stopping
 
 NEVER_CAUGHT_UP_S: Final = 1_000_000.0
@@ -22,7 +22,7 @@ NEVER_CAUGHT_UP_S: Final = 1_000_000.0
 
 
 @cell_command("top", "Watch the partitions: owners, offsets, lag, ages.", example="nodestate top --once")
-@click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: the settings' designs]")
+@click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: what is written]")
 @click.option("--once", is_flag=True, help="Print once, and end.")
 @click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
 @click.option("--every", type=SECONDS, default=1.0, metavar="S", help="Look again after so long.")
@@ -34,7 +34,7 @@ def command(run: Run, designs: str | None, once: bool, seconds: float | None, ev
     """
     config = run.settings(designs=designs)
     run.require_shared(designs=config.designs)
-    lookout = Lookout(config, config.designs)
+    lookout = Lookout(config, config.designs if designs else written(config))
     try:
         with stopping(seconds) as stop:
             if run.as_json or once or not run.out.is_terminal:

@@ -33,7 +33,9 @@ class NothingReadError(NodestateError):
     "Print all nodes, within a bound of staleness.",
     example="nodestate view --design journal --max-age 5 --on-stale flag --json",
 )
-@click.option("--design", metavar="NAME", help="Design to read.  [default: the settings' read_design]")
+@click.option(
+    "--design", metavar="NAME", help="Design to read.  [default: what the control record says, else the settings]"
+)
 @click.option(
     "--max-age", type=SECONDS, default=5.0, metavar="S", help="How long ago each partition must have been caught up."
 )

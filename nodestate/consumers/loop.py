@@ -18,7 +18,7 @@ who is alive; then the term in the head decides.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +28,8 @@ from nodestate import keys
 from nodestate.config import Config
 from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
 from nodestate.designs import DESIGNS
+from nodestate.designs.control import Control, first
+from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import (
     BrokerUnavailableError,
     DeadLetterError,
@@ -49,6 +51,8 @@ MAX_ASKING_S: Final = 60.0
 """Longest pause before a node is asked for a report again. Each answer that can't be kept is a dead letter."""
 RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
+JOIN_AGAIN_S: Final = 1.0
+"""Pause before a design that could not be begun is tried again."""
 BURY_AGAIN_S: Final = 1.0
 """Pause before dead letters are tried again that could not be given."""
 ITEM_HEADER_BYTES: Final = 512
@@ -74,7 +78,9 @@ class Stats:
 
 
 class Consumer:
-    """Owns the partitions that the broker gives it, and writes the designs of the cell."""
+    """Owns the partitions that the broker gives it, and writes the designs of the cell: those of its settings, or with
+    ``follows_control`` those that the control record says.
+    """
 
     def __init__(
         self,
@@ -85,8 +91,13 @@ class Consumer:
         clock: Clock,
         rng: random.Random,
         name: str,
+        *,
+        follows_control: bool = False,
     ) -> None:
         self.config = config
+        self.designs = config.designs
+        self.control: Control | None = None
+        self._places = ControlPlaces(config.cell, stores) if follows_control else None
         self.stats = Stats()
         self.held: dict[int, HeldPartition] = {}
         self._source = source
@@ -102,12 +113,16 @@ class Consumer:
         self._retry_at: dict[int, float] = {}
         self._arrived: dict[int, list[Delivery]] = {}
         self._complained: dict[str, str] = {}
+        self._joining: int | None = None
+        self._join_at = clock.monotonic()
 
     # -- one step -------------------------------------------------------------------------------
 
     def step(self) -> int:
         """Receive, take, fold, write, ack, renew. Returns how many messages came; never raises for outages."""
         came = self._receive()
+        if self.control is None:
+            self._follow_control()
         self._take_new()
         self._write_due()
         self._bury_refused()
@@ -163,7 +178,7 @@ class Consumer:
         due = [number for number in self._arrived if self._retry_at.get(number, now) <= now]
         if not due:
             return
-        fresh = {number: HeldPartition(number, self._writers(number)) for number in due}
+        fresh = {number: HeldPartition(number, self._writers(number, self.designs)) for number in due}
         results = run(
             {
                 (number, name): (self._store(number, name), writer.take())
@@ -197,13 +212,13 @@ class Consumer:
                 self._renew_at = now
                 self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
 
-    def _writers(self, number: int) -> dict[str, PartitionWriter]:
+    def _writers(self, number: int, names: Iterable[str]) -> dict[str, PartitionWriter]:
         def place(name: str) -> Place:
             prefix, store = keys.prefix(self.config.cell, number, DESIGNS[name].letter), self._store(number, name)
             lease_s = int(self.config.lease_s)
             return Place(prefix, number, self._owner, lease_s, store, self.config.partitions, self._clock)
 
-        return {name: DESIGNS[name].writer(place(name)) for name in self.config.designs}
+        return {name: DESIGNS[name].writer(place(name)) for name in names}
 
     def _store(self, number: int, name: str) -> Store:
         """Where a partition of a design lives."""
@@ -263,6 +278,7 @@ class Consumer:
         for held in list(self.held.values()):
             if self.held.get(held.number) is held and held.pending is not None and not held.pending.owed:
                 self._finish(held)
+        self._joining = None
 
     def _pending(self, held: HeldPartition) -> Pending | None:
         """What is to be written of a partition: the work under way, or new work. What the store lost comes first, as
@@ -270,6 +286,11 @@ class Consumer:
         """
         if held.pending is None and held.lost:
             held.pending = held.maintenance(held.lost)
+        elif (
+            held.pending is None and held.joining and self._joining is None and self._join_at <= self._clock.monotonic()
+        ):
+            self._joining = held.number  # one in a step, as all rows of a large partition take their time
+            held.pending = held.maintenance(held.joining)
         elif held.pending is None and held.wants_repair:
             held.pending = held.maintenance(held.wants_repair, frozenset(held.wants_repair))
             held.wants_repair = set()
@@ -284,6 +305,8 @@ class Consumer:
         assert held.pending is not None
         if name in held.lost:
             return self._begin(held, name, now)
+        if name in held.joining:
+            return self._join(held, name, now)
         vitals = held.vitals(now)
         if name in held.pending.repair:
             return held.writers[name].repair(held, vitals)
@@ -295,10 +318,16 @@ class Consumer:
             return
         if result is None:
             held.lost.discard(name)
+            held.joining.discard(name)
             held.pending.owed.discard(name)
             self.stats.commits += 1
             self._retry_at.pop(number, None)
             self._settled(f"partition {number}")
+        elif name in held.joining and isinstance(result, StoreError):
+            # What is not there yet must not keep those waiting that are: no events are in this, so nothing is lost with it.
+            held.pending = None
+            self._join_at = self._clock.monotonic() + JOIN_AGAIN_S
+            self._complain(f"begin of {name}", str(result))
         else:
             self._failed(held, name, result)
 
@@ -385,6 +414,7 @@ class Consumer:
         if now < self._renew_at:
             return
         self._renew_at = now + self.config.renew_s
+        self._follow_control()
         try:
             for held in self.held.values():
                 self._source.poke(held.number, probe(self._owner, now))
@@ -400,7 +430,8 @@ class Consumer:
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
             vitals = held.full_vitals(now)
             for name, writer in held.writers.items():
-                work[held.number, name] = (self._store(held.number, name), writer.renew(vitals))
+                if name not in held.joining:
+                    work[held.number, name] = (self._store(held.number, name), writer.renew(vitals))
         for (number, name), result in run(work).items():
             renewed = self.held.get(number)
             if renewed is None:
@@ -410,6 +441,58 @@ class Consumer:
             elif result:
                 self.stats.repairs += 1
                 renewed.wants_repair.add(name)
+
+    # -- following the control record -----------------------------------------------------------
+
+    def _follow_control(self) -> None:
+        """Write the designs that the cell's control record says; make it from the settings where there is none yet, and
+        put it back where it got lost.
+        """
+        if self._places is None:
+            return
+        found = self._places.read()
+        for copy in found:
+            if copy.error is not None:
+                self._complain(f"control record at {copy.store.name}", str(copy.error))
+            else:
+                self._settled(f"control record at {copy.store.name}")
+        known = newest(found)
+        if known is None and self.control is None and any(copy.error for copy in found):
+            return  # who does not answer may know
+        if known is not None and (self.control is None or known.version > self.control.version):
+            self._adopt(known)
+        elif self.control is None:
+            self._adopt(first(self.config))
+        assert self.control is not None
+        self._places.put_back(self.control, found)
+
+    def _adopt(self, control: Control) -> None:
+        """A design that is new is begun, partition by partition, from what is held; one that is gone is forgotten."""
+        came, gone = set(control.writes) - set(self.designs), set(self.designs) - set(control.writes)
+        absent = [name for name in control.writes if not self._stores.has(in_database=DESIGNS[name].in_database)]
+        if absent:
+            self._complain("control record", f"it says to write {absent[0]}, and the settings name no place for it")
+            return
+        self._settled("control record")
+        self._log.info("control record", version=control.version, writes=control.writes, reads=control.reads)
+        self.control, self.designs = control, control.writes
+        forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        for held in self.held.values():
+            held.writers |= self._writers(held.number, came)
+            held.joining |= came
+            for name in gone & held.writers.keys():
+                held.drop(name)
+                prefix = keys.prefix(self.config.cell, held.number, DESIGNS[name].letter)
+                forgotten[held.number, name] = (self._store(held.number, name), forget(prefix))
+        for (number, name), error in run(forgotten).items():
+            if isinstance(error, NodestateError):  # its heads run out, and readers see that they are not renewed
+                self._log.warning("could not forget", partition=number, design=name, why=str(error))
+
+    def _join(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
+        """Become the owner of a design that was not written so far, and write it anew unless it is as held already."""
+        taken = yield from held.writers[name].take()
+        if taken is None or not taken.whole or taken.records != held.records:
+            yield from self._begin(held, name, now)
 
     # -- asking ---------------------------------------------------------------------------------
 

@@ -84,7 +84,8 @@ class HeldPartition:
     ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
     that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
     coming is no sign of life. ``vouch_at``: what was in the queue then, and all before, makes the partition's nodes
-    complete. ``refused``: to be dead-lettered, and not acked before. ``lost``: designs whose epoch the store lost; ``wants_repair``: those a reader asked for.
+    complete. ``refused``: to be dead-lettered, and not acked before. ``lost``: designs whose epoch the store lost; ``joining``: those
+    that are to be written from now on, and are not there yet; ``wants_repair``: those a reader asked for.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
@@ -100,6 +101,7 @@ class HeldPartition:
         self.vouched = False
         self.vouch_at = float("inf")
         self.lost: set[str] = set()
+        self.joining: set[str] = set()
         self.wants_repair: set[str] = set()
         self.incomplete: set[str] = set()
         self.asking: dict[str, Asking] = {}
@@ -114,6 +116,12 @@ class HeldPartition:
         self.heard_at = [now - age / 1000 if age != NEVER_HEARD else float("-inf") for age in ages]
         self.heard_at += [float("-inf")] * (len(records) - len(ages))
         self.incomplete = {record.name for record in records if record.incomplete}
+
+    def drop(self, name: str) -> None:
+        """Write a design no longer."""
+        del self.writers[name]
+        for names in (self.lost, self.joining, self.wants_repair, self.pending.owed if self.pending else set()):
+            names.discard(name)
 
     def doubt(self, now: float) -> None:
         """The store lost an epoch, and with it the term that tells who owns the partition: another may have taken it
@@ -185,7 +193,7 @@ class HeldPartition:
             counts.dead_letters[refused.reason] = counts.dead_letters.get(refused.reason, 0) + 1
         if events:
             pending.batch = Batch(tuple(events), tuple(changed), size_before)
-            pending.owed = set(self.writers)
+            pending.owed = self.writers.keys() - self.joining
         return pending
 
     def _check_place(self, event: Event, partitions: int) -> None:

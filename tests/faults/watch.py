@@ -23,20 +23,21 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 class Watcher(threading.Thread):
-    """Reads one design with a bound of ``max_age`` and ``on_stale="exclude"``, and checks at each read
+    """Reads one design (None: what the control record says) with a bound of ``max_age`` and ``on_stale="exclude"``, and checks at each read
 
     (a ``cold`` one makes a new reader for each)
 
-    - I1: within an epoch no node comes back older than it was;
+    - I1: within an epoch no node comes back older than it was; nor from one design to the next;
     - I5: a partition that the view vouches for has, of every node, what the broker had confirmed by the moment as of
       which the view says that the owner was caught up; or the node is named as incomplete. Nothing passes for absent
       either. (With partitions within the bound this implies: as new as what was confirmed more than ``max_age`` ago.)
     - that a version comes with the state that its author gave it.
     """
 
-    def __init__(self, config: Config, design: str, fleet: Fleet, max_age: float, *, cold: bool = False) -> None:
-        super().__init__(name=f"{'cold' if cold else 'warm'} {design}", daemon=True)
+    def __init__(self, config: Config, design: str | None, fleet: Fleet, max_age: float, *, cold: bool = False) -> None:
+        super().__init__(name=f"{'cold' if cold else 'warm'} {design or 'as the record says'}", daemon=True)
         self.design = design
+        self.last_design = ""
         self.cold = cold
         self.max_age = max_age
         self.violations: list[str] = []
@@ -71,6 +72,7 @@ class Watcher(threading.Thread):
 
     def _check(self, view: View) -> None:
         now = time.monotonic()
+        self.last_design = view.design
         self.reads += 1
         if not view.stale and not view.incomplete:
             self.fresh += 1
@@ -99,7 +101,8 @@ class Watcher(threading.Thread):
 
     def _check_returned(self, name: str, epoch: int, record: NodeRecord) -> None:
         before = self._seen.get(name)
-        if before is not None and before[0] == epoch and record.version < before[1]:
+        comparable = self.design is None or (before is not None and before[0] == epoch)
+        if before is not None and comparable and record.version < before[1]:
             self._tell(f"I1: {name} went from {before[1]} back to {record.version} within epoch {epoch:x}")
         self._seen[name] = (epoch, record.version)
         if self._checked.get(name) is record:

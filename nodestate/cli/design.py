@@ -1,0 +1,294 @@
+"""``nodestate design``: move a cell from one design to another while it runs.
+
+The steps and what each may follow are drawn in ``nodestate.designs.control``. A command that is interrupted is given
+again: each step is taken whole, by one compare-and-swap of the control record, or not at all.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Self
+
+import click
+import structlog
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from nodestate.cli.check import Verdict, compare
+from nodestate.cli.check import as_json as verdict_json
+from nodestate.cli.check import show as show_verdict
+from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.looking import DesignLook, Lookout
+from nodestate.designs.control import Control, cut_over, prepared, retired, rolled_back
+from nodestate.designs.places import ControlPlaces, Copy, newest
+from nodestate.errors import ConfigError, ControlLostError, DesignStepError
+from nodestate.opening import configured, open_stores
+from nodestate.ports import SystemClock
+
+LOOK_AGAIN_S: Final = 0.1
+LOST_WAIT_S: Final = 5.0
+"""How long a command waits for consumers to put back a record that is lost: they do with each renewal."""
+
+
+class NotWholeError(DesignStepError):
+    """Raised when a design that is to be read is not written in all partitions yet."""
+
+
+class NotEqualError(DesignStepError):
+    """Raised when a design that is to be read differs from the one that is."""
+
+
+@click.group("design", short_help="Say which design is written and read, and switch while the cell runs.")
+def command() -> None:
+    """Say which design is written and read, and switch while the cell runs.
+
+    From the database to memcached: prepare snapshot, verify, cutover snapshot; back at any time: rollback. In the end:
+    retire sql.
+    """
+
+
+class Switchboard:
+    """A cell's control record in an operator's hands, and what the designs look like. A context manager."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.config = run.config
+        places = configured(run.config)
+        if not places:
+            raise ConfigError(
+                "the settings name no place where this cell lives: give --store memcached://host:11211 (or NODESTATE_STORE), "
+                "NODESTATE_SQL, or both"
+            )
+        self._stores = open_stores(run.config, SystemClock(), places)
+        self._places = ControlPlaces(run.config.cell, self._stores)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stores.close()
+
+    def record(self) -> tuple[Control, list[Copy]]:
+        """The record and its copies. Raises ``ControlLostError`` where none comes up within a few seconds."""
+        deadline = time.monotonic() + LOST_WAIT_S
+        while True:
+            found = self._places.read()
+            known = newest(found)
+            if known is not None and found[0].control == known:
+                return known, found
+            if time.monotonic() > deadline:
+                raise found[0].error or ControlLostError(found[0].store.name)
+            time.sleep(LOOK_AGAIN_S)
+
+    def change(self, step: Callable[[Control], Control]) -> Control:
+        """Take a step, again where somebody else changed the record meanwhile; the record after it."""
+        while True:
+            before, found = self.record()
+            after = step(before)
+            if after is before:
+                return before
+            if self._places.change(found, after):
+                structlog.get_logger("nodestate.design").info(
+                    "control record", version=after.version, writes=after.writes, reads=after.reads, by=after.said_by
+                )
+                return after
+
+    def looks(self, designs: Sequence[str]) -> list[DesignLook]:
+        """Views and heads of designs."""
+        lookout = Lookout(self.config, designs)
+        try:
+            return lookout.look()
+        finally:
+            lookout.close()
+
+    def wait_until_whole(self, name: str, timeout: float) -> DesignLook:
+        """Return when every partition of a design is written by an owner that vouches for it."""
+        deadline = time.monotonic() + timeout
+        lookout = Lookout(self.config, [name])
+        try:
+            with self._bar(f"{name}: partitions", self.config.partitions) as done:
+                while True:
+                    [look] = lookout.look()
+                    whole = whole_partitions(look)
+                    done(len(whole))
+                    if len(whole) == self.config.partitions:
+                        return look
+                    if time.monotonic() > deadline:
+                        missing = sorted(set(range(self.config.partitions)) - set(whole))
+                        raise NotWholeError(
+                            f"{name} is not whole in {len(missing)} of {self.config.partitions} partitions after {timeout:g} s, "
+                            f"as {missing[0]}: {look.view.partitions[missing[0]].lost or 'its owner does not vouch for it yet'}",
+                            "nodestate doctor, then the same command again",
+                        )
+                    time.sleep(LOOK_AGAIN_S)
+        finally:
+            lookout.close()
+
+    def verdict(self, left: str, right: str, timeout: float) -> Verdict:
+        """Compare two designs node by node, as schedulers read them."""
+        lookout = Lookout(self.config, [left, right])
+        try:
+            with self._bar(f"{left} and {right}: compares", None):
+                return compare(lookout.views, timeout)
+        finally:
+            lookout.close()
+
+    def require_equal(self, left: str, right: str, timeout: float) -> None:
+        """Raise ``NotEqualError`` where two designs differ."""
+        if not self.verdict(left, right, timeout).agree:
+            raise NotEqualError(f"{right} differs from {left}, which is read", f"nodestate design verify {right}")
+
+    @contextmanager
+    def _bar(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self._run.err, transient=True, disable=self._run.as_json) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda done: progress.update(task, completed=done)
+
+
+def whole_partitions(look: DesignLook) -> list[int]:
+    """The partitions of a design that readers could go over to."""
+    return [state.partition for state in look.view.partitions if state.vouched and not state.lost]
+
+
+def operator() -> str:
+    """Who says it, for the record."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "?"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _say(run: Run, control: Control, *, done: str, **more: object) -> None:
+    if run.as_json:
+        run.say_json(
+            {"version": control.version, "writes": control.writes, "reads": control.reads, "done": done, **more}
+        )
+    else:
+        run.out.print(
+            f"{done} [dim](record {control.version}: writes {', '.join(control.writes)}; reads {control.reads})[/]"
+        )
+
+
+_TIMEOUT = click.option("--timeout", type=SECONDS, default=60.0, metavar="S", help="How long to wait for consumers.")
+_LOOK = click.option(
+    "--timeout", type=SECONDS, default=10.0, metavar="S", help="What differs for so long is a difference, not a delay."
+)
+
+
+@cell_command("status", "Show which designs are written and read.", example="nodestate design status --json")
+def status(run: Run) -> None:
+    """Show the control record, where its copies are, and how each design is."""
+    with Switchboard(run) as board:
+        control, found = board.record()
+        looks = board.looks(control.writes)
+        if run.as_json:
+            run.say_json(
+                {
+                    **{name: getattr(control, name) for name in control.__struct_fields__},
+                    "copies": {copy.store.name: copy.control.version if copy.control else None for copy in found},
+                    "designs": {
+                        look.design: {
+                            "nodes": len(look.view.nodes),
+                            "age": look.view.age,
+                            "whole": len(whole_partitions(look)),
+                            "partitions": board.config.partitions,
+                        }
+                        for look in looks
+                    },
+                }
+            )
+            return
+        run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{control.reads}[/]")
+        for look in looks:
+            state = f"{len(whole_partitions(look))} of {board.config.partitions} partitions whole"
+            run.out.print(f"  {look.design}: {len(look.view.nodes):,} nodes, {look.view.age:.1f} s old, {state}")
+        for copy in found:
+            has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
+            run.out.print(f"  copy at {copy.store.name}: {has}", markup=False)
+        if control.former:
+            run.out.print(f"  'nodestate design rollback' goes back to {control.former}")
+
+
+@cell_command("prepare", "Have consumers write one more design.", example="nodestate design prepare snapshot")
+@click.argument("name")
+@_TIMEOUT
+def prepare(run: Run, name: str, timeout: float) -> None:
+    """Have consumers write NAME, too, beginning with all nodes that they hold; returns when it is whole."""
+    with Switchboard(run) as board:
+        if name not in configured(run.config):
+            raise ConfigError(f"the settings name no place for {name}: see NODESTATE_SQL and NODESTATE_STORE")
+        control = board.change(lambda now: prepared(now, name, operator()))
+        look = board.wait_until_whole(name, timeout)
+        nodes = len(look.view.nodes)
+        _say(run, control, done=f"{name} is written, and whole: {nodes:,} nodes", nodes=nodes)
+
+
+@cell_command("verify", "Compare a design with the one that is read.", example="nodestate design verify snapshot")
+@click.argument("name", required=False)
+@_LOOK
+def verify(run: Run, name: str | None, timeout: float) -> int:
+    """Compare NAME, or each design that is written, with the one that is read, node by node. Exit code 0: no difference."""
+    with Switchboard(run) as board:
+        control, _ = board.record()
+        others = [name] if name else [one for one in control.writes if one != control.reads]
+        verdicts = [board.verdict(control.reads, other, timeout) for other in others]
+        if run.as_json:
+            run.say_json(
+                {
+                    "reads": control.reads,
+                    "verdicts": {o: verdict_json(v) for o, v in zip(others, verdicts, strict=True)},
+                }
+            )
+        elif not others:
+            run.out.print(f"only {control.reads} is written: there is nothing to compare it with")
+        else:
+            for verdict in verdicts:
+                show_verdict(run, verdict)
+        return 0 if all(verdict.agree for verdict in verdicts) else 1
+
+
+@cell_command("cutover", "Have readers read another design.", example="nodestate design cutover snapshot")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also if it differs, or is not whole.")
+@_LOOK
+def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
+    """Have readers read NAME from their next refresh on. Refuses unless it is whole and equal to what is read now."""
+    with Switchboard(run) as board:
+        control, _ = board.record()
+        cut_over(control, name, operator())  # refuses what can't be, before anything is compared
+        if control.reads != name:
+            try:
+                board.wait_until_whole(name, timeout)
+                board.require_equal(control.reads, name, timeout)
+            except (NotWholeError, NotEqualError) as error:
+                if not force:
+                    raise
+                structlog.get_logger("nodestate.design").warning("forced", step="cutover", design=name, why=str(error))
+        _say(run, board.change(lambda now: cut_over(now, name, operator())), done=f"readers read {name}")
+
+
+@cell_command("rollback", "Have readers read what they read before.", example="nodestate design rollback")
+def rollback(run: Run) -> None:
+    """Have readers read the design from before the last cutover. The present one stays written."""
+    with Switchboard(run) as board:
+        before, _ = board.record()
+        control = board.change(lambda now: rolled_back(now, operator()))
+        nothing = f"nothing to go back to: readers read {control.reads}"
+        _say(run, control, done=f"readers read {control.reads} again" if control.version != before.version else nothing)
+
+
+@cell_command("retire", "Have consumers write a design no longer.", example="nodestate design retire sql")
+@click.argument("name")
+def retire(run: Run, name: str) -> None:
+    """Have consumers write NAME no longer, and forget it. Refuses what is read."""
+    with Switchboard(run) as board:
+        _say(run, board.change(lambda now: retired(now, name, operator())), done=f"{name} is not written any more")
+
+
+for _step in (status, prepare, verify, cutover, rollback, retire):
+    command.add_command(_step)
