@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,16 +40,21 @@ def database() -> Iterator[str]:
 
 def design(cell: CellUnderTest, *words: str, code: int = 0) -> Any:
     """``nodestate design WORDS --json`` as an operator's process."""
-    done = subprocess.run(  # noqa: S603  our own command
+    process = start_design(cell, *words)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == code, f"design {words} ended with {process.returncode}: {out}{err}"
+    return json.loads((out if code == 0 else err).splitlines()[-1])
+
+
+def start_design(cell: CellUnderTest, *words: str) -> subprocess.Popen[str]:
+    """The same, not waited for."""
+    return subprocess.Popen(  # noqa: S603  our own command
         [sys.executable, "-c", _MAIN, "design", *words, "--json"],
         env=cell.members[0].settings | {"PATH": os.environ["PATH"]},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=90,
-        check=False,
     )
-    assert done.returncode == code, f"design {words} ended with {done.returncode}: {done.stdout}{done.stderr}"
-    return json.loads((done.stdout if code == 0 else done.stderr).splitlines()[-1])
 
 
 @contextmanager
@@ -122,3 +128,43 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
         assert sorted(design(cell, "status")["designs"]) == ["snapshot", "sql"]
         cell.recovered("after all switches")
         assert design(cell, "verify")["verdicts"]["snapshot"]["agree"]
+
+
+STEPS = {
+    "prepare": (["prepare", "journal"], {"writes": ["snapshot", "journal"], "reads": "snapshot"}),
+    "cutover": (["cutover", "journal"], {"writes": ["snapshot", "journal"], "reads": "journal"}),
+    "rollback": (["rollback"], {"writes": ["snapshot", "journal"], "reads": "snapshot"}),
+    "retire": (["retire", "journal"], {"writes": ["snapshot"], "reads": "snapshot"}),
+}
+KILLED_AFTER_S = (0.2, 0.3, 0.4, 0.5)
+"""A command takes about half a second: it is killed before it asked, while it waits, and after it changed the record."""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
+    cell_of: CellFactory, memcached: MemcachedServer, step: str
+) -> None:
+    """kill -9 of the operator's command at several moments, and of a consumer in the midst of it; then the same again."""
+    words, wanted = STEPS[step]
+    with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0) as cell:
+        cell.well()
+        for before in list(STEPS)[: list(STEPS).index(step)]:
+            design(cell, *STEPS[before][0])
+        follower = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+        cell.watchers.append(follower)
+        follower.start()
+        for number, delay_s in enumerate(KILLED_AFTER_S):
+            member = cell.members[number % len(cell.members)]
+            process = start_design(cell, *words)
+            time.sleep(delay_s)
+            process.kill()
+            member.kill()
+            process.communicate()
+            member.start()
+        design(cell, *words)
+        status = design(cell, "status")
+        assert {name: status[name] for name in wanted} == wanted
+        wait_until(lambda: follower.last_design == wanted["reads"], "the reader does not follow")
+        cell.recovered(f"{step}, killed {len(KILLED_AFTER_S)} times")
+        assert all(verdict["agree"] for verdict in design(cell, "verify")["verdicts"].values())

@@ -126,6 +126,8 @@ class Ledger:
 
     def accepted(self, write: Write) -> None:
         """Take in a write that was stored."""
+        if write.key == keys.control(CELL):
+            return
         _, _, number, letter, tail = write.key.split(":", 4)
         partition = int(number)
         if tail.startswith("node:"):
@@ -380,6 +382,7 @@ class Member:
             world.clock,
             random.Random(world.rng.getrandbits(32)),
             name,
+            follows_control=world.follows_control,
         )
 
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
@@ -502,8 +505,10 @@ class World:
         max_bytes: int | None = None,
         no_evict: bool = False,
         designs: tuple[str, ...] = ("journal", "snapshot"),
+        follows_control: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
+        self.follows_control = follows_control
         self.clock = ManualClock()
         self.config = Config(partitions=partitions, designs=designs)
         self.ledger = Ledger(self.clock)

@@ -1,0 +1,313 @@
+"""The control record: which steps follow which, where it lives, and how consumers and readers go along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate import keys
+from nodestate.config import DESIGN_NAMES, Config
+from nodestate.designs import DESIGNS
+from nodestate.designs.control import CONTROL, Control, cut_over, first, prepared, retired, rolled_back
+from nodestate.designs.places import ControlPlaces, newest
+from nodestate.errors import ConfigError, ControlLostError, DesignStepError, StoreUnavailableError
+from nodestate.head import read_head
+from nodestate.lockstep import Stores, run_one
+from nodestate.ports import Put, Write
+from nodestate.reader import Reader
+from nodestate.testing import MemoryServer, MemoryStore
+from tests.machines.world import World
+
+NODES = [f"node-{n}" for n in range(6)]
+START = Control(3, ("journal",), "journal")
+
+
+# -- steps ----------------------------------------------------------------------------------------
+
+
+def test_a_switch_there_and_back() -> None:
+    """As drawn in the module; each change is one version more, so that the newest copy is known."""
+    both = prepared(START, "snapshot", "me")
+    assert both == Control(4, ("journal", "snapshot"), "journal", "", "me")
+    over = cut_over(both, "snapshot", "me")
+    assert over == Control(5, ("journal", "snapshot"), "snapshot", "journal", "me")
+    assert rolled_back(over, "me") == Control(6, ("journal", "snapshot"), "journal", "", "me")
+    assert retired(over, "journal", "me") == Control(6, ("snapshot",), "snapshot", "", "me")
+
+
+def test_a_step_taken_twice_is_taken_once() -> None:
+    """Whoever was interrupted repeats the command."""
+    both = prepared(START, "snapshot", "me")
+    over = cut_over(both, "snapshot", "me")
+    gone = retired(over, "journal", "me")
+    assert prepared(both, "snapshot", "you") is both
+    assert cut_over(over, "snapshot", "you") is over
+    assert retired(gone, "journal", "you") is gone
+    assert rolled_back(START, "you") is START
+
+
+def test_a_refusal_names_the_step_that_is_missing() -> None:
+    """House rule 8."""
+    with pytest.raises(DesignStepError, match="prepare snapshot") as caught:
+        cut_over(START, "snapshot", "me")
+    assert caught.value.first == "nodestate design prepare snapshot"
+    with pytest.raises(DesignStepError, match="readers read journal"):
+        retired(START, "journal", "me")
+    with pytest.raises(ConfigError, match="journal, snapshot, sql"):
+        prepared(START, "tape", "me")
+
+
+STEPS = [prepared, cut_over, retired, lambda control, _name, by: rolled_back(control, by)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(DESIGN_NAMES)), max_size=20))
+def test_whatever_an_operator_does_what_is_read_is_written(steps: list[Any]) -> None:
+    """And what a rollback would go back to, too; the version counts changes, and nothing else."""
+    control = START
+    for step, name in steps:
+        try:
+            after = step(control, name, "me")
+        except DesignStepError:
+            continue
+        assert after is control or after.version == control.version + 1
+        control = after
+        assert control.reads in control.writes
+        assert not control.former or control.former in control.writes
+        assert CONTROL.unpack(CONTROL.pack(control)) == control
+
+
+# -- places ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def servers() -> list[MemoryServer]:
+    return [MemoryServer(f"store-{n}") for n in range(3)]
+
+
+@pytest.fixture
+def places(servers: list[MemoryServer]) -> ControlPlaces:
+    """A database, which decides, and two memcached servers."""
+    database, *others = [MemoryStore(server) for server in servers]
+    return ControlPlaces("cell1", Stores(others, database))
+
+
+def versions(places: ControlPlaces) -> list[int | None]:
+    return [copy.control.version if copy.control else None for copy in places.read()]
+
+
+def test_a_change_is_decided_in_one_place_and_copied_to_all(places: ControlPlaces) -> None:
+    places.put_back(START, places.read())
+    assert versions(places) == [3, 3, 3]
+    assert places.change(places.read(), prepared(START, "snapshot", "me"))
+    assert versions(places) == [4, 4, 4]
+
+
+def test_of_two_operators_one_is_too_late(places: ControlPlaces) -> None:
+    """By compare-and-swap: neither overwrites what they have not seen."""
+    places.put_back(START, places.read())
+    seen = places.read()
+    assert places.change(seen, prepared(START, "snapshot", "me"))
+    assert not places.change(seen, prepared(START, "sql", "you"))
+    assert newest(places.read()) == prepared(START, "snapshot", "me")
+
+
+def test_a_copy_that_is_lost_or_old_is_put_back_and_never_wins(
+    places: ControlPlaces, servers: list[MemoryServer]
+) -> None:
+    """memcached was flushed; or a server comes back with what it had before an outage."""
+    later = prepared(START, "snapshot", "me")
+    places.put_back(START, places.read())
+    servers[2].stop()
+    assert places.change(places.read(), later)
+    servers[2].start()
+    servers[1].flush()
+    assert versions(places) == [4, None, 3]
+    assert newest(places.read()) == later
+    places.put_back(later, places.read())
+    assert versions(places) == [4, 4, 4]
+
+
+def test_nobody_changes_what_only_a_copy_knows(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+    """The database was set back: a change on top of its old record would count as one that was made already."""
+    places.put_back(prepared(START, "snapshot", "me"), places.read())
+    servers[0].flush()
+    with pytest.raises(ControlLostError, match="store-0"):
+        places.change(places.read(), START)
+    MemoryStore(servers[0]).write([Write(Put.ADD, keys.control("cell1"), CONTROL.pack(START))])
+    with pytest.raises(ControlLostError):
+        places.change(places.read(), prepared(START, "sql", "you"))
+
+
+def test_the_place_that_decides_must_answer(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+    places.put_back(START, places.read())
+    servers[0].stop()
+    found = places.read()
+    assert newest(found) == START
+    with pytest.raises(StoreUnavailableError, match="store-0"):
+        places.change(found, prepared(START, "snapshot", "me"))
+
+
+def test_rubbish_is_no_record(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+    """It is replaced, not believed."""
+    MemoryStore(servers[0]).write([Write(Put.ADD, keys.control("cell1"), b"rubbish")])
+    places.put_back(START, places.read())
+    assert versions(places) == [3, 3, 3]
+
+
+# -- consumers and readers ------------------------------------------------------------------------
+
+
+class Switched(World):
+    """A cell that runs as its control record says, its operator, and a reader that follows."""
+
+    def __init__(self, designs: Sequence[str] = ("journal",), **settings: Any) -> None:
+        super().__init__(designs=tuple(designs), follows_control=True, **settings)
+        self.config = Config(partitions=2, designs=tuple(designs), read_design=designs[0])
+        self.start_member([0], [1])
+        self.start_member([1], [0])
+        for name in NODES:
+            self.start_agent(name, {"usage": {"VCPU": 1}})
+        self.run_well(60)
+        self.operator = ControlPlaces(self.config.cell, self.fresh_stores())
+        self.reader = Reader(self.config, stores=self.fresh_stores(), clock=self.clock)
+
+    def fresh_stores(self) -> Stores:
+        return Stores([MemoryStore(server) for server in self.servers])
+
+    @property
+    def record(self) -> Control:
+        """As an operator sees it."""
+        found = newest(self.operator.read())
+        assert found is not None
+        return found
+
+    def take(self, control: Control) -> None:
+        """A step of the operator's, and a moment for consumers to go along."""
+        assert self.operator.change(self.operator.read(), control)
+        self.run_well(3)
+
+    def whole(self, design: str) -> bool:
+        """Whether all partitions of a design are there for a reader that never looked before."""
+        reader = Reader(self.config, design=design, stores=self.fresh_stores(), clock=self.clock)
+        view = reader.read(max_age=3.0, on_stale="flag")
+        return sorted(view.nodes) == NODES and not view.incomplete and not view.stale
+
+
+def test_consumers_make_the_record_from_the_settings_once() -> None:
+    """Later settings don't count: two members with different ones would take turns."""
+    world = Switched()
+    assert world.record == first(world.config)
+    assert [member.consumer.designs for member in world.members] == [("journal",), ("journal",)]
+    world.config = Config(partitions=2, designs=("snapshot",))
+    newcomer = world.start_member([0], [])
+    newcomer.step()
+    assert newcomer.consumer.designs == ("journal",)
+
+
+def test_a_design_that_is_prepared_is_begun_from_memory_and_kept_up() -> None:
+    """While the other goes on without a pause: nothing is asked of the agents."""
+    world = Switched()
+    resyncs = [member.consumer.stats.resyncs for member in world.members]
+    world.take(prepared(world.record, "snapshot", "me"))
+    assert world.whole("snapshot")
+    assert [member.consumer.stats.resyncs for member in world.members] == resyncs
+    world.change_some(1.0)
+    world.run_well(3)
+    assert world.whole("snapshot")
+    assert world.reader.read(max_age=3.0).design == "journal"
+
+
+def test_a_design_whose_place_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its begin is tried again; events and the designs that are there go on."""
+    world = Switched()
+    failing = DESIGNS["snapshot"].writer
+
+    def refuses(place: Any) -> Any:
+        writer = failing(place)
+
+        def begin(*_: Any) -> Any:
+            raise StoreUnavailableError("snapshot", "not now")
+            yield
+
+        writer.begin = begin  # type: ignore[method-assign]
+        return writer
+
+    monkeypatch.setitem(DESIGNS, "snapshot", DESIGNS["snapshot"]._replace(writer=refuses))
+    world.take(prepared(world.record, "snapshot", "me"))
+    world.change_some(1.0)
+    world.run_well(3)
+    assert world.whole("journal")
+    assert not world.whole("snapshot")
+    monkeypatch.setitem(DESIGNS, "snapshot", DESIGNS["snapshot"]._replace(writer=failing))
+    for member in list(world.members):
+        member.die()
+    world.run_well(60)
+    assert world.whole("snapshot")
+
+
+def test_a_reader_follows_within_one_refresh() -> None:
+    """No restart, no error, no node older; and back again."""
+    world = Switched()
+    world.reader.read(max_age=3.0)
+    world.take(prepared(world.record, "snapshot", "me"))
+    world.take(cut_over(world.record, "snapshot", "me"))
+    view = world.reader.read(max_age=3.0)
+    assert (view.design, sorted(view.nodes)) == ("snapshot", NODES)
+    assert world.operator.change(world.operator.read(), rolled_back(world.record, "me"))
+    assert world.reader.read(max_age=3.0).design == "journal"
+
+
+def test_a_reader_stays_where_it_is_until_the_other_design_lacks_nothing() -> None:
+    """A forced cutover to what is not there: old and whole is better than new and nothing."""
+    world = Switched()
+    world.reader.read(max_age=3.0)
+    both = prepared(world.record, "snapshot", "me")
+    assert world.operator.change(world.operator.read(), both)
+    assert world.operator.change(world.operator.read(), cut_over(both, "snapshot", "me"))
+    view = world.reader.read(max_age=3.0)
+    assert (view.design, sorted(view.nodes)) == ("journal", NODES)
+    world.run_well(3)
+    assert world.reader.read(max_age=3.0).design == "snapshot"
+
+
+def test_a_pinned_reader_follows_nobody() -> None:
+    """Whoever compares designs names them."""
+    world = Switched()
+    pinned = Reader(world.config, design="journal", stores=world.fresh_stores(), clock=world.clock)
+    world.take(prepared(world.record, "snapshot", "me"))
+    world.take(cut_over(world.record, "snapshot", "me"))
+    assert pinned.read(max_age=3.0).design == "journal"
+
+
+def test_a_design_that_is_retired_is_forgotten() -> None:
+    """Its readers see a loss, not an old state that passes for fresh (I5)."""
+    world = Switched(["journal", "snapshot"])
+    pinned = Reader(world.config, design="snapshot", stores=world.fresh_stores(), clock=world.clock)
+    assert not pinned.read(max_age=3.0).incomplete
+    world.take(retired(world.record, "snapshot", "me"))
+    for partition in range(2):
+        store, prefix = world.fresh_stores().of(partition), keys.prefix(world.config.cell, partition, "s")
+        assert run_one(store, read_head(prefix, None)) is None
+    world.pass_time(10)
+    assert pinned.read(max_age=3.0, on_stale="flag").stale == set(NODES)
+    world.run_well(3)
+    assert world.whole("journal")
+
+
+def test_the_record_survives_the_loss_of_memcached() -> None:
+    """Consumers hold it; the settings, which say something else by now, don't come back."""
+    world = Switched()
+    world.take(prepared(world.record, "snapshot", "me"))
+    world.take(cut_over(world.record, "snapshot", "me"))
+    world.take(retired(world.record, "journal", "me"))
+    before = world.record
+    for number in range(len(world.servers)):
+        world.restart_server(number)
+    world.run_well(60)
+    assert world.record == before
+    assert world.whole("snapshot")
+    assert world.reader.read(max_age=3.0).design == "snapshot"
