@@ -21,9 +21,10 @@ test: $(READY)  ## run everything, against real memcached and RabbitMQ
 
 check: lint types fast  ## lint, types and the tests that need no server
 
-lint: $(READY)  ## ruff, rules and format
+lint: $(READY)  ## ruff, rules and format; who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
