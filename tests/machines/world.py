@@ -510,7 +510,7 @@ class World:
         self.rng = random.Random(seed)
         self.follows_control = follows_control
         self.clock = ManualClock()
-        self.config = Config(partitions=partitions, designs=designs)
+        self.config = Config(partitions=partitions, designs=designs, read_design=designs[0])
         self.ledger = Ledger(self.clock)
         self.servers = [
             WitnessedServer(self.ledger, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)

@@ -1,0 +1,164 @@
+"""An operator who switches designs in a cell under faults: readers that follow are held to I1, I3 and I5 all the while."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from typing import Literal
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from structlog.testing import capture_logs
+
+from nodestate.designs import DESIGNS
+from nodestate.designs.control import Control, cut_over, prepared, retired, rolled_back
+from nodestate.designs.places import ControlPlaces, newest
+from nodestate.errors import ControlLostError, DesignStepError, StoreError
+from nodestate.lockstep import Stores
+from nodestate.reader import Reader
+from nodestate.testing import Fault, Plan
+from nodestate.view import View
+from tests.machines.world import JudgedReader, World, all_well, at_call, small_limits
+
+NODES = [f"node-{number}" for number in range(5)]
+NAMES = ["journal", "snapshot"]
+MAX_AGE_S = 5.0
+numbers = st.integers(min_value=0, max_value=10_000)
+calls = st.integers(min_value=0, max_value=12)
+faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans())
+
+
+class FollowingReader(JudgedReader):
+    """A reader that names no design, judged by what it says that it read; and when it goes over from one design to another,
+    no node is older than in the view before (I1).
+    """
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, world.config.read_design)
+        self._reader = Reader(world.config, stores=self._reader._stores, clock=world.clock)
+        self._last: View | None = None
+
+    def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
+        """Read and judge; the caller never meets an error."""
+        for store in self.stores:
+            store.plan = plan
+        view = self._reader.read(max_age=max_age, node_max_age=10 * max_age, on_stale=on_stale)
+        self.design, self._letter = view.design, DESIGNS[view.design].letter
+        for partition in view.partitions:
+            self._judge(partition, view)
+        if self._last is not None and self._last.design != view.design:
+            for record in self._last.nodes.records():
+                now = view.nodes.record(record.name)
+                assert now is not None, f"I1: {record.name} vanished from {self._last.design} to {view.design}"
+                assert now.version >= record.version, f"I1: {record.name} is at {now.version} in {view.design}"
+        self._last = view
+        return view
+
+
+class SwitchingMachine(RuleBasedStateMachine):
+    """Any steps in any order, while consumers die, servers lose everything, and calls fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held = ExitStack()
+        self._held.enter_context(small_limits())
+        self._held.enter_context(capture_logs())
+
+    @initialize(seed=numbers, first=st.sampled_from(NAMES), servers=st.integers(1, 2))
+    def begin(self, seed: int, first: str, servers: int) -> None:
+        self.world = World(seed=seed, servers=servers, designs=(first,), follows_control=True)
+        self.world.start_member([0], [1])
+        self.world.start_member([1], [0])
+        for name in NODES:
+            self.world.start_agent(name, {"usage": {"VCPU": 1}})
+        self.world.run_well(self.world.config.settle_s + 3)
+        self.follower = FollowingReader(self.world)
+        self.world.readers = [self.follower]
+        self.operator = ControlPlaces(self.world.config.cell, self._stores())
+        self.record: Control | None = None
+
+    def _stores(self) -> Stores:
+        return JudgedReader(self.world, "journal")._reader._stores
+
+    # -- the operator
+
+    @rule(step=st.sampled_from(["prepare", "cutover", "rollback", "retire"]), name=st.sampled_from(NAMES))
+    def take_a_step(self, step: str, name: str) -> None:
+        """Without a look whether the one before is through: as with --force, or as two operators would."""
+        found = self.operator.read()
+        known = newest(found)
+        if known is None:
+            return
+        steps = {
+            "prepare": lambda: prepared(known, name, "machine"),
+            "cutover": lambda: cut_over(known, name, "machine"),
+            "rollback": lambda: rolled_back(known, "machine"),
+            "retire": lambda: retired(known, name, "machine"),
+        }
+        with suppress(DesignStepError, ControlLostError, StoreError):
+            self.operator.change(found, steps[step]())
+
+    # -- everyday life and faults
+
+    @rule(rounds=st.integers(1, 5))
+    def churn(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.world.change_some(0.7)
+            self.world.run_well(0.5)
+
+    @rule(which=numbers, call=calls, fault=faults)
+    def step_with_fault(self, which: int, call: int, fault: Fault) -> None:
+        self.world.change_some(0.5)
+        self.world.members[which % len(self.world.members)].step(at_call(call, fault))
+
+    @rule(which=numbers, call=calls, fault=faults)
+    def die_in_a_step(self, which: int, call: int, fault: Fault) -> None:
+        self.world.change_some(0.5)
+        self.world.members[which % len(self.world.members)].step(at_call(call, fault), dies=True)
+
+    @rule(which=numbers)
+    def die(self, which: int) -> None:
+        self.world.members[which % len(self.world.members)].die()
+
+    @rule(which=numbers, up=st.booleans())
+    def outage(self, which: int, up: bool) -> None:
+        server = self.world.servers[which % len(self.world.servers)]
+        if up:
+            server.start()
+        else:
+            server.stop()
+
+    @rule(which=numbers)
+    def lose_a_server(self, which: int) -> None:
+        self.world.restart_server(which % len(self.world.servers))
+
+    @rule(call=calls)
+    def read_with_a_fault(self, call: int) -> None:
+        self.follower.read(MAX_AGE_S, plan=at_call(call, Fault()))
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 8.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @invariant()
+    def a_reader_that_follows_sees_nothing_wrong(self) -> None:
+        if hasattr(self, "follower"):
+            self.follower.read(MAX_AGE_S)
+
+    def teardown(self) -> None:
+        """In the end the reader reads what the record says, whole, and as the agents say."""
+        try:
+            if hasattr(self, "follower"):
+                self.world.converge()
+                known = newest(self.operator.read())
+                assert known is not None, "nobody knows the record any more"
+                for _ in range(3):
+                    self.world.run_well(self.world.config.settle_s)
+                assert self.follower.read(MAX_AGE_S).design == known.reads
+                self.world.converge()
+        finally:
+            self._held.close()
+
+
+TestSwitching = SwitchingMachine.TestCase
+TestSwitching.settings = settings(settings(), stateful_step_count=25)
