@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.services.servers import MemcachedServer, RabbitServer, ServiceMissing
+from tests.services.servers import MariadbServer, MemcachedServer, PostgresServer, RabbitServer, ServiceMissing
 
 # The default finds the same thing every time, so that red means "this commit" and never "bad luck"; new examples are
 # hunted on purpose, with HYPOTHESIS_PROFILE=thorough. No deadline: two busy cores say nothing about the code.
@@ -70,6 +70,28 @@ def memcached(memcached_factory: MemcachedFactory) -> Iterator[MemcachedServer]:
     server = memcached_factory()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariadbServer]:
+    """One MariaDB for the whole run, without tables. As with ``rabbit``, who stops it starts it again."""
+    try:
+        server = MariadbServer()
+    except ServiceMissing as error:
+        _missing(error)
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run, as ``mariadb``."""
+    try:
+        server = PostgresServer()
+    except ServiceMissing as error:
+        _missing(error)
+    with server:
+        yield server
 
 
 @pytest.fixture

@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
-# Make sure that the tests can have a real memcached and a real RabbitMQ: installed, through Docker, or installed now.
+# Make sure that the tests can have real servers: memcached and RabbitMQ, installed or through Docker; MariaDB and
+# PostgreSQL, installed. What is missing is installed now, where that can be done.
 # Exit 0: they can. 1: they cannot, and the last lines say what to do. Servers are started by the tests, not here.
 set -euo pipefail
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/usr/lib/rabbitmq/bin"
 
+for folder in /usr/lib/postgresql/*/bin; do
+    PATH="$PATH:$folder"
+done
+
+# The packages to install, by their names on Debian and Ubuntu.
 missing() {
-    for program in memcached rabbitmq-server; do
-        command -v "$program" >/dev/null || printf '%s ' "$program"
+    for program in "$@"; do
+        command -v "${program%%:*}" >/dev/null || printf '%s ' "${program#*:}"
     done
 }
 
-absent="$(missing)"
-if [ -z "$absent" ]; then
-    exit 0
+wanted="memcached:memcached rabbitmq-server:rabbitmq-server mariadbd:mariadb-server postgres:postgresql"
+if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then
+    # shellcheck disable=SC2086 # one word each
+    absent="$(missing ${wanted%%mariadbd*})"
+    [ -z "$absent" ] || echo "Not installed: ${absent}- the tests take containers instead."
+    wanted="mariadbd${wanted##*mariadbd}"
 fi
 
-if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then
-    echo "Not installed: ${absent}- the tests take containers instead."
+# shellcheck disable=SC2086 # ditto
+absent="$(missing $wanted)"
+if [ -z "$absent" ]; then
     exit 0
 fi
 
@@ -33,10 +43,14 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     fi
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    # shellcheck disable=SC2086 # program names are the packages' names on Debian and Ubuntu, one word each
+    # shellcheck disable=SC2086 # ditto
     apt-get install -y -qq --no-install-recommends $absent
     hash -r
-    absent="$(missing)"
+    for folder in /usr/lib/postgresql/*/bin; do
+        PATH="$PATH:$folder"
+    done
+    # shellcheck disable=SC2086 # ditto
+    absent="$(missing $wanted)"
     if [ -z "$absent" ]; then
         exit 0
     fi
@@ -45,7 +59,7 @@ fi
 cat >&2 <<EOF
 The tests against real servers need: ${absent}
 Either install them (Debian, Ubuntu):  sudo apt-get install --no-install-recommends ${absent}
-or start Docker, then the tests take containers.
+or, for memcached and RabbitMQ, start Docker; then the tests take containers.
 Without them: make check
 EOF
 exit 1
