@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -24,8 +25,6 @@ from nodestate.view import View, stale_nodes
 OnStale = Literal["exclude", "refuse", "flag"]
 POLL_S = 0.005
 """Pause between looks while a read waits for something to become visible."""
-CONFIRMED_APART_S = 2.0
-"""How much later than another design a design may have been confirmed, to take its place: ages are told to the second."""
 
 
 class _Following:
@@ -130,7 +129,7 @@ class Reader:
         while True:
             try:
                 with self._lock:
-                    self._refresh(with_life=node_max_age is not None)
+                    self._refresh(max_age, with_life=node_max_age is not None)
                     view = self._bounded(max_age, node_max_age, on_stale)
                 if at_least is not None:
                     self._require(view, at_least, timeout)
@@ -140,7 +139,7 @@ class Reader:
                     raise
             self._clock.sleep(POLL_S)
 
-    def _refresh(self, *, with_life: bool) -> None:
+    def _refresh(self, max_age: float | None, *, with_life: bool) -> None:
         live = self._live
         work: dict[int, tuple[Store, Steps[Any]]] = {**live.work(with_life=with_life)}
         if not self._pinned:  # the record is asked for with the heads, in the same round trip
@@ -154,7 +153,7 @@ class Reader:
             self._version = control.version
             self._coming = self._open(control.reads) if control.reads != live.design else None
         if self._coming is not None:
-            self._come(self._coming, with_life=with_life)
+            self._come(self._coming, max_age, with_life=with_life)
 
     def _open(self, design: str) -> _Following | None:
         """A design beside the one that is read; None where the settings name no place for it (the one that is read ages
@@ -174,12 +173,16 @@ class Reader:
             )
             return None
 
-    def _come(self, coming: _Following, *, with_life: bool) -> None:
-        """Read the coming design, and go over to it if it lacks nothing that was shown before."""
-        coming.settle(run(coming.work(with_life=with_life)))
-        if any(map(_behind, coming.states, self._live.states)):
+    def _come(self, coming: _Following, max_age: float | None, *, with_life: bool) -> None:
+        """Read the coming design, and go over to it if it lacks nothing that was shown before or is asked for now."""
+        try:
+            coming.settle(run(coming.work(with_life=with_life)))
+        except ConfigError:  # its heads are of another number of partitions: what is read now is right all the same
             return
-        self._live, self._coming = coming, None
+        fresh_since = self._clock.monotonic() - max_age if max_age is not None else -math.inf
+        pairs = zip(coming.states, self._live.states, strict=True)
+        if not any(_behind(new, old, fresh_since) for new, old in pairs):
+            self._live, self._coming = coming, None
 
     def _bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
         states = self._live.states
@@ -217,15 +220,15 @@ class Reader:
         self.close()
 
 
-def _behind(new: PartitionState, old: PartitionState) -> bool:
-    """Whether a partition of a coming design can't take the place of the one that is read: it is not whole, or older, or
-    has a node at an earlier version than was shown.
+def _behind(new: PartitionState, old: PartitionState, fresh_since: float) -> bool:
+    """Whether a partition of a coming design can't take the place of the one that is read: it is not whole, is confirmed
+    neither as late nor late enough, or has a node at an earlier version than was shown.
     """
     if new.table is None or new.lost:
         return True
     if old.table is None:
         return False
-    if (old.vouched and not new.vouched) or new.confirmed_at < old.confirmed_at - CONFIRMED_APART_S:
+    if (old.vouched and not new.vouched) or new.confirmed_at < min(old.confirmed_at, fresh_since):
         return True
     have = {record.name: record.version for record in new.table.records()}
     return any(have.get(record.name, NEVER) < record.version for record in old.table.records())

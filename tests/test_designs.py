@@ -208,6 +208,47 @@ def test_consumers_make_the_record_from_the_settings_once() -> None:
     assert newcomer.consumer.designs == ("journal",)
 
 
+def test_the_first_record_reads_what_is_written() -> None:
+    """The default of read_design may be a design that these settings don't write."""
+    assert first(Config(designs=("journal",), read_design="snapshot")).reads == "journal"
+
+
+def test_a_consumer_that_can_not_know_the_record_takes_nothing() -> None:
+    """Its settings may be out of date, and what they don't say would be forgotten in the stores that do answer."""
+    world = Switched()
+    world.take(prepared(world.record, "snapshot", "me"))
+    for member in list(world.members):
+        member.source.inner.crash()
+        world.members.remove(member)
+    world.servers[0].flush()
+    world.servers[1].stop()
+    newcomer = world.start_member([0, 1], [])
+    for _ in range(5):
+        newcomer.step()
+    assert (newcomer.consumer.control, newcomer.consumer.held) == (None, {})
+    world.servers[1].start()
+    world.run_well(60)
+    assert newcomer.consumer.designs == ("journal", "snapshot")
+    assert world.whole("snapshot")
+
+
+def test_a_reader_goes_over_when_the_caller_s_bound_allows_it() -> None:
+    """A design that was never looked at has an age that is known to two seconds only: no refusal for that."""
+    world = Switched()
+    world.take(prepared(world.record, "snapshot", "me"))
+    ages = []
+    for _ in range(20):
+        world.run_well(0.5)
+        ages.append(world.reader.read(max_age=60.0).age)
+    tightest = max(ages[5:]) + 0.01
+    assert world.operator.change(world.operator.read(), cut_over(world.record, "snapshot", "me"))
+    designs = []
+    for _ in range(20):
+        world.run_well(0.5)
+        designs.append(world.reader.read(max_age=tightest).design)
+    assert designs[-1] == "snapshot"
+
+
 def test_a_design_that_is_prepared_is_begun_from_memory_and_kept_up() -> None:
     """While the other goes on without a pause: nothing is asked of the agents."""
     world = Switched()

@@ -174,6 +174,8 @@ class Consumer:
 
     def _take_new(self) -> None:
         """Become the owner of every partition that messages came for, with what the stores have of it."""
+        if self._places is not None and self.control is None:
+            return  # the settings may be out of date, and what they don't say would be forgotten
         now = self._clock.monotonic()
         due = [number for number in self._arrived if self._retry_at.get(number, now) <= now]
         if not due:

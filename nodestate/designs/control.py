@@ -40,8 +40,9 @@ CONTROL: Final = Codec(Control)
 
 
 def first(config: Config) -> Control:
-    """What the settings say: the record of a cell that has none yet."""
-    return Control(1, config.designs, config.read_design, "", "settings")
+    """What the settings say: the record of a cell that has none yet. What is read is written, whatever they say."""
+    reads = config.read_design if config.read_design in config.designs else config.designs[0]
+    return Control(1, config.designs, reads, "", "settings")
 
 
 def prepared(control: Control, name: str, by: str) -> Control:
