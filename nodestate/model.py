@@ -423,9 +423,9 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
         classes, columns = columns_of(state.inventory, state.usage)
         rest = _decode_shallow(event.state)
         usage, metrics = bytes(rest.pop("usage", b"")), bytes(rest.pop("metrics", b""))
-        return _applied(record, event, _Content(state.status, classes, columns, usage, metrics, _encode(rest)))
+        return _applied(record, event, state.status, classes, columns, usage, metrics, _encode(rest))
     if type(event) is Leave:
-        return _applied(record, event, _GONE)
+        return _applied(record, event, "down", "", b"", b"", b"", b"")
     if type(event) is Change:
         _check_patch(event.patch)
     return _gap(record, event)
@@ -439,20 +439,6 @@ def _check_patch(patch: msgspec.Raw) -> None:
         raise BadEventError("wrong-type", f"patch: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"patch: {error}") from None
-
-
-class _Content(NamedTuple):
-    """What an event makes of a record; fields as in ``NodeRecord``."""
-
-    status: Status
-    classes: str
-    columns: bytes
-    usage: bytes
-    metrics: bytes
-    rest: bytes
-
-
-_GONE: Final = _Content("down", "", b"", b"", b"", b"")
 
 
 def _changed(record: NodeRecord, event: Change) -> Folded:
@@ -486,7 +472,7 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
         fields = _patched(_decode_shallow(rest), {"allocations": _decode_any(patch.allocations)})
         parse_state(_encode({"allocations": fields.get("allocations", {})}))
         rest = _encode(fields)
-    return _applied(record, event, _Content(record.status, record.classes, columns, usage, metrics, rest))
+    return _applied(record, event, record.status, record.classes, columns, usage, metrics, rest)
 
 
 def _merged(record: NodeRecord, event: Change) -> Folded:
@@ -501,7 +487,7 @@ def _merged(record: NodeRecord, event: Change) -> Folded:
     if counted:
         status, (classes, columns) = state.status, columns_of(state.inventory, state.usage)
     usage, metrics = bytes(fields.pop("usage", b"")), bytes(fields.pop("metrics", b""))
-    return _applied(record, event, _Content(status, classes, columns, usage, metrics, _encode(fields)))
+    return _applied(record, event, status, classes, columns, usage, metrics, _encode(fields))
 
 
 _COUNTED: Final = frozenset({"status", "inventory", "usage"})
@@ -528,8 +514,17 @@ def _classes_of(classes: str) -> str:
     return classes
 
 
-def _applied(record: NodeRecord | None, event: Event, content: _Content) -> Folded:
-    size = len(content.rest) + len(content.usage) + len(content.metrics)
+def _applied(
+    record: NodeRecord | None,
+    event: Event,
+    status: Status,
+    classes: str,
+    columns: bytes,
+    usage: bytes,
+    metrics: bytes,
+    rest: bytes,
+) -> Folded:
+    size = len(rest) + len(usage) + len(metrics)
     if size + _KEYS_BYTES > MAX_STATE_BYTES:
         raise BadEventError("too-large", f"a state of {size:,} bytes, over {MAX_STATE_BYTES:,}")
     incarnation, generation = event.incarnation, event.generation
@@ -545,7 +540,12 @@ def _applied(record: NodeRecord | None, event: Event, content: _Content) -> Fold
             wanted_generation,
             event.reported_at,
             type(event) is Leave,
-            *content,
+            status,
+            classes,
+            columns,
+            usage,
+            metrics,
+            rest,
         ),
         Outcome.APPLIED,
     )
@@ -554,7 +554,7 @@ def _applied(record: NodeRecord | None, event: Event, content: _Content) -> Fold
 def _gap(record: NodeRecord | None, event: Event) -> Folded:
     version = event.version
     if record is None:
-        record = NodeRecord(event.node, 0, 0, 0, 0, event.reported_at, False, *_GONE)
+        record = NodeRecord(event.node, 0, 0, 0, 0, event.reported_at, False, "down", "", b"", b"", b"", b"")
     if version <= record.wanted:
         return Folded(record, Outcome.GAP)
     return Folded(
