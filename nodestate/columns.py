@@ -1,12 +1,13 @@
 """The scheduler's columns: capacity and usage by resource class, as numpy arrays over all nodes.
 
-A row is a node's slot, partitions one after the other. Blocks of partitions are kept from view to view; of a
-partition that changed, a copy is made and the rows of changed chunks are written again: cost follows change,
-and arrays that a view gave out never change.
+A row is a node's slot, partitions one after the other. From view to view the arrays are copied and the rows that changed are
+written again, as arrays that a view gave out never change; where nothing changed they are the same arrays.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,91 +41,95 @@ class Columns:
         return {name: self.capacity[name] - self.usage[name] for name in self.capacity}
 
 
-class _Block:
-    """One partition's columns as of one table."""
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The columns of all nodes of some tables; row = where the partition starts + slot."""
 
-    def __init__(self, table: Table | None, before: _Block | None) -> None:
-        self.table = table
-        size = table.size if table is not None else 0
-        old = before.table if before is not None else None
-        if table is None or old is None or old.epoch != table.epoch or old.size > size:
-            before = old = None
-        rows = _changed_rows(table, old)
-        classes = {name for joined in {record.classes for _, record in rows} for name in joined.split()}
-        self.names: list[str] = before.names if before is not None else []
-        self.status = np.full(size, NOT_THERE, np.uint8)
-        if before is None:
-            self.amounts = {name: np.zeros((2, size), np.int64) for name in classes}
-        else:
-            kept = len(before.status)
-            self.status[:kept] = before.status
-            self.amounts = {name: np.zeros((2, size), np.int64) for name in classes | before.amounts.keys()}
-            for name, amounts in before.amounts.items():
-                self.amounts[name][:, :kept] = amounts
-        if len(self.names) < size and table is not None:
-            self.names = table.names[:size]
-        self._write(rows)
-
-    def _write(self, rows: list[tuple[int, NodeRecord]]) -> None:
-        alike: dict[str, list[tuple[int, NodeRecord]]] = {}
-        for row, record in rows:
-            self.status[row] = _STATUS_CODE[record.status] if record.live else NOT_THERE
-            alike.setdefault(record.classes, []).append((row, record))
-        for joined, members in alike.items():
-            classes = joined.split()
-            where = np.array([row for row, _ in members])
-            for name in self.amounts.keys() - set(classes):
-                self.amounts[name][:, where] = 0
-            if not classes:
-                continue
-            packed = np.frombuffer(b"".join([record.columns for _, record in members]), "<i8")
-            by_class = packed.reshape(len(members), 2, len(classes))
-            for at, name in enumerate(classes):
-                self.amounts[name][:, where] = by_class[:, :, at].T
-
-
-def _changed_rows(table: Table | None, old: Table | None) -> list[tuple[int, NodeRecord]]:
-    """The rows that are not the very same record as before."""
-    if table is None:
-        return []
-    return [(slot, table.record(row)) for slot, row in table.rows.differing(old.rows if old is not None else None)]
+    tables: tuple[Table | None, ...]
+    starts: tuple[int, ...]
+    names: list[str]
+    status: npt.NDArray[np.uint8]
+    amounts: dict[str, Amounts]
 
 
 class ColumnStore:
     """Makes columns for views, from those of the view before. Belongs to one reader; safe for several threads."""
 
     def __init__(self) -> None:
-        self._blocks: list[_Block] = []
-        self._parts: list[list[str]] = []
-        self._names: list[str] = []
+        self._base = _Base((), (), [], np.zeros(0, np.uint8), {})
         self._lock = threading.Lock()
 
     def of(self, tables: Sequence[Table | None], left_out: Collection[str] = ()) -> Columns:
         """The columns of a view's tables."""
         with self._lock:
-            before = self._blocks if len(self._blocks) == len(tables) else [None] * len(tables)
-            blocks = [
-                old if old is not None and old.table is table else _Block(table, old)
-                for table, old in zip(tables, before, strict=True)
-            ]
-            self._blocks = blocks
-            if [id(block.names) for block in blocks] != [id(part) for part in self._parts]:
-                self._parts = [block.names for block in blocks]
-                self._names = [name for part in self._parts for name in part]
-            names = self._names
-        classes = sorted({name for block in blocks for name in block.amounts})
-        status = np.concatenate([block.status for block in blocks])
-        capacity: dict[str, Amounts] = {}
-        usage: dict[str, Amounts] = {}
-        for name in classes:
-            both = np.concatenate(
-                [b.amounts[name] if name in b.amounts else np.zeros((2, len(b.status)), np.int64) for b in blocks],
-                axis=1,
-            )
-            both.flags.writeable = False
-            capacity[name], usage[name] = both[0], both[1]
+            base = self._base = _advanced(self._base, tuple(tables))
+        status = base.status
         if left_out:
-            row_of = {name: row for row, name in enumerate(names)}
+            status = status.copy()
+            row_of = {name: row for row, name in enumerate(base.names)}
             status[[row_of[name] for name in left_out if name in row_of]] = NOT_THERE
-        status.flags.writeable = False
-        return Columns(names, capacity, usage, status)
+            status.flags.writeable = False
+        classes = sorted(base.amounts)
+        capacity = {name: base.amounts[name][0] for name in classes}
+        return Columns(base.names, capacity, {name: base.amounts[name][1] for name in classes}, status)
+
+
+def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
+    """The columns of these tables: a copy of those before, in which rows that changed are written again."""
+    if len(before.tables) == len(tables) and all(map(operator.is_, before.tables, tables)):
+        return before
+    olds = before.tables if len(before.tables) == len(tables) else (None,) * len(tables)
+    kept = [
+        old if old and new and old.epoch == new.epoch and old.size <= new.size else None
+        for old, new in zip(olds, tables, strict=True)
+    ]
+    sizes = [table.size if table is not None else 0 for table in tables]
+    if [old.size if old is not None else -1 for old in kept] == sizes:
+        starts, names = before.starts, before.names
+        status, amounts = before.status.copy(), {name: array.copy() for name, array in before.amounts.items()}
+    else:
+        *starts_and_end, total = itertools.accumulate(sizes, initial=0)
+        starts = tuple(starts_and_end)
+        names = [name for table in tables if table is not None for name in table.names[: table.size]]
+        status, amounts = (
+            np.full(total, NOT_THERE, np.uint8),
+            {name: np.zeros((2, total), np.int64) for name in before.amounts},
+        )
+        for old, was, start in zip(kept, before.starts or starts, starts, strict=True):
+            if old is not None:
+                here, there = slice(start, start + old.size), slice(was, was + old.size)
+                status[here] = before.status[there]
+                for name, array in amounts.items():
+                    array[:, here] = before.amounts[name][:, there]
+    rows = [
+        (start + slot, table.record(row))
+        for table, old, start in zip(tables, kept, starts, strict=True)
+        if table is not None and table is not old
+        for slot, row in table.rows.differing(old.rows if old is not None else None)
+    ]
+    _write(rows, status, amounts)
+    status.flags.writeable = False
+    for array in amounts.values():
+        array.flags.writeable = False
+    return _Base(tables, starts, names, status, amounts)
+
+
+def _write(rows: list[tuple[int, NodeRecord]], status: npt.NDArray[np.uint8], amounts: dict[str, Amounts]) -> None:
+    """Write records into their rows; classes that no row had so far are added."""
+    alike: dict[str, tuple[list[int], list[NodeRecord]]] = {}
+    for row, record in rows:
+        where, records = alike.setdefault(record.classes, ([], []))
+        where.append(row)
+        records.append(record)
+    for joined, (where, records) in alike.items():
+        at_rows = np.array(where)
+        status[at_rows] = [_STATUS_CODE[record.status] if record.live else NOT_THERE for record in records]
+        classes = joined.split()
+        for name in amounts.keys() - set(classes):
+            amounts[name][:, at_rows] = 0
+        packed = np.frombuffer(b"".join([record.columns for record in records]), "<i8")
+        by_class = packed.reshape(len(records), 2, len(classes))
+        for at, name in enumerate(classes):
+            if name not in amounts:
+                amounts[name] = np.zeros((2, len(status)), np.int64)
+            amounts[name][:, at_rows] = by_class[:, :, at].T
