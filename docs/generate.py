@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from nodestate import head, keys, model
-from nodestate.cli import main
+from nodestate.cli import every_command
 from nodestate.config import Config
 from nodestate.journal import format as journal
 from nodestate.snapshot import format as snapshot
@@ -170,7 +170,7 @@ COMMON_OPTIONS: Final = frozenset({"as_json", "settings_file", "broker", "store"
 def commands() -> str:
     """The table of all commands, with the options that not all of them have, and an example of each."""
     rows = ["| command | does | own options | example |", "|---|---|---|---|"]
-    for name, command in main.commands.items():
+    for name, command in every_command().items():
         own = [
             f"`{param.opts[0]}`"
             for param in command.params

@@ -15,19 +15,23 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
-from nodestate.cli import main
+from nodestate.cli import every_command, main
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.logs import set_up_logs
 from nodestate.cli.stopping import stopping
 from nodestate.errors import StaleViewError
 
-NAMES = ["up", "agent", "publish", "consume", "view", "top", "check", "resync", "doctor"]
+NAMES = [
+    *("up", "agent", "publish", "consume", "view", "top", "check"),
+    *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
+    *("resync", "doctor"),
+]
 REAL = ["--broker", "amqp://127.0.0.1:1", "--store", "memcached://127.0.0.1:1"]
 
 
 @pytest.fixture(autouse=True)
 def _settings_of_this_test_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("BROKER", "STORE", "CELL", "PARTITIONS", "CONFIG", "DESIGNS"):
+    for name in ("BROKER", "STORE", "CELL", "PARTITIONS", "CONFIG", "DESIGNS", "SQL", "READ_DESIGN"):
         monkeypatch.delenv(f"NODESTATE_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -37,23 +41,25 @@ def run(*words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> R
 
 
 def test_there_are_these_commands() -> None:
-    assert list(main.commands) == NAMES
+    assert list(every_command()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestHelp:
     def test_it_ends_with_an_example_that_works(self, name: str) -> None:
         """As far as it can be seen without servers: the example is parsed, and the help shows it."""
-        answer = run(name, "--help")
+        answer = run(*name.split(), "--help")
         assert answer.exit_code == 0
         _, _, example = answer.output.partition("Example:\n")
         for line in example.strip().splitlines():
-            command, *words = line.strip().rpartition("nodestate ")[2].split()
-            assert command == name
-            main.commands[name].make_context(name, [word for word in words if word != "-"] + ["-"] * ("-" in words))
+            shown, words = line.strip().rpartition("nodestate ")[2], name.split()
+            assert shown.split()[: len(words)] == words
+            given = shown.split()[len(words) :]
+            command = every_command()[name]
+            command.make_context(name, [word for word in given if word != "-"] + ["-"] * ("-" in given))
 
     def test_the_common_options_are_there(self, name: str) -> None:
-        options = {option for param in main.commands[name].params for option in param.opts}
+        options = {option for param in every_command()[name].params for option in param.opts}
         common = {"--json", "--config", "--broker", "--store", "--cell", "--partitions", "--log-level", "--log-format"}
         assert common <= options
 
@@ -82,6 +88,11 @@ class TestHelp:
         ["up", "--nodes", "0"],
         ["top", *REAL, "--log-level", "chatty"],
         ["dance"],
+        ["design", "status", "--store", "memory://"],
+        ["design", "prepare", *REAL, "stone-tablets"],
+        ["design", "prepare", *REAL, "sql"],
+        ["design", "cutover", *REAL],
+        ["design", "dance"],
     ],
     ids=" ".join,
 )
@@ -112,7 +123,7 @@ def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: 
     answer = run(*words)
     assert answer.exit_code == 2
     assert "lives within one process" in answer.stderr
-    assert name in main.commands
+    assert name in every_command()
 
 
 def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:

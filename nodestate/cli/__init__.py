@@ -19,3 +19,12 @@ def main() -> None:
 
 for _module in (up, agent, publish, consume, view, top, check, design, resync, doctor):
     main.add_command(_module.command)
+
+
+def every_command(group: click.Group = main, before: str = "") -> dict[str, click.Command]:
+    """All commands by what is typed, those of groups as ``design prepare``."""
+    found: dict[str, click.Command] = {}
+    for name, one in group.commands.items():
+        words = f"{before} {name}".strip()
+        found |= every_command(one, words) if isinstance(one, click.Group) else {words: one}
+    return found

@@ -1,0 +1,66 @@
+"""The how-to pages, carried out line by line over real servers while agents report."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.services.servers import MariadbServer, MemcachedServer, RabbitServer
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "switch-designs.md"
+DEADLINE_S = 90.0
+
+
+def lines_of(page: Path) -> Iterator[str]:
+    """Every line of every shell block."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        yield from block.splitlines()
+
+
+def test_the_how_to_of_a_switch_does_what_it_says(
+    mariadb: MariadbServer, memcached: MemcachedServer, rabbit: RabbitServer, cell: str, tmp_path: Path
+) -> None:
+    """From the database to no-DB and back: each command as it stands there, in its order; each must end well."""
+    servers = {"NODESTATE_SQL": mariadb.url, "NODESTATE_STORE": memcached.url, "NODESTATE_BROKER": rabbit.url}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
+    env |= {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
+    carried_out: list[str] = []
+    with ExitStack() as processes:
+
+        def start(*words: str) -> None:
+            log = processes.enter_context((tmp_path / f"{len(carried_out)}.log").open("wb"))
+            command = [sys.executable, "-m", "nodestate.cli", *words]
+            process = processes.enter_context(subprocess.Popen(command, env=env, stdout=log, stderr=log))  # noqa: S603
+            processes.callback(process.kill)
+
+        for line in lines_of(PAGE):
+            words = shlex.split(line)
+            if words[0] == "export":
+                env |= {name: servers.get(name, value) for name, _, value in (one.partition("=") for one in words[1:])}
+                continue
+            assert words.pop(0) == "nodestate", line
+            if words[-1] == "&":
+                start(*words[:-1])
+                if words[:-1] == ["consume", "--member", "2/2"]:  # beside the page: a fleet that changes all the while
+                    start("agent", "--source", "simulated", "--nodes", "100", "--rate", "100")
+            else:
+                done = subprocess.run(  # noqa: S603
+                    [sys.executable, "-m", "nodestate.cli", *words],
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    timeout=DEADLINE_S,
+                    check=False,
+                )
+                assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            carried_out.append(line)
+    assert len(carried_out) > 15, "the page has lost its commands"
