@@ -1,4 +1,4 @@
-"""How many events a second one consumer process takes from RabbitMQ into memcached, and for how much CPU.
+"""How many events a second one consumer process takes from RabbitMQ into memcached or a database, and for how much CPU.
 
 A round: a new consumer process takes over all partitions and finds their queues empty; the queues are filled with
 changes; the clock starts, and it drains them. Then the same with bare kombu, with the same messages, acking in batches
@@ -15,8 +15,8 @@ from functools import partial
 from typing import Final
 
 from bench.bare_kombu import NOTHING, StopWatch, Stretch, drain_queues
-from bench.cell import config_for, memcached_for, memcached_version, require_nothing_lost
 from bench.fresh import in_fresh_process
+from bench.places import USUAL, Place, Tour, config_for
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, by_partition, require, require_whole
@@ -25,8 +25,7 @@ from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.partition import is_probe
-from nodestate.lockstep import Stores
-from nodestate.memcached import open_stores
+from nodestate.opening import open_stores
 from nodestate.ports import SystemClock
 from tests.services.servers import RabbitServer
 
@@ -41,29 +40,29 @@ GOAL_NODES: Final = 10_000
 
 
 def run(settings: Settings, tell: Tell) -> Findings:
-    """Each design alone, then both at once."""
-    cases: list[Case] = []
+    """Each design alone, then those of memcached at once."""
+    tour = Tour()
+    of_memcached = [design for design in settings.designs if design in USUAL]
+    together = [of_memcached] if len(of_memcached) > 1 else []
     with RabbitServer() as rabbit:
-        servers = {"rabbitmq": connect_check(Config(broker=rabbit.url)).version}
-        together = [settings.designs] if len(settings.designs) > 1 else []
+        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for nodes in settings.nodes:
-            for designs in [*((design,) for design in settings.designs), *together]:
-                with memcached_for(nodes * settings.state_bytes) as memcached:
-                    servers["memcached"] = memcached_version(memcached.address)
-                    cell = "-".join(("bench", *(design[0] for design in designs), str(nodes)))
-                    config = config_for(
-                        memcached.url, designs, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60
-                    )
-                    cases.append(_measure(config, nodes, settings, tell))
-                    require_nothing_lost(memcached.address)
-    return Findings(cases, {}, [], servers)
+            for designs in [*([design] for design in settings.designs), *together]:
+
+                def measure(place: Place, nodes: int = nodes) -> list[Case]:
+                    cell = f"bench-{place.slug}-{nodes}"
+                    config = config_for(place, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60)
+                    return [_measure(place, config, nodes, settings, tell)]
+
+                tour.visit(designs, nodes * settings.state_bytes, measure)
+    return tour.findings()
 
 
-SCENARIO: Final = Scenario("apply", "one consumer process, from RabbitMQ into memcached", run)
+SCENARIO: Final = Scenario("apply", "one consumer process, from RabbitMQ into where a design lives", run)
 
 
-def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case:
-    name = " and ".join(config.designs)
+def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell: Tell) -> Case:
+    name = place.label
     fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
     partitions = by_partition(fleet, config.partitions)
     picks = random.Random(settings.seed)
@@ -120,12 +119,13 @@ def _measure(config: Config, nodes: int, settings: Settings, tell: Tell) -> Case
             f"in each of {rounds} rounds all {count:,} events were applied, acked, and no other came",
             f"after each, views of {name} showed version and state of the last event of all {nodes:,} nodes",
             f"bare kombu took {count:,} messages of the same bytes, and left none",
+            place.kept(nodes),
         ],
         [
             Goal.at_least(f"{name}: consumer, p50", rate, EVENTS_PER_S, "events/s"),
             Goal.at_least(f"{name}: consumer / bare kombu", rate / measures["bare kombu"].p50, 0.6, "x"),
         ]
-        if nodes == GOAL_NODES and len(config.designs) == 1
+        if nodes == GOAL_NODES and name in USUAL
         else [],
     )
 
@@ -192,9 +192,9 @@ class _Process:
     def __init__(self, config: Config, seed: str) -> None:
         self._config = config
         self._resync = KombuResyncSender(config)
-        source, stores = KombuSource(config, range(config.partitions)), Stores(open_stores(config))
-        rng = random.Random(seed)
-        self._consumer = Consumer(config, source, stores, self._resync, SystemClock(), rng, "bench")
+        clock, source = SystemClock(), KombuSource(config, range(config.partitions))
+        stores = open_stores(config, clock, config.designs)
+        self._consumer = Consumer(config, source, stores, self._resync, clock, random.Random(seed), "bench")
 
     def take_over(self) -> None:
         """Own every partition, and vouch for it."""

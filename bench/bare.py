@@ -1,4 +1,4 @@
-"""The least that reading from memcached can cost: what the figures of readers are held against.
+"""The least that reading can cost: what the figures of readers are held against. Here from memcached.
 
 ``BareSocket`` asks for prepared keys and cuts the reply into values. It does not look at what it got.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
-from typing import Final, Self
-
-from pymemcache.client.base import Client
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final, Protocol, Self
 
 RECV_BYTES: Final = 256 * 1024
 TIMEOUT_S: Final = 30
@@ -20,6 +18,33 @@ BLOCK_BYTES: Final = 160 * 1024
 
 _ASK_END: Final = b"mn\r\n"
 _END: Final = b"MN\r\n"
+
+Question = tuple[bytes, ...]
+"""What a bare client sends, one after the other: prepared, so that it need not be put together on the clock."""
+
+
+class Bare(Protocol):
+    """A connection to where a design lives, with the least that a client must do."""
+
+    def copy(self, bodies: Sequence[bytes]) -> int:
+        """Store a copy of each state, by its number, beside what nodestate stores; and the same bytes in as few pieces as
+        the store likes. Returns the number of these.
+        """
+
+    def states(self, numbers: Sequence[int]) -> Question:
+        """Asks for copies by number, in this order, where it is a rising one."""
+
+    def pieces(self, count: int) -> Question:
+        """Asks for all copies, as pieces."""
+
+    def heads(self, keys: Sequence[str]) -> Question:
+        """Asks for what nodestate stored under these keys."""
+
+    def read(self, question: Question) -> list[bytes]:
+        """The values that came."""
+
+    def close(self) -> None:
+        """Close the connection."""
 
 
 class BareSocket:
@@ -71,18 +96,39 @@ class BareSocket:
         self.close()
 
 
-def bytes_sent(address: str, call: Callable[[], object]) -> int:
-    """The bytes that a memcached sends while ``call`` runs, by its own count."""
-    host, _, port = address.rpartition(":")
-    with closing(Client((host, int(port)))) as client:
+class BareMemcached:
+    """``BareSocket`` as a ``Bare``: a copy is a key, a piece a block of ``BLOCK_BYTES``."""
 
-        def sent() -> int:
-            return int(client.stats()[b"bytes_written"])
+    def __init__(self, address: str) -> None:
+        self._socket = BareSocket(address)
 
-        first = sent()
-        before = sent()
-        call()
-        return sent() - before - (before - first)  # less one answer to the question itself
+    def copy(self, bodies: Sequence[bytes]) -> int:
+        """See ``Bare``."""
+        blocks = list(in_blocks(bodies))
+        self._socket.write((f"copy:{number}", body) for number, body in enumerate(bodies))
+        self._socket.write((f"block:{number}", block) for number, block in enumerate(blocks))
+        return len(blocks)
+
+    def states(self, numbers: Sequence[int]) -> Question:
+        """See ``Bare``."""
+        return (prepared(f"copy:{number}" for number in numbers),)
+
+    def pieces(self, count: int) -> Question:
+        """See ``Bare``."""
+        return (prepared(f"block:{number}" for number in range(count)),)
+
+    def heads(self, keys: Sequence[str]) -> Question:
+        """See ``Bare``."""
+        return (prepared(keys),)
+
+    def read(self, question: Question) -> list[bytes]:
+        """See ``Bare``."""
+        [request] = question
+        return self._socket.read(request)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
 
 def prepared(keys: Iterable[str]) -> bytes:

@@ -1,8 +1,8 @@
 """How long a scheduler that was just started takes to its first view of all nodes.
 
 Every sample is taken in a process of its own, so that allocator, caches and collector are as cold as they really
-are then. A round is three processes: one with a reader, one in which a bare socket reads the same states as one
-key each, one in which it reads the same bytes as blocks.
+are then. A round is three processes: one with a reader, one in which a bare client reads the same states as one
+key each, one in which it reads the same bytes in few pieces.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Final
 
-from bench.bare import BareSocket, in_blocks
-from bench.cell import Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.cell import MAX_AGE_S, Cell
 from bench.fresh import in_fresh_process
-from bench.newcomer import MAX_AGE_S, bare_read, digest_of, first_view
+from bench.newcomer import bare_read, digest_of, first_view
+from bench.places import USUAL, Place, Tour
 from bench.record import Case, Goal, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole, view_digest
@@ -32,18 +33,19 @@ LARGE_GOAL_NODES: Final = 100_000
 
 def run(settings: Settings, tell: Tell) -> Findings:
     """Every design at every size; the journal right after a checkpoint, too."""
-    cases: list[Case] = []
-    servers: dict[str, str] = {}
+    tour = Tour()
     for design in settings.designs:
         for nodes in settings.nodes:
-            with memcached_for(nodes * settings.state_bytes) as memcached:
-                servers["memcached"] = memcached_version(memcached.address)
+
+            def measure(place: Place, nodes: int = nodes) -> list[Case]:
                 fleet = Fleet(
                     settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
                 )
-                with Cell(fleet, design, memcached, settings) as cell:
-                    cases += _measure(cell, settings, tell)
-    return Findings(cases, _growth(cases), [], servers)
+                with Cell(fleet, place, settings) as cell:
+                    return _measure(cell, settings, tell)
+
+            tour.visit([design], nodes * settings.state_bytes, measure)
+    return tour.findings(_growth(tour.cases))
 
 
 SCENARIO: Final = Scenario("cold", "a new reader's first view of all nodes", run)
@@ -62,7 +64,7 @@ def _measure(cell: Cell, settings: Settings, tell: Tell) -> list[Case]:
     cases = [_sample(cell, settings, tell, "no tail", {"tail_share": 0.0, "tail_events": 0})]
     events = 0
     while (share := _tail_share(cell)) < TAIL_SHARE:
-        tell(f"{cell.design}, {len(cell.fleet):,} nodes: lets the tail grow", share / TAIL_SHARE)
+        tell(f"{cell.label}, {len(cell.fleet):,} nodes: lets the tail grow", share / TAIL_SHARE)
         cell.change(picks.sample(range(len(cell.fleet)), changed))
         events += changed
     return [*cases, _sample(cell, settings, tell, "tail", {"tail_share": share, "tail_events": events})]
@@ -75,7 +77,7 @@ def _tail_share(cell: Cell) -> float:
 
 
 def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Mapping[str, float]) -> Case:
-    fleet, name = cell.fleet, f"{cell.design}, {variant}" if variant else cell.design
+    fleet, name = cell.fleet, f"{cell.label}, {variant}" if variant else cell.label
     with Reader(cell.config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
         require_whole(view, fleet)
@@ -87,14 +89,14 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
     rounds, rounds_min = 0, ROUNDS_MIN if settings.seconds >= 1 else 1
     while rounds < rounds_min or time.monotonic() - began < settings.seconds:
         tell(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
-        first = in_fresh_process(first_view, cell.config)
-        require(first.digest == digest, f"a new reader of {cell.design} shows other states than the fleet's")
+        first = in_fresh_process(first_view, cell.config, cell.place.imports)
+        require(first.digest == digest, f"a new reader of {cell.label} shows other states than the fleet's")
         memory.append(first.resident_bytes / copies.size_bytes)
         for measure, ms in first.ms.items():
             timings.note(measure, ms)
-        for measure, names in (("bare keys", copies.keys), ("bare blocks", copies.blocks)):
-            ms, content = in_fresh_process(bare_read, cell.address, names)
-            require(content == copies.digest, "the bare socket read something else")
+        for measure, pieces in (("bare keys", 0), ("bare blocks", copies.pieces)):
+            ms, content = in_fresh_process(bare_read, cell.place.bare, len(fleet), pieces)
+            require(content == copies.digest, "the bare client read something else")
             timings.note(measure, ms)
         rounds += 1
     measures = {**timings.measures, "memory / states": Measure.of("x", memory)}
@@ -105,7 +107,7 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
         {
             "state_bytes": copies.size_bytes / len(fleet),
             "change_bytes": settings.change_bytes,
-            "blocks": len(copies.blocks),
+            "blocks": copies.pieces,
             "us_per_node": p50["first view"] * 1e3 / len(fleet),
             **facts,
         },
@@ -116,10 +118,10 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
         },
         [
             f"all {len(fleet):,} nodes showed version and state of their last event, none stale or incomplete",
-            f"the new reader of each of {rounds} rounds showed the same, the bare socket the same bytes",
-            require_nothing_lost(cell.address),
+            f"the new reader of each of {rounds} rounds showed the same, the bare client the same bytes",
+            cell.place.kept(len(fleet)),
         ],
-        _goals(name, len(fleet), p50),
+        _goals(name, len(fleet), p50) if cell.label in USUAL else [],
     )
 
 
@@ -135,18 +137,15 @@ def _goals(name: str, nodes: int, p50: Mapping[str, float]) -> list[Goal]:
 
 
 class _Copies:
-    """The bodies of all states beside the cell, as a key each and as blocks."""
+    """The bodies of all states beside the cell, one by one and in pieces."""
 
     def __init__(self, cell: Cell) -> None:
         fleet = cell.fleet
         bodies = [fleet.body(number, fleet.generations[number]) for number in range(len(fleet))]
-        packed = list(in_blocks(bodies))
-        self.keys = [f"copy:{number}" for number in range(len(fleet))]
-        self.blocks = [f"block:{number}" for number in range(len(packed))]
         self.size_bytes = sum(map(len, bodies))
         self.digest = digest_of(bodies)
-        with BareSocket(cell.address) as socket:
-            socket.write([*zip(self.keys, bodies, strict=True), *zip(self.blocks, packed, strict=True)])
+        with closing(cell.place.bare()) as bare:
+            self.pieces = bare.copy(bodies)
 
 
 def _growth(cases: list[Case]) -> dict[str, float]:

@@ -16,12 +16,12 @@ from rich.table import Table
 from bench import apply, cold, contention, footprint, plan, propagation, recovery, refresh, scale
 from bench.fresh import quiet
 from bench.peers import scenario as peers
+from bench.places import NAMES, USUAL, canonical
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
 from bench.workload import WrongResultError
 from nodestate.config import Config
-from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from tests.services.servers import ServiceFailed, ServiceMissing
 
@@ -61,18 +61,18 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
 
 
 class _Designs(click.ParamType[tuple[str, ...]]):
-    """Names of designs, separated by commas."""
+    """Names of designs, those in a database with it (``sql:mariadb``), separated by commas."""
 
-    name = "D[,D…]"
+    name = "D[:DB][,…]"
 
     def convert(
         self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         names = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
-        unknown = [name for name in names if name not in DESIGNS]
-        if unknown:
-            self.fail(f"no design {unknown[0]!r}; there are {', '.join(DESIGNS)}", param, ctx)
-        return names
+        try:
+            return tuple(dict.fromkeys(map(canonical, names)))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command(
@@ -83,7 +83,13 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     context_settings={"max_content_width": 120},
 )
 @click.argument("scenario", type=click.Choice([*SCENARIOS, "all", "report"]))
-@click.option("--design", "designs", type=_Designs(), default=tuple(DESIGNS), help="What to measure, one by one.")
+@click.option(
+    "--design",
+    "designs",
+    type=_Designs(),
+    default=USUAL,
+    help=f"What to measure, one by one: {', '.join(NAMES)}.  [default: {','.join(USUAL)}]",
+)
 @click.option("--nodes", type=_Numbers(), help=f"Size of the fleet; several to see growth.  [default: {NODES}]")
 @click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), help=f"Timed part of each.  [{SECONDS:g}]")
 @click.option("--changed", type=click.IntRange(min=1), help=f"Nodes changed in each commit.  [default: {CHANGED}]")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from bench.beside import Beside, Line
-from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.cell import MAX_AGE_S, Cell
+from bench.places import Place, Tour
 from bench.record import Case, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole, view_digest
@@ -59,23 +60,24 @@ CROWDS_BRIEF: Final = (
 
 def run(settings: Settings, tell: Tell) -> Findings:
     """Every crowd, in every design at every size. The timed seconds are shared out to crowds."""
-    cases: list[Case] = []
-    servers: dict[str, str] = {}
+    tour = Tour()
     brief = settings.seconds < BRIEF_S
     crowds = CROWDS_BRIEF if brief else CROWDS
     seconds = settings.seconds / (1 if brief else len(crowds))
     for design in settings.designs:
         for nodes in settings.nodes:
-            with memcached_for(nodes * settings.state_bytes) as memcached:
-                servers["memcached"] = memcached_version(memcached.address)
+
+            def measure(place: Place, nodes: int = nodes) -> list[Case]:
                 fleet = Fleet(
                     settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
                 )
-                with Cell(fleet, design, memcached, settings) as cell:
+                with Cell(fleet, place, settings) as cell:
                     cell.load(tell)
                     picks = random.Random(settings.seed)
-                    cases += [_measure(cell, crowd, seconds, settings, picks, tell) for crowd in crowds]
-    return Findings(cases, _compared(cases), [], servers)
+                    return [_measure(cell, crowd, seconds, settings, picks, tell) for crowd in crowds]
+
+            tour.visit([design], nodes * settings.state_bytes, measure)
+    return tour.findings(_compared(tour.cases))
 
 
 SCENARIO: Final = Scenario("contention", "many readers beside one consumer, and what each costs the other", run)
@@ -83,7 +85,7 @@ SCENARIO: Final = Scenario("contention", "many readers beside one consumer, and 
 
 def _measure(cell: Cell, crowd: Crowd, seconds: float, settings: Settings, picks: random.Random, tell: Tell) -> Case:
     fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
-    label = f"{cell.design}: {crowd.variant}" if crowd.variant else cell.design
+    label = f"{cell.label}: {crowd.variant}" if crowd.variant else cell.label
     every_s = min(crowd.every_s, seconds / 2)  # or a reader might not come to read once
     timings = Timings()
     tell(f"{label}, {crowd.readers} readers: they begin", 0.0)
@@ -106,7 +108,7 @@ def _measure(cell: Cell, crowd: Crowd, seconds: float, settings: Settings, picks
         for reader in readers:
             reader.stop()
         followed = [reader.result() for reader in readers]
-    shown = [_require_same(cell, followed), require_nothing_lost(cell.address)]
+    shown = [_require_same(cell, followed), cell.place.kept(len(fleet))]
     measures = timings.measures
     for name in ("refresh", "nothing"):
         if samples := [ms for one in followed for ms in one.ms[name]]:

@@ -1,8 +1,9 @@
-"""What a cell costs in bytes: held by memcached for each node, and written to it for each event.
+"""What a cell costs in bytes: held by memcached or a database for each node, and written to it for each event.
 
 One consumer commits changes of K nodes, one commit after the other. Everything that it writes goes through a ledger,
 which adds up bytes by kind of key. What is written now and then (the journal's checkpoints, the snapshot's indexes) is
-shared out to events justly: counting begins when each partition has just made one, and ends when each just has again.
+shared out to events justly: counting begins when each partition has just made one, and ends when each just has again. A
+database has nothing of the kind; there, each partition's next commit takes its place.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
-from bench.ledger import Held, Ledger, held_by, said_by
+from bench.cell import MAX_AGE_S, Cell
+from bench.ledger import Ledger
+from bench.places import Place, Tour
 from bench.record import Case, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole
 from nodestate import Reader
+from nodestate.head import Head
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.ports import Store
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
@@ -31,28 +34,31 @@ WARM_UP_CHANGES_COUNT: Final = 2_000
 """Changes in one commit, as far as there are nodes, until each partition has made a checkpoint or an index."""
 SAMPLE_EVERY_COMMITS: Final = 10
 PATIENCE_S: Final = 120.0
+REMAKES: Final = {"journal": "checkpoints", "snapshot": "indexes"}
+"""What a design writes now and then about all nodes of a partition, as ``ledger.KINDS`` calls it."""
 
 
 def run(settings: Settings, tell: Tell) -> Findings:
     """Every design at every size of fleet and of changes."""
-    cases: list[Case] = []
-    servers: dict[str, str] = {}
+    tour = Tour()
     others = CHANGE_BYTES if settings.seconds >= BRIEF_S else ()
     for design in settings.designs:
         for nodes in settings.nodes:
             for change_bytes in sorted({settings.change_bytes, *others}):
-                with memcached_for(nodes * (settings.state_bytes + change_bytes)) as memcached:
-                    servers["memcached"] = memcached_version(memcached.address)
+
+                def measure(place: Place, nodes: int = nodes, change_bytes: int = change_bytes) -> list[Case]:
                     fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=change_bytes)
                     ledgers: list[Ledger] = []
 
-                    def entered(store: Store, ledgers: list[Ledger] = ledgers) -> Store:
+                    def entered(store: Store) -> Store:
                         ledgers.append(Ledger(store))
                         return ledgers[-1]
 
-                    with Cell(fleet, design, memcached, settings, entered) as cell:
-                        cases.append(_measure(cell, ledgers[0], change_bytes, settings, tell))
-    return Findings(cases, {}, [], servers)
+                    with Cell(fleet, place, settings, entered) as cell:
+                        return [_measure(cell, ledgers[0], change_bytes, settings, tell)]
+
+                tour.visit([design], nodes * (settings.state_bytes + change_bytes), measure)
+    return tour.findings()
 
 
 SCENARIO: Final = Scenario("footprint", "bytes held for each node, and written for each event", run)
@@ -66,14 +72,14 @@ class _Counted:
     event_bytes: int = 0
     commits: int = 0
     remade: int = 0
-    held: list[Held] = field(default_factory=list)
+    held: list[Mapping[str, int]] = field(default_factory=list)
     tail_bytes: list[int] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
 
 
 def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, tell: Tell) -> Case:
     fleet = cell.fleet
-    name = f"{cell.design}, {len(fleet):,} nodes, changes of {change_bytes:,} bytes"
+    name = f"{cell.label}, {len(fleet):,} nodes, changes of {change_bytes:,} bytes"
     picks = random.Random(settings.seed)
     changed = min(settings.changed, len(fleet))
     cell.load(tell)
@@ -81,14 +87,19 @@ def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, 
     tell(f"{name}: warms up", 0.0)
     _until_remade(cell, ledger, picks, min(WARM_UP_CHANGES_COUNT, len(fleet)), 0.0, lambda _share: None)
     ledger.clear()
-    read_before = said_by(cell.address)["bytes_read"]
+    received_before, logged_before = cell.place.received(), cell.place.logged()
     counted = _until_remade(
         cell, ledger, picks, changed, settings.seconds, lambda share: tell(f"{name}: commits", share)
     )
     written_bytes, deleted = dict(ledger.written_bytes), ledger.deleted.total()
     total_bytes = sum(written_bytes.values())
-    read_bytes = said_by(cell.address)["bytes_read"] - read_before
-    require(total_bytes <= read_bytes, f"the ledger says {total_bytes:,} bytes, memcached read {read_bytes:,} in all")
+    shown = []
+    if (received := cell.place.received()) is not None and received_before is not None:
+        read_bytes = received - received_before
+        require(total_bytes <= read_bytes, f"the ledger says {total_bytes:,} bytes, the server read {read_bytes:,}")
+        shown.append("the server read what the ledger says, and commands")
+    if remakes := REMAKES.get(cell.design):
+        shown.append(f"each partition wrote its {remakes} anew, {counted.remade} times in all")
     if "segments" in written_bytes:
         require(written_bytes["segments"] >= counted.event_bytes, "the segments can't hold all events")
     with Reader(cell.config) as reader:
@@ -99,14 +110,19 @@ def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, 
         "write amplification": Measure.of("x", [total_bytes / counted.event_bytes]),
         **_parts(written_bytes, counted.event_bytes),
         "written": Measure.of("bytes/event", [total_bytes / counted.events]),
-        "trimmed": Measure.of("keys/event", [deleted / counted.events]),
-        f"events between {_remakes(cell.design)}": Measure.of("events", [counted.events / counted.remade]),
         **counted.timings.measures,
     }
+    if remakes:
+        measures["trimmed"] = Measure.of("keys/event", [deleted / counted.events])
+        measures[f"events between {remakes}"] = Measure.of("events", [counted.events / counted.remade])
+    if (logged := cell.place.logged()) is not None and logged_before is not None:
+        measures["written to the database's log"] = Measure.of(
+            "bytes/event", [(logged - logged_before) / counted.events]
+        )
     if counted.tail_bytes:
         measures["tail"] = Measure.of("bytes/node", [bytes_ / len(fleet) for bytes_ in counted.tail_bytes])
     return Case(
-        cell.design,
+        cell.label,
         len(fleet),
         {
             "changed": changed,
@@ -120,9 +136,8 @@ def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, 
         {"stored / states": measures["stored"].p50 / state_bytes},
         [
             f"after {counted.events:,} changes all {len(fleet):,} nodes showed version and state of their last event",
-            f"each partition wrote its {_remakes(cell.design)} anew, {counted.remade} times in all",
-            "memcached read what the ledger says, and commands",
-            require_nothing_lost(cell.address),
+            *shown,
+            cell.place.kept(len(fleet)),
         ],
     )
 
@@ -131,7 +146,7 @@ def _until_remade(
     cell: Cell, ledger: Ledger, picks: random.Random, changed: int, seconds: float, say: Callable[[float], None]
 ) -> _Counted:
     """Commit changes for so many seconds, and then until each partition has made a checkpoint, or an index, once more."""
-    counted = _Counted()
+    counted, remakes = _Counted(), REMAKES.get(cell.design, "")
     since = made = _made(cell)
     began = time.monotonic()
     while True:
@@ -140,48 +155,42 @@ def _until_remade(
             since = made
         elif all(map(operator.ne, since, made)):
             return counted
-        require(passed_s < seconds + PATIENCE_S, f"the partitions of {cell.design} do not make {_remakes(cell.design)}")
+        require(passed_s < seconds + PATIENCE_S, f"the partitions of {cell.design} do not make {remakes or 'commits'}")
         say(passed_s / max(seconds, 1.0))
         numbers = picks.sample(range(len(cell.fleet)), changed)
         events = [(number, cell.fleet.change(number)) for number in numbers]
-        before = ledger.deleted.total(), ledger.written_bytes[_remakes(cell.design)]
+        before = ledger.deleted.total(), ledger.written_bytes[remakes]
         took_ms = cell.commit(events) * 1e3
-        trimmed, remade = ledger.deleted.total() > before[0], ledger.written_bytes[_remakes(cell.design)] > before[1]
+        trimmed, remade = ledger.deleted.total() > before[0], ledger.written_bytes[remakes] > before[1]
         counted.timings.note("commit that trims" if trimmed else "commit", took_ms)
         counted.events += len(events)
         counted.event_bytes += sum(len(event) for _, event in events)
         counted.commits += 1
-        if remade:
+        if remade or not remakes:
             then, made = made, _made(cell)
             counted.remade += sum(map(operator.ne, then, made))
         if counted.commits % SAMPLE_EVERY_COMMITS == 1:
-            counted.held.append(held_by(cell.address))
+            counted.held.append(cell.place.held())
             if cell.design == "journal":
                 counted.tail_bytes.append(sum(JOURNAL_SECTION.decode(head.section).tail_bytes for head in cell.heads()))
 
 
-def _remakes(design: str) -> str:
-    """What a design writes now and then about all nodes of a partition."""
-    return "checkpoints" if design == "journal" else "indexes"
-
-
 def _made(cell: Cell) -> list[int]:
-    """By partition, the offset of its checkpoint or index."""
-    return [
-        JOURNAL_SECTION.decode(head.section).checkpoint.offset
-        if cell.design == "journal"
-        else SNAPSHOT_SECTION.decode(head.section).index.offset
-        for head in cell.heads()
-    ]
+    """By partition, the offset of its checkpoint or index; of its next commit, where a design makes neither."""
+    return [_offset_made(cell.design, head) for head in cell.heads()]
+
+
+def _offset_made(design: str, head: Head) -> int:
+    if design == "journal":
+        return JOURNAL_SECTION.decode(head.section).checkpoint.offset
+    if design == "snapshot":
+        return SNAPSHOT_SECTION.decode(head.section).index.offset
+    return head.next
 
 
 def _held(counted: _Counted, nodes: int) -> dict[str, Measure]:
-    """What memcached held, from look to look."""
-    return {
-        "stored": Measure.of("bytes/node", [held.items / nodes for held in counted.held]),
-        "stored, chunks of slabs": Measure.of("bytes/node", [held.chunks / nodes for held in counted.held]),
-        "stored, pages of slabs": Measure.of("bytes/node", [held.pages / nodes for held in counted.held]),
-    }
+    """What the place held, from look to look."""
+    return {name: Measure.of("bytes/node", [held[name] / nodes for held in counted.held]) for name in counted.held[0]}
 
 
 def _parts(written_bytes: Mapping[str, int], event_bytes: int) -> dict[str, Measure]:

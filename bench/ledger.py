@@ -1,4 +1,4 @@
-"""What was written to memcached, by kind of key; and what memcached itself says that it holds."""
+"""What was written to memcached or a database, by kind of key; and what memcached itself says that it holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from bench.bare import RECV_BYTES, TIMEOUT_S
-from nodestate.ports import Item, Put, Status, Store, Write, Written
+from nodestate.ports import Item, NodeRow, Put, Status, Store, Write, Written
+from nodestate.wire import pack_record
 
 KINDS: Final = {
     "node": "items",
@@ -19,7 +20,9 @@ KINDS: Final = {
     "ckpt": "checkpoints",
     "index": "indexes",
 }
-"""The word of ``nodestate.keys`` for a key, and what it is called in figures."""
+"""The word of ``nodestate.keys`` for a key, and what it is called in figures. Rows come with the key of a head."""
+STAMPS_BYTES: Final = 4 * 8 + 4 + 8 + 1
+"""What a row has beside its texts and its record: epoch, incarnation, generation, offset; slot; time; whether it is gone."""
 
 
 class Ledger:
@@ -51,6 +54,8 @@ class Ledger:
             kind = KINDS.get(write.key.split(":", 5)[4], "other")
             if write.put is not Put.DELETE:
                 self.written_bytes[kind] += len(write.key) + len(write.value)
+                if write.rows:
+                    self.written_bytes["rows"] += sum(map(_row_bytes, write.rows))
             elif outcome.status is Status.STORED:
                 self.deleted[kind] += 1
         return written
@@ -63,6 +68,11 @@ class Ledger:
         """Begin anew."""
         self.written_bytes.clear()
         self.deleted.clear()
+
+
+def _row_bytes(row: NodeRow) -> int:
+    record = row.record
+    return len(row.place) + len(record.name) + len(record.status) + len(pack_record(record)) + STAMPS_BYTES
 
 
 class Held(NamedTuple):

@@ -5,13 +5,16 @@ the collector looks at everything that is imported.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Final
 
 import psutil
 import xxhash
 
-from bench.bare import BareSocket, prepared
+from bench.bare import Bare
 from bench.record import Timings
 from bench.workload import require, view_digest
 from nodestate import Reader
@@ -29,8 +32,10 @@ class FirstView:
     resident_bytes: int
 
 
-def first_view(config: Config) -> FirstView:
-    """Make a reader and read, then again with a second one, to which the process is warm."""
+def first_view(config: Config, imports: Sequence[str]) -> FirstView:
+    """Make a reader and read, then again with a second one, to which the process is warm. ``imports`` come before."""
+    for name in imports:
+        import_module(name)
     timings = Timings()
     resident = psutil.Process().memory_info
     sizes = [resident().rss]
@@ -49,11 +54,11 @@ def first_view(config: Config) -> FirstView:
     return FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first, sizes[1] - sizes[0])
 
 
-def bare_read(address: str, keys: list[str]) -> tuple[float, int]:
-    """Milliseconds that it takes to read these keys, and the digest of what came."""
-    with BareSocket(address) as socket:
+def bare_read(opener: Callable[[], Bare], states: int, pieces: int) -> tuple[float, int]:
+    """Milliseconds that it takes to read so many states, or (where there are any) pieces, and the digest of what came."""
+    with closing(opener()) as bare:
         began = time.perf_counter()
-        values = socket.read(prepared(keys))
+        values = bare.read(bare.pieces(pieces) if pieces else bare.states(range(states)))
         ms = (time.perf_counter() - began) * 1e3
     return ms, digest_of(values)
 

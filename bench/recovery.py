@@ -1,6 +1,6 @@
 """How long after a fault a view is whole again: nothing incomplete, nothing over a bound, every version right.
 
-Two consumers (``nodestate consume``), RabbitMQ and memcached are processes of their own; the agents are a thread that
+Two consumers (``nodestate consume``), RabbitMQ and memcached, or a database, are processes of their own; the agents are a thread that
 changes nodes, gives their signs of life and answers resyncs. The clock starts when what failed is gone, or, where it was
 started again, is back. Just then some nodes of each partition change. A view is whole when it shows these changes, vouches
 for all nodes, and is within the bound: first that of a reader that lived through it, then that of a new one, which needs
@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.cell import memcached_for, memcached_version, require_nothing_lost
 from bench.consuming import asserted
+from bench.places import NAMES, USUAL, MemcachedPlace, Place, Tour, label_of
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import require
@@ -29,7 +29,7 @@ from nodestate.view import View
 from tests.faults.cell import SETTINGS, CellUnderTest, wait_until
 from tests.faults.fleet import Fleet
 from tests.faults.keyspace import KeySpace
-from tests.services.servers import MemcachedServer, RabbitServer
+from tests.services.servers import RabbitServer
 
 BOUND_S: Final = 5.0
 """Age that counts as fresh: a new reader knows ages to two seconds only, and owners renew every second."""
@@ -40,6 +40,7 @@ RATE: Final = 100.0
 SIGNS_PER_S: Final = 1_000.0
 """Signs of life that one thread gives beside that; so a fleet's heartbeat is the longer the larger it is."""
 HEARTBEAT_MIN_S: Final = 0.5
+NO_MEMCACHED: Final = "memory://"
 PROBES_COUNT: Final = 3
 """Nodes of each partition that change right after the fault."""
 PAUSE_S: Final = 0.02
@@ -54,10 +55,15 @@ class Scene(NamedTuple):
     """What a fault is done to."""
 
     cell: CellUnderTest
-    design: str
-    memcached: MemcachedServer
+    place: Place
     rabbit: RabbitServer
     state_bytes: int
+
+    @property
+    def design(self) -> str:
+        """There is one."""
+        [design] = self.place.designs
+        return design
 
 
 class Fault(NamedTuple):
@@ -66,25 +72,25 @@ class Fault(NamedTuple):
     name: str
     make: Callable[[Scene], None]
     mend: Callable[[Scene], None] = lambda _scene: None
-    designs: Sequence[str] = ("journal", "snapshot")
+    names: Sequence[str] = USUAL
     brief: bool = True
 
 
-def restart_memcached(scene: Scene) -> None:
-    """All keys are gone; consumers know the states."""
-    scene.memcached.kill()
-    scene.memcached.start()
+def restart_store(scene: Scene) -> None:
+    """Of memcached all keys are gone, and consumers know the states; a database has what was committed."""
+    scene.place.restart()
 
 
 def lose_key(kind: str) -> Callable[[Scene], None]:
     """One key of this kind is gone; where it is a node's, of one that does not change, or that would heal it."""
 
     def lose(scene: Scene) -> None:
+        assert isinstance(scene.place, MemcachedPlace), "only memcached loses keys"
         fleet, config = scene.cell.fleet, scene.cell.config
         partition = partition_of(fleet.names[0], config.partitions)
         other = fleet.of_partition[partition][-1]
         fleet.still = {other}
-        with KeySpace(config, scene.memcached.address) as space:
+        with KeySpace(config, scene.place.address) as space:
             fleet.call(lambda: fleet.change(fleet.names[0]))  # so that there is a segment since the last checkpoint
             wait_until(lambda: space.whole(scene.design, partition, kind, other), f"there is no {kind}")
             space.delete(space.key(scene.design, partition, kind, other))
@@ -117,47 +123,59 @@ def restart_all(scene: Scene) -> None:
     """Nobody knows anything but the agents."""
     for member in scene.cell.members:
         member.kill()
-    restart_memcached(scene)
+    restart_store(scene)
     for member in scene.cell.members:
         member.start()
 
 
+SERVERS: Final = ("sql:mariadb", "sql:postgres")
+"""SQLite has no server that could die."""
 FAULTS: Final = (
-    Fault("memcached restarted", restart_memcached),
+    Fault("memcached restarted", restart_store),
+    Fault("database restarted", restart_store, names=SERVERS),
     Fault("epoch lost", lose_key("epoch"), let_all_change, brief=False),
     Fault("head lost", lose_key("head"), let_all_change, brief=False),
-    Fault("segment lost", lose_key("segment"), let_all_change, designs=("journal",)),
-    Fault("checkpoint lost", lose_key("checkpoint"), let_all_change, designs=("journal",), brief=False),
-    Fault("node lost", lose_key("node"), let_all_change, designs=("snapshot",)),
-    Fault("index lost", lose_key("index"), let_all_change, designs=("snapshot",), brief=False),
-    Fault("consumer killed", kill_consumer, start_consumer),
-    Fault("broker restarted", restart_broker, brief=False),
+    Fault("segment lost", lose_key("segment"), let_all_change, names=("journal",)),
+    Fault("checkpoint lost", lose_key("checkpoint"), let_all_change, names=("journal",), brief=False),
+    Fault("node lost", lose_key("node"), let_all_change, names=("snapshot",)),
+    Fault("index lost", lose_key("index"), let_all_change, names=("snapshot",), brief=False),
+    Fault("consumer killed", kill_consumer, start_consumer, names=NAMES),
+    Fault("broker restarted", restart_broker, names=NAMES, brief=False),
     Fault("consumers and memcached restarted", restart_all, brief=False),
+    Fault("consumers and database restarted", restart_all, names=SERVERS, brief=False),
 )
 """In this order: after the last, each consumer owns its own partitions again, as a consumer that is to die must."""
 
 
 def run(settings: Settings, tell: Tell) -> Findings:
     """Every fault, in every design at every size."""
-    cases: list[Case] = []
+    tour = Tour()
     with RabbitServer() as rabbit:
-        servers = {"rabbitmq": connect_check(Config(broker=rabbit.url)).version}
+        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for design in settings.designs:
+            if design not in USUAL:
+                server = "" if design in SERVERS else ", and SQLite has no server to restart"
+                tour.skipped[f"{label_of([design])}: no faults that lose keys, as a database loses none{server}"] = None
             for nodes in settings.nodes:
-                with memcached_for(nodes * settings.state_bytes) as memcached:
-                    servers["memcached"] = memcached_version(memcached.address)
-                    with asserted(), _cell(design, nodes, memcached, rabbit, settings) as cell:
-                        cases += _measure(Scene(cell, design, memcached, rabbit, settings.state_bytes), settings, tell)
-    return Findings(cases, {}, [], servers)
+
+                def measure(place: Place, nodes: int = nodes, design: str = design) -> list[Case]:
+                    faults = [
+                        fault
+                        for fault in FAULTS
+                        if design in fault.names and (settings.seconds >= BRIEF_S or fault.brief)
+                    ]
+                    with asserted(), _cell(place, nodes, rabbit, settings) as cell:
+                        return _measure(Scene(cell, place, rabbit, settings.state_bytes), faults, settings, tell)
+
+                tour.visit([design], nodes * settings.state_bytes, measure)
+    return tour.findings()
 
 
 SCENARIO: Final = Scenario("recovery", "from a fault to a view that is whole again", run, (1_000, GOAL_NODES))
 
 
 @contextmanager
-def _cell(
-    design: str, nodes: int, memcached: MemcachedServer, rabbit: RabbitServer, settings: Settings
-) -> Iterator[CellUnderTest]:
+def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) -> Iterator[CellUnderTest]:
     """The cell of the fault tests, with an operator's settings but for the signs of life."""
     heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
     usual = {name: getattr(Config(), name) for name in SETTINGS}
@@ -167,12 +185,11 @@ def _cell(
         cell = CellUnderTest(
             Path(folder),
             lambda _text: None,
-            cell=f"bench-{design[0]}-{nodes}",
+            cell=f"bench-{place.slug}-{nodes}",
             broker=rabbit.url,
-            store=memcached.url,
-            designs=(design,),
+            designs=place.designs,
             bound_s=BOUND_S,
-            **{**usual, **own, **brief},
+            **{"store": NO_MEMCACHED, **place.settings, **usual, **own, **brief},
         )
         pad_bytes = max(0, settings.state_bytes - BARE_STATE_BYTES)
         cell.fleet = Fleet(cell.config, count=nodes, rate=RATE, seed=settings.seed, pad_bytes=pad_bytes)
@@ -180,12 +197,9 @@ def _cell(
             yield cell
 
 
-def _measure(scene: Scene, settings: Settings, tell: Tell) -> list[Case]:
+def _measure(scene: Scene, faults: Sequence[Fault], settings: Settings, tell: Tell) -> list[Case]:
     cell = scene.cell
-    name = f"{scene.design}, {len(cell.fleet.names):,} nodes"
-    faults = [
-        fault for fault in FAULTS if scene.design in fault.designs and (settings.seconds >= BRIEF_S or fault.brief)
-    ]
+    name = f"{scene.place.label}, {len(cell.fleet.names):,} nodes"
     tell(f"{name}: loads", 0.0)
     _until_at_rest(cell)
     cell.equal(PATIENCE_S)
@@ -199,7 +213,7 @@ def _measure(scene: Scene, settings: Settings, tell: Tell) -> list[Case]:
             cell.equal(PATIENCE_S)
             fault.mend(scene)
             _until_at_rest(cell)
-    shown = require_nothing_lost(scene.memcached.address)
+    shown = scene.place.kept(len(cell.fleet.names))
     return [_case(scene, fault, times[fault.name], shown) for fault in faults]
 
 
@@ -264,7 +278,7 @@ def _lacks(view: View, wanted: dict[str, Version]) -> str:
 
 def _case(scene: Scene, fault: Fault, times: Sequence[Recovered], shown: str) -> Case:
     config, nodes = scene.cell.config, len(scene.cell.fleet.names)
-    label = f"{scene.design}: {fault.name}"
+    label = f"{scene.place.label}: {fault.name}"
     recovery = Measure.of("s", [one.new_s for one in times])
     return Case(
         label,

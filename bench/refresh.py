@@ -1,7 +1,7 @@
 """How long a reader that follows along takes to see what changed.
 
 A round: the consumer commits a change of K nodes; the reader reads; its columns are brought up to date; it reads
-again, with nothing changed. Beside it, in the same round, a bare socket reads the heads that the reader asks for,
+again, with nothing changed. Beside it, in the same round, a bare client reads the heads that the reader asks for,
 and then K states.
 """
 
@@ -11,10 +11,12 @@ import gc
 import random
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Final
 
-from bench.bare import BareSocket, bytes_sent, prepared
-from bench.cell import MAX_AGE_S, Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.bare import Bare, Question
+from bench.cell import MAX_AGE_S, Cell
+from bench.places import USUAL, Place, Tour, bytes_sent
 from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_equal, require_whole
@@ -30,50 +32,52 @@ GOAL_NODES, GOAL_CHANGED = 10_000, 100
 
 def run(settings: Settings, tell: Tell) -> Findings:
     """Every design at every size."""
-    cases: list[Case] = []
-    servers: dict[str, str] = {}
+    tour = Tour()
     for design in settings.designs:
         for nodes in settings.nodes:
-            with memcached_for(nodes * settings.state_bytes) as memcached:
-                servers["memcached"] = memcached_version(memcached.address)
+
+            def measure(place: Place, nodes: int = nodes) -> list[Case]:
                 fleet = Fleet(
                     settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
                 )
-                with Cell(fleet, design, memcached, settings) as cell, BareSocket(memcached.address) as socket:
-                    cases.append(_measure(cell, socket, settings, tell))
-                gc.unfreeze()
-    across, goals = _growth(cases, settings.changed)
-    return Findings(cases, across, goals, servers)
+                try:
+                    with Cell(fleet, place, settings) as cell, closing(place.bare()) as bare:
+                        return [_measure(cell, bare, settings, tell)]
+                finally:
+                    gc.unfreeze()
+
+            tour.visit([design], nodes * settings.state_bytes, measure)
+    return tour.findings(*_growth(tour.cases, settings.changed))
 
 
 SCENARIO: Final = Scenario("refresh", "a warm reader sees what changed since its last read", run)
 
 
-def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> Case:
+def _measure(cell: Cell, bare: Bare, settings: Settings, tell: Tell) -> Case:
     fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
     picks = random.Random(settings.seed)
     cell.load(tell)
-    socket.write((_copy_key(number), fleet.body(number, 1)) for number in range(len(fleet)))
-    heads = prepared(cell.head_keys())
+    bare.copy([fleet.body(number, 1) for number in range(len(fleet))])
+    heads = bare.heads(cell.head_keys())
     # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
     gc.collect()
     gc.freeze()
     timings = Timings()
     with Reader(cell.config) as reader:
         require_whole(_read(reader), fleet)
-        head_bytes = _warm_up(cell, reader, socket, heads, picks, settings, tell)
+        head_bytes = _warm_up(cell, reader, bare, heads, picks, settings, tell)
         began = time.monotonic()
         rounds = 0
         while rounds < ROUNDS_MIN or time.monotonic() - began < settings.seconds:
-            tell(f"{cell.design}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
+            tell(f"{cell.label}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
             numbers = picks.sample(range(len(fleet)), changed)
-            states = prepared(map(_copy_key, numbers))
+            states = bare.states(numbers)
             timings.note("commit", cell.change(numbers) * 1e3)
             view = timings.time("refresh", _read, reader)
             timings.time("columns", _columns, view)
             again = timings.time("nothing", _read, reader)
-            timings.time("bare states", socket.read, states)
-            timings.time("bare heads", socket.read, heads)
+            timings.time("bare states", bare.read, states)
+            timings.time("bare heads", bare.read, heads)
             _require_round(view, again, fleet, numbers)
             rounds += 1
         wire = _on_the_wire(cell, reader, picks.sample(range(len(fleet)), changed))
@@ -83,7 +87,7 @@ def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> 
     measures = timings.measures
     p50 = {name: measure.p50 for name, measure in measures.items()}
     return Case(
-        cell.design,
+        cell.label,
         len(fleet),
         {
             "changed": changed,
@@ -101,9 +105,9 @@ def _measure(cell: Cell, socket: BareSocket, settings: Settings, tell: Tell) -> 
         [
             f"in each of {rounds} rounds the {changed} changed nodes showed version and state of their last event",
             f"before and after, all {len(fleet):,} nodes did, none stale or incomplete",
-            require_nothing_lost(cell.address),
+            cell.place.kept(len(fleet)),
         ],
-        _goals(cell.design, len(fleet), changed, p50),
+        _goals(cell.label, len(fleet), changed, p50),
     )
 
 
@@ -112,27 +116,24 @@ def _read(reader: Reader) -> View:
 
 
 def _on_the_wire(cell: Cell, reader: Reader, numbers: list[int]) -> dict[str, float]:
-    """Bytes that one refresh takes from memcached: with these nodes changed, and with nothing changed."""
+    """Bytes that one refresh takes from the server, if it counts: with these nodes changed, and with nothing changed."""
     cell.change(numbers)
-    return {
-        "wire_bytes": bytes_sent(cell.address, lambda: _read(reader)),
-        "wire_bytes_nothing": bytes_sent(cell.address, lambda: _read(reader)),
+    sent = {
+        "wire_bytes": bytes_sent(cell.place, lambda: _read(reader)),
+        "wire_bytes_nothing": bytes_sent(cell.place, lambda: _read(reader)),
     }
+    return {name: count for name, count in sent.items() if count is not None}
 
 
 def _columns(view: View) -> Columns:
     return view.columns
 
 
-def _copy_key(number: int) -> str:
-    return f"copy:{number}"
-
-
 def _warm_up(
     cell: Cell,
     reader: Reader,
-    socket: BareSocket,
-    heads: bytes,
+    bare: Bare,
+    heads: Question,
     picks: random.Random,
     settings: Settings,
     tell: Tell,
@@ -143,10 +144,10 @@ def _warm_up(
     changed, largest, since = min(settings.changed, len(cell.fleet)), 0, 0
     deadline = time.monotonic() + max(settings.seconds * WARM_UP_SHARE, 0.1)
     while since < WARM_UP_ROUNDS_MIN and time.monotonic() < deadline:
-        tell(f"{cell.design}, {len(cell.fleet):,} nodes: warms up, heads of {largest:,} bytes", 0.0)
+        tell(f"{cell.label}, {len(cell.fleet):,} nodes: warms up, heads of {largest:,} bytes", 0.0)
         cell.change(picks.sample(range(len(cell.fleet)), changed))
         _columns(_read(reader))
-        values = socket.read(heads)
+        values = bare.read(heads)
         require(len(values) == 2 * cell.config.partitions, "a head or the key that names its epoch is missing")
         size = sum(map(len, values))
         since = since + 1 if size <= largest else 0
@@ -161,7 +162,7 @@ def _require_round(view: View, again: View, fleet: Fleet, numbers: list[int]) ->
 
 
 def _goals(design: str, nodes: int, changed: int, p50: Mapping[str, float]) -> list[Goal]:
-    if (nodes, changed) != (GOAL_NODES, GOAL_CHANGED):
+    if (nodes, changed) != (GOAL_NODES, GOAL_CHANGED) or design not in USUAL:
         return []
     return [
         Goal.at_most(f"{design}: refresh, p50", p50["refresh"], 3.0, "ms"),
@@ -180,7 +181,7 @@ def _growth(cases: list[Case], changed: int) -> tuple[dict[str, float], list[Goa
             for name in ("refresh", "nothing", "bare states"):
                 ratio = case.measures[name].p50 / first.measures[name].p50
                 across[f"{design}: {name}, {case.nodes:,} / {first.nodes:,} nodes"] = ratio
-            if first.nodes == GOAL_NODES and changed == GOAL_CHANGED:
+            if first.nodes == GOAL_NODES and changed == GOAL_CHANGED and design in USUAL:
                 ratio = case.measures["refresh"].p50 / first.measures["refresh"].p50
                 goals.append(
                     Goal.at_most(f"{design}: refresh, {case.nodes:,} / {first.nodes:,} nodes", ratio, 1.5, "x")

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.bare import BareSocket, prepared
-from bench.cell import Cell, memcached_for
+from bench.cell import Cell
 from bench.command import SCENARIOS, main
+from bench.places import MemcachedPlace, memcached_for
 from bench.record import Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import ALLOCATION_EVERY, Fleet, WrongResultError, require, require_equal, require_whole
@@ -69,7 +70,7 @@ def test_states_and_changes_have_the_size_that_was_asked_for(state_bytes: int, c
 def test_a_view_that_lags_is_not_timed_as_right(memcached: MemcachedServer) -> None:
     """What every scenario leans on: an event that was sent and not committed makes the check fail."""
     fleet = Fleet(1, 50)
-    with Cell(fleet, "snapshot", memcached, SETTINGS) as cell:
+    with Cell(fleet, MemcachedPlace(["snapshot"], memcached), SETTINGS) as cell:
         cell.load(in_silence)
         cell.change([3, 4])
         with Reader(cell.config) as reader:
@@ -128,6 +129,8 @@ def test_a_goal_on_its_bound_is_met() -> None:
         [],
         ["sleep"],
         ["refresh", "--design", "sql9"],
+        ["refresh", "--design", "sql:oracle"],
+        ["refresh", "--design", "journal:mariadb"],
         ["refresh", "--nodes", "0"],
         ["refresh", "--nodes", "10,x"],
         ["cold", "--seconds", "0"],

@@ -210,6 +210,7 @@ def test_what_is_missing_is_said_and_does_not_stop_the_run(
     monkeypatch.setattr(
         scenario, "SOURCES", [replace(SOURCES[0], name="absent", module="bench.peers.shape", server=missing)]
     )
+    monkeypatch.setattr(scenario, "BESIDE_SELECT", ())
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
     findings = scenario.run(replace(SETTINGS, nodes=(50, 60)), in_silence)
     assert [(case.design, case.nodes) for case in findings.cases] == [
@@ -220,3 +221,24 @@ def test_what_is_missing_is_said_and_does_not_stop_the_run(
     assert absent == "absent: absentd is not installed: apt-get install absent-server"
     assert openstack.startswith("openstack: NODESTATE_BENCH_OPENSTACK is not set: make")
     assert findings.goals == []
+
+
+@pytest.mark.service
+def test_the_database_design_stands_beside_the_plain_select(
+    monkeypatch: pytest.MonkeyPatch,
+    memcached: MemcachedServer,  # noqa: ARG001 - ditto
+) -> None:
+    """On each server that there is, without being named; one that is missing is said."""
+    monkeypatch.setattr(scenario, "SOURCES", [])
+    monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
+    findings = scenario.run(replace(SETTINGS, nodes=(50,)), in_silence)
+    wanted = [f"nodestate sql on {database}" for database in ("mariadb", "postgres")]
+    said = [line.partition(":")[0] for line in findings.skipped]
+    there = [case.design for case in findings.cases]
+    assert there == ["nodestate snapshot", *(label for label in wanted if label not in said)]
+    for case in findings.cases:
+        assert case.measures.keys() == set(COMPARED)
+        assert case.shown[-1] in {
+            "memcached evicted and refused nothing",
+            "the database has one row for each of 50 nodes",
+        }

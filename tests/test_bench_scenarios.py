@@ -106,7 +106,7 @@ def test_recovery(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # 
     """A new reader needs every key that a following one has read already: it is never whole before."""
     findings = recovery.run(replace(BRIEF, designs=("journal",)), in_silence)
     require_sound(findings)
-    faults = [f"journal: {one.name}" for one in recovery.FAULTS if one.brief and "journal" in one.designs]
+    faults = [f"journal: {one.name}" for one in recovery.FAULTS if one.brief and "journal" in one.names]
     assert [case.design for case in findings.cases] == faults
     for case in findings.cases:
         assert case.measures["recovery, following reader"].max <= case.measures["recovery"].max
@@ -116,7 +116,7 @@ def test_recovery(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # 
 def test_recovery_from_all_faults(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # noqa: ARG001 - ditto
     findings = recovery.run(replace(BRIEF, designs=("snapshot",), seconds=recovery.BRIEF_S), in_silence)
     require_sound(findings)
-    assert len(findings.cases) == sum("snapshot" in one.designs for one in recovery.FAULTS)
+    assert len(findings.cases) == sum("snapshot" in one.names for one in recovery.FAULTS)
 
 
 # -- contention -----------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from importlib import import_module
 
 from bench.peers.shape import Opener, digest
 
 
-def first_read(opener: Opener) -> tuple[float, int]:
-    """Milliseconds to connect and to read all nodes, and the digest of what came."""
+def first_read(opener: Opener, imports: Sequence[str]) -> tuple[float, int]:
+    """Milliseconds to connect and to read all nodes, and the digest of what came. ``imports`` come before."""
+    for name in imports:
+        import_module(name)
     began = time.perf_counter()
     reader = opener()
     reader.cold()

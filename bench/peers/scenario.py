@@ -19,13 +19,14 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from bench.cell import Cell, memcached_for, memcached_version, require_nothing_lost
+from bench.cell import Cell
 from bench.fresh import in_fresh_process
 from bench.peer_servers import EtcdServer, MariadbServer, NatsServer, PostgresServer, RedisServer
 from bench.peers.newcomer import first_read
 from bench.peers.openstack import NOVA_WITH_NUMA, measure_openstack
 from bench.peers.ours import OwnReader
 from bench.peers.shape import Opener, Peer, Reader, Row, Server, digest
+from bench.places import USUAL, label_of, opened
 from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require
@@ -40,6 +41,9 @@ COLD_SHARE: Final = 0.3
 LOAD_ROWS: Final = 1_000
 GOAL_NODES, GOAL_CHANGED = 10_000, 100
 OURS: Final = "nodestate"
+BESIDE_SELECT: Final = ("sql:mariadb", "sql:postgres")
+"""nodestate's own, measured beside the plain SELECT also where nobody names them."""
+OWN_WITH_GOALS: Final = tuple(f"{OURS} {design}" for design in USUAL)
 COMPARED: Final = ("refresh", "refresh, decoded", "nothing", "cold", "write")
 
 _decode = msgspec.msgpack.Decoder().decode
@@ -97,6 +101,10 @@ class Side(Protocol):
     def versions(self) -> Mapping[str, str]:
         """Server and clients."""
 
+    @property
+    def imports(self) -> Sequence[str]:
+        """What its readers import late, if anything: importing is not timed."""
+
     def load(self, tell: Tell) -> None:
         """Store every node."""
 
@@ -114,6 +122,7 @@ class Theirs:
         self.fleet = fleet
         self.openers = peer.openers
         self.versions = versions
+        self.imports: Sequence[str] = ()
         self._peer = peer
 
     def load(self, tell: Tell) -> None:
@@ -141,8 +150,9 @@ class Ours:
 
     def __init__(self, cell: Cell) -> None:
         self.fleet = cell.fleet
-        self.openers: Mapping[str, Opener] = {f"{OURS} {cell.design}": partial(OwnReader, cell.config)}
-        self.versions: Mapping[str, str] = {"memcached": memcached_version(cell.address)}
+        self.openers: Mapping[str, Opener] = {f"{OURS} {cell.label}": partial(OwnReader, cell.config)}
+        self.versions = cell.place.versions
+        self.imports: Sequence[str] = cell.place.imports
         self._cell = cell
 
     def load(self, tell: Tell) -> None:
@@ -154,8 +164,8 @@ class Ours:
         return self._cell.change(numbers)
 
     def shown(self) -> Sequence[str]:
-        """That memcached kept all."""
-        return [require_nothing_lost(self._cell.address)]
+        """That all was kept."""
+        return [self._cell.place.kept(len(self.fleet))]
 
 
 @contextmanager
@@ -176,10 +186,13 @@ def theirs(source: Source, fleet: Fleet) -> Iterator[Theirs]:
 
 @contextmanager
 def ours(design: str, fleet: Fleet, settings: Settings) -> Iterator[Ours]:
-    """One design on a memcached of its own, and its end."""
-    state_bytes = len(fleet) * settings.state_bytes
-    with memcached_for(state_bytes) as memcached, Cell(fleet, design, memcached, settings) as cell:
-        yield Ours(cell)
+    """One design in a place of its own, and its end. Raises Missing."""
+    with ExitStack() as held:
+        try:
+            place = held.enter_context(opened([design], len(fleet) * settings.state_bytes))
+        except ServiceMissing as error:
+            raise Missing(f"{OURS} {label_of([design])}: {error}") from error
+        yield Ours(held.enter_context(Cell(fleet, place, settings)))
 
 
 # -- the oracle -----------------------------------------------------------------------------------
@@ -228,12 +241,12 @@ def run(settings: Settings, tell: Tell) -> Findings:
 
     for nodes in settings.nodes:
         sides: list[AbstractContextManager[Side]] = [
-            *(ours(design, fleet_of(nodes), settings) for design in settings.designs),
+            *(ours(design, fleet_of(nodes), settings) for design in dict.fromkeys((*settings.designs, *BESIDE_SELECT))),
             *(theirs(source, fleet_of(nodes)) for source in SOURCES),
         ]
-        for opened in sides:
+        for one in sides:
             try:
-                with opened as side:
+                with one as side:
                     side.load(tell)
                     versions |= side.versions
                     cases += [measure(side, label, opener, settings, tell) for label, opener in side.openers.items()]
@@ -276,7 +289,7 @@ def measure(side: Side, label: str, opener: Opener, settings: Settings, tell: Te
         gc.unfreeze()
     least = COLD_ROUNDS_MIN if settings.seconds >= 1 else 1
     for _ in _rounds(settings.seconds * COLD_SHARE, least, f"{label}: new processes", tell):
-        ms, shown = in_fresh_process(first_read, opener)
+        ms, shown = in_fresh_process(first_read, opener, side.imports)
         require(shown == wanted, f"a new reader of {label} shows other states than the one that followed along")
         timings.note("cold", ms)
     measures = timings.measures
@@ -336,6 +349,7 @@ def _beside_ours(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
             followers = [case for case in peers if "refresh" in case.measures and name in case.measures]
             if (
                 followers
+                and own.design in OWN_WITH_GOALS
                 and own.nodes >= GOAL_NODES
                 and own.settings["changed"] == GOAL_CHANGED
                 and name in own.measures
@@ -344,7 +358,8 @@ def _beside_ours(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
                 ratio = fastest.measures[name].p50 / own.measures[name].p50
                 what = f"{name}, {own.nodes:,} nodes: {fastest.design}, the fastest peer, / {own.design}"
                 goals.append(Goal.at_least(what, ratio, 1.0, "x"))
-        for nova in (case for case in peers if case.design == NOVA_WITH_NUMA and own.nodes == GOAL_NODES):
+        with_goal = own.design in OWN_WITH_GOALS and own.nodes == GOAL_NODES
+        for nova in (case for case in peers if case.design == NOVA_WITH_NUMA and with_goal):
             ratio = nova.measures["nothing"].p50 / own.measures["refresh"].p50
             what = f"{own.nodes:,} nodes: all host states of Nova / refresh of {own.design}"
             goals.append(Goal.at_least(what, ratio, 2_000.0, "x"))

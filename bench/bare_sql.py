@@ -1,0 +1,78 @@
+"""The least that reading from a database can cost: its driver, without SQLAlchemy, and what it makes of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from bench.bare import Question
+from nodestate.sql.schema import HEADS
+
+__all__ = ["BareDatabase"]
+
+BODY_BYTES: Final = 16_000_000
+"""What MariaDB takes for the choice among its types; PostgreSQL has one."""
+COPIES: Final = sa.Table(
+    "bench_copies",
+    sa.MetaData(),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary(BODY_BYTES), nullable=False),
+)
+"""The bodies of all states, in rows of their own: narrower than nodestate's."""
+ROWS_COUNT: Final = 10_000
+"""Rows that one statement asks for or writes."""
+
+
+class BareDatabase:
+    """A connection that commits by itself, so that a read is one round trip. SQLAlchemy writes statements, off the clock
+    of whoever asks before it starts, and is not in their way.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        driver: Any = self._connection.connection.driver_connection
+        self._cursor = driver.cursor()
+
+    def copy(self, bodies: Sequence[bytes]) -> int:
+        """See ``Bare``. A table is one piece."""
+        COPIES.metadata.create_all(self._connection)
+        self._connection.execute(sa.delete(COPIES))
+        rows = [{"number": number, "body": body} for number, body in enumerate(bodies)]
+        for at in range(0, len(rows), ROWS_COUNT):
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(COPIES), rows[at : at + ROWS_COUNT])
+        return 1
+
+    def states(self, numbers: Sequence[int]) -> Question:
+        """Rows by their primary key."""
+        return tuple(
+            f"SELECT body FROM {COPIES.name} WHERE number IN ({','.join(map(str, numbers[at : at + ROWS_COUNT]))}) "  # noqa: S608 - numbers
+            "ORDER BY number".encode()
+            for at in range(0, len(numbers), ROWS_COUNT)
+        )
+
+    def pieces(self, count: int) -> Question:  # noqa: ARG002 - there is one
+        """All rows."""
+        return (f"SELECT body FROM {COPIES.name} ORDER BY number".encode(),)  # noqa: S608 - our own name
+
+    def heads(self, keys: Sequence[str]) -> Question:
+        """Heads by their primary key."""
+        select = sa.select(HEADS.c.value).where(HEADS.c.key.in_(keys))
+        return (str(select.compile(self._engine, compile_kwargs={"literal_binds": True})).encode(),)
+
+    def read(self, question: Question) -> list[bytes]:
+        """See ``Bare``."""
+        values: list[bytes] = []
+        for statement in question:
+            self._cursor.execute(statement.decode())
+            values += [value for (value,) in self._cursor.fetchall()]
+        return values
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._cursor.close()
+        self._connection.close()
+        self._engine.dispose()
