@@ -105,6 +105,17 @@ class StoreFullError(StoreError):
         self.size_bytes = size
 
 
+class DatabaseFullError(StoreFullError):
+    """Raised when a database found no room for a transaction on its disk, or in what it may use of it."""
+
+    def __init__(self, server: str, cause: str) -> None:
+        StoreError.__init__(
+            self, f"store {server} is full: {cause}; nothing was written, and it goes on when there is room on its disk"
+        )
+        self.server = server
+        self.cause = cause
+
+
 class ItemTooLargeError(StoreError):
     """Raised before writing an item that is over the server's item limit (memcached ``-I``)."""
 

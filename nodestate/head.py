@@ -198,9 +198,15 @@ class Tenure:
 
     @classmethod
     def begin(
-        cls, place: Place, epoch: int, section: msgspec.Struct, vitals: Vitals, rows: tuple[NodeRow, ...] = ()
+        cls,
+        place: Place,
+        epoch: int,
+        section: msgspec.Struct,
+        vitals: Vitals,
+        rows: tuple[NodeRow, ...] = (),
+        lost: Head | None = None,
     ) -> Steps[Tenure]:
-        """Publish a new epoch whose contents are written already, or are ``rows``, as commit 0.
+        """Publish a new epoch whose contents are written already, or are ``rows``, as commit 0. ``lost``: see ``may_begin``.
 
         The head first, then the key that names the epoch: a reader that follows the one finds the other.
         """
@@ -223,7 +229,7 @@ class Tenure:
             raise FencedError(place.partition, 1, f"epoch {epoch:x} exists already")
         tenure = cls(place, head, reply.written[0].cas)
         key, value = keys.epoch(place.prefix), EPOCH.pack(epoch)
-        replaced_cas = yield from cls.may_begin(place)
+        replaced_cas = yield from cls.may_begin(place, lost)
         put = Write(Put.CAS, key, value, replaced_cas) if replaced_cas else Write(Put.ADD, key, value)
         reply = yield Step(write=[put])
         require_stored(place, [put], list(reply.written))
@@ -232,11 +238,13 @@ class Tenure:
         return tenure
 
     @classmethod
-    def may_begin(cls, place: Place) -> Steps[int]:
+    def may_begin(cls, place: Place, lost: Head | None = None) -> Steps[int]:
         """The CAS id of the epoch key that a new epoch would replace (0: none is there).
 
         Raises ``FencedError`` where the present epoch has a head by another owner: an owner that slept through
-        a restart of the store finds its own epoch gone, and must not overrun the one that others began since.
+        a restart of the store finds its own epoch gone, and must not overrun the one that others began since. The head
+        of an owner that came before ``lost``, which was stored in the same epoch, is no hindrance: a database was set
+        back to it.
         """
         key = keys.epoch(place.prefix)
         reply = yield Step(fetch=[key])
@@ -251,7 +259,8 @@ class Tenure:
             head = HEAD.unpack(item.value) if item else None
         except CorruptItemError:
             head = None
-        if head is not None and head.owner != place.owner:
+        set_back = head is not None and lost is not None and head.epoch == lost.epoch and head.term < lost.term
+        if head is not None and head.owner != place.owner and not set_back:
             raise FencedError(place.partition, head.term, f"{head.owner} owns epoch {epoch:x}")
         assert pointer is not None
         return pointer.cas
@@ -377,6 +386,10 @@ class Tenure:
             stored = HEAD.unpack(item.value)
         except CorruptItemError:
             raise EpochLostError(self.place.partition, self.head.epoch) from None
+        if (stored.term, stored.beat) < (self.head.term, self.head.beat):
+            # Older than what is known to have been stored: a database was set back to a backup, or a copy of it that lags
+            # behind took its place. What was written since is lost, and readers may have seen it.
+            raise EpochLostError(self.place.partition, self.head.epoch)
         if (stored.term, stored.owner) != (self.head.term, self.head.owner):
             raise FencedError(self.place.partition, self.head.term, f"term {stored.term} of {stored.owner} took it")
         return stored, item.cas

@@ -100,6 +100,19 @@ def unpack_record(encoded: bytes) -> NodeRecord:
         raise CorruptItemError(f"not a node record: {error}") from None
 
 
+class FoundRows(msgspec.Struct, frozen=True, array_like=True):
+    """A database's answer to a question for rows: slots and records, and the newest commit that one of them is of (-1:
+    there are none). It goes from a store to its caller and is stored nowhere.
+    """
+
+    newest: int
+    rows: list[tuple[int, bytes]]
+
+
+pack_found_rows: Final = _encoder.encode
+unpack_found_rows: Final = msgspec.msgpack.Decoder(FoundRows).decode
+
+
 def _parts(records: Iterable[NodeRecord], part_bytes: int) -> Iterator[list[bytes]]:
     part: list[bytes] = []
     size = 0

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from nodestate.errors import ConfigError, StoreError, StoreFullError, StoreRefusedError, StoreUnavailableError
+from nodestate.errors import ConfigError, DatabaseFullError, StoreError, StoreRefusedError, StoreUnavailableError
 
 DRIVERS: Final = {"mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg", "sqlite": "pysqlite"}
 
@@ -28,7 +28,6 @@ class Dialect:
     again: frozenset[str]
     full: frozenset[str]
     refused: frozenset[str]
-    begin: str = ""
 
     def add(self, table: sa.Table) -> Any:
         """An INSERT that does nothing where the row is there."""
@@ -50,7 +49,14 @@ class Dialect:
 _MYSQL: Final = Dialect(
     now="UNIX_TIMESTAMP(NOW(6))",
     insert=mysql.insert,
-    connect_args=lambda s: {"connect_timeout": max(1, round(s)), "read_timeout": s, "write_timeout": s},
+    connect_args=lambda s: {
+        "connect_timeout": max(1, round(s)),
+        "read_timeout": s,
+        "write_timeout": s,
+        # Shorter than what this side waits: a transaction that it gave up would keep its locks for as long as it waits
+        # for another's, by default 50 seconds.
+        "init_command": f"SET SESSION innodb_lock_wait_timeout = {max(1, round(s / 2))}",
+    },
     isolation="READ COMMITTED",
     again=frozenset({"1213", "1205"}),  # deadlock, lock wait
     full=frozenset({"1114", "1021", "3"}),  # table full, disk full, error writing a file
@@ -108,10 +114,13 @@ _EXAMPLES: Final = (
 def code_of(error: exc.DBAPIError) -> str:
     """The driver's own code of an error, empty where it has none."""
     original: Any = error.orig
+    first = next(iter(getattr(original, "args", ())), "")
+    if isinstance(first, int):  # MariaDB's, which says more than its sqlstate
+        return str(first)
     for name in ("sqlstate", "sqlite_errorname"):
         if code := getattr(original, name, None):
             return str(code)
-    return str(original.args[0]) if getattr(original, "args", None) else ""
+    return str(first)
 
 
 def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, server: str) -> StoreError:
@@ -120,7 +129,7 @@ def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, server: str) -> Sto
     if isinstance(error, exc.DBAPIError):
         code = code_of(error)
         if code in dialect.full:
-            return StoreFullError(server, cause, 0)
+            return DatabaseFullError(server, cause)
         if code in dialect.refused:
             return StoreRefusedError(server, cause)
     return StoreUnavailableError(server, cause)

@@ -1,4 +1,4 @@
-"""What the database design keeps beside its rows: the section of its head, and rows as the answer to a question."""
+"""What the database design keeps beside its rows: the section of its head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,3 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
 
 
 SECTION: Final = msgspec.msgpack.Decoder(Section)
-Answer = list[tuple[int, bytes]]
-"""Rows that were asked for: slot and record."""
-pack_answer: Final = msgspec.msgpack.Encoder().encode
-unpack_answer: Final = msgspec.msgpack.Decoder(Answer).decode

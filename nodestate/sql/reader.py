@@ -1,7 +1,9 @@
 """Reading one partition from the database: the rows of the commits since the last look.
 
 A view at offset n has every row at or after what commit n - 1 left (invariant I3): rows are read after the head, so
-they may be of later commits, and are never of older ones.
+they may be of later commits. That they are not of older ones is seen by what the newest of them is of: each commit writes
+at least one row, so the head's last commit is there, or a later one, or the rows are not those that the head is about
+(somebody began another epoch and removed these, or set the database back, between the two questions).
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from nodestate import keys
+from nodestate.errors import CorruptItemError
 from nodestate.head import Head
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Item
 from nodestate.reading import Loaded
 from nodestate.rows import Row
-from nodestate.sql.format import SECTION, unpack_answer
+from nodestate.sql.format import SECTION
 from nodestate.table import Table
-from nodestate.wire import unpack_heading, unpack_record
+from nodestate.wire import FoundRows, unpack_found_rows, unpack_heading, unpack_record
 
 MAX_FETCH_ROWS_COUNT: Final = 2_000
 """Rows of a partition asked for at a time by a first load: what they came as can go when they are in the table."""
@@ -34,29 +37,41 @@ class SqlReader:
         return (keys.rows_since(self._prefix, head.epoch, table.offset),)
 
     def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
-        """Bring ``table`` to the head's offset or later."""
-        section = SECTION.decode(head.section)
-        if table is not None and table.epoch == head.epoch:
-            if head.next < table.offset:  # a copy that lags behind, or a backup: not what this epoch was
-                return Loaded(table, f"commit {table.offset - 1}")
-            key = keys.rows_since(self._prefix, head.epoch, table.offset)
-            if key not in items:
-                items = (yield Step(fetch=[key])).items
-            table = _with_rows(table, items.get(key), head.next)
-        else:
-            table = Table.of(head.epoch, 0, unpack_record)
-            for first in range(0, section.size, MAX_FETCH_ROWS_COUNT):
-                key = keys.rows_between(self._prefix, head.epoch, first, first + MAX_FETCH_ROWS_COUNT)
-                table = _with_rows(table, (yield Step(fetch=[key])).items.get(key), head.next)
-        return Loaded(table, "" if table.size >= section.size else f"row {table.size}")
+        """Bring ``table`` to the head's offset or later; where that can't be, it stays as it is."""
+        section, newest = SECTION.decode(head.section), -1
+        try:
+            if table is not None and table.epoch == head.epoch:
+                if head.next < table.offset:  # a copy that lags behind, or a backup: not what this epoch was
+                    return Loaded(table, f"commit {table.offset - 1}")
+                key = keys.rows_since(self._prefix, head.epoch, table.offset)
+                if key not in items:
+                    items = (yield Step(fetch=[key])).items
+                loaded, newest = _with_rows(table, items.get(key), head.next)
+                is_whole = newest >= head.next - 1 or head.next == table.offset
+            else:
+                table, loaded = None, Table.of(head.epoch, 0, unpack_record)
+                for first in range(0, section.size, MAX_FETCH_ROWS_COUNT):
+                    key = keys.rows_between(self._prefix, head.epoch, first, first + MAX_FETCH_ROWS_COUNT)
+                    loaded, part_newest = _with_rows(loaded, (yield Step(fetch=[key])).items.get(key), head.next)
+                    newest = max(newest, part_newest)
+                is_whole = newest >= head.next - 1 or not section.size
+                loaded = loaded.advanced(head.next, {})
+        except CorruptItemError as error:
+            return Loaded(table, str(error))
+        if loaded.size < section.size:
+            return Loaded(table, f"row {loaded.size}")
+        return Loaded(loaded) if is_whole else Loaded(table, f"commit {head.next - 1}")
 
 
-def _with_rows(table: Table, item: Item | None, offset: int) -> Table:
-    """The table with rows that came; of new slots, those that leave no hole."""
+def _with_rows(table: Table, item: Item | None, offset: int) -> tuple[Table, int]:
+    """The table with rows that came (of new slots, those that leave no hole), and the newest commit among them. Raises
+    ``CorruptItemError``.
+    """
+    found = unpack_found_rows(item.value) if item is not None else FoundRows(-1, [])
     rows: dict[int, Row] = {}
     appeared: dict[int, str] = {}
     incomplete: list[str] = []
-    for slot, row in unpack_answer(item.value) if item is not None else ():
+    for slot, row in found.rows:
         heading = unpack_heading(row)
         rows[slot] = row
         if slot >= table.size:
@@ -69,4 +84,4 @@ def _with_rows(table: Table, item: Item | None, offset: int) -> Table:
     for slot, name in appeared.items():
         del rows[slot]
         incomplete = [one for one in incomplete if one != name]
-    return table.advanced(offset, rows, names, incomplete)
+    return table.advanced(offset, rows, names, incomplete), found.newest

@@ -8,7 +8,8 @@ All writes of a call are one transaction, all fetches one question to each table
 - Times to live are the database's clock, which all sides share, and count from the sending, not from when a lock was
   had. Its distance from this process' clock is asked again every minute, as somebody may set it.
 - Heads are read before rows, so rows are never older than the head that came with them.
-- A deadlock or a lock that is not to be had undoes the transaction; it is tried again, a few times.
+- A deadlock or a lock that is not to be had undoes the transaction; it is tried again, a few times, as long as all of them
+  together take no longer than one wait for an answer.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -26,9 +27,10 @@ from sqlalchemy import exc
 from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Write, Written
 from nodestate.sql.dialects import code_of, dialect_of, meaning_of
-from nodestate.sql.format import pack_answer
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
-from nodestate.wire import pack_record
+from nodestate.wire import FoundRows, pack_found_rows, pack_record
+
+T = TypeVar("T")
 
 MAX_TRIES_COUNT: Final = 5
 MAX_KEYS_COUNT: Final = 500
@@ -65,10 +67,15 @@ class SqlStore:
         """The items that are there; a question for rows is answered by an item, too."""
         if not keys:
             return {}
-        with self._reader() as connection:
-            items = self._heads(connection, [key for key in dict.fromkeys(keys) if _ROWS not in key])
-            questions = [key for key in keys if _ROWS in key]
-            return items | self._rows(connection, questions) if questions else items
+        heads = [key for key in dict.fromkeys(keys) if _ROWS not in key]
+        questions = [key for key in dict.fromkeys(keys) if _ROWS in key]
+
+        def ask() -> dict[str, Item]:
+            with self._reader() as connection:
+                items = self._heads(connection, heads)
+                return items | self._rows(connection, questions) if questions else items
+
+        return self._tried(ask)
 
     def write(self, writes: Sequence[Write]) -> list[Written]:
         """Carry out the writes in order; one outcome each."""
@@ -77,15 +84,13 @@ class SqlStore:
         for write in writes:
             if len(write.value) > MAX_VALUE_BYTES:
                 raise ItemTooLargeError(self.name, write.key, len(write.value), MAX_VALUE_BYTES)
-        for tries_left in range(MAX_TRIES_COUNT - 1, -1, -1):
-            asked_at = time.monotonic()
-            try:
-                with self._writer() as connection, connection.begin():
-                    return self._carried_out(connection, writes, asked_at)
-            except _AgainError as error:
-                if not tries_left:
-                    raise error.meaning from error
-        raise AssertionError("the last try returns or raises")
+        asked_at = time.monotonic()
+
+        def carry_out() -> list[Written]:
+            with self._writer() as connection, connection.begin():
+                return self._carried_out(connection, writes, asked_at)
+
+        return self._tried(carry_out)
 
     def close(self) -> None:
         """Give back the connections. Using the store again reconnects."""
@@ -112,18 +117,22 @@ class SqlStore:
 
     def _rows(self, connection: sa.Connection, questions: Sequence[str]) -> dict[str, Item]:
         """Questions of one kind for several places are one statement."""
-        answers: dict[str, list[tuple[int, bytes]]] = {question: [] for question in questions}
         of_place: dict[str, list[tuple[int, bytes]]] = {}
-        conditions = []
-        for question, answer in answers.items():
-            place, condition = _asked(question)
-            of_place[place] = answer
+        newest: dict[str, int] = {}
+        conditions: list[sa.ColumnElement[bool]] = []
+        asked = {question: _asked(question) for question in questions}
+        for place, condition in asked.values():
+            assert place not in of_place, "a call asks for the rows of a place once"
+            of_place[place], newest[place] = [], -1
             conditions.append(condition)
-        assert len(of_place) == len(answers), "a call asks for the rows of a place once"
-        select = sa.select(NODES.c.place, NODES.c.slot, NODES.c.record).where(sa.or_(*conditions))
-        for place, slot, record in connection.execute(select):
+        columns = NODES.c.place, NODES.c.slot, NODES.c.commit_offset, NODES.c.record
+        for place, slot, offset, record in connection.execute(sa.select(*columns).where(sa.or_(*conditions))):
             of_place[place].append((slot, record))
-        return {question: Item(pack_answer(answer), 0, None) for question, answer in answers.items()}
+            newest[place] = max(newest[place], offset)
+        return {
+            question: Item(pack_found_rows(FoundRows(newest[place], of_place[place])), 0, None)
+            for question, (place, _) in asked.items()
+        }
 
     # -- writing
 
@@ -175,9 +184,19 @@ class SqlStore:
 
     # -- connections
 
+    def _tried(self, call: Callable[[], T]) -> T:
+        until = time.monotonic() + self._timeout_s
+        for tries_left in range(MAX_TRIES_COUNT - 1, -1, -1):
+            try:
+                return call()
+            except _AgainError as error:
+                if not tries_left or time.monotonic() >= until:
+                    raise error.meaning from error
+        raise AssertionError("the last try returns or raises")
+
     @contextmanager
     def _reader(self) -> Iterator[sa.Connection]:
-        with self._meant():
+        with self._meant(asks_only=True):
             if self._reading is None:
                 self._reading = self._connected().execution_options(isolation_level="AUTOCOMMIT")
             yield self._reading
@@ -206,8 +225,10 @@ class SqlStore:
         return self._engine.connect()
 
     @contextmanager
-    def _meant(self) -> Iterator[None]:
-        """A database's errors as the store's; after any of them the connections are made anew."""
+    def _meant(self, *, asks_only: bool = False) -> Iterator[None]:
+        """A database's errors as the store's; after any of them the connections are made anew. A question whose connection
+        broke, as those do that were idle for long, can be asked again; of a write nobody knows what became of it.
+        """
         try:
             yield
         except StoreError:
@@ -215,7 +236,8 @@ class SqlStore:
         except exc.SQLAlchemyError as error:
             self._drop()
             meaning = meaning_of(error, self._dialect, self.name)
-            if isinstance(error, exc.DBAPIError) and code_of(error) in self._dialect.again:
+            undone = isinstance(error, exc.DBAPIError) and code_of(error) in self._dialect.again
+            if undone or (asks_only and isinstance(error, exc.DBAPIError) and error.connection_invalidated):
                 raise _AgainError(meaning) from error
             raise meaning from error
         except BaseException:
@@ -238,7 +260,7 @@ class SqlStore:
 
 
 class _AgainError(StoreError):
-    """Raised inside when a transaction was undone for the sake of another."""
+    """Raised inside when a transaction was undone for the sake of another, or a question can be asked again."""
 
     def __init__(self, meaning: StoreError) -> None:
         super().__init__(str(meaning))

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from nodestate import keys
-from nodestate.errors import StoreUnavailableError
-from nodestate.head import Place, Tenure, Vitals
+from nodestate.errors import StoreError
+from nodestate.head import Head, Place, Tenure, Vitals
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import NodeRow, Put, Write
 from nodestate.sql.format import Section
@@ -25,6 +25,7 @@ class SqlWriter:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._tenure: Tenure | None = None
+        self._lost: Head | None = None  # the last that is known to have been stored, of an epoch that is to be replaced
 
     @property
     def tenure(self) -> Tenure:
@@ -46,12 +47,14 @@ class SqlWriter:
 
     def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""
-        yield from Tenure.may_begin(self._place)
+        self._lost = self._tenure.head if self._tenure is not None else self._lost
+        yield from Tenure.may_begin(self._place, self._lost)
         self._tenure = None
         rows = self._rows(range(len(nodes.records)), epoch, 0, nodes)
-        self._tenure = yield from Tenure.begin(self._place, epoch, Section(len(nodes.records)), vitals, rows)
+        section = Section(len(nodes.records))
+        self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals, rows, self._lost)
         # Best effort, as nobody reads them any more; and the epoch is begun, which must not be done twice.
-        with suppress(StoreUnavailableError):
+        with suppress(StoreError):
             yield Step(write=[Write(Put.DELETE, keys.other_rows(self._place.prefix, epoch))])
 
     def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:

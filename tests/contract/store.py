@@ -1,15 +1,21 @@
-"""What every Store promises, as tests: subclass ``StoreContract`` and give it a ``server``."""
+"""What stores promise, as tests: subclass ``MemcachedContract`` or ``DatabaseContract`` and give it a ``server``."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
-from typing import Protocol
+from contextlib import suppress
+from typing import Any, Protocol
 
+import msgspec
 import pytest
 
-from nodestate.errors import ItemTooLargeError, StoreUnavailableError
+from nodestate import keys
+from nodestate.errors import DatabaseFullError, ItemTooLargeError, StoreUnavailableError
 from nodestate.keys import MAX_KEY_BYTES
-from nodestate.ports import MAX_TTL_S, Item, Put, Status, Store, Write, Written
+from nodestate.model import NodeRecord, fold, parse_event
+from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Store, Write, Written
+from nodestate.wire import unpack_found_rows, unpack_record
 
 MANY = 10_000
 NEVER_GIVEN = 2**64 - 1
@@ -29,7 +35,7 @@ class Server(Protocol):
         """Answer again."""
 
     def restart(self) -> None:
-        """Lose everything; CAS ids start anew."""
+        """Stop and start. memcached loses everything, and its CAS ids start anew; a database loses nothing."""
 
     def flush(self) -> None:
         """Lose everything."""
@@ -38,18 +44,32 @@ class Server(Protocol):
         """Let time pass."""
 
 
-class StoreContract:
-    """Subclasses give the fixtures ``server`` (empty) and ``full_server`` (few MB, refuses instead of evicting)."""
+class DatabaseServer(Server, Protocol):
+    """A database's other side."""
 
-    @pytest.fixture
-    def store(self, server: Server) -> Iterator[Store]:
-        store = server.connect()
-        yield store
-        store.close()
+    def backup(self) -> Any:
+        """What is stored now."""
+
+    def restore(self, backup: Any) -> None:
+        """Set everything back to a backup, below the feet of all connections."""
+
+
+class StoreContract:
+    """What all stores promise. Subclasses give the fixtures ``server`` (empty) and ``full_server`` (few MB, refuses
+    instead of evicting).
+    """
+
+    many = MANY
 
     @pytest.fixture
     def full_store(self, full_server: Server) -> Iterator[Store]:
         store = full_server.connect()
+        yield store
+        store.close()
+
+    @pytest.fixture
+    def store(self, server: Server) -> Iterator[Store]:
+        store = server.connect()
         yield store
         store.close()
 
@@ -176,7 +196,7 @@ class StoreContract:
 
     def test_large_batches_keep_their_order(self, store: Store) -> None:
         """A cell's first commit writes every node: no number of writes or keys may dead-lock or mix them up."""
-        keys = [f"key-{number:05}" for number in range(MANY)]
+        keys = [f"key-{number:05}" for number in range(self.many)]
         added = store.write([Write(Put.ADD, key, key.encode() * 90) for key in keys])
         assert {written.status for written in added} == {Status.STORED}
         store.write([Write(Put.DELETE, key) for key in keys[::7]])
@@ -189,8 +209,8 @@ class StoreContract:
         for number, written in enumerate(again):
             assert written.status is (Status.STORED if number % 7 else Status.MISSING)
 
-    def test_a_hundred_thousand_keys_are_one_call(self, store: Store) -> None:
-        keys = [f"{number:0{MAX_KEY_BYTES}}" for number in range(10 * MANY)]
+    def test_any_number_of_keys_is_one_call(self, store: Store) -> None:
+        keys = [f"{number:0{MAX_KEY_BYTES}}" for number in range(10 * self.many)]
         store.write([Write(Put.ADD, keys[0], b"first"), Write(Put.ADD, keys[-1], b"last")])
         assert {key: item.value for key, item in store.fetch(keys).items()} == {keys[0]: b"first", keys[-1]: b"last"}
 
@@ -219,32 +239,6 @@ class StoreContract:
         assert caught.value.size_bytes == len(value) > caught.value.limit_bytes >= store.max_value_bytes
         assert store.fetch(["a", "b"]) == {"a": Item(b"old", old.cas, None)}
 
-    @pytest.mark.parametrize("size", [SMALL, CHUNKED])
-    def test_a_full_server_keeps_what_it_has(self, full_store: Store, size: int) -> None:
-        """Not so with memcached's ``set`` and ``ms``: they remove the old value first, even if its id is wrong."""
-        keys = ["added", "replaced", "fenced"]
-        old = dict(zip(keys, full_store.write([Write(Put.ADD, key, b"old") for key in keys]), strict=True))
-        value = b"x" * size
-        for number in range(1_000):
-            [written] = full_store.write([Write(Put.ADD, f"filler-{number}", value)])
-            if written.status is Status.FULL:
-                break
-            assert written.status is Status.STORED
-        else:
-            pytest.fail("the server was never full")
-        outcomes = full_store.write(
-            [
-                Write(Put.ADD, "added", value),
-                Write(Put.CAS, "replaced", value, old["replaced"].cas),
-                Write(Put.CAS, "fenced", value, NEVER_GIVEN),
-                Write(Put.DELETE, "filler-0"),
-            ]
-        )
-        assert outcomes == [Written(Status.FULL)] * 3 + [Written(Status.STORED)]
-        assert full_store.fetch([*keys, "filler-0"]) == {key: Item(b"old", old[key].cas, None) for key in keys}
-        [written] = full_store.write([Write(Put.CAS, "replaced", value, old["replaced"].cas)])
-        assert written.status is Status.STORED
-
     # -- time
 
     def test_time_to_live_is_told_and_renewed(self, store: Store) -> None:
@@ -272,6 +266,55 @@ class StoreContract:
 
     # -- loss and outage
 
+    def test_an_outage_is_an_error_and_no_miss(self, server: Server, store: Store) -> None:
+        store.write([Write(Put.ADD, "a", b"1")])
+        server.stop()
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.fetch(["a"])
+        assert caught.value.server == store.name
+        with pytest.raises(StoreUnavailableError):
+            store.write([Write(Put.ADD, "b", b"2")])
+        server.start()
+        store.fetch(["a"])
+        [written] = store.write([Write(Put.ADD, "b", b"2")])
+        assert written.status is Status.STORED
+
+    def test_a_closed_store_reconnects(self, store: Store) -> None:
+        store.write([Write(Put.ADD, "a", b"1")])
+        store.close()
+        store.close()
+        assert store.fetch(["a"])["a"].value == b"1"
+
+
+class MemcachedContract(StoreContract):
+    """What memcached and its double do beside: refuse single writes, and lose everything."""
+
+    @pytest.mark.parametrize("size", [SMALL, CHUNKED])
+    def test_a_full_server_keeps_what_it_has(self, full_store: Store, size: int) -> None:
+        """Not so with memcached's ``set`` and ``ms``: they remove the old value first, even if its id is wrong."""
+        keys = ["added", "replaced", "fenced"]
+        old = dict(zip(keys, full_store.write([Write(Put.ADD, key, b"old") for key in keys]), strict=True))
+        value = b"x" * size
+        for number in range(1_000):
+            [written] = full_store.write([Write(Put.ADD, f"filler-{number}", value)])
+            if written.status is Status.FULL:
+                break
+            assert written.status is Status.STORED
+        else:
+            pytest.fail("the server was never full")
+        outcomes = full_store.write(
+            [
+                Write(Put.ADD, "added", value),
+                Write(Put.CAS, "replaced", value, old["replaced"].cas),
+                Write(Put.CAS, "fenced", value, NEVER_GIVEN),
+                Write(Put.DELETE, "filler-0"),
+            ]
+        )
+        assert outcomes == [Written(Status.FULL)] * 3 + [Written(Status.STORED)]
+        assert full_store.fetch([*keys, "filler-0"]) == {key: Item(b"old", old[key].cas, None) for key in keys}
+        [written] = full_store.write([Write(Put.CAS, "replaced", value, old["replaced"].cas)])
+        assert written.status is Status.STORED
+
     def test_a_flush_loses_everything(self, server: Server, store: Store) -> None:
         [before] = store.write([Write(Put.ADD, "a", b"1")])
         server.flush()
@@ -291,21 +334,235 @@ class StoreContract:
         assert other.fetch(["a"])["a"].value == b"zombie"
         other.close()
 
-    def test_an_outage_is_an_error_and_no_miss(self, server: Server, store: Store) -> None:
-        store.write([Write(Put.ADD, "a", b"1")])
-        server.stop()
-        with pytest.raises(StoreUnavailableError) as caught:
-            store.fetch(["a"])
-        assert caught.value.server == store.name
-        with pytest.raises(StoreUnavailableError):
-            store.write([Write(Put.ADD, "b", b"2")])
-        server.start()
-        store.fetch(["a"])
-        [written] = store.write([Write(Put.ADD, "b", b"2")])
-        assert written.status is Status.STORED
 
-    def test_a_closed_store_reconnects(self, store: Store) -> None:
-        store.write([Write(Put.ADD, "a", b"1")])
-        store.close()
-        store.close()
-        assert store.fetch(["a"])["a"].value == b"1"
+PLACE, OTHER_PLACE = keys.prefix("cell1", 0, keys.DATABASE), keys.prefix("cell1", 1, keys.DATABASE)
+EPOCH, OTHER_EPOCH = 0x7FFF_FFFF_FFFF_FFFF, 0x8
+
+
+def node_row(slot: int, offset: int = 0, *, place: str = PLACE, epoch: int = EPOCH, **state: Any) -> NodeRow:
+    """A row as a commit writes it."""
+    fields = {"kind": "report", "node": f"node-{slot}", "incarnation": 1_763_787_600, "generation": offset + 1}
+    event = parse_event(msgspec.msgpack.encode({**fields, "reported_at": 1_763_787_600.5, "state": state}))
+    record = fold(None, event).record
+    assert record is not None
+    return NodeRow(place, epoch, slot, offset, record)
+
+
+def with_rows(*rows: NodeRow, key: str = "head", put: Put = Put.ADD, cas: int = 0) -> Write:
+    return Write(put, key, b"head", cas, 0, rows)
+
+
+def asked(store: Store, question: str) -> tuple[int, dict[int, NodeRecord]]:
+    """The newest commit and the records by slot that a question for rows is answered with."""
+    found = unpack_found_rows(store.fetch([question])[question].value)
+    assert len(dict(found.rows)) == len(found.rows), "a slot came twice"
+    return found.newest, {slot: unpack_record(raw) for slot, raw in found.rows}
+
+
+def records(*rows: NodeRow) -> dict[int, NodeRecord]:
+    return {row.slot: row.record for row in rows}
+
+
+ALL = keys.rows_since(PLACE, EPOCH, 0)
+
+
+class DatabaseContract(StoreContract):
+    """What databases and their double promise beside: nothing is lost, a call is one transaction, and rows."""
+
+    many = 1_000
+
+    @pytest.fixture
+    def server(self) -> DatabaseServer:
+        raise NotImplementedError
+
+    def test_everything_survives_a_restart(self, server: DatabaseServer, store: Store) -> None:
+        """And what was stored before it can be replaced after it by the id that it had."""
+        rows = (node_row(0), node_row(1))
+        [written] = store.write([with_rows(*rows)])
+        server.restart()
+        assert asked(retried(store), ALL) == (0, records(*rows))
+        assert store.fetch(["head"])["head"].cas == written.cas
+        [again] = store.write([Write(Put.CAS, "head", b"2", written.cas)])
+        assert again.status is Status.STORED
+
+    def test_an_id_never_comes_again(self, server: DatabaseServer, store: Store) -> None:
+        """Not for a key that was deleted and added, nor after the database was set back to a backup: an owner that wrote
+        in the meantime must not hit what it has not seen.
+        """
+        [first] = store.write([Write(Put.ADD, "a", b"1")])
+        backup = server.backup()
+        seen = {first.cas}
+        written = first
+        for _ in range(5):
+            [written] = store.write([Write(Put.CAS, "a", b"2", written.cas)])
+            seen.add(written.cas)
+        store.write([Write(Put.DELETE, "a")])
+        [added] = store.write([Write(Put.ADD, "a", b"3")])
+        server.restore(backup)
+        assert retried(store).fetch(["a"])["a"] == Item(b"1", first.cas, None)
+        assert store.write([Write(Put.CAS, "a", b"4", written.cas)]) == [Written(Status.CONFLICT)]
+        assert store.write([Write(Put.CAS, "a", b"4", added.cas)]) == [Written(Status.CONFLICT)]
+        [after] = store.write([Write(Put.CAS, "a", b"4", first.cas)])
+        assert after.status is Status.STORED
+        assert after.cas not in seen | {added.cas}
+        assert len(seen) == 6
+
+    def test_a_full_database_undoes_the_whole_call(self, full_server: DatabaseServer, full_store: Store) -> None:
+        """Nothing of it is there, and what was there before is."""
+        [old] = full_store.write([with_rows(node_row(0, zone="old"))])
+        large = {"namespaces": {"x": "y" * 20_000}}
+        for number in range(1, 1_000):
+            head = full_store.fetch(["head"])["head"]
+            row = node_row(1, number, **large)
+            filler = Write(Put.ADD, f"filler-{number}", random.Random(number).randbytes(100_000))
+            try:
+                full_store.write([with_rows(row, put=Put.CAS, cas=head.cas), filler])
+            except DatabaseFullError as error:
+                assert error.server == full_store.name  # noqa: PT017  which of the calls fails is not the contract
+                break
+        else:
+            pytest.fail("the database was never full")
+        newest, found = asked(full_store, ALL)
+        assert full_store.fetch(["head", f"filler-{number}"]).keys() == {"head"}
+        assert (newest, found.keys()) == (number - 1, {0, 1}), "the row is of the last call that found room"
+        assert full_store.fetch(["head"])["head"].cas == head.cas != old.cas
+        fillers = [Write(Put.DELETE, f"filler-{n}") for n in range(1, number)]
+        assert {written.status for written in full_store.write(fillers)} == {Status.STORED}
+        for _ in range(100):  # MariaDB gives the room back in its own time
+            with suppress(DatabaseFullError):
+                [written] = full_store.write([with_rows(row, put=Put.CAS, cas=head.cas)])
+                assert written.status is Status.STORED
+                return
+            full_server.wait(0.1)
+        pytest.fail("what was deleted left no room")
+
+    # -- rows
+
+    def test_rows_are_stored_if_their_write_is(self, store: Store) -> None:
+        """A commit is its head and its rows: who does not move the head leaves no row."""
+        row = node_row(0, 0, usage={"VCPU": 4}, zone="\u00e4\u4e2d")
+        [written] = store.write([with_rows(row)])
+        assert asked(store, ALL) == (0, records(row))
+        assert store.write([with_rows(node_row(0, 1, zone="zombie's"), node_row(1, 1))]) == [Written(Status.CONFLICT)]
+        wrong = with_rows(node_row(0, 1, zone="zombie's"), put=Put.CAS, cas=written.cas + 1)
+        assert store.write([wrong]) == [Written(Status.CONFLICT)]
+        missing = with_rows(node_row(0, 1), key="no-head", put=Put.CAS, cas=written.cas)
+        assert store.write([missing]) == [Written(Status.MISSING)]
+        assert asked(store, ALL) == (0, records(row))
+
+    def test_of_a_call_s_writes_each_has_its_own_rows(self, store: Store) -> None:
+        """Partitions commit together: one that lost its head costs none of the others its rows."""
+        store.write([Write(Put.ADD, "head-1", b"taken")])
+        rows = [node_row(0, place=PLACE), node_row(0, place=OTHER_PLACE), node_row(5, place=PLACE)]
+        outcomes = store.write(
+            [with_rows(rows[0], key="head-0"), with_rows(rows[1], key="head-1"), with_rows(rows[2], key="head-2")]
+        )
+        assert [outcome.status for outcome in outcomes] == [Status.STORED, Status.CONFLICT, Status.STORED]
+        assert asked(store, ALL) == (0, records(rows[0], rows[2]))
+        assert asked(store, keys.rows_since(OTHER_PLACE, EPOCH, 0)) == (-1, {})
+
+    def test_a_row_replaces_the_one_in_its_slot(self, store: Store) -> None:
+        [first] = store.write([with_rows(*[node_row(slot, zone="old") for slot in range(3)])])
+        new = node_row(1, 1, zone="new")
+        store.write([with_rows(new, put=Put.CAS, cas=first.cas)])
+        assert asked(store, ALL) == (1, records(node_row(0, zone="old"), new, node_row(2, zone="old")))
+        assert asked(store, keys.rows_since(PLACE, EPOCH, 1)) == (1, records(new))
+
+    def test_a_slot_that_two_writes_of_a_call_have_is_the_later_s(self, store: Store) -> None:
+        first, second = node_row(0, 0, zone="first"), node_row(0, 1, zone="second")
+        store.write([with_rows(first, key="a"), with_rows(second, key="b")])
+        assert asked(store, ALL) == (1, records(second))
+
+    def test_questions_are_answered_with_rows_of_that_place_and_epoch_only(self, store: Store) -> None:
+        """What others write must not be taken for one's own, whatever its slots and commits are."""
+        own = [node_row(slot, slot) for slot in range(6)]
+        others = [node_row(slot, slot, place=OTHER_PLACE, zone="other") for slot in range(6)]
+        former = [node_row(slot, slot, epoch=OTHER_EPOCH, zone="former") for slot in range(6)]
+        store.write([with_rows(*own, *others, *former)])
+        assert asked(store, keys.rows_since(PLACE, EPOCH, 4)) == (5, records(*own[4:]))
+        assert asked(store, keys.rows_since(PLACE, EPOCH, 6)) == (-1, {})
+        assert asked(store, keys.rows_between(PLACE, EPOCH, 1, 3)) == (2, records(*own[1:3]))
+        assert asked(store, keys.rows_between(PLACE, EPOCH, 6, 100)) == (-1, {})
+        assert asked(store, keys.rows_since(PLACE, OTHER_EPOCH, 4)) == (5, records(*former[4:]))
+        assert asked(store, keys.rows_between(OTHER_PLACE, EPOCH, 0, 2)) == (1, records(*others[:2]))
+        assert asked(store, keys.rows_since(keys.prefix("cell2", 0, "d"), EPOCH, 0)) == (-1, {})
+
+    def test_places_are_told_apart_by_every_letter(self, store: Store) -> None:
+        """MariaDB's default would find ``Cell1`` where ``cell1`` is asked for."""
+        places = [keys.prefix(cell, 0, "d") for cell in ("cell1", "Cell1", "CELL1", "cell1_", "cell1-")]
+        store.write([with_rows(*[node_row(0, place=place, zone=place) for place in places])])
+        heads = ["Head", "HEAD", "head"]
+        store.write([Write(Put.ADD, key, key.encode()) for key in heads[:2]])
+        for place in places:
+            assert asked(store, keys.rows_since(place, EPOCH, 0)) == (0, records(node_row(0, zone=place)))
+        assert {key: item.value for key, item in store.fetch(heads).items()} == {
+            "Head": b"Head",
+            "HEAD": b"HEAD",
+            "head": b"head",
+        }
+
+    def test_several_partitions_ask_in_one_call(self, store: Store) -> None:
+        """With heads among the questions, as a refresh asks: sixteen partitions cost the round trips of one."""
+        places = [keys.prefix("cell1", number, "d") for number in range(40)]
+        rows = [node_row(slot, slot, place=place, zone=place) for place in places for slot in range(3)]
+        store.write([with_rows(*rows)])
+        questions = [
+            keys.rows_since(place, EPOCH, 1) if number % 2 else keys.rows_between(place, EPOCH, 0, 1 + number % 4)
+            for number, place in enumerate(places)
+        ]
+        found = store.fetch(["absent", *questions, "head"])
+        assert found.keys() == {"head", *questions}
+        for number, (place, question) in enumerate(zip(places, questions, strict=True)):
+            slots = (1, 2) if number % 2 else range(min(3, 1 + number % 4))
+            expected = {slot: node_row(slot, slot, zone=place).record for slot in slots}
+            answer = unpack_found_rows(found[question].value)
+            assert {slot: unpack_record(raw) for slot, raw in answer.rows} == expected
+            assert answer.newest == max(slots)
+
+    def test_rows_of_other_epochs_are_deleted_by_a_question(self, store: Store) -> None:
+        """As a new epoch does with those before it; other places keep theirs."""
+        own = [node_row(slot) for slot in range(3)]
+        others = [node_row(slot, place=OTHER_PLACE, epoch=OTHER_EPOCH) for slot in range(3)]
+        former = [node_row(slot, epoch=epoch) for epoch in (OTHER_EPOCH, 9, EPOCH - 1) for slot in range(3)]
+        store.write([with_rows(*own, *others, *former)])
+        delete = Write(Put.DELETE, keys.other_rows(PLACE, EPOCH))
+        assert store.write([delete]) == [Written(Status.STORED)]
+        assert store.write([delete]) == [Written(Status.MISSING)]
+        assert asked(store, ALL) == (0, records(*own))
+        assert asked(store, keys.rows_since(OTHER_PLACE, OTHER_EPOCH, 0)) == (0, records(*others))
+        for epoch in (OTHER_EPOCH, 9, EPOCH - 1):
+            assert asked(store, keys.rows_since(PLACE, epoch, 0)) == (-1, {})
+
+    def test_thousands_of_rows_are_one_commit(self, store: Store) -> None:
+        """More than one statement takes, of sizes from small to large."""
+        rows = [node_row(slot, 0, namespaces={"x": "y" * (slot % 500)}) for slot in range(2_500)]
+        [written] = store.write([with_rows(*rows)])
+        assert written.status is Status.STORED
+        assert asked(store, ALL) == (0, records(*rows))
+        again = [row._replace(offset=1) for row in rows[::7]]
+        store.write([with_rows(*again, put=Put.CAS, cas=written.cas)])
+        assert asked(store, keys.rows_since(PLACE, EPOCH, 1)) == (1, records(*again))
+        assert asked(store, keys.rows_between(PLACE, EPOCH, 1_000, 2_000)) == (1, records(*rows[1_000:2_000]))
+
+    def test_a_node_with_nothing_but_a_name_is_a_row(self, store: Store) -> None:
+        """A tombstone, and a node that is only known to be incomplete: their columns are as empty as can be."""
+        heartbeat = {"kind": "heartbeat", "node": "n" * 200, "incarnation": 1, "generation": 1, "reported_at": 0.0}
+        unknown = fold(None, parse_event(msgspec.msgpack.encode(heartbeat))).record
+        gone = fold(
+            node_row(0).record,
+            parse_event(
+                msgspec.msgpack.encode({**heartbeat, "kind": "leave", "node": "node-0", "incarnation": 1_763_787_601})
+            ),
+        ).record
+        assert unknown is not None
+        assert gone is not None
+        rows = [NodeRow(PLACE, EPOCH, 0, 0, unknown), NodeRow(PLACE, EPOCH, 1, 0, gone)]
+        store.write([with_rows(*rows)])
+        assert asked(store, ALL) == (0, records(*rows))
+
+
+def retried(store: Store) -> Store:
+    """A connection that has noticed that the server was away: the first write after it may fail."""
+    with suppress(StoreUnavailableError):
+        store.write([Write(Put.DELETE, "nothing")])
+    return store

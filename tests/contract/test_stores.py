@@ -1,22 +1,30 @@
-"""The store contract over memory, a store that could fail, and memcached; then memory against memcached."""
+"""The store contracts over memory, a store that could fail, memcached and databases; then memory against memcached."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
 from nodestate.memcached import MemcachedStore, open_stores
 from nodestate.ports import Item, Put, Status, Store, Write, Written
-from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, chance, script
-from tests.contract.store import NEVER_GIVEN, StoreContract
-from tests.services.servers import MemcachedServer
+from nodestate.sql.migrate import upgrade
+from nodestate.sql.store import SqlStore
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, chance, script
+from tests.contract.store import NEVER_GIVEN, DatabaseContract, MemcachedContract
+from tests.databases import LockedFile, Rows, SqlServer, contents, fresh, put_contents, run_sql, small_disk
+from tests.services.servers import MariadbServer, MemcachedServer, PostgresServer
 
 FULL_MB = 8
 
@@ -35,7 +43,7 @@ class InMemory:
         return self._wrap(MemoryStore(self._server))
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(MemcachedContract):
     @pytest.fixture
     def server(self) -> InMemory:
         return InMemory(lambda store: store)
@@ -45,7 +53,7 @@ class TestMemoryStore(StoreContract):
         return InMemory(lambda store: store, full=True)
 
 
-class TestFaultyStoreWithoutFaults(StoreContract):
+class TestFaultyStoreWithoutFaults(MemcachedContract):
     @pytest.fixture
     def server(self) -> InMemory:
         return InMemory(lambda store: FaultyStore(store, script()))
@@ -72,7 +80,7 @@ class OnMemcached:
 
 
 @pytest.mark.service
-class TestMemcachedStore(StoreContract):
+class TestMemcachedStore(MemcachedContract):
     @pytest.fixture
     def server(self, memcached: MemcachedServer) -> OnMemcached:
         return OnMemcached(memcached)
@@ -82,6 +90,145 @@ class TestMemcachedStore(StoreContract):
         server = memcached_factory(memory_mb=FULL_MB, no_evict=True)
         yield OnMemcached(server)
         server.close()
+
+
+# -- databases ------------------------------------------------------------------------------------
+
+
+class InMemoryDatabase:
+    """A ``MemoryDatabase`` behind ``contract.store.DatabaseServer``."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self._clock = ManualClock()
+        self._database = MemoryDatabase(clock=self._clock, max_bytes=2 * 1024**2 if full else None)
+        database = self._database
+        self.stop, self.start, self.restart, self.flush = (
+            database.stop,
+            database.start,
+            database.restart,
+            database.flush,
+        )
+        self.backup, self.restore, self.wait = database.backup, database.restore, self._clock.advance
+
+    def connect(self) -> Store:
+        return FaultyStore(MemoryStore(self._database), script(), whole=True)
+
+
+class TestMemoryDatabase(DatabaseContract):
+    @pytest.fixture
+    def server(self) -> InMemoryDatabase:
+        return InMemoryDatabase()
+
+    @pytest.fixture
+    def full_server(self) -> InMemoryDatabase:
+        return InMemoryDatabase(full=True)
+
+
+class OnDatabase:
+    """A database with nodestate's tables behind ``contract.store.DatabaseServer``."""
+
+    wait = staticmethod(time.sleep)
+
+    def __init__(self, url: str, server: SqlServer | None = None) -> None:
+        self.url = url
+        self._server = server
+        upgrade(url)
+
+    def connect(self) -> Store:
+        return SqlStore(self.url, timeout_s=5.0)
+
+    def stop(self) -> None:
+        assert self._server is not None
+        self._server.stop()
+
+    def start(self) -> None:
+        assert self._server is not None
+        self._server.start()
+
+    def restart(self) -> None:
+        assert self._server is not None
+        self._server.restart()
+
+    def flush(self) -> None:
+        self.restore({})
+
+    def backup(self) -> dict[str, Rows]:
+        return contents(self.url)
+
+    def restore(self, backup: dict[str, Rows]) -> None:
+        put_contents(self.url, backup)
+
+
+class OnSqlite(OnDatabase):
+    """A SQLite file. It has no server: an outage is somebody who holds it for themselves."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"sqlite:///{path}")
+        self._file = LockedFile(path)
+        self.stop, self.start = self._file.lock, self._file.release  # type: ignore[method-assign]
+
+    def connect(self) -> Store:
+        return SqlStore(self.url, timeout_s=0.02)
+
+    def restart(self) -> None:
+        """Nothing runs that could be stopped."""
+
+
+class TestSqlStoreOnSqlite(DatabaseContract):
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> OnSqlite:
+        return OnSqlite(tmp_path / "state.db")
+
+    @pytest.fixture
+    def full_server(self, server: OnSqlite) -> Iterator[OnSqlite]:
+        def limit(connection: Any, _record: object) -> None:
+            connection.execute("PRAGMA max_page_count = 512")
+
+        event.listen(Pool, "connect", limit)
+        yield server
+        event.remove(Pool, "connect", limit)
+
+
+@pytest.fixture(scope="module")
+def on_mariadb(mariadb: MariadbServer) -> OnDatabase:
+    return OnDatabase(fresh(mariadb), mariadb)
+
+
+@pytest.fixture(scope="module")
+def on_postgres(postgres: PostgresServer) -> OnDatabase:
+    return OnDatabase(fresh(postgres), postgres)
+
+
+@pytest.mark.service
+class TestSqlStoreOnMariadb(DatabaseContract):
+    @pytest.fixture
+    def server(self, on_mariadb: OnDatabase) -> OnDatabase:
+        on_mariadb.flush()
+        return on_mariadb
+
+    @pytest.fixture
+    def full_server(self) -> Iterator[OnDatabase]:
+        small = ("--innodb-file-per-table=0", "--innodb-data-file-path=ibdata1:12M:autoextend:max:16M")
+        with MariadbServer(extra=small) as server:
+            yield OnDatabase(server.url, server)
+
+
+@pytest.mark.service
+class TestSqlStoreOnPostgres(DatabaseContract):
+    @pytest.fixture
+    def server(self, on_postgres: OnDatabase) -> OnDatabase:
+        on_postgres.flush()
+        return on_postgres
+
+    @pytest.fixture
+    def full_server(self) -> Iterator[OnDatabase]:
+        try:
+            with PostgresServer() as server, small_disk(Path(f"{server.folder}/small"), 16) as disk:
+                shutil.chown(disk, "postgres", "postgres")
+                run_sql(server.admin_url, f"CREATE TABLESPACE small LOCATION '{disk}'")
+                yield OnDatabase(fresh(server, tablespace="small"), server)
+        except PermissionError as error:
+            pytest.skip(str(error))
 
 
 # -- the double does what memcached does ----------------------------------------------------------

@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -90,10 +91,18 @@ class _Host(Protocol):
 class _Process:
     """A program of this machine. It writes to ``folder/log`` and owns its folder."""
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        end: signal.Signals = signal.SIGTERM,
+    ) -> None:
         self._command = command
         self._environment = environment
         self._folder = folder
+        self._end = end
         self._log = folder / "log"
         self._popen: psutil.Popen | None = None
 
@@ -117,7 +126,7 @@ class _Process:
             return
         self._popen.resume()  # a paused process would not see the signal
         children = self._popen.children(recursive=True)
-        self._popen.terminate()
+        self._popen.send_signal(self._end)
         try:
             self._popen.wait(STOP_TIMEOUT_S)
         except psutil.TimeoutExpired:
@@ -554,9 +563,12 @@ class _AskedServer(_Server):
 
     scheme = ""
 
-    def __init__(self, port: int, command: Sequence[str], folder: Path, version: str) -> None:
-        super().__init__(port, _Process(command, folder), DATABASE_START_TIMEOUT_S)
+    def __init__(
+        self, port: int, command: Sequence[str], folder: Path, version: str, *, end: signal.Signals = signal.SIGTERM
+    ) -> None:
+        super().__init__(port, _Process(command, folder, end=end), DATABASE_START_TIMEOUT_S)
         self.version = version
+        self.folder = folder
 
     @property
     def url(self) -> str:
@@ -574,11 +586,13 @@ class _AskedServer(_Server):
 
 
 class MariadbServer(_AskedServer):
-    """A MariaDB with databases, and a user without a password who may do anything in them. Raises ServiceMissing."""
+    """A MariaDB with databases, and a user without a password who may do anything in them. ``extra`` is appended to the
+    command line. Raises ServiceMissing.
+    """
 
     scheme = "mysql+pymysql"
 
-    def __init__(self, others: Sequence[str] = ()) -> None:
+    def __init__(self, others: Sequence[str] = (), *, extra: Sequence[str] = ()) -> None:
         package = "mariadb-server"
         program = _require("mariadbd", package)
         install = _require("mariadb-install-db", package)
@@ -601,7 +615,7 @@ class MariadbServer(_AskedServer):
             *[*user, program, *data],
             *[f"--port={port}", "--bind-address=127.0.0.1", "--skip-name-resolve", f"--init-file={first}"],
             *[f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"],
-            f"--innodb-buffer-pool-size={MARIADB_POOL_MB}M",
+            *[f"--innodb-buffer-pool-size={MARIADB_POOL_MB}M", *extra],
         ]
         super().__init__(port, command, folder, _version(program, "--version"))
 
@@ -609,6 +623,11 @@ class MariadbServer(_AskedServer):
     def url(self) -> str:
         """As SQLAlchemy takes it."""
         return f"{self.scheme}://{USER}@{self.address}/{DATABASE}"
+
+    @property
+    def admin_url(self) -> str:
+        """For a user who may do everything."""
+        return f"{self.scheme}://root@localhost/?unix_socket={self.folder / 'socket'}"
 
     def _answers(self) -> bool:
         return self._asked(b"")[4:5] == b"\x0a"  # the protocol version of its greeting
@@ -633,12 +652,18 @@ class PostgresServer(_AskedServer):
             *[*user, program, "-D", data, "-p", str(port)],
             *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
         ]
-        super().__init__(port, command, folder, _version(program, "--version"))
+        # In order, but without waiting until everybody has hung up.
+        super().__init__(port, command, folder, _version(program, "--version"), end=signal.SIGINT)
 
     @property
     def url(self) -> str:
         """As SQLAlchemy takes it."""
         return f"{self.scheme}://{USER}@{self.address}/postgres"
+
+    @property
+    def admin_url(self) -> str:
+        """For a user who may do everything, which this one may."""
+        return self.url
 
     def close(self) -> None:
         """End the server in order: killed, it would leave shared memory behind, which is in no folder."""
