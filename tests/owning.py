@@ -12,7 +12,7 @@ from nodestate.head import Place, Vitals
 from nodestate.lockstep import Steps, run_one
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.reading import Follower, PartitionState
-from nodestate.testing import FaultyStore, ManualClock, MemoryServer, MemoryStore, Plan, script
+from nodestate.testing import FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, Plan, script
 from nodestate.writing import Batch, Taken
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Owner:
     """Folds events and commits them, as a consumer would; its connection fails by plan."""
 
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock, name: str = "a") -> None:
-        self.store = FaultyStore(MemoryStore(server), script())
+        self.store = FaultyStore(MemoryStore(server), script(), whole=isinstance(server, MemoryDatabase))
         place = Place(prefix_of(design), 0, name, LEASE_S, self.store, 1, clock)
         self.writer = DESIGNS[design].writer(place)
         self.records: list[NodeRecord] = []

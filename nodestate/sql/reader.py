@@ -72,7 +72,10 @@ def _with_rows(table: Table, item: Item | None, offset: int) -> tuple[Table, int
     appeared: dict[int, str] = {}
     incomplete: list[str] = []
     for slot, row in found.rows:
-        heading = unpack_heading(row)
+        try:
+            heading = unpack_heading(row)
+        except CorruptItemError:
+            raise CorruptItemError(f"a whole row {slot}") from None
         rows[slot] = row
         if slot >= table.size:
             appeared[slot] = heading.name

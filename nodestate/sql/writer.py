@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Final
 
 from nodestate import keys
 from nodestate.errors import StoreError
-from nodestate.head import Head, Place, Tenure, Vitals
+from nodestate.head import NEVER_HEARD, Head, Place, Tenure, Vitals
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import NodeRow, Put, Write
 from nodestate.sql.format import Section
 from nodestate.sql.reader import SqlReader
 from nodestate.writing import Batch, HeldNodes, Taken
+
+MAX_SILENT_S: Final = 60
+"""A head that nobody renewed for longer may come from a backup: unlike memcached's contents, a database's survive whoever
+wrote them, and may be set back while nobody owns them. What was acked after the backup is in no queue any more. So such
+rows are a beginning and no claim: another epoch begins, and all agents are asked.
+"""
 
 
 class SqlWriter:
@@ -43,7 +50,10 @@ class SqlWriter:
         if loaded.missing or loaded.table is None:
             return None
         self._tenure = tenure
-        return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms, tenure.inherited_behind_ms)
+        records, behind_ms = list(loaded.table.records()), tenure.inherited_behind_ms
+        silent_ms = behind_ms - found.behind_ms if behind_ms is not None else NEVER_HEARD
+        sure = silent_ms <= MAX_SILENT_S * 1000
+        return Taken(records, found.vouched and sure, tenure.inherited_ages_ms, behind_ms if sure else None, sure)
 
     def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""

@@ -34,6 +34,7 @@ from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
 from nodestate.snapshot import reader as snapshot_reader
 from nodestate.snapshot.format import Stamp, stamp_of
+from nodestate.sql import reader as sql_reader
 from nodestate.testing import (
     Fault,
     FaultyStore,
@@ -79,6 +80,7 @@ def small_limits() -> Iterator[None]:
         (journal_writer, "PART_BYTES", 500),
         (journal_reader, "MAX_FETCH_PARTS_COUNT", 1),
         (snapshot_reader, "MAX_FETCH_COUNT", 2),
+        (sql_reader, "MAX_FETCH_ROWS_COUNT", 2),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
