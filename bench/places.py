@@ -26,6 +26,9 @@ from tests.services.servers import MemcachedServer, ServiceMissing
 
 CELL: Final = "bench"
 PATIENCE_S: Final = 60.0
+BRIEF_S: Final = 1.0
+BRIEF_RENEW_S: Final = 0.1
+"""Runs with fewer seconds give no figures: their owners may vouch at once, which they say when they renew."""
 MEMORY_SHARE: Final = 10
 """Memory for the cell, in multiples of the bytes of all states: both designs' copies, the bench's own, and slabs."""
 DRIVERS: Final = {"sqlite": "sqlite3", "mariadb": "pymysql", "postgres": "psycopg"}
@@ -184,6 +187,7 @@ def config_for(place: Place, settings: Settings, **others: Any) -> Config:
             "prefetch": settings.prefetch,
             "resync_jitter_s": 0.0,
             "heartbeat_s": 0.05,
+            **({"renew_s": BRIEF_RENEW_S} if settings.seconds < BRIEF_S else {}),
             **others,
         },
         environ={},

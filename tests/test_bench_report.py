@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from bench.record import Case, Goal, Machine, Measure, Record
 from bench.report import ReportError, write_report
 from bench.report.advice import answer, choice, wins
 from bench.report.compare import NOISE, by_measure, headline
+from bench.report.document import Lines
 from bench.report.figures import exact, figure, quantity, times
 from bench.report.page import compose
+from bench.report.parts import tone_of
 from bench.report.shelf import Shelf, command_of
+from bench.report.theme import DARK, LIGHT
 from bench.scale import ESTIMATE_NODES, PowerLaw, laws, sizes
 
 CORES = Machine("a core", 2, 2**33, "Linux", 0.5, 12.0)
@@ -94,6 +98,7 @@ PEERS = record(
     ),
     skipped=["nats: no server"],
 )
+FOOTPRINT = {"stored": "bytes/node", "written": "bytes/event", "write amplification": "x"}
 SOME = {"refresh": REFRESH, "cold": COLD, "apply": APPLY, "propagation": PROPAGATION, "peers": PEERS}
 
 
@@ -184,7 +189,7 @@ def test_rows_of_the_choice_name_the_command_behind_them() -> None:
     assert "**journal**" in follows
     assert "`python -m bench refresh --nodes 10000,100000" in follows[2]
     assert "**snapshot**" in starts
-    assert "not measured here" in next(row for row in table.rows if "lose things" in row[0])[2]
+    assert "not measured here" in next(row for row in table.rows if "expected to die" in row[0])[2]
 
 
 def test_a_record_that_no_plan_made_has_a_command_of_its_own() -> None:
@@ -214,6 +219,122 @@ def test_quantities_have_three_digits_and_a_unit_of_their_size(value: float, uni
 def test_other_numbers() -> None:
     assert (figure(123_456), figure(0.0000123), exact(1_024), exact(0.5)) == ("123,000", "1.2e-05", "1,024", "0.5")
     assert (times(2.0), times(0.5), times(12.34), times(0.012)) == ("2.00×", "0.50×", "12.3×", "0.012×")
+
+
+# -- with a database ------------------------------------------------------------------------------
+
+
+def with_sql(one: Record, factor: float, label: str = "sql on mariadb") -> Record:
+    """The same record, with a database that takes so many times as long as the snapshot."""
+    cases = []
+    for snapshot in (found for found in one.cases if found.design.startswith("snapshot")):
+        measures = {
+            name: Measure(of.unit, of.count, *(value * factor for value in (of.min, of.p50, of.p99, of.max)))
+            for name, of in snapshot.measures.items()
+        }
+        renamed = snapshot.design.replace("snapshot", label).replace("memcached", "database")
+        cases.append(replace(snapshot, design=renamed, measures=measures))
+    return replace(one, cases=[*one.cases, *cases])
+
+
+def recovery(journal: float, snapshot: float) -> Record:
+    return record(
+        "recovery",
+        *(
+            case(f"{design}: {fault}", 10_000, {"recovery": measure(s, "s")})
+            for design, s in (("journal", journal), ("snapshot", snapshot))
+            for fault in ("memcached restarted", "consumer killed")
+        ),
+    )
+
+
+def test_three_designs_are_compared() -> None:
+    """The database has a column of its own, and what wins is better than both others."""
+    slow = Shelf({"refresh": with_sql(REFRESH, 10.0)})
+    [won] = wins(slow).tables
+    assert won.head == ["measure", "nodes", "journal", "snapshot", "sql on mariadb", "better by"]
+    assert ["refresh: refresh", "10,000", "2 ms", "4 ms", "40 ms", "2.00×"] in [list(row) for row in won.rows]
+    choose, follow, *_ = answer(slow)
+    assert "the journal is better by 1.5× or more in 1, the snapshot in 0, sql on mariadb in 0" in choose
+    assert "a database keeps up with the best in 0 of the 1 questions" in choose
+    assert "after 2 ms with the journal, 4 ms with the snapshot and 40 ms with sql on mariadb" in follow
+    fast = Shelf({"refresh": with_sql(REFRESH, 0.1)})
+    assert answer(fast)[0].startswith("**Run sql on mariadb**")
+    [lost] = wins(fast).tables
+    assert ["refresh: refresh", "10,000", "2 ms", "4 ms", "0.4 ms", "5.00×"] in [list(row) for row in lost.rows]
+
+
+def test_designs_that_noise_could_tell_otherwise_are_named_together() -> None:
+    even = record("refresh", *refresh(10_000, 2.0, 2.2))
+    [table] = choice(Shelf({"refresh": with_sql(even, 10.0)})).tables
+    assert table.rows[0][1] == "journal or snapshot"
+    [table] = choice(Shelf({"refresh": with_sql(even, 1.0)})).tables
+    assert table.rows[0][1] == "any"
+    [table] = choice(Shelf({"refresh": even})).tables
+    assert table.rows[0][1] == "either"
+
+
+def test_a_database_that_died_stands_beside_a_memcached_that_did() -> None:
+    shelf = Shelf({"recovery": with_sql(recovery(2.0, 2.0), 0.1)})
+    *_, lose = answer(shelf)
+    assert "2 s with the journal, 2 s with the snapshot and 0.2 s with sql on mariadb" in lose
+    variants = {variant for _, variant, _ in by_measure(shelf, "recovery")}
+    assert variants == {"memcached restarted", "consumer killed"}
+    assert all(len(pair.databases) == 1 for of in by_measure(shelf, "recovery").values() for pair in of)
+
+
+def test_a_record_with_a_database_has_a_command_that_names_it() -> None:
+    """And one of before the plan had databases is not said to have measured them."""
+    assert "--design journal,snapshot,sql:mariadb" in command_of("mine", with_sql(REFRESH, 2.0))
+    old, new = command_of("apply", APPLY), command_of("apply", with_sql(APPLY, 2.0))
+    assert "sql" not in old
+    assert "--design journal,snapshot,sql:mariadb" in new
+
+
+def test_databases_have_colours_of_their_own() -> None:
+    labels = ["journal", "sql on sqlite", "sql on mariadb", "nodestate sql on postgres", "mariadb select", "sql"]
+    assert [tone_of(label) for label in labels] == ["journal", "sqlite", "mariadb", "postgres", "other", "sql"]
+    assert {"sqlite", "mariadb", "postgres"} <= LIGHT.keys() == DARK.keys()
+
+
+def test_databases_appear_in_every_plot_that_designs_do() -> None:
+    footprint = record(
+        "footprint",
+        *(
+            case(design, 10_000, {name: measure(5.0, unit) for name, unit in FOOTPRINT.items()}, change_bytes=size)
+            for design in ("journal", "snapshot")
+            for size in (200, 1_000)
+        ),
+    )
+    contention = record(
+        "contention",
+        *(
+            case(design, 10_000, {"commit": measure(5.0), "refresh": measure(2.0)}, readers=readers)
+            for design in ("journal", "snapshot")
+            for readers in (1, 8)
+        ),
+    )
+    records = {**SOME, "recovery": recovery(1.0, 1.0), "footprint": footprint, "contention": contention}
+    with_both = {
+        name: with_sql(with_sql(one, 2.0), 3.0, "sql on postgres") if name != "peers" else one
+        for name, one in records.items()
+    }
+    del with_both["peers"]
+    sections = {section.title: section for section in compose(Shelf(with_both)).measured}
+    for title, section in sections.items():
+        for chart in section.charts:
+            tones = {part.tone for part in (chart.lines if isinstance(chart, Lines) else chart.bars)}
+            assert {"journal", "snapshot", "mariadb", "postgres"} <= tones, f"{title}: {chart.name}"
+    assert sum(len(section.charts) for section in sections.values()) >= 9
+
+
+def test_pages_of_records_with_databases_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the report needs the extra: pip install -e '.[bench]'")
+    pytest.importorskip("jinja2", reason="ditto")
+    for name, one in SOME.items():
+        (tmp_path / f"{name}.json").write_bytes(with_sql(one, 2.0).to_json())
+    for page in write_report(tmp_path):
+        assert "sql on mariadb" in page.read_text(encoding="utf-8")
 
 
 # -- pages ----------------------------------------------------------------------------------------
@@ -320,9 +441,8 @@ def test_the_plan_names_all_scenarios() -> None:
         named = {run.scenario for run in (QUICK if quick else FULL)}
         covered = {"refresh", "cold"} if quick else set()  # which scale runs
         assert SCENARIOS.keys() <= named | covered
-    assert wanted(quick=False, known=["refresh"])[1] == [
-        run.scenario for run in FULL if not run.name.startswith("refresh")
-    ]
+    others = dict.fromkeys(run.scenario for run in FULL if run.scenario != "refresh")
+    assert wanted(quick=False, known=["refresh"])[1] == list(others)
 
 
 def test_a_failed_run_ends_neither_the_others_nor_leaves_an_old_record(tmp_path: Path) -> None:

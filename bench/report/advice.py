@@ -5,12 +5,11 @@ Every figure in a sentence is looked up. A figure that no record has becomes the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from bench.report.compare import JOURNAL, NOISE, SNAPSHOT, Pair, by_measure, headline
+from bench.report.compare import JOURNAL, NOISE, SNAPSHOT, SQL, Pair, by_measure, headline
 from bench.report.document import Section, Table
 from bench.report.figures import exact, figure, quantity, times
 from bench.report.shelf import TYPICAL_NODES, Shelf, command_for, command_of, typical
@@ -23,11 +22,14 @@ GROWS_FROM: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something that a choice depends on, and the measure that answers it: the first that a record has."""
+    """Something that a choice depends on, and the measure that answers it: the first that a record has. ``of_memcached``:
+    it is about what memcached has, of which a database takes nothing.
+    """
 
     when: str
     scenarios: tuple[str, ...]
     measures: tuple[str, ...]
+    of_memcached: bool = False
 
 
 FOLLOW: Final = Question(
@@ -36,12 +38,19 @@ FOLLOW: Final = Question(
 START: Final = Question("schedulers start often, or many at once", ("cold", "scale"), ("first view",))
 WRITE: Final = Question("changes come fast and consumers are short of processor time", ("apply",), ("consumer, CPU",))
 AMPLIFY: Final = Question(
-    "bytes written to memcached are what is scarce", ("footprint",), ("write amplification", "written", "bytes written")
+    "bytes written to memcached are what is scarce",
+    ("footprint",),
+    ("write amplification", "written", "bytes written"),
+    of_memcached=True,
 )
-STORED: Final = Question("memory of memcached is what is scarce", ("footprint",), ("stored", "memory", "stored bytes"))
+STORED: Final = Question(
+    "memory of memcached is what is scarce", ("footprint",), ("stored", "memory", "stored bytes"), of_memcached=True
+)
 SHOWN: Final = Question("a change must be seen soon", ("propagation",), ("propagation", "change to view", "latency"))
 HEAL: Final = Question(
-    "memcached is expected to lose things", ("recovery",), ("recovery", "flush", "memcached restart", "restart")
+    "memcached, or the database, is expected to die",
+    ("recovery",),
+    ("recovery", "flush", "memcached restart", "restart"),
 )
 QUESTIONS: Final = (FOLLOW, START, WRITE, AMPLIFY, STORED, SHOWN, HEAL)
 
@@ -52,7 +61,8 @@ def answered(shelf: Shelf, question: Question) -> Pair | None:
     for wanted in question.measures:
         candidates = [pair for (_, _, measure), of in grouped.items() if measure == wanted for pair in of]
         if candidates:
-            return headline(candidates)
+            found = headline(candidates)
+            return replace(found, databases=()) if question.of_memcached else found
     return None
 
 
@@ -63,11 +73,13 @@ def _missing(question: Question) -> str:
 # -- the answer -----------------------------------------------------------------------------------
 
 
-def recommended(shelf: Shelf) -> tuple[str, int, int]:
+def recommended(shelf: Shelf) -> tuple[str, dict[str, int]]:
     """The design that answers more of the questions better, and how many each does. Nothing, if it is a draw."""
-    winners = [pair.winner for question in QUESTIONS if (pair := answered(shelf, question))]
-    journal, snapshot = winners.count(JOURNAL), winners.count(SNAPSHOT)
-    return (JOURNAL if journal > snapshot else SNAPSHOT if snapshot > journal else ""), journal, snapshot
+    found = [pair for question in QUESTIONS if (pair := answered(shelf, question))]
+    labels = dict.fromkeys((JOURNAL, SNAPSHOT, *(label for pair in found for label in pair.values)))
+    counts = {label: sum(pair.winner == label for pair in found) for label in labels}
+    most = [label for label, count in counts.items() if count == max(counts.values())]
+    return (most[0] if len(most) == 1 else ""), counts
 
 
 def answer(shelf: Shelf) -> list[str]:
@@ -76,17 +88,33 @@ def answer(shelf: Shelf) -> list[str]:
 
 
 def _choose(shelf: Shelf) -> str:
-    take, journal, snapshot = recommended(shelf)
-    decided = sum(1 for question in QUESTIONS if answered(shelf, question))
-    if not decided:
+    take, counts = recommended(shelf)
+    found = [pair for question in QUESTIONS if (pair := answered(shelf, question))]
+    if not found:
         return "No choice can be made yet: no record here has figures of both designs, so run `make bench`."
-    tally = f"of the {decided} questions below that were measured, the journal is better by {NOISE:g}× or more in {journal}, the snapshot in {snapshot}"
+    first, *others = [f"{_named(label)} {{}}in {count}" for label, count in counts.items()]
+    better = ", ".join([first.format(f"is better by {NOISE:g}× or more "), *(other.format("") for other in others)])
+    tally = f"of the {len(found)} questions below that were measured, {better}"
     if not take:
-        return (
-            f"**Take either**: {tally}, so take the journal if you want every change in order, and the snapshot if not."
-        )
+        even = f"take the journal if you want every change in order, and the snapshot if not{_database(shelf)}"
+        return f"**Take either**: {tally}, so {even}."
     other = SNAPSHOT if take == JOURNAL else JOURNAL
-    return f"**Run the {take}** unless the table below names your reason for the {other}: {tally}."
+    return (
+        f"**Run {_named(take)}** unless the table below names your reason for the {other}: {tally}{_database(shelf)}."
+    )
+
+
+def _named(label: str) -> str:
+    return label if SQL in label else f"the {label}"
+
+
+def _database(shelf: Shelf) -> str:
+    """How the database compares, where it was measured."""
+    found = [pair for question in QUESTIONS if (pair := answered(shelf, question)) and pair.databases]
+    if not found:
+        return ""
+    near = sum(any(one.design in pair.near for one in pair.databases) for pair in found)
+    return f"; a database keeps up with the best in {near} of the {len(found)} questions that it was measured in"
 
 
 def _follow(shelf: Shelf) -> str:
@@ -107,7 +135,7 @@ def _follow(shelf: Shelf) -> str:
         grows += f" (exponent {step:.2f} at most)".replace("-0.00", "0.00")
     return (
         f"Let every scheduler keep its reader and refresh it for each decision: at {case.nodes:,} nodes it sees {changed} "
-        f"changed ones after {pair.of(JOURNAL)} with the journal and {pair.of(SNAPSHOT)} with the snapshot{grows}."
+        f"changed ones after {pair.each()}{grows}."
     )
 
 
@@ -116,11 +144,13 @@ def _start(shelf: Shelf) -> str:
     if pair is None:
         return f"How long a scheduler takes to start is {_missing(START)}."
     verdict = (
-        f"{pair.by()} sooner with the {pair.winner}" if pair.winner else "no difference that stands out of the noise"
+        f"{pair.by()} sooner with {_named(pair.winner)}"
+        if pair.winner
+        else "no difference that stands out of the noise"
     )
     return (
         f"Restart schedulers whenever you like: a new one has all {pair.journal.case.nodes:,} nodes after "
-        f"{pair.of(JOURNAL)} with the journal and {pair.of(SNAPSHOT)} with the snapshot, {verdict}."
+        f"{pair.each()}, {verdict}."
     )
 
 
@@ -143,12 +173,14 @@ def _consumers(shelf: Shelf) -> str:
 
 def _lose(shelf: Shelf) -> str:
     pair = answered(shelf, HEAL)
-    rest = "you can change your mind later: both designs can be written at once, and each reader names the one it reads"
+    rest = (
+        "you can change your mind later: several designs can be written at once, and each reader names the one it reads"
+    )
     if pair is None:
         return f"Losing memcached costs freshness and never truth (how long is {_missing(HEAL)}), and {rest}."
     return (
-        f"Losing memcached costs freshness and never truth (a new view is whole after {pair.of(JOURNAL)} with the journal, "
-        f"{pair.of(SNAPSHOT)} with the snapshot), and {rest}."
+        f"Losing memcached, or a database for a while, costs freshness and never truth (a new view is whole after "
+        f"{pair.each()}), and {rest}."
     )
 
 
@@ -163,8 +195,16 @@ def choice(shelf: Shelf) -> Section:
         if pair is None:
             rows.append([question.when, "–", f"not measured here: `{command_for(question.scenarios[0])}`"])
             continue
-        why = f"{pair.measure}: journal {pair.of(JOURNAL)}, snapshot {pair.of(SNAPSHOT)}, at {pair.journal.case.nodes:,} nodes"
-        take = f"**{pair.winner}**" if pair.winner else "either"
+        figures = ", ".join(f"{label} {pair.of(label)}" for label in pair.values)
+        why = f"{pair.measure}: {figures}, at {pair.journal.case.nodes:,} nodes"
+        even = (
+            "either"
+            if len(pair.values) == 2
+            else "any"
+            if len(pair.near) == len(pair.values)
+            else " or ".join(pair.near)
+        )
+        take = f"**{pair.winner}**" if pair.winner else even
         rows.append([question.when, take, f"{why} (`{pair.command}`)"])
     rows += [
         [
@@ -177,6 +217,11 @@ def choice(shelf: Shelf) -> Section:
             "**snapshot**",
             "by contract: a lost item costs the freshness of one node, a lost segment that of its partition",
         ],
+        [
+            "there is no memcached, its memory is for others, or states must outlive a power failure",
+            "**sql**",
+            "by contract: a database and nothing else, where what was committed stays",
+        ],
     ]
     lead = f"Medians nearer than {NOISE:g}× count as even: this is how far machines drift between minutes."
     return Section("When to take which", lead, tables=[Table(["when", "take", "because"], rows, words=True)])
@@ -186,37 +231,37 @@ def wins(shelf: Shelf) -> Section:
     """Every measure of both designs, in the order of the journal's advantage."""
     title, lead = (
         "Where the journal wins and loses",
-        "All measures that one run took of both designs, at the size that figures are quoted for.",
+        (
+            "All measures that one run took of both designs of memcached, at the size that figures are quoted for; with those "
+            "of databases, where the run took them. What a database stores lies on disk."
+        ),
     )
     grouped = by_measure(shelf, *sorted({record.scenario for record in shelf.records.values()}, key=_rank))
-    rows: dict[str, list[tuple[float, Sequence[str]]]] = {JOURNAL: [], SNAPSHOT: [], "": []}
+    quoted = {key: headline(of) for key, of in grouped.items()}
+    labels = list(dict.fromkeys((JOURNAL, SNAPSHOT, *(label for pair in quoted.values() for label in pair.values))))
+    rows: dict[str, list[tuple[float, Sequence[str]]]] = {"wins": [], "loses": [], "": []}
     said: set[tuple[str, str]] = set()
-    for (scenario, variant, measure), of in grouped.items():
+    for (scenario, variant, measure), pair in quoted.items():
         if (variant, measure) in said and scenario == "scale":
             continue  # it ran refresh and cold, which have spoken
         said.add((variant, measure))
-        pair = headline(of)
-        label = f"{scenario}: {measure}" + (f" ({variant})" if variant else "")
-        nodes = f"{pair.journal.case.nodes:,}"
-        cells = [label, nodes, pair.of(JOURNAL), pair.of(SNAPSHOT), pair.by() if pair.winner else "–"]
-        rows[pair.winner].append((pair.advantage, cells))
+        what = f"{scenario}: {measure}" + (f" ({variant})" if variant else "")
+        figures = [pair.of(label) if label in pair.values else "–" for label in labels]
+        outcome = "loses" if JOURNAL not in pair.near else "wins" if pair.winner else ""
+        cells = [what, f"{pair.journal.case.nodes:,}", *figures, pair.by() if outcome else "–"]
+        rows[outcome].append((pair.lead, cells))
     if not any(rows.values()):
         return Section(title, lead, missing="No run here measured both designs.", commands=["make bench"])
     tables = []
-    for winner, caption in (
-        (JOURNAL, "The journal wins"),
-        (SNAPSHOT, "The journal loses"),
+    for outcome, caption in (
+        ("wins", "The journal wins"),
+        ("loses", "The journal loses"),
         ("", "Even, within the noise"),
     ):
-        ordered = [
-            cells
-            for _, cells in sorted(
-                rows[winner], key=lambda row: -abs(math.log(row[0])) if 0 < row[0] < math.inf else -math.inf
-            )
-        ]
+        ordered = [cells for _, cells in sorted(rows[outcome], key=lambda row: -row[0])]
         if ordered:
-            tables.append(Table(["measure", "nodes", "journal", "snapshot", "better by"], ordered, caption))
-    commands = list(dict.fromkeys(headline(of).command for of in grouped.values()))
+            tables.append(Table(["measure", "nodes", *labels, "better by"], ordered, caption))
+    commands = list(dict.fromkeys(pair.command for pair in quoted.values()))
     return Section(title, lead, tables=tables, commands=commands)
 
 
@@ -271,7 +316,7 @@ def _price_hybrid(shelf: Shelf) -> str:
     pair = answered(shelf, AMPLIFY)
     if pair is None or pair.unit != "x":
         return ""
-    journal, snapshot = pair.values
+    journal, snapshot = pair.values[JOURNAL], pair.values[SNAPSHOT]
     log = pair.journal.case.measures.get(f"{pair.measure}, segments")
     hybrid = snapshot + (log.p50 if log else 1.0)
     return (

@@ -1,16 +1,16 @@
-"""The journal against the snapshot, figure by figure, wherever one record has both."""
+"""The journal against the snapshot, and the database beside both, figure by figure, wherever one record has both."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from bench.report.figures import quantity, times
 from bench.report.shelf import LOADS, TYPICAL_NODES, Found, Shelf, command_of
 
-JOURNAL, SNAPSHOT = "journal", "snapshot"
+JOURNAL, SNAPSHOT, SQL = "journal", "snapshot", "sql"
 NOISE: Final = 1.5
 """Machines drift by 30 to 50 % between minutes: designs whose medians are nearer than this are called even."""
 MORE_IS_BETTER: Final = ("/s",)
@@ -23,6 +23,7 @@ NOT_COMPARED: Final = (
     "commit that",
     "stored, ",
     "write amplification, ",
+    "written to the database's log",
 )
 """Beginnings of measures that are not a design's own, or that are a part of one which is compared."""
 USUAL: Final = {"changed": 100, "rate": 1_000}
@@ -31,35 +32,31 @@ USUAL: Final = {"changed": 100, "rate": 1_000}
 
 USUAL_VARIANTS: Final = ("tail", "memcached restarted")
 """What a new reader meets on average (see bench/cold.py), and the fault that loses most."""
+ALIKE: Final = {
+    "memcached restarted": "database restarted",
+    "consumers and memcached restarted": "consumers and database restarted",
+}
+"""What happens to a database instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One measure of both designs, at the same size and settings."""
+    """One measure of both designs of memcached, at the same size and settings; and of ``databases``, where there are any."""
 
     measure: str
     journal: Found
     snapshot: Found
+    databases: Sequence[Found] = ()
 
     @property
     def unit(self) -> str:
-        """Of both."""
+        """Of all."""
         return self.journal.case.measures[self.measure].unit
 
     @property
-    def values(self) -> tuple[float, float]:
-        """The journal's median and the snapshot's."""
-        return self.journal.p50(self.measure), self.snapshot.p50(self.measure)
-
-    @property
-    def advantage(self) -> float:
-        """How many times better the journal is; below 1, it is worse."""
-        journal, snapshot = self.values
-        if journal == snapshot:
-            return 1.0
-        if not journal or not snapshot:
-            return float("inf") if (journal < snapshot) is not self.more_is_better else 0.0
-        return journal / snapshot if self.more_is_better else snapshot / journal
+    def values(self) -> dict[str, float]:
+        """The median of each, by label."""
+        return {one.design: one.p50(self.measure) for one in (self.journal, self.snapshot, *self.databases)}
 
     @property
     def more_is_better(self) -> bool:
@@ -67,45 +64,79 @@ class Pair:
         return self.unit.endswith(MORE_IS_BETTER)
 
     @property
+    def order(self) -> list[str]:
+        """All labels, the best one first."""
+        return sorted(self.values, key=self.values.__getitem__, reverse=self.more_is_better)
+
+    @property
+    def near(self) -> list[str]:
+        """The best one, and those that noise could put before it."""
+        best = self.order[0]
+        return [label for label in self.values if self.times_better(best, label) < NOISE]
+
+    @property
     def winner(self) -> str:
         """The better design; nothing if noise could tell otherwise."""
-        if self.advantage >= NOISE:
-            return JOURNAL
-        return SNAPSHOT if self.advantage <= 1 / NOISE else ""
+        return self.near[0] if len(self.near) == 1 else ""
 
     @property
     def command(self) -> str:
         """What makes it again."""
         return command_of(self.journal.run, self.journal.record)
 
-    def of(self, design: str) -> str:
+    def times_better(self, label: str, other: str) -> float:
+        """How many times better one is than another; below 1, it is worse."""
+        one, another = self.values[label], self.values[other]
+        if one == another:
+            return 1.0
+        if not one or not another:
+            return math.inf if (one < another) is not self.more_is_better else 0.0
+        return one / another if self.more_is_better else another / one
+
+    def of(self, label: str) -> str:
         """A design's figure with its unit."""
-        return quantity(self.values[design == SNAPSHOT], self.unit)
+        return quantity(self.values[label], self.unit)
+
+    def each(self) -> str:
+        """All figures, in words."""
+        *said, last = [f"{self.of(label)} with {label if SQL in label else f'the {label}'}" for label in self.values]
+        return f"{', '.join(said)} and {last}"
+
+    @property
+    def lead(self) -> float:
+        """How many times better the best one is: than the journal, or than the next if it is the journal."""
+        best, second, *_ = self.order
+        return self.times_better(best, second if best == JOURNAL or JOURNAL in self.near else JOURNAL)
 
     def by(self) -> str:
-        """How many times better the better one is."""
-        best = max(self.advantage, 1 / self.advantage if self.advantage else float("inf"))
-        return times(best) if best != float("inf") else "all of it"
+        """The same as text."""
+        return times(self.lead) if self.lead != math.inf else "all of it"
 
 
 def pairs(shelf: Shelf, *scenarios: str) -> Iterator[Pair]:
-    """Each measure that a journal's case shares with the snapshot's case beside it."""
+    """Each measure that a journal's case shares with the snapshot's case beside it, with those of databases."""
     found = list(shelf.found(*scenarios))
     for journal in (one for one in found if one.design == JOURNAL):
-        beside = [one for one in found if one.design == SNAPSHOT and _beside(one, journal)]
-        same = next((one for one in beside if one.variant == journal.variant), None)
-        snapshot = same or next((one for one in beside if not one.variant), None)
-        if snapshot is None:
+        beside: dict[str, Found] = {}
+        for label in dict.fromkeys(one.design for one in found):
+            if label == SNAPSHOT or SQL in label.split():
+                others = [one for one in found if one.design == label and _beside(one, journal)]
+                variants = (journal.variant, ALIKE.get(journal.variant, journal.variant), "")
+                same = [one for variant in variants for one in others if one.variant == variant]
+                beside |= {label: same[0]} if same else {}
+        if SNAPSHOT not in beside:
             continue
+        snapshot = beside.pop(SNAPSHOT)
         for measure in journal.case.measures:
             if measure in snapshot.case.measures and not measure.startswith(NOT_COMPARED):
-                yield Pair(measure, journal, snapshot)
+                having = [one for one in beside.values() if measure in one.case.measures]
+                yield Pair(measure, journal, snapshot, having)
 
 
 def headline(of: list[Pair]) -> Pair:
     """The pair to quote: at the fleet and the load that figures are quoted for, else the largest of both."""
 
-    def rank(pair: Pair) -> tuple[bool, bool, float, float, float, bool]:
+    def rank(pair: Pair) -> tuple[bool, bool, float, float, float, bool, int]:
         case = pair.journal.case
         return (
             case.nodes == TYPICAL_NODES,
@@ -114,6 +145,7 @@ def headline(of: list[Pair]) -> Pair:
             -case.settings.get("change_bytes", 0.0),  # the usual ones are the smallest
             sum(case.settings.get(name, 0.0) for name in (*USUAL, "readers")),
             pair.journal.variant in USUAL_VARIANTS,
+            len(pair.databases),
         )
 
     return max(of, key=rank)

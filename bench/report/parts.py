@@ -12,6 +12,8 @@ from bench.report.shelf import LOADS, Found, command_for, command_of, spread
 
 TONES: Final = ("journal", "snapshot", "sql", "bare")
 """What has a colour of its own, see ``theme``."""
+DATABASES: Final = ("sqlite", "mariadb", "postgres")
+"""The same, where sql is said to be on one of them."""
 
 
 def absent(title: str, lead: str, *scenarios: str) -> Section:
@@ -30,7 +32,8 @@ def tone_of(label: str) -> str:
     words = re.findall(r"\w+", label)
     if "and" in words:
         return "other"
-    return next((tone for tone in TONES if tone in words), "other")
+    tone = next((tone for tone in TONES if tone in words), "other")
+    return next((database for database in DATABASES if database in words), tone) if tone == "sql" else tone
 
 
 def line(found: Sequence[Found], measure: str, label: str, x: Callable[[Found], float], tone: str = "") -> Line:

@@ -36,6 +36,10 @@ def following(shelf: Shelf) -> Section:
     bare = ("bare states", "bare socket, the changed states")
     charts = [across_nodes("following-nodes", caption, found, "refresh", bare)]
     by_changed = [one for one in shelf.found("refresh") if one.case.nodes == typical(found)[0].case.nodes]
+    # One of each load: of two runs with the same, the first. A database may have one alone, which is a point.
+    by_changed = list({(one.case.design, one.case.settings["changed"]): one for one in reversed(by_changed)}.values())[
+        ::-1
+    ]
     if varied(by_changed, ("changed",)):
         of_changed = partial(setting_of, "changed")
         lines = [line(of, "refresh", design, of_changed) for design, of in designs_of(by_changed).items()]

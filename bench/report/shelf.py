@@ -11,6 +11,7 @@ from typing import Final, Self
 
 import msgspec
 
+from bench.places import NAMES, USUAL, label_of
 from bench.plan import FULL, QUICK
 from bench.record import FORMAT, Case, Measure, Record
 
@@ -126,9 +127,15 @@ def command_of(run: str, record: Record) -> str:
     """What to type to make a record again: the plan's words if it made this, else what the record tells of it."""
     sizes = tuple(sorted({case.nodes for case in record.cases if not case.settings.get("estimated")}))
     for planned in (*FULL, *QUICK):
-        if (planned.name, planned.scenario, planned.quick) == (run, record.scenario, record.seconds < QUICK_BELOW_S):
+        same = (planned.name, planned.scenario, planned.quick) == (run, record.scenario, record.seconds < QUICK_BELOW_S)
+        # A record of before the plan had a design was made by another command.
+        if same and all(_has(record, str(design)) for design in _tuple(planned.overrides.get("designs", ()))):
             return planned.command
     words = ["python", "-m", "bench", record.scenario]
+    found = [Found(run, record, case).design for case in record.cases if not case.settings.get("estimated")]
+    designs = [name for name in NAMES if label_of([name]) in found]
+    if designs and tuple(designs) != USUAL:
+        words += ["--design", ",".join(designs)]
     if sizes:
         words += ["--nodes", ",".join(map(str, sizes))]
     words += ["--seconds", f"{record.seconds:g}", "--seed", f"{record.seed}"]
@@ -137,6 +144,16 @@ def command_of(run: str, record: Record) -> str:
         if len(values) == 1:
             words += [f"--{setting.replace('_', '-')}", f"{values.pop():g}"]
     return shlex.join(words)
+
+
+def _has(record: Record, design: str) -> bool:
+    """Whether a design was measured, or was to be."""
+    label = label_of([design])
+    return any(text.startswith(label) for text in [*(case.design for case in record.cases), *record.skipped])
+
+
+def _tuple(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def command_for(scenario: str) -> str:

@@ -1,4 +1,4 @@
-"""What consumers and memcached feel: events, bytes written, bytes held."""
+"""What consumers and stores feel: events, bytes written, bytes held."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def writing(shelf: Shelf) -> Section:
     """One consumer process."""
     title, lead = (
         "Writing",
-        "What one consumer process takes from RabbitMQ into memcached, beside bare kombu with the same messages.",
+        "What one consumer process takes from RabbitMQ into where a design lives, beside bare kombu with the same messages.",
     )
     found = typical(list(shelf.found("apply")))
     if not found:
@@ -42,7 +42,10 @@ def writing(shelf: Shelf) -> Section:
 
 def storing(shelf: Shelf) -> Section:
     """Bytes written for an event, by its size; bytes held for a node."""
-    title, lead = "Bytes", "What is written to memcached for each change, by its size, and what is held for each node."
+    title, lead = (
+        "Bytes",
+        "What is written to memcached or the database for each change, by its size, and what is held for each node.",
+    )
     found = typical(list(shelf.found("footprint")))
     if not found:
         return absent(title, lead, "footprint")
@@ -68,7 +71,7 @@ def storing(shelf: Shelf) -> Section:
 
 def amplifying(shelf: Shelf) -> Section:
     """The same as a ratio, and what it consists of."""
-    title, lead = "Write amplification", "Bytes written to memcached for each byte of events."
+    title, lead = "Write amplification", "Bytes written to memcached or the database for each byte of events."
     found = typical(list(shelf.found("footprint")))
     found = sorted((one for one in found if AMPLIFIED in one.case.measures), key=partial(setting_of, "change_bytes"))
     if not found:

@@ -13,6 +13,9 @@ LIGHT: Final = {
     "journal": "#0550ae",
     "snapshot": "#d4700b",
     "sql": "#57606a",
+    "sqlite": "#57606a",
+    "mariadb": "#8250df",
+    "postgres": "#bf3989",
     "bare": "#8c959f",
     "other": "#1a7f6b",
 }
@@ -25,6 +28,9 @@ DARK: Final = {
     "journal": "#6cb0ff",
     "snapshot": "#ffab57",
     "sql": "#b1bac4",
+    "sqlite": "#b1bac4",
+    "mariadb": "#d2a8ff",
+    "postgres": "#ff9bce",
     "bare": "#7d8590",
     "other": "#56d4b5",
 }
