@@ -161,8 +161,10 @@ class Tenure:
     # -- beginning ------------------------------------------------------------------------------
 
     @classmethod
-    def take(cls, place: Place) -> Steps[tuple[Tenure, Head] | None]:
-        """Raise the term by CAS. Returns the tenure and the head as it was found, or None where nothing is stored."""
+    def take(cls, place: Place, max_silent_s: float = math.inf) -> Steps[tuple[Tenure, Head] | None]:
+        """Raise the term by CAS. Returns the tenure and the head as it was found, or None where nothing is stored. What
+        nobody renewed for ``max_silent_s`` is not vouched for any more.
+        """
         for _ in range(MAX_TRIES_COUNT):
             asked_at = place.clock.monotonic()
             try:
@@ -181,6 +183,7 @@ class Tenure:
                 owner=place.owner,
                 beat=head.beat + 1,
                 behind_ms=head.behind_ms + age_ms + place.ms_since(asked_at),
+                vouched=head.vouched and age_ms <= max_silent_s * 1000,
                 lease_s=place.lease_s,
                 follows=head.beat,
             )

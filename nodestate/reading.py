@@ -144,6 +144,8 @@ class Follower:
         age_s = head.lease_s - item.ttl_s + 1 if item.ttl_s is not None else math.inf
         said_at = looked_at - age_s
         before = self._head
+        if before is not None and (head.term, head.beat) < (before.term, before.beat):
+            before = None  # a database was set back to what it was: this was not said after what is known
         if before is None or before.epoch != head.epoch:
             self._before, self._found_at = -math.inf, self._clock.monotonic()
         elif item.cas != self._head_cas:

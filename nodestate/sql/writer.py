@@ -12,7 +12,7 @@ from typing import Final
 
 from nodestate import keys
 from nodestate.errors import StoreError
-from nodestate.head import NEVER_HEARD, Head, Place, Tenure, Vitals
+from nodestate.head import Head, Place, Tenure, Vitals
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import NodeRow, Put, Write
 from nodestate.sql.format import Section
@@ -22,7 +22,8 @@ from nodestate.writing import Batch, HeldNodes, Taken
 MAX_SILENT_S: Final = 60
 """A head that nobody renewed for longer may come from a backup: unlike memcached's contents, a database's survive whoever
 wrote them, and may be set back while nobody owns them. What was acked after the backup is in no queue any more. So such
-rows are a beginning and no claim: another epoch begins, and all agents are asked.
+rows are a beginning and no claim: another epoch begins, and all agents are asked. The same goes for what was not vouched for
+already, as it may be what a takeover that died half-way left of that.
 """
 
 
@@ -42,7 +43,7 @@ class SqlWriter:
 
     def take(self) -> Steps[Taken | None]:
         """See ``PartitionWriter``."""
-        taken = yield from Tenure.take(self._place)
+        taken = yield from Tenure.take(self._place, MAX_SILENT_S)
         if taken is None:
             return None
         tenure, found = taken
@@ -50,10 +51,9 @@ class SqlWriter:
         if loaded.missing or loaded.table is None:
             return None
         self._tenure = tenure
-        records, behind_ms = list(loaded.table.records()), tenure.inherited_behind_ms
-        silent_ms = behind_ms - found.behind_ms if behind_ms is not None else NEVER_HEARD
-        sure = silent_ms <= MAX_SILENT_S * 1000
-        return Taken(records, found.vouched and sure, tenure.inherited_ages_ms, behind_ms if sure else None, sure)
+        records, sure = list(loaded.table.records()), tenure.head.vouched
+        behind_ms = tenure.inherited_behind_ms if sure else None
+        return Taken(records, sure, tenure.inherited_ages_ms, behind_ms, whole=sure)
 
     def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""

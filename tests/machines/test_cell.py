@@ -50,7 +50,18 @@ class CellMachine(RuleBasedStateMachine):
         limit=st.sampled_from([None, None, None, (9_000, False), (9_000, True)]),
         servers=st.integers(1, 2),
         warm=st.sampled_from([True, True, True, False]),
-        designs=st.sampled_from([("journal", "snapshot"), ("snapshot", "journal"), ("journal",), ("snapshot",)]),
+        designs=st.sampled_from(
+            [
+                ("journal", "snapshot"),
+                ("snapshot", "journal"),
+                ("journal",),
+                ("snapshot",),
+                ("sql",),
+                ("sql",),
+                ("journal", "sql"),
+                ("sql", "snapshot"),
+            ]
+        ),
     )
     def begin(
         self, seed: int, limit: tuple[int, bool] | None, servers: int, warm: bool, designs: tuple[str, ...]
@@ -214,6 +225,53 @@ class CellMachine(RuleBasedStateMachine):
             self.world.restart_server(number)
         else:
             getattr(self.world.servers[number], kind)()
+
+    @precondition(lambda self: self.world.database is not None)
+    @rule(kind=st.sampled_from(["stop", "start", "start", "back up", "back up", "restore", "delete", "restart"]))
+    def disturb_database(self, kind: str) -> None:
+        database = self.world.database
+        assert database is not None
+        if kind == "back up":
+            self.world.back_up_database()
+        elif kind == "restore":
+            self.world.restore_database()
+        elif kind == "delete":
+            database.flush()
+        else:
+            getattr(database, kind)()
+
+    @precondition(lambda self: self.world.database is not None)
+    @rule(key=numbers, kind=st.sampled_from([":epoch", ":head:", ":life:"]))
+    def delete_in_database(self, key: int, kind: str) -> None:
+        database = self.world.database
+        assert database is not None
+        present = [name for name in database.keys() if kind in name]  # noqa: SIM118 - not a dict
+        if present:
+            database.evict(present[key % len(present)])
+
+    @precondition(lambda self: self.world.database is not None)
+    @rule(which=numbers, steps=st.integers(1, 3), restores=st.booleans(), fresh=st.booleans())
+    def read_while_others_write(self, which: int, steps: int, restores: bool, fresh: bool) -> None:
+        """Between the two questions of one fetch the world goes on."""
+        world, database = self.world, self.world.database
+        assert database is not None
+
+        def meanwhile() -> None:
+            database.between = None
+            if restores:
+                world.restore_database()
+            for _ in range(steps):
+                world.change_some(0.7)
+                world.confirm()
+                for member in list(world.members):
+                    member.step()
+
+        reader = world.readers[which % len(world.readers)]
+        if fresh:
+            reader = JudgedReader(world, reader.design)
+        database.between = meanwhile
+        reader.read(5.0)
+        database.between = None
 
     # -- time and readers
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import msgspec
@@ -21,6 +22,7 @@ from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.partition import is_probe
+from nodestate.designs import DESIGNS
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
 from nodestate.head import HEAD, Head, term_of
 from nodestate.journal import format as journal_format
@@ -28,18 +30,21 @@ from nodestate.journal import reader as journal_reader
 from nodestate.journal import writer as journal_writer
 from nodestate.lockstep import Stores
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
-from nodestate.ports import POKE, Delivery, Item, Put, Resync, Status, Write, Written
+from nodestate.ports import POKE, Delivery, Item, NodeRow, Put, Resync, Status, Write, Written
 from nodestate.reader import Reader
 from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
 from nodestate.snapshot import reader as snapshot_reader
 from nodestate.snapshot.format import Stamp, stamp_of
 from nodestate.sql import reader as sql_reader
+from nodestate.sql.writer import MAX_SILENT_S
 from nodestate.testing import (
+    Backup,
     Fault,
     FaultyStore,
     ManualClock,
     MemoryBroker,
+    MemoryDatabase,
     MemoryServer,
     MemorySource,
     MemoryStore,
@@ -139,31 +144,39 @@ class Ledger:
             assert write.put is Put.ADD, f"{write.key} is rewritten"
             self.contents[write.key] = write.value
         elif tail.startswith("head:"):
-            self._head(partition, letter, HEAD.unpack(write.value))
+            self._head(partition, letter, HEAD.unpack(write.value), write.rows)
 
-    def _head(self, partition: int, letter: str, head: Head) -> None:
+    def _head(self, partition: int, letter: str, head: Head, rows: Sequence[NodeRow]) -> None:
         epoch = (partition, letter, head.epoch)
         prefix = keys.prefix(CELL, partition, letter)
         before = self.heads.get(epoch)
         self.heads[epoch] = head
         if before is None:
             assert (head.term, head.next) == (1, 1), "an epoch begins with commit 0 by its first term"
-            self.commits[epoch] = {1: self._first(partition, prefix, letter, head)}
+            self.commits[epoch] = {1: self._first(partition, prefix, letter, head, rows)}
             return
         assert head.term >= before.term, "I7: an owner that lost its partition moved the head"
         assert head.owner == before.owner or head.term > before.term, "I7: two owners in one term"
         assert head.next in {before.next, before.next + 1}, "offsets have a gap, or go back"
         assert head.beat > before.beat, "a write of the head is older than the one that it replaced"
         if head.next == before.next:
+            assert not rows, "rows without a commit"
             return
         nodes = dict(self.commits[epoch][before.next])
         if letter == keys.JOURNAL:
             self._fold_segment(prefix, head, before.next, nodes)
+        elif letter == keys.DATABASE:
+            nodes.update(_of_commit(prefix, head.epoch, before.next, rows))
         else:
             nodes.update(self.items.get((partition, head.epoch, stamp_of(head.term, before.next)), {}))
         self.commits[epoch][head.next] = nodes
 
-    def _first(self, partition: int, prefix: str, letter: str, head: Head) -> dict[str, NodeRecord]:
+    def _first(
+        self, partition: int, prefix: str, letter: str, head: Head, rows: Sequence[NodeRow]
+    ) -> dict[str, NodeRecord]:
+        if letter == keys.DATABASE:
+            assert [row.slot for row in rows] == list(range(len(rows))), "an epoch begins with all rows"
+            return _of_commit(prefix, head.epoch, 0, rows)
         if letter == keys.JOURNAL:
             checkpoint = journal_format.SECTION.decode(head.section).checkpoint
             parts = journal_format.checkpoint_keys(prefix, head.epoch, checkpoint)
@@ -180,6 +193,12 @@ class Ledger:
             record = fold(nodes.get(event.node), event).record
             assert record is not None
             nodes[event.node] = record
+
+    def set_back(self, heads: Mapping[Epoch, Head]) -> None:
+        """A database was set back to when it had these heads."""
+        self.heads = {epoch: head for epoch, head in self.heads.items() if epoch[1] != keys.DATABASE} | {
+            epoch: head for epoch, head in heads.items() if epoch[1] == keys.DATABASE
+        }
 
     # -- what agents said
 
@@ -213,6 +232,26 @@ class Ledger:
     def last_sign(self, node: str) -> float:
         """When a node's last message went into its queue."""
         return max((one.at for one in self.publications if one.node == node), default=float("-inf"))
+
+
+def _of_commit(prefix: str, epoch: int, offset: int, rows: Sequence[NodeRow]) -> dict[str, NodeRecord]:
+    """The records of a commit's rows, which must be of its own place, epoch and offset."""
+    assert {(row.place, row.epoch, row.offset) for row in rows} <= {(prefix, epoch, offset)}
+    return {row.record.name: row.record for row in rows}
+
+
+class WitnessedDatabase(MemoryDatabase):
+    """A database whose every accepted write goes into a ledger."""
+
+    def __init__(self, ledger: Ledger, clock: ManualClock) -> None:
+        super().__init__("database", clock=clock)
+        self._ledger = ledger
+
+    def _write(self, write: Write) -> Written:
+        done = super()._write(write)
+        if done.status is Status.STORED and write.put is not Put.DELETE:
+            self._ledger.accepted(write)
+        return done
 
 
 class WitnessedServer(MemoryServer):
@@ -301,7 +340,7 @@ class MortalSource:
 class _Wire:
     """Carries writes to a server, with what a time to live means in ``ports.Write``: it counts from the call."""
 
-    def __init__(self, server: WitnessedServer, clock: ManualClock) -> None:
+    def __init__(self, server: WitnessedServer | WitnessedDatabase, clock: ManualClock) -> None:
         self.server = server
         self.sent_at = 0.0
         self._clock = clock
@@ -332,9 +371,9 @@ class _Wire:
 class MortalStore(FaultyStore):
     """A connection whose process may freeze before a write or die in the midst of it; packets arrive late."""
 
-    def __init__(self, server: WitnessedServer, clock: ManualClock) -> None:
+    def __init__(self, server: WitnessedServer | WitnessedDatabase, clock: ManualClock) -> None:
         self._wire = _Wire(server, clock)
-        super().__init__(self._wire, all_well)
+        super().__init__(self._wire, all_well, whole=isinstance(server, WitnessedDatabase))
         self.server = server
         self.dies = False
         self._clock = clock
@@ -376,10 +415,14 @@ class Member:
         self._world = world
         self.source = MortalSource(world.broker.source(partitions, standby))
         self.stores = [MortalStore(server, world.clock) for server in world.servers]
+        stores = Stores(self.stores)
+        if world.database is not None:
+            self.stores.append(MortalStore(world.database, world.clock))
+            stores.database = self.stores[-1]
         self.consumer = Consumer(
             world.config,
             self.source,
-            Stores(self.stores),
+            stores,
             world.broker,
             world.clock,
             random.Random(world.rng.getrandbits(32)),
@@ -420,10 +463,14 @@ class JudgedReader:
 
     def __init__(self, world: World, design: str) -> None:
         self.design = design
-        self._letter = {"journal": keys.JOURNAL, "snapshot": keys.SNAPSHOT}[design]
+        self._letter = DESIGNS[design].letter
         self._world = world
         self.stores = [FaultyStore(MemoryStore(server), all_well) for server in world.servers]
-        self._reader = Reader(world.config, design=design, stores=Stores(self.stores), clock=world.clock)
+        stores = Stores(self.stores)
+        if world.database is not None:
+            self.stores.append(FaultyStore(MemoryStore(world.database), all_well))
+            stores.database = self.stores[-1]
+        self._reader = Reader(world.config, design=design, stores=stores, clock=world.clock)
         self._offsets: dict[tuple[int, int], int] = {}
         self._versions: dict[tuple[int, int, str], Version] = {}
 
@@ -517,6 +564,10 @@ class World:
         self.servers = [
             WitnessedServer(self.ledger, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
         ]
+        in_database = any(DESIGNS[name].in_database for name in designs)
+        self.database = WitnessedDatabase(self.ledger, self.clock) if in_database else None
+        """Where the sql design lives; None where it is not among the designs."""
+        self._backup: tuple[float, Backup, dict[Epoch, Head]] | None = None
         self.broker = MemoryBroker(partitions, clock=self.clock)
         self.poison: set[bytes] = set()
         self.agents: dict[str, _Beating] = {}
@@ -646,6 +697,24 @@ class World:
                 store.lose()
         self.servers[number].restart()
 
+    def back_up_database(self) -> None:
+        """Keep what it has now."""
+        assert self.database is not None
+        self._backup = self.clock.monotonic(), self.database.backup(), dict(self.ledger.heads)
+
+    def restore_database(self) -> None:
+        """Set it back to what it was, once that is as old as backups are at least; with what was under way to it lost."""
+        if self._backup is None:
+            return
+        assert self.database is not None
+        taken_at, backup, heads = self._backup
+        self.pass_time(max(0.0, taken_at + MAX_SILENT_S + 2 - self.clock.monotonic()))
+        for store in self.connections():
+            if store.server is self.database:
+                store.lose()
+        self.database.restore(backup)
+        self.ledger.set_back(heads)
+
     # -- at rest
 
     def converge(self) -> float:
@@ -653,6 +722,8 @@ class World:
         for server in self.servers:
             server.start()
             server.lift_limit()
+        if self.database is not None:
+            self.database.start()
         self.broker.confirming = True
         self.broker.start()
         for store in self.connections():
@@ -686,8 +757,9 @@ class World:
             if found != expected:
                 return f"{reader.design}: {found} where agents say {expected}"
             views[reader.design] = {record.name: record for record in view.nodes.records()}
-        if len(views) > 1 and views["journal"] != views["snapshot"]:
-            return f"journal {views['journal']} differs from snapshot {views['snapshot']}"
+        for design, other in pairwise(views):
+            if views[design] != views[other]:
+                return f"{design} {views[design]} differs from {other} {views[other]}"
         for number in range(self.broker.partitions):
             waiting = [body for body in self.broker.queued(number) if not is_probe(body)]
             if waiting:
