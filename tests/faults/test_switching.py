@@ -7,18 +7,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from bench.peer_servers import MariadbServer
 from nodestate.sql.migrate import upgrade
 from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
 from tests.faults.watch import Watcher
-from tests.services.servers import MemcachedServer, ServiceMissing
+from tests.services.servers import MariadbServer, MemcachedServer
 
 pytestmark = pytest.mark.service
 FOLLOWERS = 4
@@ -26,16 +25,10 @@ _MAIN = "from nodestate.cli import main; main()"
 
 
 @pytest.fixture
-def database() -> Iterator[str]:
+def database(mariadb: MariadbServer) -> str:
     """The URL of a MariaDB with nodestate's tables."""
-    try:
-        with MariadbServer() as server:
-            upgrade(server.url)
-            yield server.url
-    except ServiceMissing as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    upgrade(mariadb.url)
+    return mariadb.url
 
 
 def design(cell: CellUnderTest, *words: str, code: int = 0) -> Any:
@@ -83,9 +76,14 @@ def followers(cell: CellUnderTest, count: int) -> Iterator[list[dict[str, Any]]]
                     pipe.close()
 
 
-def switched(name: str, watchers: Sequence[Watcher]) -> None:
-    """Readers of this process read ``name``, too."""
-    wait_until(lambda: all(watcher.last_design == name for watcher in watchers), f"readers do not follow to {name}")
+def events_sent(cell: CellUnderTest) -> int:
+    """States that the fleet published so far."""
+    return sum(map(len, cell.fleet.history.values()))
+
+
+def switched(name: str, watcher: Watcher) -> None:
+    """The reader of this process reads ``name``, too."""
+    wait_until(lambda: watcher.last_design == name, f"the reader does not follow to {name}")
 
 
 @pytest.mark.timeout(240)
@@ -96,31 +94,32 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
     process meets an error, an older node or an old state that passes for fresh (I1, I5), and in the end all agree (I4).
     """
     with cell_of(memcached.url, designs=["sql"], sql=database, rate=2_000.0, bound_s=5.0) as cell:
-        cell.begin()
-        watchers = [Watcher(cell.config, None, cell.fleet, cell.bound_s) for _ in range(2)]
-        cell.watchers += watchers
-        for watcher in watchers:
-            watcher.start()
+        cell.well()
+        watcher = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+        cell.watchers.append(watcher)
+        watcher.start()
+        began, events_before = time.monotonic(), events_sent(cell)
         with followers(cell, FOLLOWERS) as saw:
-            switched("sql", watchers)
+            switched("sql", watcher)
             assert design(cell, "status")["reads"] == "sql"
             for name in ("snapshot", "journal"):
                 assert design(cell, "prepare", name)["nodes"] == len(cell.fleet.names)
                 assert name in design(cell, "cutover", name)["writes"]
-                switched(name, watchers)
+                switched(name, watcher)
             assert design(cell, "rollback")["reads"] == "snapshot"
-            switched("snapshot", watchers)
+            switched("snapshot", watcher)
             design(cell, "cutover", "journal")
-            switched("journal", watchers)
+            switched("journal", watcher)
             design(cell, "verify")
             design(cell, "cutover", "sql")
-            switched("sql", watchers)
+            switched("sql", watcher)
+            rate = (events_sent(cell) - events_before) / (time.monotonic() - began)
         for one in saw:
             assert (one["errors"], one["regressed"]) == ([], [])
             assert one["designs"] == ["sql", "snapshot", "journal", "snapshot", "journal", "sql"]
             assert one["fresh"] > 0
         cell.record(
-            f"{sum(one['reads'] for one in saw)} reads of 4 processes; not fresh for at most "
+            f"{rate:,.0f} events a second; {sum(one['reads'] for one in saw)} reads of 4 processes; not fresh for at most "
             f"{max(one['unfresh_s'] for one in saw):.1f} s"
         )
         design(cell, "retire", "journal")
@@ -165,6 +164,6 @@ def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
         design(cell, *words)
         status = design(cell, "status")
         assert {name: status[name] for name in wanted} == wanted
-        wait_until(lambda: follower.last_design == wanted["reads"], "the reader does not follow")
+        switched(str(wanted["reads"]), follower)
         cell.recovered(f"{step}, killed {len(KILLED_AFTER_S)} times")
         assert all(verdict["agree"] for verdict in design(cell, "verify")["verdicts"].values())
