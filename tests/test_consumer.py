@@ -21,9 +21,18 @@ ZERO = [name for name in NODES if partition_of(name, 2) == 0]
 NOW_S = 1_763_787_600
 
 
+IN = {"memcached": ("journal", "snapshot"), "database": ("sql",)}
+
+
+@pytest.fixture(params=IN)
+def world(request: pytest.FixtureRequest) -> World:
+    """A cell of two partitions in one place, with one consumer, that has run for a while."""
+    return begun(designs=IN[request.param])
+
+
 @pytest.fixture
-def world() -> World:
-    """A cell of two partitions on one server, with one consumer, that has run for a while."""
+def two_designs() -> World:
+    """The same with both designs of memcached."""
     return begun()
 
 
@@ -110,10 +119,9 @@ def test_an_event_that_was_refused_is_known_to_have_been(world: World) -> None:
     assert world.converge() < 15
 
 
-def test_a_state_that_fits_no_item_of_this_store_is_a_dead_letter() -> None:
+def test_a_state_that_fits_no_item_of_this_store_is_a_dead_letter(world: World) -> None:
     """A full item limit says which limit, and costs one node; the event is kept for the operator."""
-    world = begun()
-    world.servers[0].max_value_bytes = 20_000
+    world.places[0].max_value_bytes = 20_000
     publisher = world.agents[ZERO[0]].publisher
     big = an_event(
         kind="report", generation=publisher.version.generation + 1, state={"namespaces": {"x": "y" * 25_000}}
@@ -142,10 +150,11 @@ def test_poison_is_not_acked_before_it_is_kept(world: World) -> None:
 # -- acks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("designs", [("journal", "snapshot"), ("sql",), ("journal", "sql")], ids=" ".join)
 @pytest.mark.parametrize("call", range(8))
-def test_nothing_is_acked_before_every_design_has_it(call: int) -> None:
-    """I6: whatever call of the store fails, an event is either still in the broker's hands or in both designs."""
-    world = begun()
+def test_nothing_is_acked_before_every_design_has_it(call: int, designs: tuple[str, ...]) -> None:
+    """I6: whatever call of a store fails, an event is either still in the broker's hands or in all designs."""
+    world = begun(designs=designs)
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
     world.members[0].step(at_call(call, Fault()))
@@ -159,8 +168,8 @@ def test_nothing_is_acked_before_every_design_has_it(call: int) -> None:
 
 
 def test_while_the_store_is_away_nothing_is_acked_and_then_all_is_written(world: World) -> None:
-    """An outage of memcached costs freshness; the queue holds what is on its way."""
-    world.servers[0].stop()
+    """An outage of the store costs freshness; the queue holds what is on its way."""
+    world.places[0].stop()
     for name in NODES:
         world.agents[name].publisher.change({"zone": "during"})
     world.confirm()
@@ -169,7 +178,7 @@ def test_while_the_store_is_away_nothing_is_acked_and_then_all_is_written(world:
         world.members[0].step()
     assert len(waiting(world, 0)) + len(waiting(world, 1)) == len(NODES)
     assert world.members[0].consumer.stats.acked - before == 0
-    world.servers[0].start()
+    world.places[0].start()
     assert world.converge() < 5
 
 
@@ -187,10 +196,59 @@ def test_a_full_store_loses_nothing_and_goes_on_when_there_is_room() -> None:
     assert world.converge() < 5
 
 
+def test_a_full_database_loses_nothing_and_goes_on_when_there_is_room() -> None:
+    """The transaction is refused, the event stays in the queue; signs of life, which take the room of those before, go on."""
+    world = begun(designs=("sql",))
+    assert world.database is not None
+    world.database._max_bytes = world.database._used_bytes + 500
+    world.agents[ZERO[0]].publisher.change({"namespaces": {"x": "y" * 3_000}})
+    world.confirm()
+    world.members[0].step()
+    assert len(waiting(world, 0)) == 1
+    assert "x" not in JudgedReader(world, "sql").read(1e9).nodes[ZERO[0]].state.get("namespaces", {})
+    world.database._max_bytes = None
+    assert world.converge() < 5
+
+
+def test_a_database_that_was_set_back_is_written_anew_by_who_holds_its_partitions() -> None:
+    """I5: without a question to any agent, as all that was lost is in the consumer's memory; and it vouches again as soon
+    as the queue proves that nobody else took over meanwhile."""
+    world = begun(designs=("sql",))
+    [member] = world.members
+    world.back_up_database()
+    for name in NODES:
+        world.agents[name].publisher.change({"zone": "after the backup"})
+    world.run_well(2)
+    resyncs, begun_before = member.consumer.stats.resyncs, member.consumer.stats.epochs_begun
+    world.restore_database()
+    assert world.converge() < 10
+    assert member.consumer.stats.epochs_begun == begun_before + 2, "one for each partition"
+    assert member.consumer.stats.resyncs == resyncs
+
+
+def test_a_database_that_was_set_back_while_no_consumer_ran_is_asked_for_again() -> None:
+    """I5: what was acked after the backup is in no queue, so whoever comes next believes nothing before all agents spoke."""
+    world = begun(designs=("sql",))
+    world.back_up_database()
+    for name in NODES:
+        world.agents[name].publisher.change({"zone": "after the backup"})
+    world.run_well(2)
+    world.members[0].source.inner.crash()
+    world.members.clear()
+    world.restore_database()
+    world.start_member([0, 1], [])
+    world.members[0].step()
+    world.members[0].step()
+    view = world.readers[0].read(1e9)
+    assert {"partition 0", "partition 1"} <= view.incomplete
+    assert world.converge() < world.config.settle_s + 5
+    assert world.members[0].consumer.stats.resyncs >= 1
+
+
 def test_a_batch_waits_no_longer_than_its_first_event_may(world: World) -> None:
     """What came while the batch before was written has waited for that long already."""
     [member] = world.members
-    receive, write = member.source.receive, member.stores[0].inner.write
+    receive, write = member.source.receive, member.stores[-1].inner.write
     waits: list[float] = []
 
     def note(limit: int, timeout_s: float) -> list[Delivery]:
@@ -202,7 +260,7 @@ def test_a_batch_waits_no_longer_than_its_first_event_may(world: World) -> None:
         return write(writes)
 
     member.source.receive = note  # type: ignore[method-assign]
-    member.stores[0].inner.write = slowly  # type: ignore[method-assign]
+    member.stores[-1].inner.write = slowly  # type: ignore[method-assign]
     member.step()
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
@@ -263,7 +321,7 @@ def test_a_member_whose_session_ended_at_the_ack_takes_its_partitions_anew(world
     assert waiting(world, 0) == []
     second.source.inner.crash()
     world.members.remove(second)
-    world.servers[0].flush()
+    world.places[0].flush()
     world.run_well(5)
     assert world.converge() < 60
 
@@ -294,7 +352,7 @@ def test_an_owner_whose_epoch_was_lost_first_proves_that_nobody_went_past_it(wor
     """
     [member] = world.members
     resyncs, begun_before = member.consumer.stats.resyncs, member.consumer.stats.epochs_begun
-    for server in world.servers:
+    for server in world.places:
         server.flush()
     while member.consumer.stats.epochs_begun == begun_before:
         world.clock.advance(world.config.renew_s)
@@ -328,7 +386,9 @@ def test_an_agent_whose_life_is_older_than_the_last_goes_stale_and_heals_with_th
     world._incarnations[node] = now - 10 * 86_400
     world.clock.step_time(-3_600)
     world.start_agent(node, {"usage": {"VCPU": 7}})
-    reader = Reader(world.config, design="journal", stores=world.readers[0]._reader._stores, clock=world.clock)
+    reader = Reader(
+        world.config, design=world.config.designs[0], stores=world.readers[0]._reader._stores, clock=world.clock
+    )
     bound_s = 2 * world.config.heartbeat_s
     for _ in range(int(2 * bound_s)):
         world.run_well(1)
@@ -385,10 +445,11 @@ def test_doubt_counts_also_before_the_first_vouching() -> None:
     assert world.converge() < 60
 
 
-def test_a_design_that_lost_a_node_lends_no_claim(world: World) -> None:
+def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     """I5: the snapshot had a batch and its probe, the journal did not, and the node's item is gone. Caught up is only who
     has what the claim was about.
     """
+    world = two_designs
     [member] = world.members
     wire = member.stores[0].inner
     write = wire.write
@@ -431,7 +492,7 @@ def test_an_item_limit_that_was_lowered_stops_no_consumer(world: World) -> None:
     node = world.agents[ZERO[0]].publisher
     node.change({"namespaces": {"x": "y" * 25_000}})
     world.run_well(2)
-    world.servers[0].max_value_bytes = 20_000
+    world.places[0].max_value_bytes = 20_000
     world.poisoned(0, an_event(generation=node.version.generation + 5))
     for _ in range(3):
         world.members[0].step()
@@ -472,8 +533,9 @@ def test_who_begins_with_nothing_vouches_only_after_every_agent_could_have_spoke
 
 
 @pytest.mark.parametrize("design", ["journal", "snapshot"])
-def test_a_design_that_a_crash_left_one_behind_is_written_anew(world: World, design: str) -> None:
+def test_a_design_that_a_crash_left_one_behind_is_written_anew(two_designs: World, design: str) -> None:
     """The events come again, but the fold of the design that has them would drop them as duplicates."""
+    world = two_designs
     key = f":{'j' if design == 'journal' else 's'}:"
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
@@ -512,8 +574,9 @@ def _die(write: Any, writes: Any) -> Any:
     raise _Death
 
 
-def test_a_design_that_is_no_longer_written_is_seen_as_lost(world: World) -> None:
+def test_a_design_that_is_no_longer_written_is_seen_as_lost(two_designs: World) -> None:
     """Its last state must not go on passing for fresh to readers that were not told."""
+    world = two_designs
     view = next(reader for reader in world.readers if reader.design == "snapshot").read(5.0)
     assert view.incomplete == frozenset()
     object.__setattr__(world, "config", msgspec.structs.replace(world.config, designs=("journal",)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from nodestate.errors import BehindError, ConfigError, StaleViewError
 from nodestate.keys import partition_of
 from nodestate.lockstep import Stores
 from nodestate.model import Receipt, Version
+from nodestate.ports import Store
 from nodestate.reader import Reader
 from nodestate.testing import Fault, FaultyStore, MemoryStore, script
 from tests.machines.world import World
@@ -22,19 +24,27 @@ class Wired(Reader):
     """A reader whose connections can be made to fail."""
 
     def __init__(self, world: World, design: str) -> None:
-        self.wires = [FaultyStore(MemoryStore(server), script()) for server in world.servers]
-        super().__init__(world.config, design=design, stores=Stores(self.wires), clock=world.clock)
+        self.wires = [FaultyStore(MemoryStore(server), script()) for server in world.places]
+        super().__init__(world.config, design=design, stores=stores_of(world, self.wires), clock=world.clock)
 
 
-@pytest.fixture(params=["journal", "snapshot"])
+def stores_of(world: World, connections: Sequence[Store]) -> Stores:
+    """Connections to the world's places as a reader takes them."""
+    return Stores((), connections[0]) if world.places[0] is world.database else Stores(connections)
+
+
+@pytest.fixture(params=["journal", "snapshot", "sql"])
 def design(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+IN_MEMCACHED = pytest.mark.parametrize("design", ["journal", "snapshot"], indirect=True)
+
+
 @pytest.fixture
-def world() -> World:
-    """A cell of two partitions on two servers that has run for a minute."""
-    world = World()
+def world(design: str) -> World:
+    """A cell of two partitions, on two servers or in a database, that has run for a minute."""
+    world = World(designs=("sql",) if design == "sql" else ("journal", "snapshot"))
     world.start_member([0, 1], [])
     for name in NODES:
         world.start_agent(name, {"usage": {"VCPU": 1}})
@@ -176,6 +186,7 @@ def test_a_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) 
     assert "node-2" not in reader.read(at_least=receipt).nodes
 
 
+@IN_MEMCACHED
 def test_one_server_down_costs_the_freshness_of_its_partitions_and_nothing_else(world: World, reader: Reader) -> None:
     """The other half of the fleet stays within every bound; what was read before stays to be looked at."""
     reader.read(max_age=5.0)
@@ -196,11 +207,15 @@ def test_one_server_down_costs_the_freshness_of_its_partitions_and_nothing_else(
     assert sorted(reader.read(max_age=5.0).nodes) == NODES
 
 
-@pytest.mark.parametrize("lose", ["flush", "restart"])
+@pytest.mark.parametrize(
+    ("design", "lose"),
+    [("journal", "flush"), ("journal", "restart"), ("snapshot", "flush"), ("snapshot", "restart"), ("sql", "flush")],
+    indirect=["design"],
+)
 def test_a_store_that_lost_everything_is_seen_as_loss(world: World, reader: Reader, lose: str, design: str) -> None:
     """I5: what was read before may still be looked at, but it ages, and the view says that it can't vouch for it."""
     reader.read(max_age=5.0)
-    for server in world.servers:
+    for server in world.places:
         getattr(server, lose)()
     world.pass_time(10)
     view = reader.read(max_age=5.0, on_stale="flag")
@@ -224,6 +239,28 @@ def test_ages_err_on_the_old_side(world: World, reader: Reader) -> None:
         for number, at in published.items():
             if at <= world.clock.monotonic() - view.age:
                 assert seen >= number
+
+
+def test_a_database_that_is_away_ages_what_was_read_of_it() -> None:
+    """All of it, as all partitions live there; and no error but that."""
+    world = World(designs=("sql",))
+    world.start_member([0, 1], [])
+    for name in NODES:
+        world.start_agent(name, {})
+    world.run_well(60)
+    reader = Wired(world, "sql")
+    reader.read(max_age=5.0)
+    world.places[0].stop()
+    world.run_well(30)
+    view = reader.read(max_age=5.0, on_stale="flag")
+    assert (sorted(view.nodes), sorted(view.stale)) == (NODES, NODES)
+    with pytest.raises(StaleViewError) as caught:
+        reader.read(max_age=5.0)
+    assert caught.value.partitions == (0, 1)
+    assert "database" in caught.value.cause
+    world.places[0].start()
+    world.run_well(5)
+    assert sorted(reader.read(max_age=5.0).nodes) == NODES
 
 
 def test_a_view_never_changes(world: World, reader: Reader) -> None:
@@ -263,7 +300,7 @@ def test_a_read_that_fails_half_way_leaves_the_reader_as_it_was(world: World, de
 def test_a_reader_that_counts_other_partitions_is_told(world: World, design: str) -> None:
     """It would look for nodes in the wrong places, and miss half of them without knowing."""
     config = msgspec.structs.replace(world.config, partitions=3)
-    stores = Stores([MemoryStore(server) for server in world.servers])
+    stores = stores_of(world, [MemoryStore(server) for server in world.places])
     with pytest.raises(ConfigError, match="2 partitions"):
         Reader(config, design=design, stores=stores, clock=world.clock).read(max_age=5.0)
 

@@ -9,14 +9,16 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nodestate import Reader
+from nodestate import Reader, keys
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.errors import ConfigError
 from nodestate.lockstep import Stores
-from nodestate.testing import ManualClock, MemoryBroker, MemoryServer, MemoryStore
+from nodestate.testing import ManualClock, MemoryBroker, MemoryDatabase, MemoryServer, MemoryStore
 
 PARTITIONS = 1
+BESIDE = {"journal": ("journal", "snapshot"), "snapshot": ("journal", "snapshot"), "sql": ("sql",)}
+"""By design, those of the cell that it is read in."""
 
 
 class Cell:
@@ -24,7 +26,7 @@ class Cell:
 
     def __init__(self, designs: tuple[str, ...] = ("journal", "snapshot"), **server: Any) -> None:
         self.clock = ManualClock()
-        self.server = MemoryServer(clock=self.clock, **server)
+        self.server = (MemoryDatabase if "sql" in designs else MemoryServer)(clock=self.clock, **server)
         self.broker = MemoryBroker(PARTITIONS, clock=self.clock)
         self.config = Config(partitions=PARTITIONS, designs=designs, heartbeat_s=1.0, resync_jitter_s=0.0)
         self.consumer = self.another_consumer()
@@ -37,7 +39,8 @@ class Cell:
         return Consumer(config, source, self.stores(), self.broker, self.clock, random.Random(1), "m")
 
     def stores(self) -> Stores:
-        return Stores([MemoryStore(self.server)])
+        connection = MemoryStore(self.server)
+        return Stores((), connection) if isinstance(self.server, MemoryDatabase) else Stores([connection])
 
     def reader(self, design: str, partitions: int = PARTITIONS) -> Reader:
         config = msgspec.structs.replace(self.config, partitions=partitions)
@@ -64,14 +67,18 @@ class Cell:
             self.clock.advance(0.5)
 
     def lose(self, part: str) -> None:
+        if part == "rows":
+            assert isinstance(self.server, MemoryDatabase)
+            self.server.evict_rows(keys.prefix(self.config.cell, 0, keys.DATABASE), {0})
+            return
         [key, *_] = [key for key in self.server.keys() if part in key]  # noqa: SIM118  a server, no dict
         assert self.server.evict(key)
 
 
-@pytest.mark.parametrize(("design", "part"), [("snapshot", ":s:node:"), ("journal", ":j:log:")])
+@pytest.mark.parametrize(("design", "part"), [("snapshot", ":s:node:"), ("journal", ":j:log:"), ("sql", "rows")])
 def test_a_loss_is_repaired_while_events_never_stop(design: str, part: str) -> None:
     """A busy partition has no quiet moment: a repair that waited for one would never come."""
-    cell = Cell()
+    cell = Cell(BESIDE[design])
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(8)
     cell.lose(part)
@@ -84,10 +91,10 @@ def test_a_loss_is_repaired_while_events_never_stop(design: str, part: str) -> N
     assert view.nodes["n"].state["usage"] == {"VCPU": 1}
 
 
-@pytest.mark.parametrize("design", ["journal", "snapshot"])
+@pytest.mark.parametrize("design", BESIDE)
 def test_an_epoch_is_begun_again_while_heartbeats_never_stop(design: str) -> None:
     """Heartbeats write nothing, so they must not push aside what has to be written."""
-    cell = Cell()
+    cell = Cell(BESIDE[design])
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(8)
     cell.server.flush()
@@ -98,7 +105,7 @@ def test_an_epoch_is_begun_again_while_heartbeats_never_stop(design: str) -> Non
     assert view.nodes["n"].state["usage"] == {"VCPU": 1}
 
 
-@pytest.mark.parametrize("design", ["journal", "snapshot"])
+@pytest.mark.parametrize("design", BESIDE)
 def test_an_event_over_the_item_limit_is_a_dead_letter_and_stops_nobody(design: str) -> None:
     """Found by a change of many removals: small state, event larger than any item, tried again for ever."""
     cell = Cell((design,), max_value_bytes=128 * 1024)
@@ -113,10 +120,10 @@ def test_an_event_over_the_item_limit_is_a_dead_letter_and_stops_nobody(design: 
     assert view.nodes["n"].state["usage"] == {"VCPU": 2}
 
 
-@pytest.mark.parametrize("design", ["journal", "snapshot"])
+@pytest.mark.parametrize("design", BESIDE)
 def test_a_reader_that_counts_on_other_partitions_is_refused(design: str) -> None:
     """Half of the partitions would look like half of the fleet, and pass for whole."""
-    cell = Cell()
+    cell = Cell(BESIDE[design])
     cell.publish("report", state={})
     cell.step(4)
     with pytest.raises(ConfigError, match="the cell has 1 partitions, the settings say 2"):

@@ -580,6 +580,11 @@ class World:
         self._incarnations: dict[str, int] = {}
         self._births = 0
 
+    @property
+    def places(self) -> Sequence[WitnessedServer | WitnessedDatabase]:
+        """What the first design lives on."""
+        return [self.database] if self.database is not None and self.config.designs[0] == "sql" else self.servers
+
     # -- agents
 
     def start_agent(self, name: str, state: dict[str, Any]) -> None:
