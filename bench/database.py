@@ -16,12 +16,11 @@ import sqlalchemy as sa
 
 from bench.bare import Bare
 from bench.bare_sql import BareDatabase
-from bench.peer_servers import MariadbServer, PostgresServer
 from bench.places import DRIVERS, EXTRA, Place, canonical, driver_versions, label_of
 from bench.workload import require
 from nodestate.sql.migrate import upgrade
 from nodestate.sql.schema import HEADS, NODES
-from tests.services.servers import ServiceFailed, ServiceMissing
+from tests.services.servers import MariadbServer, PostgresServer, ServiceFailed, ServiceMissing
 
 RESTART_S: Final = 30.0
 """PostgreSQL does not start before the last process of the one that was killed has noticed."""

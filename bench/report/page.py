@@ -113,7 +113,7 @@ def caveats(shelf: Shelf) -> Section:
             f"Compare within one run; take less than {NOISE:g}× for noise."
         ),
         "Figures are medians; bands and whiskers go from the least to p99, which of few rounds is the worst one.",
-        "One memcached, one RabbitMQ, both local: no network, no replication.",
+        "One memcached or database, one RabbitMQ, all local: no network, no replication.",
         "Each run shows first that what it times is right, or gives no figures: see `bench/README.md`.",
     ]
     return Section("Caveats", "", text)
