@@ -86,8 +86,10 @@ class StoreRefusedError(StoreError):
 class SchemaError(StoreError):
     """Raised when a database's tables are not those that this version reads and writes."""
 
-    def __init__(self, server: str, cause: str) -> None:
-        super().__init__(f"store {server}: {cause}; run 'nodestate sql upgrade', or the version that its tables are of")
+    def __init__(
+        self, server: str, cause: str, first: str = "run 'nodestate sql upgrade', or the version that its tables are of"
+    ) -> None:
+        super().__init__(f"store {server}: {cause}; {first}")
         self.server = server
         self.cause = cause
 

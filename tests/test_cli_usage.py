@@ -24,6 +24,7 @@ from nodestate.errors import StaleViewError
 NAMES = [
     *("up", "agent", "publish", "consume", "view", "top", "check"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
+    *("sql upgrade", "sql downgrade", "sql status"),
     *("resync", "doctor"),
 ]
 REAL = ["--broker", "amqp://127.0.0.1:1", "--store", "memcached://127.0.0.1:1"]

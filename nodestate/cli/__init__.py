@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nodestate import __version__
-from nodestate.cli import agent, check, consume, design, doctor, publish, resync, top, up, view
+from nodestate.cli import agent, check, consume, design, doctor, publish, resync, sql, top, up, view
 
 
 @click.group(context_settings={"max_content_width": 110})
@@ -17,7 +17,7 @@ def main() -> None:
     """
 
 
-for _module in (up, agent, publish, consume, view, top, check, design, resync, doctor):
+for _module in (up, agent, publish, consume, view, top, check, design, sql, resync, doctor):
     main.add_command(_module.command)
 
 

@@ -106,6 +106,17 @@ def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
     return parsed, _DIALECTS[name]
 
 
+def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
+    """An engine with the dialect's timeouts; nothing is connected yet. Raises ``ConfigError``."""
+    parsed, dialect = dialect_of(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise ConfigError(f"sql {url!r} lives and ends with one connection: want sqlite:////path/to/file.db")
+    try:
+        return sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"sql {parsed.drivername} needs its driver ({error}): pip install 'nodestate[sql]'") from None
+
+
 _EXAMPLES: Final = (
     "mariadb://user:password@host/nodestate, postgresql://user:password@host/nodestate or sqlite:///file.db"
 )

@@ -2,42 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import exc
 
-from nodestate.sql.dialects import dialect_of, meaning_of
-from nodestate.sql.schema import REVISION_TABLE
+from nodestate.errors import ConfigError, SchemaError
+from nodestate.sql.dialects import dialect_of, engine_of, meaning_of
+from nodestate.sql.schema import REVISION, REVISION_TABLE, TABLES
 
+__all__ = ["REVISION", "downgrade", "is_known", "revision_of", "safe", "upgrade"]
+
+T = TypeVar("T")
 MIGRATIONS: Final = Path(__file__).with_name("migrations")
 
 
 def upgrade(url: str, timeout_s: float = 30.0) -> None:
     """Bring the database's tables to this version's revision. What is there is kept. Raises ``StoreError``."""
-    _run(url, timeout_s, lambda settings: command.upgrade(settings, "head"))
+
+    def act(connection: sa.Connection) -> None:
+        found = _revision(connection)
+        if found is not None and not is_known(found):
+            raise SchemaError(
+                safe(url),
+                f"its tables are of revision {found}, which is newer than this version",
+                "use the version that made them",
+            )
+        if found is None and (left := [name for name in TABLES.tables if sa.inspect(connection).has_table(name)]):
+            raise SchemaError(
+                safe(url),
+                f"it has {' and '.join(left)} and no revision, as an upgrade that broke off leaves it",
+                "remove what is left by 'nodestate sql downgrade base --yes', then upgrade again",
+            )
+        command.upgrade(_settings(connection), "head")
+
+    _within(url, timeout_s, act)
 
 
 def downgrade(url: str, revision: str, timeout_s: float = 30.0) -> None:
-    """Back to an older revision; ``base`` removes the tables. Raises ``StoreError``."""
-    _run(url, timeout_s, lambda settings: command.downgrade(settings, revision))
+    """Back to an older revision; ``base`` removes the tables, also what a migration that broke off left of them.
+
+    Raises ``StoreError``, and ``ConfigError`` where there is no such revision.
+    """
+
+    def act(connection: sa.Connection) -> None:
+        try:
+            command.downgrade(_settings(connection), revision)
+        except CommandError as error:
+            raise ConfigError(f"no downgrade to {revision}: {error}") from None
+        if revision == "base":
+            TABLES.drop_all(connection)
+            connection.execute(sa.text(f"DROP TABLE IF EXISTS {REVISION_TABLE}"))
+
+    _within(url, timeout_s, act)
 
 
-def _run(url: str, timeout_s: float, act: object) -> None:
-    parsed, dialect = dialect_of(url)
-    engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s))
+def revision_of(url: str, timeout_s: float = 30.0) -> str | None:
+    """The revision that the database's tables are of; None where it has none. Raises ``StoreError``."""
+    return _within(url, timeout_s, _revision)
+
+
+def is_known(revision: str) -> bool:
+    """Whether this version has that revision."""
+    return revision in {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
+
+
+def safe(url: str) -> str:
+    """The URL without its password, for messages."""
+    return dialect_of(url)[0].render_as_string(hide_password=True)
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table(REVISION_TABLE):
+        return None
+    found = connection.execute(sa.select(sa.column("version_num")).select_from(sa.table(REVISION_TABLE))).scalar()
+    return str(found) if found is not None else None
+
+
+def _settings(connection: sa.Connection) -> AlembicConfig:
     settings = AlembicConfig()
     settings.set_main_option("script_location", str(MIGRATIONS))
+    settings.attributes["connection"] = connection
+    settings.attributes["version_table"] = REVISION_TABLE
+    return settings
+
+
+def _within(url: str, timeout_s: float, act: Callable[[sa.Connection], T]) -> T:
+    """Do something in one transaction, as far as the database has such for tables (MariaDB has not)."""
+    _, dialect = dialect_of(url)
+    engine = engine_of(url, timeout_s)
     try:
         with engine.begin() as connection:
-            settings.attributes["connection"] = connection
-            settings.attributes["version_table"] = REVISION_TABLE
-            assert callable(act)
-            act(settings)
+            return act(connection)
     except exc.SQLAlchemyError as error:
-        raise meaning_of(error, dialect, parsed.render_as_string(hide_password=True)) from error
+        raise meaning_of(error, dialect, safe(url)) from error
     finally:
         engine.dispose()

@@ -28,7 +28,7 @@ def _name(chars: int) -> sa.types.TypeEngine[str]:
 
 
 _seconds: sa.Double[float] = sa.Double()
-_bytes = sa.LargeBinary(MAX_VALUE_BYTES)
+_bytes = sa.LargeBinary(MAX_VALUE_BYTES).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")  # up to 16 MiB
 TABLES: Final = sa.MetaData()
 
 HEADS: Final = sa.Table(

@@ -26,7 +26,7 @@ from sqlalchemy import exc
 
 from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Write, Written
-from nodestate.sql.dialects import code_of, dialect_of, meaning_of
+from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
 from nodestate.wire import FoundRows, pack_found_rows, pack_record
 
@@ -210,18 +210,19 @@ class SqlStore:
 
     def _connected(self) -> sa.Connection:
         if self._engine is None:
-            options: dict[str, Any] = {"connect_args": self._dialect.connect_args(self._timeout_s)}
-            if self._dialect.isolation:
-                options["isolation_level"] = self._dialect.isolation
+            options: dict[str, Any] = {"isolation_level": self._dialect.isolation} if self._dialect.isolation else {}
+            url = self._url.render_as_string(hide_password=False)
+            engine = engine_of(url, self._timeout_s, pool_size=2, max_overflow=0, **options)
             try:
-                self._engine = sa.create_engine(self._url, pool_size=2, max_overflow=0, **options)
-            except ModuleNotFoundError as error:
-                raise SchemaError(self.name, f"{error}: pip install 'nodestate[sql]'") from None
-            if self._make_tables and self._url.get_backend_name() == "sqlite":
-                from nodestate.sql.migrate import upgrade  # noqa: PLC0415  Alembic is half a second's import
+                if self._make_tables and self._url.get_backend_name() == "sqlite":
+                    from nodestate.sql.migrate import upgrade  # noqa: PLC0415  Alembic is half a second's import
 
-                upgrade(str(self._url))
-            require_revision(self._engine, self.name)
+                    upgrade(url)
+                require_revision(engine, self.name)
+            except BaseException:
+                engine.dispose()
+                raise
+            self._engine = engine
         return self._engine.connect()
 
     @contextmanager

@@ -12,6 +12,9 @@ depends_on = None
 VALUE_BYTES = 4 * 1024 * 1024
 
 
+_bytes = sa.LargeBinary(VALUE_BYTES).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+
+
 def _name(chars: int) -> sa.types.TypeEngine[str]:
     exact = mysql.VARCHAR(chars, charset="ascii", collation="ascii_bin")
     return sa.String(chars).with_variant(exact, "mysql", "mariadb")
@@ -22,7 +25,7 @@ def upgrade() -> None:
     op.create_table(
         "nodestate_heads",
         sa.Column("key", _name(250), primary_key=True),
-        sa.Column("value", sa.LargeBinary(VALUE_BYTES), nullable=False),
+        sa.Column("value", _bytes, nullable=False),
         sa.Column("cas", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, index=True),
     )
@@ -38,7 +41,7 @@ def upgrade() -> None:
         sa.Column("status", sa.String(16), nullable=False, index=True),
         sa.Column("gone", sa.Boolean, nullable=False),
         sa.Column("commit_offset", sa.BigInteger, nullable=False),
-        sa.Column("record", sa.LargeBinary(VALUE_BYTES), nullable=False),
+        sa.Column("record", _bytes, nullable=False),
         sa.Index("nodestate_nodes_commit", "place", "epoch", "commit_offset"),
     )
 
