@@ -31,6 +31,7 @@ class BareDatabase:
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
         driver: Any = self._connection.connection.driver_connection
@@ -38,11 +39,11 @@ class BareDatabase:
 
     def copy(self, bodies: Sequence[bytes]) -> int:
         """See ``Bare``. A table is one piece."""
-        COPIES.metadata.create_all(self._connection)
-        self._connection.execute(sa.delete(COPIES))
         rows = [{"number": number, "body": body} for number, body in enumerate(bodies)]
-        for at in range(0, len(rows), ROWS_COUNT):
-            with self._engine.begin() as connection:
+        with sa.create_engine(self._url, poolclass=sa.NullPool).begin() as connection:  # one commit, not one for each
+            COPIES.metadata.create_all(connection)
+            connection.execute(sa.delete(COPIES))
+            for at in range(0, len(rows), ROWS_COUNT):
                 connection.execute(sa.insert(COPIES), rows[at : at + ROWS_COUNT])
         return 1
 
