@@ -609,7 +609,8 @@ class MariadbServer(_AskedServer):
             encoding="utf-8",
         )
         first.chmod(0o644)
-        data = ["--no-defaults", f"--datadir={folder / 'data'}"]
+        # A MariaDB that starts deletes temporary tables of others where it has its own: none may be shared.
+        data = ["--no-defaults", f"--datadir={folder / 'data'}", f"--tmpdir={folder}"]
         _prepare([*user, install, *data, "--skip-test-db", "--auth-root-authentication-method=normal"], folder)
         command = [
             *[*user, program, *data],
