@@ -176,7 +176,8 @@ class Tenure:
             head, item = found
             require_partitions(head, place.partitions)
             # What the owner before said stays true of what it wrote, and gets older.
-            age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if item.ttl_s is not None else NEVER_HEARD
+            known = item.ttl_s is not None and item.ttl_s <= head.lease_s
+            age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if known and item.ttl_s is not None else NEVER_HEARD
             ours = msgspec.structs.replace(
                 head,
                 term=head.term + 1,

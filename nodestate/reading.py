@@ -92,6 +92,7 @@ class Follower:
         self._head: Head | None = None
         self._head_cas = 0
         self._again = ""
+        self._left: dict[int, int] = {}  # how far epochs were when another came: a backup may bring one back
 
     def refresh(self, with_life: bool) -> Steps[PartitionState]:
         """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages.
@@ -111,6 +112,8 @@ class Follower:
             except CorruptItemError as error:
                 return self._lose(str(error))
             require_partitions(head, self._partitions)
+            if head.next < self._left.get(head.epoch, 0):
+                return self._lose("the store went back to an earlier state")
             if same and not self._again:
                 self._confirm(head, found.item, looked_at)
                 break
@@ -125,6 +128,8 @@ class Follower:
             else:
                 heard_at = self.state.heard_at if table is not None else None
                 before, number = self.state.confirmed_at, self.state.partition
+                if held is not None and table is None:
+                    self._left[held.epoch] = held.offset
                 self.state = PartitionState(number, loaded.table, before, head.vouched, "", heard_at)
                 self._confirm(head, found.item, looked_at)
             if not self._again:
@@ -141,7 +146,9 @@ class Follower:
         return self.state
 
     def _confirm(self, head: Head, item: Item, looked_at: float) -> None:
-        age_s = head.lease_s - item.ttl_s + 1 if item.ttl_s is not None else math.inf
+        # More than it was given to live: the database's clock was set back, and says nothing of this head's age.
+        known = item.ttl_s is not None and item.ttl_s <= head.lease_s
+        age_s = head.lease_s - item.ttl_s + 1 if known and item.ttl_s is not None else math.inf
         said_at = looked_at - age_s
         before = self._head
         if before is not None and (head.term, head.beat) < (before.term, before.beat):

@@ -377,6 +377,26 @@ def test_a_backup_that_was_restored_is_seen_as_loss(
         assert (held(state), state.lost) == (owner.records, "")
 
 
+def test_a_backup_that_is_restored_twice_brings_no_reader_back_to_an_epoch_that_it_left(
+    owner: Owner, database: MemoryDatabase, watcher: Watcher
+) -> None:
+    """Regression (I1): found by the cell machine. The reader was in the next epoch by then, so nothing told it that it had
+    seen more of this one."""
+    owner.commit(report("n", 1))
+    backup = database.backup()
+    owner.commit(change("n", 2, zone="after"))
+    watcher.look()
+    database.restore(backup)
+    owner.begin(8)
+    before = watcher.look()
+    database.restore(backup)
+    state = watcher.look()
+    assert (held(state), state.lost) == (held(before), "the store went back to an earlier state")
+    assert state.confirmed_at == before.confirmed_at
+    owner.begin(9)
+    assert held(watcher.look()) == owner.records
+
+
 def test_a_backup_from_before_the_takeover_is_seen_by_the_heir(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
@@ -442,3 +462,50 @@ def test_a_backup_of_what_is_there_changes_nothing(owner: Owner, database: Memor
     owner.commit(change("n", 2, zone="a"))
     assert head_of(database) == (7, 1, 3)
     assert held(watcher.look()) == owner.records
+
+
+# -- the database's clock -------------------------------------------------------------------------
+
+
+class SetClock(ManualClock):
+    """A database's own clock, which somebody sets."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.set_by_s = 0.0
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic() + self.set_by_s
+
+
+@pytest.mark.parametrize("set_by_s", [-3_600.0, -60.0, 60.0, 3_600.0])
+def test_a_database_s_clock_that_is_set_makes_nothing_look_fresher(clock: ManualClock, set_by_s: float) -> None:
+    """Regression (I5): set back by an hour, the head of an owner that was gone for a minute had more to live than it was
+    given, and passed for said just now. An age that can't be told is none that can be accepted."""
+    of_database = SetClock(clock)
+    database = MemoryDatabase(clock=of_database)
+    owner, follower = Owner("sql", database, clock), Watcher("sql", database, clock)
+    owner.begin()
+    owner.commit(report("n", 1))
+    said_at = clock.monotonic()
+    follower.look()
+    clock.advance(30)
+    of_database.set_by_s = set_by_s
+    late = Watcher("sql", database, clock)
+    for watcher in (follower, late):
+        assert watcher.look().confirmed_at <= said_at
+    owner.renew()
+    renewed_at = clock.monotonic()
+    for watcher in (follower, late):
+        assert watcher.look().confirmed_at <= renewed_at
+    clock.advance(1)
+    owner.renew()
+    for watcher in (follower, late):
+        state = watcher.look()
+        assert clock.monotonic() - 3 <= state.confirmed_at <= clock.monotonic(), "and it is over with the next renewals"
+    clock.advance(30)
+    of_database.set_by_s -= 3_600.0
+    taken = Owner("sql", database, clock, "heir").take()
+    assert taken is not None
+    assert (taken.vouched, taken.behind_ms) == (False, None), "nobody can tell how long it was silent"

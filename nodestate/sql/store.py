@@ -6,7 +6,8 @@ All writes of a call are one transaction, all fetches one question to each table
 - An id that compare-and-swap compares is random, so that it never comes again: not for a key that was deleted and
   added, nor after a backup was restored.
 - Times to live are the database's clock, which all sides share, and count from the sending, not from when a lock was
-  had. Its distance from this process' clock is asked again every minute, as somebody may set it.
+  had. Its distance from this process' clock is asked again every minute, as somebody may set it, and known to within the
+  time that the question took: who writes takes the lower bound, who reads the upper one, so that nothing looks younger.
 - Heads are read before rows, so rows are never older than the head that came with them.
 - A deadlock or a lock that is not to be had undoes the transaction; it is tried again, a few times, as long as all of them
   together take no longer than one wait for an answer.
@@ -58,7 +59,7 @@ class SqlStore:
         self._engine: sa.Engine | None = None
         self._reading: sa.Connection | None = None
         self._writing: sa.Connection | None = None
-        self._ahead_s = 0.0
+        self._ahead_s = 0.0, 0.0
         self._asked_at = -math.inf
         self._add = self._dialect.add(HEADS)
         self._put_rows = self._dialect.put(NODES)
@@ -138,7 +139,7 @@ class SqlStore:
 
     def _carried_out(self, connection: sa.Connection, writes: Sequence[Write], asked_at: float) -> list[Written]:
         now = self._now(connection)
-        sent_at = math.floor(asked_at + self._ahead_s)
+        sent_at = math.floor(asked_at + self._ahead_s[0])
         outcomes: list[Written] = []
         rows: list[NodeRow] = []
         for write in writes:
@@ -252,12 +253,13 @@ class SqlStore:
             self._reading = self._writing = self._engine = None
 
     def _now(self, connection: sa.Connection) -> float:
-        """The database's clock, as far as it is known without asking each time."""
+        """The database's clock, or up to a moment later, as far as it is known without asking each time."""
         now = time.monotonic()
         if now - self._asked_at > CLOCK_TRUSTED_S:
-            self._ahead_s = float(connection.execute(sa.text(f"SELECT {self._dialect.now}")).scalar_one()) - now
+            said = float(connection.execute(sa.text(f"SELECT {self._dialect.now}")).scalar_one())
+            self._ahead_s = said - time.monotonic(), said - now
             self._asked_at = now
-        return now + self._ahead_s
+        return now + self._ahead_s[1]
 
 
 class _AgainError(StoreError):
