@@ -26,10 +26,11 @@ Question = tuple[bytes, ...]
 class Bare(Protocol):
     """A connection to where a design lives, with the least that a client must do."""
 
-    def copy(self, bodies: Sequence[bytes]) -> int:
-        """Store a copy of each state, by its number, beside what nodestate stores; and the same bytes in as few pieces as
-        the store likes. Returns the number of these.
-        """
+    def copy(self, bodies: Iterable[bytes]) -> None:
+        """Store a copy of each state, by its number, beside what nodestate stores."""
+
+    def copy_pieces(self, bodies: Iterable[bytes]) -> int:
+        """After ``copy``: the same bytes in as few pieces as the store likes. Returns the number of these."""
 
     def states(self, numbers: Sequence[int]) -> Question:
         """Asks for copies by number, in this order, where it is a rising one."""
@@ -102,10 +103,13 @@ class BareMemcached:
     def __init__(self, address: str) -> None:
         self._socket = BareSocket(address)
 
-    def copy(self, bodies: Sequence[bytes]) -> int:
+    def copy(self, bodies: Iterable[bytes]) -> None:
+        """See ``Bare``."""
+        self._socket.write((f"copy:{number}", body) for number, body in enumerate(bodies))
+
+    def copy_pieces(self, bodies: Iterable[bytes]) -> int:
         """See ``Bare``."""
         blocks = list(in_blocks(bodies))
-        self._socket.write((f"copy:{number}", body) for number, body in enumerate(bodies))
         self._socket.write((f"block:{number}", block) for number, block in enumerate(blocks))
         return len(blocks)
 

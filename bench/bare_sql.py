@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -37,14 +37,17 @@ class BareDatabase:
         driver: Any = self._connection.connection.driver_connection
         self._cursor = driver.cursor()
 
-    def copy(self, bodies: Sequence[bytes]) -> int:
-        """See ``Bare``. A table is one piece."""
+    def copy(self, bodies: Iterable[bytes]) -> None:
+        """See ``Bare``."""
         rows = [{"number": number, "body": body} for number, body in enumerate(bodies)]
         with sa.create_engine(self._url, poolclass=sa.NullPool).begin() as connection:  # one commit, not one for each
             COPIES.metadata.create_all(connection)
             connection.execute(sa.delete(COPIES))
             for at in range(0, len(rows), ROWS_COUNT):
                 connection.execute(sa.insert(COPIES), rows[at : at + ROWS_COUNT])
+
+    def copy_pieces(self, bodies: Iterable[bytes]) -> int:  # noqa: ARG002 - they are there
+        """See ``Bare``. A table is one piece."""
         return 1
 
     def states(self, numbers: Sequence[int]) -> Question:

@@ -150,7 +150,8 @@ class _Copies:
         self.size_bytes = sum(map(len, bodies))
         self.digest = digest_of(bodies)
         with closing(cell.place.bare()) as bare:
-            self.pieces = bare.copy(bodies)
+            bare.copy(bodies)
+            self.pieces = bare.copy_pieces(bodies)
 
 
 def _growth(cases: list[Case]) -> dict[str, float]:

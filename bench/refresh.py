@@ -57,7 +57,7 @@ def _measure(cell: Cell, bare: Bare, settings: Settings, tell: Tell) -> Case:
     fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
     picks = random.Random(settings.seed)
     cell.load(tell)
-    bare.copy([fleet.body(number, 1) for number in range(len(fleet))])
+    bare.copy(fleet.body(number, 1) for number in range(len(fleet)))
     heads = bare.heads(cell.head_keys())
     # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
     gc.collect()

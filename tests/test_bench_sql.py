@@ -118,7 +118,8 @@ def test_the_bare_client_reads_what_is_there(place: Place) -> None:
     """The same bytes as rows by key and as all of them, here and in a new process."""
     bodies = [bytes([number % 256]) * (number + 1) for number in range(300)]
     with closing(place.bare()) as bare:
-        pieces = bare.copy(bodies)
+        bare.copy(bodies)
+        pieces = bare.copy_pieces(bodies)
         assert bare.read(bare.states(range(300))) == bodies
         assert bare.read(bare.states([7, 200])) == [bodies[7], bodies[200]]
         assert bare.read(bare.pieces(pieces)) == bodies
