@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +29,7 @@ class Dialect:
     again: frozenset[str]
     full: frozenset[str]
     refused: frozenset[str]
+    refused_in_words: re.Pattern[str] = re.compile(r"(?!)")  # errors of a connect that come without a code
 
     def add(self, table: sa.Table) -> Any:
         """An INSERT that does nothing where the row is there."""
@@ -60,7 +62,7 @@ _MYSQL: Final = Dialect(
     isolation="READ COMMITTED",
     again=frozenset({"1213", "1205"}),  # deadlock, lock wait
     full=frozenset({"1114", "1021", "3"}),  # table full, disk full, error writing a file
-    refused=frozenset({"1142", "1044", "1045", "1290", "1792", "1836", "1143", "1227"}),
+    refused=frozenset({"1142", "1044", "1045", "1049", "1290", "1792", "1836", "1143", "1227"}),
 )
 _POSTGRES: Final = Dialect(
     now="EXTRACT(EPOCH FROM clock_timestamp())",
@@ -74,6 +76,9 @@ _POSTGRES: Final = Dialect(
     again=frozenset({"40P01", "40001", "55P03"}),
     full=frozenset({"53100", "53200", "54000"}),
     refused=frozenset({"42501", "25006", "28000", "28P01", "3D000"}),
+    refused_in_words=re.compile(
+        r"authentication failed|pg_hba\.conf|(role|database) .* does not exist|permission denied"
+    ),
 )
 _SQLITE: Final = Dialect(
     now="(julianday('now') - 2440587.5) * 86400.0",
@@ -112,7 +117,14 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise ConfigError(f"sql {url!r} lives and ends with one connection: want sqlite:////path/to/file.db")
     try:
-        return sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
+        engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
+        if parsed.drivername == "postgresql+psycopg":
+            from nodestate.sql.waiting import connection_with  # noqa: PLC0415  its driver is nobody else's
+
+            sa.event.listen(
+                engine, "do_connect", lambda _dialect, _record, given, named: connection_with(timeout_s, given, named)
+            )
+        return engine
     except ModuleNotFoundError as error:
         raise ConfigError(f"sql {parsed.drivername} needs its driver ({error}): pip install 'nodestate[sql]'") from None
 
@@ -141,6 +153,6 @@ def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, server: str) -> Sto
         code = code_of(error)
         if code in dialect.full:
             return DatabaseFullError(server, cause)
-        if code in dialect.refused:
+        if code in dialect.refused or dialect.refused_in_words.search(code):
             return StoreRefusedError(server, cause)
     return StoreUnavailableError(server, cause)

@@ -149,6 +149,11 @@ class _Process:
         assert self._popen is not None
         self._popen.resume()
 
+    def children(self) -> list[psutil.Process]:
+        assert self._popen is not None
+        children: list[psutil.Process] = self._popen.children(recursive=True)
+        return children
+
     def log_tail(self) -> str:
         return self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace") if self._log.exists() else ""
 
@@ -665,6 +670,22 @@ class PostgresServer(_AskedServer):
     def admin_url(self) -> str:
         """For a user who may do everything, which this one may."""
         return self.url
+
+    def pause(self) -> None:
+        """Freeze the server, with those of its processes that serve a connection each."""
+        super().pause()
+        for process in self._serving():
+            process.suspend()
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        for process in self._serving():
+            process.resume()
+        super().resume()
+
+    def _serving(self) -> list[psutil.Process]:
+        assert isinstance(self._host, _Process)
+        return self._host.children()
 
     def close(self) -> None:
         """End the server in order: killed, it would leave shared memory behind, which is in no folder."""

@@ -1,0 +1,41 @@
+"""PostgreSQL's driver with an end to its waiting: it has none for an answer, as long as the other side's kernel lives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, Final
+
+import psycopg
+
+WAIT_INTERVAL_S: Final = 0.1
+
+
+class ImpatientConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # Any to mypy, see pyproject.toml
+    """A connection that is closed when an answer takes longer than ``max_wait_s``; that is a ``psycopg.OperationalError``."""
+
+    max_wait_s = 10.0
+
+    def wait(self, gen: Generator[Any, Any, Any], interval: float = WAIT_INTERVAL_S) -> Any:
+        """See ``psycopg.Connection``."""
+        return super().wait(self._bounded(gen), interval)
+
+    def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        until = time.monotonic() + self.max_wait_s
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > until:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"no answer within {self.max_wait_s:g} s")
+                wanted = gen.send(ready)
+        except StopIteration as stop:
+            return stop.value
+
+
+def connection_with(timeout_s: float, arguments: Any, settings: dict[str, Any]) -> ImpatientConnection:
+    """Connect as ``psycopg.connect`` does."""
+    connection: ImpatientConnection = ImpatientConnection.connect(*arguments, **settings)
+    connection.max_wait_s = timeout_s
+    return connection

@@ -1,0 +1,542 @@
+"""What can go wrong with a database: an error that says what to do, nothing acked that is not written, nothing lost."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from structlog.testing import capture_logs
+
+from nodestate import Reader, keys
+from nodestate.config import Config
+from nodestate.consumers.loop import RETRY_S, Consumer
+from nodestate.consumers.partition import is_probe
+from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
+from nodestate.lockstep import Stores
+from nodestate.ports import Put, Status, Write
+from nodestate.sql.migrate import downgrade, upgrade
+from nodestate.sql.schema import NODES, REVISION, REVISION_TABLE
+from nodestate.sql.store import SqlStore
+from nodestate.testing import ManualClock, MemoryBroker
+from tests.contract.store import ALL, asked, node_row, records, retried, with_rows
+from tests.databases import LockedFile, SqlServer, connected, fresh, run_sql
+from tests.services.servers import MariadbServer, PostgresServer
+
+TIMEOUTS_S = {"sqlite": 0.1, "postgresql": 0.5, "mysql": 1.2}  # MariaDB waits a second for a lock, or not at all
+NODES_COUNT = 3
+
+
+@dataclass
+class Database:
+    """A database with nodestate's tables, and who administers it."""
+
+    url: str
+    server: SqlServer | None = None
+
+    @property
+    def timeout_s(self) -> float:
+        return TIMEOUTS_S[sa.make_url(self.url).get_backend_name()]
+
+    def store(self, **different: str) -> SqlStore:
+        url = sa.make_url(self.url).set(**different)  # type: ignore[arg-type]
+        return SqlStore(url.render_as_string(hide_password=False), timeout_s=self.timeout_s)
+
+    def admin(self, *statements: str) -> list[Any]:
+        if self.server is None:
+            return run_sql(self.url, *statements)
+        name = sa.make_url(self.url).database
+        return run_sql(str(sa.make_url(self.server.admin_url).set(database=name)), *statements)
+
+    def hang_up(self) -> None:
+        """End all connections, so that new ones are made."""
+        if isinstance(self.server, PostgresServer):
+            self.admin(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+
+SQLITE = "sqlite"
+SERVERS = [pytest.param(name, marks=pytest.mark.service) for name in ("mariadb", "postgres")]
+
+
+@pytest.fixture(params=[SQLITE, *SERVERS])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    return made(request, request.param, tmp_path)
+
+
+@pytest.fixture(params=SERVERS)
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """A database that has a server."""
+    return made(request, request.param, tmp_path)
+
+
+def made(request: pytest.FixtureRequest, kind: str, folder: Path) -> Database:
+    if kind == SQLITE:
+        made = Database(f"sqlite:///{folder}/state.db")
+    else:
+        server = request.getfixturevalue(kind)
+        made = Database(fresh(server), server)
+    upgrade(made.url)
+    return made
+
+
+@pytest.fixture
+def store(database: Database) -> Iterator[SqlStore]:
+    store = database.store()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def served_store(served: Database) -> Iterator[SqlStore]:
+    store = served.store()
+    yield store
+    store.close()
+
+
+# -- troubles -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def unreachable(database: Database) -> Iterator[None]:
+    """Its server is stopped."""
+    assert database.server is not None
+    database.server.stop()
+    try:
+        yield
+    finally:
+        database.server.start()
+
+
+@contextmanager
+def killed(database: Database) -> Iterator[None]:
+    """Its server is killed by SIGKILL."""
+    assert database.server is not None
+    database.server.kill()
+    try:
+        yield
+    finally:
+        database.server.start()
+
+
+@contextmanager
+def frozen(database: Database) -> Iterator[None]:
+    """Its server takes bytes and answers none."""
+    assert database.server is not None
+    database.server.pause()
+    try:
+        yield
+    finally:
+        database.server.resume()
+
+
+@contextmanager
+def read_only(database: Database) -> Iterator[None]:
+    """Nothing may be written, as by a user who may only read, or at a replica."""
+    if isinstance(database.server, MariadbServer):
+        database.admin("SET GLOBAL read_only = 1")
+    else:
+        name = sa.make_url(database.url).database
+        database.admin(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        database.hang_up()
+    try:
+        yield
+    finally:
+        if isinstance(database.server, MariadbServer):
+            database.admin("SET GLOBAL read_only = 0")
+        else:
+            database.admin(
+                "SET default_transaction_read_only = off",
+                f"ALTER DATABASE {name} SET default_transaction_read_only = off",
+            )
+            database.hang_up()
+
+
+@contextmanager
+def without_tables(database: Database) -> Iterator[None]:
+    """Somebody removed them."""
+    downgrade(database.url, "base")
+    yield
+    upgrade(database.url)
+
+
+@contextmanager
+def of_another_revision(database: Database) -> Iterator[None]:
+    """Its tables were brought to those of a newer version."""
+    statement = f"UPDATE {REVISION_TABLE} SET version_num = "  # noqa: S608
+    database.admin(f"{statement} '9999'")
+    restart_connections(database)
+    yield
+    database.admin(f"{statement} '{REVISION}'")
+
+
+def restart_connections(database: Database) -> None:
+    """An upgrade is done with the cell stopped; a connection that lives does not ask again."""
+    if database.server is not None:
+        database.server.restart()
+
+
+@contextmanager
+def locked(database: Database) -> Iterator[None]:
+    """Somebody else has all rows for themselves."""
+    if database.server is None:
+        file = LockedFile(Path(str(sa.make_url(database.url).database)))
+        file.lock()
+        yield
+        file.release()
+        return
+    with connected(database.url, isolation="READ COMMITTED") as connection:
+        for table in ("nodestate_heads", "nodestate_nodes"):
+            connection.execute(sa.text(f"SELECT * FROM {table} FOR UPDATE"))  # noqa: S608
+        yield
+        connection.rollback()
+
+
+Trouble = Callable[[Database], AbstractContextManager[None]]
+EVERYWHERE: list[tuple[Trouble, str]] = [
+    (without_tables, r"nodestate sql upgrade|no such table|doesn't exist|does not exist"),
+    (locked, r"does not answer: .*(lock|database is locked|timeout)"),
+]
+WITH_A_SERVER: list[tuple[Trouble, str]] = [
+    (read_only, r"refuses: .*The user must be able to SELECT, INSERT, UPDATE and DELETE"),
+    (unreachable, r"does not answer: .*(refused|Can't connect|terminating|Lost connection)"),
+    (killed, r"does not answer: .*(refused|Can't connect|closed|terminat|Lost connection)"),
+    (frozen, r"does not answer: .*(timed out|timeout|no answer)"),
+    (of_another_revision, r"does not answer|revision 9999, and this version wants"),
+]
+
+
+# -- the store ------------------------------------------------------------------------------------
+
+
+def by_name(case: Any) -> str:
+    return getattr(case, "__name__", "")
+
+
+@pytest.mark.parametrize(("trouble", "said"), EVERYWHERE, ids=by_name)
+def test_a_trouble_is_an_error_that_says_what_it_is(
+    database: Database, store: SqlStore, trouble: Trouble, said: str
+) -> None:
+    """Within its time, in words, without the password; and when it is over, what was there is there."""
+    check_trouble(database, store, trouble, said)
+
+
+@pytest.mark.parametrize(("trouble", "said"), WITH_A_SERVER, ids=by_name)
+def test_a_trouble_of_a_server_is_an_error_that_says_what_it_is(
+    served: Database, served_store: SqlStore, trouble: Trouble, said: str
+) -> None:
+    """The same."""
+    check_trouble(served, served_store, trouble, said)
+
+
+def check_trouble(database: Database, store: SqlStore, trouble: Trouble, said: str) -> None:
+    rows = (node_row(0), node_row(1))
+    [before] = store.write([with_rows(*rows)])
+    with trouble(database):
+        told = []
+        for _ in range(2):  # the first may only find its connection broken
+            with pytest.raises((StoreUnavailableError, StoreRefusedError, SchemaError)) as caught:
+                store.write([with_rows(node_row(0, 1, zone="new"), put=Put.CAS, cas=before.cas)])
+            told.append(str(caught.value))
+        assert re.search(said, told[-1]), told
+    store = retried(store)
+    if trouble is without_tables:
+        assert store.fetch(["head"]) == {}
+        return
+    assert asked(store, ALL) == (0, records(*rows))
+    [written] = store.write([with_rows(node_row(0, 1, zone="new"), put=Put.CAS, cas=before.cas)])
+    assert written.status is Status.STORED
+
+
+def test_a_read_of_a_frozen_server_ends_in_time(served: Database, served_store: SqlStore) -> None:
+    """A scheduler's refresh must not stand still with a database whose disk does; also on a connection that is there."""
+    served_store.write([Write(Put.ADD, "a", b"1")])
+    assert served_store.fetch(["a"])["a"].value == b"1"
+    with frozen(served):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                served_store.fetch(["a"])
+    assert served_store.fetch(["a"])["a"].value == b"1"
+
+
+def test_a_wrong_password_is_refused_in_words(served: Database) -> None:
+    """And the password is in no message."""
+    assert served.server is not None
+    if isinstance(served.server, MariadbServer):
+        served.admin("CREATE OR REPLACE USER 'limited'@'127.0.0.1' IDENTIFIED BY 'right'")
+    else:
+        served.admin("DROP ROLE IF EXISTS limited", "CREATE ROLE limited LOGIN PASSWORD 'right'")
+        rules = Path(served.admin("SHOW hba_file")[0][0])
+        rules.write_text("host all limited 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n")
+        served.admin("SELECT pg_reload_conf()")
+    store = served.store(username="limited", password="wrong-secret")  # noqa: S106
+    with pytest.raises(StoreRefusedError) as caught:
+        store.fetch(["a"])
+    assert "limited" in str(caught.value)
+    assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_user_who_may_only_read_reads_and_is_refused_a_write(served: Database, served_store: SqlStore) -> None:
+    """As a scheduler's should be."""
+    row = node_row(0)
+    served_store.write([with_rows(row)])
+    if isinstance(served.server, MariadbServer):
+        name = sa.make_url(served.url).database
+        served.admin("CREATE OR REPLACE USER 'reads'@'127.0.0.1'", f"GRANT SELECT ON {name}.* TO 'reads'@'127.0.0.1'")
+    else:
+        served.admin(
+            "DO $$ BEGIN CREATE ROLE reads LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+            "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reads",
+        )
+    store = served.store(username="reads")
+    assert asked(store, ALL) == (0, records(row))
+    for write in (Write(Put.ADD, "a", b"1"), Write(Put.DELETE, "head"), with_rows(row, put=Put.CAS, cas=1)):
+        with pytest.raises(StoreRefusedError):
+            store.write([write])
+    assert asked(store, ALL) == (0, records(row))
+    store.close()
+
+
+def test_a_database_that_does_not_exist_is_refused_in_words(served: Database) -> None:
+    store = served.store(database="nowhere")
+    with pytest.raises(StoreRefusedError, match="nowhere"):
+        store.fetch(["a"])
+
+
+def test_owners_that_move_the_same_heads_in_other_orders_all_get_through(served: Database) -> None:
+    """A deadlock undoes one of the transactions, which is tried again; nothing is done twice, and nothing is forgotten."""
+    heads = [f"head-{n}" for n in range(6)]
+    first = SqlStore(served.url, timeout_s=5.0)
+    first.write([Write(Put.ADD, key, b"0") for key in heads])
+    first.close()
+    stored: dict[int, list[int]] = {}
+    failures: list[BaseException] = []
+
+    def move(seed: int) -> None:
+        store, order = SqlStore(served.url, timeout_s=5.0), random.Random(seed)
+        stored[seed] = [0] * len(heads)
+        try:
+            for _ in range(6):
+                found = store.fetch(heads)
+                writes = [Write(Put.CAS, key, str(int(found[key].value) + 1).encode(), found[key].cas) for key in heads]
+                order.shuffle(writes)
+                for write, outcome in zip(writes, store.write(writes), strict=True):
+                    stored[seed][heads.index(write.key)] += outcome.status is Status.STORED
+        except BaseException as error:  # noqa: BLE001  shown below
+            failures.append(error)
+        finally:
+            store.close()
+
+    threads = [threading.Thread(target=move, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    last = SqlStore(served.url, timeout_s=5.0)
+    counted = [int(last.fetch([key])[key].value) for key in heads]
+    assert counted == [sum(moved[n] for moved in stored.values()) for n in range(len(heads))]
+    last.close()
+
+
+def test_a_file_that_may_only_be_read_is_read_and_refuses_a_write(tmp_path: Path) -> None:
+    """SQLite's read-only user."""
+    path = f"sqlite:///{tmp_path}/state.db"
+    upgrade(path)
+    row = node_row(0)
+    writer = SqlStore(path, timeout_s=1.0)
+    writer.write([with_rows(row)])
+    writer.close()
+    store = SqlStore(f"sqlite:///file:{tmp_path}/state.db?mode=ro&uri=true", timeout_s=1.0)
+    assert asked(store, ALL) == (0, records(row))
+    with pytest.raises(StoreRefusedError, match="readonly"):
+        store.write([Write(Put.ADD, "a", b"1")])
+    store.close()
+    with pytest.raises(StoreRefusedError, match="unable to open"):
+        SqlStore(f"sqlite:///{tmp_path}/no/such/folder/state.db", timeout_s=1.0).fetch(["a"])
+
+
+def test_a_store_goes_from_thread_to_thread(store: SqlStore) -> None:
+    """A reader is safe for several threads, one at a time."""
+    store.write([Write(Put.ADD, "a", b"1")])
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(store.fetch(["a"])["a"].value)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert found == [b"1"] * 3
+
+
+# -- a cell ---------------------------------------------------------------------------------------
+
+
+class SqlCell:
+    """One partition, one consumer, nodes that report; on a real database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.clock = ManualClock()
+        self.broker = MemoryBroker(1, clock=self.clock)
+        self.config = Config(
+            partitions=1, designs=("sql",), read_design="sql", heartbeat_s=1.0, resync_jitter_s=0.0, sql=database.url
+        )
+        self.stores = [self._store(), self._store()]
+        self.consumer = Consumer(
+            self.config,
+            self.broker.source([0]),
+            Stores((), self.stores[0]),
+            self.broker,
+            self.clock,
+            random.Random(1),
+            "m",
+        )
+        self.reader = Reader(self.config, design="sql", stores=Stores((), self.stores[1]), clock=self.clock)
+        self._sink = self.broker.sink()
+        self._incarnation = int(self.clock.time())
+        self.generation = 0
+        self.publish()
+        self.step(8)
+
+    def _store(self) -> SqlStore:
+        return self.database.store()
+
+    def publish(self) -> None:
+        """All nodes report another state."""
+        self.generation += 1
+        for number in range(NODES_COUNT):
+            report = {"kind": "report", "node": f"n{number}", "state": {"usage": {"VCPU": self.generation}}}
+            stamp = {"incarnation": self._incarnation, "generation": self.generation, "reported_at": self.clock.time()}
+            self._sink.publish(0, msgspec.msgpack.encode(report | stamp), lambda _ok: None)
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.consumer.step()
+            self.clock.advance(max(0.5, RETRY_S))
+
+    def unacked(self) -> int:
+        """Events that wait in the queue, or in the consumer's hands."""
+        bodies = [
+            message.body
+            for source in self.broker.queues[0].consumers
+            for message in source._unacked.get(0, {}).values()
+        ]
+        return len([body for body in (*bodies, *self.broker.queued(0)) if not is_probe(body)])
+
+    def seen(self) -> dict[str, int]:
+        """What a scheduler sees, within five seconds."""
+        view = self.reader.read(max_age=5.0, on_stale="refuse")
+        assert view.incomplete == frozenset()
+        return {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()}
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+
+
+def all_at(generation: int) -> dict[str, int]:
+    return {f"n{number}": generation for number in range(NODES_COUNT)}
+
+
+@pytest.fixture
+def cell_on(database: Database) -> Iterator[SqlCell]:
+    cell = SqlCell(database)
+    yield cell
+    cell.close()
+
+
+@pytest.fixture
+def cell_on_served(served: Database) -> Iterator[SqlCell]:
+    cell = SqlCell(served)
+    yield cell
+    cell.close()
+
+
+@pytest.mark.parametrize(("trouble", "said"), EVERYWHERE, ids=by_name)
+def test_a_consumer_acks_nothing_in_trouble_and_goes_on_after_it(cell_on: SqlCell, trouble: Trouble, said: str) -> None:
+    """I6: the queue keeps what is on its way; the log says once what is the matter; nobody has to help."""
+    check_consumer(cell_on, trouble, said)
+
+
+@pytest.mark.parametrize(("trouble", "said"), WITH_A_SERVER, ids=by_name)
+def test_a_consumer_acks_nothing_while_the_server_is_in_trouble(
+    cell_on_served: SqlCell, trouble: Trouble, said: str
+) -> None:
+    """The same."""
+    check_consumer(cell_on_served, trouble, said)
+
+
+def check_consumer(cell: SqlCell, trouble: Trouble, said: str) -> None:
+    assert cell.seen() == all_at(1)
+    with trouble(cell.database), capture_logs() as told:
+        cell.publish()
+        cell.step(2)
+        assert cell.unacked() == NODES_COUNT
+        cell.clock.advance(60)
+        stale = cell.reader.read(max_age=5.0, on_stale="flag")
+        assert stale.stale == set(all_at(1)), "it ages, and is not taken away"
+    assert any(re.search(said, line.get("why", "")) for line in told), told
+    cell.publish()
+    cell.step(12)
+    assert cell.unacked() == 0
+    assert cell.seen() == all_at(3)
+    assert cell.broker.dead_letters == []
+
+
+@pytest.mark.service
+def test_a_database_that_is_killed_in_the_midst_of_commits_loses_none_of_them(cell_on_served: SqlCell) -> None:
+    """I6 and I1: what was acked is there when it comes back; what was not comes again, and counts once."""
+    cell, server = cell_on_served, cell_on_served.database.server
+    assert server is not None
+    ended = threading.Event()
+
+    def kill() -> None:
+        for _ in range(2):
+            time.sleep(0.15)
+            server.kill()
+            server.start()
+        ended.set()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    last = 0
+    while not ended.is_set():
+        cell.publish()
+        cell.step()
+        view = cell.reader.read(max_age=1e9, on_stale="flag")
+        newest = min((node.state["usage"]["VCPU"] for node in view.nodes.values()), default=last)
+        assert newest >= last
+        last = newest
+    killer.join()
+    cell.step(8)
+    assert cell.unacked() == 0
+    assert cell.seen() == all_at(cell.generation)
+    assert cell.consumer.stats.epochs_begun == 1, "nothing was lost that would have to be begun again"
+
+
+@pytest.mark.parametrize("what", ["torn", "deleted"])
+def test_a_row_that_somebody_spoilt_is_seen_by_new_readers_and_written_again(cell_on: SqlCell, what: str) -> None:
+    """I5: a row that can't be read or is not there is a loss, and its owner has it in memory."""
+    place = keys.prefix("cell1", 0, keys.DATABASE)
+    spoilt = NODES.c.place == place, NODES.c.slot == 1
+    with connected(cell_on.database.url) as connection:
+        if what == "torn":
+            connection.execute(sa.update(NODES).where(*spoilt).values(record=b"\xc1spoilt"))
+        else:
+            connection.execute(sa.delete(NODES).where(*spoilt))
+    late = Reader(cell_on.config, design="sql", stores=Stores((), cell_on.stores[1]), clock=cell_on.clock)
+    view = late.read(max_age=1e9, on_stale="flag")
+    assert ("partition 0" in view.incomplete, len(view.nodes)) == (True, 0)
+    cell_on.step(6)
+    view = late.read(max_age=5.0)
+    assert (sorted(view.nodes), view.incomplete) == (sorted(all_at(1)), frozenset())
