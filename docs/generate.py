@@ -56,6 +56,19 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked",
         "MAX_ASKING_S": "longest pause before an incomplete node is asked for a report again, in seconds; it doubles up to here",
     },
+    "nodestate.sql.schema": {
+        "MAX_VALUE_BYTES": "one head or node record in a database",
+        "MAX_PLACE_CHARS": "a cell, partition and design in a database",
+    },
+    "nodestate.sql.store": {
+        "MAX_TRIES_COUNT": "tries of a transaction that was undone for another's sake",
+        "MAX_KEYS_COUNT": "keys that one statement asks a database for",
+        "MAX_ROWS_COUNT": "rows that one statement writes into a database",
+        "CLOCK_TRUSTED_S": "seconds between two looks at a database's clock",
+    },
+    "nodestate.sql.writer": {
+        "MAX_SILENT_S": "seconds without a renewal after which a database's rows are no claim (a backup may have been restored)",
+    },
     "nodestate.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
     "nodestate.reading": {
         "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
