@@ -93,7 +93,7 @@ def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
         names = [name for table in tables if table is not None for name in table.names[: table.size]]
         status, amounts = (
             np.full(total, NOT_THERE, np.uint8),
-            {name: np.zeros((2, total), np.int64) for name in before.amounts},
+            {name: np.zeros((2, total), np.int64) for name, array in before.amounts.items() if array.any()},
         )
         for old, was, start in zip(kept, before.starts or starts, starts, strict=True):
             if old is not None:

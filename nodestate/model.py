@@ -70,7 +70,10 @@ NodeName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,200}\Z")]
 ClassName = Annotated[str, Meta(pattern=r"\A[A-Z0-9_]{1,255}\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
 Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
-Measure = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]  # no NaN, no infinity: JSON has none
+Measure = (  # no NaN, no infinity: JSON has none; integers stay integers, and exact in a double
+    Annotated[int, Meta(ge=-MAX_COUNTER, le=MAX_COUNTER)]
+    | Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+)
 Ratio = Annotated[float, Meta(gt=0, le=MAX_RATIO)]
 Counter = Annotated[int, Meta(ge=1, le=MAX_COUNTER)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
@@ -432,13 +435,19 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
 
 
 def _check_patch(patch: msgspec.Raw) -> None:
-    """Refuse a patch that could not be right on any state."""
+    """Refuse a patch that could not be right on any state. What is accepted does not depend on how deep the caller's stack
+    is: the limit of nesting is reached long before the decoder's own.
+    """
     try:
-        _decode_patch(patch)
+        decoded = _decode_patch(patch)
     except msgspec.ValidationError as error:
         raise BadEventError("wrong-type", f"patch: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"patch: {error}") from None
+    if decoded.namespaces:
+        _check_free(decoded.namespaces, "namespaces")
+    if decoded.allocations:
+        _check_free(decoded.allocations, "allocations", -2)  # hints begin two levels down
 
 
 def _changed(record: NodeRecord, event: Change) -> Folded:

@@ -17,9 +17,9 @@ from nodestate.designs.places import look
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
 from nodestate.lockstep import Steps, Stores, run
 from nodestate.model import NEVER, Receipt
-from nodestate.opening import open_stores
+from nodestate.opening import configured, open_stores
 from nodestate.ports import Clock, Store, SystemClock
-from nodestate.reading import Follower, PartitionState
+from nodestate.reading import NO_HEAD, Follower, PartitionState
 from nodestate.view import View, stale_nodes
 
 OnStale = Literal["exclude", "refuse", "flag"]
@@ -88,7 +88,6 @@ class Reader:
             raise ConfigError(f"no design {first!r}; there are {', '.join(DESIGNS)}")
         self._clock = clock or SystemClock()
         self._pinned = design is not None
-        self._given = stores
         self._stores = stores or open_stores(config, self._clock, [first])
         self._columns = ColumnStore()
         self._lock = threading.Lock()
@@ -148,6 +147,8 @@ class Reader:
         results = run(work)
         live.settle({p: results[p] for p in range(len(live.followers))})
         records = [found for found in results.values() if isinstance(found, Control)]
+        if not self._pinned and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
+            records += self._records_elsewhere()
         control = max(records, key=lambda record: record.version, default=None)
         if control is not None and control.version > self._version:
             self._version = control.version
@@ -155,15 +156,29 @@ class Reader:
         if self._coming is not None:
             self._come(self._coming, max_age, with_life=with_life)
 
+    def _records_elsewhere(self) -> list[Control]:
+        """What places say that are not read now: asked while one of those that are does not answer, or nobody would hear
+        that the cell was switched away from it.
+        """
+        for name in configured(self.config):
+            self._reach(name)
+        others = [*self._stores.all, *([self._stores.database] if self._stores.database is not None else [])]
+        asked = {id(store): store for store in others if store not in self._live.places}
+        found = run({key: (store, look(self.config.cell)) for key, store in asked.items()})
+        return [one for one in found.values() if isinstance(one, Control)]
+
+    def _reach(self, design: str) -> None:
+        """Open where a design lives, if it is not open yet. Raises ``ConfigError``."""
+        if not self._stores.has(in_database=DESIGNS[design].in_database):
+            opened = open_stores(self.config, self._clock, [design])
+            self._stores = Stores([*self._stores.all, *opened.all], self._stores.database or opened.database)
+
     def _open(self, design: str) -> _Following | None:
         """A design beside the one that is read; None where the settings name no place for it (the one that is read ages
         when it is no longer written, and views say so).
         """
         try:
-            in_database = DESIGNS[design].in_database
-            if not self._stores.has(in_database=in_database):
-                opened = open_stores(self.config, self._clock, [design])
-                self._stores = Stores([*self._stores.all, *opened.all], self._stores.database or opened.database)
+            self._reach(design)
             return _Following(design, self.config, self._stores, self._clock)
         except (KeyError, ConfigError) as error:
             import structlog  # noqa: PLC0415  half of the time that importing nodestate would take
@@ -226,8 +241,8 @@ def _behind(new: PartitionState, old: PartitionState, fresh_since: float) -> boo
     """
     if new.table is None or new.lost:
         return True
-    if old.table is None:
-        return False
+    if old.table is None or old.lost == NO_HEAD:  # an epoch that is over: nothing is newer or older than it (I1)
+        return not new.vouched
     if (old.vouched and not new.vouched) or new.confirmed_at < min(old.confirmed_at, fresh_since):
         return True
     have = {record.name: record.version for record in new.table.records()}

@@ -33,6 +33,7 @@ from nodestate.table import Table
 MAX_ROUNDS_COUNT = 3
 """How often a refresh looks again when contents were not where the head said: a commit may have overtaken it."""
 REPAIR_TTL_S = 60
+NO_HEAD = "the store holds no head of it: no consumer has begun, or the store lost it"
 
 
 class Loaded(NamedTuple):
@@ -106,7 +107,7 @@ class Follower:
             try:
                 found = yield from find_head(self._prefix, known.epoch if known else None, ahead)
                 if found is None:
-                    return self._lose("the store holds no head of it: no consumer has begun, or the store lost it")
+                    return self._lose(NO_HEAD)
                 same = known is not None and (found.epoch, found.item.cas) == (known.epoch, self._head_cas)
                 head = known if known is not None and same else HEAD.unpack(found.item.value)
             except CorruptItemError as error:
@@ -120,16 +121,18 @@ class Follower:
             table = held if held and held.epoch == head.epoch else None
             loaded = yield from self._reader.load(head, table, found.others)
             self._again = loaded.missing or loaded.unread
+            if held is not None and table is None and loaded.table is not None:
+                self._left[held.epoch] = held.offset
             if loaded.missing:
-                # What the table lacks is not confirmed by this head: the age goes on from where it was.
-                self.state = self.state._replace(
-                    table=loaded.table or self.state.table, lost=f"{loaded.missing} is missing"
-                )
+                # What the table lacks is not confirmed by this head: the age goes on from where it was, within an epoch.
+                lost = f"{loaded.missing} is missing"
+                if loaded.table is not None and table is None:
+                    self.state = PartitionState(self.state.partition, loaded.table, lost=lost)
+                else:
+                    self.state = self.state._replace(table=loaded.table or self.state.table, lost=lost)
             else:
                 heard_at = self.state.heard_at if table is not None else None
                 before, number = self.state.confirmed_at, self.state.partition
-                if held is not None and table is None:
-                    self._left[held.epoch] = held.offset
                 self.state = PartitionState(number, loaded.table, before, head.vouched, "", heard_at)
                 self._confirm(head, found.item, looked_at)
             if not self._again:
@@ -183,7 +186,8 @@ class Follower:
             life = None
         size = self.state.table.size if self.state.table else 0
         heard_at = np.full(size, -math.inf)
-        if life is not None and item is not None and item.ttl_s is not None and life.term == head.term:
+        told = item is not None and item.ttl_s is not None and item.ttl_s <= head.lease_s  # more: a clock was set back
+        if life is not None and told and item is not None and item.ttl_s is not None and life.term == head.term:
             ages_ms = np.frombuffer(life.ages_ms[: 4 * size], "<u4")
             written_at = looked_at - (head.lease_s - item.ttl_s + 1)
             known = np.where(ages_ms == NEVER_HEARD, -math.inf, written_at - ages_ms / 1000)

@@ -200,7 +200,7 @@ class Switched(World):
 def test_consumers_make_the_record_from_the_settings_once() -> None:
     """Later settings don't count: two members with different ones would take turns."""
     world = Switched()
-    assert world.record == first(world.config)
+    assert world.record == first(world.config, world.record.version)
     assert [member.consumer.designs for member in world.members] == [("journal",), ("journal",)]
     world.config = Config(partitions=2, designs=("snapshot",))
     newcomer = world.start_member([0], [])
@@ -210,7 +210,9 @@ def test_consumers_make_the_record_from_the_settings_once() -> None:
 
 def test_the_first_record_reads_what_is_written() -> None:
     """The default of read_design may be a design that these settings don't write."""
-    assert first(Config(designs=("journal",), read_design="snapshot")).reads == "journal"
+    assert first(Config(designs=("journal",), read_design="snapshot"), 1.5) == Control(
+        1, ("journal",), "journal", "", "settings"
+    )
 
 
 def test_a_consumer_that_can_not_know_the_record_takes_nothing() -> None:

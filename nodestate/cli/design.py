@@ -29,6 +29,11 @@ from nodestate.opening import configured, open_stores
 from nodestate.ports import SystemClock
 
 LOOK_AGAIN_S: Final = 0.1
+MAX_TRIES_COUNT: Final = 8
+AGE_RENEWALS_COUNT: Final = 5
+"""A design that was renewed so many times ago at most is being written; ages are known to …"""
+AGE_ROUNDING_S: Final = 2.0
+"""… so many seconds."""
 LOST_WAIT_S: Final = 5.0
 """How long a command waits for consumers to put back a record that is lost: they do with each renewal."""
 
@@ -71,30 +76,37 @@ class Switchboard:
     def __exit__(self, *_: object) -> None:
         self._stores.close()
 
-    def record(self) -> tuple[Control, list[Copy]]:
-        """The record and its copies. Raises ``ControlLostError`` where none comes up within a few seconds."""
+    def record(self, *, force: bool = False) -> tuple[Control, list[Copy]]:
+        """The record and its copies. Raises ``ControlLostError`` where none comes up within a few seconds. ``force``: any
+        copy will do where the place that decides does not answer.
+        """
         deadline = time.monotonic() + LOST_WAIT_S
         while True:
             found = self._places.read()
             known = newest(found)
-            if known is not None and found[0].control == known:
+            if known is not None and (found[0].control == known or (force and found[0].error is not None)):
                 return known, found
             if time.monotonic() > deadline:
                 raise found[0].error or ControlLostError(found[0].store.name)
             time.sleep(LOOK_AGAIN_S)
 
-    def change(self, step: Callable[[Control], Control]) -> Control:
+    def change(self, step: Callable[[Control], Control], *, force: bool = False) -> Control:
         """Take a step, again where somebody else changed the record meanwhile; the record after it."""
-        while True:
-            before, found = self.record()
+        for _ in range(MAX_TRIES_COUNT):
+            before, found = self.record(force=force)
             after = step(before)
             if after is before:
                 return before
-            if self._places.change(found, after):
+            if self._places.change(found, after, force=force):
+                if found[0].error is not None:
+                    structlog.get_logger("nodestate.design").warning(
+                        "forced", why=str(found[0].error), decided="by another place"
+                    )
                 structlog.get_logger("nodestate.design").info(
                     "control record", version=after.version, writes=after.writes, reads=after.reads, by=after.said_by
                 )
                 return after
+        raise DesignStepError(f"the record was changed {MAX_TRIES_COUNT} times meanwhile", "nodestate design status")
 
     def looks(self, designs: Sequence[str]) -> list[DesignLook]:
         """Views and heads of designs."""
@@ -104,6 +116,11 @@ class Switchboard:
         finally:
             lookout.close()
 
+    def whole_partitions(self, look: DesignLook) -> list[int]:
+        """The partitions of a design that readers could go over to: whole, and kept up by somebody now."""
+        since = time.monotonic() - AGE_RENEWALS_COUNT * self.config.renew_s - AGE_ROUNDING_S
+        return [s.partition for s in look.view.partitions if s.vouched and not s.lost and s.confirmed_at > since]
+
     def wait_until_whole(self, name: str, timeout: float) -> DesignLook:
         """Return when every partition of a design is written by an owner that vouches for it."""
         deadline = time.monotonic() + timeout
@@ -112,7 +129,7 @@ class Switchboard:
             with self._bar(f"{name}: partitions", self.config.partitions) as done:
                 while True:
                     [look] = lookout.look()
-                    whole = whole_partitions(look)
+                    whole = self.whole_partitions(look)
                     done(len(whole))
                     if len(whole) == self.config.partitions:
                         return look
@@ -149,11 +166,6 @@ class Switchboard:
             yield lambda done: progress.update(task, completed=done)
 
 
-def whole_partitions(look: DesignLook) -> list[int]:
-    """The partitions of a design that readers could go over to."""
-    return [state.partition for state in look.view.partitions if state.vouched and not state.lost]
-
-
 def operator() -> str:
     """Who says it, for the record."""
     try:
@@ -178,6 +190,7 @@ _TIMEOUT = click.option("--timeout", type=SECONDS, default=60.0, metavar="S", he
 _LOOK = click.option(
     "--timeout", type=SECONDS, default=10.0, metavar="S", help="What differs for so long is a difference, not a delay."
 )
+_FORCE = click.option("--force", is_flag=True, help="Also if the place that decides on the record is down.")
 
 
 @cell_command("status", "Show which designs are written and read.", example="nodestate design status --json")
@@ -195,7 +208,7 @@ def status(run: Run) -> None:
                         look.design: {
                             "nodes": len(look.view.nodes),
                             "age": look.view.age,
-                            "whole": len(whole_partitions(look)),
+                            "whole": len(board.whole_partitions(look)),
                             "partitions": board.config.partitions,
                         }
                         for look in looks
@@ -205,7 +218,7 @@ def status(run: Run) -> None:
             return
         run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{control.reads}[/]")
         for look in looks:
-            state = f"{len(whole_partitions(look))} of {board.config.partitions} partitions whole"
+            state = f"{len(board.whole_partitions(look))} of {board.config.partitions} partitions whole"
             run.out.print(f"  {look.design}: {len(look.view.nodes):,} nodes, {look.view.age:.1f} s old, {state}")
         for copy in found:
             has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
@@ -254,12 +267,12 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
 
 @cell_command("cutover", "Have readers read another design.", example="nodestate design cutover snapshot")
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also if it differs, or is not whole.")
+@click.option("--force", is_flag=True, help="Also if it differs, is not whole, or the place that decides is down.")
 @_LOOK
 def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
     """Have readers read NAME from their next refresh on. Refuses unless it is whole and equal to what is read now."""
     with Switchboard(run) as board:
-        control, _ = board.record()
+        control, _ = board.record(force=force)
         cut_over(control, name, operator())  # refuses what can't be, before anything is compared
         if control.reads != name:
             try:
@@ -269,25 +282,29 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
                 if not force:
                     raise
                 structlog.get_logger("nodestate.design").warning("forced", step="cutover", design=name, why=str(error))
-        _say(run, board.change(lambda now: cut_over(now, name, operator())), done=f"readers read {name}")
+        after = board.change(lambda now: cut_over(now, name, operator()), force=force)
+        _say(run, after, done=f"readers read {name}")
 
 
 @cell_command("rollback", "Have readers read what they read before.", example="nodestate design rollback")
-def rollback(run: Run) -> None:
+@_FORCE
+def rollback(run: Run, force: bool) -> None:
     """Have readers read the design from before the last cutover. The present one stays written."""
     with Switchboard(run) as board:
-        before, _ = board.record()
-        control = board.change(lambda now: rolled_back(now, operator()))
+        before, _ = board.record(force=force)
+        control = board.change(lambda now: rolled_back(now, operator()), force=force)
         nothing = f"nothing to go back to: readers read {control.reads}"
         _say(run, control, done=f"readers read {control.reads} again" if control.version != before.version else nothing)
 
 
 @cell_command("retire", "Have consumers write a design no longer.", example="nodestate design retire sql")
 @click.argument("name")
-def retire(run: Run, name: str) -> None:
+@_FORCE
+def retire(run: Run, name: str, force: bool) -> None:
     """Have consumers write NAME no longer, and forget it. Refuses what is read."""
     with Switchboard(run) as board:
-        _say(run, board.change(lambda now: retired(now, name, operator())), done=f"{name} is not written any more")
+        control = board.change(lambda now: retired(now, name, operator()), force=force)
+        _say(run, control, done=f"{name} is not written any more")
 
 
 for _step in (status, prepare, verify, cutover, rollback, retire):

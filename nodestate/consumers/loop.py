@@ -18,7 +18,7 @@ who is alive; then the term in the head decides.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -189,6 +189,7 @@ class Consumer:
             }
         )
         begin: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
         for number, held in fresh.items():
             found = {name: results[number, name] for name in held.writers}
             failed = [result for result in found.values() if isinstance(result, NodestateError)]
@@ -197,10 +198,9 @@ class Consumer:
                 continue
             for name in self._reconcile(held, {name: t for name, t in found.items() if isinstance(t, Taken)}, now):
                 begin[number, name] = (self._store(number, name), self._begin(held, name, now))
-            for name in DESIGNS.keys() - held.writers.keys():
-                if self._stores.has(in_database=DESIGNS[name].in_database):
-                    prefix = keys.prefix(self.config.cell, number, DESIGNS[name].letter)
-                    begin[number, name] = (self._store(number, name), forget(prefix))
+            unwritten = [name for name in DESIGNS.keys() - held.writers.keys() if self._has_place(name)]
+            forgotten |= {(number, n): (self._store(number, n), forget(self._prefix(number, n))) for n in unwritten}
+        self._forget(forgotten)
         begun = run(begin)
         for number, held in fresh.items():
             failed = [error for (p, _), error in begun.items() if p == number and isinstance(error, NodestateError)]
@@ -216,11 +216,18 @@ class Consumer:
 
     def _writers(self, number: int, names: Iterable[str]) -> dict[str, PartitionWriter]:
         def place(name: str) -> Place:
-            prefix, store = keys.prefix(self.config.cell, number, DESIGNS[name].letter), self._store(number, name)
-            lease_s = int(self.config.lease_s)
-            return Place(prefix, number, self._owner, lease_s, store, self.config.partitions, self._clock)
+            store, lease_s = self._store(number, name), int(self.config.lease_s)
+            return Place(
+                self._prefix(number, name), number, self._owner, lease_s, store, self.config.partitions, self._clock
+            )
 
         return {name: DESIGNS[name].writer(place(name)) for name in names}
+
+    def _prefix(self, number: int, name: str) -> str:
+        return keys.prefix(self.config.cell, number, DESIGNS[name].letter)
+
+    def _has_place(self, name: str) -> bool:
+        return self._stores.has(in_database=DESIGNS[name].in_database)
 
     def _store(self, number: int, name: str) -> Store:
         """Where a partition of a design lives."""
@@ -296,8 +303,8 @@ class Consumer:
         elif held.pending is None and held.wants_repair:
             held.pending = held.maintenance(held.wants_repair, frozenset(held.wants_repair))
             held.wants_repair = set()
-        elif held.pending is None and held.backlog:
-            room = min(self._store(held.number, name).max_value_bytes for name in held.writers) - ITEM_HEADER_BYTES
+        elif held.pending is None and held.backlog and (there := held.writers.keys() - held.joining):
+            room = min(self._store(held.number, name).max_value_bytes for name in there) - ITEM_HEADER_BYTES
             held.pending = held.take_batch(
                 self._clock.time(), self.config.partitions, room, self._owner, self.stats.counts
             )
@@ -320,12 +327,14 @@ class Consumer:
             return
         if result is None:
             held.lost.discard(name)
-            held.joining.discard(name)
+            if name in held.joining:
+                held.joining.discard(name)
+                self._drop_leaving()
             held.pending.owed.discard(name)
             self.stats.commits += 1
             self._retry_at.pop(number, None)
             self._settled(f"partition {number}")
-        elif name in held.joining and isinstance(result, StoreError):
+        elif name in held.joining and not isinstance(result, FencedError):
             # What is not there yet must not keep those waiting that are: no events are in this, so nothing is lost with it.
             held.pending = None
             self._join_at = self._clock.monotonic() + JOIN_AGAIN_S
@@ -459,35 +468,51 @@ class Consumer:
             else:
                 self._settled(f"control record at {copy.store.name}")
         known = newest(found)
-        if known is None and self.control is None and any(copy.error for copy in found):
-            return  # who does not answer may know
+        if known is None and self.control is None:
+            if any(copy.error for copy in found):
+                return  # who does not answer may know
+            known = first(self.config, self._clock.time())
+            if not self._places.begin(known, found):
+                return  # another consumer was faster: its record counts
         if known is not None and (self.control is None or known.version > self.control.version):
             self._adopt(known)
-        elif self.control is None:
-            self._adopt(first(self.config))
-        assert self.control is not None
-        self._places.put_back(self.control, found)
+        if self.control is not None:
+            self._places.put_back(self.control, found)
 
     def _adopt(self, control: Control) -> None:
-        """A design that is new is begun, partition by partition, from what is held; one that is gone is forgotten."""
-        came, gone = set(control.writes) - set(self.designs), set(self.designs) - set(control.writes)
-        absent = [name for name in control.writes if not self._stores.has(in_database=DESIGNS[name].in_database)]
+        """A design that is new is begun, partition by partition, from what is held; one that is gone is forgotten, as soon
+        as another one is there.
+        """
+        absent = [name for name in control.writes if name not in DESIGNS or not self._has_place(name)]
         if absent:
             self._complain("control record", f"it says to write {absent[0]}, and the settings name no place for it")
             return
+        came, gone = set(control.writes) - set(self.designs), set(self.designs) - set(control.writes)
         self._settled("control record")
         self._log.info("control record", version=control.version, writes=control.writes, reads=control.reads)
         self.control, self.designs = control, control.writes
+        for held in self.held.values():
+            held.leaving = (held.leaving | gone & held.writers.keys()) - came
+            new = came - held.writers.keys()
+            held.writers |= self._writers(held.number, new)
+            held.joining |= new
+        self._drop_leaving()
+
+    def _drop_leaving(self) -> None:
+        """Write those no longer that are to go, unless nothing else is there yet: events are acked for what has them."""
         forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
         for held in self.held.values():
-            held.writers |= self._writers(held.number, came)
-            held.joining |= came
-            for name in gone & held.writers.keys():
+            staying = held.writers.keys() - held.leaving - held.joining
+            for name in held.leaving if staying else held.leaving & held.joining:
                 held.drop(name)
-                prefix = keys.prefix(self.config.cell, held.number, DESIGNS[name].letter)
-                forgotten[held.number, name] = (self._store(held.number, name), forget(prefix))
+                forgotten[held.number, name] = (self._store(held.number, name), forget(self._prefix(held.number, name)))
+            held.leaving &= held.writers.keys()
+        self._forget(forgotten)
+
+    def _forget(self, forgotten: Mapping[tuple[int, str], tuple[Store, Steps[None]]]) -> None:
+        """Take away what is not written any more. Where that can't be, its heads are renewed no longer, and readers see it."""
         for (number, name), error in run(forgotten).items():
-            if isinstance(error, NodestateError):  # its heads run out, and readers see that they are not renewed
+            if isinstance(error, NodestateError):
                 self._log.warning("could not forget", partition=number, design=name, why=str(error))
 
     def _join(self, held: HeldPartition, name: str, now: float) -> Steps[None]:

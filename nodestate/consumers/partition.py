@@ -85,7 +85,8 @@ class HeldPartition:
     that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
     coming is no sign of life. ``vouch_at``: what was in the queue then, and all before, makes the partition's nodes
     complete. ``refused``: to be dead-lettered, and not acked before. ``lost``: designs whose epoch the store lost; ``joining``: those
-    that are to be written from now on, and are not there yet; ``wants_repair``: those a reader asked for.
+    that are to be written from now on, and are not there yet; ``leaving``: those that are not to be written any more, and are
+    until others are there; ``wants_repair``: those a reader asked for.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
@@ -102,6 +103,7 @@ class HeldPartition:
         self.vouch_at = float("inf")
         self.lost: set[str] = set()
         self.joining: set[str] = set()
+        self.leaving: set[str] = set()
         self.wants_repair: set[str] = set()
         self.incomplete: set[str] = set()
         self.asking: dict[str, Asking] = {}

@@ -39,10 +39,12 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
 CONTROL: Final = Codec(Control)
 
 
-def first(config: Config) -> Control:
-    """What the settings say: the record of a cell that has none yet. What is read is written, whatever they say."""
+def first(config: Config, wall: float) -> Control:
+    """What the settings say: the record of a cell that has none yet, or none any more. What is read is written, whatever
+    they say. Its version is the time in seconds since 1970, so that readers which saw a record that was lost follow it.
+    """
     reads = config.read_design if config.read_design in config.designs else config.designs[0]
-    return Control(1, config.designs, reads, "", "settings")
+    return Control(int(wall), config.designs, reads, "", "settings")
 
 
 def prepared(control: Control, name: str, by: str) -> Control:

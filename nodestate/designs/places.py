@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nodestate import keys
 from nodestate.designs.control import CONTROL, Control
-from nodestate.errors import ControlLostError, CorruptItemError, StoreError
+from nodestate.errors import ControlLostError, CorruptItemError, StoreError, StoreFullError
 from nodestate.lockstep import Step, Steps, Stores
 from nodestate.ports import Item, Put, Status, Store, Write
 
@@ -58,21 +58,25 @@ class ControlPlaces:
             if copy.error is None and (copy.control is None or copy.control.version < control.version):
                 self._put(copy, control)
 
-    def change(self, found: Sequence[Copy], control: Control) -> bool:
+    def begin(self, control: Control, found: Sequence[Copy]) -> bool:
+        """Write the first record of a cell where it is decided; False where another consumer was faster, or it failed."""
+        return self._put(found[0], control)
+
+    def change(self, found: Sequence[Copy], control: Control, *, force: bool = False) -> bool:
         """Replace what was ``found`` by ``control`` where it is decided; False where somebody else was faster.
 
-        Raises ``StoreError`` where that place does not answer (the outcome may be unknown: read again), and
-        ``ControlLostError`` where it has no record, or not the newest: consumers put it back.
+        ``force``: decided by the first place that answers, if the one that decides does not. Raises ``StoreError`` where that
+        place does not answer or has no room (the outcome may be unknown: read again), and ``ControlLostError`` where it
+        has no record, or not the newest: consumers put it back.
         """
-        deciding = found[0]
+        deciding = next((copy for copy in found if copy.error is None), found[0]) if force else found[0]
         if deciding.error is not None:
             raise deciding.error
-        known = newest(found)
-        if deciding.control is None or deciding.control != known:
+        if deciding.control is None or deciding.control != newest(found):
             raise ControlLostError(deciding.store.name)
         if not self._put(deciding, control, or_raise=True):
             return False
-        self.put_back(control, found[1:])
+        self.put_back(control, [copy for copy in found if copy is not deciding])
         return True
 
     def _copy(self, store: Store) -> Copy:
@@ -86,11 +90,14 @@ class ControlPlaces:
         value = CONTROL.pack(control)
         write = Write(Put.CAS, self._key, value, copy.cas) if copy.cas else Write(Put.ADD, self._key, value)
         try:
-            return copy.store.write([write])[0].status is Status.STORED
+            [written] = copy.store.write([write])
         except StoreError:
             if or_raise:
                 raise
             return False
+        if or_raise and written.status is Status.FULL:
+            raise StoreFullError(copy.store.name, self._key, len(value))
+        return written.status is Status.STORED
 
 
 def _record_in(item: Item | None) -> Control | None:
