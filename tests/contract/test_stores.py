@@ -303,6 +303,25 @@ def test_memory_and_memcached_give_the_same_outcomes(memcached: MemcachedServer)
         real.close()
 
 
+def test_a_memory_database_and_sqlite_give_the_same_outcomes(tmp_path: Path) -> None:
+    """And of databases those over the double do, too."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    upgrade(url)
+    database = MemoryDatabase()
+    pairs: list[tuple[Store, Store]] = [(MemoryStore(database), SqlStore(url, timeout_s=5.0)) for _ in range(2)]
+    examples = iter(range(10**9))
+
+    @given(st.lists(CALLS, max_size=20))
+    def run(calls: list[tuple[int, list[tuple[Put, str, bytes, str, int]]]]) -> None:
+        twin = Twin(pairs, f"{next(examples)}:")
+        for connection, operations in calls:
+            twin.call(connection, operations)
+
+    run()
+    for _, real in pairs:
+        real.close()
+
+
 # -- a store that fails on purpose ----------------------------------------------------------------
 
 WRITES = [Write(Put.ADD, key, b"1") for key in KEYS]
