@@ -253,7 +253,7 @@ class Tenure:
         key = keys.epoch(place.prefix)
         reply = yield Step(fetch=[key])
         pointer = reply.items.get(key)
-        epoch = _epoch_in(pointer)
+        epoch = epoch_in(pointer)
         if epoch is None:
             return pointer.cas if pointer else 0
         head_key = keys.head(place.prefix, epoch)
@@ -312,7 +312,7 @@ class Tenure:
             reply = yield Step(write=[Write(Put.ADD, pointer_key, EPOCH.pack(epoch))])
             if reply.written[0].status is Status.CONFLICT:
                 raise FencedError(place.partition, head.term, "another owner began an epoch")
-        elif _epoch_in(pointer) != epoch:
+        elif epoch_in(pointer) != epoch:
             raise FencedError(place.partition, head.term, "another owner began an epoch")
         return repair_outcome.status is Status.STORED
 
@@ -406,7 +406,8 @@ def forget(prefix: str) -> Steps[None]:
     yield Step(write=[Write(Put.DELETE, keys.epoch(prefix))])
 
 
-def _epoch_in(pointer: Item | None) -> int | None:
+def epoch_in(pointer: Item | None) -> int | None:
+    """The epoch that an epoch key's item names, or None."""
     try:
         return EPOCH.unpack(pointer.value) if pointer else None
     except CorruptItemError:

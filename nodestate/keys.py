@@ -11,7 +11,7 @@
     ns:{cell}:{partition}:s:index:{epoch}:{term}:{offset}:{part}      snapshot: which commit wrote each node
     ns:{cell}:{partition}:d:rows:{epoch}:since:{offset}               database: rows that commits from offset on wrote
     ns:{cell}:{partition}:d:rows:{epoch}:between:{first}:{end}        database: rows by slot
-    ns:{cell}:{partition}:d:rows:{epoch}:others                       database: rows of other epochs, to be deleted
+    ns:{cell}:{partition}:d:rows:{epoch}:all                          database: rows of an epoch, to be deleted
 
 ``design`` is j, s or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
@@ -98,6 +98,6 @@ def rows_between(prefix: str, epoch: int, first: int, end: int) -> str:
     return f"{prefix}:rows:{epoch:x}:between:{first}:{end}"
 
 
-def other_rows(prefix: str, epoch: int) -> str:
-    """Database: deletes the rows of all other epochs."""
-    return f"{prefix}:rows:{epoch:x}:others"
+def rows_of(prefix: str, epoch: int) -> str:
+    """Database: all rows of an epoch, to be deleted."""
+    return f"{prefix}:rows:{epoch:x}:all"

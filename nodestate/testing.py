@@ -361,8 +361,8 @@ def _asked(question: str) -> tuple[str, Callable[[NodeRow], bool]]:
     place, _, rest = question.partition(_ROWS)
     number, kind, *bounds = rest.split(":")
     epoch = int(number, 16)
-    if kind == "others":
-        return place, lambda row: row.epoch != epoch
+    if kind == "all":
+        return place, lambda row: row.epoch == epoch
     if kind == "since":
         offset = int(bounds[0])
         return place, lambda row: row.epoch == epoch and row.offset >= offset

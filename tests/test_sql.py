@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from nodestate import keys
@@ -304,7 +305,9 @@ def test_rows_that_somebody_deleted_are_a_loss_to_new_readers_and_healed(
     assert (held(state), state.lost) == ([], f"row {slot} is missing")
     assert held(watcher.look()) == owner.records
     assert owner.renew() is True, "the reader asked for a repair"
-    owner.repair()
+    with pytest.raises(EpochLostError):
+        owner.repair()
+    owner.begin(8)
     assert (held(late.look()), late.look().lost) == (owner.records, "")
 
 
@@ -509,3 +512,66 @@ def test_a_database_s_clock_that_is_set_makes_nothing_look_fresher(clock: Manual
     taken = Owner("sql", database, clock, "heir").take()
     assert taken is not None
     assert (taken.vouched, taken.behind_ms) == (False, None), "nobody can tell how long it was silent"
+
+
+def test_who_goes_on_from_a_backup_is_no_heir_to_readers_that_saw_more(
+    owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
+) -> None:
+    """I1, I5: offsets are given again with other contents, and slots to other nodes. The reader does not wait until the
+    new history has passed its own, but asks for another epoch.
+    """
+    owner.commit(report("x", 1))
+    backup = database.backup()
+    owner.commit(report("y", 1))
+    owner.commit(change("y", 2, zone="a"))
+    watcher.look()
+    database.restore(backup)
+    heir = Owner("sql", database, clock, "heir")
+    assert heir.take() is not None
+    for generation in range(1, 6):
+        heir.commit(report("z", 1) if generation == 1 else change("z", generation, zone=str(generation)))
+        assert watcher.look().lost, "the reader calls it lost, whatever comes"
+    assert heir.renew() is True, "the reader asked for a repair"
+    heir.renew()
+    with pytest.raises(EpochLostError):
+        heir.repair()
+    heir.begin(8)
+    assert (held(watcher.look()), watcher.look().lost) == (heir.records, "")
+
+
+def test_a_begin_that_was_overtaken_removes_nobody_else_s_rows(
+    owner: Owner, database: MemoryDatabase, clock: ManualClock
+) -> None:
+    """I7: frozen before it could clear up after its new epoch, and back when the next owner's epoch counts."""
+    owner.commit(report("n", 1))
+
+    writes = iter(range(100))
+
+    def overtaken_before_the_third(operation: str, _count: int) -> None:
+        if operation == "write" and next(writes) == 2:  # the head, the epoch key, and now what was before
+            heir = Owner("sql", database, clock, "heir")
+            heir.take()
+            heir.begin(9)
+            heir.commit(report("m", 1))
+
+    owner.run(owner.writer.begin(8, owner, WELL), overtaken_before_the_third)
+    late = Watcher("sql", database, clock)
+    state = late.look()
+    assert (state.lost, [record.name for record in held(state)]) == ("", ["n", "m"])
+
+
+def test_a_row_that_is_no_record_is_begun_anew(owner: Owner, database: MemoryDatabase, clock: ManualClock) -> None:
+    """One bad row must not keep a partition from ever being taken."""
+    owner.commit(report("n", 1))
+    for key, row in database._rows[D].items():
+        database._rows[D][key] = row._replace(record=msgspec.structs.replace(row.record, status="nonsense"))
+    heir = Owner("sql", database, clock, "heir")
+    assert heir.take() is None
+
+
+def test_an_empty_partition_that_is_renewed_is_whole(owner: Owner, watcher: Watcher) -> None:
+    """A cell that has no nodes yet."""
+    assert watcher.look().lost == ""
+    owner.commit()
+    owner.renew()
+    assert watcher.look().lost == ""

@@ -8,9 +8,13 @@ import msgspec
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True):
-    """The database's part of a head. ``size``: how many rows there are, so that a reader sees if some are missing."""
+    """The database's part of a head. ``size``: how many rows there are, so that a reader sees if some are missing. ``term``
+    wrote it, and ``began`` with this commit: a reader that saw later commits under another ownership sees that they are gone.
+    """
 
     size: int
+    term: int = 1
+    began: int = 1
 
 
 SECTION: Final = msgspec.msgpack.Decoder(Section)

@@ -27,10 +27,11 @@ MAX_FETCH_ROWS_COUNT: Final = 2_000
 
 
 class SqlReader:
-    """Follows the rows of one partition. Holds nothing: all it knows is in the table it is given."""
+    """Follows the rows of one partition. Holds the ownership that wrote what its table is as of."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
+        self._ownership = (0, 0)
 
     def next_keys(self, head: Head, table: Table) -> Sequence[str]:
         """See ``DesignReader``. Whatever changed is one question."""
@@ -39,15 +40,17 @@ class SqlReader:
     def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
         """Bring ``table`` to the head's offset or later; where that can't be, it stays as it is."""
         section, newest = SECTION.decode(head.section), -1
+        ownership = section.term, section.began
         try:
             if table is not None and table.epoch == head.epoch:
-                if head.next < table.offset:  # a copy that lags behind, or a backup: not what this epoch was
+                # A copy that lags behind, or a backup; or somebody went on from one: not what this epoch was.
+                if head.next < table.offset or (ownership != self._ownership and section.began < table.offset):
                     return Loaded(table, f"commit {table.offset - 1}")
                 key = keys.rows_since(self._prefix, head.epoch, table.offset)
                 if key not in items:
                     items = (yield Step(fetch=[key])).items
                 loaded, newest = _with_rows(table, items.get(key), head.next)
-                is_whole = newest >= head.next - 1 or head.next == table.offset
+                is_whole = newest >= head.next - 1 or head.next == table.offset or not section.size
             else:
                 table, loaded = None, Table.of(head.epoch, 0, unpack_record)
                 for first in range(0, section.size, MAX_FETCH_ROWS_COUNT):
@@ -60,6 +63,8 @@ class SqlReader:
             return Loaded(table, str(error))
         if loaded.size < section.size:
             return Loaded(table, f"row {loaded.size}")
+        if is_whole:
+            self._ownership = ownership
         return Loaded(loaded) if is_whole else Loaded(table, f"commit {head.next - 1}")
 
 

@@ -282,9 +282,9 @@ def _asked(question: str) -> tuple[str, sa.ColumnElement[bool]]:
     place, _, rest = question.partition(_ROWS)
     epoch, kind, *numbers = rest.split(":")
     here = NODES.c.place == place
-    if kind == "others":
-        return place, sa.and_(here, NODES.c.epoch != int(epoch, 16))
     here = sa.and_(here, NODES.c.epoch == int(epoch, 16))
+    if kind == "all":
+        return place, here
     if kind == "since":
         return place, sa.and_(here, NODES.c.commit_offset >= int(numbers[0]))
     assert kind == "between", f"{question} asks for nothing that is known"

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Final
 
 from nodestate import keys
-from nodestate.errors import StoreError
-from nodestate.head import Head, Place, Tenure, Vitals
+from nodestate.errors import CorruptItemError, EpochLostError, StoreError
+from nodestate.head import Head, Place, Tenure, Vitals, epoch_in
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import NodeRow, Put, Write
 from nodestate.sql.format import Section
@@ -33,6 +33,8 @@ class SqlWriter:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._tenure: Tenure | None = None
+        self._began = 1  # the first commit of this ownership
+        self._former: set[int] = set()  # epochs whose rows are to be removed
         self._lost: Head | None = None  # the last that is known to have been stored, of an epoch that is to be replaced
 
     @property
@@ -50,8 +52,11 @@ class SqlWriter:
         loaded = yield from SqlReader(self._place.prefix).load(found, None, {})
         if loaded.missing or loaded.table is None:
             return None
-        self._tenure = tenure
-        records, sure = list(loaded.table.records()), tenure.head.vouched
+        try:
+            records, sure = list(loaded.table.records()), tenure.head.vouched
+        except CorruptItemError:
+            return None
+        self._tenure, self._began = tenure, found.next
         behind_ms = tenure.inherited_behind_ms if sure else None
         return Taken(records, sure, tenure.inherited_ages_ms, behind_ms, whole=sure)
 
@@ -59,13 +64,18 @@ class SqlWriter:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""
         self._lost = self._tenure.head if self._tenure is not None else self._lost
         yield from Tenure.may_begin(self._place, self._lost)
-        self._tenure = None
+        pointer = keys.epoch(self._place.prefix)
+        before = epoch_in((yield Step(fetch=[pointer])).items.get(pointer))
+        self._tenure, self._began = None, 1
         rows = self._rows(range(len(nodes.records)), epoch, 0, nodes)
         section = Section(len(nodes.records))
         self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals, rows, self._lost)
-        # Best effort, as nobody reads them any more; and the epoch is begun, which must not be done twice.
+        # Those that ours took the place of, and no others: somebody may have overtaken us since. Best effort, as nobody
+        # reads them any more; and the epoch is begun, which must not be done twice.
+        self._former |= {before} if before is not None else set()
         with suppress(StoreError):
-            yield Step(write=[Write(Put.DELETE, keys.other_rows(self._place.prefix, epoch))])
+            yield Step(write=[Write(Put.DELETE, keys.rows_of(self._place.prefix, one)) for one in sorted(self._former)])
+            self._former.clear()
 
     def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         """See ``PartitionWriter``."""
@@ -75,14 +85,19 @@ class SqlWriter:
         """See ``PartitionWriter``."""
         return (yield from self.tenure.renew(vitals))
 
-    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
-        """See ``PartitionWriter``. Writes all rows."""
-        yield from self._commit(range(len(nodes.records)), nodes, vitals)
+    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:  # noqa: ARG002 - what others go by
+        """See ``PartitionWriter``. A database that lacks what it had may have been set back, and readers may have seen what
+        was written since under offsets that are given again: another epoch begins.
+        """
+        yield from self.tenure.still_ours()
+        if self.tenure.head.beat <= 1:
+            return  # asked for of the epoch before: this one was written whole a moment ago
+        raise EpochLostError(self._place.partition, self.tenure.head.epoch)
 
     def _commit(self, slots: Iterable[int], nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
         head = self.tenure.head
         rows = self._rows(slots, head.epoch, head.next, nodes)
-        yield from self.tenure.advance(Section(len(nodes.records)), vitals, rows)
+        yield from self.tenure.advance(Section(len(nodes.records), head.term, self._began), vitals, rows)
 
     def _rows(self, slots: Iterable[int], epoch: int, offset: int, nodes: HeldNodes) -> tuple[NodeRow, ...]:
         prefix = self._place.prefix

@@ -519,19 +519,19 @@ class DatabaseContract(StoreContract):
             assert {slot: unpack_record(raw) for slot, raw in answer.rows} == expected
             assert answer.newest == max(slots)
 
-    def test_rows_of_other_epochs_are_deleted_by_a_question(self, store: Store) -> None:
-        """As a new epoch does with those before it; other places keep theirs."""
+    def test_rows_of_an_epoch_are_deleted_by_a_question(self, store: Store) -> None:
+        """As a new epoch does with the one before it; other epochs and places keep theirs."""
         own = [node_row(slot) for slot in range(3)]
         others = [node_row(slot, place=OTHER_PLACE, epoch=OTHER_EPOCH) for slot in range(3)]
-        former = [node_row(slot, epoch=epoch) for epoch in (OTHER_EPOCH, 9, EPOCH - 1) for slot in range(3)]
+        former = [node_row(slot, epoch=epoch) for epoch in (OTHER_EPOCH, EPOCH - 1) for slot in range(3)]
         store.write([with_rows(*own, *others, *former)])
-        delete = Write(Put.DELETE, keys.other_rows(PLACE, EPOCH))
+        delete = Write(Put.DELETE, keys.rows_of(PLACE, OTHER_EPOCH))
         assert store.write([delete]) == [Written(Status.STORED)]
         assert store.write([delete]) == [Written(Status.MISSING)]
         assert asked(store, ALL) == (0, records(*own))
         assert asked(store, keys.rows_since(OTHER_PLACE, OTHER_EPOCH, 0)) == (0, records(*others))
-        for epoch in (OTHER_EPOCH, 9, EPOCH - 1):
-            assert asked(store, keys.rows_since(PLACE, epoch, 0)) == (-1, {})
+        assert asked(store, keys.rows_since(PLACE, OTHER_EPOCH, 0)) == (-1, {})
+        assert asked(store, keys.rows_since(PLACE, EPOCH - 1, 0)) == (0, records(*former[3:]))
 
     def test_thousands_of_rows_are_one_commit(self, store: Store) -> None:
         """More than one statement takes, of sizes from small to large."""
