@@ -14,7 +14,7 @@ from nodestate.config import DESIGN_NAMES, Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import CONTROL, Control, cut_over, first, prepared, retired, rolled_back
 from nodestate.designs.places import ControlPlaces, newest
-from nodestate.errors import ConfigError, ControlLostError, DesignStepError, StoreUnavailableError
+from nodestate.errors import ConfigError, ControlLostError, DesignStepError, StoreFullError, StoreUnavailableError
 from nodestate.head import read_head
 from nodestate.lockstep import Stores, run_one
 from nodestate.ports import Put, Write
@@ -176,7 +176,8 @@ class Switched(World):
         self.reader = Reader(self.config, stores=self.fresh_stores(), clock=self.clock)
 
     def fresh_stores(self) -> Stores:
-        return Stores([MemoryStore(server) for server in self.servers])
+        database = MemoryStore(self.database) if self.database is not None else None
+        return Stores([MemoryStore(server) for server in self.servers], database)
 
     @property
     def record(self) -> Control:
@@ -354,3 +355,144 @@ def test_the_record_survives_the_loss_of_memcached() -> None:
     assert world.record == before
     assert world.whole("snapshot")
     assert world.reader.read(max_age=3.0).design == "snapshot"
+
+
+# -- what a review found --------------------------------------------------------------------------
+
+
+class Failing:
+    """A design that can't be begun while ``fails``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.fails = True
+        self._make = DESIGNS[name].writer
+        monkeypatch.setitem(DESIGNS, name, DESIGNS[name]._replace(writer=self._writer))
+
+    def _writer(self, place: Any) -> Any:
+        writer = self._make(place)
+        begin = writer.begin
+
+        def failing(*given: Any) -> Any:
+            if self.fails:
+                raise StoreUnavailableError("its place", "not now")
+            return (yield from begin(*given))
+
+        writer.begin = failing  # type: ignore[method-assign]
+        return writer
+
+
+def test_nothing_is_acked_for_a_design_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: a forced cutover to what can't be begun, and the old design retired. It stays until the other is there."""
+    world = Switched()
+    snapshot = Failing(monkeypatch, "snapshot")
+    for step in (prepared, cut_over):
+        world.take(step(world.record, "snapshot", "me"))
+    world.take(retired(world.record, "journal", "me"))
+    assert all(held.leaving == {"journal"} for member in world.members for held in member.consumer.held.values())
+    world.change_some(1.0)
+    world.run_well(5)
+    wanted = {name: agent.publisher.version for name, agent in world.agents.items()}
+    assert {name: node.version for name, node in world.reader.read(max_age=5.0).nodes.items()} == wanted
+    snapshot.fails = False
+    world.run_well(5)
+    assert world.whole("snapshot")
+    assert not world.whole("journal")
+    view = world.reader.read(max_age=5.0)
+    assert (view.design, {name: node.version for name, node in view.nodes.items()}) == ("snapshot", wanted)
+
+
+def test_events_wait_where_no_design_is_there_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was left was lost meanwhile, with its consumer: what comes is not acked for nothing."""
+    world = Switched()
+    member = world.members[0]
+    held = next(iter(member.consumer.held.values()))
+    held.joining = set(held.writers)
+    monkeypatch.setattr(member.consumer, "_join_at", world.clock.monotonic() + 60)
+    for agent in world.agents.values():
+        agent.publisher.change({"usage": {"VCPU": 9}})
+    world.confirm()
+    before = member.consumer.stats.commits
+    for _ in range(5):
+        world.clock.advance(0.1)
+        member.step()
+    assert held.backlog, "the events wait"
+    assert (held.pending, member.consumer.stats.commits) == (None, before)
+
+
+def test_a_place_that_is_away_and_not_written_keeps_no_partition_from_being_taken() -> None:
+    """After the database was retired, an operator switches it off."""
+    world = Switched(["sql", "snapshot"])
+    world.take(cut_over(world.record, "snapshot", "me"))
+    world.take(retired(world.record, "sql", "me"))
+    assert world.database is not None
+    world.database.stop()
+    for member in list(world.members):
+        member.die()
+    world.run_well(30)
+    assert world.whole("snapshot")
+
+
+def test_a_reader_whose_servers_are_away_hears_of_the_rollback_elsewhere() -> None:
+    """memcached died after the cutover, and the operator goes back to the database: that is what a rollback is for."""
+    world = Switched(["sql"])
+    world.take(prepared(world.record, "snapshot", "me"))
+    world.take(cut_over(world.record, "snapshot", "me"))
+    assert world.reader.read(max_age=5.0).design == "snapshot"
+    for server in world.servers:
+        server.stop()
+    assert world.operator.change(world.operator.read(), rolled_back(world.record, "me"))
+    world.reader._stores = world.fresh_stores()
+    assert world.reader.read(max_age=60.0, on_stale="flag").design == "sql"
+
+
+def test_an_operator_may_decide_elsewhere_by_force(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+    """The database that decides is dead, and the cell is to leave it; when it is back its copy is old, and put back."""
+    places.put_back(START, places.read())
+    servers[0].stop()
+    later = prepared(START, "snapshot", "me")
+    assert places.change(places.read(), later, force=True)
+    servers[0].start()
+    assert versions(places) == [3, 4, 4]
+    places.put_back(later, places.read())
+    assert versions(places) == [4, 4, 4]
+
+
+def test_a_place_that_is_full_is_an_error_and_not_a_rival() -> None:
+    """Or the operator's command would try for ever."""
+    server = MemoryServer(max_bytes=400, no_evict=True)
+    places = ControlPlaces("cell1", Stores([MemoryStore(server)]))
+    places.put_back(START, places.read())
+    MemoryStore(server).write([Write(Put.ADD, "other", b"x" * 150)])
+    with pytest.raises(StoreFullError):
+        places.change(places.read(), prepared(START, "snapshot", "me" * 200))
+
+
+def test_a_record_that_can_not_be_followed_ends_no_consumer() -> None:
+    """A design of a later version, or one that this consumer's settings name no place for."""
+    for unknown in ("tape", "sql"):
+        world = Switched()
+        for member in list(world.members):
+            member.source.inner.crash()
+            world.members.remove(member)
+        assert world.operator.change(
+            world.operator.read(), Control(world.record.version + 1, ("journal", unknown), "journal")
+        )
+        newcomer = world.start_member([0, 1], [])
+        for _ in range(3):
+            newcomer.step()
+        assert (newcomer.consumer.control, newcomer.consumer.held) == (None, {})
+
+
+def test_readers_follow_a_record_that_had_to_begin_anew() -> None:
+    """memcached and all consumers are lost, and no database: the settings count again, for those who saw the old record, too."""
+    world = Switched()
+    world.take(prepared(world.record, "snapshot", "me"))
+    world.take(cut_over(world.record, "snapshot", "me"))
+    assert world.reader.read(max_age=5.0).design == "snapshot"
+    for number in range(len(world.servers)):
+        world.restart_server(number)
+    for member in list(world.members):
+        member.die()
+    world.run_well(90)
+    assert world.record.reads == "journal"
+    assert world.reader.read(max_age=5.0).design == "journal"

@@ -299,10 +299,14 @@ def rollback(run: Run, force: bool) -> None:
 
 @cell_command("retire", "Have consumers write a design no longer.", example="nodestate design retire sql")
 @click.argument("name")
-@_FORCE
-def retire(run: Run, name: str, force: bool) -> None:
-    """Have consumers write NAME no longer, and forget it. Refuses what is read."""
+@click.option("--force", is_flag=True, help="Also if what is read is not whole, or the place that decides is down.")
+@_LOOK
+def retire(run: Run, name: str, force: bool, timeout: float) -> None:
+    """Have consumers write NAME no longer, and forget it. Refuses what is read, and as long as what is read is not whole."""
     with Switchboard(run) as board:
+        control, _ = board.record(force=force)
+        if retired(control, name, operator()) is not control and not force:
+            board.wait_until_whole(control.reads, timeout)
         control = board.change(lambda now: retired(now, name, operator()), force=force)
         _say(run, control, done=f"{name} is not written any more")
 
