@@ -167,3 +167,20 @@ def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
         switched(str(wanted["reads"]), follower)
         cell.recovered(f"{step}, killed {len(KILLED_AFTER_S)} times")
         assert all(verdict["agree"] for verdict in design(cell, "verify")["verdicts"].values())
+
+
+@pytest.mark.timeout(120)
+def test_a_design_that_nobody_keeps_up_is_no_design_to_read(cell_of: CellFactory, memcached: MemcachedServer) -> None:
+    """I5: what is left in memcached of consumers that are dead was whole once. cutover and retire ask for more than that."""
+    with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0) as cell:
+        cell.well()
+        design(cell, "prepare", "journal")
+        for member in cell.members:
+            member.kill()
+        time.sleep(5 * cell.config.renew_s + 2.5)
+        assert design(cell, "cutover", "journal", "--timeout", "0.5", code=1)["kind"] == "NotWholeError"
+        assert design(cell, "retire", "journal", "--timeout", "0.5", code=1)["kind"] == "NotWholeError"
+        for member in cell.members:
+            member.start()
+        assert design(cell, "cutover", "journal", "--timeout", "30")["reads"] == "journal"
+        cell.recovered("after a cutover that had to wait for consumers")
