@@ -90,7 +90,9 @@ class Cell:
         return time.perf_counter() - began
 
     def repair(self) -> None:
-        """Ask for a repair as a reader does that missed something: the journal answers with a fresh checkpoint."""
+        """Ask for a repair as a reader does that missed something: the journal answers with a fresh checkpoint, the
+        snapshot with a fresh index. (A database would begin another epoch.)
+        """
         before = self.heads()
         for prefix, partition in self._prefixes():
             self._store_of(partition).write([Write(Put.ADD, keys.repair(prefix), b"bench")])

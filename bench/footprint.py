@@ -83,7 +83,8 @@ def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, 
     picks = random.Random(settings.seed)
     changed = min(settings.changed, len(fleet))
     cell.load(tell)
-    cell.repair()
+    if cell.design in REMAKES:
+        cell.repair()
     tell(f"{name}: warms up", 0.0)
     _until_remade(cell, ledger, picks, min(WARM_UP_CHANGES_COUNT, len(fleet)), 0.0, lambda _share: None)
     ledger.clear()
