@@ -20,7 +20,7 @@ from nodestate.designs import DESIGNS
 from nodestate.head import Head, read_head
 from nodestate.lockstep import Stores, run_one
 from nodestate.opening import open_database, open_memcached
-from nodestate.ports import Put, Store, SystemClock, Write
+from nodestate.ports import Put, Store, SystemClock, Where, Write
 from nodestate.testing import MemoryBroker
 
 MAX_AGE_S: Final = 3_600.0
@@ -42,14 +42,14 @@ class Cell:
         self.label = place.label
         [self.design] = place.designs
         self.config = config_for(place, settings)
-        self._in_database = DESIGNS[self.design].in_database
+        self._where = DESIGNS[self.design].where
         self._partitions = by_partition(fleet, self.config.partitions)
         self._broker = MemoryBroker(self.config.partitions)
         self._sink = self._broker.sink()
         self._stores = (
             Stores((), seen_through(open_database(self.config)))
-            if self._in_database
-            else Stores([seen_through(store) for store in open_memcached(self.config)])
+            if self._where is Where.SQL
+            else Stores([seen_through(store) for store in open_memcached(self.config, self.config.store)])
         )
         self._consumer = Consumer(
             self.config,
@@ -121,7 +121,7 @@ class Cell:
         return [(keys.prefix(self.config.cell, p, letter), p) for p in range(self.config.partitions)]
 
     def _store_of(self, partition: int) -> Store:
-        return self._stores.of(partition, in_database=self._in_database)
+        return self._stores.of(partition, self._where)
 
     def heads(self) -> list[Head]:
         """The head of each partition, as stored."""

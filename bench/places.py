@@ -22,6 +22,7 @@ from bench.workload import require
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
 from nodestate.memcached import MemcachedStore, ServerStats
+from nodestate.ports import Where
 from tests.services.servers import MemcachedServer, ServiceMissing
 
 CELL: Final = "bench"
@@ -36,10 +37,11 @@ DRIVERS: Final = {"sqlite": "sqlite3", "mariadb": "pymysql", "postgres": "psycop
 NAMES: Final = tuple(
     name
     for design, of in DESIGNS.items()
-    for name in ([f"{design}:{db}" for db in DRIVERS] if of.in_database else [design])
+    if of.where is not Where.STORE_B  # the same designs, elsewhere
+    for name in ([f"{design}:{db}" for db in DRIVERS] if of.where is Where.SQL else [design])
 )
 """All that ``--design`` takes, but for ``sql`` alone."""
-USUAL: Final = tuple(design for design, of in DESIGNS.items() if not of.in_database)
+USUAL: Final = tuple(design for design, of in DESIGNS.items() if of.where is Where.STORE)
 """What is measured where nobody says what. The goals are about these, too."""
 EXTRA: Final = "pip install -e '.[bench]'"
 
@@ -79,9 +81,9 @@ class Place(Protocol):
 
 def canonical(name: str) -> str:
     """The full name of a design and its database. Raises ValueError."""
-    full = f"{name}:{next(iter(DRIVERS))}" if name in DESIGNS and DESIGNS[name].in_database else name
+    full = f"{name}:{next(iter(DRIVERS))}" if name in DESIGNS and DESIGNS[name].where is Where.SQL else name
     if full not in NAMES:
-        raise ValueError(f"no design {name!r}; there are {', '.join(dict.fromkeys((*DESIGNS, *NAMES)))}")
+        raise ValueError(f"no design {name!r}; there are {', '.join(dict.fromkeys(('sql', *NAMES)))}")
     return full
 
 

@@ -70,8 +70,12 @@ class Breaker:
         return result
 
 
-def guarded(stores: Sequence[Store], clock: Clock, database: Store | None = None) -> Stores:
+def guarded(
+    stores: Sequence[Store], clock: Clock, database: Store | None = None, stores_b: Sequence[Store] = ()
+) -> Stores:
     """The servers of a cell, each behind a breaker."""
     return Stores(
-        [Breaker(store, clock) for store in stores], Breaker(database, clock) if database is not None else None
+        [Breaker(store, clock) for store in stores],
+        Breaker(database, clock) if database is not None else None,
+        [Breaker(store, clock) for store in stores_b],
     )

@@ -21,7 +21,7 @@ DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
-DESIGN_NAMES: Final = ("journal", "snapshot", "sql")
+DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
 LEASE_RENEWALS_COUNT: Final = 5
 """Renewals that may be late or lost before a head runs out."""
 
@@ -35,6 +35,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """URL of the message broker as kombu takes it: amqp://user:password@host:5672//, memory://, redis://…"""
     store: str = "memory://"
     """memcached://host:port,host:port (partitions map to servers by their place in this list), or memory://."""
+    store_b: str = ""
+    """Other memcached servers that the cell is being moved to or came from, where the designs journal_b and snapshot_b live."""
     sql: str = ""
     """SQLAlchemy URL of the database design; empty where it is not used."""
     cell: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,24}\Z")] = "cell1"
@@ -42,7 +44,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 8
     """Fixed unit of ordering and ownership; the same for publishers, consumers and readers of a cell."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
-    """What consumers write: journal, snapshot, sql; several by comma."""
+    """What consumers write: journal, snapshot, sql, journal_b, snapshot_b; several by comma."""
     read_design: str = "snapshot"
     """What readers read where they are not told."""
     state_dir: str = ""
@@ -87,19 +89,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def store_servers(self) -> tuple[str, ...]:
-        """host:port of each memcached server, in the order that maps partitions to them; empty for memory://."""
-        parts = urlsplit(self.store)
-        if parts.scheme == "memory":
-            return ()
-        if parts.scheme != "memcached" or not parts.netloc:
-            raise ConfigError(f"store {self.store!r}: want memcached://host:port[,host:port…] or memory://")
-        return tuple(server if ":" in server else f"{server}:11211" for server in parts.netloc.split(","))
+        """The servers of ``store``."""
+        return servers_of(self.store)
 
     @property
     def broker_safe(self) -> str:
         """The broker's URL without its password, for messages."""
         parts = urlsplit(self.broker)
         return self.broker.replace(f":{parts.password}@", ":***@") if parts.password else self.broker
+
+
+def servers_of(url: str) -> tuple[str, ...]:
+    """host:port of each memcached server, in the order that maps partitions to them; empty for memory://."""
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        return ()
+    if parts.scheme != "memcached" or not parts.netloc:
+        raise ConfigError(f"store {url!r}: want memcached://host:port[,host:port…] or memory://")
+    return tuple(server if ":" in server else f"{server}:11211" for server in parts.netloc.split(","))
 
 
 def load(
@@ -156,4 +163,6 @@ def load(
             f"{LEASE_RENEWALS_COUNT} times renew_s {config.renew_s:g}, or partitions run out between two renewals"
         )
     _ = config.store_servers
+    if config.store_b:
+        _ = servers_of(config.store_b)
     return config

@@ -13,7 +13,7 @@
     ns:{cell}:{partition}:d:rows:{epoch}:between:{first}:{end}        database: rows by slot
     ns:{cell}:{partition}:d:rows:{epoch}:all                          database: rows of an epoch, to be deleted
 
-``design`` is j, s or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
+``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
 could hit the right id by accident; it can't hit a key of another epoch.
 """
@@ -30,6 +30,8 @@ MAX_CELL_CHARS: Final = 24
 JOURNAL: Final = "j"
 SNAPSHOT: Final = "s"
 DATABASE: Final = "d"
+B: Final = "b"
+"""Behind the letter of a design that lives on the servers of ``store_b``: a server may be of both."""
 assert len("ns:" + "c" * MAX_CELL_CHARS + ":1023:s:node:") + MAX_NODE_NAME_CHARS <= MAX_KEY_BYTES
 
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from nodestate.errors import ItemTooLargeError, NodestateError, StoreError
-from nodestate.ports import Item, Store, Write, Written
+from nodestate.ports import Item, Store, Where, Write, Written
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -35,30 +35,47 @@ Steps = Generator[Step, Reply, T]
 
 
 class Stores:
-    """The servers of a cell: memcached's and a database, each where a design needs it.
+    """The servers of a cell: memcached's, those that it is moved to or came from, and a database; each where a design needs
+    it.
 
     Partition p lives on memcached p modulo their number: a static map, so that a server that is down is an outage of its
     partitions and never a miss, and never moves a key.
     """
 
-    def __init__(self, stores: Sequence[Store], database: Store | None = None) -> None:
-        self.all = tuple(stores)
-        self.database = database
+    def __init__(self, stores: Sequence[Store], database: Store | None = None, stores_b: Sequence[Store] = ()) -> None:
+        self._at = {
+            Where.STORE: tuple(stores),
+            Where.STORE_B: tuple(stores_b),
+            Where.SQL: (database,) if database is not None else (),
+        }
 
-    def has(self, *, in_database: bool) -> bool:
+    def has(self, where: Where) -> bool:
         """Whether there is a place for a design."""
-        return self.database is not None if in_database else len(self.all) > 0
+        return len(self._at[where]) > 0
 
-    def of(self, partition: int, *, in_database: bool = False) -> Store:
+    def at(self, where: Where) -> tuple[Store, ...]:
+        """The servers of one place, in the order that maps partitions to them."""
+        return self._at[where]
+
+    @property
+    def everywhere(self) -> tuple[Store, ...]:
+        """All servers, the database first."""
+        return (*self._at[Where.SQL], *self._at[Where.STORE], *self._at[Where.STORE_B])
+
+    def of(self, partition: int, where: Where = Where.STORE) -> Store:
         """Where a partition of a design lives."""
-        if in_database:
-            assert self.database is not None, "no database was opened"
-            return self.database
-        return self.all[partition % len(self.all)]
+        servers = self._at[where]
+        assert servers, f"nothing of {where.value} was opened"
+        return servers[partition % len(servers)]
+
+    def and_those_of(self, others: Stores) -> Stores:
+        """Both, where each place is of the first that has it."""
+        at = {where: self._at[where] or others.at(where) for where in Where}
+        return Stores(at[Where.STORE], next(iter(at[Where.SQL]), None), at[Where.STORE_B])
 
     def close(self) -> None:
         """Close all connections."""
-        for store in (*self.all, *([self.database] if self.database is not None else [])):
+        for store in self.everywhere:
             store.close()
 
 

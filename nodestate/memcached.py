@@ -35,7 +35,7 @@ from pymemcache import MemcacheError
 from pymemcache.client.base import Client, KeepaliveOpts
 
 from nodestate import testing
-from nodestate.config import Config
+from nodestate.config import Config, servers_of
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.keys import MAX_KEY_BYTES
 from nodestate.ports import MAX_TTL_S, Item, Put, Status, Store, Write, Written
@@ -192,12 +192,11 @@ class MemcachedStore:
                 raise ItemTooLargeError(self._name, write.key, len(write.value), room - len(write.key))
 
 
-def open_stores(config: Config) -> list[Store]:
-    """A connection to each of the cell's servers; partition p lives on the one at ``p % len(stores)``.
-
-    For memory:// the one server of this process.
+def open_stores(config: Config, url: str = "") -> list[Store]:
+    """A connection to each server of ``url`` (by default the setting ``store``); partition p lives on the one at
+    ``p % len(stores)``. For memory:// the one server of this process.
     """
-    servers = config.store_servers
+    servers = servers_of(url or config.store)
     if not servers:
         return [testing.MemoryStore(testing.process_server())]
     return [MemcachedStore(server, timeout_s=config.store_timeout_s) for server in servers]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nodestate.breaker import guarded
-from nodestate.config import Config
+from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.errors import ConfigError
 from nodestate.lockstep import Stores
-from nodestate.ports import Clock, Store
+from nodestate.ports import Clock, Store, Where
 
 
 def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_tables: bool = False) -> Stores:
@@ -22,22 +22,30 @@ def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_ta
     ``make_tables``: in a SQLite file that has none, as it has no operator who would. Raises ``ConfigError`` where the
     settings name no database and a design needs one.
     """
-    in_database = {DESIGNS[name].in_database for name in designs}
-    database = open_database(config, make_tables=make_tables) if True in in_database else None
-    return guarded(open_memcached(config) if False in in_database else (), clock, database)
+    wheres = {DESIGNS[name].where for name in designs}
+    database = open_database(config, make_tables=make_tables) if Where.SQL in wheres else None
+    stores = open_memcached(config, config.store) if Where.STORE in wheres else ()
+    if Where.STORE_B in wheres and not config.store_b:
+        raise ConfigError("a design of store_b needs it: give NODESTATE_STORE_B=memcached://host:port[,host:port…]")
+    stores_b = open_memcached(config, config.store_b) if Where.STORE_B in wheres else ()
+    return guarded(stores, clock, database, stores_b)
 
 
 def configured(config: Config) -> list[str]:
     """The designs that the settings name a place for, outside of this process."""
-    places = {False: bool(config.store_servers), True: bool(config.sql)}
-    return [name for name, design in DESIGNS.items() if places[design.in_database]]
+    places = {
+        Where.STORE: bool(servers_of(config.store)),
+        Where.STORE_B: bool(config.store_b and servers_of(config.store_b)),
+        Where.SQL: bool(config.sql),
+    }
+    return [name for name, design in DESIGNS.items() if places[design.where]]
 
 
-def open_memcached(config: Config) -> list[Store]:
-    """A connection to each of the cell's servers; partition p lives on the one at ``p % len(stores)``."""
+def open_memcached(config: Config, url: str) -> list[Store]:
+    """A connection to each server of a setting; partition p lives on the one at ``p % len(servers)``."""
     from nodestate.memcached import open_stores as connections  # noqa: PLC0415  see above
 
-    return connections(config)
+    return connections(config, url)
 
 
 def open_database(config: Config, *, make_tables: bool = False) -> Store:

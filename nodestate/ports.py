@@ -33,6 +33,14 @@ class Put(enum.Enum):
     DELETE = "delete"
 
 
+class Where(enum.Enum):
+    """Where a design lives, by the setting that names it."""
+
+    STORE = "store"
+    STORE_B = "store_b"
+    SQL = "sql"
+
+
 class NodeRow(NamedTuple):
     """A node as a database keeps it: whose (``keys.prefix``), its slot, the commit that wrote it, and the record."""
 

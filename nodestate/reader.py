@@ -33,9 +33,9 @@ class _Following:
     def __init__(self, design: str, config: Config, stores: Stores, clock: Clock) -> None:
         self.design = design
         self.troubles: dict[int, NodestateError] = {}
-        letter, make, in_database = DESIGNS[design].letter, DESIGNS[design].reader, DESIGNS[design].in_database
+        letter, make, where = DESIGNS[design].letter, DESIGNS[design].reader, DESIGNS[design].where
         prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
-        self.places = [stores.of(p, in_database=in_database) for p in range(config.partitions)]
+        self.places = [stores.of(p, where) for p in range(config.partitions)]
         self.followers = [
             Follower(p, prefix, make(prefix), clock, config.partitions) for p, prefix in enumerate(prefixes)
         ]
@@ -162,16 +162,14 @@ class Reader:
         """
         for name in configured(self.config):
             self._reach(name)
-        others = [*self._stores.all, *([self._stores.database] if self._stores.database is not None else [])]
-        asked = {id(store): store for store in others if store not in self._live.places}
+        asked = {id(store): store for store in self._stores.everywhere if store not in self._live.places}
         found = run({key: (store, look(self.config.cell)) for key, store in asked.items()})
         return [one for one in found.values() if isinstance(one, Control)]
 
     def _reach(self, design: str) -> None:
         """Open where a design lives, if it is not open yet. Raises ``ConfigError``."""
-        if not self._stores.has(in_database=DESIGNS[design].in_database):
-            opened = open_stores(self.config, self._clock, [design])
-            self._stores = Stores([*self._stores.all, *opened.all], self._stores.database or opened.database)
+        if not self._stores.has(DESIGNS[design].where):
+            self._stores = self._stores.and_those_of(open_stores(self.config, self._clock, [design]))
 
     def _open(self, design: str) -> _Following | None:
         """A design beside the one that is read; None where the settings name no place for it (the one that is read ages

@@ -177,7 +177,8 @@ class Switched(World):
 
     def fresh_stores(self) -> Stores:
         database = MemoryStore(self.database) if self.database is not None else None
-        return Stores([MemoryStore(server) for server in self.servers], database)
+        stores_b = [MemoryStore(server) for server in self.servers_b]
+        return Stores([MemoryStore(server) for server in self.servers], database, stores_b)
 
     @property
     def record(self) -> Control:
@@ -496,3 +497,24 @@ def test_readers_follow_a_record_that_had_to_begin_anew() -> None:
     world.run_well(90)
     assert world.record.reads == "journal"
     assert world.reader.read(max_age=5.0).design == "journal"
+
+
+@pytest.mark.parametrize("design", ["snapshot", "journal"])
+def test_a_cell_moves_to_other_servers_while_it_runs(design: str) -> None:
+    """One server becomes three, of which one may be the old one: the same design under other keys, and the same steps."""
+    world = Switched([design], servers=1, servers_b=3)
+    moved = f"{design}_b"
+    world.take(prepared(world.record, moved, "me"))
+    assert world.whole(moved)
+    world.take(cut_over(world.record, moved, "me"))
+    assert world.reader.read(max_age=5.0).design == moved
+    world.take(retired(world.record, design, "me"))
+    world.servers[0].stop()
+    for member in list(world.members):
+        member.die()
+    world.change_some(1.0)
+    world.run_well(30)
+    wanted = {name: agent.publisher.version for name, agent in world.agents.items()}
+    assert {name: node.version for name, node in world.reader.read(max_age=5.0).nodes.items()} == wanted
+    newcomer = Reader(world.config, stores=world.fresh_stores(), clock=world.clock)
+    assert newcomer.read(max_age=60.0, on_stale="flag").design == moved

@@ -21,6 +21,7 @@ from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
 from nodestate.errors import ConfigError, NodestateError
+from nodestate.ports import Where
 
 PLAIN_WIDTH_CHARS: Final = 160
 """Width of tables that go into a file or a pipe."""
@@ -70,7 +71,7 @@ class Run:
         """Raise ``ConfigError`` where a ``memory://`` would be asked, for the broker or for where these designs live: it is
         this process's own, so always empty.
         """
-        store = any(not DESIGNS[name].in_database for name in designs if name in DESIGNS)
+        store = any(DESIGNS[name].where is Where.STORE for name in designs if name in DESIGNS)
         for name, url, needed in (("broker", self.config.broker, broker), ("store", self.config.store, store)):
             if needed and url.startswith("memory:"):
                 example = "amqp://user:password@host:5672//" if name == "broker" else "memcached://host:11211"

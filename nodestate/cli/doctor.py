@@ -14,7 +14,7 @@ from rich.text import Text
 from nodestate.broker import connect_check, queue_depths, read_dead_letters
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout, written
-from nodestate.config import Config
+from nodestate.config import Config, servers_of
 from nodestate.errors import NodestateError
 from nodestate.memcached import MemcachedStore, ServerStats
 from nodestate.model import MAX_STATE_BYTES
@@ -84,7 +84,7 @@ def _show(run: Run, finding: Finding) -> None:
 
 def _examine(config: Config) -> Iterator[Finding]:
     yield from _guarded("broker", lambda: _broker(config))
-    for address in config.store_servers:
+    for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
         yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
     lookout = Lookout(config, config.designs)
     try:

@@ -95,12 +95,9 @@ class Lookout:
         self._stores.close()
 
     def _heads(self, design: str) -> list[HeadLook | str]:
-        cell, (letter, in_database) = self._config.cell, (DESIGNS[design].letter, DESIGNS[design].in_database)
+        cell, letter, where = self._config.cell, DESIGNS[design].letter, DESIGNS[design].where
         numbers = range(self._config.partitions)
-        work = {
-            p: (self._stores.of(p, in_database=in_database), read_head(keys.prefix(cell, p, letter), None))
-            for p in numbers
-        }
+        work = {p: (self._stores.of(p, where), read_head(keys.prefix(cell, p, letter), None)) for p in numbers}
         found = run(work)
         return [_head_look(found[number]) for number in numbers]
 

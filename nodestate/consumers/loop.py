@@ -227,11 +227,11 @@ class Consumer:
         return keys.prefix(self.config.cell, number, DESIGNS[name].letter)
 
     def _has_place(self, name: str) -> bool:
-        return self._stores.has(in_database=DESIGNS[name].in_database)
+        return self._stores.has(DESIGNS[name].where)
 
     def _store(self, number: int, name: str) -> Store:
         """Where a partition of a design lives."""
-        return self._stores.of(number, in_database=DESIGNS[name].in_database)
+        return self._stores.of(number, DESIGNS[name].where)
 
     def _begin(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
         epoch = self._rng.getrandbits(63)

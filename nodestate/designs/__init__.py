@@ -9,6 +9,7 @@ from nodestate import keys
 from nodestate.head import Place
 from nodestate.journal.reader import JournalReader
 from nodestate.journal.writer import JournalWriter
+from nodestate.ports import Where
 from nodestate.reading import DesignReader
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.snapshot.writer import SnapshotWriter
@@ -23,11 +24,13 @@ class Design(NamedTuple):
     letter: str
     writer: Callable[[Place], PartitionWriter]
     reader: Callable[[str], DesignReader]
-    in_database: bool = False
+    where: Where = Where.STORE
 
 
 DESIGNS: Final[dict[str, Design]] = {
     "journal": Design(keys.JOURNAL, JournalWriter, JournalReader),
     "snapshot": Design(keys.SNAPSHOT, SnapshotWriter, SnapshotReader),
-    "sql": Design(keys.DATABASE, SqlWriter, SqlReader, in_database=True),
+    "sql": Design(keys.DATABASE, SqlWriter, SqlReader, Where.SQL),
+    "journal_b": Design(keys.JOURNAL + keys.B, JournalWriter, JournalReader, Where.STORE_B),
+    "snapshot_b": Design(keys.SNAPSHOT + keys.B, SnapshotWriter, SnapshotReader, Where.STORE_B),
 }

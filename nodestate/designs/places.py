@@ -45,7 +45,7 @@ class ControlPlaces:
 
     def __init__(self, cell: str, stores: Stores) -> None:
         self._key = keys.control(cell)
-        self._stores = [*([stores.database] if stores.database is not None else []), *stores.all]
+        self._stores = stores.everywhere
         assert self._stores, "a cell has a place"
 
     def read(self) -> list[Copy]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from nodestate.model import NEVER, Version
+from nodestate.reader import Reader
 from nodestate.sql.migrate import upgrade
 from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
@@ -184,3 +186,35 @@ def test_a_design_that_nobody_keeps_up_is_no_design_to_read(cell_of: CellFactory
             member.start()
         assert design(cell, "cutover", "journal", "--timeout", "30")["reads"] == "journal"
         cell.recovered("after a cutover that had to wait for consumers")
+
+
+@pytest.mark.timeout(120)
+def test_a_cell_moves_to_other_memcached_servers_while_it_runs(cell_of: CellFactory) -> None:
+    """One server becomes two: prepare, cutover, retire; then the old one is switched off, and nobody notices."""
+    with MemcachedServer() as old, MemcachedServer() as one, MemcachedServer() as two:
+        store_b = f"memcached://{one.address},{two.address}"
+        with cell_of(old.url, designs=["snapshot"], store_b=store_b, bound_s=5.0) as cell:
+            cell.well()
+            watcher = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+            cell.watchers.append(watcher)
+            watcher.start()
+            assert design(cell, "prepare", "snapshot_b")["nodes"] == len(cell.fleet.names)
+            design(cell, "cutover", "snapshot_b")
+            switched("snapshot_b", watcher)
+            design(cell, "retire", "snapshot")
+            old.stop()
+            for member in cell.members:
+                member.kill()
+                member.start()
+            cell.fleet.flush(30.0)
+            wanted = {name: said.version for name, said in cell.fleet.truth().items() if said.state is not None}
+            with Reader(cell.config) as reader:
+                wait_until(lambda: at_least(reader, wanted), "the moved cell is not what the agents said")
+                assert reader.design == "snapshot_b"
+
+
+def at_least(reader: Reader, wanted: dict[str, Version]) -> bool:
+    """Whether a new look shows every node at this version or later, and vouches for it."""
+    view = reader.read(max_age=5.0, on_stale="flag")
+    shown = {name: node.version for name, node in view.nodes.items()}
+    return not view.incomplete and not view.stale and all(shown.get(n, NEVER) >= v for n, v in wanted.items())

@@ -21,7 +21,8 @@ from nodestate.view import View
 from tests.machines.world import JudgedReader, World, all_well, at_call, small_limits
 
 NODES = [f"node-{number}" for number in range(5)]
-NAMES = ["journal", "snapshot"]
+NAMES = ["journal", "snapshot", "snapshot_b", "sql"]
+FIRST = ["journal", "snapshot", "sql"]
 MAX_AGE_S = 5.0
 numbers = st.integers(min_value=0, max_value=10_000)
 calls = st.integers(min_value=0, max_value=12)
@@ -64,9 +65,11 @@ class SwitchingMachine(RuleBasedStateMachine):
         self._held.enter_context(small_limits())
         self._held.enter_context(capture_logs())
 
-    @initialize(seed=numbers, first=st.sampled_from(NAMES), servers=st.integers(1, 2))
-    def begin(self, seed: int, first: str, servers: int) -> None:
-        self.world = World(seed=seed, servers=servers, designs=(first,), follows_control=True)
+    @initialize(seed=numbers, first=st.sampled_from(FIRST), servers=st.integers(1, 2), servers_b=st.integers(1, 3))
+    def begin(self, seed: int, first: str, servers: int, servers_b: int) -> None:
+        self.world = World(
+            seed=seed, servers=servers, servers_b=servers_b, designs=(first,), follows_control=True, database=True
+        )
         self.world.start_member([0], [1])
         self.world.start_member([1], [0])
         for name in NODES:
@@ -122,7 +125,7 @@ class SwitchingMachine(RuleBasedStateMachine):
 
     @rule(which=numbers, up=st.booleans())
     def outage(self, which: int, up: bool) -> None:
-        server = self.world.servers[which % len(self.world.servers)]
+        server = self.world.both[which % len(self.world.both)]
         if up:
             server.start()
         else:
@@ -130,7 +133,7 @@ class SwitchingMachine(RuleBasedStateMachine):
 
     @rule(which=numbers)
     def lose_a_server(self, which: int) -> None:
-        self.world.restart_server(which % len(self.world.servers))
+        self.world.restart_server(which % len(self.world.both))
 
     @rule(call=calls)
     def read_with_a_fault(self, call: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -30,7 +30,7 @@ from nodestate.journal import reader as journal_reader
 from nodestate.journal import writer as journal_writer
 from nodestate.lockstep import Stores
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
-from nodestate.ports import POKE, Delivery, Item, NodeRow, Put, Resync, Status, Write, Written
+from nodestate.ports import POKE, Delivery, Item, NodeRow, Put, Resync, Status, Store, Where, Write, Written
 from nodestate.reader import Reader
 from nodestate.reading import PartitionState
 from nodestate.snapshot import format as snapshot_format
@@ -60,6 +60,9 @@ SLICE_S: Final = 0.5
 """Agents act at least so often while time passes."""
 CONVERGE_S: Final = 120.0
 """Without faults a cell agrees with its agents within this time: two settling periods and their surroundings."""
+
+
+S = TypeVar("S", bound=Store)
 
 
 class Crash(BaseException):
@@ -163,9 +166,9 @@ class Ledger:
             assert not rows, "rows without a commit"
             return
         nodes = dict(self.commits[epoch][before.next])
-        if letter == keys.JOURNAL:
+        if letter[0] == keys.JOURNAL:
             self._fold_segment(prefix, head, before.next, nodes)
-        elif letter == keys.DATABASE:
+        elif letter[0] == keys.DATABASE:
             nodes.update(_of_commit(prefix, head.epoch, before.next, rows))
         else:
             nodes.update(self.items.get((partition, head.epoch, stamp_of(head.term, before.next)), {}))
@@ -174,10 +177,10 @@ class Ledger:
     def _first(
         self, partition: int, prefix: str, letter: str, head: Head, rows: Sequence[NodeRow]
     ) -> dict[str, NodeRecord]:
-        if letter == keys.DATABASE:
+        if letter[0] == keys.DATABASE:
             assert [row.slot for row in rows] == list(range(len(rows))), "an epoch begins with all rows"
             return _of_commit(prefix, head.epoch, 0, rows)
-        if letter == keys.JOURNAL:
+        if letter[0] == keys.JOURNAL:
             checkpoint = journal_format.SECTION.decode(head.section).checkpoint
             parts = journal_format.checkpoint_keys(prefix, head.epoch, checkpoint)
             return {head.name: unpack_record(row) for key in parts for head, row in unpack_block(self.contents[key])}
@@ -414,11 +417,7 @@ class Member:
         self.standby = tuple(standby)
         self._world = world
         self.source = MortalSource(world.broker.source(partitions, standby))
-        self.stores = [MortalStore(server, world.clock) for server in world.servers]
-        stores = Stores(self.stores)
-        if world.database is not None:
-            self.stores.append(MortalStore(world.database, world.clock))
-            stores.database = self.stores[-1]
+        self.stores, stores = world.connected(lambda server: MortalStore(server, world.clock))
         self.consumer = Consumer(
             world.config,
             self.source,
@@ -465,11 +464,7 @@ class JudgedReader:
         self.design = design
         self._letter = DESIGNS[design].letter
         self._world = world
-        self.stores = [FaultyStore(MemoryStore(server), all_well) for server in world.servers]
-        stores = Stores(self.stores)
-        if world.database is not None:
-            self.stores.append(FaultyStore(MemoryStore(world.database), all_well))
-            stores.database = self.stores[-1]
+        self.stores, stores = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
         self._reader = Reader(world.config, design=design, stores=stores, clock=world.clock)
         self._offsets: dict[tuple[int, int], int] = {}
         self._versions: dict[tuple[int, int, str], Version] = {}
@@ -495,7 +490,7 @@ class JudgedReader:
         records = {record.name: record for record in table.records()}
         committed = ledger.commits[number, self._letter, table.epoch].get(table.offset)
         assert committed is not None, f"{here} was never committed"
-        if self.design == "journal":
+        if self.design in ("journal", "journal_b"):
             assert records == committed, f"I2: {here} is not the fold of its prefix"
         for name, record in committed.items():
             assert records[name].version >= record.version or name in table.incomplete, f"I3: {name} of {here} is older"
@@ -555,6 +550,8 @@ class World:
         no_evict: bool = False,
         designs: tuple[str, ...] = ("journal", "snapshot"),
         follows_control: bool = False,
+        servers_b: int = 0,
+        database: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
         self.follows_control = follows_control
@@ -564,7 +561,12 @@ class World:
         self.servers = [
             WitnessedServer(self.ledger, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
         ]
-        in_database = any(DESIGNS[name].in_database for name in designs)
+        self.servers_b = [
+            WitnessedServer(self.ledger, f"store-b-{n}", self.clock, max_bytes, no_evict=no_evict)
+            for n in range(servers_b)
+        ]
+        """Where the designs journal_b and snapshot_b live."""
+        in_database = database or any(DESIGNS[name].where is Where.SQL for name in designs)
         self.database = WitnessedDatabase(self.ledger, self.clock) if in_database else None
         """Where the sql design lives; None where it is not among the designs."""
         self._backup: tuple[float, Backup, dict[Epoch, Head]] | None = None
@@ -579,6 +581,17 @@ class World:
         self._backoff = Backoff(self.clock, self.rng)
         self._incarnations: dict[str, int] = {}
         self._births = 0
+
+    @property
+    def both(self) -> list[WitnessedServer]:
+        """The servers of both places."""
+        return [*self.servers, *self.servers_b]
+
+    def connected(self, connect: Callable[[Any], S]) -> tuple[list[S], Stores]:
+        """A connection to every server, as a list and as who uses them takes them."""
+        at, at_b = [connect(server) for server in self.servers], [connect(server) for server in self.servers_b]
+        database = [connect(self.database)] if self.database is not None else []
+        return [*at, *at_b, *database], Stores(at, database[0] if database else None, at_b)
 
     @property
     def places(self) -> Sequence[WitnessedServer | WitnessedDatabase]:
@@ -698,9 +711,9 @@ class World:
     def restart_server(self, number: int) -> None:
         """Everything on it is lost, and every connection with what was under way."""
         for store in self.connections():
-            if store.server is self.servers[number]:
+            if store.server is self.both[number]:
                 store.lose()
-        self.servers[number].restart()
+        self.both[number].restart()
 
     def back_up_database(self) -> None:
         """Keep what it has now."""
@@ -724,7 +737,7 @@ class World:
 
     def converge(self) -> float:
         """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
-        for server in self.servers:
+        for server in (*self.servers, *self.servers_b):
             server.start()
             server.lift_limit()
         if self.database is not None:
