@@ -20,7 +20,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -117,22 +118,18 @@ class SqlStore:
         return items
 
     def _rows(self, connection: sa.Connection, questions: Sequence[str]) -> dict[str, Item]:
-        """Questions of one kind for several places are one statement."""
-        of_place: dict[str, list[tuple[int, bytes]]] = {}
-        newest: dict[str, int] = {}
-        conditions: list[sa.ColumnElement[bool]] = []
-        asked = {question: _asked(question) for question in questions}
-        for place, condition in asked.values():
-            assert place not in of_place, "a call asks for the rows of a place once"
-            of_place[place], newest[place] = [], -1
-            conditions.append(condition)
-        columns = NODES.c.place, NODES.c.slot, NODES.c.commit_offset, NODES.c.record
-        for place, slot, offset, record in connection.execute(sa.select(*columns).where(sa.or_(*conditions))):
-            of_place[place].append((slot, record))
+        """The questions of a call are one statement, whose every part finds its rows by an index of its own."""
+        asked = [_asked(question) for question in questions]
+        rows: dict[str, list[tuple[int, bytes]]] = {one.place: [] for one in asked}
+        newest = dict.fromkeys(rows, -1)
+        assert len(rows) == len(asked), "a call asks for the rows of a place once"
+        values = {f"{name}{n}": value for n, one in enumerate(asked) for name, value in one.values.items()}
+        for place, slot, offset, record in connection.execute(_select_of(tuple(one.kind for one in asked)), values):
+            rows[place].append((slot, record))
             newest[place] = max(newest[place], offset)
         return {
-            question: Item(pack_found_rows(FoundRows(newest[place], of_place[place])), 0, None)
-            for question, (place, _) in asked.items()
+            question: Item(pack_found_rows(FoundRows(newest[one.place], rows[one.place])), 0, None)
+            for question, one in zip(questions, asked, strict=True)
         }
 
     # -- writing
@@ -176,8 +173,8 @@ class SqlStore:
 
     def _deleted(self, connection: sa.Connection, key: str, now: float) -> Written:
         if _ROWS in key:
-            _, condition = _asked(key)
-            count = connection.execute(sa.delete(NODES).where(condition)).rowcount
+            asked = _asked(key)
+            count = connection.execute(_delete_of(asked.kind), {f"{k}0": v for k, v in asked.values.items()}).rowcount
             connection.execute(sa.delete(HEADS).where(HEADS.c.expires_at <= now))
         else:
             count = connection.execute(sa.delete(HEADS).where(HEADS.c.key == key, _live(now))).rowcount
@@ -277,18 +274,40 @@ def _live(now: float) -> sa.ColumnElement[bool]:
     return sa.or_(HEADS.c.expires_at.is_(None), HEADS.c.expires_at > now)
 
 
-def _asked(question: str) -> tuple[str, sa.ColumnElement[bool]]:
-    """The place and the rows that a key of ``nodestate.keys`` asks for."""
+class _Asked(NamedTuple):
+    """What a key of ``nodestate.keys`` asks for: rows of a place, by one of ``_CONDITIONS`` and its values."""
+
+    place: str
+    kind: str
+    values: dict[str, str | int]
+
+
+_CONDITIONS: Final = {
+    "all": "place = :place{n} AND epoch = :epoch{n}",
+    "since": "place = :place{n} AND epoch = :epoch{n} AND commit_offset >= :low{n}",
+    "between": "place = :place{n} AND epoch = :epoch{n} AND slot >= :low{n} AND slot < :high{n}",
+}
+
+
+def _asked(question: str) -> _Asked:
     place, _, rest = question.partition(_ROWS)
     epoch, kind, *numbers = rest.split(":")
-    here = NODES.c.place == place
-    here = sa.and_(here, NODES.c.epoch == int(epoch, 16))
-    if kind == "all":
-        return place, here
-    if kind == "since":
-        return place, sa.and_(here, NODES.c.commit_offset >= int(numbers[0]))
-    assert kind == "between", f"{question} asks for nothing that is known"
-    return place, sa.and_(here, NODES.c.slot >= int(numbers[0]), NODES.c.slot < int(numbers[1]))
+    values: dict[str, str | int] = {"place": place, "epoch": int(epoch, 16)}
+    values |= zip(("low", "high"), map(int, numbers), strict=False)
+    return _Asked(place, kind, values)
+
+
+# As text: a reader asks the same all day, and an expression would be built and looked up anew each time, which takes longer
+# than the answer. And not as one condition with OR, for which PostgreSQL reads the whole table.
+@lru_cache(maxsize=256)
+def _select_of(kinds: tuple[str, ...]) -> sa.TextClause:
+    columns = "SELECT place, slot, commit_offset, record FROM nodestate_nodes WHERE "
+    return sa.text(" UNION ALL ".join(columns + _CONDITIONS[kind].format(n=n) for n, kind in enumerate(kinds)))
+
+
+@lru_cache
+def _delete_of(kind: str) -> sa.TextClause:
+    return sa.text("DELETE FROM nodestate_nodes WHERE " + _CONDITIONS[kind].format(n=0))  # noqa: S608 - our own conditions
 
 
 def _columns(row: NodeRow) -> dict[str, Any]:
