@@ -126,7 +126,7 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
 
 
 def _goals(name: str, nodes: int, p50: Mapping[str, float]) -> list[Goal]:
-    if nodes < GOAL_NODES or "bare blocks" not in p50:
+    if nodes < GOAL_NODES:
         return []
     ratio = p50["first view"] / p50["bare blocks"]
     goals = [Goal.at_most(f"{name}: first view of {nodes:,} / bare blocks", ratio, 4.0, "x")]
