@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -161,7 +162,8 @@ class Reader:
         that the cell was switched away from it.
         """
         for name in configured(self.config):
-            self._reach(name)
+            with suppress(ConfigError):  # a driver that is not installed: then there is nothing to be heard from there
+                self._reach(name)
         asked = {id(store): store for store in self._stores.everywhere if store not in self._live.places}
         found = run({key: (store, look(self.config.cell)) for key, store in asked.items()})
         return [one for one in found.values() if isinstance(one, Control)]

@@ -77,9 +77,9 @@ class Rows:
 
     def differing(self, before: Rows | None) -> Iterator[tuple[int, Row]]:
         """Slots and rows that are not the very same object as in ``before``."""
-        oldgroups = before.groups if before is not None else []
+        old_groups = before.groups if before is not None else []
         for number, group in enumerate(self.groups):
-            old_group = oldgroups[number] if number < len(oldgroups) else []
+            old_group = old_groups[number] if number < len(old_groups) else []
             if group is old_group:
                 continue
             for place, chunk in enumerate(group):

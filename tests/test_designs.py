@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -518,3 +520,15 @@ def test_a_cell_moves_to_other_servers_while_it_runs(design: str) -> None:
     assert {name: node.version for name, node in world.reader.read(max_age=5.0).nodes.items()} == wanted
     newcomer = Reader(world.config, stores=world.fresh_stores(), clock=world.clock)
     assert newcomer.read(max_age=60.0, on_stale="flag").design == moved
+
+
+def test_a_driver_that_is_missing_elsewhere_is_no_error_of_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings name a database, this scheduler has no SQLAlchemy, and memcached is away: it ages, and raises nothing."""
+    world = Switched()
+    world.reader.read(max_age=5.0)
+    world.reader.config = msgspec.structs.replace(world.config, sql="mariadb://nobody@nowhere/nothing")
+    monkeypatch.setitem(sys.modules, "nodestate.sql.store", None)
+    for server in world.servers:
+        server.stop()
+    view = world.reader.read(max_age=60.0, on_stale="flag")
+    assert (view.design, sorted(view.nodes)) == ("journal", NODES)
