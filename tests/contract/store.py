@@ -373,7 +373,7 @@ class DatabaseContract(StoreContract):
 
     @pytest.fixture
     def server(self) -> DatabaseServer:
-        raise NotImplementedError
+        raise NotImplementedError  # a subclass's; here so that the tests below have its type
 
     def test_everything_survives_a_restart(self, server: DatabaseServer, store: Store) -> None:
         """And what was stored before it can be replaced after it by the id that it had."""
