@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from nodestate.model import NodeRecord
+from nodestate.orders import Answer, Order
 
 # -- store ----------------------------------------------------------------------------------------
 
@@ -197,6 +198,41 @@ class CensusTaker(Protocol):
 
     def answer_census(self, queue: str, body: bytes) -> None:
         """Say one node's version (a heartbeat's bytes) to the queue that a ``Resync`` named; may get lost."""
+
+
+@runtime_checkable
+class OrderTaker(Protocol):
+    """A sink that also brings orders to its nodes. They wake ``Sink.resyncs``; those of a connection that broke are lost."""
+
+    def listen_for(self, nodes: Sequence[str]) -> None:
+        """Take orders for these nodes too, from now on and after each reconnect."""
+
+    def orders(self) -> list[Order]:
+        """Orders that came since the last call; what is not understood was answered, where it said to whom."""
+
+    def answer(self, queue: str, answer: Answer) -> None:
+        """Tell who gave an order what became of it; may get lost."""
+
+
+class Courier(Protocol):
+    """A scheduler's way to agents and back. Raises ``BrokerUnavailableError``; the next call reconnects, to another
+    ``reply_to``.
+    """
+
+    @property
+    def reply_to(self) -> str:
+        """The queue that answers come back to."""
+
+    def send(self, orders: Sequence[Order], expires_s: float) -> None:
+        """Send them to their nodes' agents, each to be dropped on the way when ``expires_s`` seconds are over."""
+
+    def answers(self, timeout_s: float) -> list[Answer]:
+        """Answers that came since the last call, ``no-agent`` for orders that nobody listens for among them; waits up to
+        ``timeout_s`` for the first.
+        """
+
+    def close(self) -> None:
+        """Close the connection; answers under way are lost."""
 
 
 # -- time -----------------------------------------------------------------------------------------
