@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from nodestate.errors import StoreUnavailableError
 from nodestate.lockstep import Stores
-from nodestate.ports import Clock, Item, Store, Write, Written
+from nodestate.ports import ClaimStore, Clock, Item, Store, Write, Written
 
 T = TypeVar("T")
 
@@ -68,6 +68,18 @@ class Breaker:
             raise
         self._error = None
         return result
+
+
+class ClaimBreaker(Breaker):
+    """The same around a ``ports.ClaimStore``."""
+
+    def __init__(self, inner: ClaimStore, clock: Clock) -> None:
+        super().__init__(inner, clock)
+        self._inner: ClaimStore = inner
+
+    def server_time(self) -> float:
+        """See ``ports.ClaimStore``."""
+        return self._guarded(self._inner.server_time)
 
 
 def guarded(

@@ -107,15 +107,17 @@ def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
         if table is not None and table is not old
         for slot, row in table.rows.differing(old.rows if old is not None else None)
     ]
-    _write(rows, status, amounts)
+    write_rows(rows, status, amounts)
     status.flags.writeable = False
     for array in amounts.values():
         array.flags.writeable = False
     return _Base(tables, starts, names, status, amounts)
 
 
-def _write(rows: list[tuple[int, NodeRecord]], status: npt.NDArray[np.uint8], amounts: dict[str, Amounts]) -> None:
-    """Write records into their rows; classes that no row had so far are added."""
+def write_rows(rows: list[tuple[int, NodeRecord]], status: npt.NDArray[np.uint8], amounts: dict[str, Amounts]) -> None:
+    """Write records into their rows of ``status`` and of ``amounts`` (capacity and usage by class); classes that no row had
+    so far are added.
+    """
     alike: dict[str, tuple[list[int], list[NodeRecord]]] = {}
     for row, record in rows:
         where, records = alike.setdefault(record.classes, ([], []))

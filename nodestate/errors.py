@@ -246,3 +246,15 @@ class BehindError(NodestateError):
         self.wanted = wanted
         self.reached = reached
         self.timeout_s = timeout
+
+
+# -- scheduling -----------------------------------------------------------------------------------
+
+
+class BadRequestError(NodestateError):
+    """Raised when a request can't be right; ``field`` names what is wrong with it, ``why`` is for people."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field
+        self.why = why

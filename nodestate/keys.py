@@ -12,6 +12,7 @@
     ns:{cell}:{partition}:d:rows:{epoch}:since:{offset}               database: rows that commits from offset on wrote
     ns:{cell}:{partition}:d:rows:{epoch}:between:{first}:{end}        database: rows by slot
     ns:{cell}:{partition}:d:rows:{epoch}:all                          database: rows of an epoch, to be deleted
+    ns:{cell}:claim:{name}                                            who claims what of a node, on server crc(name) % servers
 
 ``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
@@ -43,6 +44,11 @@ def partition_of(node: str, partitions: int) -> int:
 def control(cell: str) -> str:
     """The control record: which designs are written, and which is read."""
     return f"ns:{cell}:control"
+
+
+def claim(cell: str, name: str) -> str:
+    """The claims on a node: of no partition and no design, as they outlive any change of these."""
+    return f"ns:{cell}:claim:{name}"
 
 
 def prefix(cell: str, partition: int, design: str) -> str:

@@ -38,7 +38,7 @@ from nodestate import testing
 from nodestate.config import Config, servers_of
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.keys import MAX_KEY_BYTES
-from nodestate.ports import MAX_TTL_S, Item, Put, Status, Store, Write, Written
+from nodestate.ports import MAX_TTL_S, ClaimStore, Item, Put, Status, Write, Written
 
 ITEM_HEADER_BYTES: Final = 48 + 8  # struct and CAS id, on 64 bits
 ITEM_ENDINGS_BYTES: Final = 1 + 2  # NUL behind the key, CR LF behind the value
@@ -114,11 +114,16 @@ class MemcachedStore:
         _check_keys([write.key for write in writes])
         with self._whole_replies() as client:
             self._check_sizes(writes)
-            if self._server_ahead_s is None and any(write.ttl_s for write in writes):
-                self._server_ahead_s = int(_ask(client)["time"]) - time.monotonic()
+            if any(write.ttl_s for write in writes):
+                self._ahead_s(client)
             tag = secrets.randbits(31) + 1
             lines = _lines(writes, _exchange(client.sock, _blocks(writes, tag, self._server_time), self._timeout_s))
             return _outcomes(writes, lines, tag)
+
+    def server_time(self) -> float:
+        """Seconds by the server's clock, at most a second behind it; it is asked once in a connection."""
+        with self._whole_replies() as client:
+            return time.monotonic() + self._ahead_s(client)
 
     def stats(self) -> ServerStats:
         """Ask the server about itself."""
@@ -176,6 +181,11 @@ class MemcachedStore:
             self.close()
             raise
 
+    def _ahead_s(self, client: Client) -> float:
+        if self._server_ahead_s is None:
+            self._server_ahead_s = int(_ask(client)["time"]) - time.monotonic()
+        return self._server_ahead_s
+
     def _server_time(self) -> int:
         """What the server's clock, which counts whole seconds, shows at least."""
         assert self._server_ahead_s is not None, "asked before the first write with a time to live"
@@ -192,7 +202,7 @@ class MemcachedStore:
                 raise ItemTooLargeError(self._name, write.key, len(write.value), room - len(write.key))
 
 
-def open_stores(config: Config, url: str = "") -> list[Store]:
+def open_stores(config: Config, url: str = "") -> Sequence[ClaimStore]:
     """A connection to each server of ``url`` (by default the setting ``store``); partition p lives on the one at
     ``p % len(stores)``. For memory:// the one server of this process.
     """

@@ -6,14 +6,14 @@ other way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from nodestate.breaker import guarded
+from nodestate.breaker import ClaimBreaker, guarded
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.errors import ConfigError
 from nodestate.lockstep import Stores
-from nodestate.ports import Clock, Store, Where
+from nodestate.ports import ClaimStore, Clock, Store, Where
 
 
 def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_tables: bool = False) -> Stores:
@@ -24,10 +24,10 @@ def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_ta
     """
     wheres = {DESIGNS[name].where for name in designs}
     database = open_database(config, make_tables=make_tables) if Where.SQL in wheres else None
-    stores = open_memcached(config, config.store) if Where.STORE in wheres else ()
+    stores: Sequence[Store] = open_memcached(config, config.store) if Where.STORE in wheres else ()
     if Where.STORE_B in wheres and not config.store_b:
         raise ConfigError("a design of store_b needs it: give NODESTATE_STORE_B=memcached://host:port[,host:port…]")
-    stores_b = open_memcached(config, config.store_b) if Where.STORE_B in wheres else ()
+    stores_b: Sequence[Store] = open_memcached(config, config.store_b) if Where.STORE_B in wheres else ()
     return guarded(stores, clock, database, stores_b)
 
 
@@ -41,7 +41,12 @@ def configured(config: Config) -> list[str]:
     return [name for name, design in DESIGNS.items() if places[design.where]]
 
 
-def open_memcached(config: Config, url: str) -> list[Store]:
+def open_claims(config: Config, clock: Clock) -> list[ClaimStore]:
+    """The servers that keep claims: those of the setting ``store``, whatever design is read."""
+    return [ClaimBreaker(store, clock) for store in open_memcached(config, config.store)]
+
+
+def open_memcached(config: Config, url: str) -> Sequence[ClaimStore]:
     """A connection to each server of a setting; partition p lives on the one at ``p % len(servers)``."""
     from nodestate.memcached import open_stores as connections  # noqa: PLC0415  see above
 

@@ -109,6 +109,14 @@ class Store(Protocol):
         """Give back the connection. Using the store again reconnects."""
 
 
+@runtime_checkable
+class ClaimStore(Store, Protocol):
+    """A store whose clock all who claim share: their own may differ, and its may not jump while it lives."""
+
+    def server_time(self) -> float:
+        """Seconds by the server's clock, at most a second behind it; comparable between clients while it is not restarted."""
+
+
 # -- broker ---------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from nodestate.errors import (
 from nodestate.ports import (
     MAX_TTL_S,
     POKE,
+    ClaimStore,
     Clock,
     Delivery,
     Item,
@@ -134,6 +135,12 @@ class MemoryServer:
                 if len(write.value) > self.max_value_bytes:
                     raise ItemTooLargeError(self.name, write.key, len(write.value), self.max_value_bytes)
             return [self._write(write) for write in writes]
+
+    def time(self) -> float:
+        """Seconds by the clock that items expire by."""
+        with self._lock:
+            self._check_running()
+            return self._clock.monotonic()
 
     # -- faults
 
@@ -395,6 +402,10 @@ class MemoryStore:
         """Carry out the writes in order; one outcome each."""
         return self.server.write(writes)
 
+    def server_time(self) -> float:
+        """Seconds by the server's clock."""
+        return self.server.time()
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -479,6 +490,11 @@ class FaultyStore:
         if fault.late and done < len(writes):
             self.late.append(tuple(writes[done:]))
         raise StoreUnavailableError(self.name, f"made to fail: {done} of {len(writes)} writes done")
+
+    def server_time(self) -> float:
+        """As the inner store."""
+        assert isinstance(self.inner, ClaimStore), f"{self.name} has no clock to share"
+        return self.inner.server_time()
 
     def arrive(self) -> list[Written]:
         """The earliest call under way arrives; the outcomes that nobody gets to see. Empty if there is none."""

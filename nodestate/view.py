@@ -121,7 +121,8 @@ class View:
 
     ``stale``: names over the bounds of the read that made it. ``incomplete``: names of nodes of which a newer
     version is known to exist, or whose state can't be read, and ``partition N`` where the partition as a whole
-    can't be vouched for (its owner does not know all nodes yet, or the store lost part of it).
+    can't be vouched for (its owner does not know all nodes yet, or the store lost part of it). ``left_out``: names of nodes
+    that the caller did not want to see in that state.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class View:
         self.partitions = partitions
         self.stale = stale
         self.nodes = Nodes(partitions, left_out)
-        self._left_out = left_out
+        self.left_out = left_out
         self._columns = columns
         self._clock = clock
 
@@ -175,7 +176,7 @@ class View:
     @cached_property
     def columns(self) -> Columns:
         """Capacity and usage of all nodes as numpy arrays, kept up to date from view to view."""
-        return self._columns.of([p.table for p in self.partitions], self._left_out)
+        return self._columns.of([p.table for p in self.partitions], self.left_out)
 
     def __repr__(self) -> str:
         return (

@@ -1,0 +1,288 @@
+"""The fleet as a scheduler computes with it: one row for each node, in numpy arrays that change in place.
+
+A view is immutable and its columns are copied from one to the next; a scheduler decides on one view at a time, so its
+fleet is written over instead, and costs what changed, however many nodes there are::
+
+    empty --advance(view)--> exactly that view --overlay(claims of a node)--> that view less what is claimed --advance--> …
+
+Between two calls of ``advance`` nothing of another view gets in. Rows are given to nodes as they first appear, and kept:
+also where a node moves to another partition, or to another design. Belongs to one scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from nodestate.columns import NOT_THERE, Amounts, write_rows
+from nodestate.model import NEVER, NodeRecord, Version
+from nodestate.scheduling.bitsets import WordBits
+from nodestate.scheduling.rows import Flags
+from nodestate.table import Table
+from nodestate.view import View
+
+N = TypeVar("N", bound=np.generic)
+
+UP = 0
+FIRST_ROWS = 256
+
+
+class _Tenant(msgspec.Struct, gc=False):
+    group: str | None = None
+
+
+class _Placing(msgspec.Struct, gc=False):
+    """What of a state decides where something goes; other fields are passed over undecoded."""
+
+    zone: str = ""
+    traits: tuple[str, ...] = ()
+    aggregates: tuple[str, ...] = ()
+    allocations: dict[str, _Tenant] = {}
+
+
+_decode_placing = msgspec.msgpack.Decoder(_Placing).decode
+_NOTHING = _Placing()
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """What is claimed of a node and not yet in its allocations: amounts by class, and instances with their groups."""
+
+    amounts: dict[str, int] = field(default_factory=dict)
+    tenants: dict[str, str | None] = field(default_factory=dict)
+
+
+class Fleet:
+    """All nodes of a view. ``rows`` by name, ``names`` by row; arrays are longer than there are rows, so they are read
+    through ``all`` (or fewer rows).
+
+    ``amounts[c]``: capacity and usage of resource class c; ``free[c]``: capacity less usage and claims, may be negative;
+    ``usable``: up, and not left out; ``zone``: codes, by ``zones``; ``traits``, ``aggregates``: bits. ``groups``: how many
+    of a group are on which row, claims included; ``version``: which state of the node the row is.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.names: list[str] = []
+        self.version: list[Version] = []
+        self.amounts: dict[str, Amounts] = {}
+        self.free: dict[str, Amounts] = {}
+        self.usable: Flags = np.zeros(FIRST_ROWS, np.bool_)
+        self.zone: npt.NDArray[np.int32] = np.zeros(FIRST_ROWS, np.int32)
+        self.zones: dict[str, int] = {"": 0}
+        self.traits = WordBits()
+        self.aggregates = WordBits()
+        self.groups: dict[str, dict[int, int]] = {}
+        self.changes = 0
+        self._status: npt.NDArray[np.uint8] = np.full(FIRST_ROWS, NOT_THERE, np.uint8)
+        self._log: list[int] = []
+        self._tables: tuple[Table | None, ...] = ()
+        self._left_out: frozenset[str] = frozenset()
+        self._rest: list[int] = []
+        self._tenants: list[dict[str, str | None]] = []
+        self._outstanding: dict[int, Outstanding] = {}
+        self._at: dict[str, int] = {}
+        self._also_at: dict[str, set[int]] = {}
+        self.traits.grow(FIRST_ROWS)
+        self.aggregates.grow(FIRST_ROWS)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def all(self) -> slice:
+        """Every row."""
+        return slice(0, len(self.names))
+
+    def changed_since(self, change: int) -> list[int] | None:
+        """Rows that changed after ``changes`` was this, or None where that is too long ago to be known."""
+        begin = len(self._log) - (self.changes - change)
+        return self._log[begin:] if begin >= 0 else None
+
+    def where(self, instance: str) -> list[int]:
+        """The rows that an instance is on, or claimed on: none, one, or two while it moves."""
+        if instance not in self._at:
+            return []
+        return sorted({self._at[instance], *self._also_at.get(instance, ())})
+
+    def group_of(self, row: int, instance: str) -> str | None:
+        """The group of an instance that is on this row."""
+        pending = self._outstanding.get(row)
+        tenants = self._tenants[row]
+        return tenants[instance] if instance in tenants or pending is None else pending.tenants.get(instance)
+
+    def tenants(self, row: int) -> Mapping[str, str | None]:
+        """The instances that the node itself reports, with their groups."""
+        return self._tenants[row]
+
+    # -- views
+
+    def advance(self, view: View) -> None:
+        """Become this view; what is claimed stays over it."""
+        tables = tuple(partition.table for partition in view.partitions)
+        olds = self._tables if len(self._tables) == len(tables) else (None,) * len(tables)
+        records: list[NodeRecord] = []
+        whole = len(self._tables) != len(tables)
+        for table, old in zip(tables, olds, strict=True):
+            if table is old:
+                continue
+            whole |= old is not None and (table is None or table.slots is not old.slots)
+            if table is not None:
+                before = old.rows if old is not None and table.slots is old.slots else None
+                records += [table.record(row) for _, row in table.rows.differing(before)]
+        self._tables = tables
+        if whole and self.names:
+            there = {record.name for table in tables if table is not None for record in table.records()}
+            records += [_gone(name) for name in self.names if name not in there]
+        self._write(records)
+        self._leave_out(frozenset(view.left_out))
+
+    def overlay(self, row: int, outstanding: Outstanding | None) -> None:
+        """What is claimed of a row beyond its allocations, in place of what was so far."""
+        before = self._outstanding.pop(row, None)
+        if before == outstanding:
+            if before is not None:
+                self._outstanding[row] = before
+            return
+        present = self._present(row, before)
+        if outstanding is not None:
+            self._outstanding[row] = outstanding
+        for name in {*(before.amounts if before else ()), *(outstanding.amounts if outstanding else ())}:
+            self._refree(name, row)
+        self._settle(row, present)
+        self._note([row])
+
+    def _leave_out(self, names: frozenset[str]) -> None:
+        concerned = names ^ self._left_out
+        self._left_out = names
+        rows = [self.rows[name] for name in concerned if name in self.rows]
+        for row in rows:
+            self.usable[row] = self._status[row] == UP and self.names[row] not in names
+        self._note(rows)
+
+    def _write(self, records: Sequence[NodeRecord]) -> None:
+        rows = [(self._row(record.name), record) for record in records]
+        if not rows:
+            return
+        known = len(self.amounts)
+        write_rows(rows, self._status, self.amounts)
+        at_rows = np.array([row for row, _ in rows])
+        if len(self.amounts) != known:
+            for name in self.amounts.keys() - self.free.keys():
+                self.free[name] = np.zeros(len(self._status), np.int64)
+        for name, (capacity, usage) in self.amounts.items():
+            self.free[name][at_rows] = capacity[at_rows] - usage[at_rows]
+        self.usable[at_rows] = self._status[at_rows] == UP
+        for row, record in rows:
+            self.version[row] = record.version
+            if self._left_out and record.name in self._left_out:
+                self.usable[row] = False
+            rest = hash(record.rest)
+            if rest != self._rest[row]:
+                self._rest[row] = rest
+                self._place(row, record)
+            for name in self._outstanding[row].amounts if row in self._outstanding else ():
+                self._refree(name, row)
+        self._note(at_rows.tolist())
+
+    def _place(self, row: int, record: NodeRecord) -> None:
+        placing = _decode_placing(record.rest) if record.live else _NOTHING
+        self.zone[row] = self.zones.setdefault(placing.zone, len(self.zones))
+        self.traits.put(row, placing.traits)
+        self.aggregates.put(row, placing.aggregates)
+        pending = self._outstanding.get(row)
+        present = self._present(row, pending)
+        self._tenants[row] = {instance: tenant.group for instance, tenant in placing.allocations.items()}
+        self._settle(row, present)
+
+    # -- who is where
+
+    def _present(self, row: int, pending: Outstanding | None) -> Mapping[str, str | None]:
+        return {**pending.tenants, **self._tenants[row]} if pending is not None else self._tenants[row]
+
+    def _settle(self, row: int, before: Mapping[str, str | None]) -> None:
+        """Keep the indexes of instances and groups, after what is on a row changed from ``before``."""
+        now = self._present(row, self._outstanding.get(row))
+        if before == now:
+            return
+        for instance, group in before.items() - now.items():
+            if group is not None:
+                counts = self.groups[group]
+                counts[row] -= 1
+                if not counts[row]:
+                    del counts[row]
+                    if not counts:
+                        del self.groups[group]
+            if instance not in now:
+                self._forget(instance, row)
+        for instance, group in now.items() - before.items():
+            if group is not None:
+                counts = self.groups.setdefault(group, {})
+                counts[row] = counts.get(row, 0) + 1
+            if instance not in before and self._at.setdefault(instance, row) != row:
+                self._also_at.setdefault(instance, set()).add(row)
+
+    def _forget(self, instance: str, row: int) -> None:
+        others = self._also_at.get(instance)
+        if self._at[instance] != row:
+            assert others is not None, f"{instance} is on row {self._at[instance]}, not on {row}"
+            others.discard(row)
+        elif others:
+            self._at[instance] = others.pop()
+        else:
+            del self._at[instance]
+        if others is not None and not others:
+            del self._also_at[instance]
+
+    # -- rows
+
+    def _refree(self, name: str, row: int) -> None:
+        amounts = self.amounts.get(name)
+        if amounts is None:
+            return
+        claimed = self._outstanding[row].amounts.get(name, 0) if row in self._outstanding else 0
+        self.free[name][row] = amounts[0][row] - amounts[1][row] - claimed
+
+    def _row(self, name: str) -> int:
+        row = self.rows.get(name)
+        if row is None:
+            row = self.rows[name] = len(self.names)
+            self.names.append(name)
+            self.version.append(NEVER)
+            self._rest.append(0)
+            self._tenants.append({})
+            if row >= len(self._status):
+                self._grow(2 * len(self._status))
+        return row
+
+    def _grow(self, size: int) -> None:
+        self._status = _longer(self._status, size, NOT_THERE)
+        self.usable = _longer(self.usable, size, False)
+        self.zone = _longer(self.zone, size, 0)
+        more = size - len(self.free[next(iter(self.free))]) if self.free else 0
+        self.free = {name: _longer(array, size, 0) for name, array in self.free.items()}
+        self.amounts = {
+            name: np.concatenate([array, np.zeros((2, more), np.int64)], axis=1) for name, array in self.amounts.items()
+        }
+        self.traits.grow(size)
+        self.aggregates.grow(size)
+
+    def _note(self, rows: Iterable[int]) -> None:
+        before = len(self._log)
+        self._log += rows
+        self.changes += len(self._log) - before
+        if len(self._log) > 2 * len(self._status):
+            del self._log[: len(self._log) // 2]
+
+
+def _longer(array: npt.NDArray[N], size: int, fill: object) -> npt.NDArray[N]:
+    return np.concatenate([array, np.full(size - len(array), fill, array.dtype)])
+
+
+def _gone(name: str) -> NodeRecord:
+    return NodeRecord(name, 0, 0, 0, 0, 0.0, True, "down", "", b"", b"", b"", b"")
