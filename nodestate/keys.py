@@ -13,6 +13,7 @@
     ns:{cell}:{partition}:d:rows:{epoch}:between:{first}:{end}        database: rows by slot
     ns:{cell}:{partition}:d:rows:{epoch}:all                          database: rows of an epoch, to be deleted
     ns:{cell}:claim:{name}                                            who claims what of a node, on server crc(name) % servers
+    ns:{cell}:anchor:{hash}                                           where an affinity group without members begins
 
 ``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 import zlib
 from typing import Final
+
+import xxhash
 
 from nodestate.model import MAX_NODE_NAME_CHARS
 
@@ -49,6 +52,11 @@ def control(cell: str) -> str:
 def claim(cell: str, name: str) -> str:
     """The claims on a node: of no partition and no design, as they outlive any change of these."""
     return f"ns:{cell}:claim:{name}"
+
+
+def anchor(cell: str, group: str) -> str:
+    """Where an affinity group begins; a group's name may be any text, so its hash stands for it."""
+    return f"ns:{cell}:anchor:{xxhash.xxh3_128_hexdigest(group.encode())}"
 
 
 def prefix(cell: str, partition: int, design: str) -> str:

@@ -122,6 +122,8 @@ class MemcachedStore:
 
     def server_time(self) -> float:
         """Seconds by the server's clock, at most a second behind it; it is asked once in a connection."""
+        if self._client is not None and self._server_ahead_s is not None:
+            return time.monotonic() + self._server_ahead_s
         with self._whole_replies() as client:
             return time.monotonic() + self._ahead_s(client)
 

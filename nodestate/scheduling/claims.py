@@ -45,7 +45,7 @@ assert LOOK_AFTER_S + CLOCK_S < UNSURE_S, "a lost claim is back before its node 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``until``: its deadline. ``holder``: the scheduler. ``reservation``: its id, with the number of members it has in all,
-    or empty. ``kept``: all of them are in place. ``resize``: the instance has an allocation on the node, and ``resources``
+    or empty, and ``owner`` whose it is. ``kept``: all of them are in place. ``resize``: the instance has an allocation on the node, and ``resources``
     are what it takes beyond that. ``hints`` and ``group``: what travels on to the agent.
     """
 
@@ -60,6 +60,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     members: int = 1
     kept: bool = False
     resize: bool = False
+    owner: str = ""
 
 
 class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -135,3 +136,11 @@ def by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, 
             if claim.reservation:
                 found.setdefault(claim.reservation, []).append((node, claim))
     return found
+
+
+def group_limit(claim: Claim) -> int | None:
+    """How many of its group a node may have, where its policy sets a bound."""
+    if claim.group is None or claim.hints.get("group_policy") != "anti-affinity":
+        return None
+    limit = claim.hints.get("max_per_node", 1)
+    return limit if isinstance(limit, int) else 1

@@ -51,10 +51,13 @@ _NOTHING = _Placing()
 
 @dataclass(slots=True)
 class Outstanding:
-    """What is claimed of a node and not yet in its allocations: amounts by class, and instances with their groups."""
+    """What is claimed of a node and not yet in its allocations: amounts by class, and instances with their groups.
+    ``blocked``: nothing more may be claimed until a newer state of the node is read.
+    """
 
     amounts: dict[str, int] = field(default_factory=dict)
     tenants: dict[str, str | None] = field(default_factory=dict)
+    blocked: bool = False
 
 
 class Fleet:
@@ -116,6 +119,10 @@ class Fleet:
         tenants = self._tenants[row]
         return tenants[instance] if instance in tenants or pending is None else pending.tenants.get(instance)
 
+    def outstanding(self, row: int) -> Outstanding | None:
+        """What lies over a row, to be read only."""
+        return self._outstanding.get(row)
+
     def tenants(self, row: int) -> Mapping[str, str | None]:
         """The instances that the node itself reports, with their groups."""
         return self._tenants[row]
@@ -155,6 +162,7 @@ class Fleet:
         for name in {*(before.amounts if before else ()), *(outstanding.amounts if outstanding else ())}:
             self._refree(name, row)
         self._settle(row, present)
+        self._reuse(row)
         self._note([row])
 
     def _leave_out(self, names: frozenset[str]) -> None:
@@ -162,7 +170,7 @@ class Fleet:
         self._left_out = names
         rows = [self.rows[name] for name in concerned if name in self.rows]
         for row in rows:
-            self.usable[row] = self._status[row] == UP and self.names[row] not in names
+            self._reuse(row)
         self._note(rows)
 
     def _write(self, records: Sequence[NodeRecord]) -> None:
@@ -180,8 +188,8 @@ class Fleet:
         self.usable[at_rows] = self._status[at_rows] == UP
         for row, record in rows:
             self.version[row] = record.version
-            if self._left_out and record.name in self._left_out:
-                self.usable[row] = False
+            if self._left_out or self._outstanding:
+                self._reuse(row)
             rest = hash(record.rest)
             if rest != self._rest[row]:
                 self._rest[row] = rest
@@ -240,6 +248,11 @@ class Fleet:
             del self._also_at[instance]
 
     # -- rows
+
+    def _reuse(self, row: int) -> None:
+        pending = self._outstanding.get(row)
+        blocked = pending is not None and pending.blocked
+        self.usable[row] = self._status[row] == UP and not blocked and self.names[row] not in self._left_out
 
     def _refree(self, name: str, row: int) -> None:
         amounts = self.amounts.get(name)

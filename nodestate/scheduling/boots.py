@@ -1,0 +1,251 @@
+r"""Boots: an instance from its request to its allocation, by messages; nothing passes through the scheduler but these.
+
+::
+
+    wanted --a node is claimed--> claimed --Build sent--> sent --agent: done, or a view shows it--> booted
+      ^                                                     |
+      |<--agent: refused: the claim is given back, and ---- +
+      |   the node passed over for this instance alone      |
+      \<--no answer in answer_s: End sent after it, and --- /      no node is left, or MAX_NODES_COUNT tried --> failed
+          its claim is left to expire, as it may have been built
+
+An agent refuses what it reads after the order's deadline, and does what it is told in order: so where the answer was lost,
+and not the order, the End undoes it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from nodestate.errors import BrokerUnavailableError
+from nodestate.model import NEVER, Version
+from nodestate.orders import Answer, Build, End, Order
+from nodestate.ports import Clock, Courier
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.ledger import Ledger
+from nodestate.scheduling.placer import NoNode, Placer, Placing
+
+MAX_NODES_COUNT: Final = 8
+"""Nodes that are asked for one instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A node that did not take it, with the reason (``orders.Refusal``, or ``silent``)."""
+
+    node: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """The instance is on ``node``, whose state of ``version`` shows it. ``refused``: who was asked before."""
+
+    instance: str
+    node: str
+    version: Version
+    refused: tuple[Refused, ...] = ()
+    conflicts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The instance is nowhere; ``why`` says which filter left none, and ``refused`` which agents did not take it."""
+
+    instance: str
+    why: NoNode
+    refused: tuple[Refused, ...] = ()
+    conflicts: int = 0
+
+
+Outcome = Booted | Failed
+
+
+@dataclass(slots=True)
+class Boot:
+    """One instance on its way. ``outcome`` is there when it ended, and so is that of ``future``. ``fixed``: it goes to the
+    node that it is claimed on, or nowhere. ``hints``: what is kept with the allocation beyond the request.
+    """
+
+    placing: Placing
+    fixed: bool = False
+    hints: dict[str, Any] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    order: Build | None = None
+    answer_by: float = 0.0
+    outcome: Outcome | None = None
+    future: Future[Outcome] = field(default_factory=Future)
+
+
+class Boots:
+    """The boots under way of one scheduler. ``step`` never waits."""
+
+    def __init__(
+        self,
+        placer: Placer,
+        fleet: Fleet,
+        ledger: Ledger,
+        courier: Courier,
+        clock: Clock,
+        answer_s: float,
+    ) -> None:
+        self._placer = placer
+        self._fleet = fleet
+        self._ledger = ledger
+        self._courier = courier
+        self._clock = clock
+        self._answer_s = answer_s
+        self._wanted: list[Boot] = []
+        self._sent: dict[str, Boot] = {}
+
+    @property
+    def under_way(self) -> int:
+        """How many have no outcome yet."""
+        return len(self._wanted) + len(self._sent)
+
+    @property
+    def wanting(self) -> bool:
+        """Whether some need a node, and so a view."""
+        return bool(self._wanted)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds until the next one has waited long enough."""
+        due = min((boot.answer_by for boot in self._sent.values()), default=None)
+        return max(0.0, due - self._clock.monotonic()) if due is not None else self._answer_s
+
+    def begin(self, boots: Iterable[Boot]) -> None:
+        """Take these on."""
+        self._wanted += boots
+
+    def step(self) -> None:
+        """Choose and claim nodes for those that want one, and send their orders."""
+        wanted, self._wanted = self._wanted, []
+        if not wanted:
+            if self._ledger.edited:
+                self._ledger.flush()
+            return
+        self._placer.place(boot.placing for boot in wanted)
+        claimed = [boot for boot in wanted if boot.placing.claim is not None]
+        for boot in wanted:
+            if boot.placing.failure is not None:
+                self._end(
+                    boot,
+                    Failed(boot.placing.instance, boot.placing.failure, tuple(boot.refused), boot.placing.conflicts),
+                )
+        self._send(claimed)
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Take in what agents say; of orders that nobody waits for any more it is passed over."""
+        for answer in answers:
+            boot = self._sent.pop(answer.id, None)
+            if boot is None:
+                continue
+            if answer.refused:
+                self._refused(boot, Refused(answer.node, answer.refused, answer.detail), answer.version)
+            else:
+                self._booted(boot, answer.version)
+
+    def look(self) -> None:
+        """After the fleet advanced: those that a view shows are booted, whatever became of the answer."""
+        for order_id, boot in list(self._sent.items()):
+            placing = boot.placing
+            row = self._fleet.rows.get(placing.node or "")
+            if placing.claim is None or placing.claim.resize or row is None:
+                continue
+            if placing.instance in self._fleet.tenants(row):
+                del self._sent[order_id]
+                self._booted(boot, self._fleet.version[row])
+
+    def expire(self) -> None:
+        """Those that heard nothing for too long try another node."""
+        now = self._clock.monotonic()
+        silent = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= now]
+        undo: list[Order] = []
+        for order_id in silent:
+            boot = self._sent.pop(order_id)
+            assert boot.order is not None, "it was sent"
+            undo.append(End(id=uuid.uuid4().hex, node=boot.order.node, instance=boot.placing.instance))
+            self._refused(boot, Refused(boot.order.node, "silent"), NEVER)
+        self._try_to_send(undo)
+
+    def end(self, orders: Iterable[tuple[str, str]]) -> None:
+        """Tell agents to end these (node, instance); who must know repeats it until a view shows it."""
+        self._try_to_send([End(id=uuid.uuid4().hex, node=node, instance=instance) for node, instance in orders])
+
+    # -- inside
+
+    def _send(self, boots: Sequence[Boot]) -> None:
+        orders: list[Order] = []
+        deadline = self._clock.time() + self._answer_s
+        try:
+            reply_to = self._courier.reply_to
+        except BrokerUnavailableError as error:
+            self._not_sent(boots, error)
+            return
+        for boot in boots:
+            claim, node = boot.placing.claim, boot.placing.node
+            assert claim is not None, "claimed"
+            assert node is not None, "claimed"
+            boot.order = Build(
+                id=claim.id,
+                node=node,
+                instance=boot.placing.instance,
+                resources=boot.placing.request.resources,
+                group=claim.group,
+                hints={**claim.hints, **boot.hints},
+                deadline=deadline,
+                reply_to=reply_to,
+            )
+            boot.answer_by = self._clock.monotonic() + self._answer_s
+            self._sent[claim.id] = boot
+            orders.append(boot.order)
+        try:
+            self._courier.send(orders, self._answer_s)
+        except BrokerUnavailableError:
+            return  # sent or not: answers or silence will tell
+
+    def _not_sent(self, boots: Sequence[Boot], error: BrokerUnavailableError) -> None:
+        self._placer.give_back(boot.placing for boot in boots)
+        for boot in boots:
+            why = NoNode(why=f"no order can be sent: {error}")
+            self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
+
+    def _try_to_send(self, orders: Sequence[Order]) -> None:
+        try:
+            if orders:
+                self._courier.send(orders, self._answer_s)
+        except BrokerUnavailableError:
+            return  # who must know it repeats it
+
+    def _booted(self, boot: Boot, version: Version) -> None:
+        placing = boot.placing
+        assert placing.node is not None, "sent to a node"
+        self._end(boot, Booted(placing.instance, placing.node, version, tuple(boot.refused), placing.conflicts))
+
+    def _refused(self, boot: Boot, refused: Refused, version: Version) -> None:
+        placing = boot.placing
+        assert placing.node is not None, "sent to a node"
+        assert placing.claim is not None, "sent with a claim"
+        boot.refused.append(refused)
+        if refused.reason != "silent":  # else it may have been built all the same
+            self._ledger.drop(placing.node, placing.claim.id, version)
+        row = self._fleet.rows.get(placing.node)
+        if row is not None:
+            placing.avoid.add(row)
+        placing.node = placing.claim = None
+        if boot.fixed or len(boot.refused) >= MAX_NODES_COUNT:
+            why = f"{refused.node} refused it: {refused.reason} {refused.detail}".rstrip()
+            self._end(boot, Failed(placing.instance, NoNode(why=why), tuple(boot.refused), placing.conflicts))
+        else:
+            self._wanted.append(boot)
+
+    @staticmethod
+    def _end(boot: Boot, outcome: Outcome) -> None:
+        boot.outcome = outcome
+        boot.future.set_result(outcome)

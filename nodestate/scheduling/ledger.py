@@ -1,0 +1,377 @@
+"""The ledger: what one scheduler knows of the claim records, and how it writes them.
+
+A record as the ledger knows it lies over the fleet, with what is about to be written, so that selection sees what is
+claimed; taking a node is then one compare-and-swap against just that record, one round trip for all nodes of a batch::
+
+    unknown --learn--> known --take, drop--> edited --flush: STORED--> known, as edited
+    edited --flush: CONFLICT, somebody else was faster--> read again: known, the edits are gone; select again
+    edited --flush: MISSING, or a read finds nothing--> lost: begun anew, unsure for a while (claims.py)
+    edited --flush: no answer--> unknown: the edits were made or not; what is found of them at the next read is dropped
+
+Claims of its own that went with a record are put back as soon as the loss is seen.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from nodestate import keys
+from nodestate.errors import CorruptItemError, NodestateError
+from nodestate.lockstep import Step, Steps, run
+from nodestate.model import NEVER, Version
+from nodestate.ports import ClaimStore, Item, Put, Status, Write
+from nodestate.scheduling.claims import (
+    CLAIMS,
+    CLOCK_S,
+    MAX_CLAIMS_COUNT,
+    Claim,
+    ClaimRecord,
+    changed,
+    group_limit,
+    outstanding,
+    settled,
+    unsure,
+)
+from nodestate.scheduling.fleet import Fleet
+
+FETCH_COUNT: Final = 2_000
+"""Records of one round trip, when all are read."""
+MAX_FLUSHES_COUNT: Final = 8
+"""Times in a row that others may be faster where nothing is at stake but room that is given back."""
+
+
+class Known(NamedTuple):
+    """A record as it was read or written last."""
+
+    record: ClaimRecord
+    cas: int
+
+
+@dataclass(slots=True)
+class LedgerStats:
+    """Counters since the start. ``begun``: records that were not there; ``lost``: those that had been, of them; ``put_back``:
+    own claims that went with one.
+    """
+
+    written: int = 0
+    conflicts: int = 0
+    begun: int = 0
+    lost: int = 0
+    put_back: int = 0
+    unanswered: int = 0
+
+
+@dataclass(slots=True)
+class _Edit:
+    """What is about to change in a node's record."""
+
+    add: dict[str, Claim] = field(default_factory=dict)
+    drop: set[str] = field(default_factory=set)
+    seen: Version = NEVER
+
+
+class Ledger:
+    """Belongs to one scheduler, with its fleet. Nodes live on the servers by a static map, as partitions do.
+
+    Servers that do not answer are passed over; what lives there stays unknown, and can't be claimed.
+    """
+
+    def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet) -> None:
+        assert servers, "claims need a server"
+        self.stats = LedgerStats()
+        self.known: dict[str, Known] = {}
+        self._cell = cell
+        self._servers = servers
+        self._fleet = fleet
+        self._edits: dict[str, _Edit] = {}
+        self._own: dict[str, dict[str, tuple[Claim, float]]] = {}  # by node and id, with when its record was born
+        self._doubtful: dict[str, set[str]] = {}
+        self._due: list[tuple[float, str]] = []
+        self._young: set[str] = set()
+        self._as_of = 0
+
+    def server(self, node: str) -> ClaimStore:
+        """Where a node's record lives."""
+        return self._servers[keys.partition_of(node, len(self._servers))]
+
+    def now(self, node: str) -> float:
+        """The time that deadlines on a node are of. Raises ``StoreUnavailableError``."""
+        return self.server(node).server_time()
+
+    def unsure(self) -> list[str]:
+        """The nodes whose record was begun so lately that claims may be missing from it."""
+        if self._young:
+            self._young = {node for node in self._young if self._is_unsure(node)}
+        return list(self._young)
+
+    def _is_unsure(self, node: str) -> bool:
+        known = self.known.get(node)
+        return known is not None and unsure(known.record, _time_of(self.server(node)))
+
+    # -- over the fleet
+
+    def follow(self) -> None:
+        """After the fleet advanced: what was claimed there may be allocated now."""
+        rows = self._fleet.changed_since(self._as_of)
+        names = self._fleet.names
+        self._lay_over(list(self.known) if rows is None else [names[row] for row in set(rows)])
+        self._as_of = self._fleet.changes
+
+    def expire(self) -> None:
+        """Take claims whose time is over off the fleet."""
+        now: dict[int, float] = {}
+        over: set[str] = set()
+        while self._due:
+            until, node = self._due[0]
+            server = self.server(node)
+            if id(server) not in now:
+                now[id(server)] = _time_of(server)
+            if until + CLOCK_S > now[id(server)]:
+                break
+            over.add(node)
+            heapq.heappop(self._due)
+        for node in over & self._own.keys():
+            self._own[node] = {i: own for i, own in self._own[node].items() if own[0].until + CLOCK_S > self.now(node)}
+        self._lay_over(over)
+
+    def _lay_over(self, nodes: Iterable[str]) -> None:
+        for node in nodes:
+            row = self._fleet.rows.get(node)
+            known, edit = self.known.get(node), self._edits.get(node)
+            if row is None or (known is None and edit is None):
+                continue
+            record = known.record if known is not None else ClaimRecord(0.0)
+            if edit is not None:
+                record = changed(record, add=edit.add.values(), drop=edit.drop)
+            blocked = record.seen > self._fleet.version[row]
+            if not record.claims and not blocked:
+                self._fleet.overlay(row, None)
+                continue
+            found = outstanding(record.claims, _time_of(self.server(node)), self._fleet.tenants(row))
+            found.blocked = blocked
+            self._fleet.overlay(row, found if found.amounts or blocked else None)
+
+    # -- edits
+
+    def take(self, node: str, claim: Claim) -> None:
+        """Add a claim, in place of one with the same id, with the next ``flush``; the fleet shows it at once."""
+        self._edits.setdefault(node, _Edit()).add[claim.id] = claim
+        self._lay_over([node])
+
+    def drop(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
+        """Give a claim back with the next ``flush``. ``seen``: the version of the node that shows what it became."""
+        edit = self._edits.setdefault(node, _Edit())
+        edit.add.pop(claim_id, None)
+        edit.drop.add(claim_id)
+        edit.seen = max(edit.seen, seen)
+        self._own.get(node, {}).pop(claim_id, None)
+        self._lay_over([node])
+
+    def own(self) -> Iterator[tuple[str, Claim]]:
+        """The claims that this scheduler wrote, and did not give back: with their nodes."""
+        return ((node, claim) for node, claims in self._own.items() for claim, _ in claims.values())
+
+    # -- the servers
+
+    def learn(self, nodes: Iterable[str]) -> None:
+        """Read the records of these nodes; those that are missing are begun."""
+        waiting = list(nodes)
+        while waiting:
+            some, waiting = waiting[:FETCH_COUNT], waiting[FETCH_COUNT:]
+            run({id(server): (server, self._fetch(mine)) for server, mine in self._by_server(some)})
+
+    def flush(self) -> dict[str, Status | NodestateError]:
+        """Write all edits, by compare-and-swap against what is known: one round trip where that still holds, and one more
+        to read again what changed.
+
+        By node: ``STORED``; ``CONFLICT``: the edits are gone, and the fleet shows why; or the error of the server.
+        """
+        edits, self._edits = self._edits, {}
+        work = {id(server): (server, mine) for server, mine in self._by_server(edits)}
+        results = run({key: (server, self._write({n: edits[n] for n in mine})) for key, (server, mine) in work.items()})
+        outcomes: dict[str, Status | NodestateError] = {}
+        for key, (_, mine) in work.items():
+            result = results[key]
+            if not isinstance(result, NodestateError):
+                outcomes |= result
+                for node in mine:
+                    if result[node] is Status.CONFLICT:
+                        self._drop_again(node, edits[node])
+                continue
+            self.stats.unanswered += len(mine)
+            for node in mine:
+                outcomes[node] = result
+                self._doubtful.setdefault(node, set()).update(edits[node].add)
+                self._forget(node)
+        return outcomes
+
+    def settle(self) -> None:
+        """Flush until nothing is left to be written, or nobody listens."""
+        for _ in range(MAX_FLUSHES_COUNT):
+            if not self._edits:
+                return
+            self.flush()
+
+    @property
+    def edited(self) -> bool:
+        """Whether there is something to be flushed."""
+        return bool(self._edits)
+
+    def look_after(self) -> None:
+        """Read the records that hold claims of our own: what went with a record is put back."""
+        self.learn([node for node, claims in self._own.items() if claims])
+
+    def _fetch(self, nodes: Sequence[str]) -> Steps[None]:
+        reply = yield Step(fetch=[keys.claim(self._cell, node) for node in nodes])
+        missing = [node for node in nodes if not self._take_in(node, reply.items.get(keys.claim(self._cell, node)))]
+        if not missing:
+            return
+        record = ClaimRecord(self.now(missing[0]))
+        value = CLAIMS.pack(record)
+        begun = yield Step([Write(Put.ADD, keys.claim(self._cell, node), value) for node in missing])
+        again = []
+        for node, written in zip(missing, begun.written, strict=True):
+            if written.status is Status.STORED:
+                self.stats.begun += 1
+                self._know(node, record, written.cas)
+            else:
+                again.append(node)
+        if again:
+            reply = yield Step(fetch=[keys.claim(self._cell, node) for node in again])
+            for node in again:
+                self._take_in(node, reply.items.get(keys.claim(self._cell, node)))
+
+    def _take_in(self, node: str, item: Item | None) -> bool:
+        """Know what was read; False where there is nothing that could be."""
+        try:
+            record = CLAIMS.unpack(item.value) if item is not None else None
+        except CorruptItemError:
+            record = None
+        if item is None or record is None:
+            self._forget(node)
+            return False
+        self._know(node, record, item.cas)
+        return True
+
+    def _know(self, node: str, record: ClaimRecord, cas: int) -> None:
+        self.known[node] = Known(record, cas)
+        if unsure(record, _time_of(self.server(node))):
+            self._young.add(node)
+        here = {claim.id for claim in record.claims}
+        for claim in record.claims:
+            heapq.heappush(self._due, (claim.until, node))
+        for claim_id in self._doubtful.pop(node, set()) & here:
+            self.drop(node, claim_id)
+        lost = [
+            claim for claim, born in self._own.get(node, {}).values() if born < record.born and claim.id not in here
+        ]
+        self.stats.lost += bool(lost)
+        for claim in lost:
+            self.stats.put_back += 1
+            self.take(node, claim)
+        self._lay_over([node])
+
+    def _write(self, edits: Mapping[str, _Edit]) -> Steps[dict[str, Status | NodestateError]]:
+        unknown = [node for node in edits if node not in self.known]
+        if unknown:
+            yield from self._fetch(unknown)
+        outcomes: dict[str, Status | NodestateError] = {}
+        now = self.now(next(iter(edits)))
+        fresh: dict[str, ClaimRecord] = {}
+        for node, edit in edits.items():
+            record = self._edited(node, edit, now)
+            if record is None:
+                outcomes[node] = Status.CONFLICT
+            else:
+                fresh[node] = record
+        self._lay_over(outcomes)
+        if not fresh:
+            return outcomes
+        reply = yield Step(
+            [
+                Write(Put.CAS, keys.claim(self._cell, node), CLAIMS.pack(record), self.known[node].cas)
+                for node, record in fresh.items()
+            ]
+        )
+        again: list[str] = []
+        for (node, record), written in zip(fresh.items(), reply.written, strict=True):
+            if written.status is Status.STORED and written.cas:
+                self._stored(node, edits[node], record, written.cas)
+                outcomes[node] = Status.STORED
+                continue
+            if written.status is Status.STORED:  # written over before its id was told
+                self._stored(node, edits[node], record, 0)
+                outcomes[node] = Status.STORED
+            else:
+                self.stats.conflicts += 1
+                outcomes[node] = Status.CONFLICT
+            again.append(node)
+        if again:
+            yield from self._fetch(again)
+        return outcomes
+
+    def _edited(self, node: str, edit: _Edit, now: float) -> ClaimRecord | None:
+        """The record with the edits, or None where what is known now leaves no room for them."""
+        known, row = self.known.get(node), self._fleet.rows.get(node)
+        if known is None:
+            return None
+        record = known.record
+        if edit.add and (row is None or len(record.claims) + len(edit.add) > MAX_CLAIMS_COUNT):
+            return None
+        if row is not None:
+            record = settled(record, now, self._fleet.tenants(row), self._fleet.version[row])
+        record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
+        if edit.add and row is not None:
+            self._fleet.overlay(row, outstanding(record.claims, now, self._fleet.tenants(row)))
+            if known.record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
+                return None
+        return record
+
+    def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:
+        """Whether the fleet, with these claims over it, keeps every bound of the node."""
+        fleet = self._fleet
+        for claim in claims:
+            if any(name not in fleet.free or fleet.free[name][row] < 0 for name in claim.resources):
+                return False
+            limit = group_limit(claim)
+            if limit is not None and fleet.groups.get(claim.group or "", {}).get(row, 0) > limit:
+                return False
+        return True
+
+    def _stored(self, node: str, edit: _Edit, record: ClaimRecord, cas: int) -> None:
+        self.stats.written += 1
+        self.known[node] = Known(record, cas)
+        if edit.add:
+            self._own.setdefault(node, {}).update({i: (claim, record.born) for i, claim in edit.add.items()})
+        for claim in edit.add.values():
+            heapq.heappush(self._due, (claim.until, node))
+        self._lay_over([node])
+
+    def _drop_again(self, node: str, edit: _Edit) -> None:
+        """What was to be given back still is; only what was to be taken is decided anew."""
+        known = self.known.get(node)
+        for claim in known.record.claims if known is not None else ():
+            if claim.id in edit.drop:
+                self.drop(node, claim.id, edit.seen)
+
+    def _forget(self, node: str) -> None:
+        if self.known.pop(node, None) is not None and node in self._fleet.rows:
+            self._fleet.overlay(self._fleet.rows[node], None)
+
+    def _by_server(self, nodes: Iterable[str]) -> list[tuple[ClaimStore, list[str]]]:
+        found: dict[int, tuple[ClaimStore, list[str]]] = {}
+        for node in nodes:
+            server = self.server(node)
+            found.setdefault(id(server), (server, []))[1].append(node)
+        return list(found.values())
+
+
+def _time_of(server: ClaimStore) -> float:
+    """Its time, or the beginning of all times where it does not answer: then nothing is over yet."""
+    try:
+        return server.server_time()
+    except NodestateError:
+        return 0.0

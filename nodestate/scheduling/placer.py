@@ -1,0 +1,182 @@
+r"""The placer: a node for each instance, chosen and claimed, for many instances at a time.
+
+::
+
+    wanted --choose--> taken --the ledger wrote it--> claimed
+      ^ |                |
+      | \--no node is left: failed, and why
+      \--somebody else was faster, up to MAX_TRIES_COUNT times
+
+Claims of others are known as of when their records were read; before an instance fails for want of a node they are read
+again, once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from nodestate.errors import NodestateError
+from nodestate.ports import Status
+from nodestate.scheduling.anchors import Anchors
+from nodestate.scheduling.claims import Claim
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.ledger import Ledger
+from nodestate.scheduling.request import Request, hints_of
+from nodestate.scheduling.selection import Remaining, Selector
+
+MAX_TRIES_COUNT: Final = 16
+"""Rounds in which an instance may lose its node to somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoNode:
+    """Why an instance got none: the filters left none (``remaining``), or ``why`` says it."""
+
+    remaining: tuple[Remaining, ...] = ()
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.why:
+            return self.why
+        last = next((step for step in self.remaining if not step.nodes), None)
+        before = next((step for step in reversed(self.remaining) if step.nodes), None)
+        if last is None or before is None:
+            return "no node is known"
+        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {before.nodes:,} were left before it"
+
+
+@dataclass(slots=True)
+class Placing:
+    """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``sure``: only nodes of which no claims
+    may be missing. ``claim`` and ``node``, or ``failure``, say how it ended.
+    """
+
+    request: Request
+    instance: str
+    claim_s: float
+    avoid: set[int] = field(default_factory=set)
+    sure: bool = False
+    reservation: str = ""
+    members: int = 1
+    owner: str = ""
+    node: str | None = None
+    claim: Claim | None = None
+    failure: NoNode | None = None
+    conflicts: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is claimed, or failed."""
+        return self.claim is not None or self.failure is not None
+
+
+class Placer:
+    """Chooses and claims. Belongs to one scheduler, whose ``holder`` name its claims bear."""
+
+    def __init__(self, holder: str, fleet: Fleet, selector: Selector, ledger: Ledger, anchors: Anchors) -> None:
+        self._holder = holder
+        self._fleet = fleet
+        self._selector = selector
+        self._ledger = ledger
+        self._anchors = anchors
+
+    def place(self, placings: Iterable[Placing]) -> None:
+        """Choose and claim until each is settled: one round trip to each server where nobody interferes."""
+        waiting = [placing for placing in placings if not placing.settled]
+        relearned = False
+        while waiting:
+            self._ledger.expire()
+            taken = [placing for placing in waiting if self._take(placing)]
+            self._write(taken)
+            failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
+            if failed and not relearned:
+                # Nobody tells when a claim of somebody else goes: before a node is refused for one, it is looked at again.
+                relearned = True
+                if self._relearn():
+                    for placing in failed:
+                        placing.failure = None
+            waiting = [placing for placing in waiting if not placing.settled]
+
+    def give_back(self, placings: Iterable[Placing]) -> None:
+        """Drop the claims of these, and write that."""
+        for placing in placings:
+            if placing.claim is not None and placing.node is not None:
+                self._ledger.drop(placing.node, placing.claim.id)
+                placing.claim = placing.node = None
+        self._ledger.settle()
+
+    def _relearn(self) -> bool:
+        claimed = [node for node, known in self._ledger.known.items() if known.record.claims]
+        before = self._fleet.changes
+        self._ledger.learn(claimed)
+        return self._fleet.changes != before
+
+    def _take(self, placing: Placing) -> bool:
+        request = placing.request
+        row = self._row(placing)
+        if row is None:
+            placing.failure = NoNode(self._selector.remaining(request, self._but(placing)))
+            return False
+        node = self._fleet.names[row]
+        group = request.group
+        if group is not None and group.policy == "affinity" and group.name not in self._fleet.groups:
+            agreed = self._anchors.agree(group.name, node, placing.claim_s)
+            if agreed != node:
+                row = self._fleet.rows.get(agreed)
+                node = agreed
+                if row is None or row not in self._selector.best(request, len(self._fleet), self._but(placing)):
+                    placing.failure = NoNode(why=f"group {group.name} begins on {agreed} just now, which can't take it")
+                    return False
+        try:
+            until = self._ledger.now(node) + placing.claim_s
+        except NodestateError as error:
+            self._pass_over(placing, row, error)
+            return False
+        placing.node = node
+        placing.claim = Claim(
+            uuid.uuid4().hex,
+            placing.instance,
+            self._holder,
+            until,
+            request.resources,
+            group.name if group is not None else None,
+            hints_of(request),
+            placing.reservation,
+            placing.members,
+            owner=placing.owner,
+        )
+        self._ledger.take(node, placing.claim)
+        return True
+
+    def _row(self, placing: Placing) -> int | None:
+        return next(iter(self._selector.best(placing.request, 1, self._but(placing))), None)
+
+    def _but(self, placing: Placing) -> set[int]:
+        if not placing.sure:
+            return placing.avoid
+        return placing.avoid | {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
+
+    def _write(self, taken: Sequence[Placing]) -> None:
+        outcomes = self._ledger.flush() if taken else {}
+        for placing in taken:
+            assert placing.node is not None, "taken, so it has a node"
+            outcome = outcomes[placing.node]
+            if outcome is Status.STORED:
+                continue
+            row = self._fleet.rows[placing.node]
+            placing.node = placing.claim = None
+            placing.conflicts += 1
+            if isinstance(outcome, NodestateError):
+                self._pass_over(placing, row, outcome)
+            elif placing.conflicts >= MAX_TRIES_COUNT:
+                placing.failure = NoNode(why=f"lost its node to other schedulers {placing.conflicts} times")
+
+    def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
+        """A server does not answer: none of its nodes can be claimed now."""
+        server = self._ledger.server(self._fleet.names[row])
+        placing.avoid.update(row for row, name in enumerate(self._fleet.names) if self._ledger.server(name) is server)
+        if len(placing.avoid) >= len(self._fleet):
+            placing.failure = NoNode(why=f"no claim can be written: {error}")

@@ -1,0 +1,142 @@
+"""Selection: the best node for each instance of a request, on one state of the fleet."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from nodestate.scheduling.fleet import Fleet, Outstanding
+from nodestate.scheduling.plugins import Policies
+from nodestate.scheduling.ranking import Ranking, active
+from nodestate.scheduling.request import Request
+from nodestate.scheduling.rows import Flags, Scores
+
+KEPT_RANKINGS_COUNT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """How many nodes were left after a filter."""
+
+    filter: str
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where an instance goes, with the next best; ``node`` is None where it fits nowhere, and ``remaining`` then says why:
+    which filter left how many nodes, from all of them on.
+    """
+
+    instance: str
+    node: str | None
+    alternates: tuple[str, ...] = ()
+    remaining: tuple[Remaining, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why nodes rank as they do: the filters as in ``Choice``, and the best nodes with the weight of each weigher, by its
+    multiplier.
+    """
+
+    remaining: tuple[Remaining, ...]
+    best: tuple[tuple[str, dict[str, float]], ...]
+
+
+class Selector:
+    """Chooses rows of a fleet; ``seed`` shuffles nodes that are equally good, so that schedulers do not all take the same.
+
+    What it works out for a request it keeps, so the next of the same shape costs what changed on the fleet.
+    """
+
+    def __init__(self, fleet: Fleet, policies: Policies, seed: int) -> None:
+        self.fleet = fleet
+        self.policies = policies
+        self._random = np.random.default_rng(seed)
+        self._shuffle: Scores = np.zeros(0)
+        self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
+
+    def best(self, request: Request, count: int = 1, but: Collection[int] = ()) -> list[int]:
+        """Up to ``count`` rows that the request may go to, the best first, none of those in ``but``."""
+        return self._ranking(request).best(count, but)
+
+    def choices(self, request: Request) -> list[Choice]:
+        """A node for each instance, as if those before it were there already. Nothing is claimed."""
+        choices = []
+        with self._restored() as laid_over:
+            for instance in request.ids:
+                rows = self.best(request, 1 + request.alternates)
+                names = [self.fleet.names[row] for row in rows]
+                if not names:
+                    choices.append(Choice(instance, None, (), self.remaining(request)))
+                    continue
+                choices.append(Choice(instance, names[0], tuple(names[1:])))
+                self.lay_over(rows[0], instance, request, laid_over)
+        return choices
+
+    def lay_over(self, row: int, instance: str, request: Request, laid_over: dict[int, Outstanding | None]) -> None:
+        """Act as if the instance were on the row; ``laid_over`` gets what was there before."""
+        before = self.fleet.outstanding(row)
+        laid_over.setdefault(row, before)
+        amounts = dict(before.amounts) if before is not None else {}
+        for name, amount in request.resources.items():
+            amounts[name] = amounts.get(name, 0) + amount
+        tenants = dict(before.tenants) if before is not None else {}
+        tenants[instance] = request.group.name if request.group is not None else None
+        self.fleet.overlay(row, Outstanding(amounts, tenants, before is not None and before.blocked))
+
+    def remaining(self, request: Request, but: Collection[int] = ()) -> tuple[Remaining, ...]:
+        """How many nodes each filter left, one after the other."""
+        fleet = self.fleet
+        left: Flags = np.ones(len(fleet), np.bool_)
+        left[list(but)] = False
+        found = [Remaining("all", int(left.sum()))]
+        for name, filter_ in self.policies.filters.items():
+            left = left & filter_(fleet, fleet.all, request)
+            found.append(Remaining(name, int(left.sum())))
+        return tuple(found)
+
+    def explain(self, request: Request, count: int = 5) -> Explanation:
+        """Why: filter by filter, and the best nodes weigher by weigher."""
+        best = []
+        weighed = active(request, self.policies.weighers)
+        names = {id(weigher): name for name, weigher in self.policies.weighers.items()}
+        for row in self.best(request, count):
+            rows = np.array([row])
+            parts = {
+                names[id(weigher)]: round(float(np.sum(multiplier * weigher.weigh(self.fleet, rows, request))), 4)
+                for weigher, multiplier in weighed
+            }
+            best.append((self.fleet.names[row], parts))
+        return Explanation(self.remaining(request), tuple(best))
+
+    def _ranking(self, request: Request) -> Ranking:
+        ranking = self._rankings.get(request.shape)
+        if ranking is None:
+            ranking = self._rankings[request.shape] = Ranking(
+                self.fleet, request, self.policies.filters, self.policies.weighers
+            )
+            if len(self._rankings) > KEPT_RANKINGS_COUNT:
+                self._rankings.popitem(last=False)
+        else:
+            self._rankings.move_to_end(request.shape)
+        if len(self._shuffle) < len(self.fleet):
+            more = self._random.random(max(len(self._shuffle), len(self.fleet) - len(self._shuffle)))
+            self._shuffle = np.concatenate([self._shuffle, more])
+        ranking.refresh(self._shuffle)
+        return ranking
+
+    @contextmanager
+    def _restored(self) -> Iterator[dict[int, Outstanding | None]]:
+        laid_over: dict[int, Outstanding | None] = {}
+        try:
+            yield laid_over
+        finally:
+            for row, before in laid_over.items():
+                self.fleet.overlay(row, before)
