@@ -18,14 +18,26 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import BadEventError
-from nodestate.model import MAX_CLASSES_COUNT, NEVER, Amount, ClassName, NodeName, Seconds, Version, Word
+from nodestate.model import (
+    MAX_CLASSES_COUNT,
+    NEVER,
+    Amount,
+    ClassName,
+    NodeName,
+    Seconds,
+    Version,
+    Word,
+    parse_state,
+)
 
 MAX_ORDER_BYTES: Final = 64 * 1024
+MAX_DETAIL_CHARS: Final = 1_000
 
 Refusal = Literal["no-room", "group", "expired", "status", "unknown-node", "no-agent", "bad-order", "failed"]
 """``no-room``: it does not fit; ``group``: the node has as many of its group as its policy allows; ``expired``: the
 deadline is over; ``status``: the node takes nothing new; ``unknown-node``: the agent has no such node; ``no-agent``: no
-agent listens for the node (the broker says so, not an agent); ``failed``: the hypervisor could not.
+agent listens for the node (the broker says so, not an agent); ``bad-order``: it was not understood; ``failed``: the
+hypervisor could not.
 """
 
 
@@ -75,7 +87,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return Version(self.incarnation, self.generation) if self.generation else NEVER
 
 
+class _Asked(msgspec.Struct):
+    """What is read of an order only to answer it."""
+
+    id: str
+    node: str = ""
+    instance: str = ""
+    reply_to: str = ""
+
+
 _encode = msgspec.msgpack.Encoder().encode
+_decode_asked = msgspec.msgpack.Decoder(_Asked).decode
 _decode_order = msgspec.msgpack.Decoder(Order).decode
 _decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
@@ -89,7 +111,9 @@ def encode(message: Order | Answer) -> bytes:
 
 
 def decode_order(body: bytes) -> Order:
-    """Validate and decode an order. Raises ``BadEventError`` with reason ``wrong-type``, ``undecodable`` or ``too-large``."""
+    """Validate and decode an order. Raises ``BadEventError`` with reason ``wrong-type``, ``undecodable``, ``too-deep`` or
+    ``too-large``.
+    """
     if len(body) > MAX_ORDER_BYTES:
         raise BadEventError("too-large", f"an order of {len(body):,} bytes, over {MAX_ORDER_BYTES:,}")
     try:
@@ -98,7 +122,31 @@ def decode_order(body: bytes) -> Order:
         raise BadEventError("wrong-type", f"order: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"order: {error}") from None
+    if isinstance(order, Build) and order.hints:  # what no report could carry must not become an allocation
+        parse_state(_encode({"allocations": {order.instance: {"resources": {}, "hints": order.hints}}}))
     return order
+
+
+def bad_order(body: bytes, error: BadEventError) -> tuple[str, Answer] | None:
+    """Where to say that an order was not understood, and what; None where it does not tell who gave it."""
+    try:
+        asked = _decode_asked(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if not asked.reply_to:
+        return None
+    detail = str(error)[:MAX_DETAIL_CHARS]
+    return asked.reply_to, Answer(
+        id=asked.id, node=asked.node, instance=asked.instance, refused="bad-order", detail=detail
+    )
+
+
+def no_agent(body: bytes) -> Answer:
+    """What the way to an agent answers in its place where nobody listens for the node of an order."""
+    asked = _decode_asked(body)
+    return Answer(
+        id=asked.id, node=asked.node, instance=asked.instance, refused="no-agent", detail="nobody listens for it"
+    )
 
 
 def decode_answer(body: bytes) -> Answer:

@@ -210,10 +210,15 @@ class CensusTaker(Protocol):
 
 @runtime_checkable
 class OrderTaker(Protocol):
-    """A sink that also brings orders to its nodes. They wake ``Sink.resyncs``; those of a connection that broke are lost."""
+    """A sink that also brings orders to its nodes. They wake ``Sink.resyncs``; those that wait at a connection that breaks
+    are lost.
+    """
 
     def listen_for(self, nodes: Sequence[str]) -> None:
         """Take orders for these nodes too, from now on and after each reconnect."""
+
+    def stop_listening_for(self, nodes: Sequence[str]) -> None:
+        """Leave orders for these nodes to others."""
 
     def orders(self) -> list[Order]:
         """Orders that came since the last call; what is not understood was answered, where it said to whom."""

@@ -10,17 +10,21 @@ import functools
 import random
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
+
 from nodestate.errors import (
+    BadEventError,
     BrokerUnavailableError,
     DatabaseFullError,
     ItemTooLargeError,
     StoreUnavailableError,
     UnconfirmedError,
 )
+from nodestate.orders import Answer, Order, bad_order, decode_answer, decode_order, encode, no_agent
 from nodestate.ports import (
     MAX_TTL_S,
     POKE,
@@ -537,6 +541,17 @@ class MemoryQueue:
     consumers: list[MemorySource] = field(default_factory=list)  # the first is active, the others take over in turn
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """An order on its way to the node ``to``, or the answer to one to the queue ``to``."""
+
+    kind: str
+    to: str
+    body: bytes
+    expires_at: float = float("inf")
+    sender: MemoryCourier | None = None
+
+
 class MemoryBroker:
     """Queues in memory, one per partition, with a single active consumer each; acts only when called.
     A ``ports.ResyncSender``.
@@ -546,6 +561,9 @@ class MemoryBroker:
     marked as redelivered. A message is in its queue as soon as it is published; its confirm comes with the
     sink's next ``flush`` or ``resyncs``, and never while ``confirming`` is False. With a ``clock``,
     a ``receive`` that finds nothing sleeps for its timeout; without, it returns at once.
+
+    Orders and answers arrive as soon as they are sent, or with ``holding`` when the test says so: they wait in
+    ``under_way`` for ``deliver`` or ``drop_order``.
     """
 
     def __init__(self, partitions: int, *, clock: Clock | None = None, prefetch: int = 2000) -> None:
@@ -558,6 +576,11 @@ class MemoryBroker:
         self._clock = clock
         self.queues = [MemoryQueue() for _ in range(partitions)]
         self.sinks: list[MemorySink] = []
+        self.holding = False
+        self.under_way: list[Letter] = []
+        self.listeners: dict[str, list[MemorySink]] = {}
+        self.couriers: dict[str, MemoryCourier] = {}
+        self._boxes_count = 0
 
     def source(self, partitions: Sequence[int], standby: Sequence[int] = ()) -> MemorySource:
         """A consumer that stands in for these partitions, behind those that came before, and from the second
@@ -568,6 +591,10 @@ class MemoryBroker:
     def sink(self) -> MemorySink:
         """A publisher; gets the resyncs that are requested from now on."""
         return MemorySink(self)
+
+    def courier(self) -> MemoryCourier:
+        """A way to the nodes of all sinks."""
+        return MemoryCourier(self)
 
     def request_resync(self, resync: Resync) -> None:
         """Broadcast to all sinks that are connected now."""
@@ -588,9 +615,13 @@ class MemoryBroker:
 
     def stop(self, *, lose_unconfirmed: bool = True) -> None:
         """Break every connection and refuse new ones until ``start``. What was confirmed stays (it is on disk);
-        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing. Pokes are lost.
+        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing. Pokes, orders and
+        answers are lost.
         """
         self.running = False
+        self.under_way.clear()
+        for courier in list(self.couriers.values()):
+            courier.disconnect()
         for queue in self.queues:
             for source in list(queue.consumers):
                 source.disconnect()
@@ -619,7 +650,44 @@ class MemoryBroker:
         del messages[index]
         return body
 
+    def deliver(self, index: int = 0) -> None:
+        """Let an order or an answer arrive that is ``under_way``; any but the first overtakes others."""
+        self.arrive(self.under_way.pop(index))
+
+    def drop_order(self, index: int = 0) -> Letter:
+        """Lose an order or an answer that is ``under_way``."""
+        return self.under_way.pop(index)
+
     # -- inside
+
+    def post(self, letter: Letter) -> None:
+        """Send an order or an answer."""
+        if self.holding:
+            self.under_way.append(letter)
+        else:
+            self.arrive(letter)
+
+    def arrive(self, letter: Letter) -> None:
+        """Give it to whom it is for."""
+        if letter.kind == "answer":
+            courier = self.couriers.get(letter.to)
+            if courier is not None:
+                courier.came.append(decode_answer(letter.body))
+            return
+        listeners = self.listeners.get(letter.to, ())
+        for sink in listeners:
+            sink.waiting.append(letter)
+        if not listeners and letter.sender is not None:
+            letter.sender.came.append(no_agent(letter.body))
+
+    def new_box(self) -> str:
+        """The name of a queue that nobody had yet."""
+        self._boxes_count += 1
+        return f"box {self._boxes_count}"
+
+    def now(self) -> float:
+        """Seconds, for what expires."""
+        return (self._clock or SystemClock()).monotonic()
 
     @property
     def name(self) -> str:
@@ -773,13 +841,16 @@ class MemorySource:
 
 
 class MemorySink:
-    """A connection that publishes; a ``ports.Sink``."""
+    """A connection that publishes; a ``ports.Sink``, ``ports.CensusTaker`` and ``ports.OrderTaker``."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._unconfirmed: list[tuple[int, _Message, Callable[[bool], None]]] = []
         self._lost: list[Callable[[bool], None]] = []
         self.pending: list[Resync] = []
+        self.waiting: list[Letter] = []
+        self.bad_orders = 0
+        self._nodes: dict[str, None] = {}
         if broker.running:
             self._connect()
 
@@ -802,7 +873,7 @@ class MemorySink:
         """Resync requests that came since the last call."""
         self._ensure_connected()
         self._confirm()
-        if not self.pending:
+        if not self.pending and not self.waiting:
             self._broker.pause(timeout_s)
         resyncs, self.pending = self.pending, []
         return resyncs
@@ -811,6 +882,46 @@ class MemorySink:
         """Add one node's version to the broker's ``census``."""
         self._ensure_connected()
         self._broker.census.setdefault(queue, []).append(body)
+
+    def listen_for(self, nodes: Sequence[str]) -> None:
+        """Take orders for these nodes too, from now on and after each reconnect."""
+        new = [node for node in nodes if node not in self._nodes]
+        self._nodes.update(dict.fromkeys(new))
+        if self in self._broker.sinks:
+            self._bind(new)
+
+    def stop_listening_for(self, nodes: Sequence[str]) -> None:
+        """Leave orders for these nodes to others."""
+        known = [node for node in nodes if node in self._nodes]
+        for node in known:
+            del self._nodes[node]
+        if self in self._broker.sinks:
+            self._unbind(known)
+
+    def orders(self) -> list[Order]:
+        """Orders that came since the last call and are not overdue; what is not understood was answered."""
+        self._ensure_connected()
+        waiting, self.waiting = self.waiting, []
+        orders: list[Order] = []
+        for letter in waiting:
+            if letter.expires_at <= self._broker.now():
+                continue
+            try:
+                order = decode_order(letter.body)
+                if order.node in self._nodes:
+                    orders.append(order)
+            except BadEventError as error:
+                self.bad_orders += 1
+                structlog.get_logger("nodestate.testing").warning("order not understood", why=str(error))
+                told = bad_order(letter.body, error)
+                if told is not None:
+                    self.answer(*told)
+        return orders
+
+    def answer(self, queue: str, answer: Answer) -> None:
+        """Tell who gave an order what became of it."""
+        self._ensure_connected()
+        self._broker.post(Letter("answer", queue, encode(answer)))
 
     def close(self) -> None:
         """Close the connection; what was not confirmed is told as lost. Using the sink again reconnects."""
@@ -822,6 +933,15 @@ class MemorySink:
     def _connect(self) -> None:
         self._broker.check_running()
         self._broker.sinks.append(self)
+        self._bind(self._nodes)
+
+    def _bind(self, nodes: Iterable[str]) -> None:
+        for node in nodes:
+            self._broker.listeners.setdefault(node, []).append(self)
+
+    def _unbind(self, nodes: Iterable[str]) -> None:
+        for node in nodes:
+            self._broker.listeners[node].remove(self)
 
     def _ensure_connected(self) -> None:
         self._report_lost()
@@ -838,6 +958,7 @@ class MemorySink:
         """The connection breaks: what is not confirmed is told as lost at the next call, and is with ``lose``."""
         if self in self._broker.sinks:
             self._broker.sinks.remove(self)
+            self._unbind(self._nodes)
         for partition, message, on_done in self._unconfirmed:
             messages = self._broker.queues[partition].messages
             if lose and message in messages:
@@ -845,8 +966,72 @@ class MemorySink:
             self._lost.append(on_done)
         self._unconfirmed = []
         self.pending = []
+        self.waiting = []
 
     def _report_lost(self) -> None:
         lost, self._lost = self._lost, []
         for on_done in lost:
             on_done(False)
+
+
+class MemoryCourier:
+    """A connection that brings orders to nodes; a ``ports.Courier``.
+
+    away --reply_to, send, answers--> connected --close--> away
+    connected --disconnect, broker.stop--> broken --the next call raises; reply_to does not--> away
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.came: list[Answer] = []
+        self._broker = broker
+        self._box = ""
+        self._broken = False
+
+    @property
+    def reply_to(self) -> str:
+        """The queue that answers come back to."""
+        self._broken = False
+        self._ensure_connected()
+        return self._box
+
+    def send(self, orders: Sequence[Order], expires_s: float) -> None:
+        """Send them to their nodes' agents."""
+        bodies = [encode(order) for order in orders]
+        self._ensure_connected()
+        expires_at = self._broker.now() + expires_s
+        for order, body in zip(orders, bodies, strict=True):
+            self._broker.post(Letter("order", order.node, body, expires_at, self))
+
+    def answers(self, timeout_s: float) -> list[Answer]:
+        """Answers that came since the last call."""
+        self._ensure_connected()
+        if not self.came:
+            self._broker.pause(timeout_s)
+        came, self.came = self.came, []
+        return came
+
+    def close(self) -> None:
+        """Close the connection; answers under way are lost."""
+        self._leave()
+        self._broken = False
+
+    def disconnect(self) -> None:
+        """The connection breaks: the next call raises, the one after reconnects, to another queue."""
+        self._broken = bool(self._box)
+        self._leave()
+
+    # -- inside
+
+    def _leave(self) -> None:
+        self._broker.couriers.pop(self._box, None)
+        self._box = ""
+        self.came = []
+
+    def _ensure_connected(self) -> None:
+        if self._broken:
+            self._broken = False
+            raise BrokerUnavailableError(self._broker.name, "the connection broke")
+        if not self._box:
+            self._broker.check_running()
+            self._box = self._broker.new_box()
+            self._broker.couriers[self._box] = self

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import socket
+import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,7 +16,14 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.services.servers import MariadbServer, MemcachedServer, PostgresServer, RabbitServer, ServiceMissing
+from tests.services.servers import (
+    MariadbServer,
+    MemcachedServer,
+    PostgresServer,
+    RabbitServer,
+    ServiceMissing,
+    free_ports,
+)
 
 # The default finds the same thing every time, so that red means "this commit" and never "bad luck"; new examples are
 # hunted on purpose, with HYPOTHESIS_PROFILE=thorough. No deadline: two busy cores say nothing about the code.
@@ -25,6 +37,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+REDIS_START_TIMEOUT_S = 30.0
 
 MemcachedFactory = Callable[..., MemcachedServer]
 
@@ -92,6 +106,27 @@ def postgres() -> Iterator[PostgresServer]:
         _missing(error)
     with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    program = shutil.which("redis-server")
+    if program is None or importlib.util.find_spec("redis") is None:
+        pytest.skip("redis-server and the redis package are not both installed; Redis is an option, RabbitMQ the rule")
+    [port] = free_ports(1)
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:  # noqa: S603 - found on PATH above
+        try:
+            deadline = time.monotonic() + REDIS_START_TIMEOUT_S
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert time.monotonic() < deadline, "redis-server does not listen"
+                time.sleep(0.05)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            server.terminate()
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,27 +101,6 @@ def test_acks_in_order_take_one_frame() -> None:
 
 
 # -- the contract ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None or importlib.util.find_spec("redis") is None:
-        pytest.skip("redis-server and the redis package are not both installed; Redis is an option, RabbitMQ the rule")
-    [port] = free_ports(1)
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:  # noqa: S603 - found on PATH above
-        try:
-            deadline = time.monotonic() + PATIENCE_S
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert time.monotonic() < deadline, "redis-server does not listen"
-                time.sleep(0.05)
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            server.terminate()
 
 
 @pytest.fixture(

@@ -1,7 +1,7 @@
 """The message broker, through kombu: RabbitMQ, ``memory://`` in one process, or Redis.
 
 ``topology`` names everything, ``link`` connects (and alone knows kombu), ``source`` consumes, ``sink`` publishes,
-``control`` asks agents for reports, ``checks`` is what the doctor looks at.
+``control`` asks agents for reports, ``courier`` brings them orders, ``checks`` is what the doctor looks at.
 """
 
 from nodestate.broker.checks import (
@@ -13,6 +13,7 @@ from nodestate.broker.checks import (
     read_dead_letters,
 )
 from nodestate.broker.control import KombuResyncSender, collect_census
+from nodestate.broker.courier import KombuCourier
 from nodestate.broker.sink import KombuSink
 from nodestate.broker.source import KombuSource
 from nodestate.broker.topology import Topology
@@ -20,6 +21,7 @@ from nodestate.broker.topology import Topology
 __all__ = [
     "BrokerFacts",
     "DeadLetter",
+    "KombuCourier",
     "KombuResyncSender",
     "KombuSink",
     "KombuSource",

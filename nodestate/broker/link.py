@@ -12,7 +12,7 @@ import functools
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from queue import Queue
 from typing import Any, ClassVar, Final, NamedTuple
@@ -203,6 +203,7 @@ class AmqpLink:
                 self._readable = select.poll()
                 self._readable.register(self._socket, select.POLLIN)
                 self._ops: Any = self._amqp.channel()
+                self._binder: Any = None
         except BaseException:
             connection.collect()
             raise
@@ -247,6 +248,10 @@ class AmqpLink:
         """A persistent message for ``post``, to be used for many bodies."""
         return _Prepared(content_type=CONTENT_TYPE, delivery_mode=2)
 
+    def fleeting(self, expires_s: float) -> Any:
+        """A message for ``post`` that RabbitMQ drops where it waits for so long, to be used for many bodies."""
+        return _Prepared(content_type=CONTENT_TYPE, delivery_mode=1, expiration=str(max(1, int(expires_s * 1000))))
+
     def confirming(self, on_settled: Callable[[int, bool, bool], None]) -> Any:
         """A channel on which the broker answers for each ``post``: ``on_settled(tag, multiple, ok)``.
 
@@ -259,8 +264,15 @@ class AmqpLink:
         channel.events["basic_return"].add(_raise_returned)
         return channel
 
+    def asking(self, on_returned: Callable[[bytes], None]) -> Any:
+        """A channel without confirms for ``post``; a message that no queue would take is given back."""
+        channel = self._amqp.channel()
+        channel.auto_decode = False
+        channel.events["basic_return"].add(lambda _error, _exchange, _key, message: on_returned(message.body or b""))
+        return channel
+
     def post(self, channel: Any, exchange: str, key: str, body: bytes, message: Any) -> None:
-        """Publish on a confirming channel, without waiting. Straight to the frame writer: ``basic_publish`` would
+        """Publish on a channel of the two kinds above, without waiting. Straight to the frame writer: ``basic_publish`` would
         first look for input each time, which is half its cost, and which the callers here do when it pays.
         """
         message.body = body
@@ -307,6 +319,23 @@ class AmqpLink:
         channel.basic_consume(name, callback=lambda message: on_message(message.body or b""), no_ack=True)
         return name
 
+    def bind(self, queue: str, exchange: str, keys: Iterable[str]) -> None:
+        """Have a queue of ``listen`` take these keys of an exchange; not waited for, as there may be ten thousand."""
+        channel = self._binding()
+        for key in keys:
+            channel.queue_bind(queue, exchange, key, nowait=True)
+
+    def unbind(self, queue: str, exchange: str, keys: Iterable[str]) -> None:
+        """The reverse; not waited for either: the replies find nobody who waits, and are passed over."""
+        channel = self._binding()
+        for key in keys:
+            channel.send_method(spec.Queue.Unbind, "BsssF", (0, queue, exchange, key, {}))
+
+    def _binding(self) -> Any:
+        if self._binder is None:
+            self._binder = self._amqp.channel()  # its own, as the broker takes a channel's frames in their order
+        return self._binder
+
     def fetch(self, queue: str) -> Fetched | None:
         """Take one message by asking. What is not acked goes back when the link closes."""
         message = self._ops.basic_get(queue)
@@ -326,6 +355,7 @@ class AmqpLink:
                 (topology.exchange, "direct"),
                 (topology.dead, "direct"),
                 (topology.control, "fanout"),
+                (topology.orders, "direct"),
             ):
                 ops.exchange_declare(exchange, kind, durable=True, auto_delete=False, nowait=True)
             ops.queue_declare(topology.dead, durable=True, auto_delete=False, nowait=True)
@@ -386,7 +416,8 @@ class VirtualLink:
             *connection.channel_errors,
         )
         self._taken: dict[Any, None] = {}
-        self._box: tuple[str, str] | None = None
+        self._boxes: list[tuple[str, str]] = []
+        self._bound: dict[tuple[str, str], dict[str, None]] = {}
         try:
             with translated(config, self.errors):
                 connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
@@ -428,8 +459,8 @@ class VirtualLink:
         """Give out again what a consumer took and then died with. Only Redis has such; call about once a second."""
         self._ops.qos.restore_visible(num=1000, interval=1)
 
-    def listen(self, on_message: Callable[[bytes], None], exchange: str) -> str:
-        """A queue of this link alone, bound to a fanout exchange; read by ``pump``. Returns its name."""
+    def listen(self, on_message: Callable[[bytes], None], exchange: str = "") -> str:
+        """A queue of this link alone, bound to a fanout exchange where one is given; read by ``pump``. Returns its name."""
         channel = self._kombu.channel()
         name: str = self.open_box(exchange)
         channel.basic_consume(
@@ -444,8 +475,33 @@ class VirtualLink:
         self._ops.queue_declare(name, auto_delete=True, exclusive=True)
         if exchange:
             self._ops.queue_bind(name, exchange)
-        self._box = (name, exchange)
+        self._boxes.append((name, exchange))
         return name
+
+    def bind(self, queue: str, exchange: str, keys: Iterable[str]) -> None:
+        """Have a queue of ``listen`` take these keys of an exchange."""
+        for key in keys:
+            self._ops.queue_bind(queue, exchange, key)
+            self._bound.setdefault((queue, exchange), {})[key] = None
+
+    def unbind(self, queue: str, exchange: str, keys: Iterable[str]) -> None:
+        """The reverse. With Redis the binding stays until the link closes: kombu knows it only with its queue."""
+        gone = set(keys)
+        with _MEMORY_LOCK:
+            for key in gone:
+                self._ops.state.binding_delete(queue, exchange, key)
+            # Once for all, as kombu's own queue_unbind goes through the table for each.
+            table = self._ops.state.exchanges[exchange]["table"]
+            table[:] = [binding for binding in table if binding[2] != queue or binding[0] not in gone]
+
+    def routes(self, exchange: str) -> dict[str, list[str]]:
+        """By key, the queues that are bound to a direct exchange now."""
+        with _MEMORY_LOCK:
+            table = list(self._ops.get_table(exchange))
+        routes: dict[str, list[str]] = {}
+        for key, _, queue in table:
+            routes.setdefault(key, []).append(queue)
+        return routes
 
     def pump(self, timeout_s: float) -> bool:
         """Deliver the next message to whom ``listen`` was given; False if none came within ``timeout_s``."""
@@ -458,7 +514,12 @@ class VirtualLink:
     def declare(self, topology: Topology) -> None:
         """Declare the whole topology."""
         ops = self._ops
-        for exchange, kind in ((topology.exchange, "direct"), (topology.dead, "direct"), (topology.control, "fanout")):
+        for exchange, kind in (
+            (topology.exchange, "direct"),
+            (topology.dead, "direct"),
+            (topology.control, "fanout"),
+            (topology.orders, "direct"),
+        ):
             ops.exchange_declare(exchange, kind, durable=True)
         ops.queue_declare(topology.dead, durable=True)
         ops.queue_bind(topology.dead, topology.dead, DEAD_KEY)
@@ -477,8 +538,11 @@ class VirtualLink:
             if hasattr(self._ops.qos, "restore_by_tag"):
                 for tag in reversed(self._taken):
                     self._ops.qos.restore_by_tag(tag)
-            if self._box is not None:
-                name, exchange = self._box
+            for (name, exchange), keys in self._bound.items():
+                self.unbind(name, exchange, keys)
+                for key in keys:
+                    self._ops._delete(name, exchange, key, "", name)  # noqa: SLF001 - as below
+            for name, exchange in self._boxes:
                 # Both, as kombu's queue_delete leaves bindings behind (and fills the queue again with each
                 # broadcast), and does not delete a queue that has none.
                 if exchange:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -15,11 +15,14 @@ from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
 from nodestate.broker.topology import Topology
 from nodestate.broker.underway import Confirms, OnDone
 from nodestate.config import Config
-from nodestate.errors import UnconfirmedError
+from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
+from nodestate.orders import Answer, Order, bad_order, decode_order, encode
 from nodestate.ports import Clock, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3
 """The AMQP heartbeat, in signs of life: a publisher that makes no other calls must not lose its connection."""
+MAX_ORDERS_COUNT: Final = 1_000
+"""Orders that one ``resyncs`` takes in: an agent gives signs of life between two of them, however many come."""
 
 
 class KombuSink:
@@ -31,7 +34,8 @@ class KombuSink:
     ``publish`` that raises did not take the event: its ``on_done`` is never called. Virtual transports (``memory://``,
     Redis) confirm at once. With ``control`` the sink has a queue of its own for resync requests; those that are
     broadcast before it connected, or while it is away, are missed: agents report in full when they come back only
-    if they lost something, so who misses a node asks again.
+    if they lost something, so who misses a node asks again. Orders for the nodes of ``listen_for`` come to another queue
+    of its own; they expire, so those that are missed are given up by who gave them.
 
     It connects at the first call, not before, and makes one try per call: the caller decides when to try again.
     Its connection lives if some call is made every few ``heartbeat_s``.
@@ -43,6 +47,9 @@ class KombuSink:
         self._clock = clock or SystemClock()
         self._outlet: _AmqpOutlet | _VirtualOutlet | None = None
         self._asked: list[Resync] = []
+        self._nodes: dict[str, None] = {}
+        self._bodies: list[bytes] = []
+        self.bad_orders = 0
 
     # -- ports.Sink
 
@@ -83,7 +90,9 @@ class KombuSink:
         outlet = self._outlet or self._connect()
         deadline = self._clock.monotonic() + timeout_s
         with self._losing(outlet):
-            while outlet.pump(0 if self._asked else max(0.0, deadline - self._clock.monotonic())):
+            while len(self._bodies) < MAX_ORDERS_COUNT and outlet.pump(
+                0 if self._asked or self._bodies else max(0.0, deadline - self._clock.monotonic())
+            ):
                 pass
         asked, self._asked = self._asked, []
         return asked
@@ -91,7 +100,7 @@ class KombuSink:
     def close(self) -> None:
         """Close the connection; what is not confirmed is told as lost. Using the sink again reconnects."""
         outlet, self._outlet = self._outlet, None
-        self._asked = []
+        self._asked, self._bodies = [], []
         if outlet is not None:
             outlet.link.close()
             outlet.lose()
@@ -104,7 +113,61 @@ class KombuSink:
         with self._losing(outlet):
             outlet.link.send("", queue, body)
 
+    # -- ports.OrderTaker
+
+    def listen_for(self, nodes: Sequence[str]) -> None:
+        """Take orders for these nodes too, from now on (some milliseconds later at RabbitMQ) and after each reconnect."""
+        new = [node for node in nodes if node not in self._nodes]
+        self._nodes.update(dict.fromkeys(new))
+        outlet = self._outlet
+        if new and outlet is not None:
+            with self._losing(outlet):
+                self._listen(outlet, new)
+
+    def stop_listening_for(self, nodes: Sequence[str]) -> None:
+        """Leave orders for these nodes to others."""
+        known = [node for node in nodes if node in self._nodes]
+        for node in known:
+            del self._nodes[node]
+        outlet = self._outlet
+        if outlet is not None and outlet.box:
+            with self._losing(outlet):
+                outlet.link.unbind(outlet.box, Topology.of(self._config).orders, known)
+
+    def orders(self) -> list[Order]:
+        """Orders that came with ``resyncs``; what is not understood is answered, where it says to whom, and logged."""
+        bodies, self._bodies = self._bodies, []
+        orders: list[Order] = []
+        for body in bodies:
+            try:
+                order = decode_order(body)
+                if order.node in self._nodes:
+                    orders.append(order)
+            except BadEventError as error:
+                self._refuse(body, error)
+        return orders
+
+    def answer(self, queue: str, answer: Answer) -> None:
+        """Tell who gave an order what became of it; gets lost without a sound where the queue is gone."""
+        self.answer_census(queue, encode(answer))
+
     # -- inside
+
+    def _refuse(self, body: bytes, error: BadEventError) -> None:
+        self.bad_orders += 1
+        structlog.get_logger("nodestate.broker").warning("order not understood", why=str(error))
+        told = bad_order(body, error)
+        if told is not None:
+            with suppress(BrokerUnavailableError):  # the next call will tell
+                self.answer(*told)
+
+    def _listen(self, outlet: _AmqpOutlet | _VirtualOutlet, nodes: Sequence[str]) -> None:
+        if not outlet.box:
+            outlet.box = outlet.link.listen(self._take_order)
+        outlet.link.bind(outlet.box, Topology.of(self._config).orders, nodes)
+
+    def _take_order(self, body: bytes) -> None:
+        self._bodies.append(body)
 
     def _connect(self) -> _AmqpOutlet | _VirtualOutlet:
         heartbeat_s = max(self._config.broker_heartbeat_s, math.ceil(AGENT_HEARTBEATS_COUNT * self._config.heartbeat_s))
@@ -117,6 +180,8 @@ class KombuSink:
                 outlet = _VirtualOutlet(self._config, link, self._clock, listening=self._control)
             if self._control:
                 link.listen(self._take_control, Topology.of(self._config).control)
+            if self._nodes:
+                self._listen(outlet, list(self._nodes))
         except link.errors as error:
             link.drop()
             raise unavailable(self._config, error) from error
@@ -148,6 +213,7 @@ class _AmqpOutlet:
 
     def __init__(self, config: Config, link: AmqpLink, heartbeat_s: float, clock: Clock) -> None:
         self.link = link
+        self.box = ""
         self._window = config.confirm_window
         self._timeout_s = config.broker_timeout_s
         self._clock = clock
@@ -211,6 +277,7 @@ class _VirtualOutlet:
 
     def __init__(self, config: Config, link: VirtualLink, clock: Clock, *, listening: bool) -> None:
         self.link = link
+        self.box = ""
         self._clock = clock
         self._exchange = Topology.of(config).exchange
         self._listening = listening
@@ -220,7 +287,7 @@ class _VirtualOutlet:
         on_done(True)
 
     def pump(self, timeout_s: float) -> bool:
-        if self._listening:
+        if self._listening or self.box:
             return self.link.pump(timeout_s)
         self._clock.sleep(timeout_s)
         return False

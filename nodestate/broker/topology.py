@@ -5,6 +5,7 @@
     exchange nodestate.{cell}.dead     direct   routing key "dead"
     queue    nodestate.{cell}.dead              what was given up, the reason in a header
     exchange nodestate.{cell}.control  fanout   one exclusive queue per agent: resync requests
+    exchange nodestate.{cell}.orders   direct   routing key = node; one exclusive queue per agent, bound once per node
 
 Publishers and consumers declare all of it whenever they connect, so that no event is ever unroutable.
 """
@@ -50,6 +51,11 @@ class Topology:
     def control(self) -> str:
         """Where resyncs are broadcast."""
         return f"nodestate.{self.cell}.control"
+
+    @property
+    def orders(self) -> str:
+        """Where orders are published, with the node as routing key."""
+        return f"nodestate.{self.cell}.orders"
 
     def queue(self, partition: int) -> str:
         """The queue of one partition."""

@@ -1,0 +1,223 @@
+"""The contract of couriers over memory, kombu's own memory transport, Redis and RabbitMQ; then memory's faults on demand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from nodestate.broker import KombuCourier, KombuSink
+from nodestate.broker.link import AmqpLink, open_link
+from nodestate.broker.topology import Topology
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError
+from nodestate.orders import Answer
+from nodestate.ports import Courier, OrderTaker
+from nodestate.testing import ManualClock, MemoryBroker
+from tests.contract.courier import (
+    PATIENCE_S,
+    CourierContract,
+    ListeningSink,
+    RestartingCourierContract,
+    build,
+    done,
+    take_answers,
+)
+from tests.services.servers import RabbitServer
+
+
+class InMemory:
+    """A ``MemoryBroker`` behind ``contract.courier.Post``."""
+
+    def __init__(self) -> None:
+        self._broker = MemoryBroker(1)
+        self.sink, self.courier = self._broker.sink, self._broker.courier
+
+    def restart(self) -> None:
+        self._broker.stop()
+        self._broker.start()
+
+
+class TestMemoryBroker(RestartingCourierContract):
+    @pytest.fixture
+    def post(self) -> InMemory:
+        return InMemory()
+
+
+class OverKombu:
+    """Any broker that kombu reaches, behind ``contract.courier.Post``."""
+
+    def __init__(self, config: Config, server: RabbitServer | None = None) -> None:
+        self._config = config
+        self._server = server
+
+    def sink(self) -> ListeningSink:
+        return KombuSink(self._config)
+
+    def courier(self) -> Courier:
+        return KombuCourier(self._config)
+
+    def restart(self) -> None:
+        assert self._server is not None
+        self._server.restart()
+
+
+class TestKombuMemory(CourierContract):
+    @pytest.fixture
+    def post(self, cell: str) -> OverKombu:
+        return OverKombu(Config(broker="memory://", cell=cell, partitions=1))
+
+
+@pytest.mark.service
+class TestRedis(CourierContract):
+    @pytest.fixture
+    def post(self, redis_url: str, cell: str) -> OverKombu:
+        return OverKombu(Config(broker=redis_url, cell=cell, partitions=1))
+
+
+@pytest.mark.service
+class TestRabbit(RestartingCourierContract):
+    @pytest.fixture
+    def post(self, rabbit: RabbitServer, cell: str) -> OverKombu:
+        return OverKombu(Config(broker=rabbit.url, cell=cell, partitions=1), rabbit)
+
+
+# -- RabbitMQ -------------------------------------------------------------------------------------
+
+
+@pytest.mark.service
+def test_rabbitmq_drops_an_order_that_waited_for_too_long(rabbit: RabbitServer, cell: str) -> None:
+    """For an agent that stands still: it finds no hours of orders when it wakes."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1)
+    link, courier = open_link(config, "test"), KombuCourier(config)
+    assert isinstance(link, AmqpLink)
+    queue = link._ops.queue_declare("", exclusive=True).queue
+    link._ops.queue_bind(queue, Topology.of(config).orders, "n1")
+    courier.send([build(courier, 1)], 0.2)
+    courier.send([build(courier, 2)], 60.0)
+    deadline = time.monotonic() + PATIENCE_S
+    while link.depth(queue) != (1, 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    fetched = link.fetch(queue)
+    assert fetched is not None
+    assert b"order-2" in fetched.body
+    courier.close()
+    link.close()
+
+
+@pytest.mark.service
+def test_a_frozen_broker_keeps_no_scheduler_waiting(rabbit: RabbitServer, cell: str) -> None:
+    config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=1.0)
+    courier = KombuCourier(config)
+    orders = [build(courier, number) for number in range(50_000)]  # more than what the sockets take
+    rabbit.pause()
+    try:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailableError):
+            courier.send(orders, PATIENCE_S)
+        assert time.monotonic() - started < 5.0
+        with pytest.raises(BrokerUnavailableError):
+            _ = courier.reply_to
+    finally:
+        rabbit.resume()
+    courier.send([build(courier, 1, "nobody")], PATIENCE_S)
+    assert [answer.refused for answer in take_answers(courier, 1)] == ["no-agent"]
+    courier.close()
+
+
+@pytest.mark.service
+def test_ten_thousand_nodes_listen_within_seconds(rabbit: RabbitServer, cell: str) -> None:
+    """And signs of life do not wait for it: the bindings go through a channel of their own."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1)
+    sink, courier = KombuSink(config), KombuCourier(config)
+    confirmed: list[bool] = []
+    sink.listen_for([f"n{number}" for number in range(10_000)])
+    started = time.monotonic()
+    sink.resyncs(0)
+    sink.publish(0, b"event", confirmed.append)
+    sink.flush(PATIENCE_S)
+    assert confirmed == [True]
+    refused = "no-agent"
+    while refused:
+        assert time.monotonic() - started < PATIENCE_S
+        courier.send([build(courier, 1, "n9999")], PATIENCE_S)
+        sink.resyncs(0.05)
+        for order in sink.orders():
+            sink.answer(order.reply_to, done(order))
+        [answer] = take_answers(courier, 1)
+        refused = answer.refused
+    sink.close()
+    courier.close()
+
+
+# -- faults on demand -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held() -> tuple[MemoryBroker, OrderTaker, Courier]:
+    """A broker on which the test decides what arrives, an agent of n1, and a scheduler."""
+    broker = MemoryBroker(1, clock=ManualClock())
+    sink = broker.sink()
+    sink.listen_for(["n1"])
+    broker.holding = True
+    return broker, sink, broker.courier()
+
+
+Held = tuple[MemoryBroker, OrderTaker, Courier]
+
+
+def test_orders_that_are_held_arrive_in_the_order_that_the_test_says(held: Held) -> None:
+    broker, sink, courier = held
+    courier.send([build(courier, number) for number in range(3)], 60.0)
+    assert sink.orders() == []
+    broker.deliver(2)
+    broker.deliver()
+    assert [order.id for order in sink.orders()] == ["order-2", "order-0"]
+    assert [letter.to for letter in broker.under_way] == ["n1"]
+
+
+def test_orders_and_answers_that_are_held_can_be_lost(held: Held) -> None:
+    broker, sink, courier = held
+    courier.send([build(courier, 1), build(courier, 2)], 60.0)
+    assert b"order-1" in broker.drop_order().body
+    broker.deliver()
+    [order] = sink.orders()
+    sink.answer(order.reply_to, done(order))
+    assert courier.answers(0) == []
+    assert broker.drop_order().kind == "answer"
+    assert courier.answers(0) == []
+
+
+def test_an_order_that_is_held_for_too_long_is_dropped(held: Held) -> None:
+    broker, sink, courier = held
+    courier.send([build(courier, 1)], 5.0)
+    courier.answers(4.9)
+    broker.deliver()
+    courier.answers(0.1)
+    assert sink.orders() == []
+
+
+def test_an_answer_may_come_after_that_of_a_later_order(held: Held) -> None:
+    broker, sink, courier = held
+    courier.send([build(courier, 1), build(courier, 2)], 60.0)
+    broker.deliver()
+    broker.deliver()
+    orders = sink.orders()
+    for order in orders:
+        sink.answer(order.reply_to, done(order))
+    broker.deliver(1)
+    broker.deliver()
+    expected: list[Answer] = [done(orders[1]), done(orders[0])]
+    assert courier.answers(0) == expected
+
+
+def test_what_is_under_way_is_lost_with_the_broker(held: Held) -> None:
+    broker, sink, courier = held
+    courier.send([build(courier, 1)], 60.0)
+    broker.stop()
+    broker.start()
+    assert broker.under_way == []
+    with pytest.raises(BrokerUnavailableError):
+        courier.answers(0)
+    assert sink.orders() == []
