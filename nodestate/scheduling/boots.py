@@ -178,6 +178,21 @@ class Boots:
         """Tell agents to end these (node, instance); who must know repeats it until a view shows it."""
         self._try_to_send([End(id=uuid.uuid4().hex, node=node, instance=instance) for node, instance in orders])
 
+    def tell(
+        self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
+    ) -> None:
+        """Tell an agent what holds for an instance that it has; who must know repeats it until a view shows it."""
+        order = Build(
+            id=uuid.uuid4().hex,
+            node=node,
+            instance=instance,
+            resources=dict(resources),
+            group=group,
+            hints=dict(hints),
+            deadline=self._clock.time() + self._answer_s,
+        )
+        self._try_to_send([order])
+
     # -- inside
 
     def _send(self, boots: Sequence[Boot]) -> None:
@@ -233,7 +248,9 @@ class Boots:
         assert placing.node is not None, "sent to a node"
         assert placing.claim is not None, "sent with a claim"
         boot.refused.append(refused)
-        if refused.reason != "silent":  # else it may have been built all the same
+        if refused.reason == "silent":  # it may have been built all the same: the newer move is the one that counts
+            boot.hints["move"] = boot.hints.get("move", 0) + 1
+        else:
             self._ledger.drop(placing.node, placing.claim.id, version)
         row = self._fleet.rows.get(placing.node)
         if row is not None:

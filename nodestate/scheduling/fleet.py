@@ -11,9 +11,10 @@ also where a node moves to another partition, or to another design. Belongs to o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -32,8 +33,20 @@ UP = 0
 FIRST_ROWS = 256
 
 
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """What schedulers put into an allocation's hints for each other: the ``reservation`` that the instance was placed with, how
+    many ``members`` that has, and whether all are known to be ``placed``; and how often it was moved (``move``).
+    """
+
+    reservation: str = ""
+    members: int = 0
+    placed: bool = False
+    move: int = 0
+
+
 class _Tenant(msgspec.Struct, gc=False):
     group: str | None = None
+    hints: Mark = Mark()
 
 
 class _Placing(msgspec.Struct, gc=False):
@@ -46,6 +59,7 @@ class _Placing(msgspec.Struct, gc=False):
 
 
 _decode_placing = msgspec.msgpack.Decoder(_Placing).decode
+_decode_plain = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _NOTHING = _Placing()
 
 
@@ -60,13 +74,22 @@ class Outstanding:
     blocked: bool = False
 
 
+class Lift(NamedTuple):
+    """An instance to be taken out of its row for a while, with what it has there."""
+
+    row: int
+    instance: str
+    amounts: Mapping[str, int]
+
+
 class Fleet:
     """All nodes of a view. ``rows`` by name, ``names`` by row; arrays are longer than there are rows, so they are read
     through ``all`` (or fewer rows).
 
     ``amounts[c]``: capacity and usage of resource class c; ``free[c]``: capacity less usage and claims, may be negative;
     ``usable``: up, and not left out; ``zone``: codes, by ``zones``; ``traits``, ``aggregates``: bits. ``groups``: how many
-    of a group are on which row, claims included; ``version``: which state of the node the row is.
+    of a group are on which row, claims included; ``version``: which state of the node the row is; ``gangs``: the marks of those
+    that were placed by a reservation, by (row, instance).
     """
 
     def __init__(self) -> None:
@@ -81,6 +104,7 @@ class Fleet:
         self.traits = WordBits()
         self.aggregates = WordBits()
         self.groups: dict[str, dict[int, int]] = {}
+        self.gangs: dict[str, dict[tuple[int, str], Mark]] = {}
         self.changes = 0
         self._status: npt.NDArray[np.uint8] = np.full(FIRST_ROWS, NOT_THERE, np.uint8)
         self._log: list[int] = []
@@ -88,7 +112,10 @@ class Fleet:
         self._left_out: frozenset[str] = frozenset()
         self._rest: list[int] = []
         self._tenants: list[dict[str, str | None]] = []
+        self._moves: dict[tuple[int, str], int] = {}
+        self._marked: dict[int, list[tuple[str, str]]] = {}
         self._outstanding: dict[int, Outstanding] = {}
+        self._lifted: dict[int, list[Lift]] = {}
         self._at: dict[str, int] = {}
         self._also_at: dict[str, set[int]] = {}
         self.traits.grow(FIRST_ROWS)
@@ -106,6 +133,19 @@ class Fleet:
         """Rows that changed after ``changes`` was this, or None where that is too long ago to be known."""
         begin = len(self._log) - (self.changes - change)
         return self._log[begin:] if begin >= 0 else None
+
+    def doubled(self) -> dict[str, list[int]]:
+        """The instances that more than one node reports, with their rows."""
+        found = {}
+        for instance in self._also_at:
+            rows = [row for row in self.where(instance) if instance in self._tenants[row]]
+            if len(rows) > 1:
+                found[instance] = rows
+        return found
+
+    def moves(self, row: int, instance: str) -> int:
+        """How often an instance that is on this row had been moved when it came there."""
+        return self._moves.get((row, instance), 0)
 
     def where(self, instance: str) -> list[int]:
         """The rows that an instance is on, or claimed on: none, one, or two while it moves."""
@@ -165,6 +205,30 @@ class Fleet:
         self._reuse(row)
         self._note([row])
 
+    @contextmanager
+    def lifted(self, lifts: Sequence[Lift]) -> Iterator[None]:
+        """As if these instances were not where they are: what a move selects on."""
+        for lift in lifts:
+            self._lift(lift, up=True)
+        try:
+            yield
+        finally:
+            for lift in lifts:
+                self._lift(lift, up=False)
+
+    def _lift(self, lift: Lift, *, up: bool) -> None:
+        present = self._present(lift.row, self._outstanding.get(lift.row))
+        if up:
+            self._lifted.setdefault(lift.row, []).append(lift)
+        else:
+            self._lifted[lift.row].remove(lift)
+            if not self._lifted[lift.row]:
+                del self._lifted[lift.row]
+        for name in lift.amounts:
+            self._refree(name, lift.row)
+        self._settle(lift.row, present)
+        self._note([lift.row])
+
     def _leave_out(self, names: frozenset[str]) -> None:
         concerned = names ^ self._left_out
         self._left_out = names
@@ -199,19 +263,39 @@ class Fleet:
         self._note(at_rows.tolist())
 
     def _place(self, row: int, record: NodeRecord) -> None:
-        placing = _decode_placing(record.rest) if record.live else _NOTHING
+        placing = _placing_of(record) if record.live else _NOTHING
         self.zone[row] = self.zones.setdefault(placing.zone, len(self.zones))
         self.traits.put(row, placing.traits)
         self.aggregates.put(row, placing.aggregates)
         pending = self._outstanding.get(row)
         present = self._present(row, pending)
+        self._unmark(row)
         self._tenants[row] = {instance: tenant.group for instance, tenant in placing.allocations.items()}
+        for instance, tenant in placing.allocations.items():
+            if tenant.hints.move:
+                self._moves[row, instance] = tenant.hints.move
+            if tenant.hints.reservation:
+                self._marked.setdefault(row, []).append((tenant.hints.reservation, instance))
+                self.gangs.setdefault(tenant.hints.reservation, {})[row, instance] = tenant.hints
         self._settle(row, present)
+
+    def _unmark(self, row: int) -> None:
+        for instance in self._tenants[row] if self._moves else ():
+            self._moves.pop((row, instance), None)
+        for reservation, instance in self._marked.pop(row, ()):
+            gang = self.gangs[reservation]
+            del gang[row, instance]
+            if not gang:
+                del self.gangs[reservation]
 
     # -- who is where
 
     def _present(self, row: int, pending: Outstanding | None) -> Mapping[str, str | None]:
-        return {**pending.tenants, **self._tenants[row]} if pending is not None else self._tenants[row]
+        present = {**pending.tenants, **self._tenants[row]} if pending is not None else self._tenants[row]
+        if row in self._lifted:
+            absent = {lift.instance for lift in self._lifted[row]}
+            present = {instance: group for instance, group in present.items() if instance not in absent}
+        return present
 
     def _settle(self, row: int, before: Mapping[str, str | None]) -> None:
         """Keep the indexes of instances and groups, after what is on a row changed from ``before``."""
@@ -259,6 +343,7 @@ class Fleet:
         if amounts is None:
             return
         claimed = self._outstanding[row].amounts.get(name, 0) if row in self._outstanding else 0
+        claimed -= sum(lift.amounts.get(name, 0) for lift in self._lifted.get(row, ()))
         self.free[name][row] = amounts[0][row] - amounts[1][row] - claimed
 
     def _row(self, name: str) -> int:
@@ -299,3 +384,13 @@ def _longer(array: npt.NDArray[N], size: int, fill: object) -> npt.NDArray[N]:
 
 def _gone(name: str) -> NodeRecord:
     return NodeRecord(name, 0, 0, 0, 0, 0.0, True, "down", "", b"", b"", b"", b"")
+
+
+def _placing_of(record: NodeRecord) -> _Placing:
+    try:
+        return _decode_placing(record.rest)
+    except msgspec.ValidationError:  # hints of others, under a name that is ours: they are no marks
+        plain = _decode_plain(record.rest)
+        for allocation in plain.get("allocations", {}).values():
+            allocation.pop("hints", None)
+        return msgspec.convert(plain, _Placing)

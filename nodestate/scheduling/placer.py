@@ -14,7 +14,7 @@ again, once.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,7 +22,7 @@ from nodestate.errors import NodestateError
 from nodestate.ports import Status
 from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.claims import Claim
-from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.fleet import Fleet, Lift
 from nodestate.scheduling.ledger import Ledger
 from nodestate.scheduling.request import Request, hints_of
 from nodestate.scheduling.selection import Remaining, Selector
@@ -50,15 +50,18 @@ class NoNode:
 
 @dataclass(slots=True)
 class Placing:
-    """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``sure``: only nodes of which no claims
-    may be missing. ``claim`` and ``node``, or ``failure``, say how it ended.
+    """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
+    may go to; ``sure``: only nodes of which no claims may be missing; ``lifts``: what is to be
+    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended.
     """
 
     request: Request
     instance: str
     claim_s: float
     avoid: set[int] = field(default_factory=set)
+    only: int | None = None
     sure: bool = False
+    lifts: tuple[Lift, ...] = ()
     reservation: str = ""
     members: int = 1
     owner: str = ""
@@ -127,7 +130,7 @@ class Placer:
             if agreed != node:
                 row = self._fleet.rows.get(agreed)
                 node = agreed
-                if row is None or row not in self._selector.best(request, len(self._fleet), self._but(placing)):
+                if row is None or row in self._but(placing) or not self._selector.passes(request, row):
                     placing.failure = NoNode(why=f"group {group.name} begins on {agreed} just now, which can't take it")
                     return False
         try:
@@ -135,24 +138,41 @@ class Placer:
         except NodestateError as error:
             self._pass_over(placing, row, error)
             return False
+        had = next(
+            (lift.amounts for lift in placing.lifts if (lift.row, lift.instance) == (row, placing.instance)), None
+        )
         placing.node = node
         placing.claim = Claim(
             uuid.uuid4().hex,
             placing.instance,
             self._holder,
             until,
-            request.resources,
+            request.resources if had is None else _beyond(request.resources, had),
             group.name if group is not None else None,
             hints_of(request),
             placing.reservation,
             placing.members,
             owner=placing.owner,
+            resize=had is not None,
         )
         self._ledger.take(node, placing.claim)
         return True
 
     def _row(self, placing: Placing) -> int | None:
-        return next(iter(self._selector.best(placing.request, 1, self._but(placing))), None)
+        if not placing.lifts:
+            return self._passing(placing)
+        with self._fleet.lifted(placing.lifts):
+            return self._passing(placing)
+
+    def _passing(self, placing: Placing) -> int | None:
+        but = self._but(placing)
+        if placing.only is not None:
+            return (
+                placing.only
+                if placing.only not in but and self._selector.passes(placing.request, placing.only)
+                else None
+            )
+        return next(iter(self._selector.best(placing.request, 1, but)), None)
 
     def _but(self, placing: Placing) -> set[int]:
         if not placing.sure:
@@ -180,3 +200,8 @@ class Placer:
         placing.avoid.update(row for row, name in enumerate(self._fleet.names) if self._ledger.server(name) is server)
         if len(placing.avoid) >= len(self._fleet):
             placing.failure = NoNode(why=f"no claim can be written: {error}")
+
+
+def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
+    """What is wanted beyond what is there already."""
+    return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}

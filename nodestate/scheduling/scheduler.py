@@ -30,6 +30,7 @@ from nodestate.scheduling.placer import Placer, Placing
 from nodestate.scheduling.plugins import Policies, installed
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection import Choice, Explanation, Selector
+from nodestate.scheduling.tidying import Duty, Tidying
 from nodestate.view import View
 
 MAX_WAIT_S: Final = 0.25
@@ -81,6 +82,7 @@ class Scheduler:
         self._view: View | None = None
         self._learnt = 0
         self._look_after_at = 0.0
+        self._tidying = Tidying(self.fleet, self.ledger, config.claim_s)
 
     # -- views
 
@@ -138,6 +140,14 @@ class Scheduler:
         self._booting().begin(boots)
         return boots
 
+    def begin(self, boots: Iterable[Boot]) -> None:
+        """Take on boots that were made otherwise."""
+        self._booting().begin(boots)
+
+    def end(self, instances: Iterable[tuple[str, str]]) -> None:
+        """Tell agents to end instances, as (node, instance). What gets lost is told again while views show it."""
+        self._booting().end(instances)
+
     def boot(self, request: Request, timeout_s: float = 60.0) -> list[Outcome]:
         """Boot all instances of a request, and wait for their outcomes. Raises ``TimeoutError`` where some have none yet."""
         boots = self.submit(request)
@@ -179,6 +189,29 @@ class Scheduler:
         self.ledger.expire()
         self.ledger.look_after()
         self.ledger.settle()
+        if self.boots is not None:
+            self._tidy(now)
+
+    def _tidy(self, now: float) -> None:
+        """Finish what others left half done, as far as the last view shows it."""
+        assert self.boots is not None, "asked where there are boots"
+        try:
+            self.refresh()
+        except StaleViewError:
+            return
+        for duty in self._tidying.due(now):
+            if duty.placed:
+                self._mark(duty)
+            else:
+                self.boots.end([(duty.node, duty.instance)])
+
+    def _mark(self, duty: Duty) -> None:
+        assert self.boots is not None, "asked where there are boots"
+        record = self.view.nodes.record(duty.node)
+        allocation = (record.state() if record is not None else {}).get("allocations", {}).get(duty.instance)
+        if allocation is not None:
+            hints = {**allocation.get("hints", {}), "placed": True}
+            self.boots.tell(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
 
     def _booting(self) -> Boots:
         if self.boots is None:

@@ -66,6 +66,10 @@ class Selector:
         """Up to ``count`` rows that the request may go to, the best first, none of those in ``but``."""
         return self._ranking(request).best(count, but)
 
+    def passes(self, request: Request, row: int) -> bool:
+        """Whether the request may go to a row."""
+        return bool(self._ranking(request).score[row] != -np.inf)
+
     def choices(self, request: Request) -> list[Choice]:
         """A node for each instance, as if those before it were there already. Nothing is claimed."""
         choices = []

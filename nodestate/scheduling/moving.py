@@ -1,0 +1,133 @@
+"""Moves: an instance goes elsewhere, or gets other resources, under the request that it was booted with.
+
+What was asked for came back with every report of its node, so it is read from the view: hints, traits, the group and its
+policy. Where the others of the group are is computed from the view as well, never stored. The instance itself is
+thought away from where it is::
+
+    on A --choose B, claim, Build on B--> on A and B --End on A--> on B         each allocation says how often it was moved
+    on A and B, and the scheduler died --tidying: the one that was moved more often stays--> on B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nodestate.errors import BadRequestError
+from nodestate.scheduling.boots import Boot, Booted, Failed
+from nodestate.scheduling.fleet import Lift
+from nodestate.scheduling.request import Request, request_of
+from nodestate.scheduling.scheduler import Scheduler
+
+
+class _Placed(NamedTuple):
+    """An instance as its node reports it."""
+
+    instance: str
+    row: int
+    request: Request
+    hints: Mapping[str, Any]
+
+    @property
+    def lift(self) -> Lift:
+        return Lift(self.row, self.instance, self.request.resources)
+
+
+class Moves:
+    """Moves of one scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def move(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> Booted | Failed:
+        """To another node: ``to``, or the best. Raises ``BadRequestError`` where no node reports the instance."""
+        placed = self._placed(instance)
+        boot = self._boot(placed, placed.request, (placed.lift,))
+        boot.placing.avoid.add(placed.row)
+        if to:
+            boot.placing.only = self._row("to", to)
+            boot.fixed = True
+        [outcome] = self._run([boot], timeout_s)
+        self._end_old([placed], [outcome])
+        return outcome
+
+    def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> Booted | Failed:
+        """Other resources: where it is if they fit there, else on another node. Raises ``BadRequestError``."""
+        placed = self._placed(instance)
+        wanted = request_of(instance, resources, _group(placed.request), placed.hints)
+        boot = self._boot(placed, wanted, (placed.lift,))
+        boot.placing.only, boot.fixed = placed.row, True
+        [outcome] = self._run([boot], timeout_s)
+        if isinstance(outcome, Booted):
+            return outcome
+        boot = self._boot(placed, wanted, (placed.lift,))
+        boot.placing.avoid.add(placed.row)
+        [outcome] = self._run([boot], timeout_s)
+        self._end_old([placed], [outcome])
+        return outcome
+
+    def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[Booted | Failed]:
+        """Everything off a node, also one that is dead: by what it reported last. Raises ``BadRequestError``."""
+        row = self._row("node", node)
+        allocations = self._allocations(row)
+        there = [self._as_placed(instance, row, allocation) for instance, allocation in allocations.items()]
+        lifts = tuple(placed.lift for placed in there)
+        boots = [self._boot(placed, placed.request, lifts) for placed in there]
+        for boot in boots:
+            boot.placing.avoid.add(row)
+        outcomes = self._run(boots, timeout_s)
+        self._end_old(there, outcomes)
+        return outcomes
+
+    # -- inside
+
+    def _row(self, field: str, node: str) -> int:
+        self._scheduler.refresh()
+        row = self._scheduler.fleet.rows.get(node)
+        if row is None:
+            raise BadRequestError(field, f"no node {node} is known")
+        return row
+
+    def _placed(self, instance: str) -> _Placed:
+        self._scheduler.refresh()
+        fleet = self._scheduler.fleet
+        rows = [row for row in fleet.where(instance) if instance in fleet.tenants(row)]
+        if not rows:
+            raise BadRequestError("instance", f"no node reports {instance}")
+        if len(rows) > 1:
+            nodes = " and ".join(fleet.names[row] for row in rows)
+            raise BadRequestError("instance", f"{instance} is on {nodes}: a move is under way; try again")
+        return self._as_placed(instance, rows[0], self._allocations(rows[0])[instance])
+
+    def _allocations(self, row: int) -> dict[str, Any]:
+        record = self._scheduler.view.nodes.record(self._scheduler.fleet.names[row])
+        allocations: dict[str, Any] = record.state().get("allocations", {}) if record is not None else {}
+        return allocations
+
+    def _as_placed(self, instance: str, row: int, allocation: Mapping[str, Any]) -> _Placed:
+        hints = allocation.get("hints", {})
+        request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
+        return _Placed(instance, row, request, hints)
+
+    def _boot(self, placed: _Placed, request: Request, lifts: tuple[Lift, ...]) -> Boot:
+        placing = self._scheduler.placing(request, placed.instance)
+        placing.lifts = lifts
+        # A name that was forced or ignored at the boot concerned the boot; what else was asked for holds for life.
+        placing.request = msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())
+        return Boot(placing, hints={**placed.hints, "move": placed.hints.get("move", 0) + 1})
+
+    def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
+        self._scheduler.begin(boots)
+        self._scheduler.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
+        return [boot.outcome for boot in boots if boot.outcome is not None]
+
+    def _end_old(self, there: list[_Placed], outcomes: list[Booted | Failed]) -> None:
+        names = self._scheduler.fleet.names
+        moved = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
+        self._scheduler.end([(names[placed.row], placed.instance) for placed in there if placed.instance in moved])
+
+
+def _group(request: Request) -> str | None:
+    return request.group.name if request.group is not None else None

@@ -1,0 +1,85 @@
+"""Tidying: what a scheduler that died left half done is finished by any other, from what the agents report.
+
+- An instance on two nodes: the allocation that was moved more often stays, the others are ended.
+- A reservation whose members are all there, and not all marked as placed: they are marked. One that has a member so
+  marked was whole once; what is missing since was ended on purpose.
+- A reservation of which members are missing, none is marked, and no claim is left that could become one: what is there is
+  ended.
+
+Nothing is done before it was seen for ``grace_s``: whoever is at it may be about to finish it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from nodestate.scheduling.fleet import Fleet, Mark
+from nodestate.scheduling.ledger import Ledger
+
+
+class Duty(NamedTuple):
+    """What to tell an agent: to end the instance, or (``placed``) to mark it as placed."""
+
+    node: str
+    instance: str
+    placed: bool
+
+
+class Tidying:
+    """What one scheduler saw half done, and since when."""
+
+    def __init__(self, fleet: Fleet, ledger: Ledger, grace_s: float) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._grace_s = grace_s
+        self._since: dict[str, float] = {}
+
+    def due(self, now: float) -> list[Duty]:
+        """What is to be done by now."""
+        fleet = self._fleet
+        doubled = fleet.doubled()
+        gangs = {number: gang for number, gang in fleet.gangs.items() if not all(m.placed for m in gang.values())}
+        found = {*(f"instance {name}" for name in doubled), *(f"reservation {number}" for number in gangs)}
+        self._since = {what: self._since.get(what, now) for what in found}
+        over = {what for what, since in self._since.items() if now - since >= self._grace_s}
+        duties: list[Duty] = []
+        for instance, rows in doubled.items():
+            if f"instance {instance}" in over:
+                duties += self._of_doubled(instance, rows)
+        for number, gang in gangs.items():
+            if f"reservation {number}" in over:
+                duties += self._of_gang(number, gang)
+        return duties
+
+    def _of_doubled(self, instance: str, rows: Collection[int]) -> list[Duty]:
+        moves = {row: self._fleet.moves(row, instance) for row in rows}
+        last = max(moves.values())
+        if sum(move == last for move in moves.values()) > 1:
+            return []  # nobody can tell which one counts
+        names = self._fleet.names
+        return [Duty(names[row], instance, False) for row, move in moves.items() if move < last]
+
+    def _of_gang(self, number: str, gang: Mapping[tuple[int, str], Mark]) -> list[Duty]:
+        names = self._fleet.names
+        members = next(iter(gang.values())).members
+        whole = any(mark.placed for mark in gang.values()) or len({instance for _, instance in gang}) >= members
+        if not whole and self._claimed(number):
+            return []
+        return [
+            Duty(names[row], instance, whole) for (row, instance), mark in gang.items() if not (whole and mark.placed)
+        ]
+
+    def _claimed(self, number: str) -> bool:
+        """Whether a claim is left that may still become a member."""
+        self._ledger.learn([node for node, known in self._ledger.known.items() if known.record.claims])
+        return any(
+            claim.reservation == number and claim.until > self._ledger.now(node)
+            and not self._allocated(node, claim.instance)
+            for node, known in self._ledger.known.items()
+            for claim in known.record.claims
+        )  # fmt: skip
+
+    def _allocated(self, node: str, instance: str) -> bool:
+        row = self._fleet.rows.get(node)
+        return row is not None and instance in self._fleet.tenants(row)
