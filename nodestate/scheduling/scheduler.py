@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError, ConfigError
+from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError
 from nodestate.opening import open_claims
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.reader import Reader
