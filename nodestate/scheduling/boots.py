@@ -130,6 +130,8 @@ class Boots:
             if self._ledger.edited:
                 self._ledger.flush()
             return
+        for boot in wanted:
+            self._refuse_double(boot.placing)
         self._placer.place(boot.placing for boot in wanted)
         claimed = [boot for boot in wanted if boot.placing.claim is not None]
         for boot in wanted:
@@ -194,6 +196,14 @@ class Boots:
         self._try_to_send([order])
 
     # -- inside
+
+    def _refuse_double(self, placing: Placing) -> None:
+        """An id is one instance: who boots it again while a node has it, and does not move it, is told where it is."""
+        if placing.settled or placing.lifts:
+            return
+        for row in self._fleet.where(placing.instance):
+            if row not in placing.avoid and placing.instance in self._fleet.tenants(row):
+                placing.failure = NoNode(why=f"{placing.instance} is on {self._fleet.names[row]} already")
 
     def _send(self, boots: Sequence[Boot]) -> None:
         orders: list[Order] = []

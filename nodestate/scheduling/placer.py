@@ -119,10 +119,11 @@ class Placer:
 
     def _take(self, placing: Placing) -> bool:
         request = placing.request
-        row = self._row(placing)
-        if row is None:
-            placing.failure = NoNode(self._selector.remaining(request, self._but(placing)))
-            return False
+        with self._fleet.lifted(placing.lifts):
+            row = self._row(placing)
+            if row is None:
+                placing.failure = NoNode(self._selector.remaining(request, self._but(placing)))
+                return False
         node = self._fleet.names[row]
         group = request.group
         if group is not None and group.policy == "affinity" and group.name not in self._fleet.groups:
@@ -159,25 +160,16 @@ class Placer:
         return True
 
     def _row(self, placing: Placing) -> int | None:
-        if not placing.lifts:
-            return self._passing(placing)
-        with self._fleet.lifted(placing.lifts):
-            return self._passing(placing)
-
-    def _passing(self, placing: Placing) -> int | None:
-        but = self._but(placing)
-        if placing.only is not None:
-            return (
-                placing.only
-                if placing.only not in but and self._selector.passes(placing.request, placing.only)
-                else None
-            )
-        return next(iter(self._selector.best(placing.request, 1, but)), None)
+        return next(iter(self._selector.best(placing.request, 1, self._but(placing))), None)
 
     def _but(self, placing: Placing) -> set[int]:
-        if not placing.sure:
-            return placing.avoid
-        return placing.avoid | {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
+        """The rows that it must not go to."""
+        but = placing.avoid
+        if placing.sure:
+            but = but | {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
+        if placing.only is not None:
+            but = but | (set(range(len(self._fleet))) - {placing.only})
+        return but
 
     def _write(self, taken: Sequence[Placing]) -> None:
         outcomes = self._ledger.flush() if taken else {}

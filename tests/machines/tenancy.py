@@ -1,0 +1,305 @@
+"""A cell with schedulers in one process: agents that admit, a consumer, schedulers that die, servers that forget.
+
+What is judged comes from the agents alone (what they have, at every moment) and from the bytes of the claim records in the
+servers; nothing of a scheduler's own opinion is believed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from nodestate.agent.sources.given import GivenFleet
+
+from nodestate import keys
+from nodestate.agent.agent import Agent
+from nodestate.config import Config
+from nodestate.consumers.loop import Consumer
+from nodestate.lockstep import Stores
+from nodestate.orders import Answer, Order
+from nodestate.ports import Item, Write, Written
+from nodestate.reader import Reader
+from nodestate.scheduling.claims import CLAIMS, CLOCK_S, Claim
+from nodestate.scheduling.groups import Groups
+from nodestate.scheduling.moving import Moves
+from nodestate.scheduling.plugins import own
+from nodestate.scheduling.scheduler import Scheduler
+from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemoryServer, MemoryStore
+
+CELL: Final = "cell1"
+LIFE_S: Final = 1.0
+"""Everybody else acts at least so often while somebody waits."""
+
+
+class Crash(BaseException):
+    """The process dies here. Not an ``Exception``: nothing may survive it."""
+
+
+class LivingClock(ManualClock):
+    """While somebody sleeps, the others go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: Callable[[], None] = lambda: None
+        self.busy = False
+
+    def sleep(self, seconds: float) -> None:
+        if self.busy:  # one of the others waits itself
+            self.advance(seconds)
+            return
+        while seconds > 0:
+            self.others()
+            self.advance(min(seconds, LIFE_S))
+            seconds -= LIFE_S
+        self.others()
+
+
+class Mortal:
+    """A scheduler's hands: with ``calls_left`` its process dies before that call of a server or the broker."""
+
+    calls_left: int | None = None
+
+    def touch(self) -> None:
+        if self.calls_left is not None:
+            self.calls_left -= 1
+            if self.calls_left < 0:
+                raise Crash
+
+
+class MortalClaims(MemoryStore):
+    """A connection of a process that may die, and so leave half of its writes undone."""
+
+    def __init__(self, server: MemoryServer, mortal: Mortal) -> None:
+        super().__init__(server)
+        self._mortal = mortal
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        self._mortal.touch()
+        return super().fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        written = []
+        for write in writes:  # one by one: a pipeline may break off anywhere
+            self._mortal.touch()
+            written += super().write([write])
+        return written
+
+
+class MortalCourier:
+    """A ``ports.Courier`` of a process that may die between any two of its orders."""
+
+    def __init__(self, inner: MemoryCourier, mortal: Mortal) -> None:
+        self._inner = inner
+        self._mortal = mortal
+
+    @property
+    def reply_to(self) -> str:
+        return self._inner.reply_to
+
+    def send(self, orders: Sequence[Order], expires_s: float) -> None:
+        for order in orders:
+            self._mortal.touch()
+            self._inner.send([order], expires_s)
+
+    def answers(self, timeout_s: float) -> list[Answer]:
+        self._mortal.touch()
+        return self._inner.answers(timeout_s)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Process:
+    """One scheduler, and all that a user holds of it."""
+
+    def __init__(self, tenancy: Tenancy, name: str, seed: int) -> None:
+        config, clock = tenancy.config, tenancy.clock
+        self.mortal = Mortal()
+        self.courier = tenancy.broker.courier()
+        self.scheduler = Scheduler(
+            config,
+            name=name,
+            seed=seed,
+            max_age=5.0,
+            reader=Reader(config, stores=Stores([MemoryStore(server) for server in tenancy.servers]), clock=clock),
+            claims=[MortalClaims(server, self.mortal) for server in tenancy.servers],
+            courier=MortalCourier(self.courier, self.mortal),
+            clock=clock,
+            policies=own(),
+        )
+        self.groups = Groups(self.scheduler)
+        self.moves = Moves(self.scheduler)
+
+    def close(self) -> None:
+        self.courier.close()
+
+
+class Tenancy:
+    """Everything: ``states`` of the nodes by name, claims and states on ``servers`` memcacheds."""
+
+    def __init__(self, states: Mapping[str, Mapping[str, Any]], *, seed: int = 0, servers: int = 2) -> None:
+        self.clock = LivingClock()
+        self.config = Config(
+            cell=CELL, partitions=2, designs=("snapshot",), read_design="snapshot", resync_jitter_s=0.5
+        )
+        self.servers = [MemoryServer(f"store-{n}", clock=self.clock) for n in range(servers)]
+        self.broker = MemoryBroker(2, clock=self.clock)
+        self.fleet = GivenFleet(states)
+        self.rng = random.Random(seed)
+        self.agent = Agent(
+            self.config,
+            [self.fleet],
+            self.broker.sink(),
+            self.clock,
+            self._random(),
+            incarnation=int(self.clock.time()),
+        )
+        stores = Stores([MemoryStore(server) for server in self.servers])
+        self.consumer = Consumer(
+            self.config, self.broker.source(range(2)), stores, self.broker, self.clock, self._random(), "consumer"
+        )
+        self.processes: list[Process] = []
+        self.agent_frozen = False
+        self.lost: set[str] = set()
+        """Nodes whose claims were lost since the last rest."""
+        self.clock.others = self.live
+        self.over: list[str] = []
+        """What the agents had beyond a bound, ever."""
+
+    def _random(self) -> random.Random:
+        return random.Random(self.rng.getrandbits(32))
+
+    def begin(self) -> None:
+        """Until the consumer vouches for all nodes."""
+        for _ in range(60):
+            self.live()
+            self.clock.advance(1.0)
+        reader = Reader(self.config, stores=Stores([MemoryStore(server) for server in self.servers]), clock=self.clock)
+        assert len(reader.read(max_age=5.0).nodes) == len(self.fleet.nodes())
+
+    def live(self) -> None:
+        """Agents and consumer do what is due."""
+        self.clock.busy = True
+        if not self.agent_frozen:
+            self.agent.step(0.0)
+        self.consumer.step()
+        self.clock.busy = False
+        self.judge_agents()
+
+    def start(self, name: str) -> Process:
+        """One more scheduler."""
+        process = Process(self, name, self.rng.getrandbits(32))
+        self.processes.append(process)
+        return process
+
+    @contextmanager
+    def dying(self, process: Process, calls: int | None) -> Iterator[None]:
+        """What is done meanwhile ends with the process's death, after so many calls (None: it lives)."""
+        process.mortal.calls_left = calls
+        try:
+            yield
+        except Crash:
+            self.bury(process)
+        finally:
+            process.mortal.calls_left = None
+
+    def bury(self, process: Process) -> None:
+        """It is dead; another of its kind comes."""
+        process.close()
+        self.processes.remove(process)
+        self.start(f"{process.scheduler.name}'")
+
+    def rest(self, seconds: float) -> None:
+        """Time passes for everybody."""
+        while seconds > 0:
+            self.live()
+            for process in self.processes:
+                process.scheduler.step(0.0)
+            self.clock.advance(LIFE_S)
+            seconds -= LIFE_S
+
+    # -- faults
+
+    def evict(self, node: str) -> None:
+        """A server forgets one record."""
+        if self.server(node).evict(keys.claim(CELL, node)):
+            self.lost.add(node)
+
+    def flush(self, number: int) -> None:
+        """A server forgets everything."""
+        server = self.servers[number % len(self.servers)]
+        server.flush()
+        self.lost |= {node for node in self.fleet.nodes() if self.server(node) is server}
+
+    def server(self, node: str) -> MemoryServer:
+        return self.servers[keys.partition_of(node, len(self.servers))]
+
+    # -- judging
+
+    def claims(self, node: str) -> list[Claim]:
+        """The live claims in a node's record, as its server has it."""
+        item = self.server(node).fetch([keys.claim(CELL, node)]).get(keys.claim(CELL, node))
+        if item is None:
+            return []
+        now = self.server(node).time()
+        return [claim for claim in CLAIMS.unpack(item.value).claims if claim.until > now]
+
+    def judge_agents(self) -> None:
+        """What agents have is within every bound, whatever was lost (I8)."""
+        for node in self.fleet.nodes():
+            room = self.fleet.room(node)
+            for name, amount in room.usage.items():
+                if amount > room.inventory[name]["total"]:
+                    self.over.append(f"{node} has {amount} of {name}")
+            had = Counter[str]()
+            for allocation in room.allocations.values():
+                for name, amount in allocation["resources"].items():
+                    had[name] += amount
+            assert {n: a for n, a in had.items() if a} == {n: a for n, a in room.usage.items() if a}, node
+            for group, count in Counter(_anti(room.allocations)).items():
+                if count > 1:
+                    self.over.append(f"{node} has {count} of group {group}")
+        assert not self.over
+
+    def judge_claims(self) -> None:
+        """What is allocated or claimed of a node whose record was not lost is within its capacity (I8), and no claim outlives
+        its deadline.
+        """
+        for node in self.fleet.nodes():
+            claims = self.claims(node)
+            for claim in claims:
+                longest = max(self.config.claim_s, *(c.until - self.server(node).time() for c in claims if c.kept), 0.0)
+                assert claim.until <= self.server(node).time() + longest + CLOCK_S
+            if node in self.lost:
+                continue
+            room = self.fleet.room(node)
+            held = Counter(room.usage)
+            for claim in claims:
+                if claim.resize or claim.instance not in room.allocations:
+                    held.update(claim.resources)
+            for name, amount in held.items():
+                assert amount <= room.inventory[name]["total"], f"{node}: {amount} of {name} held, {claims}"
+            members = Counter(_anti(room.allocations))
+            members.update(
+                claim.group
+                for claim in claims
+                if claim.hints.get("group_policy") == "anti-affinity" and claim.instance not in room.allocations
+            )
+            assert all(count <= 1 for count in members.values()), f"{node}: {members}"
+
+    def placed(self) -> dict[str, list[str]]:
+        """The nodes of each instance that an agent has."""
+        found: dict[str, list[str]] = {}
+        for node in self.fleet.nodes():
+            for instance in self.fleet.room(node).allocations:
+                found.setdefault(instance, []).append(node)
+        return found
+
+
+def _anti(allocations: Mapping[str, Any]) -> Iterator[str]:
+    for allocation in allocations.values():
+        if allocation.get("hints", {}).get("group_policy") == "anti-affinity":
+            yield allocation["group"]

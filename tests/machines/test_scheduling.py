@@ -1,0 +1,206 @@
+"""Schedulers against each other, under faults, held to the invariants I8 to I10 of DESIGN.md section 9 (see ``tenancy``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from structlog.testing import capture_logs
+
+from nodestate.errors import BadRequestError, StaleViewError
+from nodestate.scheduling.groups import Reservation
+from nodestate.scheduling.request import parse, parse_group
+from tests.machines.tenancy import Tenancy
+
+NODES = [f"node-{number}" for number in range(4)]
+STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 4}, "MEMORY_MB": {"total": 4_000}}}
+numbers = st.integers(0, 10_000)
+sizes = st.integers(1, 3)
+groups = st.sampled_from([None, None, ("anti", "anti-affinity"), ("near", "affinity"), ("apart", "soft-anti-affinity")])
+lives = st.one_of(*[st.none()] * 5, st.integers(0, 30))
+"""After how many calls the process dies."""
+
+
+def wanted(instance: str, size: int, group: tuple[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """A request of one instance."""
+    content: dict[str, Any] = {"instances": [instance], "resources": {"VCPU": size, "MEMORY_MB": 500 * size}, **more}
+    if group is not None:
+        content["group"] = {"name": group[0], "policy": group[1]}
+    return content
+
+
+class SchedulingMachine(RuleBasedStateMachine):
+    """Boots, reservations and moves of several schedulers in any order, with deaths and losses in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logs = capture_logs()
+        self._logs.__enter__()
+        self.booted = 0
+        self.reserved: list[Reservation] = []
+        self.gangs: dict[str, set[str]] = {}
+
+    @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
+    def begin(self, seed: int, servers: int, schedulers: int) -> None:
+        self.tenancy = Tenancy(dict.fromkeys(NODES, STATE), seed=seed, servers=servers)
+        self.tenancy.begin()
+        for number in range(schedulers):
+            self.tenancy.start(f"s{number}")
+
+    def process(self, number: int) -> Any:
+        return self.tenancy.processes[number % len(self.tenancy.processes)]
+
+    @rule(number=numbers, size=sizes, group=groups, dies=lives)
+    def submit(self, number: int, size: int, group: tuple[str, str] | None, dies: int | None) -> None:
+        """A boot begins; others go on before it ends."""
+        self.booted += 1
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            process.scheduler.submit(parse(wanted(f"i{self.booted}", size, group)))
+            process.scheduler.step(0.0)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, dies=lives)
+    def step(self, number: int, dies: int | None) -> None:
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            process.scheduler.step(0.0)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, members=st.lists(sizes, min_size=1, max_size=4), group=groups, dies=lives)
+    def reserve(self, number: int, members: list[int], group: tuple[str, str] | None, dies: int | None) -> None:
+        content: dict[str, Any] = {"members": []}
+        for size in members:
+            self.booted += 1
+            content["members"].append(wanted(f"i{self.booted}", size))
+        if group is not None:
+            content["group"] = {"name": f"{group[0]} {self.booted}", "policy": group[1]}
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            held = process.groups.reserve(parse_group(content), timeout_s=2.0)
+            if isinstance(held, Reservation):
+                self.reserved.append(held)
+                assert len(held.members) == len(members)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, which=numbers, dies=lives)
+    def confirm(self, number: int, which: int, dies: int | None) -> None:
+        if not self.reserved:
+            return
+        held = self.reserved.pop(which % len(self.reserved))
+        self.gangs[held.id] = {member.instance for member in held.members}
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            process.groups.confirm(held.id, timeout_s=30.0)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, which=numbers, dies=lives)
+    def release(self, number: int, which: int, dies: int | None) -> None:
+        if not self.reserved:
+            return
+        held = self.reserved.pop(which % len(self.reserved))
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            process.groups.release(held.id)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, which=numbers, dies=lives)
+    def move(self, number: int, which: int, dies: int | None) -> None:
+        placed = sorted(self.tenancy.placed())
+        if not placed:
+            return
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            process.moves.move(placed[which % len(placed)], timeout_s=20.0)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, which=numbers, size=sizes, dies=lives)
+    def resize(self, number: int, which: int, size: int, dies: int | None) -> None:
+        placed = sorted(self.tenancy.placed())
+        if not placed:
+            return
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            instance = placed[which % len(placed)]
+            process.moves.resize(instance, {"VCPU": size, "MEMORY_MB": 500 * size}, timeout_s=20.0)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, which=numbers)
+    def end(self, number: int, which: int) -> None:
+        """A user is done with one. A member that goes before all of its gang are known to be placed may take them with it."""
+        placed = self.tenancy.placed()
+        free = sorted(placed.keys() - {member for gang in self.gangs.values() for member in gang})
+        if free:
+            instance = free[which % len(free)]
+            self.process(number).scheduler.end([(node, instance) for node in placed[instance]])
+
+    @rule(number=numbers)
+    def die(self, number: int) -> None:
+        self.tenancy.bury(self.process(number))
+
+    @rule(node=st.sampled_from(NODES))
+    def evict(self, node: str) -> None:
+        self.tenancy.evict(node)
+
+    @rule(number=numbers)
+    def flush(self, number: int) -> None:
+        self.tenancy.flush(number)
+
+    @rule(frozen=st.booleans())
+    def freeze(self, frozen: bool) -> None:
+        self.tenancy.agent_frozen = frozen
+
+    @rule(holding=st.booleans())
+    def hold(self, holding: bool) -> None:
+        """Orders and answers are under way for long, or not any more."""
+        self.tenancy.broker.holding = holding
+        if not holding:
+            while self.tenancy.broker.under_way:
+                self.tenancy.broker.deliver()
+
+    @rule(which=numbers)
+    def lose(self, which: int) -> None:
+        if self.tenancy.broker.under_way:
+            self.tenancy.broker.drop_order(which % len(self.tenancy.broker.under_way))
+
+    @rule(seconds=st.sampled_from([0.2, 1.0, 6.0, 40.0]))
+    def wait(self, seconds: float) -> None:
+        with _staleness():
+            self.tenancy.rest(seconds)
+        self.tenancy.judge_claims()
+
+    def teardown(self) -> None:
+        if hasattr(self, "tenancy"):
+            self._judge_the_end()
+        self._logs.__exit__(None, None, None)
+
+    def _judge_the_end(self) -> None:
+        """After a long rest without faults nothing is half done (I9)."""
+        tenancy = self.tenancy
+        tenancy.agent_frozen = False
+        self.hold(holding=False)
+        with _staleness():
+            tenancy.rest(200.0)
+        placed = tenancy.placed()
+        assert {instance: nodes for instance, nodes in placed.items() if len(nodes) > 1} == {}
+        for gang, members in self.gangs.items():
+            assert members <= placed.keys() or not members & placed.keys(), (
+                f"{gang}: {members & placed.keys()} of {members}"
+            )
+        assert [claim for node in NODES for claim in tenancy.claims(node)] == []
+
+
+class _staleness:  # noqa: N801 - reads as what it allows
+    """What a scheduler may say while consumer or agents are away."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        return kind is not None and issubclass(kind, (StaleViewError, BadRequestError, TimeoutError))
+
+
+TestScheduling = SchedulingMachine.TestCase
+TestScheduling.settings = settings(max_examples=40, stateful_step_count=30)
