@@ -198,6 +198,15 @@ class SourceUnavailableError(NodestateError):
         self.cause = cause
 
 
+class OrderFailedError(NodestateError):
+    """Raised when a source that answers could not carry out an order; nothing of it was done."""
+
+    def __init__(self, source: str, cause: str) -> None:
+        super().__init__(f"{source} could not: {cause}")
+        self.source = source
+        self.cause = cause
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import structlog
-
 from nodestate.errors import (
     BadEventError,
     BrokerUnavailableError,
@@ -912,7 +910,6 @@ class MemorySink:
                     orders.append(order)
             except BadEventError as error:
                 self.bad_orders += 1
-                structlog.get_logger("nodestate.testing").warning("order not understood", why=str(error))
                 told = bad_order(letter.body, error)
                 if told is not None:
                     self.answer(*told)

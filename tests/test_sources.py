@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate.agent.sources import Part, Whole
+from nodestate.agent.sources import Part, Silent, Whole
+from nodestate.agent.sources.given import GivenFleet
 from nodestate.agent.sources.host import HostSource, clean_name
 from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet
@@ -134,36 +135,69 @@ def test_a_fleet_has_racks_zones_and_gpus() -> None:
     assert states["compute-0041"]["aggregates"] == ["rack-1", "az1"]
 
 
-def test_a_node_admits_until_it_is_full_and_no_further() -> None:
-    """I8's last line of defence: the agent refuses what schedulers overcommitted."""
+def test_what_an_order_builds_and_ends_is_in_the_state_and_in_the_reading() -> None:
     fleet = SimulatedFleet(1, changes_per_s=0.0)
-    _states(fleet)
+    [before] = _states(fleet).values()
     [name] = fleet.nodes()
-    admitted = [fleet.admit(name, f"vm-{number}", {"VCPU": 8, "MEMORY_MB": 1_024}) for number in range(100)]
-    fits = admitted.index(False)
-    assert admitted == [True] * fits + [False] * (100 - fits)
-    state = _valid(fleet.state(name))
-    left = state.inventory["VCPU"].capacity - state.usage["VCPU"]
-    assert 0 <= left < 8
-    assert fleet.end(name, "vm-0")
-    assert not fleet.end(name, "vm-0")
-    assert fleet.admit(name, "vm-200", {"VCPU": 8, "MEMORY_MB": 1_024})
-    assert len(list(fleet.poll(1.0))) == fits + 2
+    allocation = {"resources": {"VCPU": 8}, "group": "web", "hints": {"group_policy": "anti-affinity"}}
+    built = fleet.build(name, "vm-1", allocation)
+    used = before["usage"]["VCPU"]
+    assert built == Part(name, {"usage": {"VCPU": used + 8}, "allocations": {"vm-1": allocation}})
+    assert fleet.state(name)["allocations"]["vm-1"] == allocation
+    assert fleet.room(name).usage["VCPU"] == used + 8
+    assert fleet.end(name, "vm-1") == Part(name, {"usage": {"VCPU": used}, "allocations": {"vm-1": None}})
+    assert fleet.room(name).allocations.keys() == before["allocations"].keys()
+    assert list(fleet.poll(1.0)) == []
 
 
-def test_what_was_admitted_comes_with_its_group_and_hints() -> None:
-    """I10: hints live with the allocation, so that every report carries them."""
-    fleet = SimulatedFleet(1, changes_per_s=0.0)
+def test_a_resize_says_what_differs_and_takes_away_what_is_not_asked_any_more() -> None:
+    """A merge patch that named only what is new would leave the old group and hints in every view."""
+    fleet = GivenFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
+    fleet.build("n1", "vm-1", {"resources": {"VCPU": 1, "DISK_GB": 5}, "group": "web", "hints": {"a": 1, "b": 2}})
+    resized = fleet.build("n1", "vm-1", {"resources": {"VCPU": 3}, "hints": {"b": 2}})
+    patch = {"resources": {"VCPU": 3, "DISK_GB": None}, "group": None, "hints": {"a": None}}
+    assert resized == Part("n1", {"usage": {"VCPU": 3, "DISK_GB": 0}, "allocations": {"vm-1": patch}})
+
+
+def test_hints_that_no_patch_can_set_come_as_a_whole_state() -> None:
+    fleet = GivenFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
+    reading = fleet.build("n1", "vm-1", {"resources": {"VCPU": 1}, "hints": {"boot_volume": None}})
+    assert isinstance(reading, Whole)
+    assert reading.state["allocations"]["vm-1"]["hints"] == {"boot_volume": None}
+
+
+def test_what_was_ordered_does_not_end_by_itself() -> None:
+    fleet = SimulatedFleet(3, changes_per_s=1_000.0)
     _states(fleet)
-    [name] = fleet.nodes()
-    assert fleet.admit(name, "vm-1", {"VCPU": 1}, group="web", hints={"group_policy": "anti-affinity"})
-    assert not fleet.admit(name, "vm-1", {"VCPU": 1})
-    assert not fleet.admit(name, "vm-2", {"CUSTOM_FPGA": 1})
-    [reading] = fleet.poll(1.0)
-    assert isinstance(reading, Part)
-    assert reading.patch["allocations"] == {
-        "vm-1": {"resources": {"VCPU": 1}, "group": "web", "hints": {"group_policy": "anti-affinity"}}
+    for name in fleet.nodes():
+        fleet.build(name, "vm-1", {"resources": {"VCPU": 1}})
+    for tick in range(1, 40):
+        list(fleet.poll(float(tick)))
+    assert all("vm-1" in fleet.state(name)["allocations"] for name in fleet.nodes())
+
+
+# -- nodes that are given -------------------------------------------------------------------------
+
+
+def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
+    states = {
+        "n1": {"status": "up", "zone": "az1", "inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 3}},
+        "n2": {"inventory": {"VCPU": {"total": 4}}},
     }
+    fleet = GivenFleet(states)
+    assert list(fleet.poll(0.0)) == [
+        Whole("n1", {**states["n1"], "allocations": {}}),
+        Whole("n2", {**states["n2"], "usage": {"VCPU": 0}, "allocations": {}}),
+    ]
+    assert list(fleet.poll(60.0)) == []
+    fleet.set_status("n1", "draining")
+    fleet.kill("n2")
+    assert list(fleet.poll(61.0)) == [Part("n1", {"status": "draining"}), Silent("n2")]
+    assert fleet.room("n1").status == "draining"
+    fleet.revive("n2")
+    [reading] = fleet.poll(62.0)
+    assert (reading.node, type(reading)) == ("n2", Whole)
+    assert states["n1"]["status"] == "up"
 
 
 # -- libvirt --------------------------------------------------------------------------------------

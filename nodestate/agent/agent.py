@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import structlog
 
+from nodestate.agent.admission import Admission
 from nodestate.agent.backoff import Backoff
 from nodestate.agent.diff import InexpressibleError, diff_patch
 from nodestate.agent.incarnation import Life, state_directory
 from nodestate.agent.publisher import PAUSE_S, Publisher
-from nodestate.agent.sources import Gone, Reading, StateSource, Whole
+from nodestate.agent.sources import AdmittingSource, Gone, Part, Reading, Silent, StateSource, Whole
 from nodestate.config import Config
 from nodestate.errors import (
     BadEventError,
@@ -23,7 +24,7 @@ from nodestate.errors import (
     SourceUnavailableError,
     UnconfirmedError,
 )
-from nodestate.ports import Clock, Resync, Sink
+from nodestate.ports import Clock, OrderTaker, Resync, Sink
 
 MAX_WAIT_S: Final = 0.25
 """``run`` looks at least so often whether it is told to stop."""
@@ -39,6 +40,9 @@ class AgentStats:
     resyncs: int = 0
     censuses: int = 0
     sent_again: int = 0
+    admitted: int = 0
+    refused: int = 0
+    ended: int = 0
     bad: int = 0
     broker_errors: int = 0
 
@@ -64,6 +68,8 @@ class Agent:
         resync that concerns it: report, at a random moment of the request's jitter
         lost while the broker was away: one report of the newest state, when it is back
         gone, or ``close(leave=True)``: leave
+        silent: nothing, until it is read again
+        an order: what it changed, or that it was refused, as a change; then the answer (``Admission``)
 
     ``step`` is a plain function of an injected clock, sources and sink, so that a seeded simulation can run it; it
     never raises for outages. All nodes of a source share its incarnation: one file per source, not per node.
@@ -85,6 +91,7 @@ class Agent:
         self.stats = AgentStats()
         self.publishers: dict[str, Publisher] = {}
         self._sink = sink
+        self._order_taker = sink if isinstance(sink, OrderTaker) else None
         self._clock = clock
         self._rng = rng
         self._log = structlog.get_logger("nodestate.agent")
@@ -97,6 +104,9 @@ class Agent:
         self._of_partition: dict[int, set[str]] = {}
         self._feeds: list[_Feed] = []
         self._feed_of: dict[str, _Feed] = {}
+        self._silent: set[str] = set()
+        self._unheard: list[str] = []
+        self._admission = Admission(clock, self.publishers, self._admitting, self._take_done)
         try:
             for source in sources:
                 life, number = None, incarnation
@@ -113,11 +123,13 @@ class Agent:
     def step(self, wait_s: float = 0.0) -> float:
         """Do all that is due, after waiting up to ``wait_s`` for a request. Returns seconds until more is due."""
         self._take_resyncs(wait_s)
+        self._take_orders()
         now = self._clock.monotonic()
         for feed in self._feeds:
             if feed.poll_at <= now:
                 feed.poll_at = max(now, feed.poll_at + feed.source.every_s)
                 self._poll(feed, now)
+        self._listen()
         self._beat(now)
         self._answer(now)
         self._send_again()
@@ -185,7 +197,12 @@ class Agent:
         try:
             if isinstance(reading, Gone):
                 self._leave(reading.node)
+                self._listen_no_more(reading.node)
                 return
+            if isinstance(reading, Silent):
+                self._silent.add(reading.node)
+                return
+            self._silent.discard(reading.node)
             publisher = self.publishers.get(reading.node)
             if publisher is None:
                 publisher = self._meet(feed, reading.node, now)
@@ -199,6 +216,7 @@ class Agent:
             self._log.error("source gave a bad state", node=reading.node, reason=error.reason, detail=error.detail)
 
     def _take_whole(self, publisher: Publisher, state: Mapping[str, Any]) -> None:
+        state = self._admission.refusals.onto(publisher.node, state)
         if publisher.live:
             try:
                 patch = diff_patch(publisher.state(), dict(state))
@@ -209,6 +227,8 @@ class Agent:
                     publisher.change(patch)
                     self.stats.changes += 1
                 return
+        if not publisher.live:
+            self._unheard.append(publisher.node)
         publisher.report(state)
         self.stats.reports += 1
 
@@ -243,7 +263,7 @@ class Agent:
             missed = (now - due) // self.config.heartbeat_s
             heapq.heapreplace(self._heartbeats, (due + (missed + 1) * self.config.heartbeat_s, name))
             publisher = self.publishers[name]
-            if publisher.live and not self._feed_of[name].failing:
+            if publisher.live and name not in self._silent and not self._feed_of[name].failing:
                 publisher.heartbeat()
                 self.stats.heartbeats += 1
 
@@ -254,7 +274,7 @@ class Agent:
             _, name = heapq.heappop(self._answers)
             self._answering.discard(name)
             publisher = self.publishers[name]
-            if publisher.version.generation > 0:
+            if publisher.version.generation > 0 and name not in self._silent:
                 publisher.republish()
                 self.stats.reports += 1
 
@@ -295,7 +315,7 @@ class Agent:
                 self._log.info("broker is back", to_send_again=len(self._dirty))
 
     def _take_resync(self, resync: Resync) -> None:
-        names = self._concerned(resync)
+        names = [name for name in self._concerned(resync) if name not in self._silent]
         if resync.census:
             for name in names:
                 self.publishers[name].answer_census(resync.census)
@@ -316,6 +336,50 @@ class Agent:
         for partition in resync.partitions:
             names |= self._of_partition.get(partition, set())
         return sorted(names)
+
+    # -- orders
+
+    def _take_orders(self) -> None:
+        """Those that came with the resyncs. Nodes that are silent say nothing here either."""
+        taker = self._order_taker
+        if taker is None or not self._backoff.ready:
+            return
+        try:
+            orders = [order for order in taker.orders() if order.node not in self._silent]
+            answers = self._admission.carry_out(orders)
+            for order, answer in zip(orders, answers, strict=True):
+                if order.reply_to and self._backoff.ready:
+                    taker.answer(order.reply_to, answer)
+        except BrokerUnavailableError as error:
+            self._broker_failed(error)
+        self.stats.admitted = self._admission.admitted
+        self.stats.refused = self._admission.refused
+        self.stats.ended = self._admission.ended
+
+    def _admitting(self, name: str) -> AdmittingSource | None:
+        source = self._feed_of[name].source
+        return source if isinstance(source, AdmittingSource) else None
+
+    def _take_done(self, reading: Whole | Part) -> None:
+        self._take(self._feed_of[reading.node], reading, self._clock.monotonic())
+
+    def _listen(self) -> None:
+        """For the orders of nodes that were met."""
+        if self._order_taker is None or not self._unheard:
+            return
+        unheard, self._unheard = self._unheard, []
+        try:
+            self._order_taker.listen_for(unheard)
+        except BrokerUnavailableError as error:  # the sink knows them now, and tells the broker when it is back
+            self._broker_failed(error)
+
+    def _listen_no_more(self, name: str) -> None:
+        if self._order_taker is None:
+            return
+        try:
+            self._order_taker.stop_listening_for([name])
+        except BrokerUnavailableError as error:
+            self._broker_failed(error)
 
     def _broker_failed(self, error: NodestateError) -> None:
         self.stats.broker_errors += 1

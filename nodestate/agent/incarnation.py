@@ -16,6 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
+from nodestate.agent import durable
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.model import Counter
@@ -117,18 +118,7 @@ class Life:
         )
 
     def _write(self, name: str) -> None:
-        """Atomic replace, on disk when this returns."""
-        fresh = self._file.with_name(f"{name}.incarnation.new")
-        with fresh.open("wb") as file:
-            file.write(_encode(_Kept(name, self.incarnation)))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._file)
-        folder = os.open(self._file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.replace(self._file, _encode(_Kept(name, self.incarnation)))
 
 
 def next_incarnation(directory: str | Path, node: str, now: float) -> int:

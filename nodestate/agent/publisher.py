@@ -142,6 +142,11 @@ class Publisher:
         """True if the node has reported, and not left."""
         return self._record is not None and not self._record.gone
 
+    @property
+    def spare_bytes(self) -> int:
+        """What the state may grow by."""
+        return MAX_EVENT_BYTES - ENVELOPE_BYTES - (len(self._record.body) if self._record is not None else 0)
+
     def state(self) -> dict[str, Any]:
         """The newest state, decoded anew at each call; empty before the first report and after a leave."""
         return self._record.state() if self._record is not None else {}

@@ -9,10 +9,12 @@ from dataclasses import asdict
 import click
 
 from nodestate.agent.agent import Agent
+from nodestate.agent.allocations import Allocations
+from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources import StateSource
 from nodestate.agent.sources.host import HostSource
 from nodestate.agent.sources.libvirt import LibvirtSource
-from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.agent.sources.simulated import SimulatedFleet, fleet_name
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.stopping import stopping
@@ -48,7 +50,7 @@ def command(
     seconds: float | None,
     leave: bool,
 ) -> None:
-    """Publish the state of nodes and what changes, give signs of life, and answer resyncs.
+    """Publish the state of nodes and what changes, give signs of life, answer resyncs, and carry out orders.
 
     SIGTERM ends it when the broker has the newest states. Nodes then stay known and grow stale, as an agent that is
     updated should not empty the view; --leave says that they will not come back.
@@ -60,7 +62,8 @@ def command(
     elif source == "libvirt":
         sources = [LibvirtSource(uri, name=name or "", zone=zone)]
     else:
-        sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix)]
+        kept = Allocations(state_directory(run.config), fleet_name(prefix, seed))
+        sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix, allocations=kept)]
     sink = KombuSink(run.config)
     try:
         agent = Agent(run.config, sources, sink, SystemClock(), random.Random())
@@ -77,5 +80,5 @@ def command(
         stats = agent.stats
         run.out.print(
             f"{len(agent.publishers):,} nodes: {stats.reports:,} reports, {stats.changes:,} changes, "
-            f"{stats.heartbeats:,} heartbeats"
+            f"{stats.heartbeats:,} heartbeats; {stats.admitted:,} admitted, {stats.refused:,} refused, {stats.ended:,} ended"
         )

@@ -1,12 +1,13 @@
 """Where an agent reads state from: one small Protocol, and what comes out of it.
 
-``host`` is this machine, ``libvirt`` its virtual machines, ``simulated`` a fleet that does not exist.
+``host`` is this machine, ``libvirt`` its virtual machines, ``simulated`` a fleet that does not exist, ``given`` one of
+which nothing is known but what it is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Whole(NamedTuple):
@@ -29,7 +30,22 @@ class Gone(NamedTuple):
     node: str
 
 
-Reading = Whole | Part | Gone
+class Silent(NamedTuple):
+    """The node does not answer: no sign of life of it, until it is read again."""
+
+    node: str
+
+
+Reading = Whole | Part | Gone | Silent
+
+
+class Room(NamedTuple):
+    """What decides on an order: as of now, each field as in a node's state."""
+
+    status: str
+    inventory: Mapping[str, Mapping[str, float]]
+    usage: Mapping[str, int]
+    allocations: Mapping[str, Mapping[str, Any]]
 
 
 class StateSource(Protocol):
@@ -56,4 +72,27 @@ class StateSource(Protocol):
         """Give back what it holds."""
 
 
-__all__ = ["Gone", "Part", "Reading", "StateSource", "Whole"]
+@runtime_checkable
+class AdmittingSource(Protocol):
+    """A ``StateSource`` that can also carry out orders. Whether it should is decided by who calls (``admission``).
+
+    ``room``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError``, and then did nothing. What
+    ``build`` and ``end`` return is not among what ``poll`` gives, and is published only after ``keep``.
+    """
+
+    def room(self, node: str) -> Room:
+        """What the node has and who has it."""
+
+    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> Whole | Part:
+        """Give the instance this allocation, in place of the one that it may have."""
+
+    def end(self, node: str, instance: str) -> Whole | Part:
+        """Take away what the instance has; it has something."""
+
+    def keep(self) -> None:
+        """Make what was built and ended since the last call outlive the agent. Raises ``SourceUnavailableError``: then all of
+        it is undone.
+        """
+
+
+__all__ = ["AdmittingSource", "Gone", "Part", "Reading", "Room", "Silent", "StateSource", "Whole"]

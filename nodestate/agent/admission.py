@@ -1,0 +1,249 @@
+"""The last word on what a node takes on: orders are held against what it has now, then carried out or refused.
+
+    End, of what is here                  --> ended       of what is not here          --> done, nothing changed
+    Build, of what is here as it is asked --> done, nothing changed, however late
+    Build, overdue                        --> refused: expired
+           the node is not ``up``         --> refused: status
+           anti-affinity, enough are here --> refused: group
+           it does not fit                --> refused: no-room
+           else                           --> admitted, in place of what the instance may have had
+
+So an order may come twice, late, or after a later one: what is answered is what is so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from nodestate.agent.publisher import Publisher
+from nodestate.agent.sources import AdmittingSource, Part, Room, Whole
+from nodestate.errors import OrderFailedError, SourceUnavailableError
+from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
+from nodestate.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
+from nodestate.ports import Clock
+
+KEPT_REFUSALS_COUNT: Final = 8
+"""Refusals that a node's state tells of: the last ones."""
+SPARE_BYTES: Final = 16 * 1024
+"""What must be left of a report's size beside the allocations: usage and metrics change, refusals are told of."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Refused(NamedTuple):
+    """Why not."""
+
+    reason: Refusal
+    detail: str
+
+
+# -- judging --------------------------------------------------------------------------------------
+
+
+def allocation_of(order: Build) -> dict[str, Any]:
+    """The allocation that an order asks for, as it stands in a node's state."""
+    allocation: dict[str, Any] = {"resources": order.resources}
+    if order.group is not None:
+        allocation["group"] = order.group
+    if order.hints:
+        allocation["hints"] = order.hints
+    return allocation
+
+
+def is_done(order: Order, room: Room) -> bool:
+    """True where the node is as the order asks already."""
+    here = room.allocations.get(order.instance)
+    if isinstance(order, End):
+        return here is None
+    return (
+        here is not None
+        and here["resources"] == order.resources
+        and here.get("group") == order.group
+        and (here.get("hints") or {}) == order.hints
+    )
+
+
+def judge(order: Build, room: Room, now: float) -> Refused | None:
+    """Why a node must not take this on; None where it may. ``now`` in seconds since 1970."""
+    if now > order.deadline:
+        return Refused("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
+    if room.status != "up":
+        return Refused("status", f"the node is {room.status}")
+    return _too_many_of_its_group(order, room) or _does_not_fit(order, room)
+
+
+def _too_many_of_its_group(order: Build, room: Room) -> Refused | None:
+    if order.group is None or order.hints.get("group_policy") != "anti-affinity":
+        return None
+    limit = order.hints.get("max_per_node", 1)
+    if type(limit) is not int or limit < 1:
+        return Refused("bad-order", f"max_per_node is {limit!r:.40}, and should be a whole number from 1")
+    others = sum(
+        allocation.get("group") == order.group
+        for instance, allocation in room.allocations.items()
+        if instance != order.instance
+    )
+    if others < limit:
+        return None
+    return Refused("group", f"{others} of group {order.group} are here, and there may be {limit}")
+
+
+def _does_not_fit(order: Build, room: Room) -> Refused | None:
+    had = room.allocations.get(order.instance, {}).get("resources", {})
+    for name, amount in order.resources.items():
+        more = amount - had.get(name, 0)
+        if more <= 0:  # also on a node that is over its capacity, since its inventory shrank
+            continue
+        capacity = msgspec.convert(room.inventory[name], Inventory).capacity if name in room.inventory else 0
+        left = capacity - room.usage.get(name, 0)
+        if more > left:
+            return Refused("no-room", f"{more} more of {name} are asked, and {max(0, left)} of {capacity} are left")
+    return None
+
+
+# -- refusals in the state of a node --------------------------------------------------------------
+
+
+class Refusals:
+    """The last refusals of each node, which its state tells in ``namespaces``, so that others than who asked see them."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def note(self, order: Order, reason: Refusal, at: float) -> dict[str, Any] | None:
+        """A patch that tells of one more; None where it was told already."""
+        kept = self._of.setdefault(order.node, {})
+        known = kept.get(order.id)
+        if known is not None and (known["reason"], known["instance"]) == (reason, order.instance):
+            return None
+        kept.pop(order.id, None)
+        kept[order.id] = {"reason": reason, "instance": order.instance, "at": round(at, 3)}
+        patch: dict[str, Any] = {order.id: kept[order.id]}
+        for oldest in list(kept)[:-KEPT_REFUSALS_COUNT]:
+            del kept[oldest]
+            patch[oldest] = None
+        return {"namespaces": {"nodestate": {"refused": patch}}}
+
+    def onto(self, node: str, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A whole state, as its source gives it, with them."""
+        kept = self._of.get(node)
+        if not kept:
+            return state
+        namespaces = dict(state.get("namespaces", {}))
+        namespaces["nodestate"] = {**namespaces.get("nodestate", {}), "refused": dict(kept)}
+        return {**state, "namespaces": namespaces}
+
+
+# -- carrying out ---------------------------------------------------------------------------------
+
+
+class _Outcome(NamedTuple):
+    """What became of one order: refused, or (with a reading) done now, or (without) done before."""
+
+    order: Order
+    source: AdmittingSource | None = None
+    refused: Refused | None = None
+    reading: Whole | Part | None = None
+
+
+class Admission:
+    """Carries out orders in batches::
+
+        judged, and built or ended --the source keeps it--> durable --published--> seen --> answered
+
+    So nobody is told of an allocation that would not outlive the agent. Where it can't be kept all orders of that source
+    are refused as ``failed``.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        publishers: Mapping[str, Publisher],
+        source_of: Callable[[str], AdmittingSource | None],
+        publish: Callable[[Whole | Part], None],
+    ) -> None:
+        self.refusals = Refusals()
+        self.admitted = 0
+        self.ended = 0
+        self.refused = 0
+        self._clock = clock
+        self._publishers = publishers
+        self._source_of = source_of
+        self._publish = publish
+
+    def carry_out(self, orders: Sequence[Order]) -> list[Answer]:
+        """One answer for each order, in their order."""
+        promised: dict[str, int] = {}
+        outcomes = [self._decide(order, promised) for order in orders]
+        lost: dict[int, Refused] = {}
+        for source in {id(outcome.source): outcome.source for outcome in outcomes}.values():
+            if source is not None:
+                try:
+                    source.keep()
+                except SourceUnavailableError as error:
+                    lost[id(source)] = Refused("failed", str(error))
+        return [
+            self._tell(
+                outcome
+                if outcome.refused is not None or id(outcome.source) not in lost
+                else _Outcome(outcome.order, refused=lost[id(outcome.source)])
+            )
+            for outcome in outcomes
+        ]
+
+    def _decide(self, order: Order, promised: dict[str, int]) -> _Outcome:
+        publisher = self._live(order.node)
+        if publisher is None:
+            return _Outcome(order, refused=Refused("unknown-node", "the agent has no such node"))
+        source = self._source_of(order.node)
+        if source is None:
+            return _Outcome(order, refused=Refused("failed", "what the agent reads the node from takes no orders"))
+        try:
+            room = source.room(order.node)
+            if is_done(order, room):
+                return _Outcome(order, source)
+            if isinstance(order, End):
+                return _Outcome(order, source, reading=source.end(order.node, order.instance))
+            allocation = allocation_of(order)
+            size = promised.get(order.node, 0) + len(_encode({order.instance: allocation}))
+            refused = judge(order, room, self._clock.time())
+            if refused is None and (
+                size + SPARE_BYTES > publisher.spare_bytes or len(room.allocations) >= MAX_ALLOCATIONS_COUNT
+            ):
+                refused = Refused("no-room", "its allocations would be more than a report can carry")
+            if refused is not None:
+                return _Outcome(order, refused=refused)
+            promised[order.node] = size
+            return _Outcome(order, source, reading=source.build(order.node, order.instance, allocation))
+        except (SourceUnavailableError, OrderFailedError) as error:
+            return _Outcome(order, refused=Refused("failed", str(error)))
+
+    def _live(self, node: str) -> Publisher | None:
+        publisher = self._publishers.get(node)
+        return publisher if publisher is not None and publisher.live else None
+
+    def _tell(self, outcome: _Outcome) -> Answer:
+        order, refused = outcome.order, outcome.refused
+        publisher = self._live(order.node)
+        if refused is not None:
+            self.refused += 1
+            patch = self.refusals.note(order, refused.reason, self._clock.time()) if publisher is not None else None
+            if patch is not None:
+                self._publish(Part(order.node, patch))
+        elif outcome.reading is not None:
+            self.admitted += isinstance(order, Build)
+            self.ended += isinstance(order, End)
+            self._publish(outcome.reading)
+        version = publisher.version if publisher is not None else NEVER
+        return Answer(
+            id=order.id,
+            node=order.node,
+            instance=order.instance,
+            incarnation=version.incarnation,
+            generation=version.generation,
+            refused=refused.reason if refused is not None else "",
+            detail=refused.detail[:MAX_DETAIL_CHARS] if refused is not None else "",
+        )
