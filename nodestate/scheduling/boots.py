@@ -33,6 +33,15 @@ MAX_NODES_COUNT: Final = 8
 """Nodes that are asked for one instance."""
 
 
+def next_move(hints: Mapping[str, Any], clock: Clock) -> int:
+    """The stamp of an allocation that takes the place of another, elsewhere: of two the later one counts, also where two
+    schedulers, of which one is dead, moved the same instance at the same time. Milliseconds since 1970, and always more
+    than that of the one before.
+    """
+    before = hints.get("move", 0)
+    return max(before + 1 if isinstance(before, int) else 1, int(clock.time() * 1000))
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """A node that did not take it, with the reason (``orders.Refusal``, or ``silent``)."""
@@ -251,6 +260,8 @@ class Boots:
     def _booted(self, boot: Boot, version: Version) -> None:
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
+        if placing.claim is not None and placing.claim.resize:  # unlike others it is not known by what the node shows
+            self._ledger.drop(placing.node, placing.claim.id, version)
         self._end(boot, Booted(placing.instance, placing.node, version, tuple(boot.refused), placing.conflicts))
 
     def _refused(self, boot: Boot, refused: Refused, version: Version) -> None:
@@ -259,7 +270,7 @@ class Boots:
         assert placing.claim is not None, "sent with a claim"
         boot.refused.append(refused)
         if refused.reason == "silent":  # it may have been built all the same: the newer move is the one that counts
-            boot.hints["move"] = boot.hints.get("move", 0) + 1
+            boot.hints["move"] = next_move(boot.hints, self._clock)
         else:
             self._ledger.drop(placing.node, placing.claim.id, version)
         row = self._fleet.rows.get(placing.node)

@@ -35,7 +35,7 @@ FIRST_ROWS = 256
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
     """What schedulers put into an allocation's hints for each other: the ``reservation`` that the instance was placed with, how
-    many ``members`` that has, and whether all are known to be ``placed``; and how often it was moved (``move``).
+    many ``members`` that has, and whether all are known to be ``placed``; and the stamp of its last move (``move``).
     """
 
     reservation: str = ""
@@ -144,7 +144,7 @@ class Fleet:
         return found
 
     def moves(self, row: int, instance: str) -> int:
-        """How often an instance that is on this row had been moved when it came there."""
+        """The stamp of the move that brought an instance to this row, 0 where it was booted there."""
         return self._moves.get((row, instance), 0)
 
     def where(self, instance: str) -> list[int]:

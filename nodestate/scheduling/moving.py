@@ -4,8 +4,8 @@ What was asked for came back with every report of its node, so it is read from t
 policy. Where the others of the group are is computed from the view as well, never stored. The instance itself is
 thought away from where it is::
 
-    on A --choose B, claim, Build on B--> on A and B --End on A--> on B         each allocation says how often it was moved
-    on A and B, and the scheduler died --tidying: the one that was moved more often stays--> on B
+    on A --choose B, claim, Build on B--> on A and B --End on A--> on B         each allocation says when it was moved
+    on A and B, and the scheduler died --tidying: the one that was moved last stays--> on B
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError
-from nodestate.scheduling.boots import Boot, Booted, Failed
+from nodestate.scheduling.boots import Boot, Booted, Failed, next_move
 from nodestate.scheduling.fleet import Lift
 from nodestate.scheduling.request import Request, request_of
 from nodestate.scheduling.scheduler import Scheduler
@@ -116,7 +116,7 @@ class Moves:
         placing.lifts = lifts
         # A name that was forced or ignored at the boot concerned the boot; what else was asked for holds for life.
         placing.request = msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())
-        return Boot(placing, hints={**placed.hints, "move": placed.hints.get("move", 0) + 1})
+        return Boot(placing, hints={**placed.hints, "move": next_move(placed.hints, self._scheduler.clock)})
 
     def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
         self._scheduler.begin(boots)

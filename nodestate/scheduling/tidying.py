@@ -1,6 +1,6 @@
 """Tidying: what a scheduler that died left half done is finished by any other, from what the agents report.
 
-- An instance on two nodes: the allocation that was moved more often stays, the others are ended.
+- An instance on two nodes: the allocation that was moved last stays, the others are ended.
 - A reservation whose members are all there, and not all marked as placed: they are marked. One that has a member so
   marked was whole once; what is missing since was ended on purpose.
 - A reservation of which members are missing, none is marked, and no claim is left that could become one: what is there is

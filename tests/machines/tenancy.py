@@ -278,7 +278,7 @@ class Tenancy:
             room = self.fleet.room(node)
             held = Counter(room.usage)
             for claim in claims:
-                if claim.resize or claim.instance not in room.allocations:
+                if claim.instance not in room.allocations:  # a resize is judged by what the agent has in the end
                     held.update(claim.resources)
             for name, amount in held.items():
                 assert amount <= room.inventory[name]["total"], f"{node}: {amount} of {name} held, {claims}"
