@@ -47,7 +47,8 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.tenancy = Tenancy(dict.fromkeys(NODES, STATE), seed=seed, servers=servers)
         self.tenancy.begin()
         for number in range(schedulers):
-            self.tenancy.start(f"s{number}")
+            self.tenancy.start(f"s{number}").scheduler.refresh()
+        self.tenancy.rest(12.0)  # no record is unsure any more
 
     def process(self, number: int) -> Any:
         return self.tenancy.processes[number % len(self.tenancy.processes)]
@@ -69,8 +70,12 @@ class SchedulingMachine(RuleBasedStateMachine):
             process.scheduler.step(0.0)
         self.tenancy.judge_claims()
 
-    @rule(number=numbers, members=st.lists(sizes, min_size=1, max_size=4), group=groups, dies=lives)
-    def reserve(self, number: int, members: list[int], group: tuple[str, str] | None, dies: int | None) -> None:
+    @rule(
+        number=numbers, members=st.lists(sizes, min_size=1, max_size=4), group=groups, dies=lives, confirm=st.booleans()
+    )
+    def reserve(
+        self, number: int, members: list[int], group: tuple[str, str] | None, dies: int | None, confirm: bool
+    ) -> None:
         content: dict[str, Any] = {"members": []}
         for size in members:
             self.booted += 1
@@ -84,6 +89,8 @@ class SchedulingMachine(RuleBasedStateMachine):
                 self.reserved.append(held)
                 assert len(held.members) == len(members)
         self.tenancy.judge_claims()
+        if confirm:
+            self.confirm(number, len(self.reserved) - 1, dies)
 
     @rule(number=numbers, which=numbers, dies=lives)
     def confirm(self, number: int, which: int, dies: int | None) -> None:
