@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from nodestate import keys
 from nodestate.errors import CorruptItemError, NodestateError
 from nodestate.lockstep import Step, Steps, run
-from nodestate.model import NEVER, Version
+from nodestate.model import NEVER, Receipt, Version
 from nodestate.ports import ClaimStore, Item, Put, Status, Write
 from nodestate.scheduling.claims import (
     CLAIMS,
@@ -153,6 +153,15 @@ class Ledger:
             found = outstanding(record.claims, _time_of(self.server(node)), self._fleet.tenants(row))
             found.blocked = blocked
             self._fleet.overlay(row, found if found.amounts or blocked else None)
+
+    def behind(self) -> list[Receipt]:
+        """What the fleet lacks yet of nodes that nothing can be claimed on for that."""
+        rows, version = self._fleet.rows, self._fleet.version
+        return [
+            Receipt(node, known.record.seen)
+            for node, known in self.known.items()
+            if node in rows and known.record.seen > version[rows[node]]
+        ]
 
     # -- edits
 

@@ -14,7 +14,7 @@ again, once.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -77,10 +77,21 @@ class Placing:
 
 
 class Placer:
-    """Chooses and claims. Belongs to one scheduler, whose ``holder`` name its claims bear."""
+    """Chooses and claims. Belongs to one scheduler, whose ``holder`` name its claims bear. ``look_again`` reads anew
+    what the scheduler knows, and says whether anything differs.
+    """
 
-    def __init__(self, holder: str, fleet: Fleet, selector: Selector, ledger: Ledger, anchors: Anchors) -> None:
+    def __init__(
+        self,
+        holder: str,
+        fleet: Fleet,
+        selector: Selector,
+        ledger: Ledger,
+        anchors: Anchors,
+        look_again: Callable[[], bool],
+    ) -> None:
         self._holder = holder
+        self._look_again = look_again
         self._fleet = fleet
         self._selector = selector
         self._ledger = ledger
@@ -89,16 +100,16 @@ class Placer:
     def place(self, placings: Iterable[Placing]) -> None:
         """Choose and claim until each is settled: one round trip to each server where nobody interferes."""
         waiting = [placing for placing in placings if not placing.settled]
-        relearned = False
+        looked_again = False
         while waiting:
             self._ledger.expire()
             taken = [placing for placing in waiting if self._take(placing)]
             self._write(taken)
             failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
-            if failed and not relearned:
+            if failed and not looked_again:
                 # Nobody tells when a claim of somebody else goes: before a node is refused for one, it is looked at again.
-                relearned = True
-                if self._relearn():
+                looked_again = True
+                if self._look_again():
                     for placing in failed:
                         placing.failure = None
             waiting = [placing for placing in waiting if not placing.settled]
@@ -110,12 +121,6 @@ class Placer:
                 self._ledger.drop(placing.node, placing.claim.id)
                 placing.claim = placing.node = None
         self._ledger.settle()
-
-    def _relearn(self) -> bool:
-        claimed = [node for node, known in self._ledger.known.items() if known.record.claims]
-        before = self._fleet.changes
-        self._ledger.learn(claimed)
-        return self._fleet.changes != before
 
     def _take(self, placing: Placing) -> bool:
         request = placing.request

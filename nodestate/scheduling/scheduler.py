@@ -13,17 +13,18 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError
+from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, StaleViewError
 from nodestate.opening import open_claims
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.reader import Reader
 from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.boots import Boot, Boots, Outcome
-from nodestate.scheduling.claims import LOOK_AFTER_S
+from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.ledger import Ledger
 from nodestate.scheduling.placer import Placer, Placing
@@ -35,6 +36,8 @@ from nodestate.view import View
 
 MAX_WAIT_S: Final = 0.25
 """A step waits for answers so long at most."""
+CATCH_UP_S: Final = 1.0
+"""How long to wait for states that agents have told of already, before an instance is told that there is no node."""
 
 
 class Scheduler:
@@ -75,20 +78,24 @@ class Scheduler:
         self.ledger = Ledger(config.cell, claims, self.fleet)
         self.random = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
         self.selector = Selector(self.fleet, policies or installed(), self.random.getrandbits(63))
-        self.placer = Placer(self.name, self.fleet, self.selector, self.ledger, Anchors(config.cell, claims))
+        self.placer = Placer(
+            self.name, self.fleet, self.selector, self.ledger, Anchors(config.cell, claims), self._look_again
+        )
         self.boots: Boots | None = None
         if courier is not None:
             self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config.answer_s)
         self._view: View | None = None
         self._learnt = 0
         self._look_after_at = 0.0
+        # A claim counts until an agent's answer is in every view that decides: older ones could miss both.
+        self._longest_age = config.claim_s - config.answer_s - CLOCK_S
         self._tidying = Tidying(self.fleet, self.ledger, config.claim_s)
 
     # -- views
 
     def refresh(self, max_age: float | None = None) -> View:
         """Read a view, and compute on it from now on. Raises ``StaleViewError`` where none is fresh enough."""
-        bound = self.max_age if max_age is None else max_age
+        bound = min(self.max_age if max_age is None else max_age, self._longest_age)
         view = self.reader.read(max_age=bound, on_stale="exclude")
         if view.age > bound:
             view = self.reader.read(max_age=bound, on_stale="refuse")  # says why
@@ -105,6 +112,19 @@ class Scheduler:
     def view(self) -> View:
         """What decisions are made on; read now if none was before."""
         return self._view if self._view is not None else self.refresh()
+
+    def _look_again(self) -> bool:
+        """A view that has what claims were dropped for, and the claims of others as they are now."""
+        before = self.fleet.changes
+        deadline = self.clock.monotonic() + CATCH_UP_S
+        for receipt in self.ledger.behind():
+            with suppress(BehindError, StaleViewError):
+                left_s = max(0.0, deadline - self.clock.monotonic())
+                self.reader.read(at_least=receipt, on_stale="flag", timeout=left_s)
+        with suppress(StaleViewError):
+            self.refresh()
+        self.ledger.learn([node for node, known in self.ledger.known.items() if known.record.claims])
+        return self.fleet.changes != before
 
     # -- selecting
 

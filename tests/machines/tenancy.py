@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from nodestate.agent.sources.given import GivenFleet
-
 from nodestate import keys
 from nodestate.agent.agent import Agent
+from nodestate.agent.sources.given import GivenFleet
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.lockstep import Stores

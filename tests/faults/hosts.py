@@ -1,0 +1,65 @@
+"""Agents of given nodes in a process of their own, which write down all that they are told and all that they say.
+
+``python -m tests.faults.hosts FOLDER NAME``: the states of the nodes stand in FOLDER/NAME.states, the history goes to
+FOLDER/NAME.history, a msgpack map after the other: ``{"event": bytes}`` in the order in which a node's agent gave them out,
+and ``{"order": bytes, "at": seconds}`` before anything was done about it. Ends on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from nodestate.agent.agent import Agent
+from nodestate.agent.allocations import Allocations
+from nodestate.agent.incarnation import state_directory
+from nodestate.agent.sources.given import GivenFleet
+from nodestate.broker import KombuSink
+from nodestate.config import Config, load
+from nodestate.orders import Order, encode
+from nodestate.ports import SystemClock
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class WritingSink(KombuSink):
+    """The real one, with a witness: an event is on record before the broker has it."""
+
+    def __init__(self, config: Config, history: BinaryIO) -> None:
+        super().__init__(config)
+        self._history = history
+
+    def publish(self, where: object, body: bytes, on_done: Callable[[bool], None]) -> None:
+        self._history.write(_pack({"event": body}))
+        super().publish(where, body, on_done)  # type: ignore[arg-type]
+
+    def orders(self) -> list[Order]:
+        orders = super().orders()
+        for order in orders:
+            self._history.write(_pack({"order": encode(order), "at": SystemClock().time()}))
+        return orders
+
+
+def main(folder: Path, name: str) -> None:
+    """Until SIGTERM."""
+    config, clock = load(), SystemClock()
+    states = msgspec.json.decode((folder / f"{name}.states").read_bytes())
+    fleet = GivenFleet(states, name=name, every_s=0.02, allocations=Allocations(state_directory(config), name))
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
+    with (folder / f"{name}.history").open("ab", buffering=0) as history:
+        sink = WritingSink(config, history)
+        agent = Agent(config, [fleet], sink, clock, random.Random(name))
+        agent.run(lambda: bool(stopping))
+        agent.close()
+        sink.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
