@@ -85,6 +85,7 @@ class Scheduler:
         if courier is not None:
             self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config.answer_s)
         self._view: View | None = None
+        self._blind: StaleViewError | None = None
         self._learnt = 0
         self._look_after_at = 0.0
         # A claim counts until an agent's answer is in every view that decides: older ones could miss both.
@@ -182,7 +183,7 @@ class Scheduler:
             if until():
                 return
             if self.clock.monotonic() >= deadline:
-                raise TimeoutError(f"not done within {timeout_s:g} s")
+                raise TimeoutError(f"not done within {timeout_s:g} s") from self._blind
 
     def step(self, wait_s: float = 0.0) -> None:
         """Do all that is due, after waiting up to ``wait_s`` for an answer."""
@@ -195,11 +196,22 @@ class Scheduler:
             except BrokerUnavailableError:
                 self.clock.sleep(min(wait_s, MAX_WAIT_S))
             boots.expire()
-            if boots.wanting:
-                self.refresh()
-                boots.look()
-            boots.step()
+            if self._sees(boots):
+                boots.step()
         self._look_after()
+
+    def _sees(self, boots: Boots) -> bool:
+        """Whether there is a view to choose on, where one is wanted. If not, boots wait for one."""
+        if not boots.wanting:
+            return True
+        try:
+            self.refresh()
+        except StaleViewError as error:
+            self._blind = error
+            return False
+        self._blind = None
+        boots.look()
+        return True
 
     def _look_after(self) -> None:
         now = self.clock.monotonic()

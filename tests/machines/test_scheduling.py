@@ -174,8 +174,7 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.2, 1.0, 6.0, 40.0]))
     def wait(self, seconds: float) -> None:
-        with _staleness():
-            self.tenancy.rest(seconds)
+        self.tenancy.rest(seconds)
         self.tenancy.judge_claims()
 
     def teardown(self) -> None:
@@ -188,8 +187,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         tenancy = self.tenancy
         tenancy.agent_frozen = False
         self.hold(holding=False)
-        with _staleness():
-            tenancy.rest(200.0)
+        tenancy.rest(200.0)
         placed = tenancy.placed()
         assert {instance: nodes for instance, nodes in placed.items() if len(nodes) > 1} == {}
         for gang, members in self.gangs.items():
