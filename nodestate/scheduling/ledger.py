@@ -27,6 +27,7 @@ from nodestate.scheduling.claims import (
     CLAIMS,
     CLOCK_S,
     MAX_CLAIMS_COUNT,
+    UNSURE_S,
     Claim,
     ClaimRecord,
     changed,
@@ -71,6 +72,7 @@ class _Edit:
     add: dict[str, Claim] = field(default_factory=dict)
     drop: set[str] = field(default_factory=set)
     seen: Version = NEVER
+    sure: bool = False
 
 
 class Ledger:
@@ -89,8 +91,9 @@ class Ledger:
         self._edits: dict[str, _Edit] = {}
         self._own: dict[str, dict[str, tuple[Claim, float]]] = {}  # by node and id, with when its record was born
         self._doubtful: dict[str, set[str]] = {}
-        self._due: list[tuple[float, str]] = []
-        self._young: set[str] = set()
+        self._due: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
+        self._next_due: dict[str, float] = {}
+        self._young: dict[str, float] = {}
         self._as_of = 0
 
     def server(self, node: str) -> ClaimStore:
@@ -104,12 +107,11 @@ class Ledger:
     def unsure(self) -> list[str]:
         """The nodes whose record was begun so lately that claims may be missing from it."""
         if self._young:
-            self._young = {node for node in self._young if self._is_unsure(node)}
+            now = {id(server): _time_of(server) for server in self._servers}
+            self._young = {
+                node: born for node, born in self._young.items() if born + UNSURE_S > now[id(self.server(node))]
+            }
         return list(self._young)
-
-    def _is_unsure(self, node: str) -> bool:
-        known = self.known.get(node)
-        return known is not None and unsure(known.record, _time_of(self.server(node)))
 
     # -- over the fleet
 
@@ -122,20 +124,33 @@ class Ledger:
 
     def expire(self) -> None:
         """Take claims whose time is over off the fleet."""
-        now: dict[int, float] = {}
-        over: set[str] = set()
-        while self._due:
-            until, node = self._due[0]
-            server = self.server(node)
-            if id(server) not in now:
-                now[id(server)] = _time_of(server)
-            if until + CLOCK_S > now[id(server)]:
-                break
-            over.add(node)
-            heapq.heappop(self._due)
-        for node in over & self._own.keys():
-            self._own[node] = {i: own for i, own in self._own[node].items() if own[0].until + CLOCK_S > self.now(node)}
-        self._lay_over(over)
+        for server in self._servers:
+            due = self._due[id(server)]
+            if not due:
+                continue
+            now = _time_of(server)
+            while due and due[0][0] + CLOCK_S <= now:
+                until, node = heapq.heappop(due)
+                if self._next_due.get(node) != until:
+                    continue  # it was put off, or has another by now
+                del self._next_due[node]
+                own = {i: one for i, one in self._own.pop(node, {}).items() if one[0].until + CLOCK_S > now}
+                if own:
+                    self._own[node] = own
+                self._note_due(node, now)
+                self._lay_over([node])
+
+    def _note_due(self, node: str, now: float) -> None:
+        """When the next claim on a node is over."""
+        known = self.known.get(node)
+        claims = [
+            *(known.record.claims if known is not None else ()),
+            *(one for one, _ in self._own.get(node, {}).values()),
+        ]
+        until = min((claim.until for claim in claims if claim.until + CLOCK_S > now), default=None)
+        if until is not None and self._next_due.get(node) != until:
+            self._next_due[node] = until
+            heapq.heappush(self._due[id(self.server(node))], (until, node))
 
     def _lay_over(self, nodes: Iterable[str]) -> None:
         for node in nodes:
@@ -165,9 +180,14 @@ class Ledger:
 
     # -- edits
 
-    def take(self, node: str, claim: Claim) -> None:
-        """Add a claim, in place of one with the same id, with the next ``flush``; the fleet shows it at once."""
-        self._edits.setdefault(node, _Edit()).add[claim.id] = claim
+    def take(self, node: str, claim: Claim, *, sure: bool = False) -> None:
+        """Add a claim, in place of one with the same id, with the next ``flush``; the fleet shows it at once. ``sure``: only
+        if no claims may be missing from the node's record.
+        """
+        edit = self._edits.setdefault(node, _Edit())
+        edit.add[claim.id] = claim
+        edit.sure |= sure
+        self._doubtful.get(node, set()).discard(claim.id)
         self._lay_over([node])
 
     def drop(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
@@ -196,7 +216,8 @@ class Ledger:
         """Write all edits, by compare-and-swap against what is known: one round trip where that still holds, and one more
         to read again what changed.
 
-        By node: ``STORED``; ``CONFLICT``: the edits are gone, and the fleet shows why; or the error of the server.
+        By node: ``STORED``; ``CONFLICT``: the edits are gone, and the fleet shows why; ``FULL``: they are gone, as the record, or
+        its server, takes no more; or the error of the server.
         """
         edits, self._edits = self._edits, {}
         work = {id(server): (server, mine) for server, mine in self._by_server(edits)}
@@ -207,14 +228,17 @@ class Ledger:
             if not isinstance(result, NodestateError):
                 outcomes |= result
                 for node in mine:
-                    if result[node] is Status.CONFLICT:
+                    if result[node] is not Status.STORED:
                         self._drop_again(node, edits[node])
                 continue
             self.stats.unanswered += len(mine)
             for node in mine:
                 outcomes[node] = result
-                self._doubtful.setdefault(node, set()).update(edits[node].add)
                 self._forget(node)
+                # What was new may be there or not, and nobody counts on it; what is given back is still to be given back.
+                self._doubtful.setdefault(node, set()).update(edits[node].add.keys() - self._own.get(node, {}).keys())
+                for claim_id in edits[node].drop:
+                    self.drop(node, claim_id, edits[node].seen)
         return outcomes
 
     def settle(self) -> None:
@@ -239,8 +263,7 @@ class Ledger:
         if not missing:
             return
         record = ClaimRecord(self.now(missing[0]))
-        value = CLAIMS.pack(record)
-        begun = yield Step([Write(Put.ADD, keys.claim(self._cell, node), value) for node in missing])
+        begun = yield Step([self._begin(node, record, reply.items) for node in missing])
         again = []
         for node, written in zip(missing, begun.written, strict=True):
             if written.status is Status.STORED:
@@ -252,6 +275,13 @@ class Ledger:
             reply = yield Step(fetch=[keys.claim(self._cell, node) for node in again])
             for node in again:
                 self._take_in(node, reply.items.get(keys.claim(self._cell, node)))
+
+    def _begin(self, node: str, record: ClaimRecord, items: Mapping[str, Item]) -> Write:
+        """A record where there is none, or one that can't be read: the same as lost."""
+        key = keys.claim(self._cell, node)
+        if key in items:
+            return Write(Put.CAS, key, CLAIMS.pack(record), items[key].cas)
+        return Write(Put.ADD, key, CLAIMS.pack(record))
 
     def _take_in(self, node: str, item: Item | None) -> bool:
         """Know what was read; False where there is nothing that could be."""
@@ -267,15 +297,15 @@ class Ledger:
 
     def _know(self, node: str, record: ClaimRecord, cas: int) -> None:
         self.known[node] = Known(record, cas)
-        if unsure(record, _time_of(self.server(node))):
-            self._young.add(node)
+        now = _time_of(self.server(node))
+        if unsure(record, now):
+            self._young[node] = record.born
         here = {claim.id for claim in record.claims}
-        for claim in record.claims:
-            heapq.heappush(self._due, (claim.until, node))
+        self._note_due(node, now)
         for claim_id in self._doubtful.pop(node, set()) & here:
             self.drop(node, claim_id)
         lost = [
-            claim for claim, born in self._own.get(node, {}).values() if born < record.born and claim.id not in here
+            claim for claim, born in self._own.get(node, {}).values() if born != record.born and claim.id not in here
         ]
         self.stats.lost += bool(lost)
         for claim in lost:
@@ -292,24 +322,30 @@ class Ledger:
         fresh: dict[str, ClaimRecord] = {}
         for node, edit in edits.items():
             record = self._edited(node, edit, now)
-            if record is None:
-                outcomes[node] = Status.CONFLICT
+            if isinstance(record, Status):
+                outcomes[node] = record
             else:
                 fresh[node] = record
+        values = {node: CLAIMS.pack(record) for node, record in fresh.items()}
+        room_bytes = self.server(next(iter(edits))).max_value_bytes
+        for node in [node for node, value in values.items() if len(value) > room_bytes]:
+            outcomes[node] = Status.FULL
+            del fresh[node]
         self._lay_over(outcomes)
         if not fresh:
             return outcomes
         reply = yield Step(
-            [
-                Write(Put.CAS, keys.claim(self._cell, node), CLAIMS.pack(record), self.known[node].cas)
-                for node, record in fresh.items()
-            ]
+            [Write(Put.CAS, keys.claim(self._cell, node), values[node], self.known[node].cas) for node in fresh]
         )
         again: list[str] = []
         for (node, record), written in zip(fresh.items(), reply.written, strict=True):
             if written.status is Status.STORED and written.cas:
                 self._stored(node, edits[node], record, written.cas)
                 outcomes[node] = Status.STORED
+                continue
+            if written.status is Status.FULL:
+                outcomes[node] = Status.FULL
+                self._lay_over([node])
                 continue
             if written.status is Status.STORED:  # written over before its id was told
                 self._stored(node, edits[node], record, 0)
@@ -322,21 +358,23 @@ class Ledger:
             yield from self._fetch(again)
         return outcomes
 
-    def _edited(self, node: str, edit: _Edit, now: float) -> ClaimRecord | None:
-        """The record with the edits, or None where what is known now leaves no room for them."""
+    def _edited(self, node: str, edit: _Edit, now: float) -> ClaimRecord | Status:
+        """The record with the edits, or why they can't be made: what is known now leaves no room for them (``CONFLICT``), or the
+        record takes no more (``FULL``).
+        """
         known, row = self.known.get(node), self._fleet.rows.get(node)
-        if known is None:
-            return None
+        if known is None or (edit.add and row is None) or (edit.sure and unsure(known.record, now)):
+            return Status.CONFLICT
         record = known.record
-        if edit.add and (row is None or len(record.claims) + len(edit.add) > MAX_CLAIMS_COUNT):
-            return None
         if row is not None:
             record = settled(record, now, self._fleet.tenants(row), self._fleet.version[row])
         record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
+        if edit.add and len(record.claims) > MAX_CLAIMS_COUNT:
+            return Status.FULL
         if edit.add and row is not None:
             self._fleet.overlay(row, outstanding(record.claims, now, self._fleet.tenants(row)))
             if known.record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
-                return None
+                return Status.CONFLICT
         return record
 
     def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:
@@ -355,8 +393,7 @@ class Ledger:
         self.known[node] = Known(record, cas)
         if edit.add:
             self._own.setdefault(node, {}).update({i: (claim, record.born) for i, claim in edit.add.items()})
-        for claim in edit.add.values():
-            heapq.heappush(self._due, (claim.until, node))
+        self._note_due(node, _time_of(self.server(node)))
         self._lay_over([node])
 
     def _drop_again(self, node: str, edit: _Edit) -> None:

@@ -52,7 +52,8 @@ class NoNode:
 class Placing:
     """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
     may go to; ``sure``: only nodes of which no claims may be missing; ``lifts``: what is to be
-    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended.
+    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
+    the first of an affinity group, as far as its scheduler sees.
     """
 
     request: Request
@@ -69,6 +70,7 @@ class Placing:
     claim: Claim | None = None
     failure: NoNode | None = None
     conflicts: int = 0
+    anchored: bool = False
 
     @property
     def settled(self) -> bool:
@@ -96,6 +98,7 @@ class Placer:
         self._selector = selector
         self._ledger = ledger
         self._anchors = anchors
+        self._unsure: set[int] | None = None
 
     def place(self, placings: Iterable[Placing]) -> None:
         """Choose and claim until each is settled: one round trip to each server where nobody interferes."""
@@ -103,6 +106,7 @@ class Placer:
         looked_again = False
         while waiting:
             self._ledger.expire()
+            self._unsure = None
             taken = [placing for placing in waiting if self._take(placing)]
             self._write(taken)
             failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
@@ -127,18 +131,16 @@ class Placer:
         with self._fleet.lifted(placing.lifts):
             row = self._row(placing)
             if row is None:
-                placing.failure = NoNode(self._selector.remaining(request, self._but(placing)))
+                placing.failure = self._no_node(placing)
+                return False
+        group = request.group
+        placing.anchored = group is not None and group.policy == "affinity" and group.name not in self._fleet.groups
+        if placing.anchored:
+            row = self._anchored(placing, row)
+            if row is None:
+                self._count_conflict(placing)
                 return False
         node = self._fleet.names[row]
-        group = request.group
-        if group is not None and group.policy == "affinity" and group.name not in self._fleet.groups:
-            agreed = self._anchors.agree(group.name, node, placing.claim_s)
-            if agreed != node:
-                row = self._fleet.rows.get(agreed)
-                node = agreed
-                if row is None or row in self._but(placing) or not self._selector.passes(request, row):
-                    placing.failure = NoNode(why=f"group {group.name} begins on {agreed} just now, which can't take it")
-                    return False
         try:
             until = self._ledger.now(node) + placing.claim_s
         except NodestateError as error:
@@ -161,35 +163,84 @@ class Placer:
             owner=placing.owner,
             resize=had is not None,
         )
-        self._ledger.take(node, placing.claim)
+        self._ledger.take(node, placing.claim, sure=placing.sure)
         return True
 
+    def _no_node(self, placing: Placing) -> NoNode:
+        but = self._but(placing)
+        if placing.only is not None:
+            but = but | (set(range(len(self._fleet))) - {placing.only})
+        return NoNode(self._selector.remaining(placing.request, but))
+
     def _row(self, placing: Placing) -> int | None:
+        if placing.only is not None:
+            return placing.only if self._may(placing, placing.only) else None
         return next(iter(self._selector.best(placing.request, 1, self._but(placing))), None)
+
+    def _may(self, placing: Placing, row: int) -> bool:
+        return (
+            placing.only in (None, row)
+            and row not in placing.avoid
+            and not (placing.sure and row in self._unsure_rows())
+            and self._selector.passes(placing.request, row)
+        )
 
     def _but(self, placing: Placing) -> set[int]:
         """The rows that it must not go to."""
-        but = placing.avoid
-        if placing.sure:
-            but = but | {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
-        if placing.only is not None:
-            but = but | (set(range(len(self._fleet))) - {placing.only})
-        return but
+        return placing.avoid | self._unsure_rows() if placing.sure else placing.avoid
+
+    def _unsure_rows(self) -> set[int]:
+        """Asked once in a round: right after the start, or a flush, they are all there are."""
+        if self._unsure is None:
+            self._unsure = {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
+        return self._unsure
+
+    def _anchored(self, placing: Placing, row: int) -> int | None:
+        """Where the first of an affinity group may go, by what schedulers agreed on; None: look again."""
+        group, fleet = placing.request.group, self._fleet
+        assert group is not None, "it has a policy"
+        there = self._anchors.agree(group.name, fleet.names[row], placing.claim_s)
+        agreed = fleet.rows.get(there.node)
+        if agreed is not None and (agreed == row or self._may(placing, agreed)):
+            return agreed
+        self._ledger.learn([there.node])
+        if group.name in fleet.groups or not self._anchors.move(group.name, there, fleet.names[row], placing.claim_s):
+            return None
+        self._ledger.learn([there.node])
+        return row if group.name not in fleet.groups else None
 
     def _write(self, taken: Sequence[Placing]) -> None:
         outcomes = self._ledger.flush() if taken else {}
         for placing in taken:
             assert placing.node is not None, "taken, so it has a node"
             outcome = outcomes[placing.node]
-            if outcome is Status.STORED:
+            if outcome is Status.STORED and (not placing.anchored or self._holds(placing)):
                 continue
             row = self._fleet.rows[placing.node]
             placing.node = placing.claim = None
-            placing.conflicts += 1
             if isinstance(outcome, NodestateError):
                 self._pass_over(placing, row, outcome)
-            elif placing.conflicts >= MAX_TRIES_COUNT:
-                placing.failure = NoNode(why=f"lost its node to other schedulers {placing.conflicts} times")
+            elif outcome is Status.FULL:
+                placing.avoid.add(row)
+            else:
+                self._count_conflict(placing)
+
+    def _holds(self, placing: Placing) -> bool:
+        """Whether the group still begins where its first member was claimed; if not, that is given back."""
+        group = placing.request.group
+        assert group is not None, "it has a policy"
+        assert placing.node is not None, "claimed"
+        assert placing.claim is not None, "claimed"
+        if self._anchors.agree(group.name, placing.node, placing.claim_s).node == placing.node:
+            return True
+        self._ledger.drop(placing.node, placing.claim.id)
+        return False
+
+    @staticmethod
+    def _count_conflict(placing: Placing) -> None:
+        placing.conflicts += 1
+        if placing.conflicts >= MAX_TRIES_COUNT:
+            placing.failure = NoNode(why=f"lost its node to other schedulers {placing.conflicts} times")
 
     def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
         """A server does not answer: none of its nodes can be claimed now."""

@@ -37,20 +37,22 @@ class Ranking:
             request.group.policy == "affinity" or any(weigher.by_group for weigher, _ in self._weighers)
         )
         self._as_of: int | None = None
+        self._known = (0, 0)  # rows and resource classes
         self.score: Scores = np.zeros(0)
 
     def refresh(self, shuffle: Scores) -> None:
         """Weigh again what changed since the last time."""
         fleet = self._fleet
         rows = None
-        if self._as_of is not None and len(self.score) == len(fleet) and not self._by_group:
+        known = (len(fleet), len(fleet.amounts))
+        if self._as_of is not None and self._known == known and not self._by_group:
             rows = fleet.changed_since(self._as_of)
         if rows is None or len(rows) > ALL_ANEW_SHARE * len(fleet):
             self.score = self._weigh(fleet.all, shuffle)
         elif rows:
             some = np.array(sorted(set(rows)), np.intp)
             self.score[some] = self._weigh(some, shuffle)
-        self._as_of = fleet.changes
+        self._as_of, self._known = fleet.changes, known
 
     def best(self, count: int = 1, but: Collection[int] = ()) -> list[int]:
         """Up to ``count`` rows that pass, the best first, without those in ``but``."""
