@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ from msgspec import structs
 from nodestate.agent.admission import KEPT_REFUSALS_COUNT
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocations, Kept
+from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources import Gone, Part, Room, StateSource, Whole
 from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
 from nodestate.errors import OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
@@ -491,3 +496,86 @@ def expected(order: Build) -> dict[str, Any]:
     if order.group is not None:
         allocation |= {"group": order.group, "hints": order.hints}
     return allocation
+
+
+# -- an agent that is killed ----------------------------------------------------------------------
+
+AGENT_THAT_DIES = """
+import os, random, signal, sys
+from nodestate.agent.agent import Agent
+from nodestate.agent.allocations import Allocations
+from nodestate.agent.incarnation import state_directory
+from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.config import Config
+from nodestate.orders import Build
+from nodestate.ports import SystemClock
+from nodestate.testing import MemoryBroker, MemorySink
+
+config, where = Config(cell="kill", state_dir=sys.argv[1]), sys.argv[2]
+
+def die(at):
+    if where == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Dying(Allocations):
+    def keep(self, changes):
+        die("before it is stored")
+        super().keep(changes)
+        die("before it is published")
+
+class DyingSink(MemorySink):
+    def answer(self, queue, answer):
+        die("before it is answered")
+
+broker = MemoryBroker(config.partitions)
+fleet = SimulatedFleet(3, changes_per_s=0.0, allocations=Dying(state_directory(config), "compute-fleet-0"))
+agent = Agent(config, [fleet], DyingSink(broker), SystemClock(), random.Random(1))
+agent.step()
+hints = {"group_policy": "anti-affinity", "anything": [1, None]}
+order = Build(id="1", node="compute-0001", instance="vm-1", resources={"VCPU": 2}, group="web", hints=hints,
+              deadline=2e9, reply_to="box")
+broker.courier().send([order], 60.0)
+print("told", flush=True)
+agent.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "there"),
+    [("before it is stored", False), ("before it is published", True), ("before it is answered", True)],
+)
+def test_what_an_agent_stored_before_it_was_killed_is_reported_by_the_next(
+    tmp_path: Path, where: str, there: bool
+) -> None:
+    """I10: and the order that its scheduler repeats, as it heard nothing, is answered as what it is: done."""
+    command = [sys.executable, "-c", AGENT_THAT_DIES, str(tmp_path), where]
+    died = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603 - our own script
+    assert (died.returncode, died.stdout) == (-signal.SIGKILL, b"told\n"), died.stderr
+    hints = {"group_policy": "anti-affinity", "anything": [1, None]}
+    asked = {"resources": {"VCPU": 2}, "group": "web", "hints": hints}
+    kept = Allocations(state_directory(Config(cell="kill", state_dir=str(tmp_path))), "compute-fleet-0")
+    site = Site(SimulatedFleet(3, changes_per_s=0.0, allocations=kept))
+    first = site.record("compute-0001")
+    assert first.version == Version(7, 1)
+    assert first.state()["allocations"].get("vm-1") == (asked if there else None)
+    [answer] = site.give(site.build("vm-1", "compute-0001", deadline=0.0 if there else 2e9, **asked))
+    assert (answer.refused, answer.version) == ("", Version(7, 1 if there else 2))
+    assert site.state("compute-0001")["allocations"]["vm-1"] == asked
+    site.agent.close()
+
+
+def test_tasks_that_only_were_simulated_make_room_for_what_was_admitted(tmp_path: Path) -> None:
+    """The same seed begins with the same tasks, also where the last life ended them for an order."""
+    fleet = SimulatedFleet(1, changes_per_s=0.0, allocations=Allocations(tmp_path, "fleet"))
+    site = Site(fleet)
+    [name] = fleet.nodes()
+    site.give(*[site.end(task, name) for task in site.state(name)["allocations"]])
+    capacity = {kind: one["total"] - one.get("reserved", 0) for kind, one in site.state(name)["inventory"].items()}
+    assert site.refused(site.build("vm-1", name, resources={"MEMORY_MB": capacity["MEMORY_MB"] - 4_096})) == ""
+    site.agent.close()
+    again = Site(SimulatedFleet(1, changes_per_s=0.0, allocations=Allocations(tmp_path, "fleet")))
+    state = again.state(name)
+    assert "vm-1" in state["allocations"]
+    used = sum(one["resources"].get("MEMORY_MB", 0) for one in state["allocations"].values())
+    assert state["usage"]["MEMORY_MB"] == used <= capacity["MEMORY_MB"]
+    again.agent.close()

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from nodestate.broker import KombuCourier
+from nodestate.config import Config
+from nodestate.orders import Answer, Build, End, Order
 from tests.services.servers import MemcachedServer, RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
@@ -265,6 +269,62 @@ def test_agents_are_asked_watched_and_leave(cell_run: Cell) -> None:
     eventually(lambda: cell_run.states("journal").keys() == cell_run.states("snapshot").keys() == {"this-host"})
     assert end(host)["nodes"] == 1
     assert end(member)["dead_letters"] == {}
+
+
+def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
+    cell: str, cell_run: Cell, rabbit: RabbitServer
+) -> None:
+    """I10, with every part real: what was answered as done is in the next life's first report, its hints with it."""
+    agent_words = ("agent", "--source", "simulated", "--nodes", "20", "--rate", "0", "--json")
+    hints = {"group_policy": "anti-affinity", "max_per_node": 2}
+    courier = KombuCourier(Config(broker=rabbit.url, cell=cell))
+
+    def give(order: Order, wanted: str = "") -> Answer:
+        """Repeat an order until it is answered so: a new agent's nodes are not all listened for at once."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            courier.send([structs.replace(order, reply_to=courier.reply_to)], DEADLINE_S)
+            [answer] = courier.answers(DEADLINE_S)
+            if answer.refused == wanted:
+                return answer
+            assert answer.refused == "no-agent"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def build(instance: str, vcpu: int) -> Build:
+        resources = {"VCPU": vcpu, "MEMORY_MB": 1_024}
+        return Build(
+            id=f"build {instance}",
+            node="compute-0007",
+            instance=instance,
+            resources=resources,
+            group="web",
+            hints=hints,
+            deadline=2e9,
+        )
+
+    agent = cell_run.start(*agent_words)
+    first = give(build("vm-1", 2))
+    assert give(build("vm-2", 10_000), "no-room").version.generation == first.generation + 1
+    agent.kill()
+    agent.wait()
+    give(End(id="who is there", node="compute-0007", instance="none"), "no-agent")
+    agent = cell_run.start(*agent_words)
+    again = give(build("vm-1", 2))
+    assert again.incarnation > first.incarnation
+    assert again.generation == 1
+    cell_run.start("consume", "--partitions", "8", "--design", "snapshot")
+    eventually(lambda: len(cell_run.states("snapshot")) == 20)
+    _, state = cell_run.states("snapshot")["compute-0007"]
+    assert state["allocations"]["vm-1"] == {
+        "resources": {"VCPU": 2, "MEMORY_MB": 1_024},
+        "group": "web",
+        "hints": hints,
+    }
+    give(End(id="end", node="compute-0007", instance="vm-1"))
+    courier.close()
+    stats = end(agent)
+    assert (stats["admitted"], stats["refused"], stats["ended"]) == (0, 0, 1)
 
 
 def test_a_stale_view_is_refused_and_the_doctor_says_why(cell_run: Cell) -> None:

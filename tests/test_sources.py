@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import statistics
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from nodestate.agent.sources.given import GivenFleet
 from nodestate.agent.sources.host import HostSource, clean_name
 from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet
-from nodestate.errors import ConfigError, SourceUnavailableError
+from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableError
 from nodestate.model import State, merge_patch, parse_state
 
 libvirt = pytest.mark.skipif(
@@ -238,6 +239,107 @@ def test_a_domain_that_stops_gives_back_what_it_had() -> None:
     assert state.allocations == {}
     assert state.usage["VCPU"] == 0
     source.close()
+
+
+ORDERED: dict[str, Any] = {
+    "resources": {"VCPU": 4, "MEMORY_MB": 2_048},
+    "group": "web",
+    "hints": {"group_policy": "anti-affinity", "note": "<&> \x00 ü", "nothing": None},
+}
+VM = "4f6f2d3a-1111-4222-8333-444455556666"
+
+
+@pytest.fixture
+def hypervisor() -> Iterator[LibvirtSource]:
+    source = LibvirtSource("test:///default", name="hv")
+    yield source
+    source.close()
+
+
+@libvirt
+def test_an_order_starts_a_domain_whose_group_and_hints_come_with_every_report(hypervisor: LibvirtSource) -> None:
+    """I10: they are in the domain's metadata, which libvirt keeps."""
+    built = hypervisor.build("hv", VM, ORDERED)
+    [reading] = hypervisor.poll(0.0)
+    assert built == reading
+    state = _valid(reading.state)
+    assert reading.state["allocations"][VM] == ORDERED
+    assert state.usage["VCPU"] == 2 + 4
+    domain = hypervisor._connection.lookupByUUIDString(VM)
+    assert (domain.name(), domain.isActive(), domain.isPersistent()) == (VM, 1, 1)
+    domain.destroy()  # by its guest, or with the power of the machine: it is still promised
+    assert hypervisor.state()["allocations"][VM] == ORDERED
+
+
+@libvirt
+def test_an_instance_need_not_have_a_uuid_for_its_name(hypervisor: LibvirtSource) -> None:
+    hypervisor.build("hv", "job.17", ORDERED)
+    assert hypervisor.state()["allocations"]["job.17"] == ORDERED
+    assert hypervisor._connection.lookupByName("job.17").isActive()
+
+
+@libvirt
+def test_an_order_ends_a_domain_for_good(hypervisor: LibvirtSource) -> None:
+    hypervisor.build("hv", VM, ORDERED)
+    ended = hypervisor.end("hv", VM)
+    assert VM not in ended.state["allocations"]
+    assert [domain.name() for domain in hypervisor._connection.listAllDomains()] == ["test"]
+
+
+@libvirt
+def test_a_running_domains_hints_can_change_and_its_amounts_when_it_is_off(hypervisor: LibvirtSource) -> None:
+    hypervisor.build("hv", VM, ORDERED)
+    moved = {**ORDERED, "hints": {"move": 2}}
+    assert hypervisor.build("hv", VM, moved).state["allocations"][VM] == moved
+    larger = {**moved, "resources": {"VCPU": 6, "MEMORY_MB": 4_096}}
+    with pytest.raises(OrderFailedError, match="change the amounts of a domain that runs"):
+        hypervisor.build("hv", VM, larger)
+    assert hypervisor.state()["allocations"][VM] == moved
+    hypervisor._connection.lookupByName(VM).destroy()
+    assert hypervisor.build("hv", VM, larger).state["allocations"][VM] == larger
+
+
+@libvirt
+def test_other_peoples_domains_are_not_touched(hypervisor: LibvirtSource) -> None:
+    [foreign] = hypervisor.state()["allocations"]
+    for order in (lambda: hypervisor.end("hv", foreign), lambda: hypervisor.build("hv", foreign, ORDERED)):
+        with pytest.raises(OrderFailedError, match="no order built"):
+            order()
+
+
+@libvirt
+@pytest.mark.parametrize("instance", ["a/b", "test"])
+def test_what_libvirt_refuses_leaves_nothing_behind(hypervisor: LibvirtSource, instance: str) -> None:
+    before = hypervisor.state()
+    with pytest.raises(OrderFailedError, match="could not"):
+        hypervisor.build("hv", instance, ORDERED)
+    with pytest.raises(OrderFailedError, match="without VCPU and MEMORY_MB"):
+        hypervisor.build("hv", VM, {"resources": {"VCPU": 1}})
+    assert hypervisor.state() == before
+
+
+@libvirt
+def test_a_hypervisor_that_may_only_be_read_refuses_orders() -> None:
+    source = LibvirtSource("test:///default", name="hv")
+    source._libvirt = ReadOnly(source._libvirt)
+    before = source.state()
+    with pytest.raises(OrderFailedError, match="access denied"):
+        source.build("hv", VM, ORDERED)
+    assert source.state() == before
+    source.close()
+
+
+class ReadOnly:
+    """libvirt, to a user who may not change anything."""
+
+    def __init__(self, binding: Any) -> None:
+        self._binding = binding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._binding, name)
+
+    def open(self, uri: str) -> Any:
+        raise self._binding.libvirtError(f"access denied: {uri}")
 
 
 @libvirt

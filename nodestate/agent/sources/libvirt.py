@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from xml.etree import ElementTree as ET
 
-from nodestate.agent.sources import Reading, Whole
+from nodestate.agent.sources import Reading, Room, Whole
 from nodestate.agent.sources.host import GIB, clean_name
-from nodestate.errors import ConfigError, SourceUnavailableError
+from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableError
 
 KIB_PER_MIB = 1024
+METADATA: Final = "urn:nodestate:allocation"
+"""The XML namespace of what an order asked for, in its domain's ``<metadata>``."""
+PREFIX: Final = "nodestate"
+OWN_CLASSES: Final = ("VCPU", "MEMORY_MB")
+"""What libvirt itself says of a domain."""
+
+ET.register_namespace(PREFIX, METADATA)
 
 
 class LibvirtSource:
-    """A ``StateSource`` of one node: the hypervisor at ``uri``.
+    """A ``StateSource`` and ``AdmittingSource`` of one node: the hypervisor at ``uri``.
 
     A domain that runs or is paused takes its virtual CPUs and its memory limit; disk is what storage pools say.
-    A lost connection is opened again at the next poll.
+    A lost connection is opened again at the next poll. It reads only, until the first order comes.
+
+    An order defines and starts a domain of that name, with CPUs and memory and nothing else: disks and networks are for
+    others to attach. The order stands in the domain's metadata, which libvirt stores, so it needs no file here. Such a
+    domain keeps its allocation while it is shut off, and takes what else was asked for (``DISK_GB``) beside what the pools say.
+    While it runs, its hints can change but not its amounts: libvirt fixes these at the start. Domains that no order
+    built are reported, and neither changed nor ended.
     """
 
     def __init__(self, uri: str = "qemu:///system", *, name: str = "", zone: str = "", every_s: float = 5.0) -> None:
@@ -26,6 +43,7 @@ class LibvirtSource:
         self._zone = zone
         self._every_s = every_s
         self._connection: Any = None
+        self._writes = False
         self._name = clean_name(name) if name else ""
         # It prints each error to stderr otherwise, beside raising it.
         self._libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -67,27 +85,109 @@ class LibvirtSource:
         if connection is not None:
             connection.close()
 
+    # -- AdmittingSource
+
+    def room(self, node: str) -> Room:  # noqa: ARG002 - there is one
+        """What the hypervisor has and who has it. Raises ``SourceUnavailableError``."""
+        state = self.state()
+        return Room(state["status"], state["inventory"], state["usage"], state["allocations"])
+
+    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> Whole:
+        """Define and start a domain; of one that is there change what can be changed."""
+        resources = allocation["resources"]
+        with self._refusing():
+            connection = self._writable()
+            domain, there = self._find(connection, instance)
+            if domain is None:
+                if min(resources.get(name, 0) for name in OWN_CLASSES) < 1:
+                    raise OrderFailedError(self._uri, "start a domain without VCPU and MEMORY_MB")
+                self._start(connection, instance, allocation)
+            elif domain.isActive() and resources != there["resources"]:
+                raise OrderFailedError(self._uri, "change the amounts of a domain that runs")
+            elif domain.isActive():
+                scope = self._libvirt.VIR_DOMAIN_AFFECT_CONFIG | self._libvirt.VIR_DOMAIN_AFFECT_LIVE
+                element = self._libvirt.VIR_DOMAIN_METADATA_ELEMENT
+                domain.setMetadata(element, _text(_kept("order", instance, allocation)), PREFIX, METADATA, scope)
+            else:
+                connection.defineXML(_text(_domain(connection, instance, allocation, domain.UUIDString())))
+        return Whole(node, self.state())
+
+    def end(self, node: str, instance: str) -> Whole:
+        """Stop a domain, and forget it."""
+        with self._refusing():
+            domain, _ = self._find(self._writable(), instance)
+            if domain is not None:
+                if domain.isActive():
+                    domain.destroy()
+                domain.undefine()
+        return Whole(node, self.state())
+
+    def keep(self) -> None:
+        """What libvirt defined it has stored."""
+
+    # -- inside
+
     def _connected(self) -> Any:
         if self._connection is None:
-            self._connection = self._libvirt.openReadOnly(self._uri)
+            opens = self._libvirt.open if self._writes else self._libvirt.openReadOnly
+            self._connection = opens(self._uri)
         return self._connection
+
+    def _writable(self) -> Any:
+        if not self._writes:
+            connection = self._libvirt.open(self._uri)
+            self.close()
+            self._connection, self._writes = connection, True
+        return self._connected()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except self._libvirt.libvirtError as error:
+            raise OrderFailedError(self._uri, str(error)) from error
+
+    def _find(self, connection: Any, instance: str) -> tuple[Any, dict[str, Any]]:
+        """The domain of an instance, and its allocation; None where there is none. Not one that no order built."""
+        for domain in connection.listAllDomains():
+            name, allocation = self._allocation(domain)
+            if name == instance:
+                if self._asked(domain) is None:
+                    raise OrderFailedError(self._uri, "touch a domain that no order built")
+                return domain, allocation
+        return None, {}
+
+    def _start(self, connection: Any, instance: str, allocation: dict[str, Any]) -> None:
+        try:
+            identity = str(uuid.UUID(instance))
+        except ValueError:
+            identity = str(uuid.uuid4())
+        domain = connection.defineXML(_text(_domain(connection, instance, allocation, identity)))
+        try:
+            domain.create()
+        except self._libvirt.libvirtError:
+            with suppress(self._libvirt.libvirtError):
+                domain.undefine()
+            raise
 
     def _read(self, connection: Any) -> dict[str, Any]:
         model, memory_mb, cpus, *_ = connection.getInfo()
-        active = connection.listAllDomains(self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        allocations: dict[str, Any] = {}
-        usage = {"VCPU": 0, "MEMORY_MB": 0}
-        for domain in active:
-            _, limit_kib, _, vcpus, _ = domain.info()
-            resources = {"VCPU": vcpus, "MEMORY_MB": limit_kib // KIB_PER_MIB}
-            allocations[domain.UUIDString()] = {"resources": resources}
-            for resource, amount in resources.items():
-                usage[resource] += amount
         inventory = {"VCPU": {"total": cpus}, "MEMORY_MB": {"total": memory_mb}}
+        usage = {"VCPU": 0, "MEMORY_MB": 0}
         pools = [pool.info() for pool in connection.listAllStoragePools()]
         if pools:
             inventory["DISK_GB"] = {"total": sum(capacity for _, capacity, _, _ in pools) // GIB}
             usage["DISK_GB"] = sum(allocated for _, _, allocated, _ in pools) // GIB
+        domains = connection.listAllDomains()
+        active = [domain for domain in domains if domain.isActive()]
+        allocations: dict[str, Any] = {}
+        for domain in domains:
+            if not domain.isActive() and self._asked(domain) is None:
+                continue
+            instance, allocation = self._allocation(domain)
+            allocations[instance] = allocation
+            for resource, amount in allocation["resources"].items():
+                usage[resource] = usage.get(resource, 0) + amount
         return {
             "status": "up",
             "zone": self._zone,
@@ -97,6 +197,65 @@ class LibvirtSource:
             "metrics": {"domains.active": float(len(active))},
             "namespaces": {"libvirt": {"type": connection.getType(), "cpu_model": model}},
         }
+
+    def _allocation(self, domain: Any) -> tuple[str, dict[str, Any]]:
+        """Whose a domain is, and what it has."""
+        _, limit_kib, _, vcpus, _ = domain.info()
+        resources = {"VCPU": vcpus, "MEMORY_MB": limit_kib // KIB_PER_MIB}
+        asked = self._asked(domain)
+        if asked is None:
+            return domain.UUIDString(), {"resources": resources}
+        allocation = asked["allocation"]
+        return asked["instance"], {**allocation, "resources": {**allocation["resources"], **resources}}
+
+    def _asked(self, domain: Any) -> dict[str, Any] | None:
+        """What an order wrote into a domain's metadata; None of a domain that no order built."""
+        try:
+            element = domain.metadata(self._libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA)
+        except self._libvirt.libvirtError as error:
+            if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                return None
+            raise
+        asked: dict[str, Any] = json.loads(ET.fromstring(element).text or "")  # noqa: S314 - we wrote it
+        return asked
+
+
+def _domain(connection: Any, instance: str, allocation: dict[str, Any], identity: str) -> ET.Element:
+    """The domain that an order asks for, as the hypervisor runs such."""
+    kind, architecture = _guest(connection)
+    domain = ET.Element("domain", type=kind)
+    ET.SubElement(domain, "name").text = instance
+    ET.SubElement(domain, "uuid").text = identity
+    ET.SubElement(domain, "metadata").append(_kept(f"{{{METADATA}}}order", instance, allocation))
+    ET.SubElement(domain, "memory", unit="KiB").text = str(allocation["resources"]["MEMORY_MB"] * KIB_PER_MIB)
+    ET.SubElement(domain, "vcpu").text = str(allocation["resources"]["VCPU"])
+    ET.SubElement(ET.SubElement(domain, "os"), "type", arch=architecture).text = "hvm"
+    return domain
+
+
+def _guest(connection: Any) -> tuple[str, str]:
+    """The type and architecture of a domain, of those the hypervisor says it can run: the host's own, and the fastest."""
+    capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirt's own
+    host = capabilities.findtext("host/cpu/arch")
+    guests = [guest for guest in capabilities.iter("guest") if guest.findtext("os_type") == "hvm"]
+    for architecture in sorted(
+        (arch for guest in guests for arch in guest.iter("arch")), key=lambda a: a.get("name") != host
+    ):
+        kinds = [str(kind.get("type")) for kind in architecture.iter("domain")]
+        if kinds:
+            return "kvm" if "kvm" in kinds else kinds[0], str(architecture.get("name"))
+    raise OrderFailedError(connection.getURI(), "run any virtual machine")
+
+
+def _kept(tag: str, instance: str, allocation: dict[str, Any]) -> ET.Element:
+    """JSON in ASCII, as XML can't carry every character. The tag has its namespace, except where libvirt adds it."""
+    kept = ET.Element(tag)
+    kept.text = json.dumps({"instance": instance, "allocation": allocation})
+    return kept
+
+
+def _text(element: ET.Element) -> str:
+    return ET.tostring(element, encoding="unicode")
 
 
 def _import_libvirt() -> Any:
