@@ -41,6 +41,14 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_RATIO": "an allocation ratio",
         "MAX_COUNTER": "an incarnation or a generation (exact in a double)",
     },
+    "nodestate.orders": {
+        "MAX_ORDER_BYTES": "one order, or one answer",
+        "MAX_DETAIL_CHARS": "an answer's `detail`",
+    },
+    "nodestate.agent.admission": {
+        "KEPT_REFUSALS_COUNT": "refusals that a node's state tells of",
+        "SPARE_BYTES": "left of a report's size beside the allocations",
+    },
     "nodestate.keys": {
         "MAX_KEY_BYTES": "a key (memcached's own limit)",
         "MAX_CELL_CHARS": "a cell's name",

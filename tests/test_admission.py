@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nodestate.agent.sources import Gone, Part, Room, StateSource, Whole
 from nodestate.agent.sources.given import GivenFleet
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
-from nodestate.errors import OrderFailedError, SourceUnavailableError
+from nodestate.errors import BrokerUnavailableError, OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
 from nodestate.orders import Answer, Build, End, Order
 from nodestate.ports import POKE
@@ -71,6 +72,8 @@ class Site:
 
     def record(self, node: str = "n1") -> NodeRecord:
         """What the cell knows of a node."""
+        with suppress(BrokerUnavailableError):  # told once that the broker was away
+            self._consumer.receive(0, 0)
         deliveries = self._consumer.receive(10_000, 0)
         self._consumer.ack(deliveries)
         for delivery in deliveries:
@@ -496,6 +499,50 @@ def expected(order: Build) -> dict[str, Any]:
     if order.group is not None:
         allocation |= {"group": order.group, "hints": order.hints}
     return allocation
+
+
+# -- a broker that goes away ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lose", [True, False])
+def test_an_answer_that_is_lost_with_the_broker_is_made_up_for_by_the_nodes_state(site: Site, lose: bool) -> None:
+    """The event may be lost with it, too: the next report says what is so, and the order that is repeated is done."""
+    site.broker.confirming = False
+    order = site.build("vm-1")
+    site.courier.send([order], SOON_S)
+    site.broker.holding = True
+    site.agent.step()
+    assert [letter.kind for letter in site.broker.under_way] == ["answer"]
+    site.broker.stop(lose_unconfirmed=lose)
+    site.clock.advance(1.0)
+    site.agent.step()
+    site.broker.start()
+    site.broker.holding, site.broker.confirming = False, True
+    for _ in range(20):
+        site.clock.advance(1.0)
+        site.agent.step()
+    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 1}}}
+    with pytest.raises(BrokerUnavailableError):
+        site.courier.answers(0)
+    [answer] = site.give(structs.replace(order, reply_to=site.courier.reply_to))
+    assert (answer.refused, answer.version) == ("", site.record().version)
+    assert site.agent.stats.admitted == 1
+
+
+def test_orders_wait_for_no_broker_that_is_away(site: Site) -> None:
+    site.courier.send([site.build("vm-1")], SOON_S)
+    site.broker.stop()
+    for _ in range(5):
+        site.clock.advance(1.0)
+        site.agent.step()
+    site.broker.start()
+    for _ in range(20):
+        site.clock.advance(1.0)
+        site.agent.step()
+    assert site.state()["allocations"] == {}  # lost with the connection that it waited at
+    with pytest.raises(BrokerUnavailableError):
+        site.courier.answers(0)
+    assert site.refused(site.build("vm-2")) == ""  # and it listens again
 
 
 # -- an agent that is killed ----------------------------------------------------------------------

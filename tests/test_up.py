@@ -12,8 +12,16 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from nodestate import Reader
+from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.broker import KombuCourier
 from nodestate.cli.up import quantiles
+from nodestate.cli.whole_cell import WholeCell
+from nodestate.config import Config
+from nodestate.model import Receipt
+from nodestate.orders import Answer, Build
 
 TIMEOUT_S = 90
 
@@ -49,6 +57,26 @@ def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -
     pairs = [(pair.pop("left"), pair.pop("right")) for pair in result["pairs"]]
     assert pairs == [("journal", "snapshot"), ("agents", "journal"), ("agents", "snapshot")]
     assert not any(names for pair in result["pairs"] for names in pair.values())
+
+
+def test_an_order_to_one_of_its_nodes_is_carried_out_and_seen_in_a_view(cell: str) -> None:
+    """A boot is a message: nobody stands between the scheduler and the node's agent, also in this small a cell."""
+    config = Config(cell=cell, partitions=2, heartbeat_s=0.5, resync_jitter_s=0.1)
+    whole, courier = WholeCell(config, [SimulatedFleet(20, changes_per_s=0.0)]), KombuCourier(config)
+    try:
+        order = Build(id="1", node="compute-0011", instance="vm-1", resources={"VCPU": 1}, deadline=2e9)
+        answers: list[Answer] = []
+        while not answers or answers[0].refused == "no-agent":  # until the agents listen
+            courier.send([structs.replace(order, reply_to=courier.reply_to)], 10.0)
+            answers = courier.answers(10.0)
+        [answer] = answers
+        assert (answer.refused, answer.instance) == ("", "vm-1")
+        seen = Receipt(answer.node, answer.version)
+        view = Reader(config).read(max_age=60.0, at_least=seen, timeout=20.0)
+        assert view.nodes["compute-0011"].state["allocations"]["vm-1"] == {"resources": {"VCPU": 1}}
+    finally:
+        courier.close()
+        whole.close()
 
 
 def test_without_a_terminal_it_says_a_line_a_second_and_a_summary(tmp_path: Path) -> None:
