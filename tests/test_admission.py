@@ -28,7 +28,7 @@ from nodestate.errors import BrokerUnavailableError, OrderFailedError, SourceUna
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
 from nodestate.orders import Answer, Build, End, Order
 from nodestate.ports import POKE
-from nodestate.testing import ManualClock, MemoryBroker
+from nodestate.testing import Letter, ManualClock, MemoryBroker
 from tests.test_agent import STATE, ScriptedSource
 
 CONFIG = Config(partitions=2, heartbeat_s=10.0)
@@ -42,9 +42,15 @@ SOON_S = 60.0
 class Site:
     """An agent of some nodes, a scheduler that gives orders, and what a consumer folds of the agent's events."""
 
-    def __init__(self, source: StateSource | None = None) -> None:
-        self.clock = ManualClock()
-        self.broker = MemoryBroker(CONFIG.partitions, clock=self.clock)
+    def __init__(
+        self,
+        source: StateSource | None = None,
+        *,
+        clock: ManualClock | None = None,
+        broker: MemoryBroker | None = None,
+    ) -> None:
+        self.clock = clock or ManualClock()
+        self.broker = broker or MemoryBroker(CONFIG.partitions, clock=self.clock)
         self.source = source or GivenFleet({"n1": NODE, "n2": NODE})
         self.agent = Agent(CONFIG, [self.source], self.broker.sink(), self.clock, random.Random(1), incarnation=7)
         self.courier = self.broker.courier()
@@ -112,14 +118,26 @@ def test_what_fits_is_built_and_the_answers_version_shows_it(site: Site) -> None
     assert (site.agent.stats.admitted, site.agent.stats.refused) == (1, 0)
 
 
-def test_the_event_is_at_the_broker_before_the_answer(site: Site) -> None:
+class WatchedBroker(MemoryBroker):
+    """Notes how many events are queued whenever an order or an answer is sent."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(CONFIG.partitions, clock=clock)
+        self.seen: list[tuple[str, int]] = []
+
+    def post(self, letter: Letter) -> None:
+        self.seen.append((letter.kind, sum(len(self.queued(partition)) for partition in range(self.partitions))))
+        super().post(letter)
+
+
+def test_the_event_is_at_the_broker_before_the_answer() -> None:
     """Who reads at least the answer's version must not wait for what was never sent."""
-    sent: list[int] = []
-    post = site.broker.post
-    site.broker.post = lambda letter: (sent.append(sum(map(len, map(site.broker.queued, range(2))))), post(letter))  # type: ignore[assignment, func-returns-value]
-    before = sum(map(len, map(site.broker.queued, range(2))))
-    site.give(site.build("vm-1"))
-    assert sent == [before, before + 1]
+    clock = ManualClock()
+    broker = WatchedBroker(clock)
+    site = Site(clock=clock, broker=broker)
+    site.give(site.build("vm-1"), site.build("vm-2", resources={"VCPU": 9}))
+    [(_, before), *_] = broker.seen
+    assert broker.seen == [("order", before)] * 2 + [("answer", before + 2)] * 2
 
 
 def test_an_end_gives_back_what_the_instance_had(site: Site) -> None:
