@@ -195,6 +195,7 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]
             scheduler.end(old)
         if booted:
             scheduler.step(LOOK_EVERY_S)
+    scheduler.settle()
 
 
 def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
