@@ -226,32 +226,32 @@ class Scheduler:
         if now < self._look_after_at:
             return
         self._look_after_at = now + LOOK_AFTER_S
-        self.ledger.expire()
-        self.ledger.look_after()
-        self.ledger.settle()
-        if self.boots is not None:
-            self._tidy(now)
-
-    def _tidy(self, now: float) -> None:
-        """Finish what others left half done, as far as the last view shows it."""
-        assert self.boots is not None, "asked where there are boots"
         try:
             self.refresh()
+            fresh = True
         except StaleViewError:
-            return
+            self.ledger.expire()
+            fresh = False
+        self._drop_what_is_shown()
+        self.ledger.look_after()
+        self.ledger.settle()
+        if fresh and self.boots is not None:
+            self._tidy(self.boots, now)
+
+    def _tidy(self, boots: Boots, now: float) -> None:
+        """Finish what others left half done, as far as the last view shows it."""
         for duty in self._tidying.due(now):
             if duty.placed:
-                self._mark(duty)
+                self._mark(boots, duty)
             else:
-                self.boots.end([(duty.node, duty.instance)])
+                boots.end([(duty.node, duty.instance)])
 
-    def _mark(self, duty: Duty) -> None:
-        assert self.boots is not None, "asked where there are boots"
+    def _mark(self, boots: Boots, duty: Duty) -> None:
         record = self.view.nodes.record(duty.node)
         allocation = (record.state() if record is not None else {}).get("allocations", {}).get(duty.instance)
         if allocation is not None:
             hints = {**allocation.get("hints", {}), "placed": True}
-            self.boots.tell(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
+            boots.tell(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
 
     def _booting(self) -> Boots:
         if self.boots is None:
@@ -297,15 +297,18 @@ class Scheduler:
     # -- ending
 
     def settle(self) -> None:
-        """Give back the claims whose instances the last view shows. They count no more anyway; but their room is free at
-        once when the instance ends, and not after ``claim_s``.
+        """Give back now the claims whose instances the last view shows, as ``step`` does every few seconds. They count no
+        more anyway; but when such an instance ends, its room is free at once, and not after ``claim_s``.
         """
+        self._drop_what_is_shown()
+        self.ledger.settle()
+
+    def _drop_what_is_shown(self) -> None:
         fleet, ledger = self.fleet, self.ledger
         for node, claim in list(ledger.own()):
             row = fleet.rows.get(node)
             if row is not None and not claim.resize and claim.instance in fleet.tenants(row):
                 ledger.drop(node, claim.id, fleet.version[row])
-        ledger.settle()
 
     def close(self) -> None:
         """Close what this opened. Claims stay until they expire, or their instances are allocated."""
