@@ -267,3 +267,9 @@ class BadRequestError(NodestateError):
         super().__init__(f"{field}: {why}")
         self.field = field
         self.why = why
+
+
+class NotThereError(BadRequestError):
+    """Raised when a request may be right, but what it names is not there for who asks: a reservation that is not held (any
+    more) or is somebody else's, an instance that no node reports, a node that nobody knows.
+    """

@@ -23,6 +23,7 @@ from nodestate.errors import StaleViewError
 
 NAMES = [
     *("up", "agent", "publish", "consume", "view", "top", "check"),
+    *("select", "boot", "reserve", "confirm", "extend", "release", "reservations", "move", "evacuate", "resize"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
     *("sql upgrade", "sql downgrade", "sql status"),
     *("resync", "doctor"),
@@ -94,6 +95,17 @@ class TestHelp:
         ["design", "prepare", *REAL, "sql"],
         ["design", "cutover", *REAL],
         ["design", "dance"],
+        ["select", *REAL],
+        ["select", *REAL, "request.json", "--resources", "VCPU=1"],
+        ["select", *REAL, "--resources", "VCPU=1", "--max-age", "0"],
+        ["boot", *REAL, "--reservation", "1"],
+        ["boot", *REAL, "--instance", "web-1"],
+        ["boot", *REAL, "--reservation", "1", "--instance", "web-1", "--explain"],
+        ["boot", *REAL, "request.json", "--reservation", "1", "--instance", "web-1"],
+        ["reserve", *REAL],
+        ["reserve", *REAL, "nowhere.json"],
+        ["extend", *REAL, "1"],
+        ["resize", *REAL, "web-1"],
     ],
     ids=" ".join,
 )
@@ -117,6 +129,11 @@ def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
         ("resync", ["resync", "--all"]),
         ("doctor", ["doctor"]),
         ("agent", ["agent"]),
+        ("select", ["select", "--resources", "VCPU=1"]),
+        ("boot", ["boot", "--resources", "VCPU=1", "--store", "memcached://127.0.0.1:1"]),
+        ("confirm", ["confirm", "1", "--broker", "amqp://127.0.0.1:1"]),
+        ("reservations", ["reservations"]),
+        ("move", ["move", "web-1"]),
     ],
 )
 def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: list[str]) -> None:

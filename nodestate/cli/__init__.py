@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from nodestate import __version__
-from nodestate.cli import agent, check, consume, design, doctor, publish, resync, sql, top, up, view
+from nodestate.cli import agent, boot, check, consume, design, doctor, publish, resync, select, sql, top, up, view
+from nodestate.cli.moves import evacuate, move, resize
+from nodestate.cli.reservations import confirm, extend, release, reservations, reserve
 
 
 @click.group(context_settings={"max_content_width": 110})
@@ -17,8 +19,12 @@ def main() -> None:
     """
 
 
-for _module in (up, agent, publish, consume, view, top, check, design, sql, resync, doctor):
-    main.add_command(_module.command)
+for _command in (
+    *(up.command, agent.command, publish.command, consume.command, view.command, top.command, check.command),
+    *(select.command, boot.command, reserve, confirm, extend, release, reservations, move, evacuate, resize),
+    *(design.command, sql.command, resync.command, doctor.command),
+):
+    main.add_command(_command)
 
 
 def every_command(group: click.Group = main, before: str = "") -> dict[str, click.Command]:

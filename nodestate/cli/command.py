@@ -1,6 +1,7 @@
 """What every command shares: the common options, settings, logs, exit codes, and how errors are told.
 
-Exit codes: 0 done, 1 refused or failed (any ``NodestateError``, or Ctrl-C), 2 bad usage (options and settings).
+Exit codes: 0 done, 1 refused or failed (any ``NodestateError``, or Ctrl-C), 2 bad usage (options, settings, and requests
+that can't be right).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
-from nodestate.errors import ConfigError, NodestateError
+from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotThereError
 from nodestate.ports import Where
 
 PLAIN_WIDTH_CHARS: Final = 160
@@ -67,11 +68,11 @@ class Run:
         """What a common option (broker, store, cell, partitions) says on the command line; None where it is not there."""
         return self._flags[name]
 
-    def require_shared(self, *, broker: bool = False, designs: Iterable[str] = ()) -> None:
-        """Raise ``ConfigError`` where a ``memory://`` would be asked, for the broker or for where these designs live: it is
-        this process's own, so always empty.
+    def require_shared(self, *, broker: bool = False, store: bool = False, designs: Iterable[str] = ()) -> None:
+        """Raise ``ConfigError`` where a ``memory://`` would be asked, for the broker, for the store or for where these designs
+        live: it is this process's own, so always empty.
         """
-        store = any(DESIGNS[name].where is Where.STORE for name in designs if name in DESIGNS)
+        store |= any(DESIGNS[name].where is Where.STORE for name in designs if name in DESIGNS)
         for name, url, needed in (("broker", self.config.broker, broker), ("store", self.config.store, store)):
             if needed and url.startswith("memory:"):
                 example = "amqp://user:password@host:5672//" if name == "broker" else "memcached://host:11211"
@@ -138,7 +139,8 @@ def _run(function: Callable[..., int | None], given: dict[str, Any]) -> int:
             click.echo(_encode({"error": str(error), "kind": type(error).__name__, **vars(error)}), err=True)
         else:
             click.echo(f"nodestate: {error}", err=True)
-        return 2 if isinstance(error, ConfigError) else 1
+        bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotThereError)
+        return 2 if bad_usage else 1
 
 
 @contextmanager

@@ -1,1 +1,72 @@
-"""Scheduling on a view."""
+"""Scheduling on a view: what a user needs of it.
+
+One ``Scheduler`` is what a user holds. An instance goes through it like this, from what somebody wants to what an agent has::
+
+    Request --select--> Choice: a node and alternates, nothing taken
+    Request --claim--> claim --boot: an order to the agent, its answer--> allocation: in every report from then on
+    GroupRequest --reserve--> reservation: a claim for each member, or none --confirm: orders--> allocations, or none
+    reservation --release, or its time is over--> nothing is taken
+    allocation --move, evacuate: a claim elsewhere, an order, the old one ended--> allocation there, under the same request
+    allocation --resize--> allocation with other resources, there or elsewhere
+
+    scheduler = Scheduler(config, courier=KombuCourier(config))
+    [outcome] = scheduler.boot(parse({"resources": {"VCPU": 2, "MEMORY_MB": 4096}}))
+
+A claim is a scheduler's word, an allocation the agent's; what stands between the two is in ``claims``.
+"""
+
+from nodestate.scheduling.boots import Boot, Booted, Failed, Outcome, Refused
+from nodestate.scheduling.filters import FILTERS, Filter
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.groups import Confirmed, Groups, Member, NotConfirmed, NotReserved, Reservation
+from nodestate.scheduling.moving import Moves
+from nodestate.scheduling.placer import NoNode, Placing
+from nodestate.scheduling.plugins import Policies, installed, own
+from nodestate.scheduling.request import Group, GroupRequest, Request, parse, parse_group
+from nodestate.scheduling.rows import Flags, RowIndex, Scores
+from nodestate.scheduling.scheduler import Scheduler
+from nodestate.scheduling.selection import Choice, Explanation, Remaining
+from nodestate.scheduling.weighers import WEIGHERS, Weigher
+
+__all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
+    # what a user holds
+    "Scheduler",
+    "Groups",
+    "Moves",
+    # what is asked for
+    "Request",
+    "Group",
+    "GroupRequest",
+    "parse",
+    "parse_group",
+    # selecting
+    "Choice",
+    "Remaining",
+    "Explanation",
+    # claiming and booting
+    "Placing",
+    "NoNode",
+    "Boot",
+    "Outcome",
+    "Booted",
+    "Failed",
+    "Refused",
+    # reserving
+    "Reservation",
+    "Member",
+    "NotReserved",
+    "Confirmed",
+    "NotConfirmed",
+    # own filters and weighers
+    "Fleet",
+    "RowIndex",
+    "Flags",
+    "Scores",
+    "Filter",
+    "FILTERS",
+    "Weigher",
+    "WEIGHERS",
+    "Policies",
+    "own",
+    "installed",
+]

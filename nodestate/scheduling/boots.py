@@ -122,6 +122,10 @@ class Boots:
         """Whether some need a node, and so a view."""
         return bool(self._wanted)
 
+    def loosest(self, max_age: float) -> float:
+        """How old a view may be for at least one of those that need one; ``max_age`` for those that say nothing."""
+        return max(boot.placing.request.max_age or max_age for boot in self._wanted)
+
     @property
     def idle_s(self) -> float:
         """Seconds until the next one has waited long enough."""
@@ -172,6 +176,17 @@ class Boots:
             if placing.instance in self._fleet.tenants(row):
                 del self._sent[order_id]
                 self._booted(boot, self._fleet.version[row])
+
+    def hold_to_bounds(self, age: float) -> None:
+        """Those that need a fresher view than one of this age fail; the others go on."""
+        wanted, self._wanted = self._wanted, []
+        for boot in wanted:
+            bound = boot.placing.request.max_age
+            if bound is None or age <= bound:
+                self._wanted.append(boot)
+                continue
+            why = NoNode(why=f"the view is {age:.1f} s old, over the {bound:g} s that were asked")
+            self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
 
     def expire(self) -> None:
         """Those that heard nothing for too long try another node."""

@@ -21,22 +21,26 @@ eldest never gives back.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from nodestate.errors import BadRequestError, NodestateError
+from nodestate.errors import NodestateError, NotThereError
 from nodestate.ports import Status
 from nodestate.scheduling.boots import Boot, Booted, Failed
 from nodestate.scheduling.claims import Claim, by_reservation
 from nodestate.scheduling.placer import NoNode, Placing
-from nodestate.scheduling.request import GroupRequest, Request, request_of
-from nodestate.scheduling.scheduler import Scheduler
+from nodestate.scheduling.request import GroupRequest, Request, check_hold, request_of
+
+if TYPE_CHECKING:
+    from nodestate.scheduling.scheduler import Scheduler
 
 PAUSE_S = (0.005, 0.05)
 MAX_KEEPS_COUNT = 8
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One instance of a reservation, and the node that is held for it."""
+    """One instance of a reservation, and the node that is held for it. ``placed``: the node reports it."""
 
     instance: str
     node: str
@@ -84,8 +88,11 @@ class Groups:
 
     # -- reserving
 
-    def reserve(self, wanted: GroupRequest, *, owner: str = "", timeout_s: float = 10.0) -> Reservation | NotReserved:
-        """Hold nodes for all members, for ``hold_s``, or for none. ``owner``: who alone may confirm, extend and release it."""
+    def reserve(self, wanted: GroupRequest, *, owner: str = "", timeout_s: float = 15.0) -> Reservation | NotReserved:
+        """Hold nodes for all members, for ``hold_s``, or for none. ``owner``: who alone may confirm, extend and release it.
+
+        It waits up to ``timeout_s`` for competitors, and for records that were just begun (``UNSURE_S``).
+        """
         scheduler = self._scheduler
         deadline = scheduler.clock.monotonic() + timeout_s
         scheduler.refresh(wanted.max_age)
@@ -212,15 +219,16 @@ class Groups:
         return [self._held(number, claims) for number, claims in sorted(self._claims().items())]
 
     def extend(self, number: str, hold_s: float, *, owner: str = "") -> Reservation:
-        """Hold it for ``hold_s`` from now on. Raises ``BadRequestError`` where it is not held, or not the owner's."""
+        """Hold it for ``hold_s`` from now on. Raises ``NotThereError`` where it is not held, or not the owner's."""
+        check_hold(hold_s)
         placings = self._found(number, owner)
         held = self._keep(placings, number, hold_s)
         if held is None:
-            raise BadRequestError("reservation", f"{number} could not be extended: claims of it were lost meanwhile")
+            raise NotThereError("reservation", f"{number} could not be extended: claims of it were lost meanwhile")
         return held
 
     def release(self, number: str, *, owner: str = "") -> None:
-        """Give back what it holds. Raises ``BadRequestError`` where it is not held, or not the owner's."""
+        """Give back what it holds. Raises ``NotThereError`` where it is not held, or not the owner's."""
         self._scheduler.placer.give_back(self._found(number, owner, part=True))
 
     # -- building
@@ -228,13 +236,13 @@ class Groups:
     def confirm(self, number: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
         """Build every member, on its node or (where the agent refuses) on another that fits: all, or none.
 
-        Raises ``BadRequestError`` where it is not held, or not the owner's, and ``TimeoutError`` where agents are too slow; what
+        Raises ``NotThereError`` where it is not held, or not the owner's, and ``TimeoutError`` where agents are too slow; what
         became of it is then settled as after the death of a scheduler.
         """
         scheduler = self._scheduler
         placings = self._found(number, owner)
         if self._keep(placings, number, scheduler.config.claim_s + timeout_s) is None:
-            raise BadRequestError("reservation", f"{number} is not whole any more: claims of it were lost meanwhile")
+            raise NotThereError("reservation", f"{number} is not whole any more: claims of it were lost meanwhile")
         mark = {"reservation": number, "members": len(placings), "placed": False}
         boots = [Boot(placing, hints=dict(mark)) for placing in placings]
         outcomes = self._run(boots, timeout_s)
@@ -247,10 +255,10 @@ class Groups:
         return Confirmed(number, booted)
 
     def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
-        """Build one member by itself, where it is held. Raises ``BadRequestError`` as ``confirm`` does."""
+        """Build one member by itself, where it is held. Raises ``NotThereError`` as ``confirm`` does."""
         placings = [placing for placing in self._found(number, owner, part=True) if placing.instance == instance]
         if not placings:
-            raise BadRequestError("instance", f"{instance} is no member of reservation {number} that is still held")
+            raise NotThereError("instance", f"{instance} is no member of reservation {number} that is still held")
         [outcome] = self._run([Boot(placings[0])], timeout_s)
         return outcome
 
@@ -281,13 +289,13 @@ class Groups:
             scheduler.ledger.learn(list(scheduler.fleet.names))
             claims = self._claims().get(number, [])
         if not claims:
-            raise BadRequestError("reservation", f"no {number} is held in cell {scheduler.config.cell}: it expired, was "
+            raise NotThereError("reservation", f"no {number} is held in cell {scheduler.config.cell}: it expired, was "
                                   "released or confirmed, or is another cell's")  # fmt: skip
         owners = {claim.owner for _, claim in claims}
         if owner and owners != {owner}:
-            raise BadRequestError("owner", f"reservation {number} is not {owner}'s")
+            raise NotThereError("owner", f"reservation {number} is not {owner}'s")
         if not part and (len(claims) < claims[0][1].members or not all(claim.kept for _, claim in claims)):
-            raise BadRequestError(
+            raise NotThereError(
                 "reservation", f"{number} is not whole: {len(claims)} of {claims[0][1].members} members are held"
             )
         return [self._placing(node, claim) for node, claim in claims]
@@ -308,12 +316,17 @@ class Groups:
                     found.setdefault(number, []).extend(claims)
         return found
 
+    def _is_placed(self, node: str, claim: Claim) -> bool:
+        fleet = self._scheduler.fleet
+        row = fleet.rows.get(node)
+        return row is not None and claim.instance in fleet.tenants(row)
+
     def _held(self, number: str, claims: list[tuple[str, Claim]]) -> Reservation:
         left = min(claim.until - self._scheduler.ledger.now(node) for node, claim in claims)
         whole = len(claims) == claims[0][1].members and all(claim.kept for _, claim in claims)
-        members = tuple(_member(node, claim) for node, claim in claims)
+        members = tuple(_member(node, claim, placed=self._is_placed(node, claim)) for node, claim in claims)
         return Reservation(number, claims[0][1].owner, members, max(0.0, left), whole)
 
 
-def _member(node: str, claim: Claim) -> Member:
-    return Member(claim.instance, node, claim.resources, claim.group)
+def _member(node: str, claim: Claim, *, placed: bool = False) -> Member:
+    return Member(claim.instance, node, claim.resources, claim.group, placed)

@@ -11,15 +11,20 @@ thought away from where it is::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nodestate.errors import BadRequestError
+from nodestate.errors import BadRequestError, NotThereError
 from nodestate.scheduling.boots import Boot, Booted, Failed, next_move
 from nodestate.scheduling.fleet import Lift
+from nodestate.scheduling.placer import NoNode
 from nodestate.scheduling.request import Request, request_of
-from nodestate.scheduling.scheduler import Scheduler
+from nodestate.scheduling.selection import Explanation
+from nodestate.scheduling.vocabulary import check_class
+
+if TYPE_CHECKING:
+    from nodestate.scheduling.scheduler import Scheduler
 
 
 class _Placed(NamedTuple):
@@ -42,8 +47,10 @@ class Moves:
         self._scheduler = scheduler
 
     def move(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> Booted | Failed:
-        """To another node: ``to``, or the best. Raises ``BadRequestError`` where no node reports the instance."""
+        """To another node: ``to``, or the best. Raises ``NotThereError`` where no node reports the instance."""
         placed = self._placed(instance)
+        if to == self._scheduler.fleet.names[placed.row]:
+            raise BadRequestError("to", f"{instance} is on {to} already")
         boot = self._boot(placed, placed.request, (placed.lift,))
         boot.placing.avoid.add(placed.row)
         if to:
@@ -54,9 +61,11 @@ class Moves:
         return outcome
 
     def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> Booted | Failed:
-        """Other resources: where it is if they fit there, else on another node. Raises ``BadRequestError``."""
+        """Other resources: where it is if they fit there, else on another node. Classes that are not named stay as they
+        are, and 0 takes one away. Raises ``NotThereError``, and ``BadRequestError`` where resources can't be right.
+        """
         placed = self._placed(instance)
-        wanted = request_of(instance, resources, _group(placed.request), placed.hints)
+        wanted = self._resized(placed, resources)
         boot = self._boot(placed, wanted, (placed.lift,))
         boot.placing.only, boot.fixed = placed.row, True
         [outcome] = self._run([boot], timeout_s)
@@ -69,25 +78,47 @@ class Moves:
         return outcome
 
     def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[Booted | Failed]:
-        """Everything off a node, also one that is dead: by what it reported last. Raises ``BadRequestError``."""
+        """Everything off a node, also one that is dead: by what it reported last. Raises ``NotThereError``."""
         row = self._row("node", node)
-        allocations = self._allocations(row)
-        there = [self._as_placed(instance, row, allocation) for instance, allocation in allocations.items()]
+        there: list[_Placed] = []
+        unclear: list[Booted | Failed] = []
+        for instance, allocation in self._allocations(row).items():
+            try:
+                there.append(self._as_placed(instance, row, allocation))
+            except BadRequestError as error:
+                unclear.append(
+                    Failed(instance, NoNode(why=f"what it was booted with can't be asked for again: {error}"))
+                )
         lifts = tuple(placed.lift for placed in there)
         boots = [self._boot(placed, placed.request, lifts) for placed in there]
         for boot in boots:
             boot.placing.avoid.add(row)
         outcomes = self._run(boots, timeout_s)
         self._end_old(there, outcomes)
-        return outcomes
+        return outcomes + unclear
+
+    def explain(self, instance: str, resources: Mapping[str, int] | None = None) -> Explanation:
+        """Why it would go where it would go: the other nodes as a move sees them, or a resize to these resources."""
+        placed = self._placed(instance)
+        wanted = placed.request if resources is None else self._resized(placed, resources)
+        with self._scheduler.fleet.lifted((placed.lift,)):
+            return self._scheduler.selector.explain(_for_life(wanted), but={placed.row})
 
     # -- inside
+
+    @staticmethod
+    def _resized(placed: _Placed, resources: Mapping[str, int]) -> Request:
+        for name in resources:
+            check_class(f"resources.{name}", name)
+        amounts = {**placed.request.resources, **resources}
+        wanted = {name: amount for name, amount in amounts.items() if amount}
+        return request_of(placed.instance, wanted, _group(placed.request), placed.hints)
 
     def _row(self, field: str, node: str) -> int:
         self._scheduler.refresh()
         row = self._scheduler.fleet.rows.get(node)
         if row is None:
-            raise BadRequestError(field, f"no node {node} is known")
+            raise NotThereError(field, f"no node {node} is known")
         return row
 
     def _placed(self, instance: str) -> _Placed:
@@ -95,10 +126,10 @@ class Moves:
         fleet = self._scheduler.fleet
         rows = [row for row in fleet.where(instance) if instance in fleet.tenants(row)]
         if not rows:
-            raise BadRequestError("instance", f"no node reports {instance}")
+            raise NotThereError("instance", f"no node reports {instance}")
         if len(rows) > 1:
             nodes = " and ".join(fleet.names[row] for row in rows)
-            raise BadRequestError("instance", f"{instance} is on {nodes}: a move is under way; try again")
+            raise NotThereError("instance", f"{instance} is on {nodes}: a move is under way; try again")
         return self._as_placed(instance, rows[0], self._allocations(rows[0])[instance])
 
     def _allocations(self, row: int) -> dict[str, Any]:
@@ -114,8 +145,7 @@ class Moves:
     def _boot(self, placed: _Placed, request: Request, lifts: tuple[Lift, ...]) -> Boot:
         placing = self._scheduler.placing(request, placed.instance)
         placing.lifts = lifts
-        # A name that was forced or ignored at the boot concerned the boot; what else was asked for holds for life.
-        placing.request = msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())
+        placing.request = _for_life(request)
         return Boot(placing, hints={**placed.hints, "move": next_move(placed.hints, self._scheduler.clock)})
 
     def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
@@ -127,6 +157,11 @@ class Moves:
         names = self._scheduler.fleet.names
         moved = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
         self._scheduler.end([(names[placed.row], placed.instance) for placed in there if placed.instance in moved])
+
+
+def _for_life(request: Request) -> Request:
+    """A name that was forced or ignored at the boot concerned the boot; what else was asked for holds for life."""
+    return msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())
 
 
 def _group(request: Request) -> str | None:

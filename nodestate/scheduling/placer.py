@@ -21,7 +21,7 @@ from typing import Final
 from nodestate.errors import NodestateError
 from nodestate.ports import Status
 from nodestate.scheduling.anchors import Anchors
-from nodestate.scheduling.claims import Claim
+from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.fleet import Fleet, Lift
 from nodestate.scheduling.ledger import Ledger
 from nodestate.scheduling.request import Request, hints_of
@@ -33,10 +33,13 @@ MAX_TRIES_COUNT: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class NoNode:
-    """Why an instance got none: the filters left none (``remaining``), or ``why`` says it."""
+    """Why an instance got none: the filters left none (``remaining``), or ``why`` says it. ``node``: the only one that it
+    might have got.
+    """
 
     remaining: tuple[Remaining, ...] = ()
     why: str = ""
+    node: str = ""
 
     def __str__(self) -> str:
         if self.why:
@@ -44,7 +47,9 @@ class NoNode:
         last = next((step for step in self.remaining if not step.nodes), None)
         before = next((step for step in reversed(self.remaining) if step.nodes), None)
         if last is None or before is None:
-            return "no node is known"
+            return f"{self.node} is passed over" if self.node else "no node is known"
+        if self.node:
+            return f"{self.node} does not pass {last.filter}"
         return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {before.nodes:,} were left before it"
 
 
@@ -168,9 +173,17 @@ class Placer:
 
     def _no_node(self, placing: Placing) -> NoNode:
         but = self._but(placing)
+        node = ""
         if placing.only is not None:
+            node = self._fleet.names[placing.only]
             but = but | (set(range(len(self._fleet))) - {placing.only})
-        return NoNode(self._selector.remaining(placing.request, but))
+        remaining = self._selector.remaining(placing.request, but)
+        if placing.sure and not remaining[0].nodes and self._unsure_rows():
+            whose = node or f"all {len(self._fleet):,} nodes"
+            return NoNode(
+                remaining, f"claims may be missing from the records of {whose}: they are {UNSURE_S:g} s old at most"
+            )
+        return NoNode(remaining, node=node)
 
     def _row(self, placing: Placing) -> int | None:
         if placing.only is not None:

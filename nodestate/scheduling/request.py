@@ -22,6 +22,9 @@ MAX_ALTERNATES_COUNT: Final = 32
 MAX_NAMES_COUNT: Final = 10_000
 """Nodes or instances that a hint may name."""
 MAX_WEIGHT: Final = 1e6
+MIN_HOLD_S: Final = 1.0
+MAX_HOLD_S: Final = 24 * 3600.0
+"""How long a reservation may be kept without being extended."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -121,8 +124,7 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         size = sum(member.count for member in self.members)
         if not 1 <= size <= MAX_GROUP_COUNT:
             raise BadRequestError("members", f"{size:,} instances; a reservation has 1 to {MAX_GROUP_COUNT}")
-        if not 1.0 <= self.hold_s <= MAX_HOLD_S:
-            raise BadRequestError("hold_s", f"{self.hold_s:g} s; want 1 to {MAX_HOLD_S:g}")
+        check_hold(self.hold_s)
         for number, member in enumerate(self.members):
             if member.group is not None and self.group is not None:
                 raise BadRequestError(f"members[{number}].group", "the reservation has a group already")
@@ -131,8 +133,6 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise BadRequestError("members", "an instance is named twice")
 
 
-MAX_HOLD_S: Final = 24 * 3600.0
-Wanted = Request | GroupRequest
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
 STORED_FIELDS: Final = (
@@ -214,6 +214,12 @@ def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
         if not what:
             what, path = path, ""
         raise BadRequestError(path.rstrip("`").lstrip(".") or "request", what[:1].lower() + what[1:]) from None
+
+
+def check_hold(seconds: float) -> None:
+    """Raises ``BadRequestError`` where a reservation can't be held for so long."""
+    if not MIN_HOLD_S <= seconds <= MAX_HOLD_S:
+        raise BadRequestError("hold_s", f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g}")
 
 
 def _check_resources(resources: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -26,10 +26,12 @@ from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.boots import Boot, Boots, Outcome
 from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S
 from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.groups import Confirmed, Groups, NotConfirmed, NotReserved, Reservation
 from nodestate.scheduling.ledger import Ledger
+from nodestate.scheduling.moving import Moves
 from nodestate.scheduling.placer import Placer, Placing
 from nodestate.scheduling.plugins import Policies, installed
-from nodestate.scheduling.request import Request
+from nodestate.scheduling.request import GroupRequest, Request
 from nodestate.scheduling.selection import Choice, Explanation, Selector
 from nodestate.scheduling.tidying import Duty, Tidying
 from nodestate.view import View
@@ -43,9 +45,10 @@ CATCH_UP_S: Final = 1.0
 class Scheduler:
     """One of any number of schedulers of a cell. Not safe for several threads, but for ``submit``.
 
-    ``max_age``: how old a view may be, in seconds, where a request says nothing. ``courier`` is needed to boot, not to
-    select, claim and reserve. ``name`` stands on its claims; ``seed`` shuffles nodes that are equally good. What is not
-    given is opened from the settings, and closed with the scheduler.
+    ``max_age``: how old a view may be, in seconds, where a request says nothing. ``node_max_age``: nodes that gave no sign of
+    life for so long are passed over; None: it is not looked at, and agents that are gone refuse by their silence. ``courier`` is
+    needed to boot and to move, not to select, claim and reserve. ``name`` stands on its claims; ``seed`` shuffles nodes that are
+    equally good. What is not given is opened from the settings, and closed with the scheduler.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Scheduler:
         *,
         name: str = "",
         max_age: float = 5.0,
+        node_max_age: float | None = None,
         seed: int | None = None,
         reader: Reader | None = None,
         claims: Sequence[ClaimStore] | None = None,
@@ -64,6 +68,7 @@ class Scheduler:
         self.config = config
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self.max_age = max_age
+        self.node_max_age = node_max_age
         self.clock = clock or SystemClock()
         self._closing: list[Callable[[], None]] = []
         if reader is None:
@@ -84,6 +89,8 @@ class Scheduler:
         self.boots: Boots | None = None
         if courier is not None:
             self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config.answer_s)
+        self.groups = Groups(self)
+        self.moves = Moves(self)
         self._view: View | None = None
         self._blind: StaleViewError | None = None
         self._learnt = 0
@@ -97,7 +104,7 @@ class Scheduler:
     def refresh(self, max_age: float | None = None) -> View:
         """Read a view, and compute on it from now on. Raises ``StaleViewError`` where none is fresh enough."""
         bound = min(self.max_age if max_age is None else max_age, self._longest_age)
-        view = self.reader.read(max_age=bound, on_stale="exclude")
+        view = self.reader.read(max_age=bound, node_max_age=self.node_max_age, on_stale="exclude")
         if view.age > bound:
             view = self.reader.read(max_age=bound, on_stale="refuse")  # says why
         self.fleet.advance(view)
@@ -205,12 +212,13 @@ class Scheduler:
         if not boots.wanting:
             return True
         try:
-            self.refresh()
+            view = self.refresh(max(self.max_age, boots.loosest(self.max_age)))
         except StaleViewError as error:
             self._blind = error
             return False
         self._blind = None
         boots.look()
+        boots.hold_to_bounds(view.age)
         return True
 
     def _look_after(self) -> None:
@@ -218,39 +226,89 @@ class Scheduler:
         if now < self._look_after_at:
             return
         self._look_after_at = now + LOOK_AFTER_S
-        self.ledger.expire()
-        self.ledger.look_after()
-        self.ledger.settle()
-        if self.boots is not None:
-            self._tidy(now)
-
-    def _tidy(self, now: float) -> None:
-        """Finish what others left half done, as far as the last view shows it."""
-        assert self.boots is not None, "asked where there are boots"
         try:
             self.refresh()
+            fresh = True
         except StaleViewError:
-            return
+            self.ledger.expire()
+            fresh = False
+        self._drop_what_is_shown()
+        self.ledger.look_after()
+        self.ledger.settle()
+        if fresh and self.boots is not None:
+            self._tidy(self.boots, now)
+
+    def _tidy(self, boots: Boots, now: float) -> None:
+        """Finish what others left half done, as far as the last view shows it."""
         for duty in self._tidying.due(now):
             if duty.placed:
-                self._mark(duty)
+                self._mark(boots, duty)
             else:
-                self.boots.end([(duty.node, duty.instance)])
+                boots.end([(duty.node, duty.instance)])
 
-    def _mark(self, duty: Duty) -> None:
-        assert self.boots is not None, "asked where there are boots"
+    def _mark(self, boots: Boots, duty: Duty) -> None:
         record = self.view.nodes.record(duty.node)
         allocation = (record.state() if record is not None else {}).get("allocations", {}).get(duty.instance)
         if allocation is not None:
             hints = {**allocation.get("hints", {}), "placed": True}
-            self.boots.tell(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
+            boots.tell(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
 
     def _booting(self) -> Boots:
         if self.boots is None:
             raise ConfigError("to boot, a scheduler needs a courier: Scheduler(config, courier=KombuCourier(config))")
         return self.boots
 
+    # -- reserving
+
+    def reserve(self, wanted: GroupRequest, *, owner: str = "", timeout_s: float = 15.0) -> Reservation | NotReserved:
+        """Hold nodes for all members of a group, or for none: see ``Groups.reserve``."""
+        return self.groups.reserve(wanted, owner=owner, timeout_s=timeout_s)
+
+    def reservations(self) -> list[Reservation]:
+        """All that are held in the cell, the eldest first."""
+        return self.groups.reservations()
+
+    def confirm(self, reservation: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
+        """Build all members of a reservation, or none: see ``Groups.confirm``."""
+        return self.groups.confirm(reservation, owner=owner, timeout_s=timeout_s)
+
+    def extend(self, reservation: str, hold_s: float, *, owner: str = "") -> Reservation:
+        """Hold it for ``hold_s`` from now on. Raises ``NotThereError``."""
+        return self.groups.extend(reservation, hold_s, owner=owner)
+
+    def release(self, reservation: str, *, owner: str = "") -> None:
+        """Give back what it holds. Raises ``NotThereError``."""
+        self.groups.release(reservation, owner=owner)
+
+    # -- moving
+
+    def move(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> Outcome:
+        """An instance to another node, under the request that it was booted with: see ``Moves.move``."""
+        return self.moves.move(instance, to=to, timeout_s=timeout_s)
+
+    def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> Outcome:
+        """Other resources for an instance: see ``Moves.resize``."""
+        return self.moves.resize(instance, resources, timeout_s=timeout_s)
+
+    def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[Outcome]:
+        """Everything off a node: see ``Moves.evacuate``."""
+        return self.moves.evacuate(node, timeout_s=timeout_s)
+
     # -- ending
+
+    def settle(self) -> None:
+        """Give back now the claims whose instances the last view shows, as ``step`` does every few seconds. They count no
+        more anyway; but when such an instance ends, its room is free at once, and not after ``claim_s``.
+        """
+        self._drop_what_is_shown()
+        self.ledger.settle()
+
+    def _drop_what_is_shown(self) -> None:
+        fleet, ledger = self.fleet, self.ledger
+        for node, claim in list(ledger.own()):
+            row = fleet.rows.get(node)
+            if row is not None and not claim.resize and claim.instance in fleet.tenants(row):
+                ledger.drop(node, claim.id, fleet.version[row])
 
     def close(self) -> None:
         """Close what this opened. Claims stay until they expire, or their instances are allocated."""

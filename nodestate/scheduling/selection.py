@@ -106,19 +106,19 @@ class Selector:
             found.append(Remaining(name, int(left.sum())))
         return tuple(found)
 
-    def explain(self, request: Request, count: int = 5) -> Explanation:
-        """Why: filter by filter, and the best nodes weigher by weigher."""
+    def explain(self, request: Request, count: int = 5, but: Collection[int] = ()) -> Explanation:
+        """Why: filter by filter, and the best nodes weigher by weigher; without the rows in ``but``."""
         best = []
         weighed = active(request, self.policies.weighers)
         names = {id(weigher): name for name, weigher in self.policies.weighers.items()}
-        for row in self.best(request, count):
+        for row in self.best(request, count, but):
             rows = np.array([row])
             parts = {
                 names[id(weigher)]: round(float(np.sum(multiplier * weigher.weigh(self.fleet, rows, request))), 4)
                 for weigher, multiplier in weighed
             }
             best.append((self.fleet.names[row], parts))
-        return Explanation(self.remaining(request), tuple(best))
+        return Explanation(self.remaining(request, but), tuple(best))
 
     def _ranking(self, request: Request) -> Ranking:
         ranking = self._rankings.get(request.shape)

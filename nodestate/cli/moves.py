@@ -1,0 +1,115 @@
+"""``nodestate move``, ``evacuate`` and ``resize``: what was booted, elsewhere or otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.scheduling import (
+    amounts_of,
+    explain_option,
+    explanation_json,
+    max_age_option,
+    node_max_age_option,
+    outcome_json,
+    progress,
+    scheduler_of,
+    show_explanation,
+    show_outcomes,
+    timeout_option,
+    wait_until_shown,
+)
+from nodestate.scheduling import Booted, Explanation, Outcome
+
+
+@cell_command(
+    "move",
+    "Move an instance to another node.",
+    example="nodestate move web-1 --explain\nnodestate move web-1 --to compute-0002",
+)
+@click.argument("instance")
+@click.option("--to", default="", metavar="NODE", help="This node or none.  [default: the best]")
+@timeout_option
+@explain_option
+@max_age_option
+@node_max_age_option
+def move(
+    run: Run, instance: str, to: str, timeout: float, explain: bool, max_age: float | None, node_max_age: float | None
+) -> int:
+    """Build INSTANCE on another node, under the hints and the group policy that it was booted with, and end it where it is.
+
+    It stays where it is if no node takes it: exit code 1. JSON: {"instances"} as 'nodestate boot' prints it.
+    """
+    with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+        explanation = scheduler.moves.explain(instance) if explain else None
+        with progress(run, scheduler, "moving"):
+            outcome = scheduler.move(instance, to=to, timeout_s=timeout)
+        wait_until_shown(run, scheduler, [outcome])
+    return _tell(run, [outcome], explanation)
+
+
+@cell_command("evacuate", "Move everything off a node.", example="nodestate evacuate compute-0001 --timeout 300")
+@click.argument("node")
+@timeout_option
+@max_age_option
+@node_max_age_option
+def evacuate(run: Run, node: str, timeout: float, max_age: float | None, node_max_age: float | None) -> int:
+    """Move all instances off NODE, also if it is dead: by what it reported last.
+
+    Nothing keeps others from coming to the node meanwhile, unless its status is not 'up'. Exit code 1 if some could not be
+    moved. JSON: {"instances"} as 'nodestate boot' prints it.
+    """
+    with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+        with progress(run, scheduler, f"evacuating {node}"):
+            outcomes = scheduler.evacuate(node, timeout_s=timeout)
+        wait_until_shown(run, scheduler, outcomes)
+    if not outcomes and not run.as_json:
+        run.out.print(f"nothing is on {node}", markup=False)
+    return _tell(run, outcomes, None)
+
+
+@cell_command(
+    "resize", "Give an instance other resources.", example="nodestate resize web-1 VCPU=4 MEMORY_MB=8192 --explain"
+)
+@click.argument("instance")
+@click.argument("resources", metavar="CLASS=N…", nargs=-1, required=True)
+@timeout_option
+@explain_option
+@max_age_option
+@node_max_age_option
+def resize(
+    run: Run,
+    instance: str,
+    resources: tuple[str, ...],
+    timeout: float,
+    explain: bool,
+    max_age: float | None,
+    node_max_age: float | None,
+) -> int:
+    """Give INSTANCE these resources, where it is if they fit there, else on another node.
+
+    Classes that are not named stay as they are, and 0 takes one away. It stays as it is if no node takes it: exit code 1.
+    JSON: {"instances"} as 'nodestate boot' prints it.
+    """
+    amounts = amounts_of(resources)
+    with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+        explanation = scheduler.moves.explain(instance, amounts) if explain else None
+        with progress(run, scheduler, "resizing"):
+            outcome = scheduler.resize(instance, amounts, timeout_s=timeout)
+        wait_until_shown(run, scheduler, [outcome])
+    return _tell(run, [outcome], explanation)
+
+
+def _tell(run: Run, outcomes: Sequence[Outcome], explanation: Explanation | None) -> int:
+    if run.as_json:
+        answer: dict[str, Any] = {"instances": [outcome_json(outcome) for outcome in outcomes]}
+        run.say_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
+    else:
+        if explanation is not None:
+            run.out.print("other nodes:")
+            show_explanation(run, explanation)
+        show_outcomes(run, outcomes)
+    return 0 if all(isinstance(outcome, Booted) for outcome in outcomes) else 1

@@ -1,0 +1,170 @@
+"""``nodestate reserve``, ``confirm``, ``extend``, ``release`` and ``reservations``: groups, all or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+from rich.text import Text
+
+from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.design import operator
+from nodestate.cli.scheduling import (
+    file_type,
+    max_age_option,
+    node_max_age_option,
+    outcome_json,
+    owner_option,
+    progress,
+    read_file,
+    remaining_json,
+    scheduler_of,
+    show_no_node,
+    show_outcomes,
+    table_of,
+    timeout_option,
+    wait_until_shown,
+)
+from nodestate.scheduling import Confirmed, NotReserved, Reservation, parse_group
+
+EXAMPLE_ID = "019ab2c3d4e5-0123456789ab"
+
+
+@cell_command(
+    "reserve",
+    "Hold nodes for all members of a group, or for none.",
+    example="nodestate reserve group.json --hold 300",
+)
+@click.argument("group_file", metavar="GROUP", type=file_type)
+@click.option("--owner", metavar="NAME", help="Whose it is.  [default: user@host]")
+@click.option(
+    "--hold", type=float, metavar="S", help="For how long, if nobody confirms or extends it.  [default: as in GROUP]"
+)
+@click.option("--timeout", type=SECONDS, default=15.0, metavar="S", help="How long to compete with other reservations.")
+@max_age_option
+@node_max_age_option
+def reserve(
+    run: Run,
+    group_file: str,
+    owner: str | None,
+    hold: float | None,
+    timeout: float,
+    max_age: float | None,
+    node_max_age: float | None,
+) -> int:
+    """Claim a node for every member of GROUP, a JSON file ("-": stdin), and keep them; or claim nothing, with exit code 1.
+
+    Nothing is built before 'nodestate confirm'. What is not confirmed or extended in time is given back by itself.
+
+    JSON: {"id", "owner", "members": [{"instance", "node", "resources", "group", "placed"}], "seconds", "whole"}; where
+    nothing is reserved, {"id": null, "instance", "why", "remaining"}.
+    """
+    given = {"hold_s": hold, "max_age": max_age}
+    wanted = parse_group(read_file(group_file))
+    wanted = msgspec.structs.replace(wanted, **{name: value for name, value in given.items() if value is not None})
+    with scheduler_of(run, boots=False, node_max_age=node_max_age) as scheduler, progress(run, scheduler, "reserving"):
+        found = scheduler.reserve(wanted, owner=owner or operator(), timeout_s=timeout)
+    if isinstance(found, NotReserved):
+        if run.as_json:
+            remaining = remaining_json(found.why.remaining)
+            run.say_json({"id": None, "instance": found.instance, "why": str(found.why), "remaining": remaining})
+        else:
+            show_no_node(run, found.why, whose=f"member {found.instance}; nothing is reserved")
+        return 1
+    _tell(run, found)
+    return 0
+
+
+@cell_command(
+    "confirm", "Build all members of a reservation, or none.", example=f"nodestate confirm {EXAMPLE_ID} --timeout 120"
+)
+@click.argument("reservation", metavar="ID")
+@owner_option
+@timeout_option
+def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
+    """Have agents build every member of reservation ID, on the nodes that are held for them.
+
+    If a member can't be built there or anywhere else, none is left, and nothing is held any more: exit code 1.
+
+    JSON: {"id", "confirmed", "instances"}, instances as 'nodestate boot' prints them; where it is not confirmed, those
+    that failed.
+    """
+    with scheduler_of(run, boots=True) as scheduler:
+        with progress(run, scheduler, "building"):
+            found = scheduler.confirm(reservation, owner=owner, timeout_s=timeout)
+        outcomes = found.members if isinstance(found, Confirmed) else found.failed
+        wait_until_shown(run, scheduler, outcomes)
+    confirmed = isinstance(found, Confirmed)
+    if run.as_json:
+        instances = [outcome_json(outcome) for outcome in outcomes]
+        run.say_json({"id": reservation, "confirmed": confirmed, "instances": instances})
+    else:
+        if not confirmed:
+            run.out.print(f"{reservation} is not confirmed: nothing of it is built or held any more", markup=False)
+        show_outcomes(run, outcomes)
+    return 0 if confirmed else 1
+
+
+@cell_command("extend", "Hold a reservation for longer.", example=f"nodestate extend {EXAMPLE_ID} --hold 600")
+@click.argument("reservation", metavar="ID")
+@click.option("--hold", type=float, required=True, metavar="S", help="For how long, from now on.")
+@owner_option
+def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
+    """Hold reservation ID for so long from now on, which may also be shorter than before. JSON: as 'nodestate reserve'."""
+    with scheduler_of(run, boots=False) as scheduler:
+        _tell(run, scheduler.extend(reservation, hold, owner=owner))
+
+
+@cell_command("release", "Give back what a reservation holds.", example=f"nodestate release {EXAMPLE_ID}")
+@click.argument("reservation", metavar="ID")
+@owner_option
+def release(run: Run, reservation: str, owner: str) -> None:
+    """Give back what reservation ID holds. Members that were built by themselves stay. JSON: {"id", "released"}."""
+    with scheduler_of(run, boots=False) as scheduler:
+        scheduler.release(reservation, owner=owner)
+    if run.as_json:
+        run.say_json({"id": reservation, "released": True})
+    else:
+        run.out.print(f"released {reservation}", markup=False)
+
+
+@cell_command("reservations", "List what is reserved.", example="nodestate reservations --json")
+def reservations(run: Run) -> None:
+    """List all reservations of the cell, the eldest first. JSON: {"reservations"}, each as 'nodestate reserve' prints it."""
+    with scheduler_of(run, boots=False) as scheduler:
+        found = scheduler.reservations()
+    if run.as_json:
+        run.say_json({"reservations": [_as_json(one) for one in found]})
+        return
+    if not found:
+        run.out.print("nothing is reserved")
+        return
+    table = table_of("id", "owner", "members>", "left>", "", "nodes")
+    for one in found:
+        nodes = ", ".join(f"{member.node}{'*' if member.placed else ''}" for member in one.members)
+        state = Text("held", "green") if one.whole else Text("not whole", "yellow")
+        table.add_row(one.id, Text(one.owner), f"{len(one.members)}", f"{one.seconds:.0f} s", state, Text(nodes))
+    run.out.print(table)
+    if any(member.placed for one in found for member in one.members):
+        run.out.print("* built already")
+
+
+def _as_json(reservation: Reservation) -> Any:
+    return msgspec.to_builtins(reservation)
+
+
+def _tell(run: Run, reservation: Reservation) -> None:
+    if run.as_json:
+        run.say_json(_as_json(reservation))
+        return
+    run.out.print(
+        f"reserved {reservation.id} for {reservation.seconds:.0f} s, for {reservation.owner}",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = table_of("instance", "node", "resources")
+    for member in reservation.members:
+        resources = ", ".join(f"{name}={amount:,}" for name, amount in member.resources.items())
+        table.add_row(Text(member.instance), Text(member.node), resources)
+    run.out.print(table)

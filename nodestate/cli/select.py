@@ -1,0 +1,86 @@
+"""``nodestate select``: where a request would go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.text import Text
+
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.scheduling import (
+    explain_option,
+    explanation_json,
+    file_type,
+    max_age_option,
+    node_max_age_option,
+    remaining_json,
+    request_of,
+    resources_option,
+    scheduler_of,
+    show_explanation,
+    show_no_node,
+    table_of,
+)
+from nodestate.scheduling import Choice, NoNode
+
+
+@cell_command(
+    "select",
+    "Say where a request would go; nothing is claimed.",
+    example="nodestate select --resources VCPU=2,MEMORY_MB=4096 --explain\nnodestate select request.json --json",
+)
+@click.argument("request_file", metavar="[REQUEST]", required=False, type=file_type)
+@resources_option
+@explain_option
+@max_age_option
+@node_max_age_option
+def command(
+    run: Run,
+    request_file: str | None,
+    resources: str | None,
+    explain: bool,
+    max_age: float | None,
+    node_max_age: float | None,
+) -> int:
+    """Choose a node, and alternates, for each instance of REQUEST, a JSON file ("-": stdin). Nothing is claimed.
+
+    Exit code 1 if some instance fits nowhere; then it is said which filter left no node.
+
+    JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, and with --explain "explanation".
+    """
+    request = request_of(request_file, resources, max_age)
+    with scheduler_of(run, boots=False, node_max_age=node_max_age) as scheduler:
+        choices = scheduler.select(request)
+        explanation = scheduler.explain(request) if explain else None
+        age = scheduler.view.age
+    if run.as_json:
+        answer: dict[str, Any] = {"age": age, "choices": [_as_json(choice) for choice in choices]}
+        run.say_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
+    else:
+        _show(run, choices)
+        if explanation is not None:
+            show_explanation(run, explanation)
+    return 0 if all(choice.node is not None for choice in choices) else 1
+
+
+def _as_json(choice: Choice) -> dict[str, Any]:
+    return {
+        "instance": choice.instance,
+        "node": choice.node,
+        "alternates": choice.alternates,
+        "remaining": remaining_json(choice.remaining),
+    }
+
+
+def _show(run: Run, choices: list[Choice]) -> None:
+    failed = [choice for choice in choices if choice.node is None]
+    if len(failed) < len(choices):
+        table = table_of("instance", "node", "alternates")
+        for choice in choices:
+            if choice.node is not None:
+                table.add_row(Text(choice.instance), Text(choice.node), Text(", ".join(choice.alternates)))
+        run.out.print(table)
+    if failed:  # all alike, so what stopped the first one stopped them all
+        whose = f"{len(failed):,} of {len(choices):,} instances" if len(choices) > 1 else ""
+        show_no_node(run, NoNode(failed[0].remaining), whose=whose)

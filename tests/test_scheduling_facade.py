@@ -1,0 +1,179 @@
+"""The scheduler that a user holds: what it says where something is not there, too old, unclear or new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nodestate import scheduling
+from nodestate.errors import BadRequestError, NotThereError
+from nodestate.scheduling import Booted, Confirmed, Failed, NotReserved, Reservation, Scheduler, parse, parse_group
+from nodestate.scheduling.claims import LOOK_AFTER_S, UNSURE_S
+from tests.machines.tenancy import Tenancy
+from tests.test_library import imported_after
+
+STATE: dict[str, Any] = {"inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}}}
+
+
+def tenancy_of(count: int = 2, **states: Any) -> Tenancy:
+    tenancy = Tenancy({**{f"n{n}": STATE for n in range(1, count + 1)}, **states}, servers=1)
+    tenancy.begin()
+    return tenancy
+
+
+def wanted(instance: str, vcpu: int = 1, **more: Any) -> dict[str, Any]:
+    return {"instances": [instance], "resources": {"VCPU": vcpu, "MEMORY_MB": 500}, **more}
+
+
+def boot(scheduler: Scheduler, instance: str, vcpu: int = 1, **more: Any) -> Booted:
+    [outcome] = scheduler.boot(parse(wanted(instance, vcpu, **more)))
+    assert isinstance(outcome, Booted)
+    return outcome
+
+
+def test_it_exports_what_it_says() -> None:
+    assert all(hasattr(scheduling, name) for name in scheduling.__all__)
+    assert len(set(scheduling.__all__)) == len(scheduling.__all__)
+
+
+def test_who_only_reads_imports_no_scheduling() -> None:
+    """And who schedules imports no broker: it is given one."""
+    script = (
+        "import nodestate, sys; assert not [name for name in sys.modules if name.startswith('nodestate.scheduling')]"
+    )
+    assert imported_after(script) == set()
+    assert imported_after("import nodestate.scheduling") == set()
+
+
+def test_one_object_does_from_the_reservation_to_the_move() -> None:
+    tenancy = tenancy_of(3)
+    scheduler = tenancy.start("s").scheduler
+    tenancy.rest(UNSURE_S)
+    group = {"members": [wanted("a"), wanted("b")], "group": {"name": "g", "policy": "anti-affinity"}}
+    held = scheduler.reserve(parse_group(group), owner="alice")
+    assert isinstance(held, Reservation)
+    assert [one.id for one in scheduler.reservations()] == [held.id]
+    assert scheduler.extend(held.id, 100.0).seconds == 100.0
+    confirmed = scheduler.confirm(held.id, owner="alice")
+    assert isinstance(confirmed, Confirmed)
+    tenancy.rest(2.0)
+    before = {one.instance: one.node for one in confirmed.members}
+    moved = scheduler.move("a")
+    assert isinstance(moved, Booted)
+    assert moved.node not in before.values()
+    tenancy.rest(2.0 + LOOK_AFTER_S)
+    [outcome] = scheduler.evacuate(moved.node)
+    assert isinstance(outcome, Booted)
+
+
+def test_the_first_reservation_of_a_cell_waits_until_its_records_are_sure() -> None:
+    """Nobody can tell a new record from one that was lost, so it takes ``UNSURE_S``: less than the default timeout."""
+    tenancy = tenancy_of()
+    scheduler = tenancy.start("s").scheduler
+    hasty = scheduler.reserve(parse_group({"members": [wanted("a")]}), timeout_s=1.0)
+    assert isinstance(hasty, NotReserved)
+    assert str(hasty.why) == "claims may be missing from the records of all 2 nodes: they are 10 s old at most"
+    assert isinstance(scheduler.reserve(parse_group({"members": [wanted("a")]})), Reservation)
+
+
+def test_a_boot_that_wants_a_fresher_view_fails_alone() -> None:
+    """Whoever asks for more than there is must not keep the others from what they asked for."""
+    tenancy = tenancy_of()
+    scheduler = tenancy.start("s").scheduler
+    [hasty] = scheduler.submit(parse(wanted("hasty", max_age=0.001)))
+    [patient] = scheduler.submit(parse(wanted("patient")))
+    scheduler.run(lambda: hasty.outcome is not None and patient.outcome is not None, 10.0)
+    assert isinstance(hasty.outcome, Failed)
+    assert "over the 0.001 s that were asked" in str(hasty.outcome.why)
+    assert isinstance(patient.outcome, Booted)
+
+
+def test_nodes_that_gave_no_sign_of_life_are_passed_over() -> None:
+    tenancy = tenancy_of()
+    scheduler = tenancy.start("s").scheduler
+    scheduler.node_max_age = 25.0
+    request = parse(wanted("a", count=1))
+    assert scheduler.select(request)[0].node is not None
+    tenancy.fleet.kill("n1")
+    tenancy.rest(40.0)
+    assert {scheduler.select(parse(wanted(f"a{n}")))[0].node for n in range(10)} == {"n2"}
+
+
+def test_what_is_not_there_is_told_from_what_can_not_be_right() -> None:
+    tenancy = tenancy_of()
+    scheduler = tenancy.start("s").scheduler
+    for ask in (
+        lambda: scheduler.move("nobody"),
+        lambda: scheduler.evacuate("nowhere"),
+        lambda: scheduler.release("never"),
+        lambda: scheduler.confirm("never"),
+    ):
+        with pytest.raises(NotThereError):
+            ask()
+    booted = boot(scheduler, "a")
+    tenancy.rest(2.0)
+    for ask, field in (
+        (lambda: scheduler.move("a", to=booted.node), "to"),
+        (lambda: scheduler.resize("a", {"VCPV": 1}), "resources.VCPV"),
+        (lambda: scheduler.resize("a", {"VCPU": -1}), "resources.VCPU"),
+        (lambda: scheduler.extend("never", 0.0), "hold_s"),
+    ):
+        with pytest.raises(BadRequestError) as caught:
+            ask()
+        assert not isinstance(caught.value, NotThereError)
+        assert caught.value.field == field
+
+
+def test_a_resize_changes_the_classes_that_it_names() -> None:
+    tenancy = tenancy_of()
+    scheduler = tenancy.start("s").scheduler
+    node = boot(scheduler, "a", 2).node
+    tenancy.rest(2.0)
+    assert isinstance(scheduler.resize("a", {"VCPU": 3}), Booted)
+    assert tenancy.fleet.room(node).allocations["a"]["resources"] == {"VCPU": 3, "MEMORY_MB": 500}
+    tenancy.rest(2.0)
+    assert isinstance(scheduler.resize("a", {"MEMORY_MB": 0}), Booted)
+    assert tenancy.fleet.room(node).allocations["a"]["resources"] == {"VCPU": 3}
+
+
+def test_an_evacuation_does_what_it_can_of_what_others_put_there() -> None:
+    """An allocation that nobody booted by a request can't be asked for again: that is its outcome, and no error."""
+    odd = {
+        **STATE,
+        "usage": {"VCPU": 2},
+        "allocations": {
+            "odd": {"resources": {"VCPU": 1}, "group": "g", "hints": {"group_policy": "love"}},
+            "even": {"resources": {"VCPU": 1}},
+        },
+    }
+    tenancy = tenancy_of(1, odd=odd)
+    scheduler = tenancy.start("s").scheduler
+    outcomes = {outcome.instance: outcome for outcome in scheduler.evacuate("odd")}
+    assert isinstance(outcomes["even"], Booted)
+    assert isinstance(outcomes["odd"], Failed)
+    assert "group.policy" in str(outcomes["odd"].why)
+
+
+def test_a_node_that_was_asked_for_by_name_is_named_in_the_refusal() -> None:
+    tenancy = tenancy_of()
+    scheduler = tenancy.start("s").scheduler
+    node = boot(scheduler, "a", 5).node
+    [other] = {"n1", "n2"} - {node}
+    boot(scheduler, "b", 5, force_nodes=[other])
+    tenancy.rest(2.0)
+    failed = scheduler.move("a", to=other)
+    assert isinstance(failed, Failed)
+    assert str(failed.why) == f"{other} does not pass resources"
+
+
+def test_the_room_of_an_instance_that_ended_is_free_at_once() -> None:
+    """Its claim would hold the room until ``claim_s`` is over, though nobody wants it any more."""
+    tenancy = tenancy_of(1)
+    scheduler = tenancy.start("s").scheduler
+    boot(scheduler, "a", 8)
+    tenancy.rest(2.0 + LOOK_AFTER_S)
+    assert tenancy.claims("n1") == []
+    scheduler.end([("n1", "a")])
+    tenancy.rest(1.0)
+    assert scheduler.select(parse(wanted("next", 8)))[0].node == "n1"
