@@ -12,7 +12,7 @@ same room one sees the other's claim and looks again. A node has room for what i
 
 Three things make that sound:
 
-- **A claim that became an allocation** may be dropped from the record. But a scheduler whose view is older would then count it
+- **A claim that became an allocation** counts no more, also after that ended, and may be dropped from the record. But a scheduler whose view is older would then count it
   neither here nor there; so the record keeps ``seen``, the version of the node that showed it, and who has an older state
   must read a newer one before it claims.
 - **Deadlines** are times of the memcached server that the record lives on: all sides share that clock. A claim counts for a
@@ -92,11 +92,11 @@ def unsure(record: ClaimRecord, now: float) -> bool:
     return now < record.born + UNSURE_S
 
 
-def outstanding(claims: Iterable[Claim], now: float, tenants: Collection[str]) -> Outstanding:
-    """What is claimed beyond what the node's allocations show; ``tenants`` are the instances that have one."""
+def outstanding(claims: Iterable[Claim], now: float, shown: Collection[str]) -> Outstanding:
+    """What is claimed beyond what the node's allocations show; ``shown`` are the ids of claims that they do, or did."""
     found = Outstanding()
     for claim in live(claims, now):
-        if claim.instance in tenants and not claim.resize:
+        if claim.id in shown:
             continue
         for name, amount in claim.resources.items():
             found.amounts[name] = found.amounts.get(name, 0) + amount
@@ -105,12 +105,12 @@ def outstanding(claims: Iterable[Claim], now: float, tenants: Collection[str]) -
     return found
 
 
-def settled(record: ClaimRecord, now: float, tenants: Collection[str], version: Version) -> ClaimRecord:
-    """The record without claims that are over, or that the node shows at ``version``: who has less must not claim on it."""
+def settled(record: ClaimRecord, now: float, shown: Collection[str], version: Version) -> ClaimRecord:
+    """The record without claims that are over, or ``shown`` by the node at ``version``: who has less must not claim on it."""
     kept: list[Claim] = []
     seen = record.seen
     for claim in live(record.claims, now):
-        if claim.instance in tenants and not claim.resize:
+        if claim.id in shown:
             seen = max(seen, version)
         else:
             kept.append(claim)

@@ -94,6 +94,7 @@ class Ledger:
         self._due: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
         self._next_due: dict[str, float] = {}
         self._young: dict[str, float] = {}
+        self._shown: dict[str, set[str]] = {}
         self._as_of = 0
 
     def server(self, node: str) -> ClaimStore:
@@ -165,7 +166,7 @@ class Ledger:
             if not record.claims and not blocked:
                 self._fleet.overlay(row, None)
                 continue
-            found = outstanding(record.claims, _time_of(self.server(node)), self._fleet.tenants(row))
+            found = outstanding(record.claims, _time_of(self.server(node)), self._shown_of(node, row, record))
             found.blocked = blocked
             self._fleet.overlay(row, found if found.amounts or blocked else None)
 
@@ -177,6 +178,19 @@ class Ledger:
             for node, known in self.known.items()
             if node in rows and known.record.seen > version[rows[node]]
         ]
+
+    def _shown_of(self, node: str, row: int, record: ClaimRecord) -> set[str]:
+        """The claims of a record whose instances the node shows, or showed in an earlier view: usage has, or had, them."""
+        tenants = self._fleet.tenants(row)
+        shown = {claim.id for claim in record.claims if claim.instance in tenants and not claim.resize}
+        before = self._shown.get(node)
+        if before:
+            shown |= before & {claim.id for claim in record.claims}
+        if shown:
+            self._shown[node] = shown
+        elif before:
+            del self._shown[node]
+        return shown
 
     # -- edits
 
@@ -365,14 +379,15 @@ class Ledger:
         known, row = self.known.get(node), self._fleet.rows.get(node)
         if known is None or (edit.add and row is None) or (edit.sure and unsure(known.record, now)):
             return Status.CONFLICT
-        record = known.record
+        record, shown = known.record, None
         if row is not None:
-            record = settled(record, now, self._fleet.tenants(row), self._fleet.version[row])
+            shown = self._shown_of(node, row, record)
+            record = settled(record, now, shown, self._fleet.version[row])
         record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
         if edit.add and len(record.claims) > MAX_CLAIMS_COUNT:
             return Status.FULL
-        if edit.add and row is not None:
-            self._fleet.overlay(row, outstanding(record.claims, now, self._fleet.tenants(row)))
+        if edit.add and row is not None and shown is not None:
+            self._fleet.overlay(row, outstanding(record.claims, now, shown))
             if known.record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
                 return Status.CONFLICT
         return record

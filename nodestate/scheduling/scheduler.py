@@ -232,7 +232,6 @@ class Scheduler:
         except StaleViewError:
             self.ledger.expire()
             fresh = False
-        self._drop_what_is_shown()
         self.ledger.look_after()
         self.ledger.settle()
         if fresh and self.boots is not None:
@@ -297,18 +296,15 @@ class Scheduler:
     # -- ending
 
     def settle(self) -> None:
-        """Give back now the claims whose instances the last view shows, as ``step`` does every few seconds. They count no
-        more anyway; but when such an instance ends, its room is free at once, and not after ``claim_s``.
+        """Drop the claims whose instances the last view shows, before this scheduler goes. They count no more for who saw the
+        instance; for others its room is free again, when it ends, at once and not after ``claim_s``.
         """
-        self._drop_what_is_shown()
-        self.ledger.settle()
-
-    def _drop_what_is_shown(self) -> None:
         fleet, ledger = self.fleet, self.ledger
         for node, claim in list(ledger.own()):
             row = fleet.rows.get(node)
             if row is not None and not claim.resize and claim.instance in fleet.tenants(row):
                 ledger.drop(node, claim.id, fleet.version[row])
+        ledger.settle()
 
     def close(self) -> None:
         """Close what this opened. Claims stay until they expire, or their instances are allocated."""
