@@ -33,9 +33,11 @@ from nodestate.model import (
 MAX_ORDER_BYTES: Final = 64 * 1024
 MAX_DETAIL_CHARS: Final = 1_000
 
-Refusal = Literal["no-room", "group", "expired", "status", "unknown-node", "no-agent", "bad-order", "failed"]
+Refusal = Literal[
+    "no-room", "group", "expired", "status", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
+]
 """``no-room``: it does not fit; ``group``: the node has as many of its group as its policy allows; ``expired``: the
-deadline is over; ``status``: the node takes nothing new; ``unknown-node``: the agent has no such node; ``no-agent``: no
+deadline is over; ``status``: the node takes nothing new; ``not-here``: the instance has nothing on the node that could be changed in place; ``unknown-node``: the agent has no such node; ``no-agent``: no
 agent listens for the node (the broker says so, not an agent); ``bad-order``: it was not understood; ``failed``: the
 hypervisor could not.
 """
@@ -52,17 +54,23 @@ class _Order(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_field
 
 class Build(_Order, frozen=True, tag="build", kw_only=True):
     """Give the instance these resources. ``hints`` and ``group`` stay with the allocation for its life. ``deadline`` is in
-    seconds since 1970: who gave the order no longer counts on it then, so it is refused.
+    seconds since 1970: who gave the order no longer counts on it then, so it is refused. ``in_place``: only where the
+    instance has an allocation on the node, which this takes the place of.
     """
 
     resources: Annotated[dict[ClassName, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
     group: str | None = None
     hints: dict[str, Any] = {}
     deadline: Seconds
+    in_place: bool = False
 
 
 class End(_Order, frozen=True, tag="end", kw_only=True):
-    """Take away what the instance has on the node."""
+    """Take away what the instance has on the node. ``of``: only what the order of this id built (its ``order`` among the hints),
+    so that an End which is late, or given again, ends nothing else; empty: whatever it has.
+    """
+
+    of: str = ""
 
 
 Order = Build | End

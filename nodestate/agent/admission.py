@@ -3,7 +3,8 @@
     End, of what is here                  --> ended       of what is not here          --> done, nothing changed
     Build, of what is here as it is asked --> done, nothing changed, however late
     Build, overdue                        --> refused: expired
-           the node is not ``up``         --> refused: status
+           in place of nothing            --> refused: not-here
+           the node is not ``up``         --> refused: status, unless it is in place
            anti-affinity, enough are here --> refused: group
            it does not fit                --> refused: no-room
            else                           --> admitted, in place of what the instance may have had
@@ -57,7 +58,7 @@ def is_done(order: Order, room: Room) -> bool:
     """True where the node is as the order asks already."""
     here = room.allocations.get(order.instance)
     if isinstance(order, End):
-        return here is None
+        return here is None or order.of not in ("", (here.get("hints") or {}).get("order"))
     return (
         here is not None
         and here["resources"] == order.resources
@@ -70,7 +71,10 @@ def judge(order: Build, room: Room, now: float) -> Refused | None:
     """Why a node must not take this on; None where it may. ``now`` in seconds since 1970."""
     if now > order.deadline:
         return Refused("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
-    if room.status != "up":
+    if order.in_place:
+        if order.instance not in room.allocations:
+            return Refused("not-here", "the instance has nothing on this node that could be changed in place")
+    elif room.status != "up":
         return Refused("status", f"the node is {room.status}")
     return _too_many_of_its_group(order, room) or _does_not_fit(order, room)
 

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
@@ -31,6 +31,8 @@ from nodestate.scheduling.placer import NoNode, Placer, Placing
 
 MAX_NODES_COUNT: Final = 8
 """Nodes that are asked for one instance."""
+ENDING_S: Final = 60.0
+"""How long what was told to end is told again where a view shows it still."""
 
 
 def next_move(hints: Mapping[str, Any], clock: Clock) -> int:
@@ -40,6 +42,14 @@ def next_move(hints: Mapping[str, Any], clock: Clock) -> int:
     """
     before = hints.get("move", 0)
     return max(before + 1 if isinstance(before, int) else 1, int(clock.time() * 1000))
+
+
+class Ending(NamedTuple):
+    """An instance to be ended on a node, if the order ``of`` this id built it there; empty: whoever did."""
+
+    node: str
+    instance: str
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,7 @@ class Boots:
         self._answer_s = answer_s
         self._wanted: list[Boot] = []
         self._sent: dict[str, Boot] = {}
+        self._ending: dict[Ending, float] = {}
 
     @property
     def under_way(self) -> int:
@@ -168,6 +179,7 @@ class Boots:
 
     def look(self) -> None:
         """After the fleet advanced: those that a view shows are booted, whatever became of the answer."""
+        self._end_again()
         for order_id, boot in list(self._sent.items()):
             placing = boot.placing
             row = self._fleet.rows.get(placing.node or "")
@@ -192,22 +204,42 @@ class Boots:
         """Those that heard nothing for too long try another node."""
         now = self._clock.monotonic()
         silent = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= now]
-        undo: list[Order] = []
+        undo: list[Ending] = []
         for order_id in silent:
             boot = self._sent.pop(order_id)
             assert boot.order is not None, "it was sent"
-            undo.append(End(id=uuid.uuid4().hex, node=boot.order.node, instance=boot.placing.instance))
+            assert boot.placing.claim is not None, "sent with a claim"
+            if not boot.placing.claim.resize:  # that had the instance before, and has it still
+                undo.append(Ending(boot.order.node, boot.placing.instance, boot.order.id))
             self._refused(boot, Refused(boot.order.node, "silent"), NEVER)
-        self._try_to_send(undo)
+        self.end(undo)
 
-    def end(self, orders: Iterable[tuple[str, str]]) -> None:
-        """Tell agents to end these (node, instance); who must know repeats it until a view shows it."""
-        self._try_to_send([End(id=uuid.uuid4().hex, node=node, instance=instance) for node, instance in orders])
+    def end(self, endings: Iterable[Ending]) -> None:
+        """Tell agents to end these, again for ``ENDING_S`` while views show them."""
+        endings = list(endings)
+        until = self._clock.monotonic() + ENDING_S
+        self._ending.update((ending, until) for ending in endings if ending.of)
+        self._send_ends(endings)
+
+    def _end_again(self) -> None:
+        now = self._clock.monotonic()
+        self._ending = {ending: until for ending, until in self._ending.items() if until > now}
+        shown = []
+        for ending in self._ending:
+            row = self._fleet.rows.get(ending.node)
+            if row is not None and ending.instance in self._fleet.tenants(row):
+                shown.append(ending)
+        self._send_ends(shown)
+
+    def _send_ends(self, endings: Iterable[Ending]) -> None:
+        self._try_to_send(
+            [End(id=uuid.uuid4().hex, node=node, instance=instance, of=of) for node, instance, of in endings]
+        )
 
     def tell(
         self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
     ) -> None:
-        """Tell an agent what holds for an instance that it has; who must know repeats it until a view shows it."""
+        """Tell an agent what holds for an instance, if it has it still; who must know repeats it until a view shows it."""
         order = Build(
             id=uuid.uuid4().hex,
             node=node,
@@ -216,6 +248,7 @@ class Boots:
             group=group,
             hints=dict(hints),
             deadline=self._clock.time() + self._answer_s,
+            in_place=True,
         )
         self._try_to_send([order])
 
@@ -247,8 +280,9 @@ class Boots:
                 instance=boot.placing.instance,
                 resources=boot.placing.request.resources,
                 group=claim.group,
-                hints={**claim.hints, **boot.hints},
+                hints={**claim.hints, **boot.hints, "order": claim.id},
                 deadline=deadline,
+                in_place=claim.resize,
                 reply_to=reply_to,
             )
             boot.answer_by = self._clock.monotonic() + self._answer_s

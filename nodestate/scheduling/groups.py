@@ -249,9 +249,10 @@ class Groups:
         failed = tuple(outcome for outcome in outcomes if isinstance(outcome, Failed))
         booted = tuple(outcome for outcome in outcomes if isinstance(outcome, Booted))
         if failed:
-            scheduler.end([(outcome.node, outcome.instance) for outcome in booted])
+            scheduler.undo(boot for boot, outcome in zip(boots, outcomes, strict=True) if isinstance(outcome, Booted))
             return NotConfirmed(number, failed)
-        self._mark_placed(boots, mark, timeout_s)
+        for boot, outcome in zip(boots, booted, strict=True):  # who does not hear it is told by ``tidying``
+            scheduler.tell_placed(boot, outcome.node, {**mark, "placed": True})
         return Confirmed(number, booted)
 
     def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
@@ -266,16 +267,6 @@ class Groups:
         self._scheduler.begin(boots)
         self._scheduler.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
         return [boot.outcome for boot in boots if boot.outcome is not None]
-
-    def _mark_placed(self, boots: list[Boot], mark: dict[str, object], timeout_s: float) -> None:
-        """Tell every agent that all are there: the same instance with another mark. Who does not hear it is told by
-        ``tidying``.
-        """
-        again = [Boot(boot.placing, fixed=True, hints={**mark, "placed": True}) for boot in boots]
-        try:
-            self._run(again, timeout_s)
-        except TimeoutError:
-            return
 
     # -- finding
 

@@ -11,7 +11,7 @@ thought away from where it is::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,9 @@ from nodestate.scheduling.vocabulary import check_class
 
 if TYPE_CHECKING:
     from nodestate.scheduling.scheduler import Scheduler
+
+
+UNKNOWN: Final = frozenset({"silent", "no-agent"})
 
 
 class _Placed(NamedTuple):
@@ -69,8 +72,8 @@ class Moves:
         boot = self._boot(placed, wanted, (placed.lift,))
         boot.placing.only, boot.fixed = placed.row, True
         [outcome] = self._run([boot], timeout_s)
-        if isinstance(outcome, Booted):
-            return outcome
+        if isinstance(outcome, Booted) or any(refused.reason in UNKNOWN for refused in outcome.refused):
+            return outcome  # of an agent that says nothing nobody knows what it did: no second one is begun
         boot = self._boot(placed, wanted, (placed.lift,))
         boot.placing.avoid.add(placed.row)
         [outcome] = self._run([boot], timeout_s)

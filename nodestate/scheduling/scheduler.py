@@ -23,7 +23,7 @@ from nodestate.opening import open_claims
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.reader import Reader
 from nodestate.scheduling.anchors import Anchors
-from nodestate.scheduling.boots import Boot, Boots, Outcome
+from nodestate.scheduling.boots import Boot, Boots, Ending, Outcome
 from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.groups import Confirmed, Groups, NotConfirmed, NotReserved, Reservation
@@ -174,7 +174,24 @@ class Scheduler:
 
     def end(self, instances: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end instances, as (node, instance). What gets lost is told again while views show it."""
-        self._booting().end(instances)
+        self._booting().end(Ending(node, instance, self._order_of(node, instance)) for node, instance in instances)
+
+    def undo(self, boots: Iterable[Boot]) -> None:
+        """End what was booted, and nothing else."""
+        orders = [boot.order for boot in boots if boot.order is not None]
+        self._booting().end(Ending(order.node, order.instance, order.id) for order in orders)
+
+    def _order_of(self, node: str, instance: str) -> str:
+        """The order that built what the last view shows of an instance on a node; empty where it shows none."""
+        record = self._view.nodes.record(node) if self._view is not None else None
+        allocation = (record.state() if record is not None else {}).get("allocations", {}).get(instance) or {}
+        return str((allocation.get("hints") or {}).get("order", ""))
+
+    def tell_placed(self, boot: Boot, node: str, mark: Mapping[str, object]) -> None:
+        """Tell an agent that all members of a reservation are there, of which it has one."""
+        assert boot.order is not None, "it was booted"
+        hints = {**boot.order.hints, **mark}
+        self._booting().tell(node, boot.placing.instance, boot.order.resources, boot.order.group, hints)
 
     def boot(self, request: Request, timeout_s: float = 60.0) -> list[Outcome]:
         """Boot all instances of a request, and wait for their outcomes. Raises ``TimeoutError`` where some have none yet."""
@@ -235,6 +252,7 @@ class Scheduler:
         self.ledger.look_after()
         self.ledger.settle()
         if fresh and self.boots is not None:
+            self.boots.look()
             self._tidy(self.boots, now)
 
     def _tidy(self, boots: Boots, now: float) -> None:
@@ -243,7 +261,7 @@ class Scheduler:
             if duty.placed:
                 self._mark(boots, duty)
             else:
-                boots.end([(duty.node, duty.instance)])
+                self.end([(duty.node, duty.instance)])
 
     def _mark(self, boots: Boots, duty: Duty) -> None:
         record = self.view.nodes.record(duty.node)
