@@ -196,7 +196,7 @@ class Scheduler:
         """Do all that is due, after waiting up to ``wait_s`` for an answer."""
         boots = self.boots
         if boots is not None and self.courier is not None:
-            if boots.wanting:
+            if boots.wanting and self._blind is None:
                 wait_s = 0.0
             try:
                 boots.answered(self.courier.answers(min(wait_s, boots.idle_s)))
