@@ -87,10 +87,6 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MIN_TAIL_BYTES": "of segments, below which no checkpoint is written",
         "TAIL_SHARE": "a checkpoint is due when the tail exceeds one of so many parts of the last one",
     },
-    "nodestate.orders": {
-        "MAX_ORDER_BYTES": "an order to an agent",
-        "MAX_DETAIL_CHARS": "what an agent says of a refusal",
-    },
     "nodestate.scheduling.request": {
         "MAX_COUNT": "instances of one request, and `max_per_node` of a group",
         "MAX_GROUP_COUNT": "members of one reservation",
