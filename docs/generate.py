@@ -20,6 +20,7 @@ from nodestate import head, keys, model
 from nodestate.cli import every_command
 from nodestate.config import Config
 from nodestate.journal import format as journal
+from nodestate.scheduling import claims
 from nodestate.snapshot import format as snapshot
 
 DOCS: Final = Path(__file__).parent
@@ -86,6 +87,29 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MIN_TAIL_BYTES": "of segments, below which no checkpoint is written",
         "TAIL_SHARE": "a checkpoint is due when the tail exceeds one of so many parts of the last one",
     },
+    "nodestate.scheduling.request": {
+        "MAX_COUNT": "instances of one request, and `max_per_node` of a group",
+        "MAX_GROUP_COUNT": "members of one reservation",
+        "MAX_ALTERNATES_COUNT": "alternates of an instance",
+        "MAX_NAMES_COUNT": "nodes or instances that one field of a request names",
+        "MAX_WEIGHT": "a multiplier of a weigher, up or down",
+        "MIN_HOLD_S": "seconds that a reservation is held",
+        "MAX_HOLD_S": "seconds that a reservation is held",
+    },
+    "nodestate.scheduling.claims": {
+        "CLOCK_S": "seconds that a claim counts beyond its deadline",
+        "UNSURE_S": "seconds for which claims may be missing from a record that was begun",
+        "MAX_CLAIMS_COUNT": "claims on one node at a time",
+    },
+    "nodestate.scheduling.placer": {
+        "MAX_TRIES_COUNT": "times that an instance may lose its node to other schedulers",
+    },
+    "nodestate.scheduling.boots": {
+        "MAX_NODES_COUNT": "nodes that are asked for one instance",
+    },
+    "nodestate.scheduling.groups": {
+        "MAX_KEEPS_COUNT": "tries to keep all claims of a reservation, and nodes that are tried for an affinity group",
+    },
     "nodestate.snapshot.format": {
         "RING_SLOTS": "changed slots that a head's ring names",
         "RING_COMMITS": "commits that it names",
@@ -102,7 +126,8 @@ def limits() -> str:
     for module, names in LIMITS.items():
         for name, meaning in names.items():
             value = getattr(importlib.import_module(module), name)
-            rows.append(f"| `{module.removeprefix('nodestate.')}.{name}` | {value:,} | {meaning} |")
+            shown = f"{value:,.12g}" if isinstance(value, float) else f"{value:,}"
+            rows.append(f"| `{module.removeprefix('nodestate.')}.{name}` | {shown} | {meaning} |")
     return "\n".join(rows)
 
 
@@ -168,6 +193,8 @@ RECORDS: Final[tuple[tuple[str, type[msgspec.Struct], str], ...]] = (
     ("index", snapshot.Index, "inside a snapshot section"),
     ("index part", snapshot.IndexPart, "one part of an index"),
     ("node item", snapshot.StoredNode, "a node of the snapshot design"),
+    ("claim record", claims.ClaimRecord, "all claims on a node"),
+    ("claim", claims.Claim, "an element of `claims`"),
 )
 
 

@@ -20,6 +20,7 @@ from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError
 from nodestate.model import event_from_json
+from nodestate.scheduling import FILTERS, WEIGHERS, GroupRequest, Request
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -170,6 +171,23 @@ def test_every_setting_is_documented() -> None:
 def test_every_command_is_documented() -> None:
     documented = [row[0].strip("`") for row in table_rows(text_of("reference/commands.md"))]
     assert documented == list(every_command())
+
+
+def test_every_field_of_a_request_is_documented() -> None:
+    text = text_of("reference/requests.md")
+    for request, heading in ((Request, "## A request\n"), (GroupRequest, "## A group request\n")):
+        section = text.partition(heading)[2].partition("\n## ")[0]
+        documented = [row[0].strip("`") for row in table_rows(section)]
+        assert sorted(documented) == sorted(request.__struct_fields__)
+
+
+def test_every_filter_and_weigher_is_documented() -> None:
+    text = text_of("concepts/scheduling.md")
+    rows = list(table_rows(text.partition("### Filters")[2].partition("\n### ")[0]))
+    assert [name.strip("` ") for row in rows for name in row[0].split(",")] == list(FILTERS)
+    rows = list(table_rows(text.partition("### Weighers")[2].partition("\n## ")[0]))
+    documented = {name.strip("` "): float(row[1]) for row in rows for name in row[0].split(",")}
+    assert documented == {name: weigher.multiplier for name, weigher in WEIGHERS.items()}
 
 
 def key_functions() -> dict[str, Callable[..., str]]:

@@ -16,7 +16,8 @@ import pytest
 from tests.services.servers import MariadbServer, MemcachedServer, RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
-PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "switch-designs.md"
+HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
+PAGE = HOW_TO / "switch-designs.md"
 DEADLINE_S = 90.0
 
 
@@ -24,6 +25,38 @@ def lines_of(page: Path) -> Iterator[str]:
     """Every line of every shell block."""
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         yield from block.splitlines()
+
+
+def as_script(page: Path) -> str:
+    """All shell blocks of a page as one script for bash, which ends at the first command that does not do what it should: a line
+    that begins with ``!`` must fail.
+    """
+    lines = [re.sub(r"^! (.*)$", r"if \1; then exit 99; fi", line) for line in lines_of(page)]
+    return "\n".join(["set -e", "trap 'kill $(jobs -p)' EXIT", *lines, ""])
+
+
+def test_the_how_to_of_scheduling_does_what_it_says(
+    memcached: MemcachedServer, rabbit: RabbitServer, cell: str, tmp_path: Path
+) -> None:
+    """From a cell that is new to a node that is empty: the page as one script, as bash would carry it out."""
+    servers = {"NODESTATE_STORE": memcached.url, "NODESTATE_BROKER": rabbit.url}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
+    env |= {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    script = as_script(HOW_TO / "schedule.md")
+    for name, url in servers.items():
+        script, count = re.subn(rf"(?m)^export {name}=.*$", f"export {name}={shlex.quote(url)}", script)
+        assert count == 1
+    with (tmp_path / "script.log").open("w+") as log:
+        done = subprocess.run(  # noqa: S603 - our own page
+            ["bash", "-x", "-c", script],  # noqa: S607
+            env=env, cwd=tmp_path, stdout=log, stderr=log, timeout=DEADLINE_S, check=False,
+        )  # fmt: skip
+        log.seek(0)
+        told = log.read()
+    assert done.returncode == 0, told[-4000:]
+    assert "no node passes group: of 50, 2 were left before it" in told
+    assert script.count("\nnodestate ") > 10, "the page has lost its commands"
 
 
 def test_the_how_to_of_a_switch_does_what_it_says(

@@ -99,7 +99,8 @@ def scheduler_of(
         ) as scheduler:
             yield scheduler
     except TimeoutError as error:
-        raise NotDoneError(f"{error}; claims that were made end after {config.claim_s:g} s") from error
+        cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+        raise NotDoneError(f"{cause}; claims that were made end after {config.claim_s:g} s") from error
     finally:
         if courier is not None:
             courier.close()
@@ -168,8 +169,9 @@ def boot_all(run: Run, scheduler: Scheduler, boots: Sequence[Boot], timeout_s: f
     try:
         with progress(run, scheduler, "booting"):
             scheduler.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
-    except TimeoutError:
-        return
+    except TimeoutError as error:
+        if error.__cause__ is not None:
+            run.err.print(f"nodestate: {error}: {error.__cause__}", markup=False, soft_wrap=True)
 
 
 def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]) -> None:

@@ -1,6 +1,6 @@
 """Scheduling on a view: what a user needs of it.
 
-One ``Scheduler`` is what a user holds. An instance goes through it like this, from what somebody wants to what an agent has::
+One ``Scheduler`` is what a user holds. From what somebody wants to what an agent has, through it::
 
     Request --select--> Choice: a node and alternates, nothing taken
     Request --claim--> claim --boot: an order to the agent, its answer--> allocation: in every report from then on

@@ -45,10 +45,11 @@ CATCH_UP_S: Final = 1.0
 class Scheduler:
     """One of any number of schedulers of a cell. Not safe for several threads, but for ``submit``.
 
-    ``max_age``: how old a view may be, in seconds, where a request says nothing. ``node_max_age``: nodes that gave no sign of
-    life for so long are passed over; None: it is not looked at, and agents that are gone refuse by their silence. ``courier`` is
-    needed to boot and to move, not to select, claim and reserve. ``name`` stands on its claims; ``seed`` shuffles nodes that are
-    equally good. What is not given is opened from the settings, and closed with the scheduler.
+    ``max_age``: how old a view may be, in seconds, where a request says nothing. ``node_max_age``: nodes that gave no
+    sign of life for so long are passed over; None: it is not looked at, and agents that are gone refuse by their
+    silence. ``courier`` is needed to boot and to move, not to select, claim and reserve. ``name`` stands on its claims;
+    ``seed`` shuffles nodes that are equally good. What is not given is opened from the settings, and closed with the
+    scheduler.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class Scheduler:
         """Do all that is due, after waiting up to ``wait_s`` for an answer."""
         boots = self.boots
         if boots is not None and self.courier is not None:
-            if boots.wanting:
+            if boots.wanting and self._blind is None:
                 wait_s = 0.0
             try:
                 boots.answered(self.courier.answers(min(wait_s, boots.idle_s)))

@@ -1,0 +1,73 @@
+"""Filters and weighers of installed packages: found by entry point, as the how-to page says; a bad one is named at the start."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodestate.errors import BadRequestError, ConfigError
+from nodestate.scheduling import FILTERS, WEIGHERS, installed, parse
+from nodestate.scheduling.ranking import active
+
+PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "extend-the-scheduler.md").read_text(encoding="utf-8")
+Install = Callable[[str, dict[str, Any]], None]
+
+
+def block(language: str) -> str:
+    """The first block of the page in a language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a package where Python finds it, with what an installer would make of its ``pyproject.toml``."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "night_shift", raising=False)
+
+    def put(module: str, project: dict[str, Any]) -> None:
+        (tmp_path / "night_shift.py").write_text(module, encoding="utf-8")
+        folder = tmp_path / "night_shift-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+        lines = []
+        for group, points in project["entry-points"].items():
+            lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+        (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+    return put
+
+
+def test_what_a_package_adds_comes_after_ours_and_may_be_weighed(install: Install) -> None:
+    install(block("python"), tomllib.loads(block("toml"))["project"])
+    policies = installed()
+    assert list(policies.filters) == [*FILTERS, "awake"]
+    assert list(policies.weighers) == [*WEIGHERS, "roomy"]
+    assert policies.weighers["roomy"].multiplier == 0.5
+    request = parse({"resources": {"VCPU": 1}, "weights": {"roomy": 2.0}})
+    assert (policies.weighers["roomy"], 2.0) in active(request, policies.weighers)
+    with pytest.raises(BadRequestError, match=r"^weights\.roomy: "):
+        active(request, WEIGHERS)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "told"),
+    [
+        ("nodestate.filters", "awake", "night_shift:nothing", r"'awake' of nodestate\.filters .* can't be loaded"),
+        ("nodestate.filters", "status", "night_shift:awake", r"'status' of nodestate\.filters: there is one"),
+        ("nodestate.weighers", "cpu", "night_shift:ROOMY", r"'cpu' of nodestate\.weighers: there is one"),
+        ("nodestate.filters", "doc", "night_shift:__doc__", r"'doc' of nodestate\.filters .* is a str"),
+    ],
+)
+def test_a_bad_entry_point_is_named(install: Install, group: str, name: str, value: str, told: str) -> None:
+    """A scheduler that went on without a filter would place where nobody wants it."""
+    install(block("python"), {"name": "night-shift", "entry-points": {group: {name: value}}})
+    with pytest.raises(ConfigError, match=told):
+        installed()
