@@ -37,6 +37,7 @@ from nodestate.scheduling.claims import (
     unsure,
 )
 from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.sharing import Sharing
 
 FETCH_COUNT: Final = 2_000
 """Records of one round trip, when all are read."""
@@ -81,13 +82,14 @@ class Ledger:
     Servers that do not answer are passed over; what lives there stays unknown, and can't be claimed.
     """
 
-    def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet) -> None:
+    def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, sharing: Sharing) -> None:
         assert servers, "claims need a server"
         self.stats = LedgerStats()
         self.known: dict[str, Known] = {}
         self._cell = cell
         self._servers = servers
         self._fleet = fleet
+        self._sharing = sharing
         self._edits: dict[str, _Edit] = {}
         self._own: dict[str, dict[str, tuple[Claim, float]]] = {}  # by node and id, with when its record was born
         self._doubtful: dict[str, set[str]] = {}
@@ -316,6 +318,8 @@ class Ledger:
             self._young[node] = record.born
         here = {claim.id for claim in record.claims}
         self._note_due(node, now)
+        for claim in record.claims:
+            self._sharing.saw(claim.holder)
         for claim_id in self._doubtful.pop(node, set()) & here:
             self.drop(node, claim_id)
         lost = [

@@ -5,7 +5,7 @@ r"""The placer: a node for each instance, chosen and claimed, for many instances
     wanted --choose--> taken --the ledger wrote it--> claimed
       ^ |                |
       | \--no node is left: failed, and why
-      \--somebody else was faster, up to MAX_TRIES_COUNT times
+      \--somebody else was faster, up to MAX_TRIES_COUNT times: the records of the next best nodes are read, too
 
 Claims of others are known as of when their records were read; before an instance fails for want of a node they are read
 again, once.
@@ -29,6 +29,8 @@ from nodestate.scheduling.selection import Remaining, Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Rounds in which an instance may lose its node to somebody else."""
+LOOK_AROUND_COUNT: Final = 64
+"""Nodes whose records are read again after a conflict: the best ones for who met it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Placer:
             self._unsure = None
             taken = [placing for placing in waiting if self._take(placing)]
             self._write(taken)
+            self._look_around(placing for placing in taken if placing.conflicts and not placing.settled)
             failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
             if failed and not looked_again:
                 # Nobody tells when a claim of somebody else goes: before a node is refused for one, it is looked at again.
@@ -122,6 +125,13 @@ class Placer:
                     for placing in failed:
                         placing.failure = None
             waiting = [placing for placing in waiting if not placing.settled]
+
+    def _look_around(self, beaten: Iterable[Placing]) -> None:
+        """Where somebody else was faster, he was so on other nodes too: read the records of those that come next."""
+        shapes = {placing.request.shape: placing.request for placing in beaten}
+        rows = {row for request in shapes.values() for row in self._selector.best(request, LOOK_AROUND_COUNT)}
+        if rows:
+            self._ledger.learn(self._fleet.names[row] for row in rows)
 
     def give_back(self, placings: Iterable[Placing]) -> None:
         """Drop the claims of these, and write that."""

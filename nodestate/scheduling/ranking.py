@@ -37,21 +37,23 @@ class Ranking:
             request.group.policy == "affinity" or any(weigher.by_group for weigher, _ in self._weighers)
         )
         self._as_of: int | None = None
-        self._known = (0, 0)  # rows and resource classes
+        self._known = (0, 0, 0)  # rows, resource classes and shares
         self.score: Scores = np.zeros(0)
 
-    def refresh(self, shuffle: Scores) -> None:
-        """Weigh again what changed since the last time."""
+    def refresh(self, shuffle: Scores, worth: Scores | None = None, shares: int = 0) -> None:
+        """Weigh again what changed since the last time. ``worth`` is added to the weights, and all are weighed again when
+        ``shares`` is another number.
+        """
         fleet = self._fleet
         rows = None
-        known = (len(fleet), len(fleet.amounts))
+        known = (len(fleet), len(fleet.amounts), shares)
         if self._as_of is not None and self._known == known and not self._by_group:
             rows = fleet.changed_since(self._as_of)
         if rows is None or len(rows) > ALL_ANEW_SHARE * len(fleet):
-            self.score = self._weigh(fleet.all, shuffle)
+            self.score = self._weigh(fleet.all, shuffle, worth)
         elif rows:
             some = np.array(sorted(set(rows)), np.intp)
-            self.score[some] = self._weigh(some, shuffle)
+            self.score[some] = self._weigh(some, shuffle, worth)
         self._as_of, self._known = fleet.changes, known
 
     def best(self, count: int = 1, but: Collection[int] = ()) -> list[int]:
@@ -69,11 +71,13 @@ class Ranking:
         top = top[np.argsort(-score[top], kind="stable")]
         return [int(row) for row in top if score[row] != -np.inf]
 
-    def _weigh(self, rows: RowIndex, shuffle: Scores) -> Scores:
+    def _weigh(self, rows: RowIndex, shuffle: Scores, worth: Scores | None) -> Scores:
         fleet, request = self._fleet, self._request
         total: Scores = np.zeros(count_of(rows))
         for weigher, multiplier in self._weighers:
             total += multiplier * weigher.weigh(fleet, rows, request)
+        if worth is not None:
+            total += worth[rows]
         total = np.floor(total / TIE_WIDTH) + shuffle[rows]
         for filter_ in self._filters:
             passed = filter_(fleet, rows, request)

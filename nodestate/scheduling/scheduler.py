@@ -33,6 +33,7 @@ from nodestate.scheduling.placer import Placer, Placing
 from nodestate.scheduling.plugins import Policies, installed
 from nodestate.scheduling.request import GroupRequest, Request
 from nodestate.scheduling.selection import Choice, Explanation, Selector
+from nodestate.scheduling.sharing import Sharing
 from nodestate.scheduling.tidying import Duty, Tidying
 from nodestate.view import View
 
@@ -81,9 +82,10 @@ class Scheduler:
         self.reader = reader
         self.courier = courier
         self.fleet = Fleet()
-        self.ledger = Ledger(config.cell, claims, self.fleet)
+        self.sharing = Sharing(self.name, self.clock, config.claim_s)
+        self.ledger = Ledger(config.cell, claims, self.fleet, self.sharing)
         self.random = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
-        self.selector = Selector(self.fleet, policies or installed(), self.random.getrandbits(63))
+        self.selector = Selector(self.fleet, policies or installed(), self.random.getrandbits(63), self.sharing)
         self.placer = Placer(
             self.name, self.fleet, self.selector, self.ledger, Anchors(config.cell, claims), self._look_again
         )

@@ -15,6 +15,7 @@ from nodestate.scheduling.plugins import Policies
 from nodestate.scheduling.ranking import Ranking, active
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.rows import Flags, Scores
+from nodestate.scheduling.sharing import Sharing
 
 KEPT_RANKINGS_COUNT: Final = 64
 
@@ -50,14 +51,16 @@ class Explanation:
 
 
 class Selector:
-    """Chooses rows of a fleet; ``seed`` shuffles nodes that are equally good, so that schedulers do not all take the same.
+    """Chooses rows of a fleet; ``seed`` shuffles nodes that are equally good, so that schedulers do not all take the same, and
+    ``sharing`` says which of them to prefer while others are at work.
 
     What it works out for a request it keeps, so the next of the same shape costs what changed on the fleet.
     """
 
-    def __init__(self, fleet: Fleet, policies: Policies, seed: int) -> None:
+    def __init__(self, fleet: Fleet, policies: Policies, seed: int, sharing: Sharing | None = None) -> None:
         self.fleet = fleet
         self.policies = policies
+        self._sharing = sharing
         self._random = np.random.default_rng(seed)
         self._shuffle: Scores = np.zeros(0)
         self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
@@ -133,7 +136,11 @@ class Selector:
         if len(self._shuffle) < len(self.fleet):
             more = self._random.random(max(len(self._shuffle), len(self.fleet) - len(self._shuffle)))
             self._shuffle = np.concatenate([self._shuffle, more])
-        ranking.refresh(self._shuffle)
+        if self._sharing is None:
+            ranking.refresh(self._shuffle)
+        else:
+            worth = self._sharing.worth(self.fleet.names)
+            ranking.refresh(self._shuffle, worth, self._sharing.changes)
         return ranking
 
     @contextmanager
