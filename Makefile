@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 PYTEST_ARGS ?=
+# Tests of servers mostly wait, so two processes take half the time of one, on two cores as well.
+WORKERS     ?= 2
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ demo: $(READY)  ## run 1000 simulated nodes in one process; fails if the views d
 
 test: $(READY)  ## run everything, against real memcached and RabbitMQ
 	tests/services/ensure.sh
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
 check: lint types fast  ## lint, types and the tests that need no server
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.faults.cell import CellUnderTest
 from tests.services.servers import RabbitServer
 
-_RECORDS: list[tuple[str, str]] = []
+RECORD: Final = "record"
 
 CellFactory = Callable[..., CellUnderTest]
 
@@ -19,7 +19,7 @@ CellFactory = Callable[..., CellUnderTest]
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Keep a measured figure for the end of the run. Figures are printed, not asserted: two busy cores say little."""
-    return lambda text: _RECORDS.append((request.node.name, text))
+    return lambda text: request.node.user_properties.append((RECORD, text))
 
 
 @pytest.fixture
@@ -33,8 +33,16 @@ def cell_of(tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[s
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was recorded."""
-    if _RECORDS:
+    """Print what was recorded, in whichever process."""
+    records = [
+        (report.nodeid.rpartition("::")[2], text)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, text in report.user_properties
+        if name == RECORD
+    ]
+    if records:
         terminalreporter.section("times to converge")
-        for name, text in _RECORDS:
+        for name, text in records:
             terminalreporter.write_line(f"{name}: {text}")
