@@ -247,6 +247,10 @@ class Fleet:
         if len(self.amounts) != known:
             for name in self.amounts.keys() - self.free.keys():
                 self.free[name] = np.zeros(len(self._status), np.int64)
+                claimed = [row for row, pending in self._outstanding.items() if name in pending.amounts]
+                for row in claimed:
+                    self._refree(name, row)
+                self._note(claimed)
         for name, (capacity, usage) in self.amounts.items():
             self.free[name][at_rows] = capacity[at_rows] - usage[at_rows]
         self.usable[at_rows] = self._status[at_rows] == UP
@@ -392,5 +396,8 @@ def _placing_of(record: NodeRecord) -> _Placing:
     except msgspec.ValidationError:  # hints of others, under a name that is ours: they are no marks
         plain = _decode_plain(record.rest)
         for allocation in plain.get("allocations", {}).values():
-            allocation.pop("hints", None)
+            try:
+                msgspec.convert(allocation, _Tenant)
+            except msgspec.ValidationError:
+                del allocation["hints"]
         return msgspec.convert(plain, _Placing)

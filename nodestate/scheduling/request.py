@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from functools import cached_property
@@ -11,7 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import BadRequestError
-from nodestate.model import MAX_AMOUNT, MAX_WORD_CHARS, NodeName, Word
+from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, NodeName, Word
+from nodestate.orders import MAX_ORDER_BYTES
 from nodestate.scheduling.vocabulary import check_class, check_trait
 
 MAX_COUNT: Final = 1_000
@@ -25,6 +27,9 @@ MAX_WEIGHT: Final = 1e6
 MIN_HOLD_S: Final = 1.0
 MAX_HOLD_S: Final = 24 * 3600.0
 """How long a reservation may be kept without being extended."""
+MAX_HINTS_BYTES: Final = 32 * 1024
+"""What stays with an allocation, encoded."""
+assert MAX_HINTS_BYTES + MAX_CLASSES_COUNT * (MAX_WORD_CHARS + 12) < MAX_ORDER_BYTES - 4_096, "a request fits an order"
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -42,6 +47,10 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     policy: Policy
     max_per_node: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
 
+    def __post_init__(self) -> None:
+        if self.max_per_node != 1 and self.policy != "anti-affinity":
+            raise BadRequestError("group.max_per_node", f"only anti-affinity has one, not {self.policy}")
+
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """Instances that are all alike. Fields are as OpenStack names them.
@@ -49,13 +58,14 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ``resources``: amounts by resource class. ``required_traits``: all of them; ``any_traits``: at least one;
     ``forbidden_traits``: none. ``zone``: the node's; ``aggregates``: the node is in at least one. ``same_host``,
     ``different_host``: instances that must, or must not, be on the node. ``force_nodes``: no others;
-    ``ignore_nodes``: not these. ``spread_by``: prefer zones, or aggregates, that have few of the group. ``weights``: multipliers by weigher, for this request. ``max_age``: seconds; how old the view may be.
-    ``instances``: their ids, made up where they are not given. ``alternates``: further nodes to return for each.
+    ``ignore_nodes``: not these. ``spread_by``: prefer zones, or aggregates, that have few of the group. ``weights``:
+    multipliers by weigher, for this request. ``max_age``: seconds; how old the view may be. ``instances``: their ids, made
+    up where they are not given. ``alternates``: further nodes to return for each.
 
     Raises ``BadRequestError``, which names the field, when it is made and can't be right.
     """
 
-    resources: dict[str, int]
+    resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
     count: int = 1
     instances: Instances = ()
     required_traits: Words = ()
@@ -92,8 +102,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise BadRequestError("force_nodes", "all of them are in ignore_nodes, so no node could do")
         if self.spread_by and self.group is None:
             raise BadRequestError("spread_by", "needs a group, whose members it spreads")
-        if self.group is not None and self.group.max_per_node != 1 and self.group.policy != "anti-affinity":
-            raise BadRequestError("group.max_per_node", f"only anti-affinity has one, not {self.group.policy}")
+        _check_hints(hints_of(self))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -168,7 +177,9 @@ def request_of(instance: str, resources: Mapping[str, int], group: str | None, h
 def parse(content: Mapping[str, Any] | str | bytes) -> Request:
     """A request from a map, or from JSON. Raises ``BadRequestError``."""
     content = _map_of(content)
-    if isinstance(content.get("instances"), (list, tuple)):  # who names them need not count them
+    if (
+        isinstance(content.get("instances"), (list, tuple)) and content["instances"]
+    ):  # who names them need not count them
         content = {"count": len(content["instances"]), **content}
     return _converted(content, Request)
 
@@ -210,10 +221,30 @@ def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).rpartition(" - at `$")
-        if not what:
-            what, path = path, ""
-        raise BadRequestError(path.rstrip("`").lstrip(".") or "request", what[:1].lower() + what[1:]) from None
+        what, path = _WHERE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
+        field, in_a_map, _ = (path or "").partition("[...]")
+        if in_a_map:
+            field = f"{field}.{_misfit(content[field], _VALUES[field])}"
+        about = _FIELD.search(what)
+        if about is not None:
+            field = f"{field}.{about[1]}" if field else about[1]
+        raise BadRequestError(field or "request", what[:1].lower() + what[1:]) from None
+
+
+_WHERE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
+"""What msgspec says of a value, and where it stands."""
+_FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
+_VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
+
+
+def _misfit(values: Mapping[str, Any], kind: Any) -> str:
+    """The first key whose value is not of a kind: msgspec does not say which it was."""
+    for name, value in values.items():
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return name
+    raise AssertionError("msgspec found one")
 
 
 def check_hold(seconds: float) -> None:
@@ -230,6 +261,13 @@ def _check_resources(resources: Mapping[str, int]) -> None:
         check_class(field, name)
         if not 0 < amount <= MAX_AMOUNT:
             raise BadRequestError(field, f"{amount:,}; want 1 to {MAX_AMOUNT:,}")
+
+
+def _check_hints(hints: Mapping[str, Any]) -> None:
+    size = len(_encode(hints))
+    if size > MAX_HINTS_BYTES:
+        largest = max(hints, key=lambda field: len(_encode(hints[field])))
+        raise BadRequestError(largest, f"all hints of a request may have {MAX_HINTS_BYTES:,} bytes, and have {size:,}")
 
 
 def _check_between(field: str, value: int, least: int, most: int) -> None:

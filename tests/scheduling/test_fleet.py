@@ -1,0 +1,333 @@
+"""The fleet: however it came to be what it is, it equals one that was made of the last view and the claims at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from nodestate.model import STATUSES, NodeRecord, Version
+from nodestate.scheduling.fleet import FIRST_ROWS, Fleet, Lift, Mark, Outstanding
+from nodestate.table import Table
+from nodestate.view import View
+from tests.scheduling.fleets import Cell, fleet_of, host, node, view_of_tables
+from tests.tables import advanced, table_of
+
+CLASSES = ["VCPU", "DISK_GB", "CUSTOM_GPU"]
+INSTANCES = ["a", "b", "c", "d"]
+GROUPS = [None, "web", "db"]
+WORDS = ["w1", "w2", "w3"]
+
+instances = st.sampled_from(INSTANCES)
+amounts = st.dictionaries(st.sampled_from(CLASSES), st.integers(1, 9), max_size=2)
+marks = st.fixed_dictionaries(
+    {},
+    optional={
+        "reservation": st.sampled_from(["r1", "r2"]),
+        "members": st.integers(1, 3),
+        "placed": st.booleans(),
+        "move": st.integers(0, 2) | st.just("twice"),
+        "zone": st.just("az1"),
+    },
+)
+allocations = st.dictionaries(
+    instances,
+    st.fixed_dictionaries({"resources": amounts, "group": st.sampled_from(GROUPS), "hints": marks}),
+    max_size=3,
+)
+states = st.none() | st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["up", "up", "up", *STATUSES]),
+        "zone": st.sampled_from(["", "az1", "az2"]),
+        "inventory": st.dictionaries(st.sampled_from(CLASSES), st.builds(lambda n: {"total": n}, st.integers(0, 9))),
+        "usage": st.dictionaries(st.sampled_from(CLASSES), st.integers(0, 9)),
+        "traits": st.lists(st.sampled_from(WORDS), max_size=2),
+        "aggregates": st.lists(st.sampled_from(WORDS), max_size=2),
+        "allocations": allocations,
+    }
+)
+outstandings = st.none() | st.builds(
+    Outstanding, amounts, st.dictionaries(instances, st.sampled_from(GROUPS), max_size=2), st.booleans()
+)
+numbers = st.integers(0, 1_000)
+
+
+def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[str, Any]:
+    """All that is known of a row; a class that it has nothing of, and nobody claims, is not there."""
+    name = fleet.names[row]
+    zones = {code: zone for zone, code in fleet.zones.items()}
+    here = {
+        "version": fleet.version[row],
+        "usable": bool(fleet.usable[row]),
+        "zone": zones[int(fleet.zone[row])],
+        "traits": [word for word in WORDS if row in fleet.traits.rows_of(word, len(fleet))],
+        "aggregates": [word for word in WORDS if row in fleet.aggregates.rows_of(word, len(fleet))],
+        "groups": {group: counts[row] for group, counts in fleet.groups.items() if row in counts},
+        "tenants": dict(fleet.tenants(row)),
+        "here": [instance for instance in INSTANCES if row in fleet.where(instance)],
+        "group_of": {i: fleet.group_of(row, i) for i in INSTANCES if row in fleet.where(i)},
+        "moves": {i: fleet.moves(row, i) for i in INSTANCES if fleet.moves(row, i)},
+        "gangs": sorted((g, i, mark) for g, gang in fleet.gangs.items() for (r, i), mark in gang.items() if r == row),
+        "amounts": {
+            c: (int(fleet.amounts[c][0][row]), int(fleet.amounts[c][1][row]), int(fleet.free[c][row]))
+            for c in classes
+            if c in fleet.amounts and (fleet.amounts[c][:, row].any() or fleet.free[c][row])
+        },
+    }
+    return {name: here}
+
+
+def contents(fleet: Fleet, classes: Collection[str] = CLASSES) -> dict[str, Any]:
+    """All that a fleet says, by node. A node that is not there says as much as one that was never seen."""
+    rows = {name: here for row in range(len(fleet)) for name, here in row_of(fleet, row, classes).items()}
+    nothing = row_of(fleet_of(node("nobody")), 0)["nobody"]
+    rows = {name: here for name, here in rows.items() if {**here, "version": nothing["version"]} != nothing}
+    doubled = {instance: sorted(fleet.names[row] for row in rows) for instance, rows in fleet.doubled().items()}
+    return {
+        "rows": rows,
+        "doubled": doubled,
+        "where": {i: sorted(fleet.names[row] for row in fleet.where(i)) for i in INSTANCES},
+        "groups": {g: {fleet.names[row]: n for row, n in counts.items()} for g, counts in fleet.groups.items()},
+    }
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Views of two partitions whose nodes appear, change, move and leave; claims and lifts in between."""
+
+    @initialize(states=st.lists(states, min_size=2, max_size=4))
+    def begin(self, states: list[dict[str, Any] | None]) -> None:
+        self.fleet = Fleet()
+        self.tables: list[Table | None] = [None, None]
+        self.left_out: set[str] = set()
+        self.overlays: dict[str, Outstanding] = {}
+        self.generation = 0
+        self.epoch = 0
+        self.remembered: tuple[int, dict[str, Any]] = (0, {})
+        self.begin_epoch(0, states)
+
+    def record(self, name: str, state: dict[str, Any] | None) -> NodeRecord:
+        self.generation += 1
+        return node(name, self.generation, state)
+
+    def names(self) -> list[str]:
+        return [record.name for table in self.tables if table is not None for record in table.records()]
+
+    # -- views
+
+    @rule(partition=st.integers(0, 1), states=st.lists(states, max_size=4))
+    def begin_epoch(self, partition: int, states: list[dict[str, Any] | None]) -> None:
+        """The store was lost, or readers follow another design."""
+        partition %= len(self.tables)
+        self.epoch += 1
+        elsewhere = {r.name for n, t in enumerate(self.tables) if t is not None and n != partition for r in t.records()}
+        names = [name for name in (f"n{number}" for number in range(len(states))) if name not in elsewhere]
+        records = [self.record(name, state) for name, state in zip(names, states, strict=False)]
+        self.tables[partition] = table_of(self.epoch, 1, records)
+
+    @rule(partition=st.integers(0, 1))
+    def lose(self, partition: int) -> None:
+        """Nothing of it can be read."""
+        if partition < len(self.tables):
+            self.tables[partition] = None
+
+    @rule()
+    def repartition(self) -> None:
+        """All nodes of two partitions in one, or the other way round: another design, moved to other partitions."""
+        records = [record for table in self.tables if table is not None for record in table.records()]
+        self.epoch += 2
+        if len(self.tables) == 2:
+            self.tables = [table_of(self.epoch, 1, records)]
+        else:
+            self.tables = [table_of(self.epoch - 1, 1, records[1::2]), table_of(self.epoch, 1, records[::2])]
+
+    @rule(partition=numbers, changed=st.dictionaries(numbers, states, max_size=3))
+    def change(self, partition: int, changed: dict[int, dict[str, Any] | None]) -> None:
+        table = self.tables[partition % len(self.tables)]
+        if table is not None and table.size:
+            updates = {s % table.size: self.record(table.at(s % table.size).name, x) for s, x in changed.items()}
+            self.tables[partition % len(self.tables)] = advanced(table, table.offset + 1, updates)
+
+    @rule(partition=numbers, state=states, many=st.sampled_from([1, 1, 1, FIRST_ROWS + 1]))
+    def appear(self, partition: int, state: dict[str, Any] | None, many: int) -> None:
+        """One node, or more than the arrays have room for."""
+        partition %= len(self.tables)
+        table = self.tables[partition]
+        if table is None or len(self.fleet) > 2 * FIRST_ROWS:
+            return
+        names = [f"e{table.epoch}-{table.size + number}" for number in range(many)]
+        updates = {table.size + number: self.record(name, state) for number, name in enumerate(names)}
+        self.tables[partition] = advanced(table, table.offset + 1, updates)
+
+    @rule(picks=st.lists(numbers, max_size=3))
+    def leave_out(self, picks: list[int]) -> None:
+        """Nodes that are stale, or incomplete; some that nobody knows yet."""
+        names = self.names()
+        self.left_out = {names[pick % len(names)] for pick in picks if names} | {"n3", "nobody"}
+
+    @rule()
+    def look(self) -> None:
+        view = view_of_tables(self.tables, self.left_out)
+        self.fleet.advance(view)
+        self.compare(view)
+
+    # -- claims
+
+    @rule(pick=numbers, outstanding=outstandings)
+    def claim(self, pick: int, outstanding: Outstanding | None) -> None:
+        """The fleet shows it at once."""
+        self.look()
+        if not len(self.fleet):
+            return
+        row = pick % len(self.fleet)
+        self.fleet.overlay(row, outstanding)
+        self.overlays.pop(self.fleet.names[row], None)
+        if outstanding is not None:
+            self.overlays[self.fleet.names[row]] = outstanding
+
+    @rule(picks=st.lists(st.tuples(numbers, instances, amounts), max_size=3))
+    def lift(self, picks: list[tuple[int, str, dict[str, int]]]) -> None:
+        """Thought away and put back: as if nothing had been."""
+        self.look()
+        if not len(self.fleet):
+            return
+        lifts = [Lift(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
+        before = contents(self.fleet)
+        with self.fleet.lifted(lifts):
+            for row, instance, _ in lifts:
+                assert row not in self.fleet.where(instance)
+            free = {c: array.copy() for c, array in self.fleet.free.items()}
+        assert contents(self.fleet) == before
+        for c, array in free.items():
+            more = np.zeros(len(array), np.int64)
+            for row, _, amounts in lifts:
+                more[row] += amounts.get(c, 0)
+            assert (array == self.fleet.free[c] + more).all()
+
+    @rule()
+    def remember(self) -> None:
+        """A ranking was worked out."""
+        self.look()
+        self.remembered = (self.fleet.changes, self.rows())
+
+    # -- what is held
+
+    def rows(self) -> dict[str, Any]:
+        return {name: here for row in range(len(self.fleet)) for name, here in row_of(self.fleet, row).items()}
+
+    def compare(self, view: View) -> None:
+        anew = Fleet()
+        anew.advance(view)
+        for name, outstanding in self.overlays.items():
+            if name in anew.rows:
+                anew.overlay(anew.rows[name], outstanding)
+        changes, before = self.remembered
+        changed = self.fleet.changed_since(changes)
+        if changed is not None:
+            now = self.rows()
+            assert {name for name in now if now[name] != before.get(name)} <= {self.fleet.names[row] for row in changed}
+        gone = set(self.fleet.names) - set(anew.names)
+        classes = anew.amounts.keys()  # once known, a class of which no node has any more stays known
+        assert not any(self.fleet.amounts[name].any() for name in self.fleet.amounts.keys() - classes)
+        ours, theirs = contents(self.fleet, classes), contents(anew, classes)
+        if not gone & self.overlays.keys():  # claims outlive a node that is gone, and lie over it when it comes back
+            assert ours == theirs
+        else:
+            assert {n: r for n, r in ours["rows"].items() if n not in gone} == theirs["rows"]
+            assert not any(self.fleet.usable[self.fleet.rows[name]] for name in gone)
+
+    def teardown(self) -> None:
+        if hasattr(self, "fleet"):
+            self.look()
+
+
+TestFleet = FleetMachine.TestCase
+TestFleet.settings = settings(settings(), stateful_step_count=15)
+
+
+def test_a_class_that_appears_elsewhere_makes_no_room_where_it_is_claimed() -> None:
+    """A claim is read before the view that shows the class: its row must not look as if nothing were claimed."""
+    cell = Cell(host("a"), host("b"))
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    fleet.overlay(0, Outstanding({"CUSTOM_GPU": 3}))
+    before = fleet.changes
+    cell.change(host("b", 2, inventory={"CUSTOM_GPU": {"total": 4}}))
+    fleet.advance(cell.view)
+    assert fleet.free["CUSTOM_GPU"][fleet.all].tolist() == [-3, 4]
+    assert set(fleet.changed_since(before) or ()) == {0, 1}
+
+
+def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
+    """Hints are anybody's: one that is not understood must not make a node's reservations look unmarked, or what moved
+    there look as if it had never moved.
+    """
+    mark = {"reservation": "r1", "members": 2, "placed": True}
+    allocations = {
+        "ours": {"resources": {"VCPU": 1}, "group": "web", "hints": {**mark, "move": 7}},
+        "theirs": {"resources": {"VCPU": 1}, "group": "db", "hints": {"move": "up", "reservation": 5}},
+    }
+    fleet = fleet_of(host("a", instances=allocations))
+    assert fleet.gangs == {"r1": {(0, "ours"): Mark("r1", 2, True, 7)}}
+    assert (fleet.moves(0, "ours"), fleet.moves(0, "theirs")) == (7, 0)
+    assert fleet.groups == {"web": {0: 1}, "db": {0: 1}}
+
+
+def test_an_instance_on_two_nodes_is_on_both_and_counts_twice_until_one_reports_its_end() -> None:
+    """It takes room on both, and tidying must see it."""
+    cell = Cell(host("a", instances={"vm": "web"}), host("b"))
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    fleet.overlay(1, Outstanding({"VCPU": 1}, {"vm": "web"}))
+    assert (fleet.where("vm"), fleet.doubled()) == ([0, 1], {})
+    cell.change(host("b", 2, used=1, instances={"vm": "web"}))
+    fleet.advance(cell.view)
+    fleet.overlay(1, None)
+    assert (fleet.where("vm"), fleet.doubled()) == ([0, 1], {"vm": [0, 1]})
+    assert fleet.groups == {"web": {0: 1, 1: 1}}
+    cell.change(host("a", 2))
+    fleet.advance(cell.view)
+    assert (fleet.where("vm"), fleet.doubled(), fleet.groups) == ([1], {}, {"web": {1: 1}})
+
+
+def test_changes_that_are_too_long_ago_to_be_known_are_said_to_be() -> None:
+    """The log of changes has an end; who asks for more weighs everything anew."""
+    fleet = fleet_of(host("a"), host("b"))
+    start = fleet.changes
+    for number in range(5 * FIRST_ROWS):
+        fleet.overlay(number % 2, Outstanding({"VCPU": number + 1}))
+    assert fleet.changed_since(start) is None
+    assert fleet.changed_since(fleet.changes - 3) == [1, 0, 1]
+    assert fleet.changed_since(fleet.changes) == []
+
+
+def test_a_node_that_left_and_came_back_has_its_old_row_and_its_claims() -> None:
+    """A claim on a node that restarts still counts when it is back."""
+    cell = Cell(host("a"), host("b"))
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    fleet.overlay(0, Outstanding({"VCPU": 5}, {"vm": None}))
+    cell.change(node("a", 2))
+    fleet.advance(cell.view)
+    assert not fleet.usable[0]
+    cell.change(host("a", 3))
+    fleet.advance(cell.view)
+    assert (fleet.usable[0], int(fleet.free["VCPU"][0]), fleet.version[0]) == (True, 3, Version(1, 3))
+    assert fleet.where("vm") == [0]
+
+
+def test_a_node_that_a_view_leaves_out_is_not_usable_until_one_does_not() -> None:
+    """Stale or incomplete: its numbers stay, but nothing goes there. Also where it is left out before it is first seen."""
+    cell = Cell(host("a"))
+    cell.left_out = frozenset({"a", "b"})
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    cell.change(host("b"))
+    fleet.advance(cell.view)
+    assert fleet.usable[fleet.all].tolist() == [False, False]
+    cell.left_out = frozenset({"a"})
+    fleet.advance(cell.view)
+    assert fleet.usable[fleet.all].tolist() == [False, True]

@@ -1,0 +1,344 @@
+"""Requests: what can't be right is refused when it comes in, by the name of its field; what was asked for comes back."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate.errors import BadRequestError
+from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, parse_state
+from nodestate.orders import Build, decode_order, encode
+from nodestate.scheduling.request import (
+    MAX_COUNT,
+    MAX_GROUP_COUNT,
+    MAX_HINTS_BYTES,
+    MAX_HOLD_S,
+    Group,
+    Request,
+    hints_of,
+    parse,
+    parse_group,
+    request_of,
+)
+
+SMALL = {"resources": {"VCPU": 1}}
+AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"
+
+
+def refusal(content: Any) -> BadRequestError:
+    with pytest.raises(BadRequestError) as refused:
+        parse(content)
+    return refused.value
+
+
+def group_refusal(content: Any) -> BadRequestError:
+    with pytest.raises(BadRequestError) as refused:
+        parse_group(content)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("resources", {"resources": {}}),
+        ("resources", {"resources": None}),
+        ("resources", {"resources": ["VCPU"]}),
+        ("resources", {"resources": {1: 1}}),
+        ("resources", {"resources": {f"CUSTOM_{n}": 1 for n in range(MAX_CLASSES_COUNT + 1)}}),
+        ("resources.VCPUS", {"resources": {"VCPUS": 1}}),
+        ("resources.vcpu", {"resources": {"vcpu": 1}}),
+        ("resources.CUSTOM_", {"resources": {"CUSTOM_": 1}}),
+        ("resources.CUSTOM_gpu", {"resources": {"CUSTOM_gpu": 1}}),
+        ("resources." + "CUSTOM_" + 249 * "A", {"resources": {"CUSTOM_" + 249 * "A": 1}}),
+        ("resources.VCPU", {"resources": {"MEMORY_MB": 5, "VCPU": -1}}),
+        ("resources.VCPU", {"resources": {"VCPU": 0}}),
+        ("resources.VCPU", {"resources": {"VCPU": MAX_AMOUNT + 1}}),
+        ("resources.VCPU", {"resources": {"VCPU": 2**70}}),
+        ("resources.VCPU", {"resources": {"MEMORY_MB": 5, "VCPU": "4"}}),
+        ("resources.VCPU", {"resources": {"VCPU": 1.5}}),
+        ("resources.VCPU", {"resources": {"VCPU": True}}),
+        ("resources.VCPU", {"resources": {"VCPU": None}}),
+        ("count", {"count": 0}),
+        ("count", {"count": -1}),
+        ("count", {"count": MAX_COUNT + 1}),
+        ("count", {"count": "3"}),
+        ("count", {"count": True}),
+        ("count", {"instances": [f"i{n}" for n in range(MAX_COUNT + 1)]}),
+        ("instances", {"instances": ["a", "a"]}),
+        ("instances", {"instances": ["a"], "count": 2}),
+        ("instances", {"instances": "a"}),
+        ("instances[1]", {"instances": ["a", ""]}),
+        ("required_traits", {"required_traits": ["AVX"]}),
+        ("required_traits", {"required_traits": AVX}),
+        ("required_traits[0]", {"required_traits": [3]}),
+        ("any_traits", {"any_traits": ["CUSTOM_a b"]}),
+        ("forbidden_traits", {"forbidden_traits": [AVX], "required_traits": [SSE, AVX]}),
+        ("any_traits", {"any_traits": [AVX], "forbidden_traits": [AVX, SSE]}),
+        ("different_host", {"different_host": ["a"], "same_host": ["b", "a"]}),
+        ("force_nodes", {"force_nodes": ["a"], "ignore_nodes": ["a", "b"]}),
+        ("force_nodes[0]", {"force_nodes": ["a b"]}),
+        ("ignore_nodes", {"ignore_nodes": ["n"] * 10_001}),
+        ("zone", {"zone": 5}),
+        ("zone", {"zone": "z" * (MAX_WORD_CHARS + 1)}),
+        ("group", {"group": "web"}),
+        ("group.policy", {"group": {"name": "web"}}),
+        ("group.policy", {"group": {"name": "web", "policy": "antiaffinity"}}),
+        ("group.name", {"group": {"name": "", "policy": "affinity"}}),
+        ("group.polizy", {"group": {"name": "web", "policy": "affinity", "polizy": 1}}),
+        ("group.max_per_node", {"group": {"name": "web", "policy": "anti-affinity", "max_per_node": 0}}),
+        ("group.max_per_node", {"group": {"name": "web", "policy": "affinity", "max_per_node": 2}}),
+        ("spread_by", {"spread_by": "zone"}),
+        ("spread_by", {"spread_by": "rack", "group": {"name": "web", "policy": "affinity"}}),
+        ("weights.cpu", {"weights": {"ram": 1.0, "cpu": math.nan}}),
+        ("weights.cpu", {"weights": {"cpu": 1e7}}),
+        ("weights.cpu", {"weights": {"cpu": "much"}}),
+        ("max_age", {"max_age": 0}),
+        ("max_age", {"max_age": math.nan}),
+        ("max_age", {"max_age": "5"}),
+        ("alternates", {"alternates": -1}),
+        ("alternates", {"alternates": 33}),
+        ("flavor", {"flavor": "m1.small"}),
+        ("1", {1: 2}),
+    ],
+)
+def test_a_bad_field_is_named(field: str, more: dict[Any, Any]) -> None:
+    """Who asks must see what to change, and nothing of a request that can't be right goes any further."""
+    assert refusal({**SMALL, **more}).field == field
+
+
+@pytest.mark.parametrize("content", ["", "{", "nope", "[]", "3", "null", b"\xff\xfe", "[" * 100_000, None, 5, [SMALL]])
+def test_what_is_no_map_is_refused_as_a_whole(content: Any) -> None:
+    """No field is to blame."""
+    assert refusal(content).field == "request"
+
+
+def test_numbers_that_json_can_carry_and_nobody_can_have_are_refused() -> None:
+    """2**70 of something would not fit the columns; 1e400 no number at all."""
+    assert refusal('{"resources": {"VCPU": 1180591620717411303424}}').field == "resources.VCPU"
+    assert refusal('{"resources": {"VCPU": 1e400}}').field == "request"
+
+
+def test_a_request_without_resources_is_told_which_field_it_lacks() -> None:
+    """An empty request is the first that everybody makes."""
+    assert refusal({}).field == "resources"
+    assert refusal({"count": 3}).field == "resources"
+
+
+def test_a_word_that_is_nearly_right_is_answered_with_the_right_one() -> None:
+    """Most of the unknown are misspelt."""
+    assert refusal({"resources": {"VCPUS": 1}}).why.endswith("did you mean VCPU?")
+    assert refusal({"resources": {"memory_mb": 1}}).why.endswith("did you mean MEMORY_MB?")
+    assert refusal({**SMALL, "required_traits": ["HW_CPU_X86_AVX_2"]}).why.endswith(f"did you mean {AVX}?")
+
+
+def test_the_largest_of_everything_that_is_accepted_reaches_an_agent() -> None:
+    """What is accepted here and refused as too large by the agent would fail on one node after the other; and one report
+    must carry it.
+    """
+    names = [f"CUSTOM_{n:0{MAX_WORD_CHARS - 7}}" for n in range(MAX_CLASSES_COUNT)]
+    instances = [f"{n:04}{'i' * 251}" for n in range(MAX_HINTS_BYTES // 259)]
+    request = parse({"resources": dict.fromkeys(names, MAX_AMOUNT), "different_host": instances})
+    order = Build(
+        id="o" * MAX_WORD_CHARS,
+        node="n" * 200,
+        instance="i" * MAX_WORD_CHARS,
+        resources=request.resources,
+        group="g" * MAX_WORD_CHARS,
+        hints=hints_of(request),
+        deadline=1e10,
+        reply_to="q" * MAX_WORD_CHARS,
+    )
+    assert decode_order(encode(order)) == order
+    allocation = {"resources": order.resources, "group": order.group, "hints": order.hints}
+    parse_state(msgspec.msgpack.encode({"allocations": {order.instance: allocation}}))
+
+
+def test_hints_that_no_order_could_carry_are_refused_by_the_largest() -> None:
+    """They would fail on one node after the other; names of instances alone could be megabytes."""
+    refused = refusal({**SMALL, "same_host": [f"i{n}" for n in range(200)], "ignore_nodes": ["n" * 200] * 200})
+    assert refused.field == "ignore_nodes"
+
+
+# -- groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "content"),
+    [
+        ("members", {}),
+        ("members", {"members": None}),
+        ("members", {"members": "abc"}),
+        ("members", {"members": {"a": SMALL}}),
+        ("members", {"members": []}),
+        ("members", {"members": [SMALL] * (MAX_GROUP_COUNT + 1)}),
+        ("members", {"members": [SMALL] * 10_000}),
+        ("members", {"members": [{**SMALL, "count": 200}] * 2}),
+        ("members[0].count", {"members": [{**SMALL, "count": 10_000}]}),
+        ("members[0].count", {"members": [{**SMALL, "count": 0}]}),
+        ("members[3].resources.VCPUS", {"members": [SMALL] * 3 + [{"resources": {"VCPUS": 1}}]}),
+        ("members[1].resources.VCPU", {"members": [SMALL, {"resources": {"VCPU": "x"}}]}),
+        ("members[1].resources", {"members": [SMALL, {}]}),
+        ("members[1].group.name", {"members": [SMALL, {**SMALL, "group": {"name": 1, "policy": "affinity"}}]}),
+        ("members[1]", {"members": [SMALL, 3]}),
+        ("members[1]", {"members": [SMALL, "no JSON"]}),
+        ("members", {"members": [{**SMALL, "instances": ["a"]}] * 2}),
+        (
+            "members[0].group",
+            {
+                "members": [{**SMALL, "group": {"name": "a", "policy": "affinity"}}],
+                "group": {"name": "b", "policy": "affinity"},
+            },
+        ),
+        ("group.max_per_node", {"members": [SMALL], "group": {"name": "a", "policy": "affinity", "max_per_node": 2}}),
+        ("hold_s", {"members": [SMALL], "hold_s": 0}),
+        ("hold_s", {"members": [SMALL], "hold_s": math.nan}),
+        ("hold_s", {"members": [SMALL], "hold_s": MAX_HOLD_S + 1}),
+        ("hold_s", {"members": [SMALL], "hold_s": "long"}),
+        ("max_age", {"members": [SMALL], "max_age": -1.0}),
+        ("owners", {"members": [SMALL], "owners": "me"}),
+        ("request", "nope"),
+        ("request", []),
+    ],
+)
+def test_a_bad_field_of_a_group_is_named_with_its_member(field: str, content: Any) -> None:
+    """Of 256 members one is misspelt."""
+    assert group_refusal(content).field == field
+
+
+def test_a_group_of_the_most_members_is_one() -> None:
+    """The bound itself is inside."""
+    assert len(parse_group({"members": [SMALL] * MAX_GROUP_COUNT}).members) == MAX_GROUP_COUNT
+    [member] = parse_group({"members": [{**SMALL, "count": MAX_GROUP_COUNT}]}).members
+    assert len(set(member.ids)) == MAX_GROUP_COUNT
+
+
+# -- what comes back ------------------------------------------------------------------------------
+
+words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+traits = st.lists(st.sampled_from([AVX, SSE, "CUSTOM_A", "CUSTOM_B", "STORAGE_DISK_SSD"]), unique=True, max_size=3)
+nodes = st.lists(st.sampled_from(["n1", "n2", "n3"]), unique=True, max_size=2)
+apart = st.tuples(traits, traits).map(lambda two: (two[0], [trait for trait in two[1] if trait not in two[0]]))
+groups = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {"name": words, "policy": st.sampled_from(["affinity", "soft-affinity", "soft-anti-affinity"])}
+    ),
+    st.fixed_dictionaries({"name": words, "policy": st.just("anti-affinity"), "max_per_node": st.integers(1, 9)}),
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    """Anything that is right."""
+    required, forbidden = draw(apart)
+    content = {
+        "resources": draw(
+            st.dictionaries(st.sampled_from(["VCPU", "DISK_GB", "CUSTOM_X"]), st.integers(1, 9), min_size=1)
+        ),
+        "required_traits": required,
+        "forbidden_traits": forbidden,
+        "zone": draw(st.just("") | words),
+        "aggregates": draw(st.lists(words, max_size=2)),
+        "same_host": draw(st.lists(st.sampled_from(["a", "b"]), max_size=2)),
+        "different_host": draw(st.lists(st.sampled_from(["c", "d"]), max_size=2)),
+        "force_nodes": draw(nodes),
+        "weights": draw(st.dictionaries(words, st.floats(-1e6, 1e6), max_size=2)),
+        "group": draw(groups),
+    }
+    if content["group"] is not None:
+        content["spread_by"] = draw(st.sampled_from(["", "zone", "aggregate"]))
+    return content
+
+
+@given(requests())
+def test_what_was_asked_for_comes_back_from_the_hints_of_an_allocation(content: dict[str, Any]) -> None:
+    """I10: a move is scheduled under the same hints as the boot. They go through msgpack, JSON and the agent's state."""
+    request = parse({**content, "instances": ["vm"]})
+    hints = json.loads(json.dumps(msgspec.msgpack.decode(msgspec.msgpack.encode(hints_of(request)))))
+    group = request.group.name if request.group is not None else None
+    assert request_of("vm", request.resources, group, hints) == request
+
+
+@given(requests())
+def test_json_and_a_map_are_the_same_request(content: dict[str, Any]) -> None:
+    """Over the command line, a message, or from Python."""
+    assert parse(json.dumps(content)) == parse(content) == parse(json.dumps(content).encode())
+
+
+@given(requests(), st.integers(1, 9))
+def test_requests_that_every_node_is_as_good_for_have_one_shape(content: dict[str, Any], count: int) -> None:
+    """Who asks, how many, and how fresh says nothing of a node; so what was worked out for one serves the others. Nor does
+    the order in which maps were written.
+    """
+    turned = {
+        name: dict(reversed(value.items())) if isinstance(value, dict) else value for name, value in content.items()
+    }
+    other = parse({**turned, "count": count, "alternates": 3, "max_age": 2.0})
+    assert other.shape == parse({**content, "instances": ["vm"]}).shape
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"resources": {"VCPU": 2}},
+        {"zone": "az1"},
+        {"required_traits": [AVX]},
+        {"group": {"name": "web", "policy": "affinity"}},
+        {"group": {"name": "db", "policy": "affinity"}},
+        {"weights": {"cpu": 2.0}},
+        {"ignore_nodes": ["n1"]},
+    ],
+)
+def test_requests_that_nodes_differ_for_have_different_shapes(more: dict[str, Any]) -> None:
+    """Or one would be placed by the ranking of the other."""
+    assert parse({**SMALL, **more}).shape != parse(SMALL).shape
+
+
+def test_hints_hold_what_was_asked_and_no_more() -> None:
+    """They travel with every report for the instance's whole life. Group names stand beside them; policies as in Nova."""
+    assert hints_of(parse(SMALL)) == {}
+    group = {"name": "web", "policy": "anti-affinity", "max_per_node": 2}
+    assert hints_of(parse({**SMALL, "zone": "az1", "required_traits": [AVX], "group": group})) == {
+        "zone": "az1",
+        "required_traits": [AVX],
+        "group_policy": "anti-affinity",
+        "max_per_node": 2,
+    }
+
+
+def test_hints_of_others_are_passed_over() -> None:
+    """Other services put theirs into the same map; a group without a policy is no policy."""
+    request = request_of("vm", {"VCPU": 1}, "web", {"build_id": 7, "move": 3, "zone": "az1"})
+    assert request == parse({"resources": {"VCPU": 1}, "instances": ["vm"], "zone": "az1"})
+
+
+def test_hints_that_nobody_understands_are_refused_by_name() -> None:
+    """A move must not go anywhere because what was asked for could not be read."""
+    with pytest.raises(BadRequestError) as refused:
+        request_of("vm", {"VCPU": 1}, "web", {"group_policy": "antiaffinity"})
+    assert refused.value.field == "group.policy"
+
+
+def test_instances_without_names_get_them_once() -> None:
+    """Asked twice for its ids a request must not become twice as many instances."""
+    request = parse({**SMALL, "count": 3})
+    assert len(set(request.ids)) == 3
+    assert request.ids == request.ids
+    assert parse({**SMALL, "instances": ["b", "a"]}).ids == ("b", "a")
+    assert len(parse({**SMALL, "instances": []}).ids) == 1
+
+
+def test_a_request_made_in_python_is_checked_as_one_that_was_read() -> None:
+    """Users of the library need no JSON."""
+    with pytest.raises(BadRequestError) as refused:
+        Request(resources={"VCPU": 0})
+    assert refused.value.field == "resources.VCPU"
+    with pytest.raises(BadRequestError) as refused:
+        Request(resources={"VCPU": 1}, group=Group(name="web", policy="affinity", max_per_node=2))
+    assert refused.value.field == "group.max_per_node"
