@@ -93,6 +93,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_ALTERNATES_COUNT": "alternates of an instance",
         "MAX_NAMES_COUNT": "nodes or instances that one field of a request names",
         "MAX_WEIGHT": "a multiplier of a weigher, up or down",
+        "MAX_HINTS_BYTES": "what stays with an allocation, encoded",
         "MIN_HOLD_S": "seconds that a reservation is held",
         "MAX_HOLD_S": "seconds that a reservation is held",
     },
