@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 SHOWN_COUNT: Final = 4
@@ -11,7 +11,15 @@ SHOWN_COUNT: Final = 4
 
 
 class NodestateError(Exception):
-    """Base of all errors below: catch this to catch nodestate's own."""
+    """Base of all errors below: catch this to catch nodestate's own. They can be pickled, with their numbers."""
+
+    def __reduce__(self) -> tuple[Callable[..., NodestateError], tuple[type[NodestateError], tuple[object, ...]], object]:
+        return _unpickled, (type(self), self.args), self.__dict__
+
+
+def _unpickled(kind: type[NodestateError], args: tuple[object, ...]) -> NodestateError:
+    """Anew without its constructor, whose arguments the text was made of."""
+    return kind.__new__(kind, *args)
 
 
 class ConfigError(NodestateError):
