@@ -35,11 +35,9 @@ class _Following:
         self.design = design
         self.troubles: dict[int, NodestateError] = {}
         letter, make, where = DESIGNS[design].letter, DESIGNS[design].reader, DESIGNS[design].where
-        prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
+        prefixes = [keys.prefix(config.cell, config.partitions, p, letter) for p in range(config.partitions)]
         self.places = [stores.of(p, where) for p in range(config.partitions)]
-        self.followers = [
-            Follower(p, prefix, make(prefix), clock, config.partitions) for p, prefix in enumerate(prefixes)
-        ]
+        self.followers = [Follower(p, prefix, make(prefix), clock) for p, prefix in enumerate(prefixes)]
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
         """A refresh of every partition."""
@@ -49,11 +47,8 @@ class _Following:
         }
 
     def settle(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
-        """Note what failed. Raises ``ConfigError``, which no other refresh will heal."""
+        """Note what failed."""
         self.troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
-        for trouble in self.troubles.values():
-            if isinstance(trouble, ConfigError):
-                raise trouble
 
     @property
     def states(self) -> tuple[PartitionState, ...]:
@@ -118,8 +113,7 @@ class Reader:
         (``"exclude"``, with incomplete ones), raise (``"refuse"``), or only name them in ``view.stale`` (``"flag"``).
         ``timeout``: how many seconds to wait for the bounds to be met.
 
-        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, ``TypeError`` where no bound is given, and
-        ``ConfigError`` where the cell has another number of partitions than the settings say.
+        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, and ``TypeError`` where no bound is given.
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("say what staleness you accept: max_age=…, node_max_age=… or at_least=…")

@@ -337,7 +337,7 @@ def test_a_design_that_is_retired_is_forgotten() -> None:
     assert not pinned.read(max_age=3.0).incomplete
     world.take(retired(world.record, "snapshot", "me"))
     for partition in range(2):
-        store, prefix = world.fresh_stores().of(partition), keys.prefix(world.config.cell, partition, "s")
+        store, prefix = world.fresh_stores().of(partition), keys.prefix(world.config.cell, 2, partition, "s")
         assert run_one(store, read_head(prefix, None)) is None
     world.pass_time(10)
     assert pinned.read(max_age=3.0, on_stale="flag").stale == set(NODES)

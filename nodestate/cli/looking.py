@@ -96,8 +96,11 @@ class Lookout:
 
     def _heads(self, design: str) -> list[HeadLook | str]:
         cell, letter, where = self._config.cell, DESIGNS[design].letter, DESIGNS[design].where
-        numbers = range(self._config.partitions)
-        work = {p: (self._stores.of(p, where), read_head(keys.prefix(cell, p, letter), None)) for p in numbers}
+        partitions = self._config.partitions
+        numbers = range(partitions)
+        work = {
+            p: (self._stores.of(p, where), read_head(keys.prefix(cell, partitions, p, letter), None)) for p in numbers
+        }
         found = run(work)
         return [_head_look(found[number]) for number in numbers]
 

@@ -29,7 +29,7 @@ def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everythi
     spread_s = jitter if jitter is not None else 0.0 if nodes else run.config.resync_jitter_s
     sender = KombuResyncSender(run.config)
     try:
-        sender.request_resync(Resync(nodes, numbers, spread_s))
+        sender.request_resync(Resync(nodes, numbers, run.config.partitions, spread_s))
     finally:
         sender.close()
     if run.as_json:

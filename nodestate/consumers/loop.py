@@ -217,14 +217,12 @@ class Consumer:
     def _writers(self, number: int, names: Iterable[str]) -> dict[str, PartitionWriter]:
         def place(name: str) -> Place:
             store, lease_s = self._store(number, name), int(self.config.lease_s)
-            return Place(
-                self._prefix(number, name), number, self._owner, lease_s, store, self.config.partitions, self._clock
-            )
+            return Place(self._prefix(number, name), number, self._owner, lease_s, store, self._clock)
 
         return {name: DESIGNS[name].writer(place(name)) for name in names}
 
     def _prefix(self, number: int, name: str) -> str:
-        return keys.prefix(self.config.cell, number, DESIGNS[name].letter)
+        return keys.prefix(self.config.cell, self.config.partitions, number, DESIGNS[name].letter)
 
     def _has_place(self, name: str) -> bool:
         return self._stores.has(DESIGNS[name].where)
@@ -540,7 +538,8 @@ class Consumer:
         if not everything and not nodes:
             return
         if everything:
-            request = Resync(partitions=tuple(h.number for h in everything), jitter_s=self.config.resync_jitter_s)
+            numbers = tuple(held.number for held in everything)
+            request = Resync((), numbers, self.config.partitions, self.config.resync_jitter_s)
         else:
             request = Resync(nodes=tuple(name for _, name in nodes), jitter_s=0.0)
         try:

@@ -79,13 +79,13 @@ class RecordingSink:
         self._confirms = confirms
         self._held: dict[str, tuple[int, bytes, Callable[[bool], None]]] = {}
 
-    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         event = parse_event(body)
         if type(event) is Heartbeat:
-            self.inner.publish(partition, body, on_done)
+            self.inner.publish(bucket, body, on_done)
             return
         self.before_sending(event.node)
-        self.sent.append((partition, body))
+        self.sent.append((bucket, body))
         if self.lose is not None and self.lose(event):
             self.lost += 1
             on_done(True)
@@ -97,9 +97,9 @@ class RecordingSink:
             on_done(ok)
 
         if self.swap is not None and event.node not in self._held and self.swap(event):
-            self._held[event.node] = (partition, body, done)
+            self._held[event.node] = (bucket, body, done)
             return
-        self.inner.publish(partition, body, done)
+        self.inner.publish(bucket, body, done)
         if event.node in self._held:
             self._send_held(event.node)
 
@@ -110,9 +110,9 @@ class RecordingSink:
             self._send_held(next(iter(self._held)))
 
     def _send_held(self, node: str) -> None:
-        partition, body, done = self._held.pop(node)
+        bucket, body, done = self._held.pop(node)
         try:
-            self.inner.publish(partition, body, done)
+            self.inner.publish(bucket, body, done)
         except BrokerUnavailableError:  # as with any other: whoever sent it learns that it is lost
             done(False)
 
@@ -300,7 +300,7 @@ class Fleet:
         try:
             for resync in self.sink.resyncs(TICK_S):
                 for name, one in self.publishers.items():
-                    if not self.mute and name not in self.silent and concerns(resync, name, one.partition):
+                    if not self.mute and name not in self.silent and concerns(resync, name, one.bucket):
                         self.answers += 1
                         one.resync(resync)
                         self._answering.add(name)
