@@ -383,11 +383,16 @@ class Tenure:
         return stored, item.cas
 
 
-def forget(prefix: str) -> Steps[None]:
+def forget(prefix: str, *, rows: bool) -> Steps[None]:
     """Take the epoch key of a design away that is no longer written: its readers see a loss, not an old state that
-    passes for fresh, and an owner that writes it again begins another epoch.
+    passes for fresh, and an owner that writes it again begins another epoch. With ``rows``, of a database, the epoch's rows, too:
+    what memcached has falls to its LRU, there it would stay.
     """
-    yield Step(write=[Write(Put.DELETE, keys.epoch(prefix))])
+    key = keys.epoch(prefix)
+    pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
+    epoch = epoch_in(pointer)
+    gone = [keys.rows_of(prefix, epoch)] if epoch is not None else []
+    yield Step(write=[Write(Put.DELETE, one) for one in (key, *gone)])
 
 
 def epoch_in(pointer: Item | None) -> int | None:

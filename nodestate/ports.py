@@ -176,6 +176,18 @@ class Source(Protocol):
         """Close the connection; what was not acked comes again, here or elsewhere. The next ``receive`` reconnects."""
 
 
+class Layouts(Protocol):
+    """A consumer's way to the queues of a cell's layouts, each named by its number of partitions."""
+
+    def open(self, partitions: int) -> Source:
+        """Connect to this consumer's share of a layout."""
+
+    def delete(self, partitions: int) -> bool:
+        """Delete the queues of a layout with what waits there, which is of no use: it is in those of every other layout, too.
+        False, and nothing is deleted, where somebody consumes from one. Raises ``BrokerUnavailableError``.
+        """
+
+
 class ResyncSender(Protocol):
     """Broadcasts to all agents of the cell."""
 

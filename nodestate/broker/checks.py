@@ -48,10 +48,8 @@ class DeadLetter:
 
 
 def connect_check(config: Config) -> BrokerFacts:
-    """Connect, declare as a consumer of this layout does, and say who answered. Raises ``BrokerUnavailableError`` or
-    ``ConfigError``.
-    """
-    with _linked(config, layout=True) as link:
+    """Connect, and say who answered. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
+    with _linked(config) as link:
         transport, product, version = link.facts
         return BrokerFacts(config.broker_safe, transport, product, version, isinstance(link, AmqpLink))
 
@@ -87,8 +85,8 @@ def read_dead_letters(config: Config, limit: int) -> list[DeadLetter]:
 
 
 @contextmanager
-def _linked(config: Config, *, layout: bool = False) -> Iterator[AmqpLink | VirtualLink]:
-    link = open_link(config, "doctor", layout=layout)
+def _linked(config: Config) -> Iterator[AmqpLink | VirtualLink]:
+    link = open_link(config, "doctor")
     try:
         yield link
     except link.errors as error:

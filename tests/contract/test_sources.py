@@ -8,10 +8,10 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
-from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, delete_layout, read_dead_letters
+from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, read_dead_letters
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
-from nodestate.ports import POKE, Resync, ResyncSender, Sink, Source
+from nodestate.ports import POKE, Resync, ResyncSender, Sink, Source, SystemClock
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.source import PARTITIONS, STANDBY_S, BrokerContract, SingleActiveContract
 from tests.services.servers import RabbitServer
@@ -53,7 +53,7 @@ class OverKombu:
         return KombuSource(self._of(layout), partitions, standby)
 
     def delete(self, layout: int) -> bool:
-        return delete_layout(self._of(layout))
+        return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout)
 
     def _of(self, layout: int) -> Config:
         return msgspec.structs.replace(self._config, partitions=layout)

@@ -146,9 +146,8 @@ class Fleet:
         self.silent: set[str] = set()
         self.still: set[str] = set()
         self.names = [f"compute-{number:04}" for number in range(count)]
-        self.of_partition: dict[int, list[str]] = {p: [] for p in range(config.partitions)}
-        for name in self.names:
-            self.of_partition[partition_of(name, config.partitions)].append(name)
+        self._in_layouts: dict[int, dict[int, list[str]]] = {}
+        self.of_partition = self.in_layout(config.partitions)
         self.confirms = {name: Confirms() for name in self.names}
         self.history: dict[str, dict[Version, bytes]] = {name: {} for name in self.names}
         self.changes = 0
@@ -165,6 +164,16 @@ class Fleet:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+
+    def in_layout(self, partitions: int) -> dict[int, list[str]]:
+        """The names of each partition in a layout of so many."""
+        layout = self._in_layouts.get(partitions)
+        if layout is None:
+            layout = {number: [] for number in range(partitions)}
+            for name in self.names:
+                layout[partition_of(name, partitions)].append(name)
+            self._in_layouts[partitions] = layout
+        return layout
 
     # -- for the test's thread
 

@@ -21,7 +21,8 @@ from nodestate.agent.backoff import Backoff
 from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.consumers.partition import is_probe
+from nodestate.consumers.member import Member as ConsumersMember
+from nodestate.consumers.partition import HeldPartition, is_probe
 from nodestate.designs import DESIGNS
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
 from nodestate.head import HEAD, Head, term_of
@@ -414,26 +415,55 @@ class Member:
         self.name = name
         self.partitions = tuple(partitions)
         self.standby = tuple(standby)
+        self.sources: dict[int, MortalSource] = {}
+        """By layout."""
         self._world = world
-        self.source = MortalSource(world.broker.source(partitions, standby))
         self.stores, stores = world.connected(lambda server: MortalStore(server, world.clock))
-        self.consumer = Consumer(
-            world.config,
-            self.source,
-            stores,
-            world.broker,
-            world.clock,
-            random.Random(world.rng.getrandbits(32)),
-            name,
-            follows_control=world.follows_control,
-        )
+        config, rng = world.config, random.Random(world.rng.getrandbits(32))
+        self.runs: Consumer | ConsumersMember
+        if world.follows_control:
+            self.runs = ConsumersMember(config, self, stores, world.broker, world.clock, rng, name)
+        else:
+            self.runs = Consumer(config, self.open(config.partitions), stores, world.broker, world.clock, rng, name)
+
+    @property
+    def consumer(self) -> Consumer:
+        """Of the first layout that it has."""
+        return self.runs if isinstance(self.runs, Consumer) else next(iter(self.runs.consumers.values()))
+
+    @property
+    def source(self) -> MortalSource:
+        """Of the first layout that it has."""
+        return next(iter(self.sources.values()))
+
+    @property
+    def held(self) -> list[HeldPartition]:
+        """Of all layouts."""
+        consumers = [self.runs] if isinstance(self.runs, Consumer) else self.runs.consumers.values()
+        return [held for consumer in consumers for held in consumer.held.values()]
+
+    # -- ports.Layouts
+
+    def open(self, partitions: int) -> MortalSource:
+        """See ``ports.Layouts``: what the member was given, or in another layout every second partition."""
+        first, standby = self.partitions, self.standby
+        if partitions != self._world.config.partitions:
+            ours = self.partitions[0] % 2
+            first, standby = tuple(range(ours, partitions, 2)), tuple(range(1 - ours, partitions, 2))
+        self.sources[partitions] = MortalSource(self._world.broker.source(first, standby, partitions))
+        return self.sources[partitions]
+
+    def delete(self, partitions: int) -> bool:
+        """See ``ports.Layouts``."""
+        del self.sources[partitions]
+        return self._world.broker.delete(partitions)
 
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
         """One step whose calls of the stores go by ``plan``; with ``dies`` the first fault is the process's end."""
         for store in self.stores:
             store.plan, store.dies = plan, dies
         try:
-            self.consumer.step()
+            self.runs.step()
         except Crash:
             self.die()
         for store in self.stores:
@@ -441,7 +471,8 @@ class Member:
 
     def die(self) -> None:
         """SIGKILL; a new process takes the place."""
-        self.source.inner.crash()
+        for source in self.sources.values():
+            source.inner.crash()
         self._world.members.remove(self)
         self._world.wires += [store for store in self.stores if store.late]
         self._world.start_member(self.partitions, self.standby)
@@ -698,7 +729,8 @@ class World:
 
         def plan(_operation: str, _count: int) -> Fault | None:
             if next(calls) == call:
-                member.source.inner.disconnect()
+                for source in member.sources.values():
+                    source.inner.disconnect()
                 meanwhile()
             return None
 
@@ -735,8 +767,8 @@ class World:
 
     # -- at rest
 
-    def converge(self) -> float:
-        """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
+    def be_well(self) -> None:
+        """End all faults."""
         for server in (*self.servers, *self.servers_b):
             server.start()
             server.lift_limit()
@@ -747,6 +779,10 @@ class World:
         for store in self.connections():
             while store.late:
                 store.arrive()
+
+    def converge(self) -> float:
+        """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
+        self.be_well()
         began_at = self.clock.monotonic()
         trouble = "not looked yet"
         while self.clock.monotonic() - began_at < CONVERGE_S:
