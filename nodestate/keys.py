@@ -12,7 +12,7 @@
     ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:since:{offset}             database: rows that commits from offset on wrote
     ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:between:{first}:{end}      database: rows by slot
     ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:all                        database: rows of an epoch, to be deleted
-    ns:{cell}:claim:{name}                                                       who claims what of a node, on server crc(name) % servers
+    ns:{cell}:claim:{name}                                                       who claims what of a node, on server bucket_of(name) % servers
     ns:{cell}:anchor:{hash}                                                      where an affinity group without members begins
 
 ``partitions`` is the layout: how many partitions there are of this kind. Layouts of a cell live side by side, and share no key

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import msgspec
 import pytest
 
 from nodestate.agent.publisher import Publisher
-from nodestate.broker import KombuLayouts, queue_depths
+from nodestate.broker import KombuLayouts, KombuSource, queue_depths
 from nodestate.keys import partition_of
 from nodestate.model import Version
 from nodestate.ports import SystemClock
@@ -34,7 +37,7 @@ def command(cell: CellUnderTest, words: str) -> str:
     """What a command of ``nodestate`` says, as an operator's process; it must end well."""
     done = subprocess.run(  # noqa: S603  our own command
         [sys.executable, "-m", "nodestate.cli", *words.split()],
-        env=cell.members[0].settings | {"PATH": "/usr/bin"},
+        env=cell.members[0].settings | {"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
         timeout=60,
@@ -115,6 +118,16 @@ def test_a_cell_gets_another_number_of_partitions_while_it_runs_and_gets_the_fir
         command(cell, "check --agents 1")
 
 
+def refused_while_read(cell: CellUnderTest, words: Sequence[str]) -> None:
+    """A consumer that follows no record still reads the queues: they are left behind, and everybody is told."""
+    source = KombuSource(msgspec.structs.replace(cell.config, broker_heartbeat_s=60), [3])
+    source.receive(0, 0)
+    assert design(cell, *words, "--timeout", "3", code=1)["kind"] == "LayoutInUseError"
+    assert design(cell, "status")["leaving"] == ["journal@8"]
+    assert "journal@8 was retired" in command(cell, "doctor")
+    source.close()
+
+
 @pytest.mark.timeout(240)
 def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
     cell_of: CellFactory, memcached: MemcachedServer
@@ -137,6 +150,8 @@ def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated
             member.kill()
             process.communicate()
             member.start()
+            if words[0] == "retire":
+                refused_while_read(cell, words)
             design(cell, *words, "--timeout", "60")
             status = design(cell, "status")
             assert {name: status[name] for name in after} == after
