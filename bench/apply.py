@@ -19,7 +19,7 @@ from bench.fresh import in_fresh_process
 from bench.places import USUAL, Place, Tour, config_for
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.workload import Fleet, by_partition, require, require_whole
+from bench.workload import Fleet, buckets_of, require, require_whole
 from nodestate import Reader, Receipt
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology, connect_check, queue_depths
 from nodestate.config import Config
@@ -64,11 +64,11 @@ SCENARIO: Final = Scenario("apply", "one consumer process, from RabbitMQ into wh
 def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell: Tell) -> Case:
     name = place.label
     fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
-    partitions = by_partition(fleet, config.partitions)
+    buckets = buckets_of(fleet)
     picks = random.Random(settings.seed)
     queues = [queue for _, queue in Topology.of(config).queues()]
     tell(f"{name}: loads {nodes:,} nodes", 0.0)
-    _fill(config, [(partitions[number], fleet.report(number)) for number in range(nodes)])
+    _fill(config, [(buckets[number], fleet.report(number)) for number in range(nodes)])
     loaded = in_fresh_process(_load, config, nodes, f"{settings.seed}/load")
     _require_applied(loaded, config, nodes)
     wanted = int(settings.seconds * EVENTS_PER_S)
@@ -80,7 +80,7 @@ def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell:
     bare: list[Stretch] = []
     for number in range(rounds):
         tell(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
-        messages = [(partitions[node], fleet.change(node)) for node in picks.choices(range(nodes), k=count)]
+        messages = [(buckets[node], fleet.change(node)) for node in picks.choices(range(nodes), k=count)]
         sizes += [len(body) for _, body in messages]
         ours.append(in_fresh_process(_drain, config, messages, f"{settings.seed}/{number}"))
         _require_applied(ours[-1], config, count)
@@ -134,8 +134,8 @@ def _fill(config: Config, messages: list[tuple[int, bytes]]) -> int:
     """Publish, and wait for every confirm; returns how many there were."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
-    for partition, body in messages:
-        sink.publish(partition, body, confirmed.append)
+    for bucket, body in messages:
+        sink.publish(bucket, body, confirmed.append)
     sink.flush(PATIENCE_S)
     sink.close()
     require(confirmed.count(True) == len(messages), "RabbitMQ did not confirm every message")

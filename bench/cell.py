@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from bench.places import PATIENCE_S, Place, config_for
 from bench.scenario import Settings, Tell
-from bench.workload import Fleet, by_partition, require
+from bench.workload import Fleet, buckets_of, require
 from nodestate import keys
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
@@ -43,7 +43,7 @@ class Cell:
         [self.design] = place.designs
         self.config = config_for(place, settings)
         self._where = DESIGNS[self.design].where
-        self._partitions = by_partition(fleet, self.config.partitions)
+        self._buckets = buckets_of(fleet)
         self._broker = MemoryBroker(self.config.partitions)
         self._sink = self._broker.sink()
         self._stores = (
@@ -81,7 +81,7 @@ class Cell:
         before = self._folded()
         came = 0
         for number, event in events:
-            self._sink.publish(self._partitions[number], event, _require_confirmed)
+            self._sink.publish(self._buckets[number], event, _require_confirmed)
             came += 1
         self._sink.flush(0.0)
         self._sink.resyncs(0.0)
@@ -117,8 +117,8 @@ class Cell:
     # -- what is stored -------------------------------------------------------------------------
 
     def _prefixes(self) -> list[tuple[str, int]]:
-        letter = DESIGNS[self.design].letter
-        return [(keys.prefix(self.config.cell, p, letter), p) for p in range(self.config.partitions)]
+        letter, cell, partitions = DESIGNS[self.design].letter, self.config.cell, self.config.partitions
+        return [(keys.prefix(cell, partitions, p, letter), p) for p in range(partitions)]
 
     def _store_of(self, partition: int) -> Store:
         return self._stores.of(partition, self._where)

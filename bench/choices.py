@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from bench.workload import Fleet, by_partition, require, require_whole
+from bench.workload import Fleet, buckets_of, require, require_whole
 from nodestate import keys
 from nodestate.breaker import guarded
 from nodestate.config import Config
@@ -430,7 +430,7 @@ class _Cell:
         self.config = Config(store=store_url, partitions=partitions, cell=f"bench{partitions}", lease_s=10_000.0)
         self.clock = ManualClock()
         self.fleet = Fleet(SEED, nodes)
-        self.place = by_partition(self.fleet, partitions)
+        self.buckets = buckets_of(self.fleet)
         self.broker = MemoryBroker(partitions, prefetch=65_535)
         self.sink = self.broker.sink()
         self._stores = guarded(open_stores(self.config), self.clock)
@@ -448,12 +448,14 @@ class _Cell:
             self.consumer.step()
 
     def send(self, number: int, event: bytes) -> None:
-        self.sink.publish(self.place[number], event, lambda _: None)
+        self.sink.publish(self.buckets[number], event, lambda _: None)
 
     def drain(self) -> None:
         """Step until everything is written and acked."""
         stats = self.consumer.stats
-        while any(queue.messages for queue in self.broker.queues) or stats.acked < stats.received:
+        while (
+            any(queue.messages for queue in self.broker.layouts[self.config.partitions]) or stats.acked < stats.received
+        ):
             self.consumer.step()
         require(not stats.store_errors, "the store failed")
 
@@ -468,7 +470,7 @@ class _Cell:
     def checkpoint(self) -> None:
         """Have every journal write a checkpoint: as a reader does that misses something."""
         for partition in range(self.config.partitions):
-            key = keys.repair(keys.prefix(self.config.cell, partition, keys.JOURNAL))
+            key = keys.repair(keys.prefix(self.config.cell, self.config.partitions, partition, keys.JOURNAL))
             self._stores.of(partition).write([Write(Put.ADD, key)])
         repairs = self.consumer.stats.repairs
         self.renew()
@@ -627,7 +629,7 @@ def _commits_of(tail_bytes: int, size: Sequence[int]) -> int:
 def _journal(records: Sequence[NodeRecord], segments: Sequence[bytes]) -> tuple[MemoryStore, str, Head]:
     """A journal of one checkpoint and a tail, in a store that costs nothing: what is timed is the reader's work."""
     store = MemoryStore(MemoryServer(max_value_bytes=2**30))
-    prefix = keys.prefix("bench", 0, keys.JOURNAL)
+    prefix = keys.prefix("bench", 1, 0, keys.JOURNAL)
     blocks = pack_records(records, PART_BYTES)
     newest = Checkpoint(1, 1, len(blocks), sum(map(len, blocks)))
     writes = [
@@ -810,7 +812,8 @@ def lockstep() -> Result:
 
 
 def _followers(cell: _Cell, design: str) -> list[Follower]:
-    prefixes = [keys.prefix(cell.config.cell, p, DESIGNS[design].letter) for p in range(cell.config.partitions)]
+    name, count = cell.config.cell, cell.config.partitions
+    prefixes = [keys.prefix(name, count, p, DESIGNS[design].letter) for p in range(count)]
     return [Follower(p, prefix, DESIGNS[design].reader(prefix), SystemClock()) for p, prefix in enumerate(prefixes)]
 
 

@@ -22,7 +22,7 @@ from bench.places import USUAL, Place, Tour, config_for
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.sending import Sent, send
-from bench.workload import Fleet, by_partition, require, require_whole
+from bench.workload import Fleet, buckets_of, require, require_whole
 from nodestate import Reader, View
 from nodestate.broker import connect_check
 from nodestate.config import Config
@@ -61,7 +61,7 @@ SCENARIO: Final = Scenario("propagation", "from publishing a change to a reader'
 
 def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell: Tell) -> list[Case]:
     fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
-    name, partitions = f"{place.label}, {nodes:,} nodes", by_partition(fleet, config.partitions)
+    name, buckets = f"{place.label}, {nodes:,} nodes", buckets_of(fleet)
     picks = random.Random(settings.seed)
     brief = settings.seconds < BRIEF_S
     rates = RATES_BRIEF if brief else RATES
@@ -69,7 +69,7 @@ def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell:
     cases: list[Case] = []
     with consuming(config):
         tell(f"{name}: loads", 0.0)
-        with Beside(send, config, [(partitions[number], fleet.report(number)) for number in range(nodes)]) as load:
+        with Beside(send, config, [(buckets[number], fleet.report(number)) for number in range(nodes)]) as load:
             load.wait_until_begun()
             load.result()
         with Reader(config) as reader:
@@ -79,8 +79,10 @@ def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell:
             planned: list[deque[Planned]] = [deque() for _ in range(config.partitions)]
             events = []
             for at, number in enumerate(numbers):
-                events.append((partitions[number], fleet.change(number)))
-                planned[partitions[number]].append((at, fleet.names[number], fleet.generations[number]))
+                events.append((buckets[number], fleet.change(number)))
+                planned[buckets[number] % config.partitions].append(
+                    (at, fleet.names[number], fleet.generations[number])
+                )
             with Beside(watch, config, planned, fleet) as watcher:
                 watcher.wait_until_begun()
                 with Beside(send, config, events, rate) as sender:

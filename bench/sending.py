@@ -25,7 +25,7 @@ class Sent:
 
 
 def send(line: Line, config: Config, events: Sequence[tuple[int, bytes]], rate: float = math.inf) -> Sent:
-    """Publish events, with their partitions, so many a second, and wait until the broker has confirmed all."""
+    """Publish events, with their buckets, so many a second, and wait until the broker has confirmed all."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
     sink.resyncs(0.0)  # connects
@@ -33,12 +33,12 @@ def send(line: Line, config: Config, events: Sequence[tuple[int, bytes]], rate: 
     called: list[float] = []
     line.begun()
     began = time.monotonic()
-    for number, (partition, body) in enumerate(events):
+    for number, (bucket, body) in enumerate(events):
         due.append(began + number / rate)
         while (early_s := due[-1] - time.monotonic()) > 0:
             time.sleep(early_s)
         called.append(time.monotonic())
-        sink.publish(partition, body, confirmed.append)
+        sink.publish(bucket, body, confirmed.append)
     sink.flush(PATIENCE_S)
     sink.close()
     require(confirmed.count(True) == len(events), "the broker did not confirm every event")

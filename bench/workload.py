@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
-from nodestate.keys import partition_of
+from nodestate.keys import bucket_of
 from nodestate.model import Version
 from nodestate.view import View
 
@@ -146,9 +146,9 @@ class Fleet:
         }
 
 
-def by_partition(fleet: Fleet, partitions: int) -> list[int]:
-    """The partition of each node of a fleet."""
-    return [partition_of(name, partitions) for name in fleet.names]
+def buckets_of(fleet: Fleet) -> list[int]:
+    """The bucket of each node of a fleet."""
+    return [bucket_of(name) for name in fleet.names]
 
 
 def require_equal(view: View, fleet: Fleet, numbers: Sequence[int]) -> None:

@@ -53,6 +53,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.keys": {
         "MAX_KEY_BYTES": "a key (memcached's own limit)",
         "MAX_CELL_CHARS": "a cell's name",
+        "BUCKETS_COUNT": "buckets that nodes hash to, and so partitions at most",
     },
     "nodestate.ports": {"MAX_TTL_S": "a time to live (memcached takes more for a date)"},
     "nodestate.wire": {"PART_BYTES": "aimed at for one part of a checkpoint"},

@@ -78,10 +78,11 @@ def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
     """The columns of these tables: a copy of those before, in which rows that changed are written again."""
     if len(before.tables) == len(tables) and all(map(operator.is_, before.tables, tables)):
         return before
-    olds = before.tables if len(before.tables) == len(tables) else (None,) * len(tables)
+    if len(before.tables) != len(tables):  # of another layout, or of none: nothing of it is where it was
+        before = _Base((None,) * len(tables), (0,) * len(tables), [], np.zeros(0, np.uint8), {})
     kept = [
         old if old and new and old.epoch == new.epoch and old.size <= new.size else None
-        for old, new in zip(olds, tables, strict=True)
+        for old, new in zip(before.tables, tables, strict=True)
     ]
     sizes = [table.size if table is not None else 0 for table in tables]
     if [old.size if old is not None else -1 for old in kept] == sizes:
@@ -95,7 +96,7 @@ def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
             np.full(total, NOT_THERE, np.uint8),
             {name: np.zeros((2, total), np.int64) for name, array in before.amounts.items() if array.any()},
         )
-        for old, was, start in zip(kept, before.starts or starts, starts, strict=True):
+        for old, was, start in zip(kept, before.starts, starts, strict=True):
             if old is not None:
                 here, there = slice(start, start + old.size), slice(was, was + old.size)
                 status[here] = before.status[there]

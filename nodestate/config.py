@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import ConfigError
+from nodestate.keys import BUCKETS_COUNT
 from nodestate.ports import MAX_TTL_S
 
 ENV_PREFIX = "NODESTATE_"
@@ -41,8 +42,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """SQLAlchemy URL of the database design; empty where it is not used."""
     cell: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,24}\Z")] = "cell1"
     """One independent deployment: its own keys, exchange and queues."""
-    partitions: Annotated[int, Meta(ge=1, le=1024)] = 8
-    """Fixed unit of ordering and ownership; the same for publishers, consumers and readers of a cell."""
+    partitions: Annotated[int, Meta(ge=1, le=BUCKETS_COUNT)] = 8
+    """How many partitions, the unit of ordering and ownership, a cell begins with; its control record says how many it has."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
     """What consumers write: journal, snapshot, sql, journal_b, snapshot_b; several by comma."""
     read_design: str = "snapshot"

@@ -27,7 +27,6 @@ import numpy as np
 
 from nodestate import keys
 from nodestate.errors import (
-    ConfigError,
     CorruptItemError,
     EpochLostError,
     FencedError,
@@ -50,8 +49,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     ``vouched``: the owner knows all nodes of the partition. ``lease_s``: the time to live this was written with,
     so that a reader can tell its age from what memcached says is left. ``section`` is the design's own.
     ``follows``: the beat of the head that its owner knew to be stored when it wrote this one, and that this one
-    replaces; so whatever this one says was said after that one was stored. ``partitions``: how many the cell has
-    (0: not said); whoever counts on another number would miss nodes without knowing.
+    replaces; so whatever this one says was said after that one was stored.
     """
 
     epoch: int
@@ -64,7 +62,6 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     lease_s: int
     section: msgspec.Raw
     follows: int = -1
-    partitions: int = 0
 
 
 class Since(msgspec.Struct, frozen=True, array_like=True):
@@ -110,7 +107,6 @@ class Place:
     owner: str
     lease_s: int
     store: Store
-    partitions: int = 0
     clock: Clock = _SYSTEM_CLOCK
 
     def ms_since(self, moment: float | None) -> int:
@@ -127,15 +123,6 @@ def since_from(terms: tuple[Since, ...], first: int) -> tuple[Since, ...]:
     """The entries that still matter when nothing before ``first`` is kept."""
     later = [since for since in terms if since.offset > first]
     return (Since(term_of(terms, first), first), *later)
-
-
-def require_partitions(head: Head, partitions: int) -> None:
-    """Raise ``ConfigError`` unless the cell has as many partitions as the settings say."""
-    if head.partitions and partitions and head.partitions != partitions:
-        raise ConfigError(
-            f"the cell has {head.partitions} partitions, the settings say {partitions}: with another number than its "
-            f"consumers' one would look for nodes in the wrong places; set partitions to {head.partitions}"
-        )
 
 
 def require_stored(place: Place, writes: tuple[Write, ...] | list[Write], written: list[Written]) -> None:
@@ -174,7 +161,6 @@ class Tenure:
             if found is None:
                 return None
             head, item = found
-            require_partitions(head, place.partitions)
             # What the owner before said stays true of what it wrote, and gets older.
             known = item.ttl_s is not None and item.ttl_s <= head.lease_s
             age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if known and item.ttl_s is not None else NEVER_HEARD
@@ -224,7 +210,6 @@ class Tenure:
             vitals.vouched,
             place.lease_s,
             msgspec.Raw(_encode(section)),
-            partitions=place.partitions,
         )
         write = Write(Put.ADD, keys.head(place.prefix, epoch), HEAD.pack(head), 0, place.lease_s, rows)
         reply = yield Step(write=[write])
@@ -337,7 +322,6 @@ class Tenure:
             self.place.lease_s,
             section,
             head.beat,
-            self.place.partitions,
         )
 
     def _head_put(self, head: Head) -> Write:
@@ -399,11 +383,16 @@ class Tenure:
         return stored, item.cas
 
 
-def forget(prefix: str) -> Steps[None]:
+def forget(prefix: str, *, rows: bool) -> Steps[None]:
     """Take the epoch key of a design away that is no longer written: its readers see a loss, not an old state that
-    passes for fresh, and an owner that writes it again begins another epoch.
+    passes for fresh, and an owner that writes it again begins another epoch. With ``rows``, of a database, the epoch's rows, too:
+    what memcached has falls to its LRU, there it would stay.
     """
-    yield Step(write=[Write(Put.DELETE, keys.epoch(prefix))])
+    key = keys.epoch(prefix)
+    pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
+    epoch = epoch_in(pointer)
+    gone = [keys.rows_of(prefix, epoch)] if epoch is not None else []
+    yield Step(write=[Write(Put.DELETE, one) for one in (key, *gone)])
 
 
 def epoch_in(pointer: Item | None) -> int | None:

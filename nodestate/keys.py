@@ -1,21 +1,22 @@
 """Every key in memcached, as a function. The map of the key space::
 
-    ns:{cell}:control                                                 which designs are written and read, on every server
-    ns:{cell}:{partition}:{design}:epoch                              which life of the partition counts
-    ns:{cell}:{partition}:{design}:head:{epoch}                       the head, advanced by CAS, last
-    ns:{cell}:{partition}:{design}:life:{epoch}                       signs of life, by slot
-    ns:{cell}:{partition}:{design}:repair                             a reader found something missing
-    ns:{cell}:{partition}:j:log:{epoch}:{term}:{offset}               journal: the events of one commit
-    ns:{cell}:{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}       journal: all nodes folded up to offset
-    ns:{cell}:{partition}:s:node:{name}                               snapshot: full state of one node
-    ns:{cell}:{partition}:s:index:{epoch}:{term}:{offset}:{part}      snapshot: which commit wrote each node
-    ns:{cell}:{partition}:d:rows:{epoch}:since:{offset}               database: rows that commits from offset on wrote
-    ns:{cell}:{partition}:d:rows:{epoch}:between:{first}:{end}        database: rows by slot
-    ns:{cell}:{partition}:d:rows:{epoch}:all                          database: rows of an epoch, to be deleted
-    ns:{cell}:claim:{name}                                            who claims what of a node, on server crc(name) % servers
-    ns:{cell}:anchor:{hash}                                           where an affinity group without members begins
+    ns:{cell}:control                                                            which designs are written and read, on every server
+    ns:{cell}:{partitions}.{partition}:{design}:epoch                            which life of the partition counts
+    ns:{cell}:{partitions}.{partition}:{design}:head:{epoch}                     the head, advanced by CAS, last
+    ns:{cell}:{partitions}.{partition}:{design}:life:{epoch}                     signs of life, by slot
+    ns:{cell}:{partitions}.{partition}:{design}:repair                           a reader found something missing
+    ns:{cell}:{partitions}.{partition}:j:log:{epoch}:{term}:{offset}             journal: the events of one commit
+    ns:{cell}:{partitions}.{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}     journal: all nodes folded up to offset
+    ns:{cell}:{partitions}.{partition}:s:node:{name}                             snapshot: full state of one node
+    ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}    snapshot: which commit wrote each node
+    ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:since:{offset}             database: rows that commits from offset on wrote
+    ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:between:{first}:{end}      database: rows by slot
+    ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:all                        database: rows of an epoch, to be deleted
+    ns:{cell}:claim:{name}                                                       who claims what of a node, on server bucket_of(name) % servers
+    ns:{cell}:anchor:{hash}                                                      where an affinity group without members begins
 
-``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
+``partitions`` is the layout: how many partitions there are of this kind. Layouts of a cell live side by side, and share no key
+but the control record and what is of no partition. ``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
 could hit the right id by accident; it can't hit a key of another epoch.
 """
@@ -36,12 +37,24 @@ SNAPSHOT: Final = "s"
 DATABASE: Final = "d"
 B: Final = "b"
 """Behind the letter of a design that lives on the servers of ``store_b``: a server may be of both."""
-assert len("ns:" + "c" * MAX_CELL_CHARS + ":1023:s:node:") + MAX_NODE_NAME_CHARS <= MAX_KEY_BYTES
+BUCKETS_COUNT: Final = 240
+"""Buckets that nodes hash to, for good: publishers know these, and nothing of partitions. A layout deals them out in turn; 240
+has so many divisors that most layouts get equal shares (docs/adr/0017). No layout has more partitions than that.
+"""
+assert (
+    len("ns:" + "c" * MAX_CELL_CHARS + f":{BUCKETS_COUNT}.{BUCKETS_COUNT - 1}:sb:node:") + MAX_NODE_NAME_CHARS
+    <= MAX_KEY_BYTES
+)
+
+
+def bucket_of(node: str) -> int:
+    """The bucket a node belongs to: CRC-32 of its name, modulo. Publishers in any language can do this."""
+    return zlib.crc32(node.encode()) % BUCKETS_COUNT
 
 
 def partition_of(node: str, partitions: int) -> int:
-    """The partition a node belongs to: CRC-32 of its name, modulo. Publishers in any language can do this."""
-    return zlib.crc32(node.encode()) % partitions
+    """The partition a node belongs to in a layout of so many."""
+    return bucket_of(node) % partitions
 
 
 def control(cell: str) -> str:
@@ -59,9 +72,9 @@ def anchor(cell: str, group: str) -> str:
     return f"ns:{cell}:anchor:{xxhash.xxh3_128_hexdigest(group.encode())}"
 
 
-def prefix(cell: str, partition: int, design: str) -> str:
-    """What all keys of one design of one partition begin with."""
-    return f"ns:{cell}:{partition}:{design}"
+def prefix(cell: str, partitions: int, partition: int, design: str) -> str:
+    """What all keys of one design of one partition begin with, in a layout of so many ``partitions``."""
+    return f"ns:{cell}:{partitions}.{partition}:{design}"
 
 
 def epoch(prefix: str) -> str:

@@ -137,7 +137,8 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """Asks agents for full reports: of the named ``nodes``, or of all nodes of ``partitions``, or (both empty) of all.
+    """Asks agents for full reports: of the named ``nodes``, or of all nodes of ``partitions`` of a ``layout`` of so many, or
+    (both empty) of all.
 
     Agents spread their answers over ``jitter_s`` seconds. ``census`` names a queue: agents then only say
     their version there, as a heartbeat, and publish no report.
@@ -145,6 +146,7 @@ class Resync:
 
     nodes: tuple[str, ...] = ()
     partitions: tuple[int, ...] = ()
+    layout: int = 1
     jitter_s: float = 0.0
     census: str = ""
 
@@ -174,6 +176,18 @@ class Source(Protocol):
         """Close the connection; what was not acked comes again, here or elsewhere. The next ``receive`` reconnects."""
 
 
+class Layouts(Protocol):
+    """A consumer's way to the queues of a cell's layouts, each named by its number of partitions."""
+
+    def open(self, partitions: int) -> Source:
+        """Connect to this consumer's share of a layout."""
+
+    def delete(self, partitions: int) -> bool:
+        """Delete the queues of a layout with what waits there, which is of no use: it is in those of every other layout, too.
+        False, and nothing is deleted, where somebody consumes from one. Raises ``BrokerUnavailableError``.
+        """
+
+
 class ResyncSender(Protocol):
     """Broadcasts to all agents of the cell."""
 
@@ -184,8 +198,9 @@ class ResyncSender(Protocol):
 class Sink(Protocol):
     """Where agents publish to. Never blocks for a confirm; raises ``BrokerUnavailableError`` when it can't send."""
 
-    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
-        """Send one event; ``on_done(True)`` when the broker confirmed, ``on_done(False)`` when it was lost or refused.
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        """Send one event of a node of this bucket, into one queue of each layout that there is; ``on_done(True)`` when the
+        broker confirmed that it is in all of them, ``on_done(False)`` when it was lost or refused.
 
         Blocks only while the window of unconfirmed publishes is full.
         """

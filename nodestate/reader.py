@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,6 +14,7 @@ from nodestate.columns import ColumnStore
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
+from nodestate.designs.kept import Kept, kept_of
 from nodestate.designs.places import look
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
 from nodestate.lockstep import Steps, Stores, run
@@ -29,17 +30,15 @@ POLL_S = 0.005
 
 
 class _Following:
-    """The followers of one design: what a reader holds of it, refresh by refresh."""
+    """The followers of one design in one layout: what a reader holds of it, refresh by refresh."""
 
-    def __init__(self, design: str, config: Config, stores: Stores, clock: Clock) -> None:
-        self.design = design
+    def __init__(self, kept: Kept, cell: str, stores: Stores, clock: Clock) -> None:
+        self.kept = kept
         self.troubles: dict[int, NodestateError] = {}
-        letter, make, where = DESIGNS[design].letter, DESIGNS[design].reader, DESIGNS[design].where
-        prefixes = [keys.prefix(config.cell, p, letter) for p in range(config.partitions)]
-        self.places = [stores.of(p, where) for p in range(config.partitions)]
-        self.followers = [
-            Follower(p, prefix, make(prefix), clock, config.partitions) for p, prefix in enumerate(prefixes)
-        ]
+        letter, make, where = DESIGNS[kept.design].letter, DESIGNS[kept.design].reader, DESIGNS[kept.design].where
+        prefixes = [keys.prefix(cell, kept.partitions, p, letter) for p in range(kept.partitions)]
+        self.places = [stores.of(p, where) for p in range(kept.partitions)]
+        self.followers = [Follower(p, prefix, make(prefix), clock) for p, prefix in enumerate(prefixes)]
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
         """A refresh of every partition."""
@@ -49,11 +48,8 @@ class _Following:
         }
 
     def settle(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
-        """Note what failed. Raises ``ConfigError``, which no other refresh will heal."""
+        """Note what failed."""
         self.troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
-        for trouble in self.troubles.values():
-            if isinstance(trouble, ConfigError):
-                raise trouble
 
     @property
     def states(self) -> tuple[PartitionState, ...]:
@@ -72,8 +68,8 @@ class Reader:
     A read costs one round trip where nothing changed, and what changed otherwise. Where a server does not
     answer, its partitions keep what was read before, and age.
 
-    ``design`` pins it to one. Otherwise it reads what the cell's control record says, or the settings where there is
-    none, and follows the record within one refresh::
+    ``design`` (as ``snapshot`` or, of a layout that is not the settings', ``snapshot@16``) pins it to one. Otherwise it reads
+    what the cell's control record says, or the settings where there is none, and follows the record within one refresh::
 
         reads R --record says X--> reads R, and X beside it --X is whole, and no node older than in R--> reads X
 
@@ -84,22 +80,20 @@ class Reader:
         self, config: Config, *, design: str | None = None, stores: Stores | None = None, clock: Clock | None = None
     ) -> None:
         self.config = config
-        first = design or config.read_design
-        if first not in DESIGNS:
-            raise ConfigError(f"no design {first!r}; there are {', '.join(DESIGNS)}")
+        first = kept_of(design or config.read_design, config.partitions)
         self._clock = clock or SystemClock()
         self._pinned = design is not None
-        self._stores = stores or open_stores(config, self._clock, [first])
+        self._stores = stores or open_stores(config, self._clock, [first.design])
         self._columns = ColumnStore()
         self._lock = threading.Lock()
-        self._live = _Following(first, config, self._stores, self._clock)
+        self._live = _Following(first, config.cell, self._stores, self._clock)
         self._coming: _Following | None = None
         self._version = 0
 
     @property
     def design(self) -> str:
-        """What is read now."""
-        return self._live.design
+        """The design that is read now."""
+        return self._live.kept.design
 
     def read(
         self,
@@ -118,8 +112,7 @@ class Reader:
         (``"exclude"``, with incomplete ones), raise (``"refuse"``), or only name them in ``view.stale`` (``"flag"``).
         ``timeout``: how many seconds to wait for the bounds to be met.
 
-        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, ``TypeError`` where no bound is given, and
-        ``ConfigError`` where the cell has another number of partitions than the settings say.
+        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, and ``TypeError`` where no bound is given.
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("say what staleness you accept: max_age=…, node_max_age=… or at_least=…")
@@ -153,7 +146,7 @@ class Reader:
         control = max(records, key=lambda record: record.version, default=None)
         if control is not None and control.version > self._version:
             self._version = control.version
-            self._coming = self._open(control.reads) if control.reads != live.design else None
+            self._coming = self._open(control.reads) if control.reads != live.kept else None
         if self._coming is not None:
             self._come(self._coming, max_age, with_life=with_life)
 
@@ -173,18 +166,18 @@ class Reader:
         if not self._stores.has(DESIGNS[design].where):
             self._stores = self._stores.and_those_of(open_stores(self.config, self._clock, [design]))
 
-    def _open(self, design: str) -> _Following | None:
+    def _open(self, kept: Kept) -> _Following | None:
         """A design beside the one that is read; None where the settings name no place for it (the one that is read ages
         when it is no longer written, and views say so).
         """
         try:
-            self._reach(design)
-            return _Following(design, self.config, self._stores, self._clock)
+            self._reach(kept.design)
+            return _Following(kept, self.config.cell, self._stores, self._clock)
         except (KeyError, ConfigError) as error:
             import structlog  # noqa: PLC0415  half of the time that importing nodestate would take
 
             structlog.get_logger("nodestate.reader").error(
-                "can't follow the control record", design=design, why=str(error)
+                "can't follow the control record", design=str(kept), why=str(error)
             )
             return None
 
@@ -192,11 +185,10 @@ class Reader:
         """Read the coming design, and go over to it if it lacks nothing that was shown before or is asked for now."""
         try:
             coming.settle(run(coming.work(with_life=with_life)))
-        except ConfigError:  # its heads are of another number of partitions: what is read now is right all the same
+        except ConfigError:  # a server that can't be used as it is set up: what is read now is right all the same
             return
         fresh_since = self._clock.monotonic() - max_age if max_age is not None else -math.inf
-        pairs = zip(coming.states, self._live.states, strict=True)
-        if not any(_behind(new, old, fresh_since) for new, old in pairs):
+        if not _behind(coming.states, self._live.states, fresh_since):
             self._live, self._coming = coming, None
 
     def _bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
@@ -235,15 +227,31 @@ class Reader:
         self.close()
 
 
-def _behind(new: PartitionState, old: PartitionState, fresh_since: float) -> bool:
-    """Whether a partition of a coming design can't take the place of the one that is read: it is not whole, is confirmed
-    neither as late nor late enough, or has a node at an earlier version than was shown.
+def _behind(coming: Sequence[PartitionState], live: Sequence[PartitionState], fresh_since: float) -> bool:
+    """Whether what is coming can't take the place of what is read: partition by partition where both have the same ones, or
+    else as a whole.
     """
-    if new.table is None or new.lost:
+    if len(coming) == len(live):
+        return any(_lacks([new], [old], fresh_since) for new, old in zip(coming, live, strict=True))
+    return _lacks(coming, live, fresh_since)
+
+
+def _lacks(news: Sequence[PartitionState], olds: Sequence[PartitionState], fresh_since: float) -> bool:
+    """Whether these partitions are not whole, are confirmed neither as late as the old ones nor late enough, or have a node
+    at an earlier version than was shown.
+    """
+    if any(new.table is None or new.lost for new in news):
         return True
-    if old.table is None or old.lost == NO_HEAD:  # an epoch that is over: nothing is newer or older than it (I1)
-        return not new.vouched
-    if (old.vouched and not new.vouched) or new.confirmed_at < min(old.confirmed_at, fresh_since):
+    # Not of an epoch that is over: nothing is newer or older than it (I1).
+    shown = [old for old in olds if old.table is not None and old.lost != NO_HEAD]
+    if (len(shown) < len(olds) or any(old.vouched for old in shown)) and not all(new.vouched for new in news):
         return True
-    have = {record.name: record.version for record in new.table.records()}
-    return any(have.get(record.name, NEVER) < record.version for record in old.table.records())
+    if shown and min(new.confirmed_at for new in news) < min(fresh_since, *(old.confirmed_at for old in shown)):
+        return True
+    have = {record.name: record.version for new in news if new.table is not None for record in new.table.records()}
+    return any(
+        have.get(record.name, NEVER) < record.version
+        for old in shown
+        if old.table is not None
+        for record in old.table.records()
+    )

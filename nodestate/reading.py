@@ -25,7 +25,7 @@ import numpy as np
 
 from nodestate import keys
 from nodestate.errors import CorruptItemError
-from nodestate.head import HEAD, LIFE, NEVER_HEARD, Head, find_head, require_partitions
+from nodestate.head import HEAD, LIFE, NEVER_HEARD, Head, find_head
 from nodestate.lockstep import Step, Steps
 from nodestate.ports import Clock, Item, Put, Write
 from nodestate.table import Table
@@ -33,7 +33,9 @@ from nodestate.table import Table
 MAX_ROUNDS_COUNT = 3
 """How often a refresh looks again when contents were not where the head said: a commit may have overtaken it."""
 REPAIR_TTL_S = 60
-NO_HEAD = "the store holds no head of it: no consumer has begun, or the store lost it"
+NO_HEAD = (
+    "the store holds no head of it: no consumer has begun, the store lost it, or there is another number of partitions"
+)
 
 
 class Loaded(NamedTuple):
@@ -81,9 +83,8 @@ class PartitionState(NamedTuple):
 class Follower:
     """Reads one partition of one design, refresh by refresh."""
 
-    def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock, partitions: int = 0) -> None:
+    def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
         self.state = PartitionState(partition)
-        self._partitions = partitions
         self._prefix = prefix
         self._reader = reader
         self._clock = clock
@@ -96,10 +97,7 @@ class Follower:
         self._left: dict[int, int] = {}  # how far epochs were when another came: a backup may bring one back
 
     def refresh(self, with_life: bool) -> Steps[PartitionState]:
-        """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages.
-
-        Raises ``ConfigError`` where the cell has another number of partitions than this reader was told.
-        """
+        """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages."""
         for attempt in range(1, MAX_ROUNDS_COUNT + 1):
             looked_at = self._clock.monotonic()
             known, held = self._head, self.state.table
@@ -112,7 +110,6 @@ class Follower:
                 head = known if known is not None and same else HEAD.unpack(found.item.value)
             except CorruptItemError as error:
                 return self._lose(str(error))
-            require_partitions(head, self._partitions)
             if head.next < self._left.get(head.epoch, 0):
                 return self._lose("the store went back to an earlier state")
             if same and not self._again:

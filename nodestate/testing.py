@@ -7,6 +7,7 @@ nothing that is not asked for: the order of calls determines every outcome.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import threading
 from collections import OrderedDict, deque
@@ -531,7 +532,7 @@ class _Message:
     durable: bool = True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class MemoryQueue:
     """What waits in one partition, the next first, and who stands in for it."""
 
@@ -552,7 +553,7 @@ class Letter:
 
 class MemoryBroker:
     """Queues in memory, one per partition, with a single active consumer each; acts only when called.
-    A ``ports.ResyncSender``.
+    A ``ports.ResyncSender``. It begins with the queues of one layout; those of others come with their first source.
 
     A queue's consumers stand in the order of their coming; the first is active. When it goes (``close``,
     ``crash``, ``disconnect``, ``stop``) what it did not ack goes back to the front of the queue, in order,
@@ -572,19 +573,20 @@ class MemoryBroker:
         self.dead_letters: list[DeadLetter] = []
         self.census: dict[str, list[bytes]] = {}
         self._clock = clock
-        self.queues = [MemoryQueue() for _ in range(partitions)]
+        self.layouts: dict[int, list[MemoryQueue]] = {}
         self.sinks: list[MemorySink] = []
         self.holding = False
         self.under_way: list[Letter] = []
         self.listeners: dict[str, list[MemorySink]] = {}
         self.couriers: dict[str, MemoryCourier] = {}
         self._boxes_count = 0
+        self.declare(partitions)
 
-    def source(self, partitions: Sequence[int], standby: Sequence[int] = ()) -> MemorySource:
-        """A consumer that stands in for these partitions, behind those that came before, and from the second
-        ``receive`` of a session on also for those of ``standby``.
+    def source(self, partitions: Sequence[int], standby: Sequence[int] = (), layout: int = 0) -> MemorySource:
+        """A consumer that stands in for these partitions of a layout (0: the first one), behind those that came before, and
+        from the second ``receive`` of a session on also for those of ``standby``.
         """
-        return MemorySource(self, partitions, standby)
+        return MemorySource(self, partitions, standby, layout or self.partitions)
 
     def sink(self) -> MemorySink:
         """A publisher; gets the resyncs that are requested from now on."""
@@ -600,13 +602,28 @@ class MemoryBroker:
         for sink in self.sinks:
             sink.pending.append(resync)
 
-    def queued(self, partition: int) -> list[bytes]:
-        """The bodies that wait in a queue, the next one first; without those that are delivered and not acked."""
-        return [message.body for message in self.queues[partition].messages]
+    def declare(self, layout: int) -> None:
+        """Make the queues of a layout, unless they are there."""
+        self.layouts.setdefault(layout, [MemoryQueue() for _ in range(layout)])
 
-    def active(self, partition: int) -> MemorySource | None:
+    def delete(self, layout: int) -> bool:
+        """Delete the queues of a layout, with what waits in them; False where somebody consumes from them."""
+        if any(queue.consumers for queue in self.layouts.get(layout, ())):
+            return False
+        self.layouts.pop(layout, None)
+        return True
+
+    def queue(self, partition: int, layout: int = 0) -> MemoryQueue:
+        """The queue of a partition of a layout (0: the first one)."""
+        return self.layouts[layout or self.partitions][partition]
+
+    def queued(self, partition: int, layout: int = 0) -> list[bytes]:
+        """The bodies that wait in a queue, the next one first; without those that are delivered and not acked."""
+        return [message.body for message in self.queue(partition, layout).messages]
+
+    def active(self, partition: int, layout: int = 0) -> MemorySource | None:
         """The consumer that gets this partition's messages now."""
-        consumers = self.queues[partition].consumers
+        consumers = self.queue(partition, layout).consumers
         return consumers[0] if consumers else None
 
     # -- faults
@@ -620,7 +637,7 @@ class MemoryBroker:
         self.under_way.clear()
         for courier in list(self.couriers.values()):
             courier.disconnect()
-        for queue in self.queues:
+        for queue in itertools.chain.from_iterable(self.layouts.values()):
             for source in list(queue.consumers):
                 source.disconnect()
             queue.messages = deque(message for message in queue.messages if message.durable)
@@ -633,17 +650,17 @@ class MemoryBroker:
 
     def duplicate(self, partition: int, index: int = 0) -> None:
         """Put a copy of a waiting message right behind it, as a publisher does that missed a confirm."""
-        messages = self.queues[partition].messages
+        messages = self.queue(partition).messages
         messages.insert(index + 1, _Message(messages[index].body))
 
     def swap(self, partition: int, first: int = 0, second: int = 1) -> None:
         """Exchange two waiting messages."""
-        messages = self.queues[partition].messages
+        messages = self.queue(partition).messages
         messages[first], messages[second] = messages[second], messages[first]
 
     def drop(self, partition: int, index: int = 0) -> bytes:
         """Lose a waiting message, though it was confirmed: what no broker should do. Gives its body."""
-        messages = self.queues[partition].messages
+        messages = self.queue(partition).messages
         body = messages[index].body
         del messages[index]
         return body
@@ -715,7 +732,10 @@ class MemorySource:
     again where this session has had nothing from it yet.
     """
 
-    def __init__(self, broker: MemoryBroker, partitions: Sequence[int], standby: Sequence[int] = ()) -> None:
+    def __init__(
+        self, broker: MemoryBroker, partitions: Sequence[int], standby: Sequence[int] = (), layout: int = 0
+    ) -> None:
+        self.layout = layout or broker.partitions
         self.partitions = tuple(partitions)
         self.standby = tuple(partition for partition in standby if partition not in self.partitions)
         self.session = 0
@@ -751,7 +771,7 @@ class MemorySource:
     def poke(self, partition: int, body: bytes = POKE) -> None:
         """Put a message of the consumer's own behind all that waits in a queue."""
         self._ensure_connected()
-        self._broker.queues[partition].messages.append(_Message(body, durable=False))
+        self._broker.queue(partition, self.layout).messages.append(_Message(body, durable=False))
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; those of an older session are passed over."""
@@ -800,6 +820,7 @@ class MemorySource:
         self.session += 1
         self._state = "connected"
         self._settled = False
+        self._broker.declare(self.layout)
         self._join(self.partitions)
 
     def _join(self, partitions: Sequence[int]) -> None:
@@ -808,14 +829,14 @@ class MemorySource:
                 self._joined.append(partition)
                 self._silent.add(partition)
                 self._unacked[partition] = {}
-                self._broker.queues[partition].consumers.append(self)
+                self._broker.queue(partition, self.layout).consumers.append(self)
                 self.poke(partition)
 
     def _leave(self, state: str) -> None:
         if self._state != "gone":
             self._state = state
         for partition in self._joined:
-            queue = self._broker.queues[partition]
+            queue = self._broker.queue(partition, self.layout)
             queue.consumers.remove(self)
             for _, message in sorted(self._unacked.pop(partition).items(), reverse=True):
                 message.redelivered = True
@@ -824,7 +845,7 @@ class MemorySource:
         self._silent = set()
 
     def _deliveries(self, partition: int) -> Iterator[Delivery]:
-        queue = self._broker.queues[partition]
+        queue = self._broker.queue(partition, self.layout)
         unacked = self._unacked[partition]
         if queue.consumers[0] is not self:
             return
@@ -843,7 +864,7 @@ class MemorySink:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
-        self._unconfirmed: list[tuple[int, _Message, Callable[[bool], None]]] = []
+        self._unconfirmed: list[tuple[list[tuple[MemoryQueue, _Message]], Callable[[bool], None]]] = []
         self._lost: list[Callable[[bool], None]] = []
         self.pending: list[Resync] = []
         self.waiting: list[Letter] = []
@@ -852,12 +873,13 @@ class MemorySink:
         if broker.running:
             self._connect()
 
-    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
-        """Put the event into its queue; the confirm comes later."""
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        """Put the event into its queue in each layout; the confirm comes later."""
         self._ensure_connected()
-        message = _Message(body)
-        self._broker.queues[partition].messages.append(message)
-        self._unconfirmed.append((partition, message, on_done))
+        copies = [(queues[bucket % layout], _Message(body)) for layout, queues in self._broker.layouts.items()]
+        for queue, message in copies:
+            queue.messages.append(message)
+        self._unconfirmed.append((copies, on_done))
 
     def flush(self, timeout_s: float) -> None:
         """Confirm everything. Raises ``UnconfirmedError`` while the broker is not confirming."""
@@ -948,7 +970,7 @@ class MemorySink:
     def _confirm(self) -> None:
         if self._broker.confirming:
             confirmed, self._unconfirmed = self._unconfirmed, []
-            for _, _, on_done in confirmed:
+            for _, on_done in confirmed:
                 on_done(True)
 
     def disconnect(self, *, lose: bool) -> None:
@@ -956,10 +978,10 @@ class MemorySink:
         if self in self._broker.sinks:
             self._broker.sinks.remove(self)
             self._unbind(self._nodes)
-        for partition, message, on_done in self._unconfirmed:
-            messages = self._broker.queues[partition].messages
-            if lose and message in messages:
-                messages.remove(message)
+        for copies, on_done in self._unconfirmed:
+            for queue, message in copies:
+                if lose and message in queue.messages:
+                    queue.messages.remove(message)
             self._lost.append(on_done)
         self._unconfirmed = []
         self.pending = []

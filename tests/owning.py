@@ -22,7 +22,7 @@ WELL = Vitals(0, vouched=True)
 
 def prefix_of(design: str) -> str:
     """What the keys of this partition begin with."""
-    return keys.prefix("cell1", 0, DESIGNS[design].letter)
+    return keys.prefix("cell1", 1, 0, DESIGNS[design].letter)
 
 
 def report(node: str, generation: int, **state: Any) -> bytes:
@@ -42,7 +42,7 @@ class Owner:
 
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock, name: str = "a") -> None:
         self.store = FaultyStore(MemoryStore(server), script(), whole=isinstance(server, MemoryDatabase))
-        place = Place(prefix_of(design), 0, name, LEASE_S, self.store, 1, clock)
+        place = Place(prefix_of(design), 0, name, LEASE_S, self.store, clock)
         self.writer = DESIGNS[design].writer(place)
         self.records: list[NodeRecord] = []
         self._slots: dict[str, int] = {}

@@ -21,9 +21,9 @@ class RecordingSink:
         self.confirming = True
         self.closed = False
 
-    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         self._check()
-        self.sent.append((partition, body))
+        self.sent.append((bucket, body))
         self.waiting.append((len(self.sent) - 1, on_done))
 
     def flush(self, timeout_s: float) -> None:

@@ -216,7 +216,7 @@ def test_a_resync_of_a_partition_is_answered_by_its_nodes() -> None:
     names = [f"n{number}" for number in range(100)]
     bench = Bench(ScriptedSource(names))
     bench.agent.step()
-    bench.sink.asked.append(Resync(partitions=(2,)))
+    bench.sink.asked.append(Resync(partitions=(2,), layout=4))
     bench.pass_time(1)
     assert sorted(bench.sent("report")[100:]) == sorted(name for name in names if partition_of(name, 4) == 2)
 

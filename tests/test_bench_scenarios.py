@@ -86,7 +86,7 @@ def test_footprint(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
 def test_the_ledger_counts_what_went_to_memcached(memcached: MemcachedServer) -> None:
     """Keys and values, also of writes that were refused; and what was there to be deleted."""
     ledger = Ledger(MemcachedStore(memcached.address, timeout_s=5.0))
-    node, segment = "ns:c:1:s:node:a:b", "ns:c:1:j:log:1:1:7"
+    node, segment = "ns:c:8.1:s:node:a:b", "ns:c:8.1:j:log:1:1:7"
     ledger.write([Write(Put.ADD, node, b"x" * 100), Write(Put.ADD, node, b"y" * 100), Write(Put.ADD, segment, b"")])
     ledger.write([Write(Put.DELETE, segment), Write(Put.DELETE, segment)])
     assert ledger.written_bytes == {"items": 2 * (len(node) + 100), "segments": len(segment)}

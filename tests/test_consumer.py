@@ -50,7 +50,7 @@ def waiting(world: World, partition: int) -> list[bytes]:
     """What is in a queue, or delivered and not acked, but for probes."""
     unacked = [
         message.body
-        for queue_consumer in world.broker.queues[partition].consumers
+        for queue_consumer in world.broker.queue(partition).consumers
         for message in queue_consumer._unacked.get(partition, {}).values()
     ]
     return [body for body in (*unacked, *world.broker.queued(partition)) if not is_probe(body)]
@@ -467,7 +467,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
         member.consumer.step()
     wire.write = write  # type: ignore[method-assign]
     member.die()
-    prefix = keys.prefix(world.config.cell, 0, keys.SNAPSHOT)
+    prefix = keys.prefix(world.config.cell, 2, 0, keys.SNAPSHOT)
     assert world.servers[0].evict(keys.node(prefix, ZERO[0]))
     [heir] = world.members
     write_due = heir.consumer._write_due
@@ -586,7 +586,7 @@ def test_a_design_that_is_no_longer_written_is_seen_as_lost(two_designs: World) 
     world.run_well(20)
     view = reader.read(5.0)
     assert view.stale == set(NODES)
-    assert keys.epoch(keys.prefix("cell1", 0, keys.SNAPSHOT)) not in world.servers[0].keys()  # noqa: SIM118
+    assert keys.epoch(keys.prefix("cell1", 2, 0, keys.SNAPSHOT)) not in world.servers[0].keys()  # noqa: SIM118
     fresh = JudgedReader(world, "snapshot").read(5.0)
     assert {"partition 0", "partition 1"} <= fresh.incomplete
 

@@ -222,7 +222,7 @@ def test_every_key_function_is_documented_as_it_is() -> None:
         letter = "{design}" if "{design}" in pattern else pattern.split(":")[3]
         assert letter in letters | {"{design}"}
         given = {one: PARAMETERS[one] for one in inspect.signature(function).parameters if one != "prefix"}
-        key = function(prefix="ns:{cell}:{partition}:" + letter, **given)
+        key = function(prefix="ns:{cell}:{partitions}.{partition}:" + letter, **given)
         for number, shown in SHOWN.items():
             key = key.replace(number, shown)
         assert key == pattern

@@ -31,7 +31,7 @@ from nodestate.ports import Put, Write
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
 
 T = TypeVar("T")
-PREFIX = "ns:cell1:0:j"
+PREFIX = "ns:cell1:1.0:j"
 LEASE_S = 100
 
 
@@ -61,7 +61,7 @@ class Owner:
         self, server: MemoryServer, name: str, lease_s: int = LEASE_S, clock: ManualClock | None = None
     ) -> None:
         self.store = FaultyStore(MemoryStore(server), script())
-        self.place = Place(PREFIX, 0, name, lease_s, self.store, 1, clock or ManualClock())
+        self.place = Place(PREFIX, 0, name, lease_s, self.store, clock or ManualClock())
         self.tenure: Tenure
 
     def run(self, steps: Steps[T], *faults: Fault | None) -> T:
@@ -200,7 +200,7 @@ def test_an_epoch_that_is_forgotten_is_a_loss_to_all(server: MemoryServer) -> No
     """A design that is no longer written must not go on passing for fresh, and its writer must notice."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.run(forget(PREFIX))
+    owner.run(forget(PREFIX, rows=False))
     assert run_one(MemoryStore(server), read_head(PREFIX, None)) is None
 
 

@@ -8,14 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate import keys
+from nodestate.broker import Topology
 from nodestate.model import MAX_NODE_NAME_CHARS
 
-PREFIXES = [keys.prefix(cell, p, d) for cell in ("a", "a-1") for p in (0, 1, 10) for d in (keys.JOURNAL, keys.SNAPSHOT)]
+PREFIXES = [
+    keys.prefix(cell, layout, p, d)
+    for cell in ("a", "a-1")
+    for layout in (11, 111)
+    for p in (0, 1, 10)
+    for d in (keys.JOURNAL, keys.SNAPSHOT)
+]
 
 
 def test_the_key_space_is_what_the_reference_says() -> None:
     """Other readers are written against these; changing one is a change of format."""
-    journal, snapshot = keys.prefix("cell1", 3, keys.JOURNAL), keys.prefix("cell1", 3, keys.SNAPSHOT)
+    journal, snapshot = keys.prefix("cell1", 8, 3, keys.JOURNAL), keys.prefix("cell1", 8, 3, keys.SNAPSHOT)
     assert [
         keys.epoch(journal),
         keys.head(journal, 0xAB),
@@ -26,19 +33,19 @@ def test_the_key_space_is_what_the_reference_says() -> None:
         keys.node(snapshot, "compute-1"),
         keys.index(snapshot, 0xAB, 2, 30, 4),
     ] == [
-        "ns:cell1:3:j:epoch",
-        "ns:cell1:3:j:head:ab",
-        "ns:cell1:3:j:life:ab",
-        "ns:cell1:3:j:repair",
-        "ns:cell1:3:j:log:ab:2:30",
-        "ns:cell1:3:j:ckpt:ab:2:30:4",
-        "ns:cell1:3:s:node:compute-1",
-        "ns:cell1:3:s:index:ab:2:30:4",
+        "ns:cell1:8.3:j:epoch",
+        "ns:cell1:8.3:j:head:ab",
+        "ns:cell1:8.3:j:life:ab",
+        "ns:cell1:8.3:j:repair",
+        "ns:cell1:8.3:j:log:ab:2:30",
+        "ns:cell1:8.3:j:ckpt:ab:2:30:4",
+        "ns:cell1:8.3:s:node:compute-1",
+        "ns:cell1:8.3:s:index:ab:2:30:4",
     ]
 
 
 def test_no_two_things_share_a_key() -> None:
-    """Numbers are told apart by their colons, and no name of a node can look like another key."""
+    """Numbers are told apart by what stands between, and no name of a node can look like another key."""
     names = ["1", "1:1", "epoch", "head:1", ":", "..", "log:1:1:1"]
     every = [f(prefix) for prefix in PREFIXES for f in (keys.epoch, keys.repair)]
     every += [f(prefix, epoch) for prefix in PREFIXES for f in (keys.head, keys.life) for epoch in (1, 17, 2**63 - 1)]
@@ -57,7 +64,7 @@ def test_no_two_things_share_a_key() -> None:
 
 def test_the_longest_key_is_one_that_memcached_takes() -> None:
     """An item that can't be named would be lost without a trace."""
-    prefix = keys.prefix("c" * keys.MAX_CELL_CHARS, 1023, keys.SNAPSHOT)
+    prefix = keys.prefix("c" * keys.MAX_CELL_CHARS, keys.BUCKETS_COUNT, keys.BUCKETS_COUNT - 1, keys.SNAPSHOT + keys.B)
     longest = 2**63 - 1
     for key in (
         keys.node(prefix, "n" * MAX_NODE_NAME_CHARS),
@@ -66,10 +73,23 @@ def test_the_longest_key_is_one_that_memcached_takes() -> None:
         assert len(key) <= keys.MAX_KEY_BYTES
 
 
-@given(st.text(alphabet="abcXYZ019._:-", min_size=1, max_size=200), st.integers(1, 1024))
-def test_a_node_has_one_partition_that_any_language_can_work_out(name: str, partitions: int) -> None:
-    """CRC-32 is in every standard library; Python's own hash differs from process to process."""
-    assert keys.partition_of(name, partitions) == zlib.crc32(name.encode()) % partitions
+@given(st.text(alphabet="abcXYZ019._:-", min_size=1, max_size=200), st.integers(1, keys.BUCKETS_COUNT))
+def test_a_node_has_one_bucket_that_any_language_can_work_out(name: str, partitions: int) -> None:
+    """CRC-32 is in every standard library; Python's own hash differs from process to process. Partitions follow from it, in
+    any layout.
+    """
+    assert keys.bucket_of(name) == zlib.crc32(name.encode()) % 240
+    assert keys.partition_of(name, partitions) == keys.bucket_of(name) % partitions
+
+
+@given(st.integers(1, keys.BUCKETS_COUNT))
+def test_a_layout_deals_out_every_bucket_once_and_evenly(partitions: int) -> None:
+    """So no event is in two partitions of a layout, or in none; and no partition has two buckets more than another."""
+    topology = Topology("c", partitions, "classic")
+    shares = [topology.buckets(partition) for partition in range(partitions)]
+    assert sorted(bucket for share in shares for bucket in share) == list(range(keys.BUCKETS_COUNT))
+    assert all(bucket % partitions == partition for partition, share in enumerate(shares) for bucket in share)
+    assert max(map(len, shares)) - min(map(len, shares)) == (1 if keys.BUCKETS_COUNT % partitions else 0)
 
 
 def test_partitions_of_known_names_never_change() -> None:

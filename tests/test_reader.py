@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 
 from nodestate.errors import BehindError, ConfigError, StaleViewError
@@ -295,14 +294,6 @@ def test_a_read_that_fails_half_way_leaves_the_reader_as_it_was(world: World, de
             wire.plan = script()
         view = reader.read(max_age=5.0)
         assert {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()} == dict.fromkeys(NODES, call)
-
-
-def test_a_reader_that_counts_other_partitions_is_told(world: World, design: str) -> None:
-    """It would look for nodes in the wrong places, and miss half of them without knowing."""
-    config = msgspec.structs.replace(world.config, partitions=3)
-    stores = stores_of(world, [MemoryStore(server) for server in world.places])
-    with pytest.raises(ConfigError, match="2 partitions"):
-        Reader(config, design=design, stores=stores, clock=world.clock).read(max_age=5.0)
 
 
 def test_an_unknown_design_is_refused(world: World) -> None:

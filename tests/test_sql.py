@@ -226,11 +226,11 @@ def test_an_heir_goes_on_where_the_owner_stopped(
 def test_a_new_epoch_removes_the_rows_of_those_before(owner: Owner, database: MemoryDatabase) -> None:
     """A database loses nothing by itself, so somebody has to."""
     owner.commit(report("n", 1), report("m", 1))
-    other = NodeRow("ns:cell1:1:d", 3, 0, 0, owner.records[0])
+    other = NodeRow("ns:cell1:8.1:d", 3, 0, 0, owner.records[0])
     database.write([Write(Put.ADD, "other", rows=(other,))])
     owner.begin(8)
     assert [(row.epoch, row.slot, row.offset) for row in database.rows(D)] == [(8, 0, 0), (8, 1, 0)]
-    assert database.rows("ns:cell1:1:d") == [other]
+    assert database.rows("ns:cell1:8.1:d") == [other]
 
 
 def test_an_epoch_whose_former_rows_could_not_be_removed_is_begun_all_the_same(

@@ -14,7 +14,7 @@ from nodestate.agent.admission import Admission
 from nodestate.agent.backoff import Backoff
 from nodestate.agent.diff import InexpressibleError, diff_patch
 from nodestate.agent.incarnation import Life, state_directory
-from nodestate.agent.publisher import PAUSE_S, Publisher
+from nodestate.agent.publisher import PAUSE_S, Publisher, concerns
 from nodestate.agent.sources import AdmittingSource, Gone, Part, Reading, Silent, StateSource, Whole
 from nodestate.config import Config
 from nodestate.errors import (
@@ -101,7 +101,6 @@ class Agent:
         self._heartbeats: list[tuple[float, str]] = []
         self._answers: list[tuple[float, str]] = []
         self._answering: set[str] = set()
-        self._of_partition: dict[int, set[str]] = {}
         self._feeds: list[_Feed] = []
         self._feed_of: dict[str, _Feed] = {}
         self._silent: set[str] = set()
@@ -245,7 +244,6 @@ class Agent:
         )
         self.publishers[name] = publisher
         self._feed_of[name] = feed
-        self._of_partition.setdefault(publisher.partition, set()).add(name)
         heapq.heappush(self._heartbeats, (now + self._rng.uniform(0.0, self.config.heartbeat_s), name))
         return publisher
 
@@ -330,12 +328,9 @@ class Agent:
 
     def _concerned(self, resync: Resync) -> Sequence[str]:
         """In the order of names, so that a seed determines who answers when."""
-        if not resync.nodes and not resync.partitions:
-            return sorted(self.publishers)
-        names = {name for name in resync.nodes if name in self.publishers}
-        for partition in resync.partitions:
-            names |= self._of_partition.get(partition, set())
-        return sorted(names)
+        if resync.nodes and not resync.partitions:
+            return sorted(name for name in set(resync.nodes) if name in self.publishers)
+        return sorted(name for name, one in self.publishers.items() if concerns(resync, name, one.bucket))
 
     # -- orders
 

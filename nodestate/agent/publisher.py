@@ -14,7 +14,7 @@ from nodestate.agent.incarnation import Life, state_directory
 from nodestate.broker import KombuSink
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
-from nodestate.keys import partition_of
+from nodestate.keys import bucket_of
 from nodestate.model import (
     MAX_EVENT_BYTES,
     Change,
@@ -38,10 +38,10 @@ PAUSE_S: Final = 0.05
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def concerns(resync: Resync, node: str, partition: int) -> bool:
+def concerns(resync: Resync, node: str, bucket: int) -> bool:
     """True if this request asks this node."""
     if resync.nodes or resync.partitions:
-        return node in resync.nodes or partition in resync.partitions
+        return node in resync.nodes or bucket % resync.layout in resync.partitions
     return True
 
 
@@ -88,8 +88,8 @@ class Publisher:
         "_rng",
         "_sink",
         "_whole",
+        "bucket",
         "node",
-        "partition",
     )
 
     def __init__(
@@ -105,7 +105,7 @@ class Publisher:
         rng: random.Random | None = None,
     ) -> None:
         self.node = node
-        self.partition = partition_of(node, config.partitions)
+        self.bucket = bucket_of(node)
         self._config = config
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
@@ -337,7 +337,7 @@ class Publisher:
             on_done(False)
             return
         try:
-            self._sink.publish(self.partition, raw, on_done)
+            self._sink.publish(self.bucket, raw, on_done)
         except BrokerUnavailableError:
             self._backoff.failed()
             on_done(False)
@@ -364,7 +364,7 @@ class Publisher:
             return
         try:
             for resync in self._sink.resyncs(0):
-                if concerns(resync, self.node, self.partition):
+                if concerns(resync, self.node, self.bucket):
                     self.resync(resync)
         except BrokerUnavailableError:
             self._backoff.failed()

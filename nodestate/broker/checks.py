@@ -48,7 +48,7 @@ class DeadLetter:
 
 
 def connect_check(config: Config) -> BrokerFacts:
-    """Connect, declare, and say who answered. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
+    """Connect, and say who answered. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
     with _linked(config) as link:
         transport, product, version = link.facts
         return BrokerFacts(config.broker_safe, transport, product, version, isinstance(link, AmqpLink))

@@ -12,7 +12,7 @@ import functools
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from queue import Queue
 from typing import Any, ClassVar, Final, NamedTuple
@@ -80,8 +80,9 @@ def unavailable(config: Config, error: BaseException) -> BrokerUnavailableError:
 # -- opening --------------------------------------------------------------------------------------
 
 
-def open_link(config: Config, role: str, heartbeat_s: float = 0) -> AmqpLink | VirtualLink:
-    """Connect, to the first of the URLs (separated by ``;``) that answers, and declare the topology.
+def open_link(config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False) -> AmqpLink | VirtualLink:
+    """Connect, to the first of the URLs (separated by ``;``) that answers, and declare the cell; with ``layout`` also the
+    queues of the settings' layout, as is done anyway where the cell is new.
 
     Raises ``BrokerUnavailableError``, or ``ConfigError`` where no retry would help.
     """
@@ -94,7 +95,7 @@ def open_link(config: Config, role: str, heartbeat_s: float = 0) -> AmqpLink | V
             continue
         try:
             with translated(config, link.errors):
-                link.declare(Topology.of(config))
+                link.declare(Topology.of(config), layout=layout)
         except BaseException:
             link.drop()
             raise
@@ -347,26 +348,30 @@ class AmqpLink:
 
     # -- queues
 
-    def declare(self, topology: Topology) -> None:
-        """Declare the whole topology, in one round trip. Raises ``ConfigError`` where something else is there."""
+    def declare(self, topology: Topology, *, layout: bool) -> None:
+        """Declare the cell, and its ``layout`` if asked to or if no layout was ever declared. Raises ``ConfigError`` where
+        something else is there.
+        """
         ops = self._ops
         try:
-            for exchange, kind in (
-                (topology.exchange, "direct"),
-                (topology.dead, "direct"),
-                (topology.control, "fanout"),
-                (topology.orders, "direct"),
-            ):
-                ops.exchange_declare(exchange, kind, durable=True, auto_delete=False, nowait=True)
-            ops.queue_declare(topology.dead, durable=True, auto_delete=False, nowait=True)
-            ops.queue_bind(topology.dead, topology.dead, DEAD_KEY, nowait=True)
-            for partition, name in topology.queues():
-                ops.queue_declare(
-                    name, durable=True, auto_delete=False, arguments=topology.queue_arguments, nowait=True
-                )
-                ops.queue_bind(name, topology.exchange, str(partition), nowait=True)
-            # The only one that is answered: an error of any before it shows here.
-            ops.exchange_declare(topology.exchange, "direct", passive=True)
+            if not layout:
+                try:
+                    ops.exchange_declare(topology.control, "fanout", passive=True)
+                except amqp.NotFound:
+                    layout = True
+            if layout:
+                for exchange in (topology.exchange, topology.dead, topology.orders):
+                    ops.exchange_declare(exchange, "direct", durable=True, auto_delete=False, nowait=True)
+                ops.queue_declare(topology.dead, durable=True, auto_delete=False, nowait=True)
+                ops.queue_bind(topology.dead, topology.dead, DEAD_KEY, nowait=True)
+                for partition, name in topology.queues():
+                    ops.queue_declare(
+                        name, durable=True, auto_delete=False, arguments=topology.queue_arguments, nowait=True
+                    )
+                    for bucket in topology.buckets(partition):
+                        ops.queue_bind(name, topology.exchange, str(bucket), nowait=True)
+            # Last, as its being there says that all of a layout is; and answered, so that an error of any before shows here.
+            ops.exchange_declare(topology.control, "fanout", durable=True, auto_delete=False)
         except amqp.PreconditionFailed as error:
             raise ConfigError(
                 f"cell {topology.cell!r} has queues of another kind at the broker: {error.reply_text}. "
@@ -380,6 +385,11 @@ class AmqpLink:
         except amqp.NotFound:
             return None
         return Depth(answer.message_count, answer.consumer_count)
+
+    def delete(self, topology: Topology) -> None:
+        """Delete the queues of a layout, with what waits in them."""
+        for _, name in topology.queues():
+            self._ops.queue_delete(name)
 
     # -- ending
 
@@ -405,7 +415,11 @@ def _raise_returned(error: Exception, exchange: str, key: str, _message: object)
 
 
 class VirtualLink:
-    """One connection of a kombu transport that emulates AMQP: in-process memory, or Redis."""
+    """One connection of a kombu transport that emulates AMQP: in-process memory, or Redis.
+
+    Its exchanges look at all bindings for each message. So a partition's queue is bound once, not once for each bucket, and
+    ``publish`` looks for the queues itself.
+    """
 
     def __init__(self, config: Config, connection: Any) -> None:
         self._kombu = connection
@@ -440,6 +454,16 @@ class VirtualLink:
         properties = {"delivery_mode": 2, "type": kind}
         message = self._ops.prepare_message(body, content_type=CONTENT_TYPE, headers=headers, properties=properties)
         self._ops.basic_publish(message, exchange, key)
+
+    def publish(self, exchange: str, bucket: int, body: bytes) -> None:
+        """Publish an event into the queue of its partition in each layout. Straight to the queue: what a consumer gives back
+        goes where it was published to, and must not get into other layouts again.
+        """
+        queues = [queue for key, _, queue in self._bindings(exchange) if _takes(key, bucket)]
+        if not queues:
+            raise amqp.ChannelError(f"no queue takes {exchange}/{bucket}")
+        for queue in queues:
+            self.send("", queue, body)
 
     def fetch(self, queue: str) -> Fetched | None:
         """Take one message. What is not acked goes back, in order, when the link closes."""
@@ -511,8 +535,8 @@ class VirtualLink:
             return False
         return True
 
-    def declare(self, topology: Topology) -> None:
-        """Declare the whole topology."""
+    def declare(self, topology: Topology, *, layout: bool) -> None:
+        """Declare the cell, and its ``layout`` if asked to or if there is none."""
         ops = self._ops
         for exchange, kind in (
             (topology.exchange, "direct"),
@@ -523,13 +547,18 @@ class VirtualLink:
             ops.exchange_declare(exchange, kind, durable=True)
         ops.queue_declare(topology.dead, durable=True)
         ops.queue_bind(topology.dead, topology.dead, DEAD_KEY)
-        for partition, name in topology.queues():
+        for partition, name in topology.queues() if layout or not self._bindings(topology.exchange) else ():
             ops.queue_declare(name, durable=True)
-            ops.queue_bind(name, topology.exchange, str(partition))
+            ops.queue_bind(name, topology.exchange, f"{partition}/{topology.partitions}")
 
     def depth(self, queue: str) -> Depth | None:
         """What waits in a queue; virtual transports can't count consumers, and Redis has no empty queues."""
         return Depth(self._ops.queue_declare(queue).message_count, None)
+
+    def delete(self, topology: Topology) -> None:
+        """Delete the queues of a layout, with what waits in them."""
+        for partition, name in topology.queues():
+            self._delete(name, topology.exchange, f"{partition}/{topology.partitions}")
 
     def close(self) -> None:
         """Part in order."""
@@ -543,17 +572,33 @@ class VirtualLink:
                 for key in keys:
                     self._ops._delete(name, exchange, key, "", name)  # noqa: SLF001 - as below
             for name, exchange in self._boxes:
-                # Both, as kombu's queue_delete leaves bindings behind (and fills the queue again with each
-                # broadcast), and does not delete a queue that has none.
-                if exchange:
-                    self._ops.queue_unbind(name, exchange)
-                self._ops._delete(name, exchange, "", None, name)  # noqa: SLF001 - a hook of virtual channels
+                self._delete(name, exchange, "")
         self.drop()
+
+    def _delete(self, queue: str, exchange: str, key: str) -> None:
+        # Both, as kombu's queue_delete leaves bindings behind (and fills the queue again with each broadcast), and does
+        # not delete a queue that has none.
+        if exchange:
+            self._ops.queue_unbind(queue, exchange, key)
+        self._ops._delete(queue, exchange, key, None, queue)  # noqa: SLF001 - a hook of virtual channels
+
+    def _bindings(self, exchange: str) -> Sequence[tuple[str, str, str]]:
+        """Key, pattern and queue of all that is bound to an exchange, by any process."""
+        try:
+            return list(self._ops.get_table(exchange))
+        except (KeyError, kombu.exceptions.InconsistencyError):  # nothing was bound yet
+            return []
 
     def drop(self) -> None:
         """Part; a virtual connection has nobody to wait for."""
         with suppress(*self.errors):
             self._kombu.release()
+
+
+def _takes(key: str, bucket: int) -> bool:
+    """Whether a queue that is bound with "partition/partitions" takes events of a bucket."""
+    partition, _, partitions = key.partition("/")
+    return bucket % int(partitions) == int(partition)
 
 
 _MEMORY_LOCK: Final = threading.RLock()

@@ -16,6 +16,7 @@ from nodestate.broker.topology import Topology
 from nodestate.broker.underway import Confirms, OnDone
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
+from nodestate.keys import BUCKETS_COUNT
 from nodestate.orders import Answer, Order, bad_order, decode_order, encode
 from nodestate.ports import Clock, Resync, SystemClock
 
@@ -53,7 +54,7 @@ class KombuSink:
 
     # -- ports.Sink
 
-    def publish(self, partition: int, body: bytes, on_done: OnDone) -> None:
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
         """Send one event; ``on_done(True)`` when the broker confirmed, ``on_done(False)`` when it was lost or refused.
 
         Blocks only while ``confirm_window`` publishes are unconfirmed, at most ``broker_timeout_s`` without any
@@ -64,7 +65,7 @@ class KombuSink:
             if outlet.went_stale():
                 self._lose(outlet)
                 outlet = self._connect()
-            outlet.publish(partition, body, on_done)
+            outlet.publish(bucket, body, on_done)
         except outlet.link.errors as error:
             self._lose(outlet)
             raise unavailable(self._config, error) from error
@@ -220,9 +221,8 @@ class _AmqpOutlet:
         self._confirms = Confirms()
         self._channel = link.confirming(self._confirms.settle)
         self._message = link.prepared()
-        topology = Topology.of(config)
-        self._exchange = topology.exchange
-        self._keys = [str(partition) for partition in range(config.partitions)]
+        self._exchange = Topology.of(config).exchange
+        self._keys = [str(bucket) for bucket in range(BUCKETS_COUNT)]
         self._beat_s = heartbeat_s / 2
         self._beat_at = clock.monotonic()
 
@@ -246,13 +246,13 @@ class _AmqpOutlet:
             raise
         return False
 
-    def publish(self, partition: int, body: bytes, on_done: OnDone) -> None:
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
         link = self.link
         while len(self._confirms) >= self._window:
             if not link.has_input(self._timeout_s):
                 raise TimeoutError(f"{len(self._confirms)} publishes unconfirmed, and none for {self._timeout_s:g} s")
             link.read()
-        link.post(self._channel, self._exchange, self._keys[partition], body, self._message)
+        link.post(self._channel, self._exchange, self._keys[bucket], body, self._message)
         self._confirms.sent(on_done)
 
     def pump(self, timeout_s: float) -> bool:
@@ -282,8 +282,8 @@ class _VirtualOutlet:
         self._exchange = Topology.of(config).exchange
         self._listening = listening
 
-    def publish(self, partition: int, body: bytes, on_done: OnDone) -> None:
-        self.link.send(self._exchange, str(partition), body)
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
+        self.link.publish(self._exchange, bucket, body)
         on_done(True)
 
     def pump(self, timeout_s: float) -> bool:

@@ -110,7 +110,7 @@ class KombuSource:
     # -- inside
 
     def _connect(self) -> _AmqpFeed | _PolledFeed:
-        link = open_link(self._config, "consumer", self._config.broker_heartbeat_s)
+        link = open_link(self._config, "consumer", self._config.broker_heartbeat_s, layout=True)
         self._session += 1
         feed: _AmqpFeed | _PolledFeed
         if isinstance(link, AmqpLink):
@@ -283,7 +283,7 @@ class _Voice:
         with suppress(BrokerUnavailableError), self._losing():
             link = self._connected()
             if not link.blocked:
-                link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
+                link.send("", self._topology.queue(partition), body, POKE_TYPE)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
         """Publish, and wait for the confirm. Raises ``BrokerUnavailableError``; at once where the broker is blocked."""
@@ -405,7 +405,7 @@ class _PolledFeed:
         self.link.send(self._topology.dead, DEAD_KEY, body, headers=headers)
 
     def poke(self, partition: int, body: bytes = POKE) -> None:
-        self.link.send(self._topology.exchange, str(partition), body, POKE_TYPE)
+        self.link.send("", self._topology.queue(partition), body, POKE_TYPE)
 
     def close(self) -> None:
         self.link.close()

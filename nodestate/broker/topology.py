@@ -1,13 +1,16 @@
 """Every name at the broker, as a function of the cell. The map::
 
-    exchange nodestate.{cell}          direct   routing key = partition
-    queue    nodestate.{cell}.{n}               one per partition, durable, one active consumer at a time
-    exchange nodestate.{cell}.dead     direct   routing key "dead"
-    queue    nodestate.{cell}.dead              what was given up, the reason in a header
-    exchange nodestate.{cell}.control  fanout   one exclusive queue per agent: resync requests
-    exchange nodestate.{cell}.orders   direct   routing key = node; one exclusive queue per agent, bound once per node
+    exchange nodestate.{cell}.events             direct   routing key = bucket of the node
+    queue    nodestate.{cell}.{partitions}.{n}            one per partition of each layout, durable, one active consumer at a time,
+                                                          bound to the partition's buckets
+    exchange nodestate.{cell}.dead               direct   routing key "dead"
+    queue    nodestate.{cell}.dead                        what was given up, the reason in a header
+    exchange nodestate.{cell}.control            fanout   one exclusive queue per agent: resync requests
+    exchange nodestate.{cell}.orders             direct   routing key = node; one exclusive queue per agent, bound once per node
 
-Publishers and consumers declare all of it whenever they connect, so that no event is ever unroutable.
+Layouts live side by side: an event goes into one queue of each, and is confirmed when it is in all of them. So publishers know of no
+layout. Consumers declare theirs whenever they connect; everybody else declares that of the settings only where
+there is none yet, so that no event is unroutable because nobody consumed so far.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodestate.config import Config
+from nodestate.keys import BUCKETS_COUNT
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 DEAD_KEY: Final = "dead"
@@ -26,7 +30,7 @@ POKE_TYPE: Final = "poke"
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The exchanges and queues of one cell."""
+    """The exchanges of one cell, and the queues of one of its layouts."""
 
     cell: str
     partitions: int
@@ -39,8 +43,8 @@ class Topology:
 
     @property
     def exchange(self) -> str:
-        """Where events are published, with the partition as routing key."""
-        return f"nodestate.{self.cell}"
+        """Where events are published, with the node's bucket as routing key."""
+        return f"nodestate.{self.cell}.events"
 
     @property
     def dead(self) -> str:
@@ -60,7 +64,11 @@ class Topology:
     def queue(self, partition: int) -> str:
         """The queue of one partition."""
         assert 0 <= partition < self.partitions, f"partition {partition} of {self.partitions}"
-        return f"nodestate.{self.cell}.{partition}"
+        return f"nodestate.{self.cell}.{self.partitions}.{partition}"
+
+    def buckets(self, partition: int) -> range:
+        """The buckets that a partition has."""
+        return range(partition, BUCKETS_COUNT, self.partitions)
 
     def queues(self) -> Iterator[tuple[int, str]]:
         """Every partition with its queue."""

@@ -25,7 +25,7 @@ from nodestate.checking import (
     persisting,
 )
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import Lookout, written
+from nodestate.cli.looking import Lookout, looked_at
 from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.ports import Resync
@@ -51,9 +51,11 @@ class Finding:
 
 @dataclass(slots=True)
 class Verdict:
-    """All comparisons of a cell. ``unreadable``: by design, partitions that could not be read at all, and why."""
+    """All comparisons of a cell, of views by what to call their designs. ``unreadable``: by design, partitions that could not
+    be read at all, and why.
+    """
 
-    views: list[View]
+    views: Mapping[str, View]
     findings: list[Finding]
     unreadable: dict[str, dict[int, str]]
     census: Mapping[str, Version] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Verdict:
 
 
 def compare(
-    read: Callable[[], Sequence[View]],
+    read: Callable[[], Mapping[str, View]],
     timeout: float,
     census: Mapping[str, Version] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
@@ -86,24 +88,25 @@ def compare(
 
 
 def _look(
-    views: Sequence[View],
+    views: Mapping[str, View],
     before: Verdict | None,
     census: Mapping[str, Version],
     states: Mapping[str, Mapping[str, Any]] | None,
 ) -> Verdict:
-    records: list[Records] = [{record.name: record for record in view.nodes.records()} for view in views]
-    unreadable = {view.design: {p.partition: p.lost for p in view.partitions if p.lost} for view in views}
+    records: dict[str, Records] = {
+        name: {record.name: record for record in view.nodes.records()} for name, view in views.items()
+    }
+    unreadable = {name: {p.partition: p.lost for p in view.partitions if p.lost} for name, view in views.items()}
     findings: list[Finding] = []
     earlier = iter(before.findings if before is not None else ())
-    for (left, ours), (right, theirs) in itertools.combinations(zip(views, records, strict=True), 2):
+    for (left, ours), (right, theirs) in itertools.combinations(records.items(), 2):
         suspects = differences(ours, theirs) if before is None else persisting(next(earlier).suspects, ours, theirs)
-        findings.append(Finding(left.design, right.design, suspects))
+        findings.append(Finding(left, right, suspects))
     if census:
         findings += [
-            Finding(AGENTS, view.design, differences_from_agents(census, have, states))
-            for view, have in zip(views, records, strict=True)
+            Finding(AGENTS, name, differences_from_agents(census, have, states)) for name, have in records.items()
         ]
-    return Verdict(list(views), findings, unreadable, census)
+    return Verdict(views, findings, unreadable, census)
 
 
 @cell_command(
@@ -120,12 +123,13 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
     state of the same version. With --agents the designs are compared with what the agents say of themselves.
     """
     run.require_shared(broker=agents is not None, designs=run.config.designs)
+    every = looked_at(run.config, None)
     census = {}
     if agents is not None:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
         if not census:
             raise SilentAgentsError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
-    lookout = Lookout(run.config, written(run.config))
+    lookout = Lookout(run.config, every)
     try:
         verdict = compare(lookout.views, timeout, census)
     finally:
@@ -142,13 +146,13 @@ def as_json(verdict: Verdict) -> dict[str, object]:
     answer: dict[str, object] = {
         "agree": verdict.agree,
         "designs": {
-            view.design: {
+            name: {
                 "nodes": len(view.nodes),
                 "age": view.age,
                 "incomplete": sorted(view.incomplete),
-                "unreadable": {str(number): why for number, why in verdict.unreadable[view.design].items()},
+                "unreadable": {str(number): why for number, why in verdict.unreadable[name].items()},
             }
-            for view in verdict.views
+            for name, view in verdict.views.items()
         },
         "pairs": [
             {"left": finding.left, "right": finding.right, **by_kind(finding.suspects, _kinds(finding))}
@@ -157,17 +161,17 @@ def as_json(verdict: Verdict) -> dict[str, object]:
         "seconds": round(verdict.seconds, 3),
     }
     if verdict.census:
-        known = {record.name for view in verdict.views for record in view.nodes.records() if record.live}
+        known = {record.name for view in verdict.views.values() for record in view.nodes.records() if record.live}
         answer["agents"] = {"answered": len(verdict.census), "silent": sorted(known - verdict.census.keys())}
     return answer
 
 
 def show(run: Run, verdict: Verdict) -> None:
     """A verdict for people."""
-    for view in verdict.views:
+    for name, view in verdict.views.items():
         age = f"{view.age:.1f} s old" if math.isfinite(view.age) else "never known to be caught up"
-        run.out.print(f"{view.design}: {len(view.nodes):,} nodes, {age}, {len(view.incomplete):,} incomplete")
-        unreadable = verdict.unreadable[view.design]
+        run.out.print(f"{name}: {len(view.nodes):,} nodes, {age}, {len(view.incomplete):,} incomplete")
+        unreadable = verdict.unreadable[name]
         if unreadable:
             number, why = next(iter(unreadable.items()))
             run.out.print(

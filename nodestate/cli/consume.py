@@ -10,15 +10,16 @@ from dataclasses import asdict
 
 import click
 
-from nodestate.broker import KombuResyncSender, KombuSource
+from nodestate.broker import KombuLayouts, KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.stopping import stopping
 from nodestate.consumers.loop import Consumer
+from nodestate.consumers.member import Member
 from nodestate.opening import configured, open_stores
 from nodestate.ports import SystemClock
 
 
-class Member(click.ParamType[tuple[int, int]]):
+class WhichMember(click.ParamType[tuple[int, int]]):
     """Text ``i/n``, as the pair (i, n) with 1 <= i <= n."""
 
     name = "i/n"
@@ -44,32 +45,27 @@ class Member(click.ParamType[tuple[int, int]]):
     metavar="NAMES",
     help="Designs to write, by comma.  [default: what the control record says, else the settings]",
 )
-@click.option("--member", type=Member(), default="1/1", help="Which of how many consumers this is.")
+@click.option("--member", type=WhichMember(), default="1/1", help="Which of how many consumers this is.")
 @click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
 def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
     """Take events from the broker, fold them, and write them into the store.
 
     Member i of n takes every n-th partition at once and stands by for the others: when a member dies, those left
-    take over within seconds. SIGTERM ends it after the step under way. --json prints its counters at the end.
+    take over within seconds. With --design it writes these, of --partitions partitions, and follows no record. SIGTERM ends it after the step under way. --json prints its counters at the end.
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)
     # What is not written now may be at any time, if the control record says so.
     places = config.designs if design else (*config.designs, *configured(config))
     number, members = member
-    first = [partition for partition in range(config.partitions) if partition % members == number - 1]
-    standby = [partition for partition in range(config.partitions) if partition % members != number - 1]
-    clock = SystemClock()
+    clock, rng = SystemClock(), random.Random(os.urandom(16))
+    layouts, stores = KombuLayouts(config, number, members, clock), open_stores(config, clock, places, make_tables=True)
     resync = KombuResyncSender(config)
-    consumer = Consumer(
-        config,
-        KombuSource(config, first, standby, clock),
-        open_stores(config, clock, places, make_tables=True),
-        resync,
-        clock,
-        random.Random(os.urandom(16)),
-        f"member-{number}@{socket.gethostname()}:{os.getpid()}",
-        follows_control=design is None,
+    name = f"member-{number}@{socket.gethostname()}:{os.getpid()}"
+    consumer = (
+        Consumer(config, layouts.open(config.partitions), stores, resync, clock, rng, name)
+        if design
+        else Member(config, layouts, stores, resync, clock, rng, name)
     )
     with stopping(seconds) as stop:
         try:

@@ -17,12 +17,14 @@ import click
 import structlog
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from nodestate.broker import KombuLayouts
 from nodestate.cli.check import Verdict, compare
 from nodestate.cli.check import as_json as verdict_json
 from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import DesignLook, Lookout
-from nodestate.designs.control import Control, cut_over, prepared, retired, rolled_back
+from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
+from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, Copy, newest
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
 from nodestate.opening import configured, open_stores
@@ -46,12 +48,19 @@ class NotEqualError(DesignStepError):
     """Raised when a design that is to be read differs from the one that is."""
 
 
+class LayoutInUseError(DesignStepError):
+    """Raised when consumers still read the queues of a layout that is to go."""
+
+
 @click.group("design", short_help="Say which design is written and read, and switch while the cell runs.")
 def command() -> None:
     """Say which design is written and read, and switch while the cell runs.
 
     From the database to memcached: prepare snapshot, verify, cutover snapshot; back at any time: rollback. In the end:
     retire sql.
+
+    From 8 partitions to 12: the same with snapshot@12 in place of snapshot@8. A name without a number is of the number of
+    partitions that is read.
     """
 
 
@@ -108,9 +117,14 @@ class Switchboard:
                 return after
         raise DesignStepError(f"the record was changed {MAX_TRIES_COUNT} times meanwhile", "nodestate design status")
 
-    def looks(self, designs: Sequence[str]) -> list[DesignLook]:
+    def kept(self, name: str, *, force: bool = False) -> Kept:
+        """What a command's NAME means: ``snapshot@16``, or ``snapshot`` of the layout that is read. Raises ``ConfigError``."""
+        kept_of(name, self.config.partitions)  # refuses what means nothing, before anybody is asked
+        return kept_of(name, self.record(force=force)[0].reads.partitions)
+
+    def looks(self, every: Sequence[Kept]) -> list[DesignLook]:
         """Views and heads of designs."""
-        lookout = Lookout(self.config, designs)
+        lookout = Lookout(self.config, every)
         try:
             return lookout.look()
         finally:
@@ -121,22 +135,22 @@ class Switchboard:
         since = time.monotonic() - AGE_RENEWALS_COUNT * self.config.renew_s - AGE_ROUNDING_S
         return [s.partition for s in look.view.partitions if s.vouched and not s.lost and s.confirmed_at > since]
 
-    def wait_until_whole(self, name: str, timeout: float) -> DesignLook:
+    def wait_until_whole(self, kept: Kept, timeout: float) -> DesignLook:
         """Return when every partition of a design is written by an owner that vouches for it."""
         deadline = time.monotonic() + timeout
-        lookout = Lookout(self.config, [name])
+        lookout = Lookout(self.config, [kept])
         try:
-            with self._bar(f"{name}: partitions", self.config.partitions) as done:
+            with self._bar(f"{kept}: partitions", kept.partitions) as done:
                 while True:
                     [look] = lookout.look()
                     whole = self.whole_partitions(look)
                     done(len(whole))
-                    if len(whole) == self.config.partitions:
+                    if len(whole) == kept.partitions:
                         return look
                     if time.monotonic() > deadline:
-                        missing = sorted(set(range(self.config.partitions)) - set(whole))
+                        missing = sorted(set(range(kept.partitions)) - set(whole))
                         raise NotWholeError(
-                            f"{name} is not whole in {len(missing)} of {self.config.partitions} partitions after {timeout:g} s, "
+                            f"{kept} is not whole in {len(missing)} of {kept.partitions} partitions after {timeout:g} s, "
                             f"as {missing[0]}: {look.view.partitions[missing[0]].lost or 'its owner does not vouch for it yet'}",
                             "nodestate doctor, then the same command again",
                         )
@@ -144,7 +158,7 @@ class Switchboard:
         finally:
             lookout.close()
 
-    def verdict(self, left: str, right: str, timeout: float) -> Verdict:
+    def verdict(self, left: Kept, right: Kept, timeout: float) -> Verdict:
         """Compare two designs node by node, as schedulers read them."""
         lookout = Lookout(self.config, [left, right])
         try:
@@ -153,10 +167,25 @@ class Switchboard:
         finally:
             lookout.close()
 
-    def require_equal(self, left: str, right: str, timeout: float) -> None:
+    def require_equal(self, left: Kept, right: Kept, timeout: float) -> None:
         """Raise ``NotEqualError`` where two designs differ."""
         if not self.verdict(left, right, timeout).agree:
             raise NotEqualError(f"{right} differs from {left}, which is read", f"nodestate design verify {right}")
+
+    def clear(self, partitions: int, timeout: float) -> Control:
+        """Delete the queues of a layout that was retired, when no consumer reads them any more; the record after it."""
+        layouts = KombuLayouts(self.config, 1, 1, SystemClock())
+        deadline = time.monotonic() + timeout
+        with self._bar(f"{partitions} partitions: consumers leave", None):
+            while not layouts.delete(partitions):
+                if time.monotonic() > deadline:
+                    raise LayoutInUseError(
+                        f"retired, but after {timeout:g} s consumers still read the queues of {partitions} partitions, which are "
+                        "left behind",
+                        "nodestate doctor, then the same command again",
+                    )
+                time.sleep(LOOK_AGAIN_S)
+        return self.change(lambda now: cleared(now, partitions, operator()))
 
     @contextmanager
     def _bar(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -176,13 +205,16 @@ def operator() -> str:
 
 
 def _say(run: Run, control: Control, *, done: str, **more: object) -> None:
+    names, partitions = control.names, control.reads.partitions
+    writes, reads = [names[kept] for kept in control.writes], names[control.reads]
     if run.as_json:
-        run.say_json(
-            {"version": control.version, "writes": control.writes, "reads": control.reads, "done": done, **more}
-        )
+        about = {"version": control.version, "writes": writes, "reads": reads, "partitions": partitions}
+        run.say_json({**about, "done": done, **more})
     else:
         run.out.print(
-            f"{done} [dim](record {control.version}: writes {', '.join(control.writes)}; reads {control.reads})[/]"
+            f"{done} [dim](record {control.version}: writes {', '.join(writes)}; reads {reads}, "
+            f"{partitions} partitions)[/]",
+            soft_wrap=True,
         )
 
 
@@ -198,47 +230,65 @@ def status(run: Run) -> None:
     """Show the control record, where its copies are, and how each design is."""
     with Switchboard(run) as board:
         control, found = board.record()
-        looks = board.looks(control.writes)
+        names = control.names
+        looks = dict(zip(control.writes, board.looks(control.writes), strict=True))
         if run.as_json:
             run.say_json(
                 {
-                    **{name: getattr(control, name) for name in control.__struct_fields__},
+                    "version": control.version,
+                    "writes": [names[kept] for kept in control.writes],
+                    "reads": names[control.reads],
+                    "partitions": control.reads.partitions,
+                    "former": names[control.former] if control.former else "",
+                    "said_by": control.said_by,
+                    "leaving": [names[kept] for kept in control.leaving],
                     "copies": {copy.store.name: copy.control.version if copy.control else None for copy in found},
                     "designs": {
-                        look.design: {
+                        look.name: {
                             "nodes": len(look.view.nodes),
                             "age": look.view.age,
                             "whole": len(board.whole_partitions(look)),
-                            "partitions": board.config.partitions,
+                            "partitions": kept.partitions,
                         }
-                        for look in looks
+                        for kept, look in looks.items()
                     },
                 }
             )
             return
-        run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{control.reads}[/]")
-        for look in looks:
-            state = f"{len(board.whole_partitions(look))} of {board.config.partitions} partitions whole"
-            run.out.print(f"  {look.design}: {len(look.view.nodes):,} nodes, {look.view.age:.1f} s old, {state}")
+        run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{names[control.reads]}[/]")
+        for kept, look in looks.items():
+            state = f"{len(board.whole_partitions(look))} of {kept.partitions} partitions whole"
+            run.out.print(f"  {look.name}: {len(look.view.nodes):,} nodes, {look.view.age:.1f} s old, {state}")
         for copy in found:
             has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
             run.out.print(f"  copy at {copy.store.name}: {has}", markup=False)
         if control.former:
-            run.out.print(f"  'nodestate design rollback' goes back to {control.former}")
+            run.out.print(f"  'nodestate design rollback' goes back to {names[control.former]}")
+        for kept in control.leaving:
+            run.out.print(f"  {kept} was retired; 'nodestate design retire {kept}' again deletes its queues")
 
 
-@cell_command("prepare", "Have consumers write one more design.", example="nodestate design prepare snapshot")
+@cell_command(
+    "prepare",
+    "Have consumers write one more design, or one in another number of partitions.",
+    example="nodestate design prepare snapshot\nnodestate design prepare snapshot@12",
+)
 @click.argument("name")
 @_TIMEOUT
 def prepare(run: Run, name: str, timeout: float) -> None:
-    """Have consumers write NAME, too, beginning with all nodes that they hold; returns when it is whole."""
+    """Have consumers write NAME, too, beginning with all nodes that there are; returns when it is whole.
+
+    NAME is a design, or as snapshot@12 a design in so many partitions. Agents are asked for nothing.
+    """
     with Switchboard(run) as board:
-        if name not in configured(run.config):
-            raise ConfigError(f"the settings name no place for {name}: see NODESTATE_SQL and NODESTATE_STORE")
-        control = board.change(lambda now: prepared(now, name, operator()))
-        look = board.wait_until_whole(name, timeout)
+        design = kept_of(name, run.config.partitions).design
+        if design not in configured(run.config):
+            raise ConfigError(f"the settings name no place for {design}: see NODESTATE_SQL and NODESTATE_STORE")
+        kept = board.kept(name)
+        control = board.change(lambda now: prepared(now, kept, operator()))
+        look = board.wait_until_whole(kept, timeout)
         nodes = len(look.view.nodes)
-        _say(run, control, done=f"{name} is written, and whole: {nodes:,} nodes", nodes=nodes)
+        _say(run, control, done=f"{control.names[kept]} is written, and whole: {nodes:,} nodes", nodes=nodes)
 
 
 @cell_command("verify", "Compare a design with the one that is read.", example="nodestate design verify snapshot")
@@ -248,24 +298,25 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
     """Compare NAME, or each design that is written, with the one that is read, node by node. Exit code 0: no difference."""
     with Switchboard(run) as board:
         control, _ = board.record()
-        others = [name] if name else [one for one in control.writes if one != control.reads]
-        verdicts = [board.verdict(control.reads, other, timeout) for other in others]
+        others = [board.kept(name)] if name else [one for one in control.writes if one != control.reads]
+        names = names_of([*control.writes, *others])
+        verdicts = {names[other]: board.verdict(control.reads, other, timeout) for other in others}
         if run.as_json:
-            run.say_json(
-                {
-                    "reads": control.reads,
-                    "verdicts": {o: verdict_json(v) for o, v in zip(others, verdicts, strict=True)},
-                }
-            )
+            verdicts_json = {other: verdict_json(verdict) for other, verdict in verdicts.items()}
+            run.say_json({"reads": names[control.reads], "verdicts": verdicts_json})
         elif not others:
-            run.out.print(f"only {control.reads} is written: there is nothing to compare it with")
+            run.out.print(f"only {names[control.reads]} is written: there is nothing to compare it with")
         else:
-            for verdict in verdicts:
+            for verdict in verdicts.values():
                 show_verdict(run, verdict)
-        return 0 if all(verdict.agree for verdict in verdicts) else 1
+        return 0 if all(verdict.agree for verdict in verdicts.values()) else 1
 
 
-@cell_command("cutover", "Have readers read another design.", example="nodestate design cutover snapshot")
+@cell_command(
+    "cutover",
+    "Have readers read another design, or one in another number of partitions.",
+    example="nodestate design cutover snapshot\nnodestate design cutover snapshot@12",
+)
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Also if it differs, is not whole, or the place that decides is down.")
 @_LOOK
@@ -273,17 +324,20 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
     """Have readers read NAME from their next refresh on. Refuses unless it is whole and equal to what is read now."""
     with Switchboard(run) as board:
         control, _ = board.record(force=force)
-        cut_over(control, name, operator())  # refuses what can't be, before anything is compared
-        if control.reads != name:
+        kept = board.kept(name, force=force)
+        cut_over(control, kept, operator())  # refuses what can't be, before anything is compared
+        if control.reads != kept:
             try:
-                board.wait_until_whole(name, timeout)
-                board.require_equal(control.reads, name, timeout)
+                board.wait_until_whole(kept, timeout)
+                board.require_equal(control.reads, kept, timeout)
             except (NotWholeError, NotEqualError) as error:
                 if not force:
                     raise
-                structlog.get_logger("nodestate.design").warning("forced", step="cutover", design=name, why=str(error))
-        after = board.change(lambda now: cut_over(now, name, operator()), force=force)
-        _say(run, after, done=f"readers read {name}")
+                structlog.get_logger("nodestate.design").warning(
+                    "forced", step="cutover", design=str(kept), why=str(error)
+                )
+        after = board.change(lambda now: cut_over(now, kept, operator()), force=force)
+        _say(run, after, done=f"readers read {after.names[kept]}")
 
 
 @cell_command("rollback", "Have readers read what they read before.", example="nodestate design rollback")
@@ -293,22 +347,38 @@ def rollback(run: Run, force: bool) -> None:
     with Switchboard(run) as board:
         before, _ = board.record(force=force)
         control = board.change(lambda now: rolled_back(now, operator()), force=force)
-        nothing = f"nothing to go back to: readers read {control.reads}"
-        _say(run, control, done=f"readers read {control.reads} again" if control.version != before.version else nothing)
+        reads = control.names[control.reads]
+        nothing = f"nothing to go back to: readers read {reads}"
+        _say(run, control, done=f"readers read {reads} again" if control.version != before.version else nothing)
 
 
-@cell_command("retire", "Have consumers write a design no longer.", example="nodestate design retire sql")
+@cell_command(
+    "retire",
+    "Have consumers write a design no longer.",
+    example="nodestate design retire sql\nnodestate design retire snapshot@8",
+)
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Also if what is read is not whole, or the place that decides is down.")
 @_LOOK
 def retire(run: Run, name: str, force: bool, timeout: float) -> None:
-    """Have consumers write NAME no longer, and forget it. Refuses what is read, and as long as what is read is not whole."""
+    """Have consumers write NAME no longer, and forget it. Refuses what is read, and as long as what is read is not whole.
+
+    With the last design of a number of partitions its queues go, too, when all consumers have left them.
+    """
     with Switchboard(run) as board:
         control, _ = board.record(force=force)
-        if retired(control, name, operator()) is not control and not force:
+        kept = board.kept(name, force=force)
+        after = retired(control, kept, operator())
+        ends = kept.partitions in {one.partitions for one in after.leaving}
+        if ends:
+            run.require_shared(broker=True)
+        if after is not control and not force:
             board.wait_until_whole(control.reads, timeout)
-        control = board.change(lambda now: retired(now, name, operator()), force=force)
-        _say(run, control, done=f"{name} is not written any more")
+        after = board.change(lambda now: retired(now, kept, operator()), force=force)
+        if ends:
+            after = board.clear(kept.partitions, timeout)
+        names = names_of([*after.writes, kept])
+        _say(run, after, done=f"{names[kept]} is not written any more")
 
 
 for _step in (status, prepare, verify, cutover, rollback, retire):

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import click
+import msgspec
 from rich.text import Text
 
-from nodestate.broker import connect_check, queue_depths, read_dead_letters
+from nodestate.broker import QueueDepth, connect_check, queue_depths, read_dead_letters
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout, written
+from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout, control_of, looked_at
 from nodestate.config import Config, servers_of
+from nodestate.designs.control import Control
+from nodestate.designs.kept import Kept
 from nodestate.errors import NodestateError
 from nodestate.memcached import MemcachedStore, ServerStats
 from nodestate.model import MAX_STATE_BYTES
@@ -51,12 +54,12 @@ def command(run: Run, designs: str | None) -> int:
 
     WARN is what works and should not stay so.
     """
-    config = run.settings(designs=designs)
-    run.require_shared(broker=True, designs=config.designs)
-    if designs is None:
-        config = run.settings(designs=written(config))
+    config = run.config
+    every = looked_at(config, designs)
+    run.require_shared(broker=True, designs=[kept.design for kept in every])
+    control = control_of(config, [kept.design for kept in every])
     findings: list[Finding] = []
-    for finding in _examine(config):
+    for finding in _examine(config, control, every):
         findings.append(finding)
         if not run.as_json:
             _show(run, finding)
@@ -68,7 +71,7 @@ def command(run: Run, designs: str | None) -> int:
                 "broker": config.broker_safe,
                 "store": config.store,
                 "cell": config.cell,
-                "partitions": config.partitions,
+                "partitions": control.reads.partitions,
                 "findings": [finding._asdict() for finding in findings],
             }
         )
@@ -82,11 +85,15 @@ def _show(run: Run, finding: Finding) -> None:
         run.out.print(Text(f"     → {finding.advice}", style="dim"), soft_wrap=True)
 
 
-def _examine(config: Config) -> Iterator[Finding]:
-    yield from _guarded("broker", lambda: _broker(config))
+def _examine(config: Config, control: Control, every: Sequence[Kept]) -> Iterator[Finding]:
+    layouts = list(dict.fromkeys(kept.partitions for kept in every))
+    yield from _guarded("broker", lambda: _broker(config, layouts))
+    for one in control.leaving:
+        says = f"those of {one.partitions} partitions may be there still, and fill for ever: {one} was retired"
+        yield Finding(WARN, "queues", says, f"'nodestate design retire {one}' again deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
         yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
-    lookout = Lookout(config, config.designs)
+    lookout = Lookout(config, every)
     try:
         looks = lookout.look(node_max_age=math.inf)
         for look in looks:
@@ -108,32 +115,36 @@ def _guarded(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
 # -- broker ---------------------------------------------------------------------------------------
 
 
-def _broker(config: Config) -> list[Finding]:
+def _broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     facts = connect_check(config)
     findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
     if not facts.fails_over:
         says = "this transport gives a queue to several consumers at once, so no member stands by for another"
         findings.append(Finding(WARN, "broker", says, "use RabbitMQ where a consumer may die"))
-    depths = queue_depths(config)
-    queues = [depth for depth in depths if depth.partition is not None]
+    depths = {n: queue_depths(msgspec.structs.replace(config, partitions=n)) for n in layouts}
+    for partitions, (*queues, _) in depths.items():
+        about = "queues" if len(layouts) == 1 else f"queues of {partitions}"
+        findings += _queues(config, about, queues, fails_over=facts.fails_over)
+    dead = depths[layouts[0]][-1]
+    return [*findings, _dead_letters(config, dead.queue, dead.ready)]
+
+
+def _queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
     waiting, longest = sum(q.ready for q in queues), max(queues, key=lambda q: q.ready)
     alone = [q.partition for q in queues if q.consumers == 0]
     counts = [q.consumers for q in queues if q.consumers is not None]
     if alone:
         says = f"{len(alone)} of {len(queues)} queues have no consumer, and {waiting:,} events wait"
-        findings.append(Finding(FAIL, "queues", says, "start 'nodestate consume'"))
+        yield Finding(FAIL, about, says, "start 'nodestate consume'")
     elif waiting > config.prefetch:
         says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
-        findings.append(Finding(WARN, "queues", says, "if it stays so, add members to 'nodestate consume'"))
+        yield Finding(WARN, about, says, "if it stays so, add members to 'nodestate consume'")
     else:
         served = f", each with {_range(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
-        findings.append(Finding(OK, "queues", f"{len(queues)} queues{served}, {waiting:,} events wait"))
-    if facts.fails_over and counts and min(counts) == 1:
+        yield Finding(OK, about, f"{len(queues)} queues{served}, {waiting:,} events wait")
+    if fails_over and counts and min(counts) == 1:
         says = f"{counts.count(1)} of {len(queues)} queues have one consumer: if it dies, nobody takes over"
-        findings.append(Finding(WARN, "queues", says, "run another member of 'nodestate consume'"))
-    dead = next(depth for depth in depths if depth.partition is None)
-    findings.append(_dead_letters(config, dead.queue, dead.ready))
-    return findings
+        yield Finding(WARN, about, says, "run another member of 'nodestate consume'")
 
 
 def _dead_letters(config: Config, queue: str, count: int) -> Finding:
@@ -206,13 +217,13 @@ def _complaints(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
 
 
 def _design(config: Config, look: DesignLook) -> Iterator[Finding]:
-    about = look.design
+    about = look.name
     heads = {number: head for number, head in enumerate(look.heads) if isinstance(head, HeadLook)}
     absent = {number: why for number, why in enumerate(look.heads) if isinstance(why, str)}
     if absent:
         number, why = next(iter(absent.items()))
         says = f"{len(absent)} of {len(look.heads)} partitions have no head; partition {number}: {why}"
-        begin = "start 'nodestate consume', with the same --cell, --partitions and --store"
+        begin = "start 'nodestate consume', with the same --cell and --store"
         yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see what is said of the store")
     if heads:
         yield from _owners(config, about, heads)

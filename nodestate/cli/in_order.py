@@ -20,7 +20,7 @@ UNSETTLED_COUNT: Final = 20_000
 
 @dataclass(slots=True)
 class _Sent:
-    partition: int
+    bucket: int
     body: bytes
     attempt: int = 0
     confirmed: bool = False
@@ -51,9 +51,9 @@ class OrderedPublisher:
         self._pause_s = FIRST_PAUSE_S
         self._log = structlog.get_logger("nodestate.publish")
 
-    def send(self, partition: int, body: bytes) -> None:
+    def send(self, bucket: int, body: bytes) -> None:
         """Publish one event behind all before it. Waits while the broker is away."""
-        sent = _Sent(partition, body)
+        sent = _Sent(bucket, body)
         self._unsettled.append(sent)
         try:
             self._post(sent)
@@ -95,7 +95,7 @@ class OrderedPublisher:
             else:
                 self._lost = True
 
-        self._sink.publish(sent.partition, sent.body, done)
+        self._sink.publish(sent.bucket, sent.body, done)
 
     def _settle(self) -> None:
         before = self.settled

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from nodestate import keys
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
+from nodestate.designs.control import Control, first
+from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import NodestateError
 from nodestate.head import Head, read_head
@@ -42,62 +44,82 @@ class HeadLook(NamedTuple):
 
 
 class DesignLook(NamedTuple):
-    """One design: its view, seconds that refreshing took, and by partition its head or why there is none."""
+    """One design: what to call it, its view, seconds that refreshing took, and by partition its head or why there is none."""
 
-    design: str
+    name: str
     view: View
     refresh_s: float
     heads: Sequence[HeadLook | str]
 
 
-def written(config: Config) -> tuple[str, ...]:
-    """The designs that the control record says are written, or the settings where there is none."""
-    places = configured(config)
+def control_of(config: Config, designs: Iterable[str] = ()) -> Control:
+    """The cell's control record, as the places of these designs have it (of none: all that the settings name); or what the
+    settings say where there is none.
+    """
+    places = [kept_of(name, config.partitions).design for name in designs] or configured(config)
     if not places:
-        return config.designs
+        return first(config, 0.0)
     stores = open_stores(config, SystemClock(), places)
     try:
         control = newest(ControlPlaces(config.cell, stores).read())
     finally:
         stores.close()
-    return control.writes if control is not None else config.designs
+    return control or first(config, 0.0)
+
+
+def looked_at(config: Config, designs: str | None) -> list[Kept]:
+    """What names by comma mean: ``snapshot@16``, or ``snapshot`` of the layout that is read. Without names, all that is written."""
+    if not designs:
+        return list(control_of(config).writes)
+    names = [name.strip() for name in designs.split(",") if name.strip()]
+    control = control_of(config, names)
+    return [kept_of(name, control.reads.partitions) for name in names]
 
 
 class Lookout:
     """Reads several designs of a cell over the same connections."""
 
-    def __init__(self, config: Config, designs: Sequence[str]) -> None:
+    def __init__(self, config: Config, every: Sequence[Kept]) -> None:
         self._config = config
         clock = SystemClock()
-        self._stores = open_stores(config, clock, designs)
-        self._readers = [Reader(config, design=design, stores=self._stores, clock=clock) for design in designs]
+        self._stores = open_stores(config, clock, [kept.design for kept in every])
+        self._readers = {
+            kept: Reader(config, design=str(kept), stores=self._stores, clock=clock) for kept in dict.fromkeys(every)
+        }
+        self._names = names_of(self._readers)
 
-    def views(self) -> list[View]:
-        """A view of each design, whatever its age."""
-        return [view for view, _ in self.timed()]
+    def views(self) -> dict[str, View]:
+        """A view of each design, by what to call it, whatever its age."""
+        return {name: view for name, view, _ in self.timed()}
 
-    def timed(self, *, node_max_age: float | None = None) -> list[tuple[View, float]]:
-        """A view of each design, and the seconds that refreshing it took."""
+    def timed(self, *, node_max_age: float | None = None) -> list[tuple[str, View, float]]:
+        """What to call each design, a view of it, and the seconds that refreshing it took."""
         looks = []
-        for reader in self._readers:
+        for kept, reader in self._readers.items():
             started = time.perf_counter()
             view = reader.read(max_age=math.inf, node_max_age=node_max_age, on_stale="flag")
-            looks.append((view, time.perf_counter() - started))
+            looks.append((self._names[kept], view, time.perf_counter() - started))
         return looks
 
     def look(self, *, node_max_age: float | None = None) -> list[DesignLook]:
         """Views and heads of each design."""
         looks = self.timed(node_max_age=node_max_age)
-        return [DesignLook(view.design, view, seconds, self._heads(view.design)) for view, seconds in looks]
+        return [
+            DesignLook(name, view, seconds, self._heads(kept))
+            for kept, (name, view, seconds) in zip(self._readers, looks, strict=True)
+        ]
 
     def close(self) -> None:
         """Close the connections."""
         self._stores.close()
 
-    def _heads(self, design: str) -> list[HeadLook | str]:
-        cell, letter, where = self._config.cell, DESIGNS[design].letter, DESIGNS[design].where
-        numbers = range(self._config.partitions)
-        work = {p: (self._stores.of(p, where), read_head(keys.prefix(cell, p, letter), None)) for p in numbers}
+    def _heads(self, kept: Kept) -> list[HeadLook | str]:
+        cell, letter, where = self._config.cell, DESIGNS[kept.design].letter, DESIGNS[kept.design].where
+        numbers = range(kept.partitions)
+        work = {
+            p: (self._stores.of(p, where), read_head(keys.prefix(cell, kept.partitions, p, letter), None))
+            for p in numbers
+        }
         found = run(work)
         return [_head_look(found[number]) for number in numbers]
 

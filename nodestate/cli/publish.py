@@ -17,7 +17,7 @@ from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.in_order import OrderedPublisher
 from nodestate.errors import BadEventError, ConfigError, NodestateError
-from nodestate.keys import partition_of
+from nodestate.keys import bucket_of
 from nodestate.model import event_from_json
 from nodestate.ports import SystemClock
 
@@ -93,7 +93,7 @@ def _publish_line(run: Run, outcome: _Outcome, number: int, line: bytes, *, raw:
         else:
             run.err.print(f"line {number}: {error}", markup=False, soft_wrap=True)
         return
-    outcome.publisher.send(_partition(body, run.config.partitions), body)
+    outcome.publisher.send(_bucket(body), body)
 
 
 def _as_it_is(line: bytes) -> bytes:
@@ -104,10 +104,10 @@ def _as_it_is(line: bytes) -> bytes:
         return line.rstrip(b"\r\n")
 
 
-def _partition(body: bytes, partitions: int) -> int:
-    """Where an event belongs; 0 where it names no node, for the consumer of that partition to give up."""
+def _bucket(body: bytes) -> int:
+    """Where an event belongs; 0 where it names no node, for the consumer of that bucket to give up."""
     try:
-        return partition_of(_decode_addressed(body).node, partitions)
+        return bucket_of(_decode_addressed(body).node)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return 0
 

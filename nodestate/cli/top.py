@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import DesignLook, HeadLook, Lookout, written
+from nodestate.cli.looking import DesignLook, HeadLook, Lookout, looked_at
 from nodestate.cli.stopping import stopping
 
 NEVER_CAUGHT_UP_S: Final = 1_000_000.0
@@ -32,9 +32,9 @@ def command(run: Run, designs: str | None, once: bool, seconds: float | None, ev
     "behind" is how long its owner has not been caught up with the queue, "age" how old a view of it is. Ends with
     Ctrl-C. --json prints one object at each look.
     """
-    config = run.settings(designs=designs)
-    run.require_shared(designs=config.designs)
-    lookout = Lookout(config, config.designs if designs else written(config))
+    kept = looked_at(run.config, designs)
+    run.require_shared(designs=[one.design for one in kept])
+    lookout = Lookout(run.config, kept)
     try:
         with stopping(seconds) as stop:
             if run.as_json or once or not run.out.is_terminal:
@@ -52,7 +52,7 @@ def command(run: Run, designs: str | None, once: bool, seconds: float | None, ev
 
 def _print(run: Run, looks: Sequence[DesignLook]) -> None:
     if run.as_json:
-        run.say_json({"at": time.time(), "designs": {look.design: _as_json(look) for look in looks}})
+        run.say_json({"at": time.time(), "designs": {look.name: _as_json(look) for look in looks}})
     else:
         run.out.print(_screen(looks))
 
@@ -84,13 +84,21 @@ def _as_json(look: DesignLook) -> dict[str, Any]:
 
 def _screen(looks: Sequence[DesignLook]) -> RenderableType:
     lines = [_summary(look) for look in looks]
+    # Partition 3 of 8 is another one than partition 3 of 12: a table for each layout.
+    layouts = {len(look.heads): [one for one in looks if len(one.heads) == len(look.heads)] for look in looks}
+    tables = [part for of_layout in layouts.values() for part in ("", _table(of_layout))]
+    unvouched = any(not partition.vouched for look in looks for partition in look.view.partitions)
+    return Group(*lines, *tables, Text("* its owner may not know all nodes yet" if unvouched else "", style="yellow"))
+
+
+def _table(looks: Sequence[DesignLook]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("owner", no_wrap=True, overflow="ellipsis", max_width=36)
     table.add_column("nodes", justify="right", no_wrap=True)
     for look in looks:
         for number, title in enumerate(("term", "offset", "behind", "age", "incomplete")):
-            heading = f"[dim]{look.design}[/]\n{title}" if number == 0 else f"\n{title}"
+            heading = f"[dim]{look.name}[/]\n{title}" if number == 0 else f"\n{title}"
             table.add_column(heading, justify="right", no_wrap=True)
     for number in range(len(looks[0].heads)):
         cells: list[RenderableType] = []
@@ -98,14 +106,13 @@ def _screen(looks: Sequence[DesignLook]) -> RenderableType:
             cells += _cells(look, number)
         nodes = max(_nodes(look, number)[0] for look in looks)
         table.add_row(str(number), _owners(looks, number), f"{nodes:,}", *cells)
-    unvouched = any(not partition.vouched for look in looks for partition in look.view.partitions)
-    return Group(*lines, "", table, Text("* its owner may not know all nodes yet" if unvouched else "", style="yellow"))
+    return table
 
 
 def _summary(look: DesignLook) -> Text:
     view = look.view
     return Text.assemble(
-        (f"{look.design:<9}", "bold"),
+        (f"{look.name:<9}", "bold"),
         f"{len(view.nodes):,} nodes, ",
         _duration(view.age, 5.0),
         " old, ",

@@ -23,6 +23,7 @@ from nodestate.cli.stopping import Stop, stopping
 from nodestate.cli.up_screen import SHOWN_CLASSES, DesignTick, Tick, as_line, as_panel
 from nodestate.cli.whole_cell import WholeCell
 from nodestate.config import Config
+from nodestate.designs.kept import Kept
 from nodestate.view import View
 
 READ_EVERY_S: Final = 0.1
@@ -55,7 +56,7 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     host = HostSource(zone="here", every_s=HOST_EVERY_S)
     fleet = SimulatedFleet(nodes, seed=seed, changes_per_s=rate)
     cell = WholeCell(config, [fleet, host])
-    lookout = Lookout(config, config.designs)
+    lookout = Lookout(config, [Kept(design, config.partitions) for design in config.designs])
     try:
         watch = _Watch(cell, lookout, host.name, seconds)
         with stopping(seconds) as stop:
@@ -70,7 +71,7 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
         finally:
             lookout.close()
     everyone = {*fleet.nodes(), *host.nodes()}
-    missing = {view.design: sorted(everyone - set(view.nodes)) for view in verdict.views}
+    missing = {name: sorted(everyone - set(view.nodes)) for name, view in verdict.views.items()}
     agree = verdict.agree and not any(missing.values())
     if run.as_json:
         run.say_json(_as_json(watch, tick, verdict, missing, agree=agree))
@@ -105,8 +106,8 @@ class _Watch:
     def read(self) -> None:
         """Refresh every design, as a scheduler before each decision. Raises what ended a part of the cell."""
         self.cell.check()
-        for view, seconds in self._lookout.timed():
-            self.refreshes_s[view.design].append(seconds)
+        for name, _, seconds in self._lookout.timed():
+            self.refreshes_s[name].append(seconds)
 
     def tick(self) -> Tick:
         """What is so now."""
@@ -115,7 +116,7 @@ class _Watch:
         (then, before), stats = self._applied[0], cell.consumer.stats
         versions = cell.versions()
         node_max_age = 3 * cell.config.heartbeat_s
-        views = [view for view, _ in self._lookout.timed(node_max_age=node_max_age)]
+        views = [view for _, view, _ in self._lookout.timed(node_max_age=node_max_age)]
         return Tick(
             config=cell.config,
             elapsed_s=now - self._started,
@@ -208,12 +209,12 @@ def _summarize(
         f"\n{tick.elapsed_s:.1f} s: {cell.published:,} events of {tick.nodes:,} nodes published, {cell.applied:,} "
         f"applied ({tick.applied / tick.elapsed_s:,.0f}/s), {tick.dead_letters:,} dead letters"
     )
-    for view, seen in zip(verdict.views, tick.designs, strict=True):
+    for view, seen in zip(verdict.views.values(), tick.designs, strict=True):
         run.out.print(
             f"{view.design:<9} {len(view.nodes):,} nodes, refreshed in {seen.refresh_p50_s * 1000:.2f} ms (p50)"
         )
     if agree:
-        designs = " and ".join(view.design for view in verdict.views)
+        designs = " and ".join(verdict.views)
         run.out.print(f"[green]agree[/]: {designs} are equal node by node, and are what the agents say")
         return
     run.out.print("[bold red]disagree[/]:")
@@ -237,7 +238,7 @@ def _as_json(
             "incomplete": sorted(view.incomplete),
             "missing": missing[view.design],
         }
-        for view, design in zip(verdict.views, tick.designs, strict=True)
+        for view, design in zip(verdict.views.values(), tick.designs, strict=True)
     }
     return {
         "agree": agree,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.looking import looked_at
 from nodestate.errors import NodestateError, StaleViewError
 from nodestate.reader import OnStale, Reader
 from nodestate.view import View
@@ -67,10 +68,11 @@ def command(
     JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. An age is
     in seconds, null where a partition was never known to be caught up; positions are by partition.
     """
-    run.require_shared(designs=[design or run.config.read_design])
+    pinned = looked_at(run.config, design)[0] if design else None
+    run.require_shared(designs=[pinned.design if pinned else run.config.read_design])
     # A process that reads once and ends has no garbage worth looking for, and the looking doubles the decoding.
     gc.disable()
-    with Reader(run.config, design=design) as reader:
+    with Reader(run.config, design=str(pinned) if pinned else None) as reader:
         # People get to see each node's age, which costs reading the signs of life.
         heard = node_max_age if node_max_age is not None or run.as_json else math.inf
         view = _read(reader, max_age, heard, on_stale or "flag", timeout)

@@ -18,7 +18,7 @@ who is alive; then the term in the head decides.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,10 +26,10 @@ import structlog
 
 from nodestate import keys
 from nodestate.config import Config
+from nodestate.consumers.complaints import Complaints
+from nodestate.consumers.origin import Origin
 from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
 from nodestate.designs import DESIGNS
-from nodestate.designs.control import Control, first
-from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import (
     BrokerUnavailableError,
     DeadLetterError,
@@ -41,7 +41,7 @@ from nodestate.errors import (
 from nodestate.head import Place, forget
 from nodestate.lockstep import Steps, Stores, run
 from nodestate.model import MAX_NODE_NAME_CHARS
-from nodestate.ports import Clock, Delivery, Resync, ResyncSender, Source, Store
+from nodestate.ports import Clock, Delivery, Resync, ResyncSender, Source, Store, Where
 from nodestate.wire import ENVELOPE_BYTES
 from nodestate.writing import PartitionWriter, Taken
 
@@ -53,6 +53,8 @@ RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
 JOIN_AGAIN_S: Final = 1.0
 """Pause before a design that could not be begun is tried again."""
+ORIGIN_RENEWALS_COUNT: Final = 30
+"""For so many renewals another layout is waited for, and at least for as long as agents would take to report anew."""
 BURY_AGAIN_S: Final = 1.0
 """Pause before dead letters are tried again that could not be given."""
 ITEM_HEADER_BYTES: Final = 512
@@ -78,8 +80,11 @@ class Stats:
 
 
 class Consumer:
-    """Owns the partitions that the broker gives it, and writes the designs of the cell: those of its settings, or with
-    ``follows_control`` those that the control record says.
+    """Owns the partitions that the broker gives it of one layout, that of its settings, and writes them in the designs of its
+    settings, or those that it is told to ``adopt``.
+
+    ``origin``: another layout, where partitions begin of which nothing is stored. While it is not whole they are not begun, for
+    some time; then with nothing, and all agents are asked.
     """
 
     def __init__(
@@ -92,13 +97,13 @@ class Consumer:
         rng: random.Random,
         name: str,
         *,
-        follows_control: bool = False,
+        stats: Stats | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.config = config
         self.designs = config.designs
-        self.control: Control | None = None
-        self._places = ControlPlaces(config.cell, stores) if follows_control else None
-        self.stats = Stats()
+        self.origin = origin
+        self.stats = stats or Stats()
         self.held: dict[int, HeldPartition] = {}
         self._source = source
         self._stores = stores
@@ -106,13 +111,14 @@ class Consumer:
         self._clock = clock
         self._rng = rng
         self._owner = f"{name}/{rng.getrandbits(48):012x}"
-        self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
+        self._log = structlog.get_logger("nodestate.consumer").bind(member=name, layout=config.partitions)
+        self._complaints = Complaints(self._log)
         self._renew_at = clock.monotonic()
         self._bury_at = self._ask_at = self._received_at = clock.monotonic()
         self._ask_pause_s = 0.0
         self._retry_at: dict[int, float] = {}
         self._arrived: dict[int, list[Delivery]] = {}
-        self._complained: dict[str, str] = {}
+        self._arrived_at: dict[int, float] = {}
         self._joining: int | None = None
         self._join_at = clock.monotonic()
 
@@ -121,8 +127,6 @@ class Consumer:
     def step(self) -> int:
         """Receive, take, fold, write, ack, renew. Returns how many messages came; never raises for outages."""
         came = self._receive()
-        if self.control is None:
-            self._follow_control()
         self._take_new()
         self._write_due()
         self._bury_refused()
@@ -152,11 +156,12 @@ class Consumer:
             self._clock.sleep(RETRY_S)
             return 0
         self._received_at = self._clock.monotonic()
-        self._settled("broker")
+        self._complaints.over("broker")
         for delivery in deliveries:
             held = self.held.get(delivery.partition)
             if held is None:
                 self._arrived.setdefault(delivery.partition, []).append(delivery)
+                self._arrived_at.setdefault(delivery.partition, self._received_at)
             else:
                 held.backlog.append(delivery)
         self.stats.received += len(deliveries)
@@ -167,15 +172,14 @@ class Consumer:
         the next deliveries tell; then they are taken anew, from the stores.
         """
         self._arrived.clear()
+        self._arrived_at.clear()
         self.held.clear()
         self._retry_at.clear()
 
     # -- taking ---------------------------------------------------------------------------------
 
     def _take_new(self) -> None:
-        """Become the owner of every partition that messages came for, with what the stores have of it."""
-        if self._places is not None and self.control is None:
-            return  # the settings may be out of date, and what they don't say would be forgotten
+        """Become the owner of every partition that messages came for, with what the stores have of it, else another layout."""
         now = self._clock.monotonic()
         due = [number for number in self._arrived if self._retry_at.get(number, now) <= now]
         if not due:
@@ -188,18 +192,23 @@ class Consumer:
                 for name, writer in held.writers.items()
             }
         )
-        begin: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
-        forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        stored: dict[int, dict[str, Taken]] = {}
         for number, held in fresh.items():
             found = {name: results[number, name] for name in held.writers}
             failed = [result for result in found.values() if isinstance(result, NodestateError)]
             if failed:
                 self._postpone(number, failed[0])
-                continue
-            for name in self._reconcile(held, {name: t for name, t in found.items() if isinstance(t, Taken)}, now):
+            else:
+                stored[number] = {name: one for name, one in found.items() if isinstance(one, Taken)}
+        self._take_from_origin(stored, now)
+        begin: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
+        for number, taken in stored.items():
+            held = fresh[number]
+            for name in self._reconcile(held, taken, now):
                 begin[number, name] = (self._store(number, name), self._begin(held, name, now))
             unwritten = [name for name in DESIGNS.keys() - held.writers.keys() if self._has_place(name)]
-            forgotten |= {(number, n): (self._store(number, n), forget(self._prefix(number, n))) for n in unwritten}
+            forgotten |= {(number, name): self._forgetting(number, name) for name in unwritten}
         self._forget(forgotten)
         begun = run(begin)
         for number, held in fresh.items():
@@ -208,23 +217,35 @@ class Consumer:
                 self._postpone(number, failed[0])
             elif self._retry_at.get(number, now) <= now:
                 self._retry_at.pop(number, None)
+                self._arrived_at.pop(number)
                 held.backlog.extend(self._arrived.pop(number))
                 self.held[number] = held
                 self.stats.takeovers += 1
                 self._renew_at = now
                 self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
 
+    def _take_from_origin(self, stored: dict[int, dict[str, Taken]], now: float) -> None:
+        """Where nothing is stored, take what the origin has; leave those out that are to wait for it."""
+        if self.origin is None:
+            return
+        wanted = {number: self._arrived_at[number] for number, taken in stored.items() if not taken}
+        given = self.origin.parts(self.config.partitions, wanted) if wanted else {}
+        for number, arrived_at in wanted.items():
+            if number in given:
+                stored[number]["origin"] = given[number]
+            elif now < arrived_at + max(self.config.settle_s, ORIGIN_RENEWALS_COUNT * self.config.renew_s):
+                del stored[number]
+                self._retry_at[number] = now + RETRY_S
+
     def _writers(self, number: int, names: Iterable[str]) -> dict[str, PartitionWriter]:
         def place(name: str) -> Place:
             store, lease_s = self._store(number, name), int(self.config.lease_s)
-            return Place(
-                self._prefix(number, name), number, self._owner, lease_s, store, self.config.partitions, self._clock
-            )
+            return Place(self._prefix(number, name), number, self._owner, lease_s, store, self._clock)
 
         return {name: DESIGNS[name].writer(place(name)) for name in names}
 
     def _prefix(self, number: int, name: str) -> str:
-        return keys.prefix(self.config.cell, number, DESIGNS[name].letter)
+        return keys.prefix(self.config.cell, self.config.partitions, number, DESIGNS[name].letter)
 
     def _has_place(self, name: str) -> bool:
         return self._stores.has(DESIGNS[name].where)
@@ -242,7 +263,7 @@ class Consumer:
         return held.writers[name].begin(epoch, held, held.vitals(now))
 
     def _reconcile(self, held: HeldPartition, taken: dict[str, Taken], asked_at: float) -> list[str]:
-        """Fill the partition with the newest that any design has of each node. Ages in ``taken`` were true at
+        """Fill the partition with the newest that any design, or the origin, has of each node. Ages in ``taken`` were true at
         ``asked_at`` or later. Returns the designs to write anew:
         those that had nothing, not all, or not the same. (A crash between two designs' commits leaves one behind; its
         events come again, but the newer design's fold would drop them as duplicates.)
@@ -333,12 +354,12 @@ class Consumer:
             held.pending.owed.discard(name)
             self.stats.commits += 1
             self._retry_at.pop(number, None)
-            self._settled(f"partition {number}")
+            self._complaints.over(f"partition {number}")
         elif name in held.joining and not isinstance(result, FencedError):
             # What is not there yet must not keep those waiting that are: no events are in this, so nothing is lost with it.
             held.pending = None
             self._join_at = self._clock.monotonic() + JOIN_AGAIN_S
-            self._complain(f"begin of {name}", str(result))
+            self._complaints.tell(f"begin of {name}", str(result))
         else:
             self._failed(held, name, result)
 
@@ -364,14 +385,14 @@ class Consumer:
                 try:
                     self._source.dead_letter(delivery, error.reason, error.detail)
                 except DeadLetterError as blocked:
-                    self._complain("dead letters", str(blocked))
+                    self._complaints.tell("dead letters", str(blocked))
                     self._bury_at = now + BURY_AGAIN_S
                     return
                 except BrokerUnavailableError as gone:
                     self._session_ended(gone)
                     return
                 held.refused.popleft()
-                self._settled("dead letters")
+                self._complaints.over("dead letters")
                 self._log.warning("dead letter", partition=held.number, reason=error.reason, detail=error.detail)
                 self._ack([delivery])
 
@@ -405,7 +426,7 @@ class Consumer:
 
     def _postpone(self, number: int, error: NodestateError) -> None:
         self.stats.store_errors += 1
-        self._complain(f"partition {number}", str(error))
+        self._complaints.tell(f"partition {number}", str(error))
         self._retry_at[number] = self._clock.monotonic() + RETRY_S
 
     def _session_ended(self, error: BrokerUnavailableError) -> None:
@@ -415,7 +436,7 @@ class Consumer:
 
     def _broker_failed(self, error: BrokerUnavailableError) -> None:
         self.stats.broker_errors += 1
-        self._complain("broker", str(error))
+        self._complaints.tell("broker", str(error))
 
     # -- renewing -------------------------------------------------------------------------------
 
@@ -425,7 +446,6 @@ class Consumer:
         if now < self._renew_at:
             return
         self._renew_at = now + self.config.renew_s
-        self._follow_control()
         try:
             for held in self.held.values():
                 self._source.poke(held.number, probe(self._owner, now))
@@ -453,50 +473,28 @@ class Consumer:
                 self.stats.repairs += 1
                 renewed.wants_repair.add(name)
 
-    # -- following the control record -----------------------------------------------------------
+    # -- going along with the cell ----------------------------------------------------------------
 
-    def _follow_control(self) -> None:
-        """Write the designs that the cell's control record says; make it from the settings where there is none yet, and
-        put it back where it got lost.
+    def adopt(self, designs: Sequence[str]) -> None:
+        """Write these from now on. One that is new is begun, partition by partition, from what is held; one that is gone is
+        forgotten, as soon as another one is there.
         """
-        if self._places is None:
-            return
-        found = self._places.read()
-        for copy in found:
-            if copy.error is not None:
-                self._complain(f"control record at {copy.store.name}", str(copy.error))
-            else:
-                self._settled(f"control record at {copy.store.name}")
-        known = newest(found)
-        if known is None and self.control is None:
-            if any(copy.error for copy in found):
-                return  # who does not answer may know
-            known = first(self.config, self._clock.time())
-            if not self._places.begin(known, found):
-                return  # another consumer was faster: its record counts
-        if known is not None and (self.control is None or known.version > self.control.version):
-            self._adopt(known)
-        if self.control is not None:
-            self._places.put_back(self.control, found)
-
-    def _adopt(self, control: Control) -> None:
-        """A design that is new is begun, partition by partition, from what is held; one that is gone is forgotten, as soon
-        as another one is there.
-        """
-        absent = [name for name in control.writes if name not in DESIGNS or not self._has_place(name)]
-        if absent:
-            self._complain("control record", f"it says to write {absent[0]}, and the settings name no place for it")
-            return
-        came, gone = set(control.writes) - set(self.designs), set(self.designs) - set(control.writes)
-        self._settled("control record")
-        self._log.info("control record", version=control.version, writes=control.writes, reads=control.reads)
-        self.control, self.designs = control, control.writes
+        came, gone = set(designs) - set(self.designs), set(self.designs) - set(designs)
+        self.designs = tuple(designs)
         for held in self.held.values():
             held.leaving = (held.leaving | gone & held.writers.keys()) - came
             new = came - held.writers.keys()
             held.writers |= self._writers(held.number, new)
             held.joining |= new
         self._drop_leaving()
+
+    def leave(self) -> None:
+        """This layout is not written any more: forget all of it, and go."""
+        self._source.close()
+        self._drop_all()
+        names = [name for name in DESIGNS if self._has_place(name)]
+        numbers = range(self.config.partitions)
+        self._forget({(number, name): self._forgetting(number, name) for number in numbers for name in names})
 
     def _drop_leaving(self) -> None:
         """Write those no longer that are to go, unless nothing else is there yet: events are acked for what has them."""
@@ -505,9 +503,12 @@ class Consumer:
             staying = held.writers.keys() - held.leaving - held.joining
             for name in held.leaving if staying else held.leaving & held.joining:
                 held.drop(name)
-                forgotten[held.number, name] = (self._store(held.number, name), forget(self._prefix(held.number, name)))
+                forgotten[held.number, name] = self._forgetting(held.number, name)
             held.leaving &= held.writers.keys()
         self._forget(forgotten)
+
+    def _forgetting(self, number: int, name: str) -> tuple[Store, Steps[None]]:
+        return self._store(number, name), forget(self._prefix(number, name), rows=DESIGNS[name].where is Where.SQL)
 
     def _forget(self, forgotten: Mapping[tuple[int, str], tuple[Store, Steps[None]]]) -> None:
         """Take away what is not written any more. Where that can't be, its heads are renewed no longer, and readers see it."""
@@ -540,7 +541,8 @@ class Consumer:
         if not everything and not nodes:
             return
         if everything:
-            request = Resync(partitions=tuple(h.number for h in everything), jitter_s=self.config.resync_jitter_s)
+            numbers = tuple(held.number for held in everything)
+            request = Resync((), numbers, self.config.partitions, self.config.resync_jitter_s)
         else:
             request = Resync(nodes=tuple(name for _, name in nodes), jitter_s=0.0)
         try:
@@ -561,15 +563,3 @@ class Consumer:
             before = held.asking.get(name)
             pause_s = min(2 * before.pause_s, MAX_ASKING_S) if before else max(1.0, self.config.resync_jitter_s)
             held.asking[name] = Asking(now + pause_s, pause_s)
-
-    # -- saying ---------------------------------------------------------------------------------
-
-    def _complain(self, what: str, why: str) -> None:
-        """Log a trouble once, until it is over or changes; what ails several partitions alike, for the first of them."""
-        if why not in self._complained.values():
-            self._log.error("trouble", what=what, why=why)
-        self._complained[what] = why
-
-    def _settled(self, what: str) -> None:
-        if self._complained.pop(what, None) is not None:
-            self._log.info("trouble is over", what=what)

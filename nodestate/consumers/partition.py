@@ -203,7 +203,7 @@ class HeldPartition:
             raise BadEventError(
                 "wrong-partition",
                 f"{event.node} belongs to partition {partition_of(event.node, partitions)} of {partitions}, not to "
-                f"{self.number}: does its publisher use another number of partitions?",
+                f"{self.number}: does its publisher count buckets otherwise?",
             )
 
     def _knows_life(self, event: Event) -> bool:

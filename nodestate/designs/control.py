@@ -7,6 +7,12 @@ One design more, from the operator's first command to the last::
     ... reads X, formerly R --rollback--> ... reads R             at any time; X is kept up, so forward again is a cutover
     writes R and X, reads X --retire R--> writes X, reads X       R is forgotten: its readers see a loss, not an old state
 
+X and R may be of different layouts (numbers of partitions). The last of a layout to be retired leaves something behind::
+
+    ... --retire R--> writes X, reads X, R leaving        consumers keep R up until X is whole, then forget it and its queues
+    R leaving --cleared--> writes X, reads X              its queues are deleted
+    R leaving --prepare, of its layout--> not leaving any more
+
 Every step but retiring can be taken back, and taken twice is taken once: whoever was interrupted repeats the command.
 The record changes by compare-and-swap alone (``designs.places``), and its version rises by one with each change, so the
 newest of several copies is known. The functions here are pure: each gives the next record, the same one where there
@@ -19,21 +25,34 @@ from typing import Final
 
 import msgspec
 
-from nodestate.config import DESIGN_NAMES, Config
-from nodestate.errors import ConfigError, DesignStepError
+from nodestate.config import Config
+from nodestate.designs.kept import Kept, names_of
+from nodestate.errors import DesignStepError
 from nodestate.wire import Codec
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True):
-    """``former``: what was read before the last cutover, for a rollback; empty where there is nothing to go back to.
-    ``said_by``: whose change this is, for people.
+    """``former``: what was read before the last cutover, for a rollback; None where there is nothing to go back to.
+    ``said_by``: whose change this is, for people. ``leaving``: retired, the last of their layouts, whose queues may still be
+    there.
     """
 
     version: int
-    writes: tuple[str, ...]
-    reads: str
-    former: str = ""
+    writes: tuple[Kept, ...]
+    reads: Kept
+    former: Kept | None = None
     said_by: str = ""
+    leaving: tuple[Kept, ...] = ()
+
+    @property
+    def layouts(self) -> list[int]:
+        """The numbers of partitions that are written, what is read first."""
+        return list(dict.fromkeys([self.reads.partitions, *(kept.partitions for kept in self.writes)]))
+
+    @property
+    def names(self) -> dict[Kept, str]:
+        """What to call all that the record names."""
+        return names_of([*self.writes, *self.leaving])
 
 
 CONTROL: Final = Codec(Control)
@@ -44,57 +63,56 @@ def first(config: Config, wall: float) -> Control:
     they say. Its version is the time in seconds since 1970, so that readers which saw a record that was lost follow it.
     """
     reads = config.read_design if config.read_design in config.designs else config.designs[0]
-    return Control(int(wall), config.designs, reads, "", "settings")
+    writes = tuple(Kept(design, config.partitions) for design in config.designs)
+    return Control(int(wall), writes, Kept(reads, config.partitions), None, "settings")
 
 
-def prepared(control: Control, name: str, by: str) -> Control:
-    """Consumers write ``name``, too."""
-    _require_known(name)
-    if name in control.writes:
+def prepared(control: Control, kept: Kept, by: str) -> Control:
+    """Consumers write ``kept``, too."""
+    if kept in control.writes:
         return control
-    return _next(control, by, writes=(*control.writes, name))
+    leaving = tuple(one for one in control.leaving if one.partitions != kept.partitions)
+    return _next(control, by, writes=(*control.writes, kept), leaving=leaving)
 
 
-def cut_over(control: Control, name: str, by: str) -> Control:
-    """Readers read ``name``."""
-    _require_known(name)
-    if name == control.reads:
+def cut_over(control: Control, kept: Kept, by: str) -> Control:
+    """Readers read ``kept``."""
+    if kept == control.reads:
         return control
-    if name not in control.writes:
-        raise DesignStepError(f"{name} is not written, so nobody could read it", f"nodestate design prepare {name}")
-    return _next(control, by, reads=name, former=control.reads)
+    if kept not in control.writes:
+        raise DesignStepError(f"{kept} is not written, so nobody could read it", f"nodestate design prepare {kept}")
+    return _next(control, by, reads=kept, former=control.reads)
 
 
 def rolled_back(control: Control, by: str) -> Control:
     """Readers read what they read before the last cutover."""
-    if not control.former:
+    if control.former is None:
         return control
-    if control.former not in control.writes:
-        raise DesignStepError(
-            f"{control.former} was retired, so nobody writes it any more", f"nodestate design prepare {control.former}"
-        )
-    return _next(control, by, reads=control.former, former="")
+    return _next(control, by, reads=control.former, former=None)
 
 
-def retired(control: Control, name: str, by: str) -> Control:
-    """Consumers write ``name`` no longer."""
-    _require_known(name)
-    if name not in control.writes:
+def retired(control: Control, kept: Kept, by: str) -> Control:
+    """Consumers write ``kept`` no longer."""
+    if kept not in control.writes:
         return control
-    if name == control.reads:
-        raise DesignStepError(f"readers read {name}", "nodestate design cutover ANOTHER")
+    if kept == control.reads:
+        raise DesignStepError(f"readers read {kept}", "nodestate design cutover ANOTHER")
+    writes = tuple(one for one in control.writes if one != kept)
+    last = all(one.partitions != kept.partitions for one in writes)
     return _next(
         control,
         by,
-        writes=tuple(one for one in control.writes if one != name),
-        former="" if control.former == name else control.former,
+        writes=writes,
+        former=None if control.former == kept else control.former,
+        leaving=(*control.leaving, kept) if last else control.leaving,
     )
+
+
+def cleared(control: Control, partitions: int, by: str) -> Control:
+    """Nothing is left of a layout."""
+    leaving = tuple(one for one in control.leaving if one.partitions != partitions)
+    return _next(control, by, leaving=leaving) if leaving != control.leaving else control
 
 
 def _next(control: Control, by: str, **changes: object) -> Control:
     return msgspec.structs.replace(control, version=control.version + 1, said_by=by, **changes)
-
-
-def _require_known(name: str) -> None:
-    if name not in DESIGN_NAMES:
-        raise ConfigError(f"no design {name!r}; there are {', '.join(DESIGN_NAMES)}")

@@ -13,6 +13,8 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import POKE, Delivery, Resync, ResyncSender, Sink, Source
 
 PARTITIONS = 4
+OTHER = 3
+"""Another layout of the same cell."""
 PATIENCE_S = 10.0
 QUIET_S = 0.3
 STANDBY_S = 0.2
@@ -21,8 +23,11 @@ STANDBY_S = 0.2
 class Broker(Protocol):
     """A broker with ``PARTITIONS`` queues, empty at the beginning; the test closes what it gets."""
 
-    def source(self, partitions: Sequence[int], standby: Sequence[int] = ()) -> Source:
+    def source(self, partitions: Sequence[int], standby: Sequence[int] = (), layout: int = PARTITIONS) -> Source:
         """A consumer of its own; standby after ``STANDBY_S``."""
+
+    def delete(self, layout: int) -> bool:
+        """Delete a layout's queues; False where somebody consumes from them."""
 
     def sink(self) -> Sink:
         """A publisher of its own."""
@@ -44,8 +49,10 @@ class Bench:
         self.broker = broker
         self._open = ExitStack()
 
-    def source(self, partitions: Sequence[int] = range(PARTITIONS), standby: Sequence[int] = ()) -> Source:
-        source = self.broker.source(partitions, standby)
+    def source(
+        self, partitions: Sequence[int] = range(PARTITIONS), standby: Sequence[int] = (), layout: int = PARTITIONS
+    ) -> Source:
+        source = self.broker.source(partitions, standby, layout)
         self._open.callback(source.close)
         source.receive(0, 0)  # connected, and so in its place in the order of consumers
         return source
@@ -57,12 +64,12 @@ class Bench:
         return sink
 
     def publish(self, bodies: dict[int, list[bytes]]) -> None:
-        """Publish and wait for all confirms."""
+        """Publish, by bucket, and wait for all confirms."""
         sink = self.sink()
         told: list[bool] = []
-        for partition, its_bodies in bodies.items():
+        for bucket, its_bodies in bodies.items():
             for body in its_bodies:
-                sink.publish(partition, body, told.append)
+                sink.publish(bucket, body, told.append)
         sink.flush(PATIENCE_S)
         assert told == [True] * sum(map(len, bodies.values()))
 
@@ -214,9 +221,54 @@ class BrokerContract:
         bench.publish({0: [b"3"]})
         assert [event.body for event in bench.take(source, 4)] == [b"1", b"2", b"probe", b"3"]
 
+    def test_an_event_goes_into_one_queue_of_each_layout(self, bench: Bench) -> None:
+        """And is confirmed once, when it is in all of them: whoever publishes knows of no layout."""
+        source, other = bench.source(), bench.source(range(OTHER), layout=OTHER)
+        bench.publish({7: [b"1", b"2"], 238: [b"3"]})
+        for each, partitions in ((source, {3: [b"1", b"2"], 2: [b"3"]}), (other, {1: [b"1", b"2", b"3"]})):
+            came = bench.take(each, 3)
+            found = {p: [event.body for event in came if event.partition == p] for p in partitions}
+            assert found == partitions
+            each.ack(came)
+            bench.assert_quiet(each)
+
+    def test_a_layout_gets_what_is_published_after_its_first_consumer_came(self, bench: Bench) -> None:
+        """So what a new layout lacks is what was there before, and nothing else."""
+        sink = bench.sink()
+        sink.publish(0, b"before", lambda _ok: None)
+        sink.flush(PATIENCE_S)
+        other = bench.source(range(OTHER), layout=OTHER)
+        sink.publish(0, b"after", lambda _ok: None)
+        sink.flush(PATIENCE_S)
+        assert [event.body for event in bench.take(other, 1)] == [b"after"]
+        assert [event.body for event in bench.take(bench.source(), 2)] == [b"before", b"after"]
+
+    def test_what_comes_again_or_is_a_consumer_s_own_stays_in_its_layout(self, bench: Bench) -> None:
+        """Or layouts would see old events behind newer ones, and each other's probes."""
+        source, other = bench.source(), bench.source(range(OTHER), layout=OTHER)
+        bench.publish({0: [b"1"]})
+        bench.take(source, 1)
+        source.close()
+        source.poke(0, b"probe")
+        assert sorted(event.body for event in bench.take(source, 2)) == [b"1", b"probe"]
+        other.ack(bench.take(other, 1))
+        bench.assert_quiet(other)
+
+    def test_a_layout_is_deleted_when_nobody_consumes_it(self, bench: Bench) -> None:
+        """With what waits there; the other layouts don't notice. Whoever consumes it again begins with nothing."""
+        bench.source().close()
+        other = bench.source(range(OTHER), layout=OTHER)
+        bench.publish({0: [b"1"]})
+        other.close()
+        eventually(lambda: bench.broker.delete(OTHER))
+        assert bench.broker.delete(OTHER), "twice is once"
+        bench.publish({0: [b"2"]})
+        bench.assert_quiet(bench.source(range(OTHER), layout=OTHER))
+        assert [event.body for event in bench.take(bench.source(), 2)] == [b"1", b"2"]
+
     def test_a_resync_reaches_all_sinks_that_are_connected(self, bench: Bench) -> None:
         first, second = bench.sink(), bench.sink()
-        request = Resync(nodes=("n1", "n2"), partitions=(3,), jitter_s=1.5, census="box")
+        request = Resync(nodes=("n1", "n2"), partitions=(3,), layout=4, jitter_s=1.5, census="box")
         bench.broker.resync_sender().request_resync(request)
         bench.broker.resync_sender().request_resync(Resync())
         for sink in (first, second):
@@ -238,6 +290,13 @@ class SingleActiveContract(BrokerContract):
         bench.publish({0: [b"1"], 1: [b"2"]})
         bench.assert_quiet(second)
         assert {event.body for event in bench.take(first, 2)} == {b"1", b"2"}
+
+    def test_a_layout_that_is_consumed_is_not_deleted(self, bench: Bench) -> None:
+        """Nor is a part of it."""
+        other = bench.source([2], layout=OTHER)
+        assert not bench.broker.delete(OTHER)
+        bench.publish({2: [b"1"]})
+        assert [event.body for event in bench.take(other, 1)] == [b"1"]
 
     def test_the_next_consumer_takes_over_where_the_one_before_left(self, bench: Bench) -> None:
         first, second, third = bench.source(), bench.source(), bench.source()

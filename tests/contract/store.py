@@ -335,7 +335,7 @@ class MemcachedContract(StoreContract):
         other.close()
 
 
-PLACE, OTHER_PLACE = keys.prefix("cell1", 0, keys.DATABASE), keys.prefix("cell1", 1, keys.DATABASE)
+PLACE, OTHER_PLACE = keys.prefix("cell1", 8, 0, keys.DATABASE), keys.prefix("cell1", 8, 1, keys.DATABASE)
 EPOCH, OTHER_EPOCH = 0x7FFF_FFFF_FFFF_FFFF, 0x8
 
 
@@ -485,11 +485,11 @@ class DatabaseContract(StoreContract):
         assert asked(store, keys.rows_between(PLACE, EPOCH, 6, 100)) == (-1, {})
         assert asked(store, keys.rows_since(PLACE, OTHER_EPOCH, 4)) == (5, records(*former[4:]))
         assert asked(store, keys.rows_between(OTHER_PLACE, EPOCH, 0, 2)) == (1, records(*others[:2]))
-        assert asked(store, keys.rows_since(keys.prefix("cell2", 0, "d"), EPOCH, 0)) == (-1, {})
+        assert asked(store, keys.rows_since(keys.prefix("cell2", 8, 0, "d"), EPOCH, 0)) == (-1, {})
 
     def test_places_are_told_apart_by_every_letter(self, store: Store) -> None:
         """MariaDB's default would find ``Cell1`` where ``cell1`` is asked for."""
-        places = [keys.prefix(cell, 0, "d") for cell in ("cell1", "Cell1", "CELL1", "cell1_", "cell1-")]
+        places = [keys.prefix(cell, 8, 0, "d") for cell in ("cell1", "Cell1", "CELL1", "cell1_", "cell1-")]
         store.write([with_rows(*[node_row(0, place=place, zone=place) for place in places])])
         heads = ["Head", "HEAD", "head"]
         store.write([Write(Put.ADD, key, key.encode()) for key in heads[:2]])
@@ -503,7 +503,7 @@ class DatabaseContract(StoreContract):
 
     def test_several_partitions_ask_in_one_call(self, store: Store) -> None:
         """With heads among the questions, as a refresh asks: sixteen partitions cost the round trips of one."""
-        places = [keys.prefix("cell1", number, "d") for number in range(40)]
+        places = [keys.prefix("cell1", 40, number, "d") for number in range(40)]
         rows = [node_row(slot, slot, place=place, zone=place) for place in places for slot in range(3)]
         store.write([with_rows(*rows)])
         questions = [

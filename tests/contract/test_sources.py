@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
+import msgspec
 import pytest
 
-from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, read_dead_letters
+from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, read_dead_letters
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
-from nodestate.ports import POKE, Resync, ResyncSender, Sink, Source
+from nodestate.ports import POKE, Resync, ResyncSender, Sink, Source, SystemClock
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.source import PARTITIONS, STANDBY_S, BrokerContract, SingleActiveContract
 from tests.services.servers import RabbitServer
@@ -21,7 +22,7 @@ class InMemory:
 
     def __init__(self) -> None:
         self._broker = MemoryBroker(PARTITIONS)
-        self.source, self.sink = self._broker.source, self._broker.sink
+        self.source, self.sink, self.delete = self._broker.source, self._broker.sink, self._broker.delete
 
     def resync_sender(self) -> ResyncSender:
         return self._broker
@@ -48,8 +49,14 @@ class OverKombu:
         self._server = server
         self._open = ExitStack()
 
-    def source(self, partitions: Sequence[int], standby: Sequence[int] = ()) -> Source:
-        return KombuSource(self._config, partitions, standby)
+    def source(self, partitions: Sequence[int], standby: Sequence[int] = (), layout: int = PARTITIONS) -> Source:
+        return KombuSource(self._of(layout), partitions, standby)
+
+    def delete(self, layout: int) -> bool:
+        return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout)
+
+    def _of(self, layout: int) -> Config:
+        return msgspec.structs.replace(self._config, partitions=layout)
 
     def sink(self) -> Sink:
         return KombuSink(self._config)

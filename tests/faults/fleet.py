@@ -79,13 +79,13 @@ class RecordingSink:
         self._confirms = confirms
         self._held: dict[str, tuple[int, bytes, Callable[[bool], None]]] = {}
 
-    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         event = parse_event(body)
         if type(event) is Heartbeat:
-            self.inner.publish(partition, body, on_done)
+            self.inner.publish(bucket, body, on_done)
             return
         self.before_sending(event.node)
-        self.sent.append((partition, body))
+        self.sent.append((bucket, body))
         if self.lose is not None and self.lose(event):
             self.lost += 1
             on_done(True)
@@ -97,9 +97,9 @@ class RecordingSink:
             on_done(ok)
 
         if self.swap is not None and event.node not in self._held and self.swap(event):
-            self._held[event.node] = (partition, body, done)
+            self._held[event.node] = (bucket, body, done)
             return
-        self.inner.publish(partition, body, done)
+        self.inner.publish(bucket, body, done)
         if event.node in self._held:
             self._send_held(event.node)
 
@@ -110,9 +110,9 @@ class RecordingSink:
             self._send_held(next(iter(self._held)))
 
     def _send_held(self, node: str) -> None:
-        partition, body, done = self._held.pop(node)
+        bucket, body, done = self._held.pop(node)
         try:
-            self.inner.publish(partition, body, done)
+            self.inner.publish(bucket, body, done)
         except BrokerUnavailableError:  # as with any other: whoever sent it learns that it is lost
             done(False)
 
@@ -146,9 +146,8 @@ class Fleet:
         self.silent: set[str] = set()
         self.still: set[str] = set()
         self.names = [f"compute-{number:04}" for number in range(count)]
-        self.of_partition: dict[int, list[str]] = {p: [] for p in range(config.partitions)}
-        for name in self.names:
-            self.of_partition[partition_of(name, config.partitions)].append(name)
+        self._in_layouts: dict[int, dict[int, list[str]]] = {}
+        self.of_partition = self.in_layout(config.partitions)
         self.confirms = {name: Confirms() for name in self.names}
         self.history: dict[str, dict[Version, bytes]] = {name: {} for name in self.names}
         self.changes = 0
@@ -165,6 +164,16 @@ class Fleet:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+
+    def in_layout(self, partitions: int) -> dict[int, list[str]]:
+        """The names of each partition in a layout of so many."""
+        layout = self._in_layouts.get(partitions)
+        if layout is None:
+            layout = {number: [] for number in range(partitions)}
+            for name in self.names:
+                layout[partition_of(name, partitions)].append(name)
+            self._in_layouts[partitions] = layout
+        return layout
 
     # -- for the test's thread
 
@@ -300,7 +309,7 @@ class Fleet:
         try:
             for resync in self.sink.resyncs(TICK_S):
                 for name, one in self.publishers.items():
-                    if not self.mute and name not in self.silent and concerns(resync, name, one.partition):
+                    if not self.mute and name not in self.silent and concerns(resync, name, one.bucket):
                         self.answers += 1
                         one.resync(resync)
                         self._answering.add(name)

@@ -33,8 +33,9 @@ def follow(max_age: float) -> dict[str, Any]:
                 errors.append(repr(error))
                 continue
             reads += 1
-            if not designs or designs[-1] != view.design:
-                designs.append(view.design)
+            design = f"{view.design}@{len(view.partitions)}"
+            if not designs or designs[-1] != design:
+                designs.append(design)
             now = time.monotonic()
             if not view.stale and not view.incomplete:
                 fresh, fresh_at = fresh + 1, now
@@ -42,9 +43,9 @@ def follow(max_age: float) -> dict[str, Any]:
                 unfresh_s = max(unfresh_s, now - fresh_at)
             for name, node in view.nodes.items():
                 if node.version < seen.get(name, node.version):
-                    regressed.append(f"{name} went from {seen[name]} to {node.version} in {view.design}")
+                    regressed.append(f"{name} went from {seen[name]} to {node.version} in {design}")
                 seen[name] = node.version
-            regressed += [f"{name} vanished in {view.design}" for name in seen.keys() - set(view.nodes)]
+            regressed += [f"{name} vanished in {design}" for name in seen.keys() - set(view.nodes)]
     return {
         "reads": reads,
         "fresh": fresh,

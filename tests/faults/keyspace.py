@@ -147,7 +147,7 @@ class KeySpace:
         self._store.write([Write(Put.DELETE, key) for key in taken])
 
     def _prefix(self, design: str, partition: int) -> str:
-        return keys.prefix(self._config.cell, partition, DESIGNS[design].letter)
+        return keys.prefix(self._config.cell, self._config.partitions, partition, DESIGNS[design].letter)
 
     def _get(self, key: str) -> bytes | None:
         item = self._store.fetch([key]).get(key)

@@ -38,7 +38,12 @@ def owners(cell: CellUnderTest) -> set[str]:
     store = MemcachedStore(cell.config.store_servers[0], timeout_s=1.0)
     for design in cell.config.designs:
         for partition in range(cell.config.partitions):
-            head = run_one(store, read_head(keys.prefix(cell.config.cell, partition, DESIGNS[design].letter), None))
+            head = run_one(
+                store,
+                read_head(
+                    keys.prefix(cell.config.cell, cell.config.partitions, partition, DESIGNS[design].letter), None
+                ),
+            )
             assert head is not None, f"partition {partition} of {design} has no head"
             found.add(head[0].owner.partition("/")[0].rpartition(":")[2])
     store.close()

@@ -427,9 +427,7 @@ class SqlCell:
     def unacked(self) -> int:
         """Events that wait in the queue, or in the consumer's hands."""
         bodies = [
-            message.body
-            for source in self.broker.queues[0].consumers
-            for message in source._unacked.get(0, {}).values()
+            message.body for source in self.broker.queue(0).consumers for message in source._unacked.get(0, {}).values()
         ]
         return len([body for body in (*bodies, *self.broker.queued(0)) if not is_probe(body)])
 
@@ -527,7 +525,7 @@ def test_a_database_that_is_killed_in_the_midst_of_commits_loses_none_of_them(ce
 @pytest.mark.parametrize("what", ["torn", "deleted"])
 def test_a_row_that_somebody_spoilt_is_seen_by_new_readers_and_written_again(cell_on: SqlCell, what: str) -> None:
     """I5: a row that can't be read or is not there is a loss, and its owner has it in memory."""
-    place = keys.prefix("cell1", 0, keys.DATABASE)
+    place = keys.prefix("cell1", 1, 0, keys.DATABASE)
     spoilt = NODES.c.place == place, NODES.c.slot == 1
     with connected(cell_on.database.url) as connection:
         if what == "torn":

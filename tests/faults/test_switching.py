@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nodestate.designs.kept import kept_of
 from nodestate.model import NEVER, Version
 from nodestate.reader import Reader
 from nodestate.sql.migrate import upgrade
@@ -84,8 +85,9 @@ def events_sent(cell: CellUnderTest) -> int:
 
 
 def switched(name: str, watcher: Watcher) -> None:
-    """The reader of this process reads ``name``, too."""
-    wait_until(lambda: watcher.last_design == name, f"the reader does not follow to {name}")
+    """The reader of this process reads ``name`` (in 8 partitions, unless it says otherwise), too."""
+    kept = str(kept_of(name, 8))
+    wait_until(lambda: watcher.last_design == kept, f"the reader does not follow to {kept}")
 
 
 @pytest.mark.timeout(240)
@@ -118,7 +120,9 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
             rate = (events_sent(cell) - events_before) / (time.monotonic() - began)
         for one in saw:
             assert (one["errors"], one["regressed"]) == ([], [])
-            assert one["designs"] == ["sql", "snapshot", "journal", "snapshot", "journal", "sql"]
+            assert one["designs"] == [
+                f"{name}@8" for name in ("sql", "snapshot", "journal", "snapshot", "journal", "sql")
+            ]
             assert one["fresh"] > 0
         cell.record(
             f"{rate:,.0f} events a second; {sum(one['reads'] for one in saw)} reads of 4 processes; not fresh for at most "

@@ -72,7 +72,8 @@ class Watcher(threading.Thread):
 
     def _check(self, view: View) -> None:
         now = time.monotonic()
-        self.last_design = view.design
+        self.last_design = f"{view.design}@{len(view.partitions)}"
+        of_partition = self._fleet.in_layout(len(view.partitions))
         self.reads += 1
         if not view.stale and not view.incomplete:
             self.fresh += 1
@@ -84,7 +85,7 @@ class Watcher(threading.Thread):
             if math.isfinite(partition.confirmed_at):
                 self.oldest_of[number] = max(self.oldest_of.get(number, 0.0), now - partition.confirmed_at)
             vouched = partition.vouched and not partition.lost and f"partition {number}" not in view.incomplete
-            for name in self._fleet.of_partition[number]:
+            for name in of_partition[number]:
                 record = table.get(name) if table is not None else None
                 version = record.version if record is not None else NEVER
                 if table is not None and record is not None and name in view.nodes:

@@ -1,7 +1,10 @@
-"""An operator who switches designs in a cell under faults: readers that follow are held to I1, I3 and I5 all the while."""
+"""An operator who switches designs and numbers of partitions in a cell under faults: readers that follow are held to I1, I3
+and I5 all the while.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Literal
 
@@ -11,11 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from structlog.testing import capture_logs
 
 from nodestate.designs import DESIGNS
-from nodestate.designs.control import Control, cut_over, prepared, retired, rolled_back
+from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
+from nodestate.designs.kept import Kept
 from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import ControlLostError, DesignStepError, StoreError
 from nodestate.lockstep import Stores
 from nodestate.reader import Reader
+from nodestate.reading import NO_HEAD
 from nodestate.testing import Fault, Plan
 from nodestate.view import View
 from tests.machines.world import JudgedReader, World, all_well, at_call, small_limits
@@ -23,6 +28,7 @@ from tests.machines.world import JudgedReader, World, all_well, at_call, small_l
 NODES = [f"node-{number}" for number in range(5)]
 NAMES = ["journal", "snapshot", "snapshot_b", "sql"]
 FIRST = ["journal", "snapshot", "sql"]
+LAYOUTS = [2, 3]
 MAX_AGE_S = 5.0
 numbers = st.integers(min_value=0, max_value=10_000)
 calls = st.integers(min_value=0, max_value=12)
@@ -30,30 +36,35 @@ faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans()
 
 
 class FollowingReader(JudgedReader):
-    """A reader that names no design, judged by what it says that it read; and when it goes over from one design to another,
-    no node is older than in the view before (I1).
+    """A reader that names no design, judged by what it says that it read; and when it goes over from one design or layout to
+    another, no node is older than it was (I1), save in an epoch that is over.
     """
 
     def __init__(self, world: World) -> None:
         super().__init__(world, world.config.read_design)
         self._reader = Reader(world.config, stores=self._reader._stores, clock=world.clock)
-        self._last: View | None = None
 
     def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
         """Read and judge; the caller never meets an error."""
         for store in self.stores:
             store.plan = plan
+        before = self._reader._live
         view = self._reader.read(max_age=max_age, node_max_age=10 * max_age, on_stale=on_stale)
         self.design, self._letter = view.design, DESIGNS[view.design].letter
         for partition in view.partitions:
             self._judge(partition, view)
-        if self._last is not None and self._last.design != view.design:
-            for record in self._last.nodes.records():
+        if self._reader._live is not before:
+            shown = [state.table for state in before.states if state.table is not None and state.lost != NO_HEAD]
+            for record in (record for table in shown for record in table.records()):
                 now = view.nodes.record(record.name)
-                assert now is not None, f"I1: {record.name} vanished from {self._last.design} to {view.design}"
-                assert now.version >= record.version, f"I1: {record.name} is at {now.version} in {view.design}"
-        self._last = view
+                assert now is not None, f"I1: {record.name} vanished from {before.kept} to {kept_by(view)}"
+                assert now.version >= record.version, f"I1: {record.name} is at {now.version} in {kept_by(view)}"
         return view
+
+
+def kept_by(view: View) -> Kept:
+    """What a view is of."""
+    return Kept(view.design, len(view.partitions))
 
 
 class SwitchingMachine(RuleBasedStateMachine):
@@ -85,21 +96,35 @@ class SwitchingMachine(RuleBasedStateMachine):
 
     # -- the operator
 
-    @rule(step=st.sampled_from(["prepare", "cutover", "rollback", "retire"]), name=st.sampled_from(NAMES))
-    def take_a_step(self, step: str, name: str) -> None:
+    @rule(kept=st.builds(Kept, st.sampled_from(NAMES), st.sampled_from(LAYOUTS)), rounds=st.integers(0, 12))
+    def prepare(self, kept: Kept, rounds: int) -> None:
+        """And time in which it may become whole, or not."""
+        self._change(lambda known: prepared(known, kept, "machine"))
+        self.churn(rounds)
+
+    @rule(step=st.sampled_from(["cutover", "cutover", "rollback", "retire", "clear"]), which=numbers)
+    def take_a_step(self, step: str, which: int) -> None:
         """Without a look whether the one before is through: as with --force, or as two operators would."""
+        steps: dict[str, Callable[[Control], Control]] = {
+            "cutover": lambda known: cut_over(known, known.writes[which % len(known.writes)], "machine"),
+            "rollback": lambda known: rolled_back(known, "machine"),
+            "retire": lambda known: retired(known, known.writes[which % len(known.writes)], "machine"),
+            "clear": self._clear,
+        }
+        self._change(steps[step])
+
+    def _change(self, step: Callable[[Control], Control]) -> None:
         found = self.operator.read()
         known = newest(found)
-        if known is None:
-            return
-        steps = {
-            "prepare": lambda: prepared(known, name, "machine"),
-            "cutover": lambda: cut_over(known, name, "machine"),
-            "rollback": lambda: rolled_back(known, "machine"),
-            "retire": lambda: retired(known, name, "machine"),
-        }
-        with suppress(DesignStepError, ControlLostError, StoreError):
-            self.operator.change(found, steps[step]())
+        if known is not None:
+            with suppress(DesignStepError, ControlLostError, StoreError):
+                self.operator.change(found, step(known))
+
+    def _clear(self, known: Control) -> Control:
+        for kept in known.leaving:
+            if self.world.broker.delete(kept.partitions):
+                return cleared(known, kept.partitions, "machine")
+        return known
 
     # -- everyday life and faults
 
@@ -152,12 +177,14 @@ class SwitchingMachine(RuleBasedStateMachine):
         """In the end the reader reads what the record says, whole, and as the agents say."""
         try:
             if hasattr(self, "follower"):
-                self.world.converge()
-                known = newest(self.operator.read())
-                assert known is not None, "nobody knows the record any more"
+                self.world.be_well()
                 for _ in range(3):
                     self.world.run_well(self.world.config.settle_s)
-                assert self.follower.read(MAX_AGE_S).design == known.reads
+                known = newest(self.operator.read())
+                assert known is not None, "nobody knows the record any more"
+                for kept in known.leaving:
+                    assert self.world.broker.delete(kept.partitions), f"{kept} was retired and is read still"
+                assert kept_by(self.follower.read(MAX_AGE_S)) == known.reads
                 self.world.converge()
         finally:
             self._held.close()

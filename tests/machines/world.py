@@ -21,7 +21,8 @@ from nodestate.agent.backoff import Backoff
 from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.consumers.partition import is_probe
+from nodestate.consumers.member import Member as ConsumersMember
+from nodestate.consumers.partition import HeldPartition, is_probe
 from nodestate.designs import DESIGNS
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
 from nodestate.head import HEAD, Head, term_of
@@ -102,8 +103,8 @@ def small_limits() -> Iterator[None]:
 
 # -- the ledger -----------------------------------------------------------------------------------
 
-Epoch = tuple[int, str, int]
-"""A partition, a design's letter, an epoch."""
+Epoch = tuple[str, str, int]
+"""A partition as it stands in keys (of how many, which), a design's letter, an epoch."""
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Publication:
     """One event in a queue, and what its agent knows of it."""
 
     at: float
-    partition: int
+    bucket: int
     node: str
     version: Version
     body: bytes
@@ -127,7 +128,7 @@ class Ledger:
         self.histories: dict[str, dict[Version, Any]] = {}
         self.publications: list[Publication] = []
         self.contents: dict[str, bytes] = {}
-        self.items: dict[tuple[int, int, Stamp], dict[str, NodeRecord]] = {}
+        self.items: dict[tuple[str, int, Stamp], dict[str, NodeRecord]] = {}
         """By partition, epoch and stamp."""
         self.heads: dict[Epoch, Head] = {}
         self.commits: dict[Epoch, dict[int, dict[str, NodeRecord]]] = {}
@@ -138,8 +139,7 @@ class Ledger:
         """Take in a write that was stored."""
         if write.key == keys.control(CELL):
             return
-        _, _, number, letter, tail = write.key.split(":", 4)
-        partition = int(number)
+        _, _, partition, letter, tail = write.key.split(":", 4)
         if tail.startswith("node:"):
             stored = snapshot_format.NODE.unpack(write.value)
             self.items.setdefault((partition, stored.epoch, stored.stamp), {})[stored.record.name] = stored.record
@@ -149,9 +149,9 @@ class Ledger:
         elif tail.startswith("head:"):
             self._head(partition, letter, HEAD.unpack(write.value), write.rows)
 
-    def _head(self, partition: int, letter: str, head: Head, rows: Sequence[NodeRow]) -> None:
+    def _head(self, partition: str, letter: str, head: Head, rows: Sequence[NodeRow]) -> None:
         epoch = (partition, letter, head.epoch)
-        prefix = keys.prefix(CELL, partition, letter)
+        prefix = f"ns:{CELL}:{partition}:{letter}"
         before = self.heads.get(epoch)
         self.heads[epoch] = head
         if before is None:
@@ -175,7 +175,7 @@ class Ledger:
         self.commits[epoch][head.next] = nodes
 
     def _first(
-        self, partition: int, prefix: str, letter: str, head: Head, rows: Sequence[NodeRow]
+        self, partition: str, prefix: str, letter: str, head: Head, rows: Sequence[NodeRow]
     ) -> dict[str, NodeRecord]:
         if letter[0] == keys.DATABASE:
             assert [row.slot for row in rows] == list(range(len(rows))), "an epoch begins with all rows"
@@ -205,8 +205,8 @@ class Ledger:
 
     # -- what agents said
 
-    def published(self, partition: int, body: bytes) -> Publication:
-        """Take in an event that went into a queue. Versions name one state each; patches are applied naively."""
+    def published(self, bucket: int, body: bytes) -> Publication:
+        """Take in an event that went into a queue of each layout. Versions name one state each; patches are applied naively."""
         event = parse_event(body)
         history = self.histories.setdefault(event.node, {})
         if isinstance(event, Report):
@@ -220,15 +220,15 @@ class Ledger:
             state = GONE if isinstance(event, Leave) else history.get(event.version)
         if not isinstance(event, Heartbeat):
             assert history.setdefault(event.version, state) == state, f"{event.version} names two states"
-        publication = Publication(self.clock.monotonic(), partition, event.node, event.version, body)
+        publication = Publication(self.clock.monotonic(), bucket, event.node, event.version, body)
         self.publications.append(publication)
         return publication
 
-    def newest(self, partition: int, by: float) -> dict[str, Version]:
-        """The newest version of each node of a partition whose message, confirmed, was in the queue before a time."""
+    def newest(self, partitions: int, partition: int, by: float) -> dict[str, Version]:
+        """The newest version of each node of a partition whose message, confirmed, was in a queue before a time."""
         newest: dict[str, Version] = {}
         for one in self.publications:
-            if one.partition == partition and one.at < by and one.confirmed and not one.lost:
+            if one.bucket % partitions == partition and one.at < by and one.confirmed and not one.lost:
                 newest[one.node] = max(newest.get(one.node, one.version), one.version)
         return newest
 
@@ -282,7 +282,7 @@ class WitnessingSink:
         self._ledger = ledger
         self._inner = broker.sink()
 
-    def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         """See ``ports.Sink``."""
         known: list[Publication] = []
 
@@ -291,8 +291,8 @@ class WitnessingSink:
                 publication.confirmed, publication.lost = ok, publication.lost or not ok
             on_done(ok)
 
-        self._inner.publish(partition, body, done)
-        known.append(self._ledger.published(partition, body))
+        self._inner.publish(bucket, body, done)
+        known.append(self._ledger.published(bucket, body))
 
     def flush(self, timeout_s: float) -> None:
         """See ``ports.Sink``."""
@@ -415,26 +415,55 @@ class Member:
         self.name = name
         self.partitions = tuple(partitions)
         self.standby = tuple(standby)
+        self.sources: dict[int, MortalSource] = {}
+        """By layout."""
         self._world = world
-        self.source = MortalSource(world.broker.source(partitions, standby))
         self.stores, stores = world.connected(lambda server: MortalStore(server, world.clock))
-        self.consumer = Consumer(
-            world.config,
-            self.source,
-            stores,
-            world.broker,
-            world.clock,
-            random.Random(world.rng.getrandbits(32)),
-            name,
-            follows_control=world.follows_control,
-        )
+        config, rng = world.config, random.Random(world.rng.getrandbits(32))
+        self.runs: Consumer | ConsumersMember
+        if world.follows_control:
+            self.runs = ConsumersMember(config, self, stores, world.broker, world.clock, rng, name)
+        else:
+            self.runs = Consumer(config, self.open(config.partitions), stores, world.broker, world.clock, rng, name)
+
+    @property
+    def consumer(self) -> Consumer:
+        """Of the first layout that it has."""
+        return self.runs if isinstance(self.runs, Consumer) else next(iter(self.runs.consumers.values()))
+
+    @property
+    def source(self) -> MortalSource:
+        """Of the first layout that it has."""
+        return next(iter(self.sources.values()))
+
+    @property
+    def held(self) -> list[HeldPartition]:
+        """Of all layouts."""
+        consumers = [self.runs] if isinstance(self.runs, Consumer) else self.runs.consumers.values()
+        return [held for consumer in consumers for held in consumer.held.values()]
+
+    # -- ports.Layouts
+
+    def open(self, partitions: int) -> MortalSource:
+        """See ``ports.Layouts``: what the member was given, or in another layout every second partition."""
+        first, standby = self.partitions, self.standby
+        if partitions != self._world.config.partitions:
+            ours = self.partitions[0] % 2
+            first, standby = tuple(range(ours, partitions, 2)), tuple(range(1 - ours, partitions, 2))
+        self.sources[partitions] = MortalSource(self._world.broker.source(first, standby, partitions))
+        return self.sources[partitions]
+
+    def delete(self, partitions: int) -> bool:
+        """See ``ports.Layouts``."""
+        del self.sources[partitions]
+        return self._world.broker.delete(partitions)
 
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
         """One step whose calls of the stores go by ``plan``; with ``dies`` the first fault is the process's end."""
         for store in self.stores:
             store.plan, store.dies = plan, dies
         try:
-            self.consumer.step()
+            self.runs.step()
         except Crash:
             self.die()
         for store in self.stores:
@@ -442,7 +471,8 @@ class Member:
 
     def die(self) -> None:
         """SIGKILL; a new process takes the place."""
-        self.source.inner.crash()
+        for source in self.sources.values():
+            source.inner.crash()
         self._world.members.remove(self)
         self._world.wires += [store for store in self.stores if store.late]
         self._world.start_member(self.partitions, self.standby)
@@ -466,8 +496,8 @@ class JudgedReader:
         self._world = world
         self.stores, stores = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
         self._reader = Reader(world.config, design=design, stores=stores, clock=world.clock)
-        self._offsets: dict[tuple[int, int], int] = {}
-        self._versions: dict[tuple[int, int, str], Version] = {}
+        self._offsets: dict[tuple[str, int], int] = {}
+        self._versions: dict[tuple[str, int, str], Version] = {}
 
     def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
         """Read, with ten times the bound for single nodes, and judge what came."""
@@ -486,9 +516,10 @@ class JudgedReader:
         if table is None:
             assert not vouched, "a partition of which nothing is known passes for complete"
             return
-        here = f"{self.design} partition {number} at {table.epoch:x}:{table.offset}"
+        place = f"{len(view.partitions)}.{number}"
+        here = f"{self.design} partition {place} at {table.epoch:x}:{table.offset}"
         records = {record.name: record for record in table.records()}
-        committed = ledger.commits[number, self._letter, table.epoch].get(table.offset)
+        committed = ledger.commits[place, self._letter, table.epoch].get(table.offset)
         assert committed is not None, f"{here} was never committed"
         if self.design in ("journal", "journal_b"):
             assert records == committed, f"I2: {here} is not the fold of its prefix"
@@ -498,16 +529,16 @@ class JudgedReader:
             if record.version != (0, 0):
                 said = ledger.histories[name][record.version]
                 assert (GONE if record.gone else record.state()) == said, f"{name} {record.version} is not what it said"
-        self._judge_progress(state, records, here)
+        self._judge_progress(place, state, records, here)
         if vouched:
-            self._judge_claim(state, records, here)
+            self._judge_claim(len(view.partitions), state, records, here)
         if state.heard_at is not None:
             for name, heard_at in zip(records, state.heard_at.tolist(), strict=False):
                 assert heard_at <= ledger.last_sign(name), f"I5: {name} of {here} was not heard of at {heard_at}"
 
-    def _judge_progress(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
+    def _judge_progress(self, partition: str, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
         assert state.table is not None
-        place = (state.partition, state.table.epoch)
+        place = (partition, state.table.epoch)
         assert state.table.offset >= self._offsets.get(place, 0), f"I1: {here} went back"
         self._offsets[place] = state.table.offset
         for name, record in records.items():
@@ -515,10 +546,10 @@ class JudgedReader:
             assert record.version >= before, f"I1: {name} of {here} went back from {before} to {record.version}"
             self._versions[(*place, name)] = record.version
 
-    def _judge_claim(self, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
+    def _judge_claim(self, partitions: int, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
         ledger = self._world.ledger
         assert state.table is not None
-        for name, version in ledger.newest(state.partition, state.confirmed_at).items():
+        for name, version in ledger.newest(partitions, state.partition, state.confirmed_at).items():
             record = records.get(name)
             if name in state.table.incomplete or (record is not None and record.version >= version):
                 continue
@@ -628,7 +659,7 @@ class World:
         with suppress(BrokerUnavailableError):
             for resync in self._sink.resyncs(0):
                 for agent in self.agents.values():
-                    if concerns(resync, agent.publisher.node, agent.publisher.partition):
+                    if concerns(resync, agent.publisher.node, agent.publisher.bucket):
                         agent.publisher.resync(resync)
         now = self.clock.monotonic()
         for agent in self.agents.values():
@@ -698,7 +729,8 @@ class World:
 
         def plan(_operation: str, _count: int) -> Fault | None:
             if next(calls) == call:
-                member.source.inner.disconnect()
+                for source in member.sources.values():
+                    source.inner.disconnect()
                 meanwhile()
             return None
 
@@ -735,8 +767,8 @@ class World:
 
     # -- at rest
 
-    def converge(self) -> float:
-        """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
+    def be_well(self) -> None:
+        """End all faults."""
         for server in (*self.servers, *self.servers_b):
             server.start()
             server.lift_limit()
@@ -747,6 +779,10 @@ class World:
         for store in self.connections():
             while store.late:
                 store.arrive()
+
+    def converge(self) -> float:
+        """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
+        self.be_well()
         began_at = self.clock.monotonic()
         trouble = "not looked yet"
         while self.clock.monotonic() - began_at < CONVERGE_S:
@@ -778,10 +814,11 @@ class World:
         for design, other in pairwise(views):
             if views[design] != views[other]:
                 return f"{design} {views[design]} differs from {other} {views[other]}"
-        for number in range(self.broker.partitions):
-            waiting = [body for body in self.broker.queued(number) if not is_probe(body)]
-            if waiting:
-                return f"in queue {number}: {waiting}"
+        for layout, queues in self.broker.layouts.items():
+            for number in range(len(queues)):
+                waiting = [body for body in self.broker.queued(number, layout) if not is_probe(body)]
+                if waiting:
+                    return f"in queue {number} of {layout}: {waiting}"
         dead = {letter.body for letter in self.broker.dead_letters}
         assert dead <= self.poison, "I6: an agent's event was dead-lettered"
         return "" if dead == self.poison else f"poison that nobody looked at: {self.poison - dead}"

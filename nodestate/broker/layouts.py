@@ -1,0 +1,50 @@
+"""The layouts of a cell at the broker: a member's share of each, and the end of one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nodestate.broker.link import open_link, unavailable
+from nodestate.broker.source import KombuSource
+from nodestate.broker.topology import Topology
+from nodestate.config import Config
+from nodestate.ports import Clock
+
+
+class KombuLayouts:
+    """``ports.Layouts`` over kombu, for member ``number`` (from 1) of so many ``members``: it takes every ``members``-th
+    partition at once, and stands by for the others.
+    """
+
+    def __init__(self, config: Config, number: int, members: int, clock: Clock) -> None:
+        self._config = config
+        self._number = number
+        self._members = members
+        self._clock = clock
+
+    def open(self, partitions: int) -> KombuSource:
+        """A connection for this member's share of a layout; made with its first call."""
+        first = range(self._number - 1, partitions, self._members)
+        standby = [partition for partition in range(partitions) if partition not in first]
+        return KombuSource(self._of(partitions), first, standby, self._clock)
+
+    def delete(self, partitions: int) -> bool:
+        """Delete the queues of a layout, with what waits in them. False, and nothing is deleted, where somebody consumes from
+        one (as far as the transport can tell). Raises ``BrokerUnavailableError``.
+        """
+        config = self._of(partitions)
+        topology = Topology.of(config)
+        link = open_link(config, "layouts")
+        try:
+            depths = [link.depth(name) for _, name in topology.queues()]
+            if any(depth.consumers for depth in depths if depth is not None):
+                return False
+            link.delete(topology)
+        except link.errors as error:
+            raise unavailable(config, error) from error
+        finally:
+            link.close()
+        return True
+
+    def _of(self, partitions: int) -> Config:
+        return msgspec.structs.replace(self._config, partitions=partitions)

@@ -1,0 +1,61 @@
+"""A cell that runs as its control record says, for tests that play its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nodestate.config import Config
+from nodestate.designs.control import Control
+from nodestate.designs.kept import Kept, kept_of
+from nodestate.designs.places import ControlPlaces, newest
+from nodestate.lockstep import Stores
+from nodestate.reader import Reader
+from nodestate.testing import MemoryStore
+from tests.machines.world import World
+
+NODES = [f"node-{n}" for n in range(6)]
+PARTITIONS = 2
+
+
+def K(name: str) -> Kept:  # noqa: N802  stands in every line
+    """What an operator names; of the layout that these cells begin with where the name says none."""
+    return kept_of(name, PARTITIONS)
+
+
+class Switched(World):
+    """A cell that runs as its control record says, its operator, and a reader that follows."""
+
+    def __init__(self, designs: Sequence[str] = ("journal",), **settings: Any) -> None:
+        super().__init__(designs=tuple(designs), follows_control=True, **settings)
+        self.config = Config(partitions=PARTITIONS, designs=tuple(designs), read_design=designs[0])
+        self.start_member([0], [1])
+        self.start_member([1], [0])
+        for name in NODES:
+            self.start_agent(name, {"usage": {"VCPU": 1}})
+        self.run_well(60)
+        self.operator = ControlPlaces(self.config.cell, self.fresh_stores())
+        self.reader = Reader(self.config, stores=self.fresh_stores(), clock=self.clock)
+
+    def fresh_stores(self) -> Stores:
+        database = MemoryStore(self.database) if self.database is not None else None
+        stores_b = [MemoryStore(server) for server in self.servers_b]
+        return Stores([MemoryStore(server) for server in self.servers], database, stores_b)
+
+    @property
+    def record(self) -> Control:
+        """As an operator sees it."""
+        found = newest(self.operator.read())
+        assert found is not None
+        return found
+
+    def take(self, control: Control) -> None:
+        """A step of the operator's, and a moment for consumers to go along."""
+        assert self.operator.change(self.operator.read(), control)
+        self.run_well(3)
+
+    def whole(self, design: str) -> bool:
+        """Whether all partitions of a design are there for a reader that never looked before."""
+        reader = Reader(self.config, design=design, stores=self.fresh_stores(), clock=self.clock)
+        view = reader.read(max_age=3.0, on_stale="flag")
+        return sorted(view.nodes) == NODES and not view.incomplete and not view.stale
