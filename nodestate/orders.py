@@ -37,9 +37,9 @@ Refusal = Literal[
     "no-room", "group", "expired", "status", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
 ]
 """``no-room``: it does not fit; ``group``: the node has as many of its group as its policy allows; ``expired``: the
-deadline is over; ``status``: the node takes nothing new; ``not-here``: the instance has nothing on the node that could be changed in place; ``unknown-node``: the agent has no such node; ``no-agent``: no
-agent listens for the node (the broker says so, not an agent); ``bad-order``: it was not understood; ``failed``: the
-hypervisor could not.
+deadline is over; ``status``: the node takes nothing new; ``not-here``: the instance has nothing on the node that could be
+changed in place; ``unknown-node``: the agent has no such node; ``no-agent``: no agent listens for the node (the broker
+says so, not an agent); ``bad-order``: it was not understood; ``failed``: the hypervisor could not.
 """
 
 

@@ -187,6 +187,16 @@ def test_an_end_of_what_is_not_here_is_done_without_an_event(site: Site) -> None
     assert site.agent.stats.ended == 0
 
 
+def test_an_end_that_names_an_order_ends_nothing_that_another_built(site: Site) -> None:
+    """It may come late: the instance may have been built anew, or have been there before."""
+    site.give(site.build("vm-1", hints={"order": "second"}), site.build("vm-2"))
+    for instance in ("vm-1", "vm-2"):
+        assert site.refused(structs.replace(site.end(instance), of="first")) == ""
+    assert site.state()["allocations"].keys() == {"vm-1", "vm-2"}
+    assert site.refused(structs.replace(site.end("vm-1"), of="second")) == ""
+    assert site.state()["allocations"].keys() == {"vm-2"}
+
+
 # -- a resize -------------------------------------------------------------------------------------
 
 
@@ -215,6 +225,20 @@ def test_a_node_that_is_too_full_already_may_still_be_relieved() -> None:
     site = Site(GivenFleet({"n1": full}))
     assert site.refused(site.build("vm", resources={"VCPU": 3})) == ""
     assert site.refused(site.build("vm", resources={"VCPU": 4})) == "no-room"
+
+
+def test_a_change_in_place_builds_nothing_where_nothing_is() -> None:
+    """And where something is, it may change also on a node that takes nothing new."""
+    fleet = GivenFleet({"n1": NODE})
+    site = Site(fleet)
+    assert site.refused(site.build("vm-1", in_place=True)) == "not-here"
+    site.give(site.build("vm-1"))
+    fleet.set_status("n1", "draining")
+    site.clock.advance(1.0)
+    site.agent.step()
+    assert site.refused(site.build("vm-1", resources={"VCPU": 2}, in_place=True)) == ""
+    assert site.refused(site.build("vm-1", resources={"VCPU": 9}, in_place=True)) == "no-room"
+    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}}}
 
 
 # -- what is refused ------------------------------------------------------------------------------

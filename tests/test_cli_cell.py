@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -280,15 +281,15 @@ def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
     courier = KombuCourier(Config(broker=rabbit.url, cell=cell))
 
     def give(order: Order, wanted: str = "") -> Answer:
-        """Repeat an order until it is answered so: a new agent's nodes are not all listened for at once."""
-        deadline = time.monotonic() + DEADLINE_S
+        """Repeat an order until it is answered so: agents come to be known, and known as gone, a little later."""
+        deadline, mine = time.monotonic() + DEADLINE_S, set()
         while True:
-            courier.send([structs.replace(order, reply_to=courier.reply_to)], DEADLINE_S)
-            [answer] = courier.answers(DEADLINE_S)
-            if answer.refused == wanted:
-                return answer
-            assert answer.refused == "no-agent"
             assert time.monotonic() < deadline
+            mine.add(name := uuid.uuid4().hex)
+            courier.send([structs.replace(order, id=name, reply_to=courier.reply_to)], DEADLINE_S)
+            for answer in courier.answers(1.0):
+                if answer.id in mine and answer.refused == wanted:
+                    return answer
             time.sleep(0.1)
 
     def build(instance: str, vcpu: int) -> Build:
