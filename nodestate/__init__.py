@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 from nodestate.config import Config, load
 from nodestate.errors import (
     BadEventError,
+    BadRequestError,
     BehindError,
     BrokerUnavailableError,
     ConfigError,
     ItemTooLargeError,
     NodestateError,
+    NotThereError,
     StaleViewError,
     StoreError,
     StoreFullError,
@@ -50,6 +52,8 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "UnconfirmedError",
     "StaleViewError",
     "BehindError",
+    "BadRequestError",
+    "NotThereError",
 ]
 
 

@@ -27,7 +27,7 @@ from tests.services.servers import RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 
-PLACES = ("select", "boot", "refuse", "reserve", "members", "confirm", "move", "evacuate", "resize", "dead")
+PLACES = ("select", "boot", "refuse", "reserve", "members", "confirm", "move", "evacuate", "resize", "dead", "silent")
 STATE: Mapping[str, Any] = {
     "inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}},
     "traits": ["HW_CPU_X86_AVX2"],
@@ -177,6 +177,14 @@ class TestBoot:
         assert {refused["node"] for refused in one["refused"]} == {"refuse-2", "refuse-3"}
         assert {refused["reason"] for refused in one["refused"]} == {"status"}
         assert one["booted"] is False
+
+    def test_what_has_no_outcome_in_time_is_said_to_be_under_way(self, site: Cell) -> None:
+        site.fleet.kill("silent-1")
+        request = wanted("silent", instances=["u-1"], force_nodes=["silent-1"])
+        answer = site.ask("boot", "-", "--timeout", "0.2", stdin=request, code=1)
+        assert answer == {"instances": [], "under_way": ["u-1"]}
+        told = site.run("boot", "-", "--timeout", "0.2", stdin={**request, "instances": ["u-2"]}, code=1).stdout
+        assert told.startswith("no outcome yet of 1, as u-2: agents may have built them or not")
 
 
 class TestReservations:

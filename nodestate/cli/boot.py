@@ -97,6 +97,6 @@ def _tell(run: Run, outcomes: Sequence[Outcome], under_way: list[str], explanati
             show_explanation(run, explanation)
         show_outcomes(run, outcomes)
         if under_way:
-            some = f"{len(under_way):,} instances have no outcome yet, as {under_way[0]}"
+            some = f"no outcome yet of {len(under_way):,}, as {under_way[0]}"
             run.out.print(f"{some}: agents may have built them or not; views will tell", markup=False, soft_wrap=True)
     return 0 if not under_way and all(isinstance(outcome, Booted) for outcome in outcomes) else 1
