@@ -13,7 +13,9 @@ SHOWN_COUNT: Final = 4
 class NodestateError(Exception):
     """Base of all errors below: catch this to catch nodestate's own. They can be pickled, with their numbers."""
 
-    def __reduce__(self) -> tuple[Callable[..., NodestateError], tuple[type[NodestateError], tuple[object, ...]], object]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., NodestateError], tuple[type[NodestateError], tuple[object, ...]], object]:
         return _unpickled, (type(self), self.args), self.__dict__
 
 
