@@ -21,12 +21,15 @@ CLAIM_S = 30.0
 
 
 class Connection(FaultyStore):
-    """Counts its calls; fails by those of ``faults``, in turn; its clock may be off by what clients may differ in."""
+    """Counts its calls; fails by those of ``faults``, in turn; its clock may be off by what clients may differ in.
+    ``before_write``: what others do just then.
+    """
 
     def __init__(self, server: MemoryServer, ahead_s: float = 0.0) -> None:
         super().__init__(MemoryStore(server), lambda _operation, _count: self.faults.pop(0) if self.faults else None)
         self.faults: list[Fault | None] = []
         self.calls: list[tuple[str, int]] = []
+        self.before_write: Callable[[], object] = lambda: None
         self._ahead_s = ahead_s
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
@@ -35,6 +38,7 @@ class Connection(FaultyStore):
 
     def write(self, writes: Sequence[Write]) -> list[Written]:
         self.calls.append(("write", len(writes)))
+        self.before_write()
         return super().write(writes)
 
     def server_time(self) -> float:
@@ -64,7 +68,14 @@ class Party:
         number = f"{self.name}-{next(self._numbers)}"
         until = self.ledger.now(node) + seconds
         return Claim(
-            **{"id": number, "instance": number, "holder": self.name, "until": until, "resources": {"VCPU": vcpu}, **more}
+            **{
+                "id": number,
+                "instance": number,
+                "holder": self.name,
+                "until": until,
+                "resources": {"VCPU": vcpu},
+                **more,
+            }
         )
 
     def take(self, node: str, vcpu: int = 1, *, sure: bool = False, **more: Any) -> Claim | Status | NodestateError:

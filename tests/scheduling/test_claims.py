@@ -24,7 +24,9 @@ from nodestate.scheduling.fleet import Outstanding
 
 ids = st.sampled_from(["1", "2", "3", "4"])
 claims = st.builds(
-    lambda number, until, vcpu, group, resize: Claim(number, f"vm{number}", "me", until, {"VCPU": vcpu}, group, resize=resize),
+    lambda number, until, vcpu, group, resize: Claim(
+        number, f"vm{number}", "me", until, {"VCPU": vcpu}, group, resize=resize
+    ),
     ids,
     st.floats(90, 110),
     st.integers(1, 4),
@@ -70,7 +72,9 @@ def test_what_a_resize_takes_is_beyond_what_the_instance_has() -> None:
 
 
 @given(records, st.sets(ids), st.integers(0, 9))
-def test_settling_changes_nothing_for_who_has_seen_as_much(record: ClaimRecord, shown: set[str], generation: int) -> None:
+def test_settling_changes_nothing_for_who_has_seen_as_much(
+    record: ClaimRecord, shown: set[str], generation: int
+) -> None:
     """What is dropped counted for nothing; who has seen less must not claim on the node until he has seen it."""
     before = outstanding(record.claims, 100.0, shown)
     after = settled(record, 100.0, shown, Version(1, generation))
