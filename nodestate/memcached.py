@@ -72,7 +72,8 @@ class MemcachedStore:
     """One memcached server behind ``ports.Store``; see there for the contract.
 
     ``timeout_s`` bounds a connect and each wait for the server to send or take more. The connection is made
-    at the first call, and again at the first call after an error. The item limit is asked at each connect.
+    at the first call, and again at the first call after an error. The item limit is asked at each connect, and which life
+    of the server it is: an id of another life never fits, as memcached counts them from 1 again.
     """
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
@@ -86,6 +87,7 @@ class MemcachedStore:
         self._item_max_bytes = 0
         self._cas_enabled = False
         self._server_ahead_s: float | None = None
+        self._life = 0
 
     @property
     def name(self) -> str:
@@ -105,7 +107,7 @@ class MemcachedStore:
         _check_keys(keys)
         request = ("mg " + " v c t\r\nmg ".join(keys) + " v c t\r\n").encode()
         with self._whole_replies() as client:
-            return _items(keys, _exchange(client.sock, iter((request,)), self._timeout_s))
+            return _items(keys, _exchange(client.sock, iter((request,)), self._timeout_s), self._life)
 
     def write(self, writes: Sequence[Write]) -> list[Written]:
         """Carry out the writes in order; one outcome each."""
@@ -117,8 +119,8 @@ class MemcachedStore:
             if any(write.ttl_s for write in writes):
                 self._ahead_s(client)
             tag = secrets.randbits(31) + 1
-            lines = _lines(writes, _exchange(client.sock, _blocks(writes, tag, self._server_time), self._timeout_s))
-            return _outcomes(writes, lines, tag)
+            blocks = _blocks(writes, tag, self._server_time, self._life)
+            return _outcomes(writes, _lines(writes, _exchange(client.sock, blocks, self._timeout_s)), tag, self._life)
 
     def server_time(self) -> float:
         """Seconds by the server's clock, at most a second behind it; it is asked once in a connection."""
@@ -167,8 +169,9 @@ class MemcachedStore:
             if self._client is not None and _poller(self._client.sock, select.POLLIN).poll(0):
                 self.close()  # the server closed it while it was idle: nothing was under way
             if self._client is None:
-                self._client, settings = _connect(self._host, self._port, self._timeout_s)
+                self._client, settings, stats = _connect(self._host, self._port, self._timeout_s)
                 self._server_ahead_s = None
+                self._life = _life_of(stats)
                 self._item_max_bytes = int(settings["item_size_max"])
                 self._cas_enabled = settings["cas_enabled"] == "yes"
             self._check_cas()
@@ -214,8 +217,8 @@ def open_stores(config: Config, url: str = "") -> Sequence[ClaimStore]:
     return [MemcachedStore(server, timeout_s=config.store_timeout_s) for server in servers]
 
 
-def _connect(host: str, port: int, timeout_s: float) -> tuple[Client, dict[str, str]]:
-    """A connected client, and the settings of its server."""
+def _connect(host: str, port: int, timeout_s: float) -> tuple[Client, dict[str, str], dict[str, str]]:
+    """A connected client, and what its server says of its settings and of itself."""
     failure: Exception | None = None
     # All addresses in turn: pymemcache tries the first only, and 'localhost' has two.
     for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
@@ -228,7 +231,7 @@ def _connect(host: str, port: int, timeout_s: float) -> tuple[Client, dict[str, 
             default_noreply=False,
         )
         try:
-            return client, _ask(client, "settings")
+            return client, _ask(client, "settings"), _ask(client)
         except (OSError, MemcacheError) as error:
             client.close()
             failure = error
@@ -244,7 +247,14 @@ def _ask(client: Client, *topic: str) -> dict[str, str]:
     return {name.decode(): value.decode() if isinstance(value, bytes) else str(value) for name, value in answer.items()}
 
 
+def _life_of(stats: dict[str, str]) -> int:
+    """What ids of a server's life begin with: its process and when that began, above the 64 bits of memcached's own."""
+    return (int(stats["time"]) - int(stats["uptime"]) << 32 | int(stats["pid"])) << _CAS_BITS
+
+
 # -- the protocol ---------------------------------------------------------------------------------
+
+_CAS_BITS: Final = 64
 
 
 def _check_keys(keys: Sequence[str]) -> None:
@@ -289,7 +299,7 @@ _VALUE: Final = re.compile(rb"VA (\d+) c(\d+) t(-?\d+)\r\n")
 _MISS: Final = b"EN\r\n"
 
 
-def _items(keys: Sequence[str], pieces: Iterator[bytes]) -> dict[str, Item]:
+def _items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[str, Item]:
     """Parse one reply per key: a head of bytes, CAS id and time to live before the value, or a miss."""
     items: dict[str, Item] = {}
     reply, at = b"", 0
@@ -311,15 +321,17 @@ def _items(keys: Sequence[str], pieces: Iterator[bytes]) -> dict[str, Item]:
                 parts.append(next(pieces))
                 missing -= len(parts[-1])
             reply, start, end = b"".join(parts), 0, end - start
-        items[key] = Item(reply[start:end], int(cas), None if ttl == b"-1" else int(ttl))
+        items[key] = Item(reply[start:end], life | int(cas), None if ttl == b"-1" else int(ttl))
         at = end + 2
     if at != len(reply):
         raise ValueError("more replies than requests")
     return items
 
 
-def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int]) -> Iterator[bytes]:
-    """The requests of some writes, in blocks of about ``BLOCK_BYTES``."""
+def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int], life: int) -> Iterator[bytes]:
+    """The requests of some writes, in blocks of about ``BLOCK_BYTES``. In place of ids of another life goes 0, which fits
+    nothing.
+    """
     parts: list[bytes] = []
     size = 0
     for put, key, value, cas, ttl_s, rows in writes:
@@ -327,7 +339,8 @@ def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int]) -
         if put is Put.DELETE:
             parts.append(f"md {key}\r\n".encode())
         else:
-            verb, unique = ("cas", f" {cas}") if put is Put.CAS else ("add", "")
+            own = cas ^ life if cas ^ life < 1 << _CAS_BITS else 0
+            verb, unique = ("cas", f" {own}") if put is Put.CAS else ("add", "")
             until = server_time() + min(ttl_s, MAX_TTL_S) if ttl_s else 0
             parts.append(f"{verb} {key} {tag} {until} {len(value)}{unique}\r\n".encode())
             parts.append(value)
@@ -365,7 +378,7 @@ _STATUS_OF_DELETE: Final = {b"HD": Status.STORED, b"NF": Status.MISSING}
 _WRITTEN: Final = {status: Written(status) for status in Status}
 
 
-def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int) -> list[Written]:
+def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int, life: int = 0) -> list[Written]:
     outcomes: list[Written] = []
     replies = iter(lines)
     ours = b" f%d" % tag
@@ -379,7 +392,7 @@ def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int) -> list
             continue
         seen = next(replies)  # HD c<cas> f<tag>
         if status is Status.STORED and seen.endswith(ours):
-            outcomes.append(Written(status, int(seen[4 : -len(ours)])))
+            outcomes.append(Written(status, life | int(seen[4 : -len(ours)])))
         else:  # stored, but lost or replaced since: without an id, a later CAS finds that out
             outcomes.append(_WRITTEN[status])
     return outcomes

@@ -92,7 +92,7 @@ class _Entry:
 class MemoryServer:
     """The contents that several ``MemoryStore`` share: what memcached does, in this process.
 
-    CAS ids count up over all keys, from 1, and from 1 again after a restart. An item written with a time
+    CAS ids count up over all keys, from 1 in each life; those of before a ``restart`` fit nothing. An item written with a time
     to live of n lives for n - 1 to n seconds, as memcached's clock ticks in whole seconds. With
     ``max_bytes`` the items unused for longest are evicted, or with ``no_evict`` writes find it full.
     """
@@ -115,6 +115,7 @@ class MemoryServer:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused for longest first
         self._used_bytes = 0
         self._last_cas = 0
+        self._life = 0
         self._lock = threading.Lock()
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
@@ -156,10 +157,11 @@ class MemoryServer:
         self.running = True
 
     def restart(self) -> None:
-        """Lose everything, and count CAS ids from 1 again."""
+        """Lose everything, and begin another life."""
         with self._lock:
             self._clear()
-            self._last_cas = 0
+            self._life += 1
+            self._last_cas = self._life << 64
             self.running = True
 
     def flush(self) -> None:

@@ -65,17 +65,18 @@ def test_another_writers_id_is_not_taken_for_ours(seen: bytes) -> None:
 # -- a server that answers as it likes ------------------------------------------------------------
 
 SETTINGS = b"STAT item_size_max 1048576\r\nSTAT cas_enabled yes\r\nEND\r\n"
+STATS = b"STAT pid 1\r\nSTAT uptime 5\r\nSTAT time 1763787605\r\nEND\r\n"
 
 
 @contextlib.contextmanager
 def scripted(*replies: bytes) -> Iterator[str]:
-    """The address of a server that answers the settings, one request with each reply, and then hangs up."""
+    """The address of a server that answers what is asked at a connect, one request with each reply, and then hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                for reply in (SETTINGS, *replies):
+                for reply in (SETTINGS, STATS, *replies):
                     connection.recv(65536)
                     connection.sendall(reply)
 

@@ -108,7 +108,7 @@ def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:
         flags = np.zeros(len(fleet), np.bool_)
         flags[these] = True
         return flags[rows]
-    return np.isin(rows, these) if count_of(rows) > 1 else np.array([int(rows[0]) in these], np.bool_)
+    return np.isin(rows, these) if count_of(rows) != 1 else np.array([int(rows[0]) in these], np.bool_)
 
 
 FILTERS: dict[str, Filter] = {

@@ -54,8 +54,8 @@ class Known(NamedTuple):
 
 @dataclass(slots=True)
 class LedgerStats:
-    """Counters since the start. ``begun``: records that were not there; ``lost``: those that had been, of them; ``put_back``:
-    own claims that went with one.
+    """Counters since the start. ``begun``: records that were not there; ``lost``: those that were known, and that it or
+    somebody else began anew; ``put_back``: own claims that went with one, and were written again.
     """
 
     written: int = 0
@@ -96,6 +96,7 @@ class Ledger:
         self._due: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
         self._next_due: dict[str, float] = {}
         self._young: dict[str, float] = {}
+        self._born: dict[str, float] = {}
         self._shown: dict[str, set[str]] = {}
         self._as_of = 0
 
@@ -163,7 +164,7 @@ class Ledger:
                 continue
             record = known.record if known is not None else ClaimRecord(0.0)
             if edit is not None:
-                record = changed(record, add=edit.add.values(), drop=edit.drop)
+                record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
             blocked = record.seen > self._fleet.version[row]
             if not record.claims and not blocked:
                 self._fleet.overlay(row, None)
@@ -322,13 +323,11 @@ class Ledger:
             self._sharing.saw(claim.holder)
         for claim_id in self._doubtful.pop(node, set()) & here:
             self.drop(node, claim_id)
-        lost = [
-            claim for claim, born in self._own.get(node, {}).values() if born != record.born and claim.id not in here
-        ]
-        self.stats.lost += bool(lost)
-        for claim in lost:
-            self.stats.put_back += 1
-            self.take(node, claim)
+        self.stats.lost += self._born.get(node, record.born) != record.born
+        self._born[node] = record.born
+        for claim, born in list(self._own.get(node, {}).values()):
+            if born != record.born and claim.id not in here:
+                self.take(node, claim)
         self._lay_over([node])
 
     def _write(self, edits: Mapping[str, _Edit]) -> Steps[dict[str, Status | NodestateError]]:
@@ -392,7 +391,7 @@ class Ledger:
             return Status.FULL
         if edit.add and row is not None and shown is not None:
             self._fleet.overlay(row, outstanding(record.claims, now, shown))
-            if known.record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
+            if record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
                 return Status.CONFLICT
         return record
 
@@ -411,7 +410,9 @@ class Ledger:
         self.stats.written += 1
         self.known[node] = Known(record, cas)
         if edit.add:
-            self._own.setdefault(node, {}).update({i: (claim, record.born) for i, claim in edit.add.items()})
+            own = self._own.setdefault(node, {})
+            self.stats.put_back += sum(own[i][1] != record.born for i in edit.add.keys() & own.keys())
+            own.update({i: (claim, record.born) for i, claim in edit.add.items()})
         self._note_due(node, _time_of(self.server(node)))
         self._lay_over([node])
 

@@ -1,9 +1,9 @@
 """Weighers: how good is this node for it? Each a small pure function of a fleet's rows and a request, from 0 to 1.
 
-A weigher looks at each row by itself, as a filter does; nothing is normalized over the nodes that are left, as Nova does it, so
-one odd node does not change what the others are worth, and a row is weighed again only when it changed. What a node
-is worth is the sum of multiplier times weight; a negative multiplier turns a weigher round. Others come in through the
-entry points ``nodestate.weighers``.
+A weigher looks at each row by itself, as a filter does, and at which resource classes there are at all; nothing is
+normalized over the nodes that are left, as Nova does it, so one odd node does not change what the others are worth, and a
+row is weighed again only when it changed. What a node is worth is the sum of multiplier times weight; a negative
+multiplier turns a weigher round. Others come in through the entry points ``nodestate.weighers``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,142 @@
+"""Ledgers for tests: several schedulers' sides of the same claim records, each with its own fleet and connections."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from nodestate import keys
+from nodestate.errors import NodestateError
+from nodestate.ports import Clock, Item, Put, Status, Write, Written
+from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.ledger import Ledger
+from nodestate.scheduling.sharing import Sharing
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
+from nodestate.view import View
+
+CELL = "cell1"
+CLAIM_S = 30.0
+
+
+class Connection(FaultyStore):
+    """Counts its calls; fails by those of ``faults``, in turn; its clock may be off by what clients may differ in.
+    ``before_write``: what others do just then.
+    """
+
+    def __init__(self, server: MemoryServer, ahead_s: float = 0.0) -> None:
+        super().__init__(MemoryStore(server), lambda _operation, _count: self.faults.pop(0) if self.faults else None)
+        self.faults: list[Fault | None] = []
+        self.calls: list[tuple[str, int]] = []
+        self.before_write: Callable[[], object] = lambda: None
+        self._ahead_s = ahead_s
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        self.calls.append(("fetch", len(keys)))
+        return super().fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        self.calls.append(("write", len(writes)))
+        self.before_write()
+        return super().write(writes)
+
+    def server_time(self) -> float:
+        return super().server_time() + self._ahead_s
+
+
+class Party:
+    """One scheduler's ledger and all around it. What it takes is ``VCPU`` alone."""
+
+    def __init__(self, name: str, servers: Iterable[MemoryServer], clock: Clock, *, ahead_s: float = 0.0) -> None:
+        self.name = name
+        self.fleet = Fleet()
+        self.connections = [Connection(server, ahead_s) for server in servers]
+        self.ledger = Ledger(CELL, self.connections, self.fleet, Sharing(name, clock, CLAIM_S))
+        self._numbers = itertools.count(1)
+
+    def look(self, view: View) -> None:
+        """Decide on this view from now on; what nodes appear in it are read about."""
+        known = len(self.fleet)
+        self.fleet.advance(view)
+        self.ledger.follow()
+        if known < len(self.fleet):
+            self.ledger.learn(self.fleet.names[known:])
+
+    def claim(self, node: str, vcpu: int = 1, seconds: float = CLAIM_S, **more: Any) -> Claim:
+        """A claim that is not taken yet."""
+        number = f"{self.name}-{next(self._numbers)}"
+        until = self.ledger.now(node) + seconds
+        return Claim(
+            **{
+                "id": number,
+                "instance": number,
+                "holder": self.name,
+                "until": until,
+                "resources": {"VCPU": vcpu},
+                **more,
+            }
+        )
+
+    def take(self, node: str, vcpu: int = 1, *, sure: bool = False, **more: Any) -> Claim | Status | NodestateError:
+        """Take one and write it: the claim where it was stored, else why not."""
+        claim = self.claim(node, vcpu, **more)
+        self.ledger.take(node, claim, sure=sure)
+        outcome = self.ledger.flush()[node]
+        return claim if outcome is Status.STORED else outcome
+
+    def free(self, node: str) -> int:
+        """What it sees as free."""
+        return int(self.fleet.free["VCPU"][self.fleet.rows[node]])
+
+    def usable(self, node: str) -> bool:
+        """Whether anything may go there."""
+        return bool(self.fleet.usable[self.fleet.rows[node]])
+
+    def own(self) -> set[tuple[str, str]]:
+        """Its claims by node and id."""
+        return {(node, claim.id) for node, claim in self.ledger.own()}
+
+
+class Parties:
+    """Some schedulers on the same servers, all at the view that was shown last."""
+
+    def __init__(self, *names: str, servers: int = 1, server: MemoryServer | None = None) -> None:
+        self.clock = ManualClock()
+        self.servers = [server or MemoryServer(f"m{number}", clock=self.clock) for number in range(servers)]
+        self.parties = [Party(name, self.servers, self.clock) for name in names]
+
+    def show(self, view: View) -> None:
+        """All see this view."""
+        for party in self.parties:
+            party.look(view)
+
+    def record(self, node: str) -> ClaimRecord:
+        """As its bytes in the server say."""
+        return CLAIMS.unpack(self.server_of(node).fetch([keys.claim(CELL, node)])[keys.claim(CELL, node)].value)
+
+    def ids(self, node: str) -> list[str]:
+        """The ids of the claims in the server."""
+        return [claim.id for claim in self.record(node).claims]
+
+    def server_of(self, node: str) -> MemoryServer:
+        """Where it lives."""
+        return self.servers[keys.partition_of(node, len(self.servers))]
+
+    def evict(self, node: str) -> None:
+        """The server loses its record."""
+        assert self.server_of(node).evict(keys.claim(CELL, node))
+
+    def put(self, node: str, value: bytes) -> None:
+        """Other bytes in place of its record."""
+        server, key = self.server_of(node), keys.claim(CELL, node)
+        [written] = server.write([Write(Put.CAS, key, value, server.fetch([key])[key].cas)])
+        assert written.status is Status.STORED
+
+
+Loss = Callable[[Parties, str], None]
+LOSSES: dict[str, Loss] = {
+    "evicted": lambda parties, node: parties.evict(node),
+    "flushed": lambda parties, node: parties.server_of(node).flush(),
+    "restarted": lambda parties, node: parties.server_of(node).restart(),
+}

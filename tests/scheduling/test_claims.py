@@ -1,0 +1,128 @@
+"""The record of a node's claims: what counts, for how long, and what may be dropped from it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate.model import NEVER, Version
+from nodestate.scheduling.claims import (
+    CLAIMS,
+    CLOCK_S,
+    UNSURE_S,
+    Claim,
+    ClaimRecord,
+    by_reservation,
+    changed,
+    group_limit,
+    live,
+    outstanding,
+    settled,
+    unsure,
+)
+from nodestate.scheduling.fleet import Outstanding
+
+ids = st.sampled_from(["1", "2", "3", "4"])
+claims = st.builds(
+    lambda number, until, vcpu, group, resize: Claim(
+        number, f"vm{number}", "me", until, {"VCPU": vcpu}, group, resize=resize
+    ),
+    ids,
+    st.floats(90, 110),
+    st.integers(1, 4),
+    st.sampled_from([None, "web"]),
+    st.booleans(),
+)
+records = st.builds(
+    lambda born, seen, found: ClaimRecord(born, 1, seen, tuple({one.id: one for one in found}.values())),
+    st.floats(50, 100),
+    st.integers(0, 9),
+    st.lists(claims, max_size=4),
+)
+
+
+def claim(number: str = "1", until: float = 110.0, vcpu: int = 1, **more: object) -> Claim:
+    return Claim(number, f"vm{number}", "me", until, {"VCPU": vcpu}, **more)  # type: ignore[arg-type]
+
+
+def test_a_claim_counts_until_nobody_can_think_that_it_still_does() -> None:
+    """Each knows the server's clock to the second: a holder must not count on what another has dropped."""
+    assert live([claim(until=100.0)], 100.0 + CLOCK_S / 2) == [claim(until=100.0)]
+    assert live([claim(until=100.0)], 100.0 + CLOCK_S) == []
+
+
+def test_a_record_that_was_begun_lately_is_unsure() -> None:
+    """Claims from before may be missing from it until their holders have put them back."""
+    assert unsure(ClaimRecord(100.0), 100.0)
+    assert unsure(ClaimRecord(100.0), 100.0 + UNSURE_S - 0.1)
+    assert not unsure(ClaimRecord(100.0), 100.0 + UNSURE_S)
+
+
+def test_what_the_node_shows_is_claimed_no_more() -> None:
+    """It is in its usage already; twice would be a node that looks full and is not."""
+    two = [claim("1", vcpu=2, group="web"), claim("2", vcpu=3)]
+    assert outstanding(two, 100.0, ()) == Outstanding({"VCPU": 5}, {"vm1": "web", "vm2": None})
+    assert outstanding(two, 100.0, {"1"}) == Outstanding({"VCPU": 3}, {"vm2": None})
+    assert outstanding(two, 120.0, ()) == Outstanding()
+
+
+def test_what_a_resize_takes_is_beyond_what_the_instance_has() -> None:
+    """The instance is on the node already, and in its group: it is not there twice."""
+    assert outstanding([claim(vcpu=2, resize=True, group="web")], 100.0, ()) == Outstanding({"VCPU": 2}, {})
+
+
+@given(records, st.sets(ids), st.integers(0, 9))
+def test_settling_changes_nothing_for_who_has_seen_as_much(
+    record: ClaimRecord, shown: set[str], generation: int
+) -> None:
+    """What is dropped counted for nothing; who has seen less must not claim on the node until he has seen it."""
+    before = outstanding(record.claims, 100.0, shown)
+    after = settled(record, 100.0, shown, Version(1, generation))
+    assert outstanding(after.claims, 100.0, shown) == outstanding(after.claims, 100.0, ()) == before
+    assert after.born == record.born
+    dropped = {one.id for one in live(record.claims, 100.0)} & shown
+    assert after.seen == (max(record.seen, Version(1, generation)) if dropped else record.seen)
+    assert settled(after, 100.0, shown, Version(1, generation)) == after
+
+
+@given(records, st.lists(claims, max_size=2), st.sets(ids))
+def test_edits_replace_by_id_and_drop_by_id(record: ClaimRecord, add: list[Claim], drop: set[str]) -> None:
+    """Extending a claim must not be a second one. What is both dropped and added is there: a drop comes first."""
+    fresh = {one.id: one for one in add}
+    after = changed(record, add=add, drop=drop, seen=Version(1, 5))
+    expected = {one.id: one for one in record.claims if one.id not in drop} | fresh
+    assert {one.id: one for one in after.claims} == expected
+    assert len(after.claims) == len(expected)
+    assert after.seen == max(record.seen, Version(1, 5))
+    assert changed(record) == record
+    assert changed(record, seen=NEVER).seen == record.seen
+
+
+@given(records)
+def test_a_record_comes_back_from_its_bytes(record: ClaimRecord) -> None:
+    """Other schedulers read it."""
+    assert CLAIMS.unpack(CLAIMS.pack(record)) == record
+
+
+def test_members_of_a_reservation_are_found_over_all_nodes() -> None:
+    """There is no record of a reservation but its claims; those that are over do not count."""
+    found = by_reservation(
+        {
+            "a": ClaimRecord(1.0, claims=(claim("1", reservation="r1"), claim("2"))),
+            "b": ClaimRecord(1.0, claims=(claim("3", reservation="r1"), claim("4", reservation="r2", until=98.0))),
+        },
+        100.0,
+    )
+    assert {number: [(node, one.id) for node, one in members] for number, members in found.items()} == {
+        "r1": [("a", "1"), ("b", "3")]
+    }
+
+
+def test_only_anti_affinity_sets_a_bound_to_a_node_s_members() -> None:
+    """Hints are anybody's: a bound that is no number is that of the policy."""
+    assert group_limit(claim()) is None
+    assert group_limit(claim(group="web")) is None
+    assert group_limit(claim(group="web", hints={"group_policy": "affinity"})) is None
+    assert group_limit(claim(group="web", hints={"group_policy": "anti-affinity"})) == 1
+    assert group_limit(claim(group="web", hints={"group_policy": "anti-affinity", "max_per_node": 3})) == 3
+    assert group_limit(claim(group="web", hints={"group_policy": "anti-affinity", "max_per_node": "3"})) == 1

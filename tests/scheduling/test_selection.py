@@ -1,0 +1,197 @@
+"""Selection: instances of one request as if those before were there already, and why a node was taken or none was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodestate.scheduling.filters import FILTERS
+from nodestate.scheduling.fleet import Outstanding
+from nodestate.scheduling.plugins import Policies
+from nodestate.scheduling.ranking import TIE_WIDTH
+from nodestate.scheduling.selection import KEPT_RANKINGS_COUNT, Remaining, Selector
+from nodestate.scheduling.weighers import WEIGHERS, Weigher
+from tests.scheduling.fleets import Cell, asked, chosen, fleet_of, host, selector_of
+
+ANTI = {"name": "web", "policy": "anti-affinity"}
+NEAR = {"name": "web", "policy": "affinity"}
+
+
+def left(remaining: tuple[Remaining, ...]) -> dict[str, int]:
+    return {step.filter: step.nodes for step in remaining}
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 12), st.integers(0, 9))
+def test_a_count_never_overfills_a_node_and_finds_all_the_room(
+    sizes: list[int], vcpu: int, count: int, seed: int
+) -> None:
+    """Each instance counts for the next. Where some find nothing, there is nothing; and the fleet is as before."""
+    selector = selector_of(*(host(f"n{n}", vcpu=size) for n, size in enumerate(sizes)), seed=seed)
+    before = selector.fleet.free["VCPU"].copy()
+    nodes = chosen(selector, asked(vcpu, count=count))
+    taken = Counter(nodes)
+    room = {f"n{n}": size // vcpu for n, size in enumerate(sizes)}
+    assert all(taken[name] <= room[name] for name in room)
+    assert len(nodes) - taken[None] == min(count, sum(room.values()))
+    assert (selector.fleet.free["VCPU"] == before).all()
+    assert selector.fleet.groups == {}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_no_node_gets_more_of_an_anti_affinity_group_than_it_may(limit: int) -> None:
+    """Also together with those that are there, and those that are claimed."""
+    selector = selector_of(host("a", instances={"1": "web"}), host("b"), host("c"))
+    selector.fleet.overlay(1, Outstanding({"VCPU": 1}, {"2": "web"}))
+    nodes = chosen(selector, asked(count=12, group={**ANTI, "max_per_node": limit}))
+    assert Counter(nodes) == Counter({"a": limit - 1, "b": limit - 1, "c": limit, None: 14 - 3 * limit})
+
+
+def test_an_affinity_group_stays_on_the_node_that_it_begins_on() -> None:
+    """What does not fit there goes nowhere."""
+    selector = selector_of(host("a", vcpu=3), host("b", vcpu=3), host("c", vcpu=3))
+    nodes = chosen(selector, asked(count=4, group=NEAR))
+    assert nodes == [nodes[0]] * 3 + [None]
+    where = selector_of(host("a", vcpu=30), host("b", instances={"1": "web"}), host("c", vcpu=30))
+    assert chosen(where, asked(count=3, group=NEAR)) == ["b", "b", "b"]
+
+
+def test_soft_policies_prefer_and_do_not_insist() -> None:
+    """Near as long as there is room; apart as long as there are nodes."""
+    near = chosen(
+        selector_of(host("a", vcpu=3), host("b", vcpu=3)), asked(count=6, group={**NEAR, "policy": "soft-affinity"})
+    )
+    assert near[0] == near[1] == near[2] != near[3] == near[4] == near[5]
+    apart = chosen(
+        selector_of(*(host(name) for name in "abc")), asked(count=6, group={**ANTI, "policy": "soft-anti-affinity"})
+    )
+    assert sorted(apart[:3]) == sorted(apart[3:]) == ["a", "b", "c"]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("by", ["zone", "aggregate"])
+def test_a_group_is_spread_over_zones_or_aggregates(by: str) -> None:
+    """One zone has more, larger and emptier nodes; without spreading they would get all."""
+    small = [host(f"s{n}", vcpu=8, used=4, zone="az2", aggregates=["r2"]) for n in range(2)]
+    large = [host(f"l{n}", vcpu=80, zone="az1", aggregates=["r1"]) for n in range(4)]
+    group = {"name": "web", "policy": "soft-anti-affinity"}
+    nodes = chosen(selector_of(*small, *large), asked(count=4, group=group, spread_by=by))
+    assert Counter(str(name)[0] for name in nodes) == {"s": 2, "l": 2}
+    assert len(set(nodes)) == 4
+
+
+def test_alternates_are_the_next_best_and_pass_every_filter() -> None:
+    """With them a build that fails need not begin again."""
+    selector = selector_of(host("a", used=1), host("b", used=7), host("c", used=8), host("d", used=4))
+    [choice] = selector.choices(asked(1, alternates=5))
+    assert (choice.node, choice.alternates) == ("a", ("d", "b"))
+    [choice] = selector.choices(asked(1, alternates=1))
+    assert (choice.node, choice.alternates) == ("a", ("d",))
+
+
+def test_who_gets_no_node_is_told_which_filter_left_none() -> None:
+    """No false "no valid host": every filter with what it left, in the order in which they were asked."""
+    selector = selector_of(
+        host("a", zone="az1"),
+        host("b", zone="az1", status="down"),
+        host("c", vcpu=1, zone="az1"),
+        host("d", zone="az2", traits=["CUSTOM_A"]),
+    )
+    [choice] = selector.choices(asked(2, zone="az1", required_traits=["CUSTOM_A"], instances=["vm"]))
+    assert (choice.instance, choice.node, choice.alternates) == ("vm", None, ())
+    expected = {
+        "all": 4,
+        "status": 3,
+        "resources": 2,
+        "required_traits": 1,
+        "any_traits": 1,
+        "forbidden_traits": 1,
+        "zone": 0,
+    }
+    after_zone = ["aggregates", "force_nodes", "ignore_nodes", "same_host", "different_host", "group"]
+    assert left(choice.remaining) == {**expected, **dict.fromkeys(after_zone, 0)}
+    assert [step.filter for step in choice.remaining] == ["all", *FILTERS]
+
+
+def test_nodes_that_are_not_asked_for_are_not_counted() -> None:
+    """A node that refused the instance before is none that a filter could have left."""
+    selector = selector_of(host("a"), host("b"), host("c", vcpu=1))
+    assert left(selector.remaining(asked(2), but=[0]))["all"] == 2
+    assert left(selector.remaining(asked(2), but=[0]))["resources"] == 1
+
+
+def test_an_explanation_adds_up_to_the_order() -> None:
+    """Weights of each weigher by its multiplier: their sum is what the ranking orders by, up to the width of a tie."""
+    selector = selector_of(
+        *(host(f"n{n}", used=n, zone=f"az{n % 2}", instances={f"{n}": "web"} if n < 3 else {}) for n in range(8))
+    )
+    group = {"name": "web", "policy": "soft-anti-affinity"}
+    request = asked(1, group=group, spread_by="zone", weights={"pack": -0.5, "ram": 0.0})
+    found = selector.explain(request, count=8)
+    names = [name for name, _ in found.best]
+    assert len(names) == 8
+    assert all(
+        parts.keys() == {"cpu", "disk", "pack", "soft_affinity", "soft_anti_affinity", "spread"}
+        for _, parts in found.best
+    )
+    for row, (name, parts) in zip(selector.best(request, 8), found.best, strict=True):
+        assert selector.fleet.names[row] == name
+        score = selector._ranking(request).score[row] * TIE_WIDTH
+        assert abs(sum(parts.values()) - score) < TIE_WIDTH + 0.001
+    assert dict(found.best)["n0"]["cpu"] == 0.875
+    assert left(found.remaining)["group"] == 8
+
+
+def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
+    """What a choice lays over the fleet is for that choice alone."""
+
+    def fail(*_: object) -> float:
+        raise ZeroDivisionError
+
+    fleet = fleet_of(host("a"), host("b"))
+    fleet.overlay(0, Outstanding({"VCPU": 1}, {"1": "web"}))
+    calls = iter([0.0, 1.0])
+    weighers = {"bad": Weigher(lambda *_: next(calls, None) or fail())}
+    selector = Selector(fleet, Policies(dict(FILTERS), weighers), 1)
+    with pytest.raises(ZeroDivisionError):
+        selector.choices(asked(1, count=3, group=ANTI))
+    assert fleet.free["VCPU"][fleet.all].tolist() == [7, 8]
+    assert fleet.groups == {"web": {0: 1}}
+
+
+def test_what_was_worked_out_for_one_request_follows_the_fleet() -> None:
+    """The same shape again, after nodes changed, appeared and left."""
+    cell = Cell(host("a", used=1), host("b", used=2))
+    selector = selector_of()
+    selector.fleet.advance(cell.view)
+    assert chosen(selector, asked(1)) == ["a"]
+    cell.change(host("a", 2, used=5))
+    selector.fleet.advance(cell.view)
+    assert chosen(selector, asked(1)) == ["b"]
+    cell.change(*(host(f"c{n}", vcpu=800) for n in range(300)))
+    selector.fleet.advance(cell.view)
+    assert str(chosen(selector, asked(1))[0])[0] == "c"
+
+
+def test_only_so_many_shapes_are_kept() -> None:
+    """Each is an array of all nodes; shapes come from users."""
+    selector = selector_of(host("a", vcpu=1_000))
+    for vcpu in range(1, 3 * KEPT_RANKINGS_COUNT):
+        assert chosen(selector, asked(vcpu)) == ["a"]
+    assert len(selector._rankings) == KEPT_RANKINGS_COUNT
+
+
+def test_schedulers_with_other_seeds_take_other_nodes_of_equals() -> None:
+    """So that they do not all go for the same."""
+    firsts = {chosen(selector_of(*(host(f"n{n}") for n in range(64)), seed=seed), asked(1))[0] for seed in range(8)}
+    assert len(firsts) >= 6
+
+
+def test_the_largest_count_is_chosen_in_a_fleet_of_many() -> None:
+    """1,000 at once, each on one of its own."""
+    selector = selector_of(*(host(f"n{n}") for n in range(1_000)))
+    nodes: list[Any] = chosen(selector, asked(8, count=1_000))
+    assert sorted(nodes) == sorted(f"n{n}" for n in range(1_000))
+    assert WEIGHERS.keys() == selector.policies.weighers.keys()
