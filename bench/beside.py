@@ -1,11 +1,13 @@
-"""Functions that run in processes of their own while something else is measured: readers, publishers."""
+"""Functions that run in processes of their own while something else is measured: readers, publishers, schedulers."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Final, Generic, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 from bench.fresh import quiet
 from bench.workload import require
@@ -20,19 +22,50 @@ STOP: Final = b"stop"
 BEGUN: Final = b"begun"
 
 
+class _Said(NamedTuple):
+    """A message between the two while the function runs."""
+
+    what: Any
+
+
 class Line:
     """What such a function is given first: its line to the process that started it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._heard: deque[Any] = deque()
+        self._stopped = False
 
     def begun(self) -> None:
         """Say that all is prepared."""
         self._connection.send(BEGUN)
 
+    def say(self, what: object) -> None:
+        """Tell the other side something."""
+        self._connection.send(_Said(what))
+
+    def hear(self, wait_s: float) -> Any:
+        """What the other side said next; None if nothing came within that time, or it was to stop."""
+        if not self._heard:
+            self._take(wait_s)
+        return self._heard.popleft() if self._heard else None
+
     def told_to_stop(self, wait_s: float = 0.0) -> bool:
         """Whether it is time to end; waits so long for it."""
-        return self._connection.poll(max(0.0, wait_s))
+        self._take(wait_s)
+        return self._stopped
+
+    def _take(self, wait_s: float) -> None:
+        if self._stopped or not self._connection.poll(max(0.0, wait_s)):
+            return
+        try:
+            came = self._connection.recv()
+        except EOFError:  # who started it is gone
+            came = STOP
+        if isinstance(came, _Said):
+            self._heard.append(came.what)
+        else:
+            self._stopped = True
 
 
 class Beside(Generic[T]):
@@ -50,6 +83,7 @@ class Beside(Generic[T]):
         self._process.start()
         theirs.close()
         self._outcome: tuple[bool, Any] | None = None
+        self._heard: deque[Any] = deque()
 
     def wait_until_begun(self) -> None:
         """Return when the function said so; raise what it raised, if it ended instead."""
@@ -60,9 +94,25 @@ class Beside(Generic[T]):
             self.result()
             raise AssertionError("it ended without having begun")
 
+    def say(self, what: object) -> None:
+        """Tell the function something, which it must be waiting to ``hear``."""
+        self._connection.send(_Said(what))
+
+    def hear(self, wait_s: float) -> Any:
+        """What the function said next; None if nothing came within that time. Raises what it raised, if it ended so."""
+        if not self._heard and self.ended(wait_s):
+            self.result()
+        return self._heard.popleft() if self._heard else None
+
     def ended(self, wait_s: float) -> bool:
-        """Whether its outcome is there; waits so long for it."""
-        return self._outcome is not None or self._connection.poll(wait_s)
+        """Whether its outcome is there; waits so long for it, or for something that the function says."""
+        if self._outcome is None and self._connection.poll(wait_s):
+            came = self._receive()
+            if isinstance(came, _Said):
+                self._heard.append(came.what)
+            else:
+                self._outcome = came
+        return self._outcome is not None
 
     def stop(self) -> None:
         """Tell it to end. One that has ended need not be told."""
@@ -71,9 +121,10 @@ class Beside(Generic[T]):
 
     def result(self) -> T:
         """What the function returned or raised, when it did."""
-        if self._outcome is None:
-            require(self._connection.poll(END_S), f"a process beside did not end within {END_S:g} s")
-            self._outcome = self._receive()
+        deadline = time.monotonic() + END_S
+        while not self.ended(max(0.0, deadline - time.monotonic())):
+            require(time.monotonic() < deadline, f"a process beside did not end within {END_S:g} s")
+        assert self._outcome is not None, "it ended"
         good, value = self._outcome
         if not good:
             raise value

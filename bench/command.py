@@ -20,6 +20,7 @@ from bench.places import NAMES, USUAL, canonical
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
+from bench.scheduling import select
 from bench.workload import WrongResultError
 from nodestate.config import Config
 from nodestate.errors import NodestateError
@@ -35,6 +36,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         propagation.SCENARIO,
         recovery.SCENARIO,
         contention.SCENARIO,
+        select.SCENARIO,
         scale.SCENARIO,
         peers.SCENARIO,
     )

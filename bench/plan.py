@@ -72,8 +72,9 @@ FULL: Final = (
     Run("recovery", "recovery", {"designs": WITH_SQL}),
     Run("contention", "contention", {"designs": WITH_SQL, "seconds": 30.0}),
     Run("peers", "peers", {"seconds": 20.0}),
+    Run("select", "select", {"designs": ("snapshot",), "nodes": (10_000, 100_000), "seconds": 15.0}),
 )
-"""For figures. Around three quarters of an hour on two cores; a million nodes take 10 GB of memory."""
+"""For figures. Around an hour on two cores; a million nodes take 10 GB of memory."""
 
 QUICK: Final = (
     Run(
@@ -86,6 +87,7 @@ QUICK: Final = (
         Run(name, name, {"designs": WITH_SQLITE}, quick=True)
         for name in ("apply", "footprint", "propagation", "contention")
     ),
+    Run("select", "select", {"designs": ("snapshot",)}, quick=True),
     Run("peers", "peers", {}, quick=True),
     Run("recovery", "recovery", {"designs": ("snapshot",)}, quick=True),
 )

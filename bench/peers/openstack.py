@@ -12,9 +12,9 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bench.peer_servers import DATABASE, MariadbServer
 from bench.record import Case, Measure
@@ -22,7 +22,7 @@ from bench.scenario import Settings, Tell
 from bench.workload import require
 from tests.services.servers import ServiceFailed, ServiceMissing
 
-__all__ = ["NOVA_WITH_NUMA", "measure_openstack"]
+__all__ = ["NOVA_WITH_NUMA", "Openstack", "measure_openstack", "openstack"]
 
 NOVA_WITH_NUMA: Final = "nova host states, numa"
 
@@ -35,14 +35,31 @@ STEPS_COUNT: Final = 6
 ERROR_BYTES: Final = 2_000
 
 
-def measure_openstack(nodes: int, settings: Settings, tell: Tell) -> tuple[list[Case], dict[str, str]]:
-    """Both cases, with versions. Raises ServiceMissing."""
+class Openstack(NamedTuple):
+    """An environment with databases that have their tables; ``folder`` is its own."""
+
+    python: Path
+    folder: Path
+    around: Mapping[str, str]
+    versions: Mapping[str, str]
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What a script of this package writes as its last line, in JSON. Raises ``WrongResultError`` with its ``error``."""
+        # Isolated, or this folder would be where that program looks for packages named openstack and redis.
+        inside = [self.python, "-I", Path(__file__).with_name(script), self.folder]
+        samples = json.loads(_run([*inside, *map(str, arguments)], self.around).splitlines()[-1])
+        require("error" not in samples, str(samples.get("error")))
+        return samples
+
+
+@contextmanager
+def openstack(tell: Tell) -> Iterator[Openstack]:
+    """Nova and Placement on a MariaDB of their own. Raises ServiceMissing."""
     environment = Path(os.environ.get(VARIABLE) or "/dev/null")
     programs = {name: environment / "bin" / name for name in ("python", "nova-manage", "placement-manage")}
     if absent := [name for name, path in programs.items() if not path.exists()]:
         where = f"has no bin/{absent[0]}" if os.environ.get(VARIABLE) else "is not set"
         raise ServiceMissing(f"{VARIABLE} {where}: make {NEEDED}, and name its folder there")
-    changed = min(settings.changed, nodes)
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nodestate-openstack-")))
         server = held.enter_context(MariadbServer(DATABASES))
@@ -51,21 +68,22 @@ def measure_openstack(nodes: int, settings: Settings, tell: Tell) -> tuple[list[
         for step, command in enumerate(_schema(programs, folder, urls)):
             tell(f"openstack: {command[0].name} {command[3]}", step / STEPS_COUNT)
             _run(command, around)
+        versions = {**_versions(programs["python"]), "mariadb": server.version}
+        yield Openstack(programs["python"], folder, around, versions)
+
+
+def measure_openstack(nodes: int, settings: Settings, tell: Tell) -> tuple[list[Case], dict[str, str]]:
+    """Both cases, with versions. Raises ServiceMissing."""
+    changed = min(settings.changed, nodes)
+    with openstack(tell) as own:
         tell(f"openstack, {nodes:,} nodes: measures", (STEPS_COUNT - 1) / STEPS_COUNT)
-        # Isolated, or this folder would be where that program looks for packages named openstack and redis.
-        inside = [programs["python"], "-I", Path(__file__).with_name("openstack_inside.py")]
-        numbers = [nodes, changed, settings.seconds, settings.seed]
-        samples = json.loads(_run([*inside, folder, *map(str, numbers)], around).splitlines()[-1])
-    require("error" not in samples, str(samples.get("error")))
+        samples = own.run("openstack_inside.py", nodes, changed, settings.seconds, settings.seed)
     cases = [
         _nova("nova host states", samples["nova"], nodes, changed),
         _nova(NOVA_WITH_NUMA, samples["nova numa"], nodes, changed),
         _placement(samples["placement"], nodes),
     ]
-    return cases, {
-        **_versions(programs["python"]),
-        "mariadb": server.version,
-    }
+    return cases, dict(own.versions)
 
 
 def _configure(folder: Path, urls: Mapping[str, str]) -> dict[str, str]:

@@ -24,6 +24,13 @@ NOT_COMPARED: Final = (
     "stored, ",
     "write amplification, ",
     "written to the database's log",
+    "select, ",
+    "advance",
+    "claim",
+    "conflicts",
+    "no room",
+    "given up",
+    "memory beyond the reader",
 )
 """Beginnings of measures that are not a design's own, or that are a part of one which is compared."""
 USUAL: Final = {"changed": 100, "rate": 1_000}

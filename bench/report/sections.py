@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench.report import others, reading, storing
+from bench.report import others, reading, scheduling, storing
 from bench.report.document import Section
 from bench.report.shelf import Shelf
 
@@ -22,6 +22,8 @@ BUILD: Final[tuple[Build, ...]] = (
     others.recovering,
     others.contending,
     others.beside,
+    scheduling.deciding,
+    scheduling.racing,
 )
 
 

@@ -21,7 +21,7 @@ TYPICAL_NODES: Final = 10_000
 """The fleet that figures are quoted for, where a record has it; else its largest."""
 
 
-LOADS: Final = ("rate", "readers", "schedulers", "clients", "changed", "change_bytes", "state_bytes")
+LOADS: Final = ("rate", "readers", "schedulers", "full", "batch", "clients", "changed", "change_bytes", "state_bytes")
 """Settings that a scenario may vary, beside the size of the fleet."""
 
 

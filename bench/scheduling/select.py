@@ -1,0 +1,460 @@
+"""What a decision costs a scheduler, by itself and among others, and how often schedulers get in each other's way.
+
+First one scheduler: it chooses for one request after the other, with and without reading what changed; it claims in
+batches of several sizes. Then several in processes of their own claim on the same fleet, on fleets that are empty, half
+full, nearly full and full. What it chooses is compared with the best node of a plain search; what is claimed is read from
+the records, apart from any scheduler.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+from pymemcache.client.base import Client
+
+from bench.beside import Beside
+from bench.cell import MAX_AGE_S, Cell
+from bench.fresh import in_fresh_process
+from bench.peers.nova import OPENSTACK, measure_nova
+from bench.places import PATIENCE_S, MemcachedPlace, Place, Tour, memcached_for
+from bench.record import Case, Goal, Measure, Timings
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.scheduling.claimed import Claimed
+from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, worth
+from bench.scheduling.racing import BATCH_COUNT, Race, Raced, race
+from bench.workload import require
+from nodestate.config import Config
+from nodestate.reader import Reader
+from nodestate.scheduling.placer import Placing
+from nodestate.scheduling.ranking import TIE_WIDTH
+from nodestate.scheduling.request import Request
+from nodestate.scheduling.scheduler import Scheduler
+from tests.services.servers import ServiceMissing
+
+HALF: Final = 0.5
+"""How full the fleet is that one scheduler decides on."""
+FULL: Final = (0.0, HALF, 0.9, 0.99)
+SCHEDULERS: Final = (1, 2, 4, 8)
+BATCHES: Final = (1, 10, 100)
+BRIEF_S: Final = 1.0
+"""A run with fewer seconds has fewer races."""
+FULL_BRIEF: Final = (HALF,)
+SCHEDULERS_BRIEF: Final = (1, 2)
+ROUNDS_MIN: Final = 20
+ONE_SHARE: Final = 0.5
+BATCH_SHARE: Final = 0.15
+RACE_SHARE: Final = 0.2
+"""Of the timed seconds: for one request at a time, for each size of batch, and for each race."""
+SLICE_CLAIMS: Final = 500
+"""Claims of one sample of a rate; given back after it, so that all samples begin on the same fleet."""
+HELD_SHARE: Final = 0.25
+"""Of the room that a fleet has: what all schedulers of a race hold at most."""
+COMPARED_COUNT: Final = 12
+"""Requests whose choice is compared with a plain search over all nodes, where these are few."""
+COMPARED_NODES: Final = 100_000
+"""… and over how many nodes altogether."""
+START_AFTER_S: Final = 0.2
+NOVA_NODES_MAX: Final = 10_000
+GOAL_NODES: Final = {10_000: 1.0, 100_000: 6.0}
+GOAL_CLAIMS: Final = 4_000.0
+GOAL_SHARE: Final = 0.7
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """One scheduler in every design at every size; races in the first design, on the smallest fleet; and OpenStack's own
+    on fleets that it can hold.
+    """
+    tour = Tour()
+    brief = settings.seconds < BRIEF_S
+    for design in settings.designs:
+        for nodes in settings.nodes:
+            races = (design, nodes) == (settings.designs[0], min(settings.nodes))
+            for full in (FULL_BRIEF if brief else FULL) if races else (HALF,):
+
+                def measure(place: Place, nodes: int = nodes, full: float = full, races: bool = races) -> list[Case]:
+                    hosts = Hosts(settings.seed, nodes, full, state_bytes=settings.state_bytes)
+                    with ExitStack() as held:
+                        held.callback(gc.unfreeze)
+                        cell = held.enter_context(Cell(hosts, place, settings))
+                        scene = held.enter_context(_scene(cell, hosts, settings, tell))
+                        cases = [_one(scene), *_batches(scene)] if full == HALF else []
+                        return [*cases, *(_races(scene, brief=brief) if races else [])]
+
+                tour.visit([design], nodes * settings.state_bytes, measure)
+    for nodes in (nodes for nodes in settings.nodes if nodes <= NOVA_NODES_MAX):
+        try:
+            cases, versions = measure_nova(Hosts(settings.seed, nodes, HALF), settings, tell)
+        except ServiceMissing as error:
+            tour.skipped[f"openstack: {error}"] = None
+        else:
+            tour.cases += cases
+            tour.servers |= versions
+    return tour.findings(*_compared(tour.cases))
+
+
+SCENARIO: Final = Scenario("select", "what decisions and claims cost, alone and among other schedulers", run)
+
+
+class Scene(NamedTuple):
+    """A loaded cell, where its claims live, and what reads these apart from any scheduler."""
+
+    cell: Cell
+    hosts: Hosts
+    config: Config
+    address: str
+    claimed: Claimed
+    settings: Settings
+    tell: Tell
+
+    @property
+    def label(self) -> str:
+        """What figures are shown with."""
+        return self.cell.label
+
+    def scheduler(self) -> Scheduler:
+        """A new one, with the fleet in it."""
+        scheduler = Scheduler(self.config, name="bench", seed=self.settings.seed, max_age=MAX_AGE_S)
+        scheduler.refresh()
+        return scheduler
+
+
+@contextmanager
+def _scene(cell: Cell, hosts: Hosts, settings: Settings, tell: Tell) -> Iterator[Scene]:
+    """Claims live in the design's memcached; where it has none, in one of their own."""
+    cell.load(tell)
+    with ExitStack() as held:
+        place, config = cell.place, cell.config
+        if isinstance(place, MemcachedPlace):
+            address = place.address
+        else:
+            server = held.enter_context(memcached_for(0))
+            address, config = server.address, msgspec.structs.replace(config, store=server.url)
+        claimed = held.enter_context(Claimed(address, config.cell, hosts))
+        # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
+        gc.collect()
+        gc.freeze()
+        yield Scene(cell, hosts, config, address, claimed, settings, tell)
+
+
+# -- one scheduler, one request after the other ---------------------------------------------------
+
+
+def _one(scene: Scene) -> Case:
+    cell, hosts, settings = scene.cell, scene.hosts, scene.settings
+    changed = min(settings.changed, len(hosts))
+    picks, timings = random.Random(settings.seed), Timings()
+    wants = Wants(settings.seed)
+    bare = _Bare(scene)
+    with scene.scheduler() as scheduler:
+        best = _require_best(scene, scheduler, wants)
+        plain = [Request(resources=flavour.resources, required_traits=flavour.traits) for flavour in FLAVOURS]
+        seconds = settings.seconds * ONE_SHARE
+        began, rounds = time.monotonic(), 0
+        while rounds < ROUNDS_MIN or time.monotonic() - began < seconds:
+            scene.tell(f"{scene.label}, {len(hosts):,} nodes: requests", (time.monotonic() - began) / seconds)
+            rounds += 1
+            timings.time("select, unseen shape", scheduler.selector.choices, wants.unseen())
+            seen = plain[rounds % len(plain)]
+            scheduler.select(seen)
+            cell.change(picks.sample(range(len(hosts)), 1))
+            scheduler.refresh()
+            timings.time("select, one node changed", scheduler.selector.choices, seen)
+            timings.time("read and select, nothing changed", scheduler.select, seen)
+            cell.change(picks.sample(range(len(hosts)), changed))
+            [choice] = timings.time("read and select, some changed", scheduler.select, seen)
+            require(choice.node is not None, f"no node for {seen.resources}")
+            cell.change(picks.sample(range(len(hosts)), changed))
+            view = scheduler.reader.read(max_age=MAX_AGE_S, on_stale="exclude")
+            timings.time("advance", scheduler.fleet.advance, view)
+            scheduler.refresh()
+            [placing] = timings.time("claim", _claim, scheduler, [seen])
+            scheduler.placer.give_back([placing])
+            bare.look(timings)
+        again = _require_best(scene, scheduler, wants)
+        scene.claimed.require_sound([])
+    bare.close()
+    kept = cell.place.kept(len(hosts))
+    measures = timings.measures
+    measures["memory beyond the reader"] = Measure.of("bytes/node", [_memory(scene)])
+    p50 = {name: measure.p50 for name, measure in measures.items()}
+    label, nodes = f"{scene.label}: one request", len(hosts)
+    return Case(
+        label,
+        nodes,
+        {"changed": changed, "full": hosts.full, "weighers": 3, "tie_width": TIE_WIDTH},
+        measures,
+        {
+            "unseen shape / bare argmax": p50["select, unseen shape"] / p50["bare argmax"],
+            "claim / bare cas": p50["claim"] / p50["bare cas"],
+        },
+        [
+            f"{best + again} choices, before and after, were as good as the best of a plain search over all {nodes:,} nodes",
+            "after the last claim was given back no record held one",
+            kept,
+        ],
+        [
+            Goal.at_most(f"{label}, {nodes:,} nodes: {name}, p50", p50[name], GOAL_NODES[nodes], "ms")
+            for name in ("select, unseen shape", "select, one node changed", "read and select, nothing changed")
+            if nodes in GOAL_NODES
+        ],
+    )
+
+
+def _claim(scheduler: Scheduler, requests: Sequence[Request]) -> list[Placing]:
+    placings = scheduler.claim(requests)
+    require(all(placing.claim is not None for placing in placings), f"not claimed: {placings[0].failure}")
+    return placings
+
+
+def _require_best(scene: Scene, scheduler: Scheduler, wants: Wants) -> int:
+    """Compare choices with a search through what the fleet said last; returns how many."""
+    hosts = scene.hosts
+    number_of = {name: number for number, name in enumerate(hosts.names)}
+    scheduler.refresh()
+    count = max(1, min(COMPARED_COUNT, COMPARED_NODES // len(hosts)))
+    for request in [request for request in wants.take(10 * count) if request.group is None][:count]:
+        [choice] = scheduler.select(request)
+        require(choice.node is not None, f"no node was chosen for {request.resources}")
+        number = number_of[choice.node or ""]
+        require(fits(hosts, number, request), f"{choice.node} was chosen for {request.resources}, and has no room")
+        best, got = best_worth(hosts, request), worth(hosts, number, request)
+        require(got > best - TIE_WIDTH, f"{choice.node} was chosen, worth {got}, where the best is worth {best}")
+    return count
+
+
+class _Bare:
+    """The least: one compare-and-swap through the client library, one look for the largest of as many numbers as nodes."""
+
+    KEY: Final = "bare:claim"
+
+    def __init__(self, scene: Scene) -> None:
+        host, _, port = scene.address.rpartition(":")
+        self._client = Client((host, int(port)), no_delay=True, timeout=PATIENCE_S)
+        self._client.set(self.KEY, b"x" * 200, noreply=False)
+        self._scores = np.random.default_rng(scene.settings.seed).random(len(scene.hosts))
+
+    def look(self, timings: Timings) -> None:
+        """One sample of each."""
+        value, cas = self._client.gets(self.KEY)
+        require(timings.time("bare cas", self._client.cas, self.KEY, value, cas, noreply=False), "a bare cas was lost")
+        timings.time("bare argmax", self._scores.argmax)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _memory(scene: Scene) -> float:
+    """Bytes for each node that a scheduler takes beyond its reader, with some kinds of requests seen."""
+    return in_fresh_process(scheduler_bytes, scene.config, scene.settings.seed) / len(scene.hosts)
+
+
+def scheduler_bytes(config: Config, seed: int) -> int:
+    """In a process of its own: what is allocated between the reader's first view and the tenth kind of request."""
+    with Reader(config) as reader:
+        reader.read(max_age=MAX_AGE_S, on_stale="flag")
+        gc.collect()
+        tracemalloc.start()
+        scheduler = Scheduler(config, seed=seed, max_age=MAX_AGE_S, reader=reader)
+        scheduler.refresh()
+        for flavour in FLAVOURS:
+            scheduler.select(Request(resources=flavour.resources, required_traits=flavour.traits))
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        scheduler.close()
+    return size
+
+
+# -- one scheduler, in batches --------------------------------------------------------------------
+
+
+def _batches(scene: Scene) -> list[Case]:
+    return [_batch(scene, batch) for batch in BATCHES]
+
+
+def _batch(scene: Scene, batch: int) -> Case:
+    hosts, settings = scene.hosts, scene.settings
+    seconds = settings.seconds * BATCH_SHARE
+    wants, rates, cpu_us = Wants(settings.seed, f"batch {batch}"), list[float](), list[float]()
+    with scene.scheduler() as scheduler:
+        scheduler.placer.give_back(_slice(scheduler, wants, batch).held)
+        held = _slice(scheduler, wants, batch).held
+        shown = scene.claimed.require_sound([(one.node or "", one.claim.id) for one in held if one.claim is not None])
+        scheduler.placer.give_back(held)
+        began = time.monotonic()
+        while not rates or time.monotonic() - began < seconds:
+            scene.tell(f"{scene.label}, {len(hosts):,} nodes: batches of {batch}", (time.monotonic() - began) / seconds)
+            done = _slice(scheduler, wants, batch)
+            scheduler.placer.give_back(done.held)
+            rates.append(len(done.held) / done.seconds)
+            cpu_us.append(done.cpu_s / len(done.held) * 1e6)
+    scene.claimed.require_sound([])
+    measures = {"claims": Measure.of("claims/s", rates), "claims, CPU": Measure.of("us/claim", cpu_us)}
+    label = f"{scene.label}: batches"
+    goals = (
+        [Goal.at_least(f"{label} of {batch}: claims", measures["claims"].p50, GOAL_CLAIMS, "claims/s")]
+        if len(hosts) == min(GOAL_NODES) and batch == max(BATCHES)
+        else []
+    )
+    return Case(
+        label,
+        len(hosts),
+        {"batch": batch, "full": hosts.full},
+        measures,
+        {},
+        [f"every request got a claim; {shown}", scene.cell.place.kept(len(hosts))],
+        goals,
+    )
+
+
+class _Slice(NamedTuple):
+    held: list[Placing]
+    seconds: float
+    cpu_s: float
+
+
+def _slice(scheduler: Scheduler, wants: Wants, batch: int) -> _Slice:
+    """So many claims, batch after batch, against the clock."""
+    batches = [wants.take(batch) for _ in range(max(1, SLICE_CLAIMS // batch))]
+    held: list[Placing] = []
+    cpu_began, began = time.process_time(), time.perf_counter()
+    for requests in batches:
+        held += scheduler.claim(requests)
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+    require(all(placing.claim is not None for placing in held), "a request got no claim")
+    return _Slice(held, took_s, cpu_s)
+
+
+# -- many schedulers ------------------------------------------------------------------------------
+
+
+def _races(scene: Scene, *, brief: bool) -> Iterator[Case]:
+    seconds = scene.settings.seconds * (1.0 if brief else RACE_SHARE)
+    for schedulers in SCHEDULERS_BRIEF if brief else SCHEDULERS:
+        for shared in (True, False) if schedulers > 1 else (True,):
+            yield _race(scene, schedulers, seconds, shared=shared)
+
+
+def _race(scene: Scene, schedulers: int, seconds: float, *, shared: bool) -> Case:
+    hosts, settings = scene.hosts, scene.settings
+    label = f"{scene.label}: schedulers" + ("" if shared else ", sharing nothing")
+    scene.tell(f"{label}, {hosts.full:.0%} full, {schedulers} of them begin", 0.0)
+    scene.claimed.forget()
+    own = Race(seconds, int(HELD_SHARE * room(hosts) / schedulers), shared, settings.seed)
+    with ExitStack() as stack:
+        racers = [
+            stack.enter_context(Beside(race, scene.config, f"scheduler-{number}", own)) for number in range(schedulers)
+        ]
+        for racer in racers:
+            racer.wait_until_begun()
+        start = time.monotonic() + START_AFTER_S
+        for racer in racers:
+            racer.say(start)
+        scene.tell(f"{label}, {hosts.full:.0%} full, {schedulers} of them", 0.5)
+        raced = [racer.result() for racer in racers]
+    shown = scene.claimed.require_sound([claim for one in raced for claim in one.held])
+    scene.claimed.forget()
+    return Case(
+        label,
+        len(hosts),
+        {"schedulers": schedulers, "full": hosts.full, "batch": BATCH_COUNT, "held_most": own.held_most},
+        _raced(raced),
+        {},
+        [shown, scene.cell.place.kept(len(hosts))],
+    )
+
+
+def room(hosts: Hosts) -> int:
+    """How many of the usual instances the fleet has room for, about."""
+    weights = sum(flavour.weight for flavour in FLAVOURS)
+    mean_mb = sum(flavour.weight * flavour.memory_mb for flavour in FLAVOURS) / weights
+    free_mb = sum(hosts.kind(n).capacity["MEMORY_MB"] - hosts.usage(n)["MEMORY_MB"] for n in range(len(hosts)))
+    return int(free_mb / mean_mb)
+
+
+def _raced(raced: Sequence[Raced]) -> dict[str, Measure]:
+    """Rates of each scheduler, and of all; shares of all."""
+    claims = sum(one.claims for one in raced)
+    require(claims > 0, "nobody claimed anything")
+    wanted = claims + sum(one.nowhere + one.given_up for one in raced)
+    written, lost = sum(one.written for one in raced), sum(one.lost for one in raced)
+    return {
+        "claims": Measure.of("claims/s", [one.claims / one.seconds for one in raced]),
+        "claims, all": Measure.of("claims/s", [sum(one.claims / one.seconds for one in raced)]),
+        "claims, CPU": Measure.of("us/claim", [sum(one.cpu_s for one in raced) / claims * 1e6]),
+        "conflicts": Measure.of("%", [100 * lost / (written + lost)]),
+        "no room": Measure.of("%", [100 * sum(one.nowhere for one in raced) / wanted]),
+        "given up": Measure.of("%", [100 * sum(one.given_up for one in raced) / wanted]),
+    }
+
+
+# -- between cases --------------------------------------------------------------------------------
+
+
+def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
+    """More schedulers to one, nothing shared to nodes shared out, and OpenStack's to ours."""
+    across: dict[str, float] = {}
+    goals: list[Goal] = []
+    races = {
+        (case.design, case.settings["full"], int(case.settings["schedulers"])): case
+        for case in cases
+        if "schedulers" in case.settings
+    }
+    cores = cores_here()
+    for (design, full, schedulers), case in races.items():
+        name = f"{design}, {full:.0%} full, {schedulers} schedulers"
+        one = races.get((design.removesuffix(", sharing nothing"), full, 1))
+        if one is not None and schedulers > 1:
+            ratio = case.measures["claims, all"].p50 / one.measures["claims, all"].p50
+            share = ratio / min(schedulers, cores)
+            across[f"{name}: all claims / those of 1"] = ratio
+            across[f"{name}: claims for each of {min(schedulers, cores)} cores / those of 1"] = share
+            if (
+                case.nodes == min(GOAL_NODES)
+                and schedulers == cores
+                and full == HALF
+                and not design.endswith("sharing nothing")
+            ):
+                goals.append(
+                    Goal.at_least(f"{name} on {cores} cores: claims for each core / those of 1", share, GOAL_SHARE, "x")
+                )
+        shared = races.get((design.removesuffix(", sharing nothing"), full, schedulers))
+        if shared is not None and shared is not case:
+            across[f"{name}: all claims / sharing"] = (
+                case.measures["claims, all"].p50 / shared.measures["claims, all"].p50
+            )
+    for own in (case for case in cases if case.design.endswith(": one request")):
+        for theirs in (case for case in cases if case.design in OPENSTACK and case.nodes == own.nodes):
+            across |= _beside(own, theirs)
+    return across, goals
+
+
+COMPARED_WITH_OPENSTACK: Final = (
+    ("filter and weigh", "select, unseen shape"),
+    ("filter and weigh", "select, one node changed"),
+    ("candidates", "read and select, some changed"),
+    ("claim", "claim"),
+)
+
+
+def _beside(own: Case, theirs: Case) -> dict[str, float]:
+    return {
+        f"{own.nodes:,} nodes: {theirs.design}, {measure} / {own.design}, {ours}": theirs.measures[measure].p50
+        / own.measures[ours].p50
+        for measure, ours in COMPARED_WITH_OPENSTACK
+        if measure in theirs.measures and ours in own.measures
+    }
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

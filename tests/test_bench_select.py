@@ -1,0 +1,159 @@
+"""``select`` times what it says, and notices when schedulers claim more than there is. How fast anything is, no test asserts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.places import MemcachedPlace
+from bench.record import Case, Measure
+from bench.report import write_report
+from bench.report.page import compose
+from bench.report.shelf import Shelf
+from bench.scenario import Settings
+from bench.scheduling import select
+from bench.scheduling.claimed import Claimed
+from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
+from bench.workload import WrongResultError
+from nodestate import keys
+from nodestate.memcached import MemcachedStore
+from nodestate.model import Outcome, fold, parse_event
+from nodestate.ports import Put, Write
+from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.scheduling.request import Request
+from tests.services.servers import MemcachedServer
+from tests.test_bench_report import measure, record
+from tests.test_bench_scenarios import in_silence
+
+BRIEF = Settings(("snapshot",), (200,), 0.1, 1, 10, 1_024, 200)
+
+
+@pytest.mark.parametrize("full", select.FULL)
+def test_hosts_are_as_full_as_was_asked_for_and_as_their_events_say(full: float) -> None:
+    hosts = Hosts(1, 300, full)
+    shares = []
+    for number in range(len(hosts)):
+        folded, outcome = fold(None, parse_event(hosts.report(number)))
+        folded, outcome = fold(folded, parse_event(hosts.change(number)))
+        assert outcome is Outcome.APPLIED
+        assert folded is not None
+        assert folded.state() == hosts.state(number, 2)
+        assert folded.state()["usage"] == hosts.usage(number)
+        shares.append(hosts.usage(number)["MEMORY_MB"] / hosts.kind(number).capacity["MEMORY_MB"])
+    assert sum(shares) / len(shares) == pytest.approx(full, abs=0.05)
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_wants_are_their_seeds_and_name() -> None:
+    def drawn(*of: str | int) -> list[bytes]:
+        return [request.shape for request in Wants(*of).take(200)]  # type: ignore[arg-type]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1, "one") != drawn(1, "two")
+    wants = Wants(1)
+    groups = [request.group.name for request in wants.take(2_000) if request.group is not None]
+    sizes = [len(list(of)) for _, of in itertools.groupby(groups)]
+    assert set(sizes[:-1]) == {GROUP_SIZE}
+    assert len({wants.unseen().shape for _ in range(50)}) == 50
+
+
+def test_the_plain_search_knows_room_and_traits() -> None:
+    hosts = Hosts(1, 200, 0.5)
+    for number in range(len(hosts)):
+        hosts.report(number)
+    special = FLAVOURS[-1]
+    request = Request(resources=special.resources, required_traits=special.traits)
+    able = {number for number in range(len(hosts)) if fits(hosts, number, request)}
+    assert able
+    assert all("STORAGE_DISK_SSD" in hosts.kind(number).traits for number in able)
+    huge = Request(resources={**special.resources, "VCPU": 10 * max(kind.capacity["VCPU"] for kind in KINDS)})
+    assert best_worth(hosts, huge) == float("-inf")
+
+
+@pytest.mark.service
+def test_too_much_that_is_claimed_is_noticed(memcached: MemcachedServer) -> None:
+    """What the races lean on: the records are read by nobody who wrote them."""
+    hosts, place = Hosts(1, 10, 0.5), MemcachedPlace(["snapshot"], memcached)
+    for number in range(len(hosts)):
+        hosts.report(number)
+    store = MemcachedStore(place.address, timeout_s=5.0)
+    node, kind = hosts.names[3], hosts.kind(3)
+    free = kind.capacity["VCPU"] - hosts.usage(3)["VCPU"]
+    group = {"group": "web", "hints": {"group_policy": "anti-affinity"}}
+    one = Claim("a", "i-1", "me", 10.0, {"VCPU": free}, **group)  # type: ignore[arg-type]
+
+    def claimed_are(*claims: Claim) -> None:
+        store.write([Write(Put.DELETE, keys.claim("c", node))])
+        store.write([Write(Put.ADD, keys.claim("c", node), CLAIMS.pack(ClaimRecord(1.0, claims=claims)))])
+
+    with Claimed(place.address, "c", hosts) as claimed:
+        claimed_are(one)
+        assert "exactly the 1 claims" in claimed.require_sound([(node, "a")])
+        with pytest.raises(WrongResultError, match="nobody's"):
+            claimed.require_sound([])
+        claimed_are(one, Claim("b", "i-2", "me", 10.0, {"VCPU": 1}))
+        with pytest.raises(WrongResultError, match=f"{node} is over its capacity"):
+            claimed.require_sound([(node, "a"), (node, "b")])
+        claimed_are(one, Claim("b", "i-2", "me", 10.0, {}, **group))  # type: ignore[arg-type]
+        with pytest.raises(WrongResultError, match="more of a group"):
+            claimed.require_sound([(node, "a"), (node, "b")])
+        claimed.forget()
+        with pytest.raises(WrongResultError, match="not in the records"):
+            claimed.require_sound([(node, "a")])
+    store.close()
+
+
+@pytest.mark.service
+def test_select(memcached: MemcachedServer, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - there is one
+    monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
+    findings = select.run(BRIEF, in_silence)
+    labels = [case.design for case in findings.cases]
+    assert labels.count("snapshot: one request") == 1
+    assert [case.settings["batch"] for case in findings.cases if case.design == "snapshot: batches"] == [1, 10, 100]
+    races = [case for case in findings.cases if ": schedulers" in case.design]
+    assert len(races) == len(select.FULL_BRIEF) * 3
+    for case in findings.cases:
+        assert case.shown
+        assert all(0 <= one.min <= one.p50 <= one.p99 <= one.max for one in case.measures.values())
+    for case in races:
+        assert case.measures["claims"].count == case.settings["schedulers"]
+        assert case.measures["conflicts"].p50 == 0 or case.settings["schedulers"] > 1
+    assert "openstack" in findings.skipped[0]
+    assert "snapshot: schedulers, sharing nothing, 50% full, 2 schedulers: all claims / sharing" in findings.across
+
+
+# -- the report -----------------------------------------------------------------------------------
+
+
+def _select_cases() -> list[Case]:
+    def of(design: str, measures: dict[str, Measure], **settings: float) -> Case:
+        return Case(design, 10_000, settings, measures, {}, ["it is right"])
+
+    one = dict.fromkeys(("select, unseen shape", "claim", "advance", "memory beyond the reader"), measure(0.5))
+    rates = {"claims": measure(4_000, "claims/s")}
+    raced = {"claims, all": measure(7_000, "claims/s"), "conflicts": Measure("%", 1, 0.0, 0.0, 0.0, 0.0)}
+    cases = [of("snapshot: one request", one, changed=100), of("snapshot: batches", rates, batch=10)]
+    for full, schedulers in itertools.product((0.0, 0.99), (1, 2)):
+        cases.append(of("snapshot: schedulers", raced, full=full, schedulers=schedulers))
+    cases.append(of("snapshot: schedulers, sharing nothing", raced, full=0.99, schedulers=2))
+    return [*cases, of("nova scheduler", {"filter and weigh": measure(2_000)})]
+
+
+def test_the_report_shows_decisions_and_races(tmp_path: Path) -> None:
+    across = {"10,000 nodes: nova scheduler, filter and weigh / snapshot: one request, select, unseen shape": 4_000.0}
+    one = replace(record("select", *_select_cases()), across=across)
+    sections = {section.title: section for section in compose(Shelf({"select": one})).measured}
+    assert {chart.name for chart in sections["Deciding"].charts} == {"select-one", "select-batches"}
+    [beside] = sections["Deciding"].tables
+    assert beside.rows[0][2] == "4,000×"
+    races = sections["Schedulers among each other"]
+    assert {chart.name for chart in races.charts} == {"select-claims", "select-conflicts"}
+    [table] = races.tables
+    assert table.rows == [["99% full", "2", "0 %", "0 %", "7,000 claims/s", "7,000 claims/s"]]
+    pytest.importorskip("matplotlib", reason="the report needs the extra: pip install -e '.[bench]'")
+    (tmp_path / "select.json").write_bytes(one.to_json())
+    for page in write_report(tmp_path):
+        assert "Schedulers among each other" in page.read_text(encoding="utf-8")
