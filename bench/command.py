@@ -20,7 +20,7 @@ from bench.places import NAMES, USUAL, canonical
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
-from bench.scheduling import select
+from bench.scheduling import reserving, select
 from bench.workload import WrongResultError
 from nodestate.config import Config
 from nodestate.errors import NodestateError
@@ -37,6 +37,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         recovery.SCENARIO,
         contention.SCENARIO,
         select.SCENARIO,
+        reserving.SCENARIO,
         scale.SCENARIO,
         peers.SCENARIO,
     )

@@ -14,7 +14,7 @@ from bench.report import write_report
 from bench.report.page import compose
 from bench.report.shelf import Shelf
 from bench.scenario import Settings
-from bench.scheduling import select
+from bench.scheduling import reserving, select
 from bench.scheduling.claimed import Claimed
 from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
 from bench.workload import WrongResultError
@@ -71,6 +71,17 @@ def test_the_plain_search_knows_room_and_traits() -> None:
     assert all("STORAGE_DISK_SSD" in hosts.kind(number).traits for number in able)
     huge = Request(resources={**special.resources, "VCPU": 10 * max(kind.capacity["VCPU"] for kind in KINDS)})
     assert best_worth(hosts, huge) == float("-inf")
+
+
+@pytest.mark.service
+def test_groups_are_reserved_alone_and_by_several() -> None:
+    findings = reserving.run(replace(BRIEF, nodes=(30,)), in_silence)
+    assert [case.settings["schedulers"] for case in findings.cases] == [1, reserving.SCHEDULERS]
+    for case in findings.cases:
+        assert case.measures["reserve"].count == reserving.GROUPS_BRIEF_COUNT
+        assert 0 < case.measures["held"].p50 <= 100
+        assert "are whole" in case.shown[0]
+    assert findings.goals == []
 
 
 @pytest.mark.service

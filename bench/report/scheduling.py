@@ -138,6 +138,34 @@ def racing(shelf: Shelf) -> Section:
     return Section(title, lead, [], charts, tables, [detail(found)], commands_of(found))
 
 
+def reserving(shelf: Shelf) -> Section:
+    """Groups all or nothing: one scheduler alone, and several against each other."""
+    title = "Groups, all or nothing"
+    lead = (
+        "The same reservations of 2 to 64 members, in the same order, by one scheduler alone and shared out to several, on a "
+        "fleet that has hardly room for them. What is held in the end is read from the claim records by nobody who wrote "
+        "them: each group is whole or not there, and no node is over its capacity."
+    )
+    found = list(shelf.found("reserve"))
+    if not found:
+        return absent(title, lead, "reserve")
+    rows = [
+        [
+            exact(case.case.settings["schedulers"]),
+            exact(case.case.settings["reservations"]),
+            quantity(case.p50("held"), "%"),
+            quantity(case.p50("reserve"), "ms"),
+            quantity(case.case.measures["reserve"].p99, "ms"),
+            quantity(case.p50("reservations"), "/s"),
+        ]
+        for case in found
+    ]
+    table = Table(
+        ["schedulers", "reservations", "succeed", "p50", "p99", "a second"], rows, "Reservations near capacity"
+    )
+    return Section(title, lead, [], [], [table], [detail(found)], commands_of(found))
+
+
 def _on(case: Found, among: Sequence[Found]) -> str:
     """Which design, where there are several."""
     return f", {case.design}" if len({one.design for one in among}) > 1 else ""

@@ -24,6 +24,7 @@ BUILD: Final[tuple[Build, ...]] = (
     others.beside,
     scheduling.deciding,
     scheduling.racing,
+    scheduling.reserving,
 )
 
 

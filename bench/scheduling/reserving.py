@@ -1,0 +1,235 @@
+"""Groups that are reserved all or nothing, by several schedulers against each other, on a fleet with hardly room for them.
+
+The same reservations in the same order, once by one scheduler alone and once shared out to four. Each is held while a
+number of further ones is tried, so that together they want about all there is: some find no room, and which depends on
+who comes first. What is held in the end is read from the claim records, apart from any scheduler: every group whole, or not there.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from bench.beside import Beside, Line
+from bench.cell import MAX_AGE_S, Cell
+from bench.places import PATIENCE_S, MemcachedPlace, Place, Tour
+from bench.record import Case, Goal, Measure
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.scheduling.hosts import Hosts
+from bench.workload import require
+from nodestate import keys
+from nodestate.config import Config
+from nodestate.memcached import MemcachedStore
+from nodestate.ports import Put, Write
+from nodestate.scheduling.claims import CLAIMS, UNSURE_S, Claim, ClaimRecord
+from nodestate.scheduling.groups import Reservation
+from nodestate.scheduling.request import GroupRequest, parse_group
+from nodestate.scheduling.scheduler import Scheduler
+
+NODES: Final = (200,)
+GROUPS_COUNT: Final = 1_000
+GROUPS_BRIEF_COUNT: Final = 24
+BRIEF_S: Final = 1.0
+SIZES: Final = (2, 64)
+"""Members of a group, from and to."""
+VCPUS: Final = (8, 16, 32, 64)
+MEMORY_MB_PER_VCPU: Final = 1_000
+WANTED_SHARE: Final = 1.1
+"""Of all VCPUs: what is wanted at the same time."""
+SCHEDULERS: Final = 4
+TIMEOUT_S: Final = 10.0
+HOLD_S: Final = 3_600.0
+GOAL_POINTS: Final = 5.0
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """One scheduler alone, then four, in the first design that lives in memcached, at every size."""
+    tour = Tour()
+    for nodes in settings.nodes:
+
+        def measure(place: Place, nodes: int = nodes) -> list[Case]:
+            hosts = Hosts(settings.seed, nodes, 0.0, state_bytes=settings.state_bytes)
+            with Cell(hosts, place, settings) as cell:
+                cell.load(tell)
+                return [_raced(cell, hosts, schedulers, settings, tell) for schedulers in (1, SCHEDULERS)]
+
+        tour.visit([settings.designs[0]], nodes * settings.state_bytes, measure)
+    return tour.findings(*_compared(tour.cases))
+
+
+SCENARIO: Final = Scenario("reserve", "groups all or nothing, by schedulers against each other", run, NODES)
+
+
+def wanted(seed: int, count: int) -> list[dict[str, Any]]:
+    """So many group requests, as their JSON; half of them anti-affinity over the whole group."""
+    rng = random.Random(f"groups {seed}")
+    groups = []
+    for number in range(count):
+        members = [
+            {
+                "instances": [f"g{number}-{member}"],
+                "resources": {"VCPU": vcpus, "MEMORY_MB": vcpus * MEMORY_MB_PER_VCPU, "DISK_GB": 10},
+            }
+            for member, vcpus in enumerate(rng.choices(VCPUS, k=rng.randint(*SIZES)))
+        ]
+        group: dict[str, Any] = {"members": members, "hold_s": HOLD_S}
+        if rng.random() < 0.5:
+            group["group"] = {"name": f"g{number}", "policy": "anti-affinity"}
+        groups.append(group)
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What one scheduler did: milliseconds and success of each reservation, and what it holds in the end."""
+
+    ms: Sequence[float]
+    good: Sequence[bool]
+    held: Sequence[str]
+
+
+def reserve_along(
+    line: Line, config: Config, name: str, seed: int, groups: list[dict[str, Any]], most: int
+) -> Reserved:
+    """Reserve one after the other; each is held for as long as ``most`` further ones are tried."""
+    wants = [parse_group(group) for group in groups]
+    with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S) as scheduler:
+        scheduler.refresh()
+        line.begun()
+        ms, good, held = [], [], deque[tuple[int, Reservation]]()
+        for number, want in enumerate(wants):
+            while held and held[0][0] <= number - most:
+                scheduler.release(held.popleft()[1].id)
+            began = time.perf_counter()
+            found = scheduler.reserve(want, timeout_s=TIMEOUT_S)
+            ms.append((time.perf_counter() - began) * 1e3)
+            good.append(isinstance(found, Reservation))
+            if isinstance(found, Reservation):
+                _require_whole(want, found)
+                held.append((number, found))
+        return Reserved(ms, good, [one.id for _, one in held])
+
+
+def _require_whole(want: GroupRequest, found: Reservation) -> None:
+    asked = {instance for member in want.members for instance in member.instances}
+    require({member.instance for member in found.members} == asked, "a reservation has other members than were asked")
+    if want.group is not None:
+        nodes = Counter(member.node for member in found.members)
+        require(max(nodes.values()) == 1, f"two of an anti-affinity group share a node: {nodes.most_common(1)}")
+
+
+def _raced(cell: Cell, hosts: Hosts, schedulers: int, settings: Settings, tell: Tell) -> Case:
+    place = cell.place
+    assert isinstance(place, MemcachedPlace), "claims live in memcached"
+    count = GROUPS_BRIEF_COUNT if settings.seconds < BRIEF_S else GROUPS_COUNT
+    groups = wanted(settings.seed, count)
+    vcpus = [sum(member["resources"]["VCPU"] for member in group["members"]) for group in groups]
+    room = sum(hosts.kind(number).capacity["VCPU"] for number in range(len(hosts)))
+    most = max(schedulers, round(WANTED_SHARE * room / (sum(vcpus) / len(vcpus))))
+    tell(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.0)
+    # The cell's consumer writes when it is told to; a scheduler takes no view that is older than claims count.
+    config = msgspec.structs.replace(cell.config, claim_s=HOLD_S)
+    store = MemcachedStore(place.address, timeout_s=PATIENCE_S)
+    _begin_records(store, cell.config, hosts)
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                Beside(
+                    reserve_along,
+                    config,
+                    f"scheduler-{number}",
+                    settings.seed + number,
+                    groups[number::schedulers],
+                    most // schedulers,
+                )
+            )
+            for number in range(schedulers)
+        ]
+        for process in processes:
+            process.wait_until_begun()
+        began = time.monotonic()
+        while not all(process.ended(0.2) for process in processes):
+            tell(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.5)
+            require(time.monotonic() - began < count * TIMEOUT_S, "they do not come to an end")
+        took_s = time.monotonic() - began
+        found = [process.result() for process in processes]
+    shown = _require_sound(store, cell.config, hosts, {one for each in found for one in each.held})
+    store.close()
+    good = sum(one for each in found for one in each.good)
+    return Case(
+        cell.label,
+        len(hosts),
+        {"schedulers": schedulers, "reservations": count, "held_most": most},
+        {
+            "reserve": Measure.of("ms", [ms for each in found for ms in each.ms]),
+            "held": Measure.of("%", [100.0 * good / count]),
+            "reservations": Measure.of("/s", [count / took_s]),
+        },
+        {},
+        [shown],
+    )
+
+
+def _begin_records(store: MemcachedStore, config: Config, hosts: Hosts) -> None:
+    """Every node has an empty record that is old enough: the fleet was scheduled on before."""
+    value = CLAIMS.pack(ClaimRecord(store.server_time() - 2 * UNSURE_S))
+    claims = [keys.claim(config.cell, name) for name in hosts.names]
+    store.write([Write(Put.DELETE, key) for key in claims])
+    store.write([Write(Put.ADD, key, value) for key in claims])
+
+
+def _claims(store: MemcachedStore, config: Config, hosts: Hosts) -> Iterator[tuple[int, Claim]]:
+    asked = {keys.claim(config.cell, name): number for number, name in enumerate(hosts.names)}
+    for key, item in store.fetch(list(asked)).items():
+        for claim in CLAIMS.unpack(item.value).claims:
+            yield asked[key], claim
+
+
+def _require_sound(store: MemcachedStore, config: Config, hosts: Hosts, held: set[str]) -> str:
+    """Exactly what schedulers hold is in the records, each group whole, and no node is over its capacity."""
+    members: dict[str, list[Claim]] = {}
+    used: dict[int, Counter[str]] = {}
+    for number, claim in _claims(store, config, hosts):
+        members.setdefault(claim.reservation, []).append(claim)
+        used.setdefault(number, Counter()).update(claim.resources)
+    require(
+        members.keys() == held, f"{len(members.keys() ^ held)} reservations are held that nobody knows, or the reverse"
+    )
+    for reservation, claims in members.items():
+        require(len(claims) == claims[0].members, f"{reservation} is not whole: {len(claims)} of {claims[0].members}")
+        require(all(claim.kept for claim in claims), f"{reservation} is not kept")
+    for number, amounts in used.items():
+        capacity = hosts.kind(number).capacity
+        over = {name for name, amount in amounts.items() if amount > capacity[name]}
+        require(not over, f"{hosts.names[number]} is over its capacity of {over}")
+    return f"all {len(held)} reservations that are held in the end are whole, and no node is over its capacity"
+
+
+def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
+    """How many points fewer succeed where several compete, and how much longer it takes."""
+    across: dict[str, float] = {}
+    goals = []
+    alone = {case.nodes: case for case in cases if case.settings["schedulers"] == 1}
+    for case in cases:
+        if case.settings["schedulers"] == 1:
+            continue
+        before = alone[case.nodes]
+        points = before.measures["held"].p50 - case.measures["held"].p50
+        across[f"{case.nodes:,} nodes: points that {SCHEDULERS} schedulers hold less than one"] = points
+        across[f"{case.nodes:,} nodes: reserve p99 / alone"] = (
+            case.measures["reserve"].p99 / before.measures["reserve"].p99
+        )
+        if case.settings["reservations"] == GROUPS_COUNT:  # of a few, one more or less says nothing
+            goals.append(
+                Goal.at_most(
+                    f"{case.nodes:,} nodes: {SCHEDULERS} schedulers hold less than one", points, GOAL_POINTS, "points"
+                )
+            )
+    return across, goals
