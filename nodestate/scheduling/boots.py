@@ -258,9 +258,9 @@ class Boots:
         """An id is one instance: who boots it again while a node has it, and does not move it, is told where it is."""
         if placing.settled or placing.lifts:
             return
-        for row in self._fleet.where(placing.instance):
-            if row not in placing.avoid and placing.instance in self._fleet.tenants(row):
-                placing.failure = NoNode(why=f"{placing.instance} is on {self._fleet.names[row]} already")
+        there = self._fleet.reported(placing.instance, placing.avoid)
+        if there:
+            placing.failure = NoNode(why=f"{placing.instance} is on {there} already")
 
     def _send(self, boots: Sequence[Boot]) -> None:
         orders: list[Order] = []
