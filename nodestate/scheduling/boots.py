@@ -239,7 +239,9 @@ class Boots:
     def tell(
         self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
     ) -> None:
-        """Tell an agent what holds for an instance, if it has it still; who must know repeats it until a view shows it."""
+        """Tell an agent what holds for an instance, if it has it still as the order among ``hints`` built it; who must know
+        repeats it until a view shows it.
+        """
         order = Build(
             id=uuid.uuid4().hex,
             node=node,
@@ -249,6 +251,7 @@ class Boots:
             hints=dict(hints),
             deadline=self._clock.time() + self._answer_s,
             in_place=True,
+            of=str(hints.get("order", "")),
         )
         self._try_to_send([order])
 
