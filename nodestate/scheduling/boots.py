@@ -85,6 +85,13 @@ class Failed:
 Outcome = Booted | Failed
 
 
+def _begun() -> Future[Outcome]:
+    """A future that can't be cancelled any more: an order that was sent is not called back by that."""
+    future: Future[Outcome] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 @dataclass(slots=True)
 class Boot:
     """One instance on its way. ``outcome`` is there when it ended, and so is that of ``future``. ``fixed``: it goes to the
@@ -98,7 +105,7 @@ class Boot:
     order: Build | None = None
     answer_by: float = 0.0
     outcome: Outcome | None = None
-    future: Future[Outcome] = field(default_factory=Future)
+    future: Future[Outcome] = field(default_factory=_begun)
 
 
 class Boots:

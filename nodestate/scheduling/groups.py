@@ -205,7 +205,9 @@ class Groups:
         scheduler = self._scheduler
         found = set()
         for node, known in scheduler.ledger.known.items():
-            if known.record.claims:
+            if not known.record.claims:
+                continue
+            with suppress(NodestateError):  # a server that does not answer: nobody waits for what is claimed there
                 now = scheduler.ledger.now(node)
                 found |= {
                     claim.reservation

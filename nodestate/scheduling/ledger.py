@@ -223,12 +223,15 @@ class Ledger:
 
     # -- the servers
 
-    def learn(self, nodes: Iterable[str]) -> None:
-        """Read the records of these nodes; those that are missing are begun."""
+    def learn(self, nodes: Iterable[str]) -> bool:
+        """Read the records of these nodes; those that are missing are begun. False where a server did not answer."""
         waiting = list(nodes)
+        answered = True
         while waiting:
             some, waiting = waiting[:FETCH_COUNT], waiting[FETCH_COUNT:]
-            run({id(server): (server, self._fetch(mine)) for server, mine in self._by_server(some)})
+            results = run({id(server): (server, self._fetch(mine)) for server, mine in self._by_server(some)})
+            answered &= not any(isinstance(result, NodestateError) for result in results.values())
+        return answered
 
     def flush(self) -> dict[str, Status | NodestateError]:
         """Write all edits, by compare-and-swap against what is known: one round trip where that still holds, and one more

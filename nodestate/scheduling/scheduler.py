@@ -259,7 +259,11 @@ class Scheduler:
             self._tidy(self.boots, now)
 
     def _tidy(self, boots: Boots, now: float) -> None:
-        """Finish what others left half done, as far as the last view shows it."""
+        """Finish what others left half done, as far as the last view shows it; not where that lost nodes: what it does not show
+        may be there.
+        """
+        if any(partition.lost or not partition.vouched for partition in self.view.partitions):
+            return
         for duty in self._tidying.due(now):
             if duty.placed:
                 self._mark(boots, duty)

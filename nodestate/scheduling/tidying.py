@@ -4,7 +4,7 @@
 - A reservation whose members are all there, and not all marked as placed: they are marked. One that has a member so
   marked was whole once; what is missing since was ended on purpose.
 - A reservation of which members are missing, none is marked, and no claim is left that could become one: what is there is
-  ended.
+  ended. Where a server of claims does not answer nobody knows of that, so it waits.
 
 Nothing is done before it was seen for ``grace_s``: whoever is at it may be about to finish it. That some are missing counts
 from when the first was: what is seen for that long in one state, not in any.
@@ -50,10 +50,11 @@ class Tidying:
             if f"instance {instance}" in over:
                 duties += self._of_doubled(instance, rows)
         ripe = {number: gang for number, gang in gangs.items() if names[number] in over}
-        if not all(map(_whole, ripe.values())):  # claims may be on any node, and who wrote them tells nobody
-            self._ledger.learn(list(fleet.names))
+        # Claims may be on any node, and who wrote them tells nobody.
+        known = all(map(_whole, ripe.values())) or self._ledger.learn(list(fleet.names))
         for number, gang in ripe.items():
-            duties += self._of_gang(number, gang)
+            if known or _whole(gang):
+                duties += self._of_gang(number, gang)
         return duties
 
     def _of_doubled(self, instance: str, rows: Collection[int]) -> list[Duty]:

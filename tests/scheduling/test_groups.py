@@ -107,3 +107,16 @@ def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> No
     with pytest.raises(NotThereError, match=f"a of {held.id} is on {elsewhere} already"):
         one.scheduler.confirm(held.id)
     assert tenancy.placed() == {"a": [elsewhere]}
+
+
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away: int) -> None:
+    """Also where claims were known there."""
+    tenancy, (one, two) = cell_of(8)
+    reserve(two.scheduler, *"abcdef")
+    one.scheduler.reservations()
+    tenancy.servers[away].stop()
+    full = parse_group({"members": [wanted(f"full {number}", vcpu=8) for number in range(8)]})
+    assert isinstance(one.scheduler.reserve(full, timeout_s=1.0), NotReserved)
+    [member] = reserve(one.scheduler, "g").members
+    assert tenancy.server(member.node) is not tenancy.servers[away]
