@@ -16,11 +16,14 @@ and not the order, the End undoes it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
@@ -132,6 +135,7 @@ class Boots:
         self._wanted: list[Boot] = []
         self._beginning = Lock()
         self._sent: dict[str, Boot] = {}
+        self._untold: set[str] = set()
         self._ending: dict[Ending, tuple[Version, float]] = {}  # with the state that was known, and since when
 
     @property
@@ -187,6 +191,7 @@ class Boots:
     def answered(self, answers: Sequence[Answer]) -> None:
         """Take in what agents say; of orders that nobody waits for any more it is passed over."""
         for answer in answers:
+            self._untold.discard(answer.id)
             boot = self._sent.pop(answer.id, None)
             if boot is None:
                 continue
@@ -263,13 +268,37 @@ class Boots:
             [End(id=uuid.uuid4().hex, node=node, instance=instance, of=of) for node, instance, of in endings]
         )
 
-    def tell(
+    def tell(self, order: Build, hints: Mapping[str, Any]) -> str:
+        """Tell an agent to keep these hints with what the order built, if it is there still. Returns an id for ``are_told``."""
+        told = self._in_place(order.node, order.instance, order.resources, order.group, {**order.hints, **hints})
+        with suppress(BrokerUnavailableError):
+            told = msgspec.structs.replace(told, reply_to=self._courier.reply_to)
+        self._untold.add(told.id)
+        self._try_to_send([told])
+        return told.id
+
+    def are_told(self, ids: Collection[str]) -> bool:
+        """Whether all of these were answered."""
+        return self._untold.isdisjoint(ids)
+
+    def forget(self, ids: Collection[str]) -> None:
+        """Nobody waits for the answers any more."""
+        self._untold -= set(ids)
+
+    def mark(
         self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
     ) -> None:
         """Tell an agent what holds for an instance, if it has it still as the order among ``hints`` built it; who must know
         repeats it until a view shows it.
         """
-        order = Build(
+        self._try_to_send([self._in_place(node, instance, resources, group, hints)])
+
+    # -- inside
+
+    def _in_place(
+        self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
+    ) -> Build:
+        return Build(
             id=uuid.uuid4().hex,
             node=node,
             instance=instance,
@@ -280,9 +309,6 @@ class Boots:
             in_place=True,
             of=str(hints.get("order", "")),
         )
-        self._try_to_send([order])
-
-    # -- inside
 
     def _all_wanted(self) -> list[Boot]:
         with self._beginning:

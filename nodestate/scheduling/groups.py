@@ -264,8 +264,8 @@ class Groups:
         if failed:
             self._undo([boot for boot in boots if isinstance(boot.outcome, Booted)])
             return NotConfirmed(number, tuple(failed))
-        for boot, outcome in zip(boots, booted, strict=True):  # who does not hear it is told by ``tidying``
-            scheduler.tell_placed(boot, outcome.node, {**mark, "placed": True})
+        # From here on each may end by itself; who does not hear it is told by ``tidying``.
+        scheduler.tell_placed(boots, {**mark, "placed": True})
         return Confirmed(number, tuple(booted))
 
     def _ended_meanwhile(self, booted: list[Booted]) -> list[Failed]:

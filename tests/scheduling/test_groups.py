@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nodestate.errors import NotThereError
+from nodestate.orders import Build, decode_order
 from nodestate.scheduling.groups import Confirmed, NotConfirmed, NotReserved
 from nodestate.scheduling.request import parse_group
+from nodestate.testing import Letter
 from tests.scheduling.cells import boot, cell_of, reserve, wanted
 
 
@@ -120,3 +122,29 @@ def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away
     assert isinstance(one.scheduler.reserve(full, timeout_s=1.0), NotReserved)
     [member] = reserve(one.scheduler, "g").members
     assert tenancy.server(member.node) is not tenancy.servers[away]
+
+
+def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
+    """Its agents know by then, also where the first order to say so was lost: else the others would pass for the rest of one
+    that was never whole.
+    """
+    tenancy, (one, two) = cell_of(2)
+    held = reserve(one.scheduler, "a", "b")
+    arrive, lost = tenancy.broker.arrive, []
+
+    def lossy(letter: Letter) -> None:
+        order = decode_order(letter.body) if letter.kind == "order" else None
+        if isinstance(order, Build) and order.in_place and len(lost) < 2:
+            lost.append(order)
+        else:
+            arrive(letter)
+
+    tenancy.broker.arrive = lossy  # type: ignore[method-assign]
+    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert len(lost) == 2
+    tenancy.bury(one)
+    [node] = tenancy.placed()["a"]
+    two.scheduler.refresh()
+    two.scheduler.end([(node, "a")])
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert tenancy.placed().keys() == {"b"}
