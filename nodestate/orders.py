@@ -55,7 +55,8 @@ class _Order(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_field
 class Build(_Order, frozen=True, tag="build", kw_only=True):
     """Give the instance these resources. ``hints`` and ``group`` stay with the allocation for its life. ``deadline`` is in
     seconds since 1970: who gave the order no longer counts on it then, so it is refused. ``in_place``: only where the
-    instance has an allocation on the node, which this takes the place of.
+    instance has an allocation on the node, which this takes the place of; with ``of`` only if that is what the order of
+    this id built, so that a mark which is late undoes no resize.
     """
 
     resources: Annotated[dict[ClassName, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
@@ -63,6 +64,7 @@ class Build(_Order, frozen=True, tag="build", kw_only=True):
     hints: dict[str, Any] = {}
     deadline: Seconds
     in_place: bool = False
+    of: str = ""
 
 
 class End(_Order, frozen=True, tag="end", kw_only=True):

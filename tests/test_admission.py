@@ -241,6 +241,16 @@ def test_a_change_in_place_builds_nothing_where_nothing_is() -> None:
     assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}}}
 
 
+def test_a_change_in_place_of_one_order_undoes_no_later_one() -> None:
+    """A mark that is late would take back a resize, which its user was told of."""
+    site = Site()
+    site.give(site.build("vm-1", hints={"order": "first"}))
+    site.give(site.build("vm-1", resources={"VCPU": 2}, hints={"order": "second"}, in_place=True))
+    late = site.build("vm-1", hints={"order": "first", "placed": True}, in_place=True, of="first")
+    assert site.refused(late) == "not-here"
+    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}, "hints": {"order": "second"}}}
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

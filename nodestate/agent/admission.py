@@ -3,7 +3,8 @@
     End, of what is here                  --> ended       of what is not here          --> done, nothing changed
     Build, of what is here as it is asked --> done, nothing changed, however late
     Build, overdue                        --> refused: expired
-           in place of nothing            --> refused: not-here
+           in place of nothing, or of
+           another order's                --> refused: not-here
            the node is not ``up``         --> refused: status, unless it is in place
            anti-affinity, enough are here --> refused: group
            it does not fit                --> refused: no-room
@@ -58,7 +59,7 @@ def is_done(order: Order, room: Room) -> bool:
     """True where the node is as the order asks already."""
     here = room.allocations.get(order.instance)
     if isinstance(order, End):
-        return here is None or order.of not in ("", (here.get("hints") or {}).get("order"))
+        return here is None or order.of not in ("", _built_by(here))
     return (
         here is not None
         and here["resources"] == order.resources
@@ -72,11 +73,19 @@ def judge(order: Build, room: Room, now: float) -> Refused | None:
     if now > order.deadline:
         return Refused("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
     if order.in_place:
-        if order.instance not in room.allocations:
+        here = room.allocations.get(order.instance)
+        if here is None:
             return Refused("not-here", "the instance has nothing on this node that could be changed in place")
+        if order.of not in ("", _built_by(here)):
+            return Refused("not-here", f"what the instance has on this node is not of order {order.of}")
     elif room.status != "up":
         return Refused("status", f"the node is {room.status}")
     return _too_many_of_its_group(order, room) or _does_not_fit(order, room)
+
+
+def _built_by(allocation: Mapping[str, Any]) -> object:
+    """The order that an allocation is of, if it says so."""
+    return (allocation.get("hints") or {}).get("order")
 
 
 def _too_many_of_its_group(order: Build, room: Room) -> Refused | None:

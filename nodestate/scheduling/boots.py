@@ -16,10 +16,14 @@ and not the order, the End undoes it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
@@ -32,7 +36,9 @@ from nodestate.scheduling.placer import NoNode, Placer, Placing
 MAX_NODES_COUNT: Final = 8
 """Nodes that are asked for one instance."""
 ENDING_S: Final = 60.0
-"""How long what was told to end is told again where a view shows it still."""
+"""How long what was told to end is told again where a view shows it still …"""
+ENDING_UNHEARD_S: Final = 3600.0
+"""… and where nothing was heard of the node since: it may come back with what it built before."""
 
 
 def next_move(hints: Mapping[str, Any], clock: Clock) -> int:
@@ -85,6 +91,13 @@ class Failed:
 Outcome = Booted | Failed
 
 
+def _begun() -> Future[Outcome]:
+    """A future that can't be cancelled any more: an order that was sent is not called back by that."""
+    future: Future[Outcome] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 @dataclass(slots=True)
 class Boot:
     """One instance on its way. ``outcome`` is there when it ended, and so is that of ``future``. ``fixed``: it goes to the
@@ -98,7 +111,7 @@ class Boot:
     order: Build | None = None
     answer_by: float = 0.0
     outcome: Outcome | None = None
-    future: Future[Outcome] = field(default_factory=Future)
+    future: Future[Outcome] = field(default_factory=_begun)
 
 
 class Boots:
@@ -120,8 +133,10 @@ class Boots:
         self._clock = clock
         self._answer_s = answer_s
         self._wanted: list[Boot] = []
+        self._beginning = Lock()
         self._sent: dict[str, Boot] = {}
-        self._ending: dict[Ending, float] = {}
+        self._untold: set[str] = set()
+        self._ending: dict[Ending, tuple[Version, float]] = {}  # with the state that was known, and since when
 
     @property
     def under_way(self) -> int:
@@ -144,19 +159,26 @@ class Boots:
         return max(0.0, due - self._clock.monotonic()) if due is not None else self._answer_s
 
     def begin(self, boots: Iterable[Boot]) -> None:
-        """Take these on."""
-        self._wanted += boots
+        """Take these on. May be called from any thread."""
+        boots = list(boots)
+        with self._beginning:
+            self._wanted += boots
 
     def step(self) -> None:
         """Choose and claim nodes for those that want one, and send their orders."""
-        wanted, self._wanted = self._wanted, []
+        wanted = self._all_wanted()
         if not wanted:
             if self._ledger.edited:
                 self._ledger.flush()
             return
         for boot in wanted:
             self._refuse_double(boot.placing)
-        self._placer.place(boot.placing for boot in wanted)
+        try:
+            self._placer.place(boot.placing for boot in wanted)
+        except Exception as error:  # a filter or a weigher of somebody's: each has its outcome all the same
+            for boot in wanted:
+                self._not_chosen(boot, error)
+            raise
         claimed = [boot for boot in wanted if boot.placing.claim is not None]
         for boot in wanted:
             if boot.placing.failure is not None:
@@ -169,6 +191,7 @@ class Boots:
     def answered(self, answers: Sequence[Answer]) -> None:
         """Take in what agents say; of orders that nobody waits for any more it is passed over."""
         for answer in answers:
+            self._untold.discard(answer.id)
             boot = self._sent.pop(answer.id, None)
             if boot is None:
                 continue
@@ -191,7 +214,7 @@ class Boots:
 
     def hold_to_bounds(self, age: float) -> None:
         """Those that need a fresher view than one of this age fail; the others go on."""
-        wanted, self._wanted = self._wanted, []
+        wanted = self._all_wanted()
         for boot in wanted:
             bound = boot.placing.request.max_age
             if bound is None or age <= bound:
@@ -215,32 +238,67 @@ class Boots:
         self.end(undo)
 
     def end(self, endings: Iterable[Ending]) -> None:
-        """Tell agents to end these, again for ``ENDING_S`` while views show them."""
+        """Tell agents to end these, again for ``ENDING_S`` while views show them, and for ``ENDING_UNHEARD_S`` where no view shows
+        a newer state of the node.
+        """
         endings = list(endings)
-        until = self._clock.monotonic() + ENDING_S
-        self._ending.update((ending, until) for ending in endings if ending.of)
+        now = self._clock.monotonic()
+        self._ending.update((ending, (self._version(ending.node), now)) for ending in endings if ending.of)
         self._send_ends(endings)
 
     def _end_again(self) -> None:
         now = self._clock.monotonic()
-        self._ending = {ending: until for ending, until in self._ending.items() if until > now}
         shown = []
-        for ending in self._ending:
+        for ending, (before, since) in list(self._ending.items()):
             row = self._fleet.rows.get(ending.node)
             if row is not None and ending.instance in self._fleet.tenants(row):
                 shown.append(ending)
+            elif now > since + ENDING_S and self._version(ending.node) > before:
+                del self._ending[ending]
+            if now > since + ENDING_UNHEARD_S:
+                self._ending.pop(ending, None)
         self._send_ends(shown)
+
+    def _version(self, node: str) -> Version:
+        row = self._fleet.rows.get(node)
+        return self._fleet.version[row] if row is not None else NEVER
 
     def _send_ends(self, endings: Iterable[Ending]) -> None:
         self._try_to_send(
             [End(id=uuid.uuid4().hex, node=node, instance=instance, of=of) for node, instance, of in endings]
         )
 
-    def tell(
+    def tell(self, order: Build, hints: Mapping[str, Any]) -> str:
+        """Tell an agent to keep these hints with what the order built, if it is there still. Returns an id for ``are_told``."""
+        told = self._in_place(order.node, order.instance, order.resources, order.group, {**order.hints, **hints})
+        with suppress(BrokerUnavailableError):
+            told = msgspec.structs.replace(told, reply_to=self._courier.reply_to)
+        self._untold.add(told.id)
+        self._try_to_send([told])
+        return told.id
+
+    def are_told(self, ids: Collection[str]) -> bool:
+        """Whether all of these were answered."""
+        return self._untold.isdisjoint(ids)
+
+    def forget(self, ids: Collection[str]) -> None:
+        """Nobody waits for the answers any more."""
+        self._untold -= set(ids)
+
+    def mark(
         self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
     ) -> None:
-        """Tell an agent what holds for an instance, if it has it still; who must know repeats it until a view shows it."""
-        order = Build(
+        """Tell an agent what holds for an instance, if it has it still as the order among ``hints`` built it; who must know
+        repeats it until a view shows it.
+        """
+        self._try_to_send([self._in_place(node, instance, resources, group, hints)])
+
+    # -- inside
+
+    def _in_place(
+        self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
+    ) -> Build:
+        return Build(
             id=uuid.uuid4().hex,
             node=node,
             instance=instance,
@@ -249,18 +307,28 @@ class Boots:
             hints=dict(hints),
             deadline=self._clock.time() + self._answer_s,
             in_place=True,
+            of=str(hints.get("order", "")),
         )
-        self._try_to_send([order])
 
-    # -- inside
+    def _all_wanted(self) -> list[Boot]:
+        with self._beginning:
+            wanted, self._wanted = self._wanted, []
+        return wanted
+
+    def _not_chosen(self, boot: Boot, error: Exception) -> None:
+        placing = boot.placing
+        if placing.claim is not None and placing.node is not None:
+            self._ledger.drop(placing.node, placing.claim.id)
+        why = placing.failure or NoNode(why=f"no node could be chosen: {error!r}")
+        self._end(boot, Failed(placing.instance, why, tuple(boot.refused), placing.conflicts))
 
     def _refuse_double(self, placing: Placing) -> None:
         """An id is one instance: who boots it again while a node has it, and does not move it, is told where it is."""
         if placing.settled or placing.lifts:
             return
-        for row in self._fleet.where(placing.instance):
-            if row not in placing.avoid and placing.instance in self._fleet.tenants(row):
-                placing.failure = NoNode(why=f"{placing.instance} is on {self._fleet.names[row]} already")
+        there = self._fleet.reported(placing.instance, placing.avoid)
+        if there:
+            placing.failure = NoNode(why=f"{placing.instance} is on {there} already")
 
     def _send(self, boots: Sequence[Boot]) -> None:
         orders: list[Order] = []

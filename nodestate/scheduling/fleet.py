@@ -11,7 +11,7 @@ also where a node moves to another partition, or to another design. Belongs to o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -152,6 +152,11 @@ class Fleet:
         if instance not in self._at:
             return []
         return sorted({self._at[instance], *self._also_at.get(instance, ())})
+
+    def reported(self, instance: str, but: Collection[int] = ()) -> str:
+        """A node that reports this instance, other than those in ``but``; empty where there is none."""
+        rows = (row for row in self.where(instance) if row not in but and instance in self._tenants[row])
+        return next((self.names[row] for row in rows), "")
 
     def group_of(self, row: int, instance: str) -> str | None:
         """The group of an instance that is on this row."""

@@ -21,11 +21,12 @@ eldest never gives back.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodestate.errors import NodestateError, NotThereError
+from nodestate.errors import NodestateError, NotThereError, StaleViewError
 from nodestate.ports import Status
 from nodestate.scheduling.boots import Boot, Booted, Failed
 from nodestate.scheduling.claims import Claim, by_reservation
@@ -98,6 +99,10 @@ class Groups:
         scheduler.refresh(wanted.max_age)
         number = f"{int(scheduler.clock.time() * 1000):012x}-{scheduler.random.getrandbits(48):012x}"
         placings = self._placings(wanted, number, owner or scheduler.name)
+        for placing in placings:
+            there = scheduler.fleet.reported(placing.instance)
+            if there:
+                return NotReserved(placing.instance, NoNode(why=f"{placing.instance} is on {there} already"))
         while True:
             self._place(placings, wanted)
             failed = next((placing for placing in placings if placing.failure is not None), None)
@@ -200,7 +205,9 @@ class Groups:
         scheduler = self._scheduler
         found = set()
         for node, known in scheduler.ledger.known.items():
-            if known.record.claims:
+            if not known.record.claims:
+                continue
+            with suppress(NodestateError):  # a server that does not answer: nobody waits for what is claimed there
                 now = scheduler.ledger.now(node)
                 found |= {
                     claim.reservation
@@ -241,19 +248,47 @@ class Groups:
         """
         scheduler = self._scheduler
         placings = self._found(number, owner)
+        for placing in placings:
+            there = scheduler.fleet.reported(placing.instance, {scheduler.fleet.rows.get(placing.node or "", -1)})
+            if there:
+                raise NotThereError("instance", f"{placing.instance} of {number} is on {there} already")
         if self._keep(placings, number, scheduler.config.claim_s + timeout_s) is None:
             raise NotThereError("reservation", f"{number} is not whole any more: claims of it were lost meanwhile")
         mark = {"reservation": number, "members": len(placings), "placed": False}
         boots = [Boot(placing, hints=dict(mark)) for placing in placings]
         outcomes = self._run(boots, timeout_s)
-        failed = tuple(outcome for outcome in outcomes if isinstance(outcome, Failed))
-        booted = tuple(outcome for outcome in outcomes if isinstance(outcome, Booted))
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
+        if not failed:
+            failed = self._ended_meanwhile(booted)
         if failed:
-            scheduler.undo(boot for boot, outcome in zip(boots, outcomes, strict=True) if isinstance(outcome, Booted))
-            return NotConfirmed(number, failed)
-        for boot, outcome in zip(boots, booted, strict=True):  # who does not hear it is told by ``tidying``
-            scheduler.tell_placed(boot, outcome.node, {**mark, "placed": True})
-        return Confirmed(number, booted)
+            self._undo([boot for boot in boots if isinstance(boot.outcome, Booted)])
+            return NotConfirmed(number, tuple(failed))
+        # From here on each may end by itself; who does not hear it is told by ``tidying``.
+        scheduler.tell_placed(boots, {**mark, "placed": True})
+        return Confirmed(number, tuple(booted))
+
+    def _ended_meanwhile(self, booted: list[Booted]) -> list[Failed]:
+        """Members that were built, and that their nodes do not report any more."""
+        fleet = self._scheduler.fleet
+        with suppress(StaleViewError):
+            self._scheduler.refresh()
+        gone = []
+        for outcome in booted:
+            row = fleet.rows.get(outcome.node)
+            if row is not None and fleet.version[row] >= outcome.version and not fleet.reported(outcome.instance):
+                gone.append(Failed(outcome.instance, NoNode(why=f"somebody ended it on {outcome.node} meanwhile")))
+        return gone
+
+    def _undo(self, boots: list[Boot]) -> None:
+        """End what was built, and hold nothing for it any more."""
+        scheduler = self._scheduler
+        scheduler.undo(boots)
+        for boot in boots:
+            assert isinstance(boot.outcome, Booted), "only what was built"
+            assert boot.order is not None, "it was built by an order"
+            scheduler.ledger.drop(boot.outcome.node, boot.order.id, boot.outcome.version)
+        scheduler.ledger.settle()
 
     def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
         """Build one member by itself, where it is held. Raises ``NotThereError`` as ``confirm`` does."""

@@ -8,7 +8,8 @@ claimed; taking a node is then one compare-and-swap against just that record, on
     edited --flush: MISSING, or a read finds nothing--> lost: begun anew, unsure for a while (claims.py)
     edited --flush: no answer--> unknown: the edits were made or not; what is found of them at the next read is dropped
 
-Claims of its own that went with a record are put back as soon as the loss is seen.
+Claims of its own that went with a record are put back as soon as the loss is seen; those that are missing from a record that
+was not lost were dropped by somebody else, and are its own no more.
 """
 
 from __future__ import annotations
@@ -222,12 +223,15 @@ class Ledger:
 
     # -- the servers
 
-    def learn(self, nodes: Iterable[str]) -> None:
-        """Read the records of these nodes; those that are missing are begun."""
+    def learn(self, nodes: Iterable[str]) -> bool:
+        """Read the records of these nodes; those that are missing are begun. False where a server did not answer."""
         waiting = list(nodes)
+        answered = True
         while waiting:
             some, waiting = waiting[:FETCH_COUNT], waiting[FETCH_COUNT:]
-            run({id(server): (server, self._fetch(mine)) for server, mine in self._by_server(some)})
+            results = run({id(server): (server, self._fetch(mine)) for server, mine in self._by_server(some)})
+            answered &= not any(isinstance(result, NodestateError) for result in results.values())
+        return answered
 
     def flush(self) -> dict[str, Status | NodestateError]:
         """Write all edits, by compare-and-swap against what is known: one round trip where that still holds, and one more
@@ -317,17 +321,22 @@ class Ledger:
         now = _time_of(self.server(node))
         if unsure(record, now):
             self._young[node] = record.born
-        here = {claim.id for claim in record.claims}
+        here = {claim.id: claim for claim in record.claims}
         self._note_due(node, now)
         for claim in record.claims:
             self._sharing.saw(claim.holder)
-        for claim_id in self._doubtful.pop(node, set()) & here:
+        for claim_id in self._doubtful.pop(node, set()) & here.keys():
             self.drop(node, claim_id)
         self.stats.lost += self._born.get(node, record.born) != record.born
         self._born[node] = record.born
         for claim, born in list(self._own.get(node, {}).values()):
-            if born != record.born and claim.id not in here:
+            there = here.get(claim.id)
+            if there is not None:  # as it is now: somebody else may have extended it, or put it back
+                self._own[node][claim.id] = there, record.born
+            elif born != record.born:
                 self.take(node, claim)
+            else:  # somebody else dropped it: it was released, or shown by the node
+                del self._own[node][claim.id]
         self._lay_over([node])
 
     def _write(self, edits: Mapping[str, _Edit]) -> Steps[dict[str, Status | NodestateError]]:

@@ -14,6 +14,7 @@ import random
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,6 +40,8 @@ from nodestate.view import View
 
 MAX_WAIT_S: Final = 0.25
 """A step waits for answers so long at most."""
+MAX_TELLS_COUNT: Final = 3
+"""Times that an agent is told that a reservation is placed; then it is left to ``tidying``."""
 CATCH_UP_S: Final = 1.0
 """How long to wait for states that agents have told of already, before an instance is told that there is no node."""
 
@@ -190,11 +193,18 @@ class Scheduler:
         allocation = (record.state() if record is not None else {}).get("allocations", {}).get(instance) or {}
         return str((allocation.get("hints") or {}).get("order", ""))
 
-    def tell_placed(self, boot: Boot, node: str, mark: Mapping[str, object]) -> None:
-        """Tell an agent that all members of a reservation are there, of which it has one."""
-        assert boot.order is not None, "it was booted"
-        hints = {**boot.order.hints, **mark}
-        self._booting().tell(node, boot.placing.instance, boot.order.resources, boot.order.group, hints)
+    def tell_placed(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
+        """Tell agents that all members of a reservation are there, of which they have these, until they have answered."""
+        booting = self._booting()
+        orders = [boot.order for boot in boots if boot.order is not None]
+        for _ in range(MAX_TELLS_COUNT):
+            told = {booting.tell(order, mark): order for order in orders}
+            with suppress(TimeoutError):
+                self.run(partial(booting.are_told, told), self.config.answer_s)
+            orders = [order for order_id, order in told.items() if not booting.are_told([order_id])]
+            booting.forget(told)
+            if not orders:
+                return
 
     def boot(self, request: Request, timeout_s: float = 60.0) -> list[Outcome]:
         """Boot all instances of a request, and wait for their outcomes. Raises ``TimeoutError`` where some have none yet."""
@@ -259,7 +269,11 @@ class Scheduler:
             self._tidy(self.boots, now)
 
     def _tidy(self, boots: Boots, now: float) -> None:
-        """Finish what others left half done, as far as the last view shows it."""
+        """Finish what others left half done, as far as the last view shows it; not where that lost nodes: what it does not show
+        may be there.
+        """
+        if any(partition.lost or not partition.vouched for partition in self.view.partitions):
+            return
         for duty in self._tidying.due(now):
             if duty.placed:
                 self._mark(boots, duty)
@@ -271,7 +285,7 @@ class Scheduler:
         allocation = (record.state() if record is not None else {}).get("allocations", {}).get(duty.instance)
         if allocation is not None:
             hints = {**allocation.get("hints", {}), "placed": True}
-            boots.tell(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
+            boots.mark(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
 
     def _booting(self) -> Boots:
         if self.boots is None:

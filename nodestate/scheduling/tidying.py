@@ -4,9 +4,10 @@
 - A reservation whose members are all there, and not all marked as placed: they are marked. One that has a member so
   marked was whole once; what is missing since was ended on purpose.
 - A reservation of which members are missing, none is marked, and no claim is left that could become one: what is there is
-  ended.
+  ended. Where a server of claims does not answer nobody knows of that, so it waits.
 
-Nothing is done before it was seen for ``grace_s``: whoever is at it may be about to finish it.
+Nothing is done before it was seen for ``grace_s``: whoever is at it may be about to finish it. That some are missing counts
+from when the first was: what is seen for that long in one state, not in any.
 """
 
 from __future__ import annotations
@@ -40,15 +41,19 @@ class Tidying:
         fleet = self._fleet
         doubled = fleet.doubled()
         gangs = {number: gang for number, gang in fleet.gangs.items() if not all(m.placed for m in gang.values())}
-        found = {*(f"instance {name}" for name in doubled), *(f"reservation {number}" for number in gangs)}
+        names = {number: f"{'all' if _whole(gang) else 'some'} of {number}" for number, gang in gangs.items()}
+        found = {*(f"instance {name}" for name in doubled), *names.values()}
         self._since = {what: self._since.get(what, now) for what in found}
         over = {what for what, since in self._since.items() if now - since >= self._grace_s}
         duties: list[Duty] = []
         for instance, rows in doubled.items():
             if f"instance {instance}" in over:
                 duties += self._of_doubled(instance, rows)
-        for number, gang in gangs.items():
-            if f"reservation {number}" in over:
+        ripe = {number: gang for number, gang in gangs.items() if names[number] in over}
+        # Claims may be on any node, and who wrote them tells nobody.
+        known = all(map(_whole, ripe.values())) or self._ledger.learn(list(fleet.names))
+        for number, gang in ripe.items():
+            if known or _whole(gang):
                 duties += self._of_gang(number, gang)
         return duties
 
@@ -62,8 +67,7 @@ class Tidying:
 
     def _of_gang(self, number: str, gang: Mapping[tuple[int, str], Mark]) -> list[Duty]:
         names = self._fleet.names
-        members = next(iter(gang.values())).members
-        whole = any(mark.placed for mark in gang.values()) or len({instance for _, instance in gang}) >= members
+        whole = _whole(gang)
         if not whole and self._claimed(number):
             return []
         return [
@@ -72,7 +76,6 @@ class Tidying:
 
     def _claimed(self, number: str) -> bool:
         """Whether a claim is left that may still become a member."""
-        self._ledger.learn([node for node, known in self._ledger.known.items() if known.record.claims])
         return any(
             claim.reservation == number and claim.until > self._ledger.now(node)
             and not self._allocated(node, claim.instance)
@@ -83,3 +86,9 @@ class Tidying:
     def _allocated(self, node: str, instance: str) -> bool:
         row = self._fleet.rows.get(node)
         return row is not None and instance in self._fleet.tenants(row)
+
+
+def _whole(gang: Mapping[tuple[int, str], Mark]) -> bool:
+    """Whether all members are there, or were."""
+    members = next(iter(gang.values())).members
+    return any(mark.placed for mark in gang.values()) or len({instance for _, instance in gang}) >= members

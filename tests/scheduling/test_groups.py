@@ -1,0 +1,150 @@
+"""Groups: all members or none, whoever dies, is silent or interferes meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from nodestate.errors import NotThereError
+from nodestate.orders import Build, decode_order
+from nodestate.scheduling.groups import Confirmed, NotConfirmed, NotReserved
+from nodestate.scheduling.request import parse_group
+from nodestate.testing import Letter
+from tests.scheduling.cells import boot, cell_of, reserve, wanted
+
+
+def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
+    """It would be on two nodes in the end, and nobody could tell which one counts."""
+    tenancy, (one, two) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(1.0)
+    held = two.scheduler.reserve(parse_group({"members": [wanted("a", force_nodes=["n0" if at == "n1" else "n1"])]}))
+    assert isinstance(held, NotReserved)
+    assert str(held.why) == f"a is on {at} already"
+    assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node) if claim.reservation] == []
+
+
+def test_what_was_not_confirmed_is_not_held() -> None:
+    """The claims of the members that were built are given back, as those are ended."""
+    tenancy, (one, two) = cell_of(2)
+    held = reserve(one.scheduler, "a", "b", vcpu=8)
+    [last] = [member.node for member in held.members if member.instance == "b"]
+    tenancy.fleet.set_status(last, "draining")
+    tenancy.live()
+    assert isinstance(one.scheduler.confirm(held.id), NotConfirmed)
+    assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node)] == []
+    tenancy.rest(2.0)
+    assert two.scheduler.reservations() == []
+    assert tenancy.placed() == {}
+
+
+def test_what_was_released_does_not_come_back_with_a_lost_record() -> None:
+    """Who made the reservation saw no loss, but that somebody else released it."""
+    tenancy, (one, two) = cell_of(2)
+    held = reserve(one.scheduler, "a", "b", hold_s=600.0)
+    two.scheduler.release(held.id)
+    tenancy.rest(5.0)
+    for node in ("n0", "n1"):
+        tenancy.evict(node)
+    tenancy.rest(20.0)
+    assert two.scheduler.reservations() == []
+
+
+def test_nobody_ends_members_while_the_others_are_built() -> None:
+    """It takes longer than the grace of who tidies up, and goes to nodes on which that one has read no claim yet."""
+    tenancy, (one, two) = cell_of(9)
+    held = reserve(one.scheduler, "a", "b")
+    [at] = [member.node for member in held.members if member.instance == "a"]
+    others = [node for node in tenancy.fleet.nodes() if node != at]
+    for node in others:
+        tenancy.fleet.kill(node)
+    began = tenancy.clock.monotonic()
+
+    def live() -> None:
+        if tenancy.clock.monotonic() - began > tenancy.config.claim_s + 5.0:
+            while others:
+                tenancy.fleet.revive(others.pop())
+        tenancy.live()
+        tenancy.clock.busy = True
+        two.scheduler.step(0.0)
+        tenancy.clock.busy = False
+
+    tenancy.clock.others = live
+    assert isinstance(one.scheduler.confirm(held.id, timeout_s=60.0), Confirmed)
+    assert tenancy.clock.monotonic() - began > tenancy.config.claim_s
+    assert tenancy.placed().keys() == {"a", "b"}
+
+
+def test_a_member_that_is_ended_while_the_others_are_built_ends_them() -> None:
+    """Whoever ended it: all members, or none."""
+    tenancy, (one, two) = cell_of(3)
+    held = reserve(one.scheduler, "a", "b")
+    places = {member.instance: member.node for member in held.members}
+    tenancy.fleet.kill(places["b"])
+    ended: list[str] = []
+
+    def live() -> None:
+        tenancy.live()
+        if "a" in tenancy.placed() and not ended:
+            ended.append("a")
+            tenancy.clock.busy = True
+            two.scheduler.refresh()
+            two.scheduler.end([(places["a"], "a")])
+            tenancy.clock.busy = False
+
+    tenancy.clock.others = live
+    outcome = one.scheduler.confirm(held.id)
+    assert isinstance(outcome, NotConfirmed)
+    assert [failed.instance for failed in outcome.failed] == ["a"]
+    tenancy.rest(2.0)
+    assert tenancy.placed() == {}
+
+
+def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> None:
+    """It would be on two nodes, neither of them the later one."""
+    tenancy, (one, two) = cell_of(3)
+    held = reserve(one.scheduler, "a")
+    [member] = held.members
+    elsewhere = boot(two.scheduler, "a", ignore_nodes=[member.node]).node
+    tenancy.rest(1.0)
+    with pytest.raises(NotThereError, match=f"a of {held.id} is on {elsewhere} already"):
+        one.scheduler.confirm(held.id)
+    assert tenancy.placed() == {"a": [elsewhere]}
+
+
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away: int) -> None:
+    """Also where claims were known there."""
+    tenancy, (one, two) = cell_of(8)
+    reserve(two.scheduler, *"abcdef")
+    one.scheduler.reservations()
+    tenancy.servers[away].stop()
+    full = parse_group({"members": [wanted(f"full {number}", vcpu=8) for number in range(8)]})
+    assert isinstance(one.scheduler.reserve(full, timeout_s=1.0), NotReserved)
+    [member] = reserve(one.scheduler, "g").members
+    assert tenancy.server(member.node) is not tenancy.servers[away]
+
+
+def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
+    """Its agents know by then, also where the first order to say so was lost: else the others would pass for the rest of one
+    that was never whole.
+    """
+    tenancy, (one, two) = cell_of(2)
+    held = reserve(one.scheduler, "a", "b")
+    arrive, lost = tenancy.broker.arrive, []
+
+    def lossy(letter: Letter) -> None:
+        order = decode_order(letter.body) if letter.kind == "order" else None
+        if isinstance(order, Build) and order.in_place and len(lost) < 2:
+            lost.append(order)
+        else:
+            arrive(letter)
+
+    tenancy.broker.arrive = lossy  # type: ignore[method-assign]
+    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert len(lost) == 2
+    tenancy.bury(one)
+    [node] = tenancy.placed()["a"]
+    two.scheduler.refresh()
+    two.scheduler.end([(node, "a")])
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert tenancy.placed().keys() == {"b"}
