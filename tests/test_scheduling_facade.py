@@ -185,3 +185,21 @@ def test_the_room_of_an_instance_that_ended_is_free_at_once() -> None:
         assert scheduler.select(parse(wanted("next", 8)))[0].node == "n1"
         other = tenancy.start(f"who did not see {instance}").scheduler
         assert (other.select(parse(wanted("next", 8)))[0].node == "n1") == settles
+
+
+def test_a_weigher_that_is_not_there_is_refused_before_anything_is_begun() -> None:
+    """Only a scheduler knows which there are. Found out in the midst of a step it took all other boots with it."""
+    tenancy = tenancy_of(2)
+    scheduler = tenancy.start("s").scheduler
+    [other] = scheduler.submit(parse(wanted("vm1")))
+    odd = wanted("vm2", weights={"luck": 1.0})
+    for refused, field in (
+        (lambda: scheduler.submit(parse(odd)), "weights.luck"),
+        (lambda: scheduler.claim([parse(wanted("vm3")), parse(odd)]), "weights.luck"),
+        (lambda: scheduler.reserve(parse_group({"members": [wanted("vm3"), odd]})), "members[1].weights.luck"),
+    ):
+        with pytest.raises(BadRequestError) as error:
+            refused()
+        assert error.value.field == field
+    scheduler.run(lambda: other.outcome is not None, 10.0)
+    assert isinstance(other.outcome, Booted)

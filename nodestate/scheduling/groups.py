@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodestate.errors import NodestateError, NotThereError, StaleViewError
+from nodestate.errors import BadRequestError, NodestateError, NotThereError, StaleViewError
 from nodestate.ports import Status
 from nodestate.scheduling.boots import Boot, Booted, Failed
 from nodestate.scheduling.claims import Claim, by_reservation
@@ -95,6 +95,11 @@ class Groups:
         It waits up to ``timeout_s`` for competitors, and for records that were just begun (``UNSURE_S``).
         """
         scheduler = self._scheduler
+        for place, member in enumerate(wanted.members):
+            try:
+                scheduler.selector.check(member)
+            except BadRequestError as error:
+                raise BadRequestError(f"members[{place}].{error.field}", error.why) from None
         deadline = scheduler.clock.monotonic() + timeout_s
         scheduler.refresh(wanted.max_age)
         number = f"{int(scheduler.clock.time() * 1000):012x}-{scheduler.random.getrandbits(48):012x}"

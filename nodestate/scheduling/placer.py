@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from nodestate.errors import NodestateError
+from nodestate.errors import BadRequestError, NodestateError
 from nodestate.ports import Status
 from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.claims import UNSURE_S, Claim
@@ -143,11 +143,15 @@ class Placer:
 
     def _take(self, placing: Placing) -> bool:
         request = placing.request
-        with self._fleet.lifted(placing.lifts):
-            row = self._row(placing)
-            if row is None:
-                placing.failure = self._no_node(placing)
-                return False
+        try:
+            with self._fleet.lifted(placing.lifts):
+                row = self._row(placing)
+                if row is None:
+                    placing.failure = self._no_node(placing)
+                    return False
+        except BadRequestError as error:  # it names a weigher that is not installed (any more); others go on
+            placing.failure = NoNode(why=str(error))
+            return False
         group = request.group
         placing.anchored = group is not None and group.policy == "affinity" and group.name not in self._fleet.groups
         if placing.anchored:

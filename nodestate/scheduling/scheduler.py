@@ -153,9 +153,11 @@ class Scheduler:
 
     def claim(self, requests: Iterable[Request]) -> list[Placing]:
         """Choose nodes for all instances of the requests, and claim them for ``claim_s``: many at a time cost little more
-        than one. Each has a claim or a failure in the end.
+        than one. Each has a claim or a failure in the end. Raises ``BadRequestError`` before anything is claimed.
         """
         requests = list(requests)
+        for request in requests:
+            self.selector.check(request)
         ages = [request.max_age for request in requests if request.max_age is not None]
         self.refresh(min(ages, default=None))
         placings = [self.placing(request, instance) for request in requests for instance in request.ids]
@@ -169,7 +171,10 @@ class Scheduler:
     # -- booting
 
     def submit(self, request: Request) -> list[Boot]:
-        """Begin to boot all instances of a request; each has its outcome after some steps. May be called from any thread."""
+        """Begin to boot all instances of a request; each has its outcome after some steps. May be called from any thread.
+        Raises ``BadRequestError``.
+        """
+        self.selector.check(request)
         boots = [Boot(self.placing(request, instance)) for instance in request.ids]
         self._booting().begin(boots)
         return boots

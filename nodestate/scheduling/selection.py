@@ -65,6 +65,10 @@ class Selector:
         self._shuffle: Scores = np.zeros(0)
         self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
 
+    def check(self, request: Request) -> None:
+        """Raises ``BadRequestError`` where a request names a weigher that there is not: only who has them can tell."""
+        active(request, self.policies.weighers)
+
     def best(self, request: Request, count: int = 1, but: Collection[int] = ()) -> list[int]:
         """Up to ``count`` rows that the request may go to, the best first, none of those in ``but``."""
         return self._ranking(request).best(count, but)

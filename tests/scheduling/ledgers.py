@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nodestate import keys
 from nodestate.errors import NodestateError
 from nodestate.ports import Clock, Item, Put, Status, Write, Written
+from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.ledger import Ledger
+from nodestate.scheduling.placer import Placer, Placing
+from nodestate.scheduling.plugins import own
+from nodestate.scheduling.request import Request
+from nodestate.scheduling.selection import Selector
 from nodestate.scheduling.sharing import Sharing
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
 from nodestate.view import View
@@ -53,6 +59,10 @@ class Party:
         self.fleet = Fleet()
         self.connections = [Connection(server, ahead_s) for server in servers]
         self.ledger = Ledger(CELL, self.connections, self.fleet, Sharing(name, clock, CLAIM_S))
+        selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
+        anchors = Anchors(CELL, self.connections)
+        self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again)
+        self.looked_again = 0
         self._numbers = itertools.count(1)
 
     def look(self, view: View) -> None:
@@ -84,6 +94,19 @@ class Party:
         self.ledger.take(node, claim, sure=sure)
         outcome = self.ledger.flush()[node]
         return claim if outcome is Status.STORED else outcome
+
+    def look_again(self) -> bool:
+        """Read the claims of others as they are now."""
+        self.looked_again += 1
+        before = self.fleet.changes
+        self.ledger.learn([node for node, known in self.ledger.known.items() if known.record.claims])
+        return self.fleet.changes != before
+
+    def place(self, *requests: Request, **more: Any) -> list[Placing]:
+        """A node for every instance of these, all at once."""
+        placings = [Placing(request, one, CLAIM_S, **more) for request in requests for one in request.ids]
+        self.placer.place(placings)
+        return placings
 
     def free(self, node: str) -> int:
         """What it sees as free."""

@@ -1,0 +1,327 @@
+"""Ledgers against each other in any order, held to I8 by what agents have and holders count on, not by their own opinion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from nodestate import keys
+from nodestate.model import Version
+from nodestate.scheduling.claims import CLAIMS, CLOCK_S, LOOK_AFTER_S, UNSURE_S, Claim
+from nodestate.testing import Fault, ManualClock, MemoryServer
+from nodestate.view import View
+from tests.scheduling.fleets import Cell, host
+from tests.scheduling.ledgers import CELL, CLAIM_S, Party
+
+ANSWER_S: Final = 5.0
+OLDEST_VIEW_S: Final = CLAIM_S - ANSWER_S - CLOCK_S
+"""As a scheduler bounds it: a claim counts until what became of it is in every view that decides."""
+NODE: Final = "a"
+"""One is enough: records have nothing to do with each other."""
+KEY: Final = keys.claim(CELL, NODE)
+VCPU: Final = 6
+
+numbers = st.integers(0, 5)
+sizes = st.sampled_from([2, 3, 6])
+faults = st.builds(Fault, st.sampled_from([0, 0, None]), st.booleans())
+pauses = st.sampled_from([0.0, 0.5, LOOK_AFTER_S, UNSURE_S])
+skews = st.lists(st.sampled_from([0.0, -0.5, -CLOCK_S + 0.01]), min_size=2, max_size=3)
+
+
+@dataclass
+class Order:
+    """A claim on its way to become an allocation."""
+
+    party: Party
+    claim: Claim
+    ordered_at: float
+
+
+class ClaimsMachine(RuleBasedStateMachine):
+    """Schedulers with views of different ages, agents that build, end and resize, servers that are silent; nothing is lost.
+
+    No agent ever has to refuse: what was claimed is there (I8).
+    """
+
+    @initialize(skews=skews)
+    def begin(self, skews: list[float]) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(clock=self.clock)
+        self.cell = Cell(host(NODE, vcpu=VCPU))
+        self.views: list[tuple[View, float]] = [(self.cell.view, self.clock.monotonic())]
+        self.allocations: dict[str, int] = {}
+        self.orders: list[Order] = []
+        self.over: set[str] = set()
+        self.parties: list[Party] = []
+        self.at: dict[Party, int] = {}
+        self.begun = 0
+        for skew in skews:
+            self.parties.append(self.new(skew))
+
+    def new(self, skew: float) -> Party:
+        self.begun += 1
+        party = Party(f"s{self.begun}", [self.server], self.clock, ahead_s=skew)
+        self.at[party] = len(self.views) - 1
+        party.look(self.views[-1][0])
+        return party
+
+    def of(self, number: int) -> Party:
+        return self.parties[number % len(self.parties)]
+
+    # -- the agent
+
+    def report(self) -> Version:
+        tenants = {name: {"resources": {"VCPU": vcpu}} for name, vcpu in self.allocations.items()}
+        generation = len(self.views) + 1
+        self.cell.change(host(NODE, generation, vcpu=VCPU, used=sum(self.allocations.values()), instances=tenants))
+        self.views.append((self.cell.view, self.clock.monotonic()))
+        return Version(1, generation)
+
+    @rule(which=numbers)
+    def carry_out(self, which: int) -> None:
+        """An order arrives, if it is not overdue."""
+        if not self.orders:
+            return
+        order = self.orders.pop(which % len(self.orders))
+        claim = order.claim
+        if self.clock.monotonic() > order.ordered_at + ANSWER_S:
+            return
+        self.over.add(claim.id)
+        if claim.resize and claim.instance not in self.allocations:
+            order.party.ledger.drop(NODE, claim.id)
+            return
+        self.allocations[claim.instance] = self.allocations.get(claim.instance, 0) + claim.resources["VCPU"]
+        assert sum(self.allocations.values()) <= VCPU, f"{claim.id} would have to be refused: {self.allocations}"
+        version = self.report()
+        if claim.resize:
+            order.party.ledger.drop(NODE, claim.id, version)
+
+    @rule(which=numbers)
+    def end(self, which: int) -> None:
+        if self.allocations:
+            del self.allocations[sorted(self.allocations)[which % len(self.allocations)]]
+            self.report()
+
+    # -- schedulers
+
+    @rule(number=numbers, steps=st.integers(1, 3))
+    def look(self, number: int, steps: int) -> None:
+        """At a view that is newer, but not always the newest."""
+        party = self.of(number)
+        self.at[party] = min(self.at[party] + steps, len(self.views) - 1)
+        party.look(self.views[self.at[party]][0])
+
+    def ready(self, number: int, steps: int = 0) -> Party:
+        """One whose view is not too old to decide on."""
+        self.look(number, steps)
+        party = self.of(number)
+        oldest = self.clock.monotonic() - OLDEST_VIEW_S
+        fresh = next((at for at, (_, until) in enumerate(self.views[1:]) if until > oldest), len(self.views) - 1)
+        if self.at[party] < fresh:
+            self.at[party] = fresh
+            party.look(self.views[fresh][0])
+        party.ledger.expire()
+        return party
+
+    @rule(number=numbers, size=sizes, build=st.sampled_from(["no", "later", "now"]), steps=st.integers(0, 3))
+    def claim(self, number: int, size: int, build: str, steps: int) -> None:
+        party = self.ready(number, steps)
+        for _ in range(2):  # who is told of a conflict looks, and tries again
+            if not party.usable(NODE) or party.free(NODE) < size:
+                return
+            claim = party.take(NODE, size)
+            if isinstance(claim, Claim):
+                if build != "no":
+                    self.orders.append(Order(party, claim, self.clock.monotonic()))
+                if build == "now":
+                    self.carry_out(len(self.orders) - 1)
+                return
+
+    @rule(number=numbers, sizes=st.lists(sizes, min_size=2, max_size=3))
+    def claim_many(self, number: int, sizes: list[int]) -> None:
+        """In one batch, each without a look at the others."""
+        party = self.ready(number)
+        if party.usable(NODE):
+            for size in sizes:
+                party.ledger.take(NODE, party.claim(NODE, size))
+            party.ledger.flush()
+
+    @rule(number=numbers, which=numbers, size=sizes)
+    def resize(self, number: int, which: int, size: int) -> None:
+        party = self.ready(number)
+        tenants = sorted(party.fleet.tenants(party.fleet.rows[NODE]))
+        if tenants and party.usable(NODE) and party.free(NODE) >= size:
+            claim = party.take(NODE, size, instance=tenants[which % len(tenants)], resize=True)
+            if isinstance(claim, Claim):
+                self.orders.append(Order(party, claim, self.clock.monotonic()))
+
+    def unordered(self, party: Party) -> list[Claim]:
+        """What it counts on, and has not given to an agent."""
+        ordered = {order.claim.id for order in self.orders} | self.over
+        now = party.ledger.now(NODE)
+        return [claim for _, claim in party.ledger.own() if claim.id not in ordered and claim.until > now]
+
+    @rule(number=numbers, which=numbers, flush=st.booleans())
+    def drop(self, number: int, which: int, flush: bool) -> None:
+        party = self.of(number)
+        if held := self.unordered(party):
+            party.ledger.drop(NODE, held[which % len(held)].id)
+            if flush:
+                party.ledger.flush()
+
+    @rule(number=numbers, which=numbers)
+    def extend(self, number: int, which: int) -> None:
+        """Until it is told that it is, or is not."""
+        party = self.ready(number)
+        if held := self.unordered(party):
+            claim = held[which % len(held)]
+            longer = party.claim(NODE, claim.resources["VCPU"], id=claim.id, instance=claim.instance)
+            for _ in range(3):
+                party.ledger.take(NODE, longer)
+                party.ledger.flush()
+
+    @rule(number=numbers)
+    def settle(self, number: int) -> None:
+        self.of(number).ledger.look_after()
+        self.of(number).ledger.settle()
+
+    @rule(number=numbers)
+    def die(self, number: int) -> None:
+        """Another comes in its place, and knows nothing."""
+        self.parties[number % len(self.parties)] = self.new(0.0)
+
+    # -- time and faults
+
+    @rule(seconds=st.sampled_from([1.0, ANSWER_S, CLAIM_S - 0.5, CLAIM_S + 0.5]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(number=numbers, fault=faults)
+    def fail(self, number: int, fault: Fault) -> None:
+        """The next call of a scheduler goes unanswered."""
+        self.of(number).connections[0].faults.append(fault)
+
+    @rule(number=numbers)
+    def arrive(self, number: int) -> None:
+        self.of(number).connections[0].arrive()
+
+    # -- what is judged
+
+    @invariant()
+    def the_node_is_not_claimed_beyond_its_capacity(self) -> None:
+        """By the bytes in the server, and what the agent has."""
+        if not hasattr(self, "server"):
+            return
+        now = self.clock.monotonic()
+        claims = CLAIMS.unpack(self.server.fetch([KEY])[KEY].value).claims
+        claimed = sum(c.resources["VCPU"] for c in claims if c.until > now and c.id not in self.over)
+        assert claimed + sum(self.allocations.values()) <= VCPU
+
+    @invariant()
+    def what_is_counted_on_is_in_the_record(self) -> None:
+        """Until it is over by its holder's clock, given back, or became an allocation."""
+        if not hasattr(self, "server"):
+            return
+        there = {claim.id for claim in CLAIMS.unpack(self.server.fetch([KEY])[KEY].value).claims}
+        for party in self.parties:
+            assert {claim.id for claim in self.unordered(party)} <= there
+
+    def teardown(self) -> None:
+        """Left alone, everybody sees the same, and nothing stays taken."""
+        if not hasattr(self, "server"):
+            return
+        for party in self.parties:
+            party.connections[0].faults.clear()
+        self.clock.advance(CLAIM_S + 2 * CLOCK_S)
+        for party in self.parties:
+            party.look(self.views[-1][0])
+            party.ledger.look_after()
+            party.ledger.settle()
+            party.ledger.learn([NODE])
+            party.ledger.expire()
+            assert (party.own(), party.free(NODE)) == (set(), VCPU - sum(self.allocations.values()))
+
+
+TestClaims = ClaimsMachine.TestCase
+TestClaims.settings = settings(settings(), max_examples=2 * settings().max_examples, stateful_step_count=40)
+
+
+class LossMachine(RuleBasedStateMachine):
+    """Schedulers that promise a node without asking its agent, on a server that forgets. Holders look after what they hold.
+
+    What they all count on together is never more than there is (I8, I9).
+    """
+
+    @initialize(skews=skews)
+    def begin(self, skews: list[float]) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(clock=self.clock)
+        self.parties = [
+            Party(f"s{number}", [self.server], self.clock, ahead_s=skew) for number, skew in enumerate(skews)
+        ]
+        for party in self.parties:
+            party.look(Cell(host(NODE, vcpu=VCPU)).view)
+        self.wait(UNSURE_S + CLOCK_S)
+
+    def of(self, number: int) -> Party:
+        return self.parties[number % len(self.parties)]
+
+    @rule(number=numbers, size=sizes, seconds=st.sampled_from([CLAIM_S, 10 * CLAIM_S]))
+    def promise(self, number: int, size: int, seconds: float) -> None:
+        party = self.of(number)
+        for _ in range(2):  # who is told of a conflict looks, and tries again
+            if party.free(NODE) < size or isinstance(party.take(NODE, size, sure=True, seconds=seconds), Claim):
+                return
+
+    @rule(number=numbers, size=sizes)
+    def boot(self, number: int, size: int) -> None:
+        """It asks the agent, so it may go where claims are missing. The agent refuses it at once."""
+        party = self.of(number)
+        if party.free(NODE) >= size:
+            claim = party.take(NODE, size)
+            if isinstance(claim, Claim):
+                party.ledger.drop(NODE, claim.id)
+
+    @rule(number=numbers, which=numbers)
+    def release(self, number: int, which: int) -> None:
+        party = self.of(number)
+        if held := sorted(party.own()):
+            party.ledger.drop(*held[which % len(held)])
+            party.ledger.settle()
+
+    @rule(how=st.sampled_from(["evict", "flush", "restart"]), finder=numbers, seconds=pauses)
+    def lose(self, how: str, finder: int, seconds: float) -> None:
+        """And somebody finds that it is gone."""
+        self.clock.advance(0.001)
+        self.server.evict(KEY) if how == "evict" else getattr(self.server, how)()
+        self.of(finder).ledger.learn([NODE])
+        self.wait(seconds)
+
+    @rule(seconds=pauses)
+    def wait(self, seconds: float) -> None:
+        """As schedulers step: each looks after its own so often."""
+        while seconds > 0:
+            self.clock.advance(min(seconds, LOOK_AFTER_S))
+            seconds -= LOOK_AFTER_S
+            for party in self.parties:
+                party.ledger.expire()
+                party.ledger.look_after()
+                party.ledger.settle()
+
+    @invariant()
+    def the_node_is_not_promised_twice(self) -> None:
+        held = {
+            claim.id: claim.resources["VCPU"]
+            for party in getattr(self, "parties", ())
+            for _, claim in party.ledger.own()
+            if claim.until > party.ledger.now(NODE)
+        }
+        assert sum(held.values()) <= VCPU, held
+
+
+TestLoss = LossMachine.TestCase
+TestLoss.settings = settings(settings(), max_examples=2 * settings().max_examples, stateful_step_count=40)
