@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -177,7 +177,9 @@ class Scheduler:
 
     def end(self, instances: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end instances, as (node, instance). What gets lost is told again while views show it."""
+        instances = list(instances)
         self._booting().end(Ending(node, instance, self._order_of(node, instance)) for node, instance in instances)
+        self.settle({instance for _, instance in instances})
 
     def undo(self, boots: Iterable[Boot]) -> None:
         """End what was booted, and nothing else."""
@@ -253,7 +255,10 @@ class Scheduler:
             self.ledger.expire()
             fresh = False
         self.ledger.look_after()
-        self.ledger.settle()
+        if fresh:  # members of a reservation may be confirmed yet, by their claims
+            self.settle({claim.instance for _, claim in self.ledger.own() if not claim.reservation})
+        else:
+            self.ledger.settle()
         if fresh and self.boots is not None:
             self.boots.look()
             self._tidy(self.boots, now)
@@ -316,12 +321,15 @@ class Scheduler:
 
     # -- ending
 
-    def settle(self) -> None:
-        """Drop the claims whose instances the last view shows, before this scheduler goes. They count no more for who saw the
-        instance; for others its room is free again, when it ends, at once and not after ``claim_s``.
+    def settle(self, instances: Collection[str] | None = None) -> None:
+        """Drop the claims whose instances the last view shows, of these instances or of all. They count no more for who saw
+        the instance; for others its room is free again, when it ends, at once and not after ``claim_s``. Happens now and
+        then by itself, and when an instance is ended; who goes does it before.
         """
         fleet, ledger = self.fleet, self.ledger
         for node, claim in list(ledger.own()):
+            if instances is not None and claim.instance not in instances:
+                continue
             row = fleet.rows.get(node)
             if row is not None and not claim.resize and claim.instance in fleet.tenants(row):
                 ledger.drop(node, claim.id, fleet.version[row])
