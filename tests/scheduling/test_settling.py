@@ -49,6 +49,27 @@ def test_who_ends_an_instance_drops_its_claim() -> None:
     assert set(tenancy.placed()) == {"b"}
 
 
+def test_an_instance_that_ends_before_a_view_showed_it_leaves_no_claim() -> None:
+    """Its agent's answer said which state showed it."""
+    tenancy = one_node()
+    one, two = tenancy.start("one"), tenancy.start("two")
+    assert isinstance(boot(one, "a"), Booted)
+    one.scheduler.end([("node-0", "a")])
+    assert tenancy.claims("node-0") == []
+    live_until(tenancy, 0.3)
+    assert isinstance(boot(two, "b"), Booted)
+
+
+def test_one_that_somebody_else_ended_before_a_view_showed_it_leaves_none_for_long() -> None:
+    tenancy = one_node()
+    one, two = tenancy.start("one"), tenancy.start("two")
+    assert isinstance(boot(one, "a"), Booted)
+    two.scheduler.end([("node-0", "a")])
+    live_until(tenancy, LOOK_AFTER_S + 0.2)
+    one.scheduler.step()
+    assert tenancy.claims("node-0") == []
+
+
 def test_a_scheduler_drops_claims_that_became_allocations_now_and_then() -> None:
     """So that they count no more, whoever ends the instance."""
     tenancy = one_node()
