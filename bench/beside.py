@@ -87,12 +87,18 @@ class Beside(Generic[T]):
 
     def wait_until_begun(self) -> None:
         """Return when the function said so; raise what it raised, if it ended instead."""
-        require(self._connection.poll(BEGIN_S), f"a process beside did not begin within {BEGIN_S:g} s")
+        require(self.has_begun(BEGIN_S), f"a process beside did not begin within {BEGIN_S:g} s")
+
+    def has_begun(self, wait_s: float) -> bool:
+        """Whether the function said so; waits so long for it. Raises what it raised, if it ended instead."""
+        if not self._connection.poll(wait_s):
+            return False
         said = self._receive()
         if said != BEGUN:
             self._outcome = said
             self.result()
             raise AssertionError("it ended without having begun")
+        return True
 
     def say(self, what: object) -> None:
         """Tell the function something, which it must be waiting to ``hear``."""

@@ -20,7 +20,7 @@ from bench.places import NAMES, USUAL, canonical
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
-from bench.scheduling import reserving, select
+from bench.scheduling import reserving, select, trace
 from bench.workload import WrongResultError
 from nodestate.config import Config
 from nodestate.errors import NodestateError
@@ -38,6 +38,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         contention.SCENARIO,
         select.SCENARIO,
         reserving.SCENARIO,
+        trace.SCENARIO,
         scale.SCENARIO,
         peers.SCENARIO,
     )
@@ -86,6 +87,7 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     context_settings={"max_content_width": 120},
 )
 @click.argument("scenario", type=click.Choice([*SCENARIOS, "all", "report"]))
+@click.argument("file", required=False, envvar=trace.VARIABLE, type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--design",
     "designs",
@@ -112,6 +114,7 @@ class _Designs(click.ParamType[tuple[str, ...]]):
 def main(
     *,
     scenario: str,
+    file: Path | None,
     designs: tuple[str, ...],
     nodes: tuple[int, ...] | None,
     seconds: float | None,
@@ -128,6 +131,10 @@ def main(
     """Run one scenario, or all of them."""
     if scenario in {"all", "report"}:
         sys.exit(0 if _evaluate(results, quick=quick, measure=scenario == "all") else 1)
+    if file is not None and not SCENARIOS[scenario].takes_file:
+        named = click.get_current_context().get_parameter_source("file")
+        if named is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{scenario} takes no FILE")
     settings = Settings(
         designs,
         nodes or ((QUICK_NODES,) if quick else SCENARIOS[scenario].nodes or (NODES,)),
@@ -138,6 +145,7 @@ def main(
         change_bytes,
         batch_events,
         prefetch,
+        file,
     )
     quiet()
     began_at, where = now(), machine()

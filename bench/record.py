@@ -96,7 +96,9 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One design at one size. ``ratios`` are of medians of this case; ``shown`` says what was found to be right."""
+    """One design at one size. ``ratios`` are of medians of this case; ``shown`` says what was found to be right; ``series``
+    is what changed over a run, all of one length.
+    """
 
     design: str
     nodes: int
@@ -105,6 +107,7 @@ class Case:
     ratios: Mapping[str, float]
     shown: Sequence[str]
     goals: Sequence[Goal] = ()
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

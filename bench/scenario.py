@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.record import Case, Goal
 from nodestate.config import Config
@@ -14,7 +15,9 @@ Tell = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked for. ``seconds`` bounds the timed part of each design at each size; the last two are a consumer's."""
+    """What was asked for. ``seconds`` bounds the timed part of each design at each size; ``batch_events`` and ``prefetch`` are
+    a consumer's; ``file`` is for the scenario that takes one.
+    """
 
     designs: tuple[str, ...]
     nodes: tuple[int, ...]
@@ -25,6 +28,7 @@ class Settings:
     change_bytes: int
     batch_events: int = Config().batch_events
     prefetch: int = Config().prefetch
+    file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,4 @@ class Scenario:
     what: str
     run: Callable[[Settings, Tell], Findings]
     nodes: tuple[int, ...] = ()
+    takes_file: bool = False

@@ -379,6 +379,8 @@ class Boots:
         assert placing.node is not None, "sent to a node"
         if placing.claim is not None and placing.claim.resize:  # unlike others it is not known by what the node shows
             self._ledger.drop(placing.node, placing.claim.id, version)
+        elif placing.claim is not None:
+            self._ledger.became(placing.node, placing.claim.id, version)
         self._end(boot, Booted(placing.instance, placing.node, version, tuple(boot.refused), placing.conflicts))
 
     def _refused(self, boot: Boot, refused: Refused, version: Version) -> None:

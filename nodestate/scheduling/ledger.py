@@ -93,6 +93,7 @@ class Ledger:
         self._sharing = sharing
         self._edits: dict[str, _Edit] = {}
         self._own: dict[str, dict[str, tuple[Claim, float]]] = {}  # by node and id, with when its record was born
+        self._allocated: dict[str, Version] = {}
         self._doubtful: dict[str, set[str]] = {}
         self._due: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
         self._next_due: dict[str, float] = {}
@@ -139,7 +140,10 @@ class Ledger:
                 if self._next_due.get(node) != until:
                     continue  # it was put off, or has another by now
                 del self._next_due[node]
-                own = {i: one for i, one in self._own.pop(node, {}).items() if one[0].until + CLOCK_S > now}
+                before = self._own.pop(node, {})
+                own = {i: one for i, one in before.items() if one[0].until + CLOCK_S > now}
+                for claim_id in before.keys() - own.keys():
+                    self._allocated.pop(claim_id, None)
                 if own:
                     self._own[node] = own
                 self._note_due(node, now)
@@ -215,7 +219,17 @@ class Ledger:
         edit.drop.add(claim_id)
         edit.seen = max(edit.seen, seen)
         self._own.get(node, {}).pop(claim_id, None)
+        self._allocated.pop(claim_id, None)
         self._lay_over([node])
+
+    def became(self, node: str, claim_id: str, version: Version) -> None:
+        """A claim of our own is an allocation, which the node's state of this version shows."""
+        if claim_id in self._own.get(node, {}):
+            self._allocated[claim_id] = version
+
+    def allocation(self, claim_id: str) -> Version | None:
+        """The state that shows what the claim became, as far as it is known."""
+        return self._allocated.get(claim_id)
 
     def own(self) -> Iterator[tuple[str, Claim]]:
         """The claims that this scheduler wrote, and did not give back: with their nodes."""

@@ -25,7 +25,7 @@ from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.reader import Reader
 from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.boots import Boot, Boots, Ending, Outcome
-from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S
+from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, Claim
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.groups import Confirmed, Groups, NotConfirmed, NotReserved, Reservation
 from nodestate.scheduling.ledger import Ledger
@@ -185,7 +185,15 @@ class Scheduler:
 
     def end(self, instances: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end instances, as (node, instance). What gets lost is told again while views show it."""
+        instances = list(instances)
         self._booting().end(Ending(node, instance, self._order_of(node, instance)) for node, instance in instances)
+        ended = set(instances)
+        self._settle(
+            (node, claim)
+            for node, claim in self.ledger.own()
+            if (node, claim.instance) in ended
+            and (self.ledger.allocation(claim.id) is not None or self._seen_allocated(node, claim))
+        )
 
     def undo(self, boots: Iterable[Boot]) -> None:
         """End what was booted, and nothing else."""
@@ -268,7 +276,10 @@ class Scheduler:
             self.ledger.expire()
             fresh = False
         self.ledger.look_after()
-        self.ledger.settle()
+        if fresh:  # members of a reservation may be confirmed yet, by their claims
+            self._settle(own for own in self.ledger.own() if not own[1].reservation and self._seen_allocated(*own))
+        else:
+            self.ledger.settle()
         if fresh and self.boots is not None:
             self.boots.look()
             self._tidy(self.boots, now)
@@ -336,15 +347,24 @@ class Scheduler:
     # -- ending
 
     def settle(self) -> None:
-        """Drop the claims whose instances the last view shows, before this scheduler goes. They count no more for who saw the
-        instance; for others its room is free again, when it ends, at once and not after ``claim_s``.
+        """Drop the claims that became allocations, as far as the last view has them. They count no more for who saw that; for
+        others their room is free, when the instance ends, at once and not after ``claim_s``. Who goes does it before.
         """
-        fleet, ledger = self.fleet, self.ledger
-        for node, claim in list(ledger.own()):
-            row = fleet.rows.get(node)
-            if row is not None and not claim.resize and claim.instance in fleet.tenants(row):
-                ledger.drop(node, claim.id, fleet.version[row])
-        ledger.settle()
+        self._settle(own for own in self.ledger.own() if self._seen_allocated(*own))
+
+    def _settle(self, claims: Iterable[tuple[str, Claim]]) -> None:
+        for node, claim in list(claims):
+            row, told = self.fleet.rows.get(node), self.ledger.allocation(claim.id)
+            if row is not None and not claim.resize:
+                self.ledger.drop(node, claim.id, told if told is not None else self.fleet.version[row])
+        self.ledger.settle()
+
+    def _seen_allocated(self, node: str, claim: Claim) -> bool:
+        """Whether the last view has what the claim became; or had, where it went since."""
+        row, told = self.fleet.rows.get(node), self.ledger.allocation(claim.id)
+        if row is None:
+            return False
+        return claim.instance in self.fleet.tenants(row) or (told is not None and told <= self.fleet.version[row])
 
     def close(self) -> None:
         """Close what this opened. Claims stay until they expire, or their instances are allocated."""

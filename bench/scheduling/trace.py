@@ -1,0 +1,451 @@
+"""A real task list through the whole cell: scheduled, booted by messages, ended, and how its nodes are packed.
+
+Agents have the trace's nodes, all empty; two schedulers boot each task when it starts and end it when it ends, in the trace's
+order, without the time in which nothing happens. Before tasks start, those that ended before them have ended, and
+views show it: as it would be where minutes pass between. What the agents have is the truth that everything is held against.
+The same tasks where the trace had them are packed beside it, by sums alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from bench.beside import Beside
+from bench.consuming import consuming, environment_of
+from bench.places import BRIEF_S, USUAL, Place, Tour, opened
+from bench.record import Case, Measure
+from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.scheduling.booting import BootThese, EndThese, Served, Told, serve
+from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay
+from bench.workload import WrongResultError, require
+from nodestate.agent.agent import Agent
+from nodestate.agent.allocations import Allocation
+from nodestate.agent.sources import Part, Whole
+from nodestate.agent.sources.given import GivenFleet
+from nodestate.broker import KombuSink, connect_check
+from nodestate.config import Config, load
+from nodestate.ports import SystemClock
+from nodestate.reader import Reader
+from tests.services.servers import RabbitServer, ServiceMissing
+
+VARIABLE: Final = "NODESTATE_TRACE"
+SCHEDULERS_COUNT: Final = 2
+NO_SPREAD: Final = {"cpu": 0.0, "ram": 0.0, "disk": 0.0}
+WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
+    "spread": {},
+    "pack 1": {"pack": 1.0},
+    "pack 1, spare 1": {"pack": 1.0, "spare": 1.0},
+    "pack 1, no spread": {"pack": 1.0, **NO_SPREAD},
+    "pack 1, spare 1, no spread": {"pack": 1.0, "spare": 1.0, **NO_SPREAD},
+}
+"""Multipliers stand beside those of the default weighers, which spread and count 1 each where they are not named."""
+OWN: Final = "the trace's own placement"
+BRIEF_TASKS: Final = 200
+BRIEF_WEIGHTS: Final = ("spread", "pack 1, no spread")
+"""A run with less than a second has so many tasks, and these weights."""
+FLUSH_S: Final = 0.005
+"""A consumer waits so long for a batch to fill: here the next wave waits for it."""
+SIGNS_PER_S: Final = 200.0
+"""Signs of life, all nodes together."""
+HEARTBEAT_MIN_S: Final = 1.0
+STEP_S: Final = 0.001
+PATIENCE_S: Final = 60.0
+AGAIN_AFTER_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
+"""Waits before a task that got no node is tried again, where an agent has room for it."""
+CHECK_S: Final = 3.0
+STATE_BYTES: Final = 2_048
+
+
+def run(settings: Settings, tell: Tell) -> Findings:
+    """The trace under each of the weights, in a cell of its own each time."""
+    brief = settings.seconds < BRIEF_S
+    trace = _trace(settings, brief=brief)
+    tour = Tour()
+    own = replay(trace, {task.name: task.node for task in trace.tasks})
+    require(own.over == 0, "the trace itself overcommits nodes")
+    with RabbitServer() as rabbit:
+        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
+        for number, label in enumerate(BRIEF_WEIGHTS if brief else WEIGHTS):
+            with opened(settings.designs, len(trace.nodes) * STATE_BYTES) as place:
+                tour.servers |= place.versions
+                config = _config(place, f"trace-{number}", rabbit.url, len(trace.nodes))
+                tour.cases.append(_measure(place, config, trace, label, settings, tell))
+    tour.cases.append(_own_case(trace, own))
+    return tour.findings(_compared(tour.cases))
+
+
+SCENARIO: Final = Scenario(
+    "trace", f"a real task list (FILE, or {VARIABLE}) booted and ended, and how it packs nodes", run, takes_file=True
+)
+
+
+def _trace(settings: Settings, *, brief: bool) -> Trace:
+    if settings.file is None:
+        raise ServiceMissing(f"no task list: python -m bench trace FILE, or {VARIABLE}=FILE")
+    if others := sorted(set(settings.designs) - set(USUAL)):
+        raise ServiceMissing(f"the trace needs designs in memcached, where claims live, too: not {others[0]}")
+    try:
+        trace = read(settings.file)
+    except (BadTraceError, OSError) as error:
+        raise WrongResultError(f"{settings.file.name}: {error}") from error
+    return trace.first(BRIEF_TASKS) if brief else trace
+
+
+def _config(place: Place, cell: str, broker: str, nodes: int) -> Config:
+    heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
+    given: dict[str, Any] = {
+        **place.settings,
+        "cell": cell,
+        "broker": broker,
+        "designs": place.designs,
+        "read_design": place.designs[0],
+        "flush_s": FLUSH_S,
+        "heartbeat_s": heartbeat_s,
+        "resync_jitter_s": heartbeat_s / 4,
+        "broker_heartbeat_s": 60,
+    }
+    return load(given, environ={}, file=os.devnull)
+
+
+# -- the cell -------------------------------------------------------------------------------------
+
+
+class WatchedFleet(GivenFleet):
+    """Agents' nodes, and everything that ever happened on them, held against what they have."""
+
+    def __init__(self, trace: Trace, packing: Packing) -> None:
+        super().__init__(trace.nodes)
+        self.packing = packing
+        self.over: list[str] = []
+        self.built = 0
+        self.ended = 0
+
+    def build(self, node: str, instance: str, allocation: Allocation) -> Whole | Part:
+        """As its base does."""
+        self._count(node, instance, -1)
+        reading = super().build(node, instance, allocation)
+        self._count(node, instance, 1)
+        self.built += 1
+        self._judge(node)
+        return reading
+
+    def end(self, node: str, instance: str) -> Whole | Part:
+        """As its base does."""
+        self._count(node, instance, -1)
+        self.ended += 1
+        return super().end(node, instance)
+
+    def _count(self, node: str, instance: str, sign: int) -> None:
+        allocation = self.room(node).allocations.get(instance)
+        if allocation is not None:
+            self.packing.put(node, allocation["resources"], sign)
+
+    def _judge(self, node: str) -> None:
+        room = self.room(node)
+        for name, amount in room.usage.items():
+            if amount > room.inventory[name]["total"]:
+                self.over.append(f"{node} had {amount} of {name}")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of it. ``where``: the node that each task got."""
+
+    where: dict[str, str] = field(default_factory=dict)
+    nowhere: list[str] = field(default_factory=list)
+    why: dict[str, str] = field(default_factory=dict)
+    again: int = 0
+    conflicts: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    wave_ms: list[float] = field(default_factory=list)
+    boot_ms: list[float] = field(default_factory=list)
+
+
+class Run(NamedTuple):
+    """One pass through the trace: who does what, all driven by one thread, which is the agents' as well. So what agents have
+    does not change while it looks.
+    """
+
+    trace: Trace
+    fleet: WatchedFleet
+    agent: Agent
+    reader: Reader
+    schedulers: Sequence[Beside[Served]]
+    where: dict[str, str]
+    """The node of each task that runs."""
+    by: dict[str, Beside[Served]]
+    """Which scheduler booted it."""
+    tally: Tally
+
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        """Be the agents until something is so."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not done():
+            require(time.monotonic() < deadline, f"{what} within {PATIENCE_S:g} s: not done")
+            self.agent.step(STEP_S)
+
+    def wave(self, wave: Wave) -> None:
+        """End what ends, then start what starts."""
+        began = time.monotonic()
+        endings = [(self.where.pop(task.name), task) for task in wave.ends if task.name in self.where]
+        self._end(endings)
+        touched = {node for node, _ in endings}
+        self.until_seen(touched)
+        left = self._boot(wave.starts)
+        for wait_s in AGAIN_AFTER_S:
+            left = self._that_fit(left)
+            if not left:
+                break
+            self.tally.again += len(left)
+            again_at = time.monotonic() + wait_s
+            self.until(lambda at=again_at: time.monotonic() >= at, "waiting")  # type: ignore[misc]
+            self.until_seen(self.where.values())
+            left = self._boot(left)
+        left = self._that_fit(left)
+        require(
+            not left, f"no node where an agent has room: {[(task.name, self.tally.why[task.name]) for task in left]}"
+        )
+        self.until_seen({self.where[task.name] for task in wave.starts if task.name in self.where})
+        self.tally.wave_ms.append((time.monotonic() - began) * 1e3)
+
+    def _that_fit(self, left: Sequence[Task]) -> list[Task]:
+        """Those for which a node has room by its agent's account, while nobody is at work; the others are proved to have none."""
+        fitting = []
+        for task in left:
+            if self.fleet.packing.fitting(task.resources, task.any_traits).any():
+                fitting.append(task)
+            else:
+                self.tally.nowhere.append(task.name)
+        return fitting
+
+    def _boot(self, tasks: Sequence[Task]) -> list[Task]:
+        """Returns those that got no node."""
+        if not tasks:
+            return []
+        turn = len(self.tally.boot_ms)
+        shares = [
+            (scheduler, tasks[number :: len(self.schedulers)]) for number, scheduler in enumerate(self._in_turn(turn))
+        ]
+        began = time.monotonic()
+        asked = [scheduler for scheduler, share in shares if share]
+        for scheduler, share in shares:
+            if share:
+                scheduler.say(BootThese(share))
+        told: list[Told] = []
+
+        def all_told() -> bool:
+            for scheduler in list(asked):
+                answer = scheduler.hear(0.0)
+                if answer is not None:
+                    told.extend(answer)
+                    self.by.update((one.task, scheduler) for one in answer)
+                    asked.remove(scheduler)
+            return not asked
+
+        self.until(all_told, f"booting {len(tasks)} tasks")
+        self.tally.boot_ms.append((time.monotonic() - began) * 1e3)
+        for one in told:
+            self.tally.conflicts += one.conflicts
+            self.tally.refused.update(one.refused)
+            self.tally.why[one.task] = one.why
+            if one.node:
+                require(one.task in self.fleet.room(one.node).allocations, f"{one.task} is not on {one.node}")
+                self.where[one.task] = one.node
+                self.tally.where[one.task] = one.node
+        return [task for task in tasks if task.name not in self.where]
+
+    def _in_turn(self, turn: int) -> list[Beside[Served]]:
+        at = turn % len(self.schedulers)
+        return [*self.schedulers[at:], *self.schedulers[:at]]
+
+    def _end(self, endings: Sequence[tuple[str, Task]]) -> None:
+        if not endings:
+            return
+        for scheduler in self.schedulers:
+            own = [(node, task) for node, task in endings if self.by[task.name] is scheduler]
+            if own:
+                scheduler.say(EndThese(own))
+        self.until(
+            lambda: all(task.name not in self.fleet.room(node).allocations for node, task in endings), "ending tasks"
+        )
+
+    def until_seen(self, nodes: Iterable[str]) -> None:
+        """Until views show these nodes as their agents have them."""
+        wanted = {node: self.agent.publishers[node].version for node in nodes}
+
+        def seen() -> bool:
+            records = self.reader.read(max_age=PATIENCE_S, on_stale="flag").nodes
+            return all(
+                (record := records.record(node)) is not None and record.version >= version
+                for node, version in wanted.items()
+            )
+
+        if wanted:
+            self.until(seen, "what agents say is seen")
+
+
+def _measure(place: Place, config: Config, trace: Trace, label: str, settings: Settings, tell: Tell) -> Case:
+    packing = Packing(trace)
+    tally, tasks = Tally(), len(trace.tasks)
+    with ExitStack() as held:
+        held.enter_context(consuming(config))
+        run = held.enter_context(_running(config, trace, packing, label, settings, tally, tell))
+        began, done = time.monotonic(), 0
+        for wave in trace.waves():
+            tell(f"{label}: tasks", done / tasks)
+            run.wave(wave)
+            done += len(wave.starts)
+        took_s = time.monotonic() - began
+        for scheduler in run.schedulers:
+            scheduler.stop()
+        run.until(lambda: all(scheduler.ended(0.0) for scheduler in run.schedulers), "schedulers end")
+        served = [scheduler.result() for scheduler in run.schedulers]
+        watch = replay(trace, tally.where)
+        shown = [*_require_sound(run), _require_clean(run, config), place.kept(len(trace.nodes))]
+    return Case(
+        label,
+        len(trace.nodes),
+        {
+            "tasks": tasks,
+            "schedulers": SCHEDULERS_COUNT,
+            "placed": len(tally.where),
+            "not placed": len(tally.nowhere),
+            "tried again": tally.again,
+            "refused": tally.refused.total(),
+            "conflicts": sum(one.conflicts for one in served),
+            "seconds": round(took_s, 1),
+            "peak nodes in use": watch.peak,
+        },
+        {
+            **_packed(watch),
+            "boots": Measure.of("boots/s", [len(tally.where) / took_s]),
+            "boot": Measure.of("ms", tally.boot_ms),
+            "wave": Measure.of("ms", tally.wave_ms),
+        },
+        {},
+        shown,
+        series=watch.series,
+    )
+
+
+@contextmanager
+def _running(
+    config: Config, trace: Trace, packing: Packing, label: str, settings: Settings, tally: Tally, tell: Tell
+) -> Iterator[Run]:
+    """Agents that report, a reader that is whole, and schedulers that have begun."""
+    tell(f"{label}: agents report", 0.0)
+    fleet = WatchedFleet(trace, packing)
+    with ExitStack() as held:
+        sink = KombuSink(config)
+        held.callback(sink.close)
+        rng = random.Random(settings.seed)
+        agent = Agent(config, [fleet], sink, SystemClock(), rng, incarnation=int(time.time()))
+        reader = held.enter_context(Reader(config))
+        run = Run(trace, fleet, agent, reader, [], {}, {}, tally)
+
+        def whole() -> bool:
+            view = reader.read(max_age=PATIENCE_S, on_stale="flag")
+            return len(view.nodes) == len(trace.nodes) and not view.incomplete
+
+        run.until(whole, "a consumer vouches for all nodes")
+        schedulers = [
+            held.enter_context(
+                Beside(serve, config, f"scheduler-{number}", dict(WEIGHTS[label]), settings.seed + number)
+            )
+            for number in range(SCHEDULERS_COUNT)
+        ]
+        for scheduler in schedulers:
+            run.until(lambda one=scheduler: one.has_begun(0.0), "a scheduler begins")  # type: ignore[misc]
+        yield run._replace(schedulers=schedulers)
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def _require_sound(run: Run) -> list[str]:
+    """What agents have, and ever had."""
+    fleet, tally = run.fleet, run.tally
+    require(not fleet.over, f"nodes were over their capacity: {fleet.over[:4]}")
+    have = {task: node for node in fleet.nodes() for task in fleet.room(node).allocations}
+    require(have == run.where, "agents have other tasks than those that were booted and not ended")
+    require(fleet.built == len(tally.where), f"{fleet.built} tasks were built, {len(tally.where)} booted")
+    placed = len(tally.where) + len(tally.nowhere)
+    require(placed == len(run.trace.tasks), f"{placed} of {len(run.trace.tasks)} tasks have an outcome")
+    nowhere = len(tally.nowhere)
+    return [
+        f"all {fleet.built:,} builds of the agents' histories left their node within its capacity",
+        f"agents ended {fleet.ended:,} tasks, and have the {len(have)} that should run, where they were booted",
+        (
+            f"for each of the {nowhere} tasks that got no node, no agent had room at that moment: nobody was at work, all "
+            "that had ended before was seen, and all nodes were looked through"
+        ),
+    ]
+
+
+def _require_clean(run: Run, config: Config) -> str:
+    """``nodestate check`` finds no difference between the designs, and what agents say."""
+    run.until_seen(run.trace.nodes)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
+    command = [sys.executable, "-m", "nodestate.cli", "check", "--agents", f"{CHECK_S:g}", "--json"]
+    with subprocess.Popen(  # noqa: S603 - our own
+        command, env={**environment, **environment_of(config)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        run.until(lambda: process.poll() is not None, "nodestate check")
+        out, error = process.communicate()
+    require(process.returncode == 0, f"nodestate check: {out.decode()[-400:]} {error.decode()[-400:]}")
+    answered = json.loads(out)["agents"]["answered"]
+    require(answered == len(run.trace.nodes), f"{answered} agents answered nodestate check")
+    view = run.reader.read(max_age=PATIENCE_S, on_stale="flag")
+    for node in run.trace.nodes:
+        record, state = view.nodes.record(node), run.fleet.state(node)
+        shown = record.state() if record is not None else {}
+        same = all(shown.get(name) == state[name] for name in ("usage", "allocations"))
+        require(same, f"the view shows {node} otherwise than its agent has it")
+    return f"nodestate check found no difference between {', '.join(config.designs)} and what {answered:,} agents say"
+
+
+# -- packing --------------------------------------------------------------------------------------
+
+
+def _packed(watch: Watch) -> dict[str, Measure]:
+    return {
+        "nodes in use": Measure.of("nodes", watch.in_use),
+        "stranded GPUs": Measure.of("%", watch.stranded),
+    }
+
+
+def _own_case(trace: Trace, watch: Watch) -> Case:
+    tasks = len(trace.tasks)
+    return Case(
+        OWN,
+        len(trace.nodes),
+        {"tasks": tasks, "placed": tasks, "not placed": 0, "peak nodes in use": watch.peak},
+        _packed(watch),
+        {},
+        ["no node was ever over its capacity"],
+        series=watch.series,
+    )
+
+
+def _compared(cases: Sequence[Case]) -> dict[str, float]:
+    """Each to the trace's own."""
+    *ours, own = cases
+    across = {}
+    for case in ours:
+        across[f"{case.design}: peak nodes in use / {OWN}"] = (
+            case.settings["peak nodes in use"] / own.settings["peak nodes in use"]
+        )
+        for name in ("nodes in use", "stranded GPUs"):
+            if own.measures[name].p50:
+                across[f"{case.design}: {name} / {OWN}"] = case.measures[name].p50 / own.measures[name].p50
+    return across

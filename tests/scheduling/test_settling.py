@@ -1,0 +1,84 @@
+"""A claim of an instance that was booted and ended counts no longer: its room is free for others at once.
+
+Nobody else drops it from a record that nobody edits, and when no view shows the instance any more it would count again
+until its deadline: a regression that a replay of real tasks found, as rooms that stood empty for half a minute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nodestate.scheduling.boots import Booted, Failed
+from nodestate.scheduling.claims import LOOK_AFTER_S
+from nodestate.scheduling.request import Request
+from tests.machines.tenancy import Process, Tenancy
+
+ROOM = {"VCPU": 4, "MEMORY_MB": 4_096}
+
+
+def one_node() -> Tenancy:
+    state: dict[str, Any] = {"status": "up", "inventory": {name: {"total": amount} for name, amount in ROOM.items()}}
+    tenancy = Tenancy({"node-0": {**state, "usage": {}}}, servers=1)
+    tenancy.begin()
+    return tenancy
+
+
+def boot(process: Process, instance: str) -> Booted | Failed:
+    [outcome] = process.scheduler.boot(Request(resources=ROOM, instances=(instance,)))
+    return outcome
+
+
+def live_until(tenancy: Tenancy, seconds: float) -> None:
+    """Time passes for the agent and the consumer alone."""
+    for _ in range(int(seconds * 10)):
+        tenancy.clock.advance(0.1)
+        tenancy.live()
+
+
+def test_who_ends_an_instance_drops_its_claim() -> None:
+    tenancy = one_node()
+    one, two = tenancy.start("one"), tenancy.start("two")
+    assert isinstance(boot(one, "a"), Booted)
+    live_until(tenancy, 0.3)
+    one.scheduler.refresh()
+    assert [claim.instance for claim in tenancy.claims("node-0")] == ["a"]
+    one.scheduler.end([("node-0", "a")])
+    assert tenancy.claims("node-0") == []
+    live_until(tenancy, 0.3)
+    assert isinstance(boot(two, "b"), Booted)
+    assert set(tenancy.placed()) == {"b"}
+
+
+def test_an_instance_that_ends_before_a_view_showed_it_leaves_no_claim() -> None:
+    """Its agent's answer said which state showed it."""
+    tenancy = one_node()
+    one, two = tenancy.start("one"), tenancy.start("two")
+    assert isinstance(boot(one, "a"), Booted)
+    one.scheduler.end([("node-0", "a")])
+    assert tenancy.claims("node-0") == []
+    live_until(tenancy, 0.3)
+    assert isinstance(boot(two, "b"), Booted)
+
+
+def test_one_that_somebody_else_ended_before_a_view_showed_it_leaves_none_for_long() -> None:
+    tenancy = one_node()
+    one, two = tenancy.start("one"), tenancy.start("two")
+    assert isinstance(boot(one, "a"), Booted)
+    two.scheduler.end([("node-0", "a")])
+    live_until(tenancy, LOOK_AFTER_S + 0.2)
+    one.scheduler.step()
+    assert tenancy.claims("node-0") == []
+
+
+def test_a_scheduler_drops_claims_that_became_allocations_now_and_then() -> None:
+    """So that they count no more, whoever ends the instance."""
+    tenancy = one_node()
+    one, two = tenancy.start("one"), tenancy.start("two")
+    assert isinstance(boot(one, "a"), Booted)
+    live_until(tenancy, LOOK_AFTER_S + 0.2)
+    one.scheduler.step()
+    assert tenancy.claims("node-0") == []
+    two.scheduler.refresh()
+    two.scheduler.end([("node-0", "a")])
+    live_until(tenancy, 0.3)
+    assert isinstance(boot(two, "b"), Booted)
