@@ -24,14 +24,17 @@ class Moment(NamedTuple):
 
 
 class Histories:
-    """What stands in the histories of agents: every moment of every node, and the last order for each of its instances."""
+    """What stands in the histories of agents: every moment of every node, and the last order for each of its instances, whose
+    claim counts for ``claim_outlives_order_s`` beyond its deadline.
+    """
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], claim_outlives_order_s: float) -> None:
+        self._slack_s = claim_outlives_order_s
         self.moments: list[Moment] = []
         self.last: dict[str, Mapping[str, Any]] = {}
         self.orders = 0
         self.late: list[str] = []
-        """Allocations that came into being after the deadline of the order that they were for."""
+        """Allocations that came into being after the claim that they were for was over."""
         for file in files:
             self._read(file)
 
@@ -70,8 +73,12 @@ class Histories:
             deadline = deadlines.get((moment.node, instance))
             if deadline is None:
                 self.late.append(f"{moment.node} has {instance}, which nobody ordered")
-            elif moment.at > deadline + 0.5:  # it was judged before it was told
-                self.late.append(f"{moment.node} has {instance} {moment.at - deadline:.1f} s after its deadline")
+            elif (
+                moment.at > deadline + self._slack_s
+            ):  # an agent that is frozen in between judged before, and tells later
+                self.late.append(
+                    f"{moment.node} has {instance} {moment.at - deadline:.1f} s after its order's deadline"
+                )
 
     def overcommitted(self) -> Iterator[str]:
         """Moments in which a node had more than it has room for, or more of a group than its policy allows (I8)."""

@@ -199,7 +199,7 @@ def test_eight_schedulers_never_overcommit_under_fire(
     for host in range(HOSTS_COUNT):
         programs.terminate(f"hosts-{host}")
 
-    histories = Histories([tmp_path / f"hosts-{host}.history" for host in range(HOSTS_COUNT)])
+    histories = Histories([tmp_path / f"hosts-{host}.history" for host in range(HOSTS_COUNT)], CLAIM_S - ANSWER_S)
     record(
         f"{len(histories.moments)} states, {histories.orders} orders, at most {histories.fullest('VCPU'):.1%} full; "
         f"{killed} schedulers killed, {evicted} records evicted, {frozen} freezes; {dict(totals)}"
