@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 import pytest
@@ -14,7 +14,8 @@ from nodestate import keys
 from nodestate.errors import DatabaseFullError, ItemTooLargeError, StoreUnavailableError
 from nodestate.keys import MAX_KEY_BYTES
 from nodestate.model import NodeRecord, fold, parse_event
-from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Store, Write, Written
+from nodestate.ports import MAX_TTL_S, ClaimStore, Item, NodeRow, Put, Status, Store, Write, Written
+from nodestate.scheduling.claims import CLOCK_S
 from nodestate.wire import unpack_found_rows, unpack_record
 
 MANY = 10_000
@@ -338,6 +339,65 @@ class MemcachedContract(StoreContract):
         [written] = store.write([Write(Put.CAS, "a", b"ours", afters[0])])
         assert written.status is Status.STORED, "ids are the same for all who are connected to one life"
         other.close()
+
+
+class ClaimStoreContract:
+    """What those that keep claims promise beyond it: one clock for all. Subclasses give the fixture ``server`` (empty), whose
+    connections are ``ports.ClaimStore``.
+    """
+
+    @pytest.fixture
+    def store(self, server: Server) -> Iterator[ClaimStore]:
+        store = claim_store(server)
+        yield store
+        store.close()
+
+    def test_the_clock_never_goes_back_between_calls(self, store: ClaimStore) -> None:
+        """A claim that is over must not come back to life."""
+        times = []
+        for number in range(50):
+            times.append(store.server_time())
+            store.write([Write(Put.ADD, f"k{number}", b"1")])
+            store.fetch([f"k{number}"])
+        assert times == sorted(times)
+
+    def test_the_clock_counts_seconds(self, server: Server, store: ClaimStore) -> None:
+        """Deadlines are made by it: what counts for 30 s must count for 30 s."""
+        before = store.server_time()
+        server.wait(1.25)
+        assert 1.2 <= store.server_time() - before < 1.75
+
+    def test_all_who_are_connected_have_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
+        """Whenever they came. That is what a claim counts for longer than its deadline says (``claims.CLOCK_S``)."""
+        others = []
+        for _ in range(4):
+            others.append(claim_store(server))
+            others[-1].server_time()
+            server.wait(0.3)
+        times = [each.server_time() for each in (store, *others)]
+        assert max(times) - min(times) < CLOCK_S
+        for other in others:
+            other.close()
+
+    def test_who_connects_again_has_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
+        """A connection that broke is no other life of the server."""
+        before = store.server_time()
+        store.close()
+        server.wait(0.3)
+        assert -CLOCK_S < store.server_time() - before - 0.3 < CLOCK_S
+
+    def test_the_clock_of_a_server_that_does_not_answer_is_unknown(self, server: Server) -> None:
+        """A deadline by any other clock could be anything."""
+        server.stop()
+        late = claim_store(server)
+        with pytest.raises(StoreUnavailableError):
+            late.server_time()
+        late.close()
+
+
+def claim_store(server: Server) -> ClaimStore:
+    """Not asked by ``isinstance``, which looks at ``max_value_bytes``, and so at the server."""
+    return cast("ClaimStore", server.connect())
 
 
 PLACE, OTHER_PLACE = keys.prefix("cell1", 8, 0, keys.DATABASE), keys.prefix("cell1", 8, 1, keys.DATABASE)

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
+from nodestate.breaker import ClaimBreaker
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
 from nodestate.memcached import MemcachedStore, open_stores
-from nodestate.ports import Item, Put, Status, Store, Write, Written
+from nodestate.ports import ClaimStore, Item, Put, Status, Store, Write, Written
 from nodestate.sql.migrate import upgrade
 from nodestate.sql.store import SqlStore
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, chance, script
-from tests.contract.store import NEVER_GIVEN, DatabaseContract, MemcachedContract
+from tests.contract.store import NEVER_GIVEN, ClaimStoreContract, DatabaseContract, MemcachedContract
 from tests.databases import LockedFile, Rows, SqlServer, contents, fresh, put_contents, run_sql, small_disk
 from tests.services.servers import MariadbServer, MemcachedServer, PostgresServer
 
@@ -90,6 +91,40 @@ class TestMemcachedStore(MemcachedContract):
         server = memcached_factory(memory_mb=FULL_MB, no_evict=True)
         yield OnMemcached(server)
         server.close()
+
+
+# -- claims ---------------------------------------------------------------------------------------
+
+
+class TestClaimsInMemory(ClaimStoreContract):
+    @pytest.fixture
+    def server(self) -> InMemory:
+        return InMemory(lambda store: store)
+
+
+class TestClaimsInAStoreWithoutFaults(ClaimStoreContract):
+    @pytest.fixture
+    def server(self) -> InMemory:
+        return InMemory(lambda store: FaultyStore(store, script()))
+
+
+class TestClaimsBehindABreaker(ClaimStoreContract):
+    @pytest.fixture
+    def server(self) -> InMemory:
+        clock = ManualClock()
+
+        def wrapped(store: Store) -> Store:
+            assert isinstance(store, ClaimStore)
+            return ClaimBreaker(store, clock)
+
+        return InMemory(wrapped)
+
+
+@pytest.mark.service
+class TestClaimsInMemcached(ClaimStoreContract):
+    @pytest.fixture
+    def server(self, memcached: MemcachedServer) -> OnMemcached:
+        return OnMemcached(memcached)
 
 
 # -- databases ------------------------------------------------------------------------------------
