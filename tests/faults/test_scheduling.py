@@ -149,7 +149,7 @@ def cellar(tmp_path: Path, cell: str, rabbit: RabbitServer, memcached_factory: M
 
 
 def test_eight_schedulers_never_overcommit_under_fire(
-    cellar: Cellar, tmp_path: Path, record: Callable[[str], None]
+    cellar: Cellar, tmp_path: Path, record: Callable[[str], None], request: pytest.FixtureRequest
 ) -> None:
     """Schedulers are killed, claim records evicted, memcached restarted, agents frozen, on a fleet that is full: no node has
     ever more than its room, no reservation is half placed in the end, no allocation is later than its order allows.
@@ -167,6 +167,7 @@ def test_eight_schedulers_never_overcommit_under_fire(
     for name in names:
         scheduler(name)
     store = MemcachedStore(memcached.address, timeout_s=1.0)
+    request.addfinalizer(store.close)
     began = time.monotonic()
     restarted = False
     evicted = killed = frozen = 0
@@ -213,7 +214,6 @@ def test_eight_schedulers_never_overcommit_under_fire(
     assert histories.fullest("VCPU") >= 0.97
     assert min(killed, evicted, frozen, restarted) > 0
     assert min(totals["boot Booted"], totals["Confirmed"], totals["lost"]) > 0
-    store.close()
 
 
 def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
