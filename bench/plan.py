@@ -73,6 +73,7 @@ FULL: Final = (
     Run("contention", "contention", {"designs": WITH_SQL, "seconds": 30.0}),
     Run("peers", "peers", {"seconds": 20.0}),
     Run("select", "select", {"designs": ("snapshot",), "nodes": (10_000, 100_000), "seconds": 15.0}),
+    Run("trace", "trace"),
     Run("reserve", "reserve", {"designs": ("snapshot",), "nodes": (200,)}),
 )
 """For figures. Around an hour on two cores; a million nodes take 10 GB of memory."""
@@ -89,6 +90,7 @@ QUICK: Final = (
         for name in ("apply", "footprint", "propagation", "contention")
     ),
     Run("select", "select", {"designs": ("snapshot",)}, quick=True),
+    Run("trace", "trace", quick=True),
     Run("reserve", "reserve", {"designs": ("snapshot",), "nodes": (50,)}, quick=True),
     Run("peers", "peers", {}, quick=True),
     Run("recovery", "recovery", {"designs": ("snapshot",)}, quick=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench.report import others, reading, scheduling, storing
+from bench.report import others, packing, reading, scheduling, storing
 from bench.report.document import Section
 from bench.report.shelf import Shelf
 
@@ -25,6 +25,7 @@ BUILD: Final[tuple[Build, ...]] = (
     scheduling.deciding,
     scheduling.racing,
     scheduling.reserving,
+    packing.packing,
 )
 
 

@@ -7,6 +7,7 @@ What a task asks for, when it starts and when it ends is taken from the file; wh
 from __future__ import annotations
 
 import gzip
+import random
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,10 @@ class Trace:
             if started > tasks:
                 return Trace(self.nodes, self.happenings[:place])
         return self
+
+    def on(self, nodes: Iterable[str]) -> Trace:
+        """The same on these nodes alone."""
+        return Trace({name: self.nodes[name] for name in nodes}, self.happenings)
 
     def waves(self) -> Iterator[Wave]:
         """All happenings: who starts finds room that was left before, and nobody else's."""
@@ -227,6 +232,22 @@ def replay(trace: Trace, where: Mapping[str, str]) -> Watch:
             watch.over += packing.over
     watch.until(float("inf"))
     return watch
+
+
+def scatter(trace: Trace, rng: random.Random) -> dict[str, str]:
+    """Where tasks are that go to any node that has room; those that found none are left out."""
+    packing, where = Packing(trace), dict[str, str]()
+    names = list(trace.nodes)
+    for happening in trace.happenings:
+        task = happening.task
+        if happening.starts:
+            rows = np.flatnonzero(packing.fitting(task.resources, task.any_traits))
+            if len(rows):
+                where[task.name] = names[rng.choice(rows)]
+                packing.put(where[task.name], task.resources, 1)
+        elif task.name in where:
+            packing.put(where[task.name], task.resources, -1)
+    return where
 
 
 def _capacity(inventory: Mapping[str, Any] | None) -> int:

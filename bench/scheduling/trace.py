@@ -4,6 +4,9 @@ Agents have the trace's nodes, all empty; two schedulers boot each task when it 
 order, without the time in which nothing happens. Before tasks start, those that ended before them have ended, and
 views show it: as it would be where minutes pass between. What the agents have is the truth that everything is held against.
 The same tasks where the trace had them are packed beside it, by sums alone.
+
+The trace's fleet is nearly empty, so the same is done on few of its nodes, where it matters how they are packed; there, what
+stands beside it goes to any node that has room.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from bench.places import BRIEF_S, USUAL, Place, Tour, opened
 from bench.record import Case, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.scheduling.booting import BootThese, EndThese, Served, Told, serve
-from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay
+from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay, scatter
 from bench.workload import WrongResultError, require
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocation
@@ -44,14 +47,16 @@ NO_SPREAD: Final = {"cpu": 0.0, "ram": 0.0, "disk": 0.0}
 WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
     "spread": {},
     "pack 1": {"pack": 1.0},
-    "pack 1, spare 1": {"pack": 1.0, "spare": 1.0},
-    "pack 1, no spread": {"pack": 1.0, **NO_SPREAD},
-    "pack 1, spare 1, no spread": {"pack": 1.0, "spare": 1.0, **NO_SPREAD},
+    "pack 1 and spare 1": {"pack": 1.0, "spare": 1.0},
+    "only pack 1 and spare 1": {"pack": 1.0, "spare": 1.0, **NO_SPREAD},
 }
 """Multipliers stand beside those of the default weighers, which spread and count 1 each where they are not named."""
 OWN: Final = "the trace's own placement"
+RANDOM: Final = "any node with room"
+FEW_NODES: Final = 24
+"""Of the trace's, drawn by seed: about as many as its tasks need when most of them run."""
 BRIEF_TASKS: Final = 200
-BRIEF_WEIGHTS: Final = ("spread", "pack 1, no spread")
+BRIEF_WEIGHTS: Final = ("spread", "only pack 1 and spare 1")
 """A run with less than a second has so many tasks, and these weights."""
 FLUSH_S: Final = 0.005
 """A consumer waits so long for a batch to fill: here the next wave waits for it."""
@@ -63,24 +68,30 @@ PATIENCE_S: Final = 60.0
 AGAIN_AFTER_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 """Waits before a task that got no node is tried again, where an agent has room for it."""
 CHECK_S: Final = 3.0
+CHECK_BRIEF_S: Final = 1.0
+"""``nodestate check`` waits so long for what agents say."""
 STATE_BYTES: Final = 2_048
 
 
 def run(settings: Settings, tell: Tell) -> Findings:
-    """The trace under each of the weights, in a cell of its own each time."""
+    """The trace under each of the weights, in a cell of its own each time: on all nodes, then on few."""
     brief = settings.seconds < BRIEF_S
-    trace = _trace(settings, brief=brief)
+    whole = _trace(settings, brief=brief)
+    rng = random.Random(settings.seed)
+    beside = {OWN: (whole, {task.name: task.node for task in whole.tasks})}
+    if len(whole.nodes) > FEW_NODES:
+        few = whole.on(sorted(rng.sample(sorted(whole.nodes), FEW_NODES)))
+        beside[RANDOM] = (few, scatter(few, rng))
     tour = Tour()
-    own = replay(trace, {task.name: task.node for task in trace.tasks})
-    require(own.over == 0, "the trace itself overcommits nodes")
     with RabbitServer() as rabbit:
         tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
-        for number, label in enumerate(BRIEF_WEIGHTS if brief else WEIGHTS):
-            with opened(settings.designs, len(trace.nodes) * STATE_BYTES) as place:
-                tour.servers |= place.versions
-                config = _config(place, f"trace-{number}", rabbit.url, len(trace.nodes))
-                tour.cases.append(_measure(place, config, trace, label, settings, tell))
-    tour.cases.append(_own_case(trace, own))
+        for other, (trace, where) in beside.items():
+            for label in BRIEF_WEIGHTS if brief else WEIGHTS:
+                with opened(settings.designs, len(trace.nodes) * STATE_BYTES) as place:
+                    tour.servers |= place.versions
+                    config = _config(place, f"trace-{len(tour.cases)}", rabbit.url, len(trace.nodes))
+                    tour.cases.append(_measure(place, config, trace, label, settings, tell))
+            tour.cases.append(_beside(trace, other, where))
     return tour.findings(_compared(tour.cases))
 
 
@@ -311,7 +322,8 @@ def _measure(place: Place, config: Config, trace: Trace, label: str, settings: S
         run.until(lambda: all(scheduler.ended(0.0) for scheduler in run.schedulers), "schedulers end")
         served = [scheduler.result() for scheduler in run.schedulers]
         watch = replay(trace, tally.where)
-        shown = [*_require_sound(run), _require_clean(run, config), place.kept(len(trace.nodes))]
+        check_s = CHECK_BRIEF_S if settings.seconds < BRIEF_S else CHECK_S
+        shown = [*_require_sound(run), _require_clean(run, config, check_s), place.kept(len(trace.nodes))]
     return Case(
         label,
         len(trace.nodes),
@@ -392,11 +404,11 @@ def _require_sound(run: Run) -> list[str]:
     ]
 
 
-def _require_clean(run: Run, config: Config) -> str:
+def _require_clean(run: Run, config: Config, wait_s: float) -> str:
     """``nodestate check`` finds no difference between the designs, and what agents say."""
     run.until_seen(run.trace.nodes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
-    command = [sys.executable, "-m", "nodestate.cli", "check", "--agents", f"{CHECK_S:g}", "--json"]
+    command = [sys.executable, "-m", "nodestate.cli", "check", "--agents", f"{wait_s:g}", "--json"]
     with subprocess.Popen(  # noqa: S603 - our own
         command, env={**environment, **environment_of(config)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -424,12 +436,14 @@ def _packed(watch: Watch) -> dict[str, Measure]:
     }
 
 
-def _own_case(trace: Trace, watch: Watch) -> Case:
-    tasks = len(trace.tasks)
+def _beside(trace: Trace, label: str, where: Mapping[str, str]) -> Case:
+    """Another placement of the same tasks."""
+    watch, tasks = replay(trace, where), len(trace.tasks)
+    require(watch.over == 0, f"{label} overcommits nodes")
     return Case(
-        OWN,
+        label,
         len(trace.nodes),
-        {"tasks": tasks, "placed": tasks, "not placed": 0, "peak nodes in use": watch.peak},
+        {"tasks": tasks, "placed": len(where), "not placed": tasks - len(where), "peak nodes in use": watch.peak},
         _packed(watch),
         {},
         ["no node was ever over its capacity"],
@@ -438,14 +452,14 @@ def _own_case(trace: Trace, watch: Watch) -> Case:
 
 
 def _compared(cases: Sequence[Case]) -> dict[str, float]:
-    """Each to the trace's own."""
-    *ours, own = cases
+    """Each to what stands beside it."""
     across = {}
-    for case in ours:
-        across[f"{case.design}: peak nodes in use / {OWN}"] = (
-            case.settings["peak nodes in use"] / own.settings["peak nodes in use"]
-        )
-        for name in ("nodes in use", "stranded GPUs"):
-            if own.measures[name].p50:
-                across[f"{case.design}: {name} / {OWN}"] = case.measures[name].p50 / own.measures[name].p50
+    for other in (case for case in cases if case.design in {OWN, RANDOM}):
+        for case in (case for case in cases if case.nodes == other.nodes and case is not other):
+            what = f"{case.design}, {case.nodes:,} nodes"
+            peaks = [one.settings["peak nodes in use"] for one in (case, other)]
+            across[f"{what}: peak nodes in use / {other.design}"] = peaks[0] / peaks[1]
+            for name in ("nodes in use", "stranded GPUs"):
+                if other.measures[name].p50:
+                    across[f"{what}: {name} / {other.design}"] = case.measures[name].p50 / other.measures[name].p50
     return across
