@@ -266,4 +266,4 @@ class _staleness:  # noqa: N801 - reads as what it allows
 
 
 TestScheduling = SchedulingMachine.TestCase
-TestScheduling.settings = settings(max_examples=40, stateful_step_count=30)
+TestScheduling.settings = settings(max_examples=30, stateful_step_count=30)
