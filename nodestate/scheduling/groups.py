@@ -11,7 +11,7 @@ r"""Groups: nodes for all members of a reservation, or for none; then all of the
 
 A reservation is its members' claims and nothing beside: there is no record of it that could say something else. It is held
 while every one of them is there. So a scheduler that dies before all are kept leaves claims that expire within
-``claim_s``; one that dies while members are built leaves marks on the allocations, from which any scheduler finds out
+``claim_s``, or ``hold_s`` where it had begun to keep them; one that dies while members are built leaves marks on the allocations, from which any scheduler finds out
 what was meant: members that are all there are marked as placed; where some are missing, and no mark says that they were all
 there once, the others are ended (``tidying``).
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError, NotThereError
-from nodestate.scheduling.boots import Boot, Booted, Failed, next_move
+from nodestate.scheduling.boots import Boot, Booted, Ending, Failed, next_move
 from nodestate.scheduling.fleet import Lift
 from nodestate.scheduling.placer import NoNode
 from nodestate.scheduling.request import Request, request_of
@@ -159,7 +159,11 @@ class Moves:
     def _end_old(self, there: list[_Placed], outcomes: list[Booted | Failed]) -> None:
         names = self._scheduler.fleet.names
         moved = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
-        self._scheduler.end([(names[placed.row], placed.instance) for placed in there if placed.instance in moved])
+        self._scheduler.end_only(
+            Ending(names[placed.row], placed.instance, str(placed.hints.get("order", "")))
+            for placed in there
+            if placed.instance in moved
+        )
 
 
 def _for_life(request: Request) -> Request:

@@ -186,6 +186,8 @@ class Scheduler:
     def end(self, instances: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end instances, as (node, instance). What gets lost is told again while views show it."""
         instances = list(instances)
+        with suppress(StaleViewError):  # what was changed in place since the last view would not be what is ended
+            self.refresh()
         self._booting().end(Ending(node, instance, self._order_of(node, instance)) for node, instance in instances)
         ended = set(instances)
         self._settle(
@@ -194,6 +196,10 @@ class Scheduler:
             if (node, claim.instance) in ended
             and (self.ledger.allocation(claim.id) is not None or self._seen_allocated(node, claim))
         )
+
+    def end_only(self, endings: Iterable[Ending]) -> None:
+        """Tell agents to end what these orders built, and nothing else."""
+        self._booting().end(endings)
 
     def undo(self, boots: Iterable[Boot]) -> None:
         """End what was booted, and nothing else."""
@@ -294,7 +300,7 @@ class Scheduler:
             if duty.placed:
                 self._mark(boots, duty)
             else:
-                self.end([(duty.node, duty.instance)])
+                boots.end([Ending(duty.node, duty.instance, self._order_of(duty.node, duty.instance))])
 
     def _mark(self, boots: Boots, duty: Duty) -> None:
         record = self.view.nodes.record(duty.node)

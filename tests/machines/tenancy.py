@@ -18,6 +18,7 @@ from nodestate.agent.sources.given import GivenFleet
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.lockstep import Stores
+from nodestate.model import Receipt
 from nodestate.orders import Answer, Order
 from nodestate.ports import Item, Write, Written
 from nodestate.reader import Reader
@@ -26,7 +27,8 @@ from nodestate.scheduling.groups import Groups
 from nodestate.scheduling.moving import Moves
 from nodestate.scheduling.plugins import own
 from nodestate.scheduling.scheduler import Scheduler
-from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemoryServer, MemoryStore
+from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemoryServer, MemorySink, MemoryStore
+from nodestate.view import View
 
 CELL: Final = "cell1"
 LIFE_S: Final = 1.0
@@ -111,6 +113,34 @@ class MortalCourier:
         self._inner.close()
 
 
+class MortalSink(MemorySink):
+    """The hands of an agent that may die after it stored what it admitted, and before it said so."""
+
+    def __init__(self, broker: MemoryBroker, mortal: Mortal) -> None:
+        super().__init__(broker)
+        self._mortal = mortal
+
+    def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        self._mortal.touch()
+        super().publish(bucket, body, on_done)
+
+    def answer(self, reply_to: str, answer: Answer) -> None:
+        self._mortal.touch()
+        super().answer(reply_to, answer)
+
+
+class LaggingReader(Reader):
+    """While it is ``lagging``, what it saw last is what it says, for as long as it is not too old for who asks."""
+
+    lagging = False
+    last: View | None = None
+
+    def read(self, *, max_age: float | None = None, at_least: Receipt | None = None, **more: Any) -> View:
+        if not self.lagging or at_least is not None or self.last is None or max_age is None or self.last.age > max_age:
+            self.last = super().read(max_age=max_age, at_least=at_least, **more)
+        return self.last
+
+
 class Process:
     """One scheduler, and all that a user holds of it."""
 
@@ -118,12 +148,14 @@ class Process:
         config, clock = tenancy.config, tenancy.clock
         self.mortal = Mortal()
         self.courier = tenancy.broker.courier()
+        stores = Stores([MemoryStore(server) for server in tenancy.servers])
+        self.reader = LaggingReader(config, stores=stores, clock=clock)
         self.scheduler = Scheduler(
             config,
             name=name,
             seed=seed,
             max_age=5.0,
-            reader=Reader(config, stores=Stores([MemoryStore(server) for server in tenancy.servers]), clock=clock),
+            reader=self.reader,
             claims=[MortalClaims(server, self.mortal) for server in tenancy.servers],
             courier=MortalCourier(self.courier, self.mortal),
             clock=clock,
@@ -148,25 +180,25 @@ class Tenancy:
         self.broker = MemoryBroker(2, clock=self.clock)
         self.fleet = GivenFleet(states)
         self.rng = random.Random(seed)
-        self.agent = Agent(
-            self.config,
-            [self.fleet],
-            self.broker.sink(),
-            self.clock,
-            self._random(),
-            incarnation=int(self.clock.time()),
-        )
+        self.life = int(self.clock.time())
+        self.agent_mortal = Mortal()
+        self.agent = self._agent()
         stores = Stores([MemoryStore(server) for server in self.servers])
         self.consumer = Consumer(
             self.config, self.broker.source(range(2)), stores, self.broker, self.clock, self._random(), "consumer"
         )
         self.processes: list[Process] = []
         self.agent_frozen = False
+        self.dead: set[str] = set()
         self.lost: set[str] = set()
         """Nodes whose claims were lost since the last rest."""
         self.clock.others = self.live
         self.over: list[str] = []
         """What the agents had beyond a bound, ever."""
+
+    def _agent(self) -> Agent:
+        self.sink = MortalSink(self.broker, self.agent_mortal)
+        return Agent(self.config, [self.fleet], self.sink, self.clock, self._random(), incarnation=self.life)
 
     def _random(self) -> random.Random:
         return random.Random(self.rng.getrandbits(32))
@@ -183,7 +215,10 @@ class Tenancy:
         """Agents and consumer do what is due."""
         self.clock.busy = True
         if not self.agent_frozen:
-            self.agent.step(0.0)
+            try:
+                self.agent.step(0.0)
+            except Crash:
+                self.restart_agent()
         self.consumer.step()
         self.clock.busy = False
         self.judge_agents()
@@ -221,6 +256,26 @@ class Tenancy:
             seconds -= LIFE_S
 
     # -- faults
+
+    def restart_agent(self) -> None:
+        """The agent is killed, and another comes: with all instances of its nodes, in another life."""
+        self.agent_mortal.calls_left = None
+        self.sink.disconnect(lose=True)
+        self.fleet = GivenFleet({node: self.fleet.state(node) for node in self.fleet.nodes()})
+        for node in self.dead:
+            self.fleet.kill(node)
+        self.life += 1
+        self.agent = self._agent()
+
+    def kill(self, node: str) -> None:
+        """A node loses its power."""
+        self.dead.add(node)
+        self.fleet.kill(node)
+
+    def revive(self) -> None:
+        """All nodes have power again."""
+        while self.dead:
+            self.fleet.revive(self.dead.pop())
 
     def evict(self, node: str) -> None:
         """A server forgets one record."""

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
-from nodestate.errors import BadRequestError, StaleViewError
-from nodestate.scheduling.groups import Reservation
+from nodestate.errors import BadRequestError, StaleViewError, StoreUnavailableError
+from nodestate.scheduling.boots import Boot, Booted
+from nodestate.scheduling.groups import Confirmed, Reservation
 from nodestate.scheduling.request import parse, parse_group
 from tests.machines.tenancy import Tenancy
 
@@ -41,6 +42,10 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.booted = 0
         self.reserved: list[Reservation] = []
         self.gangs: dict[str, set[str]] = {}
+        self.boots: list[Boot] = []
+        self.told: set[str] = set()
+        """Whose users were told that they are there, by a confirmation."""
+        self.ended: set[str] = set()
 
     @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
     def begin(self, seed: int, servers: int, schedulers: int) -> None:
@@ -59,7 +64,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.booted += 1
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            process.scheduler.submit(parse(wanted(f"i{self.booted}", size, group)))
+            self.boots += process.scheduler.submit(parse(wanted(f"i{self.booted}", size, group)))
             process.scheduler.step(0.0)
         self.tenancy.judge_claims()
 
@@ -100,7 +105,9 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.gangs[held.id] = {member.instance for member in held.members}
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            process.groups.confirm(held.id, timeout_s=30.0)
+            outcome = process.groups.confirm(held.id, timeout_s=30.0)
+            if isinstance(outcome, Confirmed):
+                self.told |= self.gangs.pop(held.id)  # each may end by itself from here on
         self.tenancy.judge_claims()
 
     @rule(number=numbers, which=numbers, dies=lives)
@@ -136,12 +143,58 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, which=numbers)
     def end(self, number: int, which: int) -> None:
-        """A user is done with one. A member that goes before all of its gang are known to be placed may take them with it."""
+        """A user is done with one. A member that goes before its gang is confirmed may take the others with it."""
         placed = self.tenancy.placed()
         free = sorted(placed.keys() - {member for gang in self.gangs.values() for member in gang})
         if free:
             instance = free[which % len(free)]
+            self.ended.add(instance)
             self.process(number).scheduler.end([(node, instance) for node in placed[instance]])
+
+    @rule(number=numbers, which=numbers, seconds=st.sampled_from([1.0, 50.0]))
+    def extend(self, number: int, which: int, seconds: float) -> None:
+        if self.reserved:
+            with _staleness():
+                self.process(number).groups.extend(self.reserved[which % len(self.reserved)].id, seconds)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, node=st.sampled_from(NODES), dead=st.booleans(), dies=lives)
+    def evacuate(self, number: int, node: str, dead: bool, dies: int | None) -> None:
+        """A node that is to be emptied, or one that lost its power; it may come back with all that it had."""
+        if dead:
+            self.tenancy.kill(node)
+        process = self.process(number)
+        with self.tenancy.dying(process, dies), _staleness():
+            process.moves.evacuate(node, timeout_s=30.0)
+        self.tenancy.judge_claims()
+
+    @rule()
+    def revive(self) -> None:
+        self.tenancy.revive()
+
+    @rule(calls=st.integers(0, 10))
+    def kill_agent(self, calls: int) -> None:
+        """After it stored what it admitted, and before it said so, or at another moment; it comes again."""
+        self.tenancy.agent_mortal.calls_left = calls
+
+    @rule(number=numbers, lagging=st.booleans())
+    def lag(self, number: int, lagging: bool) -> None:
+        """The view of one scheduler is older than those of the others, within its bound."""
+        self.process(number).reader.lagging = lagging
+
+    @rule(number=numbers)
+    def disconnect(self, number: int) -> None:
+        """A scheduler loses its connection to the broker, and what agents answered; it gets another queue for answers."""
+        self.process(number).courier.disconnect()
+
+    @rule(number=numbers, seconds=st.sampled_from([1.0, 10.0, 40.0]))
+    def cut_off(self, number: int, seconds: float) -> None:
+        """A server answers nobody for a while."""
+        server = self.tenancy.servers[number % len(self.tenancy.servers)]
+        server.stop()
+        self.tenancy.rest(seconds)
+        server.start()
+        self.tenancy.judge_claims()
 
     @rule(number=numbers)
     def die(self, number: int) -> None:
@@ -186,10 +239,13 @@ class SchedulingMachine(RuleBasedStateMachine):
         """After a long rest without faults nothing is half done (I9)."""
         tenancy = self.tenancy
         tenancy.agent_frozen = False
+        tenancy.revive()
         self.hold(holding=False)
         tenancy.rest(200.0)
         placed = tenancy.placed()
         assert {instance: nodes for instance, nodes in placed.items() if len(nodes) > 1} == {}
+        told = self.told | {boot.placing.instance for boot in self.boots if isinstance(boot.outcome, Booted)}
+        assert told - self.ended <= placed.keys(), f"{told - self.ended - placed.keys()} are lost"
         for gang, members in self.gangs.items():
             assert members <= placed.keys() or not members & placed.keys(), (
                 f"{gang}: {members & placed.keys()} of {members}"
@@ -204,8 +260,10 @@ class _staleness:  # noqa: N801 - reads as what it allows
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is not None and issubclass(kind, (StaleViewError, BadRequestError, TimeoutError))
+        return kind is not None and issubclass(
+            kind, (StaleViewError, BadRequestError, TimeoutError, StoreUnavailableError)
+        )
 
 
 TestScheduling = SchedulingMachine.TestCase
-TestScheduling.settings = settings(max_examples=40, stateful_step_count=30)
+TestScheduling.settings = settings(max_examples=30, stateful_step_count=30)
