@@ -344,6 +344,67 @@ def test_an_affinity_group_that_lost_its_first_node_begins_on_another() -> None:
     assert {first, placing.node} == {"a", "b"}
 
 
+def test_who_began_a_group_and_finds_it_moved_meanwhile_steps_back() -> None:
+    """The other could not see its claim, and may have members elsewhere by now."""
+    parties = ready("one", "two", nodes="ab")
+    one, two = parties.parties
+    calls = iter(range(10))
+
+    def move() -> None:
+        if next(calls) != 1:  # the anchor is set, the claim is about to be written
+            return
+        there = two.placer._anchors.agree("web", "", CLAIM_S)
+        elsewhere = "b" if there.node == "a" else "a"
+        assert two.placer._anchors.move("web", there, elsewhere, CLAIM_S)
+        expected.append(elsewhere)
+
+    expected: list[str] = []
+    one.connections[0].before_write = move
+    [placing] = one.place(asked(1, group=NEAR))
+    assert [placing.node] == expected
+    one.ledger.settle()
+    assert claimed(parties, "ab") == {expected[0]: 1, "ab".replace(expected[0], ""): 0}
+
+
+def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins_elsewhere() -> None:
+    """A member of the group may have filled it: it has begun, and not to the knowledge of who comes second."""
+    parties = ready("one", "two", nodes="ab")
+    one, two = parties.parties
+    [first] = one.place(asked(8, group=NEAR))
+    row = two.fleet.rows[first.node or ""]
+    [second] = two.place(asked(1, group=NEAR), avoid={row})
+    assert second.node is None
+    assert two.fleet.groups == {"web": {row: 1}}
+
+
+def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
+    """Who moves the beginning of a group looks once more at where it was to be."""
+    parties = ready("one", "two", nodes="ab")
+    one, two = parties.parties
+    one.placer._anchors.agree("web", "a", CLAIM_S)
+    calls = iter(range(10))
+
+    def claim_on_a() -> None:
+        if next(calls) == 1:  # two agreed to a, looked at it, and is about to move away
+            taken = one.claim("a", 1, group="web")
+            one.ledger.take("a", taken)
+            one.ledger.flush()
+
+    two.connections[0].before_write = claim_on_a
+    [placing] = two.place(asked(1, group=NEAR), avoid={two.fleet.rows["a"]})
+    assert placing.node is None
+    assert claimed(parties, "ab") == {"a": 1, "b": 0}
+
+
+def test_who_may_go_to_one_node_only_does_not_follow_its_group_to_another() -> None:
+    """It was agreed elsewhere, and nobody is there yet: it begins where it may, or nowhere."""
+    parties = ready("one", "two", nodes="ab")
+    one, two = parties.parties
+    one.placer._anchors.agree("web", "a", CLAIM_S)
+    [placing] = two.place(asked(1, group=NEAR), only=two.fleet.rows["b"])
+    assert placing.node == "b"
+
+
 def test_members_that_do_not_fit_where_the_group_began_go_nowhere() -> None:
     """Hard affinity: on that node or none."""
     parties = ready("one", "two", nodes="ab", vcpu=4)

@@ -128,6 +128,29 @@ TestRanking = RankingMachine.TestCase
 TestRanking.settings = settings(settings(), stateful_step_count=15)
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        asked(1, group={"name": "web", "policy": "affinity"}),
+        asked(1, group={"name": "web", "policy": "anti-affinity"}, spread_by="zone"),
+        asked(1, group={"name": "web", "policy": "soft-affinity"}, spread_by="aggregate"),
+    ],
+)
+def test_the_first_member_of_a_group_changes_what_all_nodes_are_worth(request_: Request) -> None:
+    """Nothing on the other nodes changed, and yet they pass no more, or are in a crowded zone."""
+    fleet = fleet_of(*(host(name, zone=f"az{n % 2}", aggregates=[f"r{n % 3}"]) for n, name in enumerate(NODES)))
+    ranking = Ranking(fleet, request_, FILTERS, WEIGHERS)
+    shuffle = np.zeros(len(NODES))
+    ranking.refresh(shuffle)
+    before = ranking.score.copy()
+    fleet.overlay(7, Outstanding({"VCPU": 1}, {"vm": "web"}))
+    ranking.refresh(shuffle)
+    assert (ranking.score[:7] != before[:7]).any()
+    anew = Ranking(fleet, request_, FILTERS, WEIGHERS)
+    anew.refresh(shuffle)
+    assert ranking.score.tolist() == anew.score.tolist()
+
+
 def ranking_of(fleet: Fleet, request: Request, weighers: dict[str, Weigher] | None = None, seed: int = 1) -> Ranking:
     ranking = Ranking(fleet, request, FILTERS, WEIGHERS if weighers is None else weighers)
     ranking.refresh(np.random.default_rng(seed).random(len(fleet)))

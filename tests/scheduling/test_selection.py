@@ -144,6 +144,16 @@ def test_an_explanation_adds_up_to_the_order() -> None:
     assert left(found.remaining)["group"] == 8
 
 
+def test_a_node_that_nothing_may_be_claimed_on_stays_so_while_something_is_chosen() -> None:
+    """What a choice lays over it says nothing of that."""
+    selector = selector_of(host("a"), host("b"))
+    laid_over: dict[int, Outstanding | None] = {}
+    selector.fleet.overlay(0, Outstanding(blocked=True))
+    selector.lay_over(0, "vm", asked(1), laid_over)
+    assert selector.fleet.usable[selector.fleet.all].tolist() == [False, True]
+    assert laid_over == {0: Outstanding(blocked=True)}
+
+
 def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
     """What a choice lays over the fleet is for that choice alone."""
 
