@@ -293,6 +293,28 @@ def test_an_instance_on_two_nodes_is_on_both_and_counts_twice_until_one_reports_
     assert (fleet.where("vm"), fleet.doubled(), fleet.groups) == ([1], {}, {"web": {1: 1}})
 
 
+def test_a_fleet_that_grows_keeps_what_it_knew() -> None:
+    """Its arrays are made anew, all of them."""
+    state: dict[str, Any] = {
+        "zone": "az1",
+        "traits": ["w1"],
+        "aggregates": ["w2"],
+        "used": 3,
+        "instances": {"a": "web"},
+    }
+    cell = Cell(host("n0", **state), host("n1", **state))
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    fleet.overlay(0, Outstanding({"VCPU": 2}, {"b": "db"}))
+    before = row_of(fleet, 0) | row_of(fleet, 1)
+    cell.change(*(host(f"n{number}") for number in range(2, 3 * FIRST_ROWS)))
+    fleet.advance(cell.view)
+    assert len(fleet) == 3 * FIRST_ROWS
+    assert row_of(fleet, 0) | row_of(fleet, 1) == before
+    assert row_of(fleet, 2 * FIRST_ROWS) == row_of(fleet_of(host(f"n{2 * FIRST_ROWS}")), 0)
+    assert fleet.usable[fleet.all].all()
+
+
 def test_changes_that_are_too_long_ago_to_be_known_are_said_to_be() -> None:
     """The log of changes has an end; who asks for more weighs everything anew."""
     fleet = fleet_of(host("a"), host("b"))

@@ -375,6 +375,7 @@ def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins
     [second] = two.place(asked(1, group=NEAR), avoid={row})
     assert second.node is None
     assert two.fleet.groups == {"web": {row: 1}}
+    assert two.placer._anchors.agree("web", "c", CLAIM_S).node == first.node, "others still follow to where it is"
 
 
 def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
