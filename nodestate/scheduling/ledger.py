@@ -235,6 +235,14 @@ class Ledger:
         """The claims that this scheduler wrote, and did not give back: with their nodes."""
         return ((node, claim) for node, claims in self._own.items() for claim, _ in claims.values())
 
+    def of_others(self, name: str) -> list[str]:
+        """The nodes that others than ``name`` have claims on, as far as it is known: these may have gone meanwhile, unseen."""
+        return [
+            node
+            for node, known in self.known.items()
+            if known.record.claims and any(claim.holder != name for claim in known.record.claims)
+        ]
+
     # -- the servers
 
     def learn(self, nodes: Iterable[str]) -> bool:

@@ -137,7 +137,7 @@ class Scheduler:
                 self.reader.read(at_least=receipt, on_stale="flag", timeout=left_s)
         with suppress(StaleViewError):
             self.refresh()
-        self.ledger.learn([node for node, known in self.ledger.known.items() if known.record.claims])
+        self.ledger.learn(self.ledger.of_others(self.name))
         return self.fleet.changes != before
 
     # -- selecting
