@@ -136,6 +136,7 @@ class _Process:
     def kill(self) -> None:
         if self._popen is None or not self.running():
             return
+        self._popen.suspend()  # or it might have another child by then, which would outlive it with what they share
         children = self._popen.children(recursive=True)
         self._popen.kill()
         self._popen.wait()
