@@ -182,10 +182,7 @@ class Boots:
         claimed = [boot for boot in wanted if boot.placing.claim is not None]
         for boot in wanted:
             if boot.placing.failure is not None:
-                self._end(
-                    boot,
-                    Failed(boot.placing.instance, boot.placing.failure, tuple(boot.refused), boot.placing.conflicts),
-                )
+                self._fail(boot, boot.placing.failure)
         self._send(claimed)
 
     def answered(self, answers: Sequence[Answer]) -> None:
@@ -221,7 +218,7 @@ class Boots:
                 self._wanted.append(boot)
                 continue
             why = NoNode(why=f"the view is {age:.1f} s old, over the {bound:g} s that were asked")
-            self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
+            self._fail(boot, why)
 
     def expire(self) -> None:
         """Those that heard nothing for too long try another node."""
@@ -320,7 +317,7 @@ class Boots:
         if placing.claim is not None and placing.node is not None:
             self._ledger.drop(placing.node, placing.claim.id)
         why = placing.failure or NoNode(why=f"no node could be chosen: {error!r}")
-        self._end(boot, Failed(placing.instance, why, tuple(boot.refused), placing.conflicts))
+        self._fail(boot, why)
 
     def _refuse_double(self, placing: Placing) -> None:
         """An id is one instance: who boots it again while a node has it, and does not move it, is told where it is."""
@@ -365,7 +362,7 @@ class Boots:
         self._placer.give_back(boot.placing for boot in boots)
         for boot in boots:
             why = NoNode(why=f"no order can be sent: {error}")
-            self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
+            self._fail(boot, why)
 
     def _try_to_send(self, orders: Sequence[Order]) -> None:
         try:
@@ -398,9 +395,12 @@ class Boots:
         placing.node = placing.claim = None
         if boot.fixed or len(boot.refused) >= MAX_NODES_COUNT:
             why = f"{refused.node} refused it: {refused.reason} {refused.detail}".rstrip()
-            self._end(boot, Failed(placing.instance, NoNode(why=why), tuple(boot.refused), placing.conflicts))
+            self._fail(boot, NoNode(why=why))
         else:
             self._wanted.append(boot)
+
+    def _fail(self, boot: Boot, why: NoNode) -> None:
+        self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
 
     @staticmethod
     def _end(boot: Boot, outcome: Outcome) -> None:

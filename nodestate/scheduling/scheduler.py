@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from nodestate.config import Config
 from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, StaleViewError
@@ -208,9 +208,13 @@ class Scheduler:
 
     def _order_of(self, node: str, instance: str) -> str:
         """The order that built what the last view shows of an instance on a node; empty where it shows none."""
+        return str((self._allocation(node, instance).get("hints") or {}).get("order", ""))
+
+    def _allocation(self, node: str, instance: str) -> Mapping[str, Any]:
+        """What the last view shows of an instance on a node; empty where it shows none."""
         record = self._view.nodes.record(node) if self._view is not None else None
-        allocation = (record.state() if record is not None else {}).get("allocations", {}).get(instance) or {}
-        return str((allocation.get("hints") or {}).get("order", ""))
+        allocations: Mapping[str, Any] = record.state().get("allocations", {}) if record is not None else {}
+        return allocations.get(instance) or {}
 
     def tell_placed(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
         """Tell agents that all members of a reservation are there, of which they have these, until they have answered."""
@@ -303,9 +307,8 @@ class Scheduler:
                 boots.end([Ending(duty.node, duty.instance, self._order_of(duty.node, duty.instance))])
 
     def _mark(self, boots: Boots, duty: Duty) -> None:
-        record = self.view.nodes.record(duty.node)
-        allocation = (record.state() if record is not None else {}).get("allocations", {}).get(duty.instance)
-        if allocation is not None:
+        allocation = self._allocation(duty.node, duty.instance)
+        if allocation:
             hints = {**allocation.get("hints", {}), "placed": True}
             boots.mark(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)
 
