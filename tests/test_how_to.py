@@ -55,7 +55,7 @@ def test_the_how_to_of_scheduling_does_what_it_says(
         log.seek(0)
         told = log.read()
     assert done.returncode == 0, told[-4000:]
-    assert "no node passes group: of 50, 2 were left before it" in told
+    assert re.search(r"no node passes group: of 50, \d+ were left before it", told), told[-4000:]
     assert script.count("\nnodestate ") > 10, "the page has lost its commands"
 
 

@@ -52,7 +52,8 @@ class NoNode:
             return f"{self.node} is passed over" if self.node else "no node is known"
         if self.node:
             return f"{self.node} does not pass {last.filter}"
-        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {before.nodes:,} were left before it"
+        left = f"{before.nodes:,} {'was' if before.nodes == 1 else 'were'} left before it"
+        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}"
 
 
 @dataclass(slots=True)
