@@ -25,37 +25,36 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
 from nodestate.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
 from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.identities import life_of, order_of
 from nodestate.scheduling.ledger import Ledger
 from nodestate.scheduling.placer import NoNode, Placer, Placing
 
 MAX_NODES_COUNT: Final = 8
 """Nodes that are asked for one instance."""
 ENDING_S: Final = 60.0
-"""How long what was told to end is told again where a view shows it still …"""
+"""How long what was told to end is told again where a view shows it still: so long at least, and ``ENDING_CLAIMS_COUNT`` times
+``claim_s``, as a move that was decided on a view from before is built within one …
+"""
+ENDING_CLAIMS_COUNT: Final = 2
 ENDING_UNHEARD_S: Final = 3600.0
 """… and where nothing was heard of the node since: it may come back with what it built before."""
 
 
-def next_move(hints: Mapping[str, Any], clock: Clock) -> int:
-    """The stamp of an allocation that takes the place of another, elsewhere: of two the later one counts, also where two
-    schedulers, of which one is dead, moved the same instance at the same time. Milliseconds since 1970, and always more
-    than that of the one before.
-    """
-    before = hints.get("move", 0)
-    return max(before + 1 if isinstance(before, int) else 1, int(clock.time() * 1000))
-
-
 class Ending(NamedTuple):
-    """An instance to be ended on a node, if the order ``of`` this id built it there; empty: whoever did."""
+    """An instance to be ended on a node, if the order ``of`` this id built it there; empty: whoever did. ``life``: wherever else
+    this life of it goes on, too.
+    """
 
     node: str
     instance: str
     of: str = ""
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +123,15 @@ class Boots:
         ledger: Ledger,
         courier: Courier,
         clock: Clock,
-        answer_s: float,
+        config: Config,
     ) -> None:
         self._placer = placer
         self._fleet = fleet
         self._ledger = ledger
         self._courier = courier
         self._clock = clock
-        self._answer_s = answer_s
+        self._answer_s = config.answer_s
+        self._ending_s = max(ENDING_S, ENDING_CLAIMS_COUNT * config.claim_s)
         self._wanted: list[Boot] = []
         self._beginning = Lock()
         self._sent: dict[str, Boot] = {}
@@ -172,7 +172,7 @@ class Boots:
                 self._ledger.flush()
             return
         for boot in wanted:
-            self._refuse_double(boot.placing)
+            self._refuse_vain(boot.placing)
         try:
             self._placer.place(boot.placing for boot in wanted)
         except Exception as error:  # a filter or a weigher of somebody's: each has its outcome all the same
@@ -205,7 +205,7 @@ class Boots:
             row = self._fleet.rows.get(placing.node or "")
             if placing.claim is None or placing.claim.resize or row is None:
                 continue
-            if placing.instance in self._fleet.tenants(row):
+            if placing.instance in self._fleet.tenants(row) and self._order(row, placing.instance) == order_id:
                 del self._sent[order_id]
                 self._booted(boot, self._fleet.version[row])
 
@@ -236,7 +236,7 @@ class Boots:
 
     def end(self, endings: Iterable[Ending]) -> None:
         """Tell agents to end these, again for ``ENDING_S`` while views show them, and for ``ENDING_UNHEARD_S`` where no view shows
-        a newer state of the node.
+        a newer state of the node. Of a life it is told wherever a view shows it.
         """
         endings = list(endings)
         now = self._clock.monotonic()
@@ -245,16 +245,27 @@ class Boots:
 
     def _end_again(self) -> None:
         now = self._clock.monotonic()
-        shown = []
+        left: list[Ending] = []
         for ending, (before, since) in list(self._ending.items()):
-            row = self._fleet.rows.get(ending.node)
-            if row is not None and ending.instance in self._fleet.tenants(row):
-                shown.append(ending)
-            elif now > since + ENDING_S and self._version(ending.node) > before:
+            shown = self._shown(ending)
+            left += shown
+            heard = self._version(ending.node) > before
+            if now > since + ENDING_UNHEARD_S or (not shown and heard and now > since + self._ending_s):
                 del self._ending[ending]
-            if now > since + ENDING_UNHEARD_S:
-                self._ending.pop(ending, None)
-        self._send_ends(shown)
+        self._send_ends(left)
+
+    def _shown(self, ending: Ending) -> list[Ending]:
+        """What the last view shows yet of what is to end."""
+        left = []
+        for row in self._fleet.reporting(ending.instance):
+            hints = self._fleet.hints(row, ending.instance)
+            there = Ending(self._fleet.names[row], ending.instance, order_of(hints))
+            if there == ending._replace(life="") or (ending.life and ending.life == life_of(hints)):
+                left.append(there)
+        return left
+
+    def _order(self, row: int, instance: str) -> str:
+        return order_of(self._fleet.hints(row, instance))
 
     def _version(self, node: str) -> Version:
         row = self._fleet.rows.get(node)
@@ -262,7 +273,7 @@ class Boots:
 
     def _send_ends(self, endings: Iterable[Ending]) -> None:
         self._try_to_send(
-            [End(id=uuid.uuid4().hex, node=node, instance=instance, of=of) for node, instance, of in endings]
+            [End(id=uuid.uuid4().hex, node=ending.node, instance=ending.instance, of=ending.of) for ending in endings]
         )
 
     def tell(self, order: Build, hints: Mapping[str, Any]) -> str:
@@ -304,7 +315,7 @@ class Boots:
             hints=dict(hints),
             deadline=self._clock.time() + self._answer_s,
             in_place=True,
-            of=str(hints.get("order", "")),
+            of=order_of(hints),
         )
 
     def _all_wanted(self) -> list[Boot]:
@@ -319,13 +330,21 @@ class Boots:
         why = placing.failure or NoNode(why=f"no node could be chosen: {error!r}")
         self._fail(boot, why)
 
-    def _refuse_double(self, placing: Placing) -> None:
-        """An id is one instance: who boots it again while a node has it, and does not move it, is told where it is."""
-        if placing.settled or placing.lifts:
+    def _refuse_vain(self, placing: Placing) -> None:
+        """An id is one instance: who boots it again while a node has it is told where it is, and who moves it that it is not
+        there any more as it was.
+        """
+        if placing.settled:
             return
-        there = self._fleet.reported(placing.instance, placing.avoid)
-        if there:
-            placing.failure = NoNode(why=f"{placing.instance} is on {there} already")
+        lift = placing.lift
+        if lift is None:
+            there = self._fleet.reported(placing.instance, placing.avoid)
+            if there:
+                placing.failure = NoNode(why=f"{placing.instance} is on {there} already")
+        elif self._order(lift.row, lift.instance) != lift.order:
+            placing.failure = NoNode(
+                why=f"{placing.instance} was ended, or changed, on {self._fleet.names[lift.row]} meanwhile"
+            )
 
     def _send(self, boots: Sequence[Boot]) -> None:
         orders: list[Order] = []
@@ -339,6 +358,7 @@ class Boots:
             claim, node = boot.placing.claim, boot.placing.node
             assert claim is not None, "claimed"
             assert node is not None, "claimed"
+            lift = boot.placing.lift
             boot.order = Build(
                 id=claim.id,
                 node=node,
@@ -348,6 +368,7 @@ class Boots:
                 hints={**claim.hints, **boot.hints, "order": claim.id},
                 deadline=deadline,
                 in_place=claim.resize,
+                of=lift.order if lift is not None and claim.resize else "",
                 reply_to=reply_to,
             )
             boot.answer_by = self._clock.monotonic() + self._answer_s
@@ -385,8 +406,9 @@ class Boots:
         assert placing.node is not None, "sent to a node"
         assert placing.claim is not None, "sent with a claim"
         boot.refused.append(refused)
-        if refused.reason == "silent":  # it may have been built all the same: the newer move is the one that counts
-            boot.hints["move"] = next_move(boot.hints, self._clock)
+        if refused.reason == "silent":  # it may have been built all the same: the later order is the one that counts
+            placing.after = placing.claim.id
+            boot.hints.setdefault("boot", placing.claim.id)
         else:
             self._ledger.drop(placing.node, placing.claim.id, version)
         row = self._fleet.rows.get(placing.node)

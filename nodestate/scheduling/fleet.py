@@ -35,13 +35,12 @@ FIRST_ROWS = 256
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
     """What schedulers put into an allocation's hints for each other: the ``reservation`` that the instance was placed with, how
-    many ``members`` that has, and whether all are known to be ``placed``; and the stamp of its last move (``move``).
+    many ``members`` that has, and whether all are known to be ``placed``.
     """
 
     reservation: str = ""
     members: int = 0
     placed: bool = False
-    move: int = 0
 
 
 class _Tenant(msgspec.Struct, gc=False):
@@ -75,11 +74,12 @@ class Outstanding:
 
 
 class Lift(NamedTuple):
-    """An instance to be taken out of its row for a while, with what it has there."""
+    """An instance to be taken out of its row for a while, with what it has there, and the ``order`` that built it so."""
 
     row: int
     instance: str
     amounts: Mapping[str, int]
+    order: str = ""
 
 
 class Fleet:
@@ -108,11 +108,11 @@ class Fleet:
         self.changes = 0
         self._status: npt.NDArray[np.uint8] = np.full(FIRST_ROWS, NOT_THERE, np.uint8)
         self._log: list[int] = []
+        self._view: View | None = None
         self._tables: tuple[Table | None, ...] = ()
         self._left_out: frozenset[str] = frozenset()
         self._rest: list[int] = []
         self._tenants: list[dict[str, str | None]] = []
-        self._moves: dict[tuple[int, str], int] = {}
         self._marked: dict[int, list[tuple[str, str]]] = {}
         self._outstanding: dict[int, Outstanding] = {}
         self._lifted: dict[int, list[Lift]] = {}
@@ -138,14 +138,10 @@ class Fleet:
         """The instances that more than one node reports, with their rows."""
         found = {}
         for instance in self._also_at:
-            rows = [row for row in self.where(instance) if instance in self._tenants[row]]
+            rows = self.reporting(instance)
             if len(rows) > 1:
                 found[instance] = rows
         return found
-
-    def moves(self, row: int, instance: str) -> int:
-        """The stamp of the move that brought an instance to this row, 0 where it was booted there."""
-        return self._moves.get((row, instance), 0)
 
     def where(self, instance: str) -> list[int]:
         """The rows that an instance is on, or claimed on: none, one, or two while it moves."""
@@ -155,7 +151,7 @@ class Fleet:
 
     def reported(self, instance: str, but: Collection[int] = ()) -> str:
         """A node that reports this instance, other than those in ``but``; empty where there is none."""
-        rows = (row for row in self.where(instance) if row not in but and instance in self._tenants[row])
+        rows = (row for row in self.reporting(instance) if row not in but)
         return next((self.names[row] for row in rows), "")
 
     def group_of(self, row: int, instance: str) -> str | None:
@@ -171,6 +167,23 @@ class Fleet:
     def tenants(self, row: int) -> Mapping[str, str | None]:
         """The instances that the node itself reports, with their groups."""
         return self._tenants[row]
+
+    def reporting(self, instance: str) -> list[int]:
+        """The rows whose nodes report this instance."""
+        return [row for row in self.where(instance) if instance in self._tenants[row]]
+
+    def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
+        """What the node of a row reports of its instances, decoded anew each time."""
+        record = self._view.nodes.record(self.names[row]) if self._view is not None else None
+        allocations: Mapping[str, Mapping[str, Any]] = (
+            record.state().get("allocations", {}) if record is not None else {}
+        )
+        return allocations
+
+    def hints(self, row: int, instance: str) -> Mapping[str, Any]:
+        """What stays with an instance of a row for its life; empty where the node reports none."""
+        hints: Mapping[str, Any] = (self.allocations(row).get(instance) or {}).get("hints") or {}
+        return hints
 
     # -- views
 
@@ -188,6 +201,7 @@ class Fleet:
                 before = old.rows if old is not None and table.slots is old.slots else None
                 records += [table.record(row) for _, row in table.rows.differing(before)]
         self._tables = tables
+        self._view = view
         if whole and self.names:
             there = {record.name for table in tables if table is not None for record in table.records()}
             records += [_gone(name) for name in self.names if name not in there]
@@ -281,16 +295,12 @@ class Fleet:
         self._unmark(row)
         self._tenants[row] = {instance: tenant.group for instance, tenant in placing.allocations.items()}
         for instance, tenant in placing.allocations.items():
-            if tenant.hints.move:
-                self._moves[row, instance] = tenant.hints.move
             if tenant.hints.reservation:
                 self._marked.setdefault(row, []).append((tenant.hints.reservation, instance))
                 self.gangs.setdefault(tenant.hints.reservation, {})[row, instance] = tenant.hints
         self._settle(row, present)
 
     def _unmark(self, row: int) -> None:
-        for instance in self._tenants[row] if self._moves else ():
-            self._moves.pop((row, instance), None)
         for reservation, instance in self._marked.pop(row, ()):
             gang = self.gangs[reservation]
             del gang[row, instance]

@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodestate.errors import BadRequestError, NodestateError, NotThereError, StaleViewError
+from nodestate.errors import BadRequestError, BehindError, NodestateError, NotThereError, StaleViewError
+from nodestate.model import Receipt
 from nodestate.ports import Status
+from nodestate.scheduling import identities
 from nodestate.scheduling.boots import Boot, Booted, Failed
 from nodestate.scheduling.claims import Claim, by_reservation
 from nodestate.scheduling.placer import NoNode, Placing
@@ -102,7 +104,7 @@ class Groups:
                 raise BadRequestError(f"members[{place}].{error.field}", error.why) from None
         deadline = scheduler.clock.monotonic() + timeout_s
         scheduler.refresh(wanted.max_age)
-        number = f"{int(scheduler.clock.time() * 1000):012x}-{scheduler.random.getrandbits(48):012x}"
+        number = identities.fresh(scheduler.clock)
         placings = self._placings(wanted, number, owner or scheduler.name)
         for placing in placings:
             there = scheduler.fleet.reported(placing.instance)
@@ -248,10 +250,11 @@ class Groups:
     def confirm(self, number: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
         """Build every member, on its node or (where the agent refuses) on another that fits: all, or none.
 
-        Raises ``NotThereError`` where it is not held, or not the owner's, and ``TimeoutError`` where agents are too slow; what
-        became of it is then settled as after the death of a scheduler.
+        Raises ``NotThereError`` where it is not held, or not the owner's, and ``TimeoutError`` where agents, or views that show
+        what they built, are too slow; what became of it is then settled as after the death of a scheduler.
         """
         scheduler = self._scheduler
+        deadline = scheduler.clock.monotonic() + timeout_s
         placings = self._found(number, owner)
         for placing in placings:
             there = scheduler.fleet.reported(placing.instance, {scheduler.fleet.rows.get(placing.node or "", -1)})
@@ -265,7 +268,7 @@ class Groups:
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
         if not failed:
-            failed = self._ended_meanwhile(booted)
+            failed = self._ended_meanwhile(booted, deadline)
         if failed:
             self._undo([boot for boot in boots if isinstance(boot.outcome, Booted)])
             return NotConfirmed(number, tuple(failed))
@@ -273,17 +276,23 @@ class Groups:
         scheduler.tell_placed(boots, {**mark, "placed": True})
         return Confirmed(number, tuple(booted))
 
-    def _ended_meanwhile(self, booted: list[Booted]) -> list[Failed]:
-        """Members that were built, and that their nodes do not report any more."""
-        fleet = self._scheduler.fleet
-        with suppress(StaleViewError):
-            self._scheduler.refresh()
-        gone = []
-        for outcome in booted:
-            row = fleet.rows.get(outcome.node)
-            if row is not None and fleet.version[row] >= outcome.version and not fleet.reported(outcome.instance):
-                gone.append(Failed(outcome.instance, NoNode(why=f"somebody ended it on {outcome.node} meanwhile")))
-        return gone
+    def _ended_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
+        """Members that were built and that no node reports any more, by one view that has all that was built. Raises
+        ``TimeoutError`` where there is none by the deadline.
+        """
+        scheduler = self._scheduler
+        try:
+            for outcome in booted:
+                left_s = max(0.0, deadline - scheduler.clock.monotonic())
+                scheduler.reader.read(at_least=Receipt(outcome.node, outcome.version), on_stale="flag", timeout=left_s)
+            scheduler.refresh()
+        except (BehindError, StaleViewError) as error:
+            raise TimeoutError(f"all members are built, and no view shows it: {error}") from error
+        return [
+            Failed(outcome.instance, NoNode(why=f"somebody ended it on {outcome.node} meanwhile"))
+            for outcome in booted
+            if not scheduler.fleet.reported(outcome.instance)
+        ]
 
     def _undo(self, boots: list[Boot]) -> None:
         """End what was built, and hold nothing for it any more."""

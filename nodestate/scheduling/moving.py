@@ -4,8 +4,11 @@ What was asked for came back with every report of its node, so it is read from t
 policy. Where the others of the group are is computed from the view as well, never stored. The instance itself is
 thought away from where it is::
 
-    on A --choose B, claim, Build on B--> on A and B --End on A--> on B         each allocation says when it was moved
-    on A and B, and the scheduler died --tidying: the one that was moved last stays--> on B
+    on A --choose B, claim, Build on B--> on A and B --End on A--> on B         B's order is later than A's
+    on A and B, and the scheduler died --tidying: what the later order built stays--> on B
+    on A, ended there meanwhile --before B is chosen--> failed        --later--> on B --who ended it sees its life go on: End--> gone
+
+A member of a reservation moves once all of them are placed, and says so from then on.
 """
 
 from __future__ import annotations
@@ -16,18 +19,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError, NotThereError
-from nodestate.scheduling.boots import Boot, Booted, Ending, Failed, next_move
+from nodestate.scheduling.boots import Boot, Booted, Ending, Failed
 from nodestate.scheduling.fleet import Lift
+from nodestate.scheduling.identities import life_of, order_of
 from nodestate.scheduling.placer import NoNode
 from nodestate.scheduling.request import Request, request_of
 from nodestate.scheduling.selection import Explanation
+from nodestate.scheduling.tidying import is_whole
 from nodestate.scheduling.vocabulary import check_class
 
 if TYPE_CHECKING:
     from nodestate.scheduling.scheduler import Scheduler
 
 
-UNKNOWN: Final = frozenset({"silent", "no-agent"})
+FINAL: Final = frozenset({"silent", "no-agent", "not-here"})
+"""Refusals after which nobody knows what the instance has where it was, or somebody else changed it: no second one is begun."""
 
 
 class _Placed(NamedTuple):
@@ -40,7 +46,7 @@ class _Placed(NamedTuple):
 
     @property
     def lift(self) -> Lift:
-        return Lift(self.row, self.instance, self.request.resources)
+        return Lift(self.row, self.instance, self.request.resources, order_of(self.hints))
 
 
 class Moves:
@@ -72,8 +78,8 @@ class Moves:
         boot = self._boot(placed, wanted, (placed.lift,))
         boot.placing.only, boot.fixed = placed.row, True
         [outcome] = self._run([boot], timeout_s)
-        if isinstance(outcome, Booted) or any(refused.reason in UNKNOWN for refused in outcome.refused):
-            return outcome  # of an agent that says nothing nobody knows what it did: no second one is begun
+        if isinstance(outcome, Booted) or any(refused.reason in FINAL for refused in outcome.refused):
+            return outcome
         boot = self._boot(placed, wanted, (placed.lift,))
         boot.placing.avoid.add(placed.row)
         [outcome] = self._run([boot], timeout_s)
@@ -85,7 +91,7 @@ class Moves:
         row = self._row("node", node)
         there: list[_Placed] = []
         unclear: list[Booted | Failed] = []
-        for instance, allocation in self._allocations(row).items():
+        for instance, allocation in self._scheduler.fleet.allocations(row).items():
             try:
                 there.append(self._as_placed(instance, row, allocation))
             except BadRequestError as error:
@@ -127,29 +133,32 @@ class Moves:
     def _placed(self, instance: str) -> _Placed:
         self._scheduler.refresh()
         fleet = self._scheduler.fleet
-        rows = [row for row in fleet.where(instance) if instance in fleet.tenants(row)]
+        rows = fleet.reporting(instance)
         if not rows:
             raise NotThereError("instance", f"no node reports {instance}")
         if len(rows) > 1:
             nodes = " and ".join(fleet.names[row] for row in rows)
             raise NotThereError("instance", f"{instance} is on {nodes}: a move is under way; try again")
-        return self._as_placed(instance, rows[0], self._allocations(rows[0])[instance])
-
-    def _allocations(self, row: int) -> dict[str, Any]:
-        record = self._scheduler.view.nodes.record(self._scheduler.fleet.names[row])
-        allocations: dict[str, Any] = record.state().get("allocations", {}) if record is not None else {}
-        return allocations
+        return self._as_placed(instance, rows[0], fleet.allocations(rows[0])[instance])
 
     def _as_placed(self, instance: str, row: int, allocation: Mapping[str, Any]) -> _Placed:
-        hints = allocation.get("hints", {})
+        hints = allocation.get("hints") or {}
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
+        gang = self._scheduler.fleet.gangs.get(str(hints.get("reservation", "")), {})
+        if (row, instance) in gang:
+            if not is_whole(gang):
+                why = f"{instance} is of reservation {hints['reservation']}, which is not all placed yet; try again"
+                raise NotThereError("instance", why)
+            hints = {**hints, "placed": True}
         return _Placed(instance, row, request, hints)
 
     def _boot(self, placed: _Placed, request: Request, lifts: tuple[Lift, ...]) -> Boot:
         placing = self._scheduler.placing(request, placed.instance)
         placing.lifts = lifts
         placing.request = _for_life(request)
-        return Boot(placing, hints={**placed.hints, "move": next_move(placed.hints, self._scheduler.clock)})
+        placing.after = placed.lift.order
+        life = life_of(placed.hints)
+        return Boot(placing, hints={**placed.hints, "boot": life} if life else dict(placed.hints))
 
     def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
         self._scheduler.begin(boots)
@@ -160,7 +169,7 @@ class Moves:
         names = self._scheduler.fleet.names
         moved = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
         self._scheduler.end_only(
-            Ending(names[placed.row], placed.instance, str(placed.hints.get("order", "")))
+            Ending(names[placed.row], placed.instance, placed.lift.order)
             for placed in there
             if placed.instance in moved
         )

@@ -13,13 +13,13 @@ again, once.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from nodestate.errors import BadRequestError, NodestateError
-from nodestate.ports import Status
+from nodestate.ports import Clock, Status
+from nodestate.scheduling import identities
 from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.fleet import Fleet, Lift
@@ -60,7 +60,7 @@ class NoNode:
 class Placing:
     """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
     may go to; ``sure``: only nodes of which no claims may be missing; ``lifts``: what is to be
-    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
+    thought away, itself where it moves. ``after``: an order that its own comes later than. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
     the first of an affinity group, as far as its scheduler sees.
     """
 
@@ -71,6 +71,7 @@ class Placing:
     only: int | None = None
     sure: bool = False
     lifts: tuple[Lift, ...] = ()
+    after: str = ""
     reservation: str = ""
     members: int = 1
     owner: str = ""
@@ -79,6 +80,11 @@ class Placing:
     failure: NoNode | None = None
     conflicts: int = 0
     anchored: bool = False
+
+    @property
+    def lift(self) -> Lift | None:
+        """Where it is so far, if it moves."""
+        return next((lift for lift in self.lifts if lift.instance == self.instance), None)
 
     @property
     def settled(self) -> bool:
@@ -99,9 +105,11 @@ class Placer:
         ledger: Ledger,
         anchors: Anchors,
         look_again: Callable[[], bool],
+        clock: Clock,
     ) -> None:
         self._holder = holder
         self._look_again = look_again
+        self._clock = clock
         self._fleet = fleet
         self._selector = selector
         self._ledger = ledger
@@ -166,12 +174,11 @@ class Placer:
         except NodestateError as error:
             self._pass_over(placing, row, error)
             return False
-        had = next(
-            (lift.amounts for lift in placing.lifts if (lift.row, lift.instance) == (row, placing.instance)), None
-        )
+        lift = placing.lift
+        had = lift.amounts if lift is not None and lift.row == row else None
         placing.node = node
         placing.claim = Claim(
-            uuid.uuid4().hex,
+            identities.fresh(self._clock, placing.after),
             placing.instance,
             self._holder,
             until,

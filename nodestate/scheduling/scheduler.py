@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from nodestate.config import Config
 from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, StaleViewError
 from nodestate.opening import open_claims
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.reader import Reader
+from nodestate.scheduling import identities
 from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.boots import Boot, Boots, Ending, Outcome
 from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, Claim
@@ -89,12 +90,11 @@ class Scheduler:
         self.ledger = Ledger(config.cell, claims, self.fleet, self.sharing)
         self.random = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
         self.selector = Selector(self.fleet, policies or installed(), self.random.getrandbits(63), self.sharing)
-        self.placer = Placer(
-            self.name, self.fleet, self.selector, self.ledger, Anchors(config.cell, claims), self._look_again
-        )
+        anchors = Anchors(config.cell, claims)
+        self.placer = Placer(self.name, self.fleet, self.selector, self.ledger, anchors, self._look_again, self.clock)
         self.boots: Boots | None = None
         if courier is not None:
-            self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config.answer_s)
+            self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config)
         self.groups = Groups(self)
         self.moves = Moves(self)
         self._view: View | None = None
@@ -184,11 +184,13 @@ class Scheduler:
         self._booting().begin(boots)
 
     def end(self, instances: Iterable[tuple[str, str]]) -> None:
-        """Tell agents to end instances, as (node, instance). What gets lost is told again while views show it."""
+        """Tell agents to end instances for good, as (node, instance). What gets lost is told again while views show it, also
+        where somebody who did not know of it yet moved the instance.
+        """
         instances = list(instances)
         with suppress(StaleViewError):  # what was changed in place since the last view would not be what is ended
             self.refresh()
-        self._booting().end(Ending(node, instance, self._order_of(node, instance)) for node, instance in instances)
+        self._booting().end(self._ending(node, instance, for_good=True) for node, instance in instances)
         ended = set(instances)
         self._settle(
             (node, claim)
@@ -202,19 +204,17 @@ class Scheduler:
         self._booting().end(endings)
 
     def undo(self, boots: Iterable[Boot]) -> None:
-        """End what was booted, and nothing else."""
+        """End what was booted, wherever it went since, and nothing else."""
         orders = [boot.order for boot in boots if boot.order is not None]
-        self._booting().end(Ending(order.node, order.instance, order.id) for order in orders)
+        self._booting().end(
+            Ending(order.node, order.instance, order.id, identities.life_of(order.hints)) for order in orders
+        )
 
-    def _order_of(self, node: str, instance: str) -> str:
-        """The order that built what the last view shows of an instance on a node; empty where it shows none."""
-        return str((self._allocation(node, instance).get("hints") or {}).get("order", ""))
-
-    def _allocation(self, node: str, instance: str) -> Mapping[str, Any]:
-        """What the last view shows of an instance on a node; empty where it shows none."""
-        record = self._view.nodes.record(node) if self._view is not None else None
-        allocations: Mapping[str, Any] = record.state().get("allocations", {}) if record is not None else {}
-        return allocations.get(instance) or {}
+    def _ending(self, node: str, instance: str, *, for_good: bool) -> Ending:
+        """How to end what the last view shows of an instance on a node: its life, or (not ``for_good``) only there."""
+        row = self.fleet.rows.get(node)
+        hints = self.fleet.hints(row, instance) if row is not None else {}
+        return Ending(node, instance, identities.order_of(hints), identities.life_of(hints) if for_good else "")
 
     def tell_placed(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
         """Tell agents that all members of a reservation are there, of which they have these, until they have answered."""
@@ -304,10 +304,11 @@ class Scheduler:
             if duty.placed:
                 self._mark(boots, duty)
             else:
-                boots.end([Ending(duty.node, duty.instance, self._order_of(duty.node, duty.instance))])
+                boots.end([self._ending(duty.node, duty.instance, for_good=False)])
 
     def _mark(self, boots: Boots, duty: Duty) -> None:
-        allocation = self._allocation(duty.node, duty.instance)
+        row = self.fleet.rows.get(duty.node)
+        allocation = self.fleet.allocations(row).get(duty.instance) if row is not None else None
         if allocation:
             hints = {**allocation.get("hints", {}), "placed": True}
             boots.mark(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)

@@ -1,6 +1,6 @@
 """Tidying: what a scheduler that died left half done is finished by any other, from what the agents report.
 
-- An instance on two nodes: the allocation that was moved last stays, the others are ended.
+- An instance on two nodes, as it was moved, or booted twice: what the later order built stays, the others are ended.
 - A reservation whose members are all there, and not all marked as placed: they are marked. One that has a member so
   marked was whole once; what is missing since was ended on purpose.
 - A reservation of which members are missing, none is marked, and no claim is left that could become one: what is there is
@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from nodestate.scheduling.fleet import Fleet, Mark
+from nodestate.scheduling.identities import order_of
 from nodestate.scheduling.ledger import Ledger
 
 
@@ -41,7 +42,7 @@ class Tidying:
         fleet = self._fleet
         doubled = fleet.doubled()
         gangs = {number: gang for number, gang in fleet.gangs.items() if not all(m.placed for m in gang.values())}
-        names = {number: f"{'all' if _whole(gang) else 'some'} of {number}" for number, gang in gangs.items()}
+        names = {number: f"{'all' if is_whole(gang) else 'some'} of {number}" for number, gang in gangs.items()}
         found = {*(f"instance {name}" for name in doubled), *names.values()}
         self._since = {what: self._since.get(what, now) for what in found}
         over = {what for what, since in self._since.items() if now - since >= self._grace_s}
@@ -51,23 +52,23 @@ class Tidying:
                 duties += self._of_doubled(instance, rows)
         ripe = {number: gang for number, gang in gangs.items() if names[number] in over}
         # Claims may be on any node, and who wrote them tells nobody.
-        known = all(map(_whole, ripe.values())) or self._ledger.learn(list(fleet.names))
+        known = all(map(is_whole, ripe.values())) or self._ledger.learn(list(fleet.names))
         for number, gang in ripe.items():
-            if known or _whole(gang):
+            if known or is_whole(gang):
                 duties += self._of_gang(number, gang)
         return duties
 
     def _of_doubled(self, instance: str, rows: Collection[int]) -> list[Duty]:
-        moves = {row: self._fleet.moves(row, instance) for row in rows}
-        last = max(moves.values())
-        if sum(move == last for move in moves.values()) > 1:
-            return []  # nobody can tell which one counts
+        orders = {row: order_of(self._fleet.hints(row, instance)) for row in rows}
+        last = max(orders.values())
+        if sum(order == last for order in orders.values()) > 1:
+            return []  # none of them is of a scheduler: nobody can tell which one counts
         names = self._fleet.names
-        return [Duty(names[row], instance, False) for row, move in moves.items() if move < last]
+        return [Duty(names[row], instance, False) for row, order in orders.items() if order < last]
 
     def _of_gang(self, number: str, gang: Mapping[tuple[int, str], Mark]) -> list[Duty]:
         names = self._fleet.names
-        whole = _whole(gang)
+        whole = is_whole(gang)
         if not whole and self._claimed(number):
             return []
         return [
@@ -88,7 +89,7 @@ class Tidying:
         return row is not None and instance in self._fleet.tenants(row)
 
 
-def _whole(gang: Mapping[tuple[int, str], Mark]) -> bool:
-    """Whether all members are there, or were."""
+def is_whole(gang: Mapping[tuple[int, str], Mark]) -> bool:
+    """Whether all members of a reservation are there, or were."""
     members = next(iter(gang.values())).members
     return any(mark.placed for mark in gang.values()) or len({instance for _, instance in gang}) >= members

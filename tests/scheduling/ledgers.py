@@ -61,7 +61,7 @@ class Party:
         self.ledger = Ledger(CELL, self.connections, self.fleet, Sharing(name, clock, CLAIM_S))
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
         anchors = Anchors(CELL, self.connections)
-        self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again)
+        self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again, clock)
         self.looked_again = 0
         self._numbers = itertools.count(1)
 

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nodestate.model import STATUSES, NodeRecord, Version
 from nodestate.scheduling.fleet import FIRST_ROWS, Fleet, Lift, Mark, Outstanding
+from nodestate.scheduling.identities import order_of
 from nodestate.table import Table
 from nodestate.view import View
 from tests.scheduling.fleets import Cell, fleet_of, host, node, view_of_tables
@@ -29,8 +30,8 @@ marks = st.fixed_dictionaries(
     optional={
         "reservation": st.sampled_from(["r1", "r2"]),
         "members": st.integers(1, 3),
-        "placed": st.booleans(),
-        "move": st.integers(0, 2) | st.just("twice"),
+        "placed": st.booleans() | st.just("twice"),
+        "boot": st.just("b1"),
         "zone": st.just("az1"),
     },
 )
@@ -70,7 +71,6 @@ def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[s
         "tenants": dict(fleet.tenants(row)),
         "here": [instance for instance in INSTANCES if row in fleet.where(instance)],
         "group_of": {i: fleet.group_of(row, i) for i in INSTANCES if row in fleet.where(i)},
-        "moves": {i: fleet.moves(row, i) for i in INSTANCES if fleet.moves(row, i)},
         "gangs": sorted((g, i, mark) for g, gang in fleet.gangs.items() for (r, i), mark in gang.items() if r == row),
         "amounts": {
             c: (int(fleet.amounts[c][0][row]), int(fleet.amounts[c][1][row]), int(fleet.free[c][row]))
@@ -197,13 +197,13 @@ class FleetMachine(RuleBasedStateMachine):
         lifts = [Lift(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
         before = contents(self.fleet)
         with self.fleet.lifted(lifts):
-            for row, instance, _ in lifts:
+            for row, instance, *_ in lifts:
                 assert row not in self.fleet.where(instance)
             free = {c: array.copy() for c, array in self.fleet.free.items()}
         assert contents(self.fleet) == before
         for c, array in free.items():
             more = np.zeros(len(array), np.int64)
-            for row, _, amounts in lifts:
+            for row, _, amounts, _ in lifts:
                 more[row] += amounts.get(c, 0)
             assert (array == self.fleet.free[c] + more).all()
 
@@ -262,17 +262,15 @@ def test_a_class_that_appears_elsewhere_makes_no_room_where_it_is_claimed() -> N
 
 
 def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
-    """Hints are anybody's: one that is not understood must not make a node's reservations look unmarked, or what moved
-    there look as if it had never moved.
-    """
+    """Hints are anybody's: one that is not understood must not make a node's reservations look unmarked."""
     mark = {"reservation": "r1", "members": 2, "placed": True}
     allocations = {
-        "ours": {"resources": {"VCPU": 1}, "group": "web", "hints": {**mark, "move": 7}},
-        "theirs": {"resources": {"VCPU": 1}, "group": "db", "hints": {"move": "up", "reservation": 5}},
+        "ours": {"resources": {"VCPU": 1}, "group": "web", "hints": {**mark, "order": "o1"}},
+        "theirs": {"resources": {"VCPU": 1}, "group": "db", "hints": {"order": 7, "reservation": 5}},
     }
     fleet = fleet_of(host("a", instances=allocations))
-    assert fleet.gangs == {"r1": {(0, "ours"): Mark("r1", 2, True, 7)}}
-    assert (fleet.moves(0, "ours"), fleet.moves(0, "theirs")) == (7, 0)
+    assert fleet.gangs == {"r1": {(0, "ours"): Mark("r1", 2, True)}}
+    assert [order_of(fleet.hints(0, instance)) for instance in ("ours", "theirs")] == ["o1", "7"]
     assert fleet.groups == {"web": {0: 1}, "db": {0: 1}}
 
 
