@@ -13,7 +13,7 @@ from nodestate.errors import BadRequestError, StaleViewError, StoreUnavailableEr
 from nodestate.scheduling.boots import Boot, Booted
 from nodestate.scheduling.groups import Confirmed, Reservation
 from nodestate.scheduling.request import parse, parse_group
-from tests.machines.tenancy import Tenancy
+from tests.machines.tenancy import Process, Tenancy
 
 NODES = [f"node-{number}" for number in range(4)]
 STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 4}, "MEMORY_MB": {"total": 4_000}}}
@@ -46,6 +46,9 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.told: set[str] = set()
         """Whose users were told that they are there, by a confirmation."""
         self.ended: set[str] = set()
+        self.twice: set[str] = set()
+        self.enders: dict[str, Process] = {}
+        """By what was ended, where it was seen, by somebody who lives on."""
 
     @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
     def begin(self, seed: int, servers: int, schedulers: int) -> None:
@@ -65,6 +68,19 @@ class SchedulingMachine(RuleBasedStateMachine):
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
             self.boots += process.scheduler.submit(parse(wanted(f"i{self.booted}", size, group)))
+            process.scheduler.step(0.0)
+        self.tenancy.judge_claims()
+
+    @rule(number=numbers, which=numbers, size=sizes, dies=lives)
+    def submit_again(self, number: int, which: int, size: int, dies: int | None) -> None:
+        """Somebody boots an id that is there already, or was."""
+        if not self.booted:
+            return
+        process = self.process(number)
+        instance = f"i{which % self.booted + 1}"
+        self.twice.add(instance)
+        with self.tenancy.dying(process, dies), _staleness():
+            self.boots += process.scheduler.submit(parse(wanted(instance, size)))
             process.scheduler.step(0.0)
         self.tenancy.judge_claims()
 
@@ -148,8 +164,12 @@ class SchedulingMachine(RuleBasedStateMachine):
         free = sorted(placed.keys() - {member for gang in self.gangs.values() for member in gang})
         if free:
             instance = free[which % len(free)]
+            process = self.process(number)
             self.ended.add(instance)
-            self.process(number).scheduler.end([(node, instance) for node in placed[instance]])
+            process.scheduler.end([(node, instance) for node in placed[instance]])
+            fleet = process.scheduler.fleet
+            if {fleet.names[row] for row in fleet.reporting(instance)} >= set(placed[instance]):
+                self.enders[instance] = process
 
     @rule(number=numbers, which=numbers, seconds=st.sampled_from([1.0, 50.0]))
     def extend(self, number: int, which: int, seconds: float) -> None:
@@ -246,6 +266,8 @@ class SchedulingMachine(RuleBasedStateMachine):
         assert {instance: nodes for instance, nodes in placed.items() if len(nodes) > 1} == {}
         told = self.told | {boot.placing.instance for boot in self.boots if isinstance(boot.outcome, Booted)}
         assert told - self.ended <= placed.keys(), f"{told - self.ended - placed.keys()} are lost"
+        over = {instance for instance, ender in self.enders.items() if ender in tenancy.processes} - self.twice
+        assert not over & placed.keys(), f"{over & placed.keys()} were ended, and live"
         for gang, members in self.gangs.items():
             assert members <= placed.keys() or not members & placed.keys(), (
                 f"{gang}: {members & placed.keys()} of {members}"

@@ -45,3 +45,10 @@ def reserve(scheduler: Scheduler, *instances: str, vcpu: int = 1, hold_s: float 
     held = scheduler.reserve(parse_group({"members": members, "group": group, "hold_s": hold_s}))
     assert isinstance(held, Reservation), held
     return held
+
+
+def behind(tenancy: Tenancy, process: Process) -> None:
+    """From now on the process decides on what it sees now, within its bounds."""
+    tenancy.rest(2.0)
+    process.scheduler.refresh()
+    process.reader.lagging = True

@@ -148,3 +148,19 @@ def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
     two.scheduler.end([(node, "a")])
     tenancy.rest(3 * tenancy.config.claim_s)
     assert tenancy.placed().keys() == {"b"}
+
+
+def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> None:
+    """A view from before could not have shown that somebody ended one meanwhile."""
+    tenancy, (one, _) = cell_of(2)
+    held = reserve(one.scheduler, "a", "b")
+    consume = tenancy.consumer.step
+    tenancy.consumer.step = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(TimeoutError, match="all members are built, and no view shows it"):
+        one.scheduler.confirm(held.id, timeout_s=6.0)
+    assert tenancy.placed().keys() == {"a", "b"}
+    tenancy.consumer.step = consume  # type: ignore[method-assign]
+    tenancy.rest(2 * tenancy.config.claim_s)
+    for [node] in tenancy.placed().values():
+        [allocation] = tenancy.fleet.room(node).allocations.values()
+        assert allocation["hints"]["placed"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from nodestate.scheduling.boots import Booted
-from tests.scheduling.cells import boot, cell_of
+import pytest
+
+from nodestate.errors import NotThereError
+from nodestate.scheduling.boots import ENDING_S, Booted, Failed
+from nodestate.scheduling.groups import Confirmed
+from tests.scheduling.cells import behind, boot, cell_of, reserve
 
 
 def test_what_was_resized_a_moment_ago_ends_when_it_is_told_to() -> None:
@@ -17,3 +21,118 @@ def test_what_was_resized_a_moment_ago_ends_when_it_is_told_to() -> None:
     two.scheduler.end([(node, "a")])
     tenancy.rest(10.0)
     assert tenancy.placed() == {}
+
+
+def test_what_was_resized_unseen_ends_all_the_same() -> None:
+    """The order of the view is not the one that built what is there; its life is."""
+    tenancy, (one, two) = cell_of(2)
+    node = boot(one.scheduler, "a").node
+    behind(tenancy, two)
+    assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
+    two.scheduler.end([(node, "a")])
+    two.reader.lagging = False
+    tenancy.rest(10.0)
+    assert tenancy.placed() == {}
+
+
+def test_what_was_ended_stays_ended_though_somebody_moves_it_on_a_view_from_before() -> None:
+    """Each of them did as told; the life of the instance is over."""
+    tenancy, (one, two) = cell_of(3)
+    at = boot(one.scheduler, "a").node
+    behind(tenancy, two)
+    one.scheduler.end([(at, "a")])
+    tenancy.live()
+    assert tenancy.placed() == {}
+    moved = two.scheduler.move("a")
+    assert isinstance(moved, Booted)
+    assert tenancy.placed() == {"a": [moved.node]}
+    two.reader.lagging = False
+    tenancy.rest(10.0)
+    assert tenancy.placed() == {}
+
+
+def test_a_move_looks_again_before_it_chooses_another_node() -> None:
+    """Its instance was ended while the first node was silent."""
+    tenancy, (one, two) = cell_of(3)
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    others = [node for node in tenancy.fleet.nodes() if node != at]
+    for node in others:
+        tenancy.fleet.kill(node)
+    ended: list[str] = []
+
+    def live() -> None:
+        tenancy.live()
+        if not ended:
+            ended.append("a")
+            tenancy.clock.busy = True
+            two.scheduler.end([(at, "a")])
+            tenancy.clock.busy = False
+
+    tenancy.clock.others = live
+    moved = one.scheduler.move("a")
+    assert isinstance(moved, Failed)
+    assert str(moved.why) == f"a was ended, or changed, on {at} meanwhile"
+
+
+def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
+    """It is another life of it, which nobody ended."""
+    tenancy, (one, two) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    one.scheduler.end([(at, "a")])
+    tenancy.live()
+    two.scheduler.refresh()
+    again = boot(two.scheduler, "a", force_nodes=[at])
+    tenancy.rest(2 * ENDING_S)
+    assert tenancy.placed() == {"a": [again.node]}
+
+
+def test_of_two_who_resize_at_once_the_second_is_told_and_undoes_nothing() -> None:
+    """It computed from what the first one changed."""
+    tenancy, (one, two) = cell_of(2)
+    node = boot(one.scheduler, "a").node
+    behind(tenancy, two)
+    assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
+    second = two.scheduler.resize("a", {"VCPU": 2})
+    assert isinstance(second, Failed)
+    assert [refused.reason for refused in second.refused] == ["not-here"]
+    two.reader.lagging = False
+    tenancy.rest(10.0)
+    assert tenancy.placed() == {"a": [node]}
+    assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
+
+
+def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
+    """Before that nobody knows whether it stays; and a copy that was told of no mark would look as if it were the last one."""
+    tenancy, (one, two) = cell_of(4)
+    held = reserve(one.scheduler, "a", "b")
+    places = {member.instance: member.node for member in held.members}
+    tenancy.fleet.kill(places["b"])
+    refused: list[str] = []
+
+    def live() -> None:
+        tenancy.live()
+        if "a" in tenancy.placed() and len(refused) < 3:
+            tenancy.clock.busy = True
+            with pytest.raises(NotThereError, match=f"a is of reservation {held.id}, which is not all placed yet"):
+                two.scheduler.move("a")
+            with pytest.raises(NotThereError, match=f"a is of reservation {held.id}, which is not all placed yet"):
+                two.scheduler.resize("a", {"VCPU": 2})
+            [outcome] = two.scheduler.evacuate(places["a"])
+            assert isinstance(outcome, Failed)
+            tenancy.clock.busy = False
+            refused.append("a")
+
+    tenancy.clock.others = live
+    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert refused
+    tenancy.clock.others = tenancy.live
+    tenancy.rest(2.0)
+    moved = two.scheduler.move("a")
+    assert isinstance(moved, Booted)
+    [hints] = [tenancy.fleet.room(moved.node).allocations["a"]["hints"]]
+    assert (hints["reservation"], hints["placed"], hints["boot"] < hints["order"]) == (held.id, True, True)
+    tenancy.bury(one)
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert tenancy.placed().keys() == {"a", "b"}

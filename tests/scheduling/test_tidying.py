@@ -5,7 +5,7 @@ from __future__ import annotations
 from nodestate.scheduling.boots import Booted
 from nodestate.scheduling.groups import Confirmed
 from nodestate.scheduling.tidying import Duty
-from tests.scheduling.cells import cell_of, reserve
+from tests.scheduling.cells import behind, boot, cell_of, reserve
 
 
 def test_a_mark_that_is_late_undoes_no_resize() -> None:
@@ -20,3 +20,15 @@ def test_a_mark_that_is_late_undoes_no_resize() -> None:
     two.scheduler._mark(two.scheduler.boots, Duty(node, "a", placed=True))
     tenancy.rest(2.0)
     assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
+
+
+def test_of_an_instance_that_was_booted_twice_the_later_boot_stays() -> None:
+    """Who tries again with another scheduler, as the first one did not answer, was told of the later one."""
+    tenancy, (one, two) = cell_of(2)
+    behind(tenancy, two)
+    first = boot(one.scheduler, "a")
+    second = boot(two.scheduler, "a", ignore_nodes=[first.node])
+    assert set(tenancy.placed()["a"]) == {first.node, second.node}
+    tenancy.bury(one)
+    tenancy.rest(2 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": [second.node]}
