@@ -27,7 +27,20 @@ from tests.services.servers import RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 
-PLACES = ("select", "boot", "refuse", "reserve", "members", "confirm", "move", "evacuate", "resize", "dead", "silent")
+PLACES = (
+    "select",
+    "boot",
+    "refuse",
+    "reserve",
+    "members",
+    "confirm",
+    "move",
+    "evacuate",
+    "resize",
+    "dead",
+    "silent",
+    "end",
+)
 STATE: Mapping[str, Any] = {
     "inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}},
     "traits": ["HW_CPU_X86_AVX2"],
@@ -281,6 +294,16 @@ class TestMoves:
         assert one["node"] != node
         assert "r-1" not in site.on(node)
         assert "does not pass" not in site.run("resize", "r-1", "VCPU=9", code=1).stderr
+
+    def test_what_is_ended_is_on_no_node(self, site: Cell) -> None:
+        places = {name: site.boot(name, "end") for name in ("x-1", "x-2", "x-3")}
+        assert "no node reports x-9" in site.run("end", "x-1", "x-9", code=1).stderr
+        assert "x-1" in site.on(places["x-1"]), "none is ended where one is nowhere"
+        answer = site.ask("end", "x-1", "x-2")
+        assert answer["instances"] == [{"instance": name, "nodes": [places[name]]} for name in ("x-1", "x-2")]
+        assert not {"x-1", "x-2"} & {name for node in places.values() for name in site.on(node)}
+        assert f"x-3 is ended; it was on {places['x-3']}" in site.run("end", "x-3").stdout
+        assert "no node reports x-3" in site.run("move", "x-3", code=1).stderr
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from nodestate.errors import StaleViewError
 
 NAMES = [
     *("up", "agent", "publish", "consume", "view", "top", "check"),
-    *("select", "boot", "reserve", "confirm", "extend", "release", "reservations", "move", "evacuate", "resize"),
+    *("select", "boot", "reserve", "confirm", "extend", "release", "reservations", "move", "evacuate", "resize", "end"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
     *("sql upgrade", "sql downgrade", "sql status"),
     *("resync", "doctor"),

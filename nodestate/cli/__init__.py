@@ -6,7 +6,7 @@ import click
 
 from nodestate import __version__
 from nodestate.cli import agent, boot, check, consume, design, doctor, publish, resync, select, sql, top, up, view
-from nodestate.cli.moves import evacuate, move, resize
+from nodestate.cli.moves import end, evacuate, move, resize
 from nodestate.cli.reservations import confirm, extend, release, reservations, reserve
 
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 for _command in (
     *(up.command, agent.command, publish.command, consume.command, view.command, top.command, check.command),
-    *(select.command, boot.command, reserve, confirm, extend, release, reservations, move, evacuate, resize),
+    *(select.command, boot.command, reserve, confirm, extend, release, reservations, move, evacuate, resize, end),
     *(design.command, sql.command, resync.command, doctor.command),
 ):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""``nodestate move``, ``evacuate`` and ``resize``: what was booted, elsewhere or otherwise."""
+"""``nodestate move``, ``evacuate``, ``resize`` and ``end``: what was booted, elsewhere, otherwise or not any more."""
 
 from __future__ import annotations
 
@@ -101,6 +101,27 @@ def resize(
             outcome = scheduler.resize(instance, amounts, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
     return _tell(run, [outcome], explanation)
+
+
+@cell_command("end", "End instances.", example="nodestate end web-1 web-2")
+@click.argument("instances", metavar="INSTANCE…", nargs=-1, required=True)
+@timeout_option
+@max_age_option
+def end(run: Run, instances: tuple[str, ...], timeout: float, max_age: float | None) -> int:
+    """End each INSTANCE, wherever it is, and wait until no node reports it any more.
+
+    Exit code 1 if no node reports one of them (then none is ended), or if a node still does after --timeout. JSON:
+    {"instances": [{"instance", "nodes"}]}.
+    """
+    with scheduler_of(run, boots=True, max_age=max_age) as scheduler:
+        with progress(run, scheduler, "ending"):
+            ended = scheduler.end_everywhere(instances, timeout)
+        scheduler.settle()
+    if run.as_json:
+        run.say_json({"instances": [{"instance": name, "nodes": nodes} for name, nodes in ended.items()]})
+    for name, nodes in ended.items() if not run.as_json else ():
+        run.out.print(f"{name} is ended; it was on {' and '.join(nodes)}", markup=False)
+    return 0
 
 
 def _tell(run: Run, outcomes: Sequence[Outcome], explanation: Explanation | None) -> int:

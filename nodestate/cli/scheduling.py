@@ -194,7 +194,7 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]
             return
         if old and now > tell_again_at:
             tell_again_at = now + TELL_AGAIN_S
-            scheduler.end(old)
+            scheduler.end_copies(old)
         if booted:
             scheduler.step(LOOK_EVERY_S)
     scheduler.settle()

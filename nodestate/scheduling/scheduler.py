@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from nodestate.config import Config
-from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, StaleViewError
+from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, NotThereError, StaleViewError
 from nodestate.opening import open_claims
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.reader import Reader
@@ -199,6 +199,31 @@ class Scheduler:
             and (self.ledger.allocation(claim.id) is not None or self._seen_allocated(node, claim))
         )
 
+    def end_everywhere(self, instances: Iterable[str], timeout_s: float = 60.0) -> dict[str, list[str]]:
+        """End instances for good, and wait until no node reports them; gives the nodes that each was on. Raises ``NotThereError``
+        where no node reports one, before any is ended, and ``TimeoutError`` where views show one for longer.
+        """
+        self.refresh()
+        there = {instance: [self.fleet.names[row] for row in self.fleet.reporting(instance)] for instance in instances}
+        for instance, nodes in there.items():
+            if not nodes:
+                raise NotThereError("instance", f"no node reports {instance}")
+        self.end((node, instance) for instance, nodes in there.items() for node in nodes)
+        self.run(lambda: self._reports_none_of(there), timeout_s)
+        return there
+
+    def _reports_none_of(self, instances: Iterable[str]) -> bool:
+        try:
+            self.refresh()
+        except StaleViewError as error:
+            self._blind = error
+            return False
+        return not any(map(self.fleet.reporting, instances))
+
+    def end_copies(self, copies: Iterable[tuple[str, str]]) -> None:
+        """Tell agents to end what the last view shows on their nodes, as (node, instance): the instances live on elsewhere."""
+        self.end_only(self._ending(node, instance, for_good=False) for node, instance in copies)
+
     def end_only(self, endings: Iterable[Ending]) -> None:
         """Tell agents to end what these orders built, and nothing else."""
         self._booting().end(endings)
@@ -304,7 +329,7 @@ class Scheduler:
             if duty.placed:
                 self._mark(boots, duty)
             else:
-                boots.end([self._ending(duty.node, duty.instance, for_good=False)])
+                self.end_copies([(duty.node, duty.instance)])
 
     def _mark(self, boots: Boots, duty: Duty) -> None:
         row = self.fleet.rows.get(duty.node)
