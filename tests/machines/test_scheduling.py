@@ -269,6 +269,8 @@ class SchedulingMachine(RuleBasedStateMachine):
         over = {instance for instance, ender in self.enders.items() if ender in tenancy.processes} - self.twice
         assert not over & placed.keys(), f"{over & placed.keys()} were ended, and live"
         for gang, members in self.gangs.items():
+            if members & self.twice:  # what somebody booted alone is there alone
+                continue
             assert members <= placed.keys() or not members & placed.keys(), (
                 f"{gang}: {members & placed.keys()} of {members}"
             )
