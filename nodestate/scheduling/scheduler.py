@@ -255,7 +255,9 @@ class Scheduler:
                 return
 
     def boot(self, request: Request, timeout_s: float = 60.0) -> list[Outcome]:
-        """Boot all instances of a request, and wait for their outcomes. Raises ``TimeoutError`` where some have none yet."""
+        """Boot all instances of a request, and wait for their outcomes. Raises ``TimeoutError`` where some have none yet: those go
+        on with the next steps, as do moves, resizes and evacuations.
+        """
         boots = self.submit(request)
         self.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
         return [boot.outcome for boot in boots if boot.outcome is not None]
