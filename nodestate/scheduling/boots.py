@@ -201,13 +201,17 @@ class Boots:
         """After the fleet advanced: those that a view shows are booted, whatever became of the answer."""
         self._end_again()
         for order_id, boot in list(self._sent.items()):
-            placing = boot.placing
-            row = self._fleet.rows.get(placing.node or "")
-            if placing.claim is None or placing.claim.resize or row is None:
-                continue
-            if placing.instance in self._fleet.tenants(row) and self._order(row, placing.instance) == order_id:
+            row = self._fleet.rows.get(boot.placing.node or "")
+            if row is not None and self._shows(row, boot, order_id):
                 del self._sent[order_id]
                 self._booted(boot, self._fleet.version[row])
+
+    def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
+        """Whether the last view has on a row what an order built, or what somebody made of it since."""
+        if boot.placing.instance not in self._fleet.tenants(row):
+            return False
+        hints = self._fleet.hints(row, boot.placing.instance)
+        return life_of(hints) == boot.hints.get("boot", order_id) and order_of(hints) >= order_id
 
     def hold_to_bounds(self, age: float) -> None:
         """Those that need a fresher view than one of this age fail; the others go on."""
@@ -263,9 +267,6 @@ class Boots:
             if there == ending._replace(life="") or (ending.life and ending.life == life_of(hints)):
                 left.append(there)
         return left
-
-    def _order(self, row: int, instance: str) -> str:
-        return order_of(self._fleet.hints(row, instance))
 
     def _version(self, node: str) -> Version:
         row = self._fleet.rows.get(node)
@@ -341,7 +342,7 @@ class Boots:
             there = self._fleet.reported(placing.instance, placing.avoid)
             if there:
                 placing.failure = NoNode(why=f"{placing.instance} is on {there} already")
-        elif self._order(lift.row, lift.instance) != lift.order:
+        elif order_of(self._fleet.hints(lift.row, lift.instance)) != lift.order:
             placing.failure = NoNode(
                 why=f"{placing.instance} was ended, or changed, on {self._fleet.names[lift.row]} meanwhile"
             )
@@ -395,7 +396,7 @@ class Boots:
     def _booted(self, boot: Boot, version: Version) -> None:
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
-        if placing.claim is not None and placing.claim.resize:  # unlike others it is not known by what the node shows
+        if placing.claim is not None and placing.claim.resize:  # its allocation was there before, and shows none of it
             self._ledger.drop(placing.node, placing.claim.id, version)
         elif placing.claim is not None:
             self._ledger.became(placing.node, placing.claim.id, version)

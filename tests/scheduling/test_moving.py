@@ -136,3 +136,42 @@ def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
     tenancy.bury(one)
     tenancy.rest(3 * tenancy.config.claim_s)
     assert tenancy.placed().keys() == {"a", "b"}
+
+
+def test_a_resize_whose_answer_is_lost_is_known_by_the_view() -> None:
+    """It names the order that built what is there."""
+    tenancy, (one, _) = cell_of(2)
+    node = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    arrive = tenancy.broker.arrive
+    tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+    outcome = one.scheduler.resize("a", {"VCPU": 3})
+    assert (isinstance(outcome, Booted), outcome.refused) == (True, ())
+    assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
+    tenancy.rest(2.0)
+    assert tenancy.claims(node) == []
+
+
+def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_resized_it_since() -> None:
+    """Its life is what it began, though another order built what is there."""
+    tenancy, (one, two) = cell_of(2)
+    arrive = tenancy.broker.arrive
+    tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+    resized: list[str] = []
+
+    def live() -> None:
+        tenancy.live()
+        if "a" in tenancy.placed() and not resized:
+            resized.append("a")
+            tenancy.clock.busy = True
+            tenancy.clock.advance(0.5)
+            tenancy.consumer.step()
+            tenancy.clock.others = tenancy.live
+            tenancy.clock.busy = False
+            assert isinstance(two.scheduler.resize("a", {"VCPU": 3}), Booted)
+            one.scheduler.refresh()
+
+    tenancy.clock.others = live
+    outcome = boot(one.scheduler, "a")
+    assert (resized, outcome.refused) == (["a"], ())
+    assert tenancy.placed() == {"a": [outcome.node]}
