@@ -4,7 +4,7 @@ An order goes to the node's agent, and to nobody in between; what became of it i
 to who asked, and for good by the node's next event, whose version the answer names::
 
     Build --fits--> allocation, in every report from then on         Build --does not--> refused, nothing changed
-    Build of an instance that is here --fits--> takes the place of its allocation (a resize; the same again changes nothing)
+    Build in place of what is here --fits--> takes the place of that allocation (a resize; the same again changes nothing)
     End --> the instance's allocation is gone (also where there was none: the order may have come before)
 
 The agent is the only one who knows what the node has, so its answer is the last word.
@@ -34,10 +34,10 @@ MAX_ORDER_BYTES: Final = 64 * 1024
 MAX_DETAIL_CHARS: Final = 1_000
 
 Refusal = Literal[
-    "no-room", "group", "expired", "status", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
+    "no-room", "group", "expired", "status", "here", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
 ]
 """``no-room``: it does not fit; ``group``: the node has as many of its group as its policy allows; ``expired``: the
-deadline is over; ``status``: the node takes nothing new; ``not-here``: the instance has nothing on the node that could be
+deadline is over; ``status``: the node takes nothing new; ``here``: another order built the instance on it; ``not-here``: the instance has nothing on the node that could be
 changed in place; ``unknown-node``: the agent has no such node; ``no-agent``: no agent listens for the node (the broker
 says so, not an agent); ``bad-order``: it was not understood; ``failed``: the hypervisor could not.
 """

@@ -678,3 +678,12 @@ def test_tasks_that_only_were_simulated_make_room_for_what_was_admitted(tmp_path
     used = sum(one["resources"].get("MEMORY_MB", 0) for one in state["allocations"].values())
     assert state["usage"]["MEMORY_MB"] == used <= capacity["MEMORY_MB"]
     again.agent.close()
+
+
+def test_what_another_order_built_is_not_built_over(site: Site) -> None:
+    """An order that comes late would take the place of a later one, and what ends it would end that."""
+    assert site.refused(site.build("vm-1", hints={"order": "o2"})) == ""
+    late = site.build("vm-1", id="late", resources={"VCPU": 2}, hints={"order": "o1"})
+    assert site.refused(late) == "here"
+    assert site.state()["allocations"]["vm-1"] == {"resources": {"VCPU": 1}, "hints": {"order": "o2"}}
+    assert site.refused(site.build("vm-1", id="again", hints={"order": "o2"})) == ""

@@ -5,6 +5,7 @@
     Build, overdue                        --> refused: expired
            in place of nothing, or of
            another order's                --> refused: not-here
+           of what another order built    --> refused: here, unless it is in place
            the node is not ``up``         --> refused: status, unless it is in place
            anti-affinity, enough are here --> refused: group
            it does not fit                --> refused: no-room
@@ -78,6 +79,8 @@ def judge(order: Build, room: Room, now: float) -> Refused | None:
             return Refused("not-here", "the instance has nothing on this node that could be changed in place")
         if order.of not in ("", _built_by(here)):
             return Refused("not-here", f"what the instance has on this node is not of order {order.of}")
+    elif order.instance in room.allocations and _built_by(room.allocations[order.instance]) != order.hints.get("order"):
+        return Refused("here", "the instance is on this node already, as another order built it")
     elif room.status != "up":
         return Refused("status", f"the node is {room.status}")
     return _too_many_of_its_group(order, room) or _does_not_fit(order, room)

@@ -203,17 +203,16 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]
 def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
     fleet = scheduler.fleet
     row = fleet.rows.get(outcome.node)
-    return row is not None and fleet.version[row] >= outcome.version and outcome.instance in fleet.tenants(row)
+    return row is not None and fleet.version[row] >= outcome.version
 
 
 def _old_places(scheduler: Scheduler, outcome: Booted) -> list[str]:
-    """Other nodes that report it still and can be asked to end it."""
+    """Other nodes that report it still and can be asked to end it; none where it was moved on meanwhile."""
     fleet = scheduler.fleet
-    return [
-        fleet.names[row]
-        for row in fleet.where(outcome.instance)
-        if fleet.names[row] != outcome.node and outcome.instance in fleet.tenants(row) and fleet.usable[row]
-    ]
+    counting = fleet.counting(outcome.instance)
+    if counting is None or fleet.names[counting] != outcome.node:
+        return []
+    return [fleet.names[row] for row in fleet.reporting(outcome.instance) if row != counting and fleet.usable[row]]
 
 
 # -- for programs ---------------------------------------------------------------------------------

@@ -6,11 +6,15 @@ r"""Boots: an instance from its request to its allocation, by messages; nothing 
       ^                                                     |
       |<--agent: refused: the claim is given back, and ---- +
       |   the node passed over for this instance alone      |
-      \<--no answer in answer_s: End sent after it, and --- /      no node is left, or MAX_NODES_COUNT tried --> failed
-          its claim is left to expire, as it may have been built
+      \<--no answer in answer_s: its claim is left to ----- /      no node is left, or MAX_NODES_COUNT tried --> failed
+          expire, as it may have been built
 
 An agent refuses what it reads after the order's deadline, and does what it is told in order: so where the answer was lost,
-and not the order, the End undoes it.
+and not the order, an End undoes it. What a boot may have left is told at once to end. What a move may have left is not, as it may be
+what counts (``identities``), and others, who see both, may be ending what the instance had so far::
+
+    move sent, no answer --booted elsewhere--> left --End--> gone         --a view shows it--> booted there
+    move sent, no answer --failed--> what the instance has so far gets a later order --a view shows that--> left --End--> gone
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
 from nodestate.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.identities import life_of, order_of
+from nodestate.scheduling.fleet import Fleet, Lift
+from nodestate.scheduling.identities import fresh, life_of, order_of
 from nodestate.scheduling.ledger import Ledger
 from nodestate.scheduling.placer import NoNode, Placer, Placing
 
@@ -100,17 +104,31 @@ def _begun() -> Future[Outcome]:
 @dataclass(slots=True)
 class Boot:
     """One instance on its way. ``outcome`` is there when it ended, and so is that of ``future``. ``fixed``: it goes to the
-    node that it is claimed on, or nowhere. ``hints``: what is kept with the allocation beyond the request.
+    node that it is claimed on, or nowhere. ``hints``: what is kept with the allocation beyond the request. ``after``: an order
+    that its own come later than; ``again``: the one that is given again. ``left``: what nodes that did not answer may have built.
     """
 
     placing: Placing
     fixed: bool = False
     hints: dict[str, Any] = field(default_factory=dict)
+    after: str = ""
+    again: str = ""
+    left: list[Ending] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     order: Build | None = None
     answer_by: float = 0.0
     outcome: Outcome | None = None
     future: Future[Outcome] = field(default_factory=_begun)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staying:
+    """An instance that stays where it is, by a later ``order`` than those of ``left``."""
+
+    lift: Lift
+    order: str
+    left: tuple[Ending, ...]
+    since: float
 
 
 class Boots:
@@ -136,6 +154,8 @@ class Boots:
         self._beginning = Lock()
         self._sent: dict[str, Boot] = {}
         self._untold: set[str] = set()
+        self._staying: list[_Staying] = []
+        self._unseen: dict[tuple[str, str], tuple[Ending, Version]] = {}  # what was built, until a view has it
         self._ending: dict[Ending, tuple[Version, float]] = {}  # with the state that was known, and since when
 
     @property
@@ -166,7 +186,7 @@ class Boots:
 
     def step(self) -> None:
         """Choose and claim nodes for those that want one, and send their orders."""
-        wanted = self._all_wanted()
+        wanted = [boot for boot in self._all_wanted() if not self._is_there(boot)]
         if not wanted:
             if self._ledger.edited:
                 self._ledger.flush()
@@ -199,7 +219,9 @@ class Boots:
 
     def look(self) -> None:
         """After the fleet advanced: those that a view shows are booted, whatever became of the answer."""
+        self._unseen = {key: one for key, one in self._unseen.items() if one[1] > self._version(key[0])}
         self._end_again()
+        self._stay_again()
         for order_id, boot in list(self._sent.items()):
             row = self._fleet.rows.get(boot.placing.node or "")
             if row is not None and self._shows(row, boot, order_id):
@@ -233,8 +255,11 @@ class Boots:
             boot = self._sent.pop(order_id)
             assert boot.order is not None, "it was sent"
             assert boot.placing.claim is not None, "sent with a claim"
-            if not boot.placing.claim.resize:  # that had the instance before, and has it still
-                undo.append(Ending(boot.order.node, boot.placing.instance, boot.order.id))
+            left = Ending(boot.order.node, boot.placing.instance, boot.order.id)
+            if boot.placing.lift is None:
+                undo.append(left)
+            elif not boot.placing.claim.resize:  # that had the instance before, and has it still
+                boot.left.append(left)
             self._refused(boot, Refused(boot.order.node, "silent"), NEVER)
         self.end(undo)
 
@@ -244,8 +269,18 @@ class Boots:
         """
         endings = list(endings)
         now = self._clock.monotonic()
-        self._ending.update((ending, (self._version(ending.node), now)) for ending in endings if ending.of)
+        self._ending.update(
+            (ending, (self._version(ending.node), now)) for ending in endings if ending.of or ending.life
+        )
         self._send_ends(endings)
+
+    def built(self, node: str, instance: str) -> Ending | None:
+        """How to end what was built lately and no view has yet; None where that is nothing."""
+        return self._unseen.get((node, instance), (None, NEVER))[0]
+
+    def shows(self, endings: Iterable[Ending]) -> bool:
+        """Whether the last view shows any of these yet."""
+        return any(map(self._shown, endings))
 
     def _end_again(self) -> None:
         now = self._clock.monotonic()
@@ -279,7 +314,9 @@ class Boots:
 
     def tell(self, order: Build, hints: Mapping[str, Any]) -> str:
         """Tell an agent to keep these hints with what the order built, if it is there still. Returns an id for ``are_told``."""
-        told = self._in_place(order.node, order.instance, order.resources, order.group, {**order.hints, **hints})
+        told = self._in_place(
+            order.node, order.instance, order.resources, order.group, {**order.hints, **hints}, order.id
+        )
         with suppress(BrokerUnavailableError):
             told = msgspec.structs.replace(told, reply_to=self._courier.reply_to)
         self._untold.add(told.id)
@@ -300,12 +337,18 @@ class Boots:
         """Tell an agent what holds for an instance, if it has it still as the order among ``hints`` built it; who must know
         repeats it until a view shows it.
         """
-        self._try_to_send([self._in_place(node, instance, resources, group, hints)])
+        self._try_to_send([self._in_place(node, instance, resources, group, hints, order_of(hints))])
 
     # -- inside
 
     def _in_place(
-        self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
+        self,
+        node: str,
+        instance: str,
+        resources: Mapping[str, int],
+        group: str | None,
+        hints: Mapping[str, Any],
+        of: str,
     ) -> Build:
         return Build(
             id=uuid.uuid4().hex,
@@ -316,8 +359,51 @@ class Boots:
             hints=dict(hints),
             deadline=self._clock.time() + self._answer_s,
             in_place=True,
-            of=order_of(hints),
+            of=of,
         )
+
+    def _stay(self, boot: Boot, lift: Lift) -> None:
+        """A move failed that some node may have carried out: so what the instance has so far gets a later order."""
+        staying = _Staying(lift, fresh(self._clock, boot.after), tuple(boot.left), self._clock.monotonic())
+        self._staying.append(staying)
+        self._stay_again()
+
+    def _stay_again(self) -> None:
+        staying, self._staying = self._staying, []
+        now = self._clock.monotonic()
+        for one in staying:
+            row, instance = one.lift.row, one.lift.instance
+            allocation = self._fleet.allocations(row).get(instance, {})
+            hints = allocation.get("hints") or {}
+            if order_of(hints) == one.order:
+                self.end(one.left)
+            elif allocation and order_of(hints) == one.lift.order and now < one.since + ENDING_UNHEARD_S:
+                hints = {**hints, "boot": life_of(hints) or one.order, "order": one.order}
+                self._try_to_send(
+                    [
+                        self._in_place(
+                            self._fleet.names[row],
+                            instance,
+                            allocation["resources"],
+                            allocation.get("group"),
+                            hints,
+                            one.lift.order,
+                        )
+                    ]
+                )
+                self._staying.append(one)
+            # Else somebody changed it, or ended it as a node that did not answer has what counts: that stays.
+
+    def _is_there(self, boot: Boot) -> bool:
+        """Whether the last view shows that one of the nodes that did not answer built it: then that is where it is."""
+        for left in boot.left:
+            row = self._fleet.rows.get(left.node)
+            if row is not None and self._shows(row, boot, left.of):
+                boot.left.remove(left)
+                boot.placing.node = left.node
+                self._booted(boot, self._fleet.version[row])
+                return True
+        return False
 
     def _all_wanted(self) -> list[Boot]:
         with self._beginning:
@@ -342,9 +428,12 @@ class Boots:
             there = self._fleet.reported(placing.instance, placing.avoid)
             if there:
                 placing.failure = NoNode(why=f"{placing.instance} is on {there} already")
-        elif order_of(self._fleet.hints(lift.row, lift.instance)) != lift.order:
+        elif (
+            self._fleet.counting(lift.instance) != lift.row
+            or order_of(self._fleet.hints(lift.row, lift.instance)) != lift.order
+        ):
             placing.failure = NoNode(
-                why=f"{placing.instance} was ended, or changed, on {self._fleet.names[lift.row]} meanwhile"
+                why=f"{placing.instance} was ended, moved or changed on {self._fleet.names[lift.row]} meanwhile"
             )
 
     def _send(self, boots: Sequence[Boot]) -> None:
@@ -360,20 +449,23 @@ class Boots:
             assert claim is not None, "claimed"
             assert node is not None, "claimed"
             lift = boot.placing.lift
+            # Not the claim's: one that is held may be built, ended, and built again, which is another life.
+            order_id = boot.again or fresh(self._clock, max(claim.id, boot.after))
+            boot.again = ""
             boot.order = Build(
-                id=claim.id,
+                id=order_id,
                 node=node,
                 instance=boot.placing.instance,
                 resources=boot.placing.request.resources,
                 group=claim.group,
-                hints={**claim.hints, **boot.hints, "order": claim.id},
+                hints={**claim.hints, **boot.hints, "order": order_id},
                 deadline=deadline,
                 in_place=claim.resize,
                 of=lift.order if lift is not None and claim.resize else "",
                 reply_to=reply_to,
             )
             boot.answer_by = self._clock.monotonic() + self._answer_s
-            self._sent[claim.id] = boot
+            self._sent[order_id] = boot
             orders.append(boot.order)
         try:
             self._courier.send(orders, self._answer_s)
@@ -400,29 +492,39 @@ class Boots:
             self._ledger.drop(placing.node, placing.claim.id, version)
         elif placing.claim is not None:
             self._ledger.became(placing.node, placing.claim.id, version)
+        if boot.left:
+            self.end(boot.left)
+        if boot.order is not None and boot.order.node == placing.node:
+            key = placing.node, placing.instance
+            self._unseen[key] = Ending(*key, boot.order.id, life_of(boot.order.hints)), version
         self._end(boot, Booted(placing.instance, placing.node, version, tuple(boot.refused), placing.conflicts))
 
     def _refused(self, boot: Boot, refused: Refused, version: Version) -> None:
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
         assert placing.claim is not None, "sent with a claim"
+        assert boot.order is not None, "sent"
         boot.refused.append(refused)
         if refused.reason == "silent":  # it may have been built all the same: the later order is the one that counts
-            placing.after = placing.claim.id
-            boot.hints.setdefault("boot", placing.claim.id)
+            boot.after = boot.order.id
+            boot.hints.setdefault("boot", boot.order.id)
         else:
             self._ledger.drop(placing.node, placing.claim.id, version)
         row = self._fleet.rows.get(placing.node)
         if row is not None:
             placing.avoid.add(row)
         placing.node = placing.claim = None
-        if boot.fixed or len(boot.refused) >= MAX_NODES_COUNT:
+        is_elsewhere = refused.reason == "here" and placing.lift is None
+        if boot.fixed or is_elsewhere or len(boot.refused) >= MAX_NODES_COUNT:
             why = f"{refused.node} refused it: {refused.reason} {refused.detail}".rstrip()
             self._fail(boot, NoNode(why=why))
         else:
             self._wanted.append(boot)
 
     def _fail(self, boot: Boot, why: NoNode) -> None:
+        lift = boot.placing.lift
+        if boot.left and lift is not None:
+            self._stay(boot, lift)
         self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
 
     @staticmethod

@@ -21,15 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from nodestate.columns import NOT_THERE, Amounts, write_rows
-from nodestate.model import NEVER, NodeRecord, Version
+from nodestate.model import NEVER, STATUSES, NodeRecord, Version
 from nodestate.scheduling.bitsets import WordBits
+from nodestate.scheduling.identities import rank_of
 from nodestate.scheduling.rows import Flags
 from nodestate.table import Table
 from nodestate.view import View
 
 N = TypeVar("N", bound=np.generic)
 
-UP = 0
+UP = STATUSES.index("up")
+DOWN = STATUSES.index("down")
 FIRST_ROWS = 256
 
 
@@ -57,9 +59,21 @@ class _Placing(msgspec.Struct, gc=False):
     allocations: dict[str, _Tenant] = {}
 
 
+class _Hinted(msgspec.Struct, gc=False):
+    hints: Any = None
+
+
+class _Hints(msgspec.Struct, gc=False):
+    """What of a state stays with its instances."""
+
+    allocations: dict[str, _Hinted] = {}
+
+
+_decode_hints = msgspec.msgpack.Decoder(_Hints).decode
 _decode_placing = msgspec.msgpack.Decoder(_Placing).decode
 _decode_plain = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _NOTHING = _Placing()
+_NOT_HINTED = _Hinted()
 
 
 @dataclass(slots=True)
@@ -182,8 +196,25 @@ class Fleet:
 
     def hints(self, row: int, instance: str) -> Mapping[str, Any]:
         """What stays with an instance of a row for its life; empty where the node reports none."""
-        hints: Mapping[str, Any] = (self.allocations(row).get(instance) or {}).get("hints") or {}
-        return hints
+        record = self._view.nodes.record(self.names[row]) if self._view is not None else None
+        if record is None or not record.live:
+            return {}
+        hints = _decode_hints(record.rest).allocations.get(instance, _NOT_HINTED).hints
+        return hints if isinstance(hints, dict) else {}
+
+    def counting(self, instance: str) -> int | None:
+        """The row whose allocation of an instance counts (``identities``), of those that report one; None where there is none,
+        or no scheduler built any of several.
+        """
+        rows = self.reporting(instance)
+        if len(rows) < 2:
+            return rows[0] if rows else None
+        ranks = sorted((rank_of(self.hints(row, instance)), row) for row in rows)
+        return ranks[-1][1] if ranks[-1][0] > ranks[-2][0] else None
+
+    def heard(self, row: int) -> bool:
+        """Whether the view has a state of the node that its agent stands by: it is neither left out, nor down."""
+        return self._status[row] not in (NOT_THERE, DOWN) and self.names[row] not in self._left_out
 
     # -- views
 

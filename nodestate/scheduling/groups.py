@@ -32,6 +32,7 @@ from nodestate.ports import Status
 from nodestate.scheduling import identities
 from nodestate.scheduling.boots import Boot, Booted, Failed
 from nodestate.scheduling.claims import Claim, by_reservation
+from nodestate.scheduling.identities import order_of
 from nodestate.scheduling.placer import NoNode, Placing
 from nodestate.scheduling.request import GroupRequest, Request, check_hold, request_of
 
@@ -226,14 +227,19 @@ class Groups:
     # -- what is held
 
     def reservations(self) -> list[Reservation]:
-        """All that are held in the cell, the eldest first; read from the claims of every node."""
+        """All that are held in the cell, the eldest first; read from the claims of every node. Raises ``StaleViewError``, and
+        ``StoreUnavailableError`` where a server of claims does not answer.
+        """
         scheduler = self._scheduler
         scheduler.refresh()
         scheduler.ledger.learn(list(scheduler.fleet.names))
+        scheduler.ledger.require_all()
         return [self._held(number, claims) for number, claims in sorted(self._claims().items())]
 
     def extend(self, number: str, hold_s: float, *, owner: str = "") -> Reservation:
-        """Hold it for ``hold_s`` from now on. Raises ``NotThereError`` where it is not held, or not the owner's."""
+        """Hold it for ``hold_s`` from now on. Raises ``NotThereError`` where it is not held, or not the owner's, and as
+        ``reservations`` does.
+        """
         check_hold(hold_s)
         placings = self._found(number, owner)
         held = self._keep(placings, number, hold_s)
@@ -242,7 +248,7 @@ class Groups:
         return held
 
     def release(self, number: str, *, owner: str = "") -> None:
-        """Give back what it holds. Raises ``NotThereError`` where it is not held, or not the owner's."""
+        """Give back what it holds. Raises ``NotThereError`` where it is not held, or not the owner's, and as ``reservations`` does."""
         self._scheduler.placer.give_back(self._found(number, owner, part=True))
 
     # -- building
@@ -250,20 +256,20 @@ class Groups:
     def confirm(self, number: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
         """Build every member, on its node or (where the agent refuses) on another that fits: all, or none.
 
-        Raises ``NotThereError`` where it is not held, or not the owner's, and ``TimeoutError`` where agents, or views that show
-        what they built, are too slow; what became of it is then settled as after the death of a scheduler.
+        Raises ``NotThereError`` where it is not held, or not the owner's; as ``reservations`` does; and ``TimeoutError`` where
+        agents, or views that show what they built, are too slow: what became of it is then settled as after the death of a
+        scheduler, or by another ``confirm``.
         """
         scheduler = self._scheduler
         deadline = scheduler.clock.monotonic() + timeout_s
         placings = self._found(number, owner)
-        for placing in placings:
-            there = scheduler.fleet.reported(placing.instance, {scheduler.fleet.rows.get(placing.node or "", -1)})
-            if there:
-                raise NotThereError("instance", f"{placing.instance} of {number} is on {there} already")
+        if any(one.placed for one in scheduler.fleet.gangs.get(number, {}).values()):
+            raise NotThereError("reservation", f"{number} was confirmed already")
+        again = [self._built_before(placing, number) for placing in placings]
         if self._keep(placings, number, scheduler.config.claim_s + timeout_s) is None:
             raise NotThereError("reservation", f"{number} is not whole any more: claims of it were lost meanwhile")
         mark = {"reservation": number, "members": len(placings), "placed": False}
-        boots = [Boot(placing, hints=dict(mark)) for placing in placings]
+        boots = [Boot(placing, hints=dict(mark), again=order) for placing, order in zip(placings, again, strict=True)]
         outcomes = self._run(boots, timeout_s)
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
@@ -275,6 +281,19 @@ class Groups:
         # From here on each may end by itself; who does not hear it is told by ``tidying``.
         scheduler.tell_placed(boots, {**mark, "placed": True})
         return Confirmed(number, tuple(booted))
+
+    def _built_before(self, placing: Placing, number: str = "") -> str:
+        """The order that built a member where it is held, when the reservation ``number`` was to be confirmed before; empty where
+        there is none. Raises ``NotThereError`` where the instance is there otherwise.
+        """
+        fleet = self._scheduler.fleet
+        row = fleet.rows.get(placing.node or "", -1)
+        hints = fleet.hints(row, placing.instance) if row in fleet.reporting(placing.instance) else {}
+        before = order_of(hints) if number and hints.get("reservation") == number else ""
+        there = fleet.reported(placing.instance, {row} if before else ())
+        if there:
+            raise NotThereError("instance", f"{placing.instance} of {placing.reservation} is on {there} already")
+        return before
 
     def _ended_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
         """Members that were built and that no node reports any more, by one view that has all that was built. Raises
@@ -300,8 +319,8 @@ class Groups:
         scheduler.undo(boots)
         for boot in boots:
             assert isinstance(boot.outcome, Booted), "only what was built"
-            assert boot.order is not None, "it was built by an order"
-            scheduler.ledger.drop(boot.outcome.node, boot.order.id, boot.outcome.version)
+            if boot.placing.claim is not None:
+                scheduler.ledger.drop(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
         scheduler.ledger.settle()
 
     def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
@@ -309,6 +328,7 @@ class Groups:
         placings = [placing for placing in self._found(number, owner, part=True) if placing.instance == instance]
         if not placings:
             raise NotThereError("instance", f"{instance} is no member of reservation {number} that is still held")
+        self._built_before(placings[0])
         [outcome] = self._run([Boot(placings[0])], timeout_s)
         return outcome
 
@@ -320,6 +340,9 @@ class Groups:
     # -- finding
 
     def _found(self, number: str, owner: str, *, part: bool = False) -> list[Placing]:
+        """Its members, from the claims. Raises ``NotThereError``, ``StaleViewError``, and ``StoreUnavailableError`` where members
+        are missing and a server of claims does not answer.
+        """
         scheduler = self._scheduler
         scheduler.refresh()
         own = [node for node, claim in scheduler.ledger.own() if claim.reservation == number]
@@ -328,6 +351,8 @@ class Groups:
         if not claims or len(claims) < claims[0][1].members:
             scheduler.ledger.learn(list(scheduler.fleet.names))
             claims = self._claims().get(number, [])
+        if not claims or (not part and len(claims) < claims[0][1].members):
+            scheduler.ledger.require_all()
         if not claims:
             raise NotThereError("reservation", f"no {number} is held in cell {scheduler.config.cell}: it expired, was "
                                   "released or confirmed, or is another cell's")  # fmt: skip
@@ -351,20 +376,19 @@ class Groups:
         ledger = self._scheduler.ledger
         found: dict[str, list[tuple[str, Claim]]] = {}
         for node, known in ledger.known.items():
-            if known.record.claims:
+            if not known.record.claims:
+                continue
+            with suppress(NodestateError):  # what lives on a server that does not answer is not at hand
                 for number, claims in by_reservation({node: known.record}, ledger.now(node)).items():
                     found.setdefault(number, []).extend(claims)
         return found
 
-    def _is_placed(self, node: str, claim: Claim) -> bool:
-        fleet = self._scheduler.fleet
-        row = fleet.rows.get(node)
-        return row is not None and claim.instance in fleet.tenants(row)
-
     def _held(self, number: str, claims: list[tuple[str, Claim]]) -> Reservation:
         left = min(claim.until - self._scheduler.ledger.now(node) for node, claim in claims)
         whole = len(claims) == claims[0][1].members and all(claim.kept for _, claim in claims)
-        members = tuple(_member(node, claim, placed=self._is_placed(node, claim)) for node, claim in claims)
+        members = tuple(
+            _member(node, claim, placed=self._scheduler.ledger.is_allocated(node, claim)) for node, claim in claims
+        )
         return Reservation(number, claims[0][1].owner, members, max(0.0, left), whole)
 
 

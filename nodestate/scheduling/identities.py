@@ -1,4 +1,4 @@
-"""Names that tell their order: of claims, which the orders and allocations that they become bear as well, and of reservations.
+"""Names that tell their order: of claims, of the orders that follow them and the allocations that these build, and of reservations.
 
 Twelve hexadecimal digits of milliseconds since 1970, a dash, and twelve of chance; so of two names the later is the larger
 one, as text. Every allocation says two of them among its hints::
@@ -6,8 +6,9 @@ one, as text. Every allocation says two of them among its hints::
     order   who built it as it is: a boot, a move and a resize each give another, larger than the one before, whoever gives it
     boot    the ``order`` of the first of them: the instance's life (left out where both are the same)
 
-So two schedulers that never heard of each other agree which of two allocations of an instance counts, and whether both are
-of one life: what ended it, ends it wherever it was moved meanwhile.
+So two schedulers that never heard of each other agree which of two allocations of an instance counts (the one of the later life,
+and of one life the later order), and whether both are of one life: what ended it, ends it wherever it was moved meanwhile.
+Nobody ends what counts, but who was told to end the instance.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def fresh(clock: Clock, after: str = "") -> str:
 def order_of(hints: Mapping[str, Any]) -> str:
     """Which order built what has these hints; empty where none of a scheduler did."""
     return str(hints.get("order", ""))
+
+
+def rank_of(hints: Mapping[str, Any]) -> tuple[str, str]:
+    """Of two allocations of an instance the one with the larger of these counts."""
+    return life_of(hints), order_of(hints)
 
 
 def life_of(hints: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ from nodestate.scheduling.claims import (
     unsure,
 )
 from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.identities import order_of
 from nodestate.scheduling.sharing import Sharing
 
 FETCH_COUNT: Final = 2_000
@@ -109,6 +110,11 @@ class Ledger:
     def now(self, node: str) -> float:
         """The time that deadlines on a node are of. Raises ``StoreUnavailableError``."""
         return self.server(node).server_time()
+
+    def require_all(self) -> None:
+        """Raises ``StoreUnavailableError`` where a server does not answer: what is claimed there is not known."""
+        for server in self._servers:
+            server.server_time()
 
     def unsure(self) -> list[str]:
         """The nodes whose record was begun so lately that claims may be missing from it."""
@@ -190,7 +196,11 @@ class Ledger:
     def _shown_of(self, node: str, row: int, record: ClaimRecord) -> set[str]:
         """The claims of a record whose instances the node shows, or showed in an earlier view: usage has, or had, them."""
         tenants = self._fleet.tenants(row)
-        shown = {claim.id for claim in record.claims if claim.instance in tenants and not claim.resize}
+        shown = {
+            claim.id
+            for claim in record.claims
+            if claim.instance in tenants and not claim.resize and self.is_allocated(node, claim)
+        }
         before = self._shown.get(node)
         if before:
             shown |= before & {claim.id for claim in record.claims}
@@ -199,6 +209,14 @@ class Ledger:
         elif before:
             del self._shown[node]
         return shown
+
+    def is_allocated(self, node: str, claim: Claim) -> bool:
+        """Whether the node reports what a claim became, and not what the same instance had on it before."""
+        row = self._fleet.rows.get(node)
+        if row is None or claim.instance not in self._fleet.tenants(row):
+            return False
+        order = order_of(self._fleet.hints(row, claim.instance))
+        return not order or order >= claim.id
 
     # -- edits
 

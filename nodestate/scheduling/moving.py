@@ -87,11 +87,19 @@ class Moves:
         return outcome
 
     def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[Booted | Failed]:
-        """Everything off a node, also one that is dead: by what it reported last. Raises ``NotThereError``."""
+        """Everything off a node, also one that is dead: by what it reported last. What is elsewhere by now stays there, and is
+        ended on the node. Raises ``NotThereError``.
+        """
         row = self._row("node", node)
+        fleet = self._scheduler.fleet
         there: list[_Placed] = []
         unclear: list[Booted | Failed] = []
-        for instance, allocation in self._scheduler.fleet.allocations(row).items():
+        elsewhere: list[Booted] = []
+        for instance, allocation in fleet.allocations(row).items():
+            counting = fleet.counting(instance)
+            if counting not in (row, None):
+                elsewhere.append(Booted(instance, fleet.names[counting], fleet.version[counting]))
+                continue
             try:
                 there.append(self._as_placed(instance, row, allocation))
             except BadRequestError as error:
@@ -104,7 +112,8 @@ class Moves:
             boot.placing.avoid.add(row)
         outcomes = self._run(boots, timeout_s)
         self._end_old(there, outcomes)
-        return outcomes + unclear
+        self._scheduler.end_copies((node, outcome.instance) for outcome in elsewhere)
+        return [*outcomes, *elsewhere, *unclear]
 
     def explain(self, instance: str, resources: Mapping[str, int] | None = None) -> Explanation:
         """Why it would go where it would go: the other nodes as a move sees them, or a resize to these resources."""
@@ -133,13 +142,15 @@ class Moves:
     def _placed(self, instance: str) -> _Placed:
         self._scheduler.refresh()
         fleet = self._scheduler.fleet
-        rows = fleet.reporting(instance)
+        row, rows = fleet.counting(instance), fleet.reporting(instance)
         if not rows:
             raise NotThereError("instance", f"no node reports {instance}")
-        if len(rows) > 1:
+        if row is None:
             nodes = " and ".join(fleet.names[row] for row in rows)
-            raise NotThereError("instance", f"{instance} is on {nodes}: a move is under way; try again")
-        return self._as_placed(instance, rows[0], fleet.allocations(rows[0])[instance])
+            raise NotThereError(
+                "instance", f"{instance} is on {nodes}, and no scheduler put it there: which one is it?"
+            )
+        return self._as_placed(instance, row, fleet.allocations(row)[instance])
 
     def _as_placed(self, instance: str, row: int, allocation: Mapping[str, Any]) -> _Placed:
         hints = allocation.get("hints") or {}
@@ -156,9 +167,9 @@ class Moves:
         placing = self._scheduler.placing(request, placed.instance)
         placing.lifts = lifts
         placing.request = _for_life(request)
-        placing.after = placed.lift.order
         life = life_of(placed.hints)
-        return Boot(placing, hints={**placed.hints, "boot": life} if life else dict(placed.hints))
+        hints = {**placed.hints, "boot": life} if life else dict(placed.hints)
+        return Boot(placing, hints=hints, after=placed.lift.order)
 
     def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
         self._scheduler.begin(boots)

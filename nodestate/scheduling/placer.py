@@ -60,7 +60,7 @@ class NoNode:
 class Placing:
     """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
     may go to; ``sure``: only nodes of which no claims may be missing; ``lifts``: what is to be
-    thought away, itself where it moves. ``after``: an order that its own comes later than. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
+    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
     the first of an affinity group, as far as its scheduler sees.
     """
 
@@ -71,7 +71,6 @@ class Placing:
     only: int | None = None
     sure: bool = False
     lifts: tuple[Lift, ...] = ()
-    after: str = ""
     reservation: str = ""
     members: int = 1
     owner: str = ""
@@ -178,7 +177,7 @@ class Placer:
         had = lift.amounts if lift is not None and lift.row == row else None
         placing.node = node
         placing.claim = Claim(
-            identities.fresh(self._clock, placing.after),
+            identities.fresh(self._clock),
             placing.instance,
             self._holder,
             until,

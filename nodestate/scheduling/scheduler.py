@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from nodestate.config import Config
 from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, NotThereError, StaleViewError
@@ -120,6 +120,7 @@ class Scheduler:
             self._learnt = len(self.fleet)
         self.ledger.expire()
         self._view = view
+        self._blind = None
         return view
 
     @property
@@ -190,14 +191,19 @@ class Scheduler:
         instances = list(instances)
         with suppress(StaleViewError):  # what was changed in place since the last view would not be what is ended
             self.refresh()
-        self._booting().end(self._ending(node, instance, for_good=True) for node, instance in instances)
-        ended = set(instances)
+        self._end(instances)
+
+    def _end(self, instances: Sequence[tuple[str, str]]) -> list[Ending]:
+        endings = [ending for node, instance in instances for ending in self._endings(node, instance)]
+        self._booting().end(endings)
+        ended = {(ending.node, ending.instance) for ending in endings}
         self._settle(
             (node, claim)
             for node, claim in self.ledger.own()
             if (node, claim.instance) in ended
             and (self.ledger.allocation(claim.id) is not None or self._seen_allocated(node, claim))
         )
+        return endings
 
     def end_everywhere(self, instances: Iterable[str], timeout_s: float = 60.0) -> dict[str, list[str]]:
         """End instances for good, and wait until no node reports them; gives the nodes that each was on. Raises ``NotThereError``
@@ -208,21 +214,30 @@ class Scheduler:
         for instance, nodes in there.items():
             if not nodes:
                 raise NotThereError("instance", f"no node reports {instance}")
-        self.end((node, instance) for instance, nodes in there.items() for node in nodes)
-        self.run(lambda: self._reports_none_of(there), timeout_s)
+        endings = self._end([(node, instance) for instance, nodes in there.items() for node in nodes])
+        try:
+            self.run(lambda: self._shows_none_of(endings), timeout_s)
+        except TimeoutError as error:
+            left = [f"{one.instance} on {one.node}" for one in endings if self._booting().shows([one])]
+            raise TimeoutError(
+                f"{', '.join(left) or 'it'} was told to end, and views show it for {timeout_s:g} s; an agent that is down is to be "
+                "told again when it is up"
+            ) from error.__cause__
         return there
 
-    def _reports_none_of(self, instances: Iterable[str]) -> bool:
+    def _shows_none_of(self, endings: Iterable[Ending]) -> bool:
         try:
             self.refresh()
         except StaleViewError as error:
             self._blind = error
             return False
-        return not any(map(self.fleet.reporting, instances))
+        return not self._booting().shows(endings)
 
     def end_copies(self, copies: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end what the last view shows on their nodes, as (node, instance): the instances live on elsewhere."""
-        self.end_only(self._ending(node, instance, for_good=False) for node, instance in copies)
+        self.end_only(
+            Ending(node, instance, identities.order_of(self._hints(node, instance))) for node, instance in copies
+        )
 
     def end_only(self, endings: Iterable[Ending]) -> None:
         """Tell agents to end what these orders built, and nothing else."""
@@ -235,11 +250,21 @@ class Scheduler:
             Ending(order.node, order.instance, order.id, identities.life_of(order.hints)) for order in orders
         )
 
-    def _ending(self, node: str, instance: str, *, for_good: bool) -> Ending:
-        """How to end what the last view shows of an instance on a node: its life, or (not ``for_good``) only there."""
+    def _endings(self, node: str, instance: str) -> list[Ending]:
+        """How to end the lives of an instance that the last view shows: on the node, and wherever else it is by now."""
+        there = {self.fleet.names[row]: self.fleet.hints(row, instance) for row in self.fleet.reporting(instance)}
+        endings = [
+            Ending(name, instance, identities.order_of(hints), identities.life_of(hints))
+            for name, hints in there.items()
+        ]
+        if node not in there:
+            own = self._booting().built(node, instance)
+            endings.append(own if own is not None else Ending(node, instance))
+        return endings
+
+    def _hints(self, node: str, instance: str) -> Mapping[str, Any]:
         row = self.fleet.rows.get(node)
-        hints = self.fleet.hints(row, instance) if row is not None else {}
-        return Ending(node, instance, identities.order_of(hints), identities.life_of(hints) if for_good else "")
+        return self.fleet.hints(row, instance) if row is not None else {}
 
     def tell_placed(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
         """Tell agents that all members of a reservation are there, of which they have these, until they have answered."""
@@ -296,7 +321,6 @@ class Scheduler:
         except StaleViewError as error:
             self._blind = error
             return False
-        self._blind = None
         boots.look()
         boots.hold_to_bounds(view.age)
         return True
@@ -401,7 +425,7 @@ class Scheduler:
         row, told = self.fleet.rows.get(node), self.ledger.allocation(claim.id)
         if row is None:
             return False
-        return claim.instance in self.fleet.tenants(row) or (told is not None and told <= self.fleet.version[row])
+        return self.ledger.is_allocated(node, claim) or (told is not None and told <= self.fleet.version[row])
 
     def close(self) -> None:
         """Close what this opened. Claims stay until they expire, or their instances are allocated."""

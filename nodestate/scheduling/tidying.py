@@ -1,10 +1,12 @@
 """Tidying: what a scheduler that died left half done is finished by any other, from what the agents report.
 
-- An instance on two nodes, as it was moved, or booted twice: what the later order built stays, the others are ended.
+- An instance on two nodes, as it was moved, or booted twice: the allocation that counts stays (``identities``), the others are
+  ended; not before its node is heard.
 - A reservation whose members are all there, and not all marked as placed: they are marked. One that has a member so
   marked was whole once; what is missing since was ended on purpose.
 - A reservation of which members are missing, none is marked, and no claim is left that could become one: what is there is
-  ended. Where a server of claims does not answer nobody knows of that, so it waits.
+  ended. Where a server of claims does not answer nobody knows of that, so it waits; and it looks twice, so that claims that were
+  lost are put back, and members whose claims are settled are in the view.
 
 Nothing is done before it was seen for ``grace_s``: whoever is at it may be about to finish it. That some are missing counts
 from when the first was: what is seen for that long in one state, not in any.
@@ -15,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from nodestate.model import Receipt
+from nodestate.scheduling.claims import LOOK_AFTER_S
 from nodestate.scheduling.fleet import Fleet, Mark
-from nodestate.scheduling.identities import order_of
 from nodestate.scheduling.ledger import Ledger
 
 
@@ -36,6 +39,7 @@ class Tidying:
         self._ledger = ledger
         self._grace_s = grace_s
         self._since: dict[str, float] = {}
+        self._unclaimed: dict[str, tuple[float, list[Receipt]]] = {}
 
     def due(self, now: float) -> list[Duty]:
         """What is to be done by now."""
@@ -53,40 +57,45 @@ class Tidying:
         ripe = {number: gang for number, gang in gangs.items() if names[number] in over}
         # Claims may be on any node, and who wrote them tells nobody.
         known = all(map(is_whole, ripe.values())) or self._ledger.learn(list(fleet.names))
+        self._unclaimed = {number: seen for number, seen in self._unclaimed.items() if number in ripe}
         for number, gang in ripe.items():
-            if known or is_whole(gang):
-                duties += self._of_gang(number, gang)
+            if is_whole(gang) or (known and self._is_unclaimed(number, now)):
+                duties += self._of_gang(gang)
         return duties
 
     def _of_doubled(self, instance: str, rows: Collection[int]) -> list[Duty]:
-        orders = {row: order_of(self._fleet.hints(row, instance)) for row in rows}
-        last = max(orders.values())
-        if sum(order == last for order in orders.values()) > 1:
-            return []  # none of them is of a scheduler: nobody can tell which one counts
+        counting = self._fleet.counting(instance)
+        if counting is None or not self._fleet.heard(counting):
+            return []
         names = self._fleet.names
-        return [Duty(names[row], instance, False) for row, order in orders.items() if order < last]
+        return [Duty(names[row], instance, False) for row in rows if row != counting]
 
-    def _of_gang(self, number: str, gang: Mapping[tuple[int, str], Mark]) -> list[Duty]:
+    def _of_gang(self, gang: Mapping[tuple[int, str], Mark]) -> list[Duty]:
         names = self._fleet.names
         whole = is_whole(gang)
-        if not whole and self._claimed(number):
-            return []
         return [
             Duty(names[row], instance, whole) for (row, instance), mark in gang.items() if not (whole and mark.placed)
         ]
+
+    def _is_unclaimed(self, number: str, now: float) -> bool:
+        """Whether no claim was left that may still become a member, both now and one look before; and the view has what others saw
+        of claims by then.
+        """
+        if self._claimed(number):
+            self._unclaimed.pop(number, None)
+            return False
+        since, seen = self._unclaimed.setdefault(number, (now, self._ledger.behind()))
+        version, rows = self._fleet.version, self._fleet.rows
+        return now - since >= LOOK_AFTER_S and all(version[rows[node]] >= newest for node, newest in seen)
 
     def _claimed(self, number: str) -> bool:
         """Whether a claim is left that may still become a member."""
         return any(
             claim.reservation == number and claim.until > self._ledger.now(node)
-            and not self._allocated(node, claim.instance)
+            and not self._ledger.is_allocated(node, claim)
             for node, known in self._ledger.known.items()
             for claim in known.record.claims
         )  # fmt: skip
-
-    def _allocated(self, node: str, instance: str) -> bool:
-        row = self._fleet.rows.get(node)
-        return row is not None and instance in self._fleet.tenants(row)
 
 
 def is_whole(gang: Mapping[tuple[int, str], Mark]) -> bool:

@@ -9,7 +9,7 @@ from nodestate.orders import Build, decode_order
 from nodestate.scheduling.boots import ENDING_S, Booted, Failed
 from nodestate.scheduling.request import parse
 from nodestate.testing import Letter
-from tests.scheduling.cells import boot, cell_of
+from tests.scheduling.cells import behind, boot, cell_of
 
 
 def test_who_cancels_a_boot_that_is_under_way_stops_nobody() -> None:
@@ -64,3 +64,48 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
     tenancy.fleet.revive(other)
     tenancy.rest(2 * tenancy.config.claim_s)
     assert tenancy.placed() == {"a": [at]}
+
+
+def test_what_is_ended_before_a_view_shows_it_is_told_again() -> None:
+    """The first order to end it is lost."""
+    tenancy, (one, _) = cell_of(2)
+    behind(tenancy, one)
+    booted = boot(one.scheduler, "a")
+    tenancy.broker.holding = True
+    one.scheduler.end([(booted.node, "a")])
+    tenancy.broker.under_way.clear()
+    tenancy.broker.holding = False
+    one.reader.lagging = False
+    tenancy.rest(10.0)
+    assert tenancy.placed() == {}
+
+
+def test_what_was_moved_is_ended_by_who_names_the_node_that_it_was_on() -> None:
+    """It is the instance that its user is done with."""
+    tenancy, (one, two) = cell_of(2)
+    booted = boot(one.scheduler, "a")
+    tenancy.rest(2.0)
+    assert isinstance(two.scheduler.move("a"), Booted)
+    tenancy.rest(2.0)
+    one.scheduler.end([(booted.node, "a")])
+    tenancy.rest(10.0)
+    assert tenancy.placed() == {}
+
+
+def test_an_instance_that_moves_while_it_is_ended_is_ended() -> None:
+    tenancy, (one, two) = cell_of(3)
+    boot(one.scheduler, "a")
+    behind(tenancy, one)
+    assert isinstance(two.scheduler.move("a"), Booted)
+    tenancy.clock.others = lambda: (setattr(one.reader, "lagging", False), tenancy.live())[1]
+    one.scheduler.end_everywhere(["a"], 20.0)
+    assert tenancy.placed() == {}
+
+
+def test_who_waits_in_vain_for_an_end_is_told_where_the_instance_is() -> None:
+    tenancy, (one, _) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    tenancy.agent_frozen = True
+    with pytest.raises(TimeoutError, match=f"a on {at} was told to end"):
+        one.scheduler.end_everywhere(["a"], 5.0)

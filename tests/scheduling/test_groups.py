@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nodestate.errors import NotThereError
+from nodestate.errors import NotThereError, StaleViewError, StoreUnavailableError
 from nodestate.orders import Build, decode_order
+from nodestate.scheduling.boots import Booted, Failed
 from nodestate.scheduling.groups import Confirmed, NotConfirmed, NotReserved
-from nodestate.scheduling.request import parse_group
+from nodestate.scheduling.request import parse, parse_group
 from nodestate.testing import Letter
 from tests.scheduling.cells import boot, cell_of, reserve, wanted
 
@@ -164,3 +165,64 @@ def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> No
     for [node] in tenancy.placed().values():
         [allocation] = tenancy.fleet.room(node).allocations.values()
         assert allocation["hints"]["placed"]
+
+
+def test_a_member_that_is_booted_again_is_another_life() -> None:
+    """What ended the first, or was to undo it, ends nothing of the second."""
+    tenancy, (one, two) = cell_of(3)
+    held = reserve(one.scheduler, "a", "b", hold_s=600.0)
+    tenancy.agent_frozen = True
+    assert isinstance(one.scheduler.groups.boot(held.id, "a"), Failed)
+    tenancy.agent_frozen = False
+    tenancy.rest(2.0)
+    first = one.scheduler.groups.boot(held.id, "a")
+    assert isinstance(first, Booted)
+    tenancy.rest(3.0)
+    two.scheduler.end([(first.node, "a")])
+    tenancy.rest(8.0)
+    assert tenancy.placed() == {}
+    if (again := one.scheduler.claim([parse(wanted("a"))])[0]).claim is not None:
+        one.scheduler.placer.give_back([again])
+    second = boot(one.scheduler, "a")
+    tenancy.rest(20.0)
+    assert tenancy.placed() == {"a": [second.node]}
+
+
+def test_a_reservation_is_confirmed_once() -> None:
+    """Its claims may be there for a while yet."""
+    tenancy, (one, two) = cell_of(3)
+    held = reserve(one.scheduler, "a", "b")
+    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    tenancy.rest(0.5)
+    [at] = tenancy.placed()["a"]
+    two.scheduler.end([(at, "a")])
+    tenancy.live()
+    with pytest.raises(NotThereError):
+        one.scheduler.confirm(held.id)
+    tenancy.rest(5.0)
+    assert tenancy.placed().keys() == {"b"}
+
+
+def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() -> None:
+    """What they built meanwhile is what they were told the first time."""
+    tenancy, (one, _) = cell_of(3)
+    held = reserve(one.scheduler, "a", "b")
+    consume = tenancy.consumer.step
+    tenancy.consumer.step = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(TimeoutError):
+        one.scheduler.confirm(held.id, timeout_s=2.0)
+    tenancy.consumer.step = consume  # type: ignore[method-assign]
+    tenancy.clock.advance(0.5)
+    tenancy.live()
+    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert {name: len(nodes) for name, nodes in tenancy.placed().items()} == {"a": 1, "b": 1}
+
+
+def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
+    tenancy, (one, _) = cell_of(8)
+    held = reserve(one.scheduler, *"abcdef", hold_s=600.0)
+    tenancy.servers[0].stop()
+    for call in (one.scheduler.reservations, lambda: one.scheduler.confirm(held.id)):
+        with pytest.raises((StoreUnavailableError, StaleViewError)):
+            call()

@@ -5,9 +5,21 @@ from __future__ import annotations
 import pytest
 
 from nodestate.errors import NotThereError
-from nodestate.scheduling.boots import ENDING_S, Booted, Failed
+from nodestate.scheduling.boots import ENDING_S, Boot, Booted, Failed
 from nodestate.scheduling.groups import Confirmed
+from tests.machines.tenancy import Process
 from tests.scheduling.cells import behind, boot, cell_of, reserve
+
+
+def begin_move(process: Process, instance: str) -> Boot:
+    """Its order is sent; somebody else decides when it comes."""
+    moves = process.scheduler.moves
+    placed = moves._placed(instance)
+    moving = moves._boot(placed, placed.request, (placed.lift,))
+    moving.placing.avoid.add(placed.row)
+    process.scheduler.begin([moving])
+    process.scheduler.step()
+    return moving
 
 
 def test_what_was_resized_a_moment_ago_ends_when_it_is_told_to() -> None:
@@ -72,7 +84,7 @@ def test_a_move_looks_again_before_it_chooses_another_node() -> None:
     tenancy.clock.others = live
     moved = one.scheduler.move("a")
     assert isinstance(moved, Failed)
-    assert str(moved.why) == f"a was ended, or changed, on {at} meanwhile"
+    assert str(moved.why) == f"a was ended, moved or changed on {at} meanwhile"
 
 
 def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
@@ -175,3 +187,102 @@ def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_re
     outcome = boot(one.scheduler, "a")
     assert (resized, outcome.refused) == (["a"], ())
     assert tenancy.placed() == {"a": [outcome.node]}
+
+
+def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too_many() -> None:
+    """Its agent built it, said so, and hung: who tidies up sees a later order there, and who moved it told its user that it stays."""
+    tenancy, (one, _) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    [to] = [node for node in tenancy.fleet.nodes() if node != at]
+    behind(tenancy, one)
+    one.scheduler.max_age = 20.0
+    tenancy.broker.holding = True
+    began, lost = tenancy.clock.monotonic(), []
+
+    def live() -> None:
+        tenancy.live()
+        if tenancy.clock.monotonic() - began > 3.5 and not lost:
+            lost.append(to)
+            tenancy.clock.busy = True
+            tenancy.broker.deliver()
+            tenancy.agent.step(0.0)
+            tenancy.consumer.step()
+            tenancy.broker.under_way.clear()
+            tenancy.kill(to)
+            tenancy.broker.holding = False
+            tenancy.clock.busy = False
+
+    tenancy.clock.others = live
+    assert isinstance(one.scheduler.move("a", to=to), Failed)
+    assert tenancy.placed() == {"a": sorted([at, to])}
+    tenancy.clock.others = tenancy.live
+    one.reader.lagging = False
+    for _ in range(60):
+        tenancy.rest(1.0)
+        assert at in tenancy.placed()["a"]
+    tenancy.revive()
+    tenancy.rest(2 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": [at]}
+
+
+def test_a_move_that_comes_after_that_of_somebody_else_ends_nothing() -> None:
+    """Both go to the same node: the second order there is refused, so what is to undo it ends nothing."""
+    tenancy, (one, two) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    [to] = [node for node in tenancy.fleet.nodes() if node != at]
+    behind(tenancy, one)
+    two.scheduler.refresh()
+    tenancy.broker.holding = True
+    first, second = begin_move(one, "a"), begin_move(two, "a")
+    tenancy.broker.deliver(1)
+    tenancy.agent.step(0.0)
+    tenancy.broker.deliver(1)
+    two.scheduler.step()
+    assert isinstance(second.outcome, Booted)
+    tenancy.clock.advance(3.5)
+    tenancy.broker.deliver()
+    tenancy.agent.step(0.0)
+    tenancy.broker.under_way.clear()
+    tenancy.broker.holding = False
+    two.scheduler.end_copies([(at, "a")])
+    one.scheduler.run(lambda: first.outcome is not None, 20.0)
+    one.reader.lagging = False
+    tenancy.rest(2 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": [to]}
+
+
+def test_what_was_evacuated_can_be_moved_and_is_evacuated_once_while_its_node_is_dead() -> None:
+    """Its node says still what it said last."""
+    tenancy, (one, two) = cell_of(4)
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    tenancy.kill(at)
+    [first] = one.scheduler.evacuate(at)
+    assert isinstance(first, Booted)
+    tenancy.rest(2.0)
+    [again] = two.scheduler.evacuate(at)
+    assert isinstance(again, Booted)
+    assert again.node == first.node
+    moved = two.scheduler.move("a")
+    assert isinstance(moved, Booted)
+    tenancy.rest(2 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": sorted([at, moved.node])}
+    tenancy.revive()
+    tenancy.rest(2 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": [moved.node]}
+
+
+def test_the_life_that_a_user_began_since_counts_more_than_what_was_moved_of_the_one_before() -> None:
+    """The scheduler that ended it is gone, and the mover's view was from before."""
+    tenancy, (one, two, three) = cell_of(3, 3)
+    boot(one.scheduler, "a", 1)
+    behind(tenancy, two)
+    one.scheduler.end_everywhere(["a"], 20.0)
+    tenancy.bury(one)
+    three.scheduler.refresh()
+    again = boot(three.scheduler, "a", 4)
+    assert isinstance(two.scheduler.move("a"), Booted)
+    two.reader.lagging = False
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": [again.node]}
+    assert tenancy.fleet.room(again.node).allocations["a"]["resources"]["VCPU"] == 4

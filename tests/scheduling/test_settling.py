@@ -96,3 +96,26 @@ def test_only_claims_of_others_are_read_again_for_want_of_a_node() -> None:
     one.scheduler.placer.give_back([placing])
     [placing] = two.scheduler.claim([Request(resources=ROOM, instances=("b",))])
     assert placing.node == "node-0", "that the other's claim has gone is seen when there is no other node"
+
+
+def test_a_claim_of_an_instance_that_was_there_before_is_not_settled_by_what_it_had_then() -> None:
+    """Who had claimed it the first time decides on a view that shows that one."""
+    tenancy = one_node()
+    one, two, three = (tenancy.start(name) for name in ("one", "two", "three"))
+    half = {name: amount // 2 for name, amount in ROOM.items()}
+    [booted] = one.scheduler.boot(Request(resources=half, instances=("a",)))
+    assert isinstance(booted, Booted)
+    live_until(tenancy, 0.3)
+    one.scheduler.refresh()
+    one.reader.lagging = True
+    two.scheduler.refresh()
+    two.scheduler.end([("node-0", "a")])
+    live_until(tenancy, 0.3)
+    two.scheduler.refresh()
+    [again] = two.scheduler.claim([Request(resources=half, instances=("a",))])
+    assert again.claim is not None
+    one.scheduler.ledger.learn(["node-0"])
+    one.scheduler.settle()
+    assert [claim.id for claim in tenancy.claims("node-0")] == [again.claim.id]
+    [refused] = three.scheduler.claim([Request(resources=ROOM, instances=("b",))])
+    assert refused.claim is None
