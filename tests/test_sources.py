@@ -201,6 +201,17 @@ def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
     assert states["n1"]["status"] == "up"
 
 
+def test_a_node_that_is_back_says_what_it_has_when_it_is_asked() -> None:
+    """An order may come between the two; its instance would be on the node, and in no view."""
+    fleet = GivenFleet({"n1": {"inventory": {"VCPU": {"total": 4}}}})
+    list(fleet.poll(0.0))
+    fleet.kill("n1")
+    list(fleet.poll(1.0))
+    fleet.revive("n1")
+    fleet.build("n1", "a", {"resources": {"VCPU": 1}})
+    assert [reading.state["allocations"].keys() for reading in fleet.poll(2.0) if isinstance(reading, Whole)] == [{"a"}]
+
+
 # -- libvirt --------------------------------------------------------------------------------------
 
 

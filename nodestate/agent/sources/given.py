@@ -69,7 +69,8 @@ class GivenFleet:
         """Every state at the first call; afterwards what it was told."""
         told, self._told = self._told, []
         if self._polled:
-            yield from told
+            for reading in told:  # as it is by now: orders may have come since it was told
+                yield Whole(reading.node, self.state(reading.node)) if isinstance(reading, Whole) else reading
             return
         self._polled = True
         self._take_over()
