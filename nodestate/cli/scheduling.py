@@ -37,6 +37,7 @@ from nodestate.scheduling import (
 MAX_AGE_S: Final = 5.0
 HEARTBEATS_COUNT: Final = 3
 """A node that missed so many is passed over, as of a view that may be ``MAX_AGE_S`` old itself."""
+FIRST_VIEW_S: Final = 2.0
 LOOK_EVERY_S: Final = 0.1
 TELL_AGAIN_S: Final = 1.0
 
@@ -97,13 +98,31 @@ def scheduler_of(
             node_max_age=node_max_age or HEARTBEATS_COUNT * config.heartbeat_s + MAX_AGE_S,
             courier=courier,
         ) as scheduler:
-            yield scheduler
-    except TimeoutError as error:
-        cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
-        raise NotDoneError(f"{cause}; claims that were made end after {config.claim_s:g} s") from error
+            _look(scheduler)
+            try:
+                yield scheduler
+            except TimeoutError as error:
+                cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+                if any(scheduler.ledger.own()):
+                    cause += f"; claims that were made end after {config.claim_s:g} s"
+                raise NotDoneError(cause) from error
     finally:
         if courier is not None:
             courier.close()
+
+
+def _look(scheduler: Scheduler) -> None:
+    """A first view, within a moment: consumers may be about to vouch for what they took over. Raises ``StaleViewError``."""
+    deadline = time.monotonic() + FIRST_VIEW_S
+    while True:
+        try:
+            scheduler.refresh()
+        except StaleViewError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_EVERY_S)
+        else:
+            return
 
 
 def read_file(path: str) -> bytes:

@@ -211,9 +211,9 @@ class Scheduler:
         """
         self.refresh()
         there = {instance: [self.fleet.names[row] for row in self.fleet.reporting(instance)] for instance in instances}
-        for instance, nodes in there.items():
-            if not nodes:
-                raise NotThereError("instance", f"no node reports {instance}")
+        nowhere = [instance for instance, nodes in there.items() if not nodes]
+        if nowhere:
+            raise NotThereError("instance", f"no node reports {', '.join(nowhere)}; nothing was ended")
         endings = self._end([(node, instance) for instance, nodes in there.items() for node in nodes])
         try:
             self.run(lambda: self._shows_none_of(endings), timeout_s)
