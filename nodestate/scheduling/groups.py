@@ -280,6 +280,7 @@ class Groups:
             return NotConfirmed(number, tuple(failed))
         # From here on each may end by itself; who does not hear it is told by ``tidying``.
         scheduler.tell_placed(boots, {**mark, "placed": True})
+        self._drop_claims(boots)
         return Confirmed(number, tuple(booted))
 
     def _built_before(self, placing: Placing, number: str = "") -> str:
@@ -315,13 +316,17 @@ class Groups:
 
     def _undo(self, boots: list[Boot]) -> None:
         """End what was built, and hold nothing for it any more."""
-        scheduler = self._scheduler
-        scheduler.undo(boots)
+        self._scheduler.undo(boots)
+        self._drop_claims(boots)
+
+    def _drop_claims(self, boots: list[Boot]) -> None:
+        """Their allocations are what counts; and what is held no more is not confirmed again."""
+        ledger = self._scheduler.ledger
         for boot in boots:
             assert isinstance(boot.outcome, Booted), "only what was built"
             if boot.placing.claim is not None:
-                scheduler.ledger.drop(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
-        scheduler.ledger.settle()
+                ledger.drop(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
+        ledger.settle()
 
     def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
         """Build one member by itself, where it is held. Raises ``NotThereError`` as ``confirm`` does."""

@@ -22,6 +22,7 @@ from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.scheduler import Scheduler
 
 GROUPS_COUNT = 6
+CONFIRM_S = 20.0
 KEPT_COUNT = 60
 """Instances that one of these keeps, if they fit: together more than there is room for."""
 
@@ -55,7 +56,7 @@ class Tenant:
             self._reserve()
         else:
             instance = rng.choice(sorted(self.has))
-            outcome = self.moves.move(instance, timeout_s=20.0)
+            outcome = self.moves.move(instance, timeout_s=CONFIRM_S)
             if isinstance(outcome, Booted):
                 self.has[instance] = outcome.node
             self.counters[f"move {type(outcome).__name__}"] += 1
@@ -93,7 +94,7 @@ class Tenant:
         if self.rng.random() < 0.2:
             self.groups.release(held.id)
             return
-        confirmed = self.groups.confirm(held.id, timeout_s=20.0)
+        confirmed = self.groups.confirm(held.id, timeout_s=CONFIRM_S)
         self.counters[type(confirmed).__name__] += 1
         if isinstance(confirmed, Confirmed):
             self.has.update({member.instance: member.node for member in confirmed.members})

@@ -189,10 +189,11 @@ def test_a_member_that_is_booted_again_is_another_life() -> None:
 
 
 def test_a_reservation_is_confirmed_once() -> None:
-    """Its claims may be there for a while yet."""
+    """It holds nothing from then on."""
     tenancy, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
     assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert [claim for node in tenancy.fleet.nodes() for claim in tenancy.claims(node)] == []
     tenancy.rest(0.5)
     [at] = tenancy.placed()["a"]
     two.scheduler.end([(at, "a")])
