@@ -3,7 +3,7 @@
 A partition in one design, as its head sees it::
 
     (nothing) --begin: contents, head, epoch key--> owned, term 1
-    owned, term t --take: CAS by a new owner--> owned, term t+1
+    owned, term t --take: CAS by a new owner--> owned, term t+1      unless that owner held it before the head was written
     owned --advance: CAS, offset+1--> owned        owned --renew: CAS, same offset--> owned
     any --the store lost the head or the epoch key--> (nothing), or the owner begins another epoch
 
@@ -100,7 +100,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one design of one partition lives, and in whose name it is written."""
+    """Where one design of one partition lives, and in whose name it is written. ``owned_since``: from this moment of the clock on
+    nobody else should have written it, as the owner has the partition and joins a design of it; None where it follows another.
+    """
 
     prefix: str
     partition: int
@@ -108,6 +110,7 @@ class Place:
     lease_s: int
     store: Store
     clock: Clock = _SYSTEM_CLOCK
+    owned_since: float | None = None
 
     def ms_since(self, moment: float | None) -> int:
         """Milliseconds from a moment of the clock until now, rounded up; 0 for None."""
@@ -151,6 +154,9 @@ class Tenure:
     def take(cls, place: Place, max_silent_s: float = math.inf) -> Steps[tuple[Tenure, Head] | None]:
         """Raise the term by CAS. Returns the tenure and the head as it was found, or None where nothing is stored. What
         nobody renewed for ``max_silent_s`` is not vouched for any more.
+
+        Raises ``FencedError`` where another owner wrote the head when the partition should have been ours: it took it while we
+        slept, and its term must not be raised by memory from before.
         """
         for _ in range(MAX_TRIES_COUNT):
             asked_at = place.clock.monotonic()
@@ -164,6 +170,12 @@ class Tenure:
             # What the owner before said stays true of what it wrote, and gets older.
             known = item.ttl_s is not None and item.ttl_s <= head.lease_s
             age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if known and item.ttl_s is not None else NEVER_HEARD
+            if (
+                place.owned_since is not None
+                and head.owner != place.owner
+                and age_ms <= place.ms_since(place.owned_since)
+            ):
+                raise FencedError(place.partition, head.term, f"{head.owner} wrote epoch {head.epoch:x} since")
             ours = msgspec.structs.replace(
                 head,
                 term=head.term + 1,

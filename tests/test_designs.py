@@ -268,6 +268,39 @@ def test_a_design_that_is_prepared_is_begun_from_memory_and_kept_up() -> None:
     assert world.reader.read(max_age=3.0).design == "journal"
 
 
+@pytest.mark.parametrize("call", range(8))
+def test_a_member_that_slept_before_it_joined_a_design_overruns_nobody(call: int) -> None:
+    """Regression (I6, I7): it raised the term over the head of who has the partition by now, found other nodes than its own, and
+    began another epoch from memory, vouched for. What was acked in between was gone."""
+    world = Switched()
+    sleeper = world.members[1]
+    world.clock.advance(1.1)
+    assert world.operator.change(world.operator.read(), prepared(world.record, K("snapshot"), "me"))
+
+    def meanwhile() -> None:
+        world.members.remove(sleeper)
+        world.run_well(8)
+        world.take(cut_over(world.record, K("snapshot"), "me"))
+        world.take(retired(world.record, K("journal"), "me"))
+        for _ in range(3):
+            world.change_some(1.0)
+            world.run_well(2)
+        world.members.append(sleeper)
+
+    world.overtaken(sleeper, call, meanwhile)
+    assert world.record.reads == K("snapshot")
+    said = {name: agent.publisher.version for name, agent in world.agents.items()}
+    for _ in range(10):  # no agent says a word meanwhile
+        view = world.reader.read(max_age=30.0)
+        assert {name: view.nodes[name].version for name in said.keys() - view.incomplete} == {
+            name: version for name, version in said.items() if name not in view.incomplete
+        }
+        world.clock.advance(0.5)
+        for member in world.members:
+            member.step()
+    assert not view.incomplete
+
+
 def test_a_design_whose_place_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its begin is tried again; events and the designs that are there go on."""
     world = Switched()

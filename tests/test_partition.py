@@ -26,7 +26,7 @@ def event(kind: str, generation: int, incarnation: int = NOW_S, reported_at: flo
 @pytest.fixture
 def held() -> HeldPartition:
     """A partition that knows one node, at generation 1."""
-    partition = HeldPartition(0, {})
+    partition = HeldPartition(0, {}, 0.0)
     assert take(partition, event("report", 1, state={"zone": "good"})).bad == []
     return partition
 

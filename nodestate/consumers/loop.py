@@ -53,6 +53,8 @@ RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
 JOIN_AGAIN_S: Final = 1.0
 """Pause before a design that could not be begun is tried again."""
+FRESH_RENEWALS_COUNT: Final = 5
+"""A head that was written so many renewals ago at most has an owner that lives."""
 ORIGIN_RENEWALS_COUNT: Final = 30
 """For so many renewals another layout is waited for, and at least for as long as agents would take to report anew."""
 BURY_AGAIN_S: Final = 1.0
@@ -184,7 +186,7 @@ class Consumer:
         due = [number for number in self._arrived if self._retry_at.get(number, now) <= now]
         if not due:
             return
-        fresh = {number: HeldPartition(number, self._writers(number, self.designs)) for number in due}
+        fresh = {number: HeldPartition(number, self._writers(number, self.designs), now) for number in due}
         results = run(
             {
                 (number, name): (self._store(number, name), writer.take())
@@ -237,10 +239,12 @@ class Consumer:
                 del stored[number]
                 self._retry_at[number] = now + RETRY_S
 
-    def _writers(self, number: int, names: Iterable[str]) -> dict[str, PartitionWriter]:
+    def _writers(
+        self, number: int, names: Iterable[str], owned_since: float | None = None
+    ) -> dict[str, PartitionWriter]:
         def place(name: str) -> Place:
             store, lease_s = self._store(number, name), int(self.config.lease_s)
-            return Place(self._prefix(number, name), number, self._owner, lease_s, store, self._clock)
+            return Place(self._prefix(number, name), number, self._owner, lease_s, store, self._clock, owned_since)
 
         return {name: DESIGNS[name].writer(place(name)) for name in names}
 
@@ -484,7 +488,9 @@ class Consumer:
         for held in self.held.values():
             held.leaving = (held.leaving | gone & held.writers.keys()) - came
             new = came - held.writers.keys()
-            held.writers |= self._writers(held.number, new)
+            # A machine that stood still may have stopped its clock, too: then another's head is as old as a renewal at most.
+            owned_since = held.taken_at - FRESH_RENEWALS_COUNT * self.config.renew_s
+            held.writers |= self._writers(held.number, new, owned_since)
             held.joining |= new
         self._drop_leaving()
 
@@ -517,7 +523,9 @@ class Consumer:
                 self._log.warning("could not forget", partition=number, design=name, why=str(error))
 
     def _join(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
-        """Become the owner of a design that was not written so far, and write it anew unless it is as held already."""
+        """Become the owner of a design that was not written so far, and write it anew unless it is as held already. Where another
+        owner wrote it since we took the partition, we slept meanwhile and are fenced.
+        """
         taken = yield from held.writers[name].take()
         if taken is None or not taken.whole or taken.records != held.records:
             yield from self._begin(held, name, now)

@@ -79,7 +79,7 @@ class Pending:
 
 
 class HeldPartition:
-    """The owner's state of one partition. Times are the owner's monotonic clock.
+    """The owner's state of one partition, ``taken_at`` a time. Times are the owner's monotonic clock.
 
     ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
     that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
@@ -89,8 +89,9 @@ class HeldPartition:
     until others are there; ``wants_repair``: those a reader asked for.
     """
 
-    def __init__(self, number: int, writers: dict[str, PartitionWriter]) -> None:
+    def __init__(self, number: int, writers: dict[str, PartitionWriter], taken_at: float) -> None:
         self.number = number
+        self.taken_at = taken_at
         self.writers = writers
         self.records: list[NodeRecord] = []
         self.slots: dict[str, int] = {}
