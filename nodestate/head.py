@@ -168,8 +168,7 @@ class Tenure:
                 return None
             head, item = found
             # What the owner before said stays true of what it wrote, and gets older.
-            known = item.ttl_s is not None and item.ttl_s <= head.lease_s
-            age_ms = (head.lease_s - item.ttl_s + 1) * 1000 if known and item.ttl_s is not None else NEVER_HEARD
+            age_ms = _age_ms(head, item)
             if (
                 place.owned_since is not None
                 and head.owner != place.owner
@@ -395,16 +394,32 @@ class Tenure:
         return stored, item.cas
 
 
-def forget(prefix: str, *, rows: bool) -> Steps[None]:
+def forget(place: Place, *, rows: bool, silent_s: float | None = None) -> Steps[None]:
     """Take the epoch key of a design away that is no longer written: its readers see a loss, not an old state that
     passes for fresh, and an owner that writes it again begins another epoch. With ``rows``, of a database, the epoch's rows, too:
     what memcached has falls to its LRU, there it would stay.
+
+    With ``silent_s`` it raises ``FencedError`` where another owner wrote the head so many seconds ago or less: it is in use.
     """
-    key = keys.epoch(prefix)
+    prefix, key = place.prefix, keys.epoch(place.prefix)
+    if silent_s is not None:
+        try:
+            found = yield from read_head(prefix, None)
+        except CorruptItemError:
+            found = None
+        if found is not None and found[0].owner != place.owner and _age_ms(*found) <= silent_s * 1000:
+            raise FencedError(place.partition, found[0].term, f"{found[0].owner} writes epoch {found[0].epoch:x}")
     pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
     epoch = epoch_in(pointer)
     gone = [keys.rows_of(prefix, epoch)] if epoch is not None else []
     yield Step(write=[Write(Put.DELETE, one) for one in (key, *gone)])
+
+
+def _age_ms(head: Head, item: Item) -> int:
+    """How long ago a head was written at most, rounded up to a second; ``NEVER_HEARD`` where that can't be told."""
+    if item.ttl_s is None or item.ttl_s > head.lease_s:
+        return NEVER_HEARD
+    return (head.lease_s - item.ttl_s + 1) * 1000
 
 
 def epoch_in(pointer: Item | None) -> int | None:

@@ -200,7 +200,17 @@ def test_an_epoch_that_is_forgotten_is_a_loss_to_all(server: MemoryServer) -> No
     """A design that is no longer written must not go on passing for fresh, and its writer must notice."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.run(forget(PREFIX, rows=False))
+    owner.run(forget(owner.place, rows=False))
+    assert run_one(MemoryStore(server), read_head(PREFIX, None)) is None
+
+
+def test_what_another_owner_keeps_up_is_not_forgotten_by_who_was_slow(server: MemoryServer) -> None:
+    """Nor by an operator: somebody took it back into use. It is when nobody renewed it for as long as was said."""
+    owner, late = Owner(server, "a"), Owner(server, "b")
+    owner.begin(7)
+    with pytest.raises(FencedError):
+        late.run(forget(late.place, rows=False, silent_s=5.0))
+    owner.run(forget(owner.place, rows=False, silent_s=5.0))
     assert run_one(MemoryStore(server), read_head(PREFIX, None)) is None
 
 

@@ -12,7 +12,8 @@ from nodestate import keys
 from nodestate.consumers.member import Member
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import cleared, cut_over, prepared, retired, rolled_back
-from nodestate.errors import BrokerUnavailableError
+from nodestate.designs.ending import forget_layout, fresh_s
+from nodestate.errors import BrokerUnavailableError, FencedError
 from nodestate.model import Receipt, Version
 from nodestate.ports import Source
 from nodestate.reader import Reader
@@ -247,6 +248,68 @@ def test_a_layout_is_used_again_before_it_was_cleared_away() -> None:
     world.run_well(3)
     view = world.reader.read(max_age=5.0)
     assert ((view.design, len(view.partitions)), versions(view)) == (K("snapshot"), said(world))
+
+
+def retired_and_forgotten_by_nobody(name: str, other: str) -> Switched:
+    """A cell that went over from a layout to another; its members died when they should have forgotten the old one."""
+    world = Switched([K(name).design])
+    world.take(prepared(world.record, K(other), "me"))
+    world.take(cut_over(world.record, K(other), "me"))
+    assert world.operator.change(world.operator.read(), retired(world.record, K(name), "me"))
+    for member in list(world.members):
+        for source in member.sources.values():
+            source.inner.crash()
+        world.members.remove(member)
+    assert world.broker.delete(2)
+    return world
+
+
+@pytest.mark.parametrize(("name", "other"), OVER)
+def test_a_layout_that_nobody_forgot_is_begun_anew_when_it_is_prepared_again(name: str, other: str) -> None:
+    """Regression (I5, I6): its old state passed for all there is, as something was stored. Nodes that left meanwhile were there again."""
+    world = retired_and_forgotten_by_nobody(name, other)
+    world.start_member([0], [1])
+    world.start_member([1], [0])
+    world.take(cleared(world.record, 2, "me"))
+    world.agents["node-4"].publisher.leave()
+    world.change_some(1.0)
+    world.run_well(30)
+    assert world.operator.change(world.operator.read(), prepared(world.record, K(name), "me"))
+    for _ in range(12):
+        world.run_well(0.5)
+        view = pinned(world, str(K(name))).read(max_age=5.0, on_stale="flag")
+        if not view.incomplete and not view.stale:
+            assert versions(view) == said(world)
+    assert (view.incomplete, view.stale) == (frozenset(), frozenset())
+
+
+def test_a_layout_that_was_down_is_taken_at_once_where_it_is_read() -> None:
+    """Two layouts that were both down do not wait for each other."""
+    world = Switched()
+    world.take(prepared(world.record, K("journal@3"), "me"))
+    members = list(world.members)
+    for member in members:
+        for source in member.sources.values():
+            source.inner.crash()
+        world.members.remove(member)
+    world.pass_time(120)
+    world.start_member([0, 1], [])
+    world.run_well(2)
+    assert versions(world.reader.read(max_age=5.0)) == said(world)
+    world.run_well(5)
+    assert versions(pinned(world, "journal@3").read(max_age=5.0)) == said(world)
+
+
+@pytest.mark.parametrize(("name", "other"), OVER)
+def test_what_members_left_behind_that_died_is_forgotten_with_the_layout(name: str, other: str) -> None:
+    """The operator's command does it, before it says that nothing is left; what may be in use still, by its head, it leaves."""
+    world = retired_and_forgotten_by_nobody(name, other)
+    of_layout = msgspec.structs.replace(world.config, partitions=2)
+    left = forget_layout(of_layout, world.fresh_stores(), "", world.clock)
+    assert {why.__class__ for why in left.values()} == {FencedError}
+    world.pass_time(fresh_s(world.config) + 1)
+    assert forget_layout(of_layout, world.fresh_stores(), "", world.clock) == {}
+    assert pinned(world, str(K(name))).read(max_age=5.0, on_stale="flag").incomplete == {"partition 0", "partition 1"}
 
 
 def test_a_member_whose_settings_name_another_number_takes_part_in_what_the_record_says() -> None:

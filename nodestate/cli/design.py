@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final, Self
 
 import click
+import msgspec
 import structlog
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -24,6 +25,7 @@ from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import DesignLook, Lookout
 from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
+from nodestate.designs.ending import forget_layout
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, Copy, newest
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
@@ -49,7 +51,7 @@ class NotEqualError(DesignStepError):
 
 
 class LayoutInUseError(DesignStepError):
-    """Raised when consumers still read the queues of a layout that is to go."""
+    """Raised when consumers still read the queues of a layout that is to go, or what it leaves in the stores can't be taken away."""
 
 
 @click.group("design", short_help="Say which design is written and read, and switch while the cell runs.")
@@ -173,7 +175,7 @@ class Switchboard:
             raise NotEqualError(f"{right} differs from {left}, which is read", f"nodestate design verify {right}")
 
     def clear(self, partitions: int, timeout: float) -> Control:
-        """Delete the queues of a layout that was retired, when no consumer reads them any more; the record after it."""
+        """Delete the queues of a layout that was retired, when no consumer reads them any more, and forget it; the record after it."""
         layouts = KombuLayouts(self.config, 1, 1, SystemClock())
         deadline = time.monotonic() + timeout
         with self._bar(f"{partitions} partitions: consumers leave", None):
@@ -182,6 +184,28 @@ class Switchboard:
                     raise LayoutInUseError(
                         f"retired, but after {timeout:g} s consumers still read the queues of {partitions} partitions, which are "
                         "left behind",
+                        "nodestate doctor, then the same command again",
+                    )
+                time.sleep(LOOK_AGAIN_S)
+        return self._forget(partitions, deadline)
+
+    def clear_if_left(self, partitions: int, timeout: float) -> None:
+        """The same where no consumer is there any more. Where one is, it keeps the layout up."""
+        if KombuLayouts(self.config, 1, 1, SystemClock()).delete(partitions):
+            self._forget(partitions, time.monotonic() + timeout)
+
+    def _forget(self, partitions: int, deadline: float) -> Control:
+        """What a consumer left behind that died must not pass for fresh when the layout is written again; so only when it is gone
+        the record says so.
+        """
+        config = msgspec.structs.replace(self.config, partitions=partitions)
+        with self._bar(f"{partitions} partitions: are forgotten", None):
+            while left := forget_layout(config, self._stores, "", SystemClock()):
+                if time.monotonic() > deadline:
+                    (number, name), why = next(iter(left.items()))
+                    raise LayoutInUseError(
+                        f"retired, and its queues are deleted, but {len(left)} of its partitions could not be forgotten, as "
+                        f"{number} of {name}: {why}",
                         "nodestate doctor, then the same command again",
                     )
                 time.sleep(LOOK_AGAIN_S)
@@ -285,6 +309,9 @@ def prepare(run: Run, name: str, timeout: float) -> None:
         if design not in configured(run.config):
             raise ConfigError(f"the settings name no place for {design}: see NODESTATE_SQL and NODESTATE_STORE")
         kept = board.kept(name)
+        if kept.partitions in {one.partitions for one in board.record()[0].leaving}:
+            run.require_shared(broker=True)
+            board.clear_if_left(kept.partitions, timeout)
         control = board.change(lambda now: prepared(now, kept, operator()))
         look = board.wait_until_whole(kept, timeout)
         nodes = len(look.view.nodes)

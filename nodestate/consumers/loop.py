@@ -17,6 +17,7 @@ who is alive; then the term in the head decides.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from nodestate.consumers.complaints import Complaints
 from nodestate.consumers.origin import Origin
 from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
 from nodestate.designs import DESIGNS
+from nodestate.designs.ending import forget_layout, fresh_s
 from nodestate.errors import (
     BrokerUnavailableError,
     DeadLetterError,
@@ -53,8 +55,6 @@ RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
 JOIN_AGAIN_S: Final = 1.0
 """Pause before a design that could not be begun is tried again."""
-FRESH_RENEWALS_COUNT: Final = 5
-"""A head that was written so many renewals ago at most has an owner that lives."""
 ORIGIN_RENEWALS_COUNT: Final = 30
 """For so many renewals another layout is waited for, and at least for as long as agents would take to report anew."""
 BURY_AGAIN_S: Final = 1.0
@@ -86,7 +86,8 @@ class Consumer:
     settings, or those that it is told to ``adopt``.
 
     ``origin``: another layout, where partitions begin of which nothing is stored. While it is not whole they are not begun, for
-    some time; then with nothing, and all agents are asked.
+    some time; then with nothing, and all agents are asked. What is stored and was long behind counts as nothing, save where the layout
+    is the one that ``is_read``: it may have been left, its queues deleted, and not forgotten.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Consumer:
         self.config = config
         self.designs = config.designs
         self.origin = origin
+        self.is_read = False
         self.stats = stats or Stats()
         self.held: dict[int, HeldPartition] = {}
         self._source = source
@@ -227,29 +229,34 @@ class Consumer:
                 self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
 
     def _take_from_origin(self, stored: dict[int, dict[str, Taken]], now: float) -> None:
-        """Where nothing is stored, take what the origin has; leave those out that are to wait for it."""
+        """Where nothing is stored that counts, take what the origin has; leave those out that are to wait for it."""
         if self.origin is None:
             return
-        wanted = {number: self._arrived_at[number] for number, taken in stored.items() if not taken}
+        wanted = {number: self._arrived_at[number] for number, taken in stored.items() if not self._counts(taken)}
         given = self.origin.parts(self.config.partitions, wanted) if wanted else {}
         for number, arrived_at in wanted.items():
             if number in given:
-                stored[number]["origin"] = given[number]
+                stored[number] = {"origin": given[number]}
             elif now < arrived_at + max(self.config.settle_s, ORIGIN_RENEWALS_COUNT * self.config.renew_s):
                 del stored[number]
                 self._retry_at[number] = now + RETRY_S
 
+    def _counts(self, taken: Mapping[str, Taken]) -> bool:
+        """Whether what is stored can be built upon without a look at another layout. (A head gets older with each owner that takes it
+        and goes, so that nobody who was here for a moment makes an old state a fresh one.)
+        """
+        known_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
+        return min(known_ms, default=math.inf) <= fresh_s(self.config) * 1000 or (self.is_read and len(taken) > 0)
+
     def _writers(
         self, number: int, names: Iterable[str], owned_since: float | None = None
     ) -> dict[str, PartitionWriter]:
-        def place(name: str) -> Place:
-            store, lease_s = self._store(number, name), int(self.config.lease_s)
-            return Place(self._prefix(number, name), number, self._owner, lease_s, store, self._clock, owned_since)
+        return {name: DESIGNS[name].writer(self._place(number, name, owned_since)) for name in names}
 
-        return {name: DESIGNS[name].writer(place(name)) for name in names}
-
-    def _prefix(self, number: int, name: str) -> str:
-        return keys.prefix(self.config.cell, self.config.partitions, number, DESIGNS[name].letter)
+    def _place(self, number: int, name: str, owned_since: float | None = None) -> Place:
+        prefix = keys.prefix(self.config.cell, self.config.partitions, number, DESIGNS[name].letter)
+        store, lease_s = self._store(number, name), int(self.config.lease_s)
+        return Place(prefix, number, self._owner, lease_s, store, self._clock, owned_since)
 
     def _has_place(self, name: str) -> bool:
         return self._stores.has(DESIGNS[name].where)
@@ -489,7 +496,7 @@ class Consumer:
             held.leaving = (held.leaving | gone & held.writers.keys()) - came
             new = came - held.writers.keys()
             # A machine that stood still may have stopped its clock, too: then another's head is as old as a renewal at most.
-            owned_since = held.taken_at - FRESH_RENEWALS_COUNT * self.config.renew_s
+            owned_since = held.taken_at - fresh_s(self.config)
             held.writers |= self._writers(held.number, new, owned_since)
             held.joining |= new
         self._drop_leaving()
@@ -498,9 +505,8 @@ class Consumer:
         """This layout is not written any more: forget all of it, and go."""
         self._source.close()
         self._drop_all()
-        names = [name for name in DESIGNS if self._has_place(name)]
-        numbers = range(self.config.partitions)
-        self._forget({(number, name): self._forgetting(number, name) for number in numbers for name in names})
+        for (number, name), error in forget_layout(self.config, self._stores, self._owner, self._clock).items():
+            self._log.warning("could not forget", partition=number, design=name, why=str(error))
 
     def _drop_leaving(self) -> None:
         """Write those no longer that are to go, unless nothing else is there yet: events are acked for what has them."""
@@ -514,7 +520,7 @@ class Consumer:
         self._forget(forgotten)
 
     def _forgetting(self, number: int, name: str) -> tuple[Store, Steps[None]]:
-        return self._store(number, name), forget(self._prefix(number, name), rows=DESIGNS[name].where is Where.SQL)
+        return self._store(number, name), forget(self._place(number, name), rows=DESIGNS[name].where is Where.SQL)
 
     def _forget(self, forgotten: Mapping[tuple[int, str], tuple[Store, Steps[None]]]) -> None:
         """Take away what is not written any more. Where that can't be, its heads are renewed no longer, and readers see it."""

@@ -146,6 +146,7 @@ class Member:
             consumer.adopt(designs)
             others = [one for one in (control.reads, control.former, *kept) if one and one.partitions != partitions]
             consumer.origin = self._origin(others[0]) if others else None
+            consumer.is_read = partitions == control.reads.partitions
         if len(layouts) == 1:
             self._origins.clear()
 

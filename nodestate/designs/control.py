@@ -10,7 +10,7 @@ One design more, from the operator's first command to the last::
 X and R may be of different layouts (numbers of partitions). The last of a layout to be retired leaves something behind::
 
     ... --retire R--> writes X, reads X, R leaving        consumers keep R up until X is whole, then forget it and its queues
-    R leaving --cleared--> writes X, reads X              its queues are deleted
+    R leaving --cleared--> writes X, reads X              its queues are deleted, and all of it is forgotten
     R leaving --prepare, of its layout--> not leaving any more
 
 Every step but retiring can be taken back, and taken twice is taken once: whoever was interrupted repeats the command.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Literal
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +16,7 @@ from structlog.testing import capture_logs
 
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
+from nodestate.designs.ending import forget_layout
 from nodestate.designs.kept import Kept
 from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import ControlLostError, DesignStepError, StoreError
@@ -122,7 +124,10 @@ class SwitchingMachine(RuleBasedStateMachine):
 
     def _clear(self, known: Control) -> Control:
         for kept in known.leaving:
-            if self.world.broker.delete(kept.partitions):
+            of_layout = msgspec.structs.replace(self.world.config, partitions=kept.partitions)
+            if self.world.broker.delete(kept.partitions) and not forget_layout(
+                of_layout, self._stores(), "", self.world.clock
+            ):
                 return cleared(known, kept.partitions, "machine")
         return known
 
