@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import (
+    KombuLayouts,
     KombuResyncSender,
     KombuSink,
     KombuSource,
@@ -30,7 +32,7 @@ from nodestate.broker.underway import Confirms, Unacked
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
-from nodestate.ports import POKE, Delivery, Resync, Sink, Source
+from nodestate.ports import POKE, Delivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
 from tests.services.servers import RabbitServer, free_ports
 
@@ -837,3 +839,26 @@ def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.Mo
         clock.advance(1.0)
     assert 2 < len(tries) < 12
     assert clock.monotonic() - began < 120 + 12 * config.broker_timeout_s
+
+
+@pytest.mark.service
+def test_a_queue_whose_consumer_came_between_the_look_and_the_deletion_stays(rabbit_config: Config) -> None:
+    """The broker itself has the last word on whether somebody consumes."""
+    topology = Topology.of(rabbit_config)
+    source, link = KombuSource(rabbit_config, [0, 1], [], SystemClock()), open_link(rabbit_config, "test", layout=True)
+    try:
+        source.receive(1, 0.1)
+        assert not link.delete(topology)
+    finally:
+        source.close()
+        link.close()
+    assert KombuLayouts(rabbit_config, 1, 1, SystemClock()).delete(2)
+
+
+@pytest.mark.service
+def test_a_layout_of_quorum_queues_is_deleted(rabbit_config: Config) -> None:
+    """RabbitMQ refuses to delete such a queue under a condition."""
+    config = msgspec.structs.replace(rabbit_config, queue_type="quorum")
+    open_link(config, "test", layout=True).close()
+    assert KombuLayouts(config, 1, 1, SystemClock()).delete(2)
+    assert [depth.missing for depth in queue_depths(config)[:2]] == [True, True]

@@ -14,6 +14,7 @@ from nodestate import keys
 from nodestate.config import DESIGN_NAMES, Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import CONTROL, Control, cleared, cut_over, first, prepared, retired, rolled_back
+from nodestate.designs.ending import delete_queues
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, newest
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError, StoreFullError, StoreUnavailableError
@@ -21,7 +22,7 @@ from nodestate.head import read_head
 from nodestate.lockstep import Stores, run_one
 from nodestate.ports import Put, Write
 from nodestate.reader import Reader
-from nodestate.testing import MemoryServer, MemoryStore
+from nodestate.testing import MemoryBroker, MemoryServer, MemoryStore
 from tests.switched import NODES, K, Switched
 
 START = Control(3, (K("journal"),), K("journal"))
@@ -75,6 +76,21 @@ def test_a_name_says_its_layout_where_there_are_several() -> None:
     assert names_of([K("journal"), K("sql")]) == {K("journal"): "journal", K("sql"): "sql"}
     assert names_of([K("journal@2"), K("journal@3")]) == {K("journal@2"): "journal@2", K("journal@3"): "journal@3"}
     assert kept_of(str(K("journal@3")), 2) == K("journal@3")
+
+
+def test_the_queues_of_a_layout_that_was_taken_back_into_use_stay() -> None:
+    """Regression (I6): the command that retired it waited for consumers to leave, and when all began anew it deleted what they read."""
+    broker = MemoryBroker(2)
+    over = cut_over(prepared(START, K("journal@3"), "one"), K("journal@3"), "one")
+    gone = retired(over, K("journal"), "one")
+    back = prepared(gone, K("snapshot"), "two")
+    with pytest.raises(DesignStepError, match="record 7, by two, writes a layout of 2"):
+        delete_queues(2, back, broker.delete)
+    assert list(broker.layouts) == [2]
+    assert delete_queues(2, cleared(gone, 2, "two"), broker.delete)
+    assert list(broker.layouts) == [2]
+    assert delete_queues(2, gone, broker.delete)
+    assert list(broker.layouts) == []
 
 
 def test_the_last_of_a_layout_leaves_its_queues_behind_until_they_are_cleared() -> None:

@@ -39,12 +39,11 @@ class KombuLayouts:
             depths = [link.depth(name) for _, name in topology.queues()]
             if any(depth.consumers for depth in depths if depth is not None):
                 return False
-            link.delete(topology)
+            return link.delete(topology)
         except link.errors as error:
             raise unavailable(config, error) from error
         finally:
             link.close()
-        return True
 
     def _of(self, partitions: int) -> Config:
         return msgspec.structs.replace(self._config, partitions=partitions)

@@ -386,10 +386,17 @@ class AmqpLink:
             return None
         return Depth(answer.message_count, answer.consumer_count)
 
-    def delete(self, topology: Topology) -> None:
-        """Delete the queues of a layout, with what waits in them."""
-        for _, name in topology.queues():
-            self._ops.queue_delete(name)
+    def delete(self, topology: Topology) -> bool:
+        """Delete the queues of a layout, with what waits in them. False where somebody consumes from one, which stays, as do those
+        behind it; the link is of no use then.
+        """
+        try:
+            for _, name in topology.queues():
+                # RabbitMQ takes no conditions for quorum queues: there the look before must do.
+                self._ops.queue_delete(name, if_unused=topology.queue_type == "classic")
+        except amqp.PreconditionFailed:
+            return False
+        return True
 
     # -- ending
 
@@ -555,10 +562,11 @@ class VirtualLink:
         """What waits in a queue; virtual transports can't count consumers, and Redis has no empty queues."""
         return Depth(self._ops.queue_declare(queue).message_count, None)
 
-    def delete(self, topology: Topology) -> None:
-        """Delete the queues of a layout, with what waits in them."""
+    def delete(self, topology: Topology) -> bool:
+        """Delete the queues of a layout, with what waits in them; whether somebody consumes from them can't be told."""
         for partition, name in topology.queues():
             self._delete(name, topology.exchange, f"{partition}/{topology.partitions}")
+        return True
 
     def close(self) -> None:
         """Part in order."""

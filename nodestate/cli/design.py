@@ -25,7 +25,7 @@ from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import DesignLook, Lookout
 from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
-from nodestate.designs.ending import forget_layout
+from nodestate.designs.ending import delete_queues, forget_layout
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, Copy, newest
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
@@ -179,7 +179,7 @@ class Switchboard:
         layouts = KombuLayouts(self.config, 1, 1, SystemClock())
         deadline = time.monotonic() + timeout
         with self._bar(f"{partitions} partitions: consumers leave", None):
-            while not layouts.delete(partitions):
+            while not delete_queues(partitions, self.record()[0], layouts.delete):
                 if time.monotonic() > deadline:
                     raise LayoutInUseError(
                         f"retired, but after {timeout:g} s consumers still read the queues of {partitions} partitions, which are "
@@ -191,7 +191,7 @@ class Switchboard:
 
     def clear_if_left(self, partitions: int, timeout: float) -> None:
         """The same where no consumer is there any more. Where one is, it keeps the layout up."""
-        if KombuLayouts(self.config, 1, 1, SystemClock()).delete(partitions):
+        if delete_queues(partitions, self.record()[0], KombuLayouts(self.config, 1, 1, SystemClock()).delete):
             self._forget(partitions, time.monotonic() + timeout)
 
     def _forget(self, partitions: int, deadline: float) -> Control:
@@ -200,7 +200,9 @@ class Switchboard:
         """
         config = msgspec.structs.replace(self.config, partitions=partitions)
         with self._bar(f"{partitions} partitions: are forgotten", None):
-            while left := forget_layout(config, self._stores, "", SystemClock()):
+            while self.record()[0].has_left(partitions) and (
+                left := forget_layout(config, self._stores, "", SystemClock())
+            ):
                 if time.monotonic() > deadline:
                     (number, name), why = next(iter(left.items()))
                     raise LayoutInUseError(
@@ -309,7 +311,7 @@ def prepare(run: Run, name: str, timeout: float) -> None:
         if design not in configured(run.config):
             raise ConfigError(f"the settings name no place for {design}: see NODESTATE_SQL and NODESTATE_STORE")
         kept = board.kept(name)
-        if kept.partitions in {one.partitions for one in board.record()[0].leaving}:
+        if board.record()[0].has_left(kept.partitions):
             run.require_shared(broker=True)
             board.clear_if_left(kept.partitions, timeout)
         control = board.change(lambda now: prepared(now, kept, operator()))

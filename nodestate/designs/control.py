@@ -49,6 +49,10 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
         """The numbers of partitions that are written, what is read first."""
         return list(dict.fromkeys([self.reads.partitions, *(kept.partitions for kept in self.writes)]))
 
+    def has_left(self, partitions: int) -> bool:
+        """Whether a layout is to go: retired, and not taken back into use since."""
+        return partitions not in self.layouts and any(kept.partitions == partitions for kept in self.leaving)
+
     @property
     def names(self) -> dict[Kept, str]:
         """What to call all that the record names."""

@@ -1,13 +1,17 @@
-"""The end of a layout in the stores: nothing of it is left that could pass for fresh, should it ever be written again."""
+"""The end of a layout: its queues go, and nothing of it is left in the stores that could pass for fresh, should it ever be written
+again. The record is read before each try: another operator may have taken the layout back into use.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from nodestate import keys
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
-from nodestate.errors import NodestateError
+from nodestate.designs.control import Control
+from nodestate.errors import DesignStepError, NodestateError
 from nodestate.head import Place, forget
 from nodestate.lockstep import Stores, run
 from nodestate.ports import Clock, Where
@@ -21,6 +25,18 @@ AGE_ROUNDING_S: Final = 1.0
 def fresh_s(config: Config) -> float:
     """How old a head may be whose owner lives."""
     return FRESH_RENEWALS_COUNT * config.renew_s + AGE_ROUNDING_S
+
+
+def delete_queues(partitions: int, control: Control, delete: Callable[[int], bool]) -> bool:
+    """Delete the queues of a layout (``ports.Layouts.delete``) that has left by the record as it was just read; False where somebody
+    consumes from one. Raises ``DesignStepError`` where the layout is in use.
+    """
+    if partitions in control.layouts:
+        raise DesignStepError(
+            f"record {control.version}, by {control.said_by}, writes a layout of {partitions} partitions again",
+            "nodestate design status",
+        )
+    return not control.has_left(partitions) or delete(partitions)
 
 
 def forget_layout(config: Config, stores: Stores, owner: str, clock: Clock) -> dict[tuple[int, str], NodestateError]:
