@@ -88,7 +88,7 @@ class Reader:
         self._lock = threading.Lock()
         self._live = _Following(first, config.cell, self._stores, self._clock)
         self._coming: _Following | None = None
-        self._version = 0
+        self._control: Control | None = None
 
     @property
     def design(self) -> str:
@@ -144,8 +144,13 @@ class Reader:
         if not self._pinned and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
             records += self._records_elsewhere()
         control = max(records, key=lambda record: record.version, default=None)
-        if control is not None and control.version > self._version:
-            self._version = control.version
+        # One of the same version that is another than was seen: that one was lost with its place.
+        if (
+            control is not None
+            and control != self._control
+            and (self._control is None or control.version >= self._control.version)
+        ):
+            self._control = control
             self._coming = self._open(control.reads) if control.reads != live.kept else None
         if self._coming is not None:
             self._come(self._coming, max_age, with_life=with_life)

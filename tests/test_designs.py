@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nodestate import keys
 from nodestate.config import DESIGN_NAMES, Config
 from nodestate.designs import DESIGNS
-from nodestate.designs.control import CONTROL, Control, cleared, cut_over, first, prepared, retired, rolled_back
+from nodestate.designs.control import CONTROL, Control, cleared, cut_over, dated, first, prepared, retired, rolled_back
 from nodestate.designs.ending import delete_queues
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, newest
@@ -533,6 +533,41 @@ def test_a_record_that_can_not_be_followed_ends_no_consumer() -> None:
         for _ in range(3):
             newcomer.step()
         assert (newcomer.runs.control, newcomer.held) == (None, [])
+
+
+@pytest.mark.parametrize("behind_s", [0.0, 1e6], ids=["clocks", "no-clocks"])
+def test_whoever_saw_a_record_that_was_lost_follows_the_next(behind_s: float) -> None:
+    """Regression: consumers put back the record before it, and the next change had the version that was lost. A reader that had seen
+    it stayed with a layout that was gone, for ever. So it is, too, where an operator's clock is behind."""
+    world = Switched(servers=1)
+
+    def change(after: Control) -> None:
+        assert world.operator.change(world.operator.read(), dated(after, world.clock.time() - behind_s))
+
+    change(prepared(world.record, K("journal@3"), "one"))
+    world.run_well(6)
+    change(cut_over(world.record, K("journal@3"), "one"))
+    assert len(world.reader.read(max_age=5.0).partitions) == 3
+    world.restart_server(0)  # before a consumer looked at the record
+    world.run_well(60)
+    assert world.record.reads == K("journal")
+    change(retired(world.record, K("journal@3"), "two"))
+    world.run_well(10)
+    assert len(world.reader.read(max_age=5.0).partitions) == 2
+
+
+def test_of_two_records_of_one_version_that_of_the_place_that_decides_counts(
+    places: ControlPlaces, servers: list[MemoryServer]
+) -> None:
+    """And is copied over the other."""
+    one, two = prepared(START, K("snapshot"), "one"), prepared(START, K("sql"), "two")
+    places.put_back(two, places.read())
+    key = keys.control("cell1")
+    servers[1].write([Write(Put.CAS, key, CONTROL.pack(one), servers[1].fetch([key])[key].cas)])
+    known = newest(places.read())
+    assert known == two
+    places.put_back(known, places.read())
+    assert [copy.control for copy in places.read()] == [two] * 3
 
 
 def test_readers_follow_a_record_that_had_to_begin_anew() -> None:

@@ -24,7 +24,7 @@ from nodestate.cli.check import as_json as verdict_json
 from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import DesignLook, Lookout
-from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
+from nodestate.designs.control import Control, cleared, cut_over, dated, prepared, retired, rolled_back
 from nodestate.designs.ending import delete_queues, forget_layout
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, Copy, newest
@@ -108,6 +108,7 @@ class Switchboard:
             after = step(before)
             if after is before:
                 return before
+            after = dated(after, time.time())
             if self._places.change(found, after, force=force):
                 if found[0].error is not None:
                     structlog.get_logger("nodestate.design").warning(

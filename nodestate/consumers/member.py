@@ -109,7 +109,10 @@ class Member:
             known = first(self.config, self._clock.time())
             if not self._places.begin(known, found):
                 return  # another consumer was faster: its record counts
-        if known is not None and (self.control is None or known.version > self.control.version):
+        # One of the same version that is another than we know: ours was lost with its place, and somebody made this one since.
+        if known is not None and (
+            self.control is None or (known.version >= self.control.version and known != self.control)
+        ):
             self._adopt(known)
         if self.control is not None:
             self._go_along(self.control)

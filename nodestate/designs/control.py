@@ -14,8 +14,9 @@ X and R may be of different layouts (numbers of partitions). The last of a layou
     R leaving --prepare, of its layout--> not leaving any more
 
 Every step but retiring can be taken back, and taken twice is taken once: whoever was interrupted repeats the command.
-The record changes by compare-and-swap alone (``designs.places``), and its version rises by one with each change, so the
-newest of several copies is known. The functions here are pure: each gives the next record, the same one where there
+The record changes by compare-and-swap alone (``designs.places``), and its version rises with each change, so the
+newest of several copies is known. It is the time of the change in seconds since 1970 where that is higher (``dated``): of a change that
+was lost with its only place and one made after that, whoever saw the former follows the latter. The functions here are pure: each gives the next record, the same one where there
 is nothing to do, or raises ``DesignStepError``.
 """
 
@@ -116,6 +117,11 @@ def cleared(control: Control, partitions: int, by: str) -> Control:
     """Nothing is left of a layout."""
     leaving = tuple(one for one in control.leaving if one.partitions != partitions)
     return _next(control, by, leaving=leaving) if leaving != control.leaving else control
+
+
+def dated(after: Control, wall: float) -> Control:
+    """The record of a change that is made now."""
+    return msgspec.structs.replace(after, version=max(after.version, int(wall)))
 
 
 def _next(control: Control, by: str, **changes: object) -> Control:

@@ -29,7 +29,7 @@ class Copy:
 
 
 def newest(found: Sequence[Copy]) -> Control | None:
-    """The record of the highest version."""
+    """The record of the highest version; of several such (clocks of operators may differ) that of the first place, which decides."""
     records = [copy.control for copy in found if copy.control is not None]
     return max(records, key=lambda control: control.version, default=None)
 
@@ -53,9 +53,13 @@ class ControlPlaces:
         return [self._copy(store) for store in self._stores]
 
     def put_back(self, control: Control, found: Sequence[Copy]) -> None:
-        """Write the record wherever it is lost or older. Best effort: who fails is asked again next time."""
+        """Write the record wherever it is lost, older, or another of the same version. Best effort: who fails is asked again next
+        time.
+        """
         for copy in found:
-            if copy.error is None and (copy.control is None or copy.control.version < control.version):
+            if copy.error is None and (
+                copy.control is None or (copy.control.version <= control.version and copy.control != control)
+            ):
                 self._put(copy, control)
 
     def begin(self, control: Control, found: Sequence[Copy]) -> bool:
