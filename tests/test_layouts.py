@@ -324,6 +324,54 @@ def test_a_member_whose_settings_name_another_number_takes_part_in_what_the_reco
     assert bounds(world) == [3]
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_member_that_is_slow_to_leave_takes_nothing_from_a_layout_that_is_in_use_again(when: str) -> None:
+    """Regression (I5, I6): it forgot what others wrote by then, and deleted queues of what was read."""
+    world = Switched()
+    world.take(prepared(world.record, K("journal@3"), "me"))
+    world.take(cut_over(world.record, K("journal@3"), "me"))
+    slow, other = world.members
+    assert world.operator.change(world.operator.read(), retired(world.record, K("journal"), "me"))
+    seen: list[list[int]] = []
+
+    def meanwhile() -> None:
+        """It sleeps; the broker gives its queues to the other."""
+        world.members.remove(slow)
+        for source in slow.sources.values():
+            source.inner.disconnect()
+        world.take(prepared(world.record, K("journal"), "me"))
+        world.run_well(15)
+        world.take(cut_over(world.record, K("journal"), "me"))
+        world.members.append(slow)
+        for source in other.sources.values():
+            source.inner.crash()  # and dies just then, so nobody consumes
+        world.members.remove(other)
+        seen.append(bounds(world))
+
+    assert isinstance(slow.runs, Member)
+    consumer = slow.runs.consumers[2]
+    leave = consumer.leave
+
+    def slow_leave() -> None:
+        if when == "before":
+            meanwhile()
+            leave()
+        else:
+            leave()
+            meanwhile()
+
+    consumer.leave = slow_leave  # type: ignore[method-assign]
+    world.clock.advance(1.1)
+    slow.step()
+    assert seen == [[2, 3]]
+    assert bounds(world) == [2, 3]
+    world.change_some(1.0)
+    world.start_member([1], [0])
+    world.run_well(15)
+    view = world.reader.read(max_age=5.0)
+    assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), said(world))
+
+
 def test_a_broker_that_is_away_keeps_no_member_from_leaving() -> None:
     """What it could not delete the operator's command does."""
     world = Switched()

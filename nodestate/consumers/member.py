@@ -167,15 +167,24 @@ class Member:
 
     def _leave(self, partitions: int) -> None:
         """The last member to leave a layout takes its queues away, or they would fill for ever. (An operator's command looks
-        after them, too: the last one may have died.)
+        after them, too: the last one may have died.) The record is read again before each step, as whoever was slow finds the layout
+        back in use; it is gone along with at the next look.
         """
+        if self._is_used(partitions):
+            return
         self.consumers.pop(partitions).leave()
+        if self._is_used(partitions):
+            return
         try:
             deleted = self._layouts.delete(partitions)
         except BrokerUnavailableError as error:
             self._log.warning("could not delete queues", layout=partitions, why=str(error))
         else:
             self._log.info("left a layout", layout=partitions, deleted=deleted)
+
+    def _is_used(self, partitions: int) -> bool:
+        known = newest(self._places.read())
+        return known is not None and partitions in known.layouts
 
     def _origin(self, kept: Kept) -> Origin:
         if kept not in self._origins:
