@@ -312,6 +312,26 @@ def test_what_members_left_behind_that_died_is_forgotten_with_the_layout(name: s
     assert pinned(world, str(K(name))).read(max_age=5.0, on_stale="flag").incomplete == {"partition 0", "partition 1"}
 
 
+def test_a_layout_that_was_left_is_not_opened_again_by_another_change() -> None:
+    """Regression: while what is read was not whole, any change of the record made the queues of a layout anew that had been left, and
+    all agents were asked. It is opened when it is prepared."""
+    world = Switched()
+    for step in (prepared, cut_over):
+        world.take(step(world.record, K("journal@3"), "me"))
+    world.take(retired(world.record, K("journal"), "me"))
+    for number in range(len(world.servers)):
+        world.restart_server(number)
+    world.run_well(2)
+    world.take(prepared(world.record, K("snapshot@3"), "me"))
+    assert [list(member.runs.consumers) for member in world.members] == [[3], [3]]  # type: ignore[union-attr]
+    assert bounds(world) == [3]
+    world.run_well(60)
+    world.take(prepared(world.record, K("journal"), "me"))
+    assert bounds(world) == [2, 3]
+    world.run_well(10)
+    assert versions(pinned(world, "journal@2").read(max_age=5.0)) == said(world)
+
+
 def test_a_member_whose_settings_name_another_number_takes_part_in_what_the_record_says() -> None:
     """It was away while the cell moved, and comes back as it was."""
     world = Switched()

@@ -62,7 +62,7 @@ class Member:
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
         self._complaints = Complaints(self._log)
         self._follow_at = clock.monotonic()
-        self._let_go_at = 0
+        self._let_go: set[Kept] = set()
 
     @property
     def designs(self) -> tuple[str, ...]:
@@ -133,12 +133,15 @@ class Member:
 
     def _go_along(self, control: Control) -> None:
         """Take part in every layout that is to be written, and no other. What was retired is written until what is read is
-        whole: nothing may be acked that only a layout in the making has.
+        whole: nothing may be acked that only a layout in the making has. What was let go stays so until it is written again: its queues
+        may be gone, so it would be of no use.
         """
-        leaving = [one for one in control.leaving if self._has_place(one)]
-        if leaving and self._let_go_at != control.version and self._origin(control.reads).is_whole():
-            self._let_go_at = control.version
-        kept = [*control.writes, *(leaving if self._let_go_at != control.version else ())]
+        self._let_go.difference_update(control.writes)
+        leaving = [one for one in control.leaving if self._has_place(one) and one not in self._let_go]
+        if leaving and self._origin(control.reads).is_whole():
+            self._let_go.update(leaving)
+            leaving = []
+        kept = [*control.writes, *leaving]
         layouts = {one.partitions: tuple(k.design for k in kept if k.partitions == one.partitions) for one in kept}
         for partitions in self.consumers.keys() - layouts.keys():
             self._leave(partitions)
