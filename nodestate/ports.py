@@ -187,6 +187,11 @@ class Layouts(Protocol):
         False, and nothing is deleted, where somebody consumes from one. Raises ``BrokerUnavailableError``.
         """
 
+    def set_aside(self, partitions: int, used: int) -> int:
+        """Let no more events into the queues of a layout that nobody consumes from, once those of a layout that is ``used`` are there,
+        and delete those that are empty. Returns how many messages wait in the others. Raises ``BrokerUnavailableError``.
+        """
+
 
 class ResyncSender(Protocol):
     """Broadcasts to all agents of the cell."""

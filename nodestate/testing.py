@@ -576,6 +576,7 @@ class MemoryBroker:
         self.census: dict[str, list[bytes]] = {}
         self._clock = clock
         self.layouts: dict[int, list[MemoryQueue]] = {}
+        self.aside: dict[int, list[MemoryQueue]] = {}
         self.sinks: list[MemorySink] = []
         self.holding = False
         self.under_way: list[Letter] = []
@@ -614,6 +615,16 @@ class MemoryBroker:
             return False
         self.layouts.pop(layout, None)
         return True
+
+    def set_aside(self, layout: int, used: int) -> int:
+        """Let no more events into the queues of a layout that nobody consumes from, and delete them if they are empty; how many
+        messages wait in them.
+        """
+        self.declare(used)
+        if layout not in self.layouts or any(queue.consumers for queue in self.layouts[layout]):
+            return 0
+        self.aside[layout] = self.layouts.pop(layout)
+        return sum(len(queue.messages) for queue in self.aside[layout])
 
     def queue(self, partition: int, layout: int = 0) -> MemoryQueue:
         """The queue of a partition of a layout (0: the first one)."""

@@ -862,3 +862,27 @@ def test_a_layout_of_quorum_queues_is_deleted(rabbit_config: Config) -> None:
     open_link(config, "test", layout=True).close()
     assert KombuLayouts(config, 1, 1, SystemClock()).delete(2)
     assert [depth.missing for depth in queue_depths(config)[:2]] == [True, True]
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_queues_that_nobody_consumes_are_set_aside(rabbit_config: Config, queue_type: str) -> None:
+    """They get nothing more; what waits in one stays, and one that is empty goes. Those of another consumer are not touched."""
+    config = msgspec.structs.replace(rabbit_config, queue_type=queue_type)
+    layouts = KombuLayouts(config, 1, 1, SystemClock())
+    sink, confirmed = KombuSink(config, control=False), list[bool]()
+    sink.publish(1, b"before", confirmed.append)  # makes the layout of the settings
+    sink.flush(PATIENCE_S)
+    other = open_link(config, "test")
+    assert isinstance(other, AmqpLink)
+    other.consume(Topology.of(config).queue(0), 1, lambda *_: None)
+    assert layouts.set_aside(2, 3) == 0
+    other.close()
+    assert [depth.ready for depth in queue_depths(config)[:2]] == [0, 1]
+    assert layouts.set_aside(2, 3) == 1
+    sink.publish(1, b"after", confirmed.append)
+    sink.flush(PATIENCE_S)
+    sink.close()
+    assert confirmed == [True, True]
+    assert [(depth.missing, depth.ready) for depth in queue_depths(config)[:2]] == [(True, 0), (False, 1)]
+    assert sum(depth.ready for depth in queue_depths(msgspec.structs.replace(config, partitions=3))[:3]) == 1

@@ -20,6 +20,7 @@ import pytest
 from msgspec import structs
 
 from nodestate.broker import KombuCourier
+from nodestate.broker.link import open_link
 from nodestate.config import Config
 from nodestate.orders import Answer, Build, End, Order
 from tests.services.servers import MemcachedServer, RabbitServer
@@ -326,6 +327,22 @@ def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
     courier.close()
     stats = end(agent)
     assert (stats["admitted"], stats["refused"], stats["ended"]) == (0, 0, 1)
+
+
+def test_the_doctor_tells_of_events_in_queues_of_the_settings_that_nobody_reads(
+    cell_run: Cell, cell: str, rabbit: RabbitServer
+) -> None:
+    """Where the first agent of a broker that was built anew made them."""
+    member = cell_run.start("consume", "--json")
+    open_link(Config(broker=rabbit.url, cell=cell, partitions=3), "test", layout=True).close()
+    cell_run.ask("publish", "--raw", "-", stdin=json.dumps({**GOOD, "state": {}}).encode())
+    eventually(lambda: set(cell_run.states("journal")) == {"good"})
+    findings = cell_run.ask("doctor", "--partitions", "3")["findings"]
+    [says] = [
+        one["says"] for one in findings if (one["about"], one["level"]) == ("queues", "WARN") and "3" in one["says"]
+    ]
+    assert says == "1 events wait in those of 3 partitions, as the settings say, which nobody reads"
+    end(member)
 
 
 def test_a_stale_view_is_refused_and_the_doctor_says_why(cell_run: Cell) -> None:

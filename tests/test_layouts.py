@@ -392,6 +392,45 @@ def test_a_member_that_is_slow_to_leave_takes_nothing_from_a_layout_that_is_in_u
     assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), said(world))
 
 
+def test_queues_that_a_publisher_made_for_nobody_are_set_aside() -> None:
+    """Regression (I6): the broker was built anew, and the first agent made the layout of its settings, where events went as well for
+    ever. What waits there is not deleted."""
+    world = Switched()
+    world.take(prepared(world.record, K("journal@3"), "me"))
+    world.take(cut_over(world.record, K("journal@3"), "me"))
+    world.take(retired(world.record, K("journal"), "me"))
+    world.take(cleared(world.record, 2, "me"))
+    world.run_well(10)
+    world.broker.stop()
+    world.run_well(1)
+    world.broker.declare(2)
+    world.broker.start()
+    world.change_some(1.0)
+    world.run_well(10)
+    assert bounds(world) == [3]
+    assert sum(len(queue.messages) for queue in world.broker.aside[2]) >= len(NODES)
+    assert versions(world.reader.read(max_age=5.0)) == said(world)
+
+
+def test_queues_of_the_settings_that_the_record_names_are_not_set_aside() -> None:
+    """Nor those of another consumer that follows no record."""
+    world = Switched()
+    world.take(prepared(world.record, K("journal@3"), "me"))
+    world.take(cut_over(world.record, K("journal@3"), "me"))
+    world.run_well(10)
+    assert bounds(world) == [2, 3]
+    world.take(retired(world.record, K("journal"), "me"))
+    world.take(cleared(world.record, 2, "me"))
+    source = world.broker.source([0, 1], layout=2)
+    world.broker.stop()
+    world.broker.start()
+    with pytest.raises(BrokerUnavailableError):
+        source.receive(1, 0.0)
+    source.receive(1, 0.0)
+    world.run_well(10)
+    assert bounds(world) == [2, 3]
+
+
 def test_a_broker_that_is_away_keeps_no_member_from_leaving() -> None:
     """What it could not delete the operator's command does."""
     world = Switched()
@@ -401,6 +440,9 @@ def test_a_broker_that_is_away_keeps_no_member_from_leaving() -> None:
             return world.broker.source(range(partitions), layout=partitions)
 
         def delete(self, _partitions: int) -> bool:
+            raise BrokerUnavailableError("broker", "away")
+
+        def set_aside(self, _partitions: int, _used: int) -> int:
             raise BrokerUnavailableError("broker", "away")
 
     for member in list(world.members):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nodestate.broker.link import open_link, unavailable
+from nodestate.broker.link import AmqpLink, open_link, unavailable
 from nodestate.broker.source import KombuSource
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
@@ -42,6 +42,25 @@ class KombuLayouts:
             return link.delete(topology)
         except link.errors as error:
             raise unavailable(config, error) from error
+        finally:
+            link.close()
+
+    def set_aside(self, partitions: int, used: int) -> int:
+        """See ``ports.Layouts``. Where the transport can't tell who consumes, nothing is touched."""
+        topology = Topology.of(self._of(partitions))
+        link = open_link(self._of(used), "layouts", layout=True)
+        try:
+            depths = {name: link.depth(name) for _, name in topology.queues()}
+            found = {name: depth for name, depth in depths.items() if depth is not None}
+            if not isinstance(link, AmqpLink) or any(depth.consumers for depth in found.values()):
+                return 0
+            for partition, name in topology.queues():
+                if name in found:
+                    link.set_aside(topology, partition, name)
+            left = [link.depth(name) for name in found]
+            return sum(depth.ready for depth in left if depth is not None)
+        except link.errors as error:
+            raise unavailable(self._config, error) from error
         finally:
             link.close()
 

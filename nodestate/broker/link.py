@@ -398,6 +398,15 @@ class AmqpLink:
             return False
         return True
 
+    def set_aside(self, topology: Topology, partition: int, queue: str) -> None:
+        """Unbind a partition's queue, so that nothing new comes, and delete it if nothing waits in it and nobody consumes from it."""
+        for bucket in topology.buckets(partition):
+            self._ops.queue_unbind(queue, topology.exchange, str(bucket))
+        depth = self.depth(queue)
+        if depth == Depth(0, 0):
+            classic = topology.queue_type == "classic"  # as in ``delete``
+            self._ops.queue_delete(queue, if_unused=classic, if_empty=classic)
+
     # -- ending
 
     def close(self) -> None:

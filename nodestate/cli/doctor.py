@@ -88,6 +88,8 @@ def _show(run: Run, finding: Finding) -> None:
 def _examine(config: Config, control: Control, every: Sequence[Kept]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(kept.partitions for kept in every))
     yield from _guarded("broker", lambda: _broker(config, layouts))
+    if config.partitions not in {one.partitions for one in (*every, *control.writes, *control.leaving)}:
+        yield from _guarded("queues", lambda: _of_settings(config))
     for one in control.leaving:
         says = f"those of {one.partitions} partitions may be there still, and fill for ever: {one} was retired"
         yield Finding(WARN, "queues", says, f"'nodestate design retire {one}' again deletes them")
@@ -127,6 +129,27 @@ def _broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
         findings += _queues(config, about, queues, fails_over=facts.fails_over)
     dead = depths[layouts[0]][-1]
     return [*findings, _dead_letters(config, dead.queue, dead.ready)]
+
+
+def _of_settings(config: Config) -> list[Finding]:
+    """The queues of the settings' layout, which the record does not name."""
+    left = [queue for queue in queue_depths(config) if queue.partition is not None and not queue.missing]
+    waiting = sum(queue.ready for queue in left)
+    if any(queue.consumers for queue in left):
+        says = f"consumers read those of {config.partitions} partitions, as their settings say, which the record does not name"
+        return [
+            Finding(WARN, "queues", says, "end those that name designs, or tell them none: then they follow the record")
+        ]
+    if not waiting:
+        return []
+    says = (
+        f"{waiting:,} events wait in those of {config.partitions} partitions, as the settings say, which nobody reads"
+    )
+    advice = (
+        f"a publisher made them before any consumer came. 'nodestate resync' has all nodes tell what they are; then delete the "
+        f"queues {left[0].queue} to {left[-1].queue}, and set NODESTATE_PARTITIONS to what the record says"
+    )
+    return [Finding(WARN, "queues", says, advice)]
 
 
 def _queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:

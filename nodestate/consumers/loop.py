@@ -506,6 +506,8 @@ class Consumer:
         self._source.close()
         self._drop_all()
         for (number, name), error in forget_layout(self.config, self._stores, self._owner, self._clock).items():
+            if isinstance(error, FencedError):
+                continue  # its owner leaves, too, or has come back
             self._log.warning("could not forget", partition=number, design=name, why=str(error))
 
     def _drop_leaving(self) -> None:

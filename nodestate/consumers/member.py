@@ -3,6 +3,8 @@
     (record not known) --a place has it, or this is the first and makes it from the settings--> following
     following --a layout is named that was not--> one ``Consumer`` more, which begins with what another layout has
     following --a layout is named no more, and what is read is whole--> its consumer leaves
+    following --the record changed, or the broker broke off--> following, and soon after it sets aside the queues of the settings'
+        layout if the record does not name it: whoever published first to a broker that was built anew made them, for nobody
 
 Each layout has a connection to the broker and an owner's name of its own; so one knows nothing of the other, and in the usual
 case, of one layout, there is nothing that another would cost.
@@ -10,6 +12,7 @@ case, of one layout, there is nothing that another would cost.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Final
@@ -29,6 +32,8 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.lockstep import Stores
 from nodestate.ports import Clock, Layouts, ResyncSender
 
+ASIDE_RENEWALS_COUNT: Final = 5
+"""So many renewals after such a change all consumers have their queues, and publishers have made theirs."""
 ASK_AGAIN_S: Final = 0.2
 """Pause before the record is looked for again while nothing is known of it."""
 
@@ -63,6 +68,8 @@ class Member:
         self._complaints = Complaints(self._log)
         self._follow_at = clock.monotonic()
         self._let_go: set[Kept] = set()
+        self._aside_at = math.inf
+        self._aside_after = (0, 0)
 
     @property
     def designs(self) -> tuple[str, ...]:
@@ -116,6 +123,7 @@ class Member:
             self._adopt(known)
         if self.control is not None:
             self._go_along(self.control)
+            self._set_aside(self.control)
             self._places.put_back(self.control, found)
 
     def _adopt(self, control: Control) -> None:
@@ -184,6 +192,26 @@ class Member:
             self._log.warning("could not delete queues", layout=partitions, why=str(error))
         else:
             self._log.info("left a layout", layout=partitions, deleted=deleted)
+
+    def _set_aside(self, control: Control) -> None:
+        """Events that only a layout has which nobody consumes are in no view."""
+        now, after = self._clock.monotonic(), (control.version, self.stats.broker_errors)
+        if after != self._aside_after:
+            self._aside_after, self._aside_at = after, now + ASIDE_RENEWALS_COUNT * self.config.renew_s
+        ours = self.config.partitions
+        if now < self._aside_at or ours in {kept.partitions for kept in (*control.writes, *control.leaving)}:
+            return
+        try:
+            waiting = self._layouts.set_aside(ours, control.reads.partitions)
+        except BrokerUnavailableError as error:
+            self._complaints.tell("queues of the settings' layout", str(error))
+            return
+        self._complaints.over("queues of the settings' layout")
+        self._aside_at = math.inf
+        if waiting:
+            self._log.warning(
+                "events wait in queues that nobody consumes from", layout=ours, waiting=waiting, do="nodestate doctor"
+            )
 
     def _is_used(self, partitions: int) -> bool:
         known = newest(self._places.read())

@@ -458,6 +458,11 @@ class Member:
         del self.sources[partitions]
         return self._world.broker.delete(partitions)
 
+    def set_aside(self, partitions: int, used: int) -> int:
+        """See ``ports.Layouts``."""
+        self._world.broker.check_running()
+        return self._world.broker.set_aside(partitions, used)
+
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
         """One step whose calls of the stores go by ``plan``; with ``dies`` the first fault is the process's end."""
         for store in self.stores:
