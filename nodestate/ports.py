@@ -184,7 +184,7 @@ class Layouts(Protocol):
 
     def delete(self, partitions: int) -> bool:
         """Delete the queues of a layout with what waits there, which is of no use: it is in those of every other layout, too.
-        False, and nothing is deleted, where somebody consumes from one. Raises ``BrokerUnavailableError``.
+        False, and nothing is deleted, where somebody consumes from one, or where that can't be told. Raises ``BrokerUnavailableError``.
         """
 
     def set_aside(self, partitions: int, used: int) -> int:

@@ -886,3 +886,23 @@ def test_queues_that_nobody_consumes_are_set_aside(rabbit_config: Config, queue_
     assert confirmed == [True, True]
     assert [(depth.missing, depth.ready) for depth in queue_depths(config)[:2]] == [(True, 0), (False, 1)]
     assert sum(depth.ready for depth in queue_depths(msgspec.structs.replace(config, partitions=3))[:3]) == 1
+
+
+def test_the_first_to_leave_a_layout_takes_no_queue_from_under_the_others(config: Config) -> None:
+    """Regression (I6): where a transport can't tell who consumes, it passed for nobody, and what was published then was in no queue that
+    was read."""
+    layouts, other = KombuLayouts(config, 1, 1, SystemClock()), msgspec.structs.replace(config, partitions=3)
+    source, sink, confirmed = layouts.open(2), KombuSink(config, control=False), list[bool]()
+    source.receive(10, 0.1)
+    open_link(other, "test", layout=True).close()
+    assert not layouts.delete(2)
+    sink.publish(1, b"event", confirmed.append)
+    sink.flush(PATIENCE_S)
+    bodies: list[bytes] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while b"event" not in bodies and time.monotonic() < deadline:
+        bodies += [delivery.body for delivery in source.receive(10, 0.1)]
+    assert b"event" in bodies
+    source.close()
+    sink.close()
+    assert layouts.delete(2, unseen=not layouts.sees_consumers)

@@ -21,6 +21,8 @@ class KombuLayouts:
         self._number = number
         self._members = members
         self._clock = clock
+        self.sees_consumers = True
+        """Whether the transport can tell who consumes, as far as known: since ``delete``."""
 
     def open(self, partitions: int) -> KombuSource:
         """A connection for this member's share of a layout; made with its first call."""
@@ -28,16 +30,18 @@ class KombuLayouts:
         standby = [partition for partition in range(partitions) if partition not in first]
         return KombuSource(self._of(partitions), first, standby, self._clock)
 
-    def delete(self, partitions: int) -> bool:
-        """Delete the queues of a layout, with what waits in them. False, and nothing is deleted, where somebody consumes from
-        one (as far as the transport can tell). Raises ``BrokerUnavailableError``.
+    def delete(self, partitions: int, *, unseen: bool = False) -> bool:
+        """See ``ports.Layouts``. ``unseen``: also where the transport can't tell whether somebody consumes (Redis, ``memory://``), as the
+        caller knows that nobody does.
         """
         config = self._of(partitions)
         topology = Topology.of(config)
         link = open_link(config, "layouts")
         try:
             depths = [link.depth(name) for _, name in topology.queues()]
-            if any(depth.consumers for depth in depths if depth is not None):
+            consumers = [depth.consumers for depth in depths if depth is not None]
+            self.sees_consumers = None not in consumers
+            if any(consumers) or (None in consumers and not unseen):
                 return False
             return link.delete(topology)
         except link.errors as error:

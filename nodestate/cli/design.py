@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, Self
 
 import click
@@ -177,10 +178,9 @@ class Switchboard:
 
     def clear(self, partitions: int, timeout: float) -> Control:
         """Delete the queues of a layout that was retired, when no consumer reads them any more, and forget it; the record after it."""
-        layouts = KombuLayouts(self.config, 1, 1, SystemClock())
         deadline = time.monotonic() + timeout
         with self._bar(f"{partitions} partitions: consumers leave", None):
-            while not delete_queues(partitions, self.record()[0], layouts.delete):
+            while not self._delete_queues(partitions):
                 if time.monotonic() > deadline:
                     raise LayoutInUseError(
                         f"retired, but after {timeout:g} s consumers still read the queues of {partitions} partitions, which are "
@@ -192,8 +192,18 @@ class Switchboard:
 
     def clear_if_left(self, partitions: int, timeout: float) -> None:
         """The same where no consumer is there any more. Where one is, it keeps the layout up."""
-        if delete_queues(partitions, self.record()[0], KombuLayouts(self.config, 1, 1, SystemClock()).delete):
+        if self._delete_queues(partitions):
             self._forget(partitions, time.monotonic() + timeout)
+
+    def _delete_queues(self, partitions: int) -> bool:
+        """Where the broker can't tell who consumes, the stores do: whoever does renews what is written."""
+        layouts = KombuLayouts(self.config, 1, 1, SystemClock())
+        if delete_queues(partitions, self.record()[0], layouts.delete):
+            return True
+        config = msgspec.structs.replace(self.config, partitions=partitions)
+        if layouts.sees_consumers or forget_layout(config, self._stores, "", SystemClock()):
+            return False
+        return delete_queues(partitions, self.record()[0], partial(layouts.delete, unseen=True))
 
     def _forget(self, partitions: int, deadline: float) -> Control:
         """What a consumer left behind that died must not pass for fresh when the layout is written again; so only when it is gone
