@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from nodestate import keys
 from nodestate.config import DESIGN_NAMES, Config
 from nodestate.designs import DESIGNS
-from nodestate.designs.control import CONTROL, Control, cleared, cut_over, dated, first, prepared, retired, rolled_back
+from nodestate.designs.control import (
+    CONTROL,
+    Control,
+    cleared,
+    cut_over,
+    dated,
+    first,
+    prepared,
+    require_named,
+    retired,
+    rolled_back,
+)
 from nodestate.designs.ending import delete_queues
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, newest
@@ -61,6 +72,17 @@ def test_a_refusal_names_the_step_that_is_missing() -> None:
         retired(START, K("journal"), "me")
     with pytest.raises(DesignStepError, match="readers read journal@2"):
         retired(prepared(START, K("snapshot@3"), "me"), K("journal"), "me")
+
+
+def test_a_name_that_is_written_in_another_layout_is_not_taken_for_retired() -> None:
+    """Regression: ``retire journal`` said that it was done while journal@2 went on, as a name without a number is of what is read."""
+    both = cut_over(prepared(START, K("snapshot@3"), "me"), K("snapshot@3"), "me")
+    with pytest.raises(DesignStepError, match=r"journal@3 is not written: .* what is written is journal@2") as refused:
+        require_named(both, K("journal@3"))
+    assert "retire journal@2" in str(refused.value)
+    gone = retired(both, K("journal"), "me")
+    for known in (K("journal@2"), K("journal@3"), K("sql@3"), K("snapshot@3")):
+        require_named(gone, known)  # a command that is repeated ends well
 
 
 @pytest.mark.parametrize(

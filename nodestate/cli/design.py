@@ -25,7 +25,7 @@ from nodestate.cli.check import as_json as verdict_json
 from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.looking import DesignLook, Lookout
-from nodestate.designs.control import Control, cleared, cut_over, dated, prepared, retired, rolled_back
+from nodestate.designs.control import Control, cleared, cut_over, dated, prepared, require_named, retired, rolled_back
 from nodestate.designs.ending import delete_queues, forget_layout
 from nodestate.designs.kept import Kept, kept_of, names_of
 from nodestate.designs.places import ControlPlaces, Copy, newest
@@ -408,6 +408,9 @@ def retire(run: Run, name: str, force: bool, timeout: float) -> None:
     with Switchboard(run) as board:
         control, _ = board.record(force=force)
         kept = board.kept(name, force=force)
+        if "@" not in name:
+            require_named(control, kept)
+        was_written = kept in (*control.writes, *control.leaving)
         after = retired(control, kept, operator())
         ends = kept.partitions in {one.partitions for one in after.leaving}
         if ends:
@@ -418,7 +421,7 @@ def retire(run: Run, name: str, force: bool, timeout: float) -> None:
         if ends:
             after = board.clear(kept.partitions, timeout)
         names = names_of([*after.writes, kept])
-        _say(run, after, done=f"{names[kept]} is not written any more")
+        _say(run, after, done=f"{names[kept]} is not written{' any more' if was_written else ', nor was it just now'}")
 
 
 for _step in (status, prepare, verify, cutover, rollback, retire):

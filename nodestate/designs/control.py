@@ -113,6 +113,16 @@ def retired(control: Control, kept: Kept, by: str) -> Control:
     )
 
 
+def require_named(control: Control, kept: Kept) -> None:
+    """Refuse to retire what a name without a number means, where that design is written in other layouts alone."""
+    others = [str(one) for one in control.writes if one.design == kept.design]
+    if others and kept not in (*control.writes, *control.leaving):
+        raise DesignStepError(
+            f"{kept} is not written: a name without a number is of the layout that is read; what is written is {', '.join(others)}",
+            f"nodestate design retire {others[0]}",
+        )
+
+
 def cleared(control: Control, partitions: int, by: str) -> Control:
     """Nothing is left of a layout."""
     leaving = tuple(one for one in control.leaving if one.partitions != partitions)
