@@ -83,4 +83,4 @@ def _show(run: Run, choices: list[Choice]) -> None:
         run.out.print(table)
     if failed:  # all alike, so what stopped the first one stopped them all
         whose = f"{len(failed):,} of {len(choices):,} instances" if len(choices) > 1 else ""
-        show_no_node(run, NoNode(failed[0].remaining), whose=whose)
+        show_no_node(run, NoNode(failed[0].remaining, failed[0].unknown), whose=whose)

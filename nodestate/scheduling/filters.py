@@ -114,6 +114,8 @@ def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:
 FILTERS: dict[str, Filter] = {
     filter_.__name__: filter_
     for filter_ in (
+        force_nodes,
+        ignore_nodes,
         status,
         resources,
         required_traits,
@@ -121,11 +123,9 @@ FILTERS: dict[str, Filter] = {
         forbidden_traits,
         zone,
         aggregates,
-        force_nodes,
-        ignore_nodes,
         same_host,
         different_host,
         group,
     )
 }
-"""In this order, the cheap and the telling ones first."""
+"""In this order: whom a request names first, so that what refuses a forced node is told, then the cheap and the telling ones."""

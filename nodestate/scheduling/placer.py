@@ -204,7 +204,7 @@ class Placer:
             return NoNode(
                 remaining, f"claims may be missing from the records of {whose}: they are {UNSURE_S:g} s old at most"
             )
-        return NoNode(remaining, node=node)
+        return NoNode(remaining, "" if node else self._selector.unknown(placing.request), node)
 
     def _row(self, placing: Placing) -> int | None:
         if placing.only is not None:

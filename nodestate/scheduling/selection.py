@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from nodestate.errors import SHOWN_COUNT
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.plugins import Policies
 from nodestate.scheduling.ranking import Ranking, active
@@ -31,13 +32,14 @@ class Remaining:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Where an instance goes, with the next best; ``node`` is None where it fits nowhere, and ``remaining`` then says why:
-    which filter left how many nodes, from all of them on.
+    which filter left how many nodes, from all of them on, and ``unknown`` what was named that is nowhere.
     """
 
     instance: str
     node: str | None
     alternates: tuple[str, ...] = ()
     remaining: tuple[Remaining, ...] = ()
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Selector:
                 rows = self.best(request, 1 + request.alternates)
                 names = [self.fleet.names[row] for row in rows]
                 if not names:
-                    choices.append(Choice(instance, None, (), self.remaining(request)))
+                    choices.append(Choice(instance, None, (), self.remaining(request), self.unknown(request)))
                     continue
                 choices.append(Choice(instance, names[0], tuple(names[1:])))
                 self.lay_over(rows[0], instance, request, laid_over)
@@ -112,6 +114,19 @@ class Selector:
             left = left & filter_(fleet, fleet.all, request)
             found.append(Remaining(name, int(left.sum())))
         return tuple(found)
+
+    def unknown(self, request: Request) -> str:
+        """What a request insists on that is nowhere: the nodes, the zone, the instances. Empty where there is no such thing."""
+        fleet = self.fleet
+        if not len(fleet):
+            return ""
+        if request.force_nodes and not any(name in fleet.rows for name in request.force_nodes):
+            return f"no node {_either(request.force_nodes)} is known"
+        if request.zone and not np.any(fleet.zone[fleet.all] == fleet.zones.get(request.zone, -1)):
+            return f"no node is in zone {request.zone}"
+        if request.same_host and not any(fleet.where(instance) for instance in request.same_host):
+            return f"no node has {_either(request.same_host)}"
+        return ""
 
     def explain(self, request: Request, count: int = 5, but: Collection[int] = ()) -> Explanation:
         """Why: filter by filter, and the best nodes weigher by weigher; without the rows in ``but``."""
@@ -155,3 +170,7 @@ class Selector:
         finally:
             for row, before in laid_over.items():
                 self.fleet.overlay(row, before)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join([*names[:SHOWN_COUNT], *("…" for _ in names[SHOWN_COUNT : SHOWN_COUNT + 1])])

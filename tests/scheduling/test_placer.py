@@ -452,6 +452,17 @@ def test_a_refusal_says_which_filter_left_none(failure: NoNode, text: str) -> No
     assert str(failure) == text
 
 
+def test_what_refuses_a_forced_node_is_told_and_not_that_it_was_forced() -> None:
+    """Regression: of 52 nodes, all but the forced one had room, and ``force_nodes`` was named."""
+    parties = Parties("one")
+    parties.show(Cell(host("a"), host("b", used=8)).view)
+    [full, nowhere] = parties.parties[0].place(asked(1, force_nodes=["b"]), asked(1, force_nodes=["c"]))
+    assert str(full.failure) == "no node passes resources: of 2, 1 was left before it"
+    assert str(nowhere.failure) == "no node c is known"
+    assert nowhere.failure is not None
+    assert nowhere.failure.remaining[1] == Remaining("force_nodes", 0)
+
+
 def test_a_scheduler_without_nodes_says_so() -> None:
     """It came up first."""
     parties = Parties("one")

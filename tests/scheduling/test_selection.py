@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.scheduling.filters import FILTERS
-from nodestate.scheduling.fleet import Outstanding
-from nodestate.scheduling.plugins import Policies
+from nodestate.scheduling.fleet import Fleet, Outstanding
+from nodestate.scheduling.plugins import Policies, own
 from nodestate.scheduling.ranking import TIE_WIDTH
 from nodestate.scheduling.selection import KEPT_RANKINGS_COUNT, Remaining, Selector
 from nodestate.scheduling.weighers import WEIGHERS, Weigher
@@ -103,6 +103,8 @@ def test_who_gets_no_node_is_told_which_filter_left_none() -> None:
     assert (choice.instance, choice.node, choice.alternates) == ("vm", None, ())
     expected = {
         "all": 4,
+        "force_nodes": 4,
+        "ignore_nodes": 4,
         "status": 3,
         "resources": 2,
         "required_traits": 1,
@@ -110,9 +112,33 @@ def test_who_gets_no_node_is_told_which_filter_left_none() -> None:
         "forbidden_traits": 1,
         "zone": 0,
     }
-    after_zone = ["aggregates", "force_nodes", "ignore_nodes", "same_host", "different_host", "group"]
+    after_zone = ["aggregates", "same_host", "different_host", "group"]
     assert left(choice.remaining) == {**expected, **dict.fromkeys(after_zone, 0)}
     assert [step.filter for step in choice.remaining] == ["all", *FILTERS]
+
+
+@pytest.mark.parametrize(
+    ("more", "unknown"),
+    [
+        ({"force_nodes": ["x", "y"]}, "no node x or y is known"),
+        ({"force_nodes": [f"x{n}" for n in range(9)]}, "no node x0 or x1 or x2 or x3 or … is known"),
+        ({"force_nodes": ["x", "a"]}, ""),
+        ({"zone": "az9"}, "no node is in zone az9"),
+        ({"zone": "az0"}, "no node is in zone az0"),
+        ({"zone": "az1"}, ""),
+        ({"same_host": ["vm8", "vm9"]}, "no node has vm8 or vm9"),
+        ({"same_host": ["vm1", "vm9"]}, ""),
+    ],
+)
+def test_a_name_that_is_nowhere_is_said_to_be_so(more: dict[str, Any], unknown: str) -> None:
+    """It is misspelt, most of the time: no filter's name helps, whatever else is against the instance. az0 was a zone once."""
+    cell = Cell(host("a", zone="az0", instances={"vm1": None}), host("b", zone="az1"))
+    selector = Selector(Fleet(), own(), 1)
+    selector.fleet.advance(cell.view)
+    cell.change(host("a", 2, zone="az1", instances={"vm1": None}))
+    selector.fleet.advance(cell.view)
+    [choice] = selector.choices(asked(9, **more))
+    assert choice.unknown == unknown
 
 
 def test_nodes_that_are_not_asked_for_are_not_counted() -> None:
