@@ -136,13 +136,21 @@ class TestSelect:
         assert told.splitlines()[0].split() == ["instance", "node", "alternates"]
 
     def test_where_nothing_fits_it_says_which_filter_left_none(self, site: Cell) -> None:
+        lack = "; VCPU: 9 wanted, at most 8 free on a node"
         told = site.run("select", "-", stdin=wanted("select", 9, zone="az1"), code=1).stdout.splitlines()
-        assert told[0] == f"no node passes resources: of {3 * len(PLACES)}, {3 * len(PLACES)} were left before it"
+        assert (
+            told[0] == f"no node passes resources: of {3 * len(PLACES)}, {3 * len(PLACES)} were left before it" + lack
+        )
         assert told[1].split() == ["filter", "took", "left"]
         assert told[2].split() == ["resources", str(3 * len(PLACES)), "0"]
         [choice] = site.ask("select", "-", stdin=wanted("select", 9), code=1)["choices"]
         assert choice["node"] is None
         assert choice["remaining"][0] == {"filter": "all", "nodes": 3 * len(PLACES)}
+        assert choice["why"] == told[0]
+        [choice] = site.ask("select", "-", stdin=wanted("select", force_nodes=["select-9"]), code=1)["choices"]
+        assert choice["why"] == "no node select-9 is known"
+        [choice] = site.ask("select", "-", stdin=wanted("select"))["choices"]
+        assert "why" not in choice
 
     def test_explained_filter_by_filter_and_weigher_by_weigher(self, site: Cell) -> None:
         explanation = site.ask("select", "-", "--explain", stdin=wanted("select", zone="az1"))["explanation"]

@@ -164,7 +164,7 @@ def test_a_node_that_was_asked_for_by_name_is_named_in_the_refusal() -> None:
     tenancy.rest(2.0)
     failed = scheduler.move("a", to=other)
     assert isinstance(failed, Failed)
-    assert str(failed.why) == f"{other} does not pass resources"
+    assert str(failed.why) == f"{other} does not pass resources; VCPU: 5 wanted, 3 free"
 
 
 def test_the_room_of_an_instance_that_ended_is_free_at_once() -> None:

@@ -47,7 +47,8 @@ def command(
 
     Exit code 1 if some instance fits nowhere; then it is said which filter left no node.
 
-    JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, and with --explain "explanation".
+    JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, and with --explain "explanation"; an
+    instance that fits nowhere has "why", too.
     """
     request = request_of(request_file, resources, max_age)
     with scheduler_of(run, boots=False, node_max_age=node_max_age) as scheduler:
@@ -70,7 +71,12 @@ def _as_json(choice: Choice) -> dict[str, Any]:
         "node": choice.node,
         "alternates": choice.alternates,
         "remaining": remaining_json(choice.remaining),
+        **({} if choice.node is not None else {"why": str(_why(choice))}),
     }
+
+
+def _why(choice: Choice) -> NoNode:
+    return NoNode(choice.remaining, choice.unknown, lacks=choice.lacks)
 
 
 def _show(run: Run, choices: list[Choice]) -> None:
@@ -83,4 +89,4 @@ def _show(run: Run, choices: list[Choice]) -> None:
         run.out.print(table)
     if failed:  # all alike, so what stopped the first one stopped them all
         whose = f"{len(failed):,} of {len(choices):,} instances" if len(choices) > 1 else ""
-        show_no_node(run, NoNode(failed[0].remaining, failed[0].unknown), whose=whose)
+        show_no_node(run, _why(failed[0]), whose=whose)

@@ -25,7 +25,7 @@ from nodestate.scheduling.plugins import Policies, installed, own
 from nodestate.scheduling.request import Group, GroupRequest, Request, parse, parse_group
 from nodestate.scheduling.rows import Flags, RowIndex, Scores
 from nodestate.scheduling.scheduler import Scheduler
-from nodestate.scheduling.selection import Choice, Explanation, Remaining
+from nodestate.scheduling.selection import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.weighers import WEIGHERS, Weigher
 
 __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     # selecting
     "Choice",
     "Remaining",
+    "Lack",
     "Explanation",
     # claiming and booting
     "Placing",

@@ -25,7 +25,7 @@ from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.fleet import Fleet, Lift
 from nodestate.scheduling.ledger import Ledger
 from nodestate.scheduling.request import Request, hints_of
-from nodestate.scheduling.selection import Remaining, Selector
+from nodestate.scheduling.selection import Lack, Remaining, Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Rounds in which an instance may lose its node to somebody else."""
@@ -36,12 +36,13 @@ LOOK_AROUND_COUNT: Final = 64
 @dataclass(frozen=True, slots=True)
 class NoNode:
     """Why an instance got none: the filters left none (``remaining``), or ``why`` says it. ``node``: the only one that it
-    might have got.
+    might have got. ``lacks``: what there was not enough of, where ``resources`` left none.
     """
 
     remaining: tuple[Remaining, ...] = ()
     why: str = ""
     node: str = ""
+    lacks: tuple[Lack, ...] = ()
 
     def __str__(self) -> str:
         if self.why:
@@ -51,9 +52,18 @@ class NoNode:
         if last is None or before is None:
             return f"{self.node} is passed over" if self.node else "no node is known"
         if self.node:
-            return f"{self.node} does not pass {last.filter}"
+            return f"{self.node} does not pass {last.filter}{self._lacking(last.filter)}"
         left = f"{before.nodes:,} {'was' if before.nodes == 1 else 'were'} left before it"
-        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}"
+        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}{self._lacking(last.filter)}"
+
+    def _lacking(self, refused_by: str) -> str:
+        """What there was not enough of, to be put after the filter's name."""
+        if refused_by == "resources" and not self.lacks and not self.node:
+            return "; there is enough of each, and nowhere of all at once"
+        most, where = ("", "") if self.node else ("at most ", " on a node")
+        return "".join(
+            f"; {lack.resource}: {lack.wanted:,} wanted, {most}{lack.free:,} free{where}" for lack in self.lacks
+        )
 
 
 @dataclass(slots=True)
@@ -204,7 +214,8 @@ class Placer:
             return NoNode(
                 remaining, f"claims may be missing from the records of {whose}: they are {UNSURE_S:g} s old at most"
             )
-        return NoNode(remaining, "" if node else self._selector.unknown(placing.request), node)
+        unknown = "" if node else self._selector.unknown(placing.request)
+        return NoNode(remaining, unknown, node, self._selector.lacks(placing.request, but))
 
     def _row(self, placing: Placing) -> int | None:
         if placing.only is not None:

@@ -30,9 +30,21 @@ class Remaining:
 
 
 @dataclass(frozen=True, slots=True)
+class Lack:
+    """A resource class that no node had enough of: how much was ``wanted``, and the most that was ``free`` on one of those
+    that the filters before ``resources`` had left.
+    """
+
+    resource: str
+    wanted: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """Where an instance goes, with the next best; ``node`` is None where it fits nowhere, and ``remaining`` then says why:
-    which filter left how many nodes, from all of them on, and ``unknown`` what was named that is nowhere.
+    which filter left how many nodes, from all of them on, ``unknown`` what was named that is nowhere, ``lacks`` what
+    no node had enough of.
     """
 
     instance: str
@@ -40,6 +52,7 @@ class Choice:
     alternates: tuple[str, ...] = ()
     remaining: tuple[Remaining, ...] = ()
     unknown: str = ""
+    lacks: tuple[Lack, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +100,8 @@ class Selector:
                 rows = self.best(request, 1 + request.alternates)
                 names = [self.fleet.names[row] for row in rows]
                 if not names:
-                    choices.append(Choice(instance, None, (), self.remaining(request), self.unknown(request)))
+                    remaining, unknown, lacks = self.remaining(request), self.unknown(request), self.lacks(request)
+                    choices.append(Choice(instance, None, (), remaining, unknown, lacks))
                     continue
                 choices.append(Choice(instance, names[0], tuple(names[1:])))
                 self.lay_over(rows[0], instance, request, laid_over)
@@ -127,6 +141,25 @@ class Selector:
         if request.same_host and not any(fleet.where(instance) for instance in request.same_host):
             return f"no node has {_either(request.same_host)}"
         return ""
+
+    def lacks(self, request: Request, but: Collection[int] = ()) -> tuple[Lack, ...]:
+        """The classes that no node has enough of, of those that ``resources`` was asked of; without the rows in ``but``."""
+        fleet = self.fleet
+        left: Flags = np.ones(len(fleet), np.bool_)
+        left[list(but)] = False
+        for name, filter_ in self.policies.filters.items():
+            if name == "resources":
+                break
+            left = left & filter_(fleet, fleet.all, request)
+        if not left.any():
+            return ()
+        most = {
+            name: int(fleet.free[name][fleet.all][left].max()) if name in fleet.free else 0
+            for name in request.resources
+        }
+        return tuple(
+            Lack(name, amount, max(0, most[name])) for name, amount in request.resources.items() if most[name] < amount
+        )
 
     def explain(self, request: Request, count: int = 5, but: Collection[int] = ()) -> Explanation:
         """Why: filter by filter, and the best nodes weigher by weigher; without the rows in ``but``."""

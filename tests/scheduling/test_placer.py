@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodestate.scheduling.claims import CLOCK_S, UNSURE_S
 from nodestate.scheduling.fleet import Lift
 from nodestate.scheduling.placer import MAX_TRIES_COUNT, NoNode, Placing
-from nodestate.scheduling.selection import Remaining
+from nodestate.scheduling.selection import Lack, Remaining
 from nodestate.testing import Fault, MemoryServer
 from tests.scheduling.fleets import Cell, asked, host
 from tests.scheduling.ledgers import CLAIM_S, Parties, Party
@@ -88,7 +88,9 @@ def test_what_does_not_fit_fails_by_itself() -> None:
     [one] = parties.parties
     large, small = one.place(asked(9, instances=["large"]), asked(1, instances=["small"]))
     assert (large.node, large.claim, small.failure) == (None, None, None)
-    assert str(large.failure) == "no node passes resources: of 2, 2 were left before it"
+    assert str(large.failure) == (
+        "no node passes resources: of 2, 2 were left before it; VCPU: 9 wanted, at most 4 free on a node"
+    )
     assert sum(claimed(parties, "ab").values()) == 1
 
 
@@ -241,7 +243,7 @@ def test_who_may_go_to_one_node_only_goes_there_or_nowhere() -> None:
     [there] = one.place(asked(1), only=one.fleet.rows["b"])
     assert there.node == "b"
     [none] = one.place(asked(4), only=one.fleet.rows["b"])
-    assert str(none.failure) == "b does not pass resources"
+    assert str(none.failure) == "b does not pass resources; VCPU: 4 wanted, 3 free"
     [passed_over] = one.place(asked(1), only=one.fleet.rows["b"], avoid={one.fleet.rows["b"]})
     assert str(passed_over.failure) == "b is passed over"
 
@@ -442,6 +444,19 @@ def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
             NoNode((Remaining("all", 1_200), Remaining("status", 1_100), Remaining("zone", 0), Remaining("group", 0))),
             "no node passes zone: of 1,200, 1,100 were left before it",
         ),
+        (
+            NoNode(
+                (Remaining("all", 3), Remaining("resources", 0)), lacks=(Lack("VCPU", 9_000, 8), Lack("PGPU", 1, 0))
+            ),
+            (
+                "no node passes resources: of 3, 3 were left before it; VCPU: 9,000 wanted, at most 8 free on a node; "
+                "PGPU: 1 wanted, at most 0 free on a node"
+            ),
+        ),
+        (
+            NoNode((Remaining("all", 3), Remaining("resources", 0))),
+            "no node passes resources: of 3, 3 were left before it; there is enough of each, and nowhere of all at once",
+        ),
         (NoNode(why="all is lost"), "all is lost"),
         (NoNode((Remaining("all", 1), Remaining("status", 0)), node="a"), "a does not pass status"),
         (NoNode((Remaining("all", 0), Remaining("status", 0)), node="a"), "a is passed over"),
@@ -457,7 +472,9 @@ def test_what_refuses_a_forced_node_is_told_and_not_that_it_was_forced() -> None
     parties = Parties("one")
     parties.show(Cell(host("a"), host("b", used=8)).view)
     [full, nowhere] = parties.parties[0].place(asked(1, force_nodes=["b"]), asked(1, force_nodes=["c"]))
-    assert str(full.failure) == "no node passes resources: of 2, 1 was left before it"
+    assert str(full.failure) == (
+        "no node passes resources: of 2, 1 was left before it; VCPU: 1 wanted, at most 0 free on a node"
+    )
     assert str(nowhere.failure) == "no node c is known"
     assert nowhere.failure is not None
     assert nowhere.failure.remaining[1] == Remaining("force_nodes", 0)

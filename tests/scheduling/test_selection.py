@@ -13,7 +13,7 @@ from nodestate.scheduling.filters import FILTERS
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.plugins import Policies, own
 from nodestate.scheduling.ranking import TIE_WIDTH
-from nodestate.scheduling.selection import KEPT_RANKINGS_COUNT, Remaining, Selector
+from nodestate.scheduling.selection import KEPT_RANKINGS_COUNT, Lack, Remaining, Selector
 from nodestate.scheduling.weighers import WEIGHERS, Weigher
 from tests.scheduling.fleets import Cell, asked, chosen, fleet_of, host, selector_of
 
@@ -139,6 +139,24 @@ def test_a_name_that_is_nowhere_is_said_to_be_so(more: dict[str, Any], unknown: 
     selector.fleet.advance(cell.view)
     [choice] = selector.choices(asked(9, **more))
     assert choice.unknown == unknown
+
+
+def test_who_finds_no_room_is_told_of_which_class_and_how_much_there_is() -> None:
+    """On a node that is up and may be taken: that a node that is down has more helps nobody."""
+    selector = selector_of(host("a", vcpu=4), host("b", vcpu=6), host("c", vcpu=80, status="down"), host("d", used=9))
+
+    def lacks(vcpu: int, but: list[int] | None = None, **more: Any) -> tuple[Lack, ...]:
+        return selector.lacks(asked(vcpu, **more), but or [])
+
+    assert lacks(9) == (Lack("VCPU", 9, 6),)
+    assert lacks(9, resources={"VCPU": 6, "PGPU": 1}) == (Lack("PGPU", 1, 0),)
+    assert lacks(5, but=[1]) == (Lack("VCPU", 5, 4),)
+    assert lacks(1, force_nodes=["d"]) == (Lack("VCPU", 1, 0),)
+    assert lacks(6, zone="az9") == (), "there is room"
+    assert lacks(1, force_nodes=["c"]) == (), "it is down"
+    [first, second] = selector.choices(asked(6, count=2))
+    assert (first.node, first.lacks) == ("b", ())
+    assert second.lacks == (Lack("VCPU", 6, 4),), "less what those before it took"
 
 
 def test_nodes_that_are_not_asked_for_are_not_counted() -> None:
