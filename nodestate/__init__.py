@@ -12,6 +12,7 @@ from nodestate.errors import (
     ItemTooLargeError,
     NodestateError,
     NotThereError,
+    PolicyError,
     StaleViewError,
     StoreError,
     StoreFullError,
@@ -54,6 +55,7 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "BehindError",
     "BadRequestError",
     "NotThereError",
+    "PolicyError",
 ]
 
 

@@ -283,3 +283,16 @@ class NotThereError(BadRequestError):
     """Raised when a request may be right, but what it names is not there for who asks: a reservation that is not held (any
     more) or is somebody else's, an instance that no node reports, a node that nobody knows.
     """
+
+
+class PolicyError(NodestateError):
+    """Raised when a filter or a weigher fails, or gives what none may give: its author's to mend, and the cause is chained.
+
+    ``policy``: its name; ``place``: module and function; ``why`` is for people.
+    """
+
+    def __init__(self, what: str, policy: str, place: str, why: str) -> None:
+        super().__init__(f"{what} {policy!r} ({place}) {why}")
+        self.policy = policy
+        self.place = place
+        self.why = why

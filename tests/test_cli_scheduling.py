@@ -210,6 +210,29 @@ class TestBoot:
         assert told.startswith("no outcome yet of 1, as u-2: agents may have built them or not")
 
 
+@pytest.fixture
+def asleep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package whose filter fails."""
+    (tmp_path / "asleep_for_test.py").write_text("def awake(fleet, rows, request):\n    return 1 / 0\n")
+    metadata = tmp_path / "asleep_for_test-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: asleep-for-test\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[nodestate.filters]\nawake = asleep_for_test:awake\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("asleep")
+@pytest.mark.parametrize(("command", "member"), [("select", False), ("boot", False), ("reserve", True)])
+def test_an_own_filter_that_fails_is_told_in_one_line(site: Cell, command: str, member: bool) -> None:
+    """As any other error, and no traceback from within nodestate."""
+    request: dict[str, Any] = {"members": [wanted("select")]} if member else wanted("select")
+    told = site.run(command, "-", stdin=request, code=1)
+    line = "filter 'awake' (asleep_for_test:awake) failed: ZeroDivisionError('division by zero')"
+    assert told.stderr == f"nodestate: {line}\n"
+    answer = json.loads(site.run(command, "-", "--json", stdin=request, code=1).stderr)
+    assert (answer["error"], answer["kind"], answer["policy"]) == (line, "PolicyError", "awake")
+
+
 class TestReservations:
     def test_what_is_held_is_listed_extended_and_released(self, site: Cell, tmp_path: Path) -> None:
         file = tmp_path / "group.json"

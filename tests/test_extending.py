@@ -52,7 +52,7 @@ def test_what_a_package_adds_comes_after_ours_and_may_be_weighed(install: Instal
     assert list(policies.weighers) == [*WEIGHERS, "roomy"]
     assert policies.weighers["roomy"].multiplier == 0.5
     request = parse({"resources": {"VCPU": 1}, "weights": {"roomy": 2.0}})
-    assert (policies.weighers["roomy"], 2.0) in active(request, policies.weighers)
+    assert ("roomy", policies.weighers["roomy"], 2.0) in active(request, policies.weighers)
     with pytest.raises(BadRequestError, match=r"^weights\.roomy: "):
         active(request, WEIGHERS)
 

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from nodestate.errors import BadRequestError
+from nodestate.scheduling import asking
 from nodestate.scheduling.filters import Filter
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import Request
@@ -31,10 +32,11 @@ class Ranking:
     ) -> None:
         self._fleet = fleet
         self._request = request
-        self._filters = list(filters.values())
-        self._weighers = active(request, weighers)
+        self._filters = [asking.filter_of(name, filter_) for name, filter_ in filters.items()]
+        weighed = active(request, weighers)
+        self._weighs = [(asking.weigh_of(name, weigher), multiplier) for name, weigher, multiplier in weighed]
         self._by_group = request.group is not None and (
-            request.group.policy == "affinity" or any(weigher.by_group for weigher, _ in self._weighers)
+            request.group.policy == "affinity" or any(weigher.by_group for _, weigher, _ in weighed)
         )
         self._as_of: int | None = None
         self._known = (0, 0, 0)  # rows, resource classes and shares
@@ -42,7 +44,7 @@ class Ranking:
 
     def refresh(self, shuffle: Scores, worth: Scores | None = None, shares: int = 0) -> None:
         """Weigh again what changed since the last time. ``worth`` is added to the weights, and all are weighed again when
-        ``shares`` is another number.
+        ``shares`` is another number. Raises ``PolicyError``, and may be called again.
         """
         fleet = self._fleet
         rows = None
@@ -74,8 +76,8 @@ class Ranking:
     def _weigh(self, rows: RowIndex, shuffle: Scores, worth: Scores | None) -> Scores:
         fleet, request = self._fleet, self._request
         total: Scores = np.zeros(count_of(rows))
-        for weigher, multiplier in self._weighers:
-            total += multiplier * weigher.weigh(fleet, rows, request)
+        for weigh, multiplier in self._weighs:
+            total += multiplier * weigh(fleet, rows, request)
         if worth is not None:
             total += worth[rows]
         total = np.floor(total / TIE_WIDTH) + shuffle[rows]
@@ -88,8 +90,8 @@ class Ranking:
         return total
 
 
-def active(request: Request, weighers: Mapping[str, Weigher]) -> list[tuple[Weigher, float]]:
-    """The weighers that count for a request, with their multipliers. Raises ``BadRequestError`` for names there are not."""
+def active(request: Request, weighers: Mapping[str, Weigher]) -> list[tuple[str, Weigher, float]]:
+    """The weighers that count for a request, with names and multipliers. Raises ``BadRequestError`` for names there are not."""
     unknown = sorted(request.weights.keys() - weighers.keys())
     if unknown:
         raise BadRequestError(f"weights.{unknown[0]}", f"no such weigher; there are {', '.join(weighers)}")
@@ -99,5 +101,5 @@ def active(request: Request, weighers: Mapping[str, Weigher]) -> list[tuple[Weig
         if weigher.needs and not getattr(request, weigher.needs):
             continue
         if multiplier:
-            chosen.append((weigher, multiplier))
+            chosen.append((name, weigher, multiplier))
     return chosen

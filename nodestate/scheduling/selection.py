@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from nodestate.errors import SHOWN_COUNT
+from nodestate.scheduling import asking
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.plugins import Policies
 from nodestate.scheduling.ranking import Ranking, active
@@ -69,7 +70,8 @@ class Selector:
     """Chooses rows of a fleet; ``seed`` shuffles nodes that are equally good, so that schedulers do not all take the same, and
     ``sharing`` says which of them to prefer while others are at work.
 
-    What it works out for a request it keeps, so the next of the same shape costs what changed on the fleet.
+    What it works out for a request it keeps, so the next of the same shape costs what changed on the fleet. Where a filter or a
+    weigher fails, whoever asked gets a ``PolicyError``.
     """
 
     def __init__(self, fleet: Fleet, policies: Policies, seed: int, sharing: Sharing | None = None) -> None:
@@ -125,7 +127,7 @@ class Selector:
         left[list(but)] = False
         found = [Remaining("all", int(left.sum()))]
         for name, filter_ in self.policies.filters.items():
-            left = left & filter_(fleet, fleet.all, request)
+            left = left & asking.filter_of(name, filter_)(fleet, fleet.all, request)
             found.append(Remaining(name, int(left.sum())))
         return tuple(found)
 
@@ -150,7 +152,7 @@ class Selector:
         for name, filter_ in self.policies.filters.items():
             if name == "resources":
                 break
-            left = left & filter_(fleet, fleet.all, request)
+            left = left & asking.filter_of(name, filter_)(fleet, fleet.all, request)
         if not left.any():
             return ()
         most = {
@@ -165,12 +167,12 @@ class Selector:
         """Why: filter by filter, and the best nodes weigher by weigher; without the rows in ``but``."""
         best = []
         weighed = active(request, self.policies.weighers)
-        names = {id(weigher): name for name, weigher in self.policies.weighers.items()}
+        weighs = [(name, asking.weigh_of(name, weigher), multiplier) for name, weigher, multiplier in weighed]
         for row in self.best(request, count, but):
             rows = np.array([row])
             parts = {
-                names[id(weigher)]: round(float(np.sum(multiplier * weigher.weigh(self.fleet, rows, request))), 4)
-                for weigher, multiplier in weighed
+                name: round(float(np.sum(multiplier * weigh(self.fleet, rows, request))), 4)
+                for name, weigh, multiplier in weighs
             }
             best.append((self.fleet.names[row], parts))
         return Explanation(self.remaining(request, but), tuple(best))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nodestate.agent.admission import allocation_of
+from nodestate.errors import PolicyError
 from nodestate.orders import Build, decode_order
 from nodestate.scheduling.boots import ENDING_S, Booted, Failed
 from nodestate.scheduling.request import parse
@@ -31,11 +32,16 @@ def test_a_filter_that_fails_costs_no_boot_its_outcome() -> None:
     filters = one.scheduler.selector.policies.filters
     boots = one.scheduler.submit(parse({"count": 2, "resources": {"VCPU": 1}}))
     filters["faulty"] = faulty
-    with pytest.raises(ZeroDivisionError):
+    told = (
+        f"filter 'faulty' ({__name__}:{faulty.__qualname__}) failed: ZeroDivisionError('as its author did not foresee')"
+    )
+    with pytest.raises(PolicyError) as raised:
         one.scheduler.step()
+    assert str(raised.value) == told
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
     del filters["faulty"]
     whys = [str(outcome.why) for boot in boots if isinstance(outcome := boot.future.result(0), Failed)]
-    assert whys == ["no node could be chosen: ZeroDivisionError('as its author did not foresee')"] * 2
+    assert whys == [f"no node could be chosen: PolicyError({told!r})"] * 2
     tenancy.rest(2.0)
     assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node)] == []
 

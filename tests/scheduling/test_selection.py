@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodestate.errors import PolicyError
 from nodestate.scheduling.filters import FILTERS
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.plugins import Policies, own
@@ -209,7 +210,7 @@ def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
     calls = iter([0.0, 1.0])
     weighers = {"bad": Weigher(lambda *_: next(calls, None) or fail())}
     selector = Selector(fleet, Policies(dict(FILTERS), weighers), 1)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(PolicyError, match="'bad'"):
         selector.choices(asked(1, count=3, group=ANTI))
     assert fleet.free["VCPU"][fleet.all].tolist() == [7, 8]
     assert fleet.groups == {"web": {0: 1}}

@@ -1,0 +1,132 @@
+"""Asking filters and weighers: what an own one must give, and that it is named where it does not."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nodestate.errors import PolicyError
+from nodestate.scheduling.filters import Filter
+from nodestate.scheduling.fleet import Outstanding
+from nodestate.scheduling.plugins import own
+from nodestate.scheduling.selection import Selector
+from nodestate.scheduling.weighers import Weigher
+from tests.scheduling.fleets import asked, chosen, fleet_of, host
+
+NODES = 3
+
+
+def selector_with(filter_: Filter | None = None, weigher: Weigher | None = None) -> Selector:
+    """Three nodes, and policies of somebody's beside ours."""
+    policies = own()
+    if filter_ is not None:
+        policies.filters["awake"] = filter_
+    if weigher is not None:
+        policies.weighers["roomy"] = weigher
+    return Selector(fleet_of(*(host(f"n{number}") for number in range(NODES))), policies, 1)
+
+
+def awake(*_: object) -> bool:
+    raise ZeroDivisionError("by zero")
+
+
+class Roomy:
+    """A weigher that is an object."""
+
+    def __call__(self, *_: object) -> float:
+        return {}["nowhere"]  # type: ignore[no-any-return]
+
+
+ASK: list[Callable[[Selector], object]] = [
+    lambda selector: selector.best(asked()),
+    lambda selector: selector.explain(asked()),
+    lambda selector: selector.choices(asked()),
+]
+
+
+@pytest.mark.parametrize("ask", [*ASK, lambda selector: selector.remaining(asked())])
+def test_a_filter_that_raises_is_named_with_its_place_and_cause(ask: Callable[[Selector], object]) -> None:
+    """A traceback from within nodestate looked like a fault of nodestate."""
+    with pytest.raises(PolicyError) as raised:
+        ask(selector_with(awake))
+    assert str(raised.value) == f"filter 'awake' ({__name__}:awake) failed: ZeroDivisionError('by zero')"
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert (raised.value.policy, raised.value.place) == ("awake", f"{__name__}:awake")
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("ask", ASK)
+def test_a_weigher_that_raises_is_named_too(ask: Callable[[Selector], object]) -> None:
+    """Also one that is no function, which has no name of its own."""
+    with pytest.raises(PolicyError) as raised:
+        ask(selector_with(weigher=Weigher(Roomy())))
+    assert str(raised.value) == f"weigher 'roomy' ({__name__}:Roomy) failed: KeyError('nowhere')"
+
+
+@pytest.mark.parametrize(
+    ("gave", "told"),
+    [
+        (None, "a NoneType"),
+        (1, "a int"),
+        ([True] * NODES, "a list"),
+        (np.ones(NODES), "an array of float64, shape (3,)"),
+        (np.ones(NODES + 1, np.bool_), "an array of bool, shape (4,)"),
+        (np.ones((NODES, 1), np.bool_), "an array of bool, shape (3, 1)"),
+    ],
+)
+def test_a_filter_gives_flags(gave: Any, told: str) -> None:
+    with pytest.raises(PolicyError, match="'awake'") as raised:
+        selector_with(lambda *_: gave).best(asked())
+    assert raised.value.why == f"gave {told}; want a bool, or an array of 3 of them"
+
+
+@pytest.mark.parametrize("gave", [True, np.True_, np.array(True), np.array([True, False, False])])
+def test_a_flag_may_be_one_for_all_or_one_of_numpy(gave: Any) -> None:
+    assert "n0" in chosen(selector_with(lambda *_: gave), asked(8, count=3))
+
+
+@pytest.mark.parametrize(
+    ("gave", "told"),
+    [
+        (None, "gave a NoneType; want a number, or an array of 3 of them"),
+        ("much", "gave a str; want a number, or an array of 3 of them"),
+        ([0.5] * NODES, "gave a list; want a number, or an array of 3 of them"),
+        (1j, "gave a complex; want a number, or an array of 3 of them"),
+        (np.ones(NODES - 1), "gave an array of float64, shape (2,); want a number, or an array of 3 of them"),
+        (np.array(["a"] * NODES), "gave an array of <U1, shape (3,); want a number, or an array of 3 of them"),
+        (80.0, "gave weights from 80 to 80; want 0 to 1"),
+        (np.array([0.0, -0.5, 1.0]), "gave weights from -0.5 to 1; want 0 to 1"),
+        (np.array([0.0, np.nan, 1.0]), "gave weights from nan to nan; want 0 to 1"),
+    ],
+)
+def test_a_weigher_gives_numbers_from_0_to_1(gave: Any, told: str) -> None:
+    """What is larger outweighs all others, and nobody notices."""
+    with pytest.raises(PolicyError, match="'roomy'") as raised:
+        selector_with(weigher=Weigher(lambda *_: gave)).best(asked())
+    assert raised.value.why == told
+
+
+@pytest.mark.parametrize("gave", [0, 1, True, 0.5, np.float32(1.0), np.array([0, 1, 1]), np.array([True] * NODES)])
+def test_a_weight_may_be_any_number_of_python_or_numpy(gave: Any) -> None:
+    assert chosen(selector_with(weigher=Weigher(lambda *_: gave)), asked()) != [None]
+
+
+def test_a_row_that_changed_is_weighed_without_a_look_at_the_range() -> None:
+    """That would be a large part of what one row costs; the shape is looked at, as all that comes after builds upon it."""
+    weights: list[Any] = [0.5]
+    nodes = [host(f"n{number}") for number in range(32)]
+    policies = own()
+    policies.weighers["roomy"] = Weigher(lambda *_: weights[0])
+    selector = Selector(fleet_of(*nodes), policies, 1)
+    selector.best(asked())
+    weights[0] = 2.0
+    selector.fleet.overlay(0, Outstanding({"VCPU": 1}))
+    assert selector.best(asked()) == [0]
+    weights[0] = np.ones(2)
+    selector.fleet.overlay(0, Outstanding({"VCPU": 2}))
+    with pytest.raises(PolicyError, match="an array of 1 of them"):
+        selector.best(asked())
