@@ -117,6 +117,13 @@ def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
     assert not answer.stdout
 
 
+def test_who_says_twice_what_is_wanted_is_told_so() -> None:
+    """Regression: who gave both was told to give one of the two."""
+    answer = run("select", *REAL, "request.json", "--resources", "VCPU=1")
+    assert "one of them, not both" in answer.stderr
+    assert "say what is wanted" in run("select", *REAL).stderr
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -137,7 +137,9 @@ def read_file(path: str) -> bytes:
 
 def request_of(path: str | None, resources: str | None, max_age: float | None) -> Request:
     """The request of a file, or of a few words. Raises ``BadRequestError``, and ``UsageError`` unless it is one of both."""
-    if (path is None) == (resources is None):
+    if path is not None and resources is not None:
+        raise click.UsageError("a file of a REQUEST and --resources both say what is wanted: one of them, not both")
+    if path is None and resources is None:
         raise click.UsageError(
             "say what is wanted: a file of a REQUEST (- for stdin), or --resources VCPU=2,MEMORY_MB=4096"
         )

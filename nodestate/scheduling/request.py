@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,7 @@ assert MAX_HINTS_BYTES + MAX_CLASSES_COUNT * (MAX_WORD_CHARS + 12) < MAX_ORDER_B
 T = TypeVar("T", bound=msgspec.Struct)
 
 Policy = Literal["affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity"]
+SpreadBy = Literal["", "zone", "aggregate"]
 Names = Annotated[tuple[NodeName, ...], Meta(max_length=MAX_NAMES_COUNT)]
 Instances = Annotated[tuple[Word, ...], Meta(max_length=MAX_NAMES_COUNT)]
 Words = Annotated[tuple[Word, ...], Meta(max_length=1_000)]
@@ -78,7 +79,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     different_host: Instances = ()
     force_nodes: Names = ()
     ignore_nodes: Names = ()
-    spread_by: Literal["", "zone", "aggregate"] = ""
+    spread_by: SpreadBy = ""
     weights: dict[str, Weight] = {}
     alternates: int = 0
     max_age: Annotated[float, Meta(gt=0)] | None = None
@@ -177,6 +178,12 @@ def request_of(instance: str, resources: Mapping[str, int], group: str | None, h
 def parse(content: Mapping[str, Any] | str | bytes) -> Request:
     """A request from a map, or from JSON. Raises ``BadRequestError``."""
     content = _map_of(content)
+    if "members" in content:
+        raise BadRequestError("members", "this is a group request: 'nodestate reserve', or parse_group, takes it")
+    return _request(content)
+
+
+def _request(content: Mapping[str, Any]) -> Request:
     if (
         isinstance(content.get("instances"), (list, tuple)) and content["instances"]
     ):  # who names them need not count them
@@ -187,6 +194,9 @@ def parse(content: Mapping[str, Any] | str | bytes) -> Request:
 def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
     """A group request from a map, or from JSON. Raises ``BadRequestError``."""
     content = dict(_map_of(content))
+    if "members" not in content and "resources" in content:
+        why = "this is no group request, which has members: 'nodestate boot' and 'select', or parse, take it"
+        raise BadRequestError("resources", why)
     members = content.get("members")
     if isinstance(members, (list, tuple)):
         if len(members) > MAX_GROUP_COUNT:
@@ -197,7 +207,7 @@ def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
 
 def _member(number: int, content: Any) -> Request:
     try:
-        return parse(content)
+        return _request(_map_of(content))
     except BadRequestError as error:
         field = "" if error.field == "request" else f".{error.field}"
         raise BadRequestError(f"members[{number}]{field}", error.why) from None
@@ -228,12 +238,15 @@ def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
         about = _FIELD.search(what)
         if about is not None:
             field = f"{field}.{about[1]}" if field else about[1]
+        if field in _CHOICES and what.startswith("Invalid enum value"):
+            what = f"{what}; want {' or '.join(choice for choice in _CHOICES[field] if choice)}"
         raise BadRequestError(field or "request", what[:1].lower() + what[1:]) from None
 
 
 _WHERE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
 """What msgspec says of a value, and where it stands."""
 _FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
 _VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
 
 

@@ -342,3 +342,29 @@ def test_a_request_made_in_python_is_checked_as_one_that_was_read() -> None:
     with pytest.raises(BadRequestError) as refused:
         Request(resources={"VCPU": 1}, group=Group(name="web", policy="affinity", max_per_node=2))
     assert refused.value.field == "group.max_per_node"
+
+
+GROUP = {"hold_s": 5, "members": [SMALL]}
+
+
+def test_a_request_of_the_other_kind_is_said_to_be_one_with_what_takes_it() -> None:
+    """Regression: ``hold_s`` of a group request was no such field, and nobody said what it was a field of."""
+    for refused in (refusal(GROUP), refusal({"members": 3}), refusal({**GROUP, **SMALL})):
+        assert (refused.field, "'nodestate reserve'" in refused.why) == ("members", True)
+    refused = group_refusal({**SMALL, "count": 3})
+    assert (refused.field, "'nodestate boot'" in refused.why) == ("resources", True)
+    assert group_refusal({"hold_s": 5}).field == "members"
+    within = group_refusal({"members": [GROUP]})
+    assert (within.field, within.why.split(";")[0]) == ("members[0].hold_s", "there is no such field")
+
+
+def test_a_word_that_is_none_of_a_few_is_told_which_there_are() -> None:
+    """Most of the wrong ones lack a hyphen."""
+    wrong = {"name": "web", "policy": "antiaffinity"}
+    policies = "affinity or anti-affinity or soft-affinity or soft-anti-affinity"
+    assert refusal({**SMALL, "group": wrong}).why == f"invalid enum value 'antiaffinity'; want {policies}"
+    assert str(group_refusal({"members": [SMALL], "group": wrong})).endswith(policies)
+    assert str(group_refusal({"members": [{**SMALL, "group": wrong}]})).endswith(policies)
+    right = {"name": "web", "policy": "affinity"}
+    spread = refusal({**SMALL, "group": right, "spread_by": "rack"})
+    assert str(spread) == "spread_by: invalid enum value 'rack'; want zone or aggregate"
