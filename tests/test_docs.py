@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -62,22 +63,28 @@ def load_generator() -> ModuleType:
 # -- examples -------------------------------------------------------------------------------------
 
 
-def python_blocks(path: Path) -> list[tuple[int, str]]:
-    """The Python of a page, each block with the line on which it begins."""
+def python_blocks(path: Path) -> list[tuple[int, str, str]]:
+    """The Python of a page, each block with the line on which it begins, and the file that it is said to be, if any."""
     text = path.read_text(encoding="utf-8")
     return [
-        (text[: match.start(1)].count("\n"), match[1])
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        (text[: match.start(2)].count("\n"), match[2], match[1] or "")
+        for match in re.finditer(r"(?:`(\w+\.py)`:\n\n)?^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     ]
 
 
 @pytest.mark.parametrize("path", [page for page in PAGES if python_blocks(page)], ids=page_id)
 def test_the_python_of_a_page_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Blocks run in their order, in one namespace, as a reader would paste them; a traceback shows the page's line."""
+    """Blocks run in their order, in one namespace, as a reader would paste them; a traceback shows the page's line. Those that
+    are files can be imported.
+    """
     monkeypatch.setenv("NODESTATE_STATE_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for line, block in python_blocks(path):
+    for line, block, file in python_blocks(path):
+        if file:
+            (tmp_path / file).write_text(block, encoding="utf-8")
+            sys.modules.pop(file.removesuffix(".py"), None)
         exec(compile("\n" * line + block, str(path), "exec"), namespace)  # noqa: S102 - our own pages
 
 

@@ -19,11 +19,10 @@ PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "extend-the-scheduler
 Install = Callable[[str, dict[str, Any]], None]
 
 
-def block(language: str) -> str:
-    """The first block of the page in a language."""
-    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return found[1]
+def block(language: str, number: int = 0) -> str:
+    """A block of the page in a language, the first by default."""
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    return found[number]
 
 
 @pytest.fixture
@@ -55,6 +54,19 @@ def test_what_a_package_adds_comes_after_ours_and_may_be_weighed(install: Instal
     assert ("roomy", policies.weighers["roomy"], 2.0) in active(request, policies.weighers)
     with pytest.raises(BadRequestError, match=r"^weights\.roomy: "):
         active(request, WEIGHERS)
+
+
+def test_the_page_s_package_is_one_module_whatever_lies_beside_it() -> None:
+    """Regression: setuptools refuses to guess between several files, and ``pip install .`` failed."""
+    assert tomllib.loads(block("toml"))["tool"]["setuptools"] == {"py-modules": ["night_shift"]}
+
+
+def test_they_are_tried_without_being_installed(install: Install) -> None:
+    """Regression: the block alone ended with ``NameError: awake``."""
+    install(block("python"), {"name": "night-shift", "entry-points": {}})
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(block("python", 1), namespace)  # noqa: S102 - our own page
+    assert namespace["choice"].node == "large"
 
 
 @pytest.mark.parametrize(
