@@ -117,6 +117,29 @@ def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
     assert not answer.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "kind", "told"),
+    [
+        (["select", *REAL, "--json"], "UsageError", "say what is wanted"),
+        (["select", "--json", "--nodes", "3"], "NoSuchOption", "--nodes"),
+        (["view", *REAL, "--max-age", "young", "--json"], "BadParameter", "young"),
+        (["extend", *REAL, "1", "--json"], "MissingParameter", "--hold"),
+        (["design", "dance", "--json"], "NoSuchCommand", "dance"),
+        (["dance", "--json"], "NoSuchCommand", "dance"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_usage_is_json_for_programs(words: list[str], kind: str, told: str) -> None:
+    """Regression: it was text, also where the words that can't be understood stood before ``--json``."""
+    answer = run(*words)
+    assert answer.exit_code == 2
+    error = json.loads(answer.stderr)
+    assert error.keys() == {"error", "kind"}
+    assert told in error["error"]
+    assert error["kind"] == kind
+    assert not answer.stdout
+
+
 def test_who_says_twice_what_is_wanted_is_told_so() -> None:
     """Regression: who gave both was told to give one of the two."""
     answer = run("select", *REAL, "request.json", "--resources", "VCPU=1")

@@ -6,11 +6,12 @@ import click
 
 from nodestate import __version__
 from nodestate.cli import agent, boot, check, consume, design, doctor, publish, resync, select, sql, top, up, view
+from nodestate.cli.command import Commands
 from nodestate.cli.moves import end, evacuate, move, resize
 from nodestate.cli.reservations import confirm, extend, release, reservations, reserve
 
 
-@click.group(context_settings={"max_content_width": 110})
+@click.group(cls=Commands, context_settings={"max_content_width": 110})
 @click.version_option(__version__, prog_name="nodestate")
 def main() -> None:
     """The state of every compute node, in memcached and a message queue.

@@ -30,6 +30,8 @@ PLAIN_WIDTH_CHARS: Final = 160
 SECONDS: Final = click.FloatRange(min=0.0)
 """The type of options that are a number of seconds."""
 
+_AS_JSON: Final = "nodestate.as_json"
+
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -111,6 +113,25 @@ def cell_command(
         )
 
     return make
+
+
+class Commands(click.Group):
+    """The group of all commands. What is wrong with options and arguments is told as any other error: with ``--json`` as JSON."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; remembers whether a program asks, as words that can't be understood say no more."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, but for errors where a program asks."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if not ctx.meta[_AS_JSON]:
+                raise
+            click.echo(_encode({"error": error.format_message(), "kind": type(error).__name__}), err=True)
+            ctx.exit(error.exit_code)
 
 
 def _common_options(log_level: str) -> list[click.Option]:
