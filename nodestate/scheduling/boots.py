@@ -414,7 +414,7 @@ class Boots:
         placing = boot.placing
         if placing.claim is not None and placing.node is not None:
             self._ledger.drop(placing.node, placing.claim.id)
-        why = placing.failure or NoNode(why=f"no node could be chosen: {error!r}")
+        why = placing.failure or NoNode(why=f"no node could be chosen: {error}")
         self._fail(boot, why)
 
     def _refuse_vain(self, placing: Placing) -> None:
