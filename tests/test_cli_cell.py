@@ -334,6 +334,7 @@ def test_the_doctor_tells_of_events_in_queues_of_the_settings_that_nobody_reads(
 ) -> None:
     """Where the first agent of a broker that was built anew made them."""
     member = cell_run.start("consume", "--json")
+    cell_run.ask("view", "--on-stale", "refuse", "--max-age", "4", "--timeout", "30")
     open_link(Config(broker=rabbit.url, cell=cell, partitions=3), "test", layout=True).close()
     cell_run.ask("publish", "--raw", "-", stdin=json.dumps({**GOOD, "state": {}}).encode())
     eventually(lambda: set(cell_run.states("journal")) == {"good"})

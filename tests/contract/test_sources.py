@@ -53,7 +53,8 @@ class OverKombu:
         return KombuSource(self._of(layout), partitions, standby)
 
     def delete(self, layout: int) -> bool:
-        return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout)
+        # Over memory:// nobody can tell who consumes: there whoever asks must know.
+        return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout, unseen=self._server is None)
 
     def _of(self, layout: int) -> Config:
         return msgspec.structs.replace(self._config, partitions=layout)
