@@ -231,7 +231,7 @@ def _old_places(scheduler: Scheduler, outcome: Booted) -> list[str]:
     """Other nodes that report it still and can be asked to end it; none where it was moved on meanwhile."""
     fleet = scheduler.fleet
     counting = fleet.counting(outcome.instance)
-    if counting is None or fleet.names[counting] != outcome.node:
+    if counting is None or fleet.names[counting] != outcome.node or not fleet.heard(counting):
         return []
     return [fleet.names[row] for row in fleet.reporting(outcome.instance) if row != counting and fleet.usable[row]]
 

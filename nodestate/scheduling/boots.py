@@ -34,6 +34,7 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
 from nodestate.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
+from nodestate.scheduling.claims import LOOK_AFTER_S
 from nodestate.scheduling.fleet import Fleet, Lift
 from nodestate.scheduling.identities import fresh, life_of, order_of
 from nodestate.scheduling.ledger import Ledger
@@ -105,7 +106,8 @@ def _begun() -> Future[Outcome]:
 class Boot:
     """One instance on its way. ``outcome`` is there when it ended, and so is that of ``future``. ``fixed``: it goes to the
     node that it is claimed on, or nowhere. ``hints``: what is kept with the allocation beyond the request. ``after``: an order
-    that its own come later than; ``again``: the one that is given again. ``left``: what nodes that did not answer may have built.
+    that its own come later than; ``again``: the one that
+    built it before, by which it is known where it is; it gets a later one. ``left``: what nodes that did not answer may have built.
     """
 
     placing: Placing
@@ -155,6 +157,7 @@ class Boots:
         self._sent: dict[str, Boot] = {}
         self._untold: set[str] = set()
         self._staying: list[_Staying] = []
+        self._again_at = 0.0
         self._unseen: dict[tuple[str, str], tuple[Ending, Version]] = {}  # what was built, until a view has it
         self._ending: dict[Ending, tuple[Version, float]] = {}  # with the state that was known, and since when
 
@@ -220,8 +223,11 @@ class Boots:
     def look(self) -> None:
         """After the fleet advanced: those that a view shows are booted, whatever became of the answer."""
         self._unseen = {key: one for key, one in self._unseen.items() if one[1] > self._version(key[0])}
-        self._end_again()
-        self._stay_again()
+        now = self._clock.monotonic()
+        if now >= self._again_at:
+            self._again_at = now + LOOK_AFTER_S
+            self._end_again()
+            self._stay_again()
         for order_id, boot in list(self._sent.items()):
             row = self._fleet.rows.get(boot.placing.node or "")
             if row is not None and self._shows(row, boot, order_id):
@@ -362,46 +368,42 @@ class Boots:
             of=of,
         )
 
-    def _stay(self, boot: Boot, lift: Lift) -> None:
-        """A move failed that some node may have carried out: so what the instance has so far gets a later order."""
-        staying = _Staying(lift, fresh(self._clock, boot.after), tuple(boot.left), self._clock.monotonic())
-        self._staying.append(staying)
-        self._stay_again()
+    def _stay(self, lift: Lift, after: str, left: Sequence[Ending]) -> None:
+        """Nodes that did not answer may have what counts: so what the instance has on its row gets a later order."""
+        self._stay_or_not(_Staying(lift, fresh(self._clock, after), tuple(left), self._clock.monotonic()))
 
     def _stay_again(self) -> None:
         staying, self._staying = self._staying, []
-        now = self._clock.monotonic()
         for one in staying:
-            row, instance = one.lift.row, one.lift.instance
-            allocation = self._fleet.allocations(row).get(instance, {})
-            hints = allocation.get("hints") or {}
-            if order_of(hints) == one.order:
-                self.end(one.left)
-            elif allocation and order_of(hints) == one.lift.order and now < one.since + ENDING_UNHEARD_S:
-                hints = {**hints, "boot": life_of(hints) or one.order, "order": one.order}
-                self._try_to_send(
-                    [
-                        self._in_place(
-                            self._fleet.names[row],
-                            instance,
-                            allocation["resources"],
-                            allocation.get("group"),
-                            hints,
-                            one.lift.order,
-                        )
-                    ]
-                )
-                self._staying.append(one)
-            # Else somebody changed it, or ended it as a node that did not answer has what counts: that stays.
+            self._stay_or_not(one)
+
+    def _stay_or_not(self, one: _Staying) -> None:
+        """Give the order again, or end what it outranks once a view shows it, or leave it: what else is there counts."""
+        fleet, row, instance = self._fleet, one.lift.row, one.lift.instance
+        allocation = fleet.allocations(row).get(instance, {})
+        hints = allocation.get("hints") or {}
+        counting = fleet.counting(instance)
+        if order_of(hints) == one.order or not fleet.reporting(instance):  # it stays, or its user ended it
+            self.end(one.left)
+        elif counting not in (row, None) and fleet.heard(counting) and not fleet.heard(row):
+            return  # its node is dead, and it turned up elsewhere after all
+        elif order_of(hints) == one.lift.order and self._clock.monotonic() < one.since + ENDING_UNHEARD_S:
+            hints = {**hints, "boot": life_of(hints) or one.order, "order": one.order}
+            resources, group = allocation["resources"], allocation.get("group")
+            self._try_to_send([self._in_place(fleet.names[row], instance, resources, group, hints, one.lift.order)])
+            self._staying.append(one)
 
     def _is_there(self, boot: Boot) -> bool:
         """Whether the last view shows that one of the nodes that did not answer built it: then that is where it is."""
-        for left in boot.left:
+        for number, left in reversed(list(enumerate(boot.left))):
             row = self._fleet.rows.get(left.node)
             if row is not None and self._shows(row, boot, left.of):
-                boot.left.remove(left)
+                boot.left, later = boot.left[:number], boot.left[number + 1 :]
                 boot.placing.node = left.node
                 self._booted(boot, self._fleet.version[row])
+                if later:  # they outrank it where they are built: it is to outrank them
+                    order = order_of(self._fleet.hints(row, left.instance))
+                    self._stay(Lift(row, left.instance, {}, order), boot.after, later)
                 return True
         return False
 
@@ -450,8 +452,8 @@ class Boots:
             assert node is not None, "claimed"
             lift = boot.placing.lift
             # Not the claim's: one that is held may be built, ended, and built again, which is another life.
-            order_id = boot.again or fresh(self._clock, max(claim.id, boot.after))
-            boot.again = ""
+            again, boot.again = boot.again, ""
+            order_id = fresh(self._clock, max(claim.id, boot.after, again))
             boot.order = Build(
                 id=order_id,
                 node=node,
@@ -460,8 +462,8 @@ class Boots:
                 group=claim.group,
                 hints={**claim.hints, **boot.hints, "order": order_id},
                 deadline=deadline,
-                in_place=claim.resize,
-                of=lift.order if lift is not None and claim.resize else "",
+                in_place=claim.resize or bool(again),
+                of=lift.order if lift is not None and claim.resize else again,
                 reply_to=reply_to,
             )
             boot.answer_by = self._clock.monotonic() + self._answer_s
@@ -524,7 +526,7 @@ class Boots:
     def _fail(self, boot: Boot, why: NoNode) -> None:
         lift = boot.placing.lift
         if boot.left and lift is not None:
-            self._stay(boot, lift)
+            self._stay(lift, boot.after, boot.left)
         self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
 
     @staticmethod

@@ -73,7 +73,6 @@ _decode_hints = msgspec.msgpack.Decoder(_Hints).decode
 _decode_placing = msgspec.msgpack.Decoder(_Placing).decode
 _decode_plain = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _NOTHING = _Placing()
-_NOT_HINTED = _Hinted()
 
 
 @dataclass(slots=True)
@@ -103,7 +102,8 @@ class Fleet:
     ``amounts[c]``: capacity and usage of resource class c; ``free[c]``: capacity less usage and claims, may be negative;
     ``usable``: up, and not left out; ``zone``: codes, by ``zones``; ``traits``, ``aggregates``: bits. ``groups``: how many
     of a group are on which row, claims included; ``version``: which state of the node the row is; ``gangs``: the marks of those
-    that were placed by a reservation, by (row, instance).
+    that were placed by a reservation, by (row, instance); ``silent``: nodes that gave no sign of life lately, as whoever owns the
+    fleet was told last.
     """
 
     def __init__(self) -> None:
@@ -119,6 +119,7 @@ class Fleet:
         self.aggregates = WordBits()
         self.groups: dict[str, dict[int, int]] = {}
         self.gangs: dict[str, dict[tuple[int, str], Mark]] = {}
+        self.silent: frozenset[str] = frozenset()
         self.changes = 0
         self._status: npt.NDArray[np.uint8] = np.full(FIRST_ROWS, NOT_THERE, np.uint8)
         self._log: list[int] = []
@@ -196,11 +197,15 @@ class Fleet:
 
     def hints(self, row: int, instance: str) -> Mapping[str, Any]:
         """What stays with an instance of a row for its life; empty where the node reports none."""
+        return self.all_hints(row).get(instance, {})
+
+    def all_hints(self, row: int) -> Mapping[str, Mapping[str, Any]]:
+        """The same of all instances of a row, decoded anew each time."""
         record = self._view.nodes.record(self.names[row]) if self._view is not None else None
         if record is None or not record.live:
             return {}
-        hints = _decode_hints(record.rest).allocations.get(instance, _NOT_HINTED).hints
-        return hints if isinstance(hints, dict) else {}
+        allocations = _decode_hints(record.rest).allocations.items()
+        return {instance: one.hints for instance, one in allocations if isinstance(one.hints, dict)}
 
     def counting(self, instance: str) -> int | None:
         """The row whose allocation of an instance counts (``identities``), of those that report one; None where there is none,
@@ -213,8 +218,9 @@ class Fleet:
         return ranks[-1][1] if ranks[-1][0] > ranks[-2][0] else None
 
     def heard(self, row: int) -> bool:
-        """Whether the view has a state of the node that its agent stands by: it is neither left out, nor down."""
-        return self._status[row] not in (NOT_THERE, DOWN) and self.names[row] not in self._left_out
+        """Whether the view has a state of the node that its agent stands by: it is neither left out, nor down, nor ``silent``."""
+        name = self.names[row]
+        return self._status[row] not in (NOT_THERE, DOWN) and name not in self._left_out and name not in self.silent
 
     # -- views
 

@@ -21,8 +21,9 @@ eldest never gives back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,7 +33,7 @@ from nodestate.ports import Status
 from nodestate.scheduling import identities
 from nodestate.scheduling.boots import Boot, Booted, Failed
 from nodestate.scheduling.claims import Claim, by_reservation
-from nodestate.scheduling.identities import order_of
+from nodestate.scheduling.identities import life_of, order_of
 from nodestate.scheduling.placer import NoNode, Placing
 from nodestate.scheduling.request import GroupRequest, Request, check_hold, request_of
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 PAUSE_S = (0.005, 0.05)
 MAX_KEEPS_COUNT = 8
+CATCH_UP_S = 2.0
+"""How long a view may take to show what an agent says that it has."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -265,12 +268,15 @@ class Groups:
         placings = self._found(number, owner)
         if any(one.placed for one in scheduler.fleet.gangs.get(number, {}).values()):
             raise NotThereError("reservation", f"{number} was confirmed already")
-        again = [self._built_before(placing, number) for placing in placings]
+        before = [self._built_before(placing, number) for placing in placings]
         if self._keep(placings, number, scheduler.config.claim_s + timeout_s) is None:
             raise NotThereError("reservation", f"{number} is not whole any more: claims of it were lost meanwhile")
         mark = {"reservation": number, "members": len(placings), "placed": False}
-        boots = [Boot(placing, hints=dict(mark), again=order) for placing, order in zip(placings, again, strict=True)]
-        outcomes = self._run(boots, timeout_s)
+        boots = [
+            Boot(placing, hints={**mark, **({"boot": life_of(there)} if there else {})}, again=order_of(there))
+            for placing, there in zip(placings, before, strict=True)
+        ]
+        outcomes = [self._of_another_confirm(outcome, number) for outcome in self._run(boots, timeout_s)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
         if not failed:
@@ -280,21 +286,38 @@ class Groups:
             return NotConfirmed(number, tuple(failed))
         # From here on each may end by itself; who does not hear it is told by ``tidying``.
         scheduler.tell_placed(boots, {**mark, "placed": True})
-        self._drop_claims(boots)
+        self._drop_claims([boot for boot in boots if isinstance(boot.outcome, Booted)])
         return Confirmed(number, tuple(booted))
 
-    def _built_before(self, placing: Placing, number: str = "") -> str:
-        """The order that built a member where it is held, when the reservation ``number`` was to be confirmed before; empty where
-        there is none. Raises ``NotThereError`` where the instance is there otherwise.
+    def _built_before(self, placing: Placing, number: str = "") -> Mapping[str, Any]:
+        """The hints of what was built of a member where it is held, when the reservation ``number`` was to be confirmed before; empty
+        where there is none. Raises ``NotThereError`` where the instance is there otherwise.
         """
         fleet = self._scheduler.fleet
         row = fleet.rows.get(placing.node or "", -1)
         hints = fleet.hints(row, placing.instance) if row in fleet.reporting(placing.instance) else {}
-        before = order_of(hints) if number and hints.get("reservation") == number else ""
+        before = hints if number and hints.get("reservation") == number else {}
         there = fleet.reported(placing.instance, {row} if before else ())
         if there:
             raise NotThereError("instance", f"{placing.instance} of {placing.reservation} is on {there} already")
         return before
+
+    def _of_another_confirm(self, outcome: Booted | Failed, number: str) -> Booted | Failed:
+        """A member whose agent has it already may be of somebody who confirms at the same time, or did; a view will show it."""
+        if isinstance(outcome, Booted) or outcome.refused[-1:] == () or outcome.refused[-1].reason != "here":
+            return outcome
+        scheduler, fleet = self._scheduler, self._scheduler.fleet
+        row = fleet.rows[outcome.refused[-1].node]
+
+        def shown() -> bool:
+            with suppress(StaleViewError):
+                scheduler.refresh()
+            return fleet.hints(row, outcome.instance).get("reservation") == number
+
+        with suppress(TimeoutError):
+            scheduler.run(shown, CATCH_UP_S)
+            return Booted(outcome.instance, fleet.names[row], fleet.version[row], outcome.refused[:-1])
+        return outcome
 
     def _ended_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
         """Members that were built and that no node reports any more, by one view that has all that was built. Raises

@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nodestate import keys
 from nodestate.errors import CorruptItemError, NodestateError
@@ -196,14 +196,14 @@ class Ledger:
     def _shown_of(self, node: str, row: int, record: ClaimRecord) -> set[str]:
         """The claims of a record whose instances the node shows, or showed in an earlier view: usage has, or had, them."""
         tenants = self._fleet.tenants(row)
-        shown = {
-            claim.id
-            for claim in record.claims
-            if claim.instance in tenants and not claim.resize and self.is_allocated(node, claim)
-        }
-        before = self._shown.get(node)
-        if before:
-            shown |= before & {claim.id for claim in record.claims}
+        before = self._shown.get(node, set())
+        shown = before & {claim.id for claim in record.claims}
+        fresh = [
+            claim for claim in record.claims if claim.instance in tenants and claim.id not in shown and not claim.resize
+        ]
+        if fresh:
+            hints = self._fleet.all_hints(row)
+            shown |= {claim.id for claim in fresh if _became(claim, hints)}
         if shown:
             self._shown[node] = shown
         elif before:
@@ -213,10 +213,11 @@ class Ledger:
     def is_allocated(self, node: str, claim: Claim) -> bool:
         """Whether the node reports what a claim became, and not what the same instance had on it before."""
         row = self._fleet.rows.get(node)
-        if row is None or claim.instance not in self._fleet.tenants(row):
-            return False
-        order = order_of(self._fleet.hints(row, claim.instance))
-        return not order or order >= claim.id
+        return (
+            row is not None
+            and claim.instance in self._fleet.tenants(row)
+            and _became(claim, self._fleet.all_hints(row))
+        )
 
     # -- edits
 
@@ -482,6 +483,12 @@ class Ledger:
             server = self.server(node)
             found.setdefault(id(server), (server, []))[1].append(node)
         return list(found.values())
+
+
+def _became(claim: Claim, hints: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the allocation of a claim's instance is what it became; no order is said of what others allocate."""
+    order = order_of(hints.get(claim.instance, {}))
+    return not order or order >= claim.id
 
 
 def _time_of(server: ClaimStore) -> float:

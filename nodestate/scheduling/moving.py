@@ -92,11 +92,16 @@ class Moves:
         """
         row = self._row("node", node)
         fleet = self._scheduler.fleet
+        self._scheduler.hear()
         there: list[_Placed] = []
         unclear: list[Booted | Failed] = []
         elsewhere: list[Booted] = []
         for instance, allocation in fleet.allocations(row).items():
             counting = fleet.counting(instance)
+            if counting not in (row, None) and not fleet.heard(counting):
+                why = f"somebody moved it to {fleet.names[counting]}, and nothing is heard of that: what is here stays"
+                unclear.append(Failed(instance, NoNode(why=why)))
+                continue
             if counting not in (row, None):
                 elsewhere.append(Booted(instance, fleet.names[counting], fleet.version[counting]))
                 continue

@@ -41,6 +41,7 @@ from nodestate.view import View
 
 MAX_WAIT_S: Final = 0.25
 """A step waits for answers so long at most."""
+HEARTBEATS_COUNT: Final = 3
 MAX_TELLS_COUNT: Final = 3
 """Times that an agent is told that a reservation is placed; then it is left to ``tidying``."""
 CATCH_UP_S: Final = 1.0
@@ -122,6 +123,11 @@ class Scheduler:
         self._view = view
         self._blind = None
         return view
+
+    def hear(self) -> None:
+        """Note which nodes gave no sign of life lately (``node_max_age``, or three heartbeats): what they say may be of the past."""
+        bound = self.node_max_age or HEARTBEATS_COUNT * self.config.heartbeat_s + self.max_age
+        self.fleet.silent = frozenset(self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag").stale)
 
     @property
     def view(self) -> View:
@@ -351,6 +357,7 @@ class Scheduler:
         """
         if any(partition.lost or not partition.vouched for partition in self.view.partitions):
             return
+        self.hear()
         for duty in self._tidying.due(now):
             if duty.placed:
                 self._mark(boots, duty)
