@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from nodestate.errors import NotThereError, StaleViewError, StoreUnavailableError
@@ -10,7 +12,7 @@ from nodestate.scheduling.boots import Booted, Failed
 from nodestate.scheduling.groups import Confirmed, NotConfirmed, NotReserved
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.testing import Letter
-from tests.scheduling.cells import boot, cell_of, reserve, wanted
+from tests.scheduling.cells import behind, boot, cell_of, reserve, wanted
 
 
 def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
@@ -227,3 +229,29 @@ def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
     for call in (one.scheduler.reservations, lambda: one.scheduler.confirm(held.id)):
         with pytest.raises((StoreUnavailableError, StaleViewError)):
             call()
+
+
+@pytest.mark.parametrize("answers", ["come", "are lost"])
+@pytest.mark.parametrize("view", ["is new", "is from before"])
+@pytest.mark.parametrize("calls", range(2, 14, 2))
+def test_who_confirms_after_one_that_died_over_it_has_all_or_none(calls: int, view: str, answers: str) -> None:
+    """Wherever it died; what it built is known by the view, or by its agents' refusals."""
+    tenancy, (one, two) = cell_of(3)
+    held = reserve(one.scheduler, "a", "b", hold_s=120.0)
+    if view == "is from before":
+        behind(tenancy, two)
+    arrive = tenancy.broker.arrive
+    if answers == "are lost":
+        tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+    with tenancy.dying(one, calls):
+        one.scheduler.confirm(held.id, timeout_s=12.0)
+    tenancy.broker.arrive = arrive  # type: ignore[method-assign]
+    tenancy.live()
+    second: object = None
+    with suppress(NotThereError):
+        second = two.scheduler.confirm(held.id, timeout_s=20.0)
+    two.reader.lagging = False
+    tenancy.rest(5 * tenancy.config.claim_s)
+    placed = {instance: len(nodes) for instance, nodes in tenancy.placed().items()}
+    assert placed in ({}, {"a": 1, "b": 1})
+    assert bool(placed) or not isinstance(second, Confirmed)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from nodestate.agent.admission import allocation_of
 from nodestate.errors import NotThereError
 from nodestate.scheduling.boots import ENDING_S, Boot, Booted, Failed
 from nodestate.scheduling.groups import Confirmed
-from tests.machines.tenancy import Process
+from tests.machines.tenancy import Process, Tenancy
 from tests.scheduling.cells import behind, boot, cell_of, reserve
 
 
@@ -286,3 +287,82 @@ def test_the_life_that_a_user_began_since_counts_more_than_what_was_moved_of_the
     tenancy.rest(3 * tenancy.config.claim_s)
     assert tenancy.placed() == {"a": [again.node]}
     assert tenancy.fleet.room(again.node).allocations["a"]["resources"]["VCPU"] == 4
+
+
+def built_by(tenancy: Tenancy, moving: Boot) -> str:
+    """The node of its order carries it out, and loses its power before it says so."""
+    assert moving.order is not None
+    node = moving.order.node
+    tenancy.broker.under_way.clear()
+    tenancy.broker.holding = False
+    tenancy.fleet.build(node, moving.placing.instance, allocation_of(moving.order))
+    tenancy.kill(node)
+    return node
+
+
+@pytest.mark.parametrize("node_max_age", [None, 20.0])
+def test_what_a_dead_node_said_last_ends_nothing_that_lives(node_max_age: float | None) -> None:
+    """Whoever moved it there died, too; what it built has the later order."""
+    tenancy, (one, two) = cell_of(2)
+    two.scheduler.node_max_age = node_max_age
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    begin_move(one, "a")
+    tenancy.agent.step(0.0)
+    tenancy.consumer.step()
+    [to] = [node for node in tenancy.placed()["a"] if node != at]
+    tenancy.kill(to)
+    tenancy.processes.remove(one)
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert at in tenancy.placed()["a"]
+    [outcome] = two.scheduler.evacuate(at)
+    assert isinstance(outcome, Failed)
+    tenancy.rest(5.0)
+    assert at in tenancy.placed()["a"]
+    tenancy.revive()
+    tenancy.rest(3 * tenancy.config.claim_s)
+    assert tenancy.placed() == {"a": [to]}
+
+
+def test_what_a_dead_node_built_of_an_instance_that_was_ended_since_ends_with_it() -> None:
+    """Its user saw one node with it; who moved it knows of the other."""
+    tenancy, (one, two) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    tenancy.broker.holding = True
+    moving = begin_move(one, "a")
+    built_by(tenancy, moving)
+    one.scheduler.run(lambda: moving.outcome is not None, 30.0)
+    assert isinstance(moving.outcome, Failed)
+    two.scheduler.refresh()
+    two.scheduler.end([(at, "a")])
+    tenancy.rest(120.0)
+    tenancy.revive()
+    tenancy.rest(60.0)
+    assert tenancy.placed() == {}
+
+
+def test_what_was_told_to_be_elsewhere_stays_there_when_the_node_it_was_on_is_back() -> None:
+    """Its evacuation was given up, and carried out all the same."""
+    tenancy, (one, two) = cell_of(2)
+    for process in (one, two):
+        process.scheduler.node_max_age = 25.0
+    at = boot(one.scheduler, "a").node
+    tenancy.rest(2.0)
+    tenancy.kill(at)
+    tenancy.broker.holding = True
+    moving = begin_move(one, "a")
+    to = built_by(tenancy, moving)
+    one.scheduler.run(lambda: moving.outcome is not None, 30.0)
+    tenancy.rest(30.0)
+    tenancy.dead.discard(to)
+    tenancy.fleet.revive(to)
+    tenancy.rest(5.0)
+    [outcome] = two.scheduler.evacuate(at)
+    assert isinstance(outcome, Booted)
+    assert outcome.node == to
+    tenancy.processes.remove(two)
+    tenancy.rest(8.0)
+    tenancy.revive()
+    tenancy.rest(60.0)
+    assert tenancy.placed() == {"a": [to]}
