@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, Final
 
@@ -33,10 +33,9 @@ from nodestate.scheduling import (
     Scheduler,
     parse,
 )
+from nodestate.scheduling.scheduler import HEARTBEATS_COUNT
 
 MAX_AGE_S: Final = 5.0
-HEARTBEATS_COUNT: Final = 3
-"""A node that missed so many is passed over, as of a view that may be ``MAX_AGE_S`` old itself."""
 FIRST_VIEW_S: Final = 2.0
 LOOK_EVERY_S: Final = 0.1
 TELL_AGAIN_S: Final = 1.0
@@ -95,10 +94,12 @@ def scheduler_of(
             config,
             name=f"{operator()}:{os.getpid()}",
             max_age=max_age or MAX_AGE_S,
+            # One that missed so many is passed over, as of a view that may be ``MAX_AGE_S`` old itself.
             node_max_age=node_max_age or HEARTBEATS_COUNT * config.heartbeat_s + MAX_AGE_S,
             courier=courier,
         ) as scheduler:
-            _look(scheduler)
+            with suppress(StaleViewError):  # consumers may be about to vouch; which bound counts, the command says
+                scheduler.reader.read(max_age=scheduler.max_age, timeout=FIRST_VIEW_S)
             try:
                 yield scheduler
             except TimeoutError as error:
@@ -109,20 +110,6 @@ def scheduler_of(
     finally:
         if courier is not None:
             courier.close()
-
-
-def _look(scheduler: Scheduler) -> None:
-    """A first view, within a moment: consumers may be about to vouch for what they took over. Raises ``StaleViewError``."""
-    deadline = time.monotonic() + FIRST_VIEW_S
-    while True:
-        try:
-            scheduler.refresh()
-        except StaleViewError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(LOOK_EVERY_S)
-        else:
-            return
 
 
 def read_file(path: str) -> bytes:

@@ -41,7 +41,7 @@ def weigh_of(name: str, weigher: Weigher) -> Weigh:
 def _passing(name: str, filter_: Filter, fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     try:
         passed: Any = filter_(fleet, rows, request)
-    except Exception as error:
+    except Exception as error:  # somebody else's code may raise whatever it likes
         raise PolicyError("filter", name, _place(filter_), f"failed: {error!r}") from error
     if passed is True or passed is False:
         return passed
@@ -59,7 +59,7 @@ def _passing(name: str, filter_: Filter, fleet: Fleet, rows: RowIndex, request: 
 def _weight(name: str, weigher: Weigher, fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
     try:
         found: Any = weigher.weigh(fleet, rows, request)
-    except Exception as error:
+    except Exception as error:  # somebody else's code may raise whatever it likes
         raise PolicyError("weigher", name, _place(weigher.weigh), f"failed: {error!r}") from error
     if type(found) is not float:
         count = count_of(rows)

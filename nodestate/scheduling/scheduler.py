@@ -357,7 +357,8 @@ class Scheduler:
         """
         if any(partition.lost or not partition.vouched for partition in self.view.partitions):
             return
-        self.hear()
+        if self.fleet.doubled():
+            self.hear()
         for duty in self._tidying.due(now):
             if duty.placed:
                 self._mark(boots, duty)

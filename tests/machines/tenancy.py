@@ -189,6 +189,7 @@ class Tenancy:
         )
         self.processes: list[Process] = []
         self.agent_frozen = False
+        self.consumer_frozen = False
         self.dead: set[str] = set()
         self.lost: set[str] = set()
         """Nodes whose claims were lost since the last rest."""
@@ -219,7 +220,8 @@ class Tenancy:
                 self.agent.step(0.0)
             except Crash:
                 self.restart_agent()
-        self.consumer.step()
+        if not self.consumer_frozen:
+            self.consumer.step()
         self.clock.busy = False
         self.judge_agents()
 

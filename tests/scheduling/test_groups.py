@@ -157,12 +157,11 @@ def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> No
     """A view from before could not have shown that somebody ended one meanwhile."""
     tenancy, (one, _) = cell_of(2)
     held = reserve(one.scheduler, "a", "b")
-    consume = tenancy.consumer.step
-    tenancy.consumer.step = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    tenancy.consumer_frozen = True
     with pytest.raises(TimeoutError, match="all members are built, and no view shows it"):
         one.scheduler.confirm(held.id, timeout_s=6.0)
     assert tenancy.placed().keys() == {"a", "b"}
-    tenancy.consumer.step = consume  # type: ignore[method-assign]
+    tenancy.consumer_frozen = False
     tenancy.rest(2 * tenancy.config.claim_s)
     for [node] in tenancy.placed().values():
         [allocation] = tenancy.fleet.room(node).allocations.values()
@@ -210,11 +209,10 @@ def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() ->
     """What they built meanwhile is what they were told the first time."""
     tenancy, (one, _) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
-    consume = tenancy.consumer.step
-    tenancy.consumer.step = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    tenancy.consumer_frozen = True
     with pytest.raises(TimeoutError):
         one.scheduler.confirm(held.id, timeout_s=2.0)
-    tenancy.consumer.step = consume  # type: ignore[method-assign]
+    tenancy.consumer_frozen = False
     tenancy.clock.advance(0.5)
     tenancy.live()
     assert isinstance(one.scheduler.confirm(held.id), Confirmed)
