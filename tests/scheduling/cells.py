@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nodestate.scheduling.boots import Booted
@@ -52,3 +54,12 @@ def behind(tenancy: Tenancy, process: Process) -> None:
     tenancy.rest(2.0)
     process.scheduler.refresh()
     process.reader.lagging = True
+
+
+@contextmanager
+def losing_answers(tenancy: Tenancy) -> Iterator[None]:
+    """Orders come, and what agents say of them does not."""
+    arrive = tenancy.broker.arrive
+    tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+    yield
+    tenancy.broker.arrive = arrive  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -12,7 +12,7 @@ from nodestate.scheduling.boots import Booted, Failed
 from nodestate.scheduling.groups import Confirmed, NotConfirmed, NotReserved
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.testing import Letter
-from tests.scheduling.cells import behind, boot, cell_of, reserve, wanted
+from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve, wanted
 
 
 def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
@@ -238,12 +238,8 @@ def test_who_confirms_after_one_that_died_over_it_has_all_or_none(calls: int, vi
     held = reserve(one.scheduler, "a", "b", hold_s=120.0)
     if view == "is from before":
         behind(tenancy, two)
-    arrive = tenancy.broker.arrive
-    if answers == "are lost":
-        tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
-    with tenancy.dying(one, calls):
+    with losing_answers(tenancy) if answers == "are lost" else nullcontext(), tenancy.dying(one, calls):
         one.scheduler.confirm(held.id, timeout_s=12.0)
-    tenancy.broker.arrive = arrive  # type: ignore[method-assign]
     tenancy.live()
     second: object = None
     with suppress(NotThereError):

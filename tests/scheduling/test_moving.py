@@ -9,7 +9,7 @@ from nodestate.errors import NotThereError
 from nodestate.scheduling.boots import ENDING_S, Boot, Booted, Failed
 from nodestate.scheduling.groups import Confirmed
 from tests.machines.tenancy import Process, Tenancy
-from tests.scheduling.cells import behind, boot, cell_of, reserve
+from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve
 
 
 def begin_move(process: Process, instance: str) -> Boot:
@@ -156,9 +156,8 @@ def test_a_resize_whose_answer_is_lost_is_known_by_the_view() -> None:
     tenancy, (one, _) = cell_of(2)
     node = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
-    arrive = tenancy.broker.arrive
-    tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
-    outcome = one.scheduler.resize("a", {"VCPU": 3})
+    with losing_answers(tenancy):
+        outcome = one.scheduler.resize("a", {"VCPU": 3})
     assert (isinstance(outcome, Booted), outcome.refused) == (True, ())
     assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
     tenancy.rest(2.0)
@@ -168,8 +167,6 @@ def test_a_resize_whose_answer_is_lost_is_known_by_the_view() -> None:
 def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_resized_it_since() -> None:
     """Its life is what it began, though another order built what is there."""
     tenancy, (one, two) = cell_of(2)
-    arrive = tenancy.broker.arrive
-    tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
     resized: list[str] = []
 
     def live() -> None:
@@ -185,7 +182,8 @@ def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_re
             one.scheduler.refresh()
 
     tenancy.clock.others = live
-    outcome = boot(one.scheduler, "a")
+    with losing_answers(tenancy):
+        outcome = boot(one.scheduler, "a")
     assert (resized, outcome.refused) == (["a"], ())
     assert tenancy.placed() == {"a": [outcome.node]}
 
