@@ -25,7 +25,7 @@ from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.partition import is_probe
-from nodestate.opening import open_stores
+from nodestate.designs.connections import open_stores
 from nodestate.ports import SystemClock
 from tests.services.servers import RabbitServer
 

@@ -14,13 +14,13 @@ from typing import Final, Self
 from bench.places import PATIENCE_S, Place, config_for
 from bench.scenario import Settings, Tell
 from bench.workload import Fleet, buckets_of, require
-from nodestate import keys
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
-from nodestate.head import Head, read_head
-from nodestate.lockstep import Stores, run_one
-from nodestate.opening import open_database, open_memcached
+from nodestate.designs.connections import open_database, open_memcached
 from nodestate.ports import Put, Store, SystemClock, Where, Write
+from nodestate.store import keys
+from nodestate.store.head import Head, read_head
+from nodestate.store.round_trips import Stores, run_one
 from nodestate.testing import MemoryBroker
 
 MAX_AGE_S: Final = 3_600.0

@@ -30,22 +30,16 @@ import numpy as np
 import structlog
 
 from bench.workload import Fleet, buckets_of, require, require_whole
-from nodestate import keys
-from nodestate.breaker import guarded
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
+from nodestate.designs.reader import Reader
 from nodestate.errors import BadEventError
-from nodestate.head import HEAD, Head, Since
 from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, TAIL_SHARE, Checkpoint, checkpoint_keys
 from nodestate.journal.format import Section as JournalSection
 from nodestate.journal.reader import JournalReader
-from nodestate.lockstep import Stores, run, run_one
-from nodestate.memcached import open_stores
-from nodestate.model import NodeRecord, State, fold, parse_event
+from nodestate.model import NodeRecord, State, fold, parse_event, partitioning
 from nodestate.ports import Item, Put, Store, SystemClock, Write, Written
-from nodestate.reader import Reader
-from nodestate.reading import Follower
 from nodestate.snapshot.format import (
     RING_COMMITS,
     RING_SLOTS,
@@ -58,8 +52,14 @@ from nodestate.snapshot.format import (
 )
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import Section as SnapshotSection
+from nodestate.store import keys
+from nodestate.store.breaker import guarded
+from nodestate.store.head import HEAD, Head, Since
+from nodestate.store.memcached import open_stores
+from nodestate.store.round_trips import Stores, run, run_one
+from nodestate.store.wire import ENVELOPE_BYTES, PART_BYTES, Codec, pack_records, unpack_block, unpack_record
 from nodestate.testing import ManualClock, MemoryBroker, MemoryServer, MemoryStore
-from nodestate.wire import ENVELOPE_BYTES, PART_BYTES, Codec, pack_records, unpack_block, unpack_record
+from nodestate.view.follower import Follower
 from tests.services.servers import MemcachedServer
 
 SEED: Final = 1
@@ -516,7 +516,7 @@ def partitions() -> Result:
 def _imbalance(names: Sequence[str], count: int) -> float:
     sizes = [0] * count
     for name in names:
-        sizes[keys.partition_of(name, count)] += 1
+        sizes[partitioning.partition_of(name, count)] += 1
     return max(sizes) * count / len(names)
 
 

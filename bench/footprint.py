@@ -22,10 +22,10 @@ from bench.record import Case, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_whole
 from nodestate import Reader
-from nodestate.head import Head
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.ports import Store
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
+from nodestate.store.head import Head
 
 CHANGE_BYTES: Final = (1_000, 4_000)
 """Sizes of changes beside ``--change-bytes``, for those who have a second or more."""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from bench.bare import RECV_BYTES, TIMEOUT_S
 from nodestate.ports import Item, NodeRow, Put, Status, Store, Write, Written
-from nodestate.wire import pack_record
+from nodestate.store.wire import pack_record
 
 KINDS: Final = {
     "node": "items",
@@ -20,7 +20,7 @@ KINDS: Final = {
     "ckpt": "checkpoints",
     "index": "indexes",
 }
-"""The word of ``nodestate.keys`` for a key, and what it is called in figures. Rows come with the key of a head."""
+"""The word of ``nodestate.store.keys`` for a key, and what it is called in figures. Rows come with the key of a head."""
 STAMPS_BYTES: Final = 4 * 8 + 4 + 8 + 1
 """What a row has beside its texts and its record: epoch, incarnation, generation, offset; slot; time; whether it is gone."""
 

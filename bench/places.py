@@ -21,8 +21,8 @@ from bench.scenario import Findings, Settings
 from bench.workload import require
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
-from nodestate.memcached import MemcachedStore, ServerStats
 from nodestate.ports import Where
+from nodestate.store.memcached import MemcachedStore, ServerStats
 from tests.services.servers import MemcachedServer, ServiceMissing
 
 CELL: Final = "bench"
@@ -128,7 +128,7 @@ def memcached_for(state_bytes: int) -> MemcachedServer:
 class MemcachedPlace:
     """A memcached, with one design in it or several."""
 
-    imports: tuple[str, ...] = ("nodestate.memcached",)
+    imports: tuple[str, ...] = ("nodestate.store.memcached",)
 
     def __init__(self, designs: Sequence[str], server: MemcachedServer) -> None:
         self.designs = tuple(designs)

@@ -23,9 +23,9 @@ from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import require
 from nodestate.broker import Topology, connect_check, queue_depths
 from nodestate.config import Config
-from nodestate.keys import partition_of
 from nodestate.model import Version
-from nodestate.view import View
+from nodestate.model.partitioning import partition_of
+from nodestate.view.view import View
 from tests.faults.cell import SETTINGS, CellUnderTest, wait_until
 from tests.faults.fleet import Fleet
 from tests.faults.keyspace import KeySpace

@@ -21,7 +21,7 @@ from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, require, require_equal, require_whole
 from nodestate import Reader, View
-from nodestate.columns import Columns
+from nodestate.view.columns import Columns
 
 ROUNDS_MIN: Final = 20
 WARM_UP_ROUNDS_MIN: Final = 20

@@ -13,9 +13,9 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
-from nodestate.keys import bucket_of
 from nodestate.model import Version
-from nodestate.view import View
+from nodestate.model.partitioning import bucket_of
+from nodestate.view.view import View
 
 INCARNATION: Final = 1_763_787_600
 ALLOCATION_EVERY: Final = 10

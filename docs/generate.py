@@ -16,12 +16,13 @@ from typing import Any, Final
 import click
 import msgspec
 
-from nodestate import head, keys, model
+from nodestate import model
 from nodestate.cli import every_command
 from nodestate.config import Config
 from nodestate.journal import format as journal
 from nodestate.scheduling import claims
 from nodestate.snapshot import format as snapshot
+from nodestate.store import head, keys
 
 DOCS: Final = Path(__file__).parent
 REFERENCE: Final = DOCS / "reference"
@@ -42,7 +43,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_RATIO": "an allocation ratio",
         "MAX_COUNTER": "an incarnation or a generation (exact in a double)",
     },
-    "nodestate.orders": {
+    "nodestate.model.orders": {
         "MAX_ORDER_BYTES": "one order, or one answer",
         "MAX_DETAIL_CHARS": "an answer's `detail`",
     },
@@ -50,13 +51,13 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "KEPT_REFUSALS_COUNT": "refusals that a node's state tells of",
         "SPARE_BYTES": "left of a report's size beside the allocations",
     },
-    "nodestate.keys": {
+    "nodestate.store.keys": {
         "MAX_KEY_BYTES": "a key (memcached's own limit)",
         "MAX_CELL_CHARS": "a cell's name",
         "BUCKETS_COUNT": "buckets that nodes hash to, and so partitions at most",
     },
     "nodestate.ports": {"MAX_TTL_S": "a time to live (memcached takes more for a date)"},
-    "nodestate.wire": {"PART_BYTES": "aimed at for one part of a checkpoint"},
+    "nodestate.store.wire": {"PART_BYTES": "aimed at for one part of a checkpoint"},
     "nodestate.consumers.partition": {
         "MAX_SEGMENT_BYTES": "events of one commit; less where the server's items are smaller",
         "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
@@ -79,8 +80,8 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.sql.writer": {
         "MAX_SILENT_S": "seconds without a renewal after which a database's rows are no claim (a backup may have been restored)",
     },
-    "nodestate.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
-    "nodestate.reading": {
+    "nodestate.store.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
+    "nodestate.view.follower": {
         "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
         "REPAIR_TTL_S": "seconds that a reader's request for a repair waits for the owner",
     },
@@ -103,13 +104,13 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "UNSURE_S": "seconds for which claims may be missing from a record that was begun",
         "MAX_CLAIMS_COUNT": "claims on one node at a time",
     },
-    "nodestate.scheduling.placer": {
+    "nodestate.scheduling.claims.placer": {
         "MAX_TRIES_COUNT": "times that an instance may lose its node to other schedulers",
     },
-    "nodestate.scheduling.boots": {
+    "nodestate.scheduling.orders.boots": {
         "MAX_NODES_COUNT": "nodes that are asked for one instance",
     },
-    "nodestate.scheduling.groups": {
+    "nodestate.scheduling.reservations": {
         "MAX_KEEPS_COUNT": "tries to keep all claims of a reservation, and nodes that are tried for an affinity group",
     },
     "nodestate.snapshot.format": {

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from nodestate.config import Config, load
+from nodestate.designs.reader import Reader
 from nodestate.errors import (
     BadEventError,
     BadRequestError,
@@ -11,7 +12,7 @@ from nodestate.errors import (
     ConfigError,
     ItemTooLargeError,
     NodestateError,
-    NotThereError,
+    NotFoundError,
     PolicyError,
     StaleViewError,
     StoreError,
@@ -20,8 +21,7 @@ from nodestate.errors import (
     UnconfirmedError,
 )
 from nodestate.model import Receipt, Version
-from nodestate.reader import Reader
-from nodestate.view import Node, Position, View
+from nodestate.view.view import Node, Position, View
 
 if TYPE_CHECKING:
     from nodestate.agent.publisher import Publisher
@@ -54,7 +54,7 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "StaleViewError",
     "BehindError",
     "BadRequestError",
-    "NotThereError",
+    "NotFoundError",
     "PolicyError",
 ]
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import ConfigError
-from nodestate.keys import BUCKETS_COUNT
+from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import MAX_TTL_S
 
 ENV_PREFIX = "NODESTATE_"
@@ -70,9 +70,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How often an owner confirms its partitions also when nothing happens."""
     standby_s: Positive = 3.0
     """How long a consumer's member waits before it queues up for the partitions of other members."""
-    claim_s: Annotated[float, Meta(ge=5, le=3600)] = 30.0
+    claim_ttl_s: Annotated[float, Meta(ge=5, le=3600)] = 30.0
     """How long a scheduler's claim on a node counts, if its agent says nothing."""
-    answer_s: Positive = 5.0
+    answer_timeout_s: Positive = 5.0
     """How long a scheduler waits for an agent's answer before it tries another node."""
     heartbeat_s: Positive = 10.0
     """How often an agent gives a sign of life."""
@@ -167,10 +167,10 @@ def load(
             f"{sources.get('lease_s') or sources.get('renew_s')}: lease_s {config.lease_s:g} must be at least "
             f"{LEASE_RENEWALS_COUNT} times renew_s {config.renew_s:g}, or partitions run out between two renewals"
         )
-    if config.answer_s > config.claim_s / 2:
+    if config.answer_timeout_s > config.claim_ttl_s / 2:
         raise ConfigError(
-            f"{sources.get('answer_s') or sources.get('claim_s')}: answer_s {config.answer_s:g} must be at most half of "
-            f"claim_s {config.claim_s:g}, or claims expire before the orders that they are for"
+            f"{sources.get('answer_timeout_s') or sources.get('claim_ttl_s')}: answer_timeout_s {config.answer_timeout_s:g} must be at most half of "
+            f"claim_ttl_s {config.claim_ttl_s:g}, or claims expire before the orders that they are for"
         )
     _ = config.store_servers
     if config.store_b:

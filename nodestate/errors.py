@@ -279,7 +279,7 @@ class BadRequestError(NodestateError):
         self.why = why
 
 
-class NotThereError(BadRequestError):
+class NotFoundError(BadRequestError):
     """Raised when a request may be right, but what it names is not there for who asks: a reservation that is not held (any
     more) or is somebody else's, an instance that no node reports, a node that nobody knows.
     """

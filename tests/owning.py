@@ -6,18 +6,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nodestate import keys
 from nodestate.designs import DESIGNS
-from nodestate.head import Place, Vitals
-from nodestate.lockstep import Steps, run_one
 from nodestate.model import NodeRecord, fold, parse_event
-from nodestate.reading import Follower, PartitionState
+from nodestate.store import keys
+from nodestate.store.head import OwnerStatus, Place
+from nodestate.store.partition_writer import Batch, Taken
+from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, Plan, script
-from nodestate.writing import Batch, Taken
+from nodestate.view.follower import Follower, PartitionState
 
 T = TypeVar("T")
 LEASE_S = 86_400
-WELL = Vitals(0, vouched=True)
+WELL = OwnerStatus(0, vouched=True)
 
 
 def prefix_of(design: str) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from nodestate.config import Config
 from nodestate.designs.control import Control
-from nodestate.designs.kept import Kept, kept_of
-from nodestate.designs.places import ControlPlaces, newest
-from nodestate.lockstep import Stores
-from nodestate.reader import Reader
+from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign, parse_stored_design
+from nodestate.store.round_trips import Stores
 from nodestate.testing import MemoryStore
 from tests.machines.world import World
 
@@ -18,9 +18,9 @@ NODES = [f"node-{n}" for n in range(6)]
 PARTITIONS = 2
 
 
-def K(name: str) -> Kept:  # noqa: N802  stands in every line
+def K(name: str) -> StoredDesign:  # noqa: N802  stands in every line
     """What an operator names; of the layout that these cells begin with where the name says none."""
-    return kept_of(name, PARTITIONS)
+    return parse_stored_design(name, PARTITIONS)
 
 
 class Switched(World):
@@ -34,7 +34,7 @@ class Switched(World):
         for name in NODES:
             self.start_agent(name, {"usage": {"VCPU": 1}})
         self.run_well(60)
-        self.operator = ControlPlaces(self.config.cell, self.fresh_stores())
+        self.operator = ControlStore(self.config.cell, self.fresh_stores())
         self.reader = Reader(self.config, stores=self.fresh_stores(), clock=self.clock)
 
     def fresh_stores(self) -> Stores:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nodestate.model import NodeRecord
-from nodestate.rows import Row
-from nodestate.table import Table
-from nodestate.wire import pack_records, unpack_block, unpack_record
+from nodestate.store.wire import pack_records, unpack_block, unpack_record
+from nodestate.view.chunked_list import Row
+from nodestate.view.table import Table
 
 PART_BYTES = 60_000
 

@@ -21,12 +21,12 @@ from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocations, Kept
 from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources import Gone, Part, Room, StateSource, Whole
-from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.given import StaticFleet
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
-from nodestate.orders import Answer, Build, End, Order
+from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import POKE
 from nodestate.testing import Letter, ManualClock, MemoryBroker
 from tests.test_agent import STATE, ScriptedSource
@@ -51,7 +51,7 @@ class Site:
     ) -> None:
         self.clock = clock or ManualClock()
         self.broker = broker or MemoryBroker(CONFIG.partitions, clock=self.clock)
-        self.source = source or GivenFleet({"n1": NODE, "n2": NODE})
+        self.source = source or StaticFleet({"n1": NODE, "n2": NODE})
         self.agent = Agent(CONFIG, [self.source], self.broker.sink(), self.clock, random.Random(1), incarnation=7)
         self.courier = self.broker.courier()
         self._consumer = self.broker.source(range(CONFIG.partitions))
@@ -222,14 +222,14 @@ def test_a_node_that_is_too_full_already_may_still_be_relieved() -> None:
         "usage": {"VCPU": 4},
         "allocations": {"vm": {"resources": {"VCPU": 4}}},
     }
-    site = Site(GivenFleet({"n1": full}))
+    site = Site(StaticFleet({"n1": full}))
     assert site.refused(site.build("vm", resources={"VCPU": 3})) == ""
     assert site.refused(site.build("vm", resources={"VCPU": 4})) == "no-room"
 
 
 def test_a_change_in_place_builds_nothing_where_nothing_is() -> None:
     """And where something is, it may change also on a node that takes nothing new."""
-    fleet = GivenFleet({"n1": NODE})
+    fleet = StaticFleet({"n1": NODE})
     site = Site(fleet)
     assert site.refused(site.build("vm-1", in_place=True)) == "not-here"
     site.give(site.build("vm-1"))
@@ -275,7 +275,7 @@ def test_a_build_is_refused_when_its_scheduler_does_not_count_on_it_any_more(sit
 
 @pytest.mark.parametrize("status", ["draining", "maintenance", "down"])
 def test_only_a_node_that_is_up_takes_on_anything_and_every_node_gives_back(status: str) -> None:
-    fleet = GivenFleet({"n1": NODE})
+    fleet = StaticFleet({"n1": NODE})
     site = Site(fleet)
     site.give(site.build("vm-1"))
     fleet.set_status("n1", status)
@@ -396,7 +396,7 @@ def test_an_order_that_nobody_waits_for_is_carried_out(site: Site) -> None:
 
 def test_a_dead_node_is_silent(site: Site) -> None:
     fleet = site.source
-    assert isinstance(fleet, GivenFleet)
+    assert isinstance(fleet, StaticFleet)
     fleet.kill("n1")
     site.clock.advance(1.0)
     site.agent.step()
@@ -417,7 +417,7 @@ def test_a_dead_node_is_silent(site: Site) -> None:
 # -- what can't be done ---------------------------------------------------------------------------
 
 
-class FailingFleet(GivenFleet):
+class FailingFleet(StaticFleet):
     """Can't build, or can't be asked, where the test says so."""
 
     failing = ""
@@ -459,7 +459,7 @@ class FullDisk(Allocations):
 def test_what_could_not_be_stored_is_undone_and_refused(tmp_path: Path) -> None:
     """An agent that promised and then died would have broken its promise."""
     disk = FullDisk(tmp_path, "fleet")
-    site = Site(GivenFleet({"n1": NODE, "n2": NODE}, allocations=disk))
+    site = Site(StaticFleet({"n1": NODE, "n2": NODE}, allocations=disk))
     site.give(site.build("old", resources={"VCPU": 3}), site.build("kept", resources={"VCPU": 1}))
     before = site.state()
     disk.full = True
@@ -473,7 +473,7 @@ def test_what_could_not_be_stored_is_undone_and_refused(tmp_path: Path) -> None:
     disk.full = False
     assert site.refused(site.build("vm-1", resources={"VCPU": 4})) == ""
     site.agent.close()
-    again = GivenFleet({"n1": NODE}, allocations=Allocations(tmp_path, "fleet"))
+    again = StaticFleet({"n1": NODE}, allocations=Allocations(tmp_path, "fleet"))
     [reading] = again.poll(0.0)
     assert reading.state["allocations"] == site.state()["allocations"]
     again.close()
@@ -606,7 +606,7 @@ from nodestate.agent.allocations import Allocations
 from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
-from nodestate.orders import Build
+from nodestate.model.orders import Build
 from nodestate.ports import SystemClock
 from nodestate.testing import MemoryBroker, MemorySink
 

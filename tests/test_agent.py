@@ -19,8 +19,8 @@ from nodestate.agent.sources import Gone, Part, Reading, Whole
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
 from nodestate.errors import ConfigError, SourceUnavailableError, UnconfirmedError
-from nodestate.keys import partition_of
 from nodestate.model import NodeRecord, Version, fold, merge_patch, parse_event
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Resync
 from nodestate.testing import ManualClock
 from tests.recording import RecordingSink

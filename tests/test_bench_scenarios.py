@@ -15,8 +15,8 @@ from bench.ledger import Ledger, held_by
 from bench.record import Case
 from bench.scenario import Findings, Settings
 from bench.workload import WrongResultError, require
-from nodestate.memcached import MemcachedStore
 from nodestate.ports import Put, Write
+from nodestate.store.memcached import MemcachedStore
 from tests.services.servers import MemcachedServer, RabbitServer
 
 BRIEF = Settings(("journal", "snapshot"), (60,), 0.2, 1, 10, 1_024, 200)

@@ -18,12 +18,12 @@ from bench.scheduling import reserving, select
 from bench.scheduling.claimed import Claimed
 from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
 from bench.workload import WrongResultError
-from nodestate import keys
-from nodestate.memcached import MemcachedStore
 from nodestate.model import Outcome, fold, parse_event
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.request import Request
+from nodestate.store import keys
+from nodestate.store.memcached import MemcachedStore
 from tests.services.servers import MemcachedServer
 from tests.test_bench_report import measure, record
 from tests.test_bench_scenarios import in_silence

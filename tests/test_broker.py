@@ -27,8 +27,8 @@ from nodestate.broker import (
     read_dead_letters,
 )
 from nodestate.broker import source as source_module
+from nodestate.broker.delivery_tracking import Confirms, Unacked
 from nodestate.broker.link import AmqpLink, open_link
-from nodestate.broker.underway import Confirms, Unacked
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
@@ -831,7 +831,7 @@ def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(source_module, "open_link", hangs)
     config = Config(broker="amqp://127.0.0.1:1")
-    voice = source_module._Voice(config, clock)
+    voice = source_module._PublishConnection(config, clock)
     began = clock.monotonic()
     for _ in range(120):
         for partition in range(16):

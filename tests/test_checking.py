@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from nodestate.checking import by_kind, differences, differences_from_agents, persisting
+from nodestate.designs.comparison import by_kind, differences, differences_from_agents, persisting
 from nodestate.model import NodeRecord, Report, Version, fold
 
 

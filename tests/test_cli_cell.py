@@ -22,7 +22,7 @@ from msgspec import structs
 from nodestate.broker import KombuCourier
 from nodestate.broker.link import open_link
 from nodestate.config import Config
-from nodestate.orders import Answer, Build, End, Order
+from nodestate.model.orders import Answer, Build, End, Order
 from tests.services.servers import MemcachedServer, RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]

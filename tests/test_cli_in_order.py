@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodestate.cli.in_order import OrderedPublisher
+from nodestate.cli.ordered_publisher import OrderedPublisher
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.ports import Resync
 from nodestate.testing import ManualClock

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from nodestate import keys
-from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.given import StaticFleet
 from nodestate.cli import main
+from nodestate.cli.embedded_cell import WholeCell
 from nodestate.cli.logs import set_up_logs
-from nodestate.cli.whole_cell import WholeCell
 from nodestate.config import load
-from nodestate.opening import open_claims
+from nodestate.designs.connections import open_claims
+from nodestate.designs.reader import Reader
 from nodestate.ports import Put, SystemClock, Write
-from nodestate.reader import Reader
 from nodestate.scheduling.claims import CLAIMS, ClaimRecord
+from nodestate.store import keys
 from tests.conftest import MemcachedFactory
 from tests.services.servers import RabbitServer
 
@@ -62,10 +62,10 @@ class Cell:
             "NODESTATE_DESIGNS": "snapshot",
             "NODESTATE_HEARTBEAT_S": "1",
             "NODESTATE_RESYNC_JITTER_S": "0.2",
-            "NODESTATE_ANSWER_S": "3",
+            "NODESTATE_ANSWER_TIMEOUT_S": "3",
         }
         self.config = load(environ=self.env)
-        self.fleet = GivenFleet(
+        self.fleet = StaticFleet(
             {f"{place}-{n}": {**STATE, "zone": f"az{n}", "aggregates": [place]} for place in PLACES for n in (1, 2, 3)}
         )
         self._forget_that_it_is_new()
@@ -258,7 +258,7 @@ class TestReservations:
         site.run("release", held["id"], "--owner", "alice")
         assert site.run("reservations").stdout == "nothing is reserved\n"
         gone = site.run("confirm", held["id"], "--json", code=1)
-        assert json.loads(gone.stderr)["kind"] == "NotThereError"
+        assert json.loads(gone.stderr)["kind"] == "NotFoundError"
 
     def test_all_members_are_built_when_it_is_confirmed(self, site: Cell) -> None:
         group = {

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from nodestate.cli import every_command, main
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.logs import set_up_logs
-from nodestate.cli.stopping import stopping
+from nodestate.cli.shutdown import stopping
 from nodestate.errors import StaleViewError
 
 NAMES = [

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nodestate.columns import NOT_THERE, Columns, ColumnStore
 from nodestate.model import STATUSES, NodeRecord, fold, parse_event
-from nodestate.rows import CHUNK_SLOTS
-from nodestate.table import Table
+from nodestate.view.chunked_list import CHUNK_SLOTS
+from nodestate.view.columns import NOT_THERE, Columns, ColumnStore
+from nodestate.view.table import Table
 from tests.tables import advanced, table_of
 
 CLASSES = ["A", "B", "C"]

@@ -7,12 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate import Reader, keys
+from nodestate import Reader
 from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_probe, probe
 from nodestate.errors import DeadLetterError
-from nodestate.keys import partition_of
 from nodestate.model import MAX_EVENT_BYTES
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
+from nodestate.store import keys
 from nodestate.testing import Fault
 from tests.machines.world import JudgedReader, Member, World, at_call
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodestate import keys
 from nodestate.config import DESIGN_NAMES, Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import (
@@ -25,14 +24,15 @@ from nodestate.designs.control import (
     retired,
     rolled_back,
 )
-from nodestate.designs.ending import delete_queues
-from nodestate.designs.kept import Kept, kept_of, names_of
-from nodestate.designs.places import ControlPlaces, newest
+from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.layout_removal import delete_queues
+from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError, StoreFullError, StoreUnavailableError
-from nodestate.head import read_head
-from nodestate.lockstep import Stores, run_one
 from nodestate.ports import Put, Write
-from nodestate.reader import Reader
+from nodestate.store import keys
+from nodestate.store.head import read_head
+from nodestate.store.round_trips import Stores, run_one
 from nodestate.testing import MemoryBroker, MemoryServer, MemoryStore
 from tests.switched import NODES, K, Switched
 
@@ -90,14 +90,14 @@ def test_a_name_that_is_written_in_another_layout_is_not_taken_for_retired() -> 
 )
 def test_a_name_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"no design|1 to 240 partitions"):
-        kept_of(text, 8)
+        parse_stored_design(text, 8)
 
 
 def test_a_name_says_its_layout_where_there_are_several() -> None:
     """And is short as long as it can't be mistaken."""
-    assert names_of([K("journal"), K("sql")]) == {K("journal"): "journal", K("sql"): "sql"}
-    assert names_of([K("journal@2"), K("journal@3")]) == {K("journal@2"): "journal@2", K("journal@3"): "journal@3"}
-    assert kept_of(str(K("journal@3")), 2) == K("journal@3")
+    assert display_names([K("journal"), K("sql")]) == {K("journal"): "journal", K("sql"): "sql"}
+    assert display_names([K("journal@2"), K("journal@3")]) == {K("journal@2"): "journal@2", K("journal@3"): "journal@3"}
+    assert parse_stored_design(str(K("journal@3")), 2) == K("journal@3")
 
 
 def test_the_queues_of_a_layout_that_was_taken_back_into_use_stay() -> None:
@@ -136,7 +136,7 @@ STEPS = [
     lambda control, _kept, by: rolled_back(control, by),
     lambda control, kept, by: cleared(control, kept.partitions, by),
 ]
-EVERY = st.builds(Kept, st.sampled_from(DESIGN_NAMES), st.sampled_from([2, 3]))
+EVERY = st.builds(StoredDesign, st.sampled_from(DESIGN_NAMES), st.sampled_from([2, 3]))
 
 
 @given(st.lists(st.tuples(st.sampled_from(STEPS), EVERY), max_size=20))
@@ -167,24 +167,24 @@ def servers() -> list[MemoryServer]:
 
 
 @pytest.fixture
-def places(servers: list[MemoryServer]) -> ControlPlaces:
+def places(servers: list[MemoryServer]) -> ControlStore:
     """A database, which decides, and two memcached servers."""
     database, *others = [MemoryStore(server) for server in servers]
-    return ControlPlaces("cell1", Stores(others, database))
+    return ControlStore("cell1", Stores(others, database))
 
 
-def versions(places: ControlPlaces) -> list[int | None]:
+def versions(places: ControlStore) -> list[int | None]:
     return [copy.control.version if copy.control else None for copy in places.read()]
 
 
-def test_a_change_is_decided_in_one_place_and_copied_to_all(places: ControlPlaces) -> None:
+def test_a_change_is_decided_in_one_place_and_copied_to_all(places: ControlStore) -> None:
     places.put_back(START, places.read())
     assert versions(places) == [3, 3, 3]
     assert places.change(places.read(), prepared(START, K("snapshot"), "me"))
     assert versions(places) == [4, 4, 4]
 
 
-def test_of_two_operators_one_is_too_late(places: ControlPlaces) -> None:
+def test_of_two_operators_one_is_too_late(places: ControlStore) -> None:
     """By compare-and-swap: neither overwrites what they have not seen."""
     places.put_back(START, places.read())
     seen = places.read()
@@ -194,7 +194,7 @@ def test_of_two_operators_one_is_too_late(places: ControlPlaces) -> None:
 
 
 def test_a_copy_that_is_lost_or_old_is_put_back_and_never_wins(
-    places: ControlPlaces, servers: list[MemoryServer]
+    places: ControlStore, servers: list[MemoryServer]
 ) -> None:
     """memcached was flushed; or a server comes back with what it had before an outage."""
     later = prepared(START, K("snapshot"), "me")
@@ -209,7 +209,7 @@ def test_a_copy_that_is_lost_or_old_is_put_back_and_never_wins(
     assert versions(places) == [4, 4, 4]
 
 
-def test_nobody_changes_what_only_a_copy_knows(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+def test_nobody_changes_what_only_a_copy_knows(places: ControlStore, servers: list[MemoryServer]) -> None:
     """The database was set back: a change on top of its old record would count as one that was made already."""
     places.put_back(prepared(START, K("snapshot"), "me"), places.read())
     servers[0].flush()
@@ -220,7 +220,7 @@ def test_nobody_changes_what_only_a_copy_knows(places: ControlPlaces, servers: l
         places.change(places.read(), prepared(START, K("sql"), "you"))
 
 
-def test_the_place_that_decides_must_answer(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+def test_the_place_that_decides_must_answer(places: ControlStore, servers: list[MemoryServer]) -> None:
     places.put_back(START, places.read())
     servers[0].stop()
     found = places.read()
@@ -229,7 +229,7 @@ def test_the_place_that_decides_must_answer(places: ControlPlaces, servers: list
         places.change(found, prepared(START, K("snapshot"), "me"))
 
 
-def test_rubbish_is_no_record(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+def test_rubbish_is_no_record(places: ControlStore, servers: list[MemoryServer]) -> None:
     """It is replaced, not believed."""
     MemoryStore(servers[0]).write([Write(Put.ADD, keys.control("cell1"), b"rubbish")])
     places.put_back(START, places.read())
@@ -519,7 +519,7 @@ def test_a_reader_whose_servers_are_away_hears_of_the_rollback_elsewhere() -> No
     assert world.reader.read(max_age=60.0, on_stale="flag").design == "sql"
 
 
-def test_an_operator_may_decide_elsewhere_by_force(places: ControlPlaces, servers: list[MemoryServer]) -> None:
+def test_an_operator_may_decide_elsewhere_by_force(places: ControlStore, servers: list[MemoryServer]) -> None:
     """The database that decides is dead, and the cell is to leave it; when it is back its copy is old, and put back."""
     places.put_back(START, places.read())
     servers[0].stop()
@@ -534,7 +534,7 @@ def test_an_operator_may_decide_elsewhere_by_force(places: ControlPlaces, server
 def test_a_place_that_is_full_is_an_error_and_not_a_rival() -> None:
     """Or the operator's command would try for ever."""
     server = MemoryServer(max_bytes=400, no_evict=True)
-    places = ControlPlaces("cell1", Stores([MemoryStore(server)]))
+    places = ControlStore("cell1", Stores([MemoryStore(server)]))
     places.put_back(START, places.read())
     MemoryStore(server).write([Write(Put.ADD, "other", b"x" * 150)])
     with pytest.raises(StoreFullError):
@@ -549,7 +549,8 @@ def test_a_record_that_can_not_be_followed_ends_no_consumer() -> None:
             member.source.inner.crash()
             world.members.remove(member)
         assert world.operator.change(
-            world.operator.read(), Control(world.record.version + 1, (K("journal"), Kept(unknown, 2)), K("journal"))
+            world.operator.read(),
+            Control(world.record.version + 1, (K("journal"), StoredDesign(unknown, 2)), K("journal")),
         )
         newcomer = world.start_member([0, 1], [])
         for _ in range(3):
@@ -579,7 +580,7 @@ def test_whoever_saw_a_record_that_was_lost_follows_the_next(behind_s: float) ->
 
 
 def test_of_two_records_of_one_version_that_of_the_place_that_decides_counts(
-    places: ControlPlaces, servers: list[MemoryServer]
+    places: ControlStore, servers: list[MemoryServer]
 ) -> None:
     """And is copied over the other."""
     one, two = prepared(START, K("snapshot"), "one"), prepared(START, K("sql"), "two")

@@ -15,13 +15,13 @@ from types import ModuleType
 import pytest
 
 from bench import choices
-from nodestate import keys
 from nodestate.cli import every_command
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError
 from nodestate.model import event_from_json
 from nodestate.scheduling import FILTERS, WEIGHERS, GroupRequest, Request
+from nodestate.store import keys
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

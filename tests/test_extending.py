@@ -13,7 +13,7 @@ import pytest
 
 from nodestate.errors import BadRequestError, ConfigError
 from nodestate.scheduling import FILTERS, WEIGHERS, installed, parse
-from nodestate.scheduling.ranking import active
+from nodestate.scheduling.selection.ranking import active
 
 PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "extend-the-scheduler.md").read_text(encoding="utf-8")
 Install = Callable[[str, dict[str, Any]], None]

@@ -9,25 +9,25 @@ import msgspec
 import numpy as np
 import pytest
 
-from nodestate import keys
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
-from nodestate.head import (
+from nodestate.ports import Put, Write
+from nodestate.store import keys
+from nodestate.store.head import (
     EPOCH,
     HEAD,
     LIFE,
     NEVER_HEARD,
     Head,
+    Ownership,
+    OwnerStatus,
     Place,
     Since,
-    Tenure,
-    Vitals,
     forget,
     read_head,
     since_from,
     term_of,
 )
-from nodestate.lockstep import Steps, run_one
-from nodestate.ports import Put, Write
+from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def server(clock: ManualClock) -> MemoryServer:
     return MemoryServer(clock=clock)
 
 
-WELL = Vitals(0, vouched=True)
+WELL = OwnerStatus(0, vouched=True)
 
 
 class Owner:
@@ -62,19 +62,19 @@ class Owner:
     ) -> None:
         self.store = FaultyStore(MemoryStore(server), script())
         self.place = Place(PREFIX, 0, name, lease_s, self.store, clock or ManualClock())
-        self.tenure: Tenure
+        self.tenure: Ownership
 
     def run(self, steps: Steps[T], *faults: Fault | None) -> T:
         """Carry out steps; one fault (None: a good call) for each call of the store in turn."""
         self.store.plan = script(*faults)
         return run_one(self.store, steps)
 
-    def begin(self, epoch: int) -> Tenure:
-        self.tenure = self.run(Tenure.begin(self.place, epoch, Section("begun"), WELL))
+    def begin(self, epoch: int) -> Ownership:
+        self.tenure = self.run(Ownership.begin(self.place, epoch, Section("begun"), WELL))
         return self.tenure
 
-    def take(self) -> Tenure:
-        taken = self.run(Tenure.take(self.place))
+    def take(self) -> Ownership:
+        taken = self.run(Ownership.take(self.place))
         assert taken is not None
         self.tenure = taken[0]
         return self.tenure
@@ -82,7 +82,7 @@ class Owner:
     def advance(self, text: str, *faults: Fault | None) -> bool:
         return self.run(self.tenure.advance(Section(text), WELL), *faults)
 
-    def renew(self, *faults: Fault | None, says: Vitals | None = None) -> bool:
+    def renew(self, *faults: Fault | None, says: OwnerStatus | None = None) -> bool:
         return self.run(self.tenure.renew(says or WELL), *faults)
 
 
@@ -109,7 +109,7 @@ LOST = Fault(done=0)
 def test_nothing_stored_can_not_be_taken(server: MemoryServer) -> None:
     """Absence is an answer: the owner begins an epoch then."""
     owner = Owner(server, "a")
-    assert owner.run(Tenure.take(owner.place)) is None
+    assert owner.run(Ownership.take(owner.place)) is None
 
 
 def test_a_take_raises_the_term_and_leaves_the_contents(server: MemoryServer) -> None:
@@ -139,7 +139,7 @@ def test_a_takeover_does_not_make_the_partition_look_fresher(server: MemoryServe
     anew, so an hour's backlog passed for a second's."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(says=Vitals(250, vouched=True))
+    owner.renew(says=OwnerStatus(250, vouched=True))
     clock.advance(60)
     heir = Owner(server, "b").take()
     assert stored(server).behind_ms == 250 + 61_000
@@ -150,7 +150,7 @@ def test_signs_of_life_are_inherited_older_by_the_time_since(server: MemoryServe
     """A node that was silent stays so through a takeover."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(says=Vitals(0, vouched=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
+    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
     clock.advance(10)
     ages = np.frombuffer(Owner(server, "b").take().inherited_ages_ms, "<u4").tolist()
     assert ages == [500 + 11_000, NEVER_HEARD]
@@ -162,7 +162,7 @@ def test_signs_of_life_of_another_lease_are_inherited_older_or_not_at_all(
     """Regression: with a shorter lease than before, an age came out negative and ended the consumer, again and again."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(says=Vitals(0, vouched=True, ages_ms=np.array([500], "<u4").tobytes()))
+    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=np.array([500], "<u4").tobytes()))
     clock.advance(10)
     Owner(server, "b", LEASE_S // 5).take()
     assert Owner(server, "c", LEASE_S * 5).take().inherited_ages_ms == b""
@@ -181,7 +181,7 @@ def test_a_second_beginning_at_the_same_time_is_refused(server: MemoryServer) ->
 
     second.store.plan = meanwhile
     with pytest.raises(FencedError):
-        run_one(second.store, Tenure.begin(second.place, 8, Section("second's"), WELL))
+        run_one(second.store, Ownership.begin(second.place, 8, Section("second's"), WELL))
     assert (stored(server).epoch, stored(server).owner) == (7, "a")
 
 
@@ -283,7 +283,7 @@ def test_any_call_of_a_beginning_may_go_unanswered(server: MemoryServer, fault: 
     owner = Owner(server, "a")
     faults = [None] * call + [fault]
     try:
-        owner.run(Tenure.begin(owner.place, 7, Section("first"), WELL), *faults)
+        owner.run(Ownership.begin(owner.place, 7, Section("first"), WELL), *faults)
         epoch = 7
     except StoreUnavailableError:
         owner.begin(8)
@@ -299,7 +299,7 @@ def test_a_take_that_was_not_answered_is_taken_again(server: MemoryServer, fault
     Owner(server, "a").begin(7)
     heir = Owner(server, "b")
     with pytest.raises(StoreUnavailableError):
-        heir.run(Tenure.take(heir.place), None, None, fault)
+        heir.run(Ownership.take(heir.place), None, None, fault)
     heir.take()
     heir.store.arrive()
     heir.advance("one")
@@ -359,7 +359,7 @@ def test_a_corrupt_head_is_a_lost_one(server: MemoryServer) -> None:
     server.write([Write(Put.CAS, key, b"N\x02garbage garbage", cas)])
     with pytest.raises(EpochLostError):
         owner.advance("x")
-    assert owner.run(Tenure.take(owner.place)) is None
+    assert owner.run(Ownership.take(owner.place)) is None
 
 
 def test_a_cas_id_of_before_a_restart_can_not_hit_the_epoch_of_after(server: MemoryServer) -> None:
@@ -402,10 +402,10 @@ def test_signs_of_life_survive_whoever_wrote_them_last(server: MemoryServer) -> 
     owner.begin(7)
     key = keys.life(PREFIX, 7)
     mine = np.array([1], "<u4").tobytes()
-    owner.renew(says=Vitals(0, vouched=True, ages_ms=mine))
+    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=mine))
     server.write([Write(Put.CAS, key, b"a zombie's", server.fetch([key])[key].cas)])
-    owner.renew(says=Vitals(0, vouched=True, ages_ms=mine))
-    owner.renew(says=Vitals(0, vouched=True, ages_ms=mine))
+    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=mine))
+    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=mine))
     assert LIFE.unpack(server.fetch([key])[key].value).ages_ms == mine
 
 
@@ -430,7 +430,7 @@ def test_what_an_owner_says_gets_older_until_it_is_written(server: MemoryServer,
     """Regression (I5): vitals were worked out at the start of a step, and a step may wait for another server."""
     owner = Owner(server, "a", clock=clock)
     owner.begin(7)
-    said = Vitals(250, vouched=True, said_at=clock.monotonic())
+    said = OwnerStatus(250, vouched=True, said_at=clock.monotonic())
     clock.advance(1.5)
     owner.renew(says=said)
     assert stored(server).behind_ms == 1_750

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from nodestate import keys
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
 from nodestate.journal.format import MIN_TAIL_BYTES
 from nodestate.journal.writer import JournalWriter
 from nodestate.ports import Put, Write
+from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.machines.world import at_call, small_limits
 from tests.owning import Owner, Watcher, change, held, prefix_of, report

@@ -7,9 +7,9 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodestate import keys
 from nodestate.broker import Topology
-from nodestate.model import MAX_NODE_NAME_CHARS
+from nodestate.model import MAX_NODE_NAME_CHARS, partitioning
+from nodestate.store import keys
 
 PREFIXES = [
     keys.prefix(cell, layout, p, d)
@@ -64,7 +64,9 @@ def test_no_two_things_share_a_key() -> None:
 
 def test_the_longest_key_is_one_that_memcached_takes() -> None:
     """An item that can't be named would be lost without a trace."""
-    prefix = keys.prefix("c" * keys.MAX_CELL_CHARS, keys.BUCKETS_COUNT, keys.BUCKETS_COUNT - 1, keys.SNAPSHOT + keys.B)
+    prefix = keys.prefix(
+        "c" * keys.MAX_CELL_CHARS, partitioning.BUCKETS_COUNT, partitioning.BUCKETS_COUNT - 1, keys.SNAPSHOT + keys.B
+    )
     longest = 2**63 - 1
     for key in (
         keys.node(prefix, "n" * MAX_NODE_NAME_CHARS),
@@ -73,25 +75,25 @@ def test_the_longest_key_is_one_that_memcached_takes() -> None:
         assert len(key) <= keys.MAX_KEY_BYTES
 
 
-@given(st.text(alphabet="abcXYZ019._:-", min_size=1, max_size=200), st.integers(1, keys.BUCKETS_COUNT))
+@given(st.text(alphabet="abcXYZ019._:-", min_size=1, max_size=200), st.integers(1, partitioning.BUCKETS_COUNT))
 def test_a_node_has_one_bucket_that_any_language_can_work_out(name: str, partitions: int) -> None:
     """CRC-32 is in every standard library; Python's own hash differs from process to process. Partitions follow from it, in
     any layout.
     """
-    assert keys.bucket_of(name) == zlib.crc32(name.encode()) % 240
-    assert keys.partition_of(name, partitions) == keys.bucket_of(name) % partitions
+    assert partitioning.bucket_of(name) == zlib.crc32(name.encode()) % 240
+    assert partitioning.partition_of(name, partitions) == partitioning.bucket_of(name) % partitions
 
 
-@given(st.integers(1, keys.BUCKETS_COUNT))
+@given(st.integers(1, partitioning.BUCKETS_COUNT))
 def test_a_layout_deals_out_every_bucket_once_and_evenly(partitions: int) -> None:
     """So no event is in two partitions of a layout, or in none; and no partition has two buckets more than another."""
     topology = Topology("c", partitions, "classic")
     shares = [topology.buckets(partition) for partition in range(partitions)]
-    assert sorted(bucket for share in shares for bucket in share) == list(range(keys.BUCKETS_COUNT))
+    assert sorted(bucket for share in shares for bucket in share) == list(range(partitioning.BUCKETS_COUNT))
     assert all(bucket % partitions == partition for partition, share in enumerate(shares) for bucket in share)
-    assert max(map(len, shares)) - min(map(len, shares)) == (1 if keys.BUCKETS_COUNT % partitions else 0)
+    assert max(map(len, shares)) - min(map(len, shares)) == (1 if partitioning.BUCKETS_COUNT % partitions else 0)
 
 
 def test_partitions_of_known_names_never_change() -> None:
     """A change would send half of a node's events to another queue than the rest."""
-    assert [keys.partition_of(f"compute-{n:04}", 16) for n in range(8)] == [2, 4, 14, 8, 11, 13, 7, 1]
+    assert [partitioning.partition_of(f"compute-{n:04}", 16) for n in range(8)] == [2, 4, 14, 8, 11, 13, 7, 1]

@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate import keys
 from nodestate.consumers.member import Member
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import cleared, cut_over, prepared, retired, rolled_back
-from nodestate.designs.ending import forget_layout, fresh_s
+from nodestate.designs.layout_removal import forget_layout, fresh_s
+from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, FencedError
 from nodestate.model import Receipt, Version
 from nodestate.ports import Source
-from nodestate.reader import Reader
-from nodestate.view import View
+from nodestate.store import keys
+from nodestate.view.view import View
 from tests.switched import NODES, K, Switched
 
 OVER = [("journal", "journal@3"), ("snapshot", "snapshot@5"), ("sql", "sql@3"), ("journal@2", "snapshot@1")]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from nodestate.errors import CorruptItemError, ItemTooLargeError, StoreUnavailableError
-from nodestate.lockstep import Reply, Step, Steps, Stores, run, run_one
 from nodestate.ports import Item, Put, Status, Write, Written
+from nodestate.store.round_trips import Reply, Step, Steps, Stores, run, run_one
 from nodestate.testing import Fault, FaultyStore, MemoryServer, MemoryStore, script
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodestate import memcached as adapter
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
-from nodestate.memcached import MemcachedStore
 from nodestate.ports import Item, Put, Status, Write, Written
+from nodestate.store import memcached as adapter
+from nodestate.store.memcached import MemcachedStore
 from tests.services.servers import MemcachedServer
 
 # -- replies as they come -------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, Counts, HeldPartition, Pending
-from nodestate.keys import partition_of
+from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, Counts, OwnedPartition, Pending
 from nodestate.model import parse_event
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
 
 PARTITIONS = 2
@@ -24,14 +24,14 @@ def event(kind: str, generation: int, incarnation: int = NOW_S, reported_at: flo
 
 
 @pytest.fixture
-def held() -> HeldPartition:
+def held() -> OwnedPartition:
     """A partition that knows one node, at generation 1."""
-    partition = HeldPartition(0, {}, 0.0)
+    partition = OwnedPartition(0, {}, 0.0)
     assert take(partition, event("report", 1, state={"zone": "good"})).bad == []
     return partition
 
 
-def take(partition: HeldPartition, body: bytes, wall: float = NOW_S) -> Pending:
+def take(partition: OwnedPartition, body: bytes, wall: float = NOW_S) -> Pending:
     partition.backlog.append(Delivery(0, body, 1, 1))
     return partition.take_batch(wall, PARTITIONS, ROOM_BYTES, "owner", Counts())
 
@@ -50,7 +50,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_what_is_refused_leaves_the_state_before_it_marked_as_not_the_newest(held: HeldPartition, why: str) -> None:
+def test_what_is_refused_leaves_the_state_before_it_marked_as_not_the_newest(held: OwnedPartition, why: str) -> None:
     """I5: it was published and confirmed, so a reader must not take the older state for all there is."""
     pending = take(held, REFUSED[why])
     [record] = held.records
@@ -66,7 +66,7 @@ def test_what_is_refused_leaves_the_state_before_it_marked_as_not_the_newest(hel
     assert held.incomplete == set()
 
 
-def test_a_consumer_whose_own_clock_is_wrong_vouches_for_nobody(held: HeldPartition) -> None:
+def test_a_consumer_whose_own_clock_is_wrong_vouches_for_nobody(held: OwnedPartition) -> None:
     """All events look absurd to it; what it refuses it must not hide."""
     pending = take(held, event("heartbeat", 2), wall=NOW_S - 3 * MAX_CLOCK_AHEAD_S)
     assert [error.reason for _, error in pending.bad] == ["clock"]
@@ -81,7 +81,7 @@ def test_a_consumer_whose_own_clock_is_wrong_vouches_for_nobody(held: HeldPartit
         b"no event at all",
     ],
 )
-def test_an_absurd_event_says_nothing_of_its_node(held: HeldPartition, body: bytes) -> None:
+def test_an_absurd_event_says_nothing_of_its_node(held: OwnedPartition, body: bytes) -> None:
     """An incarnation from the future would win over all later ones; and what can't be read names nobody."""
     assert len(take(held, body).bad) == 1
     assert held.incomplete == set()

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nodestate.agent.backoff import MAX_PAUSE_S, Backoff
 from nodestate.agent.publisher import Publisher
 from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError, UnconfirmedError
-from nodestate.keys import bucket_of
 from nodestate.model import NodeRecord, Version, fold, merge_patch, parse_event
+from nodestate.model.partitioning import bucket_of
 from nodestate.ports import POKE, Resync
+from nodestate.ports.backoff import MAX_PAUSE_S, Backoff
 from nodestate.testing import ManualClock
 from tests.recording import RecordingSink, kind_of
 

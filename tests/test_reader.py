@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, ConfigError, StaleViewError
-from nodestate.keys import partition_of
-from nodestate.lockstep import Stores
 from nodestate.model import Receipt, Version
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Store
-from nodestate.reader import Reader
+from nodestate.store.round_trips import Stores
 from nodestate.testing import Fault, FaultyStore, MemoryStore, script
 from tests.machines.world import World
 

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate import Reader, keys
+from nodestate import Reader
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.errors import StaleViewError
-from nodestate.lockstep import Stores
+from nodestate.store import keys
+from nodestate.store.round_trips import Stores
 from nodestate.testing import ManualClock, MemoryBroker, MemoryDatabase, MemoryServer, MemoryStore
 
 PARTITIONS = 1

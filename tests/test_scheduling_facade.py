@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodestate import scheduling
-from nodestate.errors import BadRequestError, NotThereError
+from nodestate.errors import BadRequestError, NotFoundError
 from nodestate.scheduling import Booted, Confirmed, Failed, NotReserved, Reservation, Scheduler, parse, parse_group
 from nodestate.scheduling.claims import UNSURE_S
 from tests.machines.tenancy import Tenancy
@@ -109,7 +109,7 @@ def test_what_is_not_there_is_told_from_what_can_not_be_right() -> None:
         lambda: scheduler.release("never"),
         lambda: scheduler.confirm("never"),
     ):
-        with pytest.raises(NotThereError):
+        with pytest.raises(NotFoundError):
             ask()
     booted = boot(scheduler, "a")
     tenancy.rest(2.0)
@@ -121,7 +121,7 @@ def test_what_is_not_there_is_told_from_what_can_not_be_right() -> None:
     ):
         with pytest.raises(BadRequestError) as caught:
             ask()
-        assert not isinstance(caught.value, NotThereError)
+        assert not isinstance(caught.value, NotFoundError)
         assert caught.value.field == field
 
 
@@ -168,7 +168,7 @@ def test_a_node_that_was_asked_for_by_name_is_named_in_the_refusal() -> None:
 
 
 def test_the_room_of_an_instance_that_ended_is_free_at_once() -> None:
-    """Its claim would hold the room until ``claim_s`` is over: who ends it, or goes before it ends, drops that."""
+    """Its claim would hold the room until ``claim_ttl_s`` is over: who ends it, or goes before it ends, drops that."""
     tenancy = tenancy_of(1)
     scheduler = tenancy.start("s").scheduler
     for instance, ends in (("a", scheduler), ("b", tenancy.start("another").scheduler)):

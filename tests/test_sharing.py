@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 
 from nodestate.scheduling.request import Request
-from nodestate.scheduling.sharing import OWN_WORTH, Sharing
+from nodestate.scheduling.selection.node_preference import PREFERENCE_BONUS, NodePreference
 from nodestate.testing import ManualClock
 from tests.machines.tenancy import Tenancy
 
 NAMES = [f"compute-{number:04d}" for number in range(4_000)]
 
 
-def at_work(*names: str) -> list[Sharing]:
+def at_work(*names: str) -> list[NodePreference]:
     """Schedulers that all have seen each other."""
     clock = ManualClock()
-    sharings = [Sharing(name, clock, 30.0) for name in names]
+    sharings = [NodePreference(name, clock, 30.0) for name in names]
     for sharing in sharings:
         for name in names:
             sharing.saw(name)
     return sharings
 
 
-def own(sharing: Sharing) -> np.ndarray:  # type: ignore[type-arg]
+def own(sharing: NodePreference) -> np.ndarray:  # type: ignore[type-arg]
     worth = sharing.worth(NAMES)
     assert worth is not None
-    assert set(worth.tolist()) == {0.0, OWN_WORTH}
+    assert set(worth.tolist()) == {0.0, PREFERENCE_BONUS}
     return worth > 0
 
 
@@ -52,7 +52,7 @@ def test_one_that_comes_takes_nodes_and_moves_none_between_others() -> None:
 
 def test_one_that_is_not_seen_for_long_is_passed_over() -> None:
     clock = ManualClock()
-    sharing = Sharing("one", clock, 30.0)
+    sharing = NodePreference("one", clock, 30.0)
     sharing.saw("two")
     changes = sharing.changes
     clock.advance(29.0)

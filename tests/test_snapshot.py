@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from nodestate import keys
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
-from nodestate.head import Since
 from nodestate.ports import Put, Write
 from nodestate.snapshot.format import NODE, Index, Section, StoredNode, ring_after, ring_with, stamp_of
 from nodestate.snapshot.writer import SnapshotWriter
+from nodestate.store import keys
+from nodestate.store.head import Since
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.machines.world import at_call, small_limits
 from tests.owning import Owner, Watcher, change, held, prefix_of, report

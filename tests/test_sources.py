@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from nodestate.agent.sources import Part, Silent, Whole
-from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.given import StaticFleet
 from nodestate.agent.sources.host import HostSource, clean_name
 from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet
@@ -153,7 +153,7 @@ def test_what_an_order_builds_and_ends_is_in_the_state_and_in_the_reading() -> N
 
 def test_a_resize_says_what_differs_and_takes_away_what_is_not_asked_any_more() -> None:
     """A merge patch that named only what is new would leave the old group and hints in every view."""
-    fleet = GivenFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
+    fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
     fleet.build("n1", "vm-1", {"resources": {"VCPU": 1, "DISK_GB": 5}, "group": "web", "hints": {"a": 1, "b": 2}})
     resized = fleet.build("n1", "vm-1", {"resources": {"VCPU": 3}, "hints": {"b": 2}})
     patch = {"resources": {"VCPU": 3, "DISK_GB": None}, "group": None, "hints": {"a": None}}
@@ -161,7 +161,7 @@ def test_a_resize_says_what_differs_and_takes_away_what_is_not_asked_any_more() 
 
 
 def test_hints_that_no_patch_can_set_come_as_a_whole_state() -> None:
-    fleet = GivenFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
+    fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
     reading = fleet.build("n1", "vm-1", {"resources": {"VCPU": 1}, "hints": {"boot_volume": None}})
     assert isinstance(reading, Whole)
     assert reading.state["allocations"]["vm-1"]["hints"] == {"boot_volume": None}
@@ -185,7 +185,7 @@ def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
         "n1": {"status": "up", "zone": "az1", "inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 3}},
         "n2": {"inventory": {"VCPU": {"total": 4}}},
     }
-    fleet = GivenFleet(states)
+    fleet = StaticFleet(states)
     assert list(fleet.poll(0.0)) == [
         Whole("n1", {**states["n1"], "allocations": {}}),
         Whole("n2", {**states["n2"], "usage": {"VCPU": 0}, "allocations": {}}),
@@ -203,7 +203,7 @@ def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
 
 def test_a_node_that_is_back_says_what_it_has_when_it_is_asked() -> None:
     """An order may come between the two; its instance would be on the node, and in no view."""
-    fleet = GivenFleet({"n1": {"inventory": {"VCPU": {"total": 4}}}})
+    fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 4}}}})
     list(fleet.poll(0.0))
     fleet.kill("n1")
     list(fleet.poll(1.0))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from nodestate import keys
 from nodestate.errors import DatabaseFullError, EpochLostError, FencedError, StoreUnavailableError
-from nodestate.head import read_head
-from nodestate.lockstep import run_one
 from nodestate.ports import NodeRow, Put, Write
 from nodestate.sql.writer import MAX_SILENT_S
+from nodestate.store import keys
+from nodestate.store.head import read_head
+from nodestate.store.round_trips import run_one
 from nodestate.testing import Fault, ManualClock, MemoryDatabase, MemoryStore, script
 from tests.machines.world import at_call, small_limits
 from tests.owning import LEASE_S, WELL, Owner, Watcher, change, held, prefix_of, report

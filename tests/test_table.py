@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nodestate.model import NodeRecord
-from nodestate.rows import CHUNK_SLOTS, GROUP_SLOTS
-from nodestate.table import Table
+from nodestate.view.chunked_list import CHUNK_SLOTS, GROUP_SLOTS
+from nodestate.view.table import Table
 from tests.tables import advanced, table_of
 
 

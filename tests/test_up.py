@@ -17,11 +17,11 @@ from msgspec import structs
 from nodestate import Reader
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.broker import KombuCourier
+from nodestate.cli.embedded_cell import WholeCell
 from nodestate.cli.up import quantiles
-from nodestate.cli.whole_cell import WholeCell
 from nodestate.config import Config
 from nodestate.model import Receipt
-from nodestate.orders import Answer, Build
+from nodestate.model.orders import Answer, Build
 
 TIMEOUT_S = 90
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.errors import CorruptItemError
-from nodestate.head import HEAD
 from nodestate.model import NodeRecord
 from nodestate.snapshot.format import NODE, Stamp, StoredNode
-from nodestate.wire import ENVELOPE_BYTES, Codec, pack_records, seal, unpack_block, unpack_record
+from nodestate.store.head import HEAD
+from nodestate.store.wire import ENVELOPE_BYTES, Codec, pack_records, seal, unpack_block, unpack_record
 
 counters = st.integers(0, 2**53)
 records = st.builds(

@@ -10,7 +10,7 @@ from bench.beside import Line
 from bench.scheduling.tasks import Task
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
-from nodestate.scheduling.boots import Booted
+from nodestate.scheduling.orders.boots import Booted
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
 

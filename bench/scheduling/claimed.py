@@ -9,10 +9,10 @@ from typing import Final, Self
 from bench.places import PATIENCE_S
 from bench.scheduling.hosts import Hosts
 from bench.workload import require
-from nodestate import keys
-from nodestate.memcached import MemcachedStore
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.store import keys
+from nodestate.store.memcached import MemcachedStore
 
 PIECE: Final = 2_000
 """Records of one round trip."""

@@ -18,9 +18,9 @@ from bench.scheduling.claimed import Held
 from bench.scheduling.hosts import Wants
 from bench.workload import require
 from nodestate.config import Config
-from nodestate.scheduling import ranking, sharing
-from nodestate.scheduling.placer import Placing
+from nodestate.scheduling.claims.placer import Placing
 from nodestate.scheduling.scheduler import Scheduler
+from nodestate.scheduling.selection import node_preference, ranking
 
 BATCH_COUNT: Final = 10
 """Requests that a scheduler decides on at a time."""
@@ -63,7 +63,7 @@ def race(line: Line, config: Config, name: str, own: Race) -> Raced:
     """Begin, wait for the start, race, and tell. The start is a time of the machine's monotonic clock."""
     if not own.shared:
         vars(ranking)["TIE_WIDTH"] = NO_WIDTH  # this process exists for nothing else
-        vars(sharing)["OWN_WORTH"] = 0.0
+        vars(node_preference)["PREFERENCE_BONUS"] = 0.0
     seed = hash_of(name, own.seed) if own.shared else own.seed
     wants = Wants(own.seed, name)
     with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S) as scheduler:

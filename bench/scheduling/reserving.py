@@ -24,14 +24,14 @@ from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.scheduling.hosts import Hosts
 from bench.workload import require
-from nodestate import keys
 from nodestate.config import Config
-from nodestate.memcached import MemcachedStore
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, UNSURE_S, Claim, ClaimRecord
-from nodestate.scheduling.groups import Reservation
 from nodestate.scheduling.request import GroupRequest, parse_group
+from nodestate.scheduling.reservations import Reservation
 from nodestate.scheduling.scheduler import Scheduler
+from nodestate.store import keys
+from nodestate.store.memcached import MemcachedStore
 
 NODES: Final = (200,)
 GROUPS_COUNT: Final = 1_000
@@ -135,7 +135,7 @@ def _raced(cell: Cell, hosts: Hosts, schedulers: int, settings: Settings, tell: 
     most = max(schedulers, round(WANTED_SHARE * room / (sum(vcpus) / len(vcpus))))
     tell(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.0)
     # The cell's consumer writes when it is told to; a scheduler takes no view that is older than claims count.
-    config = msgspec.structs.replace(cell.config, claim_s=HOLD_S)
+    config = msgspec.structs.replace(cell.config, claim_ttl_s=HOLD_S)
     store = MemcachedStore(place.address, timeout_s=PATIENCE_S)
     _begin_records(store, cell.config, hosts)
     with ExitStack() as stack:

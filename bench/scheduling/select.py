@@ -33,11 +33,11 @@ from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, wor
 from bench.scheduling.racing import BATCH_COUNT, Race, Raced, race
 from bench.workload import require
 from nodestate.config import Config
-from nodestate.reader import Reader
-from nodestate.scheduling.placer import Placing
-from nodestate.scheduling.ranking import TIE_WIDTH
+from nodestate.designs.reader import Reader
+from nodestate.scheduling.claims.placer import Placing
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
+from nodestate.scheduling.selection.ranking import TIE_WIDTH
 from tests.services.servers import ServiceMissing
 
 HALF: Final = 0.5
@@ -63,7 +63,7 @@ COMPARED_COUNT: Final = 12
 COMPARED_NODES: Final = 100_000
 """… and over how many nodes altogether."""
 START_AFTER_S: Final = 0.2
-CLAIM_S: Final = 3_600.0
+CLAIM_TTL_S: Final = 3_600.0
 NOVA_NODES_MAX: Final = 10_000
 GOAL_NODES: Final = {10_000: 1.0, 100_000: 6.0}
 GOAL_CLAIMS: Final = 4_000.0
@@ -135,7 +135,7 @@ def _scene(cell: Cell, hosts: Hosts, settings: Settings, tell: Tell) -> Iterator
     with ExitStack() as held:
         place = cell.place
         # The cell's consumer writes when it is told to, and a scheduler takes no view that is older than claims count.
-        config = msgspec.structs.replace(cell.config, claim_s=CLAIM_S)
+        config = msgspec.structs.replace(cell.config, claim_ttl_s=CLAIM_TTL_S)
         if isinstance(place, MemcachedPlace):
             address = place.address
         else:

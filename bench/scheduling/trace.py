@@ -34,11 +34,11 @@ from bench.workload import WrongResultError, require
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocation
 from nodestate.agent.sources import Part, Whole
-from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.given import StaticFleet
 from nodestate.broker import KombuSink, connect_check
 from nodestate.config import Config, load
+from nodestate.designs.reader import Reader
 from nodestate.ports import SystemClock
-from nodestate.reader import Reader
 from tests.services.servers import RabbitServer, ServiceMissing
 
 VARIABLE: Final = "NODESTATE_TRACE"
@@ -131,7 +131,7 @@ def _config(place: Place, cell: str, broker: str, nodes: int) -> Config:
 # -- the cell -------------------------------------------------------------------------------------
 
 
-class WatchedFleet(GivenFleet):
+class WatchedFleet(StaticFleet):
     """Agents' nodes, and everything that ever happened on them, held against what they have."""
 
     def __init__(self, trace: Trace, packing: Packing) -> None:

@@ -25,7 +25,7 @@ from nodestate.agent.publisher import Publisher
 from nodestate.agent.sources import AdmittingSource, Part, Room, Whole
 from nodestate.errors import OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
-from nodestate.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
+from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
 from nodestate.ports import Clock
 
 KEPT_REFUSALS_COUNT: Final = 8

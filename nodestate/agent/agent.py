@@ -11,7 +11,6 @@ from typing import Any, Final
 import structlog
 
 from nodestate.agent.admission import Admission
-from nodestate.agent.backoff import Backoff
 from nodestate.agent.diff import InexpressibleError, diff_patch
 from nodestate.agent.incarnation import Life, state_directory
 from nodestate.agent.publisher import PAUSE_S, Publisher, concerns
@@ -25,6 +24,7 @@ from nodestate.errors import (
     UnconfirmedError,
 )
 from nodestate.ports import Clock, OrderTaker, Resync, Sink
+from nodestate.ports.backoff import Backoff
 
 MAX_WAIT_S: Final = 0.25
 """``run`` looks at least so often whether it is told to stop."""

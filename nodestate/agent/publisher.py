@@ -9,12 +9,10 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from nodestate.agent.backoff import Backoff
 from nodestate.agent.incarnation import Life, state_directory
 from nodestate.broker import KombuSink
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
-from nodestate.keys import bucket_of
 from nodestate.model import (
     MAX_EVENT_BYTES,
     Change,
@@ -28,7 +26,9 @@ from nodestate.model import (
     fold,
     parse_event,
 )
+from nodestate.model.partitioning import bucket_of
 from nodestate.ports import CensusTaker, Clock, Resync, Sink, SystemClock
+from nodestate.ports.backoff import Backoff
 
 ENVELOPE_BYTES: Final = 1024
 """What a report adds to its state, at most: names, version, time."""

@@ -13,7 +13,7 @@ from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError
-from nodestate.orders import Answer, Order, decode_answer, encode, no_agent
+from nodestate.model.orders import Answer, Order, decode_answer, encode, no_agent
 from nodestate.ports import Clock, SystemClock
 
 READ_EVERY_COUNT: Final = 100

@@ -11,13 +11,13 @@ import msgspec
 import structlog
 
 from nodestate.broker.control import decode_resync
+from nodestate.broker.delivery_tracking import Confirms, OnDone
 from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
 from nodestate.broker.topology import Topology
-from nodestate.broker.underway import Confirms, OnDone
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
-from nodestate.keys import BUCKETS_COUNT
-from nodestate.orders import Answer, Order, bad_order, decode_order, encode
+from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
+from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import structlog
 
+from nodestate.broker.delivery_tracking import Confirms, Unacked
 from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
 from nodestate.broker.topology import DEAD_KEY, POKE_TYPE, Topology
-from nodestate.broker.underway import Confirms, Unacked
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import POKE, Clock, Delivery, SystemClock
@@ -140,7 +140,7 @@ class KombuSource:
         feed.drop()
 
 
-class _Lane:
+class _PartitionChannel:
     """One partition's channel and what is under way on it."""
 
     __slots__ = ("channel", "unacked")
@@ -159,7 +159,7 @@ class _AmqpFeed:
         self._topology = Topology.of(config)
         self._session = session
         self._clock = clock
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, _PartitionChannel] = {}
         self._buffer: deque[Delivery] = deque()
         self._standby: tuple[int, ...] = ()
         now = clock.monotonic()
@@ -167,7 +167,7 @@ class _AmqpFeed:
         self._poke_at = now + config.standby_s
         self._silent: list[int] = []
         self._beat_at = now
-        self._voice = _Voice(config, clock)
+        self._voice = _PublishConnection(config, clock)
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
         self._standby = tuple(standby)
@@ -231,7 +231,7 @@ class _AmqpFeed:
         self._voice.drop()
 
     def _subscribe(self, partition: int) -> None:
-        lane = self._lanes[partition] = _Lane()
+        lane = self._lanes[partition] = _PartitionChannel()
         session, buffer, unacked = self._session, self._buffer, lane.unacked
 
         def take(body: bytes, tag: int, redelivered: bool) -> None:
@@ -256,7 +256,7 @@ class _AmqpFeed:
                 self.poke(partition)
 
 
-class _Voice:
+class _PublishConnection:
     """What a consumer says itself, on a connection of its own: pokes and dead letters.
 
     away --poke, dead_letter--> connected --an error--> away, for a pause that doubles

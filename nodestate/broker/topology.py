@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodestate.config import Config
-from nodestate.keys import BUCKETS_COUNT
+from nodestate.model.partitioning import BUCKETS_COUNT
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 DEAD_KEY: Final = "dead"

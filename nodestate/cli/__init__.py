@@ -7,7 +7,7 @@ import click
 from nodestate import __version__
 from nodestate.cli import agent, boot, check, consume, design, doctor, publish, resync, select, sql, top, up, view
 from nodestate.cli.command import Commands
-from nodestate.cli.moves import end, evacuate, move, resize
+from nodestate.cli.migrations import end, evacuate, move, resize
 from nodestate.cli.reservations import confirm, extend, release, reservations, reserve
 
 

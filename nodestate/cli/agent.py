@@ -17,7 +17,7 @@ from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet, fleet_name
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.stopping import stopping
+from nodestate.cli.shutdown import stopping
 from nodestate.ports import SystemClock
 
 

@@ -12,7 +12,9 @@ from typing import Any, Final
 import click
 
 from nodestate.broker import collect_census
-from nodestate.checking import (
+from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.inspection import CellInspector, looked_at
+from nodestate.designs.comparison import (
     DIFFERENT,
     KINDS,
     MISSED,
@@ -24,12 +26,10 @@ from nodestate.checking import (
     differences_from_agents,
     persisting,
 )
-from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import Lookout, looked_at
 from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.ports import Resync
-from nodestate.view import View
+from nodestate.view.view import View
 
 AGENTS: Final = "agents"
 LOOK_AGAIN_S: Final = 0.1
@@ -129,7 +129,7 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
         if not census:
             raise SilentAgentsError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
-    lookout = Lookout(run.config, every)
+    lookout = CellInspector(run.config, every)
     try:
         verdict = compare(lookout.views, timeout, census)
     finally:

@@ -21,7 +21,7 @@ from rich.console import Console
 from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
-from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotThereError
+from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotFoundError
 from nodestate.ports import Where
 
 PLAIN_WIDTH_CHARS: Final = 160
@@ -160,7 +160,7 @@ def _run(function: Callable[..., int | None], given: dict[str, Any]) -> int:
             click.echo(_encode({"error": str(error), "kind": type(error).__name__, **vars(error)}), err=True)
         else:
             click.echo(f"nodestate: {error}", err=True)
-        bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotThereError)
+        bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotFoundError)
         return 2 if bad_usage else 1
 
 

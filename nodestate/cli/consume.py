@@ -12,10 +12,10 @@ import click
 
 from nodestate.broker import KombuLayouts, KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.stopping import stopping
+from nodestate.cli.shutdown import stopping
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member
-from nodestate.opening import configured, open_stores
+from nodestate.designs.connections import configured, open_stores
 from nodestate.ports import SystemClock
 
 

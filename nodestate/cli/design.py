@@ -24,13 +24,13 @@ from nodestate.cli.check import Verdict, compare
 from nodestate.cli.check import as_json as verdict_json
 from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import DesignLook, Lookout
+from nodestate.cli.inspection import CellInspector, DesignLook
+from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control, cleared, cut_over, dated, prepared, require_named, retired, rolled_back
-from nodestate.designs.ending import delete_queues, forget_layout
-from nodestate.designs.kept import Kept, kept_of, names_of
-from nodestate.designs.places import ControlPlaces, Copy, newest
+from nodestate.designs.control_store import ControlStore, Copy, newest
+from nodestate.designs.layout_removal import delete_queues, forget_layout
+from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
-from nodestate.opening import configured, open_stores
 from nodestate.ports import SystemClock
 
 LOOK_AGAIN_S: Final = 0.1
@@ -67,7 +67,7 @@ def command() -> None:
     """
 
 
-class Switchboard:
+class DesignSwitch:
     """A cell's control record in an operator's hands, and what the designs look like. A context manager."""
 
     def __init__(self, run: Run) -> None:
@@ -80,7 +80,7 @@ class Switchboard:
                 "NODESTATE_SQL, or both"
             )
         self._stores = open_stores(run.config, SystemClock(), places)
-        self._places = ControlPlaces(run.config.cell, self._stores)
+        self._places = ControlStore(run.config.cell, self._stores)
 
     def __enter__(self) -> Self:
         return self
@@ -121,14 +121,14 @@ class Switchboard:
                 return after
         raise DesignStepError(f"the record was changed {MAX_TRIES_COUNT} times meanwhile", "nodestate design status")
 
-    def kept(self, name: str, *, force: bool = False) -> Kept:
+    def kept(self, name: str, *, force: bool = False) -> StoredDesign:
         """What a command's NAME means: ``snapshot@16``, or ``snapshot`` of the layout that is read. Raises ``ConfigError``."""
-        kept_of(name, self.config.partitions)  # refuses what means nothing, before anybody is asked
-        return kept_of(name, self.record(force=force)[0].reads.partitions)
+        parse_stored_design(name, self.config.partitions)  # refuses what means nothing, before anybody is asked
+        return parse_stored_design(name, self.record(force=force)[0].reads.partitions)
 
-    def looks(self, every: Sequence[Kept]) -> list[DesignLook]:
+    def looks(self, every: Sequence[StoredDesign]) -> list[DesignLook]:
         """Views and heads of designs."""
-        lookout = Lookout(self.config, every)
+        lookout = CellInspector(self.config, every)
         try:
             return lookout.look()
         finally:
@@ -139,10 +139,10 @@ class Switchboard:
         since = time.monotonic() - AGE_RENEWALS_COUNT * self.config.renew_s - AGE_ROUNDING_S
         return [s.partition for s in look.view.partitions if s.vouched and not s.lost and s.confirmed_at > since]
 
-    def wait_until_whole(self, kept: Kept, timeout: float) -> DesignLook:
+    def wait_until_whole(self, kept: StoredDesign, timeout: float) -> DesignLook:
         """Return when every partition of a design is written by an owner that vouches for it."""
         deadline = time.monotonic() + timeout
-        lookout = Lookout(self.config, [kept])
+        lookout = CellInspector(self.config, [kept])
         try:
             with self._bar(f"{kept}: partitions", kept.partitions) as done:
                 while True:
@@ -162,16 +162,16 @@ class Switchboard:
         finally:
             lookout.close()
 
-    def verdict(self, left: Kept, right: Kept, timeout: float) -> Verdict:
+    def verdict(self, left: StoredDesign, right: StoredDesign, timeout: float) -> Verdict:
         """Compare two designs node by node, as schedulers read them."""
-        lookout = Lookout(self.config, [left, right])
+        lookout = CellInspector(self.config, [left, right])
         try:
             with self._bar(f"{left} and {right}: compares", None):
                 return compare(lookout.views, timeout)
         finally:
             lookout.close()
 
-    def require_equal(self, left: Kept, right: Kept, timeout: float) -> None:
+    def require_equal(self, left: StoredDesign, right: StoredDesign, timeout: float) -> None:
         """Raise ``NotEqualError`` where two designs differ."""
         if not self.verdict(left, right, timeout).agree:
             raise NotEqualError(f"{right} differs from {left}, which is read", f"nodestate design verify {right}")
@@ -265,7 +265,7 @@ _FORCE = click.option("--force", is_flag=True, help="Also if the place that deci
 @cell_command("status", "Show which designs are written and read.", example="nodestate design status --json")
 def status(run: Run) -> None:
     """Show the control record, where its copies are, and how each design is."""
-    with Switchboard(run) as board:
+    with DesignSwitch(run) as board:
         control, found = board.record()
         names = control.names
         looks = dict(zip(control.writes, board.looks(control.writes), strict=True))
@@ -317,8 +317,8 @@ def prepare(run: Run, name: str, timeout: float) -> None:
 
     NAME is a design, or as snapshot@12 a design in so many partitions. Agents are asked for nothing.
     """
-    with Switchboard(run) as board:
-        design = kept_of(name, run.config.partitions).design
+    with DesignSwitch(run) as board:
+        design = parse_stored_design(name, run.config.partitions).design
         if design not in configured(run.config):
             raise ConfigError(f"the settings name no place for {design}: see NODESTATE_SQL and NODESTATE_STORE")
         kept = board.kept(name)
@@ -336,10 +336,10 @@ def prepare(run: Run, name: str, timeout: float) -> None:
 @_LOOK
 def verify(run: Run, name: str | None, timeout: float) -> int:
     """Compare NAME, or each design that is written, with the one that is read, node by node. Exit code 0: no difference."""
-    with Switchboard(run) as board:
+    with DesignSwitch(run) as board:
         control, _ = board.record()
         others = [board.kept(name)] if name else [one for one in control.writes if one != control.reads]
-        names = names_of([*control.writes, *others])
+        names = display_names([*control.writes, *others])
         verdicts = {names[other]: board.verdict(control.reads, other, timeout) for other in others}
         if run.as_json:
             verdicts_json = {other: verdict_json(verdict) for other, verdict in verdicts.items()}
@@ -362,7 +362,7 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
 @_LOOK
 def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
     """Have readers read NAME from their next refresh on. Refuses unless it is whole and equal to what is read now."""
-    with Switchboard(run) as board:
+    with DesignSwitch(run) as board:
         control, _ = board.record(force=force)
         kept = board.kept(name, force=force)
         cut_over(control, kept, operator())  # refuses what can't be, before anything is compared
@@ -384,7 +384,7 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
 @_FORCE
 def rollback(run: Run, force: bool) -> None:
     """Have readers read the design from before the last cutover. The present one stays written."""
-    with Switchboard(run) as board:
+    with DesignSwitch(run) as board:
         before, _ = board.record(force=force)
         control = board.change(lambda now: rolled_back(now, operator()), force=force)
         reads = control.names[control.reads]
@@ -405,7 +405,7 @@ def retire(run: Run, name: str, force: bool, timeout: float) -> None:
 
     With the last design of a number of partitions its queues go, too, when all consumers have left them.
     """
-    with Switchboard(run) as board:
+    with DesignSwitch(run) as board:
         control, _ = board.record(force=force)
         kept = board.kept(name, force=force)
         if "@" not in name:
@@ -420,7 +420,7 @@ def retire(run: Run, name: str, force: bool, timeout: float) -> None:
         after = board.change(lambda now: retired(now, kept, operator()), force=force)
         if ends:
             after = board.clear(kept.partitions, timeout)
-        names = names_of([*after.writes, kept])
+        names = display_names([*after.writes, kept])
         _say(run, after, done=f"{names[kept]} is not written{' any more' if was_written else ', nor was it just now'}")
 
 

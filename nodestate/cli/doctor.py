@@ -14,14 +14,14 @@ from rich.text import Text
 
 from nodestate.broker import QueueDepth, connect_check, queue_depths, read_dead_letters
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.looking import NOTHING_STORED, DesignLook, HeadLook, Lookout, control_of, looked_at
+from nodestate.cli.inspection import NOTHING_STORED, CellInspector, DesignLook, HeadLook, control_of, looked_at
 from nodestate.config import Config, servers_of
 from nodestate.designs.control import Control
-from nodestate.designs.kept import Kept
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import NodestateError
-from nodestate.memcached import MemcachedStore, ServerStats
 from nodestate.model import MAX_STATE_BYTES
-from nodestate.view import View
+from nodestate.store.memcached import MemcachedStore, ServerStats
+from nodestate.view.view import View
 
 OK: Final = "OK"
 WARN: Final = "WARN"
@@ -85,7 +85,7 @@ def _show(run: Run, finding: Finding) -> None:
         run.out.print(Text(f"     → {finding.advice}", style="dim"), soft_wrap=True)
 
 
-def _examine(config: Config, control: Control, every: Sequence[Kept]) -> Iterator[Finding]:
+def _examine(config: Config, control: Control, every: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(kept.partitions for kept in every))
     yield from _guarded("broker", lambda: _broker(config, layouts))
     if config.partitions not in {one.partitions for one in (*every, *control.writes, *control.leaving)}:
@@ -95,7 +95,7 @@ def _examine(config: Config, control: Control, every: Sequence[Kept]) -> Iterato
         yield Finding(WARN, "queues", says, f"'nodestate design retire {one}' again deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
         yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
-    lookout = Lookout(config, every)
+    lookout = CellInspector(config, every)
     try:
         looks = lookout.look(node_max_age=math.inf)
         for look in looks:

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.in_order import OrderedPublisher
+from nodestate.cli.ordered_publisher import OrderedPublisher
 from nodestate.errors import BadEventError, ConfigError, NodestateError
-from nodestate.keys import bucket_of
 from nodestate.model import event_from_json
+from nodestate.model.partitioning import bucket_of
 from nodestate.ports import SystemClock
 
 SHOW_EVERY_COUNT = 200

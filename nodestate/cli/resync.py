@@ -6,7 +6,7 @@ import click
 
 from nodestate.broker import KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import control_of
+from nodestate.cli.inspection import control_of
 from nodestate.ports import Resync
 
 

@@ -25,7 +25,7 @@ from nodestate.scheduling import (
     Booted,
     Explanation,
     Failed,
-    NoNode,
+    NoHostFound,
     Outcome,
     Refused,
     Remaining,
@@ -105,7 +105,7 @@ def scheduler_of(
             except TimeoutError as error:
                 cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
                 if any(scheduler.ledger.own()):
-                    cause += f"; claims that were made end after {config.claim_s:g} s"
+                    cause += f"; claims that were made end after {config.claim_ttl_s:g} s"
                 raise NotDoneError(cause) from error
     finally:
         if courier is not None:
@@ -185,7 +185,7 @@ def boot_all(run: Run, scheduler: Scheduler, boots: Sequence[Boot], timeout_s: f
 def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]) -> None:
     """Return when a view shows what agents did, so that the next command builds upon it; say so where none does in time."""
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
-    deadline = time.monotonic() + scheduler.config.answer_s
+    deadline = time.monotonic() + scheduler.config.answer_timeout_s
     tell_again_at = time.monotonic() + TELL_AGAIN_S
     while booted:
         try:
@@ -202,7 +202,7 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]
             return
         if old and now > tell_again_at:
             tell_again_at = now + TELL_AGAIN_S
-            scheduler.end_copies(old)
+            scheduler.terminate_duplicates(old)
         if booted:
             scheduler.step(LOOK_EVERY_S)
     scheduler.settle()
@@ -272,7 +272,7 @@ def show_filters(run: Run, remaining: Sequence[Remaining]) -> None:
     run.out.print(table)
 
 
-def show_no_node(run: Run, why: NoNode, *, whose: str = "") -> None:
+def show_no_node(run: Run, why: NoHostFound, *, whose: str = "") -> None:
     """Why there is no node: in one line, then by filter."""
     run.out.print(f"{why}{f' ({whose})' if whose else ''}", markup=False, soft_wrap=True)
     if not why.why:

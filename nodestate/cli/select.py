@@ -22,7 +22,7 @@ from nodestate.cli.scheduling import (
     show_no_node,
     table_of,
 )
-from nodestate.scheduling import Choice, NoNode
+from nodestate.scheduling import Choice, NoHostFound
 
 
 @cell_command(
@@ -75,8 +75,8 @@ def _as_json(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _why(choice: Choice) -> NoNode:
-    return NoNode(choice.remaining, choice.unknown, lacks=choice.lacks)
+def _why(choice: Choice) -> NoHostFound:
+    return NoHostFound(choice.remaining, choice.unknown, lacks=choice.lacks)
 
 
 def _show(run: Run, choices: list[Choice]) -> None:

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import DesignLook, HeadLook, Lookout, looked_at
-from nodestate.cli.stopping import stopping
+from nodestate.cli.inspection import CellInspector, DesignLook, HeadLook, looked_at
+from nodestate.cli.shutdown import stopping
 
 NEVER_CAUGHT_UP_S: Final = 1_000_000.0
 """An owner that was not caught up once says that it is longer behind than this."""
@@ -34,7 +34,7 @@ def command(run: Run, designs: str | None, once: bool, seconds: float | None, ev
     """
     kept = looked_at(run.config, designs)
     run.require_shared(designs=[one.design for one in kept])
-    lookout = Lookout(run.config, kept)
+    lookout = CellInspector(run.config, kept)
     try:
         with stopping(seconds) as stop:
             if run.as_json or once or not run.out.is_terminal:

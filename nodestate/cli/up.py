@@ -18,13 +18,13 @@ from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.cli import check
 from nodestate.cli.check import Verdict
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.looking import Lookout
-from nodestate.cli.stopping import Stop, stopping
+from nodestate.cli.embedded_cell import WholeCell
+from nodestate.cli.inspection import CellInspector
+from nodestate.cli.shutdown import Stop, stopping
 from nodestate.cli.up_screen import SHOWN_CLASSES, DesignTick, Tick, as_line, as_panel
-from nodestate.cli.whole_cell import WholeCell
 from nodestate.config import Config
-from nodestate.designs.kept import Kept
-from nodestate.view import View
+from nodestate.designs.stored_design import StoredDesign
+from nodestate.view.view import View
 
 READ_EVERY_S: Final = 0.1
 SHOW_EVERY_S: Final = 0.5
@@ -56,7 +56,7 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     host = HostSource(zone="here", every_s=HOST_EVERY_S)
     fleet = SimulatedFleet(nodes, seed=seed, changes_per_s=rate)
     cell = WholeCell(config, [fleet, host])
-    lookout = Lookout(config, [Kept(design, config.partitions) for design in config.designs])
+    lookout = CellInspector(config, [StoredDesign(design, config.partitions) for design in config.designs])
     try:
         watch = _Watch(cell, lookout, host.name, seconds)
         with stopping(seconds) as stop:
@@ -92,7 +92,7 @@ def _quick(config: Config) -> Config:
 class _Watch:
     """Reads a running cell, and keeps what its readers saw."""
 
-    def __init__(self, cell: WholeCell, lookout: Lookout, host: str, seconds: float | None) -> None:
+    def __init__(self, cell: WholeCell, lookout: CellInspector, host: str, seconds: float | None) -> None:
         self.cell = cell
         self.host = host
         self.seconds = seconds

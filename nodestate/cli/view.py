@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.looking import looked_at
+from nodestate.cli.inspection import looked_at
+from nodestate.designs.reader import OnStale, Reader
 from nodestate.errors import NodestateError, StaleViewError
-from nodestate.reader import OnStale, Reader
-from nodestate.view import View
+from nodestate.view.view import View
 
 _decode_state = msgspec.msgpack.Decoder().decode
 _STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "down": "red"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Complaints:
+class TransitionLog:
     """What ails one consumer. A trouble is logged when it begins or changes, and when it is over."""
 
     def __init__(self, log: Any) -> None:

@@ -25,13 +25,12 @@ from typing import Final
 
 import structlog
 
-from nodestate import keys
 from nodestate.config import Config
-from nodestate.consumers.complaints import Complaints
+from nodestate.consumers.complaints import TransitionLog
 from nodestate.consumers.origin import Origin
-from nodestate.consumers.partition import Asking, Counts, HeldPartition, Pending, probe
+from nodestate.consumers.partition import Asking, Counts, OwnedPartition, Pending, probe
 from nodestate.designs import DESIGNS
-from nodestate.designs.ending import forget_layout, fresh_s
+from nodestate.designs.layout_removal import forget_layout, fresh_s
 from nodestate.errors import (
     BrokerUnavailableError,
     DeadLetterError,
@@ -40,12 +39,13 @@ from nodestate.errors import (
     NodestateError,
     StoreError,
 )
-from nodestate.head import Place, forget
-from nodestate.lockstep import Steps, Stores, run
 from nodestate.model import MAX_NODE_NAME_CHARS
 from nodestate.ports import Clock, Delivery, Resync, ResyncSender, Source, Store, Where
-from nodestate.wire import ENVELOPE_BYTES
-from nodestate.writing import PartitionWriter, Taken
+from nodestate.store import keys
+from nodestate.store.head import Place, forget
+from nodestate.store.partition_writer import PartitionWriter, Taken
+from nodestate.store.round_trips import Steps, Stores, run
+from nodestate.store.wire import ENVELOPE_BYTES
 
 MAX_RESYNC_NODES_COUNT: Final = 1_000
 """Above so many nodes in want of a report their whole partitions are asked."""
@@ -87,7 +87,7 @@ class Consumer:
 
     ``origin``: another layout, where partitions begin of which nothing is stored. While it is not whole they are not begun, for
     some time; then with nothing, and all agents are asked. What is stored and was long behind counts as nothing, save where the layout
-    is the one that ``is_read``: it may have been left, its queues deleted, and not forgotten.
+    is the one that ``serves_readers``: it may have been left, its queues deleted, and not forgotten.
     """
 
     def __init__(
@@ -106,9 +106,9 @@ class Consumer:
         self.config = config
         self.designs = config.designs
         self.origin = origin
-        self.is_read = False
+        self.serves_readers = False
         self.stats = stats or Stats()
-        self.held: dict[int, HeldPartition] = {}
+        self.held: dict[int, OwnedPartition] = {}
         self._source = source
         self._stores = stores
         self._resync = resync
@@ -116,7 +116,7 @@ class Consumer:
         self._rng = rng
         self._owner = f"{name}/{rng.getrandbits(48):012x}"
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name, layout=config.partitions)
-        self._complaints = Complaints(self._log)
+        self._complaints = TransitionLog(self._log)
         self._renew_at = clock.monotonic()
         self._bury_at = self._ask_at = self._received_at = clock.monotonic()
         self._ask_pause_s = 0.0
@@ -188,7 +188,7 @@ class Consumer:
         due = [number for number in self._arrived if self._retry_at.get(number, now) <= now]
         if not due:
             return
-        fresh = {number: HeldPartition(number, self._writers(number, self.designs), now) for number in due}
+        fresh = {number: OwnedPartition(number, self._writers(number, self.designs), now) for number in due}
         results = run(
             {
                 (number, name): (self._store(number, name), writer.take())
@@ -204,7 +204,7 @@ class Consumer:
                 self._postpone(number, failed[0])
             else:
                 stored[number] = {name: one for name, one in found.items() if isinstance(one, Taken)}
-        self._take_from_origin(stored, now)
+        self._seed_partitions(stored, now)
         begin: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
         forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
         for number, taken in stored.items():
@@ -228,7 +228,7 @@ class Consumer:
                 self._renew_at = now
                 self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
 
-    def _take_from_origin(self, stored: dict[int, dict[str, Taken]], now: float) -> None:
+    def _seed_partitions(self, stored: dict[int, dict[str, Taken]], now: float) -> None:
         """Where nothing is stored that counts, take what the origin has; leave those out that are to wait for it."""
         if self.origin is None:
             return
@@ -246,7 +246,9 @@ class Consumer:
         and goes, so that nobody who was here for a moment makes an old state a fresh one.)
         """
         known_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
-        return min(known_ms, default=math.inf) <= fresh_s(self.config) * 1000 or (self.is_read and len(taken) > 0)
+        return min(known_ms, default=math.inf) <= fresh_s(self.config) * 1000 or (
+            self.serves_readers and len(taken) > 0
+        )
 
     def _writers(
         self, number: int, names: Iterable[str], owned_since: float | None = None
@@ -265,7 +267,7 @@ class Consumer:
         """Where a partition of a design lives."""
         return self._stores.of(number, DESIGNS[name].where)
 
-    def _begin(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
+    def _begin(self, held: OwnedPartition, name: str, now: float) -> Steps[None]:
         epoch = self._rng.getrandbits(63)
         self.stats.epochs_begun += 1
         self._log.info(
@@ -273,7 +275,7 @@ class Consumer:
         )
         return held.writers[name].begin(epoch, held, held.vitals(now))
 
-    def _reconcile(self, held: HeldPartition, taken: dict[str, Taken], asked_at: float) -> list[str]:
+    def _reconcile(self, held: OwnedPartition, taken: dict[str, Taken], asked_at: float) -> list[str]:
         """Fill the partition with the newest that any design, or the origin, has of each node. Ages in ``taken`` were true at
         ``asked_at`` or later. Returns the designs to write anew:
         those that had nothing, not all, or not the same. (A crash between two designs' commits leaves one behind; its
@@ -321,7 +323,7 @@ class Consumer:
                 self._finish(held)
         self._joining = None
 
-    def _pending(self, held: HeldPartition) -> Pending | None:
+    def _pending(self, held: OwnedPartition) -> Pending | None:
         """What is to be written of a partition: the work under way, or new work. What the store lost comes first, as
         under steady traffic there would be no time for it after.
         """
@@ -342,7 +344,7 @@ class Consumer:
             )
         return held.pending
 
-    def _write(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
+    def _write(self, held: OwnedPartition, name: str, now: float) -> Steps[None]:
         assert held.pending is not None
         if name in held.lost:
             return self._begin(held, name, now)
@@ -374,7 +376,7 @@ class Consumer:
         else:
             self._failed(held, name, result)
 
-    def _finish(self, held: HeldPartition) -> None:
+    def _finish(self, held: OwnedPartition) -> None:
         """All designs have the batch: ack what was taken of it, and have the rest dead-lettered."""
         pending, held.pending = held.pending, None
         assert pending is not None
@@ -420,7 +422,7 @@ class Consumer:
 
     # -- failing --------------------------------------------------------------------------------
 
-    def _failed(self, held: HeldPartition, name: str, error: NodestateError) -> None:
+    def _failed(self, held: OwnedPartition, name: str, error: NodestateError) -> None:
         if isinstance(error, FencedError):
             # Another owner took it. The connection is given up: what its session still holds in buffers must go
             # back to the queue, to whoever is the active consumer now.
@@ -530,7 +532,7 @@ class Consumer:
             if isinstance(error, NodestateError):
                 self._log.warning("could not forget", partition=number, design=name, why=str(error))
 
-    def _join(self, held: HeldPartition, name: str, now: float) -> Steps[None]:
+    def _join(self, held: OwnedPartition, name: str, now: float) -> Steps[None]:
         """Become the owner of a design that was not written so far, and write it anew unless it is as held already. Where another
         owner wrote it since we took the partition, we slept meanwhile and are fenced.
         """

@@ -21,16 +21,16 @@ import msgspec
 import structlog
 
 from nodestate.config import Config
-from nodestate.consumers.complaints import Complaints
+from nodestate.consumers.complaints import TransitionLog
 from nodestate.consumers.loop import Consumer, Stats
 from nodestate.consumers.origin import Origin
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, first
-from nodestate.designs.kept import Kept
-from nodestate.designs.places import ControlPlaces, newest
+from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import BrokerUnavailableError
-from nodestate.lockstep import Stores
 from nodestate.ports import Clock, Layouts, ResyncSender
+from nodestate.store.round_trips import Stores
 
 ASIDE_RENEWALS_COUNT: Final = 5
 """So many renewals after such a change all consumers have their queues, and publishers have made theirs."""
@@ -62,12 +62,12 @@ class Member:
         self._clock = clock
         self._rng = rng
         self._name = name
-        self._places = ControlPlaces(config.cell, stores)
-        self._origins: dict[Kept, Origin] = {}
+        self._places = ControlStore(config.cell, stores)
+        self._origins: dict[StoredDesign, Origin] = {}
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
-        self._complaints = Complaints(self._log)
+        self._complaints = TransitionLog(self._log)
         self._follow_at = clock.monotonic()
-        self._let_go: set[Kept] = set()
+        self._let_go: set[StoredDesign] = set()
         self._aside_at = math.inf
         self._aside_after = (0, 0)
 
@@ -160,7 +160,7 @@ class Member:
             consumer.adopt(designs)
             others = [one for one in (control.reads, control.former, *kept) if one and one.partitions != partitions]
             consumer.origin = self._origin(others[0]) if others else None
-            consumer.is_read = partitions == control.reads.partitions
+            consumer.serves_readers = partitions == control.reads.partitions
         if len(layouts) == 1:
             self._origins.clear()
 
@@ -217,10 +217,10 @@ class Member:
         known = newest(self._places.read())
         return known is not None and partitions in known.layouts
 
-    def _origin(self, kept: Kept) -> Origin:
+    def _origin(self, kept: StoredDesign) -> Origin:
         if kept not in self._origins:
             self._origins[kept] = Origin(self.config, kept, self._stores, self._clock)
         return self._origins[kept]
 
-    def _has_place(self, kept: Kept) -> bool:
+    def _has_place(self, kept: StoredDesign) -> bool:
         return kept.design in DESIGNS and self._stores.has(DESIGNS[kept.design].where)

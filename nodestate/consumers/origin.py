@@ -15,15 +15,15 @@ import msgspec
 import numpy as np
 
 from nodestate.config import Config
-from nodestate.designs.kept import Kept
-from nodestate.head import NEVER_HEARD
-from nodestate.keys import partition_of
-from nodestate.lockstep import Stores
+from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.model import NodeRecord
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
-from nodestate.reader import Reader
-from nodestate.reading import PartitionState
-from nodestate.writing import Taken
+from nodestate.store.head import NEVER_HEARD
+from nodestate.store.partition_writer import Taken
+from nodestate.store.round_trips import Stores
+from nodestate.view.follower import PartitionState
 
 ROUTED_S: Final = 0.1
 """How long an event may be on its way from the exchange to a queue: one that came just before another queue was bound may get
@@ -34,7 +34,7 @@ into its own behind a probe that was sent after.
 class Origin:
     """A layout that is there, read for another one. Ages are counted from its first look on, so it is kept as long as it is of use."""
 
-    def __init__(self, config: Config, kept: Kept, stores: Stores, clock: Clock) -> None:
+    def __init__(self, config: Config, kept: StoredDesign, stores: Stores, clock: Clock) -> None:
         of_layout = msgspec.structs.replace(config, partitions=kept.partitions)
         self._reader = Reader(of_layout, design=kept.design, stores=stores, clock=clock)
         self._clock = clock

@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 
 from nodestate.errors import BadEventError
-from nodestate.head import NEVER_HEARD, Vitals
-from nodestate.keys import partition_of
 from nodestate.model import Event, Heartbeat, NodeRecord, Outcome, fold, parse_event
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import POKE, Delivery
-from nodestate.writing import Batch, PartitionWriter
+from nodestate.store.head import NEVER_HEARD, OwnerStatus
+from nodestate.store.partition_writer import Batch, PartitionWriter
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -78,7 +78,7 @@ class Pending:
     caught_up_at: float = float("-inf")
 
 
-class HeldPartition:
+class OwnedPartition:
     """The owner's state of one partition, ``taken_at`` a time. Times are the owner's monotonic clock.
 
     ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
@@ -132,15 +132,15 @@ class HeldPartition:
         """
         self.vouched, self.vouch_at = False, max(self.vouch_at, now)
 
-    def vitals(self, now: float) -> Vitals:
+    def vitals(self, now: float) -> OwnerStatus:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
         the last probe in it. Without signs of life, which are renewal's.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return Vitals(math.ceil(behind_ms), self.vouched, said_at=now)
+        return OwnerStatus(math.ceil(behind_ms), self.vouched, said_at=now)
 
-    def full_vitals(self, now: float) -> Vitals:
+    def full_vitals(self, now: float) -> OwnerStatus:
         """What the owner says of itself with a renewal."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
         return replace(self.vitals(now), ages_ms=np.ceil(ages).astype("<u4").tobytes())

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from nodestate import keys
-from nodestate.head import Place
 from nodestate.journal.reader import JournalReader
 from nodestate.journal.writer import JournalWriter
 from nodestate.ports import Where
-from nodestate.reading import DesignReader
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.snapshot.writer import SnapshotWriter
 from nodestate.sql.reader import SqlReader
 from nodestate.sql.writer import SqlWriter
-from nodestate.writing import PartitionWriter
+from nodestate.store import keys
+from nodestate.store.head import Place
+from nodestate.store.partition_writer import PartitionWriter
+from nodestate.view.follower import DesignReader
 
 
 class Design(NamedTuple):

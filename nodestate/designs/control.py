@@ -27,9 +27,9 @@ from typing import Final
 import msgspec
 
 from nodestate.config import Config
-from nodestate.designs.kept import Kept, names_of
+from nodestate.designs.stored_design import StoredDesign, display_names
 from nodestate.errors import DesignStepError
-from nodestate.wire import Codec
+from nodestate.store.wire import Codec
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True):
@@ -39,11 +39,11 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
     """
 
     version: int
-    writes: tuple[Kept, ...]
-    reads: Kept
-    former: Kept | None = None
+    writes: tuple[StoredDesign, ...]
+    reads: StoredDesign
+    former: StoredDesign | None = None
     said_by: str = ""
-    leaving: tuple[Kept, ...] = ()
+    leaving: tuple[StoredDesign, ...] = ()
 
     @property
     def layouts(self) -> list[int]:
@@ -55,9 +55,9 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
         return partitions not in self.layouts and any(kept.partitions == partitions for kept in self.leaving)
 
     @property
-    def names(self) -> dict[Kept, str]:
+    def names(self) -> dict[StoredDesign, str]:
         """What to call all that the record names."""
-        return names_of([*self.writes, *self.leaving])
+        return display_names([*self.writes, *self.leaving])
 
 
 CONTROL: Final = Codec(Control)
@@ -68,11 +68,11 @@ def first(config: Config, wall: float) -> Control:
     they say. Its version is the time in seconds since 1970, so that readers which saw a record that was lost follow it.
     """
     reads = config.read_design if config.read_design in config.designs else config.designs[0]
-    writes = tuple(Kept(design, config.partitions) for design in config.designs)
-    return Control(int(wall), writes, Kept(reads, config.partitions), None, "settings")
+    writes = tuple(StoredDesign(design, config.partitions) for design in config.designs)
+    return Control(int(wall), writes, StoredDesign(reads, config.partitions), None, "settings")
 
 
-def prepared(control: Control, kept: Kept, by: str) -> Control:
+def prepared(control: Control, kept: StoredDesign, by: str) -> Control:
     """Consumers write ``kept``, too."""
     if kept in control.writes:
         return control
@@ -80,7 +80,7 @@ def prepared(control: Control, kept: Kept, by: str) -> Control:
     return _next(control, by, writes=(*control.writes, kept), leaving=leaving)
 
 
-def cut_over(control: Control, kept: Kept, by: str) -> Control:
+def cut_over(control: Control, kept: StoredDesign, by: str) -> Control:
     """Readers read ``kept``."""
     if kept == control.reads:
         return control
@@ -96,7 +96,7 @@ def rolled_back(control: Control, by: str) -> Control:
     return _next(control, by, reads=control.former, former=None)
 
 
-def retired(control: Control, kept: Kept, by: str) -> Control:
+def retired(control: Control, kept: StoredDesign, by: str) -> Control:
     """Consumers write ``kept`` no longer."""
     if kept not in control.writes:
         return control
@@ -113,7 +113,7 @@ def retired(control: Control, kept: Kept, by: str) -> Control:
     )
 
 
-def require_named(control: Control, kept: Kept) -> None:
+def require_named(control: Control, kept: StoredDesign) -> None:
     """Refuse to retire what a name without a number means, where that design is written in other layouts alone."""
     others = [str(one) for one in control.writes if one.design == kept.design]
     if others and kept not in (*control.writes, *control.leaving):

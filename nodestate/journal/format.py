@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from nodestate import keys
-from nodestate.head import Since
-from nodestate.wire import Codec
+from nodestate.store import keys
+from nodestate.store.head import Since
+from nodestate.store.wire import Codec
 
 TAIL_SHARE: Final = 8
 """A checkpoint is due when the tail is larger than one of so many parts of the last checkpoint: folding an event costs a

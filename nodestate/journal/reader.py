@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nodestate import keys
 from nodestate.errors import BadEventError, CorruptItemError
-from nodestate.head import Head, term_of
 from nodestate.journal.format import SECTION, SEGMENT, Section, checkpoint_keys
-from nodestate.lockstep import Step, Steps
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.ports import Item
-from nodestate.reading import Loaded
-from nodestate.rows import Row
-from nodestate.table import Table
-from nodestate.wire import unpack_block, unpack_record
+from nodestate.store import keys
+from nodestate.store.head import Head, term_of
+from nodestate.store.round_trips import Step, Steps
+from nodestate.store.wire import unpack_block, unpack_record
+from nodestate.view.chunked_list import Row
+from nodestate.view.follower import Loaded
+from nodestate.view.table import Table
 
 MAX_FETCH_PARTS_COUNT: Final = 8
 """Parts of a checkpoint asked for at a time: what they came as can go when they are decoded (docs/adr/0010)."""

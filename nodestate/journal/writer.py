@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from nodestate import keys
 from nodestate.errors import FencedError, StoreUnavailableError
-from nodestate.head import Place, Since, Tenure, Vitals, require_stored, since_from, term_of
 from nodestate.journal.format import (
     SECTION,
     SEGMENT,
@@ -15,10 +13,12 @@ from nodestate.journal.format import (
     checkpoint_keys,
 )
 from nodestate.journal.reader import JournalReader
-from nodestate.lockstep import Step, Steps
 from nodestate.ports import Put, Status, Write
-from nodestate.wire import PART_BYTES, pack_records
-from nodestate.writing import Batch, HeldNodes, Taken
+from nodestate.store import keys
+from nodestate.store.head import Ownership, OwnerStatus, Place, Since, require_stored, since_from, term_of
+from nodestate.store.partition_writer import Batch, HeldNodes, Taken
+from nodestate.store.round_trips import Step, Steps
+from nodestate.store.wire import PART_BYTES, pack_records
 
 
 class JournalWriter:
@@ -26,11 +26,11 @@ class JournalWriter:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._tenure: Tenure | None = None
+        self._tenure: Ownership | None = None
         self._section: Section | None = None
 
     @property
-    def tenure(self) -> Tenure:
+    def tenure(self) -> Ownership:
         """The ownership held. Only after ``take`` or ``begin``."""
         assert self._tenure is not None, "take or begin first"
         return self._tenure
@@ -43,7 +43,7 @@ class JournalWriter:
 
     def take(self) -> Steps[Taken | None]:
         """See ``PartitionWriter``. A journal with a hole that no checkpoint covers is not built upon."""
-        taken = yield from Tenure.take(self._place)
+        taken = yield from Ownership.take(self._place)
         if taken is None:
             return None
         tenure, found = taken
@@ -61,28 +61,28 @@ class JournalWriter:
         )
         return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms, tenure.inherited_behind_ms)
 
-    def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def begin(self, epoch: int, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of everything."""
-        yield from Tenure.may_begin(self._place)
+        yield from Ownership.may_begin(self._place)
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = Section(1, 0, (Since(1, 1),), checkpoint)
-        self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals)
+        self._tenure = yield from Ownership.begin(self._place, epoch, section, vitals)
         self._section = section
 
-    def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``."""
         yield from self._commit(batch, nodes, vitals, checkpoint_now=False)
 
-    def renew(self, vitals: Vitals) -> Steps[bool]:
+    def renew(self, vitals: OwnerStatus) -> Steps[bool]:
         """See ``PartitionWriter``."""
         return (yield from self.tenure.renew(vitals))
 
-    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def repair(self, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. A commit without events and with a checkpoint covers any hole before it."""
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, vitals, checkpoint_now=True)
 
-    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals, *, checkpoint_now: bool) -> Steps[None]:
+    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus, *, checkpoint_now: bool) -> Steps[None]:
         tenure, section, head = self.tenure, self.section, self.tenure.head
         segment = SEGMENT.pack(list(batch.events))
         writes = [Write(Put.ADD, keys.segment(self._place.prefix, head.epoch, head.term, head.next), segment)]

@@ -15,24 +15,24 @@ One ``Scheduler`` is what a user holds. From what somebody wants to what an agen
 A claim is a scheduler's word, an allocation the agent's; what stands between the two is in ``claims``.
 """
 
-from nodestate.scheduling.boots import Boot, Booted, Failed, Outcome, Refused
-from nodestate.scheduling.filters import FILTERS, Filter
+from nodestate.scheduling.claims.placer import NoHostFound, Placing
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.groups import Confirmed, Groups, Member, NotConfirmed, NotReserved, Reservation
-from nodestate.scheduling.moving import Moves
-from nodestate.scheduling.placer import NoNode, Placing
-from nodestate.scheduling.plugins import Policies, installed, own
+from nodestate.scheduling.fleet.row_types import Flags, RowIndex, Scores
+from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.orders.boots import Boot, Booted, Failed, Outcome, Refused
 from nodestate.scheduling.request import Group, GroupRequest, Request, parse, parse_group
-from nodestate.scheduling.rows import Flags, RowIndex, Scores
+from nodestate.scheduling.reservations import Confirmed, Groups, Member, NotConfirmed, NotReserved, Reservation
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection import Choice, Explanation, Lack, Remaining
-from nodestate.scheduling.weighers import WEIGHERS, Weigher
+from nodestate.scheduling.selection.filters import FILTERS, Filter
+from nodestate.scheduling.selection.plugins import Policies, installed, own
+from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 
 __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     # what a user holds
     "Scheduler",
     "Groups",
-    "Moves",
+    "Migrations",
     # what is asked for
     "Request",
     "Group",
@@ -46,7 +46,7 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "Explanation",
     # claiming and booting
     "Placing",
-    "NoNode",
+    "NoHostFound",
     "Boot",
     "Outcome",
     "Booted",

@@ -19,25 +19,25 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from nodestate.config import Config
-from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, NotThereError, StaleViewError
-from nodestate.opening import open_claims
+from nodestate.designs.connections import open_claims
+from nodestate.designs.reader import Reader
+from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, NotFoundError, StaleViewError
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
-from nodestate.reader import Reader
-from nodestate.scheduling import identities
-from nodestate.scheduling.anchors import Anchors
-from nodestate.scheduling.boots import Boot, Boots, Ending, Outcome
+from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, Claim
+from nodestate.scheduling.claims.affinity_seed import AffinitySeed
+from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.claims.placer import Placer, Placing
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.groups import Confirmed, Groups, NotConfirmed, NotReserved, Reservation
-from nodestate.scheduling.ledger import Ledger
-from nodestate.scheduling.moving import Moves
-from nodestate.scheduling.placer import Placer, Placing
-from nodestate.scheduling.plugins import Policies, installed
+from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.orders.boots import Boot, Boots, Outcome, Termination
+from nodestate.scheduling.orders.reconciler import Reconciler, RepairAction
 from nodestate.scheduling.request import GroupRequest, Request
+from nodestate.scheduling.reservations import Confirmed, Groups, NotConfirmed, NotReserved, Reservation
 from nodestate.scheduling.selection import Choice, Explanation, Selector
-from nodestate.scheduling.sharing import Sharing
-from nodestate.scheduling.tidying import Duty, Tidying
-from nodestate.view import View
+from nodestate.scheduling.selection.node_preference import NodePreference
+from nodestate.scheduling.selection.plugins import Policies, installed
+from nodestate.view.view import View
 
 MAX_WAIT_S: Final = 0.25
 """A step waits for answers so long at most."""
@@ -87,30 +87,32 @@ class Scheduler:
         self.reader = reader
         self.courier = courier
         self.fleet = Fleet()
-        self.sharing = Sharing(self.name, self.clock, config.claim_s)
+        self.sharing = NodePreference(self.name, self.clock, config.claim_ttl_s)
         self.ledger = Ledger(config.cell, claims, self.fleet, self.sharing)
         self.random = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
         self.selector = Selector(self.fleet, policies or installed(), self.random.getrandbits(63), self.sharing)
-        anchors = Anchors(config.cell, claims)
-        self.placer = Placer(self.name, self.fleet, self.selector, self.ledger, anchors, self._look_again, self.clock)
+        anchors = AffinitySeed(config.cell, claims)
+        self.placer = Placer(
+            self.name, self.fleet, self.selector, self.ledger, anchors, self._refresh_for_retry, self.clock
+        )
         self.boots: Boots | None = None
         if courier is not None:
             self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config)
         self.groups = Groups(self)
-        self.moves = Moves(self)
+        self.moves = Migrations(self)
         self._view: View | None = None
         self._blind: StaleViewError | None = None
         self._learnt = 0
         self._look_after_at = 0.0
         # A claim counts until an agent's answer is in every view that decides: older ones could miss both.
-        self._longest_age = config.claim_s - config.answer_s - CLOCK_S
-        self._tidying = Tidying(self.fleet, self.ledger, config.claim_s)
+        self._max_safe_age_s = config.claim_ttl_s - config.answer_timeout_s - CLOCK_S
+        self._tidying = Reconciler(self.fleet, self.ledger, config.claim_ttl_s)
 
     # -- views
 
     def refresh(self, max_age: float | None = None) -> View:
         """Read a view, and compute on it from now on. Raises ``StaleViewError`` where none is fresh enough."""
-        bound = min(self.max_age if max_age is None else max_age, self._longest_age)
+        bound = min(self.max_age if max_age is None else max_age, self._max_safe_age_s)
         view = self.reader.read(max_age=bound, node_max_age=self.node_max_age, on_stale="exclude")
         if view.age > bound:
             view = self.reader.read(max_age=bound, on_stale="refuse")  # says why
@@ -134,7 +136,7 @@ class Scheduler:
         """What decisions are made on; read now if none was before."""
         return self._view if self._view is not None else self.refresh()
 
-    def _look_again(self) -> bool:
+    def _refresh_for_retry(self) -> bool:
         """A view that has what claims were dropped for, and the claims of others as they are now."""
         before = self.fleet.changes
         deadline = self.clock.monotonic() + CATCH_UP_S
@@ -159,7 +161,7 @@ class Scheduler:
         return self.selector.explain(request)
 
     def claim(self, requests: Iterable[Request]) -> list[Placing]:
-        """Choose nodes for all instances of the requests, and claim them for ``claim_s``: many at a time cost little more
+        """Choose nodes for all instances of the requests, and claim them for ``claim_ttl_s``: many at a time cost little more
         than one. Each has a claim or a failure in the end. Raises ``BadRequestError`` before anything is claimed.
         """
         requests = list(requests)
@@ -173,7 +175,7 @@ class Scheduler:
 
     def placing(self, request: Request, instance: str) -> Placing:
         """An instance that wants a node."""
-        return Placing(request, instance, self.config.claim_s)
+        return Placing(request, instance, self.config.claim_ttl_s)
 
     # -- booting
 
@@ -199,7 +201,7 @@ class Scheduler:
             self.refresh()
         self._end(instances)
 
-    def _end(self, instances: Sequence[tuple[str, str]]) -> list[Ending]:
+    def _end(self, instances: Sequence[tuple[str, str]]) -> list[Termination]:
         endings = [ending for node, instance in instances for ending in self._endings(node, instance)]
         self._booting().end(endings)
         ended = {(ending.node, ending.instance) for ending in endings}
@@ -212,14 +214,14 @@ class Scheduler:
         return endings
 
     def end_everywhere(self, instances: Iterable[str], timeout_s: float = 60.0) -> dict[str, list[str]]:
-        """End instances for good, and wait until no node reports them; gives the nodes that each was on. Raises ``NotThereError``
+        """End instances for good, and wait until no node reports them; gives the nodes that each was on. Raises ``NotFoundError``
         where no node reports one, before any is ended, and ``TimeoutError`` where views show one for longer.
         """
         self.refresh()
         there = {instance: [self.fleet.names[row] for row in self.fleet.reporting(instance)] for instance in instances}
         nowhere = [instance for instance, nodes in there.items() if not nodes]
         if nowhere:
-            raise NotThereError("instance", f"no node reports {', '.join(nowhere)}; nothing was ended")
+            raise NotFoundError("instance", f"no node reports {', '.join(nowhere)}; nothing was ended")
         endings = self._end([(node, instance) for instance, nodes in there.items() for node in nodes])
         try:
             self.run(lambda: self._shows_none_of(endings), timeout_s)
@@ -231,7 +233,7 @@ class Scheduler:
             ) from error.__cause__
         return there
 
-    def _shows_none_of(self, endings: Iterable[Ending]) -> bool:
+    def _shows_none_of(self, endings: Iterable[Termination]) -> bool:
         try:
             self.refresh()
         except StaleViewError as error:
@@ -239,13 +241,13 @@ class Scheduler:
             return False
         return not self._booting().shows(endings)
 
-    def end_copies(self, copies: Iterable[tuple[str, str]]) -> None:
+    def terminate_duplicates(self, copies: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end what the last view shows on their nodes, as (node, instance): the instances live on elsewhere."""
-        self.end_only(
-            Ending(node, instance, identities.order_of(self._hints(node, instance))) for node, instance in copies
+        self.terminate_orders(
+            Termination(node, instance, order_ids.order_id_of(self._hints(node, instance))) for node, instance in copies
         )
 
-    def end_only(self, endings: Iterable[Ending]) -> None:
+    def terminate_orders(self, endings: Iterable[Termination]) -> None:
         """Tell agents to end what these orders built, and nothing else."""
         self._booting().end(endings)
 
@@ -253,34 +255,34 @@ class Scheduler:
         """End what was booted, wherever it went since, and nothing else."""
         orders = [boot.order for boot in boots if boot.order is not None]
         self._booting().end(
-            Ending(order.node, order.instance, order.id, identities.life_of(order.hints)) for order in orders
+            Termination(order.node, order.instance, order.id, order_ids.lifetime_id_of(order.hints)) for order in orders
         )
 
-    def _endings(self, node: str, instance: str) -> list[Ending]:
+    def _endings(self, node: str, instance: str) -> list[Termination]:
         """How to end the lives of an instance that the last view shows: on the node, and wherever else it is by now."""
         there = {self.fleet.names[row]: self.fleet.hints(row, instance) for row in self.fleet.reporting(instance)}
         endings = [
-            Ending(name, instance, identities.order_of(hints), identities.life_of(hints))
+            Termination(name, instance, order_ids.order_id_of(hints), order_ids.lifetime_id_of(hints))
             for name, hints in there.items()
         ]
         if node not in there:
             own = self._booting().built(node, instance)
-            endings.append(own if own is not None else Ending(node, instance))
+            endings.append(own if own is not None else Termination(node, instance))
         return endings
 
     def _hints(self, node: str, instance: str) -> Mapping[str, Any]:
         row = self.fleet.rows.get(node)
         return self.fleet.hints(row, instance) if row is not None else {}
 
-    def tell_placed(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
+    def announce_placement(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
         """Tell agents that all members of a reservation are there, of which they have these, until they have answered."""
         booting = self._booting()
         orders = [boot.order for boot in boots if boot.order is not None]
         for _ in range(MAX_TELLS_COUNT):
             told = {booting.tell(order, mark): order for order in orders}
             with suppress(TimeoutError):
-                self.run(partial(booting.are_told, told), self.config.answer_s)
-            orders = [order for order_id, order in told.items() if not booting.are_told([order_id])]
+                self.run(partial(booting.acknowledged, told), self.config.answer_timeout_s)
+            orders = [order for order_id, order in told.items() if not booting.acknowledged([order_id])]
             booting.forget(told)
             if not orders:
                 return
@@ -328,7 +330,7 @@ class Scheduler:
             self._blind = error
             return False
         boots.look()
-        boots.hold_to_bounds(view.age)
+        boots.fail_if_too_stale(view.age)
         return True
 
     def _look_after(self) -> None:
@@ -342,7 +344,7 @@ class Scheduler:
         except StaleViewError:
             self.ledger.expire()
             fresh = False
-        self.ledger.look_after()
+        self.ledger.reassert_own_claims()
         if fresh:  # members of a reservation may be confirmed yet, by their claims
             self._settle(own for own in self.ledger.own() if not own[1].reservation and self._seen_allocated(*own))
         else:
@@ -363,9 +365,9 @@ class Scheduler:
             if duty.placed:
                 self._mark(boots, duty)
             else:
-                self.end_copies([(duty.node, duty.instance)])
+                self.terminate_duplicates([(duty.node, duty.instance)])
 
-    def _mark(self, boots: Boots, duty: Duty) -> None:
+    def _mark(self, boots: Boots, duty: RepairAction) -> None:
         row = self.fleet.rows.get(duty.node)
         allocation = self.fleet.allocations(row).get(duty.instance) if row is not None else None
         if allocation:
@@ -392,32 +394,32 @@ class Scheduler:
         return self.groups.confirm(reservation, owner=owner, timeout_s=timeout_s)
 
     def extend(self, reservation: str, hold_s: float, *, owner: str = "") -> Reservation:
-        """Hold it for ``hold_s`` from now on. Raises ``NotThereError``."""
+        """Hold it for ``hold_s`` from now on. Raises ``NotFoundError``."""
         return self.groups.extend(reservation, hold_s, owner=owner)
 
     def release(self, reservation: str, *, owner: str = "") -> None:
-        """Give back what it holds. Raises ``NotThereError``."""
+        """Give back what it holds. Raises ``NotFoundError``."""
         self.groups.release(reservation, owner=owner)
 
     # -- moving
 
     def move(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> Outcome:
-        """An instance to another node, under the request that it was booted with: see ``Moves.move``."""
+        """An instance to another node, under the request that it was booted with: see ``Migrations.move``."""
         return self.moves.move(instance, to=to, timeout_s=timeout_s)
 
     def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> Outcome:
-        """Other resources for an instance: see ``Moves.resize``."""
+        """Other resources for an instance: see ``Migrations.resize``."""
         return self.moves.resize(instance, resources, timeout_s=timeout_s)
 
     def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[Outcome]:
-        """Everything off a node: see ``Moves.evacuate``."""
+        """Everything off a node: see ``Migrations.evacuate``."""
         return self.moves.evacuate(node, timeout_s=timeout_s)
 
     # -- ending
 
     def settle(self) -> None:
         """Drop the claims that became allocations, as far as the last view has them. They count no more for who saw that; for
-        others their room is free, when the instance ends, at once and not after ``claim_s``. Who goes does it before.
+        others their room is free, when the instance ends, at once and not after ``claim_ttl_s``. Who goes does it before.
         """
         self._settle(own for own in self.ledger.own() if self._seen_allocated(*own))
 

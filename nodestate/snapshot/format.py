@@ -15,10 +15,10 @@ from typing import Final, NewType
 import msgspec
 import numpy as np
 
-from nodestate import keys
-from nodestate.head import Since, term_of
 from nodestate.model import Heading, NodeRecord
-from nodestate.wire import Codec
+from nodestate.store import keys
+from nodestate.store.head import Since, term_of
+from nodestate.store.wire import Codec
 
 RING_SLOTS: Final = 1024
 """Changes that the ring of a head holds at most: 4 KB, read at each refresh (docs/adr/0003)."""

@@ -10,14 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from nodestate import keys
 from nodestate.errors import CorruptItemError
-from nodestate.head import Head, read_head
-from nodestate.lockstep import Step, Steps
 from nodestate.model import NodeRecord
 from nodestate.ports import Item
-from nodestate.reading import Loaded
-from nodestate.rows import Row
 from nodestate.snapshot.format import (
     NODE_HEADING,
     SECTION,
@@ -30,7 +25,12 @@ from nodestate.snapshot.format import (
     unpack_index_part,
     unpack_node,
 )
-from nodestate.table import Table
+from nodestate.store import keys
+from nodestate.store.head import Head, read_head
+from nodestate.store.round_trips import Step, Steps
+from nodestate.view.chunked_list import Row
+from nodestate.view.follower import Loaded
+from nodestate.view.table import Table
 
 UNKNOWN = Stamp(0)
 _heading_of = NODE_HEADING.unpack

@@ -7,10 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
-from nodestate import keys
 from nodestate.errors import FencedError, StoreUnavailableError
-from nodestate.head import MAX_TRIES_COUNT, Place, Since, Tenure, Vitals, require_stored, since_from
-from nodestate.lockstep import Step, Steps
 from nodestate.ports import Put, Status, Write
 from nodestate.snapshot.format import (
     MAX_APPEARED_COUNT,
@@ -28,7 +25,10 @@ from nodestate.snapshot.format import (
     stamp_of,
 )
 from nodestate.snapshot.reader import SnapshotReader
-from nodestate.writing import Batch, HeldNodes, Taken
+from nodestate.store import keys
+from nodestate.store.head import MAX_TRIES_COUNT, Ownership, OwnerStatus, Place, Since, require_stored, since_from
+from nodestate.store.partition_writer import Batch, HeldNodes, Taken
+from nodestate.store.round_trips import Step, Steps
 
 
 class SnapshotWriter:
@@ -36,7 +36,7 @@ class SnapshotWriter:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._tenure: Tenure | None = None
+        self._tenure: Ownership | None = None
         self._section: Section | None = None
         self._stamps: list[Stamp] = []
         self._cas_ids: dict[int, int] = {}
@@ -44,7 +44,7 @@ class SnapshotWriter:
         self.conflicts = 0
 
     @property
-    def tenure(self) -> Tenure:
+    def tenure(self) -> Ownership:
         """The ownership held. Only after ``take`` or ``begin``."""
         assert self._tenure is not None, "take or begin first"
         return self._tenure
@@ -57,7 +57,7 @@ class SnapshotWriter:
 
     def take(self) -> Steps[Taken | None]:
         """See ``PartitionWriter``. Nodes whose items are lost come as unknown."""
-        taken = yield from Tenure.take(self._place)
+        taken = yield from Ownership.take(self._place)
         if taken is None:
             return None
         tenure, found = taken
@@ -77,9 +77,9 @@ class SnapshotWriter:
         whole = not reader.unread
         return Taken(records, found.vouched and whole, tenure.inherited_ages_ms, tenure.inherited_behind_ms, whole)
 
-    def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def begin(self, epoch: int, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""
-        yield from Tenure.may_begin(self._place)
+        yield from Ownership.may_begin(self._place)
         size = len(nodes.records)
         self._tenure, self._owed = None, set()
         self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}
@@ -87,19 +87,19 @@ class SnapshotWriter:
         index, writes = self._index(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = Section(1, b"", b"", (), (Since(1, 1),), index)
-        self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals)
+        self._tenure = yield from Ownership.begin(self._place, epoch, section, vitals)
         self._section = section
 
-    def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``."""
         yield from self._commit(batch, nodes, vitals, index_now=False)
 
-    def renew(self, vitals: Vitals) -> Steps[bool]:
+    def renew(self, vitals: OwnerStatus) -> Steps[bool]:
         """See ``PartitionWriter``."""
         asked = yield from self.tenure.renew(vitals)
         return asked or bool(self._owed)
 
-    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def repair(self, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Looks at every item and writes those that are lost or not ours, then a new index."""
         head = self.tenure.head
         names = [keys.node(self._place.prefix, record.name) for record in nodes.records]
@@ -111,7 +111,7 @@ class SnapshotWriter:
                 self._cas_ids[slot] = item.cas if item else 0
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, vitals, index_now=True)
 
-    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals, *, index_now: bool) -> Steps[None]:
+    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus, *, index_now: bool) -> Steps[None]:
         tenure, section, head = self.tenure, self.section, self.tenure.head
         stamp = stamp_of(head.term, head.next)
         changed = sorted({*batch.changed, *self._owed})

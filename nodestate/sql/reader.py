@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nodestate import keys
 from nodestate.errors import CorruptItemError
-from nodestate.head import Head
-from nodestate.lockstep import Step, Steps
 from nodestate.ports import Item
-from nodestate.reading import Loaded
-from nodestate.rows import Row
 from nodestate.sql.format import SECTION
-from nodestate.table import Table
-from nodestate.wire import FoundRows, unpack_found_rows, unpack_heading, unpack_record
+from nodestate.store import keys
+from nodestate.store.head import Head
+from nodestate.store.round_trips import Step, Steps
+from nodestate.store.wire import FoundRows, unpack_found_rows, unpack_heading, unpack_record
+from nodestate.view.chunked_list import Row
+from nodestate.view.follower import Loaded
+from nodestate.view.table import Table
 
 MAX_FETCH_ROWS_COUNT: Final = 2_000
 """Rows of a partition asked for at a time by a first load: what they came as can go when they are in the table."""

@@ -1,6 +1,6 @@
 """The tables, and the revision of them that this version reads and writes.
 
-A database may hold several cells: ``place`` and ``key`` begin with what keys of memcached begin with (``nodestate.keys``).
+A database may hold several cells: ``place`` and ``key`` begin with what keys of memcached begin with (``nodestate.store.keys``).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from nodestate.keys import MAX_KEY_BYTES
 from nodestate.model import MAX_NODE_NAME_CHARS
+from nodestate.store.keys import MAX_KEY_BYTES
 
 REVISION: Final = "0001"
 """The newest one in ``migrations/versions``."""

@@ -30,7 +30,7 @@ from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Write, Written
 from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
-from nodestate.wire import FoundRows, pack_found_rows, pack_record
+from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
 
 T = TypeVar("T")
 
@@ -275,7 +275,7 @@ def _live(now: float) -> sa.ColumnElement[bool]:
 
 
 class _Asked(NamedTuple):
-    """What a key of ``nodestate.keys`` asks for: rows of a place, by one of ``_CONDITIONS`` and its values."""
+    """What a key of ``nodestate.store.keys`` asks for: rows of a place, by one of ``_CONDITIONS`` and its values."""
 
     place: str
     kind: str

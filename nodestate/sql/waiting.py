@@ -11,7 +11,7 @@ import psycopg
 WAIT_INTERVAL_S: Final = 0.1
 
 
-class ImpatientConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # Any to mypy, see pyproject.toml
+class ReadTimeoutConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # Any to mypy, see pyproject.toml
     """A connection that is closed when an answer takes longer than ``max_wait_s``; that is a ``psycopg.OperationalError``."""
 
     max_wait_s = 10.0
@@ -34,8 +34,8 @@ class ImpatientConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # Any
             return stop.value
 
 
-def connection_with(timeout_s: float, arguments: Any, settings: dict[str, Any]) -> ImpatientConnection:
+def connection_with(timeout_s: float, arguments: Any, settings: dict[str, Any]) -> ReadTimeoutConnection:
     """Connect as ``psycopg.connect`` does."""
-    connection: ImpatientConnection = ImpatientConnection.connect(*arguments, **settings)
+    connection: ReadTimeoutConnection = ReadTimeoutConnection.connect(*arguments, **settings)
     connection.max_wait_s = timeout_s
     return connection

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-from nodestate import keys
 from nodestate.errors import CorruptItemError, EpochLostError, StoreError
-from nodestate.head import Head, Place, Tenure, Vitals, epoch_in
-from nodestate.lockstep import Step, Steps
 from nodestate.ports import NodeRow, Put, Write
 from nodestate.sql.format import Section
 from nodestate.sql.reader import SqlReader
-from nodestate.writing import Batch, HeldNodes, Taken
+from nodestate.store import keys
+from nodestate.store.head import Head, Ownership, OwnerStatus, Place, epoch_in
+from nodestate.store.partition_writer import Batch, HeldNodes, Taken
+from nodestate.store.round_trips import Step, Steps
 
 MAX_SILENT_S: Final = 60
 """A head that nobody renewed for longer may come from a backup: unlike memcached's contents, a database's survive whoever
@@ -32,20 +32,20 @@ class SqlWriter:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._tenure: Tenure | None = None
+        self._tenure: Ownership | None = None
         self._began = 1  # the first commit of this ownership
         self._former: set[int] = set()  # epochs whose rows are to be removed
         self._lost: Head | None = None  # the last that is known to have been stored, of an epoch that is to be replaced
 
     @property
-    def tenure(self) -> Tenure:
+    def tenure(self) -> Ownership:
         """The ownership held. Only after ``take`` or ``begin``."""
         assert self._tenure is not None, "take or begin first"
         return self._tenure
 
     def take(self) -> Steps[Taken | None]:
         """See ``PartitionWriter``."""
-        taken = yield from Tenure.take(self._place, MAX_SILENT_S)
+        taken = yield from Ownership.take(self._place, MAX_SILENT_S)
         if taken is None:
             return None
         tenure, found = taken
@@ -60,16 +60,16 @@ class SqlWriter:
         behind_ms = tenure.inherited_behind_ms if sure else None
         return Taken(records, sure, tenure.inherited_ages_ms, behind_ms, whole=sure)
 
-    def begin(self, epoch: int, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def begin(self, epoch: int, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""
         self._lost = self._tenure.head if self._tenure is not None else self._lost
-        yield from Tenure.may_begin(self._place, self._lost)
+        yield from Ownership.may_begin(self._place, self._lost)
         pointer = keys.epoch(self._place.prefix)
         before = epoch_in((yield Step(fetch=[pointer])).items.get(pointer))
         self._tenure, self._began = None, 1
         rows = self._rows(range(len(nodes.records)), epoch, 0, nodes)
         section = Section(len(nodes.records))
-        self._tenure = yield from Tenure.begin(self._place, epoch, section, vitals, rows, self._lost)
+        self._tenure = yield from Ownership.begin(self._place, epoch, section, vitals, rows, self._lost)
         # Those that ours took the place of, and no others: somebody may have overtaken us since. Best effort, as nobody
         # reads them any more; and the epoch is begun, which must not be done twice.
         self._former |= {before} if before is not None else set()
@@ -77,15 +77,15 @@ class SqlWriter:
             yield Step(write=[Write(Put.DELETE, keys.rows_of(self._place.prefix, one)) for one in sorted(self._former)])
             self._former.clear()
 
-    def commit(self, batch: Batch, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``."""
         yield from self._commit(batch.changed, nodes, vitals)
 
-    def renew(self, vitals: Vitals) -> Steps[bool]:
+    def renew(self, vitals: OwnerStatus) -> Steps[bool]:
         """See ``PartitionWriter``."""
         return (yield from self.tenure.renew(vitals))
 
-    def repair(self, nodes: HeldNodes, vitals: Vitals) -> Steps[None]:  # noqa: ARG002 - what others go by
+    def repair(self, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:  # noqa: ARG002 - what others go by
         """See ``PartitionWriter``. A database that lacks what it had may have been set back, and readers may have seen what
         was written since under offsets that are given again: another epoch begins.
         """
@@ -94,7 +94,7 @@ class SqlWriter:
             return  # asked for of the epoch before: this one was written whole a moment ago
         raise EpochLostError(self._place.partition, self.tenure.head.epoch)
 
-    def _commit(self, slots: Iterable[int], nodes: HeldNodes, vitals: Vitals) -> Steps[None]:
+    def _commit(self, slots: Iterable[int], nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
         head = self.tenure.head
         rows = self._rows(slots, head.epoch, head.next, nodes)
         yield from self.tenure.advance(Section(len(nodes.records), head.term, self._began), vitals, rows)

@@ -11,7 +11,7 @@ import pytest
 
 from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.model import Version
-from nodestate.orders import Answer, Build, End, Order
+from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import Courier, OrderTaker, Sink
 
 PATIENCE_S = 10.0

@@ -10,13 +10,13 @@ from typing import Any, Protocol, cast
 import msgspec
 import pytest
 
-from nodestate import keys
 from nodestate.errors import DatabaseFullError, ItemTooLargeError, StoreUnavailableError
-from nodestate.keys import MAX_KEY_BYTES
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.ports import MAX_TTL_S, ClaimStore, Item, NodeRow, Put, Status, Store, Write, Written
 from nodestate.scheduling.claims import CLOCK_S
-from nodestate.wire import unpack_found_rows, unpack_record
+from nodestate.store import keys
+from nodestate.store.keys import MAX_KEY_BYTES
+from nodestate.store.wire import unpack_found_rows, unpack_record
 
 MANY = 10_000
 NEVER_GIVEN = 2**64 - 1

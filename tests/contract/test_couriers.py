@@ -12,7 +12,7 @@ from nodestate.broker.link import AmqpLink, open_link
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
-from nodestate.orders import Answer
+from nodestate.model.orders import Answer
 from nodestate.ports import Courier, OrderTaker
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.courier import (

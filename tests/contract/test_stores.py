@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from nodestate.breaker import ClaimBreaker
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
-from nodestate.memcached import MemcachedStore, open_stores
 from nodestate.ports import ClaimStore, Item, Put, Status, Store, Write, Written
 from nodestate.sql.migrate import upgrade
 from nodestate.sql.store import SqlStore
+from nodestate.store.breaker import ClaimBreaker
+from nodestate.store.memcached import MemcachedStore, open_stores
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, chance, script
 from tests.contract.store import NEVER_GIVEN, ClaimStoreContract, DatabaseContract, MemcachedContract
 from tests.databases import LockedFile, Rows, SqlServer, contents, fresh, put_contents, run_sql, small_disk

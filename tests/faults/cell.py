@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodestate.config import Config
+from nodestate.designs.reader import Reader
 from nodestate.model import NodeRecord
-from nodestate.reader import Reader
-from nodestate.view import View
+from nodestate.view.view import View
 from tests.faults.fleet import Fleet, Truth
 from tests.faults.members import Member
 from tests.faults.watch import Watcher

@@ -20,14 +20,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
-from nodestate.agent.backoff import Backoff
 from nodestate.agent.publisher import Publisher, concerns
 from nodestate.broker import KombuSink
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
-from nodestate.keys import partition_of
 from nodestate.model import NEVER, Event, Heartbeat, NodeRecord, Version, merge_patch, parse_event
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock, Resync, SystemClock
+from nodestate.ports.backoff import Backoff
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ import msgspec
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocations
 from nodestate.agent.incarnation import state_directory
-from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.given import StaticFleet
 from nodestate.broker import KombuSink
 from nodestate.config import Config, load
-from nodestate.orders import Order, encode
+from nodestate.model.orders import Order, encode
 from nodestate.ports import SystemClock
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -50,7 +50,7 @@ def main(folder: Path, name: str) -> None:
     """Until SIGTERM."""
     config, clock = load(), SystemClock()
     states = msgspec.json.decode((folder / f"{name}.states").read_bytes())
-    fleet = GivenFleet(states, name=name, every_s=0.02, allocations=Allocations(state_directory(config), name))
+    fleet = StaticFleet(states, name=name, every_s=0.02, allocations=Allocations(state_directory(config), name))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     with (folder / f"{name}.history").open("ab", buffering=0) as history:

@@ -9,18 +9,18 @@ from typing import Final, Self
 
 import xxhash
 
-from nodestate import keys
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import CorruptItemError
-from nodestate.head import EPOCH, HEAD, Head, term_of
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.journal.format import checkpoint_keys
-from nodestate.memcached import MemcachedStore
 from nodestate.ports import Put, Status, Write
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import index_keys
-from nodestate.wire import ENVELOPE_BYTES
+from nodestate.store import keys
+from nodestate.store.head import EPOCH, HEAD, Head, term_of
+from nodestate.store.memcached import MemcachedStore
+from nodestate.store.wire import ENVELOPE_BYTES
 
 TIMEOUT_S: Final = 5.0
 FILL_BYTES: Final = (60, 120, 250, 500, 900, 1_800, 4_000, 8_000, 20_000, 60_000, 120_000, 250_000, 500_000)

@@ -15,10 +15,10 @@ from typing import Any
 from nodestate.broker import KombuCourier
 from nodestate.config import load
 from nodestate.errors import BadRequestError, NodestateError
-from nodestate.scheduling.boots import Booted
-from nodestate.scheduling.groups import Confirmed, Groups, Reservation
-from nodestate.scheduling.moving import Moves
+from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.orders.boots import Booted
 from nodestate.scheduling.request import parse, parse_group
+from nodestate.scheduling.reservations import Confirmed, Groups, Reservation
 from nodestate.scheduling.scheduler import Scheduler
 
 GROUPS_COUNT = 6
@@ -37,7 +37,7 @@ class Tenant:
         self.courier = KombuCourier(config)
         self.scheduler = Scheduler(config, name=name, seed=seed, courier=self.courier)
         self.groups = Groups(self.scheduler)
-        self.moves = Moves(self.scheduler)
+        self.moves = Migrations(self.scheduler)
         self.has: dict[str, str] = {}
         self.counters = Counter[str]()
         self._made = 0

@@ -9,11 +9,11 @@ from functools import partial
 
 import pytest
 
-from nodestate import keys
 from nodestate.designs import DESIGNS
-from nodestate.head import read_head
-from nodestate.lockstep import run_one
-from nodestate.memcached import MemcachedStore
+from nodestate.store import keys
+from nodestate.store.head import read_head
+from nodestate.store.memcached import MemcachedStore
+from nodestate.store.round_trips import run_one
 from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
 from tests.faults.members import Member

@@ -17,16 +17,17 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from nodestate import Reader, keys
+from nodestate import Reader
 from nodestate.config import Config
 from nodestate.consumers.loop import RETRY_S, Consumer
 from nodestate.consumers.partition import is_probe
 from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
-from nodestate.lockstep import Stores
 from nodestate.ports import Put, Status, Write
 from nodestate.sql.migrate import downgrade, upgrade
 from nodestate.sql.schema import NODES, REVISION, REVISION_TABLE
 from nodestate.sql.store import SqlStore
+from nodestate.store import keys
+from nodestate.store.round_trips import Stores
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.store import ALL, asked, node_row, records, retried, with_rows
 from tests.databases import LockedFile, SqlServer, connected, fresh, run_sql

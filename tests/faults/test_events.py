@@ -12,10 +12,10 @@ import pytest
 
 from nodestate.agent.incarnation import Life
 from nodestate.broker import read_dead_letters
-from nodestate.keys import partition_of
+from nodestate.designs.reader import Reader
 from nodestate.model import MAX_EVENT_BYTES, Change
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import SystemClock
-from nodestate.reader import Reader
 from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
 from tests.services.servers import MemcachedServer

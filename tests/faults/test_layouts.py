@@ -15,10 +15,10 @@ import pytest
 
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import KombuLayouts, KombuSource, queue_depths
-from nodestate.keys import partition_of
+from nodestate.designs.reader import Reader
 from nodestate.model import Version
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import SystemClock
-from nodestate.reader import Reader
 from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
 from tests.faults.test_switching import design, followers, start_design, switched

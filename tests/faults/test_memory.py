@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nodestate.broker import DeadLetter, read_dead_letters
-from nodestate.keys import partition_of
 from nodestate.model import Version
-from nodestate.view import View
+from nodestate.model.partitioning import partition_of
+from nodestate.view.view import View
 from tests.conftest import MemcachedFactory
 from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from nodestate import keys
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
-from nodestate.memcached import MemcachedStore
+from nodestate.designs.reader import Reader
 from nodestate.ports import Put, Write
-from nodestate.reader import Reader
-from nodestate.scheduling.boots import Booted
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S
-from nodestate.scheduling.moving import Moves
+from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.orders.boots import Booted
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.scheduler import Scheduler
+from nodestate.store import keys
+from nodestate.store.memcached import MemcachedStore
 from tests.conftest import MemcachedFactory
 from tests.faults.cell import SETTINGS, wait_until
 from tests.faults.histories import Histories
@@ -42,8 +42,8 @@ NODES_COUNT = 24
 VCPU = 16
 SCHEDULERS_COUNT = 8
 FIRE_S = 20.0
-CLAIM_S = 6.0
-ANSWER_S = 2.0
+CLAIM_TTL_S = 6.0
+ANSWER_TIMEOUT_S = 2.0
 
 
 class Programs:
@@ -114,8 +114,8 @@ def cellar(tmp_path: Path, cell: str, rabbit: RabbitServer, memcached_factory: M
         "broker": rabbit.url,
         "store": memcached.url,
         "state_dir": str(tmp_path),
-        "claim_s": CLAIM_S,
-        "answer_s": ANSWER_S,
+        "claim_ttl_s": CLAIM_TTL_S,
+        "answer_timeout_s": ANSWER_TIMEOUT_S,
     }
     settings = {f"NODESTATE_{name.upper()}": str(value) for name, value in values.items()}
     settings |= {"NODESTATE_DESIGNS": "snapshot", "NODESTATE_READ_DESIGN": "snapshot"}
@@ -186,7 +186,7 @@ def test_eight_schedulers_never_overcommit_under_fire(
             evicted += 1
         elif passed > 5 and fault < 0.7:
             programs.signal("hosts-0", signal.SIGSTOP)
-            time.sleep(1.5 * ANSWER_S)
+            time.sleep(1.5 * ANSWER_TIMEOUT_S)
             programs.signal("hosts-0", signal.SIGCONT)
             frozen += 1
         elif passed > FIRE_S / 2 and not restarted:
@@ -196,12 +196,14 @@ def test_eight_schedulers_never_overcommit_under_fire(
     for name in names:
         totals.update(programs.finish(name))
     # Whoever comes next finishes what the dead left.
-    programs.start("tidier", "tests.faults.tidier", str(2 * CLAIM_S + 4.0))
+    programs.start("tidier", "tests.faults.tidier", str(2 * CLAIM_TTL_S + 4.0))
     programs.finish("tidier", 60.0)
     for host in range(HOSTS_COUNT):
         programs.terminate(f"hosts-{host}")
 
-    histories = Histories([tmp_path / f"hosts-{host}.history" for host in range(HOSTS_COUNT)], CLAIM_S - ANSWER_S)
+    histories = Histories(
+        [tmp_path / f"hosts-{host}.history" for host in range(HOSTS_COUNT)], CLAIM_TTL_S - ANSWER_TIMEOUT_S
+    )
     record(
         f"{len(histories.moments)} states, {histories.orders} orders, at most {histories.fullest('VCPU'):.1%} full; "
         f"{killed} schedulers killed, {evicted} records evicted, {frozen} freezes; {dict(totals)}"
@@ -214,7 +216,7 @@ def test_eight_schedulers_never_overcommit_under_fire(
     wait_until(
         lambda: _claims_that_live(config, store) == [],
         lambda: f"claims live yet: {_claims_that_live(config, store)}",
-        CLAIM_S + CONFIRM_S + CLOCK_S,
+        CLAIM_TTL_S + CONFIRM_S + CLOCK_S,
     )
     # And it was what it should be: a full fleet, faults that were felt, and groups that were placed.
     assert histories.fullest("VCPU") >= 0.97
@@ -252,7 +254,7 @@ def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
     taken = {outcome.node for outcome in [other, *members]}
 
     with Scheduler(config, seed=2, courier=courier) as scheduler:
-        moves = Moves(scheduler)
+        moves = Migrations(scheduler)
         at = one.node
         [evacuated] = _booted([outcome for outcome in moves.evacuate(at) if outcome.instance == "one"])
         at = _stands(scheduler, "one", evacuated, but={at} | taken)

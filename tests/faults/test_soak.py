@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError
-from nodestate.keys import partition_of
+from nodestate.model.partitioning import partition_of
 from tests.faults.cell import CellUnderTest
 from tests.faults.conftest import CellFactory
 from tests.faults.keyspace import KeySpace

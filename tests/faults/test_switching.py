@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from nodestate.designs.kept import kept_of
+from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import parse_stored_design
 from nodestate.model import NEVER, Version
-from nodestate.reader import Reader
 from nodestate.sql.migrate import upgrade
 from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
@@ -86,7 +86,7 @@ def events_sent(cell: CellUnderTest) -> int:
 
 def switched(name: str, watcher: Watcher) -> None:
     """The reader of this process reads ``name`` (in 8 partitions, unless it says otherwise), too."""
-    kept = str(kept_of(name, 8))
+    kept = str(parse_stored_design(name, 8))
     wait_until(lambda: watcher.last_design == kept, f"the reader does not follow to {kept}")
 
 

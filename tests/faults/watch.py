@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 
 from nodestate.config import Config
+from nodestate.designs.reader import Reader
 from nodestate.model import NEVER, NodeRecord, Version
-from nodestate.reader import Reader
-from nodestate.view import View
+from nodestate.view.view import View
 from tests.faults.fleet import Fleet
 
 PAUSE_S: Final = 0.03

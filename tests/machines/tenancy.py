@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from nodestate import keys
 from nodestate.agent.agent import Agent
-from nodestate.agent.sources.given import GivenFleet
+from nodestate.agent.sources.given import StaticFleet
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.lockstep import Stores
-from nodestate.model import Receipt
-from nodestate.orders import Answer, Order
+from nodestate.designs.reader import Reader
+from nodestate.model import Receipt, partitioning
+from nodestate.model.orders import Answer, Order
 from nodestate.ports import Item, Write, Written
-from nodestate.reader import Reader
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, Claim
-from nodestate.scheduling.groups import Groups
-from nodestate.scheduling.moving import Moves
-from nodestate.scheduling.plugins import own
+from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.reservations import Groups
 from nodestate.scheduling.scheduler import Scheduler
+from nodestate.scheduling.selection.plugins import own
+from nodestate.store import keys
+from nodestate.store.round_trips import Stores
 from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemoryServer, MemorySink, MemoryStore
-from nodestate.view import View
+from nodestate.view.view import View
 
 CELL: Final = "cell1"
 LIFE_S: Final = 1.0
@@ -162,7 +162,7 @@ class Process:
             policies=own(),
         )
         self.groups = Groups(self.scheduler)
-        self.moves = Moves(self.scheduler)
+        self.moves = Migrations(self.scheduler)
 
     def close(self) -> None:
         self.courier.close()
@@ -178,7 +178,7 @@ class Tenancy:
         )
         self.servers = [MemoryServer(f"store-{n}", clock=self.clock) for n in range(servers)]
         self.broker = MemoryBroker(2, clock=self.clock)
-        self.fleet = GivenFleet(states)
+        self.fleet = StaticFleet(states)
         self.rng = random.Random(seed)
         self.life = int(self.clock.time())
         self.agent_mortal = Mortal()
@@ -263,7 +263,7 @@ class Tenancy:
         """The agent is killed, and another comes: with all instances of its nodes, in another life."""
         self.agent_mortal.calls_left = None
         self.sink.disconnect(lose=True)
-        self.fleet = GivenFleet({node: self.fleet.state(node) for node in self.fleet.nodes()})
+        self.fleet = StaticFleet({node: self.fleet.state(node) for node in self.fleet.nodes()})
         for node in self.dead:
             self.fleet.kill(node)
         self.life += 1
@@ -291,7 +291,7 @@ class Tenancy:
         self.lost |= {node for node in self.fleet.nodes() if self.server(node) is server}
 
     def server(self, node: str) -> MemoryServer:
-        return self.servers[keys.partition_of(node, len(self.servers))]
+        return self.servers[partitioning.partition_of(node, len(self.servers))]
 
     # -- judging
 
@@ -327,7 +327,9 @@ class Tenancy:
         for node in self.fleet.nodes():
             claims = self.claims(node)
             for claim in claims:
-                longest = max(self.config.claim_s, *(c.until - self.server(node).time() for c in claims if c.kept), 0.0)
+                longest = max(
+                    self.config.claim_ttl_s, *(c.until - self.server(node).time() for c in claims if c.kept), 0.0
+                )
                 assert claim.until <= self.server(node).time() + longest + CLOCK_S
             if node in self.lost:
                 continue

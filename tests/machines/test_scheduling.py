@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
 from nodestate.errors import BadRequestError, StaleViewError, StoreUnavailableError
-from nodestate.scheduling.boots import Boot, Booted
-from nodestate.scheduling.groups import Confirmed, Reservation
+from nodestate.scheduling.orders.boots import Boot, Booted
 from nodestate.scheduling.request import parse, parse_group
+from nodestate.scheduling.reservations import Confirmed, Reservation
 from tests.machines.tenancy import Process, Tenancy
 
 NODES = [f"node-{number}" for number in range(4)]

@@ -16,15 +16,15 @@ from structlog.testing import capture_logs
 
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
-from nodestate.designs.ending import forget_layout
-from nodestate.designs.kept import Kept
-from nodestate.designs.places import ControlPlaces, newest
+from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.layout_removal import forget_layout
+from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ControlLostError, DesignStepError, StoreError
-from nodestate.lockstep import Stores
-from nodestate.reader import Reader
-from nodestate.reading import NO_HEAD
+from nodestate.store.round_trips import Stores
 from nodestate.testing import Fault, Plan
-from nodestate.view import View
+from nodestate.view.follower import NO_HEAD
+from nodestate.view.view import View
 from tests.machines.world import JudgedReader, World, all_well, at_call, small_limits
 
 NODES = [f"node-{number}" for number in range(5)]
@@ -64,9 +64,9 @@ class FollowingReader(JudgedReader):
         return view
 
 
-def kept_by(view: View) -> Kept:
+def kept_by(view: View) -> StoredDesign:
     """What a view is of."""
-    return Kept(view.design, len(view.partitions))
+    return StoredDesign(view.design, len(view.partitions))
 
 
 class SwitchingMachine(RuleBasedStateMachine):
@@ -90,7 +90,7 @@ class SwitchingMachine(RuleBasedStateMachine):
         self.world.run_well(self.world.config.settle_s + 3)
         self.follower = FollowingReader(self.world)
         self.world.readers = [self.follower]
-        self.operator = ControlPlaces(self.world.config.cell, self._stores())
+        self.operator = ControlStore(self.world.config.cell, self._stores())
         self.record: Control | None = None
 
     def _stores(self) -> Stores:
@@ -98,8 +98,8 @@ class SwitchingMachine(RuleBasedStateMachine):
 
     # -- the operator
 
-    @rule(kept=st.builds(Kept, st.sampled_from(NAMES), st.sampled_from(LAYOUTS)), rounds=st.integers(0, 12))
-    def prepare(self, kept: Kept, rounds: int) -> None:
+    @rule(kept=st.builds(StoredDesign, st.sampled_from(NAMES), st.sampled_from(LAYOUTS)), rounds=st.integers(0, 12))
+    def prepare(self, kept: StoredDesign, rounds: int) -> None:
         """And time in which it may become whole, or not."""
         self._change(lambda known: prepared(known, kept, "machine"))
         self.churn(rounds)

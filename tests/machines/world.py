@@ -16,29 +16,29 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from nodestate import keys
-from nodestate.agent.backoff import Backoff
 from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member as ConsumersMember
-from nodestate.consumers.partition import HeldPartition, is_probe
+from nodestate.consumers.partition import OwnedPartition, is_probe
 from nodestate.designs import DESIGNS
+from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
-from nodestate.head import HEAD, Head, term_of
 from nodestate.journal import format as journal_format
 from nodestate.journal import reader as journal_reader
 from nodestate.journal import writer as journal_writer
-from nodestate.lockstep import Stores
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
 from nodestate.ports import POKE, Delivery, Item, NodeRow, Put, Resync, Status, Store, Where, Write, Written
-from nodestate.reader import Reader
-from nodestate.reading import PartitionState
+from nodestate.ports.backoff import Backoff
 from nodestate.snapshot import format as snapshot_format
 from nodestate.snapshot import reader as snapshot_reader
 from nodestate.snapshot.format import Stamp, stamp_of
 from nodestate.sql import reader as sql_reader
 from nodestate.sql.writer import MAX_SILENT_S
+from nodestate.store import keys
+from nodestate.store.head import HEAD, Head, term_of
+from nodestate.store.round_trips import Stores
+from nodestate.store.wire import unpack_block, unpack_record
 from nodestate.testing import (
     Backup,
     Fault,
@@ -51,8 +51,8 @@ from nodestate.testing import (
     MemoryStore,
     Plan,
 )
-from nodestate.view import View
-from nodestate.wire import unpack_block, unpack_record
+from nodestate.view.follower import PartitionState
+from nodestate.view.view import View
 
 GONE: Final = "gone"
 """In a node's history: it left with this version."""
@@ -437,7 +437,7 @@ class Member:
         return next(iter(self.sources.values()))
 
     @property
-    def held(self) -> list[HeldPartition]:
+    def held(self) -> list[OwnedPartition]:
         """Of all layouts."""
         consumers = [self.runs] if isinstance(self.runs, Consumer) else self.runs.consumers.values()
         return [held for consumer in consumers for held in consumer.held.values()]

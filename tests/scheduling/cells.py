@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nodestate.scheduling.boots import Booted
 from nodestate.scheduling.claims import UNSURE_S
-from nodestate.scheduling.groups import Reservation
+from nodestate.scheduling.orders.boots import Booted
 from nodestate.scheduling.request import parse, parse_group
+from nodestate.scheduling.reservations import Reservation
 from nodestate.scheduling.scheduler import Scheduler
 from tests.machines.tenancy import Process, Tenancy
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import msgpack
 
-from nodestate.columns import ColumnStore
 from nodestate.model import NodeRecord, fold, parse_event
-from nodestate.reading import PartitionState
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.plugins import own
 from nodestate.scheduling.request import Request, parse
 from nodestate.scheduling.selection import Selector
-from nodestate.table import Table
+from nodestate.scheduling.selection.plugins import own
 from nodestate.testing import ManualClock
-from nodestate.view import View
+from nodestate.view.columns import ColumnStore
+from nodestate.view.follower import PartitionState
+from nodestate.view.table import Table
+from nodestate.view.view import View
 from tests.tables import advanced, table_of
 
 

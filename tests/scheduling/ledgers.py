@@ -7,23 +7,24 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from nodestate import keys
 from nodestate.errors import NodestateError
+from nodestate.model import partitioning
 from nodestate.ports import Clock, Item, Put, Status, Write, Written
-from nodestate.scheduling.anchors import Anchors
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.scheduling.claims.affinity_seed import AffinitySeed
+from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.claims.placer import Placer, Placing
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.ledger import Ledger
-from nodestate.scheduling.placer import Placer, Placing
-from nodestate.scheduling.plugins import own
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection import Selector
-from nodestate.scheduling.sharing import Sharing
+from nodestate.scheduling.selection.node_preference import NodePreference
+from nodestate.scheduling.selection.plugins import own
+from nodestate.store import keys
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
-from nodestate.view import View
+from nodestate.view.view import View
 
 CELL = "cell1"
-CLAIM_S = 30.0
+CLAIM_TTL_S = 30.0
 
 
 class Connection(FaultyStore):
@@ -58,9 +59,9 @@ class Party:
         self.name = name
         self.fleet = Fleet()
         self.connections = [Connection(server, ahead_s) for server in servers]
-        self.ledger = Ledger(CELL, self.connections, self.fleet, Sharing(name, clock, CLAIM_S))
+        self.ledger = Ledger(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
-        anchors = Anchors(CELL, self.connections)
+        anchors = AffinitySeed(CELL, self.connections)
         self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again, clock)
         self.looked_again = 0
         self._numbers = itertools.count(1)
@@ -73,7 +74,7 @@ class Party:
         if known < len(self.fleet):
             self.ledger.learn(self.fleet.names[known:])
 
-    def claim(self, node: str, vcpu: int = 1, seconds: float = CLAIM_S, **more: Any) -> Claim:
+    def claim(self, node: str, vcpu: int = 1, seconds: float = CLAIM_TTL_S, **more: Any) -> Claim:
         """A claim that is not taken yet."""
         number = f"{self.name}-{next(self._numbers)}"
         until = self.ledger.now(node) + seconds
@@ -104,7 +105,7 @@ class Party:
 
     def place(self, *requests: Request, **more: Any) -> list[Placing]:
         """A node for every instance of these, all at once."""
-        placings = [Placing(request, one, CLAIM_S, **more) for request in requests for one in request.ids]
+        placings = [Placing(request, one, CLAIM_TTL_S, **more) for request in requests for one in request.ids]
         self.placer.place(placings)
         return placings
 
@@ -144,7 +145,7 @@ class Parties:
 
     def server_of(self, node: str) -> MemoryServer:
         """Where it lives."""
-        return self.servers[keys.partition_of(node, len(self.servers))]
+        return self.servers[partitioning.partition_of(node, len(self.servers))]
 
     def evict(self, node: str) -> None:
         """The server loses its record."""

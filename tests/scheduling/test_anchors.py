@@ -1,18 +1,23 @@
-"""Anchors: schedulers that begin the same affinity group at the same time agree on one node."""
+"""AffinitySeed: schedulers that begin the same affinity group at the same time agree on one node."""
 
 from __future__ import annotations
 
-from nodestate.scheduling.anchors import Anchor, Anchors
+from nodestate.scheduling.claims.affinity_seed import AffinitySeed, Anchor
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.scheduling.ledgers import Connection
 
 
-def two(servers: int = 1) -> tuple[ManualClock, list[Connection], Anchors, Anchors]:
+def two(servers: int = 1) -> tuple[ManualClock, list[Connection], AffinitySeed, AffinitySeed]:
     """The anchors of two schedulers, and the connections of the first."""
     clock = ManualClock()
     there = [MemoryServer(f"m{number}", clock=clock) for number in range(servers)]
     connections = [Connection(server) for server in there]
-    return clock, connections, Anchors("cell1", connections), Anchors("cell1", [Connection(server) for server in there])
+    return (
+        clock,
+        connections,
+        AffinitySeed("cell1", connections),
+        AffinitySeed("cell1", [Connection(server) for server in there]),
+    )
 
 
 def test_who_comes_second_is_told_where_the_first_began() -> None:

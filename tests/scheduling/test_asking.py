@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from nodestate.errors import PolicyError
-from nodestate.scheduling.filters import Filter
 from nodestate.scheduling.fleet import Outstanding
-from nodestate.scheduling.plugins import own
 from nodestate.scheduling.selection import Selector
-from nodestate.scheduling.weighers import Weigher
+from nodestate.scheduling.selection.filters import Filter
+from nodestate.scheduling.selection.plugins import own
+from nodestate.scheduling.selection.weighers import Weigher
 from tests.scheduling.fleets import asked, chosen, fleet_of, host
 
 NODES = 3

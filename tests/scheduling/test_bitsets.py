@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodestate.scheduling.bitsets import WordBits
+from nodestate.scheduling.fleet.bitsets import WordBits
 
 WORDS = [f"w{n}" for n in range(200)]
 ROWS = 20

@@ -6,8 +6,8 @@ import pytest
 
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import PolicyError
-from nodestate.orders import Build, decode_order
-from nodestate.scheduling.boots import ENDING_S, Booted, Failed
+from nodestate.model.orders import Build, decode_order
+from nodestate.scheduling.orders.boots import TERMINATION_RETRY_S, Booted, Failed
 from nodestate.scheduling.request import parse
 from nodestate.testing import Letter
 from tests.scheduling.cells import behind, boot, cell_of
@@ -65,10 +65,10 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
     tenancy.broker.arrive = watched  # type: ignore[method-assign]
     assert isinstance(one.scheduler.move("a", to=other), Failed)
     [order] = taken
-    tenancy.rest(2 * ENDING_S)
+    tenancy.rest(2 * TERMINATION_RETRY_S)
     tenancy.fleet.build(other, "a", allocation_of(order))
     tenancy.fleet.revive(other)
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [at]}
 
 

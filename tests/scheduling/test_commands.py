@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nodestate.cli import scheduling as commands
-from nodestate.scheduling.boots import Booted, Outcome
+from nodestate.scheduling.orders.boots import Booted, Outcome
 from tests.machines.tenancy import Process, Tenancy
 from tests.scheduling.cells import boot, cell_of
 
@@ -54,6 +54,6 @@ def test_a_node_that_two_evacuate_at_once_loses_nothing(cell: tuple[Tenancy, lis
     wait(two, second)
     for process in list(tenancy.processes):
         tenancy.bury(process)
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     [place] = [node for node in tenancy.placed()["a"] if node != at]
     assert place in {outcome.node for outcome in second if isinstance(outcome, Booted)}

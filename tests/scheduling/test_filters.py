@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nodestate.scheduling.filters import FILTERS
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.request import Request
+from nodestate.scheduling.selection.filters import FILTERS
 from tests.scheduling.fleets import Cell, asked, fleet_of, host
 
 AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nodestate.model import STATUSES, NodeRecord, Version
-from nodestate.scheduling.fleet import FIRST_ROWS, Fleet, Lift, Mark, Outstanding
-from nodestate.scheduling.identities import order_of
-from nodestate.table import Table
-from nodestate.view import View
+from nodestate.scheduling.fleet import FIRST_ROWS, Exclusion, Fleet, Mark, Outstanding
+from nodestate.scheduling.order_ids import order_id_of
+from nodestate.view.table import Table
+from nodestate.view.view import View
 from tests.scheduling.fleets import Cell, fleet_of, host, node, view_of_tables
 from tests.tables import advanced, table_of
 
@@ -194,7 +194,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.look()
         if not len(self.fleet):
             return
-        lifts = [Lift(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
+        lifts = [Exclusion(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
         before = contents(self.fleet)
         with self.fleet.lifted(lifts):
             for row, instance, *_ in lifts:
@@ -270,7 +270,7 @@ def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
     }
     fleet = fleet_of(host("a", instances=allocations))
     assert fleet.gangs == {"r1": {(0, "ours"): Mark("r1", 2, True)}}
-    assert [order_of(fleet.hints(0, instance)) for instance in ("ours", "theirs")] == ["o1", "7"]
+    assert [order_id_of(fleet.hints(0, instance)) for instance in ("ours", "theirs")] == ["o1", "7"]
     assert fleet.groups == {"web": {0: 1}, "db": {0: 1}}
 
 

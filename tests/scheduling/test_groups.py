@@ -6,11 +6,11 @@ from contextlib import nullcontext, suppress
 
 import pytest
 
-from nodestate.errors import NotThereError, StaleViewError, StoreUnavailableError
-from nodestate.orders import Build, decode_order
-from nodestate.scheduling.boots import Booted, Failed
-from nodestate.scheduling.groups import Confirmed, NotConfirmed, NotReserved
+from nodestate.errors import NotFoundError, StaleViewError, StoreUnavailableError
+from nodestate.model.orders import Build, decode_order
+from nodestate.scheduling.orders.boots import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
+from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
 from nodestate.testing import Letter
 from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve, wanted
 
@@ -63,7 +63,7 @@ def test_nobody_ends_members_while_the_others_are_built() -> None:
     began = tenancy.clock.monotonic()
 
     def live() -> None:
-        if tenancy.clock.monotonic() - began > tenancy.config.claim_s + 5.0:
+        if tenancy.clock.monotonic() - began > tenancy.config.claim_ttl_s + 5.0:
             while others:
                 tenancy.fleet.revive(others.pop())
         tenancy.live()
@@ -73,7 +73,7 @@ def test_nobody_ends_members_while_the_others_are_built() -> None:
 
     tenancy.clock.others = live
     assert isinstance(one.scheduler.confirm(held.id, timeout_s=60.0), Confirmed)
-    assert tenancy.clock.monotonic() - began > tenancy.config.claim_s
+    assert tenancy.clock.monotonic() - began > tenancy.config.claim_ttl_s
     assert tenancy.placed().keys() == {"a", "b"}
 
 
@@ -109,7 +109,7 @@ def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> No
     [member] = held.members
     elsewhere = boot(two.scheduler, "a", ignore_nodes=[member.node]).node
     tenancy.rest(1.0)
-    with pytest.raises(NotThereError, match=f"a of {held.id} is on {elsewhere} already"):
+    with pytest.raises(NotFoundError, match=f"a of {held.id} is on {elsewhere} already"):
         one.scheduler.confirm(held.id)
     assert tenancy.placed() == {"a": [elsewhere]}
 
@@ -149,7 +149,7 @@ def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
     [node] = tenancy.placed()["a"]
     two.scheduler.refresh()
     two.scheduler.end([(node, "a")])
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert tenancy.placed().keys() == {"b"}
 
 
@@ -162,7 +162,7 @@ def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> No
         one.scheduler.confirm(held.id, timeout_s=6.0)
     assert tenancy.placed().keys() == {"a", "b"}
     tenancy.consumer_frozen = False
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     for [node] in tenancy.placed().values():
         [allocation] = tenancy.fleet.room(node).allocations.values()
         assert allocation["hints"]["placed"]
@@ -199,7 +199,7 @@ def test_a_reservation_is_confirmed_once() -> None:
     [at] = tenancy.placed()["a"]
     two.scheduler.end([(at, "a")])
     tenancy.live()
-    with pytest.raises(NotThereError):
+    with pytest.raises(NotFoundError):
         one.scheduler.confirm(held.id)
     tenancy.rest(5.0)
     assert tenancy.placed().keys() == {"b"}
@@ -216,7 +216,7 @@ def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() ->
     tenancy.clock.advance(0.5)
     tenancy.live()
     assert isinstance(one.scheduler.confirm(held.id), Confirmed)
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert {name: len(nodes) for name, nodes in tenancy.placed().items()} == {"a": 1, "b": 1}
 
 
@@ -242,10 +242,10 @@ def test_who_confirms_after_one_that_died_over_it_has_all_or_none(calls: int, vi
         one.scheduler.confirm(held.id, timeout_s=12.0)
     tenancy.live()
     second: object = None
-    with suppress(NotThereError):
+    with suppress(NotFoundError):
         second = two.scheduler.confirm(held.id, timeout_s=20.0)
     two.reader.lagging = False
-    tenancy.rest(5 * tenancy.config.claim_s)
+    tenancy.rest(5 * tenancy.config.claim_ttl_s)
     placed = {instance: len(nodes) for instance, nodes in tenancy.placed().items()}
     assert placed in ({}, {"a": 1, "b": 1})
     assert bool(placed) or not isinstance(second, Confirmed)

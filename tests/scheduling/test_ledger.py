@@ -8,10 +8,10 @@ from nodestate.errors import StoreUnavailableError
 from nodestate.model import Receipt, Version
 from nodestate.ports import Status
 from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, MAX_CLAIMS_COUNT, UNSURE_S, Claim
-from nodestate.scheduling.ledger import MAX_FLUSHES_COUNT
+from nodestate.scheduling.claims.claim_table import MAX_FLUSHES_COUNT
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.scheduling.fleets import Cell, host
-from tests.scheduling.ledgers import CLAIM_S, LOSSES, Connection, Loss, Parties, Party
+from tests.scheduling.ledgers import CLAIM_TTL_S, LOSSES, Connection, Loss, Parties, Party
 
 LOST = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
 EFFECTS = {"nothing done": Fault(0), "all done": Fault(None)}
@@ -118,11 +118,11 @@ def test_a_claim_is_extended_by_taking_it_again() -> None:
     parties = begun("one")
     [one] = parties.parties
     claim = taken(one.take("a", 8))
-    parties.clock.advance(CLAIM_S - 1)
+    parties.clock.advance(CLAIM_TTL_S - 1)
     longer = one.claim("a", 8, id=claim.id)
     one.ledger.take("a", longer)
     assert one.ledger.flush() == {"a": Status.STORED}
-    parties.clock.advance(CLAIM_S - 1)
+    parties.clock.advance(CLAIM_TTL_S - 1)
     one.ledger.expire()
     assert (one.free("a"), one.own(), parties.record("a").claims) == (0, {("a", claim.id)}, (longer,))
 
@@ -136,7 +136,7 @@ def test_a_record_takes_no_more_than_so_many_claims_and_says_so() -> None:
     assert one.ledger.flush() == {"a": Status.STORED}
     assert one.take("a") is Status.FULL
     assert (len(parties.ids("a")), one.free("a")) == (MAX_CLAIMS_COUNT, MAX_CLAIMS_COUNT)
-    parties.clock.advance(CLAIM_S + CLOCK_S)
+    parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
     taken(one.take("a"))
 
 
@@ -221,7 +221,7 @@ def test_a_claim_is_over_at_its_deadline_for_everybody() -> None:
     one, two = parties.parties
     taken(one.take("a", 8))
     two.ledger.learn(["a"])
-    parties.clock.advance(CLAIM_S + CLOCK_S - 0.1)
+    parties.clock.advance(CLAIM_TTL_S + CLOCK_S - 0.1)
     two.ledger.expire()
     assert two.free("a") == 0
     parties.clock.advance(0.1)
@@ -237,10 +237,10 @@ def test_a_server_that_does_not_answer_stops_no_other_claims_from_being_over() -
     parties = begun("one", servers=2, nodes="abcdefgh")
     [one] = parties.parties
     near, far = (next(n for n in "abcdefgh" if parties.server_of(n) is server) for server in parties.servers)
-    taken(one.take(near, 8, seconds=CLAIM_S - 5.0))
+    taken(one.take(near, 8, seconds=CLAIM_TTL_S - 5.0))
     taken(one.take(far, 8))
     parties.server_of(near).stop()
-    parties.clock.advance(CLAIM_S + CLOCK_S)
+    parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
     one.ledger.expire()
     assert (one.free(near), one.free(far)) == (0, 8)
     parties.server_of(near).start()
@@ -255,7 +255,7 @@ def test_what_is_looked_after_for_a_day_costs_no_more_memory_than_at_first() -> 
     taken(one.take("a", seconds=24 * 3600.0))
     for _ in range(50):
         parties.clock.advance(LOOK_AFTER_S)
-        one.ledger.look_after()
+        one.ledger.reassert_own_claims()
         one.ledger.settle()
     assert [len(due) for due in one.ledger._due.values()] == [1]
 
@@ -384,7 +384,7 @@ def test_own_claims_that_went_with_a_record_are_put_back(lose: Loss) -> None:
     lose(parties, "a")
     two.ledger.learn(["a"])
     assert (two.free("a"), two.ledger.unsure()) == (8, ["a"])
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     assert one.free("a") == 3
     one.ledger.settle()
     assert parties.record("a").claims == (claim,)
@@ -419,7 +419,7 @@ def test_a_loss_is_seen_whatever_the_clock_of_who_began_anew() -> None:
     parties.evict("a")
     two.look(cell.view)
     assert parties.record("a").born < one.ledger._own["a"][claim.id][1]
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     assert parties.ids("a") == [claim.id]
 
@@ -437,7 +437,7 @@ def test_nothing_is_promised_on_a_record_from_which_claims_may_be_missing(lose: 
     two.ledger.learn(["a"])
     assert two.take("a", 5, sure=True) is Status.CONFLICT
     parties.clock.advance(LOOK_AFTER_S)
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     parties.clock.advance(UNSURE_S)
     assert two.take("a", 5, sure=True) is Status.CONFLICT
@@ -466,12 +466,12 @@ def test_what_others_took_while_a_record_was_lost_is_not_taken_twice() -> None:
     parties.evict("a")
     two.ledger.learn(["a"])
     theirs = taken(two.take("a", 8, seconds=5.0))
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     assert parties.ids("a") == [theirs.id]
     assert one.own() == {("a", mine.id)}
     parties.clock.advance(5.0 + CLOCK_S)
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     assert parties.ids("a") == [mine.id]
     assert (one.ledger.stats.lost, one.ledger.stats.put_back) == (1, 1)
@@ -488,7 +488,7 @@ def test_a_claim_that_others_cleared_away_is_not_put_back() -> None:
     cell.change(host("a", 2, used=3, instances={claim.instance: None}))
     two.look(cell.view)
     theirs = taken(two.take("a", 1))
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     assert parties.ids("a") == [theirs.id]
     assert (one.ledger.stats.lost, one.ledger.stats.put_back) == (0, 0)
@@ -503,7 +503,7 @@ def test_bytes_that_are_no_record_are_the_same_as_lost() -> None:
     parties.put("a", b"N\x02rubbish")
     two.ledger.learn(["a"])
     assert two.ledger.unsure() == ["a"]
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     assert parties.ids("a") == [claim.id]
 
@@ -572,7 +572,7 @@ def test_what_is_held_stays_held_where_its_extension_was_not_answered(fault: Fau
     assert isinstance(one.ledger.flush()["a"], StoreUnavailableError)
     one.ledger.take("a", longer)
     assert one.ledger.flush() == {"a": Status.STORED}
-    one.ledger.look_after()
+    one.ledger.reassert_own_claims()
     one.ledger.settle()
     assert (parties.record("a").claims, one.own()) == ((longer,), {("a", claim.id)})
 
@@ -587,7 +587,7 @@ def test_a_write_that_arrives_late_leaks_nothing_beyond_its_deadline() -> None:
     assert [written.status for written in one.connections[0].arrive()] == [Status.STORED]
     two.ledger.learn(["a"])
     assert two.free("a") == 3
-    parties.clock.advance(CLAIM_S + CLOCK_S)
+    parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
     two.ledger.expire()
     assert two.free("a") == 8
     taken(two.take("a", 8))
@@ -610,7 +610,7 @@ def test_a_server_that_does_not_answer_costs_its_own_nodes_only() -> None:
     [one] = parties.parties
     parties.servers[0].stop()
     for node in "abcdefgh":
-        one.ledger.take(node, Claim(node, node, "one", parties.clock.monotonic() + CLAIM_S, {"VCPU": 1}))
+        one.ledger.take(node, Claim(node, node, "one", parties.clock.monotonic() + CLAIM_TTL_S, {"VCPU": 1}))
     outcomes = one.ledger.flush()
     for node in "abcdefgh":
         if parties.server_of(node) is parties.servers[0]:

@@ -9,16 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nodestate import keys
 from nodestate.model import Version
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, LOOK_AFTER_S, UNSURE_S, Claim
+from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
-from nodestate.view import View
+from nodestate.view.view import View
 from tests.scheduling.fleets import Cell, host
-from tests.scheduling.ledgers import CELL, CLAIM_S, Party
+from tests.scheduling.ledgers import CELL, CLAIM_TTL_S, Party
 
-ANSWER_S: Final = 5.0
-OLDEST_VIEW_S: Final = CLAIM_S - ANSWER_S - CLOCK_S
+ANSWER_TIMEOUT_S: Final = 5.0
+OLDEST_VIEW_S: Final = CLAIM_TTL_S - ANSWER_TIMEOUT_S - CLOCK_S
 """As a scheduler bounds it: a claim counts until what became of it is in every view that decides."""
 NODE: Final = "a"
 """One is enough: records have nothing to do with each other."""
@@ -88,7 +88,7 @@ class ClaimsMachine(RuleBasedStateMachine):
             return
         order = self.orders.pop(which % len(self.orders))
         claim = order.claim
-        if self.clock.monotonic() > order.ordered_at + ANSWER_S:
+        if self.clock.monotonic() > order.ordered_at + ANSWER_TIMEOUT_S:
             return
         self.over.add(claim.id)
         if claim.resize and claim.instance not in self.allocations:
@@ -186,7 +186,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def settle(self, number: int) -> None:
-        self.of(number).ledger.look_after()
+        self.of(number).ledger.reassert_own_claims()
         self.of(number).ledger.settle()
 
     @rule(number=numbers)
@@ -196,7 +196,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     # -- time and faults
 
-    @rule(seconds=st.sampled_from([1.0, ANSWER_S, CLAIM_S - 0.5, CLAIM_S + 0.5]))
+    @rule(seconds=st.sampled_from([1.0, ANSWER_TIMEOUT_S, CLAIM_TTL_S - 0.5, CLAIM_TTL_S + 0.5]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -236,10 +236,10 @@ class ClaimsMachine(RuleBasedStateMachine):
             return
         for party in self.parties:
             party.connections[0].faults.clear()
-        self.clock.advance(CLAIM_S + 2 * CLOCK_S)
+        self.clock.advance(CLAIM_TTL_S + 2 * CLOCK_S)
         for party in self.parties:
             party.look(self.views[-1][0])
-            party.ledger.look_after()
+            party.ledger.reassert_own_claims()
             party.ledger.settle()
             party.ledger.learn([NODE])
             party.ledger.expire()
@@ -270,7 +270,7 @@ class LossMachine(RuleBasedStateMachine):
     def of(self, number: int) -> Party:
         return self.parties[number % len(self.parties)]
 
-    @rule(number=numbers, size=sizes, seconds=st.sampled_from([CLAIM_S, 10 * CLAIM_S]))
+    @rule(number=numbers, size=sizes, seconds=st.sampled_from([CLAIM_TTL_S, 10 * CLAIM_TTL_S]))
     def promise(self, number: int, size: int, seconds: float) -> None:
         party = self.of(number)
         for _ in range(2):  # who is told of a conflict looks, and tries again
@@ -309,7 +309,7 @@ class LossMachine(RuleBasedStateMachine):
             seconds -= LOOK_AFTER_S
             for party in self.parties:
                 party.ledger.expire()
-                party.ledger.look_after()
+                party.ledger.reassert_own_claims()
                 party.ledger.settle()
 
     @invariant()

@@ -1,13 +1,13 @@
-"""Moves, resizes and ends against each other."""
+"""Migrations, resizes and ends against each other."""
 
 from __future__ import annotations
 
 import pytest
 
 from nodestate.agent.admission import allocation_of
-from nodestate.errors import NotThereError
-from nodestate.scheduling.boots import ENDING_S, Boot, Booted, Failed
-from nodestate.scheduling.groups import Confirmed
+from nodestate.errors import NotFoundError
+from nodestate.scheduling.orders.boots import TERMINATION_RETRY_S, Boot, Booted, Failed
+from nodestate.scheduling.reservations import Confirmed
 from tests.machines.tenancy import Process, Tenancy
 from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve
 
@@ -97,7 +97,7 @@ def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
     tenancy.live()
     two.scheduler.refresh()
     again = boot(two.scheduler, "a", force_nodes=[at])
-    tenancy.rest(2 * ENDING_S)
+    tenancy.rest(2 * TERMINATION_RETRY_S)
     assert tenancy.placed() == {"a": [again.node]}
 
 
@@ -128,9 +128,9 @@ def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
         tenancy.live()
         if "a" in tenancy.placed() and len(refused) < 3:
             tenancy.clock.busy = True
-            with pytest.raises(NotThereError, match=f"a is of reservation {held.id}, which is not all placed yet"):
+            with pytest.raises(NotFoundError, match=f"a is of reservation {held.id}, which is not all placed yet"):
                 two.scheduler.move("a")
-            with pytest.raises(NotThereError, match=f"a is of reservation {held.id}, which is not all placed yet"):
+            with pytest.raises(NotFoundError, match=f"a is of reservation {held.id}, which is not all placed yet"):
                 two.scheduler.resize("a", {"VCPU": 2})
             [outcome] = two.scheduler.evacuate(places["a"])
             assert isinstance(outcome, Failed)
@@ -147,7 +147,7 @@ def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
     [hints] = [tenancy.fleet.room(moved.node).allocations["a"]["hints"]]
     assert (hints["reservation"], hints["placed"], hints["boot"] < hints["order"]) == (held.id, True, True)
     tenancy.bury(one)
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert tenancy.placed().keys() == {"a", "b"}
 
 
@@ -220,7 +220,7 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
         tenancy.rest(1.0)
         assert at in tenancy.placed()["a"]
     tenancy.revive()
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [at]}
 
 
@@ -243,10 +243,10 @@ def test_a_move_that_comes_after_that_of_somebody_else_ends_nothing() -> None:
     tenancy.agent.step(0.0)
     tenancy.broker.under_way.clear()
     tenancy.broker.holding = False
-    two.scheduler.end_copies([(at, "a")])
+    two.scheduler.terminate_duplicates([(at, "a")])
     one.scheduler.run(lambda: first.outcome is not None, 20.0)
     one.reader.lagging = False
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [to]}
 
 
@@ -264,10 +264,10 @@ def test_what_was_evacuated_can_be_moved_and_is_evacuated_once_while_its_node_is
     assert again.node == first.node
     moved = two.scheduler.move("a")
     assert isinstance(moved, Booted)
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": sorted([at, moved.node])}
     tenancy.revive()
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [moved.node]}
 
 
@@ -282,7 +282,7 @@ def test_the_life_that_a_user_began_since_counts_more_than_what_was_moved_of_the
     again = boot(three.scheduler, "a", 4)
     assert isinstance(two.scheduler.move("a"), Booted)
     two.reader.lagging = False
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [again.node]}
     assert tenancy.fleet.room(again.node).allocations["a"]["resources"]["VCPU"] == 4
 
@@ -311,14 +311,14 @@ def test_what_a_dead_node_said_last_ends_nothing_that_lives(node_max_age: float 
     [to] = [node for node in tenancy.placed()["a"] if node != at]
     tenancy.kill(to)
     tenancy.processes.remove(one)
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert at in tenancy.placed()["a"]
     [outcome] = two.scheduler.evacuate(at)
     assert isinstance(outcome, Failed)
     tenancy.rest(5.0)
     assert at in tenancy.placed()["a"]
     tenancy.revive()
-    tenancy.rest(3 * tenancy.config.claim_s)
+    tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [to]}
 
 

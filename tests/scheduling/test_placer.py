@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.scheduling.claims import CLOCK_S, UNSURE_S
-from nodestate.scheduling.fleet import Lift
-from nodestate.scheduling.placer import MAX_TRIES_COUNT, NoNode, Placing
+from nodestate.scheduling.claims.placer import MAX_TRIES_COUNT, NoHostFound, Placing
+from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.selection import Lack, Remaining
 from nodestate.testing import Fault, MemoryServer
 from tests.scheduling.fleets import Cell, asked, host
-from tests.scheduling.ledgers import CLAIM_S, Parties, Party
+from tests.scheduling.ledgers import CLAIM_TTL_S, Parties, Party
 
 NEAR = {"name": "web", "policy": "affinity"}
 ANTI = {"name": "web", "policy": "anti-affinity"}
@@ -64,7 +64,7 @@ def test_a_claim_says_all_that_its_agent_needs() -> None:
     assert (claim.instance, claim.holder, claim.resources, claim.group) == ("vm", "one", {"VCPU": 2}, "web")
     assert claim.hints == {"group_policy": "anti-affinity", "weights": {"cpu": 2.0}}
     assert (claim.reservation, claim.members, claim.owner, claim.kept, claim.resize) == ("r1", 3, "me", False, False)
-    assert claim.until == parties.clock.monotonic() + CLAIM_S
+    assert claim.until == parties.clock.monotonic() + CLAIM_TTL_S
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=20), st.integers(0, 3))
@@ -174,7 +174,7 @@ def test_claims_of_the_dead_are_over_in_time() -> None:
     two.place(asked(8))
     [placing] = one.place(asked(8))
     assert placing.failure is not None
-    parties.clock.advance(CLAIM_S + CLOCK_S)
+    parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
     [placing] = one.place(asked(8))
     assert placing.node == "a"
 
@@ -284,7 +284,7 @@ def test_an_instance_that_moves_is_thought_away_from_where_it_is() -> None:
     parties = Parties("one")
     parties.show(Cell(host("a", used=8, instances={"vm": "web"}), host("b", used=8)).view)
     [one] = parties.parties
-    lift = Lift(0, "vm", {"VCPU": 6})
+    lift = Exclusion(0, "vm", {"VCPU": 6})
     [stays] = one.place(asked(7, instances=["vm"], group=ANTI), lifts=(lift,))
     assert (stays.node, stays.claim) == (None, None), "7 where 6 are lifted of 8 that are used"
     [stays] = one.place(asked(5, instances=["vm"], group=ANTI), lifts=(lift,))
@@ -300,7 +300,7 @@ def test_what_a_resize_takes_is_what_it_has_not_yet() -> None:
     parties = Parties("one")
     parties.show(Cell(host("a", used=2, instances={"vm": None})).view)
     [one] = parties.parties
-    [placing] = one.place(asked(5, instances=["vm"]), lifts=(Lift(0, "vm", {"VCPU": 2}),))
+    [placing] = one.place(asked(5, instances=["vm"]), lifts=(Exclusion(0, "vm", {"VCPU": 2}),))
     assert placing.claim is not None
     assert (placing.claim.resources, one.free("a")) == ({"VCPU": 3}, 3)
 
@@ -355,9 +355,9 @@ def test_who_began_a_group_and_finds_it_moved_meanwhile_steps_back() -> None:
     def move() -> None:
         if next(calls) != 1:  # the anchor is set, the claim is about to be written
             return
-        there = two.placer._anchors.agree("web", "", CLAIM_S)
+        there = two.placer._anchors.agree("web", "", CLAIM_TTL_S)
         elsewhere = "b" if there.node == "a" else "a"
-        assert two.placer._anchors.move("web", there, elsewhere, CLAIM_S)
+        assert two.placer._anchors.move("web", there, elsewhere, CLAIM_TTL_S)
         expected.append(elsewhere)
 
     expected: list[str] = []
@@ -377,14 +377,14 @@ def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins
     [second] = two.place(asked(1, group=NEAR), avoid={row})
     assert second.node is None
     assert two.fleet.groups == {"web": {row: 1}}
-    assert two.placer._anchors.agree("web", "c", CLAIM_S).node == first.node, "others still follow to where it is"
+    assert two.placer._anchors.agree("web", "c", CLAIM_TTL_S).node == first.node, "others still follow to where it is"
 
 
 def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
     """Who moves the beginning of a group looks once more at where it was to be."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
-    one.placer._anchors.agree("web", "a", CLAIM_S)
+    one.placer._anchors.agree("web", "a", CLAIM_TTL_S)
     calls = iter(range(10))
 
     def claim_on_a() -> None:
@@ -403,7 +403,7 @@ def test_who_may_go_to_one_node_only_does_not_follow_its_group_to_another() -> N
     """It was agreed elsewhere, and nobody is there yet: it begins where it may, or nowhere."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
-    one.placer._anchors.agree("web", "a", CLAIM_S)
+    one.placer._anchors.agree("web", "a", CLAIM_TTL_S)
     [placing] = two.place(asked(1, group=NEAR), only=two.fleet.rows["b"])
     assert placing.node == "b"
 
@@ -438,14 +438,16 @@ def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
 @pytest.mark.parametrize(
     ("failure", "text"),
     [
-        (NoNode(), "no node is known"),
-        (NoNode((Remaining("all", 0), Remaining("status", 0))), "no node is known"),
+        (NoHostFound(), "no node is known"),
+        (NoHostFound((Remaining("all", 0), Remaining("status", 0))), "no node is known"),
         (
-            NoNode((Remaining("all", 1_200), Remaining("status", 1_100), Remaining("zone", 0), Remaining("group", 0))),
+            NoHostFound(
+                (Remaining("all", 1_200), Remaining("status", 1_100), Remaining("zone", 0), Remaining("group", 0))
+            ),
             "no node passes zone: of 1,200, 1,100 were left before it",
         ),
         (
-            NoNode(
+            NoHostFound(
                 (Remaining("all", 3), Remaining("resources", 0)), lacks=(Lack("VCPU", 9_000, 8), Lack("PGPU", 1, 0))
             ),
             (
@@ -454,15 +456,15 @@ def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
             ),
         ),
         (
-            NoNode((Remaining("all", 3), Remaining("resources", 0))),
+            NoHostFound((Remaining("all", 3), Remaining("resources", 0))),
             "no node passes resources: of 3, 3 were left before it; there is enough of each, and nowhere of all at once",
         ),
-        (NoNode(why="all is lost"), "all is lost"),
-        (NoNode((Remaining("all", 1), Remaining("status", 0)), node="a"), "a does not pass status"),
-        (NoNode((Remaining("all", 0), Remaining("status", 0)), node="a"), "a is passed over"),
+        (NoHostFound(why="all is lost"), "all is lost"),
+        (NoHostFound((Remaining("all", 1), Remaining("status", 0)), node="a"), "a does not pass status"),
+        (NoHostFound((Remaining("all", 0), Remaining("status", 0)), node="a"), "a is passed over"),
     ],
 )
-def test_a_refusal_says_which_filter_left_none(failure: NoNode, text: str) -> None:
+def test_a_refusal_says_which_filter_left_none(failure: NoHostFound, text: str) -> None:
     """Who reads it must know what to change."""
     assert str(failure) == text
 

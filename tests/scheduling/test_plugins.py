@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from nodestate.errors import ConfigError
-from nodestate.scheduling.filters import FILTERS
-from nodestate.scheduling.plugins import installed, own
 from nodestate.scheduling.selection import Selector
-from nodestate.scheduling.weighers import WEIGHERS, Weigher
+from nodestate.scheduling.selection.filters import FILTERS
+from nodestate.scheduling.selection.plugins import installed, own
+from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 from tests.scheduling.fleets import asked, chosen, fleet_of, host
 
 MODULE = """
 import numpy as np
-from nodestate.scheduling.weighers import Weigher
+from nodestate.scheduling.selection.weighers import Weigher
 
 number = 3
 def odd(fleet, rows, request):

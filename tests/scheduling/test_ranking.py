@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nodestate.errors import BadRequestError
-from nodestate.scheduling.filters import FILTERS
-from nodestate.scheduling.fleet import Fleet, Lift, Outstanding
-from nodestate.scheduling.ranking import TIE_WIDTH, Ranking
+from nodestate.scheduling.fleet import Exclusion, Fleet, Outstanding
 from nodestate.scheduling.request import Request
-from nodestate.scheduling.weighers import WEIGHERS, Weigher
+from nodestate.scheduling.selection.filters import FILTERS
+from nodestate.scheduling.selection.ranking import TIE_WIDTH, Ranking
+from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 from tests.scheduling.fleets import Cell, asked, fleet_of, host, node
 
 ALL = dict.fromkeys(WEIGHERS, 3.0)
@@ -94,7 +94,7 @@ class RankingMachine(RuleBasedStateMachine):
     def look_without(self, name: str, instance: str, amounts: dict[str, int], which: int) -> None:
         """One ranking looks while an instance is thought away; nothing of that may stay in it."""
         if name in self.fleet.rows:
-            with self.fleet.lifted([Lift(self.fleet.rows[name], instance, amounts)]):
+            with self.fleet.lifted([Exclusion(self.fleet.rows[name], instance, amounts)]):
                 self.compare(which)
 
     @rule(which=st.integers(0, len(REQUESTS) - 1))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nodestate.errors import BadRequestError
 from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, parse_state
-from nodestate.orders import Build, decode_order, encode
+from nodestate.model.orders import Build, decode_order, encode
 from nodestate.scheduling.request import (
     MAX_COUNT,
     MAX_GROUP_COUNT,

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.errors import PolicyError
-from nodestate.scheduling.filters import FILTERS
 from nodestate.scheduling.fleet import Fleet, Outstanding
-from nodestate.scheduling.plugins import Policies, own
-from nodestate.scheduling.ranking import TIE_WIDTH
 from nodestate.scheduling.selection import KEPT_RANKINGS_COUNT, Lack, Remaining, Selector
-from nodestate.scheduling.weighers import WEIGHERS, Weigher
+from nodestate.scheduling.selection.filters import FILTERS
+from nodestate.scheduling.selection.plugins import Policies, own
+from nodestate.scheduling.selection.ranking import TIE_WIDTH
+from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 from tests.scheduling.fleets import Cell, asked, chosen, fleet_of, host, selector_of
 
 ANTI = {"name": "web", "policy": "anti-affinity"}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nodestate.scheduling.boots import Booted, Failed
 from nodestate.scheduling.claims import LOOK_AFTER_S
+from nodestate.scheduling.orders.boots import Booted, Failed
 from nodestate.scheduling.request import Request
 from tests.machines.tenancy import Process, Tenancy
 

@@ -1,10 +1,10 @@
-"""Tidying: what others left half done is finished, and nothing that lives is ended."""
+"""Reconciler: what others left half done is finished, and nothing that lives is ended."""
 
 from __future__ import annotations
 
-from nodestate.scheduling.boots import Booted
-from nodestate.scheduling.groups import Confirmed
-from nodestate.scheduling.tidying import Duty
+from nodestate.scheduling.orders.boots import Booted
+from nodestate.scheduling.orders.reconciler import RepairAction
+from nodestate.scheduling.reservations import Confirmed
 from tests.scheduling.cells import behind, boot, cell_of, reserve
 
 
@@ -17,7 +17,7 @@ def test_a_mark_that_is_late_undoes_no_resize() -> None:
     tenancy.rest(2.0)
     two.scheduler.refresh()
     assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
-    two.scheduler._mark(two.scheduler.boots, Duty(node, "a", placed=True))
+    two.scheduler._mark(two.scheduler.boots, RepairAction(node, "a", placed=True))
     tenancy.rest(2.0)
     assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
 
@@ -30,5 +30,5 @@ def test_of_an_instance_that_was_booted_twice_the_later_boot_stays() -> None:
     second = boot(two.scheduler, "a", ignore_nodes=[first.node])
     assert set(tenancy.placed()["a"]) == {first.node, second.node}
     tenancy.bury(one)
-    tenancy.rest(2 * tenancy.config.claim_s)
+    tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [second.node]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.request import Request
-from nodestate.scheduling.weighers import WEIGHERS
+from nodestate.scheduling.selection.weighers import WEIGHERS
 from tests.scheduling.fleets import asked, fleet_of, host
 
 

@@ -23,7 +23,7 @@ class GivenNode:
     silent: bool = False
 
 
-class GivenFleet:
+class StaticFleet:
     """A ``StateSource`` and ``AdmittingSource`` of nodes in the states that it is given.
 
     Orders are carried out at once, and usage follows; who asks for more than there is must not call (``admission``).

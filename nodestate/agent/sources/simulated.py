@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from nodestate.agent.allocations import Allocation, Allocations
 from nodestate.agent.sources import Part, Reading
-from nodestate.agent.sources.given import GivenFleet, GivenNode, put
+from nodestate.agent.sources.given import GivenNode, StaticFleet, put
 
 RACK_NODES_COUNT: Final = 40
 ZONE_RACKS_COUNT: Final = 25
@@ -73,8 +73,8 @@ _FLAVOURS: Final = (
 )
 
 
-class SimulatedFleet(GivenFleet):
-    """A ``GivenFleet`` of ``count`` nodes on which ``changes_per_s`` things happen in all: tasks start and end with
+class SimulatedFleet(StaticFleet):
+    """A ``StaticFleet`` of ``count`` nodes on which ``changes_per_s`` things happen in all: tasks start and end with
     their allocations, and metrics move. Usage is always the sum of the allocations, and within capacity.
 
     A poll costs what changed, not what there is. What was ordered never ends by itself; tasks that only were simulated

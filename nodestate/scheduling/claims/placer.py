@@ -1,0 +1,302 @@
+r"""The placer: a node for each instance, chosen and claimed, for many instances at a time.
+
+::
+
+    wanted --choose--> taken --the ledger wrote it--> claimed
+      ^ |                |
+      | \--no node is left: failed, and why
+      \--somebody else was faster, up to MAX_TRIES_COUNT times: the records of the next best nodes are read, too
+
+Claims of others are known as of when their records were read; before an instance fails for want of a node they are read
+again, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from nodestate.errors import BadRequestError, NodestateError
+from nodestate.ports import Clock, Status
+from nodestate.scheduling import order_ids
+from nodestate.scheduling.claims import UNSURE_S, Claim
+from nodestate.scheduling.claims.affinity_seed import AffinitySeed
+from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.fleet import Exclusion, Fleet
+from nodestate.scheduling.request import Request, hints_of
+from nodestate.scheduling.selection import Lack, Remaining, Selector
+
+MAX_TRIES_COUNT: Final = 16
+"""Rounds in which an instance may lose its node to somebody else."""
+LOOK_AROUND_COUNT: Final = 64
+"""Nodes whose records are read again after a conflict: the best ones for who met it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoHostFound:
+    """Why an instance got none: the filters left none (``remaining``), or ``why`` says it. ``node``: the only one that it
+    might have got. ``lacks``: what there was not enough of, where ``resources`` left none.
+    """
+
+    remaining: tuple[Remaining, ...] = ()
+    why: str = ""
+    node: str = ""
+    lacks: tuple[Lack, ...] = ()
+
+    def __str__(self) -> str:
+        if self.why:
+            return self.why
+        last = next((step for step in self.remaining if not step.nodes), None)
+        before = next((step for step in reversed(self.remaining) if step.nodes), None)
+        if last is None or before is None:
+            return f"{self.node} is passed over" if self.node else "no node is known"
+        if self.node:
+            return f"{self.node} does not pass {last.filter}{self._lacking(last.filter)}"
+        left = f"{before.nodes:,} {'was' if before.nodes == 1 else 'were'} left before it"
+        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}{self._lacking(last.filter)}"
+
+    def _lacking(self, refused_by: str) -> str:
+        """What there was not enough of, to be put after the filter's name."""
+        if refused_by == "resources" and not self.lacks and not self.node:
+            return "; there is enough of each, and nowhere of all at once"
+        most, where = ("", "") if self.node else ("at most ", " on a node")
+        return "".join(
+            f"; {lack.resource}: {lack.wanted:,} wanted, {most}{lack.free:,} free{where}" for lack in self.lacks
+        )
+
+
+@dataclass(slots=True)
+class Placing:
+    """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
+    may go to; ``sure``: only nodes of which no claims may be missing; ``lifts``: what is to be
+    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
+    the first of an affinity group, as far as its scheduler sees.
+    """
+
+    request: Request
+    instance: str
+    claim_ttl_s: float
+    avoid: set[int] = field(default_factory=set)
+    only: int | None = None
+    sure: bool = False
+    lifts: tuple[Exclusion, ...] = ()
+    reservation: str = ""
+    members: int = 1
+    owner: str = ""
+    node: str | None = None
+    claim: Claim | None = None
+    failure: NoHostFound | None = None
+    conflicts: int = 0
+    anchored: bool = False
+
+    @property
+    def lift(self) -> Exclusion | None:
+        """Where it is so far, if it moves."""
+        return next((lift for lift in self.lifts if lift.instance == self.instance), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is claimed, or failed."""
+        return self.claim is not None or self.failure is not None
+
+
+class Placer:
+    """Chooses and claims. Belongs to one scheduler, whose ``holder`` name its claims bear. ``look_again`` reads anew
+    what the scheduler knows, and says whether anything differs.
+    """
+
+    def __init__(
+        self,
+        holder: str,
+        fleet: Fleet,
+        selector: Selector,
+        ledger: Ledger,
+        anchors: AffinitySeed,
+        look_again: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        self._holder = holder
+        self._refresh_for_retry = look_again
+        self._clock = clock
+        self._fleet = fleet
+        self._selector = selector
+        self._ledger = ledger
+        self._anchors = anchors
+        self._unsure: set[int] | None = None
+
+    def place(self, placings: Iterable[Placing]) -> None:
+        """Choose and claim until each is settled: one round trip to each server where nobody interferes."""
+        waiting = [placing for placing in placings if not placing.settled]
+        looked_again = False
+        while waiting:
+            self._ledger.expire()
+            self._unsure = None
+            taken = [placing for placing in waiting if self._take(placing)]
+            self._write(taken)
+            self._look_around(placing for placing in taken if placing.conflicts and not placing.settled)
+            failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
+            if failed and not looked_again:
+                # Nobody tells when a claim of somebody else goes: before a node is refused for one, it is looked at again.
+                looked_again = True
+                if self._refresh_for_retry():
+                    for placing in failed:
+                        placing.failure = None
+            waiting = [placing for placing in waiting if not placing.settled]
+
+    def _look_around(self, beaten: Iterable[Placing]) -> None:
+        """Where somebody else was faster, he was so on other nodes too: read the records of those that come next."""
+        shapes = {placing.request.shape: placing.request for placing in beaten}
+        rows = {row for request in shapes.values() for row in self._selector.best(request, LOOK_AROUND_COUNT)}
+        if rows:
+            self._ledger.learn(self._fleet.names[row] for row in rows)
+
+    def give_back(self, placings: Iterable[Placing]) -> None:
+        """Drop the claims of these, and write that."""
+        for placing in placings:
+            if placing.claim is not None and placing.node is not None:
+                self._ledger.drop(placing.node, placing.claim.id)
+                placing.claim = placing.node = None
+        self._ledger.settle()
+
+    def _take(self, placing: Placing) -> bool:
+        request = placing.request
+        try:
+            with self._fleet.lifted(placing.lifts):
+                row = self._row(placing)
+                if row is None:
+                    placing.failure = self._no_node(placing)
+                    return False
+        except BadRequestError as error:  # it names a weigher that is not installed (any more); others go on
+            placing.failure = NoHostFound(why=str(error))
+            return False
+        group = request.group
+        placing.anchored = group is not None and group.policy == "affinity" and group.name not in self._fleet.groups
+        if placing.anchored:
+            row = self._anchored(placing, row)
+            if row is None:
+                self._count_conflict(placing)
+                return False
+        node = self._fleet.names[row]
+        try:
+            until = self._ledger.now(node) + placing.claim_ttl_s
+        except NodestateError as error:
+            self._pass_over(placing, row, error)
+            return False
+        lift = placing.lift
+        had = lift.amounts if lift is not None and lift.row == row else None
+        placing.node = node
+        placing.claim = Claim(
+            order_ids.new_order_id(self._clock),
+            placing.instance,
+            self._holder,
+            until,
+            request.resources if had is None else _beyond(request.resources, had),
+            group.name if group is not None else None,
+            hints_of(request),
+            placing.reservation,
+            placing.members,
+            owner=placing.owner,
+            resize=had is not None,
+        )
+        self._ledger.take(node, placing.claim, sure=placing.sure)
+        return True
+
+    def _no_node(self, placing: Placing) -> NoHostFound:
+        but = self._but(placing)
+        node = ""
+        if placing.only is not None:
+            node = self._fleet.names[placing.only]
+            but = but | (set(range(len(self._fleet))) - {placing.only})
+        remaining = self._selector.remaining(placing.request, but)
+        if placing.sure and not remaining[0].nodes and self._unsure_rows():
+            whose = node or f"all {len(self._fleet):,} nodes"
+            return NoHostFound(
+                remaining, f"claims may be missing from the records of {whose}: they are {UNSURE_S:g} s old at most"
+            )
+        unknown = "" if node else self._selector.unknown(placing.request)
+        return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, but))
+
+    def _row(self, placing: Placing) -> int | None:
+        if placing.only is not None:
+            return placing.only if self._may(placing, placing.only) else None
+        return next(iter(self._selector.best(placing.request, 1, self._but(placing))), None)
+
+    def _may(self, placing: Placing, row: int) -> bool:
+        return (
+            placing.only in (None, row)
+            and row not in placing.avoid
+            and not (placing.sure and row in self._unsure_rows())
+            and self._selector.passes(placing.request, row)
+        )
+
+    def _but(self, placing: Placing) -> set[int]:
+        """The rows that it must not go to."""
+        return placing.avoid | self._unsure_rows() if placing.sure else placing.avoid
+
+    def _unsure_rows(self) -> set[int]:
+        """Asked once in a round: right after the start, or a flush, they are all there are."""
+        if self._unsure is None:
+            self._unsure = {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
+        return self._unsure
+
+    def _anchored(self, placing: Placing, row: int) -> int | None:
+        """Where the first of an affinity group may go, by what schedulers agreed on; None: look again."""
+        group, fleet = placing.request.group, self._fleet
+        assert group is not None, "it has a policy"
+        there = self._anchors.agree(group.name, fleet.names[row], placing.claim_ttl_s)
+        agreed = fleet.rows.get(there.node)
+        if agreed is not None and (agreed == row or self._may(placing, agreed)):
+            return agreed
+        self._ledger.learn([there.node])
+        if group.name in fleet.groups or not self._anchors.move(
+            group.name, there, fleet.names[row], placing.claim_ttl_s
+        ):
+            return None
+        self._ledger.learn([there.node])
+        return row if group.name not in fleet.groups else None
+
+    def _write(self, taken: Sequence[Placing]) -> None:
+        outcomes = self._ledger.flush() if taken else {}
+        for placing in taken:
+            assert placing.node is not None, "taken, so it has a node"
+            outcome = outcomes[placing.node]
+            if outcome is Status.STORED and (not placing.anchored or self._holds(placing)):
+                continue
+            row = self._fleet.rows[placing.node]
+            placing.node = placing.claim = None
+            if isinstance(outcome, NodestateError):
+                self._pass_over(placing, row, outcome)
+            elif outcome is Status.FULL:
+                placing.avoid.add(row)
+            else:
+                self._count_conflict(placing)
+
+    def _holds(self, placing: Placing) -> bool:
+        """Whether the group still begins where its first member was claimed; if not, that is given back."""
+        group = placing.request.group
+        assert group is not None, "it has a policy"
+        assert placing.node is not None, "claimed"
+        assert placing.claim is not None, "claimed"
+        if self._anchors.agree(group.name, placing.node, placing.claim_ttl_s).node == placing.node:
+            return True
+        self._ledger.drop(placing.node, placing.claim.id)
+        return False
+
+    @staticmethod
+    def _count_conflict(placing: Placing) -> None:
+        placing.conflicts += 1
+        if placing.conflicts >= MAX_TRIES_COUNT:
+            placing.failure = NoHostFound(why=f"lost its node to other schedulers {placing.conflicts} times")
+
+    def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
+        """A server does not answer: none of its nodes can be claimed now."""
+        server = self._ledger.server(self._fleet.names[row])
+        placing.avoid.update(row for row, name in enumerate(self._fleet.names) if self._ledger.server(name) is server)
+        if len(placing.avoid) >= len(self._fleet):
+            placing.failure = NoHostFound(why=f"no claim can be written: {error}")
+
+
+def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
+    """What is wanted beyond what is there already."""
+    return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}

@@ -1,0 +1,1 @@
+"""Orders to agents: boots, their answers, and the completion of unfinished operations."""

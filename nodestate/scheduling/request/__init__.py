@@ -1,0 +1,294 @@
+"""What somebody wants placed: validated once, when it comes in, and frozen from then on."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+
+import msgspec
+from msgspec import Meta
+
+from nodestate.errors import BadRequestError
+from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, NodeName, Word
+from nodestate.model.orders import MAX_ORDER_BYTES
+from nodestate.scheduling.request.vocabulary import check_class, check_trait
+
+MAX_COUNT: Final = 1_000
+"""Instances of one request."""
+MAX_GROUP_COUNT: Final = 256
+"""Members of one group reservation."""
+MAX_ALTERNATES_COUNT: Final = 32
+MAX_NAMES_COUNT: Final = 10_000
+"""Nodes or instances that a hint may name."""
+MAX_WEIGHT: Final = 1e6
+MIN_HOLD_S: Final = 1.0
+MAX_HOLD_S: Final = 24 * 3600.0
+"""How long a reservation may be kept without being extended."""
+MAX_HINTS_BYTES: Final = 32 * 1024
+"""What stays with an allocation, encoded."""
+assert MAX_HINTS_BYTES + MAX_CLASSES_COUNT * (MAX_WORD_CHARS + 12) < MAX_ORDER_BYTES - 4_096, "a request fits an order"
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+Policy = Literal["affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity"]
+SpreadBy = Literal["", "zone", "aggregate"]
+Names = Annotated[tuple[NodeName, ...], Meta(max_length=MAX_NAMES_COUNT)]
+Instances = Annotated[tuple[Word, ...], Meta(max_length=MAX_NAMES_COUNT)]
+Words = Annotated[tuple[Word, ...], Meta(max_length=1_000)]
+Weight = Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The group that an instance belongs to. ``max_per_node`` is how many of an anti-affinity group may share a node."""
+
+    name: Word
+    policy: Policy
+    max_per_node: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
+
+    def __post_init__(self) -> None:
+        if self.max_per_node != 1 and self.policy != "anti-affinity":
+            raise BadRequestError("group.max_per_node", f"only anti-affinity has one, not {self.policy}")
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
+    """Instances that are all alike. Fields are as OpenStack names them.
+
+    ``resources``: amounts by resource class. ``required_traits``: all of them; ``any_traits``: at least one;
+    ``forbidden_traits``: none. ``zone``: the node's; ``aggregates``: the node is in at least one. ``same_host``,
+    ``different_host``: instances that must, or must not, be on the node. ``force_nodes``: no others;
+    ``ignore_nodes``: not these. ``spread_by``: prefer zones, or aggregates, that have few of the group. ``weights``:
+    multipliers by weigher, for this request. ``max_age``: seconds; how old the view may be. ``instances``: their ids, made
+    up where they are not given. ``alternates``: further nodes to return for each.
+
+    Raises ``BadRequestError``, which names the field, when it is made and can't be right.
+    """
+
+    resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
+    count: int = 1
+    instances: Instances = ()
+    required_traits: Words = ()
+    any_traits: Words = ()
+    forbidden_traits: Words = ()
+    zone: Annotated[str, Meta(max_length=MAX_WORD_CHARS)] = ""
+    aggregates: Words = ()
+    group: Group | None = None
+    same_host: Instances = ()
+    different_host: Instances = ()
+    force_nodes: Names = ()
+    ignore_nodes: Names = ()
+    spread_by: SpreadBy = ""
+    weights: dict[str, Weight] = {}
+    alternates: int = 0
+    max_age: Annotated[float, Meta(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_resources(self.resources)
+        _check_between("count", self.count, 1, MAX_COUNT)
+        _check_between("alternates", self.alternates, 0, MAX_ALTERNATES_COUNT)
+        for field in ("required_traits", "any_traits", "forbidden_traits"):
+            for trait in getattr(self, field):
+                check_trait(field, trait)
+        if self.instances and len(self.instances) != self.count:
+            raise BadRequestError("instances", f"{len(self.instances)} ids for a count of {self.count}")
+        if len(set(self.instances)) != len(self.instances):
+            raise BadRequestError("instances", "one of them is named twice")
+        _check_apart("forbidden_traits", self.forbidden_traits, "required_traits", self.required_traits)
+        if self.any_traits and set(self.any_traits) <= set(self.forbidden_traits):
+            raise BadRequestError("any_traits", "all of them are in forbidden_traits, so no node could do")
+        _check_apart("different_host", self.different_host, "same_host", self.same_host)
+        if self.force_nodes and set(self.force_nodes) <= set(self.ignore_nodes):
+            raise BadRequestError("force_nodes", "all of them are in ignore_nodes, so no node could do")
+        if self.spread_by and self.group is None:
+            raise BadRequestError("spread_by", "needs a group, whose members it spreads")
+        _check_hints(hints_of(self))
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The instances' ids, made up once where the request names none."""
+        return self.instances or tuple(str(uuid.uuid4()) for _ in range(self.count))
+
+    @cached_property
+    def shape(self) -> bytes:
+        """The same for requests that every node is as good for: all that counts but who asks, how many and how fresh."""
+        return _encode(
+            msgspec.structs.replace(self, count=1, instances=(), alternates=0, max_age=None),
+        )
+
+
+class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Members that are placed all or not at all; each may ask for something else, and is one instance or ``count`` of them.
+
+    ``group`` holds for all members. ``hold_s``: how long the nodes are kept for it if nobody confirms or extends.
+    Raises ``BadRequestError`` when it is made and can't be right.
+    """
+
+    members: Annotated[tuple[Request, ...], Meta(max_length=MAX_GROUP_COUNT)]
+    group: Group | None = None
+    hold_s: float = 60.0
+    max_age: Annotated[float, Meta(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        size = sum(member.count for member in self.members)
+        if not 1 <= size <= MAX_GROUP_COUNT:
+            raise BadRequestError("members", f"{size:,} instances; a reservation has 1 to {MAX_GROUP_COUNT}")
+        check_hold(self.hold_s)
+        for number, member in enumerate(self.members):
+            if member.group is not None and self.group is not None:
+                raise BadRequestError(f"members[{number}].group", "the reservation has a group already")
+        ids = [instance for member in self.members for instance in member.instances]
+        if len(set(ids)) != len(ids):
+            raise BadRequestError("members", "an instance is named twice")
+
+
+_encode = msgspec.msgpack.Encoder(order="sorted").encode
+
+STORED_FIELDS: Final = (
+    "required_traits", "any_traits", "forbidden_traits", "zone", "aggregates",
+    "same_host", "different_host", "force_nodes", "ignore_nodes", "spread_by", "weights",
+)  # fmt: skip
+
+
+def hints_of(request: Request) -> dict[str, Any]:
+    """What stays with an allocation for its life: the request but its resources and its group's name, which stand beside
+    it. Only what was asked for; the names of the group's policy are those of Nova.
+    """
+    hints = {field: value for field in STORED_FIELDS if (value := getattr(request, field))}
+    hints = {field: list(value) if isinstance(value, tuple) else value for field, value in hints.items()}
+    if request.group is not None:
+        hints["group_policy"] = request.group.policy
+        if request.group.max_per_node != 1:
+            hints["max_per_node"] = request.group.max_per_node
+    return hints
+
+
+def request_of(instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]) -> Request:
+    """The request that an allocation was made for, again (what others put into its hints is passed over).
+
+    Raises ``BadRequestError`` where the hints can't be understood.
+    """
+    fields: dict[str, Any] = {field: hints[field] for field in STORED_FIELDS if field in hints}
+    if group is not None and "group_policy" in hints:
+        fields["group"] = {"name": group, "policy": hints["group_policy"], "max_per_node": hints.get("max_per_node", 1)}
+    return parse({"resources": dict(resources), "instances": [instance], **fields})
+
+
+def parse(content: Mapping[str, Any] | str | bytes) -> Request:
+    """A request from a map, or from JSON. Raises ``BadRequestError``."""
+    content = _map_of(content)
+    if "members" in content:
+        raise BadRequestError("members", "this is a group request: 'nodestate reserve', or parse_group, takes it")
+    return _request(content)
+
+
+def _request(content: Mapping[str, Any]) -> Request:
+    if (
+        isinstance(content.get("instances"), (list, tuple)) and content["instances"]
+    ):  # who names them need not count them
+        content = {"count": len(content["instances"]), **content}
+    return _converted(content, Request)
+
+
+def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
+    """A group request from a map, or from JSON. Raises ``BadRequestError``."""
+    content = dict(_map_of(content))
+    if "members" not in content and "resources" in content:
+        why = "this is no group request, which has members: 'nodestate boot' and 'select', or parse, take it"
+        raise BadRequestError("resources", why)
+    members = content.get("members")
+    if isinstance(members, (list, tuple)):
+        if len(members) > MAX_GROUP_COUNT:
+            raise BadRequestError("members", f"{len(members):,}; a reservation has 1 to {MAX_GROUP_COUNT}")
+        content["members"] = tuple(_member(number, member) for number, member in enumerate(members))
+    return _converted(content, GroupRequest)
+
+
+def _member(number: int, content: Any) -> Request:
+    try:
+        return _request(_map_of(content))
+    except BadRequestError as error:
+        field = "" if error.field == "request" else f".{error.field}"
+        raise BadRequestError(f"members[{number}]{field}", error.why) from None
+
+
+def _map_of(content: Any) -> Mapping[str, Any]:
+    try:
+        if isinstance(content, (str, bytes)):
+            content = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequestError("request", f"no JSON: {error}") from None
+    if not isinstance(content, Mapping):
+        raise BadRequestError("request", f"want a map of its fields, not a {type(content).__name__}")
+    return content
+
+
+def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
+    unknown = next((name for name in content if name not in kind.__struct_fields__), None)
+    if unknown is not None:
+        raise BadRequestError(str(unknown), f"there is no such field; there are {', '.join(kind.__struct_fields__)}")
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        what, path = _WHERE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
+        field, in_a_map, _ = (path or "").partition("[...]")
+        if in_a_map:
+            field = f"{field}.{_misfit(content[field], _VALUES[field])}"
+        about = _FIELD.search(what)
+        if about is not None:
+            field = f"{field}.{about[1]}" if field else about[1]
+        if field in _CHOICES and what.startswith("Invalid enum value"):
+            what = f"{what}; want {' or '.join(choice for choice in _CHOICES[field] if choice)}"
+        raise BadRequestError(field or "request", what[:1].lower() + what[1:]) from None
+
+
+_WHERE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
+"""What msgspec says of a value, and where it stands."""
+_FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
+_VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
+
+
+def _misfit(values: Mapping[str, Any], kind: Any) -> str:
+    """The first key whose value is not of a kind: msgspec does not say which it was."""
+    for name, value in values.items():
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return name
+    raise AssertionError("msgspec found one")
+
+
+def check_hold(seconds: float) -> None:
+    """Raises ``BadRequestError`` where a reservation can't be held for so long."""
+    if not MIN_HOLD_S <= seconds <= MAX_HOLD_S:
+        raise BadRequestError("hold_s", f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g}")
+
+
+def _check_resources(resources: Mapping[str, int]) -> None:
+    if not resources:
+        raise BadRequestError("resources", "empty; what should a node have for it?")
+    for name, amount in resources.items():
+        field = f"resources.{name}"
+        check_class(field, name)
+        if not 0 < amount <= MAX_AMOUNT:
+            raise BadRequestError(field, f"{amount:,}; want 1 to {MAX_AMOUNT:,}")
+
+
+def _check_hints(hints: Mapping[str, Any]) -> None:
+    size = len(_encode(hints))
+    if size > MAX_HINTS_BYTES:
+        largest = max(hints, key=lambda field: len(_encode(hints[field])))
+        raise BadRequestError(largest, f"all hints of a request may have {MAX_HINTS_BYTES:,} bytes, and have {size:,}")
+
+
+def _check_between(field: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise BadRequestError(field, f"{value:,}; want {least} to {most:,}")
+
+
+def _check_apart(field: str, names: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:
+    both = sorted(set(names) & set(others))
+    if both:
+        raise BadRequestError(field, f"{both[0]} is in {other}, too")

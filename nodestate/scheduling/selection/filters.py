@@ -1,0 +1,131 @@
+"""Filters: may this node have it? Each a small pure function of a fleet's rows and a request.
+
+A filter looks at each row by itself, and at nothing but the fleet and the request: what it said of a row holds until that
+row changes, or the group's members do. So a scheduler asks again for few rows. It returns a flag for each of ``rows``, or one
+for all. Others come in through the entry points ``nodestate.filters`` (docs/how-to/extend-the-scheduler.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.fleet.row_types import Flags, RowIndex, count_of
+from nodestate.scheduling.request import Request
+
+Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]
+
+
+def status(fleet: Fleet, rows: RowIndex, _request: Request) -> Flags | bool:
+    """The node is up, and its state within the bounds that the view was asked for."""
+    return fleet.usable[rows]
+
+
+def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Every resource class has room: capacity less usage and less what is claimed."""
+    fits: Flags | bool = True
+    for name, amount in request.resources.items():
+        if name not in fleet.free:
+            return False
+        fits = fits & (fleet.free[name][rows] >= amount)
+    return fits
+
+
+def required_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node has all of them."""
+    return fleet.traits.have_all(request.required_traits, rows) if request.required_traits else True
+
+
+def any_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node has at least one of them."""
+    return fleet.traits.have_any(request.any_traits, rows) if request.any_traits else True
+
+
+def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node has none of them."""
+    if not request.forbidden_traits:
+        return True
+    found = fleet.traits.have_any(request.forbidden_traits, rows)
+    return not found if isinstance(found, bool) else ~found
+
+
+def zone(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node is in the zone."""
+    if not request.zone:
+        return True
+    return np.equal(fleet.zone[rows], fleet.zones.get(request.zone, -1))
+
+
+def aggregates(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node is in at least one of the aggregates."""
+    return fleet.aggregates.have_any(request.aggregates, rows) if request.aggregates else True
+
+
+def force_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node is one of those that were named."""
+    if not request.force_nodes:
+        return True
+    return _among(fleet, rows, [fleet.rows[name] for name in request.force_nodes if name in fleet.rows])
+
+
+def ignore_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The node is none of those that were named."""
+    if not request.ignore_nodes:
+        return True
+    return ~_among(fleet, rows, [fleet.rows[name] for name in request.ignore_nodes if name in fleet.rows])
+
+
+def same_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """At least one of the instances is on the node, as Nova reads it."""
+    if not request.same_host:
+        return True
+    return _among(fleet, rows, [row for instance in request.same_host for row in fleet.where(instance)])
+
+
+def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """None of the instances is on the node."""
+    if not request.different_host:
+        return True
+    return ~_among(fleet, rows, [row for instance in request.different_host for row in fleet.where(instance)])
+
+
+def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """The group's policy allows one more on the node: affinity where its members are, anti-affinity where few are."""
+    if request.group is None or request.group.policy.startswith("soft-"):
+        return True
+    members = fleet.groups.get(request.group.name)
+    if not members:
+        return True
+    if request.group.policy == "affinity":
+        return _among(fleet, rows, list(members))
+    return ~_among(fleet, rows, [row for row, count in members.items() if count >= request.group.max_per_node])
+
+
+def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:
+    if isinstance(rows, slice):
+        flags = np.zeros(len(fleet), np.bool_)
+        flags[these] = True
+        return flags[rows]
+    return np.isin(rows, these) if count_of(rows) != 1 else np.array([int(rows[0]) in these], np.bool_)
+
+
+FILTERS: dict[str, Filter] = {
+    filter_.__name__: filter_
+    for filter_ in (
+        force_nodes,
+        ignore_nodes,
+        status,
+        resources,
+        required_traits,
+        any_traits,
+        forbidden_traits,
+        zone,
+        aggregates,
+        same_host,
+        different_host,
+        group,
+    )
+}
+"""In this order: whom a request names first, so that what refuses a forced node is told, then the cheap and the telling ones."""

@@ -1,0 +1,1 @@
+"""The store: the adapter to memcached and what every design keeps there."""

@@ -1,0 +1,230 @@
+"""memcached in this process: what ``memory://`` is, and the store double that ``nodestate.testing`` offers to tests."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nodestate.errors import (
+    ItemTooLargeError,
+    StoreUnavailableError,
+)
+from nodestate.ports import (
+    MAX_TTL_S,
+    Clock,
+    Item,
+    Put,
+    Status,
+    SystemClock,
+    Write,
+    Written,
+)
+
+ITEM_OVERHEAD_BYTES: Final = 63  # as memcached
+
+
+@dataclass(slots=True)
+class StoredItem:
+    """A key's value, its compare-and-swap id and the whole second at which it expires (None: never)."""
+
+    value: bytes
+    cas: int
+    expires_at: int | None
+
+
+class MemoryServer:
+    """The contents that several ``MemoryStore`` share: what memcached does, in this process.
+
+    CAS ids count up over all keys, from 1 in each life; those of before a ``restart`` fit nothing. An item written with a time
+    to live of n lives for n - 1 to n seconds, as memcached's clock ticks in whole seconds. With
+    ``max_bytes`` the items unused for longest are evicted, or with ``no_evict`` writes find it full.
+    """
+
+    def __init__(
+        self,
+        name: str = "memory",
+        *,
+        max_value_bytes: int = 1_000_000,
+        clock: Clock | None = None,
+        max_bytes: int | None = None,
+        no_evict: bool = False,
+    ) -> None:
+        self.name = name
+        self.max_value_bytes = max_value_bytes
+        self.running = True
+        self._clock = clock or SystemClock()
+        self._max_bytes = max_bytes
+        self._no_evict = no_evict
+        self._entries: OrderedDict[str, StoredItem] = OrderedDict()  # unused for longest first
+        self._used_bytes = 0
+        self._last_cas = 0
+        self._life = 0
+        self._lock = threading.Lock()
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """As ``ports.Store``."""
+        with self._lock:
+            self._check_running()
+            items = {}
+            for key in keys:
+                entry = self._live(key)
+                if entry is not None:
+                    self._entries.move_to_end(key)
+                    ttl_s = None if entry.expires_at is None else entry.expires_at - self._tick()
+                    items[key] = Item(entry.value, entry.cas, ttl_s)
+            return items
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """As ``ports.Store``; other connections see all of it or nothing."""
+        with self._lock:
+            self._check_running()
+            for write in writes:
+                if len(write.value) > self.max_value_bytes:
+                    raise ItemTooLargeError(self.name, write.key, len(write.value), self.max_value_bytes)
+            return [self._write(write) for write in writes]
+
+    def time(self) -> float:
+        """Seconds by the clock that items expire by."""
+        with self._lock:
+            self._check_running()
+            return self._clock.monotonic()
+
+    # -- faults
+
+    def stop(self) -> None:
+        """Answer nobody, until ``start``; the contents stay (a network that is down, a frozen process)."""
+        self.running = False
+
+    def start(self) -> None:
+        """Answer again."""
+        self.running = True
+
+    def restart(self) -> None:
+        """Lose everything, and begin another life."""
+        with self._lock:
+            self._clear()
+            self._life += 1
+            self._last_cas = self._life << 64
+            self.running = True
+
+    def flush(self) -> None:
+        """Lose everything; CAS ids count on."""
+        with self._lock:
+            self._clear()
+
+    def evict(self, key: str) -> bool:
+        """Lose one item; False if it is not there."""
+        with self._lock:
+            return self._remove(key)
+
+    def keys(self) -> list[str]:
+        """The keys that are there, sorted."""
+        with self._lock:
+            return sorted(key for key in list(self._entries) if self._live(key) is not None)
+
+    # -- inside, under the lock
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise StoreUnavailableError(self.name, "stopped by the test")
+
+    def _tick(self) -> int:
+        return int(self._clock.monotonic())
+
+    def _live(self, key: str) -> StoredItem | None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires_at is not None and entry.expires_at <= self._tick():
+            self._remove(key)
+            return None
+        return entry
+
+    def _remove(self, key: str) -> bool:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        self._used_bytes -= item_size(key, entry.value)
+        return True
+
+    def _clear(self) -> None:
+        self._entries.clear()
+        self._used_bytes = 0
+
+    def _write(self, write: Write) -> Written:
+        put, key, value, cas, ttl_s, rows = write
+        assert not rows, "only a database takes rows"
+        if put is Put.DELETE:
+            self._live(key)
+            return Written(Status.STORED if self._remove(key) else Status.MISSING)
+        # Memory first, then the comparison: so does memcached, and there is no second answer for it to give.
+        if not self._make_room(item_size(key, value)):
+            return Written(Status.FULL)
+        entry = self._live(key)
+        if put is Put.ADD and entry is not None:
+            self._entries.move_to_end(key)
+            return Written(Status.CONFLICT)
+        if put is Put.CAS and entry is None:
+            return Written(Status.MISSING)
+        if put is Put.CAS and entry is not None and entry.cas != cas:
+            return Written(Status.CONFLICT)
+        self._remove(key)
+        self._last_cas += 1
+        self._entries[key] = StoredItem(value, self._last_cas, self._tick() + min(ttl_s, MAX_TTL_S) if ttl_s else None)
+        self._used_bytes += item_size(key, value)
+        return Written(Status.STORED, self._last_cas)
+
+    def _make_room(self, size: int) -> bool:
+        if self._max_bytes is None:
+            return True
+        for key in list(self._entries):
+            if self._used_bytes + size <= self._max_bytes:
+                break
+            if self._live(key) is not None and not self._no_evict:
+                self._remove(key)
+        return self._used_bytes + size <= self._max_bytes
+
+
+def item_size(key: str, value: bytes) -> int:
+    """Bytes that memcached takes for an item, its header included."""
+    return len(key) + len(value) + ITEM_OVERHEAD_BYTES
+
+
+class MemoryStore:
+    """A connection to a ``MemoryServer`` (a new one where none is given); a ``ports.Store``."""
+
+    def __init__(self, server: MemoryServer | None = None) -> None:
+        self.server = server or MemoryServer()
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self.server.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """The largest value the server takes."""
+        return self.server.max_value_bytes
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        """The items that are there; a key that is absent is not in the answer."""
+        return self.server.fetch(keys)
+
+    def write(self, writes: Sequence[Write]) -> list[Written]:
+        """Carry out the writes in order; one outcome each."""
+        return self.server.write(writes)
+
+    def server_time(self) -> float:
+        """Seconds by the server's clock."""
+        return self.server.time()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@functools.cache
+def process_server() -> MemoryServer:
+    """The one server of this process, behind ``memory://``."""
+    return MemoryServer()

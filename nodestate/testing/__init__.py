@@ -1,0 +1,42 @@
+"""Doubles for tests, and what ``memory://`` is: a store, a broker and a clock in this process, with faults on demand.
+
+They pass the same contract suites as memcached and RabbitMQ (``tests/contract/``), need no threads, and do
+nothing that is not asked for: the order of calls determines every outcome.
+"""
+
+from __future__ import annotations
+
+from nodestate.store.memory import MemoryServer, MemoryStore, process_server
+from nodestate.testing.broker import (
+    DeadLetter,
+    Letter,
+    MemoryBroker,
+    MemoryCourier,
+    MemoryQueue,
+    MemorySink,
+    MemorySource,
+)
+from nodestate.testing.clock import ManualClock
+from nodestate.testing.database import Backup, MemoryDatabase
+from nodestate.testing.faults import Fault, FaultyStore, Plan, chance, script
+
+__all__ = [
+    "Backup",
+    "DeadLetter",
+    "Fault",
+    "FaultyStore",
+    "Letter",
+    "ManualClock",
+    "MemoryBroker",
+    "MemoryCourier",
+    "MemoryDatabase",
+    "MemoryQueue",
+    "MemoryServer",
+    "MemorySink",
+    "MemorySource",
+    "MemoryStore",
+    "Plan",
+    "chance",
+    "process_server",
+    "script",
+]

@@ -1,0 +1,200 @@
+"""The view: an immutable answer about all nodes, as of a position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nodestate.model import NodeRecord, Version
+from nodestate.model.partitioning import partition_of
+from nodestate.ports import Clock
+from nodestate.view.columns import Columns, ColumnStore
+from nodestate.view.follower import PartitionState
+
+
+class Position(NamedTuple):
+    """What one partition of a view is as of; offsets of different epochs can't be compared."""
+
+    epoch: int
+    offset: int
+
+
+class Node:
+    """One node in a view."""
+
+    __slots__ = ("_record", "_state")
+
+    def __init__(self, record: NodeRecord) -> None:
+        self._record = record
+        self._state: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self._record.name
+
+    @property
+    def version(self) -> Version:
+        """Which state of the node this is."""
+        return self._record.version
+
+    @property
+    def status(self) -> str:
+        """up, draining, maintenance or down."""
+        return self._record.status
+
+    @property
+    def reported_at(self) -> float:
+        """When the agent says that it sent the last event, by its own clock; advisory."""
+        return self._record.reported_at
+
+    @property
+    def incomplete(self) -> bool:
+        """True where a newer version is known to exist."""
+        return self._record.incomplete
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """The state (DESIGN.md section 4), read-only, decoded on first use."""
+        if self._state is None:
+            self._state = _frozen(self._record.state())
+        return self._state
+
+    def __repr__(self) -> str:
+        return f"Node({self.name!r}, {self.version.incarnation}.{self.version.generation}, {self.status})"
+
+
+def _frozen(value: Any) -> Any:
+    """The same value with maps that can't be changed, and lists as tuples."""
+    if isinstance(value, dict):
+        return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
+    if isinstance(value, list):
+        return tuple(_frozen(inner) for inner in value)
+    return value
+
+
+class Nodes(Mapping[str, Node]):
+    """The live nodes of a view, by name; those in ``left_out`` are not there."""
+
+    def __init__(self, partitions: tuple[PartitionState, ...], left_out: Collection[str]) -> None:
+        self._partitions = partitions
+        self._left_out = left_out
+        self._nodes: dict[str, Node] = {}
+
+    def __getitem__(self, name: str) -> Node:
+        node = self._nodes.get(name)
+        if node is None:
+            record = self.record(name)
+            if record is None or not record.live or name in self._left_out:
+                raise KeyError(name)
+            node = self._nodes[name] = Node(record)
+        return node
+
+    def record(self, name: str) -> NodeRecord | None:
+        """A node's record, also of nodes that are gone, without a state, or left out; None where it was never seen."""
+        table = self._partitions[partition_of(name, len(self._partitions))].table
+        return table.get(name) if table is not None else None
+
+    def records(self) -> Iterator[NodeRecord]:
+        """All records: tombstones, nodes without a state and nodes left out as well."""
+        for partition in self._partitions:
+            if partition.table is not None:
+                yield from partition.table.records()
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.name for record in self.records() if record.live and record.name not in self._left_out)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} nodes>"
+
+
+class View:
+    """All nodes as of ``position``; never changes, cheap to keep.
+
+    ``stale``: names over the bounds of the read that made it. ``incomplete``: names of nodes of which a newer
+    version is known to exist, or whose state can't be read, and ``partition N`` where the partition as a whole
+    can't be vouched for (its owner does not know all nodes yet, or the store lost part of it). ``left_out``: names of nodes
+    that the caller did not want to see in that state.
+    """
+
+    def __init__(
+        self,
+        design: str,
+        partitions: tuple[PartitionState, ...],
+        stale: frozenset[str],
+        left_out: Collection[str],
+        columns: ColumnStore,
+        clock: Clock,
+    ) -> None:
+        self.design = design
+        self.partitions = partitions
+        self.stale = stale
+        self.nodes = Nodes(partitions, left_out)
+        self.left_out = left_out
+        self._columns = columns
+        self._clock = clock
+
+    @cached_property
+    def position(self) -> tuple[Position | None, ...]:
+        """By partition, what the view is as of; None where nothing could be read."""
+        return tuple(Position(p.table.epoch, p.table.offset) if p.table else None for p in self.partitions)
+
+    @property
+    def age(self) -> float:
+        """Seconds since every partition's owner is known to have been caught up; infinite where one never was."""
+        return self._clock.monotonic() - min(p.confirmed_at for p in self.partitions)
+
+    @cached_property
+    def incomplete(self) -> frozenset[str]:
+        """What the view can't vouch for; see the class."""
+        names: set[str] = set()
+        for partition in self.partitions:
+            if partition.lost or not partition.vouched:
+                names.add(f"partition {partition.partition}")
+            if partition.table is not None:
+                names |= partition.table.incomplete
+        return frozenset(names)
+
+    def node_age(self, name: str) -> float:
+        """Seconds since the node's last sign of life; infinite where none is known, or ``node_max_age`` was not asked."""
+        partition = self.partitions[partition_of(name, len(self.partitions))]
+        if partition.table is None or partition.heard_at is None:
+            return math.inf
+        slot = partition.table.slots.get(name)
+        if slot is None or slot >= len(partition.heard_at):
+            return math.inf
+        return self._clock.monotonic() - float(partition.heard_at[slot])
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Capacity and usage of all nodes as numpy arrays, kept up to date from view to view."""
+        return self._columns.of([p.table for p in self.partitions], self.left_out)
+
+    def __repr__(self) -> str:
+        return (
+            f"<View of {self.design}: {len(self.nodes)} nodes, {self.age:.1f} s old, {len(self.incomplete)} incomplete>"
+        )
+
+
+def stale_nodes(partition: PartitionState, now: float, max_age: float | None, node_max_age: float | None) -> list[str]:
+    """The live nodes of a partition that are over a bound."""
+    table = partition.table
+    if table is None:
+        return []
+    if max_age is not None and now - partition.confirmed_at > max_age:
+        return [record.name for record in table.records() if record.live]
+    if node_max_age is None:
+        return []
+    heard_at = np.full(table.size, -math.inf)
+    if partition.heard_at is not None:  # shorter than the table where nodes appeared since signs of life were asked for
+        heard_at[: len(partition.heard_at)] = partition.heard_at[: table.size]
+    silent = np.flatnonzero(now - heard_at > node_max_age)
+    return [record.name for record in map(table.at, silent.tolist()) if record.live]
