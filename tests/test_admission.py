@@ -27,7 +27,7 @@ from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
 from nodestate.model.orders import Answer, Build, End, Order
-from nodestate.ports import POKE
+from nodestate.ports import ACTIVATION
 from nodestate.testing import Letter, ManualClock, MemoryBroker
 from tests.test_agent import STATE, ScriptedSource
 
@@ -83,7 +83,7 @@ class Site:
         deliveries = self._consumer.receive(10_000, 0)
         self._consumer.ack(deliveries)
         for delivery in deliveries:
-            if not delivery.body.startswith(POKE):
+            if not delivery.body.startswith(ACTIVATION):
                 event = parse_event(delivery.body)
                 record = fold(self._records.get(event.node), event).record
                 assert record is not None

@@ -32,7 +32,7 @@ from nodestate.broker.link import AmqpLink, open_link
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
-from nodestate.ports import POKE, Delivery, Resync, Sink, Source, SystemClock
+from nodestate.ports import ACTIVATION, Delivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
 from tests.services.servers import RabbitServer, free_ports
 
@@ -142,12 +142,12 @@ def opened() -> Iterator[Opened]:
         thing.close()
 
 
-def _receive(source: Source, count: int, *, pokes: bool = False) -> list[Delivery]:
-    """``count`` messages, pokes not counted and not kept unless asked for."""
+def _receive(source: Source, count: int, *, activations: bool = False) -> list[Delivery]:
+    """``count`` messages, activation messages not counted and not kept unless asked for."""
     deliveries: list[Delivery] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(deliveries) < count and time.monotonic() < deadline:
-        deliveries += [one for one in source.receive(1000, 0.05) if pokes or not one.body.startswith(POKE)]
+        deliveries += [one for one in source.receive(1000, 0.05) if activations or not one.body.startswith(ACTIVATION)]
     assert len(deliveries) == count, deliveries
     return deliveries
 
@@ -197,15 +197,15 @@ def test_events_published_before_any_consumer_existed_are_kept(config: Config, o
     assert _bodies(_receive(opened(KombuSource(config, [0, 1])), 1)) == [b"early"]
 
 
-def test_a_consumer_is_poked_once_on_each_of_its_partitions(config: Config, opened: Opened) -> None:
+def test_a_consumer_gets_one_activation_message_from_each_of_its_partitions(config: Config, opened: Opened) -> None:
     source = opened(KombuSource(config, [0, 1]))
-    pokes = _receive(source, 2, pokes=True)
-    assert sorted((poke.partition, poke.body) for poke in pokes) == [(0, POKE), (1, POKE)]
-    source.ack(pokes)
+    activations = _receive(source, 2, activations=True)
+    assert sorted((message.partition, message.body) for message in activations) == [(0, ACTIVATION), (1, ACTIVATION)]
+    source.ack(activations)
     assert source.receive(10, 0.1) == []
-    source.poke(1)
-    [poke] = _receive(source, 1, pokes=True)
-    assert (poke.partition, poke.body) == (1, POKE)
+    source.send_marker(1)
+    [message] = _receive(source, 1, activations=True)
+    assert (message.partition, message.body) == (1, ACTIVATION)
 
 
 def test_what_was_not_acked_comes_again_in_order_in_a_new_session(config: Config, opened: Opened) -> None:
@@ -226,7 +226,7 @@ def test_what_was_acked_does_not_come_again(config: Config, opened: Opened) -> N
     _publish(sink, *_numbered(0, 10))
     source.ack(_receive(source, 10))
     source.close()
-    assert [one for one in source.receive(100, 0.5) if not one.body.startswith(POKE)] == []
+    assert [one for one in source.receive(100, 0.5) if not one.body.startswith(ACTIVATION)] == []
 
 
 def test_acks_of_an_older_session_are_passed_over(config: Config, opened: Opened) -> None:
@@ -243,7 +243,7 @@ def test_acks_of_an_older_session_are_passed_over(config: Config, opened: Opened
 
 def test_acks_out_of_order_never_take_others_with_them(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
-    source.ack(_receive(source, 1, pokes=True))
+    source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 6))
     deliveries = _receive(source, 6)
     source.ack([deliveries[5], deliveries[0], deliveries[2]])
@@ -253,7 +253,7 @@ def test_acks_out_of_order_never_take_others_with_them(config: Config, opened: O
 
 def test_receive_gives_no_more_than_its_limit_and_keeps_the_rest(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
-    source.ack(_receive(source, 1, pokes=True))
+    source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 25))
     sizes, bodies = [], []
     while len(bodies) < 25:
@@ -267,7 +267,7 @@ def test_receive_gives_no_more_than_its_limit_and_keeps_the_rest(config: Config,
 def test_a_consumer_holds_no_more_unacked_messages_than_it_may(config: Config, cell: str, opened: Opened) -> None:
     narrow = Config(broker=config.broker, cell=cell, partitions=2, prefetch=5, standby_s=PATIENCE_S)
     source, sink = opened(KombuSource(narrow, [0])), opened(KombuSink(narrow))
-    source.ack(_receive(source, 1, pokes=True))
+    source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 12))
     bodies = []
     for expected in (5, 5, 2):
@@ -281,9 +281,9 @@ def test_a_consumer_holds_no_more_unacked_messages_than_it_may(config: Config, c
 def test_a_message_of_the_consumers_own_comes_behind_all_that_waits(config: Config, opened: Opened) -> None:
     """How a consumer knows that it has caught up: what was there when it asked came before the answer."""
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
-    source.ack(_receive(source, 1, pokes=True))
+    source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 50))
-    source.poke(0, b"probe")
+    source.send_marker(0, b"probe")
     assert _bodies(_receive(source, 51)) == [*_numbered(0, 50), b"probe"]
 
 
@@ -391,9 +391,9 @@ def test_a_closed_sink_connects_again(config: Config, opened: Opened) -> None:
 def test_bodies_of_all_sizes_arrive_as_they_were(config: Config, opened: Opened, body: bytes) -> None:
     """RabbitMQ cuts those above its frame size in pieces; Redis carries text only."""
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
-    source.ack(_receive(source, 1, pokes=True))
+    source.ack(_receive(source, 1, activations=True))
     _publish(sink, body)
-    [delivery] = _receive(source, 1, pokes=True)
+    [delivery] = _receive(source, 1, activations=True)
     assert type(delivery.body) is bytes
     assert delivery.body == body
 
@@ -418,7 +418,7 @@ def test_memory_carries_a_publisher_and_a_consumer_in_two_threads(cell: str, ope
     while min(seen.values()) < total - 3 and time.monotonic() < deadline:
         deliveries = source.receive(200, 0.01)
         for delivery in deliveries:
-            if not delivery.body.startswith(POKE) and int(delivery.body) > seen[delivery.partition]:
+            if not delivery.body.startswith(ACTIVATION) and int(delivery.body) > seen[delivery.partition]:
                 assert int(delivery.body) == seen[delivery.partition] + 3
                 seen[delivery.partition] += 3
         if rng.random() < 0.1:
@@ -620,7 +620,7 @@ def test_a_queue_that_was_deleted_loses_nothing_unseen(rabbit_config: Config, op
 @pytest.mark.service
 def test_only_one_consumer_at_a_time_gets_a_partition(rabbit_config: Config, opened: Opened) -> None:
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
-    _receive(first, 1, pokes=True)
+    _receive(first, 1, activations=True)
     for _ in range(5):
         second.receive(10, 0.1)
     _publish(opened(KombuSink(rabbit_config)), *_numbered(0, 50))
@@ -632,7 +632,7 @@ def test_only_one_consumer_at_a_time_gets_a_partition(rabbit_config: Config, ope
 def test_the_next_consumer_gets_what_the_last_had_not_acked_in_order(rabbit_config: Config, opened: Opened) -> None:
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
     sink = opened(KombuSink(rabbit_config))
-    _receive(first, 1, pokes=True)
+    _receive(first, 1, activations=True)
     second.receive(10, 0.1)
     _publish(sink, *_numbered(0, 30))
     taken = _receive(first, 30)
@@ -651,25 +651,27 @@ def test_the_next_consumer_gets_what_the_last_had_not_acked_in_order(rabbit_conf
 
 @pytest.mark.service
 def test_the_next_consumer_of_an_idle_partition_learns_that_it_is_active(rabbit_config: Config, opened: Opened) -> None:
-    """RabbitMQ says nothing; without a poke an idle partition would have no owner until somebody publishes."""
+    """RabbitMQ says nothing; without an activation message an idle partition would have no owner until somebody publishes."""
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
-    first.ack(_receive(first, 1, pokes=True))
+    first.ack(_receive(first, 1, activations=True))
     second.receive(10, 0.1)
     time.sleep(0.2)
-    first.ack(first.receive(10, 0.1))  # the second's own poke went to the first
+    first.ack(first.receive(10, 0.1))  # the second's own activation message went to the first
     first.close()
     started = time.monotonic()
-    [poke] = _receive(second, 1, pokes=True)
-    assert poke.body == POKE
+    [message] = _receive(second, 1, activations=True)
+    assert message.body == ACTIVATION
     assert time.monotonic() - started < rabbit_config.standby_s + 1.0
 
 
 @pytest.mark.service
-def test_pokes_do_not_pile_up_behind_a_consumer_that_stands_still(rabbit_config: Config, opened: Opened) -> None:
+def test_activation_messages_do_not_pile_up_behind_a_consumer_that_stands_still(
+    rabbit_config: Config, opened: Opened
+) -> None:
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
     narrow = Config(broker=rabbit_config.broker, cell=rabbit_config.cell, partitions=2, prefetch=1)
     first = opened(KombuSource(narrow, [0]))
-    _receive(first, 1, pokes=True)
+    _receive(first, 1, activations=True)
     for _ in range(30):
         second.receive(10, 0.1)
     assert queue_depths(rabbit_config)[0].ready <= 2
@@ -679,12 +681,12 @@ def test_pokes_do_not_pile_up_behind_a_consumer_that_stands_still(rabbit_config:
 def test_standby_partitions_are_subscribed_after_their_time(rabbit_config: Config, opened: Opened) -> None:
     clock = ManualClock()
     source = opened(KombuSource(rabbit_config, [0], [0, 1], clock))
-    _receive(source, 1, pokes=True)
+    _receive(source, 1, activations=True)
     source.receive(10, 0.1)
     assert [depth.consumers for depth in queue_depths(rabbit_config)[:2]] == [1, 0]
     clock.advance(rabbit_config.standby_s)
-    [poke] = _receive(source, 1, pokes=True)
-    assert poke.partition == 1
+    [message] = _receive(source, 1, activations=True)
+    assert message.partition == 1
     assert [depth.consumers for depth in queue_depths(rabbit_config)[:2]] == [1, 1]
 
 
@@ -693,7 +695,7 @@ def test_a_consumer_that_stands_still_is_given_up(rabbit: RabbitServer, cell: st
     """Paused, swapped out, cut off without a word: its heartbeats stop, and its partition goes to the next."""
     config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_heartbeat_s=1)
     first, second = (opened(KombuSource(config, [0])) for _ in range(2))
-    _receive(first, 1, pokes=True)
+    _receive(first, 1, activations=True)
     second.receive(10, 0.1)
     _publish(opened(KombuSink(config)), b"one")
     _receive(first, 1)
@@ -711,7 +713,7 @@ def test_a_frozen_broker_is_given_up(rabbit: RabbitServer, cell: str, opened: Op
         broker=rabbit.url, cell=cell, partitions=1, broker_heartbeat_s=2, broker_timeout_s=1.0, confirm_window=50
     )
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
-    _receive(source, 1, pokes=True)
+    _receive(source, 1, activations=True)
     _publish(sink, b"one")
     _receive(source, 1)
     done: list[bool] = []
@@ -776,7 +778,7 @@ def test_a_broker_that_ends_under_a_publisher_loses_nothing_that_it_confirmed(
     received: set[bytes] = set()
     record: NodeRecord | None = None
     while not (record is not None and record.version == publisher.version):
-        deliveries = [one for one in source.receive(1000, 0.5) if not one.body.startswith(POKE)]
+        deliveries = [one for one in source.receive(1000, 0.5) if not one.body.startswith(ACTIVATION)]
         assert deliveries, "the newest state did not arrive"
         for delivery in deliveries:
             received.add(delivery.body)
@@ -820,7 +822,7 @@ def test_flush_says_how_many_are_not_confirmed(rabbit_config: Config, opened: Op
 
 
 def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: with its own connection alive, but no new one to be had, each poke waited for another timeout."""
+    """Regression: with its own connection alive, but no new one to be had, each marker message waited for another timeout."""
     clock = ManualClock()
     tries: list[float] = []
 
@@ -835,7 +837,7 @@ def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.Mo
     began = clock.monotonic()
     for _ in range(120):
         for partition in range(16):
-            voice.poke(partition, POKE)
+            voice.send_marker(partition, ACTIVATION)
         clock.advance(1.0)
     assert 2 < len(tries) < 12
     assert clock.monotonic() - began < 120 + 12 * config.broker_timeout_s

@@ -430,18 +430,18 @@ def test_doubt_counts_also_before_the_first_vouching() -> None:
     world.servers[0].flush()
 
     source = first.source
-    real = source.receive, source.poke, source.ack
+    real = source.receive, source.send_marker, source.ack
 
     def receive_buffered(_limit: int, timeout_s: float) -> list[Delivery]:
         world.clock.advance(timeout_s)
         return buffered.pop() if buffered else []
 
     source.receive = receive_buffered  # type: ignore[method-assign]
-    source.poke = source.ack = lambda *_: None  # type: ignore[method-assign]
+    source.send_marker = source.ack = lambda *_: None  # type: ignore[method-assign]
     first.consumer._renew_at = world.clock.monotonic() + 0.5
     for _ in range(25):
         first.step()
-    source.receive, source.poke, source.ack = real  # type: ignore[method-assign]
+    source.receive, source.send_marker, source.ack = real  # type: ignore[method-assign]
     world.readers = [JudgedReader(world, design) for design in world.config.designs]
     assert world.converge() < 60
 
@@ -457,7 +457,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
     world.clock.advance(3)
-    member.source.inner.poke(0, probe(member.consumer._owner, world.clock.monotonic()))
+    member.source.inner.send_marker(0, probe(member.consumer._owner, world.clock.monotonic()))
 
     def all_but_the_journals_heads(writes: Any) -> Any:
         passed = [one for one in writes if not (":head:" in one.key and ":j:" in one.key)]

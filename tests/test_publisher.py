@@ -16,7 +16,7 @@ from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError, UnconfirmedError
 from nodestate.model import NodeRecord, Version, fold, merge_patch, parse_event
 from nodestate.model.partitioning import bucket_of
-from nodestate.ports import POKE, Resync
+from nodestate.ports import ACTIVATION, Resync
 from nodestate.ports.backoff import MAX_PAUSE_S, Backoff
 from nodestate.testing import ManualClock
 from tests.recording import RecordingSink, kind_of
@@ -355,7 +355,7 @@ def test_a_publisher_without_a_sink_connects_by_itself_and_answers(tmp_path: Pat
         publisher.tick()
         with pytest.raises(ConfigError, match="another agent"):
             Publisher(config, "compute-1")
-    kinds = [kind_of(delivery.body) for delivery in source.receive(10, 0.1) if not delivery.body.startswith(POKE)]
+    kinds = [kind_of(delivery.body) for delivery in source.receive(10, 0.1) if not delivery.body.startswith(ACTIVATION)]
     assert kinds == [("report", 1), ("report", 2)]
     source.close()
     sender.close()

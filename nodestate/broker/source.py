@@ -11,17 +11,17 @@ import structlog
 
 from nodestate.broker.delivery_tracking import Confirms, Unacked
 from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
-from nodestate.broker.topology import DEAD_KEY, POKE_TYPE, Topology
+from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
-from nodestate.ports import POKE, Clock, Delivery, SystemClock
+from nodestate.ports import ACTIVATION, Clock, Delivery, SystemClock
 
 POLL_S: Final = 0.005
 """Pause between two looks into queues that can only be asked."""
 RESTORE_EVERY_S: Final = 1.0
 MAX_DETAIL_CHARS: Final = 1_000
 MAX_LOOKS_COUNT: Final = 32
-"""Queues that one ``receive`` looks into, each a round trip, to see whether they need a poke."""
+"""Queues that one ``receive`` looks into, each a round trip, to see whether they need an activation message."""
 BEATS_PER_HEARTBEAT: Final = 4
 FIRST_PAUSE_S: Final = 1.0
 """Pause before a consumer tries again to say something; it doubles with each failure."""
@@ -35,11 +35,11 @@ class KombuSource:
     """A ``ports.Source`` over kombu: RabbitMQ, Redis or ``memory://``.
 
     away --receive--> connected, in a new session: subscribes ``partitions_first``, after ``standby_s`` also
-        ``partitions_standby``, and pokes each of their queues
+        ``partitions_standby``, and sends an activation message into each of their queues
     connected --an error, close--> away; the broker gives what was not acked to the next consumer, in order
 
-    A poke is a message published to a partition's own queue: whoever gets it is the active
-    consumer. Until the first message of a partition comes, it is poked again every ``standby_s`` (unless something
+    An activation message is published to a partition's own queue: whoever gets it is the active
+    consumer. Until the first message of a partition comes, it gets another one every ``standby_s`` (unless something
     waits there already), since RabbitMQ tells nobody that he became the active one.
 
     Assumptions: RabbitMQ delivers a queue to one consumer at a time (single active consumer); other transports do
@@ -79,11 +79,11 @@ class KombuSource:
         with self._giving_up(feed):
             feed.ack(current)
 
-    def poke(self, partition: int, body: bytes = POKE) -> None:
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """Put a message of the consumer's own behind all that waits in a queue; not confirmed."""
         feed = self._feed or self._connect()
         with self._giving_up(feed):
-            feed.poke(partition, body)
+            feed.send_marker(partition, body)
 
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Publish the message to the dead-letter queue and wait until the broker has it. Not an ack.
@@ -164,7 +164,7 @@ class _AmqpFeed:
         self._standby: tuple[int, ...] = ()
         now = clock.monotonic()
         self._standby_at = now + config.standby_s
-        self._poke_at = now + config.standby_s
+        self._activate_at = now + config.standby_s
         self._silent: list[int] = []
         self._beat_at = now
         self._voice = _PublishConnection(config, clock)
@@ -178,7 +178,7 @@ class _AmqpFeed:
         clock, link, buffer = self._clock, self.link, self._buffer
         now = clock.monotonic()
         deadline = now + timeout_s
-        self._poke_silent(now)
+        self._activate_silent(now)
         if self._standby and now >= self._standby_at:
             standby, self._standby = self._standby, ()
             for partition in standby:
@@ -219,8 +219,8 @@ class _AmqpFeed:
         except BrokerUnavailableError as error:  # of the voice: deliveries go on
             raise DeadLetterError(self._config.broker_safe, error.cause) from error
 
-    def poke(self, partition: int, body: bytes = POKE) -> None:
-        self._voice.poke(partition, body)
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
+        self._voice.send_marker(partition, body)
 
     def close(self) -> None:
         self.link.close()
@@ -239,31 +239,31 @@ class _AmqpFeed:
             buffer.append(Delivery(partition, body, tag, session, redelivered))
 
         lane.channel = self.link.consume(self._topology.queue(partition), self._config.prefetch, take)
-        self.poke(partition)
+        self.send_marker(partition)
 
-    def _poke_silent(self, now: float) -> None:
+    def _activate_silent(self, now: float) -> None:
         """Where nothing came yet another consumer may have been active, and be gone now.
 
-        Only into an empty queue: what waits in it will tell as well, and pokes must not pile up where nobody reads.
+        Only into an empty queue: what waits in it will tell as well, and activation messages must not pile up where nobody reads.
         """
-        if now >= self._poke_at:
-            self._poke_at = now + self._config.standby_s
+        if now >= self._activate_at:
+            self._activate_at = now + self._config.standby_s
             self._silent = [partition for partition, lane in self._lanes.items() if lane.unacked.received == 0]
         for _ in range(min(MAX_LOOKS_COUNT, len(self._silent))):
             partition = self._silent.pop()
             depth = self.link.depth(self._topology.queue(partition))
             if depth is not None and depth.ready == 0:
-                self.poke(partition)
+                self.send_marker(partition)
 
 
 class _PublishConnection:
-    """What a consumer says itself, on a connection of its own: pokes and dead letters.
+    """What a consumer says itself, on a connection of its own: marker messages and dead letters.
 
-    away --poke, dead_letter--> connected --an error--> away, for a pause that doubles
+    away --send_marker, dead_letter--> connected --an error--> away, for a pause that doubles
     connected --blocked by the broker--> silent --unblocked--> connected
 
     A RabbitMQ that is short of memory or disk reads nothing more from connections that publish, acks neither. On the
-    connection of its deliveries a single poke would keep a consumer from draining the very queue that fills the broker.
+    connection of its deliveries a single marker message would keep a consumer from draining the very queue that fills the broker.
     Nothing here may cost the deliveries more than ``broker_timeout_s`` now and then.
     """
 
@@ -278,12 +278,12 @@ class _PublishConnection:
         self._pause_s = 0.0
         self._again_at = clock.monotonic()
 
-    def poke(self, partition: int, body: bytes) -> None:
-        """May get lost, as a poke may; so an outage is no error here, and shows where messages are received."""
+    def send_marker(self, partition: int, body: bytes) -> None:
+        """May get lost, as a marker message may; so an outage is no error here, and shows where messages are received."""
         with suppress(BrokerUnavailableError), self._losing():
             link = self._connected()
             if not link.blocked:
-                link.send("", self._topology.queue(partition), body, POKE_TYPE)
+                link.send("", self._topology.queue(partition), body, ACTIVATION_TYPE)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
         """Publish, and wait for the confirm. Raises ``BrokerUnavailableError``; at once where the broker is blocked."""
@@ -376,7 +376,7 @@ class _PolledFeed:
         for partition in first:
             self._turns.append(partition)
             self._outstanding[partition] = 0
-            self.poke(partition)
+            self.send_marker(partition)
 
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
         now = self._clock.monotonic()
@@ -404,8 +404,8 @@ class _PolledFeed:
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
         self.link.send(self._topology.dead, DEAD_KEY, body, headers=headers)
 
-    def poke(self, partition: int, body: bytes = POKE) -> None:
-        self.link.send("", self._topology.queue(partition), body, POKE_TYPE)
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
+        self.link.send("", self._topology.queue(partition), body, ACTIVATION_TYPE)
 
     def close(self) -> None:
         self.link.close()

@@ -24,8 +24,8 @@ from nodestate.model.partitioning import BUCKETS_COUNT
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 DEAD_KEY: Final = "dead"
-POKE_TYPE: Final = "poke"
-"""The ``type`` property of a consumer's message to itself, for people who look into queues."""
+ACTIVATION_TYPE: Final = "poke"
+"""The ``type`` property of marker messages, for operators who look into a queue."""
 
 
 @dataclass(frozen=True, slots=True)

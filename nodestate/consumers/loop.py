@@ -461,7 +461,7 @@ class Consumer:
         self._renew_at = now + self.config.renew_s
         try:
             for held in self.held.values():
-                self._source.poke(held.number, probe(self._owner, now))
+                self._source.send_marker(held.number, probe(self._owner, now))
         except BrokerUnavailableError as error:
             self._session_ended(error)
             return

@@ -13,7 +13,7 @@ import numpy as np
 from nodestate.errors import BadEventError
 from nodestate.model import Event, Heartbeat, NodeRecord, Outcome, fold, parse_event
 from nodestate.model.partitioning import partition_of
-from nodestate.ports import POKE, Delivery
+from nodestate.ports import ACTIVATION, Delivery
 from nodestate.store.head import NEVER_HEARD, OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
 
@@ -40,17 +40,17 @@ def probe(owner: str, now: float) -> bytes:
     all that was in the queue at ``now`` has come before it. Nothing else proves that as simply: an idle consumer
     can't tell an empty queue from a dead connection, nor from not being the active consumer.
     """
-    return POKE + f"{owner} {now!r}".encode()
+    return ACTIVATION + f"{owner} {now!r}".encode()
 
 
 def is_probe(body: bytes) -> bool:
-    """True for a probe, and for the poke by which a broker adapter shows who the active consumer is."""
-    return body.startswith(POKE)
+    """True for a probe, and for the activation message by which a broker adapter shows who the active consumer is."""
+    return body.startswith(ACTIVATION)
 
 
 def probed_at(body: bytes, owner: str) -> float:
     """When ``owner`` sent the probe; minus infinity where it is not one of its own."""
-    sender, _, at = body[len(POKE) :].decode(errors="replace").partition(" ")
+    sender, _, at = body[len(ACTIVATION) :].decode(errors="replace").partition(" ")
     try:
         return float(at) if sender == owner else float("-inf")
     except ValueError:

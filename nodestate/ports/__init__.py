@@ -120,8 +120,10 @@ class ClaimStore(Store, Protocol):
 # -- broker ---------------------------------------------------------------------------------------
 
 
-POKE: Final = b"\xc1nodestate poke "
-"""What the body of a consumer's message to itself begins with: 0xc1 is the byte that msgpack never uses."""
+ACTIVATION: Final = b"\xc1nodestate poke "
+"""Body of an activation message, and the first bytes of a watermark message: the two marker messages that a consumer
+sends through its partition's own queue. No event begins with 0xc1, a byte that msgpack never uses.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Source(Protocol):
         Raises ``DeadLetterError`` where it can't be had now and the session goes on.
         """
 
-    def poke(self, partition: int, body: bytes = POKE) -> None:
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """Put a message of the consumer's own into a partition's queue, behind all that is there; not confirmed.
 
         Adapters do this once for each queue at each session: so the active consumer learns that it is the one.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from nodestate.store.memory import MemoryServer, MemoryStore, process_server
 from nodestate.testing.broker import (
-    DeadLetter,
     Letter,
     MemoryBroker,
     MemoryCourier,
+    MemoryDeadLetter,
     MemoryQueue,
     MemorySink,
     MemorySource,
@@ -22,7 +22,6 @@ from nodestate.testing.faults import Fault, FaultyStore, Plan, chance, script
 
 __all__ = [
     "Backup",
-    "DeadLetter",
     "Fault",
     "FaultyStore",
     "Letter",
@@ -30,6 +29,7 @@ __all__ = [
     "MemoryBroker",
     "MemoryCourier",
     "MemoryDatabase",
+    "MemoryDeadLetter",
     "MemoryQueue",
     "MemoryServer",
     "MemorySink",

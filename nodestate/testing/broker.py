@@ -14,7 +14,7 @@ from nodestate.errors import (
 )
 from nodestate.model.orders import Answer, Order, bad_order, decode_answer, decode_order, encode, no_agent
 from nodestate.ports import (
-    POKE,
+    ACTIVATION,
     Clock,
     Delivery,
     Resync,
@@ -23,7 +23,7 @@ from nodestate.ports import (
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class MemoryDeadLetter:
     """A message that was given up, and why."""
 
     partition: int
@@ -77,7 +77,7 @@ class MemoryBroker:
         self.prefetch = prefetch
         self.running = True
         self.confirming = True
-        self.dead_letters: list[DeadLetter] = []
+        self.dead_letters: list[MemoryDeadLetter] = []
         self.census: dict[str, list[bytes]] = {}
         self._clock = clock
         self.layouts: dict[int, list[MemoryQueue]] = {}
@@ -148,7 +148,7 @@ class MemoryBroker:
 
     def stop(self, *, lose_unconfirmed: bool = True) -> None:
         """Break every connection and refuse new ones until ``start``. What was confirmed stays (it is on disk);
-        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing. Pokes, orders and
+        what was not is lost, or with ``lose_unconfirmed=False`` kept without its publisher knowing. Marker messages, orders and
         answers are lost.
         """
         self.running = False
@@ -241,12 +241,12 @@ class MemoryBroker:
 class MemorySource:
     """A connection that consumes; a ``ports.Source``.
 
-    away --created, receive, poke, dead_letter--> connected, in a new session: pokes each of its queues
+    away --created, receive, send_marker, dead_letter--> connected, in a new session: sends an activation message into each of its queues
     connected --close--> away
     connected --disconnect, broker.stop--> broken --the next call raises--> away
     any --crash--> gone, for good
 
-    As a standby may become the active consumer of a queue in which nothing comes, a queue that is empty is poked
+    As a standby may become the active consumer of a queue in which nothing comes, a queue that is empty gets an activation message
     again where this session has had nothing from it yet.
     """
 
@@ -286,7 +286,7 @@ class MemorySource:
             self._broker.pause(timeout_s)
         return deliveries
 
-    def poke(self, partition: int, body: bytes = POKE) -> None:
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """Put a message of the consumer's own behind all that waits in a queue."""
         self._ensure_connected()
         self._broker.queue(partition, self.layout).messages.append(_Message(body, durable=False))
@@ -304,7 +304,7 @@ class MemorySource:
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Add the message to the broker's ``dead_letters``. Not an ack."""
         self._ensure_connected()
-        self._broker.dead_letters.append(DeadLetter(delivery.partition, delivery.body, reason, detail))
+        self._broker.dead_letters.append(MemoryDeadLetter(delivery.partition, delivery.body, reason, detail))
 
     def close(self) -> None:
         """Leave; what was not acked goes back. The next ``receive`` reconnects."""
@@ -348,7 +348,7 @@ class MemorySource:
                 self._silent.add(partition)
                 self._unacked[partition] = {}
                 self._broker.queue(partition, self.layout).consumers.append(self)
-                self.poke(partition)
+                self.send_marker(partition)
 
     def _leave(self, state: str) -> None:
         if self._state != "gone":
@@ -368,7 +368,7 @@ class MemorySource:
         if queue.consumers[0] is not self:
             return
         if not queue.messages and partition in self._silent:
-            self.poke(partition)
+            self.send_marker(partition)
         while queue.messages and len(unacked) < self._broker.prefetch:
             message = queue.messages.popleft()
             self._last_tag += 1

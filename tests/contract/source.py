@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import POKE, Delivery, Resync, ResyncSender, Sink, Source
+from nodestate.ports import ACTIVATION, Delivery, Resync, ResyncSender, Sink, Source
 
 PARTITIONS = 4
 OTHER = 3
@@ -74,7 +74,7 @@ class Bench:
         assert told == [True] * sum(map(len, bodies.values()))
 
     def take(self, source: Source, count: int) -> list[Delivery]:
-        """Exactly ``count`` events; pokes are acked and passed over."""
+        """Exactly ``count`` events; marker messages are acked and passed over."""
         events: list[Delivery] = []
         deadline = time.monotonic() + PATIENCE_S
         while len(events) < count:
@@ -104,8 +104,8 @@ class Bench:
     def _events(self, source: Source, limit: int, timeout_s: float) -> list[Delivery]:
         deliveries = source.receive(limit, timeout_s)
         assert len(deliveries) <= limit
-        source.ack([delivery for delivery in deliveries if delivery.body.startswith(POKE)])
-        return [delivery for delivery in deliveries if not delivery.body.startswith(POKE)]
+        source.ack([delivery for delivery in deliveries if delivery.body.startswith(ACTIVATION)])
+        return [delivery for delivery in deliveries if not delivery.body.startswith(ACTIVATION)]
 
 
 def eventually(look: Callable[[], bool]) -> None:
@@ -213,11 +213,11 @@ class BrokerContract:
         """By an empty message: otherwise an owner would not know of its partition before the first event."""
         assert bench.told_active(bench.source([0, 2])) == {0, 2}
 
-    def test_a_poke_comes_behind_all_that_waits(self, bench: Bench) -> None:
+    def test_a_marker_message_arrives_behind_everything_that_waits(self, bench: Bench) -> None:
         """So its coming proves that the consumer has seen all that was there before."""
         source = bench.source()
         bench.publish({0: [b"1", b"2"]})
-        source.poke(0, b"probe")
+        source.send_marker(0, b"probe")
         bench.publish({0: [b"3"]})
         assert [event.body for event in bench.take(source, 4)] == [b"1", b"2", b"probe", b"3"]
 
@@ -249,7 +249,7 @@ class BrokerContract:
         bench.publish({0: [b"1"]})
         bench.take(source, 1)
         source.close()
-        source.poke(0, b"probe")
+        source.send_marker(0, b"probe")
         assert sorted(event.body for event in bench.take(source, 2)) == [b"1", b"probe"]
         other.ack(bench.take(other, 1))
         bench.assert_quiet(other)

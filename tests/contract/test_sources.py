@@ -11,7 +11,7 @@ import pytest
 from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, read_dead_letters
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
-from nodestate.ports import POKE, Resync, ResyncSender, Sink, Source, SystemClock
+from nodestate.ports import ACTIVATION, Resync, ResyncSender, Sink, Source, SystemClock
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.source import PARTITIONS, STANDBY_S, BrokerContract, SingleActiveContract
 from tests.services.servers import RabbitServer
@@ -101,10 +101,10 @@ class TestRabbit(SingleActiveContract):
 
 
 def _bodies(source: Source, limit: int = 100) -> list[bytes]:
-    """What comes now, without pokes."""
+    """What comes now, without marker messages."""
     deliveries = source.receive(limit, 0)
-    source.ack([delivery for delivery in deliveries if delivery.body.startswith(POKE)])
-    return [delivery.body for delivery in deliveries if not delivery.body.startswith(POKE)]
+    source.ack([delivery for delivery in deliveries if delivery.body.startswith(ACTIVATION)])
+    return [delivery.body for delivery in deliveries if not delivery.body.startswith(ACTIVATION)]
 
 
 def _unheard(_confirmed: bool) -> None:

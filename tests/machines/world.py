@@ -28,7 +28,7 @@ from nodestate.journal import format as journal_format
 from nodestate.journal import reader as journal_reader
 from nodestate.journal import writer as journal_writer
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
-from nodestate.ports import POKE, Delivery, Item, NodeRow, Put, Resync, Status, Store, Where, Write, Written
+from nodestate.ports import ACTIVATION, Delivery, Item, NodeRow, Put, Resync, Status, Store, Where, Write, Written
 from nodestate.ports.backoff import Backoff
 from nodestate.snapshot import format as snapshot_format
 from nodestate.snapshot import reader as snapshot_reader
@@ -331,9 +331,9 @@ class MortalSource:
         """See ``ports.Source``."""
         self.inner.dead_letter(delivery, reason, detail)
 
-    def poke(self, partition: int, body: bytes = POKE) -> None:
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """See ``ports.Source``."""
-        self.inner.poke(partition, body)
+        self.inner.send_marker(partition, body)
 
     def close(self) -> None:
         """See ``ports.Source``."""
