@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from bench.bare_kombu import NOTHING, StopWatch, Stretch, drain_queues
-from bench.fresh import in_fresh_process
-from bench.places import USUAL, Place, Tour, config_for
+from bench.baseline_kombu import NOTHING, StopWatch, Stretch, drain_queues
+from bench.environments import USUAL, Place, Tour, config_for
+from bench.fresh_process import in_fresh_process
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, buckets_of, require, require_whole

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Final
 
-from bench.cell import MAX_AGE_S, Cell
-from bench.fresh import in_fresh_process
-from bench.newcomer import bare_read, digest_of, first_view
-from bench.places import USUAL, Place, Tour
+from bench.cold_start import bare_read, digest_of, first_view
+from bench.environments import USUAL, Place, Tour
+from bench.fresh_process import in_fresh_process
 from bench.record import Case, Goal, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.stepped_cell import MAX_AGE_S, Cell
 from bench.workload import Fleet, require, require_whole, view_digest
 from nodestate import Reader
 from nodestate.journal.format import SECTION as JOURNAL_SECTION

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench import apply, cold, contention, footprint, plan, propagation, recovery, refresh, scale
-from bench.fresh import quiet
-from bench.peers import scenario as peers
-from bench.places import NAMES, USUAL, canonical
+from bench.environments import NAMES, USUAL, canonical
+from bench.fresh_process import quiet
+from bench.peers import peer_scenario
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
-from bench.scheduling import reserving, select, trace
+from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
 from nodestate.config import Config
 from nodestate.errors import NodestateError
@@ -38,10 +38,10 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         recovery.SCENARIO,
         contention.SCENARIO,
         select.SCENARIO,
-        reserving.SCENARIO,
+        reserve.SCENARIO,
         trace.SCENARIO,
         scale.SCENARIO,
-        peers.SCENARIO,
+        peer_scenario.SCENARIO,
     )
 }
 NODES, SECONDS, CHANGED = 10_000, 10.0, 100

@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from bench.beside import Beside, Line
-from bench.cell import MAX_AGE_S, Cell
-from bench.places import Place, Tour
+from bench.environments import Place, Tour
 from bench.record import Case, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.stepped_cell import MAX_AGE_S, Cell
+from bench.worker import Beside, Line
 from bench.workload import Fleet, require, require_whole, view_digest
 from nodestate import Reader
 from nodestate.config import Config

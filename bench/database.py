@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from bench.bare import Bare
-from bench.bare_sql import BareDatabase
-from bench.places import DRIVERS, EXTRA, Place, canonical, driver_versions, label_of
+from bench.baseline import Bare
+from bench.baseline_sql import BareDatabase
+from bench.environments import DRIVERS, EXTRA, Place, canonical, driver_versions, label_of
 from bench.workload import require
 from nodestate.sql.migrate import upgrade
 from nodestate.sql.schema import HEADS, NODES

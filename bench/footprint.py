@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.cell import MAX_AGE_S, Cell
-from bench.ledger import Ledger
-from bench.places import Place, Tour
+from bench.counting_store import Ledger
+from bench.environments import Place, Tour
 from bench.record import Case, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.stepped_cell import MAX_AGE_S, Cell
 from bench.workload import Fleet, require, require_whole
 from nodestate import Reader
 from nodestate.journal.format import SECTION as JOURNAL_SECTION

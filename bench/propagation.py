@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bench.beside import Beside, Line
-from bench.cell import MAX_AGE_S
-from bench.consuming import consuming
-from bench.places import USUAL, Place, Tour, config_for
+from bench.consumer_process import consuming
+from bench.environments import USUAL, Place, Tour, config_for
+from bench.publisher_process import Sent, send
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.sending import Sent, send
+from bench.stepped_cell import MAX_AGE_S
+from bench.worker import Beside, Line
 from bench.workload import Fleet, buckets_of, require, require_whole
 from nodestate import Reader, View
 from nodestate.broker import connect_check

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.consuming import asserted
-from bench.places import NAMES, USUAL, MemcachedPlace, Place, Tour, label_of
+from bench.consumer_process import asserted
+from bench.environments import NAMES, USUAL, MemcachedPlace, Place, Tour, label_of
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import require

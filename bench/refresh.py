@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Final
 
-from bench.bare import Bare, Question
-from bench.cell import MAX_AGE_S, Cell
-from bench.places import USUAL, Place, Tour, bytes_sent
+from bench.baseline import Bare, Question
+from bench.environments import USUAL, Place, Tour, bytes_sent
 from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.stepped_cell import MAX_AGE_S, Cell
 from bench.workload import Fleet, require, require_equal, require_whole
 from nodestate import Reader, View
 from nodestate.view.columns import Columns

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.bare import BareSocket, prepared
-from bench.cell import Cell
+from bench.baseline import BareSocket, prepared
 from bench.command import SCENARIOS, main
-from bench.places import MemcachedPlace, memcached_for
+from bench.environments import MemcachedPlace, memcached_for
 from bench.record import Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.stepped_cell import Cell
 from bench.workload import ALLOCATION_EVERY, Fleet, WrongResultError, require, require_equal, require_whole
 from nodestate import Reader
 from nodestate.model import NodeRecord, Outcome, fold, parse_event

@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import pytest
 
-from bench.peers import scenario
+from bench.peers import peer_scenario
+from bench.peers.interfaces import Row, packed, unpacked
 from bench.peers.openstack import measure_openstack
-from bench.peers.scenario import (
+from bench.peers.peer_scenario import (
     COMPARED,
     SOURCES,
     Missing,
@@ -23,7 +24,6 @@ from bench.peers.scenario import (
     row_of,
     theirs,
 )
-from bench.peers.shape import Row, packed, unpacked
 from bench.record import Case, Measure
 from bench.scenario import Settings
 from bench.workload import Fleet, WrongResultError
@@ -140,7 +140,7 @@ def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
     def missing() -> NoServer:
         raise ServiceMissing("absentd is not installed: apt-get install absent-server")
 
-    source = Source("absent", "bench.peers.shape", "Peer", missing)
+    source = Source("absent", "bench.peers.interfaces", "Peer", missing)
     with pytest.raises(Missing, match=r"absent: .*apt-get install absent-server"), theirs(source, Fleet(1, 1)):
         raise AssertionError
 
@@ -152,7 +152,7 @@ def test_ratios_are_above_one_where_the_peer_takes_longer() -> None:
 
     cases = [case("nodestate journal", 2.0), case("slow select", 8.0), case("fast stream", 1.0)]
     cases.append(Case("candidates alone", 10_000, {}, {"candidates": Measure.of("ms", [0.1])}, {}, []))
-    across, [goal, decoded] = scenario._beside_ours(cases)
+    across, [goal, decoded] = peer_scenario._beside_ours(cases)
     assert not any("candidates" in name for name in across)
     assert across["refresh, 10,000 nodes: slow select / nodestate journal"] == 4.0
     assert across["cold, 10,000 nodes: fast stream / nodestate journal"] == 0.5
@@ -208,11 +208,11 @@ def test_what_is_missing_is_said_and_does_not_stop_the_run(
         raise ServiceMissing("absentd is not installed: apt-get install absent-server")
 
     monkeypatch.setattr(
-        scenario, "SOURCES", [replace(SOURCES[0], name="absent", module="bench.peers.shape", server=missing)]
+        peer_scenario, "SOURCES", [replace(SOURCES[0], name="absent", module="bench.peers.interfaces", server=missing)]
     )
-    monkeypatch.setattr(scenario, "BESIDE_SELECT", ())
+    monkeypatch.setattr(peer_scenario, "BESIDE_SELECT", ())
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
-    findings = scenario.run(replace(SETTINGS, nodes=(50, 60)), in_silence)
+    findings = peer_scenario.run(replace(SETTINGS, nodes=(50, 60)), in_silence)
     assert [(case.design, case.nodes) for case in findings.cases] == [
         ("nodestate snapshot", 50),
         ("nodestate snapshot", 60),
@@ -229,9 +229,9 @@ def test_the_database_design_stands_beside_the_plain_select(
     memcached: MemcachedServer,  # noqa: ARG001 - ditto
 ) -> None:
     """On each server that there is, without being named; one that is missing is said."""
-    monkeypatch.setattr(scenario, "SOURCES", [])
+    monkeypatch.setattr(peer_scenario, "SOURCES", [])
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
-    findings = scenario.run(replace(SETTINGS, nodes=(50,)), in_silence)
+    findings = peer_scenario.run(replace(SETTINGS, nodes=(50,)), in_silence)
     wanted = [f"nodestate sql on {database}" for database in ("mariadb", "postgres")]
     said = [line.partition(":")[0] for line in findings.skipped]
     there = [case.design for case in findings.cases]

@@ -22,12 +22,12 @@ from bench.plan import FULL, QUICK, Run, carry_out, wanted
 from bench.record import Case, Goal, Machine, Measure, Record
 from bench.report import ReportError, write_report
 from bench.report.advice import answer, choice, wins
-from bench.report.compare import NOISE, by_measure, headline
+from bench.report.chart_parts import tone_of
+from bench.report.comparison import NOISE, by_measure, headline
 from bench.report.document import Lines
-from bench.report.figures import exact, figure, quantity, times
+from bench.report.number_format import exact, figure, quantity, times
 from bench.report.page import compose
-from bench.report.parts import tone_of
-from bench.report.shelf import Shelf, command_of
+from bench.report.records import Shelf, command_of
 from bench.report.theme import DARK, LIGHT
 from bench.scale import ESTIMATE_NODES, PowerLaw, laws, sizes
 

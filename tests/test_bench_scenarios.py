@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from bench import contention, footprint, propagation, recovery
-from bench.beside import Beside, Line
 from bench.command import SCENARIOS
-from bench.ledger import Ledger, held_by
+from bench.counting_store import Ledger, held_by
 from bench.record import Case
 from bench.scenario import Findings, Settings
+from bench.worker import Beside, Line
 from bench.workload import WrongResultError, require
 from nodestate.ports import Put, Write
 from nodestate.store.memcached import MemcachedStore

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.places import MemcachedPlace
+from bench.environments import MemcachedPlace
 from bench.record import Case, Measure
 from bench.report import write_report
 from bench.report.page import compose
-from bench.report.shelf import Shelf
+from bench.report.records import Shelf
 from bench.scenario import Settings
-from bench.scheduling import reserving, select
-from bench.scheduling.claimed import Claimed
+from bench.scheduling import reserve, select
+from bench.scheduling.claim_audit import Claimed
 from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
 from bench.workload import WrongResultError
 from nodestate.model import Outcome, fold, parse_event
@@ -75,10 +75,10 @@ def test_the_plain_search_knows_room_and_traits() -> None:
 
 @pytest.mark.service
 def test_groups_are_reserved_alone_and_by_several() -> None:
-    findings = reserving.run(replace(BRIEF, nodes=(30,)), in_silence)
-    assert [case.settings["schedulers"] for case in findings.cases] == [1, reserving.SCHEDULERS]
+    findings = reserve.run(replace(BRIEF, nodes=(30,)), in_silence)
+    assert [case.settings["schedulers"] for case in findings.cases] == [1, reserve.SCHEDULERS]
     for case in findings.cases:
-        assert case.measures["reserve"].count == reserving.GROUPS_BRIEF_COUNT
+        assert case.measures["reserve"].count == reserve.GROUPS_BRIEF_COUNT
         assert 0 < case.measures["held"].p50 <= 100
         assert "are whole" in case.shown[0]
     assert findings.goals == []

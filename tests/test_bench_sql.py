@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from bench import apply, cold, contention, database, footprint, propagation, recovery, refresh, scale
-from bench.cell import Cell
-from bench.fresh import in_fresh_process
-from bench.newcomer import bare_read, digest_of
-from bench.places import DRIVERS, NAMES, Place, bytes_sent, canonical, label_of, opened
+from bench.cold_start import bare_read, digest_of
+from bench.environments import DRIVERS, NAMES, Place, bytes_sent, canonical, label_of, opened
+from bench.fresh_process import in_fresh_process
 from bench.scenario import Findings, Settings, Tell
+from bench.stepped_cell import Cell
 from bench.workload import Fleet, WrongResultError
 from nodestate import Reader
 from tests.conftest import _missing

@@ -18,7 +18,7 @@ from bench.command import main
 from bench.record import Case
 from bench.report import write_report
 from bench.report.page import compose
-from bench.report.shelf import Shelf
+from bench.report.records import Shelf
 from bench.scenario import Settings
 from bench.scheduling import trace
 from bench.scheduling.tasks import GPU, BadTraceError, Packing, Trace, parse, replay, scatter

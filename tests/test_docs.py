@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from bench import choices
+from bench.adr_figures import __main__ as adr_figures
 from nodestate.cli import every_command
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
@@ -272,8 +272,8 @@ def test_a_decision_has_the_house_form(path: Path) -> None:
     assert re.match(rf"# {int(number)}\. .+\n\nStatus: ", text)
     headings = re.findall(r"^## (\w+)", text, re.MULTILINE)
     assert headings[:4] == ["Context", "Decision", "Consequences", "Alternatives"]
-    for figures in re.findall(r"python -m bench\.choices (\w+)", text):
-        assert figures in {*choices.CHOICES, "all"}
+    for figures in re.findall(r"python -m bench\.adr_figures (\w+)", text):
+        assert figures in {*adr_figures.CHOICES, "all"}
 
 
 def test_decisions_are_numbered_without_a_hole() -> None:

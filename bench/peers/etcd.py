@@ -15,7 +15,7 @@ from typing import Any, Final
 import grpc
 from aetcd import rpc
 
-from bench.peers.shape import Opener, Row, Server, packed, unpacked
+from bench.peers.interfaces import Opener, Row, Server, packed, unpacked
 
 __all__ = ["Etcd"]
 

@@ -19,7 +19,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
 
-from bench.peers.shape import Opener, Row, Server, packed, unpacked
+from bench.peers.interfaces import Opener, Row, Server, packed, unpacked
 
 __all__ = ["Nats"]
 

@@ -33,7 +33,7 @@ def measure_nova(hosts: Hosts, settings: Settings, tell: Tell) -> tuple[list[Cas
         tell(f"openstack, {len(hosts):,} nodes: decides", 0.8)
         asked = own.folder / "hosts.json"
         asked.write_bytes(msgspec.json.encode({"nodes": nodes, "flavours": flavours}))
-        found = own.run("nova_inside.py", settings.seconds * SHARE, settings.seed)
+        found = own.run("nova_program.py", settings.seconds * SHARE, settings.seed)
     given = {"full": hosts.full, "filters": found["filters"], "weighers": found["weighers"]}
     decided = "each time all nodes passed Nova's filters and came back in the order of their weights"
     claimed = f"Placement's database held all {len(found['placement']['claim'])} claims, and no other"

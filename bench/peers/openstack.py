@@ -77,7 +77,7 @@ def measure_openstack(nodes: int, settings: Settings, tell: Tell) -> tuple[list[
     changed = min(settings.changed, nodes)
     with openstack(tell) as own:
         tell(f"openstack, {nodes:,} nodes: measures", (STEPS_COUNT - 1) / STEPS_COUNT)
-        samples = own.run("openstack_inside.py", nodes, changed, settings.seconds, settings.seed)
+        samples = own.run("openstack_program.py", nodes, changed, settings.seconds, settings.seed)
     cases = [
         _nova("nova host states", samples["nova"], nodes, changed),
         _nova(NOVA_WITH_NUMA, samples["nova numa"], nodes, changed),

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import psycopg  # noqa: F401 - SQLAlchemy takes it when it connects, which is timed; importing is not
 from sqlalchemy.dialects.postgresql import insert
 
-from bench.peers.shape import Opener, Server
+from bench.peers.interfaces import Opener, Server
 from bench.peers.sql import OTHERS, TABLE, SqlReader, SqlWriter
 
 __all__ = ["Postgres"]

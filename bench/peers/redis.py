@@ -10,7 +10,7 @@ from typing import Final
 import hiredis  # noqa: F401 - redis-py takes it where it is there, and says nothing where it is not
 import redis
 
-from bench.peers.shape import Opener, Row, Server, packed, unpacked
+from bench.peers.interfaces import Opener, Row, Server, packed, unpacked
 
 __all__ = ["Redis"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from bench.peers.shape import Row
+from bench.peers.interfaces import Row
 
 __all__ = ["OTHERS", "TABLE", "SqlReader", "SqlWriter"]
 

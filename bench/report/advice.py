@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bench.report.compare import JOURNAL, NOISE, SNAPSHOT, SQL, Pair, by_measure, headline
+from bench.report.comparison import JOURNAL, NOISE, SNAPSHOT, SQL, Pair, by_measure, headline
 from bench.report.document import Section, Table
-from bench.report.figures import exact, figure, quantity, times
-from bench.report.shelf import TYPICAL_NODES, Shelf, command_for, command_of, typical
+from bench.report.number_format import exact, figure, quantity, times
+from bench.report.records import TYPICAL_NODES, Shelf, command_for, command_of, typical
 
 EVENT_EVERY_S: Final = 10.0
 """How often a node of a busy fleet says something, for counting consumers."""

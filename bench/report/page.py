@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.report import advice
-from bench.report.compare import NOISE
+from bench.report.comparison import NOISE
 from bench.report.document import Chart, Section, Table
-from bench.report.figures import figure
+from bench.report.number_format import figure
+from bench.report.records import Shelf, command_of
 from bench.report.sections import sections
-from bench.report.shelf import Shelf, command_of
 from bench.report.theme import DARK, LIGHT
 
 ROOT: Final = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def write_report(results: Path, docs: Path | None = None) -> list[Path]:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - an extra
 
-        from bench.report.draw import svg, svg_file  # noqa: PLC0415 - ditto
+        from bench.report.plots import svg, svg_file  # noqa: PLC0415 - ditto
     except ImportError as error:
         raise ReportError(f"the report needs the extra `bench` ({error}): {EXTRA}") from error
     docs = docs or (DOCS if results.resolve() == RESULTS else results)

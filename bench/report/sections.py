@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bench.report import others, packing, reading, scheduling, storing
+from bench.report import consumer_sections, fault_sections, reader_sections, scheduler_sections, trace_section
 from bench.report.document import Section
-from bench.report.shelf import Shelf
+from bench.report.records import Shelf
 
 Build = Callable[[Shelf], Section]
 
 BUILD: Final[tuple[Build, ...]] = (
-    reading.following,
-    reading.starting,
-    reading.growing,
-    reading.propagating,
-    storing.writing,
-    storing.storing,
-    storing.amplifying,
-    others.recovering,
-    others.contending,
-    others.beside,
-    scheduling.deciding,
-    scheduling.racing,
-    scheduling.reserving,
-    packing.packing,
+    reader_sections.following,
+    reader_sections.starting,
+    reader_sections.growing,
+    reader_sections.propagating,
+    consumer_sections.writing,
+    consumer_sections.storing,
+    consumer_sections.amplifying,
+    fault_sections.recovering,
+    fault_sections.contending,
+    fault_sections.beside,
+    scheduler_sections.deciding,
+    scheduler_sections.racing,
+    scheduler_sections.reserving,
+    trace_section.packing,
 )
 
 

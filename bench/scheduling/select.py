@@ -21,16 +21,16 @@ import msgspec
 import numpy as np
 from pymemcache.client.base import Client
 
-from bench.beside import Beside
-from bench.cell import MAX_AGE_S, Cell
-from bench.fresh import in_fresh_process
+from bench.environments import PATIENCE_S, MemcachedPlace, Place, Tour, memcached_for
+from bench.fresh_process import in_fresh_process
 from bench.peers.nova import OPENSTACK, measure_nova
-from bench.places import PATIENCE_S, MemcachedPlace, Place, Tour, memcached_for
 from bench.record import Case, Goal, Measure, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.scheduling.claimed import Claimed
+from bench.scheduling.claim_audit import Claimed
+from bench.scheduling.claim_race import BATCH_COUNT, Race, Raced, race
 from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, worth
-from bench.scheduling.racing import BATCH_COUNT, Race, Raced, race
+from bench.stepped_cell import MAX_AGE_S, Cell
+from bench.worker import Beside
 from bench.workload import require
 from nodestate.config import Config
 from nodestate.designs.reader import Reader

@@ -23,13 +23,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from bench.beside import Beside
-from bench.consuming import consuming, environment_of
-from bench.places import BRIEF_S, USUAL, Place, Tour, opened
+from bench.consumer_process import consuming, environment_of
+from bench.environments import BRIEF_S, USUAL, Place, Tour, opened
 from bench.record import Case, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.scheduling.booting import BootThese, EndThese, Served, Told, serve
+from bench.scheduling.boot_worker import BootThese, EndThese, Served, Told, serve
 from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay, scatter
+from bench.worker import Beside
 from bench.workload import WrongResultError, require
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocation

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.newcomer import MAX_AGE_S
-from bench.peers.shape import Row
+from bench.cold_start import MAX_AGE_S
+from bench.peers.interfaces import Row
 from nodestate import Reader
 from nodestate.config import Config
 

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Concatenate, Final, Generic, NamedTuple, ParamSpec, Self, TypeVar, cast
 
-from bench.fresh import quiet
+from bench.fresh_process import quiet
 from bench.workload import require
 
 P = ParamSpec("P")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.report.document import Bars, Chart, Line, Lines
-from bench.report.figures import figure
+from bench.report.number_format import figure
 from bench.report.theme import DARK, LIGHT
 
 STAND_INS: Final = {name: f"#0101{number:02x}" for number, name in enumerate(LIGHT, 16)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from bench.report.chart_parts import absent, across, bar, commands_of, detail, setting_of
 from bench.report.document import Bars, Chart, Section, Table
-from bench.report.figures import exact, figure, quantity
-from bench.report.parts import absent, across, bar, commands_of, detail, setting_of
-from bench.report.shelf import Shelf, spread, typical
+from bench.report.number_format import exact, figure, quantity
+from bench.report.records import Shelf, spread, typical
 
 AMPLIFIED: Final = "write amplification"
 PART: Final = f"{AMPLIFIED}, "

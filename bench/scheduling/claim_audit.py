@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Self
 
-from bench.places import PATIENCE_S
+from bench.environments import PATIENCE_S
 from bench.scheduling.hosts import Hosts
 from bench.workload import require
 from nodestate.ports import Put, Write

@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from bench.report.document import Lines, Section, Table
-from bench.report.figures import exact, quantity, times
-from bench.report.parts import (
+from bench.report.chart_parts import (
     absent,
     across_nodes,
     by_nodes,
@@ -18,7 +16,9 @@ from bench.report.parts import (
     median_and_p99,
     setting_of,
 )
-from bench.report.shelf import Shelf, typical, varied
+from bench.report.document import Lines, Section, Table
+from bench.report.number_format import exact, quantity, times
+from bench.report.records import Shelf, typical, varied
 from bench.scale import UNSHOWN
 
 ESTIMATED: Final = ("refresh", "nothing", "first view", "commit")

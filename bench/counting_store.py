@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from bench.bare import RECV_BYTES, TIMEOUT_S
+from bench.baseline import RECV_BYTES, TIMEOUT_S
 from nodestate.ports import Item, NodeRow, Put, Status, Store, Write, Written
 from nodestate.store.wire import pack_record
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import msgspec
 
-from bench.places import NAMES, USUAL, label_of
+from bench.environments import NAMES, USUAL, label_of
 from bench.plan import FULL, QUICK
 from bench.record import FORMAT, Case, Measure, Record
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from bench.bare import Question
+from bench.baseline import Question
 from nodestate.sql.schema import HEADS
 
 __all__ = ["BareDatabase"]

@@ -1,4 +1,4 @@
-"""The figures behind the decisions in docs/adr: ``python -m bench.choices NAME``, or ``all``.
+"""The figures behind the decisions in docs/adr: ``python -m bench.adr_figures NAME``, or ``all``.
 
 Each choice measures the way taken beside the ways not taken, in one run, after showing that all of them carry the
 same content. It prints tables and returns the same numbers. Figures of different runs are not comparable.
@@ -842,13 +842,13 @@ CHOICES: Final[dict[str, _Choice]] = {
     "codec": _Choice(codec, "0005-codec.md"),
     "lockstep": _Choice(lockstep, "0009-lockstep-steps.md"),
 }
-ADR: Final = Path(__file__).parent.parent / "docs" / "adr"
+ADR: Final = Path(__file__).parents[2] / "docs" / "adr"
 FIGURES: Final = "## Figures\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run some choices, print their tables, and write their figures."""
-    parser = argparse.ArgumentParser(prog="python -m bench.choices", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.adr_figures", description=__doc__.partition("\n")[0])
     parser.add_argument("name", nargs="+", choices=[*CHOICES, "all"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--adr", action="store_true", help="put the tables into docs/adr, in place of those there")
@@ -879,7 +879,7 @@ def _write_figures(name: str, about: Result) -> None:
         )
     )
     tables = "\n\n".join(_printed)
-    path.write_text(f"{text}{FIGURES}\n`python -m bench.choices {name}`. {where}.\n\n{tables}\n", encoding="utf-8")
+    path.write_text(f"{text}{FIGURES}\n`python -m bench.adr_figures {name}`. {where}.\n\n{tables}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

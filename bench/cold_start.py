@@ -14,7 +14,7 @@ from typing import Final
 import psutil
 import xxhash
 
-from bench.bare import Bare
+from bench.baseline import Bare
 from bench.record import Timings
 from bench.workload import require, view_digest
 from nodestate import Reader

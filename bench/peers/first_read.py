@@ -1,4 +1,4 @@
-"""What runs in a process that was just started; a module that imports little, as ``bench.newcomer``."""
+"""What runs in a process that was just started; a module that imports little, as ``bench.cold_start``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from bench.peers.shape import Opener, digest
+from bench.peers.interfaces import Opener, digest
 
 
 def first_read(opener: Opener, imports: Sequence[str]) -> tuple[float, int]:

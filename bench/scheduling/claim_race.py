@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.beside import Line
-from bench.cell import MAX_AGE_S
-from bench.scheduling.claimed import Held
+from bench.scheduling.claim_audit import Held
 from bench.scheduling.hosts import Wants
+from bench.stepped_cell import MAX_AGE_S
+from bench.worker import Line
 from bench.workload import require
 from nodestate.config import Config
 from nodestate.scheduling.claims.placer import Placing

@@ -14,8 +14,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, Protocol
 
-from bench.bare import Bare, BareMemcached
-from bench.ledger import held_by, said_by
+from bench.baseline import Bare, BareMemcached
+from bench.counting_store import held_by, said_by
 from bench.record import Case, Goal
 from bench.scenario import Findings, Settings
 from bench.workload import require

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from bench.report.chart_parts import absent, commands_of, detail
 from bench.report.document import Bar, Bars, Chart, Line, Lines, Section, Table
-from bench.report.figures import exact, figure, quantity
-from bench.report.parts import absent, commands_of, detail
-from bench.report.shelf import Found, Shelf
+from bench.report.number_format import exact, figure, quantity
+from bench.report.records import Found, Shelf
 
 SHADES: Final = ("journal", "snapshot", "other", "mariadb")
 """Colours of lines that are no designs: they are told apart as those are."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from bench.report.chart_parts import absent, bar, commands_of, detail, median_and_p99
 from bench.report.document import Bars, Chart, Section
-from bench.report.figures import exact
-from bench.report.parts import absent, bar, commands_of, detail, median_and_p99
-from bench.report.shelf import Shelf, spread, typical
+from bench.report.number_format import exact
+from bench.report.records import Shelf, spread, typical
 
 CONTENDED: Final = {"refresh": "A reader's read", "commit": "A commit of the consumer"}
 PEERS_DO: Final = {

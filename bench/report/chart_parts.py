@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from bench.report.document import Bar, Bars, Chart, Line, Lines, Section, Table
-from bench.report.figures import exact, figure, quantity
-from bench.report.shelf import LOADS, Found, command_for, command_of, spread
+from bench.report.number_format import exact, figure, quantity
+from bench.report.records import LOADS, Found, command_for, command_of, spread
 
 TONES: Final = ("journal", "snapshot", "sql", "bare")
 """What has a colour of its own, see ``theme``."""

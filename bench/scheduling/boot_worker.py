@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from bench.beside import Line
 from bench.scheduling.tasks import Task
+from bench.worker import Line
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
 from nodestate.scheduling.orders.boots import Booted

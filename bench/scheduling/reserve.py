@@ -17,12 +17,12 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.beside import Beside, Line
-from bench.cell import MAX_AGE_S, Cell
-from bench.places import PATIENCE_S, MemcachedPlace, Place, Tour
+from bench.environments import PATIENCE_S, MemcachedPlace, Place, Tour
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.scheduling.hosts import Hosts
+from bench.stepped_cell import MAX_AGE_S, Cell
+from bench.worker import Beside, Line
 from bench.workload import require
 from nodestate.config import Config
 from nodestate.ports import Put, Write

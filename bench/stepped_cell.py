@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self
 
-from bench.places import PATIENCE_S, Place, config_for
+from bench.environments import PATIENCE_S, Place, config_for
 from bench.scenario import Settings, Tell
 from bench.workload import Fleet, buckets_of, require
 from nodestate.consumers.loop import Consumer

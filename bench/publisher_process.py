@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.beside import Line
+from bench.worker import Line
 from bench.workload import require
 from nodestate.broker import KombuSink
 from nodestate.config import Config

@@ -1,4 +1,4 @@
-"""What OpenStack's scheduler decides, by its own code, on a given fleet: a program for the environment of ``openstack_inside``.
+"""What OpenStack's scheduler decides, by its own code, on a given fleet: a program for the environment of ``openstack_program``.
 
 Nodes and flavours are in the folder's hosts.json. Arguments: folder, seconds, seed. Writes one JSON object: milliseconds by
 what was timed, for Nova and for Placement, and how many filters and weighers there were; or ``error``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-_spec = spec_from_file_location("openstack_inside", Path(__file__).with_name("openstack_inside.py"))
+_spec = spec_from_file_location("openstack_program", Path(__file__).with_name("openstack_program.py"))
 assert _spec is not None
 assert _spec.loader is not None
 inside = module_from_spec(_spec)

@@ -19,16 +19,16 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from bench.cell import Cell
-from bench.fresh import in_fresh_process
+from bench.environments import USUAL, label_of, opened
+from bench.fresh_process import in_fresh_process
 from bench.peer_servers import EtcdServer, MariadbServer, NatsServer, PostgresServer, RedisServer
-from bench.peers.newcomer import first_read
+from bench.peers.first_read import first_read
+from bench.peers.interfaces import Opener, Peer, Reader, Row, Server, digest
+from bench.peers.nodestate_peer import OwnReader
 from bench.peers.openstack import NOVA_WITH_NUMA, measure_openstack
-from bench.peers.ours import OwnReader
-from bench.peers.shape import Opener, Peer, Reader, Row, Server, digest
-from bench.places import USUAL, label_of, opened
 from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.stepped_cell import Cell
 from bench.workload import Fleet, require
 from tests.services.servers import ServiceMissing
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.report.figures import quantity, times
-from bench.report.shelf import LOADS, TYPICAL_NODES, Found, Shelf, command_of
+from bench.report.number_format import quantity, times
+from bench.report.records import LOADS, TYPICAL_NODES, Found, Shelf, command_of
 
 JOURNAL, SNAPSHOT, SQL = "journal", "snapshot", "sql"
 NOISE: Final = 1.5

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from bench.report.chart_parts import absent, bar, commands_of, detail, line, setting_of
 from bench.report.document import Bars, Chart, Line, Lines, Section, Table
-from bench.report.figures import exact, quantity, times
-from bench.report.parts import absent, bar, commands_of, detail, line, setting_of
-from bench.report.shelf import Found, Shelf, spread
+from bench.report.number_format import exact, quantity, times
+from bench.report.records import Found, Shelf, spread
 
 ONE: Final = "one request"
 MEMORY: Final = "memory beyond the reader"
