@@ -14,23 +14,23 @@ Nobody ends what counts, but who was told to end the instance.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
 from nodestate.ports import Clock
+from nodestate.ports.ids import IdSource
 
 _NAME: Final = re.compile(r"([0-9a-f]{12})-[0-9a-f]{12}")
 _LAST_MS: Final = 0xFFFF_FFFF_FFFF
 
 
-def new_order_id(clock: Clock, after: str = "") -> str:
+def new_order_id(clock: Clock, ids: IdSource, after: str = "") -> str:
     """A name that nobody has, larger than ``after``, however this clock stands to that of who gave it."""
     now_ms = int(clock.time() * 1000)
     before = _NAME.fullmatch(after)
     if before is not None:
         now_ms = max(now_ms, min(int(before[1], 16) + 1, _LAST_MS))
-    return f"{now_ms:012x}-{secrets.token_hex(6)}"
+    return f"{now_ms:012x}-{ids.order_suffix()}"
 
 
 def order_id_of(hints: Mapping[str, Any]) -> str:

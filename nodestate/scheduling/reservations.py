@@ -108,7 +108,7 @@ class Groups:
                 raise BadRequestError(f"members[{place}].{error.field}", error.why) from None
         deadline = scheduler.clock.monotonic() + timeout_s
         scheduler.refresh(wanted.max_age)
-        number = order_ids.new_order_id(scheduler.clock)
+        number = order_ids.new_order_id(scheduler.clock, scheduler.ids)
         placings = self._placings(wanted, number, owner or scheduler.name)
         for placing in placings:
             there = scheduler.fleet.reported(placing.instance)
@@ -141,7 +141,7 @@ class Groups:
         members = [
             (instance, self._member_request(member, wanted, instance))
             for member in wanted.members
-            for instance in member.ids
+            for instance in member.instance_ids(self._scheduler.ids)
         ]
         # The largest first: what is left over suits the small ones.
         members.sort(key=lambda member: (-self._share(member[1]), member[0]))

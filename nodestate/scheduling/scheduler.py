@@ -23,6 +23,7 @@ from nodestate.designs.connections import open_claims
 from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, NotFoundError, StaleViewError
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
+from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, Claim
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
@@ -54,7 +55,7 @@ class Scheduler:
     ``max_age``: how old a view may be, in seconds, where a request says nothing. ``node_max_age``: nodes that gave no
     sign of life for so long are passed over; None: it is not looked at, and agents that are gone refuse by their
     silence. ``courier`` is needed to boot and to move, not to select, claim and reserve. ``name`` stands on its claims;
-    ``seed`` shuffles nodes that are equally good. What is not given is opened from the settings, and closed with the
+    ``seed`` shuffles nodes that are equally good; ``ids`` gives the ids of orders, messages and instances. What is not given is opened from the settings, and closed with the
     scheduler.
     """
 
@@ -70,6 +71,7 @@ class Scheduler:
         claims: Sequence[ClaimStore] | None = None,
         courier: Courier | None = None,
         clock: Clock | None = None,
+        ids: IdSource | None = None,
         policies: Policies | None = None,
     ) -> None:
         self.config = config
@@ -77,6 +79,7 @@ class Scheduler:
         self.max_age = max_age
         self.node_max_age = node_max_age
         self.clock = clock or SystemClock()
+        self.ids: IdSource = ids or SystemIds()
         self._closing: list[Callable[[], None]] = []
         if reader is None:
             reader = Reader(config, clock=self.clock)
@@ -90,14 +93,16 @@ class Scheduler:
         self.sharing = NodePreference(self.name, self.clock, config.claim_ttl_s)
         self.ledger = Ledger(config.cell, claims, self.fleet, self.sharing)
         self.random = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
-        self.selector = Selector(self.fleet, policies or installed(), self.random.getrandbits(63), self.sharing)
+        self.selector = Selector(
+            self.fleet, policies or installed(), self.random.getrandbits(63), self.sharing, self.ids
+        )
         anchors = AffinitySeed(config.cell, claims)
         self.placer = Placer(
-            self.name, self.fleet, self.selector, self.ledger, anchors, self._refresh_for_retry, self.clock
+            self.name, self.fleet, self.selector, self.ledger, anchors, self._refresh_for_retry, self.clock, self.ids
         )
         self.boots: Boots | None = None
         if courier is not None:
-            self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, config)
+            self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, self.ids, config)
         self.groups = Groups(self)
         self.moves = Migrations(self)
         self._view: View | None = None
@@ -169,7 +174,9 @@ class Scheduler:
             self.selector.check(request)
         ages = [request.max_age for request in requests if request.max_age is not None]
         self.refresh(min(ages, default=None))
-        placings = [self.placing(request, instance) for request in requests for instance in request.ids]
+        placings = [
+            self.placing(request, instance) for request in requests for instance in request.instance_ids(self.ids)
+        ]
         self.placer.place(placings)
         return placings
 
@@ -184,7 +191,7 @@ class Scheduler:
         Raises ``BadRequestError``.
         """
         self.selector.check(request)
-        boots = [Boot(self.placing(request, instance)) for instance in request.ids]
+        boots = [Boot(self.placing(request, instance)) for instance in request.instance_ids(self.ids)]
         self._booting().begin(boots)
         return boots
 

@@ -6,6 +6,7 @@ nothing that is not asked for: the order of calls determines every outcome.
 
 from __future__ import annotations
 
+from nodestate.ports.ids import SeededIds
 from nodestate.store.memory import MemoryServer, MemoryStore, process_server
 from nodestate.testing.broker import (
     Letter,
@@ -36,6 +37,7 @@ __all__ = [
     "MemorySource",
     "MemoryStore",
     "Plan",
+    "SeededIds",
     "chance",
     "process_server",
     "script",

@@ -27,7 +27,7 @@ from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection.plugins import own
 from nodestate.store import keys
 from nodestate.store.round_trips import Stores
-from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemoryServer, MemorySink, MemoryStore
+from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemoryServer, MemorySink, MemoryStore, SeededIds
 from nodestate.view.view import View
 
 CELL: Final = "cell1"
@@ -159,6 +159,7 @@ class Process:
             claims=[MortalClaims(server, self.mortal) for server in tenancy.servers],
             courier=MortalCourier(self.courier, self.mortal),
             clock=clock,
+            ids=SeededIds(f"{name} {seed}"),
             policies=own(),
         )
         self.groups = Groups(self.scheduler)

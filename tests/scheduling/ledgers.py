@@ -20,7 +20,7 @@ from nodestate.scheduling.selection import Selector
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import own
 from nodestate.store import keys
-from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, SeededIds
 from nodestate.view.view import View
 
 CELL = "cell1"
@@ -58,11 +58,12 @@ class Party:
     def __init__(self, name: str, servers: Iterable[MemoryServer], clock: Clock, *, ahead_s: float = 0.0) -> None:
         self.name = name
         self.fleet = Fleet()
+        self.ids = SeededIds(name)
         self.connections = [Connection(server, ahead_s) for server in servers]
         self.ledger = Ledger(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
         anchors = AffinitySeed(CELL, self.connections)
-        self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again, clock)
+        self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again, clock, self.ids)
         self.looked_again = 0
         self._numbers = itertools.count(1)
 
@@ -105,7 +106,9 @@ class Party:
 
     def place(self, *requests: Request, **more: Any) -> list[Placing]:
         """A node for every instance of these, all at once."""
-        placings = [Placing(request, one, CLAIM_TTL_S, **more) for request in requests for one in request.ids]
+        placings = [
+            Placing(request, one, CLAIM_TTL_S, **more) for request in requests for one in request.instance_ids(self.ids)
+        ]
         self.placer.place(placings)
         return placings
 

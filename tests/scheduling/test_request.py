@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nodestate.errors import BadRequestError
 from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, parse_state
 from nodestate.model.orders import Build, decode_order, encode
+from nodestate.ports.ids import SystemIds
 from nodestate.scheduling.request import (
     MAX_COUNT,
     MAX_GROUP_COUNT,
@@ -215,7 +216,7 @@ def test_a_group_of_the_most_members_is_one() -> None:
     """The bound itself is inside."""
     assert len(parse_group({"members": [SMALL] * MAX_GROUP_COUNT}).members) == MAX_GROUP_COUNT
     [member] = parse_group({"members": [{**SMALL, "count": MAX_GROUP_COUNT}]}).members
-    assert len(set(member.ids)) == MAX_GROUP_COUNT
+    assert len(set(member.instance_ids(SystemIds()))) == MAX_GROUP_COUNT
 
 
 # -- what comes back ------------------------------------------------------------------------------
@@ -328,10 +329,10 @@ def test_hints_that_nobody_understands_are_refused_by_name() -> None:
 def test_instances_without_names_get_them_once() -> None:
     """Asked twice for its ids a request must not become twice as many instances."""
     request = parse({**SMALL, "count": 3})
-    assert len(set(request.ids)) == 3
-    assert request.ids == request.ids
-    assert parse({**SMALL, "instances": ["b", "a"]}).ids == ("b", "a")
-    assert len(parse({**SMALL, "instances": []}).ids) == 1
+    assert len(set(request.instance_ids(SystemIds()))) == 3
+    assert request.instance_ids(SystemIds()) == request.instance_ids(SystemIds())
+    assert parse({**SMALL, "instances": ["b", "a"]}).instance_ids(SystemIds()) == ("b", "a")
+    assert len(parse({**SMALL, "instances": []}).instance_ids(SystemIds())) == 1
 
 
 def test_a_request_made_in_python_is_checked_as_one_that_was_read() -> None:

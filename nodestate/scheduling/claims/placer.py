@@ -19,6 +19,7 @@ from typing import Final
 
 from nodestate.errors import BadRequestError, NodestateError
 from nodestate.ports import Clock, Status
+from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
@@ -115,10 +116,12 @@ class Placer:
         anchors: AffinitySeed,
         look_again: Callable[[], bool],
         clock: Clock,
+        ids: IdSource,
     ) -> None:
         self._holder = holder
         self._refresh_for_retry = look_again
         self._clock = clock
+        self._ids = ids
         self._fleet = fleet
         self._selector = selector
         self._ledger = ledger
@@ -187,7 +190,7 @@ class Placer:
         had = lift.amounts if lift is not None and lift.row == row else None
         placing.node = node
         placing.claim = Claim(
-            order_ids.new_order_id(self._clock),
+            order_ids.new_order_id(self._clock, self._ids),
             placing.instance,
             self._holder,
             until,

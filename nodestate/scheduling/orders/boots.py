@@ -19,7 +19,6 @@ what counts (``identities``), and others, who see both, may be ending what the i
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -34,6 +33,7 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.model import NEVER, Version
 from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
+from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import LOOK_AFTER_S
 from nodestate.scheduling.claims.claim_table import Ledger
 from nodestate.scheduling.claims.placer import NoHostFound, Placer, Placing
@@ -143,6 +143,7 @@ class Boots:
         ledger: Ledger,
         courier: Courier,
         clock: Clock,
+        ids: IdSource,
         config: Config,
     ) -> None:
         self._placer = placer
@@ -150,6 +151,7 @@ class Boots:
         self._ledger = ledger
         self._courier = courier
         self._clock = clock
+        self._ids = ids
         self._answer_timeout_s = config.answer_timeout_s
         self._ending_s = max(TERMINATION_RETRY_S, ENDING_CLAIMS_COUNT * config.claim_ttl_s)
         self._wanted: list[Boot] = []
@@ -315,7 +317,10 @@ class Boots:
 
     def _send_ends(self, endings: Iterable[Termination]) -> None:
         self._try_to_send(
-            [End(id=uuid.uuid4().hex, node=ending.node, instance=ending.instance, of=ending.of) for ending in endings]
+            [
+                End(id=self._ids.message_id(), node=ending.node, instance=ending.instance, of=ending.of)
+                for ending in endings
+            ]
         )
 
     def tell(self, order: Build, hints: Mapping[str, Any]) -> str:
@@ -357,7 +362,7 @@ class Boots:
         of: str,
     ) -> Build:
         return Build(
-            id=uuid.uuid4().hex,
+            id=self._ids.message_id(),
             node=node,
             instance=instance,
             resources=dict(resources),
@@ -371,7 +376,7 @@ class Boots:
     def _supersede_original(self, lift: Exclusion, after: str, left: Sequence[Termination]) -> None:
         """Nodes that did not answer may have what counts: so what the instance has on its row gets a later order."""
         self._resolve_superseded(
-            _Supersede(lift, new_order_id(self._clock, after), tuple(left), self._clock.monotonic())
+            _Supersede(lift, new_order_id(self._clock, self._ids, after), tuple(left), self._clock.monotonic())
         )
 
     def _retry_supersedes(self) -> None:
@@ -455,7 +460,7 @@ class Boots:
             lift = boot.placing.lift
             # Not the claim's: one that is held may be built, ended, and built again, which is another life.
             again, boot.again = boot.again, ""
-            order_id = new_order_id(self._clock, max(claim.id, boot.after, again))
+            order_id = new_order_id(self._clock, self._ids, max(claim.id, boot.after, again))
             boot.order = Build(
                 id=order_id,
                 node=node,

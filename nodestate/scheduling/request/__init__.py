@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
@@ -14,6 +13,7 @@ from msgspec import Meta
 from nodestate.errors import BadRequestError
 from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, NodeName, Word
 from nodestate.model.orders import MAX_ORDER_BYTES
+from nodestate.ports.ids import IdSource
 from nodestate.scheduling.request.vocabulary import check_class, check_trait
 
 MAX_COUNT: Final = 1_000
@@ -105,10 +105,17 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise BadRequestError("spread_by", "needs a group, whose members it spreads")
         _check_hints(hints_of(self))
 
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """The instances' ids, made up once where the request names none."""
-        return self.instances or tuple(str(uuid.uuid4()) for _ in range(self.count))
+    def instance_ids(self, source: IdSource) -> tuple[str, ...]:
+        """Return the ids of the instances: those that the request names, else new ones from ``source``.
+
+        New ids are made at the first call and kept, so that all later calls return the same ones.
+        """
+        if self.instances:
+            return self.instances
+        made: tuple[str, ...] | None = self.__dict__.get("made_ids")
+        if made is None:
+            made = self.__dict__["made_ids"] = tuple(source.instance_id() for _ in range(self.count))
+        return made
 
     @cached_property
     def shape(self) -> bytes:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from nodestate.errors import SHOWN_COUNT
+from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling.fleet import Fleet, Outstanding
 from nodestate.scheduling.fleet.row_types import Flags, Scores
 from nodestate.scheduling.request import Request
@@ -74,10 +75,18 @@ class Selector:
     weigher fails, whoever asked gets a ``PolicyError``.
     """
 
-    def __init__(self, fleet: Fleet, policies: Policies, seed: int, sharing: NodePreference | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        policies: Policies,
+        seed: int,
+        sharing: NodePreference | None = None,
+        ids: IdSource | None = None,
+    ) -> None:
         self.fleet = fleet
         self.policies = policies
         self._sharing = sharing
+        self._ids: IdSource = ids if ids is not None else SystemIds()
         self._random = np.random.default_rng(seed)
         self._shuffle: Scores = np.zeros(0)
         self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
@@ -98,7 +107,7 @@ class Selector:
         """A node for each instance, as if those before it were there already. Nothing is claimed."""
         choices = []
         with self._restored() as laid_over:
-            for instance in request.ids:
+            for instance in request.instance_ids(self._ids):
                 rows = self.best(request, 1 + request.alternates)
                 names = [self.fleet.names[row] for row in rows]
                 if not names:
