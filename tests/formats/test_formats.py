@@ -1,0 +1,196 @@
+"""Formats stay: values and messages that commit 8c7aaef wrote are read today, and written again byte for byte.
+
+``written_by_8c7aaef.json`` holds what a cell of six simulated nodes left in its store and sent over its broker, each value
+beside what that commit decoded it to; ``written_by_8c7aaef.sql`` is the same of the database design, as SQLite text. The
+files are never written again. If a format changes on purpose, its version rises, and a new pair of files is added.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from nodestate import Reader
+from nodestate.broker.control import decode_resync, encode_resync
+from nodestate.config import Config
+from nodestate.consumers.partition import probe, probed_at
+from nodestate.designs.control import CONTROL
+from nodestate.journal import format as journal
+from nodestate.model import fold, parse_event
+from nodestate.model.orders import decode_answer, decode_order, encode
+from nodestate.model.partitioning import bucket_of, partition_of
+from nodestate.ports import ACTIVATION, Put, Write
+from nodestate.scheduling.claims import CLAIMS
+from nodestate.snapshot import format as snapshot
+from nodestate.sql.store import SqlStore
+from nodestate.store import keys
+from nodestate.store.head import EPOCH, HEAD, LIFE
+from nodestate.store.round_trips import Stores
+from nodestate.store.wire import pack_records, unpack_block, unpack_record
+from nodestate.testing import ManualClock, MemoryServer, MemoryStore
+
+HERE: Final = Path(__file__).parent
+WRITTEN: Final[dict[str, Any]] = json.loads((HERE / "written_by_8c7aaef.json").read_text(encoding="utf-8"))
+LARGE_PART_BYTES: Final = 1_000_000
+
+
+def plain(value: Any) -> Any:
+    """A decoded value in the form of the file: bytes as hexadecimal, records as the arrays or maps that they are stored as."""
+    if isinstance(value, msgspec.Raw | bytes | bytearray | memoryview):
+        return {"hex": bytes(value).hex()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, msgspec.Struct):
+        fields = {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        return list(fields.values()) if value.__struct_config__.array_like else fields
+    return value
+
+
+def checkpoint_records(value: bytes) -> list[Any]:
+    return [unpack_record(raw) for _, raw in unpack_block(value)]
+
+
+def pack_checkpoint(records: list[Any]) -> bytes:
+    [block] = pack_records(records, LARGE_PART_BYTES)
+    return block
+
+
+CODECS: Final[dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]]] = {
+    "epoch": (EPOCH.unpack, EPOCH.pack),
+    "head.j": (HEAD.unpack, HEAD.pack),
+    "head.s": (HEAD.unpack, HEAD.pack),
+    "life": (LIFE.unpack, LIFE.pack),
+    "segment": (journal.SEGMENT.unpack, journal.SEGMENT.pack),
+    "checkpoint": (checkpoint_records, pack_checkpoint),
+    "node": (snapshot.NODE.unpack, snapshot.NODE.pack),
+    "index": (snapshot.INDEX_PART.unpack, snapshot.INDEX_PART.pack),
+    "claims": (CLAIMS.unpack, CLAIMS.pack),
+    "control": (CONTROL.unpack, CONTROL.pack),
+    "build": (decode_order, encode),
+    "end": (decode_order, encode),
+    "answer": (decode_answer, encode),
+    "refusal": (decode_answer, encode),
+    "resync": (decode_resync, encode_resync),
+    "resync-all": (decode_resync, encode_resync),
+}
+"""By kind of value: how it is decoded, and how it is written again."""
+
+VALUES: Final = [
+    *((item["kind"], item["value"], item["decoded"], item.get("section")) for item in WRITTEN["items"]),
+    *((item["kind"], item["value"], item["decoded"], None) for item in WRITTEN["packed"]),
+    *((item["kind"], item["body"], item["decoded"], None) for item in WRITTEN["messages"] if item["kind"] in CODECS),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "decoded", "section"), VALUES, ids=[f"{n}-{kind}" for n, (kind, *_) in enumerate(VALUES)]
+)
+def test_stored_values_and_messages_are_read_and_written_again_byte_for_byte(
+    kind: str, value: str, decoded: Any, section: Any
+) -> None:
+    """An older consumer, agent or scheduler of the same cell must understand what this version writes, and the reverse."""
+    raw = bytes.fromhex(value)
+    unpack, pack = CODECS[kind]
+    record = unpack(raw)
+    seen = plain(record) if isinstance(record, msgspec.Struct | list | int) else plain(msgspec.to_builtins(record))
+    assert seen == decoded
+    assert pack(record).hex() == value
+    if section is not None:
+        design = {"head.j": journal, "head.s": snapshot}[kind]
+        own = design.SECTION.decode(record.section)
+        assert plain(own) == section
+        assert msgspec.msgpack.encode(own) == bytes(record.section)
+
+
+def test_every_kind_of_value_of_memcached_is_among_them() -> None:
+    """Without this a kind that is missing from the file would pass as unchanged."""
+    assert set(CODECS) == {kind for kind, *_ in VALUES}
+
+
+def test_control_messages_of_consumers_are_the_same_bytes() -> None:
+    """The activation message and the watermark message that a consumer sends through its own queue."""
+    bodies = {item["kind"]: bytes.fromhex(item["body"]) for item in WRITTEN["messages"]}
+    assert bodies["activation"] == ACTIVATION
+    assert bodies["watermark"] == probe("host:1", 12.5)
+    assert probed_at(bodies["watermark"], "host:1") == 12.5
+
+
+@pytest.mark.parametrize(
+    "event", WRITTEN["events"], ids=[f"{n}-{e['decoded']['kind']}" for n, e in enumerate(WRITTEN["events"])]
+)
+def test_events_are_read_and_written_again_byte_for_byte(event: dict[str, Any]) -> None:
+    """Events are maps on the wire, so their keys and tags are part of the format."""
+    body = bytes.fromhex(event["body"])
+    read = parse_event(body)
+    assert {"kind": type(read).__name__.lower(), **plain(msgspec.structs.asdict(read))} == event["decoded"]
+    assert msgspec.msgpack.encode(read) == body
+    assert bucket_of(read.node) == event["bucket"]
+    if event["decoded"]["kind"] == "report":
+        assert fold(None, read).record is not None
+
+
+def test_keys_and_buckets_are_the_same() -> None:
+    """A node's bucket is computed by publishers in any language; a key that moves is a lost item."""
+    assert {
+        "control": keys.control("c"),
+        "claim": keys.claim("c", "n"),
+        "anchor": keys.anchor("c", "g"),
+        "prefix": keys.prefix("c", 8, 3, "sb"),
+        "epoch": keys.epoch("p"),
+        "head": keys.head("p", 255),
+        "life": keys.life("p", 255),
+        "repair": keys.repair("p"),
+        "segment": keys.segment("p", 255, 2, 9),
+        "checkpoint": keys.checkpoint("p", 255, 2, 9, 1),
+        "node": keys.node("p", "n"),
+        "index": keys.index("p", 255, 2, 9, 0),
+    } == WRITTEN["keys"]
+    assert {name: [bucket_of(name), partition_of(name, 8)] for name in WRITTEN["buckets"]} == WRITTEN["buckets"]
+
+
+def shown(reader: Reader) -> dict[str, Any]:
+    """What a reader's view holds, in the form of the file."""
+    view = reader.read(max_age=1e9, on_stale="flag")
+    assert view.incomplete == frozenset()
+    return {
+        name: {
+            "incarnation": node.version.incarnation,
+            "generation": node.version.generation,
+            "state": json.loads(json.dumps(node.state, default=dict)),
+        }
+        for name, node in ((name, view.nodes[name]) for name in view.nodes)
+    }
+
+
+@pytest.mark.parametrize("design", ["journal", "snapshot"])
+def test_a_reader_gives_the_view_of_what_is_in_memcached(design: str) -> None:
+    """The whole way of a read: epoch, head, contents, fold."""
+    clock = ManualClock()
+    store = MemoryStore(MemoryServer(clock=clock))
+    for item in WRITTEN["items"]:
+        store.write([Write(Put.ADD, item["key"], bytes.fromhex(item["value"]), ttl_s=item["ttl_s"] or 0)])
+    config = Config(partitions=2, designs=("journal", "snapshot"), read_design=design)
+    reader = Reader(config, design=design, stores=Stores([store]), clock=clock)
+    assert shown(reader) == WRITTEN["views"][design]
+
+
+def test_a_reader_gives_the_view_of_what_is_in_the_database(tmp_path: Path) -> None:
+    """The tables as the migrations of 8c7aaef made them, without any migration since."""
+    path = tmp_path / "nodes.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((HERE / "written_by_8c7aaef.sql").read_text(encoding="utf-8"))
+        connection.execute("UPDATE nodestate_heads SET expires_at = NULL")
+        connection.commit()
+    with closing(SqlStore(f"sqlite:///{path}", timeout_s=30.0)) as store:
+        config = Config(partitions=2, designs=("sql",), read_design="sql", sql=f"sqlite:///{path}")
+        reader = Reader(config, design="sql", stores=Stores([], store), clock=ManualClock())
+        assert shown(reader) == WRITTEN["views"]["sql"]
