@@ -20,6 +20,7 @@ from bench.fresh_process import in_fresh_process
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import Fleet, buckets_of, require, require_whole
+from harness.servers import RabbitServer
 from nodestate import Reader, Receipt
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology, connect_check, queue_depths
 from nodestate.config import Config
@@ -27,7 +28,6 @@ from nodestate.consumers.loop import Consumer
 from nodestate.consumers.partition import is_probe
 from nodestate.designs.connections import open_stores
 from nodestate.ports import SystemClock
-from tests.services.servers import RabbitServer
 
 ROUNDS_MAX: Final = 3
 EVENTS_MIN: Final = 4_000

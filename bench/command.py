@@ -23,9 +23,9 @@ from bench.report import ReportError, write_report
 from bench.scenario import Scenario, Settings, Tell
 from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
+from harness.servers import ServerFailedError, ServerMissingError
 from nodestate.config import Config
 from nodestate.errors import NodestateError
-from tests.services.servers import ServiceFailed, ServiceMissing
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     one.name: one
@@ -153,7 +153,7 @@ def main(
     try:
         with _progress() as tell:
             findings = SCENARIOS[scenario].run(settings, tell)
-    except (WrongResultError, NodestateError, ServiceMissing, ServiceFailed) as error:
+    except (WrongResultError, NodestateError, ServerMissingError, ServerFailedError) as error:
         click.echo(f"bench {scenario}: {error}", err=True)
         sys.exit(1)
     record = Record(

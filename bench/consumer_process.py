@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.workload import WrongResultError
+from harness.members import Member
 from nodestate.config import Config
-from tests.faults.members import Member
 
 
 @contextmanager

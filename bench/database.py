@@ -18,9 +18,9 @@ from bench.baseline import Bare
 from bench.baseline_sql import BareDatabase
 from bench.environments import DRIVERS, EXTRA, Place, canonical, driver_versions, label_of
 from bench.workload import require
+from harness.servers import MariadbServer, PostgresServer, ServerFailedError, ServerMissingError
 from nodestate.sql.migrate import upgrade
 from nodestate.sql.schema import HEADS, NODES
-from tests.services.servers import MariadbServer, PostgresServer, ServiceFailed, ServiceMissing
 
 RESTART_S: Final = 30.0
 """PostgreSQL does not start before the last process of the one that was killed has noticed."""
@@ -32,11 +32,11 @@ Count = Callable[[Any], int | None]
 
 @contextmanager
 def opened(design: str, database: str) -> Iterator[Place]:
-    """A database with nodestate's tables. Raises ServiceMissing."""
+    """A database with nodestate's tables. Raises ServerMissingError."""
     try:
         import_module(DRIVERS[database])
     except ImportError as error:
-        raise ServiceMissing(f"{error}: {EXTRA}") from error
+        raise ServerMissingError(f"{error}: {EXTRA}") from error
     if database == "sqlite":
         with tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
             yield _filled(DatabasePlace(design, database, f"sqlite:///{Path(folder) / 'nodestate.db'}", None))
@@ -114,7 +114,7 @@ class DatabasePlace:
         while True:
             try:
                 self._server.start()
-            except ServiceFailed:
+            except ServerFailedError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(PAUSE_S)

@@ -19,11 +19,11 @@ from bench.counting_store import held_by, said_by
 from bench.record import Case, Goal
 from bench.scenario import Findings, Settings
 from bench.workload import require
+from harness.servers import MemcachedServer, ServerMissingError
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
 from nodestate.ports import Where
 from nodestate.store.memcached import MemcachedStore, ServerStats
-from tests.services.servers import MemcachedServer, ServiceMissing
 
 CELL: Final = "bench"
 PATIENCE_S: Final = 60.0
@@ -93,7 +93,7 @@ def label_of(names: Sequence[str]) -> str:
 
 
 def opened(names: Sequence[str], state_bytes: int) -> AbstractContextManager[Place]:
-    """A place of its own for these designs, several of which must be of memcached. Raises ServiceMissing when entered.
+    """A place of its own for these designs, several of which must be of memcached. Raises ServerMissingError when entered.
 
     ``state_bytes``: of all nodes.
     """
@@ -115,7 +115,7 @@ def _in_database(design: str, database: str) -> Iterator[Place]:
     try:
         from bench.database import opened as database_opened  # noqa: PLC0415 - its drivers may be missing
     except ImportError as error:
-        raise ServiceMissing(f"{error}: {EXTRA}") from error
+        raise ServerMissingError(f"{error}: {EXTRA}") from error
     with database_opened(design, database) as place:
         yield place
 
@@ -226,14 +226,14 @@ class Tour:
         with ExitStack() as held:
             try:
                 place = held.enter_context(opened(names, state_bytes))
-            except ServiceMissing as error:
+            except ServerMissingError as error:
                 self.skipped[f"{label_of(names)}: {error}"] = None
                 return
             self.servers |= place.versions
             self.cases += measure(place)
 
     def findings(self, across: Mapping[str, float] | None = None, goals: Sequence[Goal] = ()) -> Findings:
-        """All of it. Raises ServiceMissing where nothing was measured."""
+        """All of it. Raises ServerMissingError where nothing was measured."""
         if not self.cases:
-            raise ServiceMissing("; ".join(self.skipped))
+            raise ServerMissingError("; ".join(self.skipped))
         return Findings(self.cases, across or {}, goals, self.servers, tuple(self.skipped))

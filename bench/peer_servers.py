@@ -6,64 +6,46 @@ durable stays durable. Run as root, those that refuse root become the user that 
 
 from __future__ import annotations
 
-from tests.services.servers import (
+from harness.servers import (
     DATABASE,
     MariadbServer,
     PostgresServer,
-    _AskedServer,
-    _folder,
-    _require,
-    _version,
+    ProbedServer,
+    RedisServer,
     free_ports,
+    make_folder,
+    require_program,
+    version_of,
 )
 
 __all__ = ["DATABASE", "EtcdServer", "MariadbServer", "NatsServer", "PostgresServer", "RedisServer"]
 
 
-class RedisServer(_AskedServer):
-    """A Redis that writes nothing to disk, as memcached does not. Raises ServiceMissing."""
-
-    scheme = "redis"
-
-    def __init__(self) -> None:
-        program = _require("redis-server", "redis-server")
-        [port] = free_ports(1)
-        folder = _folder("redis")
-        command = [
-            *[program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)],
-            *["--save", "", "--appendonly", "no"],
-        ]
-        super().__init__(port, command, folder, _version(program, "--version"))
-
-    def _answers(self) -> bool:
-        return self._asked(b"PING\r\n") == b"+PONG\r\n"
-
-
-class NatsServer(_AskedServer):
-    """A NATS server with JetStream on files. Raises ServiceMissing."""
+class NatsServer(ProbedServer):
+    """A NATS server with JetStream on files. Raises ServerMissingError."""
 
     scheme = "nats"
 
     def __init__(self) -> None:
-        program = _require("nats-server", "nats-server")
+        program = require_program("nats-server", "nats-server")
         [port] = free_ports(1)
-        folder = _folder("nats")
+        folder = make_folder("nats")
         command = [program, "-js", "-sd", str(folder / "data"), "-a", "127.0.0.1", "-p", str(port)]
-        super().__init__(port, command, folder, _version(program, "--version"))
+        super().__init__(port, command, folder, version_of(program, "--version"))
 
     def _answers(self) -> bool:
-        return b'"jetstream":true' in self._asked(b"")
+        return b'"jetstream":true' in self.probe(b"")
 
 
-class EtcdServer(_AskedServer):
-    """An etcd of one member. Raises ServiceMissing."""
+class EtcdServer(ProbedServer):
+    """An etcd of one member. Raises ServerMissingError."""
 
     scheme = "http"
 
     def __init__(self) -> None:
-        program = _require("etcd", "etcd-server")
+        program = require_program("etcd", "etcd-server")
         port, peer_port = free_ports(2)
-        folder = _folder("etcd")
+        folder = make_folder("etcd")
         own, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
         command = [
             *[program, "--data-dir", str(folder / "data"), "--logger", "zap", "--log-level", "warn"],
@@ -71,7 +53,7 @@ class EtcdServer(_AskedServer):
             *["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer],
             *["--initial-cluster", f"default={peer}"],
         ]
-        super().__init__(port, command, folder, _version(program, "--version"))
+        super().__init__(port, command, folder, version_of(program, "--version"))
 
     def _answers(self) -> bool:
-        return b'"health":"true"' in self._asked(b"GET /health HTTP/1.0\r\n\r\n")
+        return b'"health":"true"' in self.probe(b"GET /health HTTP/1.0\r\n\r\n")

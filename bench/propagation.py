@@ -23,10 +23,10 @@ from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.stepped_cell import MAX_AGE_S
 from bench.worker import Beside, Line
 from bench.workload import Fleet, buckets_of, require, require_whole
+from harness.servers import RabbitServer
 from nodestate import Reader, View
 from nodestate.broker import connect_check
 from nodestate.config import Config
-from tests.services.servers import RabbitServer
 
 RATES: Final = (100, 1_000, 4_000)
 """Events per second, all nodes together. The timed seconds are shared out to them."""

@@ -21,15 +21,16 @@ from bench.environments import NAMES, USUAL, MemcachedPlace, Place, Tour, label_
 from bench.record import Case, Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.workload import require
+from harness.cell import SETTINGS, Cell
+from harness.fleet import SimulatedFleet
+from harness.keyspace import KeySpace
+from harness.servers import RabbitServer
+from harness.waiting import wait_until
 from nodestate.broker import Topology, connect_check, queue_depths
 from nodestate.config import Config
 from nodestate.model import Version
 from nodestate.model.partitioning import partition_of
 from nodestate.view.view import View
-from tests.faults.cell import SETTINGS, CellUnderTest, wait_until
-from tests.faults.fleet import Fleet
-from tests.faults.keyspace import KeySpace
-from tests.services.servers import RabbitServer
 
 BOUND_S: Final = 5.0
 """Age that counts as fresh: a new reader knows ages to two seconds only, and owners renew every second."""
@@ -54,7 +55,7 @@ GOAL_NODES, GOAL_S = 10_000, 10.0
 class Scene(NamedTuple):
     """What a fault is done to."""
 
-    cell: CellUnderTest
+    cell: Cell
     place: Place
     rabbit: RabbitServer
     state_bytes: int
@@ -179,14 +180,14 @@ SCENARIO: Final = Scenario("recovery", "from a fault to a view that is whole aga
 
 
 @contextmanager
-def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) -> Iterator[CellUnderTest]:
+def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) -> Iterator[Cell]:
     """The cell of the fault tests, with an operator's settings but for the signs of life."""
     heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
     usual = {name: getattr(Config(), name) for name in SETTINGS}
     brief = {"standby_s": BRIEF_STANDBY_S} if settings.seconds < BRIEF_S else {}
     own = {"heartbeat_s": heartbeat_s, "resync_jitter_s": heartbeat_s / 2}
     with tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
-        cell = CellUnderTest(
+        cell = Cell(
             Path(folder),
             lambda _text: None,
             cell=f"bench-{place.slug}-{nodes}",
@@ -196,7 +197,7 @@ def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) ->
             **{"store": NO_MEMCACHED, **place.settings, **usual, **own, **brief},
         )
         pad_bytes = max(0, settings.state_bytes - BARE_STATE_BYTES)
-        cell.fleet = Fleet(cell.config, count=nodes, rate=RATE, seed=settings.seed, pad_bytes=pad_bytes)
+        cell.fleet = SimulatedFleet(cell.config, count=nodes, rate=RATE, seed=settings.seed, pad_bytes=pad_bytes)
         with cell:
             yield cell
 
@@ -221,7 +222,7 @@ def _measure(scene: Scene, faults: Sequence[Fault], settings: Settings, tell: Te
     return [_case(scene, fault, times[fault.name], shown) for fault in faults]
 
 
-def _until_at_rest(cell: CellUnderTest) -> None:
+def _until_at_rest(cell: Cell) -> None:
     """Wait until views are fresh and complete, and each consumer has queued up for every partition."""
     cell.well(PATIENCE_S)
     queues = [queue for _, queue in Topology.of(cell.config).queues()]
@@ -258,7 +259,7 @@ def _recovered(scene: Scene) -> Recovered:
     return Recovered(following_s, until_whole(lambda: cell.cold(scene.design, BOUND_S)))
 
 
-def _change_some(cell: CellUnderTest) -> dict[str, Version]:
+def _change_some(cell: Cell) -> dict[str, Version]:
     """Change the first nodes of each partition; returns, for all nodes, the versions that a view must show."""
     for names in cell.fleet.of_partition.values():
         for name in names[:PROBES_COUNT]:

@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.services.servers import (
+from harness.servers import (
     MariadbServer,
     MemcachedServer,
     PostgresServer,
     RabbitServer,
-    ServiceMissing,
+    ServerMissingError,
     free_ports,
 )
 
@@ -43,7 +43,7 @@ REDIS_START_TIMEOUT_S = 30.0
 MemcachedFactory = Callable[..., MemcachedServer]
 
 
-def _missing(error: ServiceMissing) -> NoReturn:
+def _missing(error: ServerMissingError) -> NoReturn:
     """Skip at a desk, fail in CI: a green run there must mean that the servers were really asked."""
     if os.environ.get("CI") == "true":
         pytest.fail(str(error), pytrace=False)
@@ -58,7 +58,7 @@ def rabbit() -> Iterator[RabbitServer]:
     """
     try:
         server = RabbitServer()
-    except ServiceMissing as error:
+    except ServerMissingError as error:
         _missing(error)
     with server:
         yield server
@@ -72,7 +72,7 @@ def memcached_factory() -> Iterator[MemcachedFactory]:
         def make(**limits: Any) -> MemcachedServer:
             try:
                 return servers.enter_context(MemcachedServer(**limits))
-            except ServiceMissing as error:
+            except ServerMissingError as error:
                 _missing(error)
 
         yield make
@@ -91,7 +91,7 @@ def mariadb() -> Iterator[MariadbServer]:
     """One MariaDB for the whole run, without tables. As with ``rabbit``, who stops it starts it again."""
     try:
         server = MariadbServer()
-    except ServiceMissing as error:
+    except ServerMissingError as error:
         _missing(error)
     with server:
         yield server
@@ -102,7 +102,7 @@ def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole run, as ``mariadb``."""
     try:
         server = PostgresServer()
-    except ServiceMissing as error:
+    except ServerMissingError as error:
         _missing(error)
     with server:
         yield server

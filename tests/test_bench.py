@@ -21,9 +21,9 @@ from bench.record import Goal, Measure
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.stepped_cell import Cell
 from bench.workload import ALLOCATION_EVERY, Fleet, WrongResultError, require, require_equal, require_whole
+from harness.servers import MemcachedServer, RabbitServer
 from nodestate import Reader
 from nodestate.model import NodeRecord, Outcome, fold, parse_event
-from tests.services.servers import MemcachedServer, RabbitServer
 
 SETTINGS = Settings(("journal",), (50,), 0.1, 1, 10, 1_024, 200)
 

@@ -27,7 +27,7 @@ from bench.peers.peer_scenario import (
 from bench.record import Case, Measure
 from bench.scenario import Settings
 from bench.workload import Fleet, WrongResultError
-from tests.services.servers import MemcachedServer, ServiceMissing
+from harness.servers import MemcachedServer, ServerMissingError
 
 SETTINGS = Settings(("snapshot",), (200,), 0.2, 1, 10, 1_024, 200)
 
@@ -132,13 +132,13 @@ def test_openstack_without_its_environment_is_skipped_with_what_would_help(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NODESTATE_BENCH_OPENSTACK", str(tmp_path))
-    with pytest.raises(ServiceMissing, match=r"has no bin/python: make .*openstack-placement"):
+    with pytest.raises(ServerMissingError, match=r"has no bin/python: make .*openstack-placement"):
         measure_openstack(10, SETTINGS, in_silence)
 
 
 def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
     def missing() -> NoServer:
-        raise ServiceMissing("absentd is not installed: apt-get install absent-server")
+        raise ServerMissingError("absentd is not installed: apt-get install absent-server")
 
     source = Source("absent", "bench.peers.interfaces", "Peer", missing)
     with pytest.raises(Missing, match=r"absent: .*apt-get install absent-server"), theirs(source, Fleet(1, 1)):
@@ -190,7 +190,7 @@ def test_openstack_reads_what_was_saved_to_it() -> None:
     """Its own commands take most of the time that this takes: they make the tables."""
     try:
         [nova, numa, placement], versions = measure_openstack(200, SETTINGS, in_silence)
-    except ServiceMissing as error:
+    except ServerMissingError as error:
         pytest.skip(str(error))
     assert nova.measures.keys() == numa.measures.keys() == {"cold", "write", "refresh, decoded", "nothing"}
     assert placement.measures.keys() == {"candidates"}
@@ -205,7 +205,7 @@ def test_what_is_missing_is_said_and_does_not_stop_the_run(
     """nodestate itself is measured even where nothing else is installed."""
 
     def missing() -> Any:
-        raise ServiceMissing("absentd is not installed: apt-get install absent-server")
+        raise ServerMissingError("absentd is not installed: apt-get install absent-server")
 
     monkeypatch.setattr(
         peer_scenario, "SOURCES", [replace(SOURCES[0], name="absent", module="bench.peers.interfaces", server=missing)]

@@ -15,9 +15,9 @@ from bench.record import Case
 from bench.scenario import Findings, Settings
 from bench.worker import Beside, Line
 from bench.workload import WrongResultError, require
+from harness.servers import MemcachedServer, RabbitServer
 from nodestate.ports import Put, Write
 from nodestate.store.memcached import MemcachedStore
-from tests.services.servers import MemcachedServer, RabbitServer
 
 BRIEF = Settings(("journal", "snapshot"), (60,), 0.2, 1, 10, 1_024, 200)
 

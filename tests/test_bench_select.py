@@ -18,13 +18,13 @@ from bench.scheduling import reserve, select
 from bench.scheduling.claim_audit import Claimed
 from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
 from bench.workload import WrongResultError
+from harness.servers import MemcachedServer
 from nodestate.model import Outcome, fold, parse_event
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.request import Request
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
-from tests.services.servers import MemcachedServer
 from tests.test_bench_report import measure, record
 from tests.test_bench_scenarios import in_silence
 

@@ -16,9 +16,9 @@ from bench.fresh_process import in_fresh_process
 from bench.scenario import Findings, Settings, Tell
 from bench.stepped_cell import Cell
 from bench.workload import Fleet, WrongResultError
+from harness.servers import ServerMissingError
 from nodestate import Reader
 from tests.conftest import _missing
-from tests.services.servers import ServiceMissing
 
 BRIEF = Settings(("sql:sqlite",), (60,), 0.2, 1, 10, 1_024, 200)
 DESIGNS = [
@@ -42,7 +42,7 @@ def found_by(run: Run, design: str, **others: Any) -> Findings:
     """What came of a scenario, with what holds of every one; skipped where the database is not installed."""
     try:
         findings = run(replace(BRIEF, designs=(design,), **others), in_silence)
-    except ServiceMissing as error:
+    except ServerMissingError as error:
         _missing(error)
     assert findings.cases
     for case in findings.cases:
@@ -61,7 +61,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     try:
         with opened([request.param], 0) as found:
             yield found
-    except ServiceMissing as error:
+    except ServerMissingError as error:
         _missing(error)
 
 
@@ -92,10 +92,12 @@ def test_a_driver_that_is_missing_is_said_and_the_others_are_measured(monkeypatc
 
 def test_a_server_that_is_missing_is_said_and_nothing_measured_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise ServiceMissing("postgres is not installed: apt-get install postgresql")
+        raise ServerMissingError("postgres is not installed: apt-get install postgresql")
 
     monkeypatch.setattr(database, "PostgresServer", missing)
-    with pytest.raises(ServiceMissing, match="sql on postgres: postgres is not installed: apt-get install postgresql"):
+    with pytest.raises(
+        ServerMissingError, match="sql on postgres: postgres is not installed: apt-get install postgresql"
+    ):
         refresh.run(replace(BRIEF, designs=("sql:postgres",)), in_silence)
 
 

@@ -23,7 +23,7 @@ from bench.scenario import Settings
 from bench.scheduling import trace
 from bench.scheduling.tasks import GPU, BadTraceError, Packing, Trace, parse, replay, scatter
 from bench.workload import WrongResultError
-from tests.services.servers import MemcachedServer, RabbitServer
+from harness.servers import MemcachedServer, RabbitServer
 from tests.test_bench_report import record
 from tests.test_bench_scenarios import in_silence
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.servers import RabbitServer, free_ports
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import (
     KombuLayouts,
@@ -34,7 +35,6 @@ from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedErr
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
 from nodestate.ports import ACTIVATION, Delivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
-from tests.services.servers import RabbitServer, free_ports
 
 PATIENCE_S = 30.0
 

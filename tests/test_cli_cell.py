@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from harness.servers import MemcachedServer, RabbitServer
 from nodestate.broker import KombuCourier
 from nodestate.broker.link import open_link
 from nodestate.config import Config
 from nodestate.model.orders import Answer, Build, End, Order
-from tests.services.servers import MemcachedServer, RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
 

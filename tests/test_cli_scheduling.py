@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from harness.servers import RabbitServer
 from nodestate.agent.sources.given import StaticFleet
 from nodestate.cli import main
 from nodestate.cli.embedded_cell import WholeCell
@@ -23,7 +24,6 @@ from nodestate.ports import Put, SystemClock, Write
 from nodestate.scheduling.claims import CLAIMS, ClaimRecord
 from nodestate.store import keys
 from tests.conftest import MemcachedFactory
-from tests.services.servers import RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 

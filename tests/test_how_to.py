@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.servers import MariadbServer, MemcachedServer, RabbitServer
+from harness.servers import MariadbServer, MemcachedServer, RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.servers import MemcachedServer
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.ports import Item, Put, Status, Write, Written
 from nodestate.store import memcached as adapter
 from nodestate.store.memcached import MemcachedStore
-from tests.services.servers import MemcachedServer
 
 # -- replies as they come -------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner, Result
 
+from harness.databases import connected, fresh, run_sql
 from nodestate.cli import main
 from nodestate.errors import ConfigError, SchemaError, StoreUnavailableError
 from nodestate.ports import Put, Write
@@ -21,7 +22,6 @@ from nodestate.sql.migrate import MIGRATIONS, downgrade, revision_of, upgrade
 from nodestate.sql.schema import REVISION, REVISION_TABLE, TABLES
 from nodestate.sql.store import SqlStore
 from tests.contract.store import ALL, asked, node_row, records, with_rows
-from tests.databases import connected, fresh, run_sql
 
 SERVERS = ["sqlite", *(pytest.param(name, marks=pytest.mark.service) for name in ("mariadb", "postgres"))]
 

@@ -30,6 +30,7 @@ import numpy as np
 import structlog
 
 from bench.workload import Fleet, buckets_of, require, require_whole
+from harness.servers import MemcachedServer
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
@@ -60,7 +61,6 @@ from nodestate.store.round_trips import Stores, run, run_one
 from nodestate.store.wire import ENVELOPE_BYTES, PART_BYTES, Codec, pack_records, unpack_block, unpack_record
 from nodestate.testing import ManualClock, MemoryBroker, MemoryServer, MemoryStore
 from nodestate.view.follower import Follower
-from tests.services.servers import MemcachedServer
 
 SEED: Final = 1
 NODES: Final = 10_000

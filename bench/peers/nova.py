@@ -22,7 +22,7 @@ SHARE: Final = 0.5
 
 
 def measure_nova(hosts: Hosts, settings: Settings, tell: Tell) -> tuple[list[Case], dict[str, str]]:
-    """Both cases, with versions. Raises ServiceMissing."""
+    """Both cases, with versions. Raises ServerMissingError."""
     for number in range(len(hosts)):
         hosts.report(number)
     nodes = [

@@ -20,7 +20,7 @@ from bench.peer_servers import DATABASE, MariadbServer
 from bench.record import Case, Measure
 from bench.scenario import Settings, Tell
 from bench.workload import require
-from tests.services.servers import ServiceFailed, ServiceMissing
+from harness.servers import ServerFailedError, ServerMissingError
 
 __all__ = ["NOVA_WITH_NUMA", "Openstack", "measure_openstack", "openstack"]
 
@@ -54,12 +54,12 @@ class Openstack(NamedTuple):
 
 @contextmanager
 def openstack(tell: Tell) -> Iterator[Openstack]:
-    """Nova and Placement on a MariaDB of their own. Raises ServiceMissing."""
+    """Nova and Placement on a MariaDB of their own. Raises ServerMissingError."""
     environment = Path(os.environ.get(VARIABLE) or "/dev/null")
     programs = {name: environment / "bin" / name for name in ("python", "nova-manage", "placement-manage")}
     if absent := [name for name, path in programs.items() if not path.exists()]:
         where = f"has no bin/{absent[0]}" if os.environ.get(VARIABLE) else "is not set"
-        raise ServiceMissing(f"{VARIABLE} {where}: make {NEEDED}, and name its folder there")
+        raise ServerMissingError(f"{VARIABLE} {where}: make {NEEDED}, and name its folder there")
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nodestate-openstack-")))
         server = held.enter_context(MariadbServer(DATABASES))
@@ -73,7 +73,7 @@ def openstack(tell: Tell) -> Iterator[Openstack]:
 
 
 def measure_openstack(nodes: int, settings: Settings, tell: Tell) -> tuple[list[Case], dict[str, str]]:
-    """Both cases, with versions. Raises ServiceMissing."""
+    """Both cases, with versions. Raises ServerMissingError."""
     changed = min(settings.changed, nodes)
     with openstack(tell) as own:
         tell(f"openstack, {nodes:,} nodes: measures", (STEPS_COUNT - 1) / STEPS_COUNT)
@@ -121,13 +121,13 @@ def _schema(programs: Mapping[str, Path], folder: Path, urls: Mapping[str, str])
 
 
 def _run(command: list[Any], environment: Mapping[str, str]) -> str:
-    """What it printed; raises ServiceFailed with the end of what it complained of."""
+    """What it printed; raises ServerFailedError with the end of what it complained of."""
     done = subprocess.run(  # noqa: S603 - the caller's own environment
         command, env=environment, capture_output=True, text=True, check=False, timeout=PROGRAM_TIMEOUT_S
     )
     if done.returncode != 0:
         said = (done.stdout[-ERROR_BYTES:] + done.stderr[-ERROR_BYTES:]).strip()
-        raise ServiceFailed(f"{Path(command[0]).name} ended with {done.returncode}:\n{said}")
+        raise ServerFailedError(f"{Path(command[0]).name} ended with {done.returncode}:\n{said}")
     return done.stdout
 
 

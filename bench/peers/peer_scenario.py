@@ -30,7 +30,7 @@ from bench.record import Case, Goal, Timings
 from bench.scenario import Findings, Scenario, Settings, Tell
 from bench.stepped_cell import Cell
 from bench.workload import Fleet, require
-from tests.services.servers import ServiceMissing
+from harness.servers import ServerMissingError
 
 ROUNDS_MIN: Final = 10
 COLD_ROUNDS_MIN: Final = 3
@@ -176,7 +176,7 @@ def theirs(source: Source, fleet: Fleet) -> Iterator[Theirs]:
             module = import_module(source.module)
             server = held.enter_context(source.server())
             peer: Peer = getattr(module, source.peer)(server)
-        except ServiceMissing as error:
+        except ServerMissingError as error:
             raise Missing(f"{source.name}: {error}") from error
         except ImportError as error:
             raise Missing(f"{source.name}: {error}: pip install -e '.[bench]'") from error
@@ -190,7 +190,7 @@ def ours(design: str, fleet: Fleet, settings: Settings) -> Iterator[Ours]:
     with ExitStack() as held:
         try:
             place = held.enter_context(opened([design], len(fleet) * settings.state_bytes))
-        except ServiceMissing as error:
+        except ServerMissingError as error:
             raise Missing(f"{OURS} {label_of([design])}: {error}") from error
         yield Ours(held.enter_context(Cell(fleet, place, settings)))
 
@@ -254,7 +254,7 @@ def run(settings: Settings, tell: Tell) -> Findings:
                 skipped[str(error)] = None
         try:
             found, with_versions = measure_openstack(nodes, settings, tell)
-        except ServiceMissing as error:
+        except ServerMissingError as error:
             skipped[f"openstack: {error}"] = None
         else:
             cases += found

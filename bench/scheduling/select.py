@@ -32,13 +32,13 @@ from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, wor
 from bench.stepped_cell import MAX_AGE_S, Cell
 from bench.worker import Beside
 from bench.workload import require
+from harness.servers import ServerMissingError
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.scheduling.claims.placer import Placing
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection.ranking import TIE_WIDTH
-from tests.services.servers import ServiceMissing
 
 HALF: Final = 0.5
 """How full the fleet is that one scheduler decides on."""
@@ -94,7 +94,7 @@ def run(settings: Settings, tell: Tell) -> Findings:
     for nodes in (nodes for nodes in settings.nodes if nodes <= NOVA_NODES_MAX):
         try:
             cases, versions = measure_nova(Hosts(settings.seed, nodes, HALF), settings, tell)
-        except ServiceMissing as error:
+        except ServerMissingError as error:
             tour.skipped[f"openstack: {error}"] = None
         else:
             tour.cases += cases

@@ -31,6 +31,7 @@ from bench.scheduling.boot_worker import BootThese, EndThese, Served, Told, serv
 from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay, scatter
 from bench.worker import Beside
 from bench.workload import WrongResultError, require
+from harness.servers import RabbitServer, ServerMissingError
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocations import Allocation
 from nodestate.agent.sources import Part, Whole
@@ -39,7 +40,6 @@ from nodestate.broker import KombuSink, connect_check
 from nodestate.config import Config, load
 from nodestate.designs.reader import Reader
 from nodestate.ports import SystemClock
-from tests.services.servers import RabbitServer, ServiceMissing
 
 VARIABLE: Final = "NODESTATE_TRACE"
 SCHEDULERS_COUNT: Final = 2
@@ -102,9 +102,9 @@ SCENARIO: Final = Scenario(
 
 def _trace(settings: Settings, *, brief: bool) -> Trace:
     if settings.file is None:
-        raise ServiceMissing(f"no task list: python -m bench trace FILE, or {VARIABLE}=FILE")
+        raise ServerMissingError(f"no task list: python -m bench trace FILE, or {VARIABLE}=FILE")
     if others := sorted(set(settings.designs) - set(USUAL)):
-        raise ServiceMissing(f"the trace needs designs in memcached, where claims live, too: not {others[0]}")
+        raise ServerMissingError(f"the trace needs designs in memcached, where claims live, too: not {others[0]}")
     try:
         trace = read(settings.file)
     except (BadTraceError, OSError) as error:

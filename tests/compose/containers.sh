@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run tests as on a machine that has Docker, and neither memcached nor RabbitMQ: tests/services/servers.py then takes
+# Run tests as on a machine that has Docker, and neither memcached nor RabbitMQ: harness/servers/ then takes
 # containers, through testcontainers. Arguments are pytest's; without any, the tests of the servers themselves.
 #
 #   containers.sh [--stand-ins] [PYTEST ARGUMENT...]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build stand-ins for the images that the Dockerfile, docker-compose.yml and tests/services/servers.py name, out of
+# Build stand-ins for the images that the Dockerfile, docker-compose.yml and harness/servers/ name, out of
 # Debian's own packages, into the engine that DOCKER_HOST names: for machines that can't pull images.
 # A stand-in keeps what our files rely on (programs, users, ports, environment) and nothing else of the real one.
 #

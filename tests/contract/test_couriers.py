@@ -7,6 +7,7 @@ import time
 import pytest
 from msgspec import structs
 
+from harness.servers import RabbitServer
 from nodestate.broker import KombuCourier, KombuSink
 from nodestate.broker.link import AmqpLink, open_link
 from nodestate.broker.topology import Topology
@@ -25,7 +26,6 @@ from tests.contract.courier import (
     done,
     take_answers,
 )
-from tests.services.servers import RabbitServer
 
 
 class InMemory:

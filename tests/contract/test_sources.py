@@ -8,13 +8,13 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
+from harness.servers import RabbitServer
 from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, read_dead_letters
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.ports import ACTIVATION, Resync, ResyncSender, Sink, Source, SystemClock
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.source import PARTITIONS, STANDBY_S, BrokerContract, SingleActiveContract
-from tests.services.servers import RabbitServer
 
 
 class InMemory:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
+from harness.databases import LockedFile, Rows, SqlServer, contents, fresh, put_contents, run_sql, small_disk
+from harness.servers import MariadbServer, MemcachedServer, PostgresServer
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
 from nodestate.ports import ClaimStore, Item, Put, Status, Store, Write, Written
@@ -24,8 +26,6 @@ from nodestate.store.breaker import ClaimBreaker
 from nodestate.store.memcached import MemcachedStore, open_stores
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, chance, script
 from tests.contract.store import NEVER_GIVEN, ClaimStoreContract, DatabaseContract, MemcachedContract
-from tests.databases import LockedFile, Rows, SqlServer, contents, fresh, put_contents, run_sql, small_disk
-from tests.services.servers import MariadbServer, MemcachedServer, PostgresServer
 
 FULL_MB = 8
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests.faults.cell import CellUnderTest
-from tests.services.servers import RabbitServer
+from harness.cell import Cell
+from harness.servers import RabbitServer
 
 RECORD: Final = "record"
 
-CellFactory = Callable[..., CellUnderTest]
+CellFactory = Callable[..., Cell]
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def cell_of(tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[str], None]) -> CellFactory:
     """Compose a cell over the run's RabbitMQ (or another broker) and the given store."""
 
-    def compose(store: str, *, broker: str | None = None, **options: Any) -> CellUnderTest:
-        return CellUnderTest(tmp_path, record, cell=cell, broker=broker or rabbit.url, store=store, **options)
+    def compose(store: str, *, broker: str | None = None, **options: Any) -> Cell:
+        return Cell(tmp_path, record, cell=cell, broker=broker or rabbit.url, store=store, **options)
 
     return compose
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.cell import DESIGNS, Cell
+from harness.servers import MemcachedServer, RabbitServer, find_program
+from harness.servers.rabbitmq import RabbitNode
+from harness.waiting import wait_until
 from nodestate.broker import queue_depths, read_dead_letters
-from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
-from tests.services.servers import MemcachedServer, RabbitServer, _program, _RabbitNode
 
 pytestmark = pytest.mark.service
 
@@ -24,15 +26,13 @@ def own_rabbit() -> Iterator[RabbitServer]:
 
 
 @pytest.fixture
-def cell_of_its_own(
-    cell_of: CellFactory, memcached: MemcachedServer, own_rabbit: RabbitServer
-) -> Iterator[CellUnderTest]:
+def cell_of_its_own(cell_of: CellFactory, memcached: MemcachedServer, own_rabbit: RabbitServer) -> Iterator[Cell]:
     with cell_of(memcached.url, broker=own_rabbit.url) as cell:
         cell.begin()
         yield cell
 
 
-def wait_until_stale(cell: CellUnderTest) -> None:
+def wait_until_stale(cell: Cell) -> None:
     """Every node of every design is over the bound: whoever reads gets nothing, and nobody old state."""
     wait_until(
         lambda: all(len(cell.read(d, cell.bound_s).stale) == len(cell.fleet.names) for d in DESIGNS),
@@ -41,9 +41,7 @@ def wait_until_stale(cell: CellUnderTest) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "frozen"])
-def test_a_broker_that_goes_away_and_comes_back(
-    cell_of_its_own: CellUnderTest, own_rabbit: RabbitServer, how: str
-) -> None:
+def test_a_broker_that_goes_away_and_comes_back(cell_of_its_own: Cell, own_rabbit: RabbitServer, how: str) -> None:
     """I5, I6: views go stale while it is away; agents keep their newest state in memory and report it on its return."""
     cell = cell_of_its_own
     {"stopped": own_rabbit.stop, "killed": own_rabbit.kill, "frozen": own_rabbit.pause}[how]()
@@ -54,7 +52,7 @@ def test_a_broker_that_goes_away_and_comes_back(
 
 
 def test_what_was_confirmed_survives_the_death_of_broker_and_consumers(
-    cell_of_its_own: CellUnderTest, own_rabbit: RabbitServer
+    cell_of_its_own: Cell, own_rabbit: RabbitServer
 ) -> None:
     """I6, without any help from agents: they say nothing more, so all must come out of the queues on disk."""
     cell = cell_of_its_own
@@ -76,9 +74,7 @@ def test_what_was_confirmed_survives_the_death_of_broker_and_consumers(
     cell.record(f"{waiting} messages came out of the queues; equal {took_s:.1f} s after consumers were started")
 
 
-def test_a_broker_that_is_short_of_memory_is_still_drained(
-    cell_of_its_own: CellUnderTest, own_rabbit: RabbitServer
-) -> None:
+def test_a_broker_that_is_short_of_memory_is_still_drained(cell_of_its_own: Cell, own_rabbit: RabbitServer) -> None:
     """A RabbitMQ under a memory or disk alarm reads nothing from connections that publish. If that kept consumers from
     acking, the queues that filled it would never empty.
     """
@@ -108,13 +104,13 @@ def test_a_broker_that_is_short_of_memory_is_still_drained(
 
 def control(server: RabbitServer, *command: str) -> str:
     """Run ``rabbitmqctl`` against this server; returns what it prints."""
-    if not isinstance(server._host, _RabbitNode):
-        code, output = server._host._container.exec(["rabbitmqctl", *command])  # type: ignore[attr-defined]
+    if not isinstance(server.host, RabbitNode):
+        code, output = server.host._container.exec(["rabbitmqctl", *command])  # type: ignore[attr-defined]
         assert code == 0, output
         return str(output.decode())
-    program = _program("rabbitmqctl", "/usr/lib/rabbitmq/bin")
+    program = find_program("rabbitmqctl", "/usr/lib/rabbitmq/bin")
     assert program is not None, "it comes with the server"
-    environment = server._host._node._environment
+    environment = server.host._node._environment
     done = subprocess.run(  # noqa: S603 - our own server, our own words
         [program, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -122,7 +118,7 @@ def control(server: RabbitServer, *command: str) -> str:
     return done.stdout
 
 
-def unfinished(server: RabbitServer, cell: CellUnderTest) -> int:
+def unfinished(server: RabbitServer, cell: Cell) -> int:
     """Messages of a cell's partitions that wait or are not acked."""
     table = control(server, "--quiet", "list_queues", "--no-table-headers", "name", "messages")
     rows = [line.split("\t") for line in table.splitlines()]

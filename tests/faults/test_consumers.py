@@ -9,16 +9,17 @@ from functools import partial
 
 import pytest
 
+from harness.cell import Cell
+from harness.members import Member
+from harness.proxies import TcpProxy
+from harness.servers import MemcachedServer
+from harness.waiting import wait_until
 from nodestate.designs import DESIGNS
 from nodestate.store import keys
 from nodestate.store.head import read_head
 from nodestate.store.memcached import MemcachedStore
 from nodestate.store.round_trips import run_one
-from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
-from tests.faults.members import Member
-from tests.faults.proxy import Relay
-from tests.services.servers import MemcachedServer
 
 pytestmark = pytest.mark.service
 
@@ -32,7 +33,7 @@ PLACES = (
 """Where within a batch, as the command before which its connection to memcached is held."""
 
 
-def owners(cell: CellUnderTest) -> set[str]:
+def owners(cell: Cell) -> set[str]:
     """Who owns the partitions, by the heads of all designs: the owners' process ids."""
     found = set()
     store = MemcachedStore(cell.config.store_servers[0], timeout_s=1.0)
@@ -50,20 +51,20 @@ def owners(cell: CellUnderTest) -> set[str]:
     return found
 
 
-def took_all(cell: CellUnderTest, member: Member) -> bool:
+def took_all(cell: Cell, member: Member) -> bool:
     """True if every partition of every design is this member's."""
     return owners(cell) == {str(member.pid)}
 
 
 @pytest.fixture
-def relays(memcached: MemcachedServer) -> Iterator[list[Relay]]:
+def relays(memcached: MemcachedServer) -> Iterator[list[TcpProxy]]:
     """Two ways to the same memcached, one for each member."""
     with ExitStack() as opened:
-        yield [opened.enter_context(Relay(("127.0.0.1", memcached.port))) for _ in range(2)]
+        yield [opened.enter_context(TcpProxy(("127.0.0.1", memcached.port))) for _ in range(2)]
 
 
 @pytest.fixture
-def pair(cell_of: CellFactory, memcached: MemcachedServer, relays: list[Relay]) -> Iterator[CellUnderTest]:
+def pair(cell_of: CellFactory, memcached: MemcachedServer, relays: list[TcpProxy]) -> Iterator[Cell]:
     """A cell whose first member owns all partitions, and whose second stands by for all."""
     settings = [{"NODESTATE_STORE": relay.url} for relay in relays]
     with cell_of(memcached.url, members=2, member_settings=settings, alone=True) as cell:
@@ -71,14 +72,14 @@ def pair(cell_of: CellFactory, memcached: MemcachedServer, relays: list[Relay]) 
         yield cell
 
 
-def hold(relay: Relay, place: bytes, skip: int) -> None:
+def hold(relay: TcpProxy, place: bytes, skip: int) -> None:
     """Let its member come to this place of a batch, and no further."""
     if place:
         relay.hold_at(place, skip)
         assert relay.holding.wait(30.0), f"no {place!r} came by"
 
 
-def test_a_killed_consumer_loses_nothing_wherever_it_was(pair: CellUnderTest, relays: list[Relay]) -> None:
+def test_a_killed_consumer_loses_nothing_wherever_it_was(pair: Cell, relays: list[TcpProxy]) -> None:
     """I6: what it had not acked comes again to the standby, which builds on whatever the dead one left behind."""
     owner, heir = 0, 1
     for where, place, skip in PLACES:
@@ -94,7 +95,7 @@ def test_a_killed_consumer_loses_nothing_wherever_it_was(pair: CellUnderTest, re
         owner, heir = heir, owner
 
 
-def test_a_zombie_changes_nothing_that_readers_accept(pair: CellUnderTest, relays: list[Relay]) -> None:
+def test_a_zombie_changes_nothing_that_readers_accept(pair: Cell, relays: list[TcpProxy]) -> None:
     """I7: an owner froze, the other took over, and then all that the frozen one had under way arrives."""
     zombie, heir = 0, 1
     for where, place, skip in PLACES:
@@ -119,7 +120,7 @@ def test_an_owner_that_slept_does_not_pass_for_having_been_awake(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
     """I5: a head that was written down before a pause and stored after it must not look like news."""
-    with Relay(("127.0.0.1", memcached.port)) as relay:
+    with TcpProxy(("127.0.0.1", memcached.port)) as relay:
         patient = {"NODESTATE_STORE": relay.url, "NODESTATE_STORE_TIMEOUT_S": "20"}
         with cell_of(memcached.url, members=1, member_settings=[patient], broker_heartbeat_s=10) as cell:
             cell.begin()

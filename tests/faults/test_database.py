@@ -17,6 +17,8 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
+from harness.databases import LockedFile, SqlServer, connected, fresh, run_sql
+from harness.servers import MariadbServer, PostgresServer
 from nodestate import Reader
 from nodestate.config import Config
 from nodestate.consumers.loop import RETRY_S, Consumer
@@ -30,8 +32,6 @@ from nodestate.store import keys
 from nodestate.store.round_trips import Stores
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.store import ALL, asked, node_row, records, retried, with_rows
-from tests.databases import LockedFile, SqlServer, connected, fresh, run_sql
-from tests.services.servers import MariadbServer, PostgresServer
 
 TIMEOUTS_S = {"sqlite": 0.1, "postgresql": 0.5, "mysql": 1.2}  # MariaDB waits a second for a lock, or not at all
 NODES_COUNT = 3

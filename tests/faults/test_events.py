@@ -10,15 +10,16 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from harness.cell import DESIGNS, Cell
+from harness.servers import MemcachedServer
+from harness.waiting import wait_until
 from nodestate.agent.incarnation import Life
 from nodestate.broker import read_dead_letters
 from nodestate.designs.reader import Reader
 from nodestate.model import MAX_EVENT_BYTES, Change
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import SystemClock
-from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
-from tests.services.servers import MemcachedServer
 
 pytestmark = pytest.mark.service
 
@@ -237,7 +238,7 @@ def test_views_stay_right_when_agents_and_consumers_come_and_go(
         fleet = cell.fleet
         leavers = fleet.names[30:40]
 
-        def leave(cell: CellUnderTest) -> None:
+        def leave(cell: Cell) -> None:
             for name in leavers:
                 cell.fleet.publishers[name].leave()
 

@@ -13,17 +13,18 @@ from functools import partial
 import msgspec
 import pytest
 
+from harness.cell import Cell
+from harness.servers import MemcachedServer
+from harness.waiting import wait_until
+from harness.watchers import ViewWatcher
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import KombuLayouts, KombuSource, queue_depths
 from nodestate.designs.reader import Reader
 from nodestate.model import Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import SystemClock
-from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
 from tests.faults.test_switching import design, followers, start_design, switched
-from tests.faults.watch import Watcher
-from tests.services.servers import MemcachedServer
 
 pytestmark = pytest.mark.service
 FOLLOWERS = 3
@@ -33,7 +34,7 @@ SOON_S = 5.0
 """An agent that comes back is seen within so much."""
 
 
-def command(cell: CellUnderTest, words: str) -> str:
+def command(cell: Cell, words: str) -> str:
     """What a command of ``nodestate`` says, as an operator's process; it must end well."""
     done = subprocess.run(  # noqa: S603  our own command
         [sys.executable, "-m", "nodestate.cli", *words.split()],
@@ -47,15 +48,15 @@ def command(cell: CellUnderTest, words: str) -> str:
     return done.stdout
 
 
-def watched(cell: CellUnderTest) -> Watcher:
+def watched(cell: Cell) -> ViewWatcher:
     """A reader of this process that follows, held to I1 and I5 at each read."""
-    watcher = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+    watcher = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
     cell.watchers.append(watcher)
     watcher.start()
     return watcher
 
 
-def comes_back(cell: CellUnderTest, reader: Reader, incarnation: int) -> float:
+def comes_back(cell: Cell, reader: Reader, incarnation: int) -> float:
     """An agent with the settings of the cell's first day reports; seconds until it is in what readers read."""
     publisher = Publisher(cell.config, "away", incarnation=incarnation)
     began = time.monotonic()
@@ -118,7 +119,7 @@ def test_a_cell_gets_another_number_of_partitions_while_it_runs_and_gets_the_fir
         command(cell, "check --agents 1")
 
 
-def refused_while_read(cell: CellUnderTest, words: Sequence[str]) -> None:
+def refused_while_read(cell: Cell, words: Sequence[str]) -> None:
     """A consumer that follows no record still reads the queues: they are left behind, and everybody is told."""
     source = KombuSource(msgspec.structs.replace(cell.config, broker_heartbeat_s=60), [3])
     source.receive(0, 0)

@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 
+from harness.cell import DESIGNS, Cell
+from harness.keyspace import KeySpace
+from harness.members import Member
+from harness.proxies import TcpProxy
+from harness.servers import MemcachedServer
+from harness.waiting import wait_until
 from nodestate.broker import DeadLetter, read_dead_letters
 from nodestate.model import Version
 from nodestate.model.partitioning import partition_of
 from nodestate.view.view import View
 from tests.conftest import MemcachedFactory
-from tests.faults.cell import DESIGNS, CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
-from tests.faults.keyspace import KeySpace
-from tests.faults.members import Member
-from tests.faults.proxy import Relay
-from tests.services.servers import MemcachedServer
 
 pytestmark = pytest.mark.service
 
 
-def begins(cell: CellUnderTest) -> int:
+def begins(cell: Cell) -> int:
     """Epochs that were begun since the members started."""
     return sum(len(member.logged("begins an epoch")) for member in cell.members)
 
@@ -109,7 +110,7 @@ def test_a_memcached_that_is_too_small_evicts_and_never_passes_that_for_fresh(
         small.close()
 
 
-def grow(cell: CellUnderTest, pad_bytes: int) -> None:
+def grow(cell: Cell, pad_bytes: int) -> None:
     """Let every node's state be of this size, in the fleet's thread."""
     cell.fleet.pad_bytes = pad_bytes
     for name in cell.fleet.names:
@@ -123,7 +124,7 @@ def test_a_full_memcached_says_so_and_keeps_what_it_had(
     full = memcached_factory(memory_mb=16, no_evict=True)
     bigger = memcached_factory(memory_mb=64, no_evict=True)
     with (
-        Relay(("127.0.0.1", full.port)) as relay,
+        TcpProxy(("127.0.0.1", full.port)) as relay,
         cell_of(relay.url) as cell,
         KeySpace(cell.config, full.address) as space,
     ):
@@ -215,6 +216,6 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
         strict.close()
 
 
-def too_large(cell: CellUnderTest) -> list[DeadLetter]:
+def too_large(cell: Cell) -> list[DeadLetter]:
     """What was given up because it does not fit."""
     return [letter for letter in read_dead_letters(cell.config, 1_000) if letter.reason == "too-large"]

@@ -17,6 +17,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from harness.cell import SETTINGS
+from harness.members import Member
+from harness.servers import MemcachedServer, RabbitServer
+from harness.waiting import wait_until
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
@@ -29,11 +33,8 @@ from nodestate.scheduling.scheduler import Scheduler
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
 from tests.conftest import MemcachedFactory
-from tests.faults.cell import SETTINGS, wait_until
 from tests.faults.histories import Histories
-from tests.faults.members import Member
 from tests.faults.tenants import CONFIRM_S
-from tests.services.servers import MemcachedServer, RabbitServer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
 

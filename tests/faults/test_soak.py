@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from harness.cell import Cell
+from harness.keyspace import KeySpace
+from harness.proxies import TcpProxy
+from harness.servers import MemcachedServer, RabbitServer
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError
 from nodestate.model.partitioning import partition_of
-from tests.faults.cell import CellUnderTest
 from tests.faults.conftest import CellFactory
-from tests.faults.keyspace import KeySpace
-from tests.faults.proxy import Relay
-from tests.services.servers import MemcachedServer, RabbitServer
 
 SHOWN_COUNT = 12
 MINUTES = float(os.environ.get("NODESTATE_SOAK", "0"))
@@ -40,10 +40,10 @@ KINDS += [("snapshot", kind) for kind in ("epoch", "head", "life", "node", "inde
 class Chaos:
     """Faults that begin at a call and end by what they return; ``undo`` is called after a random time."""
 
-    cell: CellUnderTest
+    cell: Cell
     memcached: MemcachedServer
     rabbit: RabbitServer
-    relays: list[Relay]
+    relays: list[TcpProxy]
     rng: random.Random
     done: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -233,7 +233,7 @@ def chaos(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[Chaos]:
     print(f"\nNODESTATE_SOAK_SEED={seed}")  # noqa: T201 - to repeat it
     with ExitStack() as opened:
         rabbit = opened.enter_context(RabbitServer())
-        relays = [opened.enter_context(Relay(("127.0.0.1", memcached.port))) for _ in range(3)]
+        relays = [opened.enter_context(TcpProxy(("127.0.0.1", memcached.port))) for _ in range(3)]
         settings = [{"NODESTATE_STORE": relay.url} for relay in relays]
         cell = opened.enter_context(
             cell_of(memcached.url, broker=rabbit.url, members=3, member_settings=settings, store_timeout_s=0.5)

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from harness.cell import Cell
+from harness.servers import MariadbServer, MemcachedServer
+from harness.waiting import wait_until
+from harness.watchers import ViewWatcher
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import parse_stored_design
 from nodestate.model import NEVER, Version
 from nodestate.sql.migrate import upgrade
-from tests.faults.cell import CellUnderTest, wait_until
 from tests.faults.conftest import CellFactory
-from tests.faults.watch import Watcher
-from tests.services.servers import MariadbServer, MemcachedServer
 
 pytestmark = pytest.mark.service
 FOLLOWERS = 4
@@ -34,7 +35,7 @@ def database(mariadb: MariadbServer) -> str:
     return mariadb.url
 
 
-def design(cell: CellUnderTest, *words: str, code: int = 0) -> Any:
+def design(cell: Cell, *words: str, code: int = 0) -> Any:
     """``nodestate design WORDS --json`` as an operator's process."""
     process = start_design(cell, *words)
     out, err = process.communicate(timeout=90)
@@ -42,7 +43,7 @@ def design(cell: CellUnderTest, *words: str, code: int = 0) -> Any:
     return json.loads((out if code == 0 else err).splitlines()[-1])
 
 
-def start_design(cell: CellUnderTest, *words: str) -> subprocess.Popen[str]:
+def start_design(cell: Cell, *words: str) -> subprocess.Popen[str]:
     """The same, not waited for."""
     return subprocess.Popen(  # noqa: S603  our own command
         [sys.executable, "-c", _MAIN, "design", *words, "--json"],
@@ -54,7 +55,7 @@ def start_design(cell: CellUnderTest, *words: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def followers(cell: CellUnderTest, count: int) -> Iterator[list[dict[str, Any]]]:
+def followers(cell: Cell, count: int) -> Iterator[list[dict[str, Any]]]:
     """Schedulers in processes of their own; what they saw is in the list when the context ends."""
     saw: list[dict[str, Any]] = []
     processes = [
@@ -79,12 +80,12 @@ def followers(cell: CellUnderTest, count: int) -> Iterator[list[dict[str, Any]]]
                     pipe.close()
 
 
-def events_sent(cell: CellUnderTest) -> int:
+def events_sent(cell: Cell) -> int:
     """States that the fleet published so far."""
     return sum(map(len, cell.fleet.history.values()))
 
 
-def switched(name: str, watcher: Watcher) -> None:
+def switched(name: str, watcher: ViewWatcher) -> None:
     """The reader of this process reads ``name`` (in 8 partitions, unless it says otherwise), too."""
     kept = str(parse_stored_design(name, 8))
     wait_until(lambda: watcher.last_design == kept, f"the reader does not follow to {kept}")
@@ -99,7 +100,7 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
     """
     with cell_of(memcached.url, designs=["sql"], sql=database, rate=2_000.0, bound_s=5.0) as cell:
         cell.well()
-        watcher = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+        watcher = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
         cell.watchers.append(watcher)
         watcher.start()
         began, events_before = time.monotonic(), events_sent(cell)
@@ -156,7 +157,7 @@ def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
         cell.well()
         for before in list(STEPS)[: list(STEPS).index(step)]:
             design(cell, *STEPS[before][0])
-        follower = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+        follower = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
         cell.watchers.append(follower)
         follower.start()
         for number, delay_s in enumerate(KILLED_AFTER_S):
@@ -199,7 +200,7 @@ def test_a_cell_moves_to_other_memcached_servers_while_it_runs(cell_of: CellFact
         store_b = f"memcached://{one.address},{two.address}"
         with cell_of(old.url, designs=["snapshot"], store_b=store_b, bound_s=5.0) as cell:
             cell.well()
-            watcher = Watcher(cell.config, None, cell.fleet, cell.bound_s)
+            watcher = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
             cell.watchers.append(watcher)
             watcher.start()
             assert design(cell, "prepare", "snapshot_b")["nodes"] == len(cell.fleet.names)

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from tests.faults.cell import DESIGNS, wait_until
+from harness.cell import DESIGNS
+from harness.servers import MemcachedServer
+from harness.waiting import wait_until
 from tests.faults.conftest import CellFactory
-from tests.services.servers import MemcachedServer
 
 pytestmark = pytest.mark.service
 

@@ -11,8 +11,17 @@ import kombu
 import psutil
 import pytest
 
-from tests.services import servers
-from tests.services.servers import MemcachedServer, RabbitServer, ServiceFailed, ServiceMissing, free_ports
+from harness.servers import (
+    MemcachedServer,
+    RabbitServer,
+    ServerFailedError,
+    ServerMissingError,
+    find_program,
+    free_ports,
+    memcached,
+    rabbitmq,
+)
+from harness.servers.programs import PORT_MAX, PORT_MIN
 
 pytestmark = pytest.mark.service
 
@@ -71,17 +80,18 @@ class TestMemcached:
 
     def test_a_server_that_does_not_start_shows_its_log(self) -> None:
         with (
-            pytest.raises(ServiceFailed, match=r"MemcachedServer at .* ended:\n.*no-such-option"),
+            pytest.raises(ServerFailedError, match=r"MemcachedServer at .* ended:\n.*no-such-option"),
             MemcachedServer(extra=("--no-such-option",)),
         ):
             pass
 
     def test_what_is_not_installed_is_named_with_its_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(servers, "_program", lambda *_: None)
-        monkeypatch.setattr(servers, "_docker_answers", lambda: False)
-        with pytest.raises(ServiceMissing, match="apt-get install memcached"):
+        for module in (memcached, rabbitmq):
+            monkeypatch.setattr(module, "find_program", lambda *_: None)
+            monkeypatch.setattr(module, "docker_answers", lambda: False)
+        with pytest.raises(ServerMissingError, match="apt-get install memcached"):
             MemcachedServer()
-        with pytest.raises(ServiceMissing, match="apt-get install rabbitmq-server"):
+        with pytest.raises(ServerMissingError, match="apt-get install rabbitmq-server"):
             RabbitServer()
 
 
@@ -119,7 +129,7 @@ class TestRabbit:
 
     def test_nothing_of_a_closed_node_is_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Erlang's port mapper outlives its node by default, and a folder a run fills a disk."""
-        if servers._program("epmd") is None:
+        if find_program("epmd") is None:
             pytest.skip("RabbitMQ runs in a container here")
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         before = set(psutil.Process().children(recursive=True))
@@ -137,4 +147,4 @@ def test_free_ports_are_different_and_not_among_those_that_clients_get() -> None
     """A retrying client with the dead server's port as its own would connect to itself, and block the restart."""
     ports = free_ports(50)
     assert len(set(ports)) == 50
-    assert all(servers.PORT_MIN <= port < servers.PORT_MAX for port in ports)
+    assert all(PORT_MIN <= port < PORT_MAX for port in ports)

@@ -10,19 +10,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
+from harness.fleet import AuthoredState, SimulatedFleet
+from harness.members import Member
+from harness.waiting import PATIENCE_S, wait_until
+from harness.watchers import ViewWatcher
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.model import NodeRecord
 from nodestate.view.view import View
-from tests.faults.fleet import Fleet, Truth
-from tests.faults.members import Member
-from tests.faults.watch import Watcher
 
 DESIGNS: Final = ("journal", "snapshot")
 BOUND_S: Final = 1.5
 """What the watchers accept: five renewals."""
-DEADLINE_S: Final = 60.0
-"""By when a cell must be well again. Generous: how long it takes is printed, and no claim."""
 
 SETTINGS: Final = {
     "partitions": 8,
@@ -37,17 +36,7 @@ SETTINGS: Final = {
 Record = Callable[[str], None]
 
 
-def wait_until(what: Callable[[], object], why: Callable[[], str] | str, timeout_s: float = DEADLINE_S) -> float:
-    """Look until ``what`` is true; returns the seconds it took."""
-    began = time.monotonic()
-    while not what():
-        if time.monotonic() - began > timeout_s:
-            raise AssertionError(f"not within {timeout_s:g} s: {why if isinstance(why, str) else why()}")
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-class CellUnderTest:
+class Cell:
     """Begins with the ``with`` statement: members first, then the fleet, then, when all is well, the watchers.
 
     ``alone``: the first member takes all partitions before the others start.
@@ -85,8 +74,8 @@ class CellUnderTest:
             Member(folder, number + 1, members, {**environment, **(member_settings[number] if member_settings else {})})
             for number in range(members)
         ]
-        self.fleet = Fleet(self.config, count=count, rate=rate, pad_bytes=pad_bytes)
-        self.watchers: list[Watcher] = []
+        self.fleet = SimulatedFleet(self.config, count=count, rate=rate, pad_bytes=pad_bytes)
+        self.watchers: list[ViewWatcher] = []
         self.counters: dict[str, dict[str, object]] = {}
         self._open = ExitStack()
         self._readers: dict[str, Reader] = {}
@@ -128,7 +117,7 @@ class CellUnderTest:
     def watch(self) -> None:
         """Let readers look at every design from now on."""
         self.watchers = [
-            Watcher(self.config, design, self.fleet, self.bound_s, cold=cold)
+            ViewWatcher(self.config, design, self.fleet, self.bound_s, cold=cold)
             for design in self.config.designs
             for cold in (False, True)
         ]
@@ -156,13 +145,13 @@ class CellUnderTest:
         with Reader(self.config, design=design) as reader:
             return reader.read(max_age=max_age, on_stale="flag")
 
-    def well(self, timeout_s: float = DEADLINE_S) -> float:
+    def well(self, timeout_s: float = PATIENCE_S) -> float:
         """Wait until every view is fresh and complete, whatever happens meanwhile; returns how long it took."""
         return wait_until(
             lambda: not self.complaints(), lambda: "; ".join([*self.complaints(), *self._logs()]), timeout_s
         )
 
-    def well_for_cold_readers(self, timeout_s: float = DEADLINE_S) -> float:
+    def well_for_cold_readers(self, timeout_s: float = PATIENCE_S) -> float:
         """The same for readers that never looked before: they need every key that there is."""
         return wait_until(
             lambda: not self.complaints(cold=True),
@@ -186,7 +175,7 @@ class CellUnderTest:
                 told.append(f"{design} has no {missing[:6]} ({len(missing)})")
         return told
 
-    def equal(self, timeout_s: float = DEADLINE_S) -> float:
+    def equal(self, timeout_s: float = PATIENCE_S) -> float:
         """End the load; wait until each view, of warm and cold readers, is what the agents say, node by node."""
         rate, self.fleet.rate = self.fleet.rate, 0.0
         began = time.monotonic()
@@ -212,7 +201,7 @@ class CellUnderTest:
                 told += [f"{kind} {design}: {one}" for one in _differences(truth, view)]
         return told
 
-    def recovered(self, what: str, timeout_s: float = DEADLINE_S) -> None:
+    def recovered(self, what: str, timeout_s: float = PATIENCE_S) -> None:
         """The fault is over: wait until the views are well under load and then equal, and print how long it took."""
         fresh_s = self.well(timeout_s)
         equal_s = self.equal(timeout_s)
@@ -229,7 +218,7 @@ class CellUnderTest:
         return [f"\n-- member {member.name}:\n{member.log_text()[-6000:]}" for member in self.members if member._lives]
 
 
-def _differences(truth: dict[str, Truth], view: View) -> list[str]:
+def _differences(truth: dict[str, AuthoredState], view: View) -> list[str]:
     told = []
     for name, (version, state) in truth.items():
         record: NodeRecord | None = view.nodes.record(name)

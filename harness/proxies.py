@@ -12,13 +12,13 @@ import time
 from contextlib import suppress
 from typing import Final, Self
 
-from tests.services.servers import free_ports
+from harness.servers import free_ports
 
 RECV_BYTES: Final = 64 * 1024
 JOIN_S: Final = 5.0
 
 
-class Relay:
+class TcpProxy:
     """open --hold_at(command)--> open until a request contains it --> holding --let_go--> open, what was held delivered
 
     ``delay_s`` holds up every request for so long. ``target`` may be changed: connections made from then on go there.
@@ -39,6 +39,7 @@ class Relay:
 
     @property
     def url(self) -> str:
+        """The address of the proxy as nodestate's setting ``store`` takes it."""
         return f"memcached://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:

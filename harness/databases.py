@@ -13,8 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from harness.servers import USER, MariadbServer, PostgresServer
 from nodestate.sql.schema import HEADS, NODES
-from tests.services.servers import USER, MariadbServer, PostgresServer
 
 Rows = list[dict[str, Any]]
 SqlServer = MariadbServer | PostgresServer

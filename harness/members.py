@@ -31,11 +31,13 @@ class Member:
 
     @property
     def pid(self) -> int:
+        """The process id of the current life."""
         assert self._process is not None, "start it first"
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """True while its process lives, also while it is paused."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -66,9 +68,11 @@ class Member:
         assert self.running or not self._to_live, f"member {self.name} ended by itself:\n{self.log_text()[-4000:]}"
 
     def pause(self) -> None:
+        """Freeze the process (SIGSTOP)."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
+        """Let the frozen process continue (SIGCONT)."""
         os.kill(self.pid, signal.SIGCONT)
 
     def stop(self) -> dict[str, Any]:
@@ -87,6 +91,7 @@ class Member:
         return counters
 
     def log_text(self) -> str:
+        """Return the log of the current life."""
         return self._path("log").read_text(errors="replace")
 
     def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:

@@ -37,14 +37,14 @@ MAX_BURST_S: Final = 0.5
 KEPT_EVENTS_COUNT: Final = 20_000
 
 
-class Truth(NamedTuple):
+class AuthoredState(NamedTuple):
     """A node as its author has it; ``state`` is None where it left."""
 
     version: Version
     state: Mapping[str, Any] | None
 
 
-class Confirms:
+class ConfirmLog:
     """When the broker confirmed which version of one node. Written by one thread, read by others."""
 
     def __init__(self) -> None:
@@ -62,14 +62,14 @@ class Confirms:
         return self._newest[place - 1] if (place := bisect.bisect_right(self._times, at)) else NEVER
 
 
-class RecordingSink:
+class WitnessSink:
     """A ``ports.Sink`` around the real one, that notes what was sent and confirmed, and loses what it is told to.
 
     ``lose``: a predicate of events that are published nowhere while their author believes that they were.
     ``swap``: a predicate of events that are held back until the next one of the same node went out.
     """
 
-    def __init__(self, inner: KombuSink, confirms: Mapping[str, Confirms]) -> None:
+    def __init__(self, inner: KombuSink, confirms: Mapping[str, ConfirmLog]) -> None:
         self.inner = inner
         self.lose: Callable[[Event], bool] | None = None
         self.swap: Callable[[Event], bool] | None = None
@@ -80,6 +80,7 @@ class RecordingSink:
         self._held: dict[str, tuple[int, bytes, Callable[[bool], None]]] = {}
 
     def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
+        """Publish an event unless ``lose`` or ``swap`` applies to it, and note when the broker confirmed it."""
         event = parse_event(body)
         if type(event) is Heartbeat:
             self.inner.publish(bucket, body, on_done)
@@ -117,19 +118,23 @@ class RecordingSink:
             done(False)
 
     def flush(self, timeout_s: float) -> None:
+        """Wait until the broker has confirmed everything, at most ``timeout_s``."""
         self.inner.flush(timeout_s)
 
     def resyncs(self, timeout_s: float) -> list[Resync]:
+        """Return the resync requests that arrived; waits at most ``timeout_s``."""
         return self.inner.resyncs(timeout_s)
 
     def answer_census(self, queue: str, body: bytes) -> None:
+        """Answer a census of nodes, as the real sink does."""
         self.inner.answer_census(queue, body)
 
     def close(self) -> None:
+        """Close the real sink."""
         self.inner.close()
 
 
-class Fleet:
+class SimulatedFleet:
     """``count`` nodes that together change ``rate`` times a second, give signs of life, and answer resyncs.
 
     Those in ``silent`` are dead: they do none of that. Nothing happens on those in ``still`` by itself. ``mute``: nobody
@@ -148,11 +153,11 @@ class Fleet:
         self.names = [f"compute-{number:04}" for number in range(count)]
         self._in_layouts: dict[int, dict[int, list[str]]] = {}
         self.of_partition = self.in_layout(config.partitions)
-        self.confirms = {name: Confirms() for name in self.names}
+        self.confirms = {name: ConfirmLog() for name in self.names}
         self.history: dict[str, dict[Version, bytes]] = {name: {} for name in self.names}
         self.changes = 0
         self.answers = 0
-        self.sink = RecordingSink(KombuSink(config), self.confirms)
+        self.sink = WitnessSink(KombuSink(config), self.confirms)
         self.sink.before_sending = self._remember
         self.publishers: dict[str, Publisher] = {}
         self.failure: BaseException | None = None
@@ -187,11 +192,11 @@ class Fleet:
         self._calls.put((what, answer))
         return answer.result(timeout_s)
 
-    def truth(self) -> dict[str, Truth]:
+    def truth(self) -> dict[str, AuthoredState]:
         """Every node that ever reported."""
         return self.call(
             lambda: {
-                name: Truth(one.version, one.state() if one.live else None)
+                name: AuthoredState(one.version, one.state() if one.live else None)
                 for name, one in self.publishers.items()
                 if one.version.generation
             }

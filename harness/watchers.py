@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
+from harness.fleet import SimulatedFleet
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.model import NEVER, NodeRecord, Version
 from nodestate.view.view import View
-from tests.faults.fleet import Fleet
 
 PAUSE_S: Final = 0.03
 COLD_PAUSE_S: Final = 0.15
@@ -22,7 +22,7 @@ MAX_TOLD_COUNT: Final = 4
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class Watcher(threading.Thread):
+class ViewWatcher(threading.Thread):
     """Reads one design (None: what the control record says) with a bound of ``max_age`` and ``on_stale="exclude"``, and checks at each read
 
     (a ``cold`` one makes a new reader for each)
@@ -34,7 +34,9 @@ class Watcher(threading.Thread):
     - that a version comes with the state that its author gave it.
     """
 
-    def __init__(self, config: Config, design: str | None, fleet: Fleet, max_age: float, *, cold: bool = False) -> None:
+    def __init__(
+        self, config: Config, design: str | None, fleet: SimulatedFleet, max_age: float, *, cold: bool = False
+    ) -> None:
         super().__init__(name=f"{'cold' if cold else 'warm'} {design or 'as the record says'}", daemon=True)
         self.design = design
         self.last_design = ""
@@ -53,6 +55,7 @@ class Watcher(threading.Thread):
         self.oldest_of: dict[int, float] = {}
 
     def run(self) -> None:
+        """Read until ``stop`` is called."""
         reader = Reader(self._config, design=self.design)
         while not self._ending.wait(COLD_PAUSE_S if self.cold else PAUSE_S):
             if self.cold:

@@ -1,0 +1,160 @@
+"""A RabbitMQ node of one's own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Final
+
+import amqp
+
+from harness.servers.errors import ServerFailedError, ServerMissingError
+from harness.servers.hosts import STOP_TIMEOUT_S, ServerContainer, ServerHost, ServerProcess, docker_answers
+from harness.servers.programs import find_program, free_ports
+from harness.servers.server import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, Server
+
+RABBIT_IMAGE: Final = "rabbitmq:3"
+RABBIT_START_TIMEOUT_S: Final = 90.0
+RABBIT_MEMORY_MB: Final = 1_024
+
+
+class RabbitServer(Server):
+    """A RabbitMQ node of its own, with a data folder that lasts until ``close()``: durable queues survive ``kill()``.
+
+    Raises ServerMissingError.
+    """
+
+    def __init__(self) -> None:
+        port, distribution_port, epmd_port = free_ports(3)
+        # What Debian puts on PATH is a wrapper that changes the user; the script behind it works for any user.
+        program = find_program("rabbitmq-server", "/usr/lib/rabbitmq/bin")
+        epmd = find_program("epmd")
+        host: ServerHost
+        if program and epmd:
+            host = RabbitNode(program, epmd, port, distribution_port, epmd_port)
+        elif docker_answers():
+            host = ServerContainer(RABBIT_IMAGE, 5672, port)
+        else:
+            message = "RabbitMQ is neither installed (apt-get install rabbitmq-server) nor to be had through Docker"
+            raise ServerMissingError(message)
+        super().__init__(port, host, RABBIT_START_TIMEOUT_S)
+
+    @property
+    def url(self) -> str:
+        """``amqp://guest:guest@127.0.0.1:port//``."""
+        return f"amqp://guest:guest@{self.address}//"
+
+    def _answers(self) -> bool:
+        try:
+            with amqp.Connection(self.address, connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S):
+                return True
+        except (OSError, amqp.AMQPError):
+            return False
+
+
+class RabbitNode:
+    """A RabbitMQ node and the Erlang port mapper that it needs: both begin and end together.
+
+    Left alone, Erlang starts one port mapper for the whole machine and leaves it behind. This one has its own port.
+    """
+
+    def __init__(self, program: str, epmd: str, port: int, distribution_port: int, epmd_port: int) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="nodestate-rabbit-"))
+        epmd_folder = folder / "epmd"
+        epmd_folder.mkdir()
+        configuration = folder / "rabbitmq.conf"
+        configuration.write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+            f"vm_memory_high_watermark.absolute = {RABBIT_MEMORY_MB}MiB\n"
+            # A full disk of the machine must not silently block publishers in a test.
+            "disk_free_limit.absolute = 10MB\n"
+            "log.console = true\n"
+            "log.console.level = warning\n"
+            "log.file = false\n",
+            encoding="utf-8",
+        )
+        plugins = folder / "enabled_plugins"
+        plugins.write_text("[].\n", encoding="utf-8")
+        empty = folder / "rabbitmq-env.conf"
+        empty.touch()
+        environment = {
+            # Nothing of the caller's RABBITMQ_... or ERL_... gets in, nor the machine's /etc/rabbitmq.
+            "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/bin", "/bin"]),
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),  # where Erlang makes the node's own cookie
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_CRASH_DUMP_BYTES": "0",
+            "RABBITMQ_CONF_ENV_FILE": str(empty),
+            "RABBITMQ_CONFIG_FILE": str(configuration),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+            "RABBITMQ_NODENAME": f"nodestate-{uuid.uuid4().hex[:8]}@localhost",
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder / "logs"),
+            "RABBITMQ_SCHEMA_DIR": str(folder / "schema"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+            # With "input allowed" the script becomes the Erlang machine instead of waiting for it as its parent, so
+            # that a signal to this pid is a signal to the broker; -noinput then takes the shell away again.
+            "RABBITMQ_ALLOW_INPUT": "true",
+            "RABBITMQ_SERVER_START_ARGS": "-noinput",
+        }
+        self._epmd = ServerProcess([epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], epmd_folder)
+        self._epmd_port = epmd_port
+        self._node = ServerProcess([program], folder, environment)
+
+    def start(self) -> None:
+        """Start the server; does not wait until it answers."""
+        self._epmd.start()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while not _listens(self._epmd_port):
+            if not self._epmd.running() or time.monotonic() > deadline:
+                message = f"epmd does not listen on port {self._epmd_port}:\n{self._epmd.log_tail()}"
+                self._epmd.kill()
+                raise ServerFailedError(message)
+            time.sleep(PROBE_INTERVAL_S)
+        self._node.start()
+
+    def running(self) -> bool:
+        """True from the start to the end of the server, also while it is paused."""
+        return self._node.running()
+
+    def stop(self) -> None:
+        """End the server in order and keep its files. Does nothing if it does not run."""
+        self._node.stop()
+        self._epmd.kill()
+
+    def kill(self) -> None:
+        """End the server by SIGKILL and keep its files. Does nothing if it does not run."""
+        self._node.kill()
+        self._epmd.kill()
+
+    def pause(self) -> None:
+        """Freeze the server."""
+        self._node.pause()
+
+    def resume(self) -> None:
+        """Let a paused server continue."""
+        self._node.resume()
+
+    def log_tail(self) -> str:
+        """Return the end of the server's log."""
+        return self._node.log_tail()
+
+    def remove(self) -> None:
+        """Kill the server if it runs and remove its files."""
+        self._epmd.kill()
+        self._node.remove()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
