@@ -25,7 +25,7 @@ from nodestate import Reader, Receipt
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology, connect_check, queue_depths
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.consumers.partition import is_probe
+from nodestate.consumers.partition import is_marker
 from nodestate.designs.connections import open_stores
 from nodestate.ports import SystemClock
 
@@ -146,7 +146,7 @@ def _sweep(config: Config) -> None:
     """Take away the probes that a consumer sent to itself and did not see again."""
     source = KombuSource(config, range(config.partitions))
     while deliveries := source.receive(config.prefetch, SWEEP_S):
-        require(all(is_probe(delivery.body) for delivery in deliveries), "events were left in queues")
+        require(all(is_marker(delivery.body) for delivery in deliveries), "events were left in queues")
         source.ack(deliveries)
     source.close()
 
@@ -204,7 +204,7 @@ class _Process:
         """Fold, write and ack so many events."""
         counts = self._consumer.stats.counts
         self._step_until(lambda: sum(counts.by_outcome.values()) + sum(counts.dead_letters.values()) >= count)
-        self._step_until(lambda: not any(held.pending or held.backlog for held in self._consumer.held.values()))
+        self._step_until(lambda: not any(held.pending or held.backlog for held in self._consumer.owned.values()))
 
     def close(self) -> None:
         """Give the connections back."""
@@ -218,8 +218,8 @@ class _Process:
 
     @property
     def _owns_all(self) -> bool:
-        held = self._consumer.held
-        return len(held) == self._config.partitions and all(one.vouched for one in held.values())
+        held = self._consumer.owned
+        return len(held) == self._config.partitions and all(one.complete for one in held.values())
 
     def _step_until(self, done: Callable[[], bool]) -> None:
         acked, deadline = -1, 0.0

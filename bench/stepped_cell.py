@@ -70,7 +70,7 @@ class Cell:
             numbers = range(at, min(at + LOAD_EVENTS, len(self.fleet)))
             self.commit((number, self.fleet.report(number)) for number in numbers)
         tell(f"{self.label}: until the owner vouches", 1.0)
-        self._step_until(lambda: all(held.vouched for held in self._consumer.held.values()))
+        self._step_until(lambda: all(held.complete for held in self._consumer.owned.values()))
 
     def change(self, numbers: Iterable[int]) -> float:
         """Commit a change of each of these nodes; returns the seconds that the consumer took."""
@@ -112,7 +112,7 @@ class Cell:
         return counts.by_outcome["applied"]
 
     def _under_way(self) -> bool:
-        return any(held.pending or held.backlog for held in self._consumer.held.values())
+        return any(held.pending or held.backlog for held in self._consumer.owned.values())
 
     # -- what is stored -------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ from msgspec import structs
 
 from nodestate.agent.admission import KEPT_REFUSALS_COUNT
 from nodestate.agent.agent import Agent
-from nodestate.agent.allocations import Allocations, Kept
+from nodestate.agent.allocation_file import AllocationChange, AllocationFile
 from nodestate.agent.incarnation import state_directory
-from nodestate.agent.sources import Gone, Part, Room, StateSource, Whole
-from nodestate.agent.sources.given import StaticFleet
+from nodestate.agent.sources import FullState, NodeGone, Room, StatePatch, StateSource
 from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
@@ -319,11 +319,11 @@ def test_a_node_that_has_left_is_unknown(site: Site) -> None:
 def test_a_node_that_is_gone_for_good_is_no_longer_listened_for() -> None:
     source = ScriptedSource(("n1", "n2"))
     site = Site(source)
-    source.readings = [Gone("n1")]
+    source.readings = [NodeGone("n1")]
     site.clock.advance(1.0)
     site.agent.step()
     assert site.refused(site.build("vm-1")) == "no-agent"
-    source.readings = [Whole("n1", STATE)]
+    source.readings = [FullState("n1", STATE)]
     site.clock.advance(1.0)
     site.agent.step()
     assert site.refused(site.build("vm-1")) == "failed"
@@ -379,7 +379,7 @@ def test_refusals_stay_in_the_state_of_a_source_that_says_whole_states() -> None
     source = ScriptedSource(("n1",))
     site = Site(source)
     site.give(site.build("vm-1"))
-    source.readings = [Whole("n1", {**STATE, "usage": {"VCPU": 3}, "namespaces": {"nova": {"a": 1}}})]
+    source.readings = [FullState("n1", {**STATE, "usage": {"VCPU": 3}, "namespaces": {"nova": {"a": 1}}})]
     site.clock.advance(1.0)
     site.agent.step()
     state = site.state()
@@ -422,7 +422,7 @@ class FailingFleet(StaticFleet):
 
     failing = ""
 
-    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> Whole | Part:
+    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState | StatePatch:
         if self.failing == "build":
             raise OrderFailedError(self.name, "no such disk")
         return super().build(node, instance, allocation)
@@ -445,12 +445,12 @@ def test_what_the_hypervisor_could_not_do_is_refused(failing: str, why: str) -> 
     assert site.refused(site.build("vm-1")) == ""
 
 
-class FullDisk(Allocations):
+class FullDisk(AllocationFile):
     """Stores nothing while it is full."""
 
     full = False
 
-    def keep(self, changes: Sequence[Kept]) -> None:
+    def keep(self, changes: Sequence[AllocationChange]) -> None:
         if self.full:
             raise OSError(28, "No space left on device")
         super().keep(changes)
@@ -473,7 +473,7 @@ def test_what_could_not_be_stored_is_undone_and_refused(tmp_path: Path) -> None:
     disk.full = False
     assert site.refused(site.build("vm-1", resources={"VCPU": 4})) == ""
     site.agent.close()
-    again = StaticFleet({"n1": NODE}, allocations=Allocations(tmp_path, "fleet"))
+    again = StaticFleet({"n1": NODE}, allocations=AllocationFile(tmp_path, "fleet"))
     [reading] = again.poll(0.0)
     assert reading.state["allocations"] == site.state()["allocations"]
     again.close()
@@ -602,7 +602,7 @@ def test_orders_wait_for_no_broker_that_is_away(site: Site) -> None:
 AGENT_THAT_DIES = """
 import os, random, signal, sys
 from nodestate.agent.agent import Agent
-from nodestate.agent.allocations import Allocations
+from nodestate.agent.allocation_file import AllocationFile
 from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
@@ -616,7 +616,7 @@ def die(at):
     if where == at:
         os.kill(os.getpid(), signal.SIGKILL)
 
-class Dying(Allocations):
+class Dying(AllocationFile):
     def keep(self, changes):
         die("before it is stored")
         super().keep(changes)
@@ -652,7 +652,7 @@ def test_what_an_agent_stored_before_it_was_killed_is_reported_by_the_next(
     assert (died.returncode, died.stdout) == (-signal.SIGKILL, b"told\n"), died.stderr
     hints = {"group_policy": "anti-affinity", "anything": [1, None]}
     asked = {"resources": {"VCPU": 2}, "group": "web", "hints": hints}
-    kept = Allocations(state_directory(Config(cell="kill", state_dir=str(tmp_path))), "compute-fleet-0")
+    kept = AllocationFile(state_directory(Config(cell="kill", state_dir=str(tmp_path))), "compute-fleet-0")
     site = Site(SimulatedFleet(3, changes_per_s=0.0, allocations=kept))
     first = site.record("compute-0001")
     assert first.version == Version(7, 1)
@@ -665,14 +665,14 @@ def test_what_an_agent_stored_before_it_was_killed_is_reported_by_the_next(
 
 def test_tasks_that_only_were_simulated_make_room_for_what_was_admitted(tmp_path: Path) -> None:
     """The same seed begins with the same tasks, also where the last life ended them for an order."""
-    fleet = SimulatedFleet(1, changes_per_s=0.0, allocations=Allocations(tmp_path, "fleet"))
+    fleet = SimulatedFleet(1, changes_per_s=0.0, allocations=AllocationFile(tmp_path, "fleet"))
     site = Site(fleet)
     [name] = fleet.nodes()
     site.give(*[site.end(task, name) for task in site.state(name)["allocations"]])
     capacity = {kind: one["total"] - one.get("reserved", 0) for kind, one in site.state(name)["inventory"].items()}
     assert site.refused(site.build("vm-1", name, resources={"MEMORY_MB": capacity["MEMORY_MB"] - 4_096})) == ""
     site.agent.close()
-    again = Site(SimulatedFleet(1, changes_per_s=0.0, allocations=Allocations(tmp_path, "fleet")))
+    again = Site(SimulatedFleet(1, changes_per_s=0.0, allocations=AllocationFile(tmp_path, "fleet")))
     state = again.state(name)
     assert "vm-1" in state["allocations"]
     used = sum(one["resources"].get("MEMORY_MB", 0) for one in state["allocations"].values())

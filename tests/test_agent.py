@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nodestate.agent.agent import Agent
 from nodestate.agent.diff import InexpressibleError, diff_patch
-from nodestate.agent.sources import Gone, Part, Reading, Whole
+from nodestate.agent.sources import FullState, NodeGone, Reading, StatePatch
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
 from nodestate.errors import ConfigError, SourceUnavailableError, UnconfirmedError
@@ -36,7 +36,7 @@ class ScriptedSource:
 
     def __init__(self, names: Sequence[str] = ("a", "b", "c"), name: str = "scripted") -> None:
         self.name = name
-        self.readings: list[Reading] = [Whole(node, STATE) for node in names]
+        self.readings: list[Reading] = [FullState(node, STATE) for node in names]
         self.failure = ""
         self.closed = False
         self._names = names
@@ -97,7 +97,10 @@ def test_every_node_is_reported_once_at_the_start(bench: Bench) -> None:
 
 
 def test_a_whole_state_that_differs_goes_out_as_what_differs(bench: Bench) -> None:
-    bench.source.readings = [Whole("a", STATE), Whole("b", {"inventory": STATE["inventory"], "usage": {"VCPU": 5}})]
+    bench.source.readings = [
+        FullState("a", STATE),
+        FullState("b", {"inventory": STATE["inventory"], "usage": {"VCPU": 5}}),
+    ]
     bench.pass_time(1)
     [body] = [body for _, body in bench.sink.sent if parse_event(body).generation == 2]
     assert msgspec.msgpack.decode(body)["patch"] == {"usage": {"VCPU": 5}}
@@ -106,7 +109,7 @@ def test_a_whole_state_that_differs_goes_out_as_what_differs(bench: Bench) -> No
 
 def test_a_state_that_did_not_change_sends_nothing(bench: Bench) -> None:
     before = len(bench.sink.sent)
-    bench.source.readings = [Whole("a", STATE)]
+    bench.source.readings = [FullState("a", STATE)]
     bench.agent.step()
     bench.clock.advance(1.0)
     bench.agent.step()
@@ -114,21 +117,21 @@ def test_a_state_that_did_not_change_sends_nothing(bench: Bench) -> None:
 
 
 def test_a_null_that_no_patch_can_set_goes_out_as_a_report(bench: Bench) -> None:
-    bench.source.readings = [Whole("a", {**STATE, "namespaces": {"nova": {"host": None}}})]
+    bench.source.readings = [FullState("a", {**STATE, "namespaces": {"nova": {"host": None}}})]
     bench.pass_time(1)
     assert bench.sent("report") == ["a", "b", "c", "a"]
     assert bench.folded()["a"].state()["namespaces"] == {"nova": {"host": None}}
 
 
 def test_patches_of_a_source_go_out_as_they_are(bench: Bench) -> None:
-    bench.source.readings = [Part("a", {"usage": {"VCPU": 3}}), Part("a", {"usage": {"VCPU": 4}})]
+    bench.source.readings = [StatePatch("a", {"usage": {"VCPU": 3}}), StatePatch("a", {"usage": {"VCPU": 4}})]
     bench.pass_time(1)
     assert bench.sent("change") == ["a", "a"]
     assert bench.folded()["a"].state()["usage"] == {"VCPU": 4}
 
 
 def test_a_node_that_is_gone_leaves_and_gets_no_more_heartbeats(bench: Bench) -> None:
-    bench.source.readings = [Gone("b")]
+    bench.source.readings = [NodeGone("b")]
     bench.pass_time(1)
     before = len(bench.sink.sent)
     bench.pass_time(30)
@@ -137,7 +140,7 @@ def test_a_node_that_is_gone_leaves_and_gets_no_more_heartbeats(bench: Bench) ->
 
 
 def test_a_bad_state_is_counted_and_stops_nobody_else(bench: Bench) -> None:
-    bench.source.readings = [Part("a", {"usage": {"VCPU": -1}}), Part("b", {"usage": {"VCPU": 2}})]
+    bench.source.readings = [StatePatch("a", {"usage": {"VCPU": -1}}), StatePatch("b", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
     assert bench.agent.stats.bad == 1
     assert bench.sent("change") == ["b"]
@@ -228,7 +231,7 @@ def test_requests_that_repeat_before_the_answer_get_one_answer(bench: Bench) -> 
 
 
 def test_a_census_is_answered_with_every_version_and_no_report(bench: Bench) -> None:
-    bench.source.readings = [Part("b", {"usage": {"VCPU": 2}})]
+    bench.source.readings = [StatePatch("b", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
     bench.sink.asked.append(Resync(census="box"))
     bench.agent.step()
@@ -244,7 +247,7 @@ def test_what_changed_while_the_broker_was_away_comes_as_one_report_per_node(ben
     bench.sink.settle()
     bench.sink.away = True
     for used in range(2, 6):
-        bench.source.readings = [Part("a", {"usage": {"VCPU": used}}), Part("b", {"usage": {"VCPU": used}})]
+        bench.source.readings = [StatePatch("a", {"usage": {"VCPU": used}}), StatePatch("b", {"usage": {"VCPU": used}})]
         bench.pass_time(5)
     bench.sink.away = False
     bench.pass_time(20)
@@ -299,7 +302,7 @@ def test_closing_with_leave_makes_tombstones(bench: Bench) -> None:
 
 def test_closing_tells_what_did_not_arrive(bench: Bench) -> None:
     bench.sink.away = True
-    bench.source.readings = [Part("a", {"usage": {"VCPU": 2}})]
+    bench.source.readings = [StatePatch("a", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
     with pytest.raises(UnconfirmedError):
         bench.agent.close()

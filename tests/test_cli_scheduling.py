@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.servers import RabbitServer
-from nodestate.agent.sources.given import StaticFleet
+from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.cli import main
 from nodestate.cli.embedded_cell import WholeCell
 from nodestate.cli.logs import set_up_logs

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from nodestate import Reader
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_probe, probe
+from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_marker, watermark_message
 from nodestate.errors import DeadLetterError
 from nodestate.model import MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
@@ -54,7 +54,7 @@ def waiting(world: World, partition: int) -> list[bytes]:
         for queue_consumer in world.broker.queue(partition).consumers
         for message in queue_consumer._unacked.get(partition, {}).values()
     ]
-    return [body for body in (*unacked, *world.broker.queued(partition)) if not is_probe(body)]
+    return [body for body in (*unacked, *world.broker.queued(partition)) if not is_marker(body)]
 
 
 def counted(member: Member) -> dict[str, int]:
@@ -292,8 +292,8 @@ def test_a_member_that_was_overtaken_drops_what_it_holds(world: World) -> None:
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.overtaken(old, 0, lambda: (new.step(), new.step()))  # type: ignore[arg-type, return-value, func-returns-value]
     assert old.consumer.stats.fenced == 1
-    assert old.consumer.held == {}
-    assert set(new.consumer.held) == {0, 1}
+    assert old.consumer.owned == {}
+    assert set(new.consumer.owned) == {0, 1}
     assert world.converge() < 5
 
 
@@ -314,7 +314,7 @@ def test_a_member_whose_session_ended_at_the_ack_takes_its_partitions_anew(world
     node.change({"zone": "first"})
     world.confirm()
     first.step()
-    assert first.consumer.held == {}
+    assert first.consumer.owned == {}
     node.change({"zone": "second"})
     world.confirm()
     second.step()
@@ -332,7 +332,7 @@ def test_a_broken_session_is_begun_again(world: World) -> None:
     resyncs = world.members[0].consumer.stats.resyncs
     world.broker.stop()
     world.members[0].step()
-    assert world.members[0].consumer.held == {}
+    assert world.members[0].consumer.owned == {}
     world.broker.start()
     world.run_well(15)
     assert world.members[0].consumer.stats.resyncs == resyncs
@@ -358,7 +358,7 @@ def test_an_owner_whose_epoch_was_lost_first_proves_that_nobody_went_past_it(wor
     while member.consumer.stats.epochs_begun == begun_before:
         world.clock.advance(world.config.renew_s)
         member.step()
-    assert not any(held.vouched for held in member.consumer.held.values() if not held.lost)
+    assert not any(held.complete for held in member.consumer.owned.values() if not held.lost)
     assert "partition 0" in world.readers[0].read(1e9).incomplete
     world.run_well(2 * world.config.renew_s)
     for reader in world.readers:
@@ -409,8 +409,8 @@ def test_doubt_counts_also_before_the_first_vouching() -> None:
     node = world.agents[ZERO[0]].publisher
 
     def settled() -> bool:
-        held = first.consumer.held.get(0)
-        return held is not None and not held.vouched and held.caught_up_at >= held.vouch_at
+        held = first.consumer.owned.get(0)
+        return held is not None and not held.complete and held.caught_up_at >= held.complete_after
 
     while not settled():
         world.pass_time(0.05)
@@ -457,7 +457,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
     world.clock.advance(3)
-    member.source.inner.send_marker(0, probe(member.consumer._owner, world.clock.monotonic()))
+    member.source.inner.send_marker(0, watermark_message(member.consumer._owner, world.clock.monotonic()))
 
     def all_but_the_journals_heads(writes: Any) -> Any:
         passed = [one for one in writes if not (":head:" in one.key and ":j:" in one.key)]
@@ -475,7 +475,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     looked: list[str] = []
 
     def look_first() -> None:
-        if 0 in heir.consumer.held and not looked:
+        if 0 in heir.consumer.owned and not looked:
             looked.extend(world.config.designs)
             for design in world.config.designs:
                 JudgedReader(world, design).read(5.0)

@@ -462,7 +462,7 @@ def test_nothing_is_acked_for_a_design_that_is_not_there_yet(monkeypatch: pytest
     for step in (prepared, cut_over):
         world.take(step(world.record, K("snapshot"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
-    assert all(held.leaving == {"journal"} for member in world.members for held in member.consumer.held.values())
+    assert all(held.leaving == {"journal"} for member in world.members for held in member.consumer.owned.values())
     world.change_some(1.0)
     world.run_well(5)
     wanted = {name: agent.publisher.version for name, agent in world.agents.items()}
@@ -479,7 +479,7 @@ def test_events_wait_where_no_design_is_there_at_all(monkeypatch: pytest.MonkeyP
     """The one that was left was lost meanwhile, with its consumer: what comes is not acked for nothing."""
     world = Switched()
     member = world.members[0]
-    held = next(iter(member.consumer.held.values()))
+    held = next(iter(member.consumer.owned.values()))
     held.joining = set(held.writers)
     monkeypatch.setattr(member.consumer, "_join_at", world.clock.monotonic() + 60)
     for agent in world.agents.values():

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nodestate.agent.incarnation import Life, next_incarnation, state_directory
+from nodestate.agent.incarnation import IncarnationLock, next_incarnation, state_directory
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 
 NOW = 1_763_787_600.5
 LIVING_AGENT = """
 import sys, time
-from nodestate.agent.incarnation import Life
-life = Life(*sys.argv[1:], 5.0)
+from nodestate.agent.incarnation import IncarnationLock
+life = IncarnationLock(*sys.argv[1:], 5.0)
 print(life.incarnation, flush=True)
 time.sleep(60)
 """
@@ -44,7 +44,7 @@ def test_a_machine_without_a_clock_begins_at_one(tmp_path: Path) -> None:
 
 
 def test_the_number_is_on_disk_before_it_is_used(tmp_path: Path) -> None:
-    with Life(tmp_path, "compute-1", NOW) as life:
+    with IncarnationLock(tmp_path, "compute-1", NOW) as life:
         kept = json.loads((tmp_path / "compute-1.incarnation").read_text())
         assert kept == {"node": "compute-1", "incarnation": life.incarnation}
 
@@ -78,17 +78,17 @@ def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path, content: byte
 
 
 def test_a_second_agent_of_the_same_name_is_told_who_the_first_is(tmp_path: Path) -> None:
-    with Life(tmp_path, "compute-1", NOW):
+    with IncarnationLock(tmp_path, "compute-1", NOW):
         with pytest.raises(ConfigError, match=r"another agent \(process \d+\) reports compute-1 already"):
-            Life(tmp_path, "compute-1", NOW)
-        Life(tmp_path, "compute-2", NOW).close()
-    Life(tmp_path, "compute-1", NOW).close()
+            IncarnationLock(tmp_path, "compute-1", NOW)
+        IncarnationLock(tmp_path, "compute-2", NOW).close()
+    IncarnationLock(tmp_path, "compute-1", NOW).close()
 
 
 def test_the_second_agent_did_not_use_up_a_life(tmp_path: Path) -> None:
-    with Life(tmp_path, "compute-1", NOW) as life:
+    with IncarnationLock(tmp_path, "compute-1", NOW) as life:
         with pytest.raises(ConfigError):
-            Life(tmp_path, "compute-1", NOW)
+            IncarnationLock(tmp_path, "compute-1", NOW)
         first = life.incarnation
     assert next_incarnation(tmp_path, "compute-1", NOW) == first + 1
 
@@ -138,5 +138,5 @@ def test_cells_keep_their_lives_apart(tmp_path: Path) -> None:
     """One machine may stand in two cells; its agents are two."""
     one = state_directory(Config(cell="one", state_dir=str(tmp_path)))
     two = state_directory(Config(cell="two", state_dir=str(tmp_path)))
-    with Life(one, "compute-1", NOW), Life(two, "compute-1", NOW):
+    with IncarnationLock(one, "compute-1", NOW), IncarnationLock(two, "compute-1", NOW):
         assert one != two

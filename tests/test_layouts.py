@@ -92,7 +92,7 @@ def test_a_layout_is_not_begun_with_less_than_all() -> None:
     world.servers[1].stop()
     assert world.operator.change(world.operator.read(), prepared(world.record, K("journal@1"), "me"))
     world.run_well(6)
-    assert [member.runs.consumers[1].held for member in world.members] == [{}, {}]  # type: ignore[union-attr]
+    assert [member.runs.consumers[1].owned for member in world.members] == [{}, {}]  # type: ignore[union-attr]
     world.servers[1].start()
     world.run_well(10)
     assert versions(pinned(world, "journal@1").read(max_age=5.0)) == said(world)
@@ -110,7 +110,7 @@ def test_a_layout_is_begun_only_with_what_came_before_its_queues_were_there() ->
         world.clock.advance(0.5)
         fast.step()
     assert world.broker.queued(1)
-    assert fast.runs.consumers[3].held == {}  # type: ignore[union-attr]
+    assert fast.runs.consumers[3].owned == {}  # type: ignore[union-attr]
     for _ in range(6):
         world.clock.advance(0.5)
         for member in (slow, fast):

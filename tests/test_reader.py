@@ -133,7 +133,7 @@ def test_a_backlog_does_not_pass_for_fresh_when_a_new_owner_takes_it(world: Worl
     member = world.members[0]
     member.consumer._receive()
     member.consumer._take_new()
-    assert 0 in member.consumer.held, "taken, and nothing of the backlog written yet"
+    assert 0 in member.consumer.owned, "taken, and nothing of the backlog written yet"
     with pytest.raises(StaleViewError) as caught:
         reader.read(max_age=60.0)
     assert caught.value.age >= 120

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate.agent.sources import Part, Silent, Whole
-from nodestate.agent.sources.given import StaticFleet
+from nodestate.agent.sources import FullState, NodeSilent, StatePatch
 from nodestate.agent.sources.host import HostSource, clean_name
 from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet
+from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableError
 from nodestate.model import State, merge_patch, parse_state
 
@@ -36,7 +36,7 @@ def _valid(state: Any) -> State:
 def test_this_host_gives_a_valid_state_of_one_node() -> None:
     source = HostSource(zone="az1")
     [reading] = source.poll(0.0)
-    assert isinstance(reading, Whole)
+    assert isinstance(reading, FullState)
     assert source.nodes() == (reading.node,) == (source.name,)
     state = _valid(reading.state)
     assert state.status == "up"
@@ -60,7 +60,7 @@ def test_a_hostname_becomes_a_name_that_a_node_can_have(host: str, name: str) ->
 def _states(fleet: SimulatedFleet) -> dict[str, dict[str, Any]]:
     """Poll the first time."""
     readings = list(fleet.poll(0.0))
-    assert all(isinstance(reading, Whole) for reading in readings)
+    assert all(isinstance(reading, FullState) for reading in readings)
     return {reading.node: msgspec.msgpack.decode(msgspec.msgpack.encode(reading.state)) for reading in readings}
 
 
@@ -69,7 +69,7 @@ def test_a_fleet_says_every_state_once_and_then_only_what_changes() -> None:
     assert list(_states(fleet)) == fleet.nodes()
     later = [reading for tick in range(1, 11) for reading in fleet.poll(tick * 0.25)]
     assert len(later) == 100
-    assert all(isinstance(reading, Part) for reading in later)
+    assert all(isinstance(reading, StatePatch) for reading in later)
 
 
 def test_patches_of_a_fleet_lead_to_its_states() -> None:
@@ -77,7 +77,7 @@ def test_patches_of_a_fleet_lead_to_its_states() -> None:
     states = _states(fleet)
     for tick in range(1, 100):
         for reading in fleet.poll(tick * 0.5):
-            assert isinstance(reading, Part)
+            assert isinstance(reading, StatePatch)
             states[reading.node] = merge_patch(
                 states[reading.node], msgspec.msgpack.decode(msgspec.msgpack.encode(reading.patch))
             )
@@ -143,10 +143,10 @@ def test_what_an_order_builds_and_ends_is_in_the_state_and_in_the_reading() -> N
     allocation = {"resources": {"VCPU": 8}, "group": "web", "hints": {"group_policy": "anti-affinity"}}
     built = fleet.build(name, "vm-1", allocation)
     used = before["usage"]["VCPU"]
-    assert built == Part(name, {"usage": {"VCPU": used + 8}, "allocations": {"vm-1": allocation}})
+    assert built == StatePatch(name, {"usage": {"VCPU": used + 8}, "allocations": {"vm-1": allocation}})
     assert fleet.state(name)["allocations"]["vm-1"] == allocation
     assert fleet.room(name).usage["VCPU"] == used + 8
-    assert fleet.end(name, "vm-1") == Part(name, {"usage": {"VCPU": used}, "allocations": {"vm-1": None}})
+    assert fleet.end(name, "vm-1") == StatePatch(name, {"usage": {"VCPU": used}, "allocations": {"vm-1": None}})
     assert fleet.room(name).allocations.keys() == before["allocations"].keys()
     assert list(fleet.poll(1.0)) == []
 
@@ -157,13 +157,13 @@ def test_a_resize_says_what_differs_and_takes_away_what_is_not_asked_any_more() 
     fleet.build("n1", "vm-1", {"resources": {"VCPU": 1, "DISK_GB": 5}, "group": "web", "hints": {"a": 1, "b": 2}})
     resized = fleet.build("n1", "vm-1", {"resources": {"VCPU": 3}, "hints": {"b": 2}})
     patch = {"resources": {"VCPU": 3, "DISK_GB": None}, "group": None, "hints": {"a": None}}
-    assert resized == Part("n1", {"usage": {"VCPU": 3, "DISK_GB": 0}, "allocations": {"vm-1": patch}})
+    assert resized == StatePatch("n1", {"usage": {"VCPU": 3, "DISK_GB": 0}, "allocations": {"vm-1": patch}})
 
 
 def test_hints_that_no_patch_can_set_come_as_a_whole_state() -> None:
     fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
     reading = fleet.build("n1", "vm-1", {"resources": {"VCPU": 1}, "hints": {"boot_volume": None}})
-    assert isinstance(reading, Whole)
+    assert isinstance(reading, FullState)
     assert reading.state["allocations"]["vm-1"]["hints"] == {"boot_volume": None}
 
 
@@ -187,17 +187,17 @@ def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
     }
     fleet = StaticFleet(states)
     assert list(fleet.poll(0.0)) == [
-        Whole("n1", {**states["n1"], "allocations": {}}),
-        Whole("n2", {**states["n2"], "usage": {"VCPU": 0}, "allocations": {}}),
+        FullState("n1", {**states["n1"], "allocations": {}}),
+        FullState("n2", {**states["n2"], "usage": {"VCPU": 0}, "allocations": {}}),
     ]
     assert list(fleet.poll(60.0)) == []
     fleet.set_status("n1", "draining")
     fleet.kill("n2")
-    assert list(fleet.poll(61.0)) == [Part("n1", {"status": "draining"}), Silent("n2")]
+    assert list(fleet.poll(61.0)) == [StatePatch("n1", {"status": "draining"}), NodeSilent("n2")]
     assert fleet.room("n1").status == "draining"
     fleet.revive("n2")
     [reading] = fleet.poll(62.0)
-    assert (reading.node, type(reading)) == ("n2", Whole)
+    assert (reading.node, type(reading)) == ("n2", FullState)
     assert states["n1"]["status"] == "up"
 
 
@@ -209,7 +209,9 @@ def test_a_node_that_is_back_says_what_it_has_when_it_is_asked() -> None:
     list(fleet.poll(1.0))
     fleet.revive("n1")
     fleet.build("n1", "a", {"resources": {"VCPU": 1}})
-    assert [reading.state["allocations"].keys() for reading in fleet.poll(2.0) if isinstance(reading, Whole)] == [{"a"}]
+    assert [reading.state["allocations"].keys() for reading in fleet.poll(2.0) if isinstance(reading, FullState)] == [
+        {"a"}
+    ]
 
 
 # -- libvirt --------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def test_libvirts_domains_are_allocations() -> None:
     source = LibvirtSource("test:///default", name="hyper visor", zone="az1")
     assert source.nodes() == ("hyper-visor",)
     [reading] = source.poll(0.0)
-    assert isinstance(reading, Whole)
+    assert isinstance(reading, FullState)
     state = _valid(reading.state)
     assert [allocation.resources for allocation in state.allocations.values()] == [{"VCPU": 2, "MEMORY_MB": 8_192}]
     assert (state.usage["VCPU"], state.usage["MEMORY_MB"]) == (2, 8_192)
@@ -245,7 +247,7 @@ def test_a_domain_that_stops_gives_back_what_it_had() -> None:
     source._connection = connection  # the test driver keeps its state per connection
     connection.lookupByName("test").destroy()
     [reading] = source.poll(0.0)
-    assert isinstance(reading, Whole)
+    assert isinstance(reading, FullState)
     state = _valid(reading.state)
     assert state.allocations == {}
     assert state.usage["VCPU"] == 0

@@ -477,7 +477,7 @@ class _Cell:
         self.consumer.step()  # the probe comes back …
         self.consumer.step()  # … and with nothing else to do, the repair is written
         require(self.consumer.stats.repairs == repairs + self.config.partitions, "no checkpoint was asked for")
-        require(not any(held.wants_repair for held in self.consumer.held.values()), "no checkpoint was written")
+        require(not any(held.wants_repair for held in self.consumer.owned.values()), "no checkpoint was written")
 
     def renew(self) -> None:
         self.clock.advance(self.config.renew_s)

@@ -33,9 +33,9 @@ from bench.worker import Beside
 from bench.workload import WrongResultError, require
 from harness.servers import RabbitServer, ServerMissingError
 from nodestate.agent.agent import Agent
-from nodestate.agent.allocations import Allocation
-from nodestate.agent.sources import Part, Whole
-from nodestate.agent.sources.given import StaticFleet
+from nodestate.agent.allocation_file import AllocationJson
+from nodestate.agent.sources import FullState, StatePatch
+from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.broker import KombuSink, connect_check
 from nodestate.config import Config, load
 from nodestate.designs.reader import Reader
@@ -141,7 +141,7 @@ class WatchedFleet(StaticFleet):
         self.built = 0
         self.ended = 0
 
-    def build(self, node: str, instance: str, allocation: Allocation) -> Whole | Part:
+    def build(self, node: str, instance: str, allocation: AllocationJson) -> FullState | StatePatch:
         """As its base does."""
         self._count(node, instance, -1)
         reading = super().build(node, instance, allocation)
@@ -150,7 +150,7 @@ class WatchedFleet(StaticFleet):
         self._judge(node)
         return reading
 
-    def end(self, node: str, instance: str) -> Whole | Part:
+    def end(self, node: str, instance: str) -> FullState | StatePatch:
         """As its base does."""
         self._count(node, instance, -1)
         self.ended += 1

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from nodestate.agent.publisher import Publisher
-from nodestate.agent.sources import AdmittingSource, Part, Room, Whole
+from nodestate.agent.sources import AdmittingSource, FullState, Room, StatePatch
 from nodestate.errors import OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
 from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
@@ -36,7 +36,7 @@ SPARE_BYTES: Final = 16 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Refused(NamedTuple):
+class Rejection(NamedTuple):
     """Why not."""
 
     reason: Refusal
@@ -69,20 +69,20 @@ def is_done(order: Order, room: Room) -> bool:
     )
 
 
-def judge(order: Build, room: Room, now: float) -> Refused | None:
+def judge(order: Build, room: Room, now: float) -> Rejection | None:
     """Why a node must not take this on; None where it may. ``now`` in seconds since 1970."""
     if now > order.deadline:
-        return Refused("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
+        return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
     if order.in_place:
         here = room.allocations.get(order.instance)
         if here is None:
-            return Refused("not-here", "the instance has nothing on this node that could be changed in place")
+            return Rejection("not-here", "the instance has nothing on this node that could be changed in place")
         if order.of not in ("", _built_by(here)):
-            return Refused("not-here", f"what the instance has on this node is not of order {order.of}")
+            return Rejection("not-here", f"what the instance has on this node is not of order {order.of}")
     elif order.instance in room.allocations and _built_by(room.allocations[order.instance]) != order.hints.get("order"):
-        return Refused("here", "the instance is on this node already, as another order built it")
+        return Rejection("here", "the instance is on this node already, as another order built it")
     elif room.status != "up":
-        return Refused("status", f"the node is {room.status}")
+        return Rejection("status", f"the node is {room.status}")
     return _too_many_of_its_group(order, room) or _does_not_fit(order, room)
 
 
@@ -91,12 +91,12 @@ def _built_by(allocation: Mapping[str, Any]) -> object:
     return (allocation.get("hints") or {}).get("order")
 
 
-def _too_many_of_its_group(order: Build, room: Room) -> Refused | None:
+def _too_many_of_its_group(order: Build, room: Room) -> Rejection | None:
     if order.group is None or order.hints.get("group_policy") != "anti-affinity":
         return None
     limit = order.hints.get("max_per_node", 1)
     if type(limit) is not int or limit < 1:
-        return Refused("bad-order", f"max_per_node is {limit!r:.40}, and should be a whole number from 1")
+        return Rejection("bad-order", f"max_per_node is {limit!r:.40}, and should be a whole number from 1")
     others = sum(
         allocation.get("group") == order.group
         for instance, allocation in room.allocations.items()
@@ -104,10 +104,10 @@ def _too_many_of_its_group(order: Build, room: Room) -> Refused | None:
     )
     if others < limit:
         return None
-    return Refused("group", f"{others} of group {order.group} are here, and there may be {limit}")
+    return Rejection("group", f"{others} of group {order.group} are here, and there may be {limit}")
 
 
-def _does_not_fit(order: Build, room: Room) -> Refused | None:
+def _does_not_fit(order: Build, room: Room) -> Rejection | None:
     had = room.allocations.get(order.instance, {}).get("resources", {})
     for name, amount in order.resources.items():
         more = amount - had.get(name, 0)
@@ -116,7 +116,7 @@ def _does_not_fit(order: Build, room: Room) -> Refused | None:
         capacity = msgspec.convert(room.inventory[name], Inventory).capacity if name in room.inventory else 0
         left = capacity - room.usage.get(name, 0)
         if more > left:
-            return Refused("no-room", f"{more} more of {name} are asked, and {max(0, left)} of {capacity} are left")
+            return Rejection("no-room", f"{more} more of {name} are asked, and {max(0, left)} of {capacity} are left")
     return None
 
 
@@ -156,13 +156,13 @@ class Refusals:
 # -- carrying out ---------------------------------------------------------------------------------
 
 
-class _Outcome(NamedTuple):
+class _OrderResult(NamedTuple):
     """What became of one order: refused, or (with a reading) done now, or (without) done before."""
 
     order: Order
     source: AdmittingSource | None = None
-    refused: Refused | None = None
-    reading: Whole | Part | None = None
+    refused: Rejection | None = None
+    reading: FullState | StatePatch | None = None
 
 
 class Admission:
@@ -179,7 +179,7 @@ class Admission:
         clock: Clock,
         publishers: Mapping[str, Publisher],
         source_of: Callable[[str], AdmittingSource | None],
-        publish: Callable[[Whole | Part], None],
+        publish: Callable[[FullState | StatePatch], None],
     ) -> None:
         self.refusals = Refusals()
         self.admitted = 0
@@ -194,61 +194,63 @@ class Admission:
         """One answer for each order, in their order."""
         promised: dict[str, int] = {}
         outcomes = [self._decide(order, promised) for order in orders]
-        lost: dict[int, Refused] = {}
+        lost: dict[int, Rejection] = {}
         for source in {id(outcome.source): outcome.source for outcome in outcomes}.values():
             if source is not None:
                 try:
                     source.keep()
                 except SourceUnavailableError as error:
-                    lost[id(source)] = Refused("failed", str(error))
+                    lost[id(source)] = Rejection("failed", str(error))
         return [
             self._tell(
                 outcome
                 if outcome.refused is not None or id(outcome.source) not in lost
-                else _Outcome(outcome.order, refused=lost[id(outcome.source)])
+                else _OrderResult(outcome.order, refused=lost[id(outcome.source)])
             )
             for outcome in outcomes
         ]
 
-    def _decide(self, order: Order, promised: dict[str, int]) -> _Outcome:
+    def _decide(self, order: Order, promised: dict[str, int]) -> _OrderResult:
         publisher = self._live(order.node)
         if publisher is None:
-            return _Outcome(order, refused=Refused("unknown-node", "the agent has no such node"))
+            return _OrderResult(order, refused=Rejection("unknown-node", "the agent has no such node"))
         source = self._source_of(order.node)
         if source is None:
-            return _Outcome(order, refused=Refused("failed", "what the agent reads the node from takes no orders"))
+            return _OrderResult(
+                order, refused=Rejection("failed", "what the agent reads the node from takes no orders")
+            )
         try:
             room = source.room(order.node)
             if is_done(order, room):
-                return _Outcome(order, source)
+                return _OrderResult(order, source)
             if isinstance(order, End):
-                return _Outcome(order, source, reading=source.end(order.node, order.instance))
+                return _OrderResult(order, source, reading=source.end(order.node, order.instance))
             allocation = allocation_of(order)
             size = promised.get(order.node, 0) + len(_encode({order.instance: allocation}))
             refused = judge(order, room, self._clock.time())
             if refused is None and (
                 size + SPARE_BYTES > publisher.spare_bytes or len(room.allocations) >= MAX_ALLOCATIONS_COUNT
             ):
-                refused = Refused("no-room", "its allocations would be more than a report can carry")
+                refused = Rejection("no-room", "its allocations would be more than a report can carry")
             if refused is not None:
-                return _Outcome(order, refused=refused)
+                return _OrderResult(order, refused=refused)
             promised[order.node] = size
-            return _Outcome(order, source, reading=source.build(order.node, order.instance, allocation))
+            return _OrderResult(order, source, reading=source.build(order.node, order.instance, allocation))
         except (SourceUnavailableError, OrderFailedError) as error:
-            return _Outcome(order, refused=Refused("failed", str(error)))
+            return _OrderResult(order, refused=Rejection("failed", str(error)))
 
     def _live(self, node: str) -> Publisher | None:
         publisher = self._publishers.get(node)
         return publisher if publisher is not None and publisher.live else None
 
-    def _tell(self, outcome: _Outcome) -> Answer:
+    def _tell(self, outcome: _OrderResult) -> Answer:
         order, refused = outcome.order, outcome.refused
         publisher = self._live(order.node)
         if refused is not None:
             self.refused += 1
             patch = self.refusals.note(order, refused.reason, self._clock.time()) if publisher is not None else None
             if patch is not None:
-                self._publish(Part(order.node, patch))
+                self._publish(StatePatch(order.node, patch))
         elif outcome.reading is not None:
             self.admitted += isinstance(order, Build)
             self.ended += isinstance(order, End)

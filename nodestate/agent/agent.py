@@ -12,9 +12,9 @@ import structlog
 
 from nodestate.agent.admission import Admission
 from nodestate.agent.diff import InexpressibleError, diff_patch
-from nodestate.agent.incarnation import Life, state_directory
+from nodestate.agent.incarnation import IncarnationLock, state_directory
 from nodestate.agent.publisher import PAUSE_S, Publisher, concerns
-from nodestate.agent.sources import AdmittingSource, Gone, Part, Reading, Silent, StateSource, Whole
+from nodestate.agent.sources import AdmittingSource, FullState, NodeGone, NodeSilent, Reading, StatePatch, StateSource
 from nodestate.config import Config
 from nodestate.errors import (
     BadEventError,
@@ -53,7 +53,7 @@ class _Feed:
 
     source: StateSource
     incarnation: int
-    life: Life | None
+    life: IncarnationLock | None
     poll_at: float
     failing: bool = False
 
@@ -110,7 +110,7 @@ class Agent:
             for source in sources:
                 life, number = None, incarnation
                 if number is None:
-                    life = Life(state_directory(config), source.name, clock.time())
+                    life = IncarnationLock(state_directory(config), source.name, clock.time())
                     number = life.incarnation
                 self._feeds.append(_Feed(source, number, life, clock.monotonic()))
         except NodestateError:
@@ -194,18 +194,18 @@ class Agent:
 
     def _take(self, feed: _Feed, reading: Reading, now: float) -> None:
         try:
-            if isinstance(reading, Gone):
+            if isinstance(reading, NodeGone):
                 self._leave(reading.node)
                 self._listen_no_more(reading.node)
                 return
-            if isinstance(reading, Silent):
+            if isinstance(reading, NodeSilent):
                 self._silent.add(reading.node)
                 return
             self._silent.discard(reading.node)
             publisher = self.publishers.get(reading.node)
             if publisher is None:
                 publisher = self._meet(feed, reading.node, now)
-            if isinstance(reading, Whole):
+            if isinstance(reading, FullState):
                 self._take_whole(publisher, reading.state)
             else:
                 publisher.change(reading.patch)
@@ -355,7 +355,7 @@ class Agent:
         source = self._feed_of[name].source
         return source if isinstance(source, AdmittingSource) else None
 
-    def _take_done(self, reading: Whole | Part) -> None:
+    def _take_done(self, reading: FullState | StatePatch) -> None:
         self._take(self._feed_of[reading.node], reading, self._clock.monotonic())
 
     def _listen(self) -> None:

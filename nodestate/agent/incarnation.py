@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
-from nodestate.agent import durable
+from nodestate.agent.atomic_file import write_atomically
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.model import Counter
@@ -24,12 +24,12 @@ from nodestate.model import Counter
 _NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,200}")
 
 
-class _Kept(msgspec.Struct):
+class _StoredIncarnation(msgspec.Struct):
     node: str
     incarnation: Counter
 
 
-_decode = msgspec.json.Decoder(_Kept).decode
+_decode = msgspec.json.Decoder(_StoredIncarnation).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,7 +44,7 @@ def state_directory(config: Config) -> Path:
     return base / config.cell
 
 
-class Life:
+class IncarnationLock:
     """One life of one agent (or fleet of agents): holds the lock on its name until it is closed.
 
     Raises ``ConfigError`` where another living agent has the name, where the file is damaged, and where it
@@ -118,13 +118,13 @@ class Life:
         )
 
     def _write(self, name: str) -> None:
-        durable.replace(self._file, _encode(_Kept(name, self.incarnation)))
+        write_atomically(self._file, _encode(_StoredIncarnation(name, self.incarnation)))
 
 
 def next_incarnation(directory: str | Path, node: str, now: float) -> int:
     """The number of the next life of ``node``, on disk already. ``now`` in seconds since 1970.
 
-    Raises ``ConfigError`` as ``Life`` does; an agent holds its ``Life`` instead, to keep others from its name.
+    Raises ``ConfigError`` as ``IncarnationLock`` does; an agent holds its ``IncarnationLock`` instead, to keep others from its name.
     """
-    with Life(directory, node, now) as life:
+    with IncarnationLock(directory, node, now) as life:
         return life.incarnation

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from nodestate.agent.incarnation import Life, state_directory
+from nodestate.agent.incarnation import IncarnationLock, state_directory
 from nodestate.broker import KombuSink
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
@@ -117,9 +117,9 @@ class Publisher:
         self._answer_at: float | None = None
         # Refuses a bad name now rather than with the first report, when it would be too late to ask.
         parse_event(_encode(Heartbeat(node=node, incarnation=1, generation=1, reported_at=0.0)))
-        self._life: Life | None = None
+        self._life: IncarnationLock | None = None
         if incarnation is None:
-            self._life = Life(state_directory(config), node, self._clock.time())
+            self._life = IncarnationLock(state_directory(config), node, self._clock.time())
             incarnation = self._life.incarnation
         self._incarnation = incarnation
         self._owns_sink = sink is None

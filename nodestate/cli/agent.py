@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 
 from nodestate.agent.agent import Agent
-from nodestate.agent.allocations import Allocations
+from nodestate.agent.allocation_file import AllocationFile
 from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources import StateSource
 from nodestate.agent.sources.host import HostSource
@@ -62,7 +62,7 @@ def command(
     elif source == "libvirt":
         sources = [LibvirtSource(uri, name=name or "", zone=zone)]
     else:
-        kept = Allocations(state_directory(run.config), fleet_name(prefix, seed))
+        kept = AllocationFile(state_directory(run.config), fleet_name(prefix, seed))
         sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix, allocations=kept)]
     sink = KombuSink(run.config)
     try:

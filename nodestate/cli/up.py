@@ -126,7 +126,7 @@ class _Watch:
             published=cell.published,
             applied=applied,
             dead_letters=sum(stats.counts.dead_letters.values()),
-            owned=len(cell.consumer.held),
+            owned=len(cell.consumer.owned),
             designs=tuple(self._design_tick(view, versions) for view in views),
             amounts=_amounts(views[-1]),
             host=self.host,

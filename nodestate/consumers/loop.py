@@ -26,9 +26,9 @@ from typing import Final
 import structlog
 
 from nodestate.config import Config
-from nodestate.consumers.complaints import TransitionLog
-from nodestate.consumers.origin import Origin
-from nodestate.consumers.partition import Asking, Counts, OwnedPartition, Pending, probe
+from nodestate.consumers.partition import Counts, OwnedPartition, Pending, ResyncBackoff, watermark_message
+from nodestate.consumers.seed_layout import SeedLayout
+from nodestate.consumers.transition_log import TransitionLog
 from nodestate.designs import DESIGNS
 from nodestate.designs.layout_removal import forget_layout, fresh_s
 from nodestate.errors import (
@@ -55,7 +55,7 @@ RETRY_S: Final = 0.2
 """Pause before a store or broker that failed is tried again."""
 JOIN_AGAIN_S: Final = 1.0
 """Pause before a design that could not be begun is tried again."""
-ORIGIN_RENEWALS_COUNT: Final = 30
+SEED_WAIT_RENEWALS_COUNT: Final = 30
 """For so many renewals another layout is waited for, and at least for as long as agents would take to report anew."""
 BURY_AGAIN_S: Final = 1.0
 """Pause before dead letters are tried again that could not be given."""
@@ -85,7 +85,7 @@ class Consumer:
     """Owns the partitions that the broker gives it of one layout, that of its settings, and writes them in the designs of its
     settings, or those that it is told to ``adopt``.
 
-    ``origin``: another layout, where partitions begin of which nothing is stored. While it is not whole they are not begun, for
+    ``seed_layout``: another layout, where partitions begin of which nothing is stored. While it is not whole they are not begun, for
     some time; then with nothing, and all agents are asked. What is stored and was long behind counts as nothing, save where the layout
     is the one that ``serves_readers``: it may have been left, its queues deleted, and not forgotten.
     """
@@ -101,14 +101,14 @@ class Consumer:
         name: str,
         *,
         stats: Stats | None = None,
-        origin: Origin | None = None,
+        seed_layout: SeedLayout | None = None,
     ) -> None:
         self.config = config
         self.designs = config.designs
-        self.origin = origin
+        self.seed_layout = seed_layout
         self.serves_readers = False
         self.stats = stats or Stats()
-        self.held: dict[int, OwnedPartition] = {}
+        self.owned: dict[int, OwnedPartition] = {}
         self._source = source
         self._stores = stores
         self._resync = resync
@@ -116,7 +116,7 @@ class Consumer:
         self._rng = rng
         self._owner = f"{name}/{rng.getrandbits(48):012x}"
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name, layout=config.partitions)
-        self._complaints = TransitionLog(self._log)
+        self._transitions = TransitionLog(self._log)
         self._renew_at = clock.monotonic()
         self._bury_at = self._ask_at = self._received_at = clock.monotonic()
         self._ask_pause_s = 0.0
@@ -160,9 +160,9 @@ class Consumer:
             self._clock.sleep(RETRY_S)
             return 0
         self._received_at = self._clock.monotonic()
-        self._complaints.over("broker")
+        self._transitions.recovered("broker")
         for delivery in deliveries:
-            held = self.held.get(delivery.partition)
+            held = self.owned.get(delivery.partition)
             if held is None:
                 self._arrived.setdefault(delivery.partition, []).append(delivery)
                 self._arrived_at.setdefault(delivery.partition, self._received_at)
@@ -177,7 +177,7 @@ class Consumer:
         """
         self._arrived.clear()
         self._arrived_at.clear()
-        self.held.clear()
+        self.owned.clear()
         self._retry_at.clear()
 
     # -- taking ---------------------------------------------------------------------------------
@@ -223,21 +223,21 @@ class Consumer:
                 self._retry_at.pop(number, None)
                 self._arrived_at.pop(number)
                 held.backlog.extend(self._arrived.pop(number))
-                self.held[number] = held
+                self.owned[number] = held
                 self.stats.takeovers += 1
                 self._renew_at = now
-                self._log.info("took", partition=number, nodes=len(held.records), vouched=held.vouched)
+                self._log.info("took", partition=number, nodes=len(held.records), vouched=held.complete)
 
     def _seed_partitions(self, stored: dict[int, dict[str, Taken]], now: float) -> None:
-        """Where nothing is stored that counts, take what the origin has; leave those out that are to wait for it."""
-        if self.origin is None:
+        """Where nothing is stored that counts, take what the seed_layout has; leave those out that are to wait for it."""
+        if self.seed_layout is None:
             return
         wanted = {number: self._arrived_at[number] for number, taken in stored.items() if not self._counts(taken)}
-        given = self.origin.parts(self.config.partitions, wanted) if wanted else {}
+        given = self.seed_layout.parts(self.config.partitions, wanted) if wanted else {}
         for number, arrived_at in wanted.items():
             if number in given:
-                stored[number] = {"origin": given[number]}
-            elif now < arrived_at + max(self.config.settle_s, ORIGIN_RENEWALS_COUNT * self.config.renew_s):
+                stored[number] = {"seed_layout": given[number]}
+            elif now < arrived_at + max(self.config.settle_s, SEED_WAIT_RENEWALS_COUNT * self.config.renew_s):
                 del stored[number]
                 self._retry_at[number] = now + RETRY_S
 
@@ -276,7 +276,7 @@ class Consumer:
         return held.writers[name].begin(epoch, held, held.vitals(now))
 
     def _reconcile(self, held: OwnedPartition, taken: dict[str, Taken], asked_at: float) -> list[str]:
-        """Fill the partition with the newest that any design, or the origin, has of each node. Ages in ``taken`` were true at
+        """Fill the partition with the newest that any design, or the seed_layout, has of each node. Ages in ``taken`` were true at
         ``asked_at`` or later. Returns the designs to write anew:
         those that had nothing, not all, or not the same. (A crash between two designs' commits leaves one behind; its
         events come again, but the newer design's fold would drop them as duplicates.)
@@ -291,12 +291,12 @@ class Consumer:
                     if known is None or (record.version, record.wanted) > (known.version, known.wanted):
                         newest[record.name] = record
             held.fill(list(newest.values()), first.ages_ms, asked_at)
-            held.vouched = any(one.vouched for one in taken.values())
+            held.complete = any(one.vouched for one in taken.values())
             # Only of a design that is all there: what another lacks may be just what its claim was about.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.whole]
             held.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else held.caught_up_at
-        held.vouch_at = now + self.config.settle_s
-        held.ask_all = not held.vouched
+        held.complete_after = now + self.config.settle_s
+        held.needs_full_resync = not held.complete
         same = {name for name, one in taken.items() if one.whole and one.records == held.records}
         return [name for name in held.writers if name not in same]
 
@@ -306,7 +306,7 @@ class Consumer:
         """Fold what waits, write it in every design, ack what all have written."""
         now = self._clock.monotonic()
         work: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
-        for held in self.held.values():
+        for held in self.owned.values():
             if self._retry_at.get(held.number, now) > now:
                 continue
             try:
@@ -314,12 +314,16 @@ class Consumer:
             except StoreError as error:
                 self._postpone(held.number, error)
                 continue
-            for name in sorted(pending.owed) if pending else ():
+            for name in sorted(pending.unconfirmed_designs) if pending else ():
                 work[held.number, name] = (self._store(held.number, name), self._write(held, name, now))
         for (number, name), result in run(work).items():
             self._written(number, name, result)
-        for held in list(self.held.values()):
-            if self.held.get(held.number) is held and held.pending is not None and not held.pending.owed:
+        for held in list(self.owned.values()):
+            if (
+                self.owned.get(held.number) is held
+                and held.pending is not None
+                and not held.pending.unconfirmed_designs
+            ):
                 self._finish(held)
         self._joining = None
 
@@ -356,7 +360,7 @@ class Consumer:
         return held.writers[name].commit(held.pending.batch, held, vitals)
 
     def _written(self, number: int, name: str, result: NodestateError | None) -> None:
-        held = self.held.get(number)
+        held = self.owned.get(number)
         if held is None or held.pending is None:
             return
         if result is None:
@@ -364,15 +368,15 @@ class Consumer:
             if name in held.joining:
                 held.joining.discard(name)
                 self._drop_leaving()
-            held.pending.owed.discard(name)
+            held.pending.unconfirmed_designs.discard(name)
             self.stats.commits += 1
             self._retry_at.pop(number, None)
-            self._complaints.over(f"partition {number}")
+            self._transitions.recovered(f"partition {number}")
         elif name in held.joining and not isinstance(result, FencedError):
             # What is not there yet must not keep those waiting that are: no events are in this, so nothing is lost with it.
             held.pending = None
             self._join_at = self._clock.monotonic() + JOIN_AGAIN_S
-            self._complaints.tell(f"begin of {name}", str(result))
+            self._transitions.failing(f"begin of {name}", str(result))
         else:
             self._failed(held, name, result)
 
@@ -392,20 +396,20 @@ class Consumer:
         now = self._clock.monotonic()
         if now < self._bury_at:
             return
-        for held in list(self.held.values()):
-            while held.refused and self.held.get(held.number) is held:
+        for held in list(self.owned.values()):
+            while held.refused and self.owned.get(held.number) is held:
                 delivery, error = held.refused[0]
                 try:
                     self._source.dead_letter(delivery, error.reason, error.detail)
                 except DeadLetterError as blocked:
-                    self._complaints.tell("dead letters", str(blocked))
+                    self._transitions.failing("dead letters", str(blocked))
                     self._bury_at = now + BURY_AGAIN_S
                     return
                 except BrokerUnavailableError as gone:
                     self._session_ended(gone)
                     return
                 held.refused.popleft()
-                self._complaints.over("dead letters")
+                self._transitions.recovered("dead letters")
                 self._log.warning("dead letter", partition=held.number, reason=error.reason, detail=error.detail)
                 self._ack([delivery])
 
@@ -433,13 +437,13 @@ class Consumer:
         elif isinstance(error, EpochLostError):
             self._log.warning("the store lost an epoch", partition=held.number, design=name, why=str(error))
             held.lost.add(name)
-            held.doubt(self._clock.monotonic())
+            held.mark_uncertain(self._clock.monotonic())
         else:
             self._postpone(held.number, error)
 
     def _postpone(self, number: int, error: NodestateError) -> None:
         self.stats.store_errors += 1
-        self._complaints.tell(f"partition {number}", str(error))
+        self._transitions.failing(f"partition {number}", str(error))
         self._retry_at[number] = self._clock.monotonic() + RETRY_S
 
     def _session_ended(self, error: BrokerUnavailableError) -> None:
@@ -449,7 +453,7 @@ class Consumer:
 
     def _broker_failed(self, error: BrokerUnavailableError) -> None:
         self.stats.broker_errors += 1
-        self._complaints.tell("broker", str(error))
+        self._transitions.failing("broker", str(error))
 
     # -- renewing -------------------------------------------------------------------------------
 
@@ -460,24 +464,24 @@ class Consumer:
             return
         self._renew_at = now + self.config.renew_s
         try:
-            for held in self.held.values():
-                self._source.send_marker(held.number, probe(self._owner, now))
+            for held in self.owned.values():
+                self._source.send_marker(held.number, watermark_message(self._owner, now))
         except BrokerUnavailableError as error:
             self._session_ended(error)
             return
         work: dict[tuple[int, str], tuple[Store, Steps[bool]]] = {}
-        for held in self.held.values():
+        for held in self.owned.values():
             if held.pending is not None:
                 continue
-            if not held.vouched and held.caught_up_at >= held.vouch_at:
-                held.vouched = True
+            if not held.complete and held.caught_up_at >= held.complete_after:
+                held.complete = True
                 self._log.info("vouches for", partition=held.number, nodes=len(held.records))
             vitals = held.full_vitals(now)
             for name, writer in held.writers.items():
                 if name not in held.joining:
                     work[held.number, name] = (self._store(held.number, name), writer.renew(vitals))
         for (number, name), result in run(work).items():
-            renewed = self.held.get(number)
+            renewed = self.owned.get(number)
             if renewed is None:
                 continue
             if isinstance(result, NodestateError):
@@ -494,7 +498,7 @@ class Consumer:
         """
         came, gone = set(designs) - set(self.designs), set(self.designs) - set(designs)
         self.designs = tuple(designs)
-        for held in self.held.values():
+        for held in self.owned.values():
             held.leaving = (held.leaving | gone & held.writers.keys()) - came
             new = came - held.writers.keys()
             # A machine that stood still may have stopped its clock, too: then another's head is as old as a renewal at most.
@@ -515,7 +519,7 @@ class Consumer:
     def _drop_leaving(self) -> None:
         """Write those no longer that are to go, unless nothing else is there yet: events are acked for what has them."""
         forgotten: dict[tuple[int, str], tuple[Store, Steps[None]]] = {}
-        for held in self.held.values():
+        for held in self.owned.values():
             staying = held.writers.keys() - held.leaving - held.joining
             for name in held.leaving if staying else held.leaving & held.joining:
                 held.drop(name)
@@ -540,19 +544,20 @@ class Consumer:
         if taken is None or not taken.whole or taken.records != held.records:
             yield from self._begin(held, name, now)
 
-    # -- asking ---------------------------------------------------------------------------------
+    # -- resync_backoffs ---------------------------------------------------------------------------------
 
     def _ask_due(self) -> None:
         """Ask agents for what is known to be missing: partitions that began with nothing, nodes with gaps."""
         now = self._clock.monotonic()
         if now < self._ask_at:
             return
-        everything = [held for held in self.held.values() if held.ask_all]
+        everything = [held for held in self.owned.values() if held.needs_full_resync]
         nodes = [
             (held, name)
-            for held in self.held.values()
+            for held in self.owned.values()
             for name in held.incomplete
-            if not held.ask_all and (name not in held.asking or held.asking[name].again_at <= now)
+            if not held.needs_full_resync
+            and (name not in held.resync_backoffs or held.resync_backoffs[name].again_at <= now)
         ]
         if len(nodes) > MAX_RESYNC_NODES_COUNT:
             everything += {held.number: held for held, _ in nodes}.values()
@@ -575,9 +580,9 @@ class Consumer:
         self.stats.resyncs += 1
         asked = set(nodes)
         for held in everything:
-            held.ask_all = False
+            held.needs_full_resync = False
             asked.update((held, name) for name in held.incomplete)
         for held, name in asked:
-            before = held.asking.get(name)
+            before = held.resync_backoffs.get(name)
             pause_s = min(2 * before.pause_s, MAX_ASKING_S) if before else max(1.0, self.config.resync_jitter_s)
-            held.asking[name] = Asking(now + pause_s, pause_s)
+            held.resync_backoffs[name] = ResyncBackoff(now + pause_s, pause_s)

@@ -21,9 +21,9 @@ import msgspec
 import structlog
 
 from nodestate.config import Config
-from nodestate.consumers.complaints import TransitionLog
 from nodestate.consumers.loop import Consumer, Stats
-from nodestate.consumers.origin import Origin
+from nodestate.consumers.seed_layout import SeedLayout
+from nodestate.consumers.transition_log import TransitionLog
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, first
 from nodestate.designs.control_store import ControlStore, newest
@@ -63,9 +63,9 @@ class Member:
         self._rng = rng
         self._name = name
         self._places = ControlStore(config.cell, stores)
-        self._origins: dict[StoredDesign, Origin] = {}
+        self._seed_layouts: dict[StoredDesign, SeedLayout] = {}
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
-        self._complaints = TransitionLog(self._log)
+        self._transitions = TransitionLog(self._log)
         self._follow_at = clock.monotonic()
         self._let_go: set[StoredDesign] = set()
         self._aside_at = math.inf
@@ -106,9 +106,9 @@ class Member:
         found = self._places.read()
         for copy in found:
             if copy.error is not None:
-                self._complaints.tell(f"control record at {copy.store.name}", str(copy.error))
+                self._transitions.failing(f"control record at {copy.store.name}", str(copy.error))
             else:
-                self._complaints.over(f"control record at {copy.store.name}")
+                self._transitions.recovered(f"control record at {copy.store.name}")
         known = newest(found)
         if known is None and self.control is None:
             if any(copy.error for copy in found):
@@ -129,11 +129,11 @@ class Member:
     def _adopt(self, control: Control) -> None:
         absent = [one.design for one in control.writes if not self._has_place(one)]
         if absent:
-            self._complaints.tell(
+            self._transitions.failing(
                 "control record", f"it says to write {absent[0]}, and the settings name no place for it"
             )
             return
-        self._complaints.over("control record")
+        self._transitions.recovered("control record")
         self._log.info(
             "control record", version=control.version, writes=list(map(str, control.writes)), reads=str(control.reads)
         )
@@ -146,7 +146,7 @@ class Member:
         """
         self._let_go.difference_update(control.writes)
         leaving = [one for one in control.leaving if self._has_place(one) and one not in self._let_go]
-        if leaving and self._origin(control.reads).is_whole():
+        if leaving and self._seed_layout(control.reads).is_whole():
             self._let_go.update(leaving)
             leaving = []
         kept = [*control.writes, *leaving]
@@ -159,10 +159,10 @@ class Member:
                 consumer = self.consumers[partitions] = self._consumer(partitions, designs)
             consumer.adopt(designs)
             others = [one for one in (control.reads, control.former, *kept) if one and one.partitions != partitions]
-            consumer.origin = self._origin(others[0]) if others else None
+            consumer.seed_layout = self._seed_layout(others[0]) if others else None
             consumer.serves_readers = partitions == control.reads.partitions
         if len(layouts) == 1:
-            self._origins.clear()
+            self._seed_layouts.clear()
 
     def _consumer(self, partitions: int, designs: tuple[str, ...]) -> Consumer:
         return Consumer(
@@ -204,9 +204,9 @@ class Member:
         try:
             waiting = self._layouts.set_aside(ours, control.reads.partitions)
         except BrokerUnavailableError as error:
-            self._complaints.tell("queues of the settings' layout", str(error))
+            self._transitions.failing("queues of the settings' layout", str(error))
             return
-        self._complaints.over("queues of the settings' layout")
+        self._transitions.recovered("queues of the settings' layout")
         self._aside_at = math.inf
         if waiting:
             self._log.warning(
@@ -217,10 +217,10 @@ class Member:
         known = newest(self._places.read())
         return known is not None and partitions in known.layouts
 
-    def _origin(self, kept: StoredDesign) -> Origin:
-        if kept not in self._origins:
-            self._origins[kept] = Origin(self.config, kept, self._stores, self._clock)
-        return self._origins[kept]
+    def _seed_layout(self, kept: StoredDesign) -> SeedLayout:
+        if kept not in self._seed_layouts:
+            self._seed_layouts[kept] = SeedLayout(self.config, kept, self._stores, self._clock)
+        return self._seed_layouts[kept]
 
     def _has_place(self, kept: StoredDesign) -> bool:
         return kept.design in DESIGNS and self._stores.has(DESIGNS[kept.design].where)

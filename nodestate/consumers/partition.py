@@ -35,7 +35,7 @@ class Counts:
     dead_letters: dict[str, int] = field(default_factory=dict)
 
 
-def probe(owner: str, now: float) -> bytes:
+def watermark_message(owner: str, now: float) -> bytes:
     """A message an owner sends to itself through its partition's queue. Queues keep order: when it comes back,
     all that was in the queue at ``now`` has come before it. Nothing else proves that as simply: an idle consumer
     can't tell an empty queue from a dead connection, nor from not being the active consumer.
@@ -43,13 +43,13 @@ def probe(owner: str, now: float) -> bytes:
     return ACTIVATION + f"{owner} {now!r}".encode()
 
 
-def is_probe(body: bytes) -> bool:
-    """True for a probe, and for the activation message by which a broker adapter shows who the active consumer is."""
+def is_marker(body: bytes) -> bool:
+    """True for a watermark_message, and for the activation message by which a broker adapter shows who the active consumer is."""
     return body.startswith(ACTIVATION)
 
 
-def probed_at(body: bytes, owner: str) -> float:
-    """When ``owner`` sent the probe; minus infinity where it is not one of its own."""
+def watermark_of(body: bytes, owner: str) -> float:
+    """When ``owner`` sent the watermark_message; minus infinity where it is not one of its own."""
     sender, _, at = body[len(ACTIVATION) :].decode(errors="replace").partition(" ")
     try:
         return float(at) if sender == owner else float("-inf")
@@ -57,7 +57,7 @@ def probed_at(body: bytes, owner: str) -> float:
         return float("-inf")
 
 
-class Asking(NamedTuple):
+class ResyncBackoff(NamedTuple):
     """When an incomplete node is asked for a report again, and how long the pause before is."""
 
     again_at: float
@@ -66,13 +66,13 @@ class Asking(NamedTuple):
 
 @dataclass(slots=True)
 class Pending:
-    """Work between fold and ack. ``owed`` are the designs that have not confirmed it yet; ``repair`` those of them
+    """Work between fold and ack. ``unconfirmed_designs`` are the designs that have not confirmed it yet; ``repair`` those of them
     that write again what the store lost, instead of the batch; ``bad`` are to be dead-lettered, and acked only then.
     """
 
     batch: Batch
     deliveries: list[Delivery]
-    owed: set[str]
+    unconfirmed_designs: set[str]
     repair: frozenset[str] = frozenset()
     bad: list[tuple[Delivery, BadEventError]] = field(default_factory=list)
     caught_up_at: float = float("-inf")
@@ -81,9 +81,9 @@ class Pending:
 class OwnedPartition:
     """The owner's state of one partition, ``taken_at`` a time. Times are the owner's monotonic clock.
 
-    ``caught_up_at``: everything that was in the queue at this time is written. ``probed_at``: when the last probe
+    ``caught_up_at``: everything that was in the queue at this time is written. ``watermark_at``: when the last watermark_message
     that came back was sent, so that what comes now was sent later; a message may have waited for long, and its
-    coming is no sign of life. ``vouch_at``: what was in the queue then, and all before, makes the partition's nodes
+    coming is no sign of life. ``complete_after``: what was in the queue then, and all before, makes the partition's nodes
     complete. ``refused``: to be dead-lettered, and not acked before. ``lost``: designs whose epoch the store lost; ``joining``: those
     that are to be written from now on, and are not there yet; ``leaving``: those that are not to be written any more, and are
     until others are there; ``wants_repair``: those a reader asked for.
@@ -99,17 +99,17 @@ class OwnedPartition:
         self.backlog: deque[Delivery] = deque()
         self.pending: Pending | None = None
         self.caught_up_at = float("-inf")
-        self.probed_at = float("-inf")
-        self.vouched = False
-        self.vouch_at = float("inf")
+        self.watermark_at = float("-inf")
+        self.complete = False
+        self.complete_after = float("inf")
         self.lost: set[str] = set()
         self.joining: set[str] = set()
         self.leaving: set[str] = set()
         self.wants_repair: set[str] = set()
         self.incomplete: set[str] = set()
-        self.asking: dict[str, Asking] = {}
+        self.resync_backoffs: dict[str, ResyncBackoff] = {}
         self.refused: deque[tuple[Delivery, BadEventError]] = deque()
-        self.ask_all = False
+        self.needs_full_resync = False
 
     def fill(self, records: list[NodeRecord], ages_ms: bytes, now: float) -> None:
         """Start from what the stores had."""
@@ -123,31 +123,36 @@ class OwnedPartition:
     def drop(self, name: str) -> None:
         """Write a design no longer."""
         del self.writers[name]
-        for names in (self.lost, self.joining, self.wants_repair, self.pending.owed if self.pending else set()):
+        for names in (
+            self.lost,
+            self.joining,
+            self.wants_repair,
+            self.pending.unconfirmed_designs if self.pending else set(),
+        ):
             names.discard(name)
 
-    def doubt(self, now: float) -> None:
+    def mark_uncertain(self, now: float) -> None:
         """The store lost an epoch, and with it the term that tells who owns the partition: another may have taken it
-        while we were frozen, and written what we never saw. Only a probe sent from now on proves that nobody did.
+        while we were frozen, and written what we never saw. Only a watermark_message sent from now on proves that nobody did.
         """
-        self.vouched, self.vouch_at = False, max(self.vouch_at, now)
+        self.complete, self.complete_after = False, max(self.complete_after, now)
 
     def vitals(self, now: float) -> OwnerStatus:
         """What the owner says of itself as it writes: with the pending work written, the partition is as far as
-        the last probe in it. Without signs of life, which are renewal's.
+        the last watermark_message in it. Without signs of life, which are renewal's.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return OwnerStatus(math.ceil(behind_ms), self.vouched, said_at=now)
+        return OwnerStatus(math.ceil(behind_ms), self.complete, said_at=now)
 
     def full_vitals(self, now: float) -> OwnerStatus:
         """What the owner says of itself with a renewal."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
         return replace(self.vitals(now), ages_ms=np.ceil(ages).astype("<u4").tobytes())
 
-    def maintenance(self, owed: set[str], repair: frozenset[str] = frozenset()) -> Pending:
+    def maintenance(self, unconfirmed_designs: set[str], repair: frozenset[str] = frozenset()) -> Pending:
         """Work without events: an epoch to begin anew, or a repair."""
-        return Pending(Batch((), (), len(self.records)), [], set(owed), repair)
+        return Pending(Batch((), (), len(self.records)), [], set(unconfirmed_designs), repair)
 
     def take_batch(self, wall: float, partitions: int, room_bytes: int, owner: str, counts: Counts) -> Pending:
         """Fold the backlog, up to what one commit can hold: ``room_bytes`` fit an item of the store."""
@@ -159,9 +164,9 @@ class OwnedPartition:
         while self.backlog and (not size or size + len(self.backlog[0].body) <= most_bytes):
             delivery = self.backlog.popleft()
             pending.deliveries.append(delivery)
-            if is_probe(delivery.body):
-                self.probed_at = max(self.probed_at, probed_at(delivery.body, owner))
-                pending.caught_up_at = self.probed_at
+            if is_marker(delivery.body):
+                self.watermark_at = max(self.watermark_at, watermark_of(delivery.body, owner))
+                pending.caught_up_at = self.watermark_at
                 continue
             body = delivery.body
             try:
@@ -196,7 +201,7 @@ class OwnedPartition:
             counts.dead_letters[refused.reason] = counts.dead_letters.get(refused.reason, 0) + 1
         if events:
             pending.batch = Batch(tuple(events), tuple(changed), size_before)
-            pending.owed = self.writers.keys() - self.joining
+            pending.unconfirmed_designs = self.writers.keys() - self.joining
         return pending
 
     def _check_place(self, event: Event, partitions: int) -> None:
@@ -217,21 +222,21 @@ class OwnedPartition:
         before = self.records[slot] if slot is not None else None
         record, outcome = fold(before, event)
         if outcome is not Outcome.DUPLICATE and slot is not None:
-            self.heard_at[slot] = max(self.heard_at[slot], self.probed_at)
+            self.heard_at[slot] = max(self.heard_at[slot], self.watermark_at)
         if record is before or record is None:
             return outcome, None
         _require_room(len(record.body) + len(record.classes) + len(record.columns), room_bytes, "a state")
         if slot is None:
             slot = self.slots[event.node] = len(self.records)
             self.records.append(record)
-            self.heard_at.append(self.probed_at)
+            self.heard_at.append(self.watermark_at)
         else:
             self.records[slot] = record
         if record.incomplete:
             self.incomplete.add(record.name)
         elif self.incomplete:
             self.incomplete.discard(record.name)
-            self.asking.pop(record.name, None)
+            self.resync_backoffs.pop(record.name, None)
         return outcome, slot
 
 

@@ -17,9 +17,9 @@ from typing import BinaryIO
 import msgspec
 
 from nodestate.agent.agent import Agent
-from nodestate.agent.allocations import Allocations
+from nodestate.agent.allocation_file import AllocationFile
 from nodestate.agent.incarnation import state_directory
-from nodestate.agent.sources.given import StaticFleet
+from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.broker import KombuSink
 from nodestate.config import Config, load
 from nodestate.model.orders import Order, encode
@@ -50,7 +50,7 @@ def main(folder: Path, name: str) -> None:
     """Until SIGTERM."""
     config, clock = load(), SystemClock()
     states = msgspec.json.decode((folder / f"{name}.states").read_bytes())
-    fleet = StaticFleet(states, name=name, every_s=0.02, allocations=Allocations(state_directory(config), name))
+    fleet = StaticFleet(states, name=name, every_s=0.02, allocations=AllocationFile(state_directory(config), name))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     with (folder / f"{name}.history").open("ab", buffering=0) as history:

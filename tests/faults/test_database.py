@@ -22,7 +22,7 @@ from harness.servers import MariadbServer, PostgresServer
 from nodestate import Reader
 from nodestate.config import Config
 from nodestate.consumers.loop import RETRY_S, Consumer
-from nodestate.consumers.partition import is_probe
+from nodestate.consumers.partition import is_marker
 from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
 from nodestate.ports import Put, Status, Write
 from nodestate.sql.migrate import downgrade, upgrade
@@ -430,7 +430,7 @@ class SqlCell:
         bodies = [
             message.body for source in self.broker.queue(0).consumers for message in source._unacked.get(0, {}).values()
         ]
-        return len([body for body in (*bodies, *self.broker.queued(0)) if not is_probe(body)])
+        return len([body for body in (*bodies, *self.broker.queued(0)) if not is_marker(body)])
 
     def seen(self) -> dict[str, int]:
         """What a scheduler sees, within five seconds."""

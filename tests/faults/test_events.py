@@ -13,7 +13,7 @@ import pytest
 from harness.cell import DESIGNS, Cell
 from harness.servers import MemcachedServer
 from harness.waiting import wait_until
-from nodestate.agent.incarnation import Life
+from nodestate.agent.incarnation import IncarnationLock
 from nodestate.broker import read_dead_letters
 from nodestate.designs.reader import Reader
 from nodestate.model import MAX_EVENT_BYTES, Change
@@ -180,11 +180,11 @@ def test_an_agent_whose_clock_was_set_back_still_begins_a_later_life(
 
         def lives() -> tuple[int, int]:
             before = fleet.publishers[node]
-            with Life(tmp_path / "lives", node, time.time()) as life:
+            with IncarnationLock(tmp_path / "lives", node, time.time()) as life:
                 first = fleet.publisher(node, life.incarnation)
             assert first.version > before.version
             first.report({**fleet.state(node), "zone": "first-life"})
-            with Life(tmp_path / "lives", node, time.time() - DAY_S) as life:
+            with IncarnationLock(tmp_path / "lives", node, time.time() - DAY_S) as life:
                 second = fleet.publisher(node, life.incarnation, SteppedClock(DAY_S))
             second.report({**fleet.state(node), "zone": "second-life"})
             # What the first life still had under way comes after the second began.

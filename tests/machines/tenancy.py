@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from nodestate.agent.agent import Agent
-from nodestate.agent.sources.given import StaticFleet
+from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.designs.reader import Reader

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from structlog.testing import capture_logs
 
-from nodestate.consumers.partition import is_probe
+from nodestate.consumers.partition import is_marker
 from nodestate.testing import Fault
 from tests.machines.world import JudgedReader, World, at_call, small_limits
 
@@ -126,7 +126,7 @@ class CellMachine(RuleBasedStateMachine):
         elif kind == "duplicate" and waiting:
             world.broker.duplicate(partition, index % len(waiting))
         elif kind == "swap":
-            pairs = [n for n in range(len(waiting) - 1) if not any(map(is_probe, waiting[n : n + 2]))]
+            pairs = [n for n in range(len(waiting) - 1) if not any(map(is_marker, waiting[n : n + 2]))]
             if pairs:
                 first = pairs[index % len(pairs)]
                 world.broker.swap(partition, first, first + 1)

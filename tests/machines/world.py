@@ -20,7 +20,7 @@ from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member as ConsumersMember
-from nodestate.consumers.partition import OwnedPartition, is_probe
+from nodestate.consumers.partition import OwnedPartition, is_marker
 from nodestate.designs import DESIGNS
 from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError
@@ -440,7 +440,7 @@ class Member:
     def held(self) -> list[OwnedPartition]:
         """Of all layouts."""
         consumers = [self.runs] if isinstance(self.runs, Consumer) else self.runs.consumers.values()
-        return [held for consumer in consumers for held in consumer.held.values()]
+        return [held for consumer in consumers for held in consumer.owned.values()]
 
     # -- ports.Layouts
 
@@ -715,7 +715,7 @@ class World:
                     publication.lost = True
 
     def _may_vanish(self, body: bytes) -> bool:
-        return not is_probe(body) and body not in self.poison and not isinstance(parse_event(body), Leave)
+        return not is_marker(body) and body not in self.poison and not isinstance(parse_event(body), Leave)
 
     # -- consumers and readers
 
@@ -821,7 +821,7 @@ class World:
                 return f"{design} {views[design]} differs from {other} {views[other]}"
         for layout, queues in self.broker.layouts.items():
             for number in range(len(queues)):
-                waiting = [body for body in self.broker.queued(number, layout) if not is_probe(body)]
+                waiting = [body for body in self.broker.queued(number, layout) if not is_marker(body)]
                 if waiting:
                     return f"in queue {number} of {layout}: {waiting}"
         dead = {letter.body for letter in self.broker.dead_letters}

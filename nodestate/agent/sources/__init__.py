@@ -10,33 +10,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
-class Whole(NamedTuple):
+class FullState(NamedTuple):
     """A node's whole state. The agent finds out what changed."""
 
     node: str
     state: Mapping[str, Any]
 
 
-class Part(NamedTuple):
+class StatePatch(NamedTuple):
     """What changed, as an RFC 7396 merge patch of what this source said before."""
 
     node: str
     patch: Mapping[str, Any]
 
 
-class Gone(NamedTuple):
+class NodeGone(NamedTuple):
     """The node will not come back."""
 
     node: str
 
 
-class Silent(NamedTuple):
+class NodeSilent(NamedTuple):
     """The node does not answer: no sign of life of it, until it is read again."""
 
     node: str
 
 
-Reading = Whole | Part | Gone | Silent
+Reading = FullState | StatePatch | NodeGone | NodeSilent
 
 
 class Room(NamedTuple):
@@ -83,10 +83,10 @@ class AdmittingSource(Protocol):
     def room(self, node: str) -> Room:
         """What the node has and who has it."""
 
-    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> Whole | Part:
+    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState | StatePatch:
         """Give the instance this allocation, in place of the one that it may have."""
 
-    def end(self, node: str, instance: str) -> Whole | Part:
+    def end(self, node: str, instance: str) -> FullState | StatePatch:
         """Take away what the instance has; it has something."""
 
     def keep(self) -> None:
@@ -95,4 +95,13 @@ class AdmittingSource(Protocol):
         """
 
 
-__all__ = ["AdmittingSource", "Gone", "Part", "Reading", "Room", "Silent", "StateSource", "Whole"]
+__all__ = [
+    "AdmittingSource",
+    "FullState",
+    "NodeGone",
+    "NodeSilent",
+    "Reading",
+    "Room",
+    "StatePatch",
+    "StateSource",
+]

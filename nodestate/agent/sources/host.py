@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psutil
 
-from nodestate.agent.sources import Reading, Whole
+from nodestate.agent.sources import FullState, Reading
 from nodestate.model import MAX_NODE_NAME_CHARS
 
 MIB: Final = 1024**2
@@ -60,7 +60,7 @@ class HostSource:
 
     def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the machine is as it is now
         """The machine's whole state."""
-        yield Whole(self._name, self.state())
+        yield FullState(self._name, self.state())
 
     def state(self) -> dict[str, Any]:
         """The state of this machine at this moment."""

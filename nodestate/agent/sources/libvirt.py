@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
-from nodestate.agent.sources import Reading, Room, Whole
+from nodestate.agent.sources import FullState, Reading, Room
 from nodestate.agent.sources.host import GIB, clean_name
 from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableError
 
@@ -69,7 +69,7 @@ class LibvirtSource:
 
     def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the hypervisor is as it is now
         """The hypervisor's whole state. Raises ``SourceUnavailableError``."""
-        yield Whole(self.name, self.state())
+        yield FullState(self.name, self.state())
 
     def state(self) -> dict[str, Any]:
         """The state of the hypervisor at this moment. Raises ``SourceUnavailableError``."""
@@ -92,7 +92,7 @@ class LibvirtSource:
         state = self.state()
         return Room(state["status"], state["inventory"], state["usage"], state["allocations"])
 
-    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> Whole:
+    def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState:
         """Define and start a domain; of one that is there change what can be changed."""
         resources = allocation["resources"]
         with self._refusing():
@@ -110,9 +110,9 @@ class LibvirtSource:
                 domain.setMetadata(element, _text(_kept("order", instance, allocation)), PREFIX, METADATA, scope)
             else:
                 connection.defineXML(_text(_domain(connection, instance, allocation, domain.UUIDString())))
-        return Whole(node, self.state())
+        return FullState(node, self.state())
 
-    def end(self, node: str, instance: str) -> Whole:
+    def end(self, node: str, instance: str) -> FullState:
         """Stop a domain, and forget it."""
         with self._refusing():
             domain, _ = self._find(self._writable(), instance)
@@ -120,7 +120,7 @@ class LibvirtSource:
                 if domain.isActive():
                     domain.destroy()
                 domain.undefine()
-        return Whole(node, self.state())
+        return FullState(node, self.state())
 
     def keep(self) -> None:
         """What libvirt defined it has stored."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodestate.agent.allocations import Allocation, Allocations
-from nodestate.agent.sources import Part, Reading
-from nodestate.agent.sources.given import GivenNode, StaticFleet, put
+from nodestate.agent.allocation_file import AllocationFile, AllocationJson
+from nodestate.agent.sources import Reading, StatePatch
+from nodestate.agent.sources.static_fleet import StaticFleet, StaticNode, put
 
 RACK_NODES_COUNT: Final = 40
 ZONE_RACKS_COUNT: Final = 25
@@ -89,7 +89,7 @@ class SimulatedFleet(StaticFleet):
         changes_per_s: float = 10.0,
         prefix: str = "compute-",
         every_s: float = 0.05,
-        allocations: Allocations | None = None,
+        allocations: AllocationFile | None = None,
     ) -> None:
         assert count > 0
         self._rng = random.Random(f"nodestate fleet {seed}")
@@ -140,7 +140,7 @@ class SimulatedFleet(StaticFleet):
             "namespaces": {"nova": {"hypervisor_type": "QEMU", "service": "nova-compute"}},
         }
 
-    def _happen(self, name: str) -> Part:
+    def _happen(self, name: str) -> StatePatch:
         node = self._nodes[name]
         if self._rng.random() < CHURN:
             # The fuller, the likelier an end: tasks stay around their average, and states around their size.
@@ -148,17 +148,17 @@ class SimulatedFleet(StaticFleet):
             ends = self._rng.random() < len(tasks) / (2 * START_TASKS_COUNT)
             touched = self._end_one(node, self._rng.choice(tasks)) if ends else self._start(node)
             if touched:
-                return Part(name, touched)
-        return Part(name, {"metrics": self._metrics(node)})
+                return StatePatch(name, touched)
+        return StatePatch(name, {"metrics": self._metrics(node)})
 
-    def _start(self, node: GivenNode) -> dict[str, Any]:
+    def _start(self, node: StaticNode) -> dict[str, Any]:
         """What changed; empty where it does not fit."""
         resources = self._rng.choices([resources for _, resources in _FLAVOURS], [weight for weight, _ in _FLAVOURS])[0]
         if not _fits(node, resources):
             return {}
         bits = f"{self._rng.getrandbits(128):032x}"
         task = f"{bits[:8]}-{bits[8:12]}-{bits[12:16]}-{bits[16:20]}-{bits[20:]}"
-        allocation: Allocation = {"resources": dict(resources)}
+        allocation: AllocationJson = {"resources": dict(resources)}
         if self._rng.random() < 0.3:
             allocation["group"] = f"group-{self._rng.randrange(GROUPS_COUNT)}"
             allocation["hints"] = {
@@ -167,17 +167,17 @@ class SimulatedFleet(StaticFleet):
         put(node, task, allocation)
         return {"allocations": {task: allocation}, "usage": {name: node.usage[name] for name in resources}}
 
-    def _end_one(self, node: GivenNode, task: str) -> dict[str, Any]:
+    def _end_one(self, node: StaticNode, task: str) -> dict[str, Any]:
         resources = node.allocations[task]["resources"]
         put(node, task, None)
         return {"allocations": {task: None}, "usage": {name: node.usage[name] for name in resources}}
 
-    def _make_room(self, node: GivenNode, instance: str, allocation: Allocation) -> None:
+    def _make_room(self, node: StaticNode, instance: str, allocation: AllocationJson) -> None:
         tasks = [task for task in node.allocations if task not in node.ordered and task != instance]
         while tasks and not _fits(node, allocation["resources"]):
             put(node, tasks.pop(), None)
 
-    def _metrics(self, node: GivenNode) -> dict[str, float]:
+    def _metrics(self, node: StaticNode) -> dict[str, float]:
         rng, memory = self._rng, node.fixed["inventory"]["MEMORY_MB"]["total"]
         return {
             "cpu.percent": round(rng.uniform(0.0, 100.0), 1),
@@ -196,7 +196,7 @@ def _capacity(inventory: Mapping[str, float]) -> int:
     return int((inventory["total"] - inventory.get("reserved", 0)) * inventory.get("allocation_ratio", 1.0))
 
 
-def _fits(node: GivenNode, resources: Mapping[str, int]) -> bool:
+def _fits(node: StaticNode, resources: Mapping[str, int]) -> bool:
     inventory = node.fixed["inventory"]
     return all(
         name in inventory and node.usage[name] + amount <= _capacity(inventory[name])

@@ -12,13 +12,13 @@ class TransitionLog:
         self._log = log
         self._told: dict[str, str] = {}
 
-    def tell(self, what: str, why: str) -> None:
+    def failing(self, what: str, why: str) -> None:
         """What ails several partitions alike is logged for the first of them."""
         if why not in self._told.values():
             self._log.error("trouble", what=what, why=why)
         self._told[what] = why
 
-    def over(self, what: str) -> None:
+    def recovered(self, what: str) -> None:
         """Nothing ails this, or not any more."""
         if self._told.pop(what, None) is not None:
             self._log.info("trouble is over", what=what)

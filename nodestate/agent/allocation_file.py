@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
-from nodestate.agent import durable
+from nodestate.agent.atomic_file import write_atomically
 from nodestate.errors import ConfigError
 
 MIN_LINES_COUNT: Final = 1_000
@@ -29,39 +29,39 @@ LINES_PER_ALLOCATION: Final = 4
 """… and so many for each allocation that lives."""
 CHECKSUM_CHARS: Final = 8
 
-Allocation = dict[str, Any]
+AllocationJson = dict[str, Any]
 
 
-class Kept(NamedTuple):
+class AllocationChange(NamedTuple):
     """What an instance has on a node from now on; None where that is nothing any more."""
 
     node: str
     instance: str
-    allocation: Allocation | None
+    allocation: AllocationJson | None
 
 
-class _First(msgspec.Struct):
+class _FileHeader(msgspec.Struct):
     v: int
     source: str
     lines: int
 
 
-_decode_first = msgspec.json.Decoder(_First).decode
-_decode_kept = msgspec.json.Decoder(list[Kept]).decode
+_decode_header = msgspec.json.Decoder(_FileHeader).decode
+_decode_changes = msgspec.json.Decoder(list[AllocationChange]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Allocations:
+class AllocationFile:
     """The allocations of one source. Nothing is touched before ``open``: by then the agent holds the lock of its life."""
 
     def __init__(self, directory: str | Path, source: str) -> None:
         self._path = Path(directory) / f"{source}.allocations"
         self._source = source
-        self._of: dict[str, dict[str, Allocation]] = {}
+        self._of: dict[str, dict[str, AllocationJson]] = {}
         self._file: int | None = None
         self._lines = 0
 
-    def open(self) -> dict[str, dict[str, Allocation]]:
+    def open(self) -> dict[str, dict[str, AllocationJson]]:
         """What was kept, by node and instance. Raises ``ConfigError`` where the file is damaged or can't be written."""
         try:
             if self._path.exists():
@@ -73,7 +73,7 @@ class Allocations:
             ) from error
         return {node: dict(instances) for node, instances in self._of.items()}
 
-    def keep(self, changes: Sequence[Kept]) -> None:
+    def keep(self, changes: Sequence[AllocationChange]) -> None:
         """Store these, all or none: they are on disk when this returns. Raises ``OSError``."""
         before = [(node, instance, self._of.get(node, {}).get(instance)) for node, instance, _ in changes]
         self._apply(changes)
@@ -83,7 +83,7 @@ class Allocations:
             else:
                 self._append(changes)
         except OSError:
-            self._apply([Kept(*one) for one in reversed(before)])
+            self._apply([AllocationChange(*one) for one in reversed(before)])
             self.close()  # what is in the file now is not known: the next keep writes it anew
             raise
 
@@ -98,7 +98,7 @@ class Allocations:
     def _count(self) -> int:
         return sum(map(len, self._of.values()))
 
-    def _apply(self, changes: Sequence[Kept]) -> None:
+    def _apply(self, changes: Sequence[AllocationChange]) -> None:
         for node, instance, allocation in changes:
             if allocation is not None:
                 self._of.setdefault(node, {})[instance] = allocation
@@ -107,7 +107,7 @@ class Allocations:
                 if not self._of[node]:
                     del self._of[node]
 
-    def _append(self, changes: Sequence[Kept]) -> None:
+    def _append(self, changes: Sequence[AllocationChange]) -> None:
         assert self._file is not None
         line = memoryview(_line(_encode(changes)))
         while line:
@@ -118,24 +118,24 @@ class Allocations:
     def _write_anew(self) -> None:
         self.close()
         lines = [
-            _line(_encode([Kept(node, instance, allocation) for instance, allocation in instances.items()]))
+            _line(_encode([AllocationChange(node, instance, allocation) for instance, allocation in instances.items()]))
             for node, instances in self._of.items()
         ]
-        first = _line(_encode(_First(1, self._source, len(lines))))
-        durable.replace(self._path, b"".join([first, *lines]))
+        first = _line(_encode(_FileHeader(1, self._source, len(lines))))
+        write_atomically(self._path, b"".join([first, *lines]))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._lines = len(lines)
 
     def _read(self, content: bytes) -> None:
         first, *lines = content.split(b"\n")
         try:
-            about = _decode_first(_checked(first))
+            about = _decode_header(_checked(first))
             if about.v != 1 or about.source != self._source:
                 raise self._damaged(1, f"it is {about.source}'s, in format {about.v}")
             torn = lines.pop()  # empty where the file ends with a whole line
             for number, line in enumerate(lines):
                 try:
-                    self._apply(_decode_kept(_checked(line)))
+                    self._apply(_decode_changes(_checked(line)))
                 except (ValueError, msgspec.DecodeError) as error:
                     if torn or number < about.lines or number < len(lines) - 1:
                         raise self._damaged(number + 2, str(error)) from None

@@ -27,11 +27,11 @@ from nodestate.view.follower import PartitionState
 
 ROUTED_S: Final = 0.1
 """How long an event may be on its way from the exchange to a queue: one that came just before another queue was bound may get
-into its own behind a probe that was sent after.
+into its own behind a watermark_message that was sent after.
 """
 
 
-class Origin:
+class SeedLayout:
     """A layout that is there, read for another one. Ages are counted from its first look on, so it is kept as long as it is of use."""
 
     def __init__(self, config: Config, kept: StoredDesign, stores: Stores, clock: Clock) -> None:

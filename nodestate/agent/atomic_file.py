@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def replace(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Put a file's new content in place of the old: on disk when this returns, and never a part of it. Raises ``OSError``."""
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("wb") as file:

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nodestate.agent.allocations import Allocation, Allocations, Kept
+from nodestate.agent.allocation_file import AllocationChange, AllocationFile, AllocationJson
 from nodestate.agent.diff import InexpressibleError, diff_patch
-from nodestate.agent.sources import Part, Reading, Room, Silent, Whole
+from nodestate.agent.sources import FullState, NodeSilent, Reading, Room, StatePatch
 from nodestate.errors import SourceUnavailableError
 
 
 @dataclass(slots=True, eq=False)
-class GivenNode:
+class StaticNode:
     """One node. ``ordered`` are those of its instances that were built by an order, now or in an earlier life."""
 
     fixed: dict[str, Any]
     usage: dict[str, int]
-    allocations: dict[str, Allocation] = field(default_factory=dict)
+    allocations: dict[str, AllocationJson] = field(default_factory=dict)
     ordered: set[str] = field(default_factory=set)
     silent: bool = False
 
@@ -37,7 +37,7 @@ class StaticFleet:
         *,
         name: str = "given-fleet",
         every_s: float = 0.05,
-        allocations: Allocations | None = None,
+        allocations: AllocationFile | None = None,
     ) -> None:
         self._name = name
         self._every_s = every_s
@@ -46,8 +46,8 @@ class StaticFleet:
         self._names = list(self._nodes)
         self._told: list[Reading] = []
         self._polled = False
-        self._unkept: list[Kept] = []
-        self._undo: list[Kept] = []
+        self._unkept: list[AllocationChange] = []
+        self._undo: list[AllocationChange] = []
 
     # -- StateSource
 
@@ -70,13 +70,13 @@ class StaticFleet:
         told, self._told = self._told, []
         if self._polled:
             for reading in told:  # as it is by now: orders may have come since it was told
-                yield Whole(reading.node, self.state(reading.node)) if isinstance(reading, Whole) else reading
+                yield FullState(reading.node, self.state(reading.node)) if isinstance(reading, FullState) else reading
             return
         self._polled = True
         self._take_over()
         for name in self._names:
-            yield Whole(name, self.state(name))
-        yield from (reading for reading in told if isinstance(reading, Silent))
+            yield FullState(name, self.state(name))
+        yield from (reading for reading in told if isinstance(reading, NodeSilent))
 
     def state(self, name: str) -> dict[str, Any]:
         """The whole state of one node."""
@@ -95,11 +95,11 @@ class StaticFleet:
         given = self._nodes[node]
         return Room(given.fixed.get("status", "up"), given.fixed.get("inventory", {}), given.usage, given.allocations)
 
-    def build(self, node: str, instance: str, allocation: Allocation) -> Whole | Part:
+    def build(self, node: str, instance: str, allocation: AllocationJson) -> FullState | StatePatch:
         """Give the instance this allocation, in place of the one that it may have."""
         return self._change(node, instance, allocation)
 
-    def end(self, node: str, instance: str) -> Whole | Part:
+    def end(self, node: str, instance: str) -> FullState | StatePatch:
         """Take away what the instance has."""
         return self._change(node, instance, None)
 
@@ -123,21 +123,21 @@ class StaticFleet:
     def set_status(self, name: str, status: str) -> None:
         """An operator does it."""
         self._nodes[name].fixed["status"] = status
-        self._told.append(Part(name, {"status": status}))
+        self._told.append(StatePatch(name, {"status": status}))
 
     def kill(self, name: str) -> None:
         """The machine loses its power: nothing is heard of it, and no order is answered."""
         self._nodes[name].silent = True
-        self._told.append(Silent(name))
+        self._told.append(NodeSilent(name))
 
     def revive(self, name: str) -> None:
         """It is back, with all its instances."""
         self._nodes[name].silent = False
-        self._told.append(Whole(name, self.state(name)))
+        self._told.append(FullState(name, self.state(name)))
 
     # -- inside
 
-    def _change(self, name: str, instance: str, allocation: Allocation | None) -> Whole | Part:
+    def _change(self, name: str, instance: str, allocation: AllocationJson | None) -> FullState | StatePatch:
         node = self._nodes[name]
         before = node.allocations.get(instance)
         used = dict(node.usage)
@@ -146,16 +146,16 @@ class StaticFleet:
             node.ordered.discard(instance)
         else:
             node.ordered.add(instance)
-        self._unkept.append(Kept(name, instance, allocation))
-        self._undo.append(Kept(name, instance, before))
+        self._unkept.append(AllocationChange(name, instance, allocation))
+        self._undo.append(AllocationChange(name, instance, before))
         usage = {resource: amount for resource, amount in node.usage.items() if used.get(resource) != amount}
         patch: dict[str, Any] = {"usage": usage} if usage else {}
         if allocation is None:
-            return Part(name, {**patch, "allocations": {instance: None}})
+            return StatePatch(name, {**patch, "allocations": {instance: None}})
         try:
-            return Part(name, {**patch, "allocations": {instance: diff_patch(before or {}, allocation)}})
+            return StatePatch(name, {**patch, "allocations": {instance: diff_patch(before or {}, allocation)}})
         except InexpressibleError:  # hints that hold a null
-            return Whole(name, self.state(name))
+            return FullState(name, self.state(name))
 
     def _take_over(self) -> None:
         if self._allocations is None:
@@ -167,11 +167,11 @@ class StaticFleet:
                     put(self._nodes[name], instance, allocation)
                     self._nodes[name].ordered.add(instance)
 
-    def _make_room(self, node: GivenNode, instance: str, allocation: Allocation) -> None:
+    def _make_room(self, node: StaticNode, instance: str, allocation: AllocationJson) -> None:
         """What is given is given."""
 
 
-def put(node: GivenNode, instance: str, allocation: Allocation | None) -> None:
+def put(node: StaticNode, instance: str, allocation: AllocationJson | None) -> None:
     """Replace what an instance has on a node; usage follows."""
     before = node.allocations.pop(instance, None)
     if before is not None:
@@ -181,12 +181,12 @@ def put(node: GivenNode, instance: str, allocation: Allocation | None) -> None:
         _count(node, allocation["resources"].items(), 1)
 
 
-def _count(node: GivenNode, resources: Iterable[tuple[str, int]], sign: int) -> None:
+def _count(node: StaticNode, resources: Iterable[tuple[str, int]], sign: int) -> None:
     for name, amount in resources:
         node.usage[name] = node.usage.get(name, 0) + sign * amount
 
 
-def _given(state: Mapping[str, Any]) -> GivenNode:
+def _given(state: Mapping[str, Any]) -> StaticNode:
     fixed = {name: value for name, value in state.items() if name not in {"usage", "allocations"}}
     usage = {**dict.fromkeys(state.get("inventory", {}), 0), **state.get("usage", {})}
-    return GivenNode(fixed, usage, dict(state.get("allocations", {})))
+    return StaticNode(fixed, usage, dict(state.get("allocations", {})))
