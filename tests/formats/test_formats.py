@@ -20,7 +20,7 @@ import pytest
 from nodestate import Reader
 from nodestate.broker.control import decode_resync, encode_resync
 from nodestate.config import Config
-from nodestate.consumers.partition import probe, probed_at
+from nodestate.consumers.partition import watermark_message, watermark_of
 from nodestate.designs.control import CONTROL
 from nodestate.journal import format as journal
 from nodestate.model import fold, parse_event
@@ -120,8 +120,8 @@ def test_control_messages_of_consumers_are_the_same_bytes() -> None:
     """The activation message and the watermark message that a consumer sends through its own queue."""
     bodies = {item["kind"]: bytes.fromhex(item["body"]) for item in WRITTEN["messages"]}
     assert bodies["activation"] == ACTIVATION
-    assert bodies["watermark"] == probe("host:1", 12.5)
-    assert probed_at(bodies["watermark"], "host:1") == 12.5
+    assert bodies["watermark"] == watermark_message("host:1", 12.5)
+    assert watermark_of(bodies["watermark"], "host:1") == 12.5
 
 
 @pytest.mark.parametrize(
