@@ -23,7 +23,7 @@ from bench.stepped_cell import Cell
 from bench.workload import ALLOCATION_EVERY, Fleet, WrongResultError, require, require_equal, require_whole
 from harness.servers import MemcachedServer, RabbitServer
 from nodestate import Reader
-from nodestate.model import NodeRecord, Outcome, fold, parse_event
+from nodestate.model import FoldOutcome, NodeRecord, fold, parse_event
 
 SETTINGS = Settings(("journal",), (50,), 0.1, 1, 10, 1_024, 200)
 
@@ -43,7 +43,7 @@ def test_the_oracle_says_what_the_fold_makes_of_the_events(seed: int, size: int,
         record: NodeRecord | None = None
         for raw in [fleet.report(number), *(fleet.change(number) for _ in range(changes))]:
             record, outcome = fold(record, parse_event(raw))
-            assert outcome is Outcome.APPLIED
+            assert outcome is FoldOutcome.APPLIED
         assert record is not None
         assert record.version == fleet.version(number)
         assert record.state() == fleet.state(number, record.generation)

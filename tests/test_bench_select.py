@@ -19,7 +19,7 @@ from bench.scheduling.claim_audit import Claimed
 from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
 from bench.workload import WrongResultError
 from harness.servers import MemcachedServer
-from nodestate.model import Outcome, fold, parse_event
+from nodestate.model import FoldOutcome, fold, parse_event
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.request import Request
@@ -38,7 +38,7 @@ def test_hosts_are_as_full_as_was_asked_for_and_as_their_events_say(full: float)
     for number in range(len(hosts)):
         folded, outcome = fold(None, parse_event(hosts.report(number)))
         folded, outcome = fold(folded, parse_event(hosts.change(number)))
-        assert outcome is Outcome.APPLIED
+        assert outcome is FoldOutcome.APPLIED
         assert folded is not None
         assert folded.state() == hosts.state(number, 2)
         assert folded.state()["usage"] == hosts.usage(number)

@@ -27,8 +27,8 @@ from nodestate.model import (
     NEVER,
     Event,
     Folded,
+    FoldOutcome,
     NodeRecord,
-    Outcome,
     Version,
     columns_of,
     event_from_json,
@@ -86,7 +86,7 @@ def refused(reason: str, record: NodeRecord | None, one: Event) -> None:
 def test_a_report_of_an_unknown_node_makes_it_live() -> None:
     """The first row: all that a scheduler needs is there, and the state is what the agent sent."""
     record, outcome = fold(None, report(1, at=7.5))
-    assert outcome is Outcome.APPLIED
+    assert outcome is FoldOutcome.APPLIED
     assert record == NodeRecord(
         name="n",
         incarnation=LIFE,
@@ -110,7 +110,7 @@ def test_a_report_of_an_unknown_node_makes_it_live() -> None:
 def test_news_of_an_unknown_node_leave_it_incomplete_and_without_a_state(kind: str) -> None:
     """A node that is heard of but not known must be asked for, and must not be scheduled on."""
     record, outcome = fold(None, event(kind, 3, **({"patch": {}} if kind == "change" else {})))
-    assert outcome is Outcome.GAP
+    assert outcome is FoldOutcome.GAP
     assert record is not None
     assert (record.version, record.wanted, record.live, record.incomplete) == (NEVER, (LIFE, 3), False, True)
 
@@ -119,7 +119,7 @@ def test_a_leave_of_an_unknown_node_is_remembered() -> None:
     """Its report may still be on its way, redelivered: it must not bring the node back."""
     record = folded(event("leave", 5))
     assert (record.gone, record.live, record.status, record.body) == (True, False, "down", b"")
-    assert fold(record, report(4)) == Folded(record, Outcome.DUPLICATE)
+    assert fold(record, report(4)) == Folded(record, FoldOutcome.DUPLICATE)
 
 
 def test_a_change_applies_on_exactly_its_predecessor() -> None:
@@ -139,7 +139,7 @@ def test_news_of_a_later_version_show_that_one_is_missing(later: Event) -> None:
     """The state stays at what was whole, and is said to be incomplete: old state never passes for fresh (I5)."""
     before = folded(report(1))
     record, outcome = fold(before, later)
-    assert outcome is Outcome.GAP
+    assert outcome is FoldOutcome.GAP
     assert record is not None
     assert (record.version, record.wanted, record.body) == ((LIFE, 1), later.version, before.body)
     assert record.incomplete
@@ -165,14 +165,14 @@ def test_changes_that_come_late_fill_a_gap_in_order() -> None:
 def test_what_is_not_newer_changes_nothing(old: Event) -> None:
     """Redelivery is the normal case after any crash; a life that is over can't speak any more."""
     record = folded(report(2, {"zone": "new"}))
-    assert fold(record, old) == Folded(record, Outcome.DUPLICATE)
+    assert fold(record, old) == Folded(record, FoldOutcome.DUPLICATE)
 
 
 def test_a_heartbeat_of_the_present_version_is_a_sign_of_life_and_no_change() -> None:
     """Signs of life are the most frequent events by far: they must not cost a write each."""
     record = folded(report(2))
     again = fold(record, event("heartbeat", 2, at=99.0))
-    assert again.outcome is Outcome.ALIVE
+    assert again.outcome is FoldOutcome.ALIVE
     assert again.record is record
 
 
@@ -186,7 +186,7 @@ def test_a_node_that_left_comes_back_only_by_a_report() -> None:
     """A change has nothing to be applied on, and a heartbeat of a tombstone proves nothing."""
     gone = folded(report(1), event("leave", 2))
     assert (gone.gone, gone.live, gone.columns, gone.classes) == (True, False, b"", "")
-    assert fold(gone, event("heartbeat", 2)) == Folded(gone, Outcome.DUPLICATE)
+    assert fold(gone, event("heartbeat", 2)) == Folded(gone, FoldOutcome.DUPLICATE)
     after_change = fold(gone, change(3, {"zone": "a"})).record
     assert after_change is not None
     assert (after_change.gone, after_change.incomplete) == (True, True)
@@ -320,7 +320,7 @@ def test_whatever_arrives_a_record_is_a_state_that_the_agent_had_and_says_if_it_
             expected = states[record.version]
             assert record.gone == (expected is None)
             assert record.state() == (expected or {})
-        if outcome in {Outcome.DUPLICATE, Outcome.ALIVE}:
+        if outcome in {FoldOutcome.DUPLICATE, FoldOutcome.ALIVE}:
             assert one.version <= record.version
 
 
@@ -379,7 +379,7 @@ def test_a_change_may_use_as_many_classes_as_a_report_and_no_more() -> None:
 def test_a_change_may_bring_no_more_metrics_than_a_report_may() -> None:
     """A node that grows its metrics for ever ends at the limit, not in an item that no server takes."""
     record = folded(report(1, {"metrics": {f"m{n}": 0.0 for n in range(MAX_METRICS_COUNT)}}))
-    assert fold(record, change(2, {"metrics": {"m0": 1.0}})).outcome is Outcome.APPLIED
+    assert fold(record, change(2, {"metrics": {"m0": 1.0}})).outcome is FoldOutcome.APPLIED
     refused("too-large", record, change(2, {"metrics": {"more": 1.0}}))
 
 
@@ -479,7 +479,7 @@ def test_what_is_never_interpreted_may_nest_so_deep_and_no_deeper(where: str) ->
             else {"allocations": {"vm": {"resources": {}, "hints": nested(depth)}}}
         )
 
-    assert fold(None, report(1, state(MAX_FREE_DEPTH + 1))).outcome is Outcome.APPLIED
+    assert fold(None, report(1, state(MAX_FREE_DEPTH + 1))).outcome is FoldOutcome.APPLIED
     refused("too-deep", None, report(1, state(MAX_FREE_DEPTH + 2)))
     refused("too-deep", folded(report(1)), change(2, state(MAX_FREE_DEPTH + 2)))
 

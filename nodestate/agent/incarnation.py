@@ -19,9 +19,9 @@ import msgspec
 from nodestate.agent.atomic_file import write_atomically
 from nodestate.config import Config
 from nodestate.errors import ConfigError
-from nodestate.model import Counter
+from nodestate.model import MAX_NODE_NAME_CHARS, NODE_NAME_PATTERN, Counter
 
-_NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,200}")
+_NAME: Final = re.compile(NODE_NAME_PATTERN)
 
 
 class _StoredIncarnation(msgspec.Struct):
@@ -53,7 +53,7 @@ class IncarnationLock:
 
     def __init__(self, directory: str | Path, name: str, now: float) -> None:
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is no name of a node: want 1 to 200 of A-Z a-z 0-9 . _ : -")
+            raise ConfigError(f"{name!r} is no name of a node: want 1 to {MAX_NODE_NAME_CHARS} of A-Z a-z 0-9 . _ : -")
         self._file = Path(directory) / f"{name}.incarnation"
         self._lock: int | None = None
         try:

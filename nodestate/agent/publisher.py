@@ -16,10 +16,10 @@ from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedE
 from nodestate.model import (
     MAX_EVENT_BYTES,
     Change,
+    FoldOutcome,
     Heartbeat,
     Leave,
     NodeRecord,
-    Outcome,
     Receipt,
     Report,
     Version,
@@ -274,7 +274,7 @@ class Publisher:
         """Validate an event as a consumer will, by folding it into our own record; take it over if it is good."""
         raw = _encode(event)
         record, outcome = fold(self._record, parse_event(raw))
-        assert outcome is Outcome.APPLIED, f"{self.node} authored an event that does not apply: {outcome}"
+        assert outcome is FoldOutcome.APPLIED, f"{self.node} authored an event that does not apply: {outcome}"
         assert record is not None
         if len(record.body) > MAX_EVENT_BYTES - ENVELOPE_BYTES:
             raise BadEventError("too-large", f"a state of {len(record.body):,} bytes could not be reported as a whole")

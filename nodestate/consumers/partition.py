@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from nodestate.errors import BadEventError
-from nodestate.model import Event, Heartbeat, NodeRecord, Outcome, fold, parse_event
+from nodestate.model import Event, FoldOutcome, Heartbeat, NodeRecord, fold, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import ACTIVATION, Delivery
 from nodestate.store.head import NEVER_HEARD, OwnerStatus
@@ -31,7 +31,7 @@ MIN_CLOCK_S = 1_000_000_000.0
 class Counts:
     """What happened to events, since the start."""
 
-    by_outcome: dict[str, int] = field(default_factory=lambda: {outcome.value: 0 for outcome in Outcome})
+    by_outcome: dict[str, int] = field(default_factory=lambda: {outcome.value: 0 for outcome in FoldOutcome})
     dead_letters: dict[str, int] = field(default_factory=dict)
 
 
@@ -216,12 +216,12 @@ class OwnedPartition:
         slot = self.slots.get(event.node)
         return slot is not None and self.records[slot].incarnation == event.incarnation
 
-    def _fold(self, event: Event, room_bytes: int) -> tuple[Outcome, int | None]:
+    def _fold(self, event: Event, room_bytes: int) -> tuple[FoldOutcome, int | None]:
         """Fold one event in; the slot is None where it changed nothing."""
         slot = self.slots.get(event.node)
         before = self.records[slot] if slot is not None else None
         record, outcome = fold(before, event)
-        if outcome is not Outcome.DUPLICATE and slot is not None:
+        if outcome is not FoldOutcome.DUPLICATE and slot is not None:
             self.heard_at[slot] = max(self.heard_at[slot], self.watermark_at)
         if record is before or record is None:
             return outcome, None

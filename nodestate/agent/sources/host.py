@@ -11,7 +11,7 @@ from typing import Any, Final
 import psutil
 
 from nodestate.agent.sources import FullState, Reading
-from nodestate.model import MAX_NODE_NAME_CHARS
+from nodestate.model import MAX_NODE_NAME_CHARS, NODE_NAME_CHARACTERS
 
 MIB: Final = 1024**2
 GIB: Final = 1024**3
@@ -30,7 +30,7 @@ _TRAITS: Final = {
 
 def clean_name(name: str) -> str:
     """A host's name with everything replaced that a node's name may not have."""
-    return re.sub(r"[^A-Za-z0-9._:-]", "-", name)[:MAX_NODE_NAME_CHARS] or "host"
+    return re.sub(f"[^{NODE_NAME_CHARACTERS}]", "-", name)[:MAX_NODE_NAME_CHARS] or "host"
 
 
 class HostSource:

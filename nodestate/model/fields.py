@@ -1,0 +1,24 @@
+"""Types of the fields of events and states, with the limits that msgspec checks when it decodes them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from nodestate.model.limits import MAX_AMOUNT, MAX_COUNTER, MAX_RATIO, MAX_WORD_CHARS, NODE_NAME_PATTERN
+
+NodeName = Annotated[str, Meta(pattern=rf"\A{NODE_NAME_PATTERN}\Z")]
+ClassName = Annotated[str, Meta(pattern=rf"\A[A-Z0-9_]{{1,{MAX_WORD_CHARS}}}\Z")]
+Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
+Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
+Measure = (  # Without NaN and infinity, which JSON lacks. An integer stays an integer, and fits a double exactly.
+    Annotated[int, Meta(ge=-MAX_COUNTER, le=MAX_COUNTER)]
+    | Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+)
+Ratio = Annotated[float, Meta(gt=0, le=MAX_RATIO)]
+Counter = Annotated[int, Meta(ge=1, le=MAX_COUNTER)]
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+NodeStatus = Literal["up", "draining", "maintenance", "down"]
+STATUSES: Final = ("up", "draining", "maintenance", "down")
