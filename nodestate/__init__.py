@@ -1,30 +1,30 @@
 """nodestate: event-sourced host state for cloud schedulers, without a database."""
 
-from typing import TYPE_CHECKING, Any
-
-from nodestate.config import Config, load
-from nodestate.designs.reader import Reader
-from nodestate.errors import (
-    BadEventError,
-    BadRequestError,
-    BehindError,
-    BrokerUnavailableError,
-    ConfigError,
-    ItemTooLargeError,
-    NodestateError,
-    NotFoundError,
-    PolicyError,
-    StaleViewError,
-    StoreError,
-    StoreFullError,
-    StoreUnavailableError,
-    UnconfirmedError,
-)
-from nodestate.model import Receipt, Version
-from nodestate.view.view import Node, Position, View
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from nodestate.agent.publisher import Publisher
+    from nodestate.config import Config, load
+    from nodestate.designs.reader import Reader
+    from nodestate.errors import (
+        BadEventError,
+        BadRequestError,
+        BehindError,
+        BrokerUnavailableError,
+        ConfigError,
+        ItemTooLargeError,
+        NodestateError,
+        NotFoundError,
+        PolicyError,
+        StaleViewError,
+        StoreError,
+        StoreFullError,
+        StoreUnavailableError,
+        UnconfirmedError,
+    )
+    from nodestate.model import Receipt, Version
+    from nodestate.view.view import Node, Position, View
 
 __version__ = "0.1.0"
 
@@ -59,10 +59,24 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs a broker only when it is used: a scheduler that reads imports nothing of kombu."""
-    if name == "Publisher":
-        from nodestate.agent.publisher import Publisher  # noqa: PLC0415  see above
+_HOMES: Final = {
+    "Config": "nodestate.config",
+    "load": "nodestate.config",
+    "Reader": "nodestate.designs.reader",
+    "View": "nodestate.view.view",
+    "Node": "nodestate.view.view",
+    "Position": "nodestate.view.view",
+    "Receipt": "nodestate.model",
+    "Version": "nodestate.model",
+    "Publisher": "nodestate.agent.publisher",
+}
+"""Module of each public name; names that are not listed are errors, of ``nodestate.errors``."""
 
-        return Publisher
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use, so that a reader does not pay for kombu nor a command's help for numpy."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "nodestate.errors")), name)
+    globals()[name] = value
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 SHOWN_COUNT: Final = 4
 """Partitions or nodes that a message names at most."""
@@ -12,6 +12,8 @@ SHOWN_COUNT: Final = 4
 
 class NodestateError(Exception):
     """Base of all errors below: catch this to catch nodestate's own. They can be pickled, with their numbers."""
+
+    kind: ClassVar[str] = "error"
 
     def __reduce__(
         self,
@@ -27,6 +29,8 @@ def _unpickled(kind: type[NodestateError], args: tuple[object, ...]) -> Nodestat
 class ConfigError(NodestateError):
     """Raised when a setting is missing, unknown or does not fit; says which and where it came from."""
 
+    kind: ClassVar[str] = "config"
+
 
 # -- events ---------------------------------------------------------------------------------------
 
@@ -36,6 +40,8 @@ class BadEventError(NodestateError):
 
     ``reason`` is a short frozen code for counters and headers, ``detail`` is for people.
     """
+
+    kind: ClassVar[str] = "bad-event"
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -49,6 +55,8 @@ class BadEventError(NodestateError):
 class DesignStepError(NodestateError):
     """Raised when a step of a switch between designs can't be taken now; says what would have to be done first."""
 
+    kind: ClassVar[str] = "design-step"
+
     def __init__(self, why: str, first: str) -> None:
         super().__init__(f"{why}; first: {first}")
         self.why = why
@@ -57,6 +65,8 @@ class DesignStepError(NodestateError):
 
 class ControlLostError(NodestateError):
     """Raised when the place that decides on the control record has none, or an old one."""
+
+    kind: ClassVar[str] = "control-record-lost"
 
     def __init__(self, server: str) -> None:
         super().__init__(
@@ -71,9 +81,13 @@ class ControlLostError(NodestateError):
 class StoreError(NodestateError):
     """Base of what can go wrong with the place where state is kept."""
 
+    kind: ClassVar[str] = "store"
+
 
 class StoreUnavailableError(StoreError):
     """Raised when a server does not answer, or broke off: the outcome of writes under way is unknown."""
+
+    kind: ClassVar[str] = "store-unavailable"
 
     def __init__(self, server: str, cause: str) -> None:
         super().__init__(f"store {server} does not answer: {cause}")
@@ -83,6 +97,8 @@ class StoreUnavailableError(StoreError):
 
 class StoreRefusedError(StoreError):
     """Raised when a database does not let this user in, or not write."""
+
+    kind: ClassVar[str] = "store-refused"
 
     def __init__(self, server: str, cause: str) -> None:
         super().__init__(
@@ -96,6 +112,8 @@ class StoreRefusedError(StoreError):
 class SchemaError(StoreError):
     """Raised when a database's tables are not those that this version reads and writes."""
 
+    kind: ClassVar[str] = "schema"
+
     def __init__(
         self, server: str, cause: str, first: str = "run 'nodestate sql upgrade', or the version that its tables are of"
     ) -> None:
@@ -106,6 +124,8 @@ class SchemaError(StoreError):
 
 class StoreFullError(StoreError):
     """Raised when a server refused a write for want of memory (memcached under ``-M``, or a full slab class)."""
+
+    kind: ClassVar[str] = "store-full"
 
     def __init__(self, server: str, key: str, size: int) -> None:
         super().__init__(
@@ -120,6 +140,8 @@ class StoreFullError(StoreError):
 class DatabaseFullError(StoreFullError):
     """Raised when a database found no room for a transaction on its disk, or in what it may use of it."""
 
+    kind: ClassVar[str] = "database-full"
+
     def __init__(self, server: str, cause: str) -> None:
         StoreError.__init__(
             self, f"store {server} is full: {cause}; nothing was written, and it goes on when there is room on its disk"
@@ -130,6 +152,8 @@ class DatabaseFullError(StoreFullError):
 
 class ItemTooLargeError(StoreError):
     """Raised before writing an item that is over the server's item limit (memcached ``-I``)."""
+
+    kind: ClassVar[str] = "item-too-large"
 
     def __init__(self, server: str, key: str, size: int, limit: int) -> None:
         super().__init__(
@@ -145,9 +169,13 @@ class ItemTooLargeError(StoreError):
 class CorruptItemError(StoreError):
     """Raised when stored bytes fail their checksum or format; to a reader the same as a lost item."""
 
+    kind: ClassVar[str] = "corrupt-item"
+
 
 class FencedError(StoreError):
     """Raised when an owner finds that its partition has a newer owner, or that it took part in another epoch."""
+
+    kind: ClassVar[str] = "fenced"
 
     def __init__(self, partition: int, term: int, found: str) -> None:
         super().__init__(f"partition {partition} is no longer ours (term {term}): {found}")
@@ -157,6 +185,8 @@ class FencedError(StoreError):
 
 class EpochLostError(StoreError):
     """Raised when the head of a held partition is gone: the store lost it (restart, flush, eviction)."""
+
+    kind: ClassVar[str] = "epoch-lost"
 
     def __init__(self, partition: int, epoch: int) -> None:
         super().__init__(f"the store lost the head of partition {partition} (epoch {epoch:x})")
@@ -170,6 +200,8 @@ class EpochLostError(StoreError):
 class BrokerUnavailableError(NodestateError):
     """Raised when the broker can't be reached, or the connection broke; unconfirmed publishes may be lost."""
 
+    kind: ClassVar[str] = "broker-unavailable"
+
     def __init__(self, broker: str, cause: str) -> None:
         super().__init__(f"broker {broker} does not answer: {cause}")
         self.broker = broker
@@ -181,6 +213,8 @@ class DeadLetterError(NodestateError):
     unacked, to be tried again.
     """
 
+    kind: ClassVar[str] = "dead-letter-refused"
+
     def __init__(self, broker: str, cause: str) -> None:
         super().__init__(f"broker {broker} takes no dead letters: {cause}")
         self.broker = broker
@@ -189,6 +223,8 @@ class DeadLetterError(NodestateError):
 
 class UnconfirmedError(NodestateError):
     """Raised when publishes were not confirmed in time; they are published again as one report."""
+
+    kind: ClassVar[str] = "unconfirmed"
 
     def __init__(self, count: int, timeout: float) -> None:
         super().__init__(f"{count} publishes not confirmed within {timeout:g} s")
@@ -202,6 +238,8 @@ class UnconfirmedError(NodestateError):
 class SourceUnavailableError(NodestateError):
     """Raised when the place an agent reads state from (a hypervisor) does not answer: its nodes get no heartbeats."""
 
+    kind: ClassVar[str] = "source-unavailable"
+
     def __init__(self, source: str, cause: str) -> None:
         super().__init__(f"{source} can't be read: {cause}")
         self.source = source
@@ -210,6 +248,8 @@ class SourceUnavailableError(NodestateError):
 
 class OrderFailedError(NodestateError):
     """Raised when a source that answers could not carry out an order; nothing of it was done."""
+
+    kind: ClassVar[str] = "order-failed"
 
     def __init__(self, source: str, cause: str) -> None:
         super().__init__(f"{source} could not: {cause}")
@@ -226,6 +266,8 @@ class StaleViewError(NodestateError):
     ``age`` and ``max_age`` are seconds; ``partitions`` those that are too old; ``nodes`` those over
     ``node_max_age``; ``cause`` says why the refresh failed, where it did.
     """
+
+    kind: ClassVar[str] = "stale-view"
 
     def __init__(
         self,
@@ -259,6 +301,8 @@ def _some(names: Sequence[object], kind: str) -> str:
 class BehindError(NodestateError):
     """Raised when a view did not reach a receipt's version in time; ``reached`` is the version it has, or None."""
 
+    kind: ClassVar[str] = "behind"
+
     def __init__(self, node: str, wanted: tuple[int, int], reached: tuple[int, int] | None, timeout: float) -> None:
         super().__init__(f"{node} is at {reached} where {tuple(wanted)} was wanted, after {timeout:g} s")
         self.node = node
@@ -273,6 +317,8 @@ class BehindError(NodestateError):
 class BadRequestError(NodestateError):
     """Raised when a request can't be right; ``field`` names what is wrong with it, ``why`` is for people."""
 
+    kind: ClassVar[str] = "bad-request"
+
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}")
         self.field = field
@@ -284,12 +330,16 @@ class NotFoundError(BadRequestError):
     more) or is somebody else's, an instance that no node reports, a node that nobody knows.
     """
 
+    kind: ClassVar[str] = "not-found"
+
 
 class PolicyError(NodestateError):
     """Raised when a filter or a weigher fails, or gives what none may give: its author's to mend, and the cause is chained.
 
     ``policy``: its name; ``place``: module and function; ``why`` is for people.
     """
+
+    kind: ClassVar[str] = "policy"
 
     def __init__(self, what: str, policy: str, place: str, why: str) -> None:
         super().__init__(f"{what} {policy!r} ({place}) {why}")

@@ -356,7 +356,7 @@ def test_a_stale_view_is_refused_and_the_doctor_says_why(cell_run: Cell) -> None
 
     eventually(lambda: cell_run.run(*refusal, code=None).returncode == 1)
     error = json.loads(cell_run.run(*refusal, code=1).stderr)
-    assert error["kind"] == "StaleViewError"
+    assert error["kind"] == "stale-view"
     assert error["age"] > error["max_age"] == 2.0
 
     def fails() -> set[str]:

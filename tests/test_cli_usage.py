@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
-from nodestate.cli import every_command, main
+from nodestate.cli import COMMANDS, every_command, main
 from nodestate.cli.command import Run, cell_command
+from nodestate.cli.command_group import USAGE_KIND
 from nodestate.cli.logs import set_up_logs
 from nodestate.cli.shutdown import stopping
-from nodestate.errors import StaleViewError
+from nodestate.errors import NodestateError, StaleViewError
 
 NAMES = [
     *("up", "agent", "publish", "consume", "view", "top", "check"),
-    *("select", "boot", "reserve", "confirm", "extend", "release", "reservations", "move", "evacuate", "resize", "end"),
+    *("select", "boot", "reserve", "confirm", "extend", "release", "reservations"),
+    *("migrate", "evacuate", "resize", "terminate"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
     *("sql upgrade", "sql downgrade", "sql status"),
     *("resync", "doctor"),
@@ -118,26 +121,109 @@ def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "kind", "told"),
+    ("words", "told"),
     [
-        (["select", *REAL, "--json"], "UsageError", "say what is wanted"),
-        (["select", "--json", "--nodes", "3"], "NoSuchOption", "--nodes"),
-        (["view", *REAL, "--max-age", "young", "--json"], "BadParameter", "young"),
-        (["extend", *REAL, "1", "--json"], "MissingParameter", "--hold"),
-        (["design", "dance", "--json"], "NoSuchCommand", "dance"),
-        (["dance", "--json"], "NoSuchCommand", "dance"),
+        (["select", *REAL, "--json"], "say what is wanted"),
+        (["select", "--json", "--nodes", "3"], "--nodes"),
+        (["view", *REAL, "--max-age", "young", "--json"], "young"),
+        (["extend", *REAL, "1", "--json"], "--hold"),
+        (["design", "dance", "--json"], "dance"),
+        (["dance", "--json"], "dance"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_usage_is_json_for_programs(words: list[str], kind: str, told: str) -> None:
+def test_bad_usage_is_json_for_programs(words: list[str], told: str) -> None:
     """Regression: it was text, also where the words that can't be understood stood before ``--json``."""
     answer = run(*words)
     assert answer.exit_code == 2
     error = json.loads(answer.stderr)
     assert error.keys() == {"error", "kind"}
     assert told in error["error"]
-    assert error["kind"] == kind
+    assert error["kind"] == USAGE_KIND
     assert not answer.stdout
+
+
+KINDS = {
+    "NodestateError": "error",
+    "ConfigError": "config",
+    "BadEventError": "bad-event",
+    "DesignStepError": "design-step",
+    "NotWholeError": "design-incomplete",
+    "NotEqualError": "design-differs",
+    "LayoutInUseError": "layout-in-use",
+    "ControlLostError": "control-record-lost",
+    "StoreError": "store",
+    "StoreUnavailableError": "store-unavailable",
+    "StoreRefusedError": "store-refused",
+    "SchemaError": "schema",
+    "StoreFullError": "store-full",
+    "DatabaseFullError": "database-full",
+    "ItemTooLargeError": "item-too-large",
+    "CorruptItemError": "corrupt-item",
+    "FencedError": "fenced",
+    "EpochLostError": "epoch-lost",
+    "BrokerUnavailableError": "broker-unavailable",
+    "DeadLetterError": "dead-letter-refused",
+    "UnconfirmedError": "unconfirmed",
+    "SourceUnavailableError": "source-unavailable",
+    "OrderFailedError": "order-failed",
+    "StaleViewError": "stale-view",
+    "BehindError": "behind",
+    "NothingReadError": "nothing-read",
+    "BadRequestError": "bad-request",
+    "NotFoundError": "not-found",
+    "UnknownNodeError": "not-found",
+    "NotDoneError": "not-done",
+    "SilentAgentsError": "silent-agents",
+    "PolicyError": "policy",
+}
+"""By class, the kind that programs compare. A class may be renamed, here as well; its kind stays."""
+
+
+def public_errors() -> dict[str, type[NodestateError]]:
+    """All public classes of errors of the package, by name."""
+    every_command()  # imports all commands, and so everything that defines an error
+    found: dict[str, type[NodestateError]] = {}
+    left: list[type[NodestateError]] = [NodestateError]
+    while left:
+        error = left.pop()
+        left += error.__subclasses__()
+        if error.__module__.startswith("nodestate.") and not error.__name__.startswith("_"):
+            found[error.__name__] = error
+    return found
+
+
+def test_kinds_of_errors_are_frozen_words_of_their_own() -> None:
+    """Programs compare the kind, so it must not change with the name of a class."""
+    assert {name: vars(error).get("kind") for name, error in public_errors().items()} == KINDS
+    assert USAGE_KIND == "usage"
+
+
+def test_every_kind_of_error_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert sorted(documented) == sorted({*KINDS.values(), USAGE_KIND})
+
+
+def test_help_loads_no_library_that_only_a_command_needs() -> None:
+    """The list of commands must appear at once; numpy, kombu and the others cost half a second."""
+    script = (
+        "import sys\n"
+        "from nodestate.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print(*(name for name in ('kombu', 'numpy', 'sqlalchemy', 'rich') if name in sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr.strip() == ""
+
+
+def test_list_of_commands_shows_the_summary_of_each_command() -> None:
+    """The list shows the summaries of the entries; a command that is loaded has the same."""
+    listed = run("--help").stdout
+    for name, entry in COMMANDS.items():
+        assert " ".join(entry.summary.split()) in " ".join(listed.split()), name
+        assert main.load(name).get_short_help_str(200) == entry.summary
 
 
 def test_who_says_twice_what_is_wanted_is_told_so() -> None:
@@ -163,7 +249,7 @@ def test_who_says_twice_what_is_wanted_is_told_so() -> None:
         ("boot", ["boot", "--resources", "VCPU=1", "--store", "memcached://127.0.0.1:1"]),
         ("confirm", ["confirm", "1", "--broker", "amqp://127.0.0.1:1"]),
         ("reservations", ["reservations"]),
-        ("move", ["move", "web-1"]),
+        ("migrate", ["migrate", "web-1"]),
     ],
 )
 def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: list[str]) -> None:
@@ -187,7 +273,7 @@ def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
     assert answer.exit_code == 1
     error = json.loads(answer.stderr)
     assert error["error"] + "\n" == told.stderr.removeprefix("nodestate: ")
-    assert error["kind"] == "StaleViewError"
+    assert error["kind"] == "stale-view"
     assert error["max_age"] == 5.0
     assert error["age"] is None
     assert error["partitions"] == list(range(8))
@@ -196,7 +282,7 @@ def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
 def test_an_outage_is_told_without_a_traceback() -> None:
     answer = run("resync", "--all", *REAL, "--json")
     assert answer.exit_code == 1
-    assert json.loads(answer.stderr)["kind"] == "BrokerUnavailableError"
+    assert json.loads(answer.stderr)["kind"] == "broker-unavailable"
 
 
 def test_a_view_that_flags_says_what_it_could_not_read() -> None:
@@ -216,7 +302,7 @@ def test_a_view_of_nothing_at_all_is_refused() -> None:
     answer = run("view", *REAL, "--partitions", "2", "--json")
     assert answer.exit_code == 1
     assert answer.stdout == ""
-    assert json.loads(answer.stderr)["kind"] == "NothingReadError"
+    assert json.loads(answer.stderr)["kind"] == "nothing-read"
 
 
 def test_a_simulated_cell_keeps_out_of_the_cell_of_the_environment() -> None:
@@ -304,7 +390,7 @@ def test_a_broker_that_stays_away_fails_the_publish_and_what_was_done_is_told() 
     answer = run("publish", *REAL, "--timeout", "0.1", "--json", "--log-level", "error", "-", stdin=GOOD)
 
     assert answer.exit_code == 1
-    assert json.loads(answer.stderr)["kind"] == "BrokerUnavailableError"
+    assert json.loads(answer.stderr)["kind"] == "broker-unavailable"
     assert json.loads(answer.stdout)["published"] == 0
 
 
@@ -344,7 +430,7 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
 
 
 def test_numbers_that_json_lacks_are_null() -> None:
-    @cell_command("ask", "Ask.", example="nodestate ask")
+    @cell_command("ask", example="nodestate ask")
     def ask(run: Run) -> None:
         """Ask."""
         run.say_json({"age": float("inf")})

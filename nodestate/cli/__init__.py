@@ -1,37 +1,61 @@
-"""The commands; the composition root."""
+"""The commands of nodestate: each reads the settings, connects the parts that it needs, and prints the result."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import click
 
 from nodestate import __version__
-from nodestate.cli import agent, boot, check, consume, design, doctor, publish, resync, select, sql, top, up, view
-from nodestate.cli.command import Commands
-from nodestate.cli.migrations import end, evacuate, move, resize
-from nodestate.cli.reservations import confirm, extend, release, reservations, reserve
+from nodestate.cli.command_group import CommandEntry, CommandGroup
+from nodestate.cli.command_group import every_command as _commands_of
+
+COMMANDS: Final = {
+    "up": CommandEntry("nodestate.cli.up", "command", "Run a whole cell in one process, with a live table."),
+    "agent": CommandEntry(
+        "nodestate.cli.agent", "command", "Report the state of this host, of its hypervisor or of a simulated fleet."
+    ),
+    "publish": CommandEntry("nodestate.cli.publish", "command", "Publish events from a file of JSON lines."),
+    "consume": CommandEntry("nodestate.cli.consume", "command", "Write events from the broker into the store."),
+    "view": CommandEntry("nodestate.cli.view", "command", "Print the state of all nodes, at most so many seconds old."),
+    "top": CommandEntry("nodestate.cli.top", "command", "Watch the partitions: owners, offsets, lag, ages."),
+    "check": CommandEntry("nodestate.cli.check", "command", "Compare the designs with each other and with the agents."),
+    "select": CommandEntry(
+        "nodestate.cli.select", "command", "Show which nodes a request would get, without claiming them."
+    ),
+    "boot": CommandEntry("nodestate.cli.boot", "command", "Claim nodes for instances and have agents build them."),
+    "reserve": CommandEntry(
+        "nodestate.cli.reservations", "reserve", "Hold nodes for all members of a group, or for none."
+    ),
+    "confirm": CommandEntry("nodestate.cli.reservations", "confirm", "Build all members of a reservation, or none."),
+    "extend": CommandEntry("nodestate.cli.reservations", "extend", "Change how long a reservation is held."),
+    "release": CommandEntry("nodestate.cli.reservations", "release", "Release the nodes that a reservation holds."),
+    "reservations": CommandEntry("nodestate.cli.reservations", "reservations", "List all reservations of the cell."),
+    "migrate": CommandEntry("nodestate.cli.migrations", "migrate", "Move an instance to another node."),
+    "evacuate": CommandEntry("nodestate.cli.migrations", "evacuate", "Move all instances off a node."),
+    "resize": CommandEntry("nodestate.cli.migrations", "resize", "Change the resources of an instance."),
+    "terminate": CommandEntry("nodestate.cli.migrations", "terminate", "Terminate instances."),
+    "design": CommandEntry(
+        "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."
+    ),
+    "sql": CommandEntry("nodestate.cli.sql", "command", "Create the database's tables, or bring them up to date."),
+    "resync": CommandEntry("nodestate.cli.resync", "command", "Ask agents for full reports."),
+    "doctor": CommandEntry("nodestate.cli.doctor", "command", "Report what is wrong with the cell, and what to do."),
+}
+"""All commands, in the order of ``nodestate --help``."""
 
 
-@click.group(cls=Commands, context_settings={"max_content_width": 110})
+@click.group(cls=CommandGroup, entries=COMMANDS, context_settings={"max_content_width": 110})
 @click.version_option(__version__, prog_name="nodestate")
 def main() -> None:
     """The state of every compute node, in memcached and a message queue.
 
-    Try 'nodestate up'. Settings come from options, then NODESTATE_… in the environment, then a TOML file.
+    To try it: 'nodestate up', which needs no server. A setting comes from its option, else from the environment
+    variable NODESTATE_… (NODESTATE_BROKER, NODESTATE_STORE), else from a TOML file (--config). Each command has
+    --help with an example, and --json for programs.
     """
 
 
-for _command in (
-    *(up.command, agent.command, publish.command, consume.command, view.command, top.command, check.command),
-    *(select.command, boot.command, reserve, confirm, extend, release, reservations, move, evacuate, resize, end),
-    *(design.command, sql.command, resync.command, doctor.command),
-):
-    main.add_command(_command)
-
-
-def every_command(group: click.Group = main, before: str = "") -> dict[str, click.Command]:
-    """All commands by what is typed, those of groups as ``design prepare``."""
-    found: dict[str, click.Command] = {}
-    for name, one in group.commands.items():
-        words = f"{before} {name}".strip()
-        found |= every_command(one, words) if isinstance(one, click.Group) else {words: one}
-    return found
+def every_command() -> dict[str, click.Command]:
+    """Load all commands; the keys are the words that an operator types, such as ``design prepare``."""
+    return _commands_of(main)

@@ -23,7 +23,6 @@ from nodestate.ports import SystemClock
 
 @cell_command(
     "agent",
-    "Report the state of this host, its hypervisor, or a simulated fleet.",
     example="nodestate agent --source host\nnodestate agent --source simulated --nodes 1000 --rate 200",
     log_level="info",
 )

@@ -31,7 +31,6 @@ from nodestate.scheduling import Booted, Explanation, Outcome
 
 @cell_command(
     "boot",
-    "Place instances, and have their agents build them.",
     example="nodestate boot request.json\nnodestate boot --reservation 019ab2c3d4e5-0123456789ab --instance web-1",
 )
 @click.argument("request_file", metavar="[REQUEST]", required=False, type=file_type)

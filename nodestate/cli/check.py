@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import click
 
@@ -38,6 +38,8 @@ SHOWN_NAMES: Final = 8
 
 class SilentAgentsError(NodestateError):
     """Raised when no agent answered a census: there is nothing to compare with."""
+
+    kind: ClassVar[str] = "silent-agents"
 
 
 @dataclass(slots=True)
@@ -109,9 +111,7 @@ def _look(
     return Verdict(views, findings, unreadable, census)
 
 
-@cell_command(
-    "check", "Compare the designs with each other and with the agents.", example="nodestate check --agents 3 --json"
-)
+@cell_command("check", example="nodestate check --agents 3 --json")
 @click.option("--agents", type=SECONDS, metavar="S", help="Ask the agents too, and wait S seconds for their answers.")
 @click.option(
     "--timeout", type=SECONDS, default=5.0, metavar="S", help="What differs for so long is a difference, not a delay."

@@ -30,8 +30,6 @@ PLAIN_WIDTH_CHARS: Final = 160
 SECONDS: Final = click.FloatRange(min=0.0)
 """The type of options that are a number of seconds."""
 
-_AS_JSON: Final = "nodestate.as_json"
-
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -66,7 +64,7 @@ class Run:
         """The settings with a command's own flags on top. Raises ``ConfigError``."""
         return load({**self._flags, **flags}, file=self._file)
 
-    def given(self, name: str) -> Any:
+    def common_option(self, name: str) -> Any:
         """What a common option (broker, store, cell, partitions) says on the command line; None where it is not there."""
         return self._flags[name]
 
@@ -89,7 +87,7 @@ def _console(file: Any) -> Console:
 
 
 def cell_command(
-    name: str, summary: str, *, example: str, log_level: str = "warning"
+    name: str, *, example: str, summary: str | None = None, log_level: str = "warning"
 ) -> Callable[[Callable[..., int | None]], click.Command]:
     """Make a command of a function that takes a ``Run`` and its own options, and returns an exit code (None: 0).
 
@@ -115,25 +113,6 @@ def cell_command(
     return make
 
 
-class Commands(click.Group):
-    """The group of all commands. What is wrong with options and arguments is told as any other error: with ``--json`` as JSON."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; remembers whether a program asks, as words that can't be understood say no more."""
-        ctx.meta[_AS_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """As click does, but for errors where a program asks."""
-        try:
-            return super().invoke(ctx)
-        except click.ClickException as error:
-            if not ctx.meta[_AS_JSON]:
-                raise
-            click.echo(_encode({"error": error.format_message(), "kind": type(error).__name__}), err=True)
-            ctx.exit(error.exit_code)
-
-
 def _common_options(log_level: str) -> list[click.Option]:
     return [
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, for programs."),
@@ -157,7 +136,7 @@ def _run(function: Callable[..., int | None], given: dict[str, Any]) -> int:
             return function(Run(load(flags, file=file), as_json, flags, file), **given) or 0
     except NodestateError as error:
         if as_json:
-            click.echo(_encode({"error": str(error), "kind": type(error).__name__, **vars(error)}), err=True)
+            click.echo(_encode({"error": str(error), "kind": error.kind, **vars(error)}), err=True)
         else:
             click.echo(f"nodestate: {error}", err=True)
         bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotFoundError)

@@ -36,7 +36,6 @@ class WhichMember(click.ParamType[tuple[int, int]]):
 
 @cell_command(
     "consume",
-    "Take events from the broker into the store.",
     example="nodestate consume --design journal,snapshot --member 1/2",
     log_level="info",
 )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import click
 import msgspec
@@ -46,13 +46,19 @@ LOST_WAIT_S: Final = 5.0
 class NotWholeError(DesignStepError):
     """Raised when a design that is to be read is not written in all partitions yet."""
 
+    kind: ClassVar[str] = "design-incomplete"
+
 
 class NotEqualError(DesignStepError):
     """Raised when a design that is to be read differs from the one that is."""
 
+    kind: ClassVar[str] = "design-differs"
+
 
 class LayoutInUseError(DesignStepError):
     """Raised when consumers still read the queues of a layout that is to go, or what it leaves in the stores can't be taken away."""
+
+    kind: ClassVar[str] = "layout-in-use"
 
 
 @click.group("design", short_help="Say which design is written and read, and switch while the cell runs.")
@@ -262,7 +268,7 @@ _LOOK = click.option(
 _FORCE = click.option("--force", is_flag=True, help="Also if the place that decides on the record is down.")
 
 
-@cell_command("status", "Show which designs are written and read.", example="nodestate design status --json")
+@cell_command("status", summary="Show which designs are written and read.", example="nodestate design status --json")
 def status(run: Run) -> None:
     """Show the control record, where its copies are, and how each design is."""
     with DesignSwitch(run) as board:
@@ -307,7 +313,7 @@ def status(run: Run) -> None:
 
 @cell_command(
     "prepare",
-    "Have consumers write one more design, or one in another number of partitions.",
+    summary="Have consumers write one more design, or one in another number of partitions.",
     example="nodestate design prepare snapshot\nnodestate design prepare snapshot@12",
 )
 @click.argument("name")
@@ -331,7 +337,9 @@ def prepare(run: Run, name: str, timeout: float) -> None:
         _say(run, control, done=f"{control.names[kept]} is written, and whole: {nodes:,} nodes", nodes=nodes)
 
 
-@cell_command("verify", "Compare a design with the one that is read.", example="nodestate design verify snapshot")
+@cell_command(
+    "verify", summary="Compare a design with the one that is read.", example="nodestate design verify snapshot"
+)
 @click.argument("name", required=False)
 @_LOOK
 def verify(run: Run, name: str | None, timeout: float) -> int:
@@ -354,7 +362,7 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
 
 @cell_command(
     "cutover",
-    "Have readers read another design, or one in another number of partitions.",
+    summary="Have readers read another design, or one in another number of partitions.",
     example="nodestate design cutover snapshot\nnodestate design cutover snapshot@12",
 )
 @click.argument("name")
@@ -380,7 +388,7 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
         _say(run, after, done=f"readers read {after.names[kept]}")
 
 
-@cell_command("rollback", "Have readers read what they read before.", example="nodestate design rollback")
+@cell_command("rollback", summary="Have readers read what they read before.", example="nodestate design rollback")
 @_FORCE
 def rollback(run: Run, force: bool) -> None:
     """Have readers read the design from before the last cutover. The present one stays written."""
@@ -394,7 +402,7 @@ def rollback(run: Run, force: bool) -> None:
 
 @cell_command(
     "retire",
-    "Have consumers write a design no longer.",
+    summary="Have consumers write a design no longer.",
     example="nodestate design retire sql\nnodestate design retire snapshot@8",
 )
 @click.argument("name")

@@ -47,7 +47,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-@cell_command("doctor", "Say in words what is wrong, and what to do.", example="nodestate doctor --json")
+@cell_command("doctor", example="nodestate doctor --json")
 @click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: what is written]")
 def command(run: Run, designs: str | None) -> int:
     """Ask the broker, every store and every partition how they are. Exit code 1 if something FAILs.

@@ -1,4 +1,4 @@
-"""``nodestate move``, ``evacuate``, ``resize`` and ``end``: what was booted, elsewhere, otherwise or not any more."""
+"""The commands ``migrate``, ``evacuate``, ``resize`` and ``terminate``, for instances that were booted before."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from nodestate.scheduling import Booted, Explanation, Outcome
 
 
 @cell_command(
-    "move",
-    "Move an instance to another node.",
-    example="nodestate move web-1 --explain\nnodestate move web-1 --to compute-0002",
+    "migrate",
+    example="nodestate migrate web-1 --explain\nnodestate migrate web-1 --to compute-0002",
 )
 @click.argument("instance")
 @click.option("--to", default="", metavar="NODE", help="This node or none.  [default: the best]")
@@ -36,7 +35,7 @@ from nodestate.scheduling import Booted, Explanation, Outcome
 @explain_option
 @max_age_option
 @node_max_age_option
-def move(
+def migrate(
     run: Run, instance: str, to: str, timeout: float, explain: bool, max_age: float | None, node_max_age: float | None
 ) -> int:
     """Build INSTANCE on another node, under the hints and the group policy that it was booted with, and end it where it is.
@@ -51,7 +50,7 @@ def move(
     return _tell(run, [outcome], explanation)
 
 
-@cell_command("evacuate", "Move everything off a node.", example="nodestate evacuate compute-0001 --timeout 300")
+@cell_command("evacuate", example="nodestate evacuate compute-0001 --timeout 300")
 @click.argument("node")
 @timeout_option
 @max_age_option
@@ -71,9 +70,7 @@ def evacuate(run: Run, node: str, timeout: float, max_age: float | None, node_ma
     return _tell(run, outcomes, None)
 
 
-@cell_command(
-    "resize", "Give an instance other resources.", example="nodestate resize web-1 VCPU=4 MEMORY_MB=8192 --explain"
-)
+@cell_command("resize", example="nodestate resize web-1 VCPU=4 MEMORY_MB=8192 --explain")
 @click.argument("instance")
 @click.argument("resources", metavar="CLASS=N…", nargs=-1, required=True)
 @timeout_option
@@ -103,11 +100,11 @@ def resize(
     return _tell(run, [outcome], explanation)
 
 
-@cell_command("end", "End instances.", example="nodestate end web-1 web-2")
+@cell_command("terminate", example="nodestate terminate web-1 web-2")
 @click.argument("instances", metavar="INSTANCE…", nargs=-1, required=True)
 @timeout_option
 @max_age_option
-def end(run: Run, instances: tuple[str, ...], timeout: float, max_age: float | None) -> int:
+def terminate(run: Run, instances: tuple[str, ...], timeout: float, max_age: float | None) -> int:
     """End each INSTANCE, wherever it is, and wait until no node reports it any more.
 
     Exit code 1 if no node reports one of them (then none is ended), or if a node still does after --timeout. JSON:

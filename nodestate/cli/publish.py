@@ -47,9 +47,7 @@ class _Outcome:
         return time.monotonic() - self.started
 
 
-@cell_command(
-    "publish", "Publish events from a file of JSON lines.", example="zcat events.jsonl.gz | nodestate publish -"
-)
+@cell_command("publish", example="zcat events.jsonl.gz | nodestate publish -")
 @click.argument("file", type=click.File("rb"))
 @click.option("--raw", is_flag=True, help="Publish lines as they are, valid or not, for consumers to judge.")
 @click.option("--timeout", type=SECONDS, default=30.0, metavar="S", help="How long to wait for a broker that is away.")

@@ -33,7 +33,6 @@ EXAMPLE_ID = "019ab2c3d4e5-0123456789ab"
 
 @cell_command(
     "reserve",
-    "Hold nodes for all members of a group, or for none.",
     example="nodestate reserve group.json --hold 300",
 )
 @click.argument("group_file", metavar="GROUP", type=file_type)
@@ -76,9 +75,7 @@ def reserve(
     return 0
 
 
-@cell_command(
-    "confirm", "Build all members of a reservation, or none.", example=f"nodestate confirm {EXAMPLE_ID} --timeout 120"
-)
+@cell_command("confirm", example=f"nodestate confirm {EXAMPLE_ID} --timeout 120")
 @click.argument("reservation", metavar="ID")
 @owner_option
 @timeout_option
@@ -106,7 +103,7 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
     return 0 if confirmed else 1
 
 
-@cell_command("extend", "Hold a reservation for longer.", example=f"nodestate extend {EXAMPLE_ID} --hold 600")
+@cell_command("extend", example=f"nodestate extend {EXAMPLE_ID} --hold 600")
 @click.argument("reservation", metavar="ID")
 @click.option("--hold", type=float, required=True, metavar="S", help="For how long, from now on.")
 @owner_option
@@ -116,7 +113,7 @@ def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
         _tell(run, scheduler.extend(reservation, hold, owner=owner))
 
 
-@cell_command("release", "Give back what a reservation holds.", example=f"nodestate release {EXAMPLE_ID}")
+@cell_command("release", example=f"nodestate release {EXAMPLE_ID}")
 @click.argument("reservation", metavar="ID")
 @owner_option
 def release(run: Run, reservation: str, owner: str) -> None:
@@ -129,7 +126,7 @@ def release(run: Run, reservation: str, owner: str) -> None:
         run.out.print(f"released {reservation}", markup=False)
 
 
-@cell_command("reservations", "List what is reserved.", example="nodestate reservations --json")
+@cell_command("reservations", example="nodestate reservations --json")
 def reservations(run: Run) -> None:
     """List all reservations of the cell, the eldest first. JSON: {"reservations"}, each as 'nodestate reserve' prints it."""
     with scheduler_of(run, boots=False) as scheduler:

@@ -10,9 +10,7 @@ from nodestate.cli.inspection import control_of
 from nodestate.ports import Resync
 
 
-@cell_command(
-    "resync", "Ask agents for full reports.", example="nodestate resync --node compute-0001 --node compute-0002"
-)
+@cell_command("resync", example="nodestate resync --node compute-0001 --node compute-0002")
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="This node. May be given several times.")
 @click.option(
     "--partition", "numbers", multiple=True, type=int, metavar="P", help="All nodes of this partition of what is read."

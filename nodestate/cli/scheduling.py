@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import click
 import msgspec
@@ -43,6 +43,8 @@ TELL_AGAIN_S: Final = 1.0
 
 class NotDoneError(NodestateError):
     """Raised when a command's time is over, and not all is done."""
+
+    kind: ClassVar[str] = "not-done"
 
 
 # -- options --------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from nodestate.scheduling import Choice, NoHostFound
 
 @cell_command(
     "select",
-    "Say where a request would go; nothing is claimed.",
     example="nodestate select --resources VCPU=2,MEMORY_MB=4096 --explain\nnodestate select request.json --json",
 )
 @click.argument("request_file", metavar="[REQUEST]", required=False, type=file_type)

@@ -41,7 +41,7 @@ def _database(run: Run, sql: str | None) -> str:
     return url
 
 
-@cell_command("upgrade", "Make the tables, or bring them up to date.", example="nodestate sql upgrade")
+@cell_command("upgrade", summary="Make the tables, or bring them up to date.", example="nodestate sql upgrade")
 @_url
 def upgrade(run: Run, sql: str | None) -> None:
     """Make the tables, or bring those of an older version up to date. What they hold is kept; a second time does nothing."""
@@ -53,7 +53,9 @@ def upgrade(run: Run, sql: str | None) -> None:
     _say(run, url, before)
 
 
-@cell_command("downgrade", "Bring the tables back to an older revision.", example="nodestate sql downgrade base --yes")
+@cell_command(
+    "downgrade", summary="Bring the tables back to an older revision.", example="nodestate sql downgrade base --yes"
+)
 @click.argument("revision")
 @click.option("--yes", is_flag=True, help="Also where rows are lost.")
 @_url
@@ -69,7 +71,7 @@ def downgrade(run: Run, revision: str, yes: bool, sql: str | None) -> None:
     _say(run, url, before)
 
 
-@cell_command("status", "Say which revision the tables are of.", example="nodestate sql status --json")
+@cell_command("status", summary="Say which revision the tables are of.", example="nodestate sql status --json")
 @_url
 def status(run: Run, sql: str | None) -> int:
     """Say which revision the tables are of, and which this version wants. Exit code 0: the same."""

@@ -21,7 +21,7 @@ NEVER_CAUGHT_UP_S: Final = 1_000_000.0
 """An owner that was not caught up once says that it is longer behind than this."""
 
 
-@cell_command("top", "Watch the partitions: owners, offsets, lag, ages.", example="nodestate top --once")
+@cell_command("top", example="nodestate top --once")
 @click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: what is written]")
 @click.option("--once", is_flag=True, help="Print once, and end.")
 @click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")

@@ -36,9 +36,7 @@ QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
 """What is set otherwise than elsewhere, unless it was set: partitions are vouched for within seconds."""
 
 
-@cell_command(
-    "up", "Run a whole cell in one process, and watch it.", example="nodestate up --nodes 1000 --rate 500 --seconds 15"
-)
+@cell_command("up", example="nodestate up --nodes 1000 --rate 500 --seconds 15")
 @click.option("--nodes", type=click.IntRange(1), default=100, help="How many nodes are simulated.")
 @click.option("--rate", type=click.FloatRange(0), default=200.0, help="Changes per second, of all together.")
 @click.option("--seed", type=int, default=0, help="The same seed, the same fleet.")
@@ -50,7 +48,9 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     them is for real cells, into which a simulated fleet must not get by accident. At the end the fleet stands still, and every design's view
     is compared with the others and with what the agents say, node by node. Exit code 0 only if all of them agree.
     """
-    config = _quick(run.settings(broker=run.given("broker") or "memory://", store=run.given("store") or "memory://"))
+    config = _quick(
+        run.settings(broker=run.common_option("broker") or "memory://", store=run.common_option("store") or "memory://")
+    )
     if config.broker != run.config.broker or config.store != run.config.store:
         run.err.print("embedded broker and store: --broker and --store would name others", markup=False)
     host = HostSource(zone="here", every_s=HOST_EVERY_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import msgspec
@@ -24,14 +24,17 @@ _STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "
 class UnknownNodeError(NodestateError):
     """Raised when a view has no such node."""
 
+    kind: ClassVar[str] = "not-found"
+
 
 class NothingReadError(NodestateError):
     """Raised when no partition could be read: an empty answer would pass for an empty cloud."""
 
+    kind: ClassVar[str] = "nothing-read"
+
 
 @cell_command(
     "view",
-    "Print all nodes, within a bound of staleness.",
     example="nodestate view --design journal --max-age 5 --on-stale flag --json",
 )
 @click.option(

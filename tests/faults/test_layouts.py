@@ -123,7 +123,7 @@ def refused_while_read(cell: Cell, words: Sequence[str]) -> None:
     """A consumer that follows no record still reads the queues: they are left behind, and everybody is told."""
     source = KombuSource(msgspec.structs.replace(cell.config, broker_heartbeat_s=60), [3])
     source.receive(0, 0)
-    assert design(cell, *words, "--timeout", "3", code=1)["kind"] == "LayoutInUseError"
+    assert design(cell, *words, "--timeout", "3", code=1)["kind"] == "layout-in-use"
     assert design(cell, "status")["leaving"] == ["journal@8"]
     assert "journal@8 was retired" in command(cell, "doctor")
     source.close()

@@ -130,7 +130,7 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
             f"{max(one['unfresh_s'] for one in saw):.1f} s"
         )
         design(cell, "retire", "journal")
-        assert design(cell, "retire", "sql", code=1)["kind"] == "DesignStepError"
+        assert design(cell, "retire", "sql", code=1)["kind"] == "design-step"
         assert sorted(design(cell, "status")["designs"]) == ["snapshot", "sql"]
         cell.recovered("after all switches")
         assert design(cell, "verify")["verdicts"]["snapshot"]["agree"]
@@ -185,8 +185,8 @@ def test_a_design_that_nobody_keeps_up_is_no_design_to_read(cell_of: CellFactory
         for member in cell.members:
             member.kill()
         time.sleep(5 * cell.config.renew_s + 2.5)
-        assert design(cell, "cutover", "journal", "--timeout", "0.5", code=1)["kind"] == "NotWholeError"
-        assert design(cell, "retire", "journal", "--timeout", "0.5", code=1)["kind"] == "NotWholeError"
+        assert design(cell, "cutover", "journal", "--timeout", "0.5", code=1)["kind"] == "design-incomplete"
+        assert design(cell, "retire", "journal", "--timeout", "0.5", code=1)["kind"] == "design-incomplete"
         for member in cell.members:
             member.start()
         assert design(cell, "cutover", "journal", "--timeout", "30")["reads"] == "journal"
