@@ -89,7 +89,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MIN_TAIL_BYTES": "of segments, below which no checkpoint is written",
         "TAIL_SHARE": "a checkpoint is due when the tail exceeds one of so many parts of the last one",
     },
-    "nodestate.scheduling.request": {
+    "nodestate.scheduling.request.limits": {
         "MAX_COUNT": "instances of one request, and `max_per_node` of a group",
         "MAX_GROUP_COUNT": "members of one reservation",
         "MAX_ALTERNATES_COUNT": "alternates of an instance",
@@ -99,7 +99,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MIN_HOLD_S": "seconds that a reservation is held",
         "MAX_HOLD_S": "seconds that a reservation is held",
     },
-    "nodestate.scheduling.claims": {
+    "nodestate.scheduling.claims.record": {
         "CLOCK_S": "seconds that a claim counts beyond its deadline",
         "UNSURE_S": "seconds for which claims may be missing from a record that was begun",
         "MAX_CLAIMS_COUNT": "claims on one node at a time",

@@ -62,7 +62,7 @@ def serve(line: Line, config: Config, name: str, weights: Mapping[str, float], s
             elif isinstance(asked, EndThese):
                 scheduler.end((node, task.name) for node, task in asked.tasks)
             scheduler.step()
-        stats = scheduler.ledger.stats
+        stats = scheduler.claim_table.stats
     courier.close()
     return Served(stats.written, stats.conflicts)
 

@@ -76,7 +76,7 @@ def race(line: Line, config: Config, name: str, own: Race) -> Raced:
         start = line.hear(GO_S)
         require(start is not None, "nobody said when to start")
         time.sleep(max(0.0, start - time.monotonic()))
-        stats = scheduler.ledger.stats
+        stats = scheduler.claim_table.stats
         written, lost = stats.written, stats.conflicts
         claims = nowhere = given_up = 0
         cpu_began, began = time.process_time(), time.monotonic()
@@ -85,7 +85,7 @@ def race(line: Line, config: Config, name: str, own: Race) -> Raced:
                 old = held.popleft()
                 assert old.node is not None, "claimed"
                 assert old.claim is not None, "claimed"
-                scheduler.ledger.drop(old.node, old.claim.id)  # written with the next claims
+                scheduler.claim_table.drop_claim(old.node, old.claim.id)  # written with the next claims
             for placing in scheduler.claim(wants.take(BATCH_COUNT)):
                 if placing.claim is not None:
                     held.append(placing)
@@ -95,8 +95,8 @@ def race(line: Line, config: Config, name: str, own: Race) -> Raced:
                 else:
                     given_up += 1
         took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_began
-        scheduler.ledger.settle()
-        require(not scheduler.ledger.edited, f"{name} could not give back all that it wanted to")
+        scheduler.claim_table.flush_all()
+        require(not scheduler.claim_table.edited, f"{name} could not give back all that it wanted to")
         return Raced(
             name,
             claims,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bench.workload import Fleet
-from nodestate.scheduling.request import Group, Request
+from nodestate.scheduling.request import InstanceGroup, Request
 
 TENANTS_COUNT: Final = 3
 """Instances that a node tells of; its usage says how full it is."""
@@ -146,7 +146,7 @@ class Wants:
                 continue
             if not open_groups:
                 self._groups += 1
-                group = Group(name=f"group-{self._name}-{self._groups}", policy="anti-affinity")
+                group = InstanceGroup(name=f"group-{self._name}-{self._groups}", policy="anti-affinity")
                 flavour = self._flavour()
                 open_groups = [
                     Request(resources=flavour.resources, required_traits=flavour.traits, group=group)

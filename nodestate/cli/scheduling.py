@@ -106,7 +106,7 @@ def scheduler_of(
                 yield scheduler
             except TimeoutError as error:
                 cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
-                if any(scheduler.ledger.own()):
+                if any(scheduler.claim_table.own_claims()):
                     cause += f"; claims that were made end after {config.claim_ttl_s:g} s"
                 raise NotDoneError(cause) from error
     finally:
@@ -219,10 +219,10 @@ def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
 def _old_places(scheduler: Scheduler, outcome: Booted) -> list[str]:
     """Other nodes that report it still and can be asked to end it; none where it was moved on meanwhile."""
     fleet = scheduler.fleet
-    counting = fleet.counting(outcome.instance)
-    if counting is None or fleet.names[counting] != outcome.node or not fleet.heard(counting):
+    counting = fleet.authoritative_row(outcome.instance)
+    if counting is None or fleet.names[counting] != outcome.node or not fleet.is_responsive(counting):
         return []
-    return [fleet.names[row] for row in fleet.reporting(outcome.instance) if row != counting and fleet.usable[row]]
+    return [fleet.names[row] for row in fleet.reporting_rows(outcome.instance) if row != counting and fleet.usable[row]]
 
 
 # -- for programs ---------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def show_filters(run: Run, remaining: Sequence[Remaining]) -> None:
 def show_no_node(run: Run, why: NoHostFound, *, whose: str = "") -> None:
     """Why there is no node: in one line, then by filter."""
     run.out.print(f"{why}{f' ({whose})' if whose else ''}", markup=False, soft_wrap=True)
-    if not why.why:
+    if not why.reason:
         show_filters(run, why.remaining)
 
 

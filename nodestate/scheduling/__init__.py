@@ -20,7 +20,7 @@ from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet.row_types import Flags, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.orders.boots import Boot, Booted, Failed, Outcome, Refused
-from nodestate.scheduling.request import Group, GroupRequest, Request, parse, parse_group
+from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, parse, parse_group
 from nodestate.scheduling.reservations import Confirmed, Groups, Member, NotConfirmed, NotReserved, Reservation
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection import Choice, Explanation, Lack, Remaining
@@ -35,7 +35,7 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "Migrations",
     # what is asked for
     "Request",
-    "Group",
+    "InstanceGroup",
     "GroupRequest",
     "parse",
     "parse_group",

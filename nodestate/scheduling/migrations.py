@@ -97,10 +97,10 @@ class Migrations:
         unclear: list[Booted | Failed] = []
         elsewhere: list[Booted] = []
         for instance, allocation in fleet.allocations(row).items():
-            counting = fleet.counting(instance)
-            if counting not in (row, None) and not fleet.heard(counting):
+            counting = fleet.authoritative_row(instance)
+            if counting not in (row, None) and not fleet.is_responsive(counting):
                 why = f"somebody moved it to {fleet.names[counting]}, and nothing is heard of that: what is here stays"
-                unclear.append(Failed(instance, NoHostFound(why=why)))
+                unclear.append(Failed(instance, NoHostFound(reason=why)))
                 continue
             if counting not in (row, None):
                 elsewhere.append(Booted(instance, fleet.names[counting], fleet.version[counting]))
@@ -109,7 +109,7 @@ class Migrations:
                 there.append(self._as_placed(instance, row, allocation))
             except BadRequestError as error:
                 unclear.append(
-                    Failed(instance, NoHostFound(why=f"what it was booted with can't be asked for again: {error}"))
+                    Failed(instance, NoHostFound(reason=f"what it was booted with can't be asked for again: {error}"))
                 )
         lifts = tuple(placed.lift for placed in there)
         boots = [self._boot(placed, placed.request, lifts) for placed in there]
@@ -124,8 +124,8 @@ class Migrations:
         """Why it would go where it would go: the other nodes as a move sees them, or a resize to these resources."""
         placed = self._placed(instance)
         wanted = placed.request if resources is None else self._resized(placed, resources)
-        with self._scheduler.fleet.lifted((placed.lift,)):
-            return self._scheduler.selector.explain(_for_life(wanted), but={placed.row})
+        with self._scheduler.fleet.excluding((placed.lift,)):
+            return self._scheduler.selector.explain(_for_life(wanted), exclude={placed.row})
 
     # -- inside
 
@@ -147,7 +147,7 @@ class Migrations:
     def _placed(self, instance: str) -> _Placed:
         self._scheduler.refresh()
         fleet = self._scheduler.fleet
-        row, rows = fleet.counting(instance), fleet.reporting(instance)
+        row, rows = fleet.authoritative_row(instance), fleet.reporting_rows(instance)
         if not rows:
             raise NotFoundError("instance", f"no node reports {instance}")
         if row is None:
@@ -160,7 +160,7 @@ class Migrations:
     def _as_placed(self, instance: str, row: int, allocation: Mapping[str, Any]) -> _Placed:
         hints = allocation.get("hints") or {}
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
-        gang = self._scheduler.fleet.gangs.get(str(hints.get("reservation", "")), {})
+        gang = self._scheduler.fleet.placement_marks.get(str(hints.get("reservation", "")), {})
         if (row, instance) in gang:
             if not is_whole(gang):
                 why = f"{instance} is of reservation {hints['reservation']}, which is not all placed yet; try again"
@@ -168,9 +168,9 @@ class Migrations:
             hints = {**hints, "placed": True}
         return _Placed(instance, row, request, hints)
 
-    def _boot(self, placed: _Placed, request: Request, lifts: tuple[Exclusion, ...]) -> Boot:
+    def _boot(self, placed: _Placed, request: Request, exclusions: tuple[Exclusion, ...]) -> Boot:
         placing = self._scheduler.placing(request, placed.instance)
-        placing.lifts = lifts
+        placing.exclusions = exclusions
         placing.request = _for_life(request)
         life = lifetime_id_of(placed.hints)
         hints = {**placed.hints, "boot": life} if life else dict(placed.hints)

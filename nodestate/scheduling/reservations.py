@@ -31,8 +31,9 @@ from nodestate.errors import BadRequestError, BehindError, NodestateError, NotFo
 from nodestate.model import Receipt
 from nodestate.ports import Status
 from nodestate.scheduling import order_ids
-from nodestate.scheduling.claims import Claim, by_reservation
+from nodestate.scheduling.claims import Claim
 from nodestate.scheduling.claims.placer import NoHostFound, Placing
+from nodestate.scheduling.claims.record import by_reservation
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.boots import Boot, Booted, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold, request_of
@@ -111,9 +112,9 @@ class Groups:
         number = order_ids.new_order_id(scheduler.clock, scheduler.ids)
         placings = self._placings(wanted, number, owner or scheduler.name)
         for placing in placings:
-            there = scheduler.fleet.reported(placing.instance)
+            there = scheduler.fleet.reporting_node(placing.instance)
             if there:
-                return NotReserved(placing.instance, NoHostFound(why=f"{placing.instance} is on {there} already"))
+                return NotReserved(placing.instance, NoHostFound(reason=f"{placing.instance} is on {there} already"))
         while True:
             self._place(placings, wanted)
             failed = next((placing for placing in placings if placing.failure is not None), None)
@@ -122,9 +123,9 @@ class Groups:
                 if held is not None:
                     return held
                 failed = placings[0]
-            why = failed.failure or NoHostFound(why="claims of it were lost before all were in place")
+            why = failed.failure or NoHostFound(reason="claims of it were lost before all were in place")
             rivals = self._rivals(number)
-            waiting = bool(rivals) or bool(scheduler.ledger.unsure())
+            waiting = bool(rivals) or bool(scheduler.claim_table.unsure_nodes())
             if not waiting or scheduler.clock.monotonic() >= deadline:
                 scheduler.placer.give_back(placings)
                 return NotReserved(failed.instance, why)
@@ -147,7 +148,9 @@ class Groups:
         members.sort(key=lambda member: (-self._share(member[1]), member[0]))
         claim_ttl_s = self._scheduler.config.claim_ttl_s
         return [
-            Placing(request, instance, claim_ttl_s, sure=True, reservation=number, members=len(members), owner=owner)
+            Placing(
+                request, instance, claim_ttl_s, avoid_unsure=True, reservation=number, members=len(members), owner=owner
+            )
             for instance, request in members
         ]
 
@@ -177,7 +180,7 @@ class Groups:
                 return
             self._scheduler.placer.give_back(placings)
         for placing in placings:
-            placing.failure = placing.failure or NoHostFound(why="no node has room for all of an affinity group")
+            placing.failure = placing.failure or NoHostFound(reason="no node has room for all of an affinity group")
 
     def _rows_for_all(self, placings: list[Placing]) -> list[int]:
         total: dict[str, int] = {}
@@ -185,23 +188,23 @@ class Groups:
             for name, amount in placing.request.resources.items():
                 total[name] = total.get(name, 0) + amount
         together = msgspec.structs.replace(placings[0].request, resources=total)
-        unsure = self._scheduler.ledger.unsure()
+        unsure = self._scheduler.claim_table.unsure_nodes()
         rows = self._scheduler.fleet.rows
         return self._scheduler.selector.best(together, MAX_KEEPS_COUNT, {rows[node] for node in unsure if node in rows})
 
     def _keep(self, placings: list[Placing], number: str, hold_s: float) -> Reservation | None:
         """All are claimed: make that last for ``hold_s``. None, and nothing claimed, where one is not there any more."""
-        ledger = self._scheduler.ledger
+        claim_table = self._scheduler.claim_table
         waiting = list(placings)
         try:
             for _ in range(MAX_KEEPS_COUNT):
                 for placing in waiting:
                     assert placing.node is not None, "claimed"
                     assert placing.claim is not None, "claimed"
-                    until = ledger.now(placing.node) + hold_s
+                    until = claim_table.now(placing.node) + hold_s
                     placing.claim = msgspec.structs.replace(placing.claim, until=until, kept=True)
-                    ledger.take(placing.node, placing.claim)
-                outcomes = ledger.flush()
+                    claim_table.add_claim(placing.node, placing.claim)
+                outcomes = claim_table.flush()
                 waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not Status.STORED]
                 if not waiting:
                     members = tuple(_member(placing.node or "", placing.claim) for placing in placings if placing.claim)
@@ -215,11 +218,11 @@ class Groups:
         """Other reservations that have claimed, and not yet kept: their claims may go."""
         scheduler = self._scheduler
         found = set()
-        for node, known in scheduler.ledger.known.items():
+        for node, known in scheduler.claim_table.known.items():
             if not known.record.claims:
                 continue
             with suppress(NodestateError):  # a server that does not answer: nobody waits for what is claimed there
-                now = scheduler.ledger.now(node)
+                now = scheduler.claim_table.now(node)
                 found |= {
                     claim.reservation
                     for claim in known.record.claims
@@ -235,8 +238,8 @@ class Groups:
         """
         scheduler = self._scheduler
         scheduler.refresh()
-        scheduler.ledger.learn(list(scheduler.fleet.names))
-        scheduler.ledger.require_all()
+        scheduler.claim_table.read_records(list(scheduler.fleet.names))
+        scheduler.claim_table.require_servers()
         return [self._held(number, claims) for number, claims in sorted(self._claims().items())]
 
     def extend(self, number: str, hold_s: float, *, owner: str = "") -> Reservation:
@@ -266,7 +269,7 @@ class Groups:
         scheduler = self._scheduler
         deadline = scheduler.clock.monotonic() + timeout_s
         placings = self._found(number, owner)
-        if any(one.placed for one in scheduler.fleet.gangs.get(number, {}).values()):
+        if any(one.placed for one in scheduler.fleet.placement_marks.get(number, {}).values()):
             raise NotFoundError("reservation", f"{number} was confirmed already")
         before = [self._built_before(placing, number) for placing in placings]
         if self._keep(placings, number, scheduler.config.claim_ttl_s + timeout_s) is None:
@@ -297,9 +300,9 @@ class Groups:
         """
         fleet = self._scheduler.fleet
         row = fleet.rows.get(placing.node or "", -1)
-        hints = fleet.hints(row, placing.instance) if row in fleet.reporting(placing.instance) else {}
+        hints = fleet.hints(row, placing.instance) if row in fleet.reporting_rows(placing.instance) else {}
         before = hints if number and hints.get("reservation") == number else {}
-        there = fleet.reported(placing.instance, {row} if before else ())
+        there = fleet.reporting_node(placing.instance, {row} if before else ())
         if there:
             raise NotFoundError("instance", f"{placing.instance} of {placing.reservation} is on {there} already")
         return before
@@ -334,9 +337,9 @@ class Groups:
         except (BehindError, StaleViewError) as error:
             raise TimeoutError(f"all members are built, and no view shows it: {error}") from error
         return [
-            Failed(outcome.instance, NoHostFound(why=f"somebody ended it on {outcome.node} meanwhile"))
+            Failed(outcome.instance, NoHostFound(reason=f"somebody ended it on {outcome.node} meanwhile"))
             for outcome in booted
-            if not scheduler.fleet.reported(outcome.instance)
+            if not scheduler.fleet.reporting_node(outcome.instance)
         ]
 
     def _undo(self, boots: list[Boot]) -> None:
@@ -346,12 +349,12 @@ class Groups:
 
     def _drop_claims(self, boots: list[Boot]) -> None:
         """Their allocations are what counts; and what is held no more is not confirmed again."""
-        ledger = self._scheduler.ledger
+        claim_table = self._scheduler.claim_table
         for boot in boots:
             assert isinstance(boot.outcome, Booted), "only what was built"
             if boot.placing.claim is not None:
-                ledger.drop(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
-        ledger.settle()
+                claim_table.drop_claim(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
+        claim_table.flush_all()
 
     def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
         """Build one member by itself, where it is held. Raises ``NotFoundError`` as ``confirm`` does."""
@@ -375,14 +378,14 @@ class Groups:
         """
         scheduler = self._scheduler
         scheduler.refresh()
-        own = [node for node, claim in scheduler.ledger.own() if claim.reservation == number]
-        scheduler.ledger.learn(own)
+        own = [node for node, claim in scheduler.claim_table.own_claims() if claim.reservation == number]
+        scheduler.claim_table.read_records(own)
         claims = self._claims().get(number, [])
         if not claims or len(claims) < claims[0][1].members:
-            scheduler.ledger.learn(list(scheduler.fleet.names))
+            scheduler.claim_table.read_records(list(scheduler.fleet.names))
             claims = self._claims().get(number, [])
         if not claims or (not part and len(claims) < claims[0][1].members):
-            scheduler.ledger.require_all()
+            scheduler.claim_table.require_servers()
         if not claims:
             raise NotFoundError("reservation", f"no {number} is held in cell {scheduler.config.cell}: it expired, was "
                                   "released or confirmed, or is another cell's")  # fmt: skip
@@ -403,21 +406,21 @@ class Groups:
         return placing
 
     def _claims(self) -> dict[str, list[tuple[str, Claim]]]:
-        ledger = self._scheduler.ledger
+        claim_table = self._scheduler.claim_table
         found: dict[str, list[tuple[str, Claim]]] = {}
-        for node, known in ledger.known.items():
+        for node, known in claim_table.known.items():
             if not known.record.claims:
                 continue
             with suppress(NodestateError):  # what lives on a server that does not answer is not at hand
-                for number, claims in by_reservation({node: known.record}, ledger.now(node)).items():
+                for number, claims in by_reservation({node: known.record}, claim_table.now(node)).items():
                     found.setdefault(number, []).extend(claims)
         return found
 
     def _held(self, number: str, claims: list[tuple[str, Claim]]) -> Reservation:
-        left = min(claim.until - self._scheduler.ledger.now(node) for node, claim in claims)
+        left = min(claim.until - self._scheduler.claim_table.now(node) for node, claim in claims)
         whole = len(claims) == claims[0][1].members and all(claim.kept for _, claim in claims)
         members = tuple(
-            _member(node, claim, placed=self._scheduler.ledger.is_allocated(node, claim)) for node, claim in claims
+            _member(node, claim, placed=self._scheduler.claim_table.is_allocated(node, claim)) for node, claim in claims
         )
         return Reservation(number, claims[0][1].owner, members, max(0.0, left), whole)
 

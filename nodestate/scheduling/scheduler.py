@@ -25,9 +25,9 @@ from nodestate.errors import BehindError, BrokerUnavailableError, ConfigError, N
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling import order_ids
-from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, Claim
+from nodestate.scheduling.claims import CLOCK_S, REASSERT_S, Claim
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
-from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placer import Placer, Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.migrations import Migrations
@@ -90,19 +90,26 @@ class Scheduler:
         self.reader = reader
         self.courier = courier
         self.fleet = Fleet()
-        self.sharing = NodePreference(self.name, self.clock, config.claim_ttl_s)
-        self.ledger = Ledger(config.cell, claims, self.fleet, self.sharing)
+        self.node_preference = NodePreference(self.name, self.clock, config.claim_ttl_s)
+        self.claim_table = ClaimTable(config.cell, claims, self.fleet, self.node_preference)
         self.random = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
         self.selector = Selector(
-            self.fleet, policies or installed(), self.random.getrandbits(63), self.sharing, self.ids
+            self.fleet, policies or installed(), self.random.getrandbits(63), self.node_preference, self.ids
         )
-        anchors = AffinitySeed(config.cell, claims)
+        affinity_seed = AffinitySeed(config.cell, claims)
         self.placer = Placer(
-            self.name, self.fleet, self.selector, self.ledger, anchors, self._refresh_for_retry, self.clock, self.ids
+            self.name,
+            self.fleet,
+            self.selector,
+            self.claim_table,
+            affinity_seed,
+            self._refresh_for_retry,
+            self.clock,
+            self.ids,
         )
         self.boots: Boots | None = None
         if courier is not None:
-            self.boots = Boots(self.placer, self.fleet, self.ledger, courier, self.clock, self.ids, config)
+            self.boots = Boots(self.placer, self.fleet, self.claim_table, courier, self.clock, self.ids, config)
         self.groups = Groups(self)
         self.moves = Migrations(self)
         self._view: View | None = None
@@ -111,7 +118,7 @@ class Scheduler:
         self._look_after_at = 0.0
         # A claim counts until an agent's answer is in every view that decides: older ones could miss both.
         self._max_safe_age_s = config.claim_ttl_s - config.answer_timeout_s - CLOCK_S
-        self._tidying = Reconciler(self.fleet, self.ledger, config.claim_ttl_s)
+        self._tidying = Reconciler(self.fleet, self.claim_table, config.claim_ttl_s)
 
     # -- views
 
@@ -122,11 +129,11 @@ class Scheduler:
         if view.age > bound:
             view = self.reader.read(max_age=bound, on_stale="refuse")  # says why
         self.fleet.advance(view)
-        self.ledger.follow()
+        self.claim_table.on_fleet_advanced()
         if self._learnt < len(self.fleet):  # once for each node: what is claimed on it by others
-            self.ledger.learn(self.fleet.names[self._learnt :])
+            self.claim_table.read_records(self.fleet.names[self._learnt :])
             self._learnt = len(self.fleet)
-        self.ledger.expire()
+        self.claim_table.expire()
         self._view = view
         self._blind = None
         return view
@@ -134,7 +141,9 @@ class Scheduler:
     def hear(self) -> None:
         """Note which nodes gave no sign of life lately (``node_max_age``, or three heartbeats): what they say may be of the past."""
         bound = self.node_max_age or HEARTBEATS_COUNT * self.config.heartbeat_s + self.max_age
-        self.fleet.silent = frozenset(self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag").stale)
+        self.fleet.unresponsive = frozenset(
+            self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag").stale
+        )
 
     @property
     def view(self) -> View:
@@ -145,13 +154,13 @@ class Scheduler:
         """A view that has what claims were dropped for, and the claims of others as they are now."""
         before = self.fleet.changes
         deadline = self.clock.monotonic() + CATCH_UP_S
-        for receipt in self.ledger.behind():
+        for receipt in self.claim_table.receipts_to_await():
             with suppress(BehindError, StaleViewError):
                 left_s = max(0.0, deadline - self.clock.monotonic())
                 self.reader.read(at_least=receipt, on_stale="flag", timeout=left_s)
         with suppress(StaleViewError):
             self.refresh()
-        self.ledger.learn(self.ledger.of_others(self.name))
+        self.claim_table.read_records(self.claim_table.nodes_claimed_by_others(self.name))
         return self.fleet.changes != before
 
     # -- selecting
@@ -214,9 +223,9 @@ class Scheduler:
         ended = {(ending.node, ending.instance) for ending in endings}
         self._settle(
             (node, claim)
-            for node, claim in self.ledger.own()
+            for node, claim in self.claim_table.own_claims()
             if (node, claim.instance) in ended
-            and (self.ledger.allocation(claim.id) is not None or self._seen_allocated(node, claim))
+            and (self.claim_table.allocated_version(claim.id) is not None or self._seen_allocated(node, claim))
         )
         return endings
 
@@ -225,7 +234,9 @@ class Scheduler:
         where no node reports one, before any is ended, and ``TimeoutError`` where views show one for longer.
         """
         self.refresh()
-        there = {instance: [self.fleet.names[row] for row in self.fleet.reporting(instance)] for instance in instances}
+        there = {
+            instance: [self.fleet.names[row] for row in self.fleet.reporting_rows(instance)] for instance in instances
+        }
         nowhere = [instance for instance, nodes in there.items() if not nodes]
         if nowhere:
             raise NotFoundError("instance", f"no node reports {', '.join(nowhere)}; nothing was ended")
@@ -267,7 +278,7 @@ class Scheduler:
 
     def _endings(self, node: str, instance: str) -> list[Termination]:
         """How to end the lives of an instance that the last view shows: on the node, and wherever else it is by now."""
-        there = {self.fleet.names[row]: self.fleet.hints(row, instance) for row in self.fleet.reporting(instance)}
+        there = {self.fleet.names[row]: self.fleet.hints(row, instance) for row in self.fleet.reporting_rows(instance)}
         endings = [
             Termination(name, instance, order_ids.order_id_of(hints), order_ids.lifetime_id_of(hints))
             for name, hints in there.items()
@@ -344,18 +355,20 @@ class Scheduler:
         now = self.clock.monotonic()
         if now < self._look_after_at:
             return
-        self._look_after_at = now + LOOK_AFTER_S
+        self._look_after_at = now + REASSERT_S
         try:
             self.refresh()
             fresh = True
         except StaleViewError:
-            self.ledger.expire()
+            self.claim_table.expire()
             fresh = False
-        self.ledger.reassert_own_claims()
+        self.claim_table.reassert_own_claims()
         if fresh:  # members of a reservation may be confirmed yet, by their claims
-            self._settle(own for own in self.ledger.own() if not own[1].reservation and self._seen_allocated(*own))
+            self._settle(
+                own for own in self.claim_table.own_claims() if not own[1].reservation and self._seen_allocated(*own)
+            )
         else:
-            self.ledger.settle()
+            self.claim_table.flush_all()
         if fresh and self.boots is not None:
             self.boots.look()
             self._tidy(self.boots, now)
@@ -366,7 +379,7 @@ class Scheduler:
         """
         if any(partition.lost or not partition.vouched for partition in self.view.partitions):
             return
-        if self.fleet.doubled():
+        if self.fleet.duplicates():
             self.hear()
         for duty in self._tidying.due(now):
             if duty.placed:
@@ -428,21 +441,21 @@ class Scheduler:
         """Drop the claims that became allocations, as far as the last view has them. They count no more for who saw that; for
         others their room is free, when the instance ends, at once and not after ``claim_ttl_s``. Who goes does it before.
         """
-        self._settle(own for own in self.ledger.own() if self._seen_allocated(*own))
+        self._settle(own for own in self.claim_table.own_claims() if self._seen_allocated(*own))
 
     def _settle(self, claims: Iterable[tuple[str, Claim]]) -> None:
         for node, claim in list(claims):
-            row, told = self.fleet.rows.get(node), self.ledger.allocation(claim.id)
+            row, told = self.fleet.rows.get(node), self.claim_table.allocated_version(claim.id)
             if row is not None and not claim.resize:
-                self.ledger.drop(node, claim.id, told if told is not None else self.fleet.version[row])
-        self.ledger.settle()
+                self.claim_table.drop_claim(node, claim.id, told if told is not None else self.fleet.version[row])
+        self.claim_table.flush_all()
 
     def _seen_allocated(self, node: str, claim: Claim) -> bool:
         """Whether the last view has what the claim became; or had, where it went since."""
-        row, told = self.fleet.rows.get(node), self.ledger.allocation(claim.id)
+        row, told = self.fleet.rows.get(node), self.claim_table.allocated_version(claim.id)
         if row is None:
             return False
-        return self.ledger.is_allocated(node, claim) or (told is not None and told <= self.fleet.version[row])
+        return self.claim_table.is_allocated(node, claim) or (told is not None and told <= self.fleet.version[row])
 
     def close(self) -> None:
         """Close what this opened. Claims stay until they expire, or their instances are allocated."""

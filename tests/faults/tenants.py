@@ -108,8 +108,8 @@ def main(name: str, seed: int) -> None:
             tenant.act()
         except (BadRequestError, TimeoutError, NodestateError) as error:  # servers are away, or it took too long
             tenant.counters[type(error).__name__] += 1
-    ledger = tenant.scheduler.ledger.stats
-    sys.stdout.write(json.dumps({**tenant.counters, "lost": ledger.lost, "put back": ledger.put_back}))
+    claim_table = tenant.scheduler.claim_table.stats
+    sys.stdout.write(json.dumps({**tenant.counters, "lost": claim_table.lost, "put back": claim_table.put_back}))
     sys.stdout.flush()
     tenant.scheduler.close()
     tenant.courier.close()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nodestate.scheduling.fleet import Fleet, Outstanding
+from nodestate.scheduling.fleet import Fleet, OutstandingClaims
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import FILTERS
 from tests.scheduling.fleets import Cell, asked, fleet_of, host
@@ -93,11 +93,11 @@ def test_a_filter_lets_pass(fleet: Fleet, name: str, vcpu: int, more: dict[str, 
 
 def test_what_is_claimed_is_taken(fleet: Fleet) -> None:
     """Room, members of groups, and the instances themselves: as if the agent had said so already."""
-    fleet.overlay(1, Outstanding({"VCPU": 3}, {"vm5": "db"}))
+    fleet.overlay(1, OutstandingClaims({"VCPU": 3}, {"vm5": "db"}))
     assert passing("resources", fleet, asked(2)) == "acd"
     assert passing("group", fleet, asked(group={"name": "db", "policy": "anti-affinity"})) == "ad"
     assert passing("same_host", fleet, asked(same_host=["vm5"])) == "b"
-    fleet.overlay(2, Outstanding(blocked=True))
+    fleet.overlay(2, OutstandingClaims(blocked=True))
     assert passing("status", fleet, asked()) == "ab"
 
 

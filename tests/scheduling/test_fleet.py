@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nodestate.model import STATUSES, NodeRecord, Version
-from nodestate.scheduling.fleet import FIRST_ROWS, Exclusion, Fleet, Mark, Outstanding
+from nodestate.scheduling.fleet import Exclusion, Fleet, OutstandingClaims, PlacementMark
+from nodestate.scheduling.fleet.fleet import FIRST_ROWS
 from nodestate.scheduling.order_ids import order_id_of
 from nodestate.view.table import Table
 from nodestate.view.view import View
@@ -52,7 +53,7 @@ states = st.none() | st.fixed_dictionaries(
     }
 )
 outstandings = st.none() | st.builds(
-    Outstanding, amounts, st.dictionaries(instances, st.sampled_from(GROUPS), max_size=2), st.booleans()
+    OutstandingClaims, amounts, st.dictionaries(instances, st.sampled_from(GROUPS), max_size=2), st.booleans()
 )
 numbers = st.integers(0, 1_000)
 
@@ -69,9 +70,11 @@ def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[s
         "aggregates": [word for word in WORDS if row in fleet.aggregates.rows_of(word, len(fleet))],
         "groups": {group: counts[row] for group, counts in fleet.groups.items() if row in counts},
         "tenants": dict(fleet.tenants(row)),
-        "here": [instance for instance in INSTANCES if row in fleet.where(instance)],
-        "group_of": {i: fleet.group_of(row, i) for i in INSTANCES if row in fleet.where(i)},
-        "gangs": sorted((g, i, mark) for g, gang in fleet.gangs.items() for (r, i), mark in gang.items() if r == row),
+        "here": [instance for instance in INSTANCES if row in fleet.rows_with(instance)],
+        "group_of": {i: fleet.group_of(row, i) for i in INSTANCES if row in fleet.rows_with(i)},
+        "gangs": sorted(
+            (g, i, mark) for g, gang in fleet.placement_marks.items() for (r, i), mark in gang.items() if r == row
+        ),
         "amounts": {
             c: (int(fleet.amounts[c][0][row]), int(fleet.amounts[c][1][row]), int(fleet.free[c][row]))
             for c in classes
@@ -86,11 +89,11 @@ def contents(fleet: Fleet, classes: Collection[str] = CLASSES) -> dict[str, Any]
     rows = {name: here for row in range(len(fleet)) for name, here in row_of(fleet, row, classes).items()}
     nothing = row_of(fleet_of(node("nobody")), 0)["nobody"]
     rows = {name: here for name, here in rows.items() if {**here, "version": nothing["version"]} != nothing}
-    doubled = {instance: sorted(fleet.names[row] for row in rows) for instance, rows in fleet.doubled().items()}
+    doubled = {instance: sorted(fleet.names[row] for row in rows) for instance, rows in fleet.duplicates().items()}
     return {
         "rows": rows,
         "doubled": doubled,
-        "where": {i: sorted(fleet.names[row] for row in fleet.where(i)) for i in INSTANCES},
+        "where": {i: sorted(fleet.names[row] for row in fleet.rows_with(i)) for i in INSTANCES},
         "groups": {g: {fleet.names[row]: n for row, n in counts.items()} for g, counts in fleet.groups.items()},
     }
 
@@ -103,7 +106,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.fleet = Fleet()
         self.tables: list[Table | None] = [None, None]
         self.left_out: set[str] = set()
-        self.overlays: dict[str, Outstanding] = {}
+        self.overlays: dict[str, OutstandingClaims] = {}
         self.generation = 0
         self.epoch = 0
         self.remembered: tuple[int, dict[str, Any]] = (0, {})
@@ -177,7 +180,7 @@ class FleetMachine(RuleBasedStateMachine):
     # -- claims
 
     @rule(pick=numbers, outstanding=outstandings)
-    def claim(self, pick: int, outstanding: Outstanding | None) -> None:
+    def claim(self, pick: int, outstanding: OutstandingClaims | None) -> None:
         """The fleet shows it at once."""
         self.look()
         if not len(self.fleet):
@@ -196,9 +199,9 @@ class FleetMachine(RuleBasedStateMachine):
             return
         lifts = [Exclusion(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
         before = contents(self.fleet)
-        with self.fleet.lifted(lifts):
+        with self.fleet.excluding(lifts):
             for row, instance, *_ in lifts:
-                assert row not in self.fleet.where(instance)
+                assert row not in self.fleet.rows_with(instance)
             free = {c: array.copy() for c, array in self.fleet.free.items()}
         assert contents(self.fleet) == before
         for c, array in free.items():
@@ -253,7 +256,7 @@ def test_a_class_that_appears_elsewhere_makes_no_room_where_it_is_claimed() -> N
     cell = Cell(host("a"), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
-    fleet.overlay(0, Outstanding({"CUSTOM_GPU": 3}))
+    fleet.overlay(0, OutstandingClaims({"CUSTOM_GPU": 3}))
     before = fleet.changes
     cell.change(host("b", 2, inventory={"CUSTOM_GPU": {"total": 4}}))
     fleet.advance(cell.view)
@@ -269,7 +272,7 @@ def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
         "theirs": {"resources": {"VCPU": 1}, "group": "db", "hints": {"order": 7, "reservation": 5}},
     }
     fleet = fleet_of(host("a", instances=allocations))
-    assert fleet.gangs == {"r1": {(0, "ours"): Mark("r1", 2, True)}}
+    assert fleet.placement_marks == {"r1": {(0, "ours"): PlacementMark("r1", 2, True)}}
     assert [order_id_of(fleet.hints(0, instance)) for instance in ("ours", "theirs")] == ["o1", "7"]
     assert fleet.groups == {"web": {0: 1}, "db": {0: 1}}
 
@@ -279,16 +282,16 @@ def test_an_instance_on_two_nodes_is_on_both_and_counts_twice_until_one_reports_
     cell = Cell(host("a", instances={"vm": "web"}), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
-    fleet.overlay(1, Outstanding({"VCPU": 1}, {"vm": "web"}))
-    assert (fleet.where("vm"), fleet.doubled()) == ([0, 1], {})
+    fleet.overlay(1, OutstandingClaims({"VCPU": 1}, {"vm": "web"}))
+    assert (fleet.rows_with("vm"), fleet.duplicates()) == ([0, 1], {})
     cell.change(host("b", 2, used=1, instances={"vm": "web"}))
     fleet.advance(cell.view)
     fleet.overlay(1, None)
-    assert (fleet.where("vm"), fleet.doubled()) == ([0, 1], {"vm": [0, 1]})
+    assert (fleet.rows_with("vm"), fleet.duplicates()) == ([0, 1], {"vm": [0, 1]})
     assert fleet.groups == {"web": {0: 1, 1: 1}}
     cell.change(host("a", 2))
     fleet.advance(cell.view)
-    assert (fleet.where("vm"), fleet.doubled(), fleet.groups) == ([1], {}, {"web": {1: 1}})
+    assert (fleet.rows_with("vm"), fleet.duplicates(), fleet.groups) == ([1], {}, {"web": {1: 1}})
 
 
 def test_a_fleet_that_grows_keeps_what_it_knew() -> None:
@@ -303,7 +306,7 @@ def test_a_fleet_that_grows_keeps_what_it_knew() -> None:
     cell = Cell(host("n0", **state), host("n1", **state))
     fleet = Fleet()
     fleet.advance(cell.view)
-    fleet.overlay(0, Outstanding({"VCPU": 2}, {"b": "db"}))
+    fleet.overlay(0, OutstandingClaims({"VCPU": 2}, {"b": "db"}))
     before = row_of(fleet, 0) | row_of(fleet, 1)
     cell.change(*(host(f"n{number}") for number in range(2, 3 * FIRST_ROWS)))
     fleet.advance(cell.view)
@@ -318,7 +321,7 @@ def test_changes_that_are_too_long_ago_to_be_known_are_said_to_be() -> None:
     fleet = fleet_of(host("a"), host("b"))
     start = fleet.changes
     for number in range(5 * FIRST_ROWS):
-        fleet.overlay(number % 2, Outstanding({"VCPU": number + 1}))
+        fleet.overlay(number % 2, OutstandingClaims({"VCPU": number + 1}))
     assert fleet.changed_since(start) is None
     assert fleet.changed_since(fleet.changes - 3) == [1, 0, 1]
     assert fleet.changed_since(fleet.changes) == []
@@ -329,14 +332,14 @@ def test_a_node_that_left_and_came_back_has_its_old_row_and_its_claims() -> None
     cell = Cell(host("a"), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
-    fleet.overlay(0, Outstanding({"VCPU": 5}, {"vm": None}))
+    fleet.overlay(0, OutstandingClaims({"VCPU": 5}, {"vm": None}))
     cell.change(node("a", 2))
     fleet.advance(cell.view)
     assert not fleet.usable[0]
     cell.change(host("a", 3))
     fleet.advance(cell.view)
     assert (fleet.usable[0], int(fleet.free["VCPU"][0]), fleet.version[0]) == (True, 3, Version(1, 3))
-    assert fleet.where("vm") == [0]
+    assert fleet.rows_with("vm") == [0]
 
 
 def test_a_node_that_a_view_leaves_out_is_not_usable_until_one_does_not() -> None:

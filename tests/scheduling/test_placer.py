@@ -14,8 +14,8 @@ from nodestate.scheduling.claims.placer import MAX_TRIES_COUNT, NoHostFound, Pla
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.selection import Lack, Remaining
 from nodestate.testing import Fault, MemoryServer
+from tests.scheduling.claim_tables import CLAIM_TTL_S, Parties, Party
 from tests.scheduling.fleets import Cell, asked, host
-from tests.scheduling.ledgers import CLAIM_TTL_S, Parties, Party
 
 NEAR = {"name": "web", "policy": "affinity"}
 ANTI = {"name": "web", "policy": "anti-affinity"}
@@ -58,7 +58,7 @@ def test_a_claim_says_all_that_its_agent_needs() -> None:
     parties = ready("one")
     [one] = parties.parties
     request = asked(2, instances=["vm"], zone="", group=ANTI, required_traits=[], weights={"cpu": 2.0})
-    [placing] = one.place(request, reservation="r1", members=3, owner="me", sure=True)
+    [placing] = one.place(request, reservation="r1", members=3, owner="me", avoid_unsure=True)
     [claim] = parties.record(placing.node or "").claims
     assert claim == placing.claim
     assert (claim.instance, claim.holder, claim.resources, claim.group) == ("vm", "one", {"VCPU": 2}, "web")
@@ -105,7 +105,7 @@ def test_a_request_that_can_t_be_weighed_fails_by_itself() -> None:
     assert last.claim is not None
     assert odd.failure is not None
     assert "weights.gone" in str(odd.failure)
-    assert not one.ledger.edited
+    assert not one.claim_table.edited
 
 
 def test_what_is_settled_already_is_left_alone() -> None:
@@ -148,7 +148,7 @@ def test_before_a_node_is_refused_for_a_claim_it_is_looked_at_again() -> None:
     parties = ready("one", "two", nodes="a")
     one, two = parties.parties
     [theirs] = two.place(asked(8))
-    one.ledger.learn(["a"])
+    one.claim_table.read_records(["a"])
     assert one.free("a") == 0
     two.placer.give_back([theirs])
     [mine] = one.place(asked(8))
@@ -209,8 +209,8 @@ def test_nodes_of_a_server_that_falls_silent_in_the_midst_are_passed_over() -> N
     one.connections[0].faults.append(Fault(None))
     placings = one.place(asked(1, count=12))
     assert {parties.server_of(node or "").name for node in where(placings)} == {parties.servers[1].name}
-    one.ledger.learn("abcdefghijkl")
-    one.ledger.settle()
+    one.claim_table.read_records("abcdefghijkl")
+    one.claim_table.flush_all()
     assert sum(claimed(parties, "abcdefghijkl").values()) == 12
 
 
@@ -253,17 +253,17 @@ def test_who_must_be_sure_waits_for_records_that_are() -> None:
     parties = Parties("one")
     parties.show(Cell(host("a"), host("b")).view)
     [one] = parties.parties
-    [placing] = one.place(asked(1), sure=True)
+    [placing] = one.place(asked(1), avoid_unsure=True)
     assert str(placing.failure) == "claims may be missing from the records of all 2 nodes: they are 10 s old at most"
     [boot] = one.place(asked(1))
     assert boot.claim is not None
     parties.clock.advance(UNSURE_S)
-    [placing] = one.place(asked(1), sure=True)
+    [placing] = one.place(asked(1), avoid_unsure=True)
     assert placing.claim is not None
     parties.clock.advance(1.0)
     parties.evict("a")
-    one.ledger.learn(["a"])
-    placings = one.place(asked(1, count=4), sure=True)
+    one.claim_table.read_records(["a"])
+    placings = one.place(asked(1, count=4), avoid_unsure=True)
     assert set(where(placings)) == {"b"}
 
 
@@ -274,7 +274,7 @@ def test_a_record_that_is_lost_in_the_midst_is_not_sure() -> None:
     parties.clock.advance(1.0)
     parties.evict("a")
     parties.evict("b")
-    [placing] = one.place(asked(1), sure=True)
+    [placing] = one.place(asked(1), avoid_unsure=True)
     assert "claims may be missing" in str(placing.failure)
     assert placing.conflicts == 1, "after one loss the others are looked at, too"
 
@@ -285,9 +285,9 @@ def test_an_instance_that_moves_is_thought_away_from_where_it_is() -> None:
     parties.show(Cell(host("a", used=8, instances={"vm": "web"}), host("b", used=8)).view)
     [one] = parties.parties
     lift = Exclusion(0, "vm", {"VCPU": 6})
-    [stays] = one.place(asked(7, instances=["vm"], group=ANTI), lifts=(lift,))
+    [stays] = one.place(asked(7, instances=["vm"], group=ANTI), exclusions=(lift,))
     assert (stays.node, stays.claim) == (None, None), "7 where 6 are lifted of 8 that are used"
-    [stays] = one.place(asked(5, instances=["vm"], group=ANTI), lifts=(lift,))
+    [stays] = one.place(asked(5, instances=["vm"], group=ANTI), exclusions=(lift,))
     assert stays.node == "a"
     assert stays.claim is not None
     assert (stays.claim.resize, stays.claim.resources) == (True, {})
@@ -300,7 +300,7 @@ def test_what_a_resize_takes_is_what_it_has_not_yet() -> None:
     parties = Parties("one")
     parties.show(Cell(host("a", used=2, instances={"vm": None})).view)
     [one] = parties.parties
-    [placing] = one.place(asked(5, instances=["vm"]), lifts=(Exclusion(0, "vm", {"VCPU": 2}),))
+    [placing] = one.place(asked(5, instances=["vm"]), exclusions=(Exclusion(0, "vm", {"VCPU": 2}),))
     assert placing.claim is not None
     assert (placing.claim.resources, one.free("a")) == ({"VCPU": 3}, 3)
 
@@ -355,16 +355,16 @@ def test_who_began_a_group_and_finds_it_moved_meanwhile_steps_back() -> None:
     def move() -> None:
         if next(calls) != 1:  # the anchor is set, the claim is about to be written
             return
-        there = two.placer._anchors.agree("web", "", CLAIM_TTL_S)
+        there = two.placer._affinity_seed.claim_or_get("web", "", CLAIM_TTL_S)
         elsewhere = "b" if there.node == "a" else "a"
-        assert two.placer._anchors.move("web", there, elsewhere, CLAIM_TTL_S)
+        assert two.placer._affinity_seed.replace("web", there, elsewhere, CLAIM_TTL_S)
         expected.append(elsewhere)
 
     expected: list[str] = []
     one.connections[0].before_write = move
     [placing] = one.place(asked(1, group=NEAR))
     assert [placing.node] == expected
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert claimed(parties, "ab") == {expected[0]: 1, "ab".replace(expected[0], ""): 0}
 
 
@@ -377,21 +377,23 @@ def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins
     [second] = two.place(asked(1, group=NEAR), avoid={row})
     assert second.node is None
     assert two.fleet.groups == {"web": {row: 1}}
-    assert two.placer._anchors.agree("web", "c", CLAIM_TTL_S).node == first.node, "others still follow to where it is"
+    assert two.placer._affinity_seed.claim_or_get("web", "c", CLAIM_TTL_S).node == first.node, (
+        "others still follow to where it is"
+    )
 
 
 def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
     """Who moves the beginning of a group looks once more at where it was to be."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
-    one.placer._anchors.agree("web", "a", CLAIM_TTL_S)
+    one.placer._affinity_seed.claim_or_get("web", "a", CLAIM_TTL_S)
     calls = iter(range(10))
 
     def claim_on_a() -> None:
         if next(calls) == 1:  # two agreed to a, looked at it, and is about to move away
             taken = one.claim("a", 1, group="web")
-            one.ledger.take("a", taken)
-            one.ledger.flush()
+            one.claim_table.add_claim("a", taken)
+            one.claim_table.flush()
 
     two.connections[0].before_write = claim_on_a
     [placing] = two.place(asked(1, group=NEAR), avoid={two.fleet.rows["a"]})
@@ -403,7 +405,7 @@ def test_who_may_go_to_one_node_only_does_not_follow_its_group_to_another() -> N
     """It was agreed elsewhere, and nobody is there yet: it begins where it may, or nowhere."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
-    one.placer._anchors.agree("web", "a", CLAIM_TTL_S)
+    one.placer._affinity_seed.claim_or_get("web", "a", CLAIM_TTL_S)
     [placing] = two.place(asked(1, group=NEAR), only=two.fleet.rows["b"])
     assert placing.node == "b"
 
@@ -459,7 +461,7 @@ def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
             NoHostFound((Remaining("all", 3), Remaining("resources", 0))),
             "no node passes resources: of 3, 3 were left before it; there is enough of each, and nowhere of all at once",
         ),
-        (NoHostFound(why="all is lost"), "all is lost"),
+        (NoHostFound(reason="all is lost"), "all is lost"),
         (NoHostFound((Remaining("all", 1), Remaining("status", 0)), node="a"), "a does not pass status"),
         (NoHostFound((Remaining("all", 0), Remaining("status", 0)), node="a"), "a is passed over"),
     ],

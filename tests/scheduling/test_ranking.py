@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nodestate.errors import BadRequestError
-from nodestate.scheduling.fleet import Exclusion, Fleet, Outstanding
+from nodestate.scheduling.fleet import Exclusion, Fleet, OutstandingClaims
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import FILTERS
 from nodestate.scheduling.selection.ranking import TIE_WIDTH, Ranking
@@ -87,14 +87,14 @@ class RankingMachine(RuleBasedStateMachine):
     @rule(name=names, amounts=resources, tenants=st.dictionaries(instances, groups, max_size=2), blocked=st.booleans())
     def claim(self, name: str, amounts: dict[str, int], tenants: dict[str, str | None], blocked: bool) -> None:
         if name in self.fleet.rows:
-            outstanding = Outstanding(amounts, tenants, blocked) if amounts or tenants else None
+            outstanding = OutstandingClaims(amounts, tenants, blocked) if amounts or tenants else None
             self.fleet.overlay(self.fleet.rows[name], outstanding)
 
     @rule(name=names, instance=instances, amounts=resources, which=st.integers(0, len(REQUESTS) - 1))
     def look_without(self, name: str, instance: str, amounts: dict[str, int], which: int) -> None:
         """One ranking looks while an instance is thought away; nothing of that may stay in it."""
         if name in self.fleet.rows:
-            with self.fleet.lifted([Exclusion(self.fleet.rows[name], instance, amounts)]):
+            with self.fleet.excluding([Exclusion(self.fleet.rows[name], instance, amounts)]):
                 self.compare(which)
 
     @rule(which=st.integers(0, len(REQUESTS) - 1))
@@ -143,7 +143,7 @@ def test_the_first_member_of_a_group_changes_what_all_nodes_are_worth(request_: 
     shuffle = np.zeros(len(NODES))
     ranking.refresh(shuffle)
     before = ranking.score.copy()
-    fleet.overlay(7, Outstanding({"VCPU": 1}, {"vm": "web"}))
+    fleet.overlay(7, OutstandingClaims({"VCPU": 1}, {"vm": "web"}))
     ranking.refresh(shuffle)
     assert (ranking.score[:7] != before[:7]).any()
     anew = Ranking(fleet, request_, FILTERS, WEIGHERS)

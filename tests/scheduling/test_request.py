@@ -15,18 +15,8 @@ from nodestate.errors import BadRequestError
 from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, parse_state
 from nodestate.model.orders import Build, decode_order, encode
 from nodestate.ports.ids import SystemIds
-from nodestate.scheduling.request import (
-    MAX_COUNT,
-    MAX_GROUP_COUNT,
-    MAX_HINTS_BYTES,
-    MAX_HOLD_S,
-    Group,
-    Request,
-    hints_of,
-    parse,
-    parse_group,
-    request_of,
-)
+from nodestate.scheduling.request import InstanceGroup, Request, hints_of, parse, parse_group, request_of
+from nodestate.scheduling.request.limits import MAX_COUNT, MAX_GROUP_COUNT, MAX_HINTS_BYTES, MAX_HOLD_S
 
 SMALL = {"resources": {"VCPU": 1}}
 AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"
@@ -341,7 +331,7 @@ def test_a_request_made_in_python_is_checked_as_one_that_was_read() -> None:
         Request(resources={"VCPU": 0})
     assert refused.value.field == "resources.VCPU"
     with pytest.raises(BadRequestError) as refused:
-        Request(resources={"VCPU": 1}, group=Group(name="web", policy="affinity", max_per_node=2))
+        Request(resources={"VCPU": 1}, group=InstanceGroup(name="web", policy="affinity", max_per_node=2))
     assert refused.value.field == "group.max_per_node"
 
 

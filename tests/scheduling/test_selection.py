@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.errors import PolicyError
-from nodestate.scheduling.fleet import Fleet, Outstanding
-from nodestate.scheduling.selection import KEPT_RANKINGS_COUNT, Lack, Remaining, Selector
+from nodestate.scheduling.fleet import Fleet, OutstandingClaims
+from nodestate.scheduling.selection import Lack, Remaining, Selector
 from nodestate.scheduling.selection.filters import FILTERS
 from nodestate.scheduling.selection.plugins import Policies, own
 from nodestate.scheduling.selection.ranking import TIE_WIDTH
+from nodestate.scheduling.selection.selector import KEPT_RANKINGS_COUNT
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 from tests.scheduling.fleets import Cell, asked, chosen, fleet_of, host, selector_of
 
@@ -46,7 +47,7 @@ def test_a_count_never_overfills_a_node_and_finds_all_the_room(
 def test_no_node_gets_more_of_an_anti_affinity_group_than_it_may(limit: int) -> None:
     """Also together with those that are there, and those that are claimed."""
     selector = selector_of(host("a", instances={"1": "web"}), host("b"), host("c"))
-    selector.fleet.overlay(1, Outstanding({"VCPU": 1}, {"2": "web"}))
+    selector.fleet.overlay(1, OutstandingClaims({"VCPU": 1}, {"2": "web"}))
     nodes = chosen(selector, asked(count=12, group={**ANTI, "max_per_node": limit}))
     assert Counter(nodes) == Counter({"a": limit - 1, "b": limit - 1, "c": limit, None: 14 - 3 * limit})
 
@@ -146,12 +147,12 @@ def test_who_finds_no_room_is_told_of_which_class_and_how_much_there_is() -> Non
     """On a node that is up and may be taken: that a node that is down has more helps nobody."""
     selector = selector_of(host("a", vcpu=4), host("b", vcpu=6), host("c", vcpu=80, status="down"), host("d", used=9))
 
-    def lacks(vcpu: int, but: list[int] | None = None, **more: Any) -> tuple[Lack, ...]:
-        return selector.lacks(asked(vcpu, **more), but or [])
+    def lacks(vcpu: int, exclude: list[int] | None = None, **more: Any) -> tuple[Lack, ...]:
+        return selector.lacks(asked(vcpu, **more), exclude or [])
 
     assert lacks(9) == (Lack("VCPU", 9, 6),)
     assert lacks(9, resources={"VCPU": 6, "PGPU": 1}) == (Lack("PGPU", 1, 0),)
-    assert lacks(5, but=[1]) == (Lack("VCPU", 5, 4),)
+    assert lacks(5, exclude=[1]) == (Lack("VCPU", 5, 4),)
     assert lacks(1, force_nodes=["d"]) == (Lack("VCPU", 1, 0),)
     assert lacks(6, zone="az9") == (), "there is room"
     assert lacks(1, force_nodes=["c"]) == (), "it is down"
@@ -163,8 +164,8 @@ def test_who_finds_no_room_is_told_of_which_class_and_how_much_there_is() -> Non
 def test_nodes_that_are_not_asked_for_are_not_counted() -> None:
     """A node that refused the instance before is none that a filter could have left."""
     selector = selector_of(host("a"), host("b"), host("c", vcpu=1))
-    assert left(selector.remaining(asked(2), but=[0]))["all"] == 2
-    assert left(selector.remaining(asked(2), but=[0]))["resources"] == 1
+    assert left(selector.remaining(asked(2), exclude=[0]))["all"] == 2
+    assert left(selector.remaining(asked(2), exclude=[0]))["resources"] == 1
 
 
 def test_an_explanation_adds_up_to_the_order() -> None:
@@ -192,11 +193,11 @@ def test_an_explanation_adds_up_to_the_order() -> None:
 def test_a_node_that_nothing_may_be_claimed_on_stays_so_while_something_is_chosen() -> None:
     """What a choice lays over it says nothing of that."""
     selector = selector_of(host("a"), host("b"))
-    laid_over: dict[int, Outstanding | None] = {}
-    selector.fleet.overlay(0, Outstanding(blocked=True))
+    laid_over: dict[int, OutstandingClaims | None] = {}
+    selector.fleet.overlay(0, OutstandingClaims(blocked=True))
     selector.lay_over(0, "vm", asked(1), laid_over)
     assert selector.fleet.usable[selector.fleet.all].tolist() == [False, True]
-    assert laid_over == {0: Outstanding(blocked=True)}
+    assert laid_over == {0: OutstandingClaims(blocked=True)}
 
 
 def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
@@ -206,7 +207,7 @@ def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
         raise ZeroDivisionError
 
     fleet = fleet_of(host("a"), host("b"))
-    fleet.overlay(0, Outstanding({"VCPU": 1}, {"1": "web"}))
+    fleet.overlay(0, OutstandingClaims({"VCPU": 1}, {"1": "web"}))
     calls = iter([0.0, 1.0])
     weighers = {"bad": Weigher(lambda *_: next(calls, None) or fail())}
     selector = Selector(fleet, Policies(dict(FILTERS), weighers), 1)

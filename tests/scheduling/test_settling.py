@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nodestate.scheduling.claims import LOOK_AFTER_S
+from nodestate.scheduling.claims import REASSERT_S
 from nodestate.scheduling.orders.boots import Booted, Failed
 from nodestate.scheduling.request import Request
 from tests.machines.tenancy import Process, Tenancy
@@ -65,7 +65,7 @@ def test_one_that_somebody_else_ended_before_a_view_showed_it_leaves_none_for_lo
     one, two = tenancy.start("one"), tenancy.start("two")
     assert isinstance(boot(one, "a"), Booted)
     two.scheduler.end([("node-0", "a")])
-    live_until(tenancy, LOOK_AFTER_S + 0.2)
+    live_until(tenancy, REASSERT_S + 0.2)
     one.scheduler.step()
     assert tenancy.claims("node-0") == []
 
@@ -75,7 +75,7 @@ def test_a_scheduler_drops_claims_that_became_allocations_now_and_then() -> None
     tenancy = one_node()
     one, two = tenancy.start("one"), tenancy.start("two")
     assert isinstance(boot(one, "a"), Booted)
-    live_until(tenancy, LOOK_AFTER_S + 0.2)
+    live_until(tenancy, REASSERT_S + 0.2)
     one.scheduler.step()
     assert tenancy.claims("node-0") == []
     two.scheduler.refresh()
@@ -90,9 +90,9 @@ def test_only_claims_of_others_are_read_again_for_want_of_a_node() -> None:
     one, two = tenancy.start("one"), tenancy.start("two")
     [placing] = one.scheduler.claim([Request(resources=ROOM, instances=("a",))])
     assert placing.node == "node-0"
-    assert one.scheduler.ledger.of_others("one") == []
+    assert one.scheduler.claim_table.nodes_claimed_by_others("one") == []
     two.scheduler.refresh()
-    assert two.scheduler.ledger.of_others("two") == ["node-0"]
+    assert two.scheduler.claim_table.nodes_claimed_by_others("two") == ["node-0"]
     one.scheduler.placer.give_back([placing])
     [placing] = two.scheduler.claim([Request(resources=ROOM, instances=("b",))])
     assert placing.node == "node-0", "that the other's claim has gone is seen when there is no other node"
@@ -114,7 +114,7 @@ def test_a_claim_of_an_instance_that_was_there_before_is_not_settled_by_what_it_
     two.scheduler.refresh()
     [again] = two.scheduler.claim([Request(resources=half, instances=("a",))])
     assert again.claim is not None
-    one.scheduler.ledger.learn(["node-0"])
+    one.scheduler.claim_table.read_records(["node-0"])
     one.scheduler.settle()
     assert [claim.id for claim in tenancy.claims("node-0")] == [again.claim.id]
     [refused] = three.scheduler.claim([Request(resources=ROOM, instances=("b",))])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodestate.scheduling.fleet import Fleet, Outstanding
+from nodestate.scheduling.fleet import Fleet, OutstandingClaims
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.weighers import WEIGHERS
 from tests.scheduling.fleets import asked, fleet_of, host
@@ -38,7 +38,7 @@ def test_the_share_that_would_be_left_counts_not_the_amount(name: str) -> None:
         host("c", **inventory(**{resource: 8}), usage={resource: 9}),
         host("d", **inventory(CUSTOM_X=1), usage={}),
     )
-    fleet.overlay(1, Outstanding({resource: 20}))
+    fleet.overlay(1, OutstandingClaims({resource: 20}))
     assert weights(name, fleet, asked(resources={resource: 1})) == [0.5, 0.25, 0.0, 0.0]
     assert weights(name, fleet, asked(resources={"CUSTOM_X": 1})) == [0.625, 0.2625, 0.0, 0.0]
 
@@ -83,7 +83,7 @@ def test_spare_is_low_where_rare_things_would_stand_idle() -> None:
 def test_soft_policies_count_the_members_on_a_node() -> None:
     """More is better, or fewer; claimed ones among them."""
     fleet = fleet_of(host("a", instances={"1": "web", "2": "web"}), host("b"), host("c", instances={"3": "db"}))
-    fleet.overlay(2, Outstanding({"VCPU": 1}, {"4": "web"}))
+    fleet.overlay(2, OutstandingClaims({"VCPU": 1}, {"4": "web"}))
     near = asked(group={"name": "web", "policy": "soft-affinity"})
     apart = asked(group={"name": "web", "policy": "soft-anti-affinity"})
     assert weights("soft_affinity", fleet, near) == [0.6667, 0.0, 0.5]
@@ -127,7 +127,7 @@ def test_weights_are_from_0_to_1(nodes: list[tuple[int, int, int, int]], vcpu: i
         )
     )
     for row in range(len(fleet)):
-        fleet.overlay(row, Outstanding({"VCPU": abs(claimed)}, {f"i{row}": "web"}))
+        fleet.overlay(row, OutstandingClaims({"VCPU": abs(claimed)}, {f"i{row}": "web"}))
     for policy in ("soft-affinity", "soft-anti-affinity"):
         request = asked(
             resources={"VCPU": vcpu, "CUSTOM_GPU": 1}, group={"name": "web", "policy": policy}, spread_by="zone"

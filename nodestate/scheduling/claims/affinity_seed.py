@@ -20,7 +20,7 @@ from nodestate.ports import ClaimStore, Put, Status, Write
 from nodestate.store import keys
 
 
-class Anchor(NamedTuple):
+class SeedNode(NamedTuple):
     """Where a group begins; ``cas`` of the item that says so."""
 
     node: str
@@ -36,19 +36,19 @@ class AffinitySeed:
         self._cell = cell
         self._servers = servers
 
-    def agree(self, group: str, node: str, seconds: float) -> Anchor:
+    def claim_or_get(self, group: str, node: str, seconds: float) -> SeedNode:
         """The node that the group begins on: ``node``, or what another scheduler said before."""
         key, server = self._place(group)
         try:
             [written] = server.write([Write(Put.ADD, key, node.encode(), ttl_s=math.ceil(seconds))])
             if written.status is Status.CONFLICT:
                 there = server.fetch([key]).get(key)
-                return Anchor(there.value.decode(), there.cas) if there is not None else Anchor(node, 0)
-            return Anchor(node, written.cas)
+                return SeedNode(there.value.decode(), there.cas) if there is not None else SeedNode(node, 0)
+            return SeedNode(node, written.cas)
         except StoreError:
-            return Anchor(node, 0)
+            return SeedNode(node, 0)
 
-    def move(self, group: str, there: Anchor, node: str, seconds: float) -> bool:
+    def replace(self, group: str, there: SeedNode, node: str, seconds: float) -> bool:
         """Begin the group on ``node`` instead; False where somebody else said something meanwhile."""
         key, server = self._place(group)
         try:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from nodestate.errors import CorruptItemError, NodestateError
 from nodestate.model import NEVER, Receipt, Version, partitioning
 from nodestate.ports import ClaimStore, Item, Put, Status, Write
-from nodestate.scheduling.claims import (
+from nodestate.scheduling.claims.record import (
     CLAIMS,
     CLOCK_S,
     MAX_CLAIMS_COUNT,
@@ -55,7 +55,7 @@ class Known(NamedTuple):
 
 
 @dataclass(slots=True)
-class LedgerStats:
+class ClaimTableStats:
     """Counters since the start. ``begun``: records that were not there; ``lost``: those that were known, and that it or
     somebody else began anew; ``put_back``: own claims that went with one, and were written again.
     """
@@ -75,23 +75,23 @@ class _Edit:
     add: dict[str, Claim] = field(default_factory=dict)
     drop: set[str] = field(default_factory=set)
     seen: Version = NEVER
-    sure: bool = False
+    avoid_unsure: bool = False
 
 
-class Ledger:
+class ClaimTable:
     """Belongs to one scheduler, with its fleet. Nodes live on the servers by a static map, as partitions do.
 
     Servers that do not answer are passed over; what lives there stays unknown, and can't be claimed.
     """
 
-    def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, sharing: NodePreference) -> None:
+    def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, node_preference: NodePreference) -> None:
         assert servers, "claims need a server"
-        self.stats = LedgerStats()
+        self.stats = ClaimTableStats()
         self.known: dict[str, Known] = {}
         self._cell = cell
         self._servers = servers
         self._fleet = fleet
-        self._sharing = sharing
+        self._node_preference = node_preference
         self._edits: dict[str, _Edit] = {}
         self._own: dict[str, dict[str, tuple[Claim, float]]] = {}  # by node and id, with when its record was born
         self._allocated: dict[str, Version] = {}
@@ -111,12 +111,12 @@ class Ledger:
         """The time that deadlines on a node are of. Raises ``StoreUnavailableError``."""
         return self.server(node).server_time()
 
-    def require_all(self) -> None:
+    def require_servers(self) -> None:
         """Raises ``StoreUnavailableError`` where a server does not answer: what is claimed there is not known."""
         for server in self._servers:
             server.server_time()
 
-    def unsure(self) -> list[str]:
+    def unsure_nodes(self) -> list[str]:
         """The nodes whose record was begun so lately that claims may be missing from it."""
         if self._recently_created:
             now = {id(server): _time_of(server) for server in self._servers}
@@ -129,7 +129,7 @@ class Ledger:
 
     # -- over the fleet
 
-    def follow(self) -> None:
+    def on_fleet_advanced(self) -> None:
         """After the fleet advanced: what was claimed there may be allocated now."""
         rows = self._fleet.changed_since(self._as_of)
         names = self._fleet.names
@@ -186,7 +186,7 @@ class Ledger:
             found.blocked = blocked
             self._fleet.overlay(row, found if found.amounts or blocked else None)
 
-    def behind(self) -> list[Receipt]:
+    def receipts_to_await(self) -> list[Receipt]:
         """What the fleet lacks yet of nodes that nothing can be claimed on for that."""
         rows, version = self._fleet.rows, self._fleet.version
         return [
@@ -204,7 +204,7 @@ class Ledger:
             claim for claim in record.claims if claim.instance in tenants and claim.id not in shown and not claim.resize
         ]
         if fresh:
-            hints = self._fleet.all_hints(row)
+            hints = self._fleet.hints_by_instance(row)
             shown |= {claim.id for claim in fresh if _became(claim, hints)}
         if shown:
             self._shown[node] = shown
@@ -218,22 +218,22 @@ class Ledger:
         return (
             row is not None
             and claim.instance in self._fleet.tenants(row)
-            and _became(claim, self._fleet.all_hints(row))
+            and _became(claim, self._fleet.hints_by_instance(row))
         )
 
     # -- edits
 
-    def take(self, node: str, claim: Claim, *, sure: bool = False) -> None:
-        """Add a claim, in place of one with the same id, with the next ``flush``; the fleet shows it at once. ``sure``: only
+    def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool = False) -> None:
+        """Add a claim, in place of one with the same id, with the next ``flush``; the fleet shows it at once. ``avoid_unsure``: only
         if no claims may be missing from the node's record.
         """
         edit = self._edits.setdefault(node, _Edit())
         edit.add[claim.id] = claim
-        edit.sure |= sure
+        edit.avoid_unsure |= avoid_unsure
         self._unknown_outcome.get(node, set()).discard(claim.id)
         self._apply_overlay([node])
 
-    def drop(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
+    def drop_claim(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
         """Give a claim back with the next ``flush``. ``seen``: the version of the node that shows what it became."""
         edit = self._edits.setdefault(node, _Edit())
         edit.add.pop(claim_id, None)
@@ -243,20 +243,20 @@ class Ledger:
         self._allocated.pop(claim_id, None)
         self._apply_overlay([node])
 
-    def became(self, node: str, claim_id: str, version: Version) -> None:
+    def mark_allocated(self, node: str, claim_id: str, version: Version) -> None:
         """A claim of our own is an allocation, which the node's state of this version shows."""
         if claim_id in self._own.get(node, {}):
             self._allocated[claim_id] = version
 
-    def allocation(self, claim_id: str) -> Version | None:
+    def allocated_version(self, claim_id: str) -> Version | None:
         """The state that shows what the claim became, as far as it is known."""
         return self._allocated.get(claim_id)
 
-    def own(self) -> Iterator[tuple[str, Claim]]:
+    def own_claims(self) -> Iterator[tuple[str, Claim]]:
         """The claims that this scheduler wrote, and did not give back: with their nodes."""
         return ((node, claim) for node, claims in self._own.items() for claim, _ in claims.values())
 
-    def of_others(self, name: str) -> list[str]:
+    def nodes_claimed_by_others(self, name: str) -> list[str]:
         """The nodes that others than ``name`` have claims on, as far as it is known: these may have gone meanwhile, unseen."""
         return [
             node
@@ -266,7 +266,7 @@ class Ledger:
 
     # -- the servers
 
-    def learn(self, nodes: Iterable[str]) -> bool:
+    def read_records(self, nodes: Iterable[str]) -> bool:
         """Read the records of these nodes; those that are missing are begun. False where a server did not answer."""
         waiting = list(nodes)
         answered = True
@@ -304,10 +304,10 @@ class Ledger:
                     edits[node].add.keys() - self._own.get(node, {}).keys()
                 )
                 for claim_id in edits[node].drop:
-                    self.drop(node, claim_id, edits[node].seen)
+                    self.drop_claim(node, claim_id, edits[node].seen)
         return outcomes
 
-    def settle(self) -> None:
+    def flush_all(self) -> None:
         """Flush until nothing is left to be written, or nobody listens."""
         for _ in range(MAX_FLUSHES_COUNT):
             if not self._edits:
@@ -321,7 +321,7 @@ class Ledger:
 
     def reassert_own_claims(self) -> None:
         """Read the records that hold claims of our own: what went with a record is put back."""
-        self.learn([node for node, claims in self._own.items() if claims])
+        self.read_records([node for node, claims in self._own.items() if claims])
 
     def _fetch(self, nodes: Sequence[str]) -> Steps[None]:
         reply = yield Step(fetch=[keys.claim(self._cell, node) for node in nodes])
@@ -369,9 +369,9 @@ class Ledger:
         here = {claim.id: claim for claim in record.claims}
         self._note_due(node, now)
         for claim in record.claims:
-            self._sharing.saw(claim.holder)
+            self._node_preference.observe_scheduler(claim.holder)
         for claim_id in self._unknown_outcome.pop(node, set()) & here.keys():
-            self.drop(node, claim_id)
+            self.drop_claim(node, claim_id)
         self.stats.lost += self._born.get(node, record.born) != record.born
         self._born[node] = record.born
         for claim, born in list(self._own.get(node, {}).values()):
@@ -379,7 +379,7 @@ class Ledger:
             if there is not None:  # as it is now: somebody else may have extended it, or put it back
                 self._own[node][claim.id] = there, record.born
             elif born != record.born:
-                self.take(node, claim)
+                self.add_claim(node, claim)
             else:  # somebody else dropped it: it was released, or shown by the node
                 del self._own[node][claim.id]
         self._apply_overlay([node])
@@ -434,7 +434,7 @@ class Ledger:
         record takes no more (``FULL``).
         """
         known, row = self.known.get(node), self._fleet.rows.get(node)
-        if known is None or (edit.add and row is None) or (edit.sure and unsure(known.record, now)):
+        if known is None or (edit.add and row is None) or (edit.avoid_unsure and unsure(known.record, now)):
             return Status.CONFLICT
         record, shown = known.record, None
         if row is not None:
@@ -475,7 +475,7 @@ class Ledger:
         known = self.known.get(node)
         for claim in known.record.claims if known is not None else ():
             if claim.id in edit.drop:
-                self.drop(node, claim.id, edit.seen)
+                self.drop_claim(node, claim.id, edit.seen)
 
     def _forget(self, node: str) -> None:
         if self.known.pop(node, None) is not None and node in self._fleet.rows:

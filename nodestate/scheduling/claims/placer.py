@@ -23,7 +23,7 @@ from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
-from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.request import Request, hints_of
 from nodestate.scheduling.selection import Lack, Remaining, Selector
@@ -36,18 +36,18 @@ LOOK_AROUND_COUNT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class NoHostFound:
-    """Why an instance got none: the filters left none (``remaining``), or ``why`` says it. ``node``: the only one that it
+    """Why an instance got none: the filters left none (``remaining``), or ``reason`` says it. ``node``: the only one that it
     might have got. ``lacks``: what there was not enough of, where ``resources`` left none.
     """
 
     remaining: tuple[Remaining, ...] = ()
-    why: str = ""
+    reason: str = ""
     node: str = ""
     lacks: tuple[Lack, ...] = ()
 
     def __str__(self) -> str:
-        if self.why:
-            return self.why
+        if self.reason:
+            return self.reason
         last = next((step for step in self.remaining if not step.nodes), None)
         before = next((step for step in reversed(self.remaining) if step.nodes), None)
         if last is None or before is None:
@@ -70,7 +70,7 @@ class NoHostFound:
 @dataclass(slots=True)
 class Placing:
     """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
-    may go to; ``sure``: only nodes of which no claims may be missing; ``lifts``: what is to be
+    may go to; ``avoid_unsure``: only nodes of which no claims may be missing; ``lifts``: what is to be
     thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
     the first of an affinity group, as far as its scheduler sees.
     """
@@ -80,8 +80,8 @@ class Placing:
     claim_ttl_s: float
     avoid: set[int] = field(default_factory=set)
     only: int | None = None
-    sure: bool = False
-    lifts: tuple[Exclusion, ...] = ()
+    avoid_unsure: bool = False
+    exclusions: tuple[Exclusion, ...] = ()
     reservation: str = ""
     members: int = 1
     owner: str = ""
@@ -94,7 +94,7 @@ class Placing:
     @property
     def lift(self) -> Exclusion | None:
         """Where it is so far, if it moves."""
-        return next((lift for lift in self.lifts if lift.instance == self.instance), None)
+        return next((lift for lift in self.exclusions if lift.instance == self.instance), None)
 
     @property
     def settled(self) -> bool:
@@ -112,8 +112,8 @@ class Placer:
         holder: str,
         fleet: Fleet,
         selector: Selector,
-        ledger: Ledger,
-        anchors: AffinitySeed,
+        claim_table: ClaimTable,
+        affinity_seed: AffinitySeed,
         look_again: Callable[[], bool],
         clock: Clock,
         ids: IdSource,
@@ -124,8 +124,8 @@ class Placer:
         self._ids = ids
         self._fleet = fleet
         self._selector = selector
-        self._ledger = ledger
-        self._anchors = anchors
+        self._claim_table = claim_table
+        self._affinity_seed = affinity_seed
         self._unsure: set[int] | None = None
 
     def place(self, placings: Iterable[Placing]) -> None:
@@ -133,7 +133,7 @@ class Placer:
         waiting = [placing for placing in placings if not placing.settled]
         looked_again = False
         while waiting:
-            self._ledger.expire()
+            self._claim_table.expire()
             self._unsure = None
             taken = [placing for placing in waiting if self._take(placing)]
             self._write(taken)
@@ -152,26 +152,26 @@ class Placer:
         shapes = {placing.request.shape: placing.request for placing in beaten}
         rows = {row for request in shapes.values() for row in self._selector.best(request, LOOK_AROUND_COUNT)}
         if rows:
-            self._ledger.learn(self._fleet.names[row] for row in rows)
+            self._claim_table.read_records(self._fleet.names[row] for row in rows)
 
     def give_back(self, placings: Iterable[Placing]) -> None:
         """Drop the claims of these, and write that."""
         for placing in placings:
             if placing.claim is not None and placing.node is not None:
-                self._ledger.drop(placing.node, placing.claim.id)
+                self._claim_table.drop_claim(placing.node, placing.claim.id)
                 placing.claim = placing.node = None
-        self._ledger.settle()
+        self._claim_table.flush_all()
 
     def _take(self, placing: Placing) -> bool:
         request = placing.request
         try:
-            with self._fleet.lifted(placing.lifts):
+            with self._fleet.excluding(placing.exclusions):
                 row = self._row(placing)
                 if row is None:
                     placing.failure = self._no_node(placing)
                     return False
         except BadRequestError as error:  # it names a weigher that is not installed (any more); others go on
-            placing.failure = NoHostFound(why=str(error))
+            placing.failure = NoHostFound(reason=str(error))
             return False
         group = request.group
         placing.anchored = group is not None and group.policy == "affinity" and group.name not in self._fleet.groups
@@ -182,7 +182,7 @@ class Placer:
                 return False
         node = self._fleet.names[row]
         try:
-            until = self._ledger.now(node) + placing.claim_ttl_s
+            until = self._claim_table.now(node) + placing.claim_ttl_s
         except NodestateError as error:
             self._pass_over(placing, row, error)
             return False
@@ -202,65 +202,67 @@ class Placer:
             owner=placing.owner,
             resize=had is not None,
         )
-        self._ledger.take(node, placing.claim, sure=placing.sure)
+        self._claim_table.add_claim(node, placing.claim, avoid_unsure=placing.avoid_unsure)
         return True
 
     def _no_node(self, placing: Placing) -> NoHostFound:
-        but = self._but(placing)
+        exclude = self._excluded_rows(placing)
         node = ""
         if placing.only is not None:
             node = self._fleet.names[placing.only]
-            but = but | (set(range(len(self._fleet))) - {placing.only})
-        remaining = self._selector.remaining(placing.request, but)
-        if placing.sure and not remaining[0].nodes and self._unsure_rows():
+            exclude = exclude | (set(range(len(self._fleet))) - {placing.only})
+        remaining = self._selector.remaining(placing.request, exclude)
+        if placing.avoid_unsure and not remaining[0].nodes and self._unsure_rows():
             whose = node or f"all {len(self._fleet):,} nodes"
             return NoHostFound(
                 remaining, f"claims may be missing from the records of {whose}: they are {UNSURE_S:g} s old at most"
             )
         unknown = "" if node else self._selector.unknown(placing.request)
-        return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, but))
+        return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, exclude))
 
     def _row(self, placing: Placing) -> int | None:
         if placing.only is not None:
             return placing.only if self._may(placing, placing.only) else None
-        return next(iter(self._selector.best(placing.request, 1, self._but(placing))), None)
+        return next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
 
     def _may(self, placing: Placing, row: int) -> bool:
         return (
             placing.only in (None, row)
             and row not in placing.avoid
-            and not (placing.sure and row in self._unsure_rows())
+            and not (placing.avoid_unsure and row in self._unsure_rows())
             and self._selector.passes(placing.request, row)
         )
 
-    def _but(self, placing: Placing) -> set[int]:
+    def _excluded_rows(self, placing: Placing) -> set[int]:
         """The rows that it must not go to."""
-        return placing.avoid | self._unsure_rows() if placing.sure else placing.avoid
+        return placing.avoid | self._unsure_rows() if placing.avoid_unsure else placing.avoid
 
     def _unsure_rows(self) -> set[int]:
         """Asked once in a round: right after the start, or a flush, they are all there are."""
         if self._unsure is None:
-            self._unsure = {self._fleet.rows[node] for node in self._ledger.unsure() if node in self._fleet.rows}
+            self._unsure = {
+                self._fleet.rows[node] for node in self._claim_table.unsure_nodes() if node in self._fleet.rows
+            }
         return self._unsure
 
     def _anchored(self, placing: Placing, row: int) -> int | None:
         """Where the first of an affinity group may go, by what schedulers agreed on; None: look again."""
         group, fleet = placing.request.group, self._fleet
         assert group is not None, "it has a policy"
-        there = self._anchors.agree(group.name, fleet.names[row], placing.claim_ttl_s)
+        there = self._affinity_seed.claim_or_get(group.name, fleet.names[row], placing.claim_ttl_s)
         agreed = fleet.rows.get(there.node)
         if agreed is not None and (agreed == row or self._may(placing, agreed)):
             return agreed
-        self._ledger.learn([there.node])
-        if group.name in fleet.groups or not self._anchors.move(
+        self._claim_table.read_records([there.node])
+        if group.name in fleet.groups or not self._affinity_seed.replace(
             group.name, there, fleet.names[row], placing.claim_ttl_s
         ):
             return None
-        self._ledger.learn([there.node])
+        self._claim_table.read_records([there.node])
         return row if group.name not in fleet.groups else None
 
     def _write(self, taken: Sequence[Placing]) -> None:
-        outcomes = self._ledger.flush() if taken else {}
+        outcomes = self._claim_table.flush() if taken else {}
         for placing in taken:
             assert placing.node is not None, "taken, so it has a node"
             outcome = outcomes[placing.node]
@@ -281,23 +283,25 @@ class Placer:
         assert group is not None, "it has a policy"
         assert placing.node is not None, "claimed"
         assert placing.claim is not None, "claimed"
-        if self._anchors.agree(group.name, placing.node, placing.claim_ttl_s).node == placing.node:
+        if self._affinity_seed.claim_or_get(group.name, placing.node, placing.claim_ttl_s).node == placing.node:
             return True
-        self._ledger.drop(placing.node, placing.claim.id)
+        self._claim_table.drop_claim(placing.node, placing.claim.id)
         return False
 
     @staticmethod
     def _count_conflict(placing: Placing) -> None:
         placing.conflicts += 1
         if placing.conflicts >= MAX_TRIES_COUNT:
-            placing.failure = NoHostFound(why=f"lost its node to other schedulers {placing.conflicts} times")
+            placing.failure = NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times")
 
     def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
         """A server does not answer: none of its nodes can be claimed now."""
-        server = self._ledger.server(self._fleet.names[row])
-        placing.avoid.update(row for row, name in enumerate(self._fleet.names) if self._ledger.server(name) is server)
+        server = self._claim_table.server(self._fleet.names[row])
+        placing.avoid.update(
+            row for row, name in enumerate(self._fleet.names) if self._claim_table.server(name) is server
+        )
         if len(placing.avoid) >= len(self._fleet):
-            placing.failure = NoHostFound(why=f"no claim can be written: {error}")
+            placing.failure = NoHostFound(reason=f"no claim can be written: {error}")
 
 
 def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:

@@ -34,8 +34,8 @@ from nodestate.model import NEVER, Version
 from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
 from nodestate.ports.ids import IdSource
-from nodestate.scheduling.claims import LOOK_AFTER_S
-from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.claims import REASSERT_S
+from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placer import NoHostFound, Placer, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
@@ -140,7 +140,7 @@ class Boots:
         self,
         placer: Placer,
         fleet: Fleet,
-        ledger: Ledger,
+        claim_table: ClaimTable,
         courier: Courier,
         clock: Clock,
         ids: IdSource,
@@ -148,7 +148,7 @@ class Boots:
     ) -> None:
         self._placer = placer
         self._fleet = fleet
-        self._ledger = ledger
+        self._claim_table = claim_table
         self._courier = courier
         self._clock = clock
         self._ids = ids
@@ -193,8 +193,8 @@ class Boots:
         """Choose and claim nodes for those that want one, and send their orders."""
         wanted = [boot for boot in self._all_wanted() if not self._is_there(boot)]
         if not wanted:
-            if self._ledger.edited:
-                self._ledger.flush()
+            if self._claim_table.edited:
+                self._claim_table.flush()
             return
         for boot in wanted:
             self._refuse_vain(boot.placing)
@@ -227,7 +227,7 @@ class Boots:
         self._unseen = {key: one for key, one in self._unseen.items() if one[1] > self._version(key[0])}
         now = self._clock.monotonic()
         if now >= self._again_at:
-            self._again_at = now + LOOK_AFTER_S
+            self._again_at = now + REASSERT_S
             self._end_again()
             self._retry_supersedes()
         for order_id, boot in list(self._sent.items()):
@@ -251,7 +251,7 @@ class Boots:
             if bound is None or age <= bound:
                 self._wanted.append(boot)
                 continue
-            why = NoHostFound(why=f"the view is {age:.1f} s old, over the {bound:g} s that were asked")
+            why = NoHostFound(reason=f"the view is {age:.1f} s old, over the {bound:g} s that were asked")
             self._fail(boot, why)
 
     def expire(self) -> None:
@@ -304,7 +304,7 @@ class Boots:
     def _shown(self, ending: Termination) -> list[Termination]:
         """What the last view shows yet of what is to end."""
         left = []
-        for row in self._fleet.reporting(ending.instance):
+        for row in self._fleet.reporting_rows(ending.instance):
             hints = self._fleet.hints(row, ending.instance)
             there = Termination(self._fleet.names[row], ending.instance, order_id_of(hints))
             if there == ending._replace(life="") or (ending.life and ending.life == lifetime_id_of(hints)):
@@ -389,10 +389,10 @@ class Boots:
         fleet, row, instance = self._fleet, one.lift.row, one.lift.instance
         allocation = fleet.allocations(row).get(instance, {})
         hints = allocation.get("hints") or {}
-        counting = fleet.counting(instance)
-        if order_id_of(hints) == one.order or not fleet.reporting(instance):  # it stays, or its user ended it
+        counting = fleet.authoritative_row(instance)
+        if order_id_of(hints) == one.order or not fleet.reporting_rows(instance):  # it stays, or its user ended it
             self.end(one.left)
-        elif counting not in (row, None) and fleet.heard(counting) and not fleet.heard(row):
+        elif counting not in (row, None) and fleet.is_responsive(counting) and not fleet.is_responsive(row):
             return  # its node is dead, and it turned up elsewhere after all
         elif order_id_of(hints) == one.lift.order and self._clock.monotonic() < one.since + TERMINATION_UNCONFIRMED_S:
             hints = {**hints, "boot": lifetime_id_of(hints) or one.order, "order": one.order}
@@ -422,8 +422,8 @@ class Boots:
     def _not_chosen(self, boot: Boot, error: Exception) -> None:
         placing = boot.placing
         if placing.claim is not None and placing.node is not None:
-            self._ledger.drop(placing.node, placing.claim.id)
-        why = placing.failure or NoHostFound(why=f"no node could be chosen: {error}")
+            self._claim_table.drop_claim(placing.node, placing.claim.id)
+        why = placing.failure or NoHostFound(reason=f"no node could be chosen: {error}")
         self._fail(boot, why)
 
     def _refuse_vain(self, placing: Placing) -> None:
@@ -434,15 +434,15 @@ class Boots:
             return
         lift = placing.lift
         if lift is None:
-            there = self._fleet.reported(placing.instance, placing.avoid)
+            there = self._fleet.reporting_node(placing.instance, placing.avoid)
             if there:
-                placing.failure = NoHostFound(why=f"{placing.instance} is on {there} already")
+                placing.failure = NoHostFound(reason=f"{placing.instance} is on {there} already")
         elif (
-            self._fleet.counting(lift.instance) != lift.row
+            self._fleet.authoritative_row(lift.instance) != lift.row
             or order_id_of(self._fleet.hints(lift.row, lift.instance)) != lift.order
         ):
             placing.failure = NoHostFound(
-                why=f"{placing.instance} was ended, moved or changed on {self._fleet.names[lift.row]} meanwhile"
+                reason=f"{placing.instance} was ended, moved or changed on {self._fleet.names[lift.row]} meanwhile"
             )
 
     def _send(self, boots: Sequence[Boot]) -> None:
@@ -484,7 +484,7 @@ class Boots:
     def _not_sent(self, boots: Sequence[Boot], error: BrokerUnavailableError) -> None:
         self._placer.give_back(boot.placing for boot in boots)
         for boot in boots:
-            why = NoHostFound(why=f"no order can be sent: {error}")
+            why = NoHostFound(reason=f"no order can be sent: {error}")
             self._fail(boot, why)
 
     def _try_to_send(self, orders: Sequence[Order]) -> None:
@@ -498,9 +498,9 @@ class Boots:
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
         if placing.claim is not None and placing.claim.resize:  # its allocation was there before, and shows none of it
-            self._ledger.drop(placing.node, placing.claim.id, version)
+            self._claim_table.drop_claim(placing.node, placing.claim.id, version)
         elif placing.claim is not None:
-            self._ledger.became(placing.node, placing.claim.id, version)
+            self._claim_table.mark_allocated(placing.node, placing.claim.id, version)
         if boot.left:
             self.end(boot.left)
         if boot.order is not None and boot.order.node == placing.node:
@@ -518,7 +518,7 @@ class Boots:
             boot.after = boot.order.id
             boot.hints.setdefault("boot", boot.order.id)
         else:
-            self._ledger.drop(placing.node, placing.claim.id, version)
+            self._claim_table.drop_claim(placing.node, placing.claim.id, version)
         row = self._fleet.rows.get(placing.node)
         if row is not None:
             placing.avoid.add(row)
@@ -526,7 +526,7 @@ class Boots:
         is_elsewhere = refused.reason == "here" and placing.lift is None
         if boot.fixed or is_elsewhere or len(boot.refused) >= MAX_NODES_COUNT:
             why = f"{refused.node} refused it: {refused.reason} {refused.detail}".rstrip()
-            self._fail(boot, NoHostFound(why=why))
+            self._fail(boot, NoHostFound(reason=why))
         else:
             self._wanted.append(boot)
 

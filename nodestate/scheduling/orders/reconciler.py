@@ -18,9 +18,9 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from nodestate.model import Receipt
-from nodestate.scheduling.claims import LOOK_AFTER_S
-from nodestate.scheduling.claims.claim_table import Ledger
-from nodestate.scheduling.fleet import Fleet, Mark
+from nodestate.scheduling.claims import REASSERT_S
+from nodestate.scheduling.claims.claim_table import ClaimTable
+from nodestate.scheduling.fleet import Fleet, PlacementMark
 
 
 class RepairAction(NamedTuple):
@@ -34,9 +34,9 @@ class RepairAction(NamedTuple):
 class Reconciler:
     """What one scheduler saw half done, and since when."""
 
-    def __init__(self, fleet: Fleet, ledger: Ledger, grace_s: float) -> None:
+    def __init__(self, fleet: Fleet, claim_table: ClaimTable, grace_s: float) -> None:
         self._fleet = fleet
-        self._ledger = ledger
+        self._claim_table = claim_table
         self._grace_s = grace_s
         self._since: dict[str, float] = {}
         self._unclaimed: dict[str, tuple[float, list[Receipt]]] = {}
@@ -44,8 +44,10 @@ class Reconciler:
     def due(self, now: float) -> list[RepairAction]:
         """What is to be done by now."""
         fleet = self._fleet
-        doubled = fleet.doubled()
-        gangs = {number: gang for number, gang in fleet.gangs.items() if not all(m.placed for m in gang.values())}
+        doubled = fleet.duplicates()
+        gangs = {
+            number: gang for number, gang in fleet.placement_marks.items() if not all(m.placed for m in gang.values())
+        }
         names = {number: f"{'all' if is_whole(gang) else 'some'} of {number}" for number, gang in gangs.items()}
         found = {*(f"instance {name}" for name in doubled), *names.values()}
         self._since = {what: self._since.get(what, now) for what in found}
@@ -56,7 +58,7 @@ class Reconciler:
                 duties += self._of_doubled(instance, rows)
         ripe = {number: gang for number, gang in gangs.items() if names[number] in over}
         # Claims may be on any node, and who wrote them tells nobody.
-        known = all(map(is_whole, ripe.values())) or self._ledger.learn(list(fleet.names))
+        known = all(map(is_whole, ripe.values())) or self._claim_table.read_records(list(fleet.names))
         self._unclaimed = {number: seen for number, seen in self._unclaimed.items() if number in ripe}
         for number, gang in ripe.items():
             if is_whole(gang) or (known and self._is_unclaimed(number, now)):
@@ -64,13 +66,13 @@ class Reconciler:
         return duties
 
     def _of_doubled(self, instance: str, rows: Collection[int]) -> list[RepairAction]:
-        counting = self._fleet.counting(instance)
-        if counting is None or not self._fleet.heard(counting):
+        counting = self._fleet.authoritative_row(instance)
+        if counting is None or not self._fleet.is_responsive(counting):
             return []
         names = self._fleet.names
         return [RepairAction(names[row], instance, False) for row in rows if row != counting]
 
-    def _of_gang(self, gang: Mapping[tuple[int, str], Mark]) -> list[RepairAction]:
+    def _of_gang(self, gang: Mapping[tuple[int, str], PlacementMark]) -> list[RepairAction]:
         names = self._fleet.names
         whole = is_whole(gang)
         return [
@@ -86,21 +88,21 @@ class Reconciler:
         if self._claimed(number):
             self._unclaimed.pop(number, None)
             return False
-        since, seen = self._unclaimed.setdefault(number, (now, self._ledger.behind()))
+        since, seen = self._unclaimed.setdefault(number, (now, self._claim_table.receipts_to_await()))
         version, rows = self._fleet.version, self._fleet.rows
-        return now - since >= LOOK_AFTER_S and all(version[rows[node]] >= newest for node, newest in seen)
+        return now - since >= REASSERT_S and all(version[rows[node]] >= newest for node, newest in seen)
 
     def _claimed(self, number: str) -> bool:
         """Whether a claim is left that may still become a member."""
         return any(
-            claim.reservation == number and claim.until > self._ledger.now(node)
-            and not self._ledger.is_allocated(node, claim)
-            for node, known in self._ledger.known.items()
+            claim.reservation == number and claim.until > self._claim_table.now(node)
+            and not self._claim_table.is_allocated(node, claim)
+            for node, known in self._claim_table.known.items()
             for claim in known.record.claims
         )  # fmt: skip
 
 
-def is_whole(gang: Mapping[tuple[int, str], Mark]) -> bool:
+def is_whole(gang: Mapping[tuple[int, str], PlacementMark]) -> bool:
     """Whether all members of a reservation are there, or were."""
     members = next(iter(gang.values())).members
     return any(mark.placed for mark in gang.values()) or len({instance for _, instance in gang}) >= members

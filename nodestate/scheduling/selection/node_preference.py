@@ -42,7 +42,7 @@ class NodePreference:
         self._worth: Scores = np.zeros(0)
         self.changes = 0
 
-    def saw(self, holder: str) -> None:
+    def observe_scheduler(self, holder: str) -> None:
         """A claim of somebody was read."""
         if holder == self._name:
             return
@@ -50,7 +50,7 @@ class NodePreference:
             self._change()
         self._others[holder] = self._clock.monotonic()
 
-    def worth(self, names: Sequence[str]) -> Scores | None:
+    def bonus(self, names: Sequence[str]) -> Scores | None:
         """What is to be added to the weight of each node; None where nobody else is at work."""
         self._pass_over()
         if not self._others:

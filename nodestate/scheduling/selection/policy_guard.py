@@ -27,7 +27,7 @@ Weigh = Callable[[Fleet, RowIndex, Request], Scores | float]
 
 def guarded_filter(name: str, filter_: Filter) -> Filter:
     """The filter, to be asked: gives a flag for each row, or one for all; raises ``PolicyError`` where it is not ours."""
-    return filter_ if FILTERS.get(name) is filter_ else partial(_passing, name, filter_)
+    return filter_ if FILTERS.get(name) is filter_ else partial(_checked_flags, name, filter_)
 
 
 def guarded_weigher(name: str, weigher: Weigher) -> Weigh:
@@ -38,7 +38,7 @@ def guarded_weigher(name: str, weigher: Weigher) -> Weigh:
     return weigher.weigh if WEIGHERS.get(name) is weigher else partial(_weight, name, weigher)
 
 
-def _passing(name: str, filter_: Filter, fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+def _checked_flags(name: str, filter_: Filter, fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     try:
         passed: Any = filter_(fleet, rows, request)
     except Exception as error:  # somebody else's code may raise whatever it likes

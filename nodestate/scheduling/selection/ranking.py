@@ -58,14 +58,14 @@ class Ranking:
             self.score[some] = self._weigh(some, shuffle, worth)
         self._as_of, self._known = fleet.changes, known
 
-    def best(self, count: int = 1, but: Collection[int] = ()) -> list[int]:
-        """Up to ``count`` rows that pass, the best first, without those in ``but``."""
+    def best(self, count: int = 1, exclude: Collection[int] = ()) -> list[int]:
+        """Up to ``count`` rows that pass, the best first, without those in ``exclude``."""
         score = self.score
         if not len(score):
             return []
-        if but:
+        if exclude:
             score = score.copy()
-            score[list(but)] = -np.inf
+            score[list(exclude)] = -np.inf
         if count == 1:
             row = int(score.argmax())
             return [row] if score[row] != -np.inf else []

@@ -7,11 +7,11 @@ import pytest
 from nodestate.errors import StoreUnavailableError
 from nodestate.model import Receipt, Version
 from nodestate.ports import Status
-from nodestate.scheduling.claims import CLOCK_S, LOOK_AFTER_S, MAX_CLAIMS_COUNT, UNSURE_S, Claim
+from nodestate.scheduling.claims import CLOCK_S, MAX_CLAIMS_COUNT, REASSERT_S, UNSURE_S, Claim
 from nodestate.scheduling.claims.claim_table import MAX_FLUSHES_COUNT
 from nodestate.testing import Fault, ManualClock, MemoryServer
+from tests.scheduling.claim_tables import CLAIM_TTL_S, LOSSES, Connection, Loss, Parties, Party
 from tests.scheduling.fleets import Cell, host
-from tests.scheduling.ledgers import CLAIM_TTL_S, LOSSES, Connection, Loss, Parties, Party
 
 LOST = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
 EFFECTS = {"nothing done": Fault(0), "all done": Fault(None)}
@@ -38,11 +38,11 @@ def test_what_one_claims_others_see_when_they_read() -> None:
     parties = begun("one", "two")
     one, two = parties.parties
     claim = one.claim("a", 3, group="web")
-    one.ledger.take("a", claim)
+    one.claim_table.add_claim("a", claim)
     assert (one.free("a"), one.fleet.groups, two.free("a")) == (5, {"web": {0: 1}}, 8)
-    assert one.ledger.flush() == {"a": Status.STORED}
-    two.ledger.learn(["a"])
-    assert (two.free("a"), two.fleet.groups, two.fleet.where(claim.instance)) == (5, {"web": {0: 1}}, [0])
+    assert one.claim_table.flush() == {"a": Status.STORED}
+    two.claim_table.read_records(["a"])
+    assert (two.free("a"), two.fleet.groups, two.fleet.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
     assert parties.record("a").claims == (claim,)
     assert (one.own(), two.own()) == ({("a", claim.id)}, set())
 
@@ -53,10 +53,10 @@ def test_of_two_that_take_the_last_room_one_gets_it_and_the_other_sees_why() -> 
     one, two = parties.parties
     first = taken(one.take("a", 5))
     assert two.take("a", 5) is Status.CONFLICT
-    assert (two.free("a"), two.own(), two.ledger.edited) == (3, set(), False)
+    assert (two.free("a"), two.own(), two.claim_table.edited) == (3, set(), False)
     second = taken(two.take("a", 3))
     assert parties.ids("a") == [first.id, second.id]
-    assert (one.ledger.stats.conflicts, two.ledger.stats.conflicts) == (0, 1)
+    assert (one.claim_table.stats.conflicts, two.claim_table.stats.conflicts) == (0, 1)
 
 
 def test_a_conflict_over_a_node_with_room_for_both_is_one_more_try() -> None:
@@ -93,8 +93,8 @@ def test_a_batch_costs_one_round_trip_to_each_server() -> None:
     for connection in one.connections:
         connection.calls.clear()
     for node in "abcdefgh":
-        one.ledger.take(node, one.claim(node))
-    assert set(one.ledger.flush().values()) == {Status.STORED}
+        one.claim_table.add_claim(node, one.claim(node))
+    assert set(one.claim_table.flush().values()) == {Status.STORED}
     here = [sum(parties.server_of(node) is server for node in "abcdefgh") for server in parties.servers]
     assert [connection.calls for connection in one.connections] == [[("write", count)] for count in here]
     assert min(here) > 0
@@ -120,10 +120,10 @@ def test_a_claim_is_extended_by_taking_it_again() -> None:
     claim = taken(one.take("a", 8))
     parties.clock.advance(CLAIM_TTL_S - 1)
     longer = one.claim("a", 8, id=claim.id)
-    one.ledger.take("a", longer)
-    assert one.ledger.flush() == {"a": Status.STORED}
+    one.claim_table.add_claim("a", longer)
+    assert one.claim_table.flush() == {"a": Status.STORED}
     parties.clock.advance(CLAIM_TTL_S - 1)
-    one.ledger.expire()
+    one.claim_table.expire()
     assert (one.free("a"), one.own(), parties.record("a").claims) == (0, {("a", claim.id)}, (longer,))
 
 
@@ -132,8 +132,8 @@ def test_a_record_takes_no_more_than_so_many_claims_and_says_so() -> None:
     parties = begun("one", vcpu=2 * MAX_CLAIMS_COUNT)
     [one] = parties.parties
     for _ in range(MAX_CLAIMS_COUNT):
-        one.ledger.take("a", one.claim("a"))
-    assert one.ledger.flush() == {"a": Status.STORED}
+        one.claim_table.add_claim("a", one.claim("a"))
+    assert one.claim_table.flush() == {"a": Status.STORED}
     assert one.take("a") is Status.FULL
     assert (len(parties.ids("a")), one.free("a")) == (MAX_CLAIMS_COUNT, MAX_CLAIMS_COUNT)
     parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
@@ -147,9 +147,9 @@ def test_a_record_that_would_not_fit_an_item_hurts_no_other_node() -> None:
     parties.show(Cell(host("a"), host("b")).view)
     [one] = parties.parties
     large, small = one.claim("a", hints={"same_host": ["i" * 200] * 20}), one.claim("b")
-    one.ledger.take("a", large)
-    one.ledger.take("b", small)
-    assert one.ledger.flush() == {"a": Status.FULL, "b": Status.STORED}
+    one.claim_table.add_claim("a", large)
+    one.claim_table.add_claim("b", small)
+    assert one.claim_table.flush() == {"a": Status.FULL, "b": Status.STORED}
     assert (parties.ids("a"), parties.ids("b")) == ([], [small.id])
     assert (one.free("a"), one.own()) == (8, {("b", small.id)})
 
@@ -173,15 +173,15 @@ def test_what_is_given_back_is_given_back_whoever_is_faster() -> None:
     parties = begun("one", "two")
     one, two = parties.parties
     kept, dropped = taken(one.take("a", 2)), taken(one.take("a", 2))
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     theirs = taken(two.take("a", 1))
-    one.ledger.drop("a", dropped.id)
+    one.claim_table.drop_claim("a", dropped.id)
     new = one.claim("a", 1)
-    one.ledger.take("a", new)
-    assert one.ledger.flush() == {"a": Status.CONFLICT}
-    one.ledger.settle()
+    one.claim_table.add_claim("a", new)
+    assert one.claim_table.flush() == {"a": Status.CONFLICT}
+    one.claim_table.flush_all()
     assert sorted(parties.ids("a")) == sorted([kept.id, theirs.id])
-    assert (one.free("a"), one.own(), one.ledger.edited) == (5, {("a", kept.id)}, False)
+    assert (one.free("a"), one.own(), one.claim_table.edited) == (5, {("a", kept.id)}, False)
 
 
 def test_a_claim_that_is_dropped_before_it_was_written_never_is() -> None:
@@ -189,10 +189,10 @@ def test_a_claim_that_is_dropped_before_it_was_written_never_is() -> None:
     parties = begun("one")
     [one] = parties.parties
     claim = one.claim("a", 5)
-    one.ledger.take("a", claim)
-    one.ledger.drop("a", claim.id)
+    one.claim_table.add_claim("a", claim)
+    one.claim_table.drop_claim("a", claim.id)
     assert one.free("a") == 8
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert (parties.ids("a"), one.own()) == ([], set())
 
 
@@ -201,14 +201,14 @@ def test_giving_back_gives_up_where_others_are_always_faster() -> None:
     parties = begun("one", "two", vcpu=100)
     one, two = parties.parties
     claim = taken(one.take("a"))
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     one.connections[0].before_write = lambda: taken(two.take("a"))
-    one.ledger.drop("a", claim.id)
-    one.ledger.settle()
-    assert len(two.own()) == one.ledger.stats.conflicts == MAX_FLUSHES_COUNT
-    assert one.ledger.edited
+    one.claim_table.drop_claim("a", claim.id)
+    one.claim_table.flush_all()
+    assert len(two.own()) == one.claim_table.stats.conflicts == MAX_FLUSHES_COUNT
+    assert one.claim_table.edited
     one.connections[0].before_write = lambda: None
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert claim.id not in parties.ids("a")
 
 
@@ -220,13 +220,13 @@ def test_a_claim_is_over_at_its_deadline_for_everybody() -> None:
     parties = begun("one", "two")
     one, two = parties.parties
     taken(one.take("a", 8))
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     parties.clock.advance(CLAIM_TTL_S + CLOCK_S - 0.1)
-    two.ledger.expire()
+    two.claim_table.expire()
     assert two.free("a") == 0
     parties.clock.advance(0.1)
     for party in (one, two):
-        party.ledger.expire()
+        party.claim_table.expire()
         assert (party.free("a"), party.own()) == (8, set())
     claim = taken(two.take("a", 8))
     assert parties.ids("a") == [claim.id]
@@ -241,10 +241,10 @@ def test_a_server_that_does_not_answer_stops_no_other_claims_from_being_over() -
     taken(one.take(far, 8))
     parties.server_of(near).stop()
     parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
-    one.ledger.expire()
+    one.claim_table.expire()
     assert (one.free(near), one.free(far)) == (0, 8)
     parties.server_of(near).start()
-    one.ledger.expire()
+    one.claim_table.expire()
     assert one.free(near) == 8
 
 
@@ -254,10 +254,10 @@ def test_what_is_looked_after_for_a_day_costs_no_more_memory_than_at_first() -> 
     [one] = parties.parties
     taken(one.take("a", seconds=24 * 3600.0))
     for _ in range(50):
-        parties.clock.advance(LOOK_AFTER_S)
-        one.ledger.reassert_own_claims()
-        one.ledger.settle()
-    assert [len(due) for due in one.ledger._due.values()] == [1]
+        parties.clock.advance(REASSERT_S)
+        one.claim_table.reassert_own_claims()
+        one.claim_table.flush_all()
+    assert [len(due) for due in one.claim_table._due.values()] == [1]
 
 
 # -- views ----------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_claim_that_became_an_allocation_counts_once() -> None:
     claim = taken(one.take("a", 3, group="web"))
     cell.change(host("a", 2, used=3, instances={claim.instance: "web"}))
     parties.show(cell.view)
-    assert (one.free("a"), one.fleet.groups, one.fleet.where(claim.instance)) == (5, {"web": {0: 1}}, [0])
+    assert (one.free("a"), one.fleet.groups, one.fleet.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
     after = taken(one.take("a", 5))
     assert parties.ids("a") == [after.id]
     assert parties.record("a").seen == Version(1, 2)
@@ -289,12 +289,12 @@ def test_who_has_not_seen_what_a_claim_became_must_not_claim_on_the_node() -> No
     one.look(cell.view)
     small = taken(one.take("a", 1))
     assert parties.ids("a") == [small.id], "the first was dropped"
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     assert (two.free("a"), two.usable("a")) == (7, False)
     assert two.take("a", 6) is Status.CONFLICT
-    assert two.ledger.behind() == [Receipt("a", Version(1, 2))]
+    assert two.claim_table.receipts_to_await() == [Receipt("a", Version(1, 2))]
     two.look(cell.view)
-    assert (two.free("a"), two.usable("a"), two.ledger.behind()) == (1, True, [])
+    assert (two.free("a"), two.usable("a"), two.claim_table.receipts_to_await()) == (1, True, [])
     taken(two.take("a", 1))
 
 
@@ -305,7 +305,7 @@ def test_who_meets_such_a_record_in_the_midst_of_a_write_does_not_claim_on_it_ei
     parties.show(cell.view)
     one, two = parties.parties
     claim = taken(one.take("a", 6))
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     cell.change(host("a", 2, used=6, instances={claim.instance: None}))
     one.look(cell.view)
     taken(one.take("a", 1))
@@ -319,10 +319,10 @@ def test_a_node_that_refused_by_a_newer_state_is_not_claimed_by_an_older() -> No
     parties = begun("one")
     [one] = parties.parties
     claim = taken(one.take("a"))
-    one.ledger.drop("a", claim.id, Version(1, 4))
+    one.claim_table.drop_claim("a", claim.id, Version(1, 4))
     assert not one.usable("a")
     assert one.take("a") is Status.CONFLICT
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert (parties.ids("a"), parties.record("a").seen) == ([], Version(1, 4))
 
 
@@ -337,7 +337,7 @@ def test_what_an_instance_had_is_free_when_it_ended() -> None:
     parties.show(cell.view)
     cell.change(host("a", 3))
     parties.show(cell.view)
-    assert (one.free("a"), one.fleet.where(claim.instance)) == (8, [])
+    assert (one.free("a"), one.fleet.rows_with(claim.instance)) == (8, [])
     taken(one.take("a", 8))
 
 
@@ -348,13 +348,13 @@ def test_what_a_resize_takes_counts_beside_the_allocation_until_it_is_dropped() 
     parties.show(cell.view)
     one, two = parties.parties
     claim = taken(one.take("a", 4, instance="vm", resize=True))
-    two.ledger.learn(["a"])
-    assert (two.free("a"), two.fleet.where("vm")) == (2, [0])
+    two.claim_table.read_records(["a"])
+    assert (two.free("a"), two.fleet.rows_with("vm")) == (2, [0])
     cell.change(host("a", 2, used=6, instances={"vm": None}))
     parties.show(cell.view)
-    one.ledger.drop("a", claim.id, Version(1, 2))
-    one.ledger.settle()
-    two.ledger.learn(["a"])
+    one.claim_table.drop_claim("a", claim.id, Version(1, 2))
+    one.claim_table.flush_all()
+    two.claim_table.read_records(["a"])
     assert (one.free("a"), two.free("a"), parties.ids("a")) == (2, 2, [])
 
 
@@ -365,7 +365,7 @@ def test_claims_on_a_node_that_no_view_shows_yet_lie_over_it_when_one_does() -> 
     cell = Cell(host("a"))
     one.look(cell.view)
     taken(one.take("a", 6))
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     two.look(cell.view)
     assert two.free("a") == 2
     assert two.take("b") is Status.CONFLICT, "no view shows it, so nobody knows what it has"
@@ -382,15 +382,15 @@ def test_own_claims_that_went_with_a_record_are_put_back(lose: Loss) -> None:
     claim = taken(one.take("a", 5))
     parties.clock.advance(1.0)
     lose(parties, "a")
-    two.ledger.learn(["a"])
-    assert (two.free("a"), two.ledger.unsure()) == (8, ["a"])
-    one.ledger.reassert_own_claims()
+    two.claim_table.read_records(["a"])
+    assert (two.free("a"), two.claim_table.unsure_nodes()) == (8, ["a"])
+    one.claim_table.reassert_own_claims()
     assert one.free("a") == 3
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert parties.record("a").claims == (claim,)
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     assert two.free("a") == 3
-    assert (one.ledger.stats.lost, one.ledger.stats.put_back) == (1, 1)
+    assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (1, 1)
 
 
 @LOST
@@ -402,8 +402,8 @@ def test_a_loss_that_is_met_in_the_midst_of_a_write_is_seen(lose: Loss) -> None:
     parties.clock.advance(1.0)
     lose(parties, "a")
     assert one.take("a", 1) is Status.CONFLICT
-    assert one.ledger.unsure() == ["a"]
-    one.ledger.settle()
+    assert one.claim_table.unsure_nodes() == ["a"]
+    one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]
 
 
@@ -418,9 +418,9 @@ def test_a_loss_is_seen_whatever_the_clock_of_who_began_anew() -> None:
     parties.clock.advance(0.5)
     parties.evict("a")
     two.look(cell.view)
-    assert parties.record("a").born < one.ledger._own["a"][claim.id][1]
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    assert parties.record("a").born < one.claim_table._own["a"][claim.id][1]
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]
 
 
@@ -431,19 +431,19 @@ def test_nothing_is_promised_on_a_record_from_which_claims_may_be_missing(lose: 
     """
     parties = begun("one", "two")
     one, two = parties.parties
-    held = taken(one.take("a", 5, sure=True))
+    held = taken(one.take("a", 5, avoid_unsure=True))
     parties.clock.advance(1.0)
     lose(parties, "a")
-    two.ledger.learn(["a"])
-    assert two.take("a", 5, sure=True) is Status.CONFLICT
-    parties.clock.advance(LOOK_AFTER_S)
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    two.claim_table.read_records(["a"])
+    assert two.take("a", 5, avoid_unsure=True) is Status.CONFLICT
+    parties.clock.advance(REASSERT_S)
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     parties.clock.advance(UNSURE_S)
-    assert two.take("a", 5, sure=True) is Status.CONFLICT
-    taken(two.take("a", 3, sure=True))
+    assert two.take("a", 5, avoid_unsure=True) is Status.CONFLICT
+    taken(two.take("a", 3, avoid_unsure=True))
     assert held.id in parties.ids("a")
-    assert two.ledger.unsure() == []
+    assert two.claim_table.unsure_nodes() == []
 
 
 def test_nothing_is_promised_on_a_record_that_the_write_itself_begins() -> None:
@@ -453,7 +453,7 @@ def test_nothing_is_promised_on_a_record_that_the_write_itself_begins() -> None:
     parties.servers[0].stop()
     one.look(Cell(host("a")).view)
     parties.servers[0].start()
-    assert one.take("a", sure=True) is Status.CONFLICT
+    assert one.take("a", avoid_unsure=True) is Status.CONFLICT
     taken(one.take("a"))
 
 
@@ -464,17 +464,17 @@ def test_what_others_took_while_a_record_was_lost_is_not_taken_twice() -> None:
     mine = taken(one.take("a", 5))
     parties.clock.advance(1.0)
     parties.evict("a")
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     theirs = taken(two.take("a", 8, seconds=5.0))
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     assert parties.ids("a") == [theirs.id]
     assert one.own() == {("a", mine.id)}
     parties.clock.advance(5.0 + CLOCK_S)
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     assert parties.ids("a") == [mine.id]
-    assert (one.ledger.stats.lost, one.ledger.stats.put_back) == (1, 1)
+    assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (1, 1)
 
 
 def test_a_claim_that_others_cleared_away_is_not_put_back() -> None:
@@ -484,14 +484,14 @@ def test_a_claim_that_others_cleared_away_is_not_put_back() -> None:
     parties.show(cell.view)
     one, two = parties.parties
     claim = taken(one.take("a", 3))
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     cell.change(host("a", 2, used=3, instances={claim.instance: None}))
     two.look(cell.view)
     theirs = taken(two.take("a", 1))
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     assert parties.ids("a") == [theirs.id]
-    assert (one.ledger.stats.lost, one.ledger.stats.put_back) == (0, 0)
+    assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (0, 0)
 
 
 def test_bytes_that_are_no_record_are_the_same_as_lost() -> None:
@@ -501,10 +501,10 @@ def test_bytes_that_are_no_record_are_the_same_as_lost() -> None:
     claim = taken(one.take("a", 5))
     parties.clock.advance(1.0)
     parties.put("a", b"N\x02rubbish")
-    two.ledger.learn(["a"])
-    assert two.ledger.unsure() == ["a"]
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    two.claim_table.read_records(["a"])
+    assert two.claim_table.unsure_nodes() == ["a"]
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]
 
 
@@ -517,11 +517,11 @@ def test_after_a_restart_no_record_of_before_takes_the_place_of_a_new_one() -> N
     one, two = parties.parties
     parties.servers[0].restart()
     parties.clock.advance(1.0)
-    two.ledger.learn("abc")
+    two.claim_table.read_records("abc")
     for node in "abc":
         assert one.take(node, 1) is Status.CONFLICT
         assert parties.record(node).born == parties.clock.monotonic()
-    assert sorted(one.ledger.unsure()) == ["a", "b", "c"]
+    assert sorted(one.claim_table.unsure_nodes()) == ["a", "b", "c"]
 
 
 # -- silence --------------------------------------------------------------------------------------
@@ -534,12 +534,12 @@ def test_a_claim_that_was_not_answered_is_none(fault: Fault) -> None:
     [one] = parties.parties
     one.connections[0].faults.append(fault)
     assert isinstance(one.take("a", 5), StoreUnavailableError)
-    assert (one.own(), one.ledger.edited) == (set(), False)
-    one.ledger.learn(["a"])
+    assert (one.own(), one.claim_table.edited) == (set(), False)
+    one.claim_table.read_records(["a"])
     assert one.free("a") == 8
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert parties.ids("a") == []
-    assert one.ledger.stats.unanswered == 1
+    assert one.claim_table.stats.unanswered == 1
 
 
 @pytest.mark.parametrize("fault", EFFECTS.values(), ids=EFFECTS)
@@ -549,12 +549,12 @@ def test_what_is_given_back_in_a_silence_is_given_back_after_it(fault: Fault) ->
     one, two = parties.parties
     claim = taken(one.take("a", 5, seconds=24 * 3600.0))
     one.connections[0].faults.append(fault)
-    one.ledger.drop("a", claim.id)
-    assert isinstance(one.ledger.flush()["a"], StoreUnavailableError)
-    assert one.ledger.edited
-    one.ledger.settle()
+    one.claim_table.drop_claim("a", claim.id)
+    assert isinstance(one.claim_table.flush()["a"], StoreUnavailableError)
+    assert one.claim_table.edited
+    one.claim_table.flush_all()
     assert (parties.ids("a"), one.free("a"), one.own()) == ([], 8, set())
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     assert two.free("a") == 8
 
 
@@ -568,12 +568,12 @@ def test_what_is_held_stays_held_where_its_extension_was_not_answered(fault: Fau
     claim = taken(one.take("a", 5))
     longer = one.claim("a", 5, id=claim.id, kept=True, seconds=300.0)
     one.connections[0].faults.append(fault)
-    one.ledger.take("a", longer)
-    assert isinstance(one.ledger.flush()["a"], StoreUnavailableError)
-    one.ledger.take("a", longer)
-    assert one.ledger.flush() == {"a": Status.STORED}
-    one.ledger.reassert_own_claims()
-    one.ledger.settle()
+    one.claim_table.add_claim("a", longer)
+    assert isinstance(one.claim_table.flush()["a"], StoreUnavailableError)
+    one.claim_table.add_claim("a", longer)
+    assert one.claim_table.flush() == {"a": Status.STORED}
+    one.claim_table.reassert_own_claims()
+    one.claim_table.flush_all()
     assert (parties.record("a").claims, one.own()) == ((longer,), {("a", claim.id)})
 
 
@@ -583,12 +583,12 @@ def test_a_write_that_arrives_late_leaks_nothing_beyond_its_deadline() -> None:
     one, two = parties.parties
     one.connections[0].faults.append(Fault(0, late=True))
     assert isinstance(one.take("a", 5), StoreUnavailableError)
-    one.ledger.learn(["a"])
+    one.claim_table.read_records(["a"])
     assert [written.status for written in one.connections[0].arrive()] == [Status.STORED]
-    two.ledger.learn(["a"])
+    two.claim_table.read_records(["a"])
     assert two.free("a") == 3
     parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
-    two.ledger.expire()
+    two.claim_table.expire()
     assert two.free("a") == 8
     taken(two.take("a", 8))
 
@@ -610,15 +610,15 @@ def test_a_server_that_does_not_answer_costs_its_own_nodes_only() -> None:
     [one] = parties.parties
     parties.servers[0].stop()
     for node in "abcdefgh":
-        one.ledger.take(node, Claim(node, node, "one", parties.clock.monotonic() + CLAIM_TTL_S, {"VCPU": 1}))
-    outcomes = one.ledger.flush()
+        one.claim_table.add_claim(node, Claim(node, node, "one", parties.clock.monotonic() + CLAIM_TTL_S, {"VCPU": 1}))
+    outcomes = one.claim_table.flush()
     for node in "abcdefgh":
         if parties.server_of(node) is parties.servers[0]:
             assert isinstance(outcomes[node], StoreUnavailableError)
         else:
             assert outcomes[node] is Status.STORED
     parties.servers[0].start()
-    one.ledger.settle()
+    one.claim_table.flush_all()
     assert {node for node, _ in one.own()} == {node for node in "abcdefgh" if outcomes[node] is Status.STORED}
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.model import NEVER, Version
-from nodestate.scheduling.claims import (
+from nodestate.scheduling.claims.record import (
     CLAIMS,
     CLOCK_S,
     UNSURE_S,
@@ -20,7 +20,7 @@ from nodestate.scheduling.claims import (
     settled,
     unsure,
 )
-from nodestate.scheduling.fleet import Outstanding
+from nodestate.scheduling.fleet import OutstandingClaims
 
 ids = st.sampled_from(["1", "2", "3", "4"])
 claims = st.builds(
@@ -61,14 +61,14 @@ def test_a_record_that_was_begun_lately_is_unsure() -> None:
 def test_what_the_node_shows_is_claimed_no_more() -> None:
     """It is in its usage already; twice would be a node that looks full and is not."""
     two = [claim("1", vcpu=2, group="web"), claim("2", vcpu=3)]
-    assert outstanding(two, 100.0, ()) == Outstanding({"VCPU": 5}, {"vm1": "web", "vm2": None})
-    assert outstanding(two, 100.0, {"1"}) == Outstanding({"VCPU": 3}, {"vm2": None})
-    assert outstanding(two, 120.0, ()) == Outstanding()
+    assert outstanding(two, 100.0, ()) == OutstandingClaims({"VCPU": 5}, {"vm1": "web", "vm2": None})
+    assert outstanding(two, 100.0, {"1"}) == OutstandingClaims({"VCPU": 3}, {"vm2": None})
+    assert outstanding(two, 120.0, ()) == OutstandingClaims()
 
 
 def test_what_a_resize_takes_is_beyond_what_the_instance_has() -> None:
     """The instance is on the node already, and in its group: it is not there twice."""
-    assert outstanding([claim(vcpu=2, resize=True, group="web")], 100.0, ()) == Outstanding({"VCPU": 2}, {})
+    assert outstanding([claim(vcpu=2, resize=True, group="web")], 100.0, ()) == OutstandingClaims({"VCPU": 2}, {})
 
 
 @given(records, st.sets(ids), st.integers(0, 9))

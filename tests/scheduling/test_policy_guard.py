@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nodestate.errors import PolicyError
-from nodestate.scheduling.fleet import Outstanding
+from nodestate.scheduling.fleet import OutstandingClaims
 from nodestate.scheduling.selection import Selector
 from nodestate.scheduling.selection.filters import Filter
 from nodestate.scheduling.selection.plugins import own
@@ -124,9 +124,9 @@ def test_a_row_that_changed_is_weighed_without_a_look_at_the_range() -> None:
     selector = Selector(fleet_of(*nodes), policies, 1)
     selector.best(asked())
     weights[0] = 2.0
-    selector.fleet.overlay(0, Outstanding({"VCPU": 1}))
+    selector.fleet.overlay(0, OutstandingClaims({"VCPU": 1}))
     assert selector.best(asked()) == [0]
     weights[0] = np.ones(2)
-    selector.fleet.overlay(0, Outstanding({"VCPU": 2}))
+    selector.fleet.overlay(0, OutstandingClaims({"VCPU": 2}))
     with pytest.raises(PolicyError, match="an array of 1 of them"):
         selector.best(asked())

@@ -12,7 +12,7 @@ from nodestate.model import partitioning
 from nodestate.ports import Clock, Item, Put, Status, Write, Written
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
-from nodestate.scheduling.claims.claim_table import Ledger
+from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placer import Placer, Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import Request
@@ -60,10 +60,12 @@ class Party:
         self.fleet = Fleet()
         self.ids = SeededIds(name)
         self.connections = [Connection(server, ahead_s) for server in servers]
-        self.ledger = Ledger(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
+        self.claim_table = ClaimTable(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
-        anchors = AffinitySeed(CELL, self.connections)
-        self.placer = Placer(name, self.fleet, selector, self.ledger, anchors, self.look_again, clock, self.ids)
+        affinity_seed = AffinitySeed(CELL, self.connections)
+        self.placer = Placer(
+            name, self.fleet, selector, self.claim_table, affinity_seed, self.look_again, clock, self.ids
+        )
         self.looked_again = 0
         self._numbers = itertools.count(1)
 
@@ -71,14 +73,14 @@ class Party:
         """Decide on this view from now on; what nodes appear in it are read about."""
         known = len(self.fleet)
         self.fleet.advance(view)
-        self.ledger.follow()
+        self.claim_table.on_fleet_advanced()
         if known < len(self.fleet):
-            self.ledger.learn(self.fleet.names[known:])
+            self.claim_table.read_records(self.fleet.names[known:])
 
     def claim(self, node: str, vcpu: int = 1, seconds: float = CLAIM_TTL_S, **more: Any) -> Claim:
         """A claim that is not taken yet."""
         number = f"{self.name}-{next(self._numbers)}"
-        until = self.ledger.now(node) + seconds
+        until = self.claim_table.now(node) + seconds
         return Claim(
             **{
                 "id": number,
@@ -90,18 +92,20 @@ class Party:
             }
         )
 
-    def take(self, node: str, vcpu: int = 1, *, sure: bool = False, **more: Any) -> Claim | Status | NodestateError:
+    def take(
+        self, node: str, vcpu: int = 1, *, avoid_unsure: bool = False, **more: Any
+    ) -> Claim | Status | NodestateError:
         """Take one and write it: the claim where it was stored, else why not."""
         claim = self.claim(node, vcpu, **more)
-        self.ledger.take(node, claim, sure=sure)
-        outcome = self.ledger.flush()[node]
+        self.claim_table.add_claim(node, claim, avoid_unsure=avoid_unsure)
+        outcome = self.claim_table.flush()[node]
         return claim if outcome is Status.STORED else outcome
 
     def look_again(self) -> bool:
         """Read the claims of others as they are now."""
         self.looked_again += 1
         before = self.fleet.changes
-        self.ledger.learn([node for node, known in self.ledger.known.items() if known.record.claims])
+        self.claim_table.read_records([node for node, known in self.claim_table.known.items() if known.record.claims])
         return self.fleet.changes != before
 
     def place(self, *requests: Request, **more: Any) -> list[Placing]:
@@ -122,7 +126,7 @@ class Party:
 
     def own(self) -> set[tuple[str, str]]:
         """Its claims by node and id."""
-        return {(node, claim.id) for node, claim in self.ledger.own()}
+        return {(node, claim.id) for node, claim in self.claim_table.own_claims()}
 
 
 class Parties:

@@ -19,12 +19,12 @@ def at_work(*names: str) -> list[NodePreference]:
     sharings = [NodePreference(name, clock, 30.0) for name in names]
     for sharing in sharings:
         for name in names:
-            sharing.saw(name)
+            sharing.observe_scheduler(name)
     return sharings
 
 
-def own(sharing: NodePreference) -> np.ndarray:  # type: ignore[type-arg]
-    worth = sharing.worth(NAMES)
+def own(node_preference: NodePreference) -> np.ndarray:  # type: ignore[type-arg]
+    worth = node_preference.bonus(NAMES)
     assert worth is not None
     assert set(worth.tolist()) == {0.0, PREFERENCE_BONUS}
     return worth > 0
@@ -32,7 +32,7 @@ def own(sharing: NodePreference) -> np.ndarray:  # type: ignore[type-arg]
 
 def test_who_is_alone_prefers_nothing() -> None:
     [alone] = at_work("one")
-    assert alone.worth(NAMES) is None
+    assert alone.bonus(NAMES) is None
     assert alone.changes == 0
 
 
@@ -53,22 +53,22 @@ def test_one_that_comes_takes_nodes_and_moves_none_between_others() -> None:
 def test_one_that_is_not_seen_for_long_is_passed_over() -> None:
     clock = ManualClock()
     sharing = NodePreference("one", clock, 30.0)
-    sharing.saw("two")
+    sharing.observe_scheduler("two")
     changes = sharing.changes
     clock.advance(29.0)
-    assert sharing.worth(NAMES) is not None
-    sharing.saw("two")
+    assert sharing.bonus(NAMES) is not None
+    sharing.observe_scheduler("two")
     clock.advance(29.0)
-    assert sharing.worth(NAMES) is not None
+    assert sharing.bonus(NAMES) is not None
     assert sharing.changes == changes, "or all would be weighed again"
     clock.advance(2.0)
-    assert sharing.worth(NAMES) is None
+    assert sharing.bonus(NAMES) is None
     assert sharing.changes == changes + 1
 
 
 def test_nodes_that_come_later_have_their_owners_too() -> None:
     one, two = at_work("one", "two")
-    few = one.worth(NAMES[:10])
+    few = one.bonus(NAMES[:10])
     assert few is not None
     assert len(few) == 10
     assert (own(one) ^ own(two)).all()
@@ -95,4 +95,4 @@ def test_schedulers_that_claim_in_turn_seldom_collide() -> None:
             assert all(placing.claim is not None for placing in scheduler.claim(wanted))
     cell.judge_claims()
     for scheduler in schedulers:
-        assert scheduler.ledger.stats.conflicts < 0.1 * scheduler.ledger.stats.written
+        assert scheduler.claim_table.stats.conflicts < 0.1 * scheduler.claim_table.stats.written

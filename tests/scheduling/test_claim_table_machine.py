@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nodestate.model import Version
-from nodestate.scheduling.claims import CLAIMS, CLOCK_S, LOOK_AFTER_S, UNSURE_S, Claim
+from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, Claim
 from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from nodestate.view.view import View
+from tests.scheduling.claim_tables import CELL, CLAIM_TTL_S, Party
 from tests.scheduling.fleets import Cell, host
-from tests.scheduling.ledgers import CELL, CLAIM_TTL_S, Party
 
 ANSWER_TIMEOUT_S: Final = 5.0
 OLDEST_VIEW_S: Final = CLAIM_TTL_S - ANSWER_TIMEOUT_S - CLOCK_S
@@ -28,7 +28,7 @@ VCPU: Final = 6
 numbers = st.integers(0, 5)
 sizes = st.sampled_from([2, 3, 6])
 faults = st.builds(Fault, st.sampled_from([0, 0, None]), st.booleans())
-pauses = st.sampled_from([0.0, 0.5, LOOK_AFTER_S, UNSURE_S])
+pauses = st.sampled_from([0.0, 0.5, REASSERT_S, UNSURE_S])
 skews = st.lists(st.sampled_from([0.0, -0.5, -CLOCK_S + 0.01]), min_size=2, max_size=3)
 
 
@@ -92,13 +92,13 @@ class ClaimsMachine(RuleBasedStateMachine):
             return
         self.over.add(claim.id)
         if claim.resize and claim.instance not in self.allocations:
-            order.party.ledger.drop(NODE, claim.id)
+            order.party.claim_table.drop_claim(NODE, claim.id)
             return
         self.allocations[claim.instance] = self.allocations.get(claim.instance, 0) + claim.resources["VCPU"]
         assert sum(self.allocations.values()) <= VCPU, f"{claim.id} would have to be refused: {self.allocations}"
         version = self.report()
         if claim.resize:
-            order.party.ledger.drop(NODE, claim.id, version)
+            order.party.claim_table.drop_claim(NODE, claim.id, version)
 
     @rule(which=numbers)
     def end(self, which: int) -> None:
@@ -124,7 +124,7 @@ class ClaimsMachine(RuleBasedStateMachine):
         if self.at[party] < fresh:
             self.at[party] = fresh
             party.look(self.views[fresh][0])
-        party.ledger.expire()
+        party.claim_table.expire()
         return party
 
     @rule(number=numbers, size=sizes, build=st.sampled_from(["no", "later", "now"]), steps=st.integers(0, 3))
@@ -147,8 +147,8 @@ class ClaimsMachine(RuleBasedStateMachine):
         party = self.ready(number)
         if party.usable(NODE):
             for size in sizes:
-                party.ledger.take(NODE, party.claim(NODE, size))
-            party.ledger.flush()
+                party.claim_table.add_claim(NODE, party.claim(NODE, size))
+            party.claim_table.flush()
 
     @rule(number=numbers, which=numbers, size=sizes)
     def resize(self, number: int, which: int, size: int) -> None:
@@ -162,16 +162,16 @@ class ClaimsMachine(RuleBasedStateMachine):
     def unordered(self, party: Party) -> list[Claim]:
         """What it counts on, and has not given to an agent."""
         ordered = {order.claim.id for order in self.orders} | self.over
-        now = party.ledger.now(NODE)
-        return [claim for _, claim in party.ledger.own() if claim.id not in ordered and claim.until > now]
+        now = party.claim_table.now(NODE)
+        return [claim for _, claim in party.claim_table.own_claims() if claim.id not in ordered and claim.until > now]
 
     @rule(number=numbers, which=numbers, flush=st.booleans())
     def drop(self, number: int, which: int, flush: bool) -> None:
         party = self.of(number)
         if held := self.unordered(party):
-            party.ledger.drop(NODE, held[which % len(held)].id)
+            party.claim_table.drop_claim(NODE, held[which % len(held)].id)
             if flush:
-                party.ledger.flush()
+                party.claim_table.flush()
 
     @rule(number=numbers, which=numbers)
     def extend(self, number: int, which: int) -> None:
@@ -181,13 +181,13 @@ class ClaimsMachine(RuleBasedStateMachine):
             claim = held[which % len(held)]
             longer = party.claim(NODE, claim.resources["VCPU"], id=claim.id, instance=claim.instance)
             for _ in range(3):
-                party.ledger.take(NODE, longer)
-                party.ledger.flush()
+                party.claim_table.add_claim(NODE, longer)
+                party.claim_table.flush()
 
     @rule(number=numbers)
     def settle(self, number: int) -> None:
-        self.of(number).ledger.reassert_own_claims()
-        self.of(number).ledger.settle()
+        self.of(number).claim_table.reassert_own_claims()
+        self.of(number).claim_table.flush_all()
 
     @rule(number=numbers)
     def die(self, number: int) -> None:
@@ -239,10 +239,10 @@ class ClaimsMachine(RuleBasedStateMachine):
         self.clock.advance(CLAIM_TTL_S + 2 * CLOCK_S)
         for party in self.parties:
             party.look(self.views[-1][0])
-            party.ledger.reassert_own_claims()
-            party.ledger.settle()
-            party.ledger.learn([NODE])
-            party.ledger.expire()
+            party.claim_table.reassert_own_claims()
+            party.claim_table.flush_all()
+            party.claim_table.read_records([NODE])
+            party.claim_table.expire()
             assert (party.own(), party.free(NODE)) == (set(), VCPU - sum(self.allocations.values()))
 
 
@@ -274,7 +274,7 @@ class LossMachine(RuleBasedStateMachine):
     def promise(self, number: int, size: int, seconds: float) -> None:
         party = self.of(number)
         for _ in range(2):  # who is told of a conflict looks, and tries again
-            if party.free(NODE) < size or isinstance(party.take(NODE, size, sure=True, seconds=seconds), Claim):
+            if party.free(NODE) < size or isinstance(party.take(NODE, size, avoid_unsure=True, seconds=seconds), Claim):
                 return
 
     @rule(number=numbers, size=sizes)
@@ -284,41 +284,41 @@ class LossMachine(RuleBasedStateMachine):
         if party.free(NODE) >= size:
             claim = party.take(NODE, size)
             if isinstance(claim, Claim):
-                party.ledger.drop(NODE, claim.id)
+                party.claim_table.drop_claim(NODE, claim.id)
 
     @rule(number=numbers, which=numbers)
     def release(self, number: int, which: int) -> None:
         party = self.of(number)
         if held := sorted(party.own()):
-            party.ledger.drop(*held[which % len(held)])
-            party.ledger.settle()
+            party.claim_table.drop_claim(*held[which % len(held)])
+            party.claim_table.flush_all()
 
     @rule(how=st.sampled_from(["evict", "flush", "restart"]), finder=numbers, seconds=pauses)
     def lose(self, how: str, finder: int, seconds: float) -> None:
         """And somebody finds that it is gone."""
         self.clock.advance(0.001)
         self.server.evict(KEY) if how == "evict" else getattr(self.server, how)()
-        self.of(finder).ledger.learn([NODE])
+        self.of(finder).claim_table.read_records([NODE])
         self.wait(seconds)
 
     @rule(seconds=pauses)
     def wait(self, seconds: float) -> None:
         """As schedulers step: each looks after its own so often."""
         while seconds > 0:
-            self.clock.advance(min(seconds, LOOK_AFTER_S))
-            seconds -= LOOK_AFTER_S
+            self.clock.advance(min(seconds, REASSERT_S))
+            seconds -= REASSERT_S
             for party in self.parties:
-                party.ledger.expire()
-                party.ledger.reassert_own_claims()
-                party.ledger.settle()
+                party.claim_table.expire()
+                party.claim_table.reassert_own_claims()
+                party.claim_table.flush_all()
 
     @invariant()
     def the_node_is_not_promised_twice(self) -> None:
         held = {
             claim.id: claim.resources["VCPU"]
             for party in getattr(self, "parties", ())
-            for _, claim in party.ledger.own()
-            if claim.until > party.ledger.now(NODE)
+            for _, claim in party.claim_table.own_claims()
+            if claim.until > party.claim_table.now(NODE)
         }
         assert sum(held.values()) <= VCPU, held
 

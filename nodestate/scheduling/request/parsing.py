@@ -1,0 +1,111 @@
+"""Requests from JSON or maps, and from the hints of an allocation; every error names its field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar, get_args
+
+import msgspec
+
+from nodestate.errors import BadRequestError
+from nodestate.scheduling.request.limits import MAX_GROUP_COUNT
+from nodestate.scheduling.request.request import STORED_FIELDS, GroupRequest, Policy, Request, SpreadBy, Weight
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def request_of(instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]) -> Request:
+    """The request that an allocation was made for, again (what others put into its hints is passed over).
+
+    Raises ``BadRequestError`` where the hints can't be understood.
+    """
+    fields: dict[str, Any] = {field: hints[field] for field in STORED_FIELDS if field in hints}
+    if group is not None and "group_policy" in hints:
+        fields["group"] = {"name": group, "policy": hints["group_policy"], "max_per_node": hints.get("max_per_node", 1)}
+    return parse({"resources": dict(resources), "instances": [instance], **fields})
+
+
+def parse(content: Mapping[str, Any] | str | bytes) -> Request:
+    """A request from a map, or from JSON. Raises ``BadRequestError``."""
+    content = _map_of(content)
+    if "members" in content:
+        raise BadRequestError("members", "this is a group request: 'nodestate reserve', or parse_group, takes it")
+    return _request(content)
+
+
+def _request(content: Mapping[str, Any]) -> Request:
+    if (
+        isinstance(content.get("instances"), (list, tuple)) and content["instances"]
+    ):  # who names them need not count them
+        content = {"count": len(content["instances"]), **content}
+    return _converted(content, Request)
+
+
+def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
+    """A group request from a map, or from JSON. Raises ``BadRequestError``."""
+    content = dict(_map_of(content))
+    if "members" not in content and "resources" in content:
+        why = "this is no group request, which has members: 'nodestate boot' and 'select', or parse, take it"
+        raise BadRequestError("resources", why)
+    members = content.get("members")
+    if isinstance(members, (list, tuple)):
+        if len(members) > MAX_GROUP_COUNT:
+            raise BadRequestError("members", f"{len(members):,}; a reservation has 1 to {MAX_GROUP_COUNT}")
+        content["members"] = tuple(_member(number, member) for number, member in enumerate(members))
+    return _converted(content, GroupRequest)
+
+
+def _member(number: int, content: Any) -> Request:
+    try:
+        return _request(_map_of(content))
+    except BadRequestError as error:
+        field = "" if error.field == "request" else f".{error.field}"
+        raise BadRequestError(f"members[{number}]{field}", error.why) from None
+
+
+def _map_of(content: Any) -> Mapping[str, Any]:
+    try:
+        if isinstance(content, (str, bytes)):
+            content = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequestError("request", f"no JSON: {error}") from None
+    if not isinstance(content, Mapping):
+        raise BadRequestError("request", f"want a map of its fields, not a {type(content).__name__}")
+    return content
+
+
+def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
+    unknown = next((name for name in content if name not in kind.__struct_fields__), None)
+    if unknown is not None:
+        raise BadRequestError(str(unknown), f"there is no such field; there are {', '.join(kind.__struct_fields__)}")
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        what, path = _WHERE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
+        field, in_a_map, _ = (path or "").partition("[...]")
+        if in_a_map:
+            field = f"{field}.{_misfit(content[field], _VALUES[field])}"
+        about = _FIELD.search(what)
+        if about is not None:
+            field = f"{field}.{about[1]}" if field else about[1]
+        if field in _CHOICES and what.startswith("Invalid enum value"):
+            what = f"{what}; want {' or '.join(choice for choice in _CHOICES[field] if choice)}"
+        raise BadRequestError(field or "request", what[:1].lower() + what[1:]) from None
+
+
+_WHERE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
+"""What msgspec says of a value, and where it stands."""
+_FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
+_VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
+
+
+def _misfit(values: Mapping[str, Any], kind: Any) -> str:
+    """The first key whose value is not of a kind: msgspec does not say which it was."""
+    for name, value in values.items():
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return name
+    raise AssertionError("msgspec found one")
