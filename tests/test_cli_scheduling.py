@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from harness.servers import RabbitServer
 from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.cli import main
-from nodestate.cli.embedded_cell import WholeCell
+from nodestate.cli.embedded_cell import EmbeddedCell
 from nodestate.cli.logs import set_up_logs
 from nodestate.config import load
 from nodestate.designs.connections import open_claims
@@ -69,7 +69,7 @@ class Cell:
             {f"{place}-{n}": {**STATE, "zone": f"az{n}", "aggregates": [place]} for place in PLACES for n in (1, 2, 3)}
         )
         self._forget_that_it_is_new()
-        self._cell = WholeCell(self.config, [self.fleet])
+        self._cell = EmbeddedCell(self.config, [self.fleet])
 
     def _forget_that_it_is_new(self) -> None:
         """Claim records that nobody began lately: a reservation waits ten seconds for those of a new cell."""

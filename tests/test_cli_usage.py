@@ -20,7 +20,7 @@ from nodestate.cli import COMMANDS, every_command, main
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.command_group import USAGE_KIND
 from nodestate.cli.logs import set_up_logs
-from nodestate.cli.shutdown import stopping
+from nodestate.cli.shutdown import stop_on_signals
 from nodestate.errors import NodestateError, StaleViewError
 
 NAMES = [
@@ -148,8 +148,8 @@ KINDS = {
     "ConfigError": "config",
     "BadEventError": "bad-event",
     "DesignStepError": "design-step",
-    "NotWholeError": "design-incomplete",
-    "NotEqualError": "design-differs",
+    "DesignIncompleteError": "design-incomplete",
+    "DesignsDifferError": "design-differs",
     "LayoutInUseError": "layout-in-use",
     "ControlLostError": "control-record-lost",
     "StoreError": "store",
@@ -173,7 +173,7 @@ KINDS = {
     "BadRequestError": "bad-request",
     "NotFoundError": "not-found",
     "UnknownNodeError": "not-found",
-    "NotDoneError": "not-done",
+    "CommandTimeoutError": "timeout",
     "SilentAgentsError": "silent-agents",
     "PolicyError": "policy",
 }
@@ -420,7 +420,7 @@ def test_logs_go_to_stderr_in_both_forms(form: str, capsys: pytest.CaptureFixtur
 
 def test_the_first_signal_asks_and_the_second_insists() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop()
@@ -433,7 +433,7 @@ def test_numbers_that_json_lacks_are_null() -> None:
     @cell_command("ask", example="nodestate ask")
     def ask(run: Run) -> None:
         """Ask."""
-        run.say_json({"age": float("inf")})
+        run.print_json({"age": float("inf")})
         raise StaleViewError(float("inf"), 5.0)
 
     answer = CliRunner().invoke(ask, ["--json"])

@@ -17,7 +17,7 @@ from msgspec import structs
 from nodestate import Reader
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.broker import KombuCourier
-from nodestate.cli.embedded_cell import WholeCell
+from nodestate.cli.embedded_cell import EmbeddedCell
 from nodestate.cli.up import quantiles
 from nodestate.config import Config
 from nodestate.model import Receipt
@@ -62,7 +62,7 @@ def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -
 def test_an_order_to_one_of_its_nodes_is_carried_out_and_seen_in_a_view(cell: str) -> None:
     """A boot is a message: nobody stands between the scheduler and the node's agent, also in this small a cell."""
     config = Config(cell=cell, partitions=2, heartbeat_s=0.5, resync_jitter_s=0.1)
-    whole, courier = WholeCell(config, [SimulatedFleet(20, changes_per_s=0.0)]), KombuCourier(config)
+    whole, courier = EmbeddedCell(config, [SimulatedFleet(20, changes_per_s=0.0)]), KombuCourier(config)
     try:
         order = Build(id="1", node="compute-0011", instance="vm-1", resources={"VCPU": 1}, deadline=2e9)
         answers: list[Answer] = []

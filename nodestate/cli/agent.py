@@ -17,7 +17,7 @@ from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet, fleet_name
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.shutdown import stopping
+from nodestate.cli.shutdown import stop_on_signals
 from nodestate.ports import SystemClock
 
 
@@ -66,7 +66,7 @@ def command(
     sink = KombuSink(run.config)
     try:
         agent = Agent(run.config, sources, sink, SystemClock(), random.Random())
-        with stopping(seconds) as stop:
+        with stop_on_signals(seconds) as stop:
             try:
                 agent.run(stop)
             finally:
@@ -74,7 +74,7 @@ def command(
     finally:
         sink.close()
     if run.as_json:
-        run.say_json({"source": source, "nodes": len(agent.publishers), **asdict(agent.stats)})
+        run.print_json({"source": source, "nodes": len(agent.publishers), **asdict(agent.stats)})
     else:
         stats = agent.stats
         run.out.print(

@@ -15,14 +15,14 @@ from nodestate.cli.scheduling import (
     file_type,
     max_age_option,
     node_max_age_option,
+    open_scheduler,
     outcome_json,
     owner_option,
+    print_explanation,
+    print_outcomes,
     progress,
-    request_of,
+    request_from,
     resources_option,
-    scheduler_of,
-    show_explanation,
-    show_outcomes,
     timeout_option,
     wait_until_shown,
 )
@@ -67,13 +67,13 @@ def command(
     if reservation is not None and instance is not None:
         if request_file is not None or resources is not None or explain:
             raise click.UsageError("where a member that is held goes is decided: no REQUEST, --resources or --explain")
-        with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+        with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
             with progress(run, scheduler, "booting"):
                 outcome = scheduler.groups.boot(reservation, instance, owner=owner, timeout_s=timeout)
             wait_until_shown(run, scheduler, [outcome])
-        return _tell(run, [outcome], [], None)
-    request = request_of(request_file, resources, max_age)
-    with scheduler_of(run, boots=True, node_max_age=node_max_age) as scheduler:
+        return _print_result(run, [outcome], [], None)
+    request = request_from(request_file, resources, max_age)
+    with open_scheduler(run, boots=True, node_max_age=node_max_age) as scheduler:
         scheduler.refresh(request.max_age)
         explanation = scheduler.explain(request) if explain else None
         boots = scheduler.submit(request)
@@ -81,20 +81,20 @@ def command(
         outcomes = [boot.outcome for boot in boots if boot.outcome is not None]
         wait_until_shown(run, scheduler, outcomes)
     under_way = [boot.placing.instance for boot in boots if boot.outcome is None]
-    return _tell(run, outcomes, under_way, explanation)
+    return _print_result(run, outcomes, under_way, explanation)
 
 
-def _tell(run: Run, outcomes: Sequence[Outcome], under_way: list[str], explanation: Explanation | None) -> int:
+def _print_result(run: Run, outcomes: Sequence[Outcome], under_way: list[str], explanation: Explanation | None) -> int:
     if run.as_json:
         answer: dict[str, Any] = {
             "instances": [outcome_json(outcome) for outcome in outcomes],
             "under_way": under_way,
         }
-        run.say_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
+        run.print_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
     else:
         if explanation is not None:
-            show_explanation(run, explanation)
-        show_outcomes(run, outcomes)
+            print_explanation(run, explanation)
+        print_outcomes(run, outcomes)
         if under_way:
             some = f"no outcome yet of {len(under_way):,}, as {under_way[0]}"
             run.out.print(f"{some}: agents may have built them or not; views will tell", markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ import click
 
 from nodestate.broker import collect_census
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import CellInspector, looked_at
+from nodestate.cli.inspection import CellInspector, selected_designs
 from nodestate.designs.comparison import (
     DIFFERENT,
     KINDS,
@@ -32,7 +32,7 @@ from nodestate.ports import Resync
 from nodestate.view.view import View
 
 AGENTS: Final = "agents"
-LOOK_AGAIN_S: Final = 0.1
+RETRY_INTERVAL_S: Final = 0.1
 SHOWN_NAMES: Final = 8
 
 
@@ -43,7 +43,7 @@ class SilentAgentsError(NodestateError):
 
 
 @dataclass(slots=True)
-class Finding:
+class PairComparison:
     """One comparison: what is suspect of the ``right`` side, measured by the ``left``."""
 
     left: str
@@ -58,7 +58,7 @@ class Verdict:
     """
 
     views: Mapping[str, View]
-    findings: list[Finding]
+    comparisons: list[PairComparison]
     unreadable: dict[str, dict[int, str]]
     census: Mapping[str, Version] = field(default_factory=dict)
     seconds: float = 0.0
@@ -66,7 +66,7 @@ class Verdict:
     @property
     def agree(self) -> bool:
         """True if everything could be read and nothing differs."""
-        return not any(finding.suspects for finding in self.findings) and not any(self.unreadable.values())
+        return not any(comparison.suspects for comparison in self.comparisons) and not any(self.unreadable.values())
 
 
 def compare(
@@ -86,7 +86,7 @@ def compare(
         verdict.seconds = time.monotonic() - started
         if verdict.agree or verdict.seconds >= timeout:
             return verdict
-        time.sleep(LOOK_AGAIN_S)
+        time.sleep(RETRY_INTERVAL_S)
 
 
 def _look(
@@ -99,16 +99,17 @@ def _look(
         name: {record.name: record for record in view.nodes.records()} for name, view in views.items()
     }
     unreadable = {name: {p.partition: p.lost for p in view.partitions if p.lost} for name, view in views.items()}
-    findings: list[Finding] = []
-    earlier = iter(before.findings if before is not None else ())
+    comparisons: list[PairComparison] = []
+    earlier = iter(before.comparisons if before is not None else ())
     for (left, ours), (right, theirs) in itertools.combinations(records.items(), 2):
         suspects = differences(ours, theirs) if before is None else persisting(next(earlier).suspects, ours, theirs)
-        findings.append(Finding(left, right, suspects))
+        comparisons.append(PairComparison(left, right, suspects))
     if census:
-        findings += [
-            Finding(AGENTS, name, differences_from_agents(census, have, states)) for name, have in records.items()
+        comparisons += [
+            PairComparison(AGENTS, name, differences_from_agents(census, have, states))
+            for name, have in records.items()
         ]
-    return Verdict(views, findings, unreadable, census)
+    return Verdict(views, comparisons, unreadable, census)
 
 
 @cell_command("check", example="nodestate check --agents 3 --json")
@@ -123,19 +124,19 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
     state of the same version. With --agents the designs are compared with what the agents say of themselves.
     """
     run.require_shared(broker=agents is not None, designs=run.config.designs)
-    every = looked_at(run.config, None)
+    every = selected_designs(run.config, None)
     census = {}
     if agents is not None:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
         if not census:
             raise SilentAgentsError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
-    lookout = CellInspector(run.config, every)
+    inspector = CellInspector(run.config, every)
     try:
-        verdict = compare(lookout.views, timeout, census)
+        verdict = compare(inspector.views, timeout, census)
     finally:
-        lookout.close()
+        inspector.close()
     if run.as_json:
-        run.say_json(as_json(verdict))
+        run.print_json(as_json(verdict))
     else:
         show(run, verdict)
     return 0 if verdict.agree else 1
@@ -155,8 +156,8 @@ def as_json(verdict: Verdict) -> dict[str, object]:
             for name, view in verdict.views.items()
         },
         "pairs": [
-            {"left": finding.left, "right": finding.right, **by_kind(finding.suspects, _kinds(finding))}
-            for finding in verdict.findings
+            {"left": comparison.left, "right": comparison.right, **by_kind(comparison.suspects, _kinds(comparison))}
+            for comparison in verdict.comparisons
         ],
         "seconds": round(verdict.seconds, 3),
     }
@@ -180,20 +181,22 @@ def show(run: Run, verdict: Verdict) -> None:
         if view.incomplete:
             run.out.print(f"  incomplete: {_names(sorted(view.incomplete))}", markup=False)
     readable = "" if not any(verdict.unreadable.values()) else " in what can be read"
-    for finding in verdict.findings:
-        if not finding.suspects:
-            run.out.print(f"{finding.left} and {finding.right}: [green]no difference[/]{readable}")
+    for comparison in verdict.comparisons:
+        if not comparison.suspects:
+            run.out.print(f"{comparison.left} and {comparison.right}: [green]no difference[/]{readable}")
             continue
-        run.out.print(f"{finding.right}, measured by {finding.left}: [red]{len(finding.suspects):,} differences[/]")
-        for kind, names in by_kind(finding.suspects, _kinds(finding)).items():
+        run.out.print(
+            f"{comparison.right}, measured by {comparison.left}: [red]{len(comparison.suspects):,} differences[/]"
+        )
+        for kind, names in by_kind(comparison.suspects, _kinds(comparison)).items():
             if names:
                 run.out.print(f"  {kind}: {len(names):,}: {_names(names)}", markup=False)
     if verdict.census:
         run.out.print(f"{len(verdict.census):,} agents answered")
 
 
-def _kinds(finding: Finding) -> tuple[str, ...]:
-    return (MISSED, OLDER, DIFFERENT) if finding.left == AGENTS else KINDS
+def _kinds(comparison: PairComparison) -> tuple[str, ...]:
+    return (MISSED, OLDER, DIFFERENT) if comparison.left == AGENTS else KINDS
 
 
 def _names(names: Sequence[str]) -> str:

@@ -6,7 +6,9 @@ that can't be right).
 
 from __future__ import annotations
 
+import getpass
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,7 +39,7 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 class Run:
     """One run of a command: its settings, and how it speaks.
 
-    ``config`` are the settings; ``out`` and ``err`` print for people, on stdout and stderr; ``say_json`` prints for
+    ``config`` are the settings; ``out`` and ``err`` print for people, on stdout and stderr; ``print_json`` prints for
     programs, where ``as_json`` is set.
     """
 
@@ -56,7 +58,7 @@ class Run:
         """stderr, for people."""
         return _console(sys.stderr)
 
-    def say_json(self, value: Any) -> None:
+    def print_json(self, value: Any) -> None:
         """One JSON value on stdout; numbers that JSON does not have (an infinite age) are null."""
         click.echo(_encode(value))
 
@@ -80,6 +82,15 @@ class Run:
                     f"{name} {url} lives within one process, and this is a new one: give --{name} {example} "
                     f"(or NODESTATE_{name.upper()}), or try 'nodestate up', which is all in one process"
                 )
+
+
+def operator_name() -> str:
+    """Who says it, for the record."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "?"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _console(file: Any) -> Console:

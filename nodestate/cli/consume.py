@@ -12,14 +12,14 @@ import click
 
 from nodestate.broker import KombuLayouts, KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.shutdown import stopping
+from nodestate.cli.shutdown import stop_on_signals
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member
 from nodestate.designs.connections import configured, open_stores
 from nodestate.ports import SystemClock
 
 
-class WhichMember(click.ParamType[tuple[int, int]]):
+class MemberNumber(click.ParamType[tuple[int, int]]):
     """Text ``i/n``, as the pair (i, n) with 1 <= i <= n."""
 
     name = "i/n"
@@ -44,7 +44,7 @@ class WhichMember(click.ParamType[tuple[int, int]]):
     metavar="NAMES",
     help="Designs to write, by comma.  [default: what the control record says, else the settings]",
 )
-@click.option("--member", type=WhichMember(), default="1/1", help="Which of how many consumers this is.")
+@click.option("--member", type=MemberNumber(), default="1/1", help="Which of how many consumers this is.")
 @click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
 def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
     """Take events from the broker, fold them, and write them into the store.
@@ -66,7 +66,7 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
         if design
         else Member(config, layouts, stores, resync, clock, rng, name)
     )
-    with stopping(seconds) as stop:
+    with stop_on_signals(seconds) as stop:
         try:
             consumer.run(stop)
         finally:
@@ -74,7 +74,7 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
             resync.close()
     if run.as_json:
         counts = asdict(consumer.stats)
-        run.say_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts.pop("counts"), **counts})
+        run.print_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts.pop("counts"), **counts})
     else:
         stats = consumer.stats
         run.out.print(

@@ -14,7 +14,14 @@ from rich.text import Text
 
 from nodestate.broker import QueueDepth, connect_check, queue_depths, read_dead_letters
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.inspection import NOTHING_STORED, CellInspector, DesignLook, HeadLook, control_of, looked_at
+from nodestate.cli.inspection import (
+    NOTHING_STORED,
+    CellInspector,
+    DesignStatus,
+    HeadStatus,
+    read_control,
+    selected_designs,
+)
 from nodestate.config import Config, servers_of
 from nodestate.designs.control import Control
 from nodestate.designs.stored_design import StoredDesign
@@ -55,17 +62,17 @@ def command(run: Run, designs: str | None) -> int:
     WARN is what works and should not stay so.
     """
     config = run.config
-    every = looked_at(config, designs)
+    every = selected_designs(config, designs)
     run.require_shared(broker=True, designs=[kept.design for kept in every])
-    control = control_of(config, [kept.design for kept in every])
+    control = read_control(config, [kept.design for kept in every])
     findings: list[Finding] = []
     for finding in _examine(config, control, every):
         findings.append(finding)
         if not run.as_json:
-            _show(run, finding)
+            _print(run, finding)
     failed = any(finding.level == FAIL for finding in findings)
     if run.as_json:
-        run.say_json(
+        run.print_json(
             {
                 "ok": not failed,
                 "broker": config.broker_safe,
@@ -78,7 +85,7 @@ def command(run: Run, designs: str | None) -> int:
     return 1 if failed else 0
 
 
-def _show(run: Run, finding: Finding) -> None:
+def _print(run: Run, finding: Finding) -> None:
     line = Text.assemble((f"{finding.level:<5}", STYLES[finding.level]), (f"{finding.about}: ", "bold"), finding.says)
     run.out.print(line, soft_wrap=True)
     if finding.advice:
@@ -95,15 +102,15 @@ def _examine(config: Config, control: Control, every: Sequence[StoredDesign]) ->
         yield Finding(WARN, "queues", says, f"'nodestate design retire {one}' again deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
         yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
-    lookout = CellInspector(config, every)
+    inspector = CellInspector(config, every)
     try:
-        looks = lookout.look(node_max_age=math.inf)
+        looks = inspector.look(node_max_age=math.inf)
         for look in looks:
             yield from _design(config, look)
         # Every design knows the same nodes: those of the fullest tell of the agents.
         yield from _agents(config, max((look.view for look in looks), key=lambda view: len(view.nodes)))
     finally:
-        lookout.close()
+        inspector.close()
 
 
 def _guarded(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
@@ -239,9 +246,9 @@ def _complaints(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
 # -- designs --------------------------------------------------------------------------------------
 
 
-def _design(config: Config, look: DesignLook) -> Iterator[Finding]:
+def _design(config: Config, look: DesignStatus) -> Iterator[Finding]:
     about = look.name
-    heads = {number: head for number, head in enumerate(look.heads) if isinstance(head, HeadLook)}
+    heads = {number: head for number, head in enumerate(look.heads) if isinstance(head, HeadStatus)}
     absent = {number: why for number, why in enumerate(look.heads) if isinstance(why, str)}
     if absent:
         number, why = next(iter(absent.items()))
@@ -263,7 +270,7 @@ def _design(config: Config, look: DesignLook) -> Iterator[Finding]:
         )
 
 
-def _owners(config: Config, about: str, heads: dict[int, HeadLook]) -> Iterator[Finding]:
+def _owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterator[Finding]:
     members = Counter(head.member for head in heads.values())
     oldest = max(heads, key=lambda number: heads[number].age_s)
     behind = max(heads, key=lambda number: heads[number].behind_s)

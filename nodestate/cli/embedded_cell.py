@@ -16,10 +16,10 @@ from nodestate.designs.connections import open_stores
 from nodestate.model import Version
 from nodestate.ports import SystemClock
 
-END_S = 30.0
+STOP_TIMEOUT_S = 30.0
 
 
-class _Loop:
+class _CellThread:
     """Something that steps in a thread of its own until it is ended. Its failure is raised by ``end`` and ``check``."""
 
     def __init__(self, name: str, run: Callable[[Callable[[], bool]], None]) -> None:
@@ -37,7 +37,7 @@ class _Loop:
     def end(self) -> None:
         """End it after the step under way."""
         self._ending = True
-        self._thread.join(END_S)
+        self._thread.join(STOP_TIMEOUT_S)
         self.check()
 
     def _main(self) -> None:
@@ -47,7 +47,7 @@ class _Loop:
             self._failure = failure
 
 
-class WholeCell:
+class EmbeddedCell:
     """Begins to run when it is made. ``published`` and ``applied`` count events since then.
 
     running --end_agents--> agents silent, their last word confirmed --close--> over
@@ -70,8 +70,8 @@ class WholeCell:
             random.Random(),
             "up",
         )
-        self._consuming = _Loop("consumer", self.consumer.run)
-        self._reporting: _Loop | None = _Loop("agents", self.agent.run)
+        self._consuming = _CellThread("consumer", self.consumer.run)
+        self._reporting: _CellThread | None = _CellThread("agents", self.agent.run)
 
     @property
     def published(self) -> int:

@@ -24,7 +24,7 @@ from nodestate.view.view import View
 NOTHING_STORED: Final = "nothing is stored"
 
 
-class HeadLook(NamedTuple):
+class HeadStatus(NamedTuple):
     """What one partition's head says. ``age_s`` counts from its last renewal, in the whole seconds of the store's clock;
     ``behind_s`` is how long before that its owner was caught up.
     """
@@ -43,16 +43,16 @@ class HeadLook(NamedTuple):
         return self.owner.partition("/")[0]
 
 
-class DesignLook(NamedTuple):
+class DesignStatus(NamedTuple):
     """One design: what to call it, its view, seconds that refreshing took, and by partition its head or why there is none."""
 
     name: str
     view: View
     refresh_s: float
-    heads: Sequence[HeadLook | str]
+    heads: Sequence[HeadStatus | str]
 
 
-def control_of(config: Config, designs: Iterable[str] = ()) -> Control:
+def read_control(config: Config, designs: Iterable[str] = ()) -> Control:
     """The cell's control record, as the places of these designs have it (of none: all that the settings name); or what the
     settings say where there is none.
     """
@@ -67,12 +67,12 @@ def control_of(config: Config, designs: Iterable[str] = ()) -> Control:
     return control or first(config, 0.0)
 
 
-def looked_at(config: Config, designs: str | None) -> list[StoredDesign]:
+def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:
     """What names by comma mean: ``snapshot@16``, or ``snapshot`` of the layout that is read. Without names, all that is written."""
     if not designs:
-        return list(control_of(config).writes)
+        return list(read_control(config).writes)
     names = [name.strip() for name in designs.split(",") if name.strip()]
-    control = control_of(config, names)
+    control = read_control(config, names)
     return [parse_stored_design(name, control.reads.partitions) for name in names]
 
 
@@ -101,11 +101,11 @@ class CellInspector:
             looks.append((self._names[kept], view, time.perf_counter() - started))
         return looks
 
-    def look(self, *, node_max_age: float | None = None) -> list[DesignLook]:
+    def look(self, *, node_max_age: float | None = None) -> list[DesignStatus]:
         """Views and heads of each design."""
         looks = self.timed(node_max_age=node_max_age)
         return [
-            DesignLook(name, view, seconds, self._heads(kept))
+            DesignStatus(name, view, seconds, self._heads(kept))
             for kept, (name, view, seconds) in zip(self._readers, looks, strict=True)
         ]
 
@@ -113,7 +113,7 @@ class CellInspector:
         """Close the connections."""
         self._stores.close()
 
-    def _heads(self, kept: StoredDesign) -> list[HeadLook | str]:
+    def _heads(self, kept: StoredDesign) -> list[HeadStatus | str]:
         cell, letter, where = self._config.cell, DESIGNS[kept.design].letter, DESIGNS[kept.design].where
         numbers = range(kept.partitions)
         work = {
@@ -121,14 +121,14 @@ class CellInspector:
             for p in numbers
         }
         found = run(work)
-        return [_head_look(found[number]) for number in numbers]
+        return [_head_status(found[number]) for number in numbers]
 
 
-def _head_look(found: tuple[Head, Item] | NodestateError | None) -> HeadLook | str:
+def _head_status(found: tuple[Head, Item] | NodestateError | None) -> HeadStatus | str:
     if found is None:
         return NOTHING_STORED
     if isinstance(found, NodestateError):
         return str(found)
     head, item = found
     age_s = math.inf if item.ttl_s is None else float(head.lease_s - item.ttl_s)
-    return HeadLook(head.epoch, head.term, head.owner, head.next, head.behind_ms / 1000, head.vouched, age_s)
+    return HeadStatus(head.epoch, head.term, head.owner, head.next, head.behind_ms / 1000, head.vouched, age_s)

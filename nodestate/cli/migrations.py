@@ -9,16 +9,16 @@ import click
 
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.scheduling import (
-    amounts_of,
     explain_option,
     explanation_json,
     max_age_option,
     node_max_age_option,
+    open_scheduler,
     outcome_json,
+    parse_amounts,
+    print_explanation,
+    print_outcomes,
     progress,
-    scheduler_of,
-    show_explanation,
-    show_outcomes,
     timeout_option,
     wait_until_shown,
 )
@@ -42,12 +42,12 @@ def migrate(
 
     It stays where it is if no node takes it: exit code 1. JSON: {"instances"} as 'nodestate boot' prints it.
     """
-    with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+    with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         explanation = scheduler.moves.explain(instance) if explain else None
         with progress(run, scheduler, "moving"):
             outcome = scheduler.move(instance, to=to, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
-    return _tell(run, [outcome], explanation)
+    return _print_result(run, [outcome], explanation)
 
 
 @cell_command("evacuate", example="nodestate evacuate compute-0001 --timeout 300")
@@ -61,13 +61,13 @@ def evacuate(run: Run, node: str, timeout: float, max_age: float | None, node_ma
     Nothing keeps others from coming to the node meanwhile, unless its status is not 'up'. Exit code 1 if some could not be
     moved. JSON: {"instances"} as 'nodestate boot' prints it.
     """
-    with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+    with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         with progress(run, scheduler, f"evacuating {node}"):
             outcomes = scheduler.evacuate(node, timeout_s=timeout)
         wait_until_shown(run, scheduler, outcomes)
     if not outcomes and not run.as_json:
         run.out.print(f"nothing is on {node}", markup=False)
-    return _tell(run, outcomes, None)
+    return _print_result(run, outcomes, None)
 
 
 @cell_command("resize", example="nodestate resize web-1 VCPU=4 MEMORY_MB=8192 --explain")
@@ -91,13 +91,13 @@ def resize(
     Classes that are not named stay as they are, and 0 takes one away. It stays as it is if no node takes it: exit code 1.
     JSON: {"instances"} as 'nodestate boot' prints it.
     """
-    amounts = amounts_of(resources)
-    with scheduler_of(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+    amounts = parse_amounts(resources)
+    with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         explanation = scheduler.moves.explain(instance, amounts) if explain else None
         with progress(run, scheduler, "resizing"):
             outcome = scheduler.resize(instance, amounts, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
-    return _tell(run, [outcome], explanation)
+    return _print_result(run, [outcome], explanation)
 
 
 @cell_command("terminate", example="nodestate terminate web-1 web-2")
@@ -110,24 +110,24 @@ def terminate(run: Run, instances: tuple[str, ...], timeout: float, max_age: flo
     Exit code 1 if no node reports one of them (then none is ended), or if a node still does after --timeout. JSON:
     {"instances": [{"instance", "nodes"}]}.
     """
-    with scheduler_of(run, boots=True, max_age=max_age) as scheduler:
+    with open_scheduler(run, boots=True, max_age=max_age) as scheduler:
         with progress(run, scheduler, "ending"):
             ended = scheduler.end_everywhere(instances, timeout)
         scheduler.settle()
     if run.as_json:
-        run.say_json({"instances": [{"instance": name, "nodes": nodes} for name, nodes in ended.items()]})
+        run.print_json({"instances": [{"instance": name, "nodes": nodes} for name, nodes in ended.items()]})
     for name, nodes in ended.items() if not run.as_json else ():
         run.out.print(f"{name} is ended; it was on {' and '.join(nodes)}", markup=False)
     return 0
 
 
-def _tell(run: Run, outcomes: Sequence[Outcome], explanation: Explanation | None) -> int:
+def _print_result(run: Run, outcomes: Sequence[Outcome], explanation: Explanation | None) -> int:
     if run.as_json:
         answer: dict[str, Any] = {"instances": [outcome_json(outcome) for outcome in outcomes]}
-        run.say_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
+        run.print_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
     else:
         if explanation is not None:
             run.out.print("other nodes:")
-            show_explanation(run, explanation)
-        show_outcomes(run, outcomes)
+            print_explanation(run, explanation)
+        print_outcomes(run, outcomes)
     return 0 if all(isinstance(outcome, Booted) for outcome in outcomes) else 1

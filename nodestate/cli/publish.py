@@ -35,7 +35,7 @@ _decode_addressed = msgspec.msgpack.Decoder(_Addressed).decode
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _PublishProgress:
     """What became of the lines."""
 
     publisher: OrderedPublisher
@@ -61,7 +61,7 @@ def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
     clock = SystemClock()
     sink = KombuSink(run.config, control=False)
     publisher = OrderedPublisher(sink, clock, timeout)
-    outcome = _Outcome(publisher, time.monotonic())
+    outcome = _PublishProgress(publisher, time.monotonic())
     try:
         with _progress(run, file) as progress:
             for number, line in enumerate(file, 1):
@@ -72,15 +72,15 @@ def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
                 progress(number, len(line), outcome)
             publisher.finish()
     except (NodestateError, KeyboardInterrupt):
-        _summarize(run, outcome)
+        _print_summary(run, outcome)
         raise
     finally:
         sink.close()
-    _summarize(run, outcome)
+    _print_summary(run, outcome)
     return 1 if outcome.refused else 0
 
 
-def _publish_line(run: Run, outcome: _Outcome, number: int, line: bytes, *, raw: bool) -> None:
+def _publish_line(run: Run, outcome: _PublishProgress, number: int, line: bytes, *, raw: bool) -> None:
     try:
         body = _as_it_is(line) if raw else event_from_json(line)
     except BadEventError as error:
@@ -121,7 +121,7 @@ class _Bar:
         self._task = progress.add_task("publishing", total=total, what="")
         self._bytes = 0
 
-    def __call__(self, number: int, size: int, outcome: _Outcome) -> None:
+    def __call__(self, number: int, size: int, outcome: _PublishProgress) -> None:
         self._bytes += size
         if number % SHOW_EVERY_COUNT == 0:
             rate = outcome.publisher.settled / max(outcome.seconds, 1e-9)
@@ -145,10 +145,10 @@ def _size(file: BinaryIO) -> int | None:
         return None
 
 
-def _summarize(run: Run, outcome: _Outcome) -> None:
+def _print_summary(run: Run, outcome: _PublishProgress) -> None:
     seconds, published = outcome.seconds, outcome.publisher.settled
     if run.as_json:
-        run.say_json({"published": published, "refused": outcome.refused, "seconds": round(seconds, 3)})
+        run.print_json({"published": published, "refused": outcome.refused, "seconds": round(seconds, 3)})
         return
     again = outcome.publisher.sent_again
     run.out.print(

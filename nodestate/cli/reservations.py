@@ -8,21 +8,20 @@ import click
 import msgspec
 from rich.text import Text
 
-from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.design import operator
+from nodestate.cli.command import SECONDS, Run, cell_command, operator_name
 from nodestate.cli.scheduling import (
     file_type,
+    make_table,
     max_age_option,
     node_max_age_option,
+    open_scheduler,
     outcome_json,
     owner_option,
+    print_no_host,
+    print_outcomes,
     progress,
     read_file,
     remaining_json,
-    scheduler_of,
-    show_no_node,
-    show_outcomes,
-    table_of,
     timeout_option,
     wait_until_shown,
 )
@@ -62,16 +61,19 @@ def reserve(
     given = {"hold_s": hold, "max_age": max_age}
     wanted = parse_group(read_file(group_file))
     wanted = msgspec.structs.replace(wanted, **{name: value for name, value in given.items() if value is not None})
-    with scheduler_of(run, boots=False, node_max_age=node_max_age) as scheduler, progress(run, scheduler, "reserving"):
-        found = scheduler.reserve(wanted, owner=owner or operator(), timeout_s=timeout)
+    with (
+        open_scheduler(run, boots=False, node_max_age=node_max_age) as scheduler,
+        progress(run, scheduler, "reserving"),
+    ):
+        found = scheduler.reserve(wanted, owner=owner or operator_name(), timeout_s=timeout)
     if isinstance(found, NotReserved):
         if run.as_json:
             remaining = remaining_json(found.why.remaining)
-            run.say_json({"id": None, "instance": found.instance, "why": str(found.why), "remaining": remaining})
+            run.print_json({"id": None, "instance": found.instance, "why": str(found.why), "remaining": remaining})
         else:
-            show_no_node(run, found.why, whose=f"member {found.instance}; nothing is reserved")
+            print_no_host(run, found.why, whose=f"member {found.instance}; nothing is reserved")
         return 1
-    _tell(run, found)
+    _print_result(run, found)
     return 0
 
 
@@ -87,7 +89,7 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
     JSON: {"id", "confirmed", "instances"}, instances as 'nodestate boot' prints them; where it is not confirmed, those
     that failed.
     """
-    with scheduler_of(run, boots=True) as scheduler:
+    with open_scheduler(run, boots=True) as scheduler:
         with progress(run, scheduler, "building"):
             found = scheduler.confirm(reservation, owner=owner, timeout_s=timeout)
         outcomes = found.members if isinstance(found, Confirmed) else found.failed
@@ -95,11 +97,11 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
     confirmed = isinstance(found, Confirmed)
     if run.as_json:
         instances = [outcome_json(outcome) for outcome in outcomes]
-        run.say_json({"id": reservation, "confirmed": confirmed, "instances": instances})
+        run.print_json({"id": reservation, "confirmed": confirmed, "instances": instances})
     else:
         if not confirmed:
             run.out.print(f"{reservation} is not confirmed: nothing of it is built or held any more", markup=False)
-        show_outcomes(run, outcomes)
+        print_outcomes(run, outcomes)
     return 0 if confirmed else 1
 
 
@@ -109,8 +111,8 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
 @owner_option
 def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
     """Hold reservation ID for so long from now on, which may also be shorter than before. JSON: as 'nodestate reserve'."""
-    with scheduler_of(run, boots=False) as scheduler:
-        _tell(run, scheduler.extend(reservation, hold, owner=owner))
+    with open_scheduler(run, boots=False) as scheduler:
+        _print_result(run, scheduler.extend(reservation, hold, owner=owner))
 
 
 @cell_command("release", example=f"nodestate release {EXAMPLE_ID}")
@@ -118,10 +120,10 @@ def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
 @owner_option
 def release(run: Run, reservation: str, owner: str) -> None:
     """Give back what reservation ID holds. Members that were built by themselves stay. JSON: {"id", "released"}."""
-    with scheduler_of(run, boots=False) as scheduler:
+    with open_scheduler(run, boots=False) as scheduler:
         scheduler.release(reservation, owner=owner)
     if run.as_json:
-        run.say_json({"id": reservation, "released": True})
+        run.print_json({"id": reservation, "released": True})
     else:
         run.out.print(f"released {reservation}", markup=False)
 
@@ -129,15 +131,15 @@ def release(run: Run, reservation: str, owner: str) -> None:
 @cell_command("reservations", example="nodestate reservations --json")
 def reservations(run: Run) -> None:
     """List all reservations of the cell, the eldest first. JSON: {"reservations"}, each as 'nodestate reserve' prints it."""
-    with scheduler_of(run, boots=False) as scheduler:
+    with open_scheduler(run, boots=False) as scheduler:
         found = scheduler.reservations()
     if run.as_json:
-        run.say_json({"reservations": [_as_json(one) for one in found]})
+        run.print_json({"reservations": [_as_json(one) for one in found]})
         return
     if not found:
         run.out.print("nothing is reserved")
         return
-    table = table_of("id", "owner", "members>", "left>", "", "nodes")
+    table = make_table("id", "owner", "members>", "left>", "", "nodes")
     for one in found:
         nodes = ", ".join(f"{member.node}{'*' if member.placed else ''}" for member in one.members)
         state = Text("held", "green") if one.whole else Text("not whole", "yellow")
@@ -151,16 +153,16 @@ def _as_json(reservation: Reservation) -> Any:
     return msgspec.to_builtins(reservation)
 
 
-def _tell(run: Run, reservation: Reservation) -> None:
+def _print_result(run: Run, reservation: Reservation) -> None:
     if run.as_json:
-        run.say_json(_as_json(reservation))
+        run.print_json(_as_json(reservation))
         return
     run.out.print(
         f"reserved {reservation.id} for {reservation.seconds:.0f} s, for {reservation.owner}",
         markup=False,
         soft_wrap=True,
     )
-    table = table_of("instance", "node", "resources")
+    table = make_table("instance", "node", "resources")
     for member in reservation.members:
         resources = ", ".join(f"{name}={amount:,}" for name, amount in member.resources.items())
         table.add_row(Text(member.instance), Text(member.node), resources)

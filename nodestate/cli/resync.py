@@ -6,7 +6,7 @@ import click
 
 from nodestate.broker import KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import control_of
+from nodestate.cli.inspection import read_control
 from nodestate.ports import Resync
 
 
@@ -24,7 +24,7 @@ def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everythi
     if [bool(nodes), bool(numbers), everything].count(True) != 1:
         raise click.UsageError("say who is asked: --node NAME…, --partition P…, or --all")
     run.require_shared(broker=True)
-    layout = control_of(run.config).reads.partitions if numbers else run.config.partitions
+    layout = read_control(run.config).reads.partitions if numbers else run.config.partitions
     for number in numbers:
         if not 0 <= number < layout:
             raise click.UsageError(f"there is no partition {number}, the last is {layout - 1}")
@@ -35,7 +35,7 @@ def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everythi
     finally:
         sender.close()
     if run.as_json:
-        run.say_json({"nodes": nodes, "partitions": numbers, "all": everything, "jitter": spread_s})
+        run.print_json({"nodes": nodes, "partitions": numbers, "all": everything, "jitter": spread_s})
     else:
         whom = f"{len(nodes)} nodes" if nodes else f"partitions {list(numbers)}" if numbers else "all nodes"
         run.out.print(f"asked {whom} to report within {spread_s:g} s", markup=False)

@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.broker import KombuCourier
-from nodestate.cli.command import SECONDS, Run
-from nodestate.cli.design import operator
+from nodestate.cli.command import SECONDS, Run, operator_name
 from nodestate.errors import BadRequestError, NodestateError, StaleViewError
 from nodestate.scheduling import (
     Boot,
@@ -37,14 +36,14 @@ from nodestate.scheduling.scheduler import HEARTBEATS_COUNT
 
 MAX_AGE_S: Final = 5.0
 FIRST_VIEW_S: Final = 2.0
-LOOK_EVERY_S: Final = 0.1
-TELL_AGAIN_S: Final = 1.0
+STEP_S: Final = 0.1
+REPEAT_TERMINATION_S: Final = 1.0
 
 
-class NotDoneError(NodestateError):
+class CommandTimeoutError(NodestateError):
     """Raised when a command's time is over, and not all is done."""
 
-    kind: ClassVar[str] = "not-done"
+    kind: ClassVar[str] = "timeout"
 
 
 # -- options --------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ file_type = click.Path(dir_okay=False, allow_dash=True)
 
 
 @contextmanager
-def scheduler_of(
+def open_scheduler(
     run: Run, *, boots: bool, max_age: float | None = None, node_max_age: float | None = None
 ) -> Iterator[Scheduler]:
     """A scheduler of the settings' cell, with a way to agents if it ``boots``.
@@ -94,7 +93,7 @@ def scheduler_of(
     try:
         with Scheduler(
             config,
-            name=f"{operator()}:{os.getpid()}",
+            name=f"{operator_name()}:{os.getpid()}",
             max_age=max_age or MAX_AGE_S,
             # One that missed so many is passed over, as of a view that may be ``MAX_AGE_S`` old itself.
             node_max_age=node_max_age or HEARTBEATS_COUNT * config.heartbeat_s + MAX_AGE_S,
@@ -108,7 +107,7 @@ def scheduler_of(
                 cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
                 if any(scheduler.claim_table.own_claims()):
                     cause += f"; claims that were made end after {config.claim_ttl_s:g} s"
-                raise NotDoneError(cause) from error
+                raise CommandTimeoutError(cause) from error
     finally:
         if courier is not None:
             courier.close()
@@ -124,7 +123,7 @@ def read_file(path: str) -> bytes:
         raise BadRequestError("request", f"{path} can't be read: {error.strerror}") from None
 
 
-def request_of(path: str | None, resources: str | None, max_age: float | None) -> Request:
+def request_from(path: str | None, resources: str | None, max_age: float | None) -> Request:
     """The request of a file, or of a few words. Raises ``BadRequestError``, and ``UsageError`` unless it is one of both."""
     if path is not None and resources is not None:
         raise click.UsageError("a file of a REQUEST and --resources both say what is wanted: one of them, not both")
@@ -132,11 +131,11 @@ def request_of(path: str | None, resources: str | None, max_age: float | None) -
         raise click.UsageError(
             "say what is wanted: a file of a REQUEST (- for stdin), or --resources VCPU=2,MEMORY_MB=4096"
         )
-    request = parse(read_file(path) if path is not None else {"resources": amounts_of(str(resources).split(","))})
+    request = parse(read_file(path) if path is not None else {"resources": parse_amounts(str(resources).split(","))})
     return request if max_age is None else msgspec.structs.replace(request, max_age=max_age)
 
 
-def amounts_of(words: Iterable[str]) -> dict[str, int]:
+def parse_amounts(words: Iterable[str]) -> dict[str, int]:
     """Amounts by resource class, from words as ``VCPU=2``. Raises ``BadRequestError``."""
     amounts: dict[str, int] = {}
     for word in words:
@@ -152,7 +151,7 @@ def amounts_of(words: Iterable[str]) -> dict[str, int]:
 # -- waiting --------------------------------------------------------------------------------------
 
 
-class _UnderWay(ProgressColumn):
+class _PendingColumn(ProgressColumn):
     """How many have no outcome yet, as the scheduler says at the moment of drawing."""
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -167,7 +166,7 @@ class _UnderWay(ProgressColumn):
 @contextmanager
 def progress(run: Run, scheduler: Scheduler, what: str) -> Iterator[None]:
     """Show a terminal that it goes on; nothing elsewhere."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), _UnderWay(scheduler), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), _PendingColumn(scheduler), TimeElapsedColumn())
     disable = run.as_json or not run.err.is_terminal
     with Progress(*columns, console=run.err, transient=True, disable=disable) as shown:
         shown.add_task(what, total=None)
@@ -188,25 +187,27 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]
     """Return when a view shows what agents did, so that the next command builds upon it; say so where none does in time."""
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     deadline = time.monotonic() + scheduler.config.answer_timeout_s
-    tell_again_at = time.monotonic() + TELL_AGAIN_S
+    tell_again_at = time.monotonic() + REPEAT_TERMINATION_S
     while booted:
         try:
             scheduler.refresh()
         except StaleViewError as error:
             run.err.print(f"nodestate: done, and no view shows it yet: {error}", markup=False, soft_wrap=True)
             return
-        old = [(node, outcome.instance) for outcome in booted for node in _old_places(scheduler, outcome)]
-        booted = [outcome for outcome in booted if not _is_shown(scheduler, outcome) or _old_places(scheduler, outcome)]
+        old = [(node, outcome.instance) for outcome in booted for node in _superseded_nodes(scheduler, outcome)]
+        booted = [
+            outcome for outcome in booted if not _is_shown(scheduler, outcome) or _superseded_nodes(scheduler, outcome)
+        ]
         now = time.monotonic()
         if booted and now > deadline:
             some = f"{len(booted):,} of them, as {booted[0].instance} on {booted[0].node}"
             run.err.print(f"nodestate: done, and no view shows {some}; see 'nodestate doctor'", markup=False)
             return
         if old and now > tell_again_at:
-            tell_again_at = now + TELL_AGAIN_S
+            tell_again_at = now + REPEAT_TERMINATION_S
             scheduler.terminate_duplicates(old)
         if booted:
-            scheduler.step(LOOK_EVERY_S)
+            scheduler.step(STEP_S)
     scheduler.settle()
 
 
@@ -216,7 +217,7 @@ def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
     return row is not None and fleet.version[row] >= outcome.version
 
 
-def _old_places(scheduler: Scheduler, outcome: Booted) -> list[str]:
+def _superseded_nodes(scheduler: Scheduler, outcome: Booted) -> list[str]:
     """Other nodes that report it still and can be asked to end it; none where it was moved on meanwhile."""
     fleet = scheduler.fleet
     counting = fleet.authoritative_row(outcome.instance)
@@ -255,7 +256,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 # -- for people -----------------------------------------------------------------------------------
 
 
-def table_of(*titles: str) -> Table:
+def make_table(*titles: str) -> Table:
     """A table in the house's form; titles that end in ``>`` head numbers."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in titles:
@@ -263,43 +264,43 @@ def table_of(*titles: str) -> Table:
     return table
 
 
-def show_filters(run: Run, remaining: Sequence[Remaining]) -> None:
+def print_filters(run: Run, remaining: Sequence[Remaining]) -> None:
     """The filters that took something."""
     took = [(step, before.nodes - step.nodes) for before, step in pairwise(remaining) if before.nodes != step.nodes]
     if not took:
         return
-    table = table_of("filter", "took>", "left>")
+    table = make_table("filter", "took>", "left>")
     for step, count in took:
         table.add_row(step.filter, f"{count:,}", f"{step.nodes:,}")
     run.out.print(table)
 
 
-def show_no_node(run: Run, why: NoHostFound, *, whose: str = "") -> None:
+def print_no_host(run: Run, why: NoHostFound, *, whose: str = "") -> None:
     """Why there is no node: in one line, then by filter."""
     run.out.print(f"{why}{f' ({whose})' if whose else ''}", markup=False, soft_wrap=True)
     if not why.reason:
-        show_filters(run, why.remaining)
+        print_filters(run, why.remaining)
 
 
-def show_explanation(run: Run, explanation: Explanation) -> None:
+def print_explanation(run: Run, explanation: Explanation) -> None:
     """The filters that took something, and the best nodes weigher by weigher."""
     all_nodes = explanation.remaining[0].nodes
     run.out.print(f"{all_nodes:,} nodes, {explanation.remaining[-1].nodes:,} pass all filters")
-    show_filters(run, explanation.remaining)
+    print_filters(run, explanation.remaining)
     if not explanation.best:
         return
     weighers = list(explanation.best[0][1])
-    table = table_of("best", "weight>", *(f"{name}>" for name in weighers))
+    table = make_table("best", "weight>", *(f"{name}>" for name in weighers))
     for node, parts in explanation.best:
         table.add_row(Text(node), f"{sum(parts.values()):.3f}", *(f"{parts[name]:.3f}" for name in weighers))
     run.out.print(table)
 
 
-def show_outcomes(run: Run, outcomes: Sequence[Outcome]) -> None:
+def print_outcomes(run: Run, outcomes: Sequence[Outcome]) -> None:
     """Each instance with its node, then those that have none, and why."""
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     if booted:
-        table = table_of("instance", "node", "version", "refused before by")
+        table = make_table("instance", "node", "version", "refused before by")
         for outcome in booted:
             version = f"{outcome.version.incarnation}.{outcome.version.generation}"
             refused = ", ".join(_refusal(one) for one in outcome.refused)
@@ -307,7 +308,7 @@ def show_outcomes(run: Run, outcomes: Sequence[Outcome]) -> None:
         run.out.print(table)
     for failed in outcomes:
         if isinstance(failed, Failed):
-            show_no_node(run, failed.why, whose=failed.instance)
+            print_no_host(run, failed.why, whose=failed.instance)
             for one in failed.refused:
                 run.out.print(f"  refused by {_refusal(one)}", markup=False, soft_wrap=True)
 

@@ -12,15 +12,15 @@ from nodestate.cli.scheduling import (
     explain_option,
     explanation_json,
     file_type,
+    make_table,
     max_age_option,
     node_max_age_option,
+    open_scheduler,
+    print_explanation,
+    print_no_host,
     remaining_json,
-    request_of,
+    request_from,
     resources_option,
-    scheduler_of,
-    show_explanation,
-    show_no_node,
-    table_of,
 )
 from nodestate.scheduling import Choice, NoHostFound
 
@@ -49,18 +49,18 @@ def command(
     JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, and with --explain "explanation"; an
     instance that fits nowhere has "why", too.
     """
-    request = request_of(request_file, resources, max_age)
-    with scheduler_of(run, boots=False, node_max_age=node_max_age) as scheduler:
+    request = request_from(request_file, resources, max_age)
+    with open_scheduler(run, boots=False, node_max_age=node_max_age) as scheduler:
         choices = scheduler.select(request)
         explanation = scheduler.explain(request) if explain else None
         age = scheduler.view.age
     if run.as_json:
         answer: dict[str, Any] = {"age": age, "choices": [_as_json(choice) for choice in choices]}
-        run.say_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
+        run.print_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
     else:
-        _show(run, choices)
+        _print(run, choices)
         if explanation is not None:
-            show_explanation(run, explanation)
+            print_explanation(run, explanation)
     return 0 if all(choice.node is not None for choice in choices) else 1
 
 
@@ -78,14 +78,14 @@ def _why(choice: Choice) -> NoHostFound:
     return NoHostFound(choice.remaining, choice.unknown, lacks=choice.lacks)
 
 
-def _show(run: Run, choices: list[Choice]) -> None:
+def _print(run: Run, choices: list[Choice]) -> None:
     failed = [choice for choice in choices if choice.node is None]
     if len(failed) < len(choices):
-        table = table_of("instance", "node", "alternates")
+        table = make_table("instance", "node", "alternates")
         for choice in choices:
             if choice.node is not None:
                 table.add_row(Text(choice.instance), Text(choice.node), Text(", ".join(choice.alternates)))
         run.out.print(table)
     if failed:  # all alike, so what stopped the first one stopped them all
         whose = f"{len(failed):,} of {len(choices):,} instances" if len(choices) > 1 else ""
-        show_no_node(run, _why(failed[0]), whose=whose)
+        print_no_host(run, _why(failed[0]), whose=whose)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-LOOK_S: Final = 0.05
+POLL_S: Final = 0.05
 
 
-class Stop:
+class StopRequest:
     """True once it is time to end. A loop asks it between steps, so that a step is always finished.
 
     A plain flag and short sleeps: a lock that a signal's action takes may be held by the very code it interrupts.
@@ -29,14 +29,14 @@ class Stop:
         """Wait, but not beyond the end; True when it is time to end."""
         until = time.monotonic() + seconds
         while not self() and (remaining := until - time.monotonic()) > 0:
-            time.sleep(min(LOOK_S, remaining))
+            time.sleep(min(POLL_S, remaining))
         return self()
 
 
 @contextmanager
-def stopping(seconds: float | None = None) -> Iterator[Stop]:
-    """A ``Stop`` that the first SIGINT or SIGTERM sets. The second acts at once: whoever sends it has no patience."""
-    stop = Stop(seconds)
+def stop_on_signals(seconds: float | None = None) -> Iterator[StopRequest]:
+    """A ``StopRequest`` that the first SIGINT or SIGTERM sets. The second acts at once: whoever sends it has no patience."""
+    stop = StopRequest(seconds)
 
     def ask(_number: int, _frame: object) -> None:
         if stop.asked:

@@ -50,7 +50,7 @@ def upgrade(run: Run, sql: str | None) -> None:
 
     before = migrate.revision_of(url)
     migrate.upgrade(url)
-    _say(run, url, before)
+    _print_result(run, url, before)
 
 
 @cell_command(
@@ -68,7 +68,7 @@ def downgrade(run: Run, revision: str, yes: bool, sql: str | None) -> None:
 
     before = migrate.revision_of(url)
     migrate.downgrade(url, revision)
-    _say(run, url, before)
+    _print_result(run, url, before)
 
 
 @cell_command("status", summary="Say which revision the tables are of.", example="nodestate sql status --json")
@@ -80,7 +80,7 @@ def status(run: Run, sql: str | None) -> int:
 
     found = migrate.revision_of(url)
     if run.as_json:
-        run.say_json({"database": migrate.safe(url), "revision": found, "wanted": migrate.REVISION})
+        run.print_json({"database": migrate.safe(url), "revision": found, "wanted": migrate.REVISION})
     elif found == migrate.REVISION:
         run.out.print(f"{migrate.safe(url)}: revision {found}, as this version wants", markup=False, soft_wrap=True)
     else:
@@ -96,12 +96,12 @@ def status(run: Run, sql: str | None) -> int:
     return 0 if found == migrate.REVISION else 1
 
 
-def _say(run: Run, url: str, before: str | None) -> None:
+def _print_result(run: Run, url: str, before: str | None) -> None:
     from nodestate.sql import migrate  # noqa: PLC0415  see above
 
     after = migrate.revision_of(url)
     if run.as_json:
-        run.say_json({"database": migrate.safe(url), "before": before, "revision": after})
+        run.print_json({"database": migrate.safe(url), "before": before, "revision": after})
     elif after == before:
         run.out.print(
             f"{migrate.safe(url)}: revision {after or 'base'} already, nothing was done", markup=False, soft_wrap=True

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import CellInspector, DesignLook, HeadLook, looked_at
-from nodestate.cli.shutdown import stopping
+from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, selected_designs
+from nodestate.cli.shutdown import stop_on_signals
 
 NEVER_CAUGHT_UP_S: Final = 1_000_000.0
 """An owner that was not caught up once says that it is longer behind than this."""
@@ -32,37 +32,37 @@ def command(run: Run, designs: str | None, once: bool, seconds: float | None, ev
     "behind" is how long its owner has not been caught up with the queue, "age" how old a view of it is. Ends with
     Ctrl-C. --json prints one object at each look.
     """
-    kept = looked_at(run.config, designs)
+    kept = selected_designs(run.config, designs)
     run.require_shared(designs=[one.design for one in kept])
-    lookout = CellInspector(run.config, kept)
+    inspector = CellInspector(run.config, kept)
     try:
-        with stopping(seconds) as stop:
+        with stop_on_signals(seconds) as stop:
             if run.as_json or once or not run.out.is_terminal:
                 while True:
-                    _print(run, lookout.look())
+                    _print(run, inspector.look())
                     if once or stop.wait(every):
                         return
             with Live(console=run.out, screen=True, auto_refresh=False) as live:
                 while not stop():
-                    live.update(_screen(lookout.look()), refresh=True)
+                    live.update(_renderable(inspector.look()), refresh=True)
                     stop.wait(every)
     finally:
-        lookout.close()
+        inspector.close()
 
 
-def _print(run: Run, looks: Sequence[DesignLook]) -> None:
+def _print(run: Run, looks: Sequence[DesignStatus]) -> None:
     if run.as_json:
-        run.say_json({"at": time.time(), "designs": {look.name: _as_json(look) for look in looks}})
+        run.print_json({"at": time.time(), "designs": {look.name: _as_json(look) for look in looks}})
     else:
-        run.out.print(_screen(looks))
+        run.out.print(_renderable(looks))
 
 
-def _as_json(look: DesignLook) -> dict[str, Any]:
+def _as_json(look: DesignStatus) -> dict[str, Any]:
     partitions = []
     for number, head in enumerate(look.heads):
         nodes, incomplete = _nodes(look, number)
         row: dict[str, Any] = {"partition": number, "age": _age(look, number), "nodes": nodes, "incomplete": incomplete}
-        if isinstance(head, HeadLook):
+        if isinstance(head, HeadStatus):
             row |= {
                 "owner": head.owner,
                 "term": head.term,
@@ -82,7 +82,7 @@ def _as_json(look: DesignLook) -> dict[str, Any]:
     }
 
 
-def _screen(looks: Sequence[DesignLook]) -> RenderableType:
+def _renderable(looks: Sequence[DesignStatus]) -> RenderableType:
     lines = [_summary(look) for look in looks]
     # Partition 3 of 8 is another one than partition 3 of 12: a table for each layout.
     layouts = {len(look.heads): [one for one in looks if len(one.heads) == len(look.heads)] for look in looks}
@@ -91,7 +91,7 @@ def _screen(looks: Sequence[DesignLook]) -> RenderableType:
     return Group(*lines, *tables, Text("* its owner may not know all nodes yet" if unvouched else "", style="yellow"))
 
 
-def _table(looks: Sequence[DesignLook]) -> Table:
+def _table(looks: Sequence[DesignStatus]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("owner", no_wrap=True, overflow="ellipsis", max_width=36)
@@ -109,7 +109,7 @@ def _table(looks: Sequence[DesignLook]) -> Table:
     return table
 
 
-def _summary(look: DesignLook) -> Text:
+def _summary(look: DesignStatus) -> Text:
     view = look.view
     return Text.assemble(
         (f"{look.name:<9}", "bold"),
@@ -121,33 +121,33 @@ def _summary(look: DesignLook) -> Text:
     )
 
 
-def _owners(looks: Sequence[DesignLook], number: int) -> Text:
+def _owners(looks: Sequence[DesignStatus], number: int) -> Text:
     heads = [look.heads[number] for look in looks]
-    members = list(dict.fromkeys(head.member for head in heads if isinstance(head, HeadLook)))
+    members = list(dict.fromkeys(head.member for head in heads if isinstance(head, HeadStatus)))
     if not members:
         return Text(str(heads[0]), style="red")
     return Text(" / ".join(members), style="red" if len(members) > 1 else "")
 
 
-def _cells(look: DesignLook, number: int) -> list[RenderableType]:
+def _cells(look: DesignStatus, number: int) -> list[RenderableType]:
     head = look.heads[number]
     _, incomplete = _nodes(look, number)
     vouched = look.view.partitions[number].vouched
     about = Text(f"{incomplete:,}" + ("" if vouched else "*"), style="yellow" if incomplete or not vouched else "")
-    if not isinstance(head, HeadLook):
+    if not isinstance(head, HeadStatus):
         return ["-", "-", "-", _duration(_age(look, number), 5.0), about]
     behind = head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf
     return [str(head.term), f"{head.next:,}", _duration(behind, 5.0), _duration(_age(look, number), 5.0), about]
 
 
-def _nodes(look: DesignLook, number: int) -> tuple[int, int]:
+def _nodes(look: DesignStatus, number: int) -> tuple[int, int]:
     table = look.view.partitions[number].table
     if table is None:
         return 0, 0
     return sum(1 for record in table.records() if record.live), len(table.incomplete)
 
 
-def _age(look: DesignLook, number: int) -> float:
+def _age(look: DesignStatus, number: int) -> float:
     return time.monotonic() - look.view.partitions[number].confirmed_at
 
 

@@ -18,20 +18,20 @@ from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.cli import check
 from nodestate.cli.check import Verdict
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.embedded_cell import WholeCell
+from nodestate.cli.embedded_cell import EmbeddedCell
 from nodestate.cli.inspection import CellInspector
-from nodestate.cli.shutdown import Stop, stopping
-from nodestate.cli.up_screen import SHOWN_CLASSES, DesignTick, Tick, as_line, as_panel
+from nodestate.cli.shutdown import StopRequest, stop_on_signals
+from nodestate.cli.up_screen import SHOWN_CLASSES, CellSample, DesignSample, as_line, as_panel
 from nodestate.config import Config
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.view.view import View
 
-READ_EVERY_S: Final = 0.1
-SHOW_EVERY_S: Final = 0.5
-LINE_EVERY_S: Final = 1.0
-KEPT_REFRESHES: Final = 300
+READ_INTERVAL_S: Final = 0.1
+PANEL_INTERVAL_S: Final = 0.5
+LINE_INTERVAL_S: Final = 1.0
+MAX_REFRESHES_COUNT: Final = 300
 DRAIN_S: Final = 20.0
-HOST_EVERY_S: Final = 1.0
+HOST_INTERVAL_S: Final = 1.0
 QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
 """What is set otherwise than elsewhere, unless it was set: partitions are vouched for within seconds."""
 
@@ -53,30 +53,30 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     )
     if config.broker != run.config.broker or config.store != run.config.store:
         run.err.print("embedded broker and store: --broker and --store would name others", markup=False)
-    host = HostSource(zone="here", every_s=HOST_EVERY_S)
+    host = HostSource(zone="here", every_s=HOST_INTERVAL_S)
     fleet = SimulatedFleet(nodes, seed=seed, changes_per_s=rate)
-    cell = WholeCell(config, [fleet, host])
-    lookout = CellInspector(config, [StoredDesign(design, config.partitions) for design in config.designs])
+    cell = EmbeddedCell(config, [fleet, host])
+    inspector = CellInspector(config, [StoredDesign(design, config.partitions) for design in config.designs])
     try:
-        watch = _Watch(cell, lookout, host.name, seconds)
-        with stopping(seconds) as stop:
+        watch = _CellSampler(cell, inspector, host.name, seconds)
+        with stop_on_signals(seconds) as stop:
             _watch(run, watch, stop)
         tick = watch.tick()
         cell.end_agents()
         states = {name: publisher.state() for name, publisher in cell.agent.publishers.items()}
-        verdict = check.compare(lookout.views, DRAIN_S, cell.versions(), states)
+        verdict = check.compare(inspector.views, DRAIN_S, cell.versions(), states)
     finally:
         try:
             cell.close()
         finally:
-            lookout.close()
+            inspector.close()
     everyone = {*fleet.nodes(), *host.nodes()}
     missing = {name: sorted(everyone - set(view.nodes)) for name, view in verdict.views.items()}
     agree = verdict.agree and not any(missing.values())
     if run.as_json:
-        run.say_json(_as_json(watch, tick, verdict, missing, agree=agree))
+        run.print_json(_as_json(watch, tick, verdict, missing, agree=agree))
     else:
-        _summarize(run, watch, tick, verdict, missing, agree=agree)
+        _print_summary(run, watch, tick, verdict, missing, agree=agree)
     return 0 if agree else 1
 
 
@@ -89,17 +89,17 @@ def _quick(config: Config) -> Config:
 # -- watching -------------------------------------------------------------------------------------
 
 
-class _Watch:
+class _CellSampler:
     """Reads a running cell, and keeps what its readers saw."""
 
-    def __init__(self, cell: WholeCell, lookout: CellInspector, host: str, seconds: float | None) -> None:
+    def __init__(self, cell: EmbeddedCell, inspector: CellInspector, host: str, seconds: float | None) -> None:
         self.cell = cell
         self.host = host
         self.seconds = seconds
         self.refreshes_s: dict[str, deque[float]] = {
-            design: deque(maxlen=KEPT_REFRESHES) for design in cell.config.designs
+            design: deque(maxlen=MAX_REFRESHES_COUNT) for design in cell.config.designs
         }
-        self._lookout = lookout
+        self._lookout = inspector
         self._started = time.monotonic()
         self._applied: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=5)
 
@@ -109,7 +109,7 @@ class _Watch:
         for name, _, seconds in self._lookout.timed():
             self.refreshes_s[name].append(seconds)
 
-    def tick(self) -> Tick:
+    def tick(self) -> CellSample:
         """What is so now."""
         now, applied, cell = time.monotonic(), self.cell.applied, self.cell
         self._applied.append((now, applied))
@@ -117,7 +117,7 @@ class _Watch:
         versions = cell.versions()
         node_max_age = 3 * cell.config.heartbeat_s
         views = [view for _, view, _ in self._lookout.timed(node_max_age=node_max_age)]
-        return Tick(
+        return CellSample(
             config=cell.config,
             elapsed_s=now - self._started,
             seconds=self.seconds,
@@ -127,20 +127,20 @@ class _Watch:
             applied=applied,
             dead_letters=sum(stats.counts.dead_letters.values()),
             owned=len(cell.consumer.owned),
-            designs=tuple(self._design_tick(view, versions) for view in views),
+            designs=tuple(self._design_sample(view, versions) for view in views),
             amounts=_amounts(views[-1]),
             host=self.host,
             host_metrics=_metrics(views[-1], self.host),
         )
 
-    def _design_tick(self, view: View, versions: dict[str, Any]) -> DesignTick:
+    def _design_sample(self, view: View, versions: dict[str, Any]) -> DesignSample:
         lag = 0
         for name, version in versions.items():
             record = view.nodes.record(name)
             known = record.generation if record is not None and record.incarnation == version.incarnation else 0
             lag += max(0, version.generation - known)
         p50_s, p95_s = quantiles(self.refreshes_s[view.design])
-        return DesignTick(
+        return DesignSample(
             design=view.design,
             nodes=len(view.nodes),
             age_s=view.age,
@@ -174,7 +174,7 @@ def _metrics(view: View, host: str) -> dict[str, float]:
     return dict(view.nodes[host].state.get("metrics", {})) if host in view.nodes else {}
 
 
-def _watch(run: Run, watch: _Watch, stop: Stop) -> None:
+def _watch(run: Run, watch: _CellSampler, stop: StopRequest) -> None:
     """Read and show until it is time to end."""
     with _shown(run) as (show, every_s):
         show_at = 0.0
@@ -183,26 +183,26 @@ def _watch(run: Run, watch: _Watch, stop: Stop) -> None:
             if time.monotonic() >= show_at:
                 show_at = time.monotonic() + every_s
                 show(watch.tick())
-            stop.wait(READ_EVERY_S)
+            stop.wait(READ_INTERVAL_S)
 
 
 @contextmanager
-def _shown(run: Run) -> Iterator[tuple[Callable[[Tick], None], float]]:
+def _shown(run: Run) -> Iterator[tuple[Callable[[CellSample], None], float]]:
     """How a tick is shown, and how often: a live panel on a terminal, a line elsewhere, nothing for programs."""
     if run.as_json:
-        yield (lambda _tick: None), LINE_EVERY_S
+        yield (lambda _tick: None), LINE_INTERVAL_S
     elif not run.out.is_terminal:
-        yield (lambda tick: run.out.print(as_line(tick), soft_wrap=True)), LINE_EVERY_S
+        yield (lambda tick: run.out.print(as_line(tick), soft_wrap=True)), LINE_INTERVAL_S
     else:
         with Live(console=run.out, auto_refresh=False) as live:
-            yield (lambda tick: live.update(as_panel(tick), refresh=True)), SHOW_EVERY_S
+            yield (lambda tick: live.update(as_panel(tick), refresh=True)), PANEL_INTERVAL_S
 
 
 # -- the end --------------------------------------------------------------------------------------
 
 
-def _summarize(
-    run: Run, watch: _Watch, tick: Tick, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
+def _print_summary(
+    run: Run, watch: _CellSampler, tick: CellSample, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
 ) -> None:
     cell = watch.cell
     run.out.print(
@@ -225,7 +225,7 @@ def _summarize(
 
 
 def _as_json(
-    watch: _Watch, tick: Tick, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
+    watch: _CellSampler, tick: CellSample, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
 ) -> dict[str, Any]:
     answer = check.as_json(verdict)
     designs = {

@@ -24,7 +24,7 @@ SHOWN_CLASSES: Final = {"VCPU": ("vcpu", 1, ""), "MEMORY_MB": ("memory", 1024, "
 
 
 @dataclass(frozen=True, slots=True)
-class DesignTick:
+class DesignSample:
     """One design as its reader sees it. ``lag``: events that agents sent and its view does not hold yet."""
 
     design: str
@@ -39,7 +39,7 @@ class DesignTick:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class CellSample:
     """The cell at one moment. ``amounts``: usage and capacity of the fleet, by resource class."""
 
     config: Config
@@ -51,13 +51,13 @@ class Tick:
     applied: int
     dead_letters: int
     owned: int
-    designs: tuple[DesignTick, ...]
+    designs: tuple[DesignSample, ...]
     amounts: Mapping[str, tuple[int, int]]
     host: str
     host_metrics: Mapping[str, float]
 
 
-def as_line(tick: Tick) -> str:
+def as_line(tick: CellSample) -> str:
     """For a log: one line."""
     designs = (
         f"{one.design}: {one.nodes:,} nodes, {_age(one.age_s)} old, lag {one.lag:,}, "
@@ -67,7 +67,7 @@ def as_line(tick: Tick) -> str:
     return f"{tick.elapsed_s:3.0f} s  {tick.events_per_s:,.0f} events/s  " + "  ".join(designs)
 
 
-def as_panel(tick: Tick) -> RenderableType:
+def as_panel(tick: CellSample) -> RenderableType:
     """For a terminal."""
     end = f" of {tick.seconds:.0f}" if tick.seconds is not None else ""
     return Panel(
@@ -83,7 +83,7 @@ def as_panel(tick: Tick) -> RenderableType:
     )
 
 
-def _facts(tick: Tick) -> Table:
+def _facts(tick: CellSample) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", width=9)
     table.add_column()
@@ -101,7 +101,7 @@ def _facts(tick: Tick) -> Table:
     return table
 
 
-def _designs(tick: Tick) -> Table:
+def _designs(tick: CellSample) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("design", style="bold", width=9)
     for title in ("nodes", "view age", "lag", "refresh p50", "p95", "stale", "incomplete"):
@@ -120,7 +120,7 @@ def _designs(tick: Tick) -> Table:
     return table
 
 
-def _bars(tick: Tick) -> Table:
+def _bars(tick: CellSample) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", width=9)
     table.add_column(width=BAR_WIDTH_CHARS)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import looked_at
+from nodestate.cli.inspection import selected_designs
 from nodestate.designs.reader import OnStale, Reader
 from nodestate.errors import NodestateError, StaleViewError
 from nodestate.view.view import View
@@ -71,7 +71,7 @@ def command(
     JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. An age is
     in seconds, null where a partition was never known to be caught up; positions are by partition.
     """
-    pinned = looked_at(run.config, design)[0] if design else None
+    pinned = selected_designs(run.config, design)[0] if design else None
     run.require_shared(designs=[pinned.design if pinned else run.config.read_design])
     # A process that reads once and ends has no garbage worth looking for, and the looking doubles the decoding.
     gc.disable()
@@ -83,11 +83,11 @@ def command(
         if only is not None and only not in view.nodes:
             raise UnknownNodeError(_why_absent(view, only))
         if run.as_json:
-            run.say_json(as_json(view, only))
+            run.print_json(as_json(view, only))
         elif only is not None:
-            _show_node(run, view, only)
+            _print_node(run, view, only)
         else:
-            _show(run, view, limit, _why_late(reader, view, max_age))
+            _print(run, view, limit, _why_late(reader, view, max_age))
 
 
 def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: OnStale, timeout: float) -> View:
@@ -156,7 +156,7 @@ def _why_late(reader: Reader, view: View, max_age: float) -> str:
     return ""
 
 
-def _show(run: Run, view: View, limit: int, late: str) -> None:
+def _print(run: Run, view: View, limit: int, late: str) -> None:
     columns = view.columns
     classes = sorted(columns.capacity)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -191,7 +191,7 @@ def _show(run: Run, view: View, limit: int, late: str) -> None:
         run.err.print(f"nodestate: {late}", markup=False, soft_wrap=True)
 
 
-def _show_node(run: Run, view: View, name: str) -> None:
+def _print_node(run: Run, view: View, name: str) -> None:
     record = view.nodes.record(name)
     assert record is not None, f"{name} is in the view"
     marks = [mark for mark, there in (("stale", name in view.stale), ("incomplete", record.incomplete)) if there]
