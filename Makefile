@@ -6,20 +6,32 @@ READY  := .venv/.ready
 PYTEST_ARGS ?=
 # Tests of servers mostly wait, so two processes take half the time of one, on two cores as well.
 WORKERS     ?= 2
+PARALLEL    := --numprocesses=$(WORKERS) --dist=worksteal
+# How long `make test-all` injects random faults.
+SOAK_MINUTES ?= 5
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fast bench lock clean
+.PHONY: help demo test test-all test-loaded check lint types fast bench lock clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## run 1000 simulated nodes in one process; fails if the views disagree
 	$(BIN)/nodestate up --nodes 1000 --seconds 15
 
-test: $(READY)  ## run everything, against real memcached and RabbitMQ
+test: $(READY)  ## every kind of test, each real server: at most 6 minutes on 2 idle cores (HYPOTHESIS_PROFILE=fast)
 	tests/services/ensure.sh
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not thorough" $(PARALLEL) $(PYTEST_ARGS)
+
+test-all: $(READY) .venv/.bench  ## all tests, also those marked "thorough", with HYPOTHESIS_PROFILE=thorough and 5 min of random faults
+	tests/services/ensure.sh --peers
+	HYPOTHESIS_PROFILE=thorough NODESTATE_SOAK=$(SOAK_MINUTES) \
+	    $(BIN)/python -m pytest --timeout=3600 $(PARALLEL) $(PYTEST_ARGS)
+
+test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run beside them
+	tests/services/ensure.sh
+	$(BIN)/python -m harness.busy_loops 2 $(BIN)/python -m pytest tests/faults $(PARALLEL) $(PYTEST_ARGS)
 
 check: lint types fast  ## lint, types and the tests that need no server
 

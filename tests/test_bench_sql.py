@@ -18,7 +18,7 @@ from bench.stepped_cell import Cell
 from bench.workload import Fleet, WrongResultError
 from harness.servers import ServerMissingError
 from nodestate import Reader
-from tests.conftest import _missing
+from tests.conftest import skip_or_fail
 
 BRIEF = Settings(("sql:sqlite",), (60,), 0.2, 1, 10, 1_024, 200)
 DESIGNS = [
@@ -43,7 +43,7 @@ def found_by(run: Run, design: str, **others: Any) -> Findings:
     try:
         findings = run(replace(BRIEF, designs=(design,), **others), in_silence)
     except ServerMissingError as error:
-        _missing(error)
+        skip_or_fail(error)
     assert findings.cases
     for case in findings.cases:
         assert case.design.startswith(label_of([design]))
@@ -62,7 +62,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         with opened([request.param], 0) as found:
             yield found
     except ServerMissingError as error:
-        _missing(error)
+        skip_or_fail(error)
 
 
 # -- names ----------------------------------------------------------------------------------------

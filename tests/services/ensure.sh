@@ -1,65 +1,79 @@
 #!/usr/bin/env bash
-# Make sure that the tests can have real servers: memcached and RabbitMQ, installed or through Docker; MariaDB and
-# PostgreSQL, installed. What is missing is installed now, where that can be done.
-# Exit 0: they can. 1: they cannot, and the last lines say what to do. Servers are started by the tests, not here.
+# Make sure that the tests can start real servers: memcached, RabbitMQ, MariaDB, PostgreSQL and Redis, each as a program
+# of this machine; memcached and RabbitMQ may be Docker containers instead. Programs that are missing are installed if
+# this script runs as root on Debian or Ubuntu. With --peers the servers of `python -m bench peers` are installed as well,
+# as far as the distribution has them: their tests are skipped without them.
+# Exit 0: the tests can start them. 1: they cannot, and the last lines say what to do. The tests start the servers.
 set -euo pipefail
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/usr/lib/rabbitmq/bin"
 
-for folder in /usr/lib/postgresql/*/bin; do
-    PATH="$PATH:$folder"
-done
+add_postgres_to_path() {
+    for folder in /usr/lib/postgresql/*/bin; do
+        PATH="$PATH:$folder"
+    done
+}
+add_postgres_to_path
 
-# The packages to install, by their names on Debian and Ubuntu.
+# Print the Debian packages of those of the given program:package pairs whose program is not installed.
 missing() {
     for program in "$@"; do
         command -v "${program%%:*}" >/dev/null || printf '%s ' "${program#*:}"
     done
 }
 
-wanted="memcached:memcached rabbitmq-server:rabbitmq-server mariadbd:mariadb-server postgres:postgresql"
+# Install the given packages. Debian starts a daemon as soon as it is installed: the daemons would hold memory and ports,
+# and if RabbitMQ fails to start, the whole installation fails. A policy-rc.d that exits with 101 forbids the start.
+install() {
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "$@"
+    hash -r
+    add_postgres_to_path
+}
+
+may_install() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
+}
+
+if [ "${1:-}" = --peers ] && may_install; then
+    for peer in $(missing nats-server:nats-server etcd:etcd-server); do
+        install "$peer" || echo "Not installed: $peer - the tests of this peer are skipped."
+    done
+fi
+
+containers="memcached:memcached rabbitmq-server:rabbitmq-server"
+programs="mariadbd:mariadb-server postgres:postgresql redis-server:redis-server"
+wanted="$containers $programs"
+# shellcheck disable=SC2086 # one word each
 if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then
-    # shellcheck disable=SC2086 # one word each
-    absent="$(missing ${wanted%%mariadbd*})"
-    [ -z "$absent" ] || echo "Not installed: ${absent}- the tests take containers instead."
-    wanted="mariadbd${wanted##*mariadbd}"
+    absent="$(missing $containers)"
+    [ -z "$absent" ] || echo "Not installed: ${absent}- the tests start containers instead."
+    wanted="$programs"
 fi
 
 # shellcheck disable=SC2086 # ditto
 absent="$(missing $wanted)"
-if [ -z "$absent" ]; then
-    exit 0
-fi
-
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if [ -n "$absent" ] && may_install; then
     echo "Not installed: ${absent}- installing."
-    # Debian starts a daemon as soon as its package is there. These would only hold memory and ports, and RabbitMQ's
-    # start can fail the whole installation; a policy that says no is Debian's own way to forbid it.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        trap 'rm -f "$policy"' EXIT
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-    fi
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
     # shellcheck disable=SC2086 # ditto
-    apt-get install -y -qq --no-install-recommends $absent
-    hash -r
-    for folder in /usr/lib/postgresql/*/bin; do
-        PATH="$PATH:$folder"
-    done
+    install $absent
     # shellcheck disable=SC2086 # ditto
     absent="$(missing $wanted)"
-    if [ -z "$absent" ]; then
-        exit 0
-    fi
+fi
+if [ -z "$absent" ]; then
+    exit 0
 fi
 
 cat >&2 <<EOF
 The tests against real servers need: ${absent}
 Either install them (Debian, Ubuntu):  sudo apt-get install --no-install-recommends ${absent}
-or, for memcached and RabbitMQ, start Docker; then the tests take containers.
+or, for memcached and RabbitMQ, start Docker: the tests then start containers.
 Without them: make check
 EOF
 exit 1
