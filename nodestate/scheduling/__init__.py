@@ -15,7 +15,7 @@ One ``Scheduler`` is what a user holds. From what somebody wants to what an agen
 A claim is a scheduler's word, an allocation the agent's; what stands between the two is in ``claims``.
 """
 
-from nodestate.scheduling.claims.placer import NoHostFound, Placing
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet.row_types import Flags, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError, NotFoundError
-from nodestate.scheduling.claims.placer import NoHostFound
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.boots import Boot, Booted, Failed, Termination
@@ -45,7 +45,7 @@ class _Placed(NamedTuple):
     hints: Mapping[str, Any]
 
     @property
-    def lift(self) -> Exclusion:
+    def exclusion(self) -> Exclusion:
         return Exclusion(self.row, self.instance, self.request.resources, order_id_of(self.hints))
 
 
@@ -60,10 +60,10 @@ class Migrations:
         placed = self._placed(instance)
         if to == self._scheduler.fleet.names[placed.row]:
             raise BadRequestError("to", f"{instance} is on {to} already")
-        boot = self._boot(placed, placed.request, (placed.lift,))
-        boot.placing.avoid.add(placed.row)
+        boot = self._boot(placed, placed.request, (placed.exclusion,))
+        boot.placing.avoid([placed.row])
         if to:
-            boot.placing.only = self._row("to", to)
+            boot.placing.restrict_to(self._row("to", to))
             boot.fixed = True
         [outcome] = self._run([boot], timeout_s)
         self._end_old([placed], [outcome])
@@ -75,13 +75,14 @@ class Migrations:
         """
         placed = self._placed(instance)
         wanted = self._resized(placed, resources)
-        boot = self._boot(placed, wanted, (placed.lift,))
-        boot.placing.only, boot.fixed = placed.row, True
+        boot = self._boot(placed, wanted, (placed.exclusion,))
+        boot.placing.restrict_to(placed.row)
+        boot.fixed = True
         [outcome] = self._run([boot], timeout_s)
         if isinstance(outcome, Booted) or any(refused.reason in FINAL for refused in outcome.refused):
             return outcome
-        boot = self._boot(placed, wanted, (placed.lift,))
-        boot.placing.avoid.add(placed.row)
+        boot = self._boot(placed, wanted, (placed.exclusion,))
+        boot.placing.avoid([placed.row])
         [outcome] = self._run([boot], timeout_s)
         self._end_old([placed], [outcome])
         return outcome
@@ -111,10 +112,10 @@ class Migrations:
                 unclear.append(
                     Failed(instance, NoHostFound(reason=f"what it was booted with can't be asked for again: {error}"))
                 )
-        lifts = tuple(placed.lift for placed in there)
-        boots = [self._boot(placed, placed.request, lifts) for placed in there]
+        exclusions = tuple(placed.exclusion for placed in there)
+        boots = [self._boot(placed, placed.request, exclusions) for placed in there]
         for boot in boots:
-            boot.placing.avoid.add(row)
+            boot.placing.avoid([row])
         outcomes = self._run(boots, timeout_s)
         self._end_old(there, outcomes)
         self._scheduler.terminate_duplicates((node, outcome.instance) for outcome in elsewhere)
@@ -124,7 +125,7 @@ class Migrations:
         """Why it would go where it would go: the other nodes as a move sees them, or a resize to these resources."""
         placed = self._placed(instance)
         wanted = placed.request if resources is None else self._resized(placed, resources)
-        with self._scheduler.fleet.excluding((placed.lift,)):
+        with self._scheduler.fleet.excluding((placed.exclusion,)):
             return self._scheduler.selector.explain(_for_life(wanted), exclude={placed.row})
 
     # -- inside
@@ -169,12 +170,11 @@ class Migrations:
         return _Placed(instance, row, request, hints)
 
     def _boot(self, placed: _Placed, request: Request, exclusions: tuple[Exclusion, ...]) -> Boot:
-        placing = self._scheduler.placing(request, placed.instance)
-        placing.exclusions = exclusions
-        placing.request = _for_life(request)
+        claim_ttl_s = self._scheduler.config.claim_ttl_s
+        placing = Placing(_for_life(request), placed.instance, claim_ttl_s, exclusions=exclusions)
         life = lifetime_id_of(placed.hints)
         hints = {**placed.hints, "boot": life} if life else dict(placed.hints)
-        return Boot(placing, hints=hints, after=placed.lift.order)
+        return Boot(placing, hints=hints, after=placed.exclusion.order)
 
     def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
         self._scheduler.begin(boots)
@@ -185,7 +185,7 @@ class Migrations:
         names = self._scheduler.fleet.names
         moved = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
         self._scheduler.terminate_orders(
-            Termination(names[placed.row], placed.instance, placed.lift.order)
+            Termination(names[placed.row], placed.instance, placed.exclusion.order)
             for placed in there
             if placed.instance in moved
         )

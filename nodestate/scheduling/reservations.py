@@ -32,11 +32,11 @@ from nodestate.model import Receipt
 from nodestate.ports import Status
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import Claim
-from nodestate.scheduling.claims.placer import NoHostFound, Placing
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import by_reservation
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.boots import Boot, Booted, Failed
-from nodestate.scheduling.request import GroupRequest, Request, check_hold, request_of
+from nodestate.scheduling.request import GroupRequest, Request, check_hold
 
 if TYPE_CHECKING:
     from nodestate.scheduling.scheduler import Scheduler
@@ -132,8 +132,7 @@ class Groups:
             if not rivals or min(rivals) < number:
                 scheduler.placer.give_back(placings)
             for placing in placings:
-                placing.failure = None
-                placing.conflicts = 0
+                placing.restart()
             scheduler.clock.sleep(scheduler.random.uniform(*PAUSE_S))
             scheduler.step()
             scheduler.refresh(wanted.max_age)
@@ -174,13 +173,14 @@ class Groups:
         # All on one node: one that has room for the sum.
         for row in self._rows_for_all(placings):
             for placing in placings:
-                placing.only, placing.failure = row, None
+                placing.restrict_to(row)
             self._scheduler.placer.place(placings)
             if all(placing.claim is not None for placing in placings):
                 return
             self._scheduler.placer.give_back(placings)
         for placing in placings:
-            placing.failure = placing.failure or NoHostFound(reason="no node has room for all of an affinity group")
+            if placing.failure is None:
+                placing.fail(NoHostFound(reason="no node has room for all of an affinity group"))
 
     def _rows_for_all(self, placings: list[Placing]) -> list[int]:
         total: dict[str, int] = {}
@@ -202,8 +202,9 @@ class Groups:
                     assert placing.node is not None, "claimed"
                     assert placing.claim is not None, "claimed"
                     until = claim_table.now(placing.node) + hold_s
-                    placing.claim = msgspec.structs.replace(placing.claim, until=until, kept=True)
-                    claim_table.add_claim(placing.node, placing.claim)
+                    claim = msgspec.structs.replace(placing.claim, until=until, kept=True)
+                    placing.renew(claim)
+                    claim_table.add_claim(placing.node, claim)
                 outcomes = claim_table.flush()
                 waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not Status.STORED]
                 if not waiting:
@@ -399,11 +400,7 @@ class Groups:
         return [self._placing(node, claim) for node, claim in claims]
 
     def _placing(self, node: str, claim: Claim) -> Placing:
-        request = request_of(claim.instance, claim.resources, claim.group, claim.hints)
-        placing = Placing(request, claim.instance, self._scheduler.config.claim_ttl_s)
-        placing.reservation, placing.members, placing.owner = claim.reservation, claim.members, claim.owner
-        placing.node, placing.claim = node, claim
-        return placing
+        return Placing.from_claim(node, claim, self._scheduler.config.claim_ttl_s)
 
     def _claims(self) -> dict[str, list[tuple[str, Claim]]]:
         claim_table = self._scheduler.claim_table

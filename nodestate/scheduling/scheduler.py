@@ -28,7 +28,8 @@ from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import CLOCK_S, REASSERT_S, Claim
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.placer import Placer, Placing
+from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.claims.placing import Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.orders.boots import Boot, Boots, Outcome, Termination

@@ -13,7 +13,8 @@ from nodestate.ports import Clock, Item, Put, Status, Write, Written
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.placer import Placer, Placing
+from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.claims.placing import Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection import Selector

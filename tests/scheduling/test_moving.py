@@ -16,8 +16,8 @@ def begin_move(process: Process, instance: str) -> Boot:
     """Its order is sent; somebody else decides when it comes."""
     moves = process.scheduler.moves
     placed = moves._placed(instance)
-    moving = moves._boot(placed, placed.request, (placed.lift,))
-    moving.placing.avoid.add(placed.row)
+    moving = moves._boot(placed, placed.request, (placed.exclusion,))
+    moving.placing.avoid([placed.row])
     process.scheduler.begin([moving])
     process.scheduler.step()
     return moving

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.scheduling.claims import CLOCK_S, UNSURE_S
-from nodestate.scheduling.claims.placer import MAX_TRIES_COUNT, NoHostFound, Placing
+from nodestate.scheduling.claims.placer import MAX_TRIES_COUNT
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.selection import Lack, Remaining
 from nodestate.testing import Fault, MemoryServer
@@ -240,11 +241,11 @@ def test_who_may_go_to_one_node_only_goes_there_or_nowhere() -> None:
     """And is told what is against it."""
     parties = ready("one", nodes="abc", vcpu=4)
     [one] = parties.parties
-    [there] = one.place(asked(1), only=one.fleet.rows["b"])
+    [there] = one.place(asked(1), only_row=one.fleet.rows["b"])
     assert there.node == "b"
-    [none] = one.place(asked(4), only=one.fleet.rows["b"])
+    [none] = one.place(asked(4), only_row=one.fleet.rows["b"])
     assert str(none.failure) == "b does not pass resources; VCPU: 4 wanted, 3 free"
-    [passed_over] = one.place(asked(1), only=one.fleet.rows["b"], avoid={one.fleet.rows["b"]})
+    [passed_over] = one.place(asked(1), only_row=one.fleet.rows["b"], avoided_rows={one.fleet.rows["b"]})
     assert str(passed_over.failure) == "b is passed over"
 
 
@@ -338,7 +339,7 @@ def test_an_affinity_group_that_lost_its_first_node_begins_on_another() -> None:
 
     def race() -> None:
         if next(calls) == 1:  # the anchor is set, the claim is about to be written
-            two.place(asked(8), only=two.fleet.rows[first])
+            two.place(asked(8), only_row=two.fleet.rows[first])
 
     one.connections[0].before_write = race
     [placing] = one.place(asked(8, group=NEAR))
@@ -374,7 +375,7 @@ def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins
     one, two = parties.parties
     [first] = one.place(asked(8, group=NEAR))
     row = two.fleet.rows[first.node or ""]
-    [second] = two.place(asked(1, group=NEAR), avoid={row})
+    [second] = two.place(asked(1, group=NEAR), avoided_rows={row})
     assert second.node is None
     assert two.fleet.groups == {"web": {row: 1}}
     assert two.placer._affinity_seed.claim_or_get("web", "c", CLAIM_TTL_S).node == first.node, (
@@ -396,7 +397,7 @@ def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
             one.claim_table.flush()
 
     two.connections[0].before_write = claim_on_a
-    [placing] = two.place(asked(1, group=NEAR), avoid={two.fleet.rows["a"]})
+    [placing] = two.place(asked(1, group=NEAR), avoided_rows={two.fleet.rows["a"]})
     assert placing.node is None
     assert claimed(parties, "ab") == {"a": 1, "b": 0}
 
@@ -406,7 +407,7 @@ def test_who_may_go_to_one_node_only_does_not_follow_its_group_to_another() -> N
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     one.placer._affinity_seed.claim_or_get("web", "a", CLAIM_TTL_S)
-    [placing] = two.place(asked(1, group=NEAR), only=two.fleet.rows["b"])
+    [placing] = two.place(asked(1, group=NEAR), only_row=two.fleet.rows["b"])
     assert placing.node == "b"
 
 

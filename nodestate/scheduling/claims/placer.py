@@ -14,92 +14,24 @@ again, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from nodestate.errors import BadRequestError, NodestateError
 from nodestate.ports import Clock, Status
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
-from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.fleet import Exclusion, Fleet
-from nodestate.scheduling.request import Request, hints_of
-from nodestate.scheduling.selection import Lack, Remaining, Selector
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
+from nodestate.scheduling.claims.record import UNSURE_S, Claim
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.request import hints_of
+from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Rounds in which an instance may lose its node to somebody else."""
 LOOK_AROUND_COUNT: Final = 64
 """Nodes whose records are read again after a conflict: the best ones for who met it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoHostFound:
-    """Why an instance got none: the filters left none (``remaining``), or ``reason`` says it. ``node``: the only one that it
-    might have got. ``lacks``: what there was not enough of, where ``resources`` left none.
-    """
-
-    remaining: tuple[Remaining, ...] = ()
-    reason: str = ""
-    node: str = ""
-    lacks: tuple[Lack, ...] = ()
-
-    def __str__(self) -> str:
-        if self.reason:
-            return self.reason
-        last = next((step for step in self.remaining if not step.nodes), None)
-        before = next((step for step in reversed(self.remaining) if step.nodes), None)
-        if last is None or before is None:
-            return f"{self.node} is passed over" if self.node else "no node is known"
-        if self.node:
-            return f"{self.node} does not pass {last.filter}{self._lacking(last.filter)}"
-        left = f"{before.nodes:,} {'was' if before.nodes == 1 else 'were'} left before it"
-        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}{self._lacking(last.filter)}"
-
-    def _lacking(self, refused_by: str) -> str:
-        """What there was not enough of, to be put after the filter's name."""
-        if refused_by == "resources" and not self.lacks and not self.node:
-            return "; there is enough of each, and nowhere of all at once"
-        most, where = ("", "") if self.node else ("at most ", " on a node")
-        return "".join(
-            f"; {lack.resource}: {lack.wanted:,} wanted, {most}{lack.free:,} free{where}" for lack in self.lacks
-        )
-
-
-@dataclass(slots=True)
-class Placing:
-    """One instance on its way to a node. ``avoid``: rows that it must not go to (again). ``only``: the one that it
-    may go to; ``avoid_unsure``: only nodes of which no claims may be missing; ``lifts``: what is to be
-    thought away, itself where it moves. ``claim`` and ``node``, or ``failure``, say how it ended. ``anchored``: it is
-    the first of an affinity group, as far as its scheduler sees.
-    """
-
-    request: Request
-    instance: str
-    claim_ttl_s: float
-    avoid: set[int] = field(default_factory=set)
-    only: int | None = None
-    avoid_unsure: bool = False
-    exclusions: tuple[Exclusion, ...] = ()
-    reservation: str = ""
-    members: int = 1
-    owner: str = ""
-    node: str | None = None
-    claim: Claim | None = None
-    failure: NoHostFound | None = None
-    conflicts: int = 0
-    anchored: bool = False
-
-    @property
-    def lift(self) -> Exclusion | None:
-        """Where it is so far, if it moves."""
-        return next((lift for lift in self.exclusions if lift.instance == self.instance), None)
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is claimed, or failed."""
-        return self.claim is not None or self.failure is not None
 
 
 class Placer:
@@ -144,7 +76,7 @@ class Placer:
                 looked_again = True
                 if self._refresh_for_retry():
                     for placing in failed:
-                        placing.failure = None
+                        placing.retry()
             waiting = [placing for placing in waiting if not placing.settled]
 
     def _look_around(self, beaten: Iterable[Placing]) -> None:
@@ -159,7 +91,7 @@ class Placer:
         for placing in placings:
             if placing.claim is not None and placing.node is not None:
                 self._claim_table.drop_claim(placing.node, placing.claim.id)
-                placing.claim = placing.node = None
+                placing.release()
         self._claim_table.flush_all()
 
     def _take(self, placing: Placing) -> bool:
@@ -168,15 +100,15 @@ class Placer:
             with self._fleet.excluding(placing.exclusions):
                 row = self._row(placing)
                 if row is None:
-                    placing.failure = self._no_node(placing)
+                    placing.fail(self._no_node(placing))
                     return False
         except BadRequestError as error:  # it names a weigher that is not installed (any more); others go on
-            placing.failure = NoHostFound(reason=str(error))
+            placing.fail(NoHostFound(reason=str(error)))
             return False
         group = request.group
-        placing.anchored = group is not None and group.policy == "affinity" and group.name not in self._fleet.groups
-        if placing.anchored:
-            row = self._anchored(placing, row)
+        seeds_group = group is not None and group.policy == "affinity" and group.name not in self._fleet.groups
+        if seeds_group:
+            row = self._seed_row(placing, row)
             if row is None:
                 self._count_conflict(placing)
                 return False
@@ -186,10 +118,9 @@ class Placer:
         except NodestateError as error:
             self._pass_over(placing, row, error)
             return False
-        lift = placing.lift
-        had = lift.amounts if lift is not None and lift.row == row else None
-        placing.node = node
-        placing.claim = Claim(
+        original = placing.original
+        had = original.amounts if original is not None and original.row == row else None
+        claim = Claim(
             order_ids.new_order_id(self._clock, self._ids),
             placing.instance,
             self._holder,
@@ -202,15 +133,16 @@ class Placer:
             owner=placing.owner,
             resize=had is not None,
         )
-        self._claim_table.add_claim(node, placing.claim, avoid_unsure=placing.avoid_unsure)
+        placing.assign(node, claim, seeds_group=seeds_group)
+        self._claim_table.add_claim(node, claim, avoid_unsure=placing.avoid_unsure)
         return True
 
     def _no_node(self, placing: Placing) -> NoHostFound:
         exclude = self._excluded_rows(placing)
         node = ""
-        if placing.only is not None:
-            node = self._fleet.names[placing.only]
-            exclude = exclude | (set(range(len(self._fleet))) - {placing.only})
+        if placing.only_row is not None:
+            node = self._fleet.names[placing.only_row]
+            exclude = exclude | (set(range(len(self._fleet))) - {placing.only_row})
         remaining = self._selector.remaining(placing.request, exclude)
         if placing.avoid_unsure and not remaining[0].nodes and self._unsure_rows():
             whose = node or f"all {len(self._fleet):,} nodes"
@@ -221,21 +153,21 @@ class Placer:
         return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, exclude))
 
     def _row(self, placing: Placing) -> int | None:
-        if placing.only is not None:
-            return placing.only if self._may(placing, placing.only) else None
+        if placing.only_row is not None:
+            return placing.only_row if self._may(placing, placing.only_row) else None
         return next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
 
     def _may(self, placing: Placing, row: int) -> bool:
         return (
-            placing.only in (None, row)
-            and row not in placing.avoid
+            placing.only_row in (None, row)
+            and row not in placing.avoided_rows
             and not (placing.avoid_unsure and row in self._unsure_rows())
             and self._selector.passes(placing.request, row)
         )
 
     def _excluded_rows(self, placing: Placing) -> set[int]:
         """The rows that it must not go to."""
-        return placing.avoid | self._unsure_rows() if placing.avoid_unsure else placing.avoid
+        return placing.avoided_rows | self._unsure_rows() if placing.avoid_unsure else placing.avoided_rows
 
     def _unsure_rows(self) -> set[int]:
         """Asked once in a round: right after the start, or a flush, they are all there are."""
@@ -245,7 +177,7 @@ class Placer:
             }
         return self._unsure
 
-    def _anchored(self, placing: Placing, row: int) -> int | None:
+    def _seed_row(self, placing: Placing, row: int) -> int | None:
         """Where the first of an affinity group may go, by what schedulers agreed on; None: look again."""
         group, fleet = placing.request.group, self._fleet
         assert group is not None, "it has a policy"
@@ -266,18 +198,18 @@ class Placer:
         for placing in taken:
             assert placing.node is not None, "taken, so it has a node"
             outcome = outcomes[placing.node]
-            if outcome is Status.STORED and (not placing.anchored or self._holds(placing)):
+            if outcome is Status.STORED and (not placing.seeds_group or self._still_seeded(placing)):
                 continue
             row = self._fleet.rows[placing.node]
-            placing.node = placing.claim = None
+            placing.release()
             if isinstance(outcome, NodestateError):
                 self._pass_over(placing, row, outcome)
             elif outcome is Status.FULL:
-                placing.avoid.add(row)
+                placing.avoid([row])
             else:
                 self._count_conflict(placing)
 
-    def _holds(self, placing: Placing) -> bool:
+    def _still_seeded(self, placing: Placing) -> bool:
         """Whether the group still begins where its first member was claimed; if not, that is given back."""
         group = placing.request.group
         assert group is not None, "it has a policy"
@@ -290,18 +222,16 @@ class Placer:
 
     @staticmethod
     def _count_conflict(placing: Placing) -> None:
-        placing.conflicts += 1
+        placing.count_conflict()
         if placing.conflicts >= MAX_TRIES_COUNT:
-            placing.failure = NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times")
+            placing.fail(NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times"))
 
     def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
         """A server does not answer: none of its nodes can be claimed now."""
         server = self._claim_table.server(self._fleet.names[row])
-        placing.avoid.update(
-            row for row, name in enumerate(self._fleet.names) if self._claim_table.server(name) is server
-        )
-        if len(placing.avoid) >= len(self._fleet):
-            placing.failure = NoHostFound(reason=f"no claim can be written: {error}")
+        placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.server(name) is server)
+        if len(placing.avoided_rows) >= len(self._fleet):
+            placing.fail(NoHostFound(reason=f"no claim can be written: {error}"))
 
 
 def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:

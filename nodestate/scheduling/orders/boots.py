@@ -36,7 +36,8 @@ from nodestate.ports import Clock, Courier
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import REASSERT_S
 from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.placer import NoHostFound, Placer, Placing
+from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 
@@ -127,7 +128,7 @@ class Boot:
 class _Supersede:
     """An instance that stays where it is, by a later ``order`` than those of ``left``."""
 
-    lift: Exclusion
+    original: Exclusion
     order: str
     left: tuple[Termination, ...]
     since: float
@@ -264,7 +265,7 @@ class Boots:
             assert boot.order is not None, "it was sent"
             assert boot.placing.claim is not None, "sent with a claim"
             left = Termination(boot.order.node, boot.placing.instance, boot.order.id)
-            if boot.placing.lift is None:
+            if boot.placing.original is None:
                 undo.append(left)
             elif not boot.placing.claim.resize:  # that had the instance before, and has it still
                 boot.left.append(left)
@@ -373,10 +374,10 @@ class Boots:
             of=of,
         )
 
-    def _supersede_original(self, lift: Exclusion, after: str, left: Sequence[Termination]) -> None:
+    def _supersede_original(self, original: Exclusion, after: str, left: Sequence[Termination]) -> None:
         """Nodes that did not answer may have what counts: so what the instance has on its row gets a later order."""
         self._resolve_superseded(
-            _Supersede(lift, new_order_id(self._clock, self._ids, after), tuple(left), self._clock.monotonic())
+            _Supersede(original, new_order_id(self._clock, self._ids, after), tuple(left), self._clock.monotonic())
         )
 
     def _retry_supersedes(self) -> None:
@@ -386,7 +387,7 @@ class Boots:
 
     def _resolve_superseded(self, one: _Supersede) -> None:
         """Give the order again, or end what it outranks once a view shows it, or leave it: what else is there counts."""
-        fleet, row, instance = self._fleet, one.lift.row, one.lift.instance
+        fleet, row, instance = self._fleet, one.original.row, one.original.instance
         allocation = fleet.allocations(row).get(instance, {})
         hints = allocation.get("hints") or {}
         counting = fleet.authoritative_row(instance)
@@ -394,10 +395,12 @@ class Boots:
             self.end(one.left)
         elif counting not in (row, None) and fleet.is_responsive(counting) and not fleet.is_responsive(row):
             return  # its node is dead, and it turned up elsewhere after all
-        elif order_id_of(hints) == one.lift.order and self._clock.monotonic() < one.since + TERMINATION_UNCONFIRMED_S:
+        elif (
+            order_id_of(hints) == one.original.order and self._clock.monotonic() < one.since + TERMINATION_UNCONFIRMED_S
+        ):
             hints = {**hints, "boot": lifetime_id_of(hints) or one.order, "order": one.order}
             resources, group = allocation["resources"], allocation.get("group")
-            self._try_to_send([self._in_place(fleet.names[row], instance, resources, group, hints, one.lift.order)])
+            self._try_to_send([self._in_place(fleet.names[row], instance, resources, group, hints, one.original.order)])
             self._staying.append(one)
 
     def _is_there(self, boot: Boot) -> bool:
@@ -406,7 +409,7 @@ class Boots:
             row = self._fleet.rows.get(left.node)
             if row is not None and self._shows(row, boot, left.of):
                 boot.left, later = boot.left[:number], boot.left[number + 1 :]
-                boot.placing.node = left.node
+                boot.placing.locate(left.node)
                 self._booted(boot, self._fleet.version[row])
                 if later:  # they outrank it where they are built: it is to outrank them
                     order = order_id_of(self._fleet.hints(row, left.instance))
@@ -432,17 +435,19 @@ class Boots:
         """
         if placing.settled:
             return
-        lift = placing.lift
-        if lift is None:
-            there = self._fleet.reporting_node(placing.instance, placing.avoid)
+        original = placing.original
+        if original is None:
+            there = self._fleet.reporting_node(placing.instance, placing.avoided_rows)
             if there:
-                placing.failure = NoHostFound(reason=f"{placing.instance} is on {there} already")
+                placing.fail(NoHostFound(reason=f"{placing.instance} is on {there} already"))
         elif (
-            self._fleet.authoritative_row(lift.instance) != lift.row
-            or order_id_of(self._fleet.hints(lift.row, lift.instance)) != lift.order
+            self._fleet.authoritative_row(original.instance) != original.row
+            or order_id_of(self._fleet.hints(original.row, original.instance)) != original.order
         ):
-            placing.failure = NoHostFound(
-                reason=f"{placing.instance} was ended, moved or changed on {self._fleet.names[lift.row]} meanwhile"
+            placing.fail(
+                NoHostFound(
+                    reason=f"{placing.instance} was ended, moved or changed on {self._fleet.names[original.row]} meanwhile"
+                )
             )
 
     def _send(self, boots: Sequence[Boot]) -> None:
@@ -457,7 +462,7 @@ class Boots:
             claim, node = boot.placing.claim, boot.placing.node
             assert claim is not None, "claimed"
             assert node is not None, "claimed"
-            lift = boot.placing.lift
+            original = boot.placing.original
             # Not the claim's: one that is held may be built, ended, and built again, which is another life.
             again, boot.again = boot.again, ""
             order_id = new_order_id(self._clock, self._ids, max(claim.id, boot.after, again))
@@ -470,7 +475,7 @@ class Boots:
                 hints={**claim.hints, **boot.hints, "order": order_id},
                 deadline=deadline,
                 in_place=claim.resize or bool(again),
-                of=lift.order if lift is not None and claim.resize else again,
+                of=original.order if original is not None and claim.resize else again,
                 reply_to=reply_to,
             )
             boot.answer_by = self._clock.monotonic() + self._answer_timeout_s
@@ -521,9 +526,9 @@ class Boots:
             self._claim_table.drop_claim(placing.node, placing.claim.id, version)
         row = self._fleet.rows.get(placing.node)
         if row is not None:
-            placing.avoid.add(row)
-        placing.node = placing.claim = None
-        is_elsewhere = refused.reason == "here" and placing.lift is None
+            placing.avoid([row])
+        placing.release()
+        is_elsewhere = refused.reason == "here" and placing.original is None
         if boot.fixed or is_elsewhere or len(boot.refused) >= MAX_NODES_COUNT:
             why = f"{refused.node} refused it: {refused.reason} {refused.detail}".rstrip()
             self._fail(boot, NoHostFound(reason=why))
@@ -531,9 +536,9 @@ class Boots:
             self._wanted.append(boot)
 
     def _fail(self, boot: Boot, why: NoHostFound) -> None:
-        lift = boot.placing.lift
-        if boot.left and lift is not None:
-            self._supersede_original(lift, boot.after, boot.left)
+        original = boot.placing.original
+        if boot.left and original is not None:
+            self._supersede_original(original, boot.after, boot.left)
         self._end(boot, Failed(boot.placing.instance, why, tuple(boot.refused), boot.placing.conflicts))
 
     @staticmethod
