@@ -840,7 +840,7 @@ CHOICES: Final[dict[str, _Choice]] = {
     "ring": _Choice(ring, "0003-index-layout.md"),
     "checkpoint": _Choice(checkpoint, "0004-checkpoint-interval.md"),
     "codec": _Choice(codec, "0005-codec.md"),
-    "lockstep": _Choice(lockstep, "0009-lockstep-steps.md"),
+    "lockstep": _Choice(lockstep, "0009-round-trips-side-by-side.md"),
 }
 ADR: Final = Path(__file__).parents[2] / "docs" / "adr"
 FIGURES: Final = "## Figures\n"
