@@ -273,7 +273,7 @@ def test_a_decision_has_the_house_form(path: Path) -> None:
     headings = re.findall(r"^## (\w+)", text, re.MULTILINE)
     assert headings[:4] == ["Context", "Decision", "Consequences", "Alternatives"]
     for figures in re.findall(r"python -m bench\.adr_figures (\w+)", text):
-        assert figures in {*adr_figures.CHOICES, "all"}
+        assert figures in {*adr_figures.DECISIONS, "all"}
 
 
 def test_decisions_are_numbered_without_a_hole() -> None:
