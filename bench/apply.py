@@ -15,11 +15,13 @@ from functools import partial
 from typing import Final
 
 from bench.baseline_kombu import NOTHING, StopWatch, Stretch, drain_queues
-from bench.environments import USUAL, Place, Tour, config_for
-from bench.fresh_process import in_fresh_process
+from bench.design_names import DEFAULT_DESIGNS
+from bench.environments import Environment, config_for
+from bench.fresh_process import run_in_fresh_process
 from bench.record import Case, Goal, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.workload import Fleet, buckets_of, require, require_whole
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.workload import SeededFleet, buckets_of, require, require_whole
 from harness.servers import RabbitServer
 from nodestate import Reader, Receipt
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology, connect_check, queue_depths
@@ -39,37 +41,39 @@ SWEEP_S: Final = 0.2
 GOAL_NODES: Final = 10_000
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Each design alone, then those of memcached at once."""
-    tour = Tour()
-    of_memcached = [design for design in settings.designs if design in USUAL]
+    runs = Runs()
+    of_memcached = [design for design in settings.designs if design in DEFAULT_DESIGNS]
     together = [of_memcached] if len(of_memcached) > 1 else []
     with RabbitServer() as rabbit:
-        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
+        runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for nodes in settings.nodes:
             for designs in [*([design] for design in settings.designs), *together]:
 
-                def measure(place: Place, nodes: int = nodes) -> list[Case]:
-                    cell = f"bench-{place.slug}-{nodes}"
-                    config = config_for(place, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60)
-                    return [_measure(place, config, nodes, settings, tell)]
+                def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
+                    cell = f"bench-{environment.slug}-{nodes}"
+                    config = config_for(environment, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60)
+                    return [_measure(environment, config, nodes, settings, report_progress)]
 
-                tour.visit(designs, nodes * settings.state_bytes, measure)
-    return tour.findings()
+                runs.measure_in(designs, nodes * settings.state_bytes, measure)
+    return runs.findings()
 
 
 SCENARIO: Final = Scenario("apply", "one consumer process, from RabbitMQ into where a design lives", run)
 
 
-def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell: Tell) -> Case:
-    name = place.label
-    fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
+def _measure(
+    environment: Environment, config: Config, nodes: int, settings: Settings, report_progress: ReportProgress
+) -> Case:
+    name = environment.label
+    fleet = SeededFleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
     buckets = buckets_of(fleet)
     picks = random.Random(settings.seed)
     queues = [queue for _, queue in Topology.of(config).queues()]
-    tell(f"{name}: loads {nodes:,} nodes", 0.0)
+    report_progress(f"{name}: loads {nodes:,} nodes", 0.0)
     _fill(config, [(buckets[number], fleet.report(number)) for number in range(nodes)])
-    loaded = in_fresh_process(_load, config, nodes, f"{settings.seed}/load")
+    loaded = run_in_fresh_process(_load, config, nodes, f"{settings.seed}/load")
     _require_applied(loaded, config, nodes)
     wanted = int(settings.seconds * EVENTS_PER_S)
     rounds = max(1, min(ROUNDS_MAX, wanted // EVENTS_MIN))
@@ -79,15 +83,17 @@ def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell:
     ours: list[_Consumed] = []
     bare: list[Stretch] = []
     for number in range(rounds):
-        tell(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
+        report_progress(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
         messages = [(buckets[node], fleet.change(node)) for node in picks.choices(range(nodes), k=count)]
         sizes += [len(body) for _, body in messages]
-        ours.append(in_fresh_process(_drain, config, messages, f"{settings.seed}/{number}"))
+        ours.append(run_in_fresh_process(_drain, config, messages, f"{settings.seed}/{number}"))
         _require_applied(ours[-1], config, count)
         _require_views(config, fleet)
-        tell(f"{name}, {nodes:,} nodes: the same with bare kombu, round {number + 1}", (number + 0.5) / rounds)
+        report_progress(
+            f"{name}, {nodes:,} nodes: the same with bare kombu, round {number + 1}", (number + 0.5) / rounds
+        )
         fill = partial(_fill, config, messages)
-        drained = in_fresh_process(drain_queues, config.broker, queues, fill, config.prefetch, ack_every)
+        drained = run_in_fresh_process(drain_queues, config.broker, queues, fill, config.prefetch, ack_every)
         require(drained.size_bytes == sum(sizes[-count:]), "bare kombu took other messages than were published")
         _require_empty(config)
         bare.append(drained.stretch)
@@ -119,13 +125,13 @@ def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell:
             f"in each of {rounds} rounds all {count:,} events were applied, acked, and no other came",
             f"after each, views of {name} showed version and state of the last event of all {nodes:,} nodes",
             f"bare kombu took {count:,} messages of the same bytes, and left none",
-            place.kept(nodes),
+            environment.require_nothing_lost(nodes),
         ],
         [
             Goal.at_least(f"{name}: consumer, p50", rate, EVENTS_PER_S, "events/s"),
             Goal.at_least(f"{name}: consumer / bare kombu", rate / measures["bare kombu"].p50, 0.6, "x"),
         ]
-        if nodes == GOAL_NODES and name in USUAL
+        if nodes == GOAL_NODES and name in DEFAULT_DESIGNS
         else [],
     )
 
@@ -151,7 +157,7 @@ def _sweep(config: Config) -> None:
     source.close()
 
 
-def _require_views(config: Config, fleet: Fleet) -> None:
+def _require_views(config: Config, fleet: SeededFleet) -> None:
     # By receipt and not by age: the owner is gone, and the round before it was timed is over when its last event is.
     receipt = Receipt(fleet.names[0], fleet.version(0))
     for design in config.designs:

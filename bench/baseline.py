@@ -1,6 +1,6 @@
 """The least that reading can cost: what the figures of readers are held against. Here from memcached.
 
-``BareSocket`` asks for prepared keys and cuts the reply into values. It does not look at what it got.
+``BaselineSocket`` asks for prepared keys and cuts the reply into values. It does not look at what it got.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Question = tuple[bytes, ...]
 """What a bare client sends, one after the other: prepared, so that it need not be put together on the clock."""
 
 
-class Bare(Protocol):
+class BaselineClient(Protocol):
     """A connection to where a design lives, with the least that a client must do."""
 
     def copy(self, bodies: Iterable[bytes]) -> None:
@@ -48,7 +48,7 @@ class Bare(Protocol):
         """Close the connection."""
 
 
-class BareSocket:
+class BaselineSocket:
     """A connection to one memcached, with the least that a client must do. A context manager."""
 
     def __init__(self, address: str) -> None:
@@ -97,36 +97,36 @@ class BareSocket:
         self.close()
 
 
-class BareMemcached:
-    """``BareSocket`` as a ``Bare``: a copy is a key, a piece a block of ``BLOCK_BYTES``."""
+class BaselineMemcached:
+    """``BaselineSocket`` as a ``BaselineClient``: a copy is a key, a piece a block of ``BLOCK_BYTES``."""
 
     def __init__(self, address: str) -> None:
-        self._socket = BareSocket(address)
+        self._socket = BaselineSocket(address)
 
     def copy(self, bodies: Iterable[bytes]) -> None:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         self._socket.write((f"copy:{number}", body) for number, body in enumerate(bodies))
 
     def copy_pieces(self, bodies: Iterable[bytes]) -> int:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         blocks = list(in_blocks(bodies))
         self._socket.write((f"block:{number}", block) for number, block in enumerate(blocks))
         return len(blocks)
 
     def states(self, numbers: Sequence[int]) -> Question:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         return (prepared(f"copy:{number}" for number in numbers),)
 
     def pieces(self, count: int) -> Question:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         return (prepared(f"block:{number}" for number in range(count)),)
 
     def heads(self, keys: Sequence[str]) -> Question:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         return (prepared(keys),)
 
     def read(self, question: Question) -> list[bytes]:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         [request] = question
         return self._socket.read(request)
 
@@ -136,7 +136,7 @@ class BareMemcached:
 
 
 def prepared(keys: Iterable[str]) -> bytes:
-    """A request for these keys, as ``BareSocket.read`` takes it."""
+    """A request for these keys, as ``BaselineSocket.read`` takes it."""
     return b"".join(b"mg %s v\r\n" % key.encode() for key in keys) + _ASK_END
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from bench.baseline import Question
 from nodestate.sql.schema import HEADS
 
-__all__ = ["BareDatabase"]
+__all__ = ["BaselineDatabase"]
 
 BODY_BYTES: Final = 16_000_000
 """What MariaDB takes for the choice among its types; PostgreSQL has one."""
@@ -25,7 +25,7 @@ ROWS_COUNT: Final = 10_000
 """Rows that one statement asks for or writes."""
 
 
-class BareDatabase:
+class BaselineDatabase:
     """A connection that commits by itself, so that a read is one round trip. SQLAlchemy writes statements, off the clock
     of whoever asks before it starts, and is not in their way.
     """
@@ -38,7 +38,7 @@ class BareDatabase:
         self._cursor = driver.cursor()
 
     def copy(self, bodies: Iterable[bytes]) -> None:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         rows = [{"number": number, "body": body} for number, body in enumerate(bodies)]
         with sa.create_engine(self._url, poolclass=sa.NullPool).begin() as connection:  # one commit, not one for each
             COPIES.metadata.create_all(connection)
@@ -47,7 +47,7 @@ class BareDatabase:
                 connection.execute(sa.insert(COPIES), rows[at : at + ROWS_COUNT])
 
     def copy_pieces(self, bodies: Iterable[bytes]) -> int:  # noqa: ARG002 - they are there
-        """See ``Bare``. A table is one piece."""
+        """See ``BaselineClient``. A table is one piece."""
         return 1
 
     def states(self, numbers: Sequence[int]) -> Question:
@@ -68,7 +68,7 @@ class BareDatabase:
         return (str(select.compile(self._engine, compile_kwargs={"literal_binds": True})).encode(),)
 
     def read(self, question: Question) -> list[bytes]:
-        """See ``Bare``."""
+        """See ``BaselineClient``."""
         values: list[bytes] = []
         for statement in question:
             self._cursor.execute(statement.decode())

@@ -14,12 +14,14 @@ from contextlib import closing
 from typing import Final
 
 from bench.cold_start import bare_read, digest_of, first_view
-from bench.environments import USUAL, Place, Tour
-from bench.fresh_process import in_fresh_process
+from bench.design_names import DEFAULT_DESIGNS
+from bench.environments import Environment
+from bench.fresh_process import run_in_fresh_process
 from bench.record import Case, Goal, Measure, Timings
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.stepped_cell import MAX_AGE_S, Cell
-from bench.workload import Fleet, require, require_whole, view_digest
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.stepped_cell import MAX_AGE_S, SteppedCell
+from bench.workload import SeededFleet, require, require_whole, view_digest
 from nodestate import Reader
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 
@@ -31,52 +33,54 @@ GOAL_NODES: Final = 10_000
 LARGE_GOAL_NODES: Final = 100_000
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every design at every size; the journal right after a checkpoint, too."""
-    tour = Tour()
+    runs = Runs()
     for design in settings.designs:
         for nodes in settings.nodes:
 
-            def measure(place: Place, nodes: int = nodes) -> list[Case]:
-                fleet = Fleet(
+            def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
+                fleet = SeededFleet(
                     settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
                 )
-                with Cell(fleet, place, settings) as cell:
-                    return _measure(cell, settings, tell)
+                with SteppedCell(fleet, environment, settings) as cell:
+                    return _measure(cell, settings, report_progress)
 
-            tour.visit([design], nodes * settings.state_bytes, measure)
-    return tour.findings(_growth(tour.cases))
+            runs.measure_in([design], nodes * settings.state_bytes, measure)
+    return runs.findings(_growth(runs.cases))
 
 
 SCENARIO: Final = Scenario("cold", "a new reader's first view of all nodes", run)
 
 
-def _measure(cell: Cell, settings: Settings, tell: Tell) -> list[Case]:
-    cell.load(tell)
+def _measure(cell: SteppedCell, settings: Settings, report_progress: ReportProgress) -> list[Case]:
+    cell.load(report_progress)
     picks = random.Random(settings.seed)
     changed = min(settings.changed, len(cell.fleet))
     if cell.design != "journal":
         # As the journal below: what is stored comes from changes, not from the first reports alone.
         for _ in range(10):
             cell.change(picks.sample(range(len(cell.fleet)), changed))
-        return [_sample(cell, settings, tell, "", {})]
+        return [_sample(cell, settings, report_progress, "", {})]
     cell.repair()
-    cases = [_sample(cell, settings, tell, "no tail", {"tail_share": 0.0, "tail_events": 0})]
+    cases = [_sample(cell, settings, report_progress, "no tail", {"tail_share": 0.0, "tail_events": 0})]
     events = 0
     while (share := _tail_share(cell)) < TAIL_SHARE:
-        tell(f"{cell.label}, {len(cell.fleet):,} nodes: lets the tail grow", share / TAIL_SHARE)
+        report_progress(f"{cell.label}, {len(cell.fleet):,} nodes: lets the tail grow", share / TAIL_SHARE)
         cell.change(picks.sample(range(len(cell.fleet)), changed))
         events += changed
-    return [*cases, _sample(cell, settings, tell, "tail", {"tail_share": share, "tail_events": events})]
+    return [*cases, _sample(cell, settings, report_progress, "tail", {"tail_share": share, "tail_events": events})]
 
 
-def _tail_share(cell: Cell) -> float:
+def _tail_share(cell: SteppedCell) -> float:
     """How far the journal's tail is to its next checkpoint, on the average of partitions."""
     sections = [JOURNAL_SECTION.decode(head.section) for head in cell.heads()]
     return sum(s.tail_bytes / s.tail_limit_bytes for s in sections) / len(sections)
 
 
-def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Mapping[str, float]) -> Case:
+def _sample(
+    cell: SteppedCell, settings: Settings, report_progress: ReportProgress, variant: str, facts: Mapping[str, float]
+) -> Case:
     fleet, name = cell.fleet, f"{cell.label}, {variant}" if variant else cell.label
     with Reader(cell.config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
@@ -88,14 +92,14 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
     began = time.monotonic()
     rounds, rounds_min = 0, ROUNDS_MIN if settings.seconds >= 1 else 1
     while rounds < rounds_min or time.monotonic() - began < settings.seconds:
-        tell(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
-        first = in_fresh_process(first_view, cell.config, cell.place.imports)
+        report_progress(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
+        first = run_in_fresh_process(first_view, cell.config, cell.environment.imports)
         require(first.digest == digest, f"a new reader of {cell.label} shows other states than the fleet's")
         memory.append(first.resident_bytes / copies.size_bytes)
         for measure, ms in first.ms.items():
             timings.note(measure, ms)
         for measure, pieces in (("bare keys", 0), ("bare blocks", copies.pieces)):
-            ms, content = in_fresh_process(bare_read, cell.place.bare, len(fleet), pieces)
+            ms, content = run_in_fresh_process(bare_read, cell.environment.baseline, len(fleet), pieces)
             require(content == copies.digest, "the bare client read something else")
             timings.note(measure, ms)
         rounds += 1
@@ -119,9 +123,9 @@ def _sample(cell: Cell, settings: Settings, tell: Tell, variant: str, facts: Map
         [
             f"all {len(fleet):,} nodes showed version and state of their last event, none stale or incomplete",
             f"the new reader of each of {rounds} rounds showed the same, the bare client the same bytes",
-            cell.place.kept(len(fleet)),
+            cell.environment.require_nothing_lost(len(fleet)),
         ],
-        _goals(name, len(fleet), p50) if cell.label in USUAL else [],
+        _goals(name, len(fleet), p50) if cell.label in DEFAULT_DESIGNS else [],
     )
 
 
@@ -144,12 +148,12 @@ def _goals(name: str, nodes: int, p50: Mapping[str, float]) -> list[Goal]:
 class _Copies:
     """The bodies of all states beside the cell, one by one and in pieces."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: SteppedCell) -> None:
         fleet = cell.fleet
         bodies = [fleet.body(number, fleet.generations[number]) for number in range(len(fleet))]
         self.size_bytes = sum(map(len, bodies))
         self.digest = digest_of(bodies)
-        with closing(cell.place.bare()) as bare:
+        with closing(cell.environment.baseline()) as bare:
             bare.copy(bodies)
             self.pieces = bare.copy_pieces(bodies)
 

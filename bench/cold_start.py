@@ -14,7 +14,7 @@ from typing import Final
 import psutil
 import xxhash
 
-from bench.baseline import Bare
+from bench.baseline import BaselineClient
 from bench.record import Timings
 from bench.workload import require, view_digest
 from nodestate import Reader
@@ -54,7 +54,7 @@ def first_view(config: Config, imports: Sequence[str]) -> FirstView:
     return FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first, sizes[1] - sizes[0])
 
 
-def bare_read(opener: Callable[[], Bare], states: int, pieces: int) -> tuple[float, int]:
+def bare_read(opener: Callable[[], BaselineClient], states: int, pieces: int) -> tuple[float, int]:
     """Milliseconds that it takes to read so many states, or (where there are any) pieces, and the digest of what came."""
     with closing(opener()) as bare:
         began = time.perf_counter()

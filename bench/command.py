@@ -15,12 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench import apply, cold, contention, footprint, plan, propagation, recovery, refresh, scale
-from bench.environments import NAMES, USUAL, canonical
-from bench.fresh_process import quiet
+from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, full_design_name
+from bench.fresh_process import log_warnings_only
 from bench.peers import peer_scenario
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_report
-from bench.scenario import Scenario, Settings, Tell
+from bench.scenario import ReportProgress, Scenario, Settings
 from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
 from harness.servers import ServerFailedError, ServerMissingError
@@ -75,7 +75,7 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     ) -> tuple[str, ...]:
         names = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
         try:
-            return tuple(dict.fromkeys(map(canonical, names)))
+            return tuple(dict.fromkeys(map(full_design_name, names)))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -93,8 +93,8 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     "--design",
     "designs",
     type=_Designs(),
-    default=USUAL,
-    help=f"What to measure, one by one: {', '.join(NAMES)}.  [default: {','.join(USUAL)}]",
+    default=DEFAULT_DESIGNS,
+    help=f"What to measure, one by one: {', '.join(DESIGN_NAMES)}.  [default: {','.join(DEFAULT_DESIGNS)}]",
 )
 @click.option("--nodes", type=_Numbers(), help=f"Size of the fleet; several to see growth.  [default: {NODES}]")
 @click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), help=f"Timed part of each.  [{SECONDS:g}]")
@@ -148,11 +148,11 @@ def main(
         prefetch,
         file,
     )
-    quiet()
+    log_warnings_only()
     began_at, where = now(), machine()
     try:
-        with _progress() as tell:
-            findings = SCENARIOS[scenario].run(settings, tell)
+        with _progress() as report_progress:
+            findings = SCENARIOS[scenario].run(settings, report_progress)
     except (WrongResultError, NodestateError, ServerMissingError, ServerFailedError) as error:
         click.echo(f"bench {scenario}: {error}", err=True)
         sys.exit(1)
@@ -196,16 +196,16 @@ def _evaluate(results: Path, *, quick: bool, measure: bool) -> bool:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def _progress() -> Iterator[ReportProgress]:
     """A bar on stderr that moves only when told to: a thread that draws would be timed, too."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
         task = progress.add_task("begins", total=1.0)
 
-        def tell(what: str, done: float) -> None:
+        def report_progress(what: str, done: float) -> None:
             progress.update(task, description=what, completed=min(done, 1.0), refresh=True)
 
-        yield tell
+        yield report_progress
 
 
 def _show(record: Record, console: Console) -> None:

@@ -13,7 +13,7 @@ from nodestate.config import Config
 
 
 @contextmanager
-def asserted() -> Iterator[None]:
+def failures_as_wrong_results() -> Iterator[None]:
     """What the fault tests' parts assert is required here, too: raise ``WrongResultError`` instead."""
     try:
         yield
@@ -22,10 +22,10 @@ def asserted() -> Iterator[None]:
 
 
 @contextmanager
-def consuming(config: Config) -> Iterator[Member]:
+def consumer_running(config: Config) -> Iterator[Member]:
     """``nodestate consume``, all partitions in one process, which must live to the end and end in order."""
-    with asserted(), tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
-        member = Member(Path(folder), 1, 1, environment_of(config))
+    with failures_as_wrong_results(), tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
+        member = Member(Path(folder), 1, 1, settings_as_environment(config))
         member.start()
         try:
             yield member
@@ -34,7 +34,7 @@ def consuming(config: Config) -> Iterator[Member]:
             member.kill()
 
 
-def environment_of(config: Config) -> dict[str, str]:
+def settings_as_environment(config: Config) -> dict[str, str]:
     """The settings as environment variables."""
     values = {name: getattr(config, name) for name in config.__struct_fields__}
     return {

@@ -13,12 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from bench.environments import Place, Tour
+from bench.environments import Environment
 from bench.record import Case, Measure, Timings
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.stepped_cell import MAX_AGE_S, Cell
-from bench.worker import Beside, Line
-from bench.workload import Fleet, require, require_whole, view_digest
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.stepped_cell import MAX_AGE_S, SteppedCell
+from bench.worker import ParentLink, Worker
+from bench.workload import SeededFleet, require, require_whole, view_digest
 from nodestate import Reader
 from nodestate.config import Config
 
@@ -58,48 +59,55 @@ CROWDS_BRIEF: Final = (
 )
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every crowd, in every design at every size. The timed seconds are shared out to crowds."""
-    tour = Tour()
+    runs = Runs()
     brief = settings.seconds < BRIEF_S
     crowds = CROWDS_BRIEF if brief else CROWDS
     seconds = settings.seconds / (1 if brief else len(crowds))
     for design in settings.designs:
         for nodes in settings.nodes:
 
-            def measure(place: Place, nodes: int = nodes) -> list[Case]:
-                fleet = Fleet(
+            def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
+                fleet = SeededFleet(
                     settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
                 )
-                with Cell(fleet, place, settings) as cell:
-                    cell.load(tell)
+                with SteppedCell(fleet, environment, settings) as cell:
+                    cell.load(report_progress)
                     picks = random.Random(settings.seed)
-                    return [_measure(cell, crowd, seconds, settings, picks, tell) for crowd in crowds]
+                    return [_measure(cell, crowd, seconds, settings, picks, report_progress) for crowd in crowds]
 
-            tour.visit([design], nodes * settings.state_bytes, measure)
-    return tour.findings(_compared(tour.cases))
+            runs.measure_in([design], nodes * settings.state_bytes, measure)
+    return runs.findings(_compared(runs.cases))
 
 
 SCENARIO: Final = Scenario("contention", "many readers beside one consumer, and what each costs the other", run)
 
 
-def _measure(cell: Cell, crowd: Crowd, seconds: float, settings: Settings, picks: random.Random, tell: Tell) -> Case:
+def _measure(
+    cell: SteppedCell,
+    crowd: Crowd,
+    seconds: float,
+    settings: Settings,
+    picks: random.Random,
+    report_progress: ReportProgress,
+) -> Case:
     fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
     label = f"{cell.label}: {crowd.variant}" if crowd.variant else cell.label
     every_s = min(crowd.every_s, seconds / 2)  # or a reader might not come to read once
     timings = Timings()
-    tell(f"{label}, {crowd.readers} readers: they begin", 0.0)
+    report_progress(f"{label}, {crowd.readers} readers: they begin", 0.0)
     with ExitStack() as stack:
         readers = [
-            stack.enter_context(Beside(read_along, cell.config, every_s, settings.seed + number))
+            stack.enter_context(Worker(read_along, cell.config, every_s, settings.seed + number))
             for number in range(crowd.readers)
         ]
         for reader in readers:
-            reader.wait_until_begun()
+            reader.wait_until_ready()
         began = now = time.monotonic()
         commits = 0
         while now - began < seconds:
-            tell(f"{label}, {crowd.readers} readers", (now - began) / seconds)
+            report_progress(f"{label}, {crowd.readers} readers", (now - began) / seconds)
             if crowd.writes:
                 timings.note("commit", cell.change(picks.sample(range(len(fleet)), changed)) * 1e3)
             commits += 1
@@ -108,7 +116,7 @@ def _measure(cell: Cell, crowd: Crowd, seconds: float, settings: Settings, picks
         for reader in readers:
             reader.stop()
         followed = [reader.result() for reader in readers]
-    shown = [_require_same(cell, followed), cell.place.kept(len(fleet))]
+    shown = [_require_same(cell, followed), cell.environment.require_nothing_lost(len(fleet))]
     measures = timings.measures
     for name in ("refresh", "nothing"):
         if samples := [ms for one in followed for ms in one.ms[name]]:
@@ -129,7 +137,7 @@ def _measure(cell: Cell, crowd: Crowd, seconds: float, settings: Settings, picks
     )
 
 
-def _require_same(cell: Cell, followed: Sequence[Followed]) -> str:
+def _require_same(cell: SteppedCell, followed: Sequence[Followed]) -> str:
     """Every reader's last view is the fleet; returns what was shown."""
     with Reader(cell.config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
@@ -176,15 +184,15 @@ class Followed:
     digest: int
 
 
-def read_along(line: Line, config: Config, every_s: float, seed: int) -> Followed:
+def read_along(parent: ParentLink, config: Config, every_s: float, seed: int) -> Followed:
     """Read every so many seconds, beginning at a random moment of the first, until told to stop."""
     ms: dict[str, list[float]] = {"refresh": [], "nothing": []}
     incomplete = 0
     with Reader(config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
-        line.begun()
+        parent.report_ready()
         due = time.monotonic() + random.Random(seed).uniform(0.0, every_s)
-        while not line.told_to_stop(due - time.monotonic()):
+        while not parent.should_stop(due - time.monotonic()):
             before, began = view, time.perf_counter()
             view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
             took_ms = (time.perf_counter() - began) * 1e3

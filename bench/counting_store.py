@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from bench.baseline import RECV_BYTES, TIMEOUT_S
 from nodestate.ports import Item, NodeRow, Put, Status, Store, Write, Written
 from nodestate.store.wire import pack_record
 
@@ -25,7 +23,7 @@ STAMPS_BYTES: Final = 4 * 8 + 4 + 8 + 1
 """What a row has beside its texts and its record: epoch, incarnation, generation, offset; slot; time; whether it is gone."""
 
 
-class Ledger:
+class CountingStore:
     """A ``ports.Store`` around another, that adds up what goes through it: bytes of keys and of values, by kind."""
 
     def __init__(self, inner: Store) -> None:
@@ -73,34 +71,3 @@ class Ledger:
 def _row_bytes(row: NodeRow) -> int:
     record = row.record
     return len(row.place) + len(record.name) + len(record.status) + len(pack_record(record)) + STAMPS_BYTES
-
-
-class Held(NamedTuple):
-    """Bytes that a memcached holds: of items with their headers, of the chunks they lie in, of the pages with those."""
-
-    items: int
-    chunks: int
-    pages: int
-
-
-def held_by(address: str) -> Held:
-    """Ask it."""
-    slabs = said_by(address, "slabs")
-    sizes = {name.partition(":")[0]: value for name, value in slabs.items() if name.endswith(":chunk_size")}
-    chunks = sum(size * slabs[f"{number}:used_chunks"] for number, size in sizes.items())
-    return Held(said_by(address)["bytes"], chunks, slabs["total_malloced"])
-
-
-def said_by(address: str, topic: str = "") -> dict[str, int]:
-    """Memcached's statistics, those that are whole numbers."""
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
-        connection.sendall(f"stats {topic}".rstrip().encode() + b"\r\n")
-        reply = b""
-        while not reply.endswith(b"END\r\n"):
-            piece = connection.recv(RECV_BYTES)
-            if not piece:
-                raise ConnectionResetError("memcached closed the connection")
-            reply += piece
-    words = [line.split() for line in reply.decode().splitlines()[:-1]]
-    return {name: int(value) for _, name, value in words if value.isdigit()}

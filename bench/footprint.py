@@ -1,9 +1,9 @@
 """What a cell costs in bytes: held by memcached or a database for each node, and written to it for each event.
 
-One consumer commits changes of K nodes, one commit after the other. Everything that it writes goes through a ledger,
+One consumer commits changes of K nodes, one commit after the other. Everything that it writes goes through a counter,
 which adds up bytes by kind of key. What is written now and then (the journal's checkpoints, the snapshot's indexes) is
 shared out to events justly: counting begins when each partition has just made one, and ends when each just has again. A
-database has nothing of the kind; there, each partition's next commit takes its place.
+database has nothing of the kind; there, each partition's next commit takes its environment.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.counting_store import Ledger
-from bench.environments import Place, Tour
+from bench.counting_store import CountingStore
+from bench.environments import Environment
 from bench.record import Case, Measure, Timings
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.stepped_cell import MAX_AGE_S, Cell
-from bench.workload import Fleet, require, require_whole
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.stepped_cell import MAX_AGE_S, SteppedCell
+from bench.workload import SeededFleet, require, require_whole
 from nodestate import Reader
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.ports import Store
@@ -38,27 +39,31 @@ REMAKES: Final = {"journal": "checkpoints", "snapshot": "indexes"}
 """What a design writes now and then about all nodes of a partition, as ``ledger.KINDS`` calls it."""
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every design at every size of fleet and of changes."""
-    tour = Tour()
+    runs = Runs()
     others = CHANGE_BYTES if settings.seconds >= BRIEF_S else ()
     for design in settings.designs:
         for nodes in settings.nodes:
             for change_bytes in sorted({settings.change_bytes, *others}):
 
-                def measure(place: Place, nodes: int = nodes, change_bytes: int = change_bytes) -> list[Case]:
-                    fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=change_bytes)
-                    ledgers: list[Ledger] = []
+                def measure(
+                    environment: Environment, nodes: int = nodes, change_bytes: int = change_bytes
+                ) -> list[Case]:
+                    fleet = SeededFleet(
+                        settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=change_bytes
+                    )
+                    counters: list[CountingStore] = []
 
                     def entered(store: Store) -> Store:
-                        ledgers.append(Ledger(store))
-                        return ledgers[-1]
+                        counters.append(CountingStore(store))
+                        return counters[-1]
 
-                    with Cell(fleet, place, settings, entered) as cell:
-                        return [_measure(cell, ledgers[0], change_bytes, settings, tell)]
+                    with SteppedCell(fleet, environment, settings, entered) as cell:
+                        return [_measure(cell, counters[0], change_bytes, settings, report_progress)]
 
-                tour.visit([design], nodes * (settings.state_bytes + change_bytes), measure)
-    return tour.findings()
+                runs.measure_in([design], nodes * (settings.state_bytes + change_bytes), measure)
+    return runs.findings()
 
 
 SCENARIO: Final = Scenario("footprint", "bytes held for each node, and written for each event", run)
@@ -77,28 +82,30 @@ class _Counted:
     timings: Timings = field(default_factory=Timings)
 
 
-def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, tell: Tell) -> Case:
+def _measure(
+    cell: SteppedCell, counter: CountingStore, change_bytes: int, settings: Settings, report_progress: ReportProgress
+) -> Case:
     fleet = cell.fleet
     name = f"{cell.label}, {len(fleet):,} nodes, changes of {change_bytes:,} bytes"
     picks = random.Random(settings.seed)
     changed = min(settings.changed, len(fleet))
-    cell.load(tell)
+    cell.load(report_progress)
     if cell.design in REMAKES:
         cell.repair()
-    tell(f"{name}: warms up", 0.0)
-    _until_remade(cell, ledger, picks, min(WARM_UP_CHANGES_COUNT, len(fleet)), 0.0, lambda _share: None)
-    ledger.clear()
-    received_before, logged_before = cell.place.received(), cell.place.logged()
+    report_progress(f"{name}: warms up", 0.0)
+    _until_remade(cell, counter, picks, min(WARM_UP_CHANGES_COUNT, len(fleet)), 0.0, lambda _share: None)
+    counter.clear()
+    received_before, logged_before = cell.environment.bytes_received(), cell.environment.log_bytes()
     counted = _until_remade(
-        cell, ledger, picks, changed, settings.seconds, lambda share: tell(f"{name}: commits", share)
+        cell, counter, picks, changed, settings.seconds, lambda share: report_progress(f"{name}: commits", share)
     )
-    written_bytes, deleted = dict(ledger.written_bytes), ledger.deleted.total()
+    written_bytes, deleted = dict(counter.written_bytes), counter.deleted.total()
     total_bytes = sum(written_bytes.values())
     shown = []
-    if (received := cell.place.received()) is not None and received_before is not None:
+    if (received := cell.environment.bytes_received()) is not None and received_before is not None:
         read_bytes = received - received_before
-        require(total_bytes <= read_bytes, f"the ledger says {total_bytes:,} bytes, the server read {read_bytes:,}")
-        shown.append("the server read what the ledger says, and commands")
+        require(total_bytes <= read_bytes, f"the counter says {total_bytes:,} bytes, the server read {read_bytes:,}")
+        shown.append("the server read what the counter says, and commands")
     if remakes := REMAKES.get(cell.design):
         shown.append(f"each partition wrote its {remakes} anew, {counted.remade} times in all")
     if "segments" in written_bytes:
@@ -116,7 +123,7 @@ def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, 
     if remakes:
         measures["trimmed"] = Measure.of("keys/event", [deleted / counted.events])
         measures[f"events between {remakes}"] = Measure.of("events", [counted.events / counted.remade])
-    if (logged := cell.place.logged()) is not None and logged_before is not None:
+    if (logged := cell.environment.log_bytes()) is not None and logged_before is not None:
         measures["written to the database's log"] = Measure.of(
             "bytes/event", [(logged - logged_before) / counted.events]
         )
@@ -138,13 +145,18 @@ def _measure(cell: Cell, ledger: Ledger, change_bytes: int, settings: Settings, 
         [
             f"after {counted.events:,} changes all {len(fleet):,} nodes showed version and state of their last event",
             *shown,
-            cell.place.kept(len(fleet)),
+            cell.environment.require_nothing_lost(len(fleet)),
         ],
     )
 
 
 def _until_remade(
-    cell: Cell, ledger: Ledger, picks: random.Random, changed: int, seconds: float, say: Callable[[float], None]
+    cell: SteppedCell,
+    counter: CountingStore,
+    picks: random.Random,
+    changed: int,
+    seconds: float,
+    say: Callable[[float], None],
 ) -> _Counted:
     """Commit changes for so many seconds, and then until each partition has made a checkpoint, or an index, once more."""
     counted, remakes = _Counted(), REMAKES.get(cell.design, "")
@@ -160,9 +172,9 @@ def _until_remade(
         say(passed_s / max(seconds, 1.0))
         numbers = picks.sample(range(len(cell.fleet)), changed)
         events = [(number, cell.fleet.change(number)) for number in numbers]
-        before = ledger.deleted.total(), ledger.written_bytes[remakes]
+        before = counter.deleted.total(), counter.written_bytes[remakes]
         took_ms = cell.commit(events) * 1e3
-        trimmed, remade = ledger.deleted.total() > before[0], ledger.written_bytes[remakes] > before[1]
+        trimmed, remade = counter.deleted.total() > before[0], counter.written_bytes[remakes] > before[1]
         counted.timings.note("commit that trims" if trimmed else "commit", took_ms)
         counted.events += len(events)
         counted.event_bytes += sum(len(event) for _, event in events)
@@ -171,12 +183,12 @@ def _until_remade(
             then, made = made, _made(cell)
             counted.remade += sum(map(operator.ne, then, made))
         if counted.commits % SAMPLE_EVERY_COMMITS == 1:
-            counted.held.append(cell.place.held())
+            counted.held.append(cell.environment.bytes_held())
             if cell.design == "journal":
                 counted.tail_bytes.append(sum(JOURNAL_SECTION.decode(head.section).tail_bytes for head in cell.heads()))
 
 
-def _made(cell: Cell) -> list[int]:
+def _made(cell: SteppedCell) -> list[int]:
     """By partition, the offset of its checkpoint or index; of its next commit, where a design makes neither."""
     return [_offset_made(cell.design, head) for head in cell.heads()]
 

@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def quiet() -> None:
+def log_warnings_only() -> None:
     """Log warnings and worse only, and to stderr: stdout is for the result."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -23,7 +23,7 @@ def quiet() -> None:
     )
 
 
-def in_fresh_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+def run_in_fresh_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call it in a process of its own; its result or its exception comes back."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as process:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=log_warnings_only) as process:
         return process.submit(function, *args, **kwargs).result()

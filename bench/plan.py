@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 Value = int | float | str | tuple[int, ...] | tuple[str, ...]
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 RUN_LIMIT_S: Final = 1_800.0
 """Longest that a run may take; the longest of the full evaluation takes a third of it on two cores."""
@@ -26,7 +26,7 @@ STOP_LIMIT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PlannedRun:
     """A scenario with the ``Settings`` that differ from the command's defaults."""
 
     name: str
@@ -57,71 +57,73 @@ WITH_SQLITE: Final = (*MEMCACHED, "sql:sqlite")
 """Which needs no server to be started."""
 
 FULL: Final = (
-    Run("refresh", "refresh", {"nodes": (10_000, 100_000, 1_000_000), "seconds": 15.0}),
-    Run("refresh-changed-1", "refresh", {"changed": 1, "seconds": 10.0}),
-    Run("refresh-changed-10", "refresh", {"changed": 10, "seconds": 10.0}),
-    Run("refresh-changed-1000", "refresh", {"changed": 1_000, "seconds": 20.0}),
-    Run("refresh-databases", "refresh", {"designs": (*WITH_ALL, "sql:sqlite"), "seconds": 5.0}),
-    Run("cold", "cold", {"nodes": (10_000, 100_000), "seconds": 15.0}),
-    Run("cold-million", "cold", {"nodes": (1_000_000,), "seconds": 5.0, "changed": 1_000}),
-    Run("cold-databases", "cold", {"designs": (*WITH_ALL, "sql:sqlite"), "seconds": 5.0}),
-    Run("scale", "scale", {"designs": WITH_SQL, "nodes": (1_000, 3_000, 10_000, 30_000), "seconds": 15.0}),
-    Run("apply", "apply", {"designs": WITH_SQL, "nodes": (10_000,), "seconds": 15.0}),
-    Run("footprint", "footprint", {"designs": WITH_ALL}),
-    Run("propagation", "propagation", {"designs": WITH_SQL, "seconds": 30.0}),
-    Run("recovery", "recovery", {"designs": WITH_SQL}),
-    Run("contention", "contention", {"designs": WITH_SQL, "seconds": 30.0}),
-    Run("peers", "peers", {"seconds": 20.0}),
-    Run("select", "select", {"designs": ("snapshot",), "nodes": (10_000, 100_000), "seconds": 15.0}),
-    Run("trace", "trace"),
-    Run("reserve", "reserve", {"designs": ("snapshot",), "nodes": (200,)}),
+    PlannedRun("refresh", "refresh", {"nodes": (10_000, 100_000, 1_000_000), "seconds": 15.0}),
+    PlannedRun("refresh-changed-1", "refresh", {"changed": 1, "seconds": 10.0}),
+    PlannedRun("refresh-changed-10", "refresh", {"changed": 10, "seconds": 10.0}),
+    PlannedRun("refresh-changed-1000", "refresh", {"changed": 1_000, "seconds": 20.0}),
+    PlannedRun("refresh-databases", "refresh", {"designs": (*WITH_ALL, "sql:sqlite"), "seconds": 5.0}),
+    PlannedRun("cold", "cold", {"nodes": (10_000, 100_000), "seconds": 15.0}),
+    PlannedRun("cold-million", "cold", {"nodes": (1_000_000,), "seconds": 5.0, "changed": 1_000}),
+    PlannedRun("cold-databases", "cold", {"designs": (*WITH_ALL, "sql:sqlite"), "seconds": 5.0}),
+    PlannedRun("scale", "scale", {"designs": WITH_SQL, "nodes": (1_000, 3_000, 10_000, 30_000), "seconds": 15.0}),
+    PlannedRun("apply", "apply", {"designs": WITH_SQL, "nodes": (10_000,), "seconds": 15.0}),
+    PlannedRun("footprint", "footprint", {"designs": WITH_ALL}),
+    PlannedRun("propagation", "propagation", {"designs": WITH_SQL, "seconds": 30.0}),
+    PlannedRun("recovery", "recovery", {"designs": WITH_SQL}),
+    PlannedRun("contention", "contention", {"designs": WITH_SQL, "seconds": 30.0}),
+    PlannedRun("peers", "peers", {"seconds": 20.0}),
+    PlannedRun("select", "select", {"designs": ("snapshot",), "nodes": (10_000, 100_000), "seconds": 15.0}),
+    PlannedRun("trace", "trace"),
+    PlannedRun("reserve", "reserve", {"designs": ("snapshot",), "nodes": (200,)}),
 )
 """For figures. Around an hour on two cores; a million nodes take 10 GB of memory."""
 
 QUICK: Final = (
-    Run(
+    PlannedRun(
         "scale",
         "scale",
         {"designs": WITH_SQLITE, "nodes": (100, 300, 1_000), "seconds": 0.2, "changed": 100},
         quick=True,
     ),
     *(
-        Run(name, name, {"designs": WITH_SQLITE}, quick=True)
+        PlannedRun(name, name, {"designs": WITH_SQLITE}, quick=True)
         for name in ("apply", "footprint", "propagation", "contention")
     ),
-    Run("select", "select", {"designs": ("snapshot",)}, quick=True),
-    Run("trace", "trace", quick=True),
-    Run("reserve", "reserve", {"designs": ("snapshot",), "nodes": (50,)}, quick=True),
-    Run("peers", "peers", {}, quick=True),
-    Run("recovery", "recovery", {"designs": ("snapshot",)}, quick=True),
+    PlannedRun("select", "select", {"designs": ("snapshot",)}, quick=True),
+    PlannedRun("trace", "trace", quick=True),
+    PlannedRun("reserve", "reserve", {"designs": ("snapshot",), "nodes": (50,)}, quick=True),
+    PlannedRun("peers", "peers", {}, quick=True),
+    PlannedRun("recovery", "recovery", {"designs": ("snapshot",)}, quick=True),
 )
 """Shows that everything works, not how fast it is: two minutes at most. ``refresh`` and ``cold`` are what ``scale`` runs."""
 
 
-def wanted(quick: bool, known: Collection[str]) -> tuple[list[Run], list[str]]:
+def wanted(quick: bool, known: Collection[str]) -> tuple[list[PlannedRun], list[str]]:
     """The runs of the plan, and the scenarios that it names and ``known`` lacks."""
     runs = QUICK if quick else FULL
     missing = dict.fromkeys(run.scenario for run in runs if run.scenario not in known)
     return [run for run in runs if run.scenario in known], list(missing)
 
 
-def carry_out(runs: Sequence[Run], results: Path, say: Say, limit_s: float = RUN_LIMIT_S) -> list[str]:
-    """Run one after the other, each leaving ``results/NAME.json``; returns the names of those that failed."""
+def carry_out(
+    runs: Sequence[PlannedRun], results: Path, print_line: PrintLine, limit_s: float = RUN_LIMIT_S
+) -> list[str]:
+    """PlannedRun one after the other, each leaving ``results/NAME.json``; returns the names of those that failed."""
     results.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
     for number, run in enumerate(runs, 1):
         record = results / f"{run.name}.json"
         record.unlink(missing_ok=True)  # or figures of another commit would stand in for a run that failed
-        say(f"[{number}/{len(runs)}] {run.name}: {run.command}")
+        print_line(f"[{number}/{len(runs)}] {run.name}: {run.command}")
         began = time.monotonic()
         code = _run([sys.executable, "-m", "bench", run.scenario, *run.options, "--json", str(record)], limit_s)
         took = f"{time.monotonic() - began:.0f} s"
         if code == 0:
-            say(f"      {took}, {record}")
+            print_line(f"      {took}, {record}")
         else:
             failed.append(run.name)
             why = f"took longer than {limit_s:g} s" if code is None else f"exit {code}"
-            say(f"      {took}, FAILED: {why}; the others go on")
+            print_line(f"      {took}, FAILED: {why}; the others go on")
     return failed
 
 

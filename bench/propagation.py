@@ -15,14 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bench.consumer_process import consuming
-from bench.environments import USUAL, Place, Tour, config_for
+from bench.consumer_process import consumer_running
+from bench.design_names import DEFAULT_DESIGNS
+from bench.environments import Environment, config_for
 from bench.publisher_process import Sent, send
 from bench.record import Case, Goal, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.stepped_cell import MAX_AGE_S
-from bench.worker import Beside, Line
-from bench.workload import Fleet, buckets_of, require, require_whole
+from bench.worker import ParentLink, Worker
+from bench.workload import SeededFleet, buckets_of, require, require_whole
 from harness.servers import RabbitServer
 from nodestate import Reader, View
 from nodestate.broker import connect_check
@@ -39,38 +41,40 @@ GOAL_NODES, GOAL_RATE = 10_000, 1_000
 GOAL_OVER_FLUSH_MS: Final = 20.0
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every design at every size, at every rate."""
-    tour = Tour()
+    runs = Runs()
     with RabbitServer() as rabbit:
-        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
+        runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for design in settings.designs:
             for nodes in settings.nodes:
 
-                def measure(place: Place, nodes: int = nodes) -> list[Case]:
-                    cell = f"bench-{place.slug}-{nodes}"
-                    config = config_for(place, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60)
-                    return _measure(place, config, nodes, settings, tell)
+                def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
+                    cell = f"bench-{environment.slug}-{nodes}"
+                    config = config_for(environment, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60)
+                    return _measure(environment, config, nodes, settings, report_progress)
 
-                tour.visit([design], nodes * settings.state_bytes, measure)
-    return tour.findings()
+                runs.measure_in([design], nodes * settings.state_bytes, measure)
+    return runs.findings()
 
 
 SCENARIO: Final = Scenario("propagation", "from publishing a change to a reader's view that shows it", run)
 
 
-def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell: Tell) -> list[Case]:
-    fleet = Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
-    name, buckets = f"{place.label}, {nodes:,} nodes", buckets_of(fleet)
+def _measure(
+    environment: Environment, config: Config, nodes: int, settings: Settings, report_progress: ReportProgress
+) -> list[Case]:
+    fleet = SeededFleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
+    name, buckets = f"{environment.label}, {nodes:,} nodes", buckets_of(fleet)
     picks = random.Random(settings.seed)
     brief = settings.seconds < BRIEF_S
     rates = RATES_BRIEF if brief else RATES
     seconds = settings.seconds / (1 if brief else len(rates))
     cases: list[Case] = []
-    with consuming(config):
-        tell(f"{name}: loads", 0.0)
-        with Beside(send, config, [(buckets[number], fleet.report(number)) for number in range(nodes)]) as load:
-            load.wait_until_begun()
+    with consumer_running(config):
+        report_progress(f"{name}: loads", 0.0)
+        with Worker(send, config, [(buckets[number], fleet.report(number)) for number in range(nodes)]) as load:
+            load.wait_until_ready()
             load.result()
         with Reader(config) as reader:
             _wait_until_whole(reader, fleet)
@@ -83,21 +87,21 @@ def _measure(place: Place, config: Config, nodes: int, settings: Settings, tell:
                 planned[buckets[number] % config.partitions].append(
                     (at, fleet.names[number], fleet.generations[number])
                 )
-            with Beside(watch, config, planned, fleet) as watcher:
-                watcher.wait_until_begun()
-                with Beside(send, config, events, rate) as sender:
-                    sender.wait_until_begun()
+            with Worker(watch, config, planned, fleet) as watcher:
+                watcher.wait_until_ready()
+                with Worker(send, config, events, rate) as sender:
+                    sender.wait_until_ready()
                     began = time.monotonic()
-                    while not watcher.ended(0.1):
-                        tell(f"{name}: {rate:,} events/s", (time.monotonic() - began) / seconds)
-                        if sender.ended(0.0):
+                    while not watcher.has_ended(0.1):
+                        report_progress(f"{name}: {rate:,} events/s", (time.monotonic() - began) / seconds)
+                        if sender.has_ended(0.0):
                             sender.result()  # raises what went wrong with it, rather than wait for what won't come
-                    cases.append(_case(place, config, fleet, rate, sender.result(), watcher.result()))
-            cases[-1] = replace(cases[-1], shown=[*cases[-1].shown, place.kept(nodes)])
+                    cases.append(_case(environment, config, fleet, rate, sender.result(), watcher.result()))
+            cases[-1] = replace(cases[-1], shown=[*cases[-1].shown, environment.require_nothing_lost(nodes)])
     return cases
 
 
-def _wait_until_whole(reader: Reader, fleet: Fleet) -> None:
+def _wait_until_whole(reader: Reader, fleet: SeededFleet) -> None:
     """The owner vouches for all when it has listened for a while."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -109,7 +113,7 @@ def _wait_until_whole(reader: Reader, fleet: Fleet) -> None:
         time.sleep(PAUSE_S)
 
 
-def _case(place: Place, config: Config, fleet: Fleet, rate: int, sent: Sent, shown: Shown) -> Case:
+def _case(environment: Environment, config: Config, fleet: SeededFleet, rate: int, sent: Sent, shown: Shown) -> Case:
     ms = sorted((at - called) * 1e3 for at, called in zip(shown.at, sent.called, strict=True))
     require(ms[0] > 0, "an event was seen before it was published: the processes do not share a clock")
     measures = {
@@ -122,9 +126,9 @@ def _case(place: Place, config: Config, fleet: Fleet, rate: int, sent: Sent, sho
     }
     flush_ms = config.flush_s * 1e3
     bound_ms = flush_ms + GOAL_OVER_FLUSH_MS
-    what = f"{place.label}, {len(fleet):,} nodes: propagation at {rate:,} events/s, p99"
+    what = f"{environment.label}, {len(fleet):,} nodes: propagation at {rate:,} events/s, p99"
     return Case(
-        place.label,
+        environment.label,
         len(fleet),
         {"rate": rate, "flush_ms": flush_ms, "events": len(ms)},
         measures,
@@ -134,7 +138,7 @@ def _case(place: Place, config: Config, fleet: Fleet, rate: int, sent: Sent, sho
             f"after them it showed version and state of the last event of all {len(fleet):,} nodes",
         ],
         [Goal.at_most(what, measures["propagation"].p99, bound_ms, "ms")]
-        if (len(fleet), rate) == (GOAL_NODES, GOAL_RATE) and place.label in USUAL
+        if (len(fleet), rate) == (GOAL_NODES, GOAL_RATE) and environment.label in DEFAULT_DESIGNS
         else [],
     )
 
@@ -153,7 +157,7 @@ class Shown:
     read_ms: Sequence[float]
 
 
-def watch(line: Line, config: Config, planned: Sequence[deque[Planned]], fleet: Fleet) -> Shown:
+def watch(parent: ParentLink, config: Config, planned: Sequence[deque[Planned]], fleet: SeededFleet) -> Shown:
     """Read until a view shows every planned event, and the fleet as it is after the last.
 
     The events of a partition are looked at in their order: one counts as shown when it and all before it are.
@@ -162,15 +166,15 @@ def watch(line: Line, config: Config, planned: Sequence[deque[Planned]], fleet: 
     read_ms: list[float] = []
     with Reader(config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
-        line.begun()
+        parent.report_ready()
         deadline = time.monotonic() + PATIENCE_S
         while any(planned):
             began = time.monotonic()
             view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
             now = time.monotonic()
             read_ms.append((now - began) * 1e3)
-            for place in _newly_shown(view, planned):
-                at[place] = now
+            for index in _newly_shown(view, planned):
+                at[index] = now
                 deadline = now + PATIENCE_S
             require(now < deadline, f"{sum(map(len, planned))} events of {len(at)} never became visible")
         require_whole(view, fleet)
@@ -181,9 +185,9 @@ def _newly_shown(view: View, planned: Sequence[deque[Planned]]) -> Iterator[int]
     """Take the events away that a view shows, and give their places."""
     for waiting in planned:
         while waiting:
-            place, name, generation = waiting[0]
+            index, name, generation = waiting[0]
             record = view.nodes.record(name)
             if record is None or record.generation < generation:
                 break
             waiting.popleft()
-            yield place
+            yield index

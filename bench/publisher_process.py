@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.worker import Line
+from bench.worker import ParentLink
 from bench.workload import require
 from nodestate.broker import KombuSink
 from nodestate.config import Config
@@ -24,14 +24,14 @@ class Sent:
     called: Sequence[float]
 
 
-def send(line: Line, config: Config, events: Sequence[tuple[int, bytes]], rate: float = math.inf) -> Sent:
+def send(parent: ParentLink, config: Config, events: Sequence[tuple[int, bytes]], rate: float = math.inf) -> Sent:
     """Publish events, with their buckets, so many a second, and wait until the broker has confirmed all."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
     sink.resyncs(0.0)  # connects
     due: list[float] = []
     called: list[float] = []
-    line.begun()
+    parent.report_ready()
     began = time.monotonic()
     for number, (bucket, body) in enumerate(events):
         due.append(began + number / rate)

@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.consumer_process import asserted
-from bench.environments import NAMES, USUAL, MemcachedPlace, Place, Tour, label_of
+from bench.consumer_process import failures_as_wrong_results
+from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, design_label
+from bench.environments import Environment
+from bench.memcached_environment import MemcachedEnvironment
 from bench.record import Case, Goal, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.workload import require
 from harness.cell import SETTINGS, Cell
 from harness.fleet import SimulatedFleet
@@ -52,18 +55,18 @@ BRIEF_STANDBY_S: Final = 0.5
 GOAL_NODES, GOAL_S = 10_000, 10.0
 
 
-class Scene(NamedTuple):
+class FaultTarget(NamedTuple):
     """What a fault is done to."""
 
     cell: Cell
-    place: Place
+    environment: Environment
     rabbit: RabbitServer
     state_bytes: int
 
     @property
     def design(self) -> str:
         """There is one."""
-        [design] = self.place.designs
+        [design] = self.environment.designs
         return design
 
 
@@ -71,65 +74,65 @@ class Fault(NamedTuple):
     """``make`` does it and returns when the clock is to start; ``mend`` puts back, off the clock, what stays away."""
 
     name: str
-    make: Callable[[Scene], None]
-    mend: Callable[[Scene], None] = lambda _scene: None
-    names: Sequence[str] = USUAL
+    make: Callable[[FaultTarget], None]
+    mend: Callable[[FaultTarget], None] = lambda _scene: None
+    names: Sequence[str] = DEFAULT_DESIGNS
     brief: bool = True
 
 
-def restart_store(scene: Scene) -> None:
+def restart_store(target: FaultTarget) -> None:
     """Of memcached all keys are gone, and consumers know the states; a database has what was committed."""
-    scene.place.restart()
+    target.environment.restart()
 
 
-def lose_key(kind: str) -> Callable[[Scene], None]:
+def lose_key(kind: str) -> Callable[[FaultTarget], None]:
     """One key of this kind is gone; where it is a node's, of one that does not change, or that would heal it."""
 
-    def lose(scene: Scene) -> None:
-        assert isinstance(scene.place, MemcachedPlace), "only memcached loses keys"
-        fleet, config = scene.cell.fleet, scene.cell.config
+    def lose(target: FaultTarget) -> None:
+        assert isinstance(target.environment, MemcachedEnvironment), "only memcached loses keys"
+        fleet, config = target.cell.fleet, target.cell.config
         partition = partition_of(fleet.names[0], config.partitions)
         other = fleet.of_partition[partition][-1]
         fleet.still = {other}
-        with KeySpace(config, scene.place.address) as space:
+        with KeySpace(config, target.environment.address) as space:
             fleet.call(lambda: fleet.change(fleet.names[0]))  # so that there is a segment since the last checkpoint
-            wait_until(lambda: space.whole(scene.design, partition, kind, other), f"there is no {kind}")
-            space.delete(space.key(scene.design, partition, kind, other))
+            wait_until(lambda: space.whole(target.design, partition, kind, other), f"there is no {kind}")
+            space.delete(space.key(target.design, partition, kind, other))
 
     return lose
 
 
-def let_all_change(scene: Scene) -> None:
+def let_all_change(target: FaultTarget) -> None:
     """The one that did not change does again."""
-    scene.cell.fleet.still = set()
+    target.cell.fleet.still = set()
 
 
-def kill_consumer(scene: Scene) -> None:
+def kill_consumer(target: FaultTarget) -> None:
     """The other one stands by. Who came late on a busy machine owns nothing, and would not be missed."""
-    owner = next((member for member in scene.cell.members if member.logged("took")), None)
+    owner = next((member for member in target.cell.members if member.logged("took")), None)
     require(owner is not None, "no consumer owns anything")
     assert owner is not None, "as was required"
     owner.kill()
 
 
-def start_consumer(scene: Scene) -> None:
+def start_consumer(target: FaultTarget) -> None:
     """… and gives nothing back, until it dies itself."""
-    for member in scene.cell.members:
+    for member in target.cell.members:
         if not member.running:
             member.start()
 
 
-def restart_broker(scene: Scene) -> None:
+def restart_broker(target: FaultTarget) -> None:
     """In order; queues are durable."""
-    scene.rabbit.restart()
+    target.rabbit.restart()
 
 
-def restart_all(scene: Scene) -> None:
+def restart_all(target: FaultTarget) -> None:
     """Nobody knows anything but the agents."""
-    for member in scene.cell.members:
+    for member in target.cell.members:
         member.kill()
-    restart_store(scene)
-    for member in scene.cell.members:
+    restart_store(target)
+    for member in target.cell.members:
         member.start()
 
 
@@ -144,43 +147,50 @@ FAULTS: Final = (
     Fault("checkpoint lost", lose_key("checkpoint"), let_all_change, names=("journal",), brief=False),
     Fault("node lost", lose_key("node"), let_all_change, names=("snapshot",)),
     Fault("index lost", lose_key("index"), let_all_change, names=("snapshot",), brief=False),
-    Fault("consumer killed", kill_consumer, start_consumer, names=NAMES),
-    Fault("broker restarted", restart_broker, names=NAMES, brief=False),
+    Fault("consumer killed", kill_consumer, start_consumer, names=DESIGN_NAMES),
+    Fault("broker restarted", restart_broker, names=DESIGN_NAMES, brief=False),
     Fault("consumers and memcached restarted", restart_all, brief=False),
     Fault("consumers and database restarted", restart_all, names=SERVERS, brief=False),
 )
 """In this order: after the last, each consumer owns its own partitions again, as a consumer that is to die must."""
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every fault, in every design at every size."""
-    tour = Tour()
+    runs = Runs()
     with RabbitServer() as rabbit:
-        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
+        runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for design in settings.designs:
-            if design not in USUAL:
+            if design not in DEFAULT_DESIGNS:
                 server = "" if design in SERVERS else ", and SQLite has no server to restart"
-                tour.skipped[f"{label_of([design])}: no faults that lose keys, as a database loses none{server}"] = None
+                runs.skipped[
+                    f"{design_label([design])}: no faults that lose keys, as a database loses none{server}"
+                ] = None
             for nodes in settings.nodes:
 
-                def measure(place: Place, nodes: int = nodes, design: str = design) -> list[Case]:
+                def measure(environment: Environment, nodes: int = nodes, design: str = design) -> list[Case]:
                     faults = [
                         fault
                         for fault in FAULTS
                         if design in fault.names and (settings.seconds >= BRIEF_S or fault.brief)
                     ]
-                    with asserted(), _cell(place, nodes, rabbit, settings) as cell:
-                        return _measure(Scene(cell, place, rabbit, settings.state_bytes), faults, settings, tell)
+                    with failures_as_wrong_results(), _cell(environment, nodes, rabbit, settings) as cell:
+                        return _measure(
+                            FaultTarget(cell, environment, rabbit, settings.state_bytes),
+                            faults,
+                            settings,
+                            report_progress,
+                        )
 
-                tour.visit([design], nodes * settings.state_bytes, measure)
-    return tour.findings()
+                runs.measure_in([design], nodes * settings.state_bytes, measure)
+    return runs.findings()
 
 
 SCENARIO: Final = Scenario("recovery", "from a fault to a view that is whole again", run, (1_000, GOAL_NODES))
 
 
 @contextmanager
-def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) -> Iterator[Cell]:
+def _cell(environment: Environment, nodes: int, rabbit: RabbitServer, settings: Settings) -> Iterator[Cell]:
     """The cell of the fault tests, with an operator's settings but for the signs of life."""
     heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
     usual = {name: getattr(Config(), name) for name in SETTINGS}
@@ -190,11 +200,11 @@ def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) ->
         cell = Cell(
             Path(folder),
             lambda _text: None,
-            cell=f"bench-{place.slug}-{nodes}",
+            cell=f"bench-{environment.slug}-{nodes}",
             broker=rabbit.url,
-            designs=place.designs,
+            designs=environment.designs,
             bound_s=BOUND_S,
-            **{"store": NO_MEMCACHED, **place.settings, **usual, **own, **brief},
+            **{"store": NO_MEMCACHED, **environment.settings, **usual, **own, **brief},
         )
         pad_bytes = max(0, settings.state_bytes - BARE_STATE_BYTES)
         cell.fleet = SimulatedFleet(cell.config, count=nodes, rate=RATE, seed=settings.seed, pad_bytes=pad_bytes)
@@ -202,24 +212,26 @@ def _cell(place: Place, nodes: int, rabbit: RabbitServer, settings: Settings) ->
             yield cell
 
 
-def _measure(scene: Scene, faults: Sequence[Fault], settings: Settings, tell: Tell) -> list[Case]:
-    cell = scene.cell
-    name = f"{scene.place.label}, {len(cell.fleet.names):,} nodes"
-    tell(f"{name}: loads", 0.0)
+def _measure(
+    target: FaultTarget, faults: Sequence[Fault], settings: Settings, report_progress: ReportProgress
+) -> list[Case]:
+    cell = target.cell
+    name = f"{target.environment.label}, {len(cell.fleet.names):,} nodes"
+    report_progress(f"{name}: loads", 0.0)
     _until_at_rest(cell)
     cell.equal(PATIENCE_S)
     times: dict[str, list[Recovered]] = {fault.name: [] for fault in faults}
     began = time.monotonic()
     while not times[faults[-1].name] or time.monotonic() - began < settings.seconds:
-        for place, fault in enumerate(faults):
-            tell(f"{name}: {fault.name}", place / len(faults))
-            fault.make(scene)
-            times[fault.name].append(_recovered(scene))
+        for index, fault in enumerate(faults):
+            report_progress(f"{name}: {fault.name}", index / len(faults))
+            fault.make(target)
+            times[fault.name].append(_recovered(target))
             cell.equal(PATIENCE_S)
-            fault.mend(scene)
+            fault.mend(target)
             _until_at_rest(cell)
-    shown = scene.place.kept(len(cell.fleet.names))
-    return [_case(scene, fault, times[fault.name], shown) for fault in faults]
+    shown = target.environment.require_nothing_lost(len(cell.fleet.names))
+    return [_case(target, fault, times[fault.name], shown) for fault in faults]
 
 
 def _until_at_rest(cell: Cell) -> None:
@@ -241,8 +253,8 @@ class Recovered(NamedTuple):
     new_s: float
 
 
-def _recovered(scene: Scene) -> Recovered:
-    cell, began = scene.cell, time.monotonic()
+def _recovered(target: FaultTarget) -> Recovered:
+    cell, began = target.cell, time.monotonic()
     wanted = cell.fleet.call(lambda: _change_some(cell), PATIENCE_S)
 
     def until_whole(look: Callable[[], View]) -> float:
@@ -255,8 +267,8 @@ def _recovered(scene: Scene) -> Recovered:
             require(took_s < PATIENCE_S, f"not whole after {PATIENCE_S:g} s: {lacks}")
             time.sleep(PAUSE_S)
 
-    following_s = until_whole(lambda: cell.read(scene.design, BOUND_S))
-    return Recovered(following_s, until_whole(lambda: cell.cold(scene.design, BOUND_S)))
+    following_s = until_whole(lambda: cell.read(target.design, BOUND_S))
+    return Recovered(following_s, until_whole(lambda: cell.cold(target.design, BOUND_S)))
 
 
 def _change_some(cell: Cell) -> dict[str, Version]:
@@ -281,15 +293,15 @@ def _lacks(view: View, wanted: dict[str, Version]) -> str:
     return f"{len(behind)} nodes are behind, as {behind[0]}" if behind else ""
 
 
-def _case(scene: Scene, fault: Fault, times: Sequence[Recovered], shown: str) -> Case:
-    config, nodes = scene.cell.config, len(scene.cell.fleet.names)
-    label = f"{scene.place.label}: {fault.name}"
+def _case(target: FaultTarget, fault: Fault, times: Sequence[Recovered], shown: str) -> Case:
+    config, nodes = target.cell.config, len(target.cell.fleet.names)
+    label = f"{target.environment.label}: {fault.name}"
     recovery = Measure.of("s", [one.new_s for one in times])
     return Case(
         label,
         nodes,
         {
-            "state_bytes": scene.state_bytes,
+            "state_bytes": target.state_bytes,
             "changes_per_s": RATE,
             "bound_s": BOUND_S,
             "renew_s": config.renew_s,

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Final
 
-from bench.baseline import Bare, Question
-from bench.environments import USUAL, Place, Tour, bytes_sent
+from bench.baseline import BaselineClient, Question
+from bench.design_names import DEFAULT_DESIGNS
+from bench.environments import Environment, bytes_sent_during
 from bench.record import Case, Goal, Timings
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.stepped_cell import MAX_AGE_S, Cell
-from bench.workload import Fleet, require, require_equal, require_whole
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.stepped_cell import MAX_AGE_S, SteppedCell
+from bench.workload import SeededFleet, require, require_equal, require_whole
 from nodestate import Reader, View
 from nodestate.view.columns import Columns
 
@@ -30,33 +32,33 @@ WARM_UP_SHARE: Final = 0.5
 GOAL_NODES, GOAL_CHANGED = 10_000, 100
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every design at every size."""
-    tour = Tour()
+    runs = Runs()
     for design in settings.designs:
         for nodes in settings.nodes:
 
-            def measure(place: Place, nodes: int = nodes) -> list[Case]:
-                fleet = Fleet(
+            def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
+                fleet = SeededFleet(
                     settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes
                 )
                 try:
-                    with Cell(fleet, place, settings) as cell, closing(place.bare()) as bare:
-                        return [_measure(cell, bare, settings, tell)]
+                    with SteppedCell(fleet, environment, settings) as cell, closing(environment.baseline()) as bare:
+                        return [_measure(cell, bare, settings, report_progress)]
                 finally:
                     gc.unfreeze()
 
-            tour.visit([design], nodes * settings.state_bytes, measure)
-    return tour.findings(*_growth(tour.cases, settings.changed))
+            runs.measure_in([design], nodes * settings.state_bytes, measure)
+    return runs.findings(*_growth(runs.cases, settings.changed))
 
 
 SCENARIO: Final = Scenario("refresh", "a warm reader sees what changed since its last read", run)
 
 
-def _measure(cell: Cell, bare: Bare, settings: Settings, tell: Tell) -> Case:
+def _measure(cell: SteppedCell, bare: BaselineClient, settings: Settings, report_progress: ReportProgress) -> Case:
     fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
     picks = random.Random(settings.seed)
-    cell.load(tell)
+    cell.load(report_progress)
     bare.copy(fleet.body(number, 1) for number in range(len(fleet)))
     heads = bare.heads(cell.head_keys())
     # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
@@ -65,11 +67,13 @@ def _measure(cell: Cell, bare: Bare, settings: Settings, tell: Tell) -> Case:
     timings = Timings()
     with Reader(cell.config) as reader:
         require_whole(_read(reader), fleet)
-        head_bytes = _warm_up(cell, reader, bare, heads, picks, settings, tell)
+        head_bytes = _warm_up(cell, reader, bare, heads, picks, settings, report_progress)
         began = time.monotonic()
         rounds = 0
         while rounds < ROUNDS_MIN or time.monotonic() - began < settings.seconds:
-            tell(f"{cell.label}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
+            report_progress(
+                f"{cell.label}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds
+            )
             numbers = picks.sample(range(len(fleet)), changed)
             states = bare.states(numbers)
             timings.note("commit", cell.change(numbers) * 1e3)
@@ -105,7 +109,7 @@ def _measure(cell: Cell, bare: Bare, settings: Settings, tell: Tell) -> Case:
         [
             f"in each of {rounds} rounds the {changed} changed nodes showed version and state of their last event",
             f"before and after, all {len(fleet):,} nodes did, none stale or incomplete",
-            cell.place.kept(len(fleet)),
+            cell.environment.require_nothing_lost(len(fleet)),
         ],
         _goals(cell.label, len(fleet), changed, p50),
     )
@@ -115,12 +119,12 @@ def _read(reader: Reader) -> View:
     return reader.read(max_age=MAX_AGE_S, on_stale="flag")
 
 
-def _on_the_wire(cell: Cell, reader: Reader, numbers: list[int]) -> dict[str, float]:
+def _on_the_wire(cell: SteppedCell, reader: Reader, numbers: list[int]) -> dict[str, float]:
     """Bytes that one refresh takes from the server, if it counts: with these nodes changed, and with nothing changed."""
     cell.change(numbers)
     sent = {
-        "wire_bytes": bytes_sent(cell.place, lambda: _read(reader)),
-        "wire_bytes_nothing": bytes_sent(cell.place, lambda: _read(reader)),
+        "wire_bytes": bytes_sent_during(cell.environment, lambda: _read(reader)),
+        "wire_bytes_nothing": bytes_sent_during(cell.environment, lambda: _read(reader)),
     }
     return {name: count for name, count in sent.items() if count is not None}
 
@@ -130,13 +134,13 @@ def _columns(view: View) -> Columns:
 
 
 def _warm_up(
-    cell: Cell,
+    cell: SteppedCell,
     reader: Reader,
-    bare: Bare,
+    bare: BaselineClient,
     heads: Question,
     picks: random.Random,
     settings: Settings,
-    tell: Tell,
+    report_progress: ReportProgress,
 ) -> int:
     """Rounds until the heads stop growing: what a head remembers of the last commits is a cost that a young cell
     does not have yet. Returns the bytes of all heads, at the end.
@@ -144,7 +148,7 @@ def _warm_up(
     changed, largest, since = min(settings.changed, len(cell.fleet)), 0, 0
     deadline = time.monotonic() + max(settings.seconds * WARM_UP_SHARE, 0.1)
     while since < WARM_UP_ROUNDS_MIN and time.monotonic() < deadline:
-        tell(f"{cell.label}, {len(cell.fleet):,} nodes: warms up, heads of {largest:,} bytes", 0.0)
+        report_progress(f"{cell.label}, {len(cell.fleet):,} nodes: warms up, heads of {largest:,} bytes", 0.0)
         cell.change(picks.sample(range(len(cell.fleet)), changed))
         _columns(_read(reader))
         values = bare.read(heads)
@@ -155,14 +159,14 @@ def _warm_up(
     return largest
 
 
-def _require_round(view: View, again: View, fleet: Fleet, numbers: list[int]) -> None:
+def _require_round(view: View, again: View, fleet: SeededFleet, numbers: list[int]) -> None:
     require_equal(view, fleet, numbers)
     require(not view.stale and not view.incomplete, f"{view.design} flags {view.stale or view.incomplete}")
     require(again.position == view.position, "something changed where nothing was to change")
 
 
 def _goals(design: str, nodes: int, changed: int, p50: Mapping[str, float]) -> list[Goal]:
-    if (nodes, changed) != (GOAL_NODES, GOAL_CHANGED) or design not in USUAL:
+    if (nodes, changed) != (GOAL_NODES, GOAL_CHANGED) or design not in DEFAULT_DESIGNS:
         return []
     return [
         Goal.at_most(f"{design}: refresh, p50", p50["refresh"], 3.0, "ms"),
@@ -181,7 +185,7 @@ def _growth(cases: list[Case], changed: int) -> tuple[dict[str, float], list[Goa
             for name in ("refresh", "nothing", "bare states"):
                 ratio = case.measures[name].p50 / first.measures[name].p50
                 across[f"{design}: {name}, {case.nodes:,} / {first.nodes:,} nodes"] = ratio
-            if first.nodes == GOAL_NODES and changed == GOAL_CHANGED and design in USUAL:
+            if first.nodes == GOAL_NODES and changed == GOAL_CHANGED and design in DEFAULT_DESIGNS:
                 ratio = case.measures["refresh"].p50 / first.measures["refresh"].p50
                 goals.append(
                     Goal.at_most(f"{design}: refresh, {case.nodes:,} / {first.nodes:,} nodes", ratio, 1.5, "x")

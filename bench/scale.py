@@ -16,7 +16,7 @@ import numpy as np
 
 from bench import cold, refresh
 from bench.record import Case, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
 
 SIZES_MIN: Final = 3
 """Two points lie on a line, whatever they are."""
@@ -69,10 +69,10 @@ class PowerLaw:
         return math.exp(2 * error * math.sqrt(1 + 1 / self.count + (math.log(x) - self.centre) ** 2 / self.spread))
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Both scenarios at every size, then the law of each of their measures and what it says of a million nodes."""
     settings = replace(settings, nodes=sizes(settings.nodes))
-    following, starting = refresh.run(settings, tell), cold.run(settings, tell)
+    following, starting = refresh.run(settings, report_progress), cold.run(settings, report_progress)
     cases = [*following.cases, *starting.cases]
     fitted = laws(cases)
     across: dict[str, float] = {}

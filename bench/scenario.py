@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.record import Case, Goal
 from nodestate.config import Config
 
-Tell = Callable[[str, float], None]
+ReportProgress = Callable[[str, float], None]
 """Takes what is being done and which part of it is done, for people who wait."""
 
 
@@ -50,6 +50,6 @@ class Scenario:
 
     name: str
     what: str
-    run: Callable[[Settings, Tell], Findings]
+    run: Callable[[Settings, ReportProgress], Findings]
     nodes: tuple[int, ...] = ()
     takes_file: bool = False

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self
 
-from bench.environments import PATIENCE_S, Place, config_for
-from bench.scenario import Settings, Tell
-from bench.workload import Fleet, buckets_of, require
+from bench.environments import PATIENCE_S, Environment, config_for
+from bench.scenario import ReportProgress, Settings
+from bench.workload import SeededFleet, buckets_of, require
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import open_database, open_memcached
@@ -27,21 +27,21 @@ MAX_AGE_S: Final = 3_600.0
 LOAD_EVENTS: Final = 2_000
 
 
-class Cell:
+class SteppedCell:
     """One design over one fleet. A context manager; ``load`` first. ``seen_through`` may wrap the consumer's store."""
 
     def __init__(
         self,
-        fleet: Fleet,
-        place: Place,
+        fleet: SeededFleet,
+        environment: Environment,
         settings: Settings,
         seen_through: Callable[[Store], Store] = lambda store: store,
     ) -> None:
         self.fleet = fleet
-        self.place = place
-        self.label = place.label
-        [self.design] = place.designs
-        self.config = config_for(place, settings)
+        self.environment = environment
+        self.label = environment.label
+        [self.design] = environment.designs
+        self.config = config_for(environment, settings)
         self._where = DESIGNS[self.design].where
         self._buckets = buckets_of(fleet)
         self._broker = MemoryBroker(self.config.partitions)
@@ -63,14 +63,14 @@ class Cell:
 
     # -- writing --------------------------------------------------------------------------------
 
-    def load(self, tell: Tell) -> None:
+    def load(self, report_progress: ReportProgress) -> None:
         """Commit a report of every node; returns when the owner vouches for all partitions."""
         for at in range(0, len(self.fleet), LOAD_EVENTS):
-            tell(f"{self.label}: reports of {len(self.fleet):,} nodes", at / len(self.fleet))
+            report_progress(f"{self.label}: reports of {len(self.fleet):,} nodes", at / len(self.fleet))
             numbers = range(at, min(at + LOAD_EVENTS, len(self.fleet)))
             self.commit((number, self.fleet.report(number)) for number in numbers)
-        tell(f"{self.label}: until the owner vouches", 1.0)
-        self._step_until(lambda: all(held.complete for held in self._consumer.owned.values()))
+        report_progress(f"{self.label}: until the owner reports all partitions complete", 1.0)
+        self._step_until(lambda: all(owned.complete for owned in self._consumer.owned.values()))
 
     def change(self, numbers: Iterable[int]) -> float:
         """Commit a change of each of these nodes; returns the seconds that the consumer took."""

@@ -43,7 +43,7 @@ def require(claim: bool, otherwise: str) -> None:
         raise WrongResultError(otherwise)
 
 
-class Fleet:
+class SeededFleet:
     """``nodes`` nodes with states of about ``state_bytes``, whose changes are events of about ``change_bytes``.
 
     ``report`` and ``change`` give a node's next event and note that it was sent. Sizes can't fall below what the
@@ -146,12 +146,12 @@ class Fleet:
         }
 
 
-def buckets_of(fleet: Fleet) -> list[int]:
+def buckets_of(fleet: SeededFleet) -> list[int]:
     """The bucket of each node of a fleet."""
     return [bucket_of(name) for name in fleet.names]
 
 
-def require_equal(view: View, fleet: Fleet, numbers: Sequence[int]) -> None:
+def require_equal(view: View, fleet: SeededFleet, numbers: Sequence[int]) -> None:
     """Raise ``WrongResultError`` unless the view shows these nodes as the fleet sent them last."""
     for number in numbers:
         name, version = fleet.names[number], fleet.version(number)
@@ -163,7 +163,7 @@ def require_equal(view: View, fleet: Fleet, numbers: Sequence[int]) -> None:
         require(record.state() == state, f"{view.design} shows {name} with another state than its agent sent")
 
 
-def require_whole(view: View, fleet: Fleet) -> None:
+def require_whole(view: View, fleet: SeededFleet) -> None:
     """Raise ``WrongResultError`` unless the view shows the whole fleet, nothing else, and vouches for it."""
     shown = sum(1 for _ in view.nodes.records())
     require(shown == len(fleet), f"{view.design} shows {shown} nodes of {len(fleet)}")

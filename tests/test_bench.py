@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.baseline import BareSocket, prepared
+from bench.baseline import BaselineSocket, prepared
 from bench.command import SCENARIOS, main
-from bench.environments import MemcachedPlace, memcached_for
+from bench.memcached_environment import MemcachedEnvironment, memcached_for
 from bench.record import Goal, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.stepped_cell import Cell
-from bench.workload import ALLOCATION_EVERY, Fleet, WrongResultError, require, require_equal, require_whole
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.stepped_cell import SteppedCell
+from bench.workload import ALLOCATION_EVERY, SeededFleet, WrongResultError, require, require_equal, require_whole
 from harness.servers import MemcachedServer, RabbitServer
 from nodestate import Reader
 from nodestate.model import FoldOutcome, NodeRecord, fold, parse_event
@@ -38,7 +38,7 @@ def in_silence(_what: str, _done: float) -> None:
 @given(seed=st.integers(), size=st.integers(0, 3_000), changes=st.integers(0, 3 * ALLOCATION_EVERY))
 def test_the_oracle_says_what_the_fold_makes_of_the_events(seed: int, size: int, changes: int) -> None:
     """The oracle is written down apart from the fold: if both were one, a wrong fold would be timed as right."""
-    fleet = Fleet(seed, 2, state_bytes=1_500, change_bytes=size)
+    fleet = SeededFleet(seed, 2, state_bytes=1_500, change_bytes=size)
     for number in range(len(fleet)):
         record: NodeRecord | None = None
         for raw in [fleet.report(number), *(fleet.change(number) for _ in range(changes))]:
@@ -51,7 +51,7 @@ def test_the_oracle_says_what_the_fold_makes_of_the_events(seed: int, size: int,
 
 def test_a_fleet_is_its_seeds() -> None:
     def events(seed: int) -> list[bytes]:
-        fleet = Fleet(seed, 5)
+        fleet = SeededFleet(seed, 5)
         return [event for number in range(5) for event in (fleet.report(number), fleet.change(number))]
 
     assert events(1) == events(1)
@@ -60,7 +60,7 @@ def test_a_fleet_is_its_seeds() -> None:
 
 @pytest.mark.parametrize(("state_bytes", "change_bytes"), [(1_024, 200), (5_000, 1_000), (8_000, 5_000)])
 def test_states_and_changes_have_the_size_that_was_asked_for(state_bytes: int, change_bytes: int) -> None:
-    fleet = Fleet(1, 1, state_bytes=state_bytes, change_bytes=change_bytes)
+    fleet = SeededFleet(1, 1, state_bytes=state_bytes, change_bytes=change_bytes)
     fleet.report(0)
     assert len(fleet.body(0, 1)) == pytest.approx(state_bytes, abs=10)
     assert len(fleet.change(0)) == pytest.approx(change_bytes, abs=20)
@@ -69,8 +69,8 @@ def test_states_and_changes_have_the_size_that_was_asked_for(state_bytes: int, c
 @pytest.mark.service
 def test_a_view_that_lags_is_not_timed_as_right(memcached: MemcachedServer) -> None:
     """What every scenario leans on: an event that was sent and not committed makes the check fail."""
-    fleet = Fleet(1, 50)
-    with Cell(fleet, MemcachedPlace(["snapshot"], memcached), SETTINGS) as cell:
+    fleet = SeededFleet(1, 50)
+    with SteppedCell(fleet, MemcachedEnvironment(["snapshot"], memcached), SETTINGS) as cell:
         cell.load(in_silence)
         cell.change([3, 4])
         with Reader(cell.config) as reader:
@@ -90,7 +90,7 @@ def test_the_bare_socket_reads_what_is_there(memcached: MemcachedServer) -> None
     """Many times what socket buffers hold, so that requests and replies must flow at the same time."""
     values = [random.Random(number).randbytes(1_000) for number in range(20_000)]
     values[7] = b"MN\r\nVA 3\r\nEN\r\n"
-    with BareSocket(memcached.address) as socket:
+    with BaselineSocket(memcached.address) as socket:
         socket.write((f"copy:{number}", value) for number, value in enumerate(values))
         keys = [f"copy:{number}" for number in range(len(values))]
         assert socket.read(prepared(["missing", *keys, "missing"])) == values
@@ -101,7 +101,7 @@ def test_the_bare_socket_reads_what_is_there(memcached: MemcachedServer) -> None
 def test_the_bare_socket_notices_a_refused_write() -> None:
     with (
         memcached_for(1) as memcached,
-        BareSocket(memcached.address) as socket,
+        BaselineSocket(memcached.address) as socket,
         pytest.raises(ValueError, match="too large"),
     ):
         socket.write([("key", b"x" * 2_000_000)])
@@ -141,7 +141,7 @@ def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_a_wrong_result_exits_with_1_and_gives_no_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def run(_settings: Settings, _tell: Tell) -> Findings:
+    def run(_settings: Settings, _tell: ReportProgress) -> Findings:
         require(claim=False, otherwise="the view shows something else")
         raise AssertionError
 

@@ -26,7 +26,7 @@ from bench.peers.peer_scenario import (
 )
 from bench.record import Case, Measure
 from bench.scenario import Settings
-from bench.workload import Fleet, WrongResultError
+from bench.workload import SeededFleet, WrongResultError
 from harness.servers import MemcachedServer, ServerMissingError
 
 SETTINGS = Settings(("snapshot",), (200,), 0.2, 1, 10, 1_024, 200)
@@ -36,9 +36,9 @@ def in_silence(_what: str, _done: float) -> None:
     """Nobody waits for a test."""
 
 
-def fleet_of(nodes: int) -> Fleet:
+def fleet_of(nodes: int) -> SeededFleet:
     """All of them reported once."""
-    fleet = Fleet(1, nodes)
+    fleet = SeededFleet(1, nodes)
     for number in range(nodes):
         fleet.report(number)
     return fleet
@@ -112,7 +112,7 @@ def test_a_reader_that_shows_something_else_is_not_timed_as_right() -> None:
 
 def test_a_peer_that_does_not_show_what_was_written_gives_no_figures() -> None:
     peer = ForgetfulPeer()
-    side = Theirs(peer, Fleet(1, 20), {})
+    side = Theirs(peer, SeededFleet(1, 20), {})
     side.load(in_silence)
     with pytest.raises(WrongResultError, match="forgetful shows"):
         measure(side, "forgetful", peer.openers["forgetful"], SETTINGS, in_silence)
@@ -124,7 +124,7 @@ def test_a_peer_without_its_client_is_skipped_with_what_would_help(
     (tmp_path / "peer_without_client.py").write_text("import no_such_client\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     source = Source("absent", "peer_without_client", "Peer", NoServer)
-    with pytest.raises(Missing, match=r"absent: .*no_such_client.*pip install"), theirs(source, Fleet(1, 1)):
+    with pytest.raises(Missing, match=r"absent: .*no_such_client.*pip install"), theirs(source, SeededFleet(1, 1)):
         raise AssertionError
 
 
@@ -141,7 +141,7 @@ def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
         raise ServerMissingError("absentd is not installed: apt-get install absent-server")
 
     source = Source("absent", "bench.peers.interfaces", "Peer", missing)
-    with pytest.raises(Missing, match=r"absent: .*apt-get install absent-server"), theirs(source, Fleet(1, 1)):
+    with pytest.raises(Missing, match=r"absent: .*apt-get install absent-server"), theirs(source, SeededFleet(1, 1)):
         raise AssertionError
 
 
@@ -168,7 +168,7 @@ def test_ratios_are_above_one_where_the_peer_takes_longer() -> None:
 def side(request: pytest.FixtureRequest) -> Iterator[Theirs]:
     """Each peer in turn; skipped where it is not installed."""
     try:
-        with theirs(request.param, Fleet(1, 200)) as found:
+        with theirs(request.param, SeededFleet(1, 200)) as found:
             yield found
     except Missing as error:
         pytest.skip(str(error))

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from bench import plan
 from bench.command import SCENARIOS, main
-from bench.plan import FULL, QUICK, Run, carry_out, wanted
+from bench.plan import FULL, QUICK, PlannedRun, carry_out, wanted
 from bench.record import Case, Goal, Machine, Measure, Record
 from bench.report import ReportError, write_report
 from bench.report.advice import answer, choice, wins
 from bench.report.chart_parts import tone_of
 from bench.report.comparison import NOISE, by_measure, headline
-from bench.report.document import Lines
+from bench.report.document import LinePlot
 from bench.report.number_format import exact, figure, quantity, times
 from bench.report.page import compose
-from bench.report.records import Shelf, command_of
+from bench.report.records import Records, command_of
 from bench.report.theme import DARK, LIGHT
 from bench.scale import ESTIMATE_NODES, PowerLaw, laws, sizes
 
@@ -120,23 +120,23 @@ def pages(results: Path) -> list[Path]:
 
 
 def test_the_shelf_gives_the_records_back(results: Path) -> None:
-    shelf = Shelf.of(results)
-    assert shelf.records.keys() == SOME.keys()
+    records = Records.of(results)
+    assert records.by_run.keys() == SOME.keys()
     for name, one in SOME.items():
-        assert [read.measures for read in shelf.records[name].cases] == [wrote.measures for wrote in one.cases]
+        assert [read.measures for read in records.by_run[name].cases] == [wrote.measures for wrote in one.cases]
 
 
 def test_files_that_are_no_records_are_named(results: Path) -> None:
     (results / "broken.json").write_text("{")
     (results / "newer.json").write_bytes(record("refresh", format=2).to_json())
-    shelf = Shelf.of(results)
-    assert shelf.records.keys() == SOME.keys()
-    assert [line.partition(":")[0] for line in shelf.unreadable] == ["broken.json", "newer.json"]
-    assert sum("no record" in note for note in compose(shelf).notes) == 2
+    records = Records.of(results)
+    assert records.by_run.keys() == SOME.keys()
+    assert [line.partition(":")[0] for line in records.unreadable] == ["broken.json", "newer.json"]
+    assert sum("no record" in note for note in compose(records).notes) == 2
 
 
 def test_the_answer_is_five_sentences_with_the_figures_of_the_records() -> None:
-    choose, follow, start, consumers, lose = answer(Shelf(SOME))
+    choose, follow, start, consumers, lose = answer(Records(SOME))
     assert choose.startswith("**Run the journal**")  # which refreshes and writes in half the time, but starts slower
     assert "the journal is better by 1.5× or more in 2, the snapshot in 1" in choose
     assert "at 10,000 nodes it sees 100 changed ones after 2 ms with the journal and 4 ms with the snapshot" in follow
@@ -150,8 +150,8 @@ def test_the_answer_is_five_sentences_with_the_figures_of_the_records() -> None:
 
 def test_other_figures_give_another_answer() -> None:
     """That no figure and no verdict is typed by hand."""
-    shelf = Shelf({"refresh": record("refresh", *refresh(10_000, 9.0, 3.0))})
-    choose, follow, start, *_ = answer(shelf)
+    records = Records({"refresh": record("refresh", *refresh(10_000, 9.0, 3.0))})
+    choose, follow, start, *_ = answer(records)
     assert choose.startswith("**Run the snapshot**")
     assert "9 ms with the journal and 3 ms with the snapshot" in follow
     assert "not measured here, see `python -m bench cold" in start
@@ -159,17 +159,17 @@ def test_other_figures_give_another_answer() -> None:
 
 def test_nothing_is_recommended_without_figures_of_both_designs() -> None:
     alone = record("refresh", *refresh(10_000, 9.0, 3.0)[:1])
-    assert answer(Shelf({"refresh": alone}))[0].startswith("No choice can be made yet")
+    assert answer(Records({"refresh": alone}))[0].startswith("No choice can be made yet")
 
 
 def test_near_figures_are_even() -> None:
-    shelf = Shelf({"refresh": record("refresh", *refresh(10_000, 3.0, 3.0 * NOISE * 0.99))})
-    assert answer(shelf)[0].startswith("**Take either**")
-    assert [table.caption for table in wins(shelf).tables] == ["Even, within the noise"]
+    records = Records({"refresh": record("refresh", *refresh(10_000, 3.0, 3.0 * NOISE * 0.99))})
+    assert answer(records)[0].startswith("**Take either**")
+    assert [table.caption for table in wins(records).tables] == ["Even, within the noise"]
 
 
 def test_wins_and_losses_are_told_apart_and_rates_are_better_when_larger() -> None:
-    won, lost, _even = wins(Shelf(SOME)).tables
+    won, lost, _even = wins(Records(SOME)).tables
     assert {tuple(row) for row in won.rows} >= {
         ("refresh: refresh", "10,000", "2 ms", "4 ms", "2.00×"),
         ("apply: consumer", "10,000", "20,000 events/s", "10,000 events/s", "2.00×"),
@@ -179,12 +179,12 @@ def test_wins_and_losses_are_told_apart_and_rates_are_better_when_larger() -> No
 
 
 def test_figures_are_quoted_for_the_usual_load() -> None:
-    [of] = by_measure(Shelf(SOME), "propagation").values()
+    [of] = by_measure(Records(SOME), "propagation").values()
     assert headline(of).journal.case.settings["rate"] == 1_000
 
 
 def test_rows_of_the_choice_name_the_command_behind_them() -> None:
-    [table] = choice(Shelf(SOME)).tables
+    [table] = choice(Records(SOME)).tables
     follows, starts, *_ = table.rows
     assert "**journal**" in follows
     assert "`python -m bench refresh --nodes 10000,100000" in follows[2]
@@ -250,7 +250,7 @@ def recovery(journal: float, snapshot: float) -> Record:
 
 def test_three_designs_are_compared() -> None:
     """The database has a column of its own, and what wins is better than both others."""
-    slow = Shelf({"refresh": with_sql(REFRESH, 10.0)})
+    slow = Records({"refresh": with_sql(REFRESH, 10.0)})
     [won] = wins(slow).tables
     assert won.head == ["measure", "nodes", "journal", "snapshot", "sql on mariadb", "better by"]
     assert ["refresh: refresh", "10,000", "2 ms", "4 ms", "40 ms", "2.00×"] in [list(row) for row in won.rows]
@@ -258,7 +258,7 @@ def test_three_designs_are_compared() -> None:
     assert "the journal is better by 1.5× or more in 1, the snapshot in 0, sql on mariadb in 0" in choose
     assert "a database keeps up with the best in 0 of the 1 questions" in choose
     assert "after 2 ms with the journal, 4 ms with the snapshot and 40 ms with sql on mariadb" in follow
-    fast = Shelf({"refresh": with_sql(REFRESH, 0.1)})
+    fast = Records({"refresh": with_sql(REFRESH, 0.1)})
     assert answer(fast)[0].startswith("**Run sql on mariadb**")
     [lost] = wins(fast).tables
     assert ["refresh: refresh", "10,000", "2 ms", "4 ms", "0.4 ms", "5.00×"] in [list(row) for row in lost.rows]
@@ -266,21 +266,21 @@ def test_three_designs_are_compared() -> None:
 
 def test_designs_that_noise_could_tell_otherwise_are_named_together() -> None:
     even = record("refresh", *refresh(10_000, 2.0, 2.2))
-    [table] = choice(Shelf({"refresh": with_sql(even, 10.0)})).tables
+    [table] = choice(Records({"refresh": with_sql(even, 10.0)})).tables
     assert table.rows[0][1] == "journal or snapshot"
-    [table] = choice(Shelf({"refresh": with_sql(even, 1.0)})).tables
+    [table] = choice(Records({"refresh": with_sql(even, 1.0)})).tables
     assert table.rows[0][1] == "any"
-    [table] = choice(Shelf({"refresh": even})).tables
+    [table] = choice(Records({"refresh": even})).tables
     assert table.rows[0][1] == "either"
 
 
 def test_a_database_that_died_stands_beside_a_memcached_that_did() -> None:
-    shelf = Shelf({"recovery": with_sql(recovery(2.0, 2.0), 0.1)})
-    *_, lose = answer(shelf)
+    records = Records({"recovery": with_sql(recovery(2.0, 2.0), 0.1)})
+    *_, lose = answer(records)
     assert "2 s with the journal, 2 s with the snapshot and 0.2 s with sql on mariadb" in lose
-    variants = {variant for _, variant, _ in by_measure(shelf, "recovery")}
+    variants = {variant for _, variant, _ in by_measure(records, "recovery")}
     assert variants == {"memcached restarted", "consumer killed"}
-    assert all(len(pair.databases) == 1 for of in by_measure(shelf, "recovery").values() for pair in of)
+    assert all(len(pair.databases) == 1 for of in by_measure(records, "recovery").values() for pair in of)
 
 
 def test_a_record_with_a_database_has_a_command_that_names_it() -> None:
@@ -320,10 +320,10 @@ def test_databases_appear_in_every_plot_that_designs_do() -> None:
         for name, one in records.items()
     }
     del with_both["peers"]
-    sections = {section.title: section for section in compose(Shelf(with_both)).measured}
+    sections = {section.title: section for section in compose(Records(with_both)).measured}
     for title, section in sections.items():
         for chart in section.charts:
-            tones = {part.tone for part in (chart.lines if isinstance(chart, Lines) else chart.bars)}
+            tones = {part.tone for part in (chart.lines if isinstance(chart, LinePlot) else chart.bars)}
             assert {"journal", "snapshot", "mariadb", "postgres"} <= tones, f"{title}: {chart.name}"
     assert sum(len(section.charts) for section in sections.values()) >= 9
 
@@ -394,7 +394,7 @@ def test_every_plot_of_the_text_is_there_and_no_other(pages: list[Path], results
 
 def test_short_runs_are_no_figures(results: Path) -> None:
     (results / "refresh.json").write_bytes(record("refresh", *refresh(500, 1.0, 1.0), seconds=0.5).to_json())
-    assert any("--quick" in note and "refresh" in note for note in compose(Shelf.of(results)).notes)
+    assert any("--quick" in note and "refresh" in note for note in compose(Records.of(results)).notes)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_benchmarks_do_not_import_the_extra() -> None:
 
 
 @pytest.mark.parametrize("runs", [FULL, QUICK])
-def test_runs_of_a_plan_have_names_of_their_own_and_options_that_exist(runs: tuple[Run, ...]) -> None:
+def test_runs_of_a_plan_have_names_of_their_own_and_options_that_exist(runs: tuple[PlannedRun, ...]) -> None:
     assert len({run.name for run in runs}) == len(runs)
     for run in runs:
         if run.scenario in SCENARIOS:
@@ -448,8 +448,8 @@ def test_the_plan_names_all_scenarios() -> None:
 def test_a_failed_run_ends_neither_the_others_nor_leaves_an_old_record(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "broken.json").write_bytes(REFRESH.to_json())
-    broken = Run("broken", "no-such-scenario")
-    failed = carry_out([broken, Run("also", "nor-this")], tmp_path / "", said.append)
+    broken = PlannedRun("broken", "no-such-scenario")
+    failed = carry_out([broken, PlannedRun("also", "nor-this")], tmp_path / "", said.append)
     assert failed == ["broken", "also"]
     assert not list(tmp_path.glob("*.json"))
     assert sum("FAILED: exit 2" in line for line in said) == 2
@@ -457,12 +457,12 @@ def test_a_failed_run_ends_neither_the_others_nor_leaves_an_old_record(tmp_path:
 
 def test_a_run_that_hangs_is_ended(tmp_path: Path) -> None:
     said: list[str] = []
-    assert carry_out([Run("slow", "refresh")], tmp_path, said.append, limit_s=0.01) == ["slow"]
+    assert carry_out([PlannedRun("slow", "refresh")], tmp_path, said.append, limit_s=0.01) == ["slow"]
     assert "took longer than 0.01 s" in said[-1]
 
 
 def test_all_goes_on_and_exits_with_1_when_a_run_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "QUICK", (Run("broken", "refresh", {"changed": 0}),))
+    monkeypatch.setattr(plan, "QUICK", (PlannedRun("broken", "refresh", {"changed": 0}),))
     done = CliRunner().invoke(main, ["all", "--quick", "--results", str(results)])
     assert done.exit_code == 1
     assert "failed: broken" in done.output

@@ -10,10 +10,11 @@ import pytest
 
 from bench import contention, footprint, propagation, recovery
 from bench.command import SCENARIOS
-from bench.counting_store import Ledger, held_by
+from bench.counting_store import CountingStore
+from bench.memcached_stats import memcached_sizes
 from bench.record import Case
 from bench.scenario import Findings, Settings
-from bench.worker import Beside, Line
+from bench.worker import ParentLink, Worker
 from bench.workload import WrongResultError, require
 from harness.servers import MemcachedServer, RabbitServer
 from nodestate.ports import Put, Write
@@ -85,17 +86,17 @@ def test_footprint(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
 @pytest.mark.service
 def test_the_ledger_counts_what_went_to_memcached(memcached: MemcachedServer) -> None:
     """Keys and values, also of writes that were refused; and what was there to be deleted."""
-    ledger = Ledger(MemcachedStore(memcached.address, timeout_s=5.0))
+    counter = CountingStore(MemcachedStore(memcached.address, timeout_s=5.0))
     node, segment = "ns:c:8.1:s:node:a:b", "ns:c:8.1:j:log:1:1:7"
-    ledger.write([Write(Put.ADD, node, b"x" * 100), Write(Put.ADD, node, b"y" * 100), Write(Put.ADD, segment, b"")])
-    ledger.write([Write(Put.DELETE, segment), Write(Put.DELETE, segment)])
-    assert ledger.written_bytes == {"items": 2 * (len(node) + 100), "segments": len(segment)}
-    assert ledger.deleted == {"segments": 1}
-    held = held_by(memcached.address)
+    counter.write([Write(Put.ADD, node, b"x" * 100), Write(Put.ADD, node, b"y" * 100), Write(Put.ADD, segment, b"")])
+    counter.write([Write(Put.DELETE, segment), Write(Put.DELETE, segment)])
+    assert counter.written_bytes == {"items": 2 * (len(node) + 100), "segments": len(segment)}
+    assert counter.deleted == {"segments": 1}
+    held = memcached_sizes(memcached.address)
     assert len(node) + 100 < held.items <= held.chunks <= held.pages
-    ledger.clear()
-    assert not ledger.written_bytes
-    ledger.close()
+    counter.clear()
+    assert not counter.written_bytes
+    counter.close()
 
 
 # -- recovery -------------------------------------------------------------------------------------
@@ -140,34 +141,34 @@ def test_contention(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
 # -- processes beside -----------------------------------------------------------------------------
 
 
-def count_until_told(line: Line, beginning: int) -> int:
-    line.begun()
-    while not line.told_to_stop(0.01):
+def count_until_told(parent: ParentLink, beginning: int) -> int:
+    parent.report_ready()
+    while not parent.should_stop(0.01):
         beginning += 1
     return beginning
 
 
-def fail_before_it_begins(_line: Line) -> None:
+def fail_before_it_begins(_parent: ParentLink) -> None:
     require(claim=False, otherwise="there was nothing to begin with")
 
 
 def test_a_process_beside_goes_on_until_it_is_told_to_stop() -> None:
-    with Beside(count_until_told, 1_000) as counter:
-        counter.wait_until_begun()
-        assert not counter.ended(0.1)
+    with Worker(count_until_told, 1_000) as counter:
+        counter.wait_until_ready()
+        assert not counter.has_ended(0.1)
         counter.stop()
         assert counter.result() > 1_000
         counter.stop()
 
 
 def test_what_a_process_beside_raises_is_raised_here() -> None:
-    with Beside(fail_before_it_begins) as failing, pytest.raises(WrongResultError, match="nothing to begin with"):
-        failing.wait_until_begun()
+    with Worker(fail_before_it_begins) as failing, pytest.raises(WrongResultError, match="nothing to begin with"):
+        failing.wait_until_ready()
 
 
 def test_a_process_beside_that_is_left_alone_ends_with_its_context() -> None:
     began = time.monotonic()
-    with Beside(count_until_told, 0) as counter:
-        counter.wait_until_begun()
+    with Worker(count_until_told, 0) as counter:
+        counter.wait_until_ready()
     assert not counter._process.is_alive()
     assert time.monotonic() - began < 30

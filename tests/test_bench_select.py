@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.environments import MemcachedPlace
+from bench.memcached_environment import MemcachedEnvironment
 from bench.record import Case, Measure
 from bench.report import write_report
 from bench.report.page import compose
-from bench.report.records import Shelf
+from bench.report.records import Records
 from bench.scenario import Settings
 from bench.scheduling import reserve, select
 from bench.scheduling.claim_audit import Claimed
@@ -87,10 +87,10 @@ def test_groups_are_reserved_alone_and_by_several() -> None:
 @pytest.mark.service
 def test_too_much_that_is_claimed_is_noticed(memcached: MemcachedServer) -> None:
     """What the races lean on: the records are read by nobody who wrote them."""
-    hosts, place = Hosts(1, 10, 0.5), MemcachedPlace(["snapshot"], memcached)
+    hosts, environment = Hosts(1, 10, 0.5), MemcachedEnvironment(["snapshot"], memcached)
     for number in range(len(hosts)):
         hosts.report(number)
-    store = MemcachedStore(place.address, timeout_s=5.0)
+    store = MemcachedStore(environment.address, timeout_s=5.0)
     node, kind = hosts.names[3], hosts.kind(3)
     free = kind.capacity["VCPU"] - hosts.usage(3)["VCPU"]
     group = {"group": "web", "hints": {"group_policy": "anti-affinity"}}
@@ -100,7 +100,7 @@ def test_too_much_that_is_claimed_is_noticed(memcached: MemcachedServer) -> None
         store.write([Write(Put.DELETE, keys.claim("c", node))])
         store.write([Write(Put.ADD, keys.claim("c", node), CLAIMS.pack(ClaimRecord(1.0, claims=claims)))])
 
-    with Claimed(place.address, "c", hosts) as claimed:
+    with Claimed(environment.address, "c", hosts) as claimed:
         claimed_are(one)
         assert "exactly the 1 claims" in claimed.require_sound([(node, "a")])
         with pytest.raises(WrongResultError, match="nobody's"):
@@ -156,7 +156,7 @@ def _select_cases() -> list[Case]:
 def test_the_report_shows_decisions_and_races(tmp_path: Path) -> None:
     across = {"10,000 nodes: nova scheduler, filter and weigh / snapshot: one request, select, unseen shape": 4_000.0}
     one = replace(record("select", *_select_cases()), across=across)
-    sections = {section.title: section for section in compose(Shelf({"select": one})).measured}
+    sections = {section.title: section for section in compose(Records({"select": one})).measured}
     assert {chart.name for chart in sections["Deciding"].charts} == {"select-one", "select-batches"}
     [beside] = sections["Deciding"].tables
     assert beside.rows[0][2] == "4,000×"

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from bench import apply, cold, contention, database, footprint, propagation, recovery, refresh, scale
+from bench import apply, cold, contention, database_environment, footprint, propagation, recovery, refresh, scale
 from bench.cold_start import bare_read, digest_of
-from bench.environments import DRIVERS, NAMES, Place, bytes_sent, canonical, label_of, opened
-from bench.fresh_process import in_fresh_process
-from bench.scenario import Findings, Settings, Tell
-from bench.stepped_cell import Cell
-from bench.workload import Fleet, WrongResultError
+from bench.design_names import DESIGN_NAMES, DRIVERS, design_label, full_design_name
+from bench.environments import Environment, bytes_sent_during
+from bench.fresh_process import run_in_fresh_process
+from bench.runs import open_environment
+from bench.scenario import Findings, ReportProgress, Settings
+from bench.stepped_cell import SteppedCell
+from bench.workload import SeededFleet, WrongResultError
 from harness.servers import ServerMissingError
 from nodestate import Reader
 from tests.conftest import skip_or_fail
@@ -24,7 +26,7 @@ BRIEF = Settings(("sql:sqlite",), (60,), 0.2, 1, 10, 1_024, 200)
 DESIGNS = [
     pytest.param(f"sql:{name}", marks=[] if name == "sqlite" else [pytest.mark.service], id=name) for name in DRIVERS
 ]
-Run = Callable[[Settings, Tell], Findings]
+Run = Callable[[Settings, ReportProgress], Findings]
 
 
 def some(*names: str) -> list[Any]:
@@ -46,7 +48,7 @@ def found_by(run: Run, design: str, **others: Any) -> Findings:
         skip_or_fail(error)
     assert findings.cases
     for case in findings.cases:
-        assert case.design.startswith(label_of([design]))
+        assert case.design.startswith(design_label([design]))
         assert case.shown, "a figure without a claim that was checked"
         for name, measure in case.measures.items():
             assert 0 < measure.min <= measure.p50 <= measure.p99 <= measure.max, name
@@ -56,10 +58,10 @@ def found_by(run: Run, design: str, **others: Any) -> Findings:
 
 
 @pytest.fixture(params=DESIGNS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def environment(request: pytest.FixtureRequest) -> Iterator[Environment]:
     """Each database in turn; skipped where it is not installed."""
     try:
-        with opened([request.param], 0) as found:
+        with open_environment([request.param], 0) as found:
             yield found
     except ServerMissingError as error:
         skip_or_fail(error)
@@ -69,14 +71,14 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 def test_a_design_in_a_database_is_named_with_it() -> None:
-    assert NAMES == ("journal", "snapshot", "sql:sqlite", "sql:mariadb", "sql:postgres")
-    assert (canonical("sql"), canonical("sql:mariadb"), canonical("journal")) == (
+    assert DESIGN_NAMES == ("journal", "snapshot", "sql:sqlite", "sql:mariadb", "sql:postgres")
+    assert (full_design_name("sql"), full_design_name("sql:mariadb"), full_design_name("journal")) == (
         "sql:sqlite",
         "sql:mariadb",
         "journal",
     )
-    assert label_of(["sql:mariadb"]) == "sql on mariadb"
-    assert label_of(["journal", "snapshot"]) == "journal and snapshot"
+    assert design_label(["sql:mariadb"]) == "sql on mariadb"
+    assert design_label(["journal", "snapshot"]) == "journal and snapshot"
 
 
 # -- without what it needs ------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def test_a_server_that_is_missing_is_said_and_nothing_measured_is_no_success(mon
     def missing() -> None:
         raise ServerMissingError("postgres is not installed: apt-get install postgresql")
 
-    monkeypatch.setattr(database, "PostgresServer", missing)
+    monkeypatch.setattr(database_environment, "PostgresServer", missing)
     with pytest.raises(
         ServerMissingError, match="sql on postgres: postgres is not installed: apt-get install postgresql"
     ):
@@ -104,45 +106,45 @@ def test_a_server_that_is_missing_is_said_and_nothing_measured_is_no_success(mon
 # -- places ---------------------------------------------------------------------------------------
 
 
-def test_a_place_shows_what_it_keeps_and_that_something_is_missing(place: Place) -> None:
+def test_a_place_shows_what_it_keeps_and_that_something_is_missing(environment: Environment) -> None:
     """A row that is gone must not be timed as right; and statistics are of what is there."""
-    fleet = Fleet(1, 50)
-    with Cell(fleet, place, BRIEF) as cell:
+    fleet = SeededFleet(1, 50)
+    with SteppedCell(fleet, environment, BRIEF) as cell:
         cell.load(in_silence)
-        logged = place.logged()
+        logged = environment.log_bytes()
         cell.change(range(50))
-        assert place.kept(50) == "the database has one row for each of 50 nodes"
-        assert place.held()["stored"] > 50 * 1_024
-        assert logged is None or (place.logged() or 0) > logged
+        assert environment.require_nothing_lost(50) == "the database has one row for each of 50 nodes"
+        assert environment.bytes_held()["stored"] > 50 * 1_024
+        assert logged is None or (environment.log_bytes() or 0) > logged
         with Reader(cell.config) as reader:
             reader.read(max_age=60.0, on_stale="flag")
             cell.change(range(20))
-            sent = bytes_sent(place, lambda: reader.read(max_age=60.0, on_stale="flag"))
+            sent = bytes_sent_during(environment, lambda: reader.read(max_age=60.0, on_stale="flag"))
         assert sent is None or 20 * 1_024 < sent < 40 * 1_024
         with pytest.raises(WrongResultError, match="has 50 rows of 51 nodes"):
-            place.kept(51)
+            environment.require_nothing_lost(51)
 
 
-def test_the_bare_client_reads_what_is_there(place: Place) -> None:
+def test_the_bare_client_reads_what_is_there(environment: Environment) -> None:
     """The same bytes as rows by key and as all of them, here and in a new process."""
     bodies = [bytes([number % 256]) * (number + 1) for number in range(300)]
-    with closing(place.bare()) as bare:
+    with closing(environment.baseline()) as bare:
         bare.copy(bodies)
         pieces = bare.copy_pieces(bodies)
         assert bare.read(bare.states(range(300))) == bodies
         assert bare.read(bare.states([7, 200])) == [bodies[7], bodies[200]]
         assert bare.read(bare.pieces(pieces)) == bodies
     for count in (0, pieces):
-        assert in_fresh_process(bare_read, place.bare, 300, count)[1] == digest_of(bodies)
+        assert run_in_fresh_process(bare_read, environment.baseline, 300, count)[1] == digest_of(bodies)
 
 
-def test_a_server_that_was_killed_has_all_again(place: Place) -> None:
-    if place.slug == "sqlite":
+def test_a_server_that_was_killed_has_all_again(environment: Environment) -> None:
+    if environment.slug == "sqlite":
         pytest.skip("SQLite has no server")
-    with Cell(Fleet(1, 50), place, BRIEF) as cell:
+    with SteppedCell(SeededFleet(1, 50), environment, BRIEF) as cell:
         cell.load(in_silence)
-        place.restart()
-        assert place.kept(50)
+        environment.restart()
+        assert environment.require_nothing_lost(50)
 
 
 # -- scenarios ------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def test_recovery(design: str) -> None:
     """What can fail there does, a server among it; of what can't, a line is left. One database meets all of it."""
     seconds = recovery.BRIEF_S if design == "sql:postgres" else BRIEF.seconds
     findings = found_by(recovery.run, design, seconds=seconds)
-    label = label_of([design])
+    label = design_label([design])
     faults = [one.name for one in recovery.FAULTS if design in one.names and (one.brief or seconds >= recovery.BRIEF_S)]
     assert [case.design for case in findings.cases] == [f"{label}: {fault}" for fault in faults]
     assert ("database restarted" in faults) == (design != "sql:sqlite")

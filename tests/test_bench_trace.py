@@ -18,7 +18,7 @@ from bench.command import main
 from bench.record import Case
 from bench.report import write_report
 from bench.report.page import compose
-from bench.report.records import Shelf
+from bench.report.records import Records
 from bench.scenario import Settings
 from bench.scheduling import trace
 from bench.scheduling.tasks import GPU, BadTraceError, Packing, Trace, parse, replay, scatter
@@ -233,7 +233,7 @@ def test_the_report_shows_the_packing_over_time(tmp_path: Path) -> None:
     ]
     cases[2] = replace(cases[2], settings={**cases[2].settings, "conflicts": 3.0})
     one = record("trace", *cases)
-    [section] = [one for one in compose(Shelf({"trace": one})).measured if one.title == "A real task list"]
+    [section] = [one for one in compose(Records({"trace": one})).measured if one.title == "A real task list"]
     names = ["trace-in-use-40", "trace-stranded-40", "trace-in-use-3", "trace-stranded-3", "trace-nowhere"]
     assert [chart.name for chart in section.charts] == names
     [table] = section.tables

@@ -17,7 +17,7 @@ from bench.adr_figures.measurement import (
     pack_message,
     table,
 )
-from bench.workload import Fleet, require
+from bench.workload import SeededFleet, require
 from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, TAIL_SHARE, Checkpoint, checkpoint_keys
 from nodestate.journal.format import Section as JournalSection
 from nodestate.journal.reader import JournalReader
@@ -36,7 +36,7 @@ COMMITS_COUNT: Final = 1_000
 
 def checkpoint() -> Result:
     """Measure docs/adr/0004: bytes written and the time of a first read, by the rule for writing a checkpoint."""
-    fleet = Fleet(SEED, PARTITION_NODES)
+    fleet = SeededFleet(SEED, PARTITION_NODES)
     rng = random.Random(SEED)
     records: list[NodeRecord] = []
     for number in range(PARTITION_NODES):

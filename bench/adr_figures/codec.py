@@ -22,7 +22,7 @@ from bench.adr_figures.measurement import (
     pack_message,
     table,
 )
-from bench.workload import Fleet, require
+from bench.workload import SeededFleet, require
 from nodestate.errors import BadEventError
 from nodestate.model import NodeRecord, State, fold, parse_event
 from nodestate.store.wire import ENVELOPE_BYTES, Codec, pack_records, unpack_block, unpack_record
@@ -79,7 +79,7 @@ def _record(fields: Sequence[Any]) -> NodeRecord:
 
 def codec() -> Result:
     """Measure docs/adr/0005: typed msgpack of msgspec beside msgpack-python, struct and JSON."""
-    fleet = Fleet(SEED, NODES)
+    fleet = SeededFleet(SEED, NODES)
     records = []
     for number in range(NODES):
         record = fold(None, parse_event(fleet.report(number))).record
@@ -238,7 +238,7 @@ def _outcome(call: Callable[[], object]) -> str:
     return "taken"
 
 
-def _fuzz(fleet: Fleet) -> list[Result]:
+def _fuzz(fleet: SeededFleet) -> list[Result]:
     """Damage real events in seeded random ways and count how often each codec accepts the damaged event."""
     rng = random.Random(SEED)
     good = [fleet.report(number) for number in range(200)] + [fleet.change(number) for number in range(200)]

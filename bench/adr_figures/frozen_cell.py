@@ -10,7 +10,7 @@ from typing import Final
 from bench.adr_figures.measurement import (
     SEED,
 )
-from bench.workload import Fleet, buckets_of, require
+from bench.workload import SeededFleet, buckets_of, require
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.ports import Put, Write
@@ -31,7 +31,7 @@ class FrozenCell:
     def __init__(self, partitions: int, nodes: int, store_url: str) -> None:
         self.config = Config(store=store_url, partitions=partitions, cell=f"bench{partitions}", lease_s=10_000.0)
         self.clock = ManualClock()
-        self.fleet = Fleet(SEED, nodes)
+        self.fleet = SeededFleet(SEED, nodes)
         self.buckets = buckets_of(self.fleet)
         self.broker = MemoryBroker(partitions, prefetch=65_535)
         self.sink = self.broker.sink()

@@ -35,7 +35,7 @@ NO_MORE: Final = frozenset({"404", "408"})
 """None, and fewer than were asked for."""
 
 
-class _Reader:
+class _NatsReader:
     """Holds all nodes. How far it has read is known to its consumer."""
 
     def __init__(self, url: str) -> None:
@@ -107,7 +107,7 @@ class Nats:
 
     def __init__(self, server: Server) -> None:
         self.clients: Mapping[str, str] = {"nats-py": version("nats-py")}
-        self.openers: Mapping[str, Opener] = {"nats consumer": partial(_Reader, server.url)}
+        self.openers: Mapping[str, Opener] = {"nats consumer": partial(_NatsReader, server.url)}
         self._loop = asyncio.new_event_loop()
         self._loop.run_until_complete(self._open(server.url))
 

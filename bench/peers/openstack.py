@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from bench.peer_servers import DATABASE, MariadbServer
 from bench.record import Case, Measure
-from bench.scenario import Settings, Tell
+from bench.scenario import ReportProgress, Settings
 from bench.workload import require
 from harness.servers import ServerFailedError, ServerMissingError
 
@@ -53,7 +53,7 @@ class Openstack(NamedTuple):
 
 
 @contextmanager
-def openstack(tell: Tell) -> Iterator[Openstack]:
+def openstack(report_progress: ReportProgress) -> Iterator[Openstack]:
     """Nova and Placement on a MariaDB of their own. Raises ServerMissingError."""
     environment = Path(os.environ.get(VARIABLE) or "/dev/null")
     programs = {name: environment / "bin" / name for name in ("python", "nova-manage", "placement-manage")}
@@ -66,17 +66,19 @@ def openstack(tell: Tell) -> Iterator[Openstack]:
         urls = {name: f"{server.url.removesuffix(DATABASE)}{name}?charset=utf8mb4" for name in DATABASES}
         around = _configure(folder, urls)
         for step, command in enumerate(_schema(programs, folder, urls)):
-            tell(f"openstack: {command[0].name} {command[3]}", step / STEPS_COUNT)
+            report_progress(f"openstack: {command[0].name} {command[3]}", step / STEPS_COUNT)
             _run(command, around)
         versions = {**_versions(programs["python"]), "mariadb": server.version}
         yield Openstack(programs["python"], folder, around, versions)
 
 
-def measure_openstack(nodes: int, settings: Settings, tell: Tell) -> tuple[list[Case], dict[str, str]]:
+def measure_openstack(
+    nodes: int, settings: Settings, report_progress: ReportProgress
+) -> tuple[list[Case], dict[str, str]]:
     """Both cases, with versions. Raises ServerMissingError."""
     changed = min(settings.changed, nodes)
-    with openstack(tell) as own:
-        tell(f"openstack, {nodes:,} nodes: measures", (STEPS_COUNT - 1) / STEPS_COUNT)
+    with openstack(report_progress) as own:
+        report_progress(f"openstack, {nodes:,} nodes: measures", (STEPS_COUNT - 1) / STEPS_COUNT)
         samples = own.run("openstack_program.py", nodes, changed, settings.seconds, settings.seed)
     cases = [
         _nova("nova host states", samples["nova"], nodes, changed),

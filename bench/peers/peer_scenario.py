@@ -19,17 +19,18 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from bench.environments import USUAL, label_of, opened
-from bench.fresh_process import in_fresh_process
+from bench.design_names import DEFAULT_DESIGNS, design_label
+from bench.fresh_process import run_in_fresh_process
 from bench.peer_servers import EtcdServer, MariadbServer, NatsServer, PostgresServer, RedisServer
 from bench.peers.first_read import first_read
 from bench.peers.interfaces import Opener, Peer, Reader, Row, Server, digest
 from bench.peers.nodestate_peer import OwnReader
 from bench.peers.openstack import NOVA_WITH_NUMA, measure_openstack
 from bench.record import Case, Goal, Timings
-from bench.scenario import Findings, Scenario, Settings, Tell
-from bench.stepped_cell import Cell
-from bench.workload import Fleet, require
+from bench.runs import open_environment
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
+from bench.stepped_cell import SteppedCell
+from bench.workload import SeededFleet, require
 from harness.servers import ServerMissingError
 
 ROUNDS_MIN: Final = 10
@@ -43,7 +44,7 @@ GOAL_NODES, GOAL_CHANGED = 10_000, 100
 OURS: Final = "nodestate"
 BESIDE_SELECT: Final = ("sql:mariadb", "sql:postgres")
 """nodestate's own, measured beside the plain SELECT also where nobody names them."""
-OWN_WITH_GOALS: Final = tuple(f"{OURS} {design}" for design in USUAL)
+OWN_WITH_GOALS: Final = tuple(f"{OURS} {design}" for design in DEFAULT_DESIGNS)
 COMPARED: Final = ("refresh", "refresh, decoded", "nothing", "cold", "write")
 
 _decode = msgspec.msgpack.Decoder().decode
@@ -90,7 +91,7 @@ class Side(Protocol):
     """One store under one fleet."""
 
     @property
-    def fleet(self) -> Fleet:
+    def fleet(self) -> SeededFleet:
         """What it is told to store."""
 
     @property
@@ -105,7 +106,7 @@ class Side(Protocol):
     def imports(self) -> Sequence[str]:
         """What its readers import late, if anything: importing is not timed."""
 
-    def load(self, tell: Tell) -> None:
+    def load(self, report_progress: ReportProgress) -> None:
         """Store every node."""
 
     def change(self, numbers: Sequence[int]) -> float:
@@ -118,17 +119,17 @@ class Side(Protocol):
 class Theirs:
     """A peer. Who writes to it has folded the events already, which nodestate's consumer has to do."""
 
-    def __init__(self, peer: Peer, fleet: Fleet, versions: Mapping[str, str]) -> None:
+    def __init__(self, peer: Peer, fleet: SeededFleet, versions: Mapping[str, str]) -> None:
         self.fleet = fleet
         self.openers = peer.openers
         self.versions = versions
         self.imports: Sequence[str] = ()
         self._peer = peer
 
-    def load(self, tell: Tell) -> None:
+    def load(self, report_progress: ReportProgress) -> None:
         """Write all, in portions."""
         for at in range(0, len(self.fleet), LOAD_ROWS):
-            tell(f"{next(iter(self.openers))}: {len(self.fleet):,} nodes", at / len(self.fleet))
+            report_progress(f"{next(iter(self.openers))}: {len(self.fleet):,} nodes", at / len(self.fleet))
             self.change(range(at, min(at + LOAD_ROWS, len(self.fleet))))
 
     def change(self, numbers: Sequence[int]) -> float:
@@ -148,16 +149,16 @@ class Theirs:
 class Ours:
     """nodestate, one design of it."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: SteppedCell) -> None:
         self.fleet = cell.fleet
         self.openers: Mapping[str, Opener] = {f"{OURS} {cell.label}": partial(OwnReader, cell.config)}
-        self.versions = cell.place.versions
-        self.imports: Sequence[str] = cell.place.imports
+        self.versions = cell.environment.versions
+        self.imports: Sequence[str] = cell.environment.imports
         self._cell = cell
 
-    def load(self, tell: Tell) -> None:
+    def load(self, report_progress: ReportProgress) -> None:
         """Commit a report of every node."""
-        self._cell.load(tell)
+        self._cell.load(report_progress)
 
     def change(self, numbers: Sequence[int]) -> float:
         """Commit a change of each: the consumer decodes, folds and writes."""
@@ -165,11 +166,11 @@ class Ours:
 
     def shown(self) -> Sequence[str]:
         """That all was kept."""
-        return [self._cell.place.kept(len(self.fleet))]
+        return [self._cell.environment.require_nothing_lost(len(self.fleet))]
 
 
 @contextmanager
-def theirs(source: Source, fleet: Fleet) -> Iterator[Theirs]:
+def theirs(source: Source, fleet: SeededFleet) -> Iterator[Theirs]:
     """A peer that runs, and its end. Raises Missing."""
     with ExitStack() as held:
         try:
@@ -185,26 +186,26 @@ def theirs(source: Source, fleet: Fleet) -> Iterator[Theirs]:
 
 
 @contextmanager
-def ours(design: str, fleet: Fleet, settings: Settings) -> Iterator[Ours]:
+def ours(design: str, fleet: SeededFleet, settings: Settings) -> Iterator[Ours]:
     """One design in a place of its own, and its end. Raises Missing."""
     with ExitStack() as held:
         try:
-            place = held.enter_context(opened([design], len(fleet) * settings.state_bytes))
+            place = held.enter_context(open_environment([design], len(fleet) * settings.state_bytes))
         except ServerMissingError as error:
-            raise Missing(f"{OURS} {label_of([design])}: {error}") from error
-        yield Ours(held.enter_context(Cell(fleet, place, settings)))
+            raise Missing(f"{OURS} {design_label([design])}: {error}") from error
+        yield Ours(held.enter_context(SteppedCell(fleet, place, settings)))
 
 
 # -- the oracle -----------------------------------------------------------------------------------
 
 
-def row_of(fleet: Fleet, number: int) -> Row:
+def row_of(fleet: SeededFleet, number: int) -> Row:
     """A node as the fleet sent it last."""
     version = fleet.version(number)
     return Row(fleet.names[number], *version, fleet.body(number, version.generation))
 
 
-def require_shown(label: str, reader: Reader, fleet: Fleet, numbers: Sequence[int]) -> None:
+def require_shown(label: str, reader: Reader, fleet: SeededFleet, numbers: Sequence[int]) -> None:
     """Raise ``WrongResultError`` unless the reader holds these nodes as the fleet sent them last."""
     for number in numbers:
         want = row_of(fleet, number)
@@ -219,7 +220,7 @@ def require_shown(label: str, reader: Reader, fleet: Fleet, numbers: Sequence[in
         require(_decode(got.body) == _decode(want.body), f"{label} shows {want.name} with another state")
 
 
-def require_all_shown(label: str, reader: Reader, fleet: Fleet) -> int:
+def require_all_shown(label: str, reader: Reader, fleet: SeededFleet) -> int:
     """The same for the whole fleet, and nothing else; returns the digest of what is held."""
     count = sum(1 for _ in reader.names())
     require(count == len(fleet), f"{label} shows {count} nodes of {len(fleet)}")
@@ -230,14 +231,14 @@ def require_all_shown(label: str, reader: Reader, fleet: Fleet) -> int:
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Every side at every size."""
     cases: list[Case] = []
     versions: dict[str, str] = {}
     skipped: dict[str, None] = {}
 
-    def fleet_of(nodes: int) -> Fleet:
-        return Fleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
+    def fleet_of(nodes: int) -> SeededFleet:
+        return SeededFleet(settings.seed, nodes, state_bytes=settings.state_bytes, change_bytes=settings.change_bytes)
 
     for nodes in settings.nodes:
         sides: list[AbstractContextManager[Side]] = [
@@ -247,13 +248,16 @@ def run(settings: Settings, tell: Tell) -> Findings:
         for one in sides:
             try:
                 with one as side:
-                    side.load(tell)
+                    side.load(report_progress)
                     versions |= side.versions
-                    cases += [measure(side, label, opener, settings, tell) for label, opener in side.openers.items()]
+                    cases += [
+                        measure(side, label, opener, settings, report_progress)
+                        for label, opener in side.openers.items()
+                    ]
             except Missing as error:
                 skipped[str(error)] = None
         try:
-            found, with_versions = measure_openstack(nodes, settings, tell)
+            found, with_versions = measure_openstack(nodes, settings, report_progress)
         except ServerMissingError as error:
             skipped[f"openstack: {error}"] = None
         else:
@@ -266,7 +270,7 @@ def run(settings: Settings, tell: Tell) -> Findings:
 SCENARIO: Final = Scenario("peers", "what other stores take for the same, each by its best native way", run)
 
 
-def measure(side: Side, label: str, opener: Opener, settings: Settings, tell: Tell) -> Case:
+def measure(side: Side, label: str, opener: Opener, settings: Settings, report_progress: ReportProgress) -> Case:
     """One way to read one store."""
     fleet, changed = side.fleet, min(settings.changed, len(side.fleet))
     picks = random.Random(settings.seed)
@@ -278,18 +282,20 @@ def measure(side: Side, label: str, opener: Opener, settings: Settings, tell: Te
     try:
         reader.cold()
         require_all_shown(label, reader, fleet)
-        for _ in _rounds(settings.seconds * WARM_UP_SHARE, 1, f"{label}: warms up", tell):
+        for _ in _rounds(settings.seconds * WARM_UP_SHARE, 1, f"{label}: warms up", report_progress):
             _follow(side, label, reader, picks.sample(range(len(fleet)), changed), None)
         share = 1 - WARM_UP_SHARE - COLD_SHARE
-        for _ in _rounds(settings.seconds * share, ROUNDS_MIN, f"{label}, {len(fleet):,} nodes: rounds", tell):
+        for _ in _rounds(
+            settings.seconds * share, ROUNDS_MIN, f"{label}, {len(fleet):,} nodes: rounds", report_progress
+        ):
             _follow(side, label, reader, picks.sample(range(len(fleet)), changed), timings)
         wanted = require_all_shown(label, reader, fleet)
     finally:
         reader.close()
         gc.unfreeze()
     least = COLD_ROUNDS_MIN if settings.seconds >= 1 else 1
-    for _ in _rounds(settings.seconds * COLD_SHARE, least, f"{label}: new processes", tell):
-        ms, shown = in_fresh_process(first_read, opener, side.imports)
+    for _ in _rounds(settings.seconds * COLD_SHARE, least, f"{label}: new processes", report_progress):
+        ms, shown = run_in_fresh_process(first_read, opener, side.imports)
         require(shown == wanted, f"a new reader of {label} shows other states than the one that followed along")
         timings.note("cold", ms)
     measures = timings.measures
@@ -308,12 +314,12 @@ def measure(side: Side, label: str, opener: Opener, settings: Settings, tell: Te
     )
 
 
-def _rounds(seconds: float, least: int, what: str, tell: Tell) -> Iterator[None]:
+def _rounds(seconds: float, least: int, what: str, report_progress: ReportProgress) -> Iterator[None]:
     """One for each round, for at least so many rounds and so many seconds."""
     began = time.monotonic()
     done = 0
     while done < least or time.monotonic() - began < seconds:
-        tell(what, (time.monotonic() - began) / seconds)
+        report_progress(what, (time.monotonic() - began) / seconds)
         done += 1
         yield
 

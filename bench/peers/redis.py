@@ -28,7 +28,7 @@ def _connect(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_read_size=READ_BYTES, protocol=2)
 
 
-class _Reader:
+class _RedisReader:
     """Holds all nodes and the id of the last entry seen."""
 
     def __init__(self, url: str) -> None:
@@ -71,7 +71,7 @@ class Redis:
 
     def __init__(self, server: Server) -> None:
         self.clients: Mapping[str, str] = {"redis-py": version("redis"), "hiredis": version("hiredis")}
-        self.openers: Mapping[str, Opener] = {"redis xread": partial(_Reader, server.url)}
+        self.openers: Mapping[str, Opener] = {"redis xread": partial(_RedisReader, server.url)}
         self._redis = _connect(server.url)
 
     def write(self, rows: Sequence[Row]) -> None:

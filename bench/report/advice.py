@@ -12,7 +12,7 @@ from typing import Final
 from bench.report.comparison import JOURNAL, NOISE, SNAPSHOT, SQL, Pair, by_measure, headline
 from bench.report.document import Section, Table
 from bench.report.number_format import exact, figure, quantity, times
-from bench.report.records import TYPICAL_NODES, Shelf, command_for, command_of, typical
+from bench.report.records import TYPICAL_NODES, Records, command_for, command_of, typical
 
 EVENT_EVERY_S: Final = 10.0
 """How often a node of a busy fleet says something, for counting consumers."""
@@ -55,9 +55,9 @@ HEAL: Final = Question(
 QUESTIONS: Final = (FOLLOW, START, WRITE, AMPLIFY, STORED, SHOWN, HEAL)
 
 
-def answered(shelf: Shelf, question: Question) -> Pair | None:
+def answered(records: Records, question: Question) -> Pair | None:
     """The pair of figures that answers it; nothing where there is no record."""
-    grouped = by_measure(shelf, *question.scenarios)
+    grouped = by_measure(records, *question.scenarios)
     for wanted in question.measures:
         candidates = [pair for (_, _, measure), of in grouped.items() if measure == wanted for pair in of]
         if candidates:
@@ -73,34 +73,34 @@ def _missing(question: Question) -> str:
 # -- the answer -----------------------------------------------------------------------------------
 
 
-def recommended(shelf: Shelf) -> tuple[str, dict[str, int]]:
+def recommended(records: Records) -> tuple[str, dict[str, int]]:
     """The design that answers more of the questions better, and how many each does. Nothing, if it is a draw."""
-    found = [pair for question in QUESTIONS if (pair := answered(shelf, question))]
+    found = [pair for question in QUESTIONS if (pair := answered(records, question))]
     labels = dict.fromkeys((JOURNAL, SNAPSHOT, *(label for pair in found for label in pair.values)))
     counts = {label: sum(pair.winner == label for pair in found) for label in labels}
     most = [label for label, count in counts.items() if count == max(counts.values())]
     return (most[0] if len(most) == 1 else ""), counts
 
 
-def answer(shelf: Shelf) -> list[str]:
+def answer(records: Records) -> list[str]:
     """Five sentences that an operator can act on."""
-    return [_choose(shelf), _follow(shelf), _start(shelf), _consumers(shelf), _lose(shelf)]
+    return [_choose(records), _follow(records), _start(records), _consumers(records), _lose(records)]
 
 
-def _choose(shelf: Shelf) -> str:
-    take, counts = recommended(shelf)
-    found = [pair for question in QUESTIONS if (pair := answered(shelf, question))]
+def _choose(records: Records) -> str:
+    take, counts = recommended(records)
+    found = [pair for question in QUESTIONS if (pair := answered(records, question))]
     if not found:
         return "No choice can be made yet: no record here has figures of both designs, so run `make bench`."
     first, *others = [f"{_named(label)} {{}}in {count}" for label, count in counts.items()]
     better = ", ".join([first.format(f"is better by {NOISE:g}× or more "), *(other.format("") for other in others)])
     tally = f"of the {len(found)} questions below that were measured, {better}"
     if not take:
-        even = f"take the journal if you want every change in order, and the snapshot if not{_database(shelf)}"
+        even = f"take the journal if you want every change in order, and the snapshot if not{_database(records)}"
         return f"**Take either**: {tally}, so {even}."
     other = SNAPSHOT if take == JOURNAL else JOURNAL
     return (
-        f"**Run {_named(take)}** unless the table below names your reason for the {other}: {tally}{_database(shelf)}."
+        f"**Run {_named(take)}** unless the table below names your reason for the {other}: {tally}{_database(records)}."
     )
 
 
@@ -108,24 +108,24 @@ def _named(label: str) -> str:
     return label if SQL in label else f"the {label}"
 
 
-def _database(shelf: Shelf) -> str:
+def _database(records: Records) -> str:
     """How the database compares, where it was measured."""
-    found = [pair for question in QUESTIONS if (pair := answered(shelf, question)) and pair.databases]
+    found = [pair for question in QUESTIONS if (pair := answered(records, question)) and pair.databases]
     if not found:
         return ""
     near = sum(any(one.design in pair.near for one in pair.databases) for pair in found)
     return f"; a database keeps up with the best in {near} of the {len(found)} questions that it was measured in"
 
 
-def _follow(shelf: Shelf) -> str:
-    pair = answered(shelf, FOLLOW)
+def _follow(records: Records) -> str:
+    pair = answered(records, FOLLOW)
     if pair is None:
         return f"How fast a scheduler that follows along sees changes is {_missing(FOLLOW)}."
     case = pair.journal.case
     changed = exact(case.settings["changed"])
     growth = [
         one.record.across[key]
-        for one in shelf.estimates()
+        for one in records.estimates()
         if (key := f"{one.design}: refresh, exponent of nodes") in one.record.across
     ]
     grows = ""
@@ -139,8 +139,8 @@ def _follow(shelf: Shelf) -> str:
     )
 
 
-def _start(shelf: Shelf) -> str:
-    pair = answered(shelf, START)
+def _start(records: Records) -> str:
+    pair = answered(records, START)
     if pair is None:
         return f"How long a scheduler takes to start is {_missing(START)}."
     verdict = (
@@ -154,10 +154,10 @@ def _start(shelf: Shelf) -> str:
     )
 
 
-def _consumers(shelf: Shelf) -> str:
+def _consumers(records: Records) -> str:
     rates = {
         one.case.design: one.p50("consumer")
-        for one in typical(list(shelf.found("apply")))
+        for one in typical(list(records.found("apply")))
         if "consumer" in one.case.measures
     }
     if not rates:
@@ -171,8 +171,8 @@ def _consumers(shelf: Shelf) -> str:
     )
 
 
-def _lose(shelf: Shelf) -> str:
-    pair = answered(shelf, HEAL)
+def _lose(records: Records) -> str:
+    pair = answered(records, HEAL)
     rest = (
         "you can change your mind later: several designs can be written at once, and each reader names the one it reads"
     )
@@ -187,11 +187,11 @@ def _lose(shelf: Shelf) -> str:
 # -- who wins where -------------------------------------------------------------------------------
 
 
-def choice(shelf: Shelf) -> Section:
+def choice(records: Records) -> Section:
     """One row for each reason to take a design."""
     rows: list[Sequence[str]] = []
     for question in QUESTIONS:
-        pair = answered(shelf, question)
+        pair = answered(records, question)
         if pair is None:
             rows.append([question.when, "–", f"not measured here: `{command_for(question.scenarios[0])}`"])
             continue
@@ -227,7 +227,7 @@ def choice(shelf: Shelf) -> Section:
     return Section("When to take which", lead, tables=[Table(["when", "take", "because"], rows, words=True)])
 
 
-def wins(shelf: Shelf) -> Section:
+def wins(records: Records) -> Section:
     """Every measure of both designs, in the order of the journal's advantage."""
     title, lead = (
         "Where the journal wins and loses",
@@ -236,7 +236,7 @@ def wins(shelf: Shelf) -> Section:
             "of databases, where the run took them. What a database stores lies on disk."
         ),
     )
-    grouped = by_measure(shelf, *sorted({record.scenario for record in shelf.records.values()}, key=_rank))
+    grouped = by_measure(records, *sorted({record.scenario for record in records.by_run.values()}, key=_rank))
     quoted = {key: headline(of) for key, of in grouped.items()}
     labels = list(dict.fromkeys((JOURNAL, SNAPSHOT, *(label for pair in quoted.values() for label in pair.values))))
     rows: dict[str, list[tuple[float, Sequence[str]]]] = {"wins": [], "loses": [], "": []}
@@ -269,7 +269,7 @@ def _rank(scenario: str) -> tuple[bool, str]:
     return scenario == "scale", scenario
 
 
-def hybrid(shelf: Shelf) -> Section:
+def hybrid(records: Records) -> Section:
     """What a design that takes the better half of each would be, and what the records say of its price."""
     text = [
         (
@@ -284,7 +284,7 @@ def hybrid(shelf: Shelf) -> Section:
             "by age alone, and whoever falls behind it reads items."
         ),
     ]
-    prices = [price for price in (_price_now(shelf), _price_hybrid(shelf)) if price]
+    prices = [price for price in (_price_now(records), _price_hybrid(records)) if price]
     lead = "Not built: what follows from the figures, and what can be had today by writing both designs."
     if not prices:
         return Section(
@@ -297,9 +297,9 @@ def hybrid(shelf: Shelf) -> Section:
     return Section("What the hybrid would be", lead, [*text, *prices])
 
 
-def _price_now(shelf: Shelf) -> str:
+def _price_now(records: Records) -> str:
     costs = {
-        one.case.design: one for one in typical(list(shelf.found("apply"))) if "consumer, CPU" in one.case.measures
+        one.case.design: one for one in typical(list(records.found("apply"))) if "consumer, CPU" in one.case.measures
     }
     both = next((one for label, one in costs.items() if " and " in label), None)
     if both is None or JOURNAL not in costs or SNAPSHOT not in costs:
@@ -312,8 +312,8 @@ def _price_now(shelf: Shelf) -> str:
     )
 
 
-def _price_hybrid(shelf: Shelf) -> str:
-    pair = answered(shelf, AMPLIFY)
+def _price_hybrid(records: Records) -> str:
+    pair = answered(records, AMPLIFY)
     if pair is None or pair.unit != "x":
         return ""
     journal, snapshot = pair.values[JOURNAL], pair.values[SNAPSHOT]
@@ -325,10 +325,10 @@ def _price_hybrid(shelf: Shelf) -> str:
     )
 
 
-def goals(shelf: Shelf) -> Section:
+def goals(records: Records) -> Section:
     """What was wanted, beside what was got."""
     rows = []
-    for run, record in shelf.records.items():
+    for run, record in records.by_run.items():
         for goal in [*(goal for case in record.cases for goal in case.goals), *record.goals]:
             wanted = f"{'≤' if goal.sense == '<=' else '≥'} {quantity(goal.bound, goal.unit)}"
             rows.append(["met" if goal.met else "**not met**", goal.what, quantity(goal.got, goal.unit), wanted, run])

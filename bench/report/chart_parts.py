@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from bench.report.document import Bar, Bars, Chart, Line, Lines, Section, Table
+from bench.report.document import Bar, BarPlot, LinePlot, Plot, PlotLine, Section, Table
 from bench.report.number_format import exact, figure, quantity
-from bench.report.records import LOADS, Found, command_for, command_of, spread
+from bench.report.records import LOADS, RecordedCase, command_for, command_of, spread
 
 TONES: Final = ("journal", "snapshot", "sql", "bare")
 """What has a colour of its own, see ``theme``."""
@@ -22,7 +22,7 @@ def absent(title: str, lead: str, *scenarios: str) -> Section:
     return Section(title, lead, missing=f"No records of {' or '.join(scenarios)} here.", commands=commands)
 
 
-def commands_of(found: Sequence[Found]) -> list[str]:
+def commands_of(found: Sequence[RecordedCase]) -> list[str]:
     """The commands behind these cases, each once."""
     return list(dict.fromkeys(command_of(one.run, one.record) for one in found))
 
@@ -36,11 +36,13 @@ def tone_of(label: str) -> str:
     return next((database for database in DATABASES if database in words), tone) if tone == "sql" else tone
 
 
-def line(found: Sequence[Found], measure: str, label: str, x: Callable[[Found], float], tone: str = "") -> Line:
+def line(
+    found: Sequence[RecordedCase], measure: str, label: str, x: Callable[[RecordedCase], float], tone: str = ""
+) -> PlotLine:
     """A line through the medians, with a band from min to p99."""
     ordered = sorted(found, key=x)
     spreads = [spread(one, measure) for one in ordered]
-    return Line(
+    return PlotLine(
         label,
         tone or tone_of(label),
         [x(one) for one in ordered],
@@ -51,7 +53,7 @@ def line(found: Sequence[Found], measure: str, label: str, x: Callable[[Found], 
     )
 
 
-def bar(one: Found, measure: str, group: str, label: str, tone: str = "") -> Bar:
+def bar(one: RecordedCase, measure: str, group: str, label: str, tone: str = "") -> Bar:
     """A bar to the median, with a whisker from min to p99."""
     of = spread(one, measure)
     return Bar(group, label, tone or tone_of(one.case.design), of.p50, of.min, of.p99, quantity(of.p50, of.unit))
@@ -60,40 +62,40 @@ def bar(one: Found, measure: str, group: str, label: str, tone: str = "") -> Bar
 def across(
     name: str,
     caption: str,
-    found: Sequence[Found],
+    found: Sequence[RecordedCase],
     measure: str,
-    over: tuple[str, Callable[[Found], float]],
-    bare: Line | None = None,
-) -> Chart:
+    over: tuple[str, Callable[[RecordedCase], float]],
+    bare: PlotLine | None = None,
+) -> Plot:
     """A measure of each design over something that was varied, as lines; as bars if it was not."""
     axis, x = over
     unit = spread(found[0], measure).unit
     if len({x(one) for one in found}) > 1:
         lines = [line(of, measure, design, x) for design, of in designs_of(found).items()]
-        return Lines(name, f"{caption} Bands: min to p99.", axis, unit, [*lines, *([bare] if bare else [])])
+        return LinePlot(name, f"{caption} Bands: min to p99.", axis, unit, [*lines, *([bare] if bare else [])])
     bars = [bar(one, measure, "", one.case.design) for one in found]
-    return Bars(name, f"{caption} At {figure(x(found[0]))} {axis}. Whiskers: min to p99.", unit, bars)
+    return BarPlot(name, f"{caption} At {figure(x(found[0]))} {axis}. Whiskers: min to p99.", unit, bars)
 
 
-def across_nodes(name: str, caption: str, found: Sequence[Found], measure: str, bare: tuple[str, str]) -> Chart:
+def across_nodes(name: str, caption: str, found: Sequence[RecordedCase], measure: str, bare: tuple[str, str]) -> Plot:
     """The same over the size of the fleet, with the first design's ``bare`` measure and its label below."""
     first = [one for one in found if one.case.design == found[0].case.design and bare[0] in one.case.measures]
     below = line(first, bare[0], bare[1], nodes_of, "bare") if first else None
     return across(name, caption, found, measure, ("nodes", nodes_of), below)
 
 
-def median_and_p99(name: str, caption: str, found: Sequence[Found], measure: str, over: tuple[str, str]) -> Chart:
+def median_and_p99(name: str, caption: str, found: Sequence[RecordedCase], measure: str, over: tuple[str, str]) -> Plot:
     """Where the tail is what matters: two lines for each design over a setting, which ``over`` names and labels."""
-    lines: list[Line] = []
+    lines: list[PlotLine] = []
     for design, of in designs_of(found).items():
         ordered = sorted(of, key=lambda one: setting_of(over[0], one))
         xs, spreads = [setting_of(over[0], one) for one in ordered], [spread(one, measure) for one in ordered]
-        lines.append(Line(design, tone_of(design), xs, [one.p50 for one in spreads]))
-        lines.append(Line(f"{design}, p99", tone_of(design), xs, [one.p99 for one in spreads], dashed=True))
-    return Lines(name, f"{caption} Dashed: p99.", over[1], spread(found[0], measure).unit, lines)
+        lines.append(PlotLine(design, tone_of(design), xs, [one.p50 for one in spreads]))
+        lines.append(PlotLine(f"{design}, p99", tone_of(design), xs, [one.p99 for one in spreads], dashed=True))
+    return LinePlot(name, f"{caption} Dashed: p99.", over[1], spread(found[0], measure).unit, lines)
 
 
-def detail(found: Sequence[Found]) -> Table:
+def detail(found: Sequence[RecordedCase]) -> Table:
     """Every measure of these cases, with its spread."""
     rows = []
     for one in found:
@@ -108,7 +110,7 @@ def detail(found: Sequence[Found]) -> Table:
     return Table(head, rows, "All of it")
 
 
-def by_nodes(found: Sequence[Found], measures: Mapping[str, str]) -> Table:
+def by_nodes(found: Sequence[RecordedCase], measures: Mapping[str, str]) -> Table:
     """Medians: a row for each size, a column for each design and measure, which ``measures`` gives by its heading."""
     designs = designs_of(found)
     sizes = sorted({one.case.nodes for one in found})
@@ -128,19 +130,19 @@ def by_nodes(found: Sequence[Found], measures: Mapping[str, str]) -> Table:
     return Table(head, rows, "Medians")
 
 
-def nodes_of(one: Found) -> float:
+def nodes_of(one: RecordedCase) -> float:
     """The size of the fleet."""
     return float(one.case.nodes)
 
 
-def setting_of(name: str, one: Found) -> float:
+def setting_of(name: str, one: RecordedCase) -> float:
     """One of the case's settings."""
     return one.case.settings[name]
 
 
-def designs_of(found: Sequence[Found]) -> dict[str, list[Found]]:
+def designs_of(found: Sequence[RecordedCase]) -> dict[str, list[RecordedCase]]:
     """By label, in the order of appearance."""
-    grouped: dict[str, list[Found]] = {}
+    grouped: dict[str, list[RecordedCase]] = {}
     for one in found:
         grouped.setdefault(one.case.design, []).append(one)
     return grouped

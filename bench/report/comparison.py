@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.report.number_format import quantity, times
-from bench.report.records import LOADS, TYPICAL_NODES, Found, Shelf, command_of
+from bench.report.records import LOADS, TYPICAL_NODES, RecordedCase, Records, command_of
 
 JOURNAL, SNAPSHOT, SQL = "journal", "snapshot", "sql"
 NOISE: Final = 1.5
@@ -33,11 +33,11 @@ NOT_COMPARED: Final = (
     "memory beyond the reader",
 )
 """Beginnings of measures that are not a design's own, or that are a part of one which is compared."""
-USUAL: Final = {"changed": 100, "rate": 1_000}
+TYPICAL_LOADS: Final = {"changed": 100, "rate": 1_000}
 """Loads that figures are quoted for, where a record has them."""
 
 
-USUAL_VARIANTS: Final = ("tail", "memcached restarted")
+TYPICAL_VARIANTS: Final = ("tail", "memcached restarted")
 """What a new reader meets on average (see bench/cold.py), and the fault that loses most."""
 ALIKE: Final = {
     "memcached restarted": "database restarted",
@@ -51,9 +51,9 @@ class Pair:
     """One measure of both designs of memcached, at the same size and settings; and of ``databases``, where there are any."""
 
     measure: str
-    journal: Found
-    snapshot: Found
-    databases: Sequence[Found] = ()
+    journal: RecordedCase
+    snapshot: RecordedCase
+    databases: Sequence[RecordedCase] = ()
 
     @property
     def unit(self) -> str:
@@ -120,11 +120,11 @@ class Pair:
         return times(self.lead) if self.lead != math.inf else "all of it"
 
 
-def pairs(shelf: Shelf, *scenarios: str) -> Iterator[Pair]:
+def pairs(records: Records, *scenarios: str) -> Iterator[Pair]:
     """Each measure that a journal's case shares with the snapshot's case beside it, with those of databases."""
-    found = list(shelf.found(*scenarios))
+    found = list(records.found(*scenarios))
     for journal in (one for one in found if one.design == JOURNAL):
-        beside: dict[str, Found] = {}
+        beside: dict[str, RecordedCase] = {}
         for label in dict.fromkeys(one.design for one in found):
             if label == SNAPSHOT or SQL in label.split():
                 others = [one for one in found if one.design == label and _beside(one, journal)]
@@ -147,27 +147,27 @@ def headline(of: list[Pair]) -> Pair:
         case = pair.journal.case
         return (
             case.nodes == TYPICAL_NODES,
-            all(case.settings.get(name, usual) == usual for name, usual in USUAL.items()),
+            all(case.settings.get(name, usual) == usual for name, usual in TYPICAL_LOADS.items()),
             case.nodes,
             -case.settings.get("change_bytes", 0.0),  # the usual ones are the smallest
-            sum(case.settings.get(name, 0.0) for name in (*USUAL, "readers")),
-            pair.journal.variant in USUAL_VARIANTS,
+            sum(case.settings.get(name, 0.0) for name in (*TYPICAL_LOADS, "readers")),
+            pair.journal.variant in TYPICAL_VARIANTS,
             len(pair.databases),
         )
 
     return max(of, key=rank)
 
 
-def by_measure(shelf: Shelf, *scenarios: str) -> dict[tuple[str, str, str], list[Pair]]:
+def by_measure(records: Records, *scenarios: str) -> dict[tuple[str, str, str], list[Pair]]:
     """Pairs by (scenario, the journal's variant, measure)."""
     grouped: dict[tuple[str, str, str], list[Pair]] = {}
-    for pair in pairs(shelf, *scenarios):
+    for pair in pairs(records, *scenarios):
         key = pair.journal.record.scenario, pair.journal.variant, pair.measure
         grouped.setdefault(key, []).append(pair)
     return grouped
 
 
-def _beside(one: Found, other: Found) -> bool:
+def _beside(one: RecordedCase, other: RecordedCase) -> bool:
     if (one.run, one.case.nodes) != (other.run, other.case.nodes):
         return False
     return all(_near(one.case.settings.get(name), other.case.settings.get(name)) for name in LOADS)

@@ -17,7 +17,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PlotLine:
     """Points of one thing, by x; ``lows`` and ``highs`` make a band. ``tone`` names its colour, see ``draw``."""
 
     label: str
@@ -30,14 +30,14 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LinePlot:
     """A plot of lines; both axes are logarithmic where the points allow it."""
 
     name: str
     caption: str
     x: str
     y: str
-    lines: Sequence[Line]
+    lines: Sequence[PlotLine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
+class BarPlot:
     """A plot of bars lying one below the other."""
 
     name: str
@@ -64,7 +64,7 @@ class Bars:
     logarithmic: bool = False
 
 
-Chart = Lines | Bars
+Plot = LinePlot | BarPlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Section:
     title: str
     lead: str
     text: Sequence[str] = ()
-    charts: Sequence[Chart] = ()
+    charts: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     detail: Sequence[Table] = field(default=())
     commands: Sequence[str] = ()

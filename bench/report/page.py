@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from bench.report import advice
 from bench.report.comparison import NOISE
-from bench.report.document import Chart, Section, Table
+from bench.report.document import Plot, Section, Table
 from bench.report.number_format import figure
-from bench.report.records import Shelf, command_of
+from bench.report.records import Records, command_of
 from bench.report.sections import sections
 from bench.report.theme import DARK, LIGHT
 
@@ -44,8 +44,8 @@ def write_report(results: Path, docs: Path | None = None) -> list[Path]:
     """Write ``report.html`` into the folder of records, and ``evaluation.md`` with its plots into ``docs``: where the
     documentation is for the folder of this repository, and else beside the report. Returns the pages.
     """
-    shelf = Shelf.of(results)
-    if not shelf.records:
+    records = Records.of(results)
+    if not records.by_run:
         raise ReportError(f"no records in {results}: make them with `python -m bench all`")
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - an extra
@@ -62,7 +62,7 @@ def write_report(results: Path, docs: Path | None = None) -> list[Path]:
         autoescape=True,
     )
     environment.filters |= {"marked": marked, "cell": cell}
-    page, page_html, page_md = compose(shelf), results / "report.html", docs / "evaluation.md"
+    page, page_html, page_md = compose(records), results / "report.html", docs / "evaluation.md"
     shared: dict[str, Any] = {"page": page, "anchor": anchor}
     as_html = environment.get_template("report.html").render(**shared, svg=svg, light=LIGHT, dark=DARK)
     page_html.write_text(as_html + "\n", encoding="utf-8")
@@ -72,34 +72,34 @@ def write_report(results: Path, docs: Path | None = None) -> list[Path]:
     return [page_html, page_md]
 
 
-def compose(shelf: Shelf) -> Page:
+def compose(records: Records) -> Page:
     """The page, before it is written."""
     return Page(
-        answer=advice.answer(shelf),
-        notes=_notes(shelf),
-        advice=[advice.choice(shelf), advice.wins(shelf), advice.hybrid(shelf)],
-        measured=sections(shelf),
-        ends=[advice.goals(shelf), caveats(shelf), runs(shelf)],
+        answer=advice.answer(records),
+        notes=_notes(records),
+        advice=[advice.choice(records), advice.wins(records), advice.hybrid(records)],
+        measured=sections(records),
+        ends=[advice.goals(records), caveats(records), runs(records)],
     )
 
 
-def _notes(shelf: Shelf) -> list[str]:
+def _notes(records: Records) -> list[str]:
     notes = []
-    if shelf.quick:
+    if records.quick:
         notes.append(
-            f"Not figures to go by: {', '.join(shelf.quick)} ran with `--quick`, which shows that things work."
+            f"Not figures to go by: {', '.join(records.quick)} ran with `--quick`, which shows that things work."
         )
-    if len({record.commit for record in shelf.records.values()}) > 1:
+    if len({record.commit for record in records.by_run.values()}) > 1:
         notes.append("The records are of different commits: see the table of runs.")
-    if any(record.commit.endswith("+") for record in shelf.records.values()):
+    if any(record.commit.endswith("+") for record in records.by_run.values()):
         notes.append("Some runs were made with files that differ from their commit (marked +).")
-    notes += [f"Left out, as it is no record: {name}." for name in shelf.unreadable]
+    notes += [f"Left out, as it is no record: {name}." for name in records.unreadable]
     return notes
 
 
-def caveats(shelf: Shelf) -> Section:
+def caveats(records: Records) -> Section:
     """What to keep in mind, with the figures of where it ran."""
-    machines = [record.machine for record in shelf.records.values()]
+    machines = [record.machine for record in records.by_run.values()]
     calibrations = sorted(machine.calibration_ms for machine in machines)
     cores = ", ".join(sorted({f"{machine.cores} cores of {machine.cpu}" for machine in machines}))
     text = [
@@ -119,7 +119,7 @@ def caveats(shelf: Shelf) -> Section:
     return Section("Caveats", "", text)
 
 
-def runs(shelf: Shelf) -> Section:
+def runs(records: Records) -> Section:
     """Every record, and how to make it again."""
     rows = [
         [
@@ -130,17 +130,17 @@ def runs(shelf: Shelf) -> Section:
             f"{record.machine.calibration_ms:.1f}",
             f"`{command_of(run, record)}`",
         ]
-        for run, record in shelf.records.items()
+        for run, record in records.by_run.items()
     ]
     head = ["run", "began", "commit", "load", "calibration, ms", "command"]
-    servers = {f"{name} {of}" for record in shelf.records.values() for name, of in record.versions.items()}
+    servers = {f"{name} {of}" for record in records.by_run.values() for name, of in record.versions.items()}
     lead = f"Versions: {', '.join(sorted(servers))}."
     return Section("Runs", lead, tables=[Table(head, rows, words=True)], commands=["make bench"])
 
 
 def _write_plots(page: Page, folder: Path, svg_file: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    charts: list[Chart] = [chart for section in page.measured for chart in section.charts]
+    charts: list[Plot] = [chart for section in page.measured for chart in section.charts]
     for old in folder.glob("*.svg"):
         if old.stem not in {chart.name for chart in charts}:
             old.unlink()

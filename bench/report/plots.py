@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from bench.report.document import Bars, Chart, Line, Lines
+from bench.report.document import BarPlot, LinePlot, Plot, PlotLine
 from bench.report.number_format import figure
 from bench.report.theme import DARK, LIGHT
 
@@ -50,13 +50,13 @@ FEW: Final = 100.0
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
-def svg(chart: Chart) -> str:
+def svg(chart: Plot) -> str:
     """The plot as it stands in a page, which defines the colours."""
     with mpl.rc_context(SETTINGS):
-        return _cleaned(_lines(chart) if isinstance(chart, Lines) else _bars(chart), chart.name)
+        return _cleaned(_lines(chart) if isinstance(chart, LinePlot) else _bars(chart), chart.name)
 
 
-def svg_file(chart: Chart) -> str:
+def svg_file(chart: Plot) -> str:
     """The plot as a file of its own, light or dark as its reader likes."""
 
     def variables(theme: dict[str, str]) -> str:
@@ -66,7 +66,7 @@ def svg_file(chart: Chart) -> str:
     return re.sub(r"(<svg[^>]*>)", rf"\1{style}", svg(chart), count=1) + "\n"
 
 
-def _lines(chart: Lines) -> Figure:
+def _lines(chart: LinePlot) -> Figure:
     plot = Figure(figsize=(WIDTH_IN, LINES_HEIGHT_IN), layout="constrained")
     axes = plot.add_subplot()
     drawn = [one for one in chart.lines if one.xs]
@@ -116,7 +116,7 @@ def _dress(axes: Axes) -> None:
     axes.tick_params(length=0, which="both")
 
 
-def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
+def _label_ends(axes: Axes, lines: Sequence[PlotLine]) -> None:
     """Each line's name at its right end, moved apart where they would lie on each other."""
     axes.get_ylim()  # limits follow what is drawn only when asked for, and the transform does not ask
     to_share = axes.transScale + axes.transLimits
@@ -140,7 +140,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
         )
 
 
-def _bars(chart: Bars) -> Figure:
+def _bars(chart: BarPlot) -> Figure:
     rows: list[tuple[str, int]] = []
     at = 0.0
     groups = [(name, list(of)) for name, of in groupby(chart.bars, key=lambda one: one.group)]

@@ -16,26 +16,26 @@ from bench.report.chart_parts import (
     median_and_p99,
     setting_of,
 )
-from bench.report.document import Lines, Section, Table
+from bench.report.document import LinePlot, Section, Table
 from bench.report.number_format import exact, quantity, times
-from bench.report.records import Shelf, typical, varied
+from bench.report.records import Records, typical, varied
 from bench.scale import UNSHOWN
 
 ESTIMATED: Final = ("refresh", "nothing", "first view", "commit")
 """Of all that was fitted, what an operator would ask for."""
 
 
-def following(shelf: Shelf) -> Section:
+def following(records: Records) -> Section:
     """A warm reader, against the size of the fleet and against what changed."""
     title, lead = "Following along", "How long a scheduler's `read()` takes when some nodes changed since its last one."
-    found = shelf.widest("refresh", "refresh", "scale")
+    found = records.widest("refresh", "refresh", "scale")
     if not found:
         return absent(title, lead, "refresh")
     changed = exact(found[0].case.settings["changed"])
     caption = f"After {changed} nodes changed, by the size of the fleet."
     bare = ("bare states", "bare socket, the changed states")
     charts = [across_nodes("following-nodes", caption, found, "refresh", bare)]
-    by_changed = [one for one in shelf.found("refresh") if one.case.nodes == typical(found)[0].case.nodes]
+    by_changed = [one for one in records.found("refresh") if one.case.nodes == typical(found)[0].case.nodes]
     # One of each load: of two runs with the same, the first. A database may have one alone, which is a point.
     by_changed = list({(one.case.design, one.case.settings["changed"]): one for one in reversed(by_changed)}.values())[
         ::-1
@@ -44,17 +44,17 @@ def following(shelf: Shelf) -> Section:
         of_changed = partial(setting_of, "changed")
         lines = [line(of, "refresh", design, of_changed) for design, of in designs_of(by_changed).items()]
         caption = f"At {by_changed[0].case.nodes:,} nodes, by how many changed (a run each)."
-        charts.append(Lines("following-changed", caption, "nodes changed between two reads", "ms", lines))
+        charts.append(LinePlot("following-changed", caption, "nodes changed between two reads", "ms", lines))
     shown = {f"{changed} changed": "refresh", "nothing changed": "nothing"}
     table = by_nodes(found, shown)
     used = [*found, *(by_changed if len(charts) > 1 else [])]
     return Section(title, lead, charts=charts, tables=[table], detail=[detail(found)], commands=commands_of(used))
 
 
-def starting(shelf: Shelf) -> Section:
+def starting(records: Records) -> Section:
     """A new reader."""
     title, lead = "Starting", "How long a scheduler that was just started takes to its first view of all nodes."
-    found = shelf.widest("first view", "cold", "scale")
+    found = records.widest("first view", "cold", "scale")
     if not found:
         return absent(title, lead, "cold")
     bare = ("bare blocks", "bare socket, in blocks")
@@ -72,13 +72,13 @@ def starting(shelf: Shelf) -> Section:
     )
 
 
-def growing(shelf: Shelf) -> Section:
+def growing(records: Records) -> Section:
     """The fitted exponents, and what they say of a larger fleet."""
     title, lead = (
         "Growing",
         "A cost grows with the fleet to the power of its exponent: 0 does not grow, 1 grows in step.",
     )
-    estimates = list(shelf.estimates())
+    estimates = list(records.estimates())
     if not estimates:
         return absent(title, lead, "scale")
     across = estimates[0].record.across
@@ -109,11 +109,11 @@ def growing(shelf: Shelf) -> Section:
     return Section(title, lead, text, tables=[table], commands=commands_of(estimates))
 
 
-def propagating(shelf: Shelf) -> Section:
+def propagating(records: Records) -> Section:
     """From the agent to the view, by rate: the median and, dashed, the worst of a hundred."""
     title = "Propagation"
     lead = "From an agent's publishing of a change until the view of a reader that looks all the time shows it."
-    found = typical(list(shelf.found("propagation")))
+    found = typical(list(records.found("propagation")))
     found = [one for one in found if {"rate", "propagation"} <= {*one.case.settings, *one.case.measures}]
     if not found:
         return absent(title, lead, "propagation")

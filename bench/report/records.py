@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import msgspec
 
-from bench.environments import NAMES, USUAL, label_of
+from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, design_label
 from bench.plan import FULL, QUICK
 from bench.record import FORMAT, Case, Measure, Record
 
@@ -26,7 +26,7 @@ LOADS: Final = ("rate", "readers", "schedulers", "full", "batch", "clients", "ch
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RecordedCase:
     """A case, and the record that it stands in."""
 
     run: str
@@ -54,10 +54,10 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class Records:
     """All records, by the name of the run; and the files that hold none."""
 
-    records: Mapping[str, Record]
+    by_run: Mapping[str, Record]
     unreadable: Sequence[str] = ()
 
     @classmethod
@@ -77,40 +77,40 @@ class Shelf:
                 unreadable.append(f"{path.name}: format {record.format}, want {FORMAT}")
         return cls(records, unreadable)
 
-    def found(self, *scenarios: str) -> Iterator[Found]:
+    def found(self, *scenarios: str) -> Iterator[RecordedCase]:
         """Cases that were measured, of these scenarios, in the order of the scenarios named."""
         for scenario in scenarios:
-            for run, record in self.records.items():
+            for run, record in self.by_run.items():
                 if record.scenario == scenario:
-                    yield from (one for case in record.cases if not (one := Found(run, record, case)).estimated)
+                    yield from (one for case in record.cases if not (one := RecordedCase(run, record, case)).estimated)
 
-    def widest(self, measure: str, *scenarios: str) -> list[Found]:
+    def widest(self, measure: str, *scenarios: str) -> list[RecordedCase]:
         """The cases with this measure of the one record that has it for most sizes: runs are not comparable."""
-        by_run: dict[str, list[Found]] = {}
+        by_run: dict[str, list[RecordedCase]] = {}
         for one in self.found(*scenarios):
             if measure in one.case.measures:
                 by_run.setdefault(one.run, []).append(one)
         return max(by_run.values(), key=lambda of: len({one.case.nodes for one in of}), default=[])
 
-    def estimates(self) -> Iterator[Found]:
+    def estimates(self) -> Iterator[RecordedCase]:
         """Cases that were computed from others."""
-        for run, record in self.records.items():
-            yield from (one for case in record.cases if (one := Found(run, record, case)).estimated)
+        for run, record in self.by_run.items():
+            yield from (one for case in record.cases if (one := RecordedCase(run, record, case)).estimated)
 
     @property
     def quick(self) -> list[str]:
         """The runs that were too short for figures."""
-        return [run for run, record in self.records.items() if record.seconds < QUICK_BELOW_S]
+        return [run for run, record in self.by_run.items() if record.seconds < QUICK_BELOW_S]
 
 
-def typical(found: Collection[Found]) -> list[Found]:
+def typical(found: Collection[RecordedCase]) -> list[RecordedCase]:
     """Those of the fleet that figures are quoted for."""
     sizes = {one.case.nodes for one in found}
     chosen = TYPICAL_NODES if TYPICAL_NODES in sizes else max(sizes, default=0)
     return [one for one in found if one.case.nodes == chosen]
 
 
-def varied(found: Collection[Found], among: Sequence[str]) -> str | None:
+def varied(found: Collection[RecordedCase], among: Sequence[str]) -> str | None:
     """The first of these settings that takes more than one value."""
     for name in among:
         if len({one.case.settings[name] for one in found if name in one.case.settings}) > 1:
@@ -118,7 +118,7 @@ def varied(found: Collection[Found], among: Sequence[str]) -> str | None:
     return None
 
 
-def spread(found: Found, measure: str) -> Measure:
+def spread(found: RecordedCase, measure: str) -> Measure:
     """How a measure of a case was spread."""
     return found.case.measures[measure]
 
@@ -132,9 +132,9 @@ def command_of(run: str, record: Record) -> str:
         if same and all(_has(record, str(design)) for design in _tuple(planned.overrides.get("designs", ()))):
             return planned.command
     words = ["python", "-m", "bench", record.scenario]
-    found = [Found(run, record, case).design for case in record.cases if not case.settings.get("estimated")]
-    designs = [name for name in NAMES if label_of([name]) in found]
-    if designs and tuple(designs) != USUAL:
+    found = [RecordedCase(run, record, case).design for case in record.cases if not case.settings.get("estimated")]
+    designs = [name for name in DESIGN_NAMES if design_label([name]) in found]
+    if designs and tuple(designs) != DEFAULT_DESIGNS:
         words += ["--design", ",".join(designs)]
     if sizes:
         words += ["--nodes", ",".join(map(str, sizes))]
@@ -148,7 +148,7 @@ def command_of(run: str, record: Record) -> str:
 
 def _has(record: Record, design: str) -> bool:
     """Whether a design was measured, or was to be."""
-    label = label_of([design])
+    label = design_label([design])
     return any(text.startswith(label) for text in [*(case.design for case in record.cases), *record.skipped])
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Final
 
 from bench.report.chart_parts import absent, bar, commands_of, detail, line, setting_of
-from bench.report.document import Bars, Chart, Line, Lines, Section, Table
+from bench.report.document import BarPlot, LinePlot, Plot, PlotLine, Section, Table
 from bench.report.number_format import exact, quantity, times
-from bench.report.records import Found, Shelf, spread
+from bench.report.records import RecordedCase, Records, spread
 
 ONE: Final = "one request"
 MEMORY: Final = "memory beyond the reader"
@@ -28,11 +28,11 @@ SHADES: Final = ("journal", "snapshot", "other", "bare")
 """Colours of lines that are no designs: they are told apart as those are."""
 
 
-def deciding(shelf: Shelf) -> Section:
+def deciding(records: Records) -> Section:
     """One scheduler: a decision by kind and size, and claims by batch; OpenStack's beside them."""
     title = "Deciding"
     lead = "What one request costs a scheduler that follows along, with the default filters and weighers, and how many claims it writes."
-    found = list(shelf.found("select"))
+    found = list(records.found("select"))
     one = [case for case in found if case.variant == ONE]
     if not one:
         return absent(title, lead, "select")
@@ -43,8 +43,8 @@ def deciding(shelf: Shelf) -> Section:
         for measure, says in DECIDES.items()
         if measure in case.case.measures
     ]
-    charts: list[Chart] = [
-        Bars("select-one", "One request at a time. Whiskers: min to p99.", "ms", bars, logarithmic=True)
+    charts: list[Plot] = [
+        BarPlot("select-one", "One request at a time. Whiskers: min to p99.", "ms", bars, logarithmic=True)
     ]
     batches = [case for case in found if case.variant == BATCHES]
     if batches:
@@ -58,7 +58,7 @@ def deciding(shelf: Shelf) -> Section:
             )
             for case in batches
         ]
-        charts.append(Bars("select-batches", "Claims a second of one scheduler.", "claims/s", batched))
+        charts.append(BarPlot("select-batches", "Claims a second of one scheduler.", "claims/s", batched))
     theirs = [case for case in found if case.variant == "" and not case.design.startswith("snapshot")]
     text = [
         f"A scheduler takes {quantity(case.p50(MEMORY), 'bytes')} a node beyond its reader, at {exact(case.case.nodes)}."
@@ -83,22 +83,22 @@ def deciding(shelf: Shelf) -> Section:
     return Section(title, lead, text, charts, tables, [detail(shown)], commands_of(shown))
 
 
-def racing(shelf: Shelf) -> Section:
+def racing(records: Records) -> Section:
     """Several schedulers at once, by how full the fleet is."""
     title = "Schedulers among each other"
     lead = (
         "Several schedulers, each in a process of its own, claim on the same fleet at the same time. A conflict is a "
         "compare-and-swap that another was faster with: it costs another round trip, and never an overcommitted node."
     )
-    found = [case for case in shelf.found("select") if case.variant in {RACES, RACES_UNSHARED}]
+    found = [case for case in records.found("select") if case.variant in {RACES, RACES_UNSHARED}]
     races = [case for case in found if case.variant == RACES]
     if not races:
         return absent(title, lead, "select")
     cores = races[0].record.machine.cores
     over = "schedulers"
     nodes = f"{exact(races[0].case.nodes)} nodes, {cores} cores for all of them, memcached, and whatever else ran"
-    charts: list[Chart] = [
-        Lines(name, f"{caption} At {nodes}.", over, spread(races[0], measure).unit, _by_fullness(races, measure))
+    charts: list[Plot] = [
+        LinePlot(name, f"{caption} At {nodes}.", over, spread(races[0], measure).unit, _by_fullness(races, measure))
         for name, measure, caption in (
             ("select-claims", "claims, all", "Claims of all schedulers together, by how full the fleet is."),
             ("select-conflicts", "conflicts", "Compare-and-swaps that conflicted."),
@@ -138,7 +138,7 @@ def racing(shelf: Shelf) -> Section:
     return Section(title, lead, [], charts, tables, [detail(found)], commands_of(found))
 
 
-def reserving(shelf: Shelf) -> Section:
+def reserving(records: Records) -> Section:
     """Groups all or nothing: one scheduler alone, and several against each other."""
     title = "Groups, all or nothing"
     lead = (
@@ -146,7 +146,7 @@ def reserving(shelf: Shelf) -> Section:
         "fleet that has hardly room for them. What is held in the end is read from the claim records by nobody who wrote "
         "them: each group is whole or not there, and no node is over its capacity."
     )
-    found = list(shelf.found("reserve"))
+    found = list(records.found("reserve"))
     if not found:
         return absent(title, lead, "reserve")
     rows = [
@@ -166,12 +166,12 @@ def reserving(shelf: Shelf) -> Section:
     return Section(title, lead, [], [], [table], [detail(found)], commands_of(found))
 
 
-def _on(case: Found, among: Sequence[Found]) -> str:
+def _on(case: RecordedCase, among: Sequence[RecordedCase]) -> str:
     """Which design, where there are several."""
     return f", {case.design}" if len({one.design for one in among}) > 1 else ""
 
 
-def _by_fullness(races: Sequence[Found], measure: str) -> list[Line]:
+def _by_fullness(races: Sequence[RecordedCase], measure: str) -> list[PlotLine]:
     levels = sorted({case.case.settings["full"] for case in races})
     return [
         line(
@@ -185,7 +185,7 @@ def _by_fullness(races: Sequence[Found], measure: str) -> list[Line]:
     ]
 
 
-def _same_race(one: Found, other: Found) -> bool:
+def _same_race(one: RecordedCase, other: RecordedCase) -> bool:
     names = ("schedulers", "full")
     return (one.run, one.design) == (other.run, other.design) and all(
         one.case.settings[name] == other.case.settings[name] for name in names

@@ -7,9 +7,9 @@ from typing import Final
 
 from bench.report import consumer_sections, fault_sections, reader_sections, scheduler_sections, trace_section
 from bench.report.document import Section
-from bench.report.records import Shelf
+from bench.report.records import Records
 
-Build = Callable[[Shelf], Section]
+Build = Callable[[Records], Section]
 
 BUILD: Final[tuple[Build, ...]] = (
     reader_sections.following,
@@ -29,6 +29,6 @@ BUILD: Final[tuple[Build, ...]] = (
 )
 
 
-def sections(shelf: Shelf) -> list[Section]:
+def sections(records: Records) -> list[Section]:
     """All of them."""
-    return [build(shelf) for build in BUILD]
+    return [build(records) for build in BUILD]

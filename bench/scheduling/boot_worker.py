@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from bench.scheduling.tasks import Task
-from bench.worker import Line
+from bench.worker import ParentLink
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
 from nodestate.scheduling.orders.boots import Booted
@@ -49,16 +49,16 @@ class Served:
     conflicts: int
 
 
-def serve(line: Line, config: Config, name: str, weights: Mapping[str, float], seed: int) -> Served:
+def serve(parent: ParentLink, config: Config, name: str, weights: Mapping[str, float], seed: int) -> Served:
     """Do what is said until told to stop; be a scheduler meanwhile."""
     courier = KombuCourier(config)
     with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S, courier=courier) as scheduler:
         scheduler.refresh()
-        line.begun()
-        while not line.told_to_stop():
-            asked = line.hear(IDLE_S)
+        parent.report_ready()
+        while not parent.should_stop():
+            asked = parent.receive(IDLE_S)
             if isinstance(asked, BootThese):
-                line.say(_boot(scheduler, asked.tasks, weights))
+                parent.send(_boot(scheduler, asked.tasks, weights))
             elif isinstance(asked, EndThese):
                 scheduler.end((node, task.name) for node, task in asked.tasks)
             scheduler.step()

@@ -15,7 +15,7 @@ from typing import Final
 from bench.scheduling.claim_audit import Held
 from bench.scheduling.hosts import Wants
 from bench.stepped_cell import MAX_AGE_S
-from bench.worker import Line
+from bench.worker import ParentLink
 from bench.workload import require
 from nodestate.config import Config
 from nodestate.scheduling.claims.placing import Placing
@@ -59,7 +59,7 @@ class Raced:
     held: Sequence[Held]
 
 
-def race(line: Line, config: Config, name: str, own: Race) -> Raced:
+def race(parent: ParentLink, config: Config, name: str, own: Race) -> Raced:
     """Begin, wait for the start, race, and tell. The start is a time of the machine's monotonic clock."""
     if not own.shared:
         vars(ranking)["TIE_WIDTH"] = NO_WIDTH  # this process exists for nothing else
@@ -72,8 +72,8 @@ def race(line: Line, config: Config, name: str, own: Race) -> Raced:
             held += (placing for placing in scheduler.claim(wants.take(BATCH_COUNT)) if placing.claim is not None)
         scheduler.placer.give_back(held)
         held.clear()
-        line.begun()
-        start = line.hear(GO_S)
+        parent.report_ready()
+        start = parent.receive(GO_S)
         require(start is not None, "nobody said when to start")
         time.sleep(max(0.0, start - time.monotonic()))
         stats = scheduler.claim_table.stats

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from bench.workload import Fleet
+from bench.workload import SeededFleet
 from nodestate.scheduling.request import InstanceGroup, Request
 
 TENANTS_COUNT: Final = 3
@@ -41,7 +41,7 @@ KINDS: Final = (*[PLAIN] * 7, *[LARGE] * 2, SPECIAL)
 VCPU_RATIO: Final = 4.0
 
 
-class Hosts(Fleet):
+class Hosts(SeededFleet):
     """A fleet whose nodes are ``full`` (0 to 1) on average, each in its own way, and anew with every change."""
 
     def __init__(self, seed: int, nodes: int, full: float, *, state_bytes: int = 1_024) -> None:

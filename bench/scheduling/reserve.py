@@ -17,12 +17,14 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.environments import PATIENCE_S, MemcachedPlace, Place, Tour
+from bench.environments import PATIENCE_S, Environment
+from bench.memcached_environment import MemcachedEnvironment
 from bench.record import Case, Goal, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.scheduling.hosts import Hosts
-from bench.stepped_cell import MAX_AGE_S, Cell
-from bench.worker import Beside, Line
+from bench.stepped_cell import MAX_AGE_S, SteppedCell
+from bench.worker import ParentLink, Worker
 from bench.workload import require
 from nodestate.config import Config
 from nodestate.ports import Put, Write
@@ -49,19 +51,19 @@ HOLD_S: Final = 3_600.0
 GOAL_POINTS: Final = 5.0
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """One scheduler alone, then four, in the first design that lives in memcached, at every size."""
-    tour = Tour()
+    runs = Runs()
     for nodes in settings.nodes:
 
-        def measure(place: Place, nodes: int = nodes) -> list[Case]:
+        def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
             hosts = Hosts(settings.seed, nodes, 0.0, state_bytes=settings.state_bytes)
-            with Cell(hosts, place, settings) as cell:
-                cell.load(tell)
-                return [_raced(cell, hosts, schedulers, settings, tell) for schedulers in (1, SCHEDULERS)]
+            with SteppedCell(hosts, environment, settings) as cell:
+                cell.load(report_progress)
+                return [_raced(cell, hosts, schedulers, settings, report_progress) for schedulers in (1, SCHEDULERS)]
 
-        tour.visit([settings.designs[0]], nodes * settings.state_bytes, measure)
-    return tour.findings(*_compared(tour.cases))
+        runs.measure_in([settings.designs[0]], nodes * settings.state_bytes, measure)
+    return runs.findings(*_compared(runs.cases))
 
 
 SCENARIO: Final = Scenario("reserve", "groups all or nothing, by schedulers against each other", run, NODES)
@@ -96,13 +98,13 @@ class Reserved:
 
 
 def reserve_along(
-    line: Line, config: Config, name: str, seed: int, groups: list[dict[str, Any]], most: int
+    parent: ParentLink, config: Config, name: str, seed: int, groups: list[dict[str, Any]], most: int
 ) -> Reserved:
     """Reserve one after the other; each is held for as long as ``most`` further ones are tried."""
     wants = [parse_group(group) for group in groups]
     with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S) as scheduler:
         scheduler.refresh()
-        line.begun()
+        parent.report_ready()
         ms, good, held = [], [], deque[tuple[int, Reservation]]()
         for number, want in enumerate(wants):
             while held and held[0][0] <= number - most:
@@ -125,23 +127,25 @@ def _require_whole(want: GroupRequest, found: Reservation) -> None:
         require(max(nodes.values()) == 1, f"two of an anti-affinity group share a node: {nodes.most_common(1)}")
 
 
-def _raced(cell: Cell, hosts: Hosts, schedulers: int, settings: Settings, tell: Tell) -> Case:
-    place = cell.place
-    assert isinstance(place, MemcachedPlace), "claims live in memcached"
+def _raced(
+    cell: SteppedCell, hosts: Hosts, schedulers: int, settings: Settings, report_progress: ReportProgress
+) -> Case:
+    environment = cell.environment
+    assert isinstance(environment, MemcachedEnvironment), "claims live in memcached"
     count = GROUPS_BRIEF_COUNT if settings.seconds < BRIEF_S else GROUPS_COUNT
     groups = wanted(settings.seed, count)
     vcpus = [sum(member["resources"]["VCPU"] for member in group["members"]) for group in groups]
     room = sum(hosts.kind(number).capacity["VCPU"] for number in range(len(hosts)))
     most = max(schedulers, round(WANTED_SHARE * room / (sum(vcpus) / len(vcpus))))
-    tell(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.0)
+    report_progress(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.0)
     # The cell's consumer writes when it is told to; a scheduler takes no view that is older than claims count.
     config = msgspec.structs.replace(cell.config, claim_ttl_s=HOLD_S)
-    store = MemcachedStore(place.address, timeout_s=PATIENCE_S)
+    store = MemcachedStore(environment.address, timeout_s=PATIENCE_S)
     _begin_records(store, cell.config, hosts)
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
-                Beside(
+                Worker(
                     reserve_along,
                     config,
                     f"scheduler-{number}",
@@ -153,10 +157,10 @@ def _raced(cell: Cell, hosts: Hosts, schedulers: int, settings: Settings, tell: 
             for number in range(schedulers)
         ]
         for process in processes:
-            process.wait_until_begun()
+            process.wait_until_ready()
         began = time.monotonic()
-        while not all(process.ended(0.2) for process in processes):
-            tell(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.5)
+        while not all(process.has_ended(0.2) for process in processes):
+            report_progress(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.5)
             require(time.monotonic() - began < count * TIMEOUT_S, "they do not come to an end")
         took_s = time.monotonic() - began
         found = [process.result() for process in processes]

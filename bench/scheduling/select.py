@@ -21,16 +21,18 @@ import msgspec
 import numpy as np
 from pymemcache.client.base import Client
 
-from bench.environments import PATIENCE_S, MemcachedPlace, Place, Tour, memcached_for
-from bench.fresh_process import in_fresh_process
-from bench.peers.nova import OPENSTACK, measure_nova
+from bench.environments import PATIENCE_S, Environment
+from bench.fresh_process import run_in_fresh_process
+from bench.memcached_environment import MemcachedEnvironment, memcached_for
 from bench.record import Case, Goal, Measure, Timings
-from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.runs import Runs
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.scheduling.claim_audit import Claimed
 from bench.scheduling.claim_race import BATCH_COUNT, Race, Raced, race
 from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, worth
-from bench.stepped_cell import MAX_AGE_S, Cell
-from bench.worker import Beside
+from bench.scheduling.openstack_decisions import OPENSTACK, measure_nova
+from bench.stepped_cell import MAX_AGE_S, SteppedCell
+from bench.worker import Worker
 from bench.workload import require
 from harness.servers import ServerMissingError
 from nodestate.config import Config
@@ -70,51 +72,53 @@ GOAL_CLAIMS: Final = 4_000.0
 GOAL_SHARE: Final = 0.7
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """One scheduler in every design at every size; races in the first design, on the smallest fleet; and OpenStack's own
     on fleets that it can hold.
     """
-    tour = Tour()
+    runs = Runs()
     brief = settings.seconds < BRIEF_S
     for design in settings.designs:
         for nodes in settings.nodes:
             races = (design, nodes) == (settings.designs[0], min(settings.nodes))
             for full in (FULL_BRIEF if brief else FULL) if races else (HALF,):
 
-                def measure(place: Place, nodes: int = nodes, full: float = full, races: bool = races) -> list[Case]:
+                def measure(
+                    environment: Environment, nodes: int = nodes, full: float = full, races: bool = races
+                ) -> list[Case]:
                     hosts = Hosts(settings.seed, nodes, full, state_bytes=settings.state_bytes)
                     with ExitStack() as held:
                         held.callback(gc.unfreeze)
-                        cell = held.enter_context(Cell(hosts, place, settings))
-                        scene = held.enter_context(_scene(cell, hosts, settings, tell))
-                        cases = [_one(scene), *_batches(scene)] if full == HALF else []
-                        return [*cases, *(_races(scene, brief=brief) if races else [])]
+                        cell = held.enter_context(SteppedCell(hosts, environment, settings))
+                        claim_cell = held.enter_context(_claim_cell(cell, hosts, settings, report_progress))
+                        cases = [_one(claim_cell), *_batches(claim_cell)] if full == HALF else []
+                        return [*cases, *(_races(claim_cell, brief=brief) if races else [])]
 
-                tour.visit([design], nodes * settings.state_bytes, measure)
+                runs.measure_in([design], nodes * settings.state_bytes, measure)
     for nodes in (nodes for nodes in settings.nodes if nodes <= NOVA_NODES_MAX):
         try:
-            cases, versions = measure_nova(Hosts(settings.seed, nodes, HALF), settings, tell)
+            cases, versions = measure_nova(Hosts(settings.seed, nodes, HALF), settings, report_progress)
         except ServerMissingError as error:
-            tour.skipped[f"openstack: {error}"] = None
+            runs.skipped[f"openstack: {error}"] = None
         else:
-            tour.cases += cases
-            tour.servers |= versions
-    return tour.findings(*_compared(tour.cases))
+            runs.cases += cases
+            runs.servers |= versions
+    return runs.findings(*_compared(runs.cases))
 
 
 SCENARIO: Final = Scenario("select", "what decisions and claims cost, alone and among other schedulers", run)
 
 
-class Scene(NamedTuple):
+class ClaimCell(NamedTuple):
     """A loaded cell, where its claims live, and what reads these apart from any scheduler."""
 
-    cell: Cell
+    cell: SteppedCell
     hosts: Hosts
     config: Config
     address: str
     claimed: Claimed
     settings: Settings
-    tell: Tell
+    report_progress: ReportProgress
 
     @property
     def label(self) -> str:
@@ -129,15 +133,17 @@ class Scene(NamedTuple):
 
 
 @contextmanager
-def _scene(cell: Cell, hosts: Hosts, settings: Settings, tell: Tell) -> Iterator[Scene]:
+def _claim_cell(
+    cell: SteppedCell, hosts: Hosts, settings: Settings, report_progress: ReportProgress
+) -> Iterator[ClaimCell]:
     """Claims live in the design's memcached; where it has none, in one of their own."""
-    cell.load(tell)
+    cell.load(report_progress)
     with ExitStack() as held:
-        place = cell.place
+        environment = cell.environment
         # The cell's consumer writes when it is told to, and a scheduler takes no view that is older than claims count.
         config = msgspec.structs.replace(cell.config, claim_ttl_s=CLAIM_TTL_S)
-        if isinstance(place, MemcachedPlace):
-            address = place.address
+        if isinstance(environment, MemcachedEnvironment):
+            address = environment.address
         else:
             server = held.enter_context(memcached_for(0))
             address, config = server.address, msgspec.structs.replace(config, store=server.url)
@@ -145,25 +151,27 @@ def _scene(cell: Cell, hosts: Hosts, settings: Settings, tell: Tell) -> Iterator
         # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
         gc.collect()
         gc.freeze()
-        yield Scene(cell, hosts, config, address, claimed, settings, tell)
+        yield ClaimCell(cell, hosts, config, address, claimed, settings, report_progress)
 
 
 # -- one scheduler, one request after the other ---------------------------------------------------
 
 
-def _one(scene: Scene) -> Case:
-    cell, hosts, settings = scene.cell, scene.hosts, scene.settings
+def _one(claim_cell: ClaimCell) -> Case:
+    cell, hosts, settings = claim_cell.cell, claim_cell.hosts, claim_cell.settings
     changed = min(settings.changed, len(hosts))
     picks, timings = random.Random(settings.seed), Timings()
     wants = Wants(settings.seed)
-    bare = _Bare(scene)
-    with scene.scheduler() as scheduler:
-        best = _require_best(scene, scheduler, wants)
+    baseline = _Baseline(claim_cell)
+    with claim_cell.scheduler() as scheduler:
+        best = _require_best(claim_cell, scheduler, wants)
         plain = [Request(resources=flavour.resources, required_traits=flavour.traits) for flavour in FLAVOURS]
         seconds = settings.seconds * ONE_SHARE
         began, rounds = time.monotonic(), 0
         while rounds < ROUNDS_MIN or time.monotonic() - began < seconds:
-            scene.tell(f"{scene.label}, {len(hosts):,} nodes: requests", (time.monotonic() - began) / seconds)
+            claim_cell.report_progress(
+                f"{claim_cell.label}, {len(hosts):,} nodes: requests", (time.monotonic() - began) / seconds
+            )
             rounds += 1
             timings.time("select, unseen shape", scheduler.selector.choices, wants.unseen())
             seen = plain[rounds % len(plain)]
@@ -181,15 +189,15 @@ def _one(scene: Scene) -> Case:
             scheduler.refresh()
             [placing] = timings.time("claim", _claim, scheduler, [seen])
             scheduler.placer.give_back([placing])
-            bare.look(timings)
-        again = _require_best(scene, scheduler, wants)
-        scene.claimed.require_sound([])
-    bare.close()
-    kept = cell.place.kept(len(hosts))
+            baseline.look(timings)
+        again = _require_best(claim_cell, scheduler, wants)
+        claim_cell.claimed.require_sound([])
+    baseline.close()
+    kept = cell.environment.require_nothing_lost(len(hosts))
     measures = timings.measures
-    measures["memory beyond the reader"] = Measure.of("bytes/node", [_memory(scene)])
+    measures["memory beyond the reader"] = Measure.of("bytes/node", [_memory(claim_cell)])
     p50 = {name: measure.p50 for name, measure in measures.items()}
-    label, nodes = f"{scene.label}: one request", len(hosts)
+    label, nodes = f"{claim_cell.label}: one request", len(hosts)
     return Case(
         label,
         nodes,
@@ -218,9 +226,9 @@ def _claim(scheduler: Scheduler, requests: Sequence[Request]) -> list[Placing]:
     return placings
 
 
-def _require_best(scene: Scene, scheduler: Scheduler, wants: Wants) -> int:
+def _require_best(claim_cell: ClaimCell, scheduler: Scheduler, wants: Wants) -> int:
     """Compare choices with a search through what the fleet said last; returns how many."""
-    hosts = scene.hosts
+    hosts = claim_cell.hosts
     number_of = {name: number for number, name in enumerate(hosts.names)}
     scheduler.refresh()
     count = max(1, min(COMPARED_COUNT, COMPARED_NODES // len(hosts)))
@@ -234,16 +242,16 @@ def _require_best(scene: Scene, scheduler: Scheduler, wants: Wants) -> int:
     return count
 
 
-class _Bare:
+class _Baseline:
     """The least: one compare-and-swap through the client library, one look for the largest of as many numbers as nodes."""
 
     KEY: Final = "bare:claim"
 
-    def __init__(self, scene: Scene) -> None:
-        host, _, port = scene.address.rpartition(":")
+    def __init__(self, claim_cell: ClaimCell) -> None:
+        host, _, port = claim_cell.address.rpartition(":")
         self._client = Client((host, int(port)), no_delay=True, timeout=PATIENCE_S)
         self._client.set(self.KEY, b"x" * 200, noreply=False)
-        self._scores = np.random.default_rng(scene.settings.seed).random(len(scene.hosts))
+        self._scores = np.random.default_rng(claim_cell.settings.seed).random(len(claim_cell.hosts))
 
     def look(self, timings: Timings) -> None:
         """One sample of each."""
@@ -255,9 +263,9 @@ class _Bare:
         self._client.close()
 
 
-def _memory(scene: Scene) -> float:
+def _memory(claim_cell: ClaimCell) -> float:
     """Bytes for each node that a scheduler takes beyond its reader, with some kinds of requests seen."""
-    return in_fresh_process(scheduler_bytes, scene.config, scene.settings.seed) / len(scene.hosts)
+    return run_in_fresh_process(scheduler_bytes, claim_cell.config, claim_cell.settings.seed) / len(claim_cell.hosts)
 
 
 def scheduler_bytes(config: Config, seed: int) -> int:
@@ -280,29 +288,33 @@ def scheduler_bytes(config: Config, seed: int) -> int:
 # -- one scheduler, in batches --------------------------------------------------------------------
 
 
-def _batches(scene: Scene) -> list[Case]:
-    return [_batch(scene, batch) for batch in BATCHES]
+def _batches(claim_cell: ClaimCell) -> list[Case]:
+    return [_batch(claim_cell, batch) for batch in BATCHES]
 
 
-def _batch(scene: Scene, batch: int) -> Case:
-    hosts, settings = scene.hosts, scene.settings
+def _batch(claim_cell: ClaimCell, batch: int) -> Case:
+    hosts, settings = claim_cell.hosts, claim_cell.settings
     seconds = settings.seconds * BATCH_SHARE
     wants, rates, cpu_us = Wants(settings.seed, f"batch {batch}"), list[float](), list[float]()
-    with scene.scheduler() as scheduler:
+    with claim_cell.scheduler() as scheduler:
         scheduler.placer.give_back(_slice(scheduler, wants, batch).held)
         held = _slice(scheduler, wants, batch).held
-        shown = scene.claimed.require_sound([(one.node or "", one.claim.id) for one in held if one.claim is not None])
+        shown = claim_cell.claimed.require_sound(
+            [(one.node or "", one.claim.id) for one in held if one.claim is not None]
+        )
         scheduler.placer.give_back(held)
         began = time.monotonic()
         while not rates or time.monotonic() - began < seconds:
-            scene.tell(f"{scene.label}, {len(hosts):,} nodes: batches of {batch}", (time.monotonic() - began) / seconds)
+            claim_cell.report_progress(
+                f"{claim_cell.label}, {len(hosts):,} nodes: batches of {batch}", (time.monotonic() - began) / seconds
+            )
             done = _slice(scheduler, wants, batch)
             scheduler.placer.give_back(done.held)
             rates.append(len(done.held) / done.seconds)
             cpu_us.append(done.cpu_s / len(done.held) * 1e6)
-    scene.claimed.require_sound([])
+    claim_cell.claimed.require_sound([])
     measures = {"claims": Measure.of("claims/s", rates), "claims, CPU": Measure.of("us/claim", cpu_us)}
-    label = f"{scene.label}: batches"
+    label = f"{claim_cell.label}: batches"
     goals = (
         [Goal.at_least(f"{label} of {batch}: claims", measures["claims"].p50, GOAL_CLAIMS, "claims/s")]
         if len(hosts) == min(GOAL_NODES) and batch == max(BATCHES)
@@ -314,7 +326,7 @@ def _batch(scene: Scene, batch: int) -> Case:
         {"batch": batch, "full": hosts.full},
         measures,
         {},
-        [f"every request got a claim; {shown}", scene.cell.place.kept(len(hosts))],
+        [f"every request got a claim; {shown}", claim_cell.cell.environment.require_nothing_lost(len(hosts))],
         goals,
     )
 
@@ -340,39 +352,40 @@ def _slice(scheduler: Scheduler, wants: Wants, batch: int) -> _Slice:
 # -- many schedulers ------------------------------------------------------------------------------
 
 
-def _races(scene: Scene, *, brief: bool) -> Iterator[Case]:
-    seconds = scene.settings.seconds * (1.0 if brief else RACE_SHARE)
+def _races(claim_cell: ClaimCell, *, brief: bool) -> Iterator[Case]:
+    seconds = claim_cell.settings.seconds * (1.0 if brief else RACE_SHARE)
     for schedulers in SCHEDULERS_BRIEF if brief else SCHEDULERS:
         for shared in (True, False) if schedulers > 1 else (True,):
-            yield _race(scene, schedulers, seconds, shared=shared)
+            yield _race(claim_cell, schedulers, seconds, shared=shared)
 
 
-def _race(scene: Scene, schedulers: int, seconds: float, *, shared: bool) -> Case:
-    hosts, settings = scene.hosts, scene.settings
-    label = f"{scene.label}: schedulers" + ("" if shared else ", sharing nothing")
-    scene.tell(f"{label}, {hosts.full:.0%} full, {schedulers} of them begin", 0.0)
-    scene.claimed.forget()
+def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: bool) -> Case:
+    hosts, settings = claim_cell.hosts, claim_cell.settings
+    label = f"{claim_cell.label}: schedulers" + ("" if shared else ", sharing nothing")
+    claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} of them begin", 0.0)
+    claim_cell.claimed.forget()
     own = Race(seconds, int(HELD_SHARE * room(hosts) / schedulers), shared, settings.seed)
     with ExitStack() as stack:
         racers = [
-            stack.enter_context(Beside(race, scene.config, f"scheduler-{number}", own)) for number in range(schedulers)
+            stack.enter_context(Worker(race, claim_cell.config, f"scheduler-{number}", own))
+            for number in range(schedulers)
         ]
         for racer in racers:
-            racer.wait_until_begun()
+            racer.wait_until_ready()
         start = time.monotonic() + START_AFTER_S
         for racer in racers:
-            racer.say(start)
-        scene.tell(f"{label}, {hosts.full:.0%} full, {schedulers} of them", 0.5)
+            racer.send(start)
+        claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} of them", 0.5)
         raced = [racer.result() for racer in racers]
-    shown = scene.claimed.require_sound([claim for one in raced for claim in one.held])
-    scene.claimed.forget()
+    shown = claim_cell.claimed.require_sound([claim for one in raced for claim in one.held])
+    claim_cell.claimed.forget()
     return Case(
         label,
         len(hosts),
         {"schedulers": schedulers, "full": hosts.full, "batch": BATCH_COUNT, "held_most": own.held_most},
         _raced(raced),
         {},
-        [shown, scene.cell.place.kept(len(hosts))],
+        [shown, claim_cell.cell.environment.require_nothing_lost(len(hosts))],
     )
 
 

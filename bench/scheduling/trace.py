@@ -23,13 +23,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from bench.consumer_process import consuming, environment_of
-from bench.environments import BRIEF_S, USUAL, Place, Tour, opened
+from bench.consumer_process import consumer_running, settings_as_environment
+from bench.design_names import DEFAULT_DESIGNS
+from bench.environments import BRIEF_S, Environment
 from bench.record import Case, Measure
-from bench.scenario import Findings, Scenario, Settings, Tell
+from bench.runs import Runs, open_environment
+from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.scheduling.boot_worker import BootThese, EndThese, Served, Told, serve
 from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay, scatter
-from bench.worker import Beside
+from bench.worker import Worker
 from bench.workload import WrongResultError, require
 from harness.servers import RabbitServer, ServerMissingError
 from nodestate.agent.agent import Agent
@@ -73,7 +75,7 @@ CHECK_BRIEF_S: Final = 1.0
 STATE_BYTES: Final = 2_048
 
 
-def run(settings: Settings, tell: Tell) -> Findings:
+def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """The trace under each of the weights, in a cell of its own each time: on all nodes, then on few."""
     brief = settings.seconds < BRIEF_S
     whole = _trace(settings, brief=brief)
@@ -82,17 +84,17 @@ def run(settings: Settings, tell: Tell) -> Findings:
     if len(whole.nodes) > FEW_NODES:
         few = whole.on(sorted(rng.sample(sorted(whole.nodes), FEW_NODES)))
         beside[RANDOM] = (few, scatter(few, rng))
-    tour = Tour()
+    runs = Runs()
     with RabbitServer() as rabbit:
-        tour.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
+        runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for other, (trace, where) in beside.items():
             for label in BRIEF_WEIGHTS if brief else WEIGHTS:
-                with opened(settings.designs, len(trace.nodes) * STATE_BYTES) as place:
-                    tour.servers |= place.versions
-                    config = _config(place, f"trace-{len(tour.cases)}", rabbit.url, len(trace.nodes))
-                    tour.cases.append(_measure(place, config, trace, label, settings, tell))
-            tour.cases.append(_beside(trace, other, where))
-    return tour.findings(_compared(tour.cases))
+                with open_environment(settings.designs, len(trace.nodes) * STATE_BYTES) as environment:
+                    runs.servers |= environment.versions
+                    config = _config(environment, f"trace-{len(runs.cases)}", rabbit.url, len(trace.nodes))
+                    runs.cases.append(_measure(environment, config, trace, label, settings, report_progress))
+            runs.cases.append(_beside(trace, other, where))
+    return runs.findings(_compared(runs.cases))
 
 
 SCENARIO: Final = Scenario(
@@ -103,7 +105,7 @@ SCENARIO: Final = Scenario(
 def _trace(settings: Settings, *, brief: bool) -> Trace:
     if settings.file is None:
         raise ServerMissingError(f"no task list: python -m bench trace FILE, or {VARIABLE}=FILE")
-    if others := sorted(set(settings.designs) - set(USUAL)):
+    if others := sorted(set(settings.designs) - set(DEFAULT_DESIGNS)):
         raise ServerMissingError(f"the trace needs designs in memcached, where claims live, too: not {others[0]}")
     try:
         trace = read(settings.file)
@@ -112,14 +114,14 @@ def _trace(settings: Settings, *, brief: bool) -> Trace:
     return trace.first(BRIEF_TASKS) if brief else trace
 
 
-def _config(place: Place, cell: str, broker: str, nodes: int) -> Config:
+def _config(environment: Environment, cell: str, broker: str, nodes: int) -> Config:
     heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
     given: dict[str, Any] = {
-        **place.settings,
+        **environment.settings,
         "cell": cell,
         "broker": broker,
-        "designs": place.designs,
-        "read_design": place.designs[0],
+        "designs": environment.designs,
+        "read_design": environment.designs[0],
         "flush_s": FLUSH_S,
         "heartbeat_s": heartbeat_s,
         "resync_jitter_s": heartbeat_s / 4,
@@ -182,7 +184,7 @@ class Tally:
     boot_ms: list[float] = field(default_factory=list)
 
 
-class Run(NamedTuple):
+class TraceReplay(NamedTuple):
     """One pass through the trace: who does what, all driven by one thread, which is the agents' as well. So what agents have
     does not change while it looks.
     """
@@ -191,10 +193,10 @@ class Run(NamedTuple):
     fleet: WatchedFleet
     agent: Agent
     reader: Reader
-    schedulers: Sequence[Beside[Served]]
+    schedulers: Sequence[Worker[Served]]
     where: dict[str, str]
     """The node of each task that runs."""
-    by: dict[str, Beside[Served]]
+    by: dict[str, Worker[Served]]
     """Which scheduler booted it."""
     tally: Tally
 
@@ -251,12 +253,12 @@ class Run(NamedTuple):
         asked = [scheduler for scheduler, share in shares if share]
         for scheduler, share in shares:
             if share:
-                scheduler.say(BootThese(share))
+                scheduler.send(BootThese(share))
         told: list[Told] = []
 
         def all_told() -> bool:
             for scheduler in list(asked):
-                answer = scheduler.hear(0.0)
+                answer = scheduler.receive(0.0)
                 if answer is not None:
                     told.extend(answer)
                     self.by.update((one.task, scheduler) for one in answer)
@@ -275,7 +277,7 @@ class Run(NamedTuple):
                 self.tally.where[one.task] = one.node
         return [task for task in tasks if task.name not in self.where]
 
-    def _in_turn(self, turn: int) -> list[Beside[Served]]:
+    def _in_turn(self, turn: int) -> list[Worker[Served]]:
         at = turn % len(self.schedulers)
         return [*self.schedulers[at:], *self.schedulers[:at]]
 
@@ -285,7 +287,7 @@ class Run(NamedTuple):
         for scheduler in self.schedulers:
             own = [(node, task) for node, task in endings if self.by[task.name] is scheduler]
             if own:
-                scheduler.say(EndThese(own))
+                scheduler.send(EndThese(own))
         self.until(
             lambda: all(task.name not in self.fleet.room(node).allocations for node, task in endings), "ending tasks"
         )
@@ -305,25 +307,36 @@ class Run(NamedTuple):
             self.until(seen, "what agents say is seen")
 
 
-def _measure(place: Place, config: Config, trace: Trace, label: str, settings: Settings, tell: Tell) -> Case:
+def _measure(
+    environment: Environment,
+    config: Config,
+    trace: Trace,
+    label: str,
+    settings: Settings,
+    report_progress: ReportProgress,
+) -> Case:
     packing = Packing(trace)
     tally, tasks = Tally(), len(trace.tasks)
     with ExitStack() as held:
-        held.enter_context(consuming(config))
-        run = held.enter_context(_running(config, trace, packing, label, settings, tally, tell))
+        held.enter_context(consumer_running(config))
+        run = held.enter_context(_running(config, trace, packing, label, settings, tally, report_progress))
         began, done = time.monotonic(), 0
         for wave in trace.waves():
-            tell(f"{label}: tasks", done / tasks)
+            report_progress(f"{label}: tasks", done / tasks)
             run.wave(wave)
             done += len(wave.starts)
         took_s = time.monotonic() - began
         for scheduler in run.schedulers:
             scheduler.stop()
-        run.until(lambda: all(scheduler.ended(0.0) for scheduler in run.schedulers), "schedulers end")
+        run.until(lambda: all(scheduler.has_ended(0.0) for scheduler in run.schedulers), "schedulers end")
         served = [scheduler.result() for scheduler in run.schedulers]
         watch = replay(trace, tally.where)
         check_s = CHECK_BRIEF_S if settings.seconds < BRIEF_S else CHECK_S
-        shown = [*_require_sound(run), _require_clean(run, config, check_s), place.kept(len(trace.nodes))]
+        shown = [
+            *_require_sound(run),
+            _require_clean(run, config, check_s),
+            environment.require_nothing_lost(len(trace.nodes)),
+        ]
     return Case(
         label,
         len(trace.nodes),
@@ -352,10 +365,16 @@ def _measure(place: Place, config: Config, trace: Trace, label: str, settings: S
 
 @contextmanager
 def _running(
-    config: Config, trace: Trace, packing: Packing, label: str, settings: Settings, tally: Tally, tell: Tell
-) -> Iterator[Run]:
+    config: Config,
+    trace: Trace,
+    packing: Packing,
+    label: str,
+    settings: Settings,
+    tally: Tally,
+    report_progress: ReportProgress,
+) -> Iterator[TraceReplay]:
     """Agents that report, a reader that is whole, and schedulers that have begun."""
-    tell(f"{label}: agents report", 0.0)
+    report_progress(f"{label}: agents report", 0.0)
     fleet = WatchedFleet(trace, packing)
     with ExitStack() as held:
         sink = KombuSink(config)
@@ -363,7 +382,7 @@ def _running(
         rng = random.Random(settings.seed)
         agent = Agent(config, [fleet], sink, SystemClock(), rng, incarnation=int(time.time()))
         reader = held.enter_context(Reader(config))
-        run = Run(trace, fleet, agent, reader, [], {}, {}, tally)
+        run = TraceReplay(trace, fleet, agent, reader, [], {}, {}, tally)
 
         def whole() -> bool:
             view = reader.read(max_age=PATIENCE_S, on_stale="flag")
@@ -372,19 +391,19 @@ def _running(
         run.until(whole, "a consumer vouches for all nodes")
         schedulers = [
             held.enter_context(
-                Beside(serve, config, f"scheduler-{number}", dict(WEIGHTS[label]), settings.seed + number)
+                Worker(serve, config, f"scheduler-{number}", dict(WEIGHTS[label]), settings.seed + number)
             )
             for number in range(SCHEDULERS_COUNT)
         ]
         for scheduler in schedulers:
-            run.until(lambda one=scheduler: one.has_begun(0.0), "a scheduler begins")  # type: ignore[misc]
+            run.until(lambda one=scheduler: one.is_ready(0.0), "a scheduler begins")  # type: ignore[misc]
         yield run._replace(schedulers=schedulers)
 
 
 # -- what is shown --------------------------------------------------------------------------------
 
 
-def _require_sound(run: Run) -> list[str]:
+def _require_sound(run: TraceReplay) -> list[str]:
     """What agents have, and ever had."""
     fleet, tally = run.fleet, run.tally
     require(not fleet.over, f"nodes were over their capacity: {fleet.over[:4]}")
@@ -404,13 +423,13 @@ def _require_sound(run: Run) -> list[str]:
     ]
 
 
-def _require_clean(run: Run, config: Config, wait_s: float) -> str:
+def _require_clean(run: TraceReplay, config: Config, wait_s: float) -> str:
     """``nodestate check`` finds no difference between the designs, and what agents say."""
     run.until_seen(run.trace.nodes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
     command = [sys.executable, "-m", "nodestate.cli", "check", "--agents", f"{wait_s:g}", "--json"]
     with subprocess.Popen(  # noqa: S603 - our own
-        command, env={**environment, **environment_of(config)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env={**environment, **settings_as_environment(config)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         run.until(lambda: process.poll() is not None, "nodestate check")
         out, error = process.communicate()

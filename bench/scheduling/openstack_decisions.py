@@ -12,7 +12,7 @@ import msgspec
 
 from bench.peers.openstack import openstack
 from bench.record import Case, Measure
-from bench.scenario import Settings, Tell
+from bench.scenario import ReportProgress, Settings
 from bench.scheduling.hosts import FLAVOURS, Hosts
 
 OPENSTACK: Final = ("nova scheduler", "placement")
@@ -21,7 +21,9 @@ SHARE: Final = 0.5
 """Of the timed seconds; a third of it for each of the three."""
 
 
-def measure_nova(hosts: Hosts, settings: Settings, tell: Tell) -> tuple[list[Case], dict[str, str]]:
+def measure_nova(
+    hosts: Hosts, settings: Settings, report_progress: ReportProgress
+) -> tuple[list[Case], dict[str, str]]:
     """Both cases, with versions. Raises ServerMissingError."""
     for number in range(len(hosts)):
         hosts.report(number)
@@ -29,8 +31,8 @@ def measure_nova(hosts: Hosts, settings: Settings, tell: Tell) -> tuple[list[Cas
         {"capacity": dict(hosts.kind(number).capacity), "usage": hosts.usage(number)} for number in range(len(hosts))
     ]
     flavours = [flavour.resources for flavour in FLAVOURS if not flavour.traits]
-    with openstack(tell) as own:
-        tell(f"openstack, {len(hosts):,} nodes: decides", 0.8)
+    with openstack(report_progress) as own:
+        report_progress(f"openstack, {len(hosts):,} nodes: decides", 0.8)
         asked = own.folder / "hosts.json"
         asked.write_bytes(msgspec.json.encode({"nodes": nodes, "flavours": flavours}))
         found = own.run("nova_program.py", settings.seconds * SHARE, settings.seed)
