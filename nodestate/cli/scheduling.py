@@ -223,7 +223,11 @@ def _superseded_nodes(scheduler: Scheduler, outcome: Booted) -> list[str]:
     counting = fleet.authoritative_row(outcome.instance)
     if counting is None or fleet.names[counting] != outcome.node or not fleet.is_responsive(counting):
         return []
-    return [fleet.names[row] for row in fleet.reporting_rows(outcome.instance) if row != counting and fleet.usable[row]]
+    return [
+        fleet.names[row]
+        for row in fleet.instances.reporting_rows(outcome.instance)
+        if row != counting and fleet.usable[row]
+    ]
 
 
 # -- for programs ---------------------------------------------------------------------------------

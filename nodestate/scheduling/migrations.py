@@ -97,7 +97,7 @@ class Migrations:
         there: list[_Placed] = []
         unclear: list[Booted | Failed] = []
         elsewhere: list[Booted] = []
-        for instance, allocation in fleet.allocations(row).items():
+        for instance, allocation in fleet.reports.allocations(row).items():
             counting = fleet.authoritative_row(instance)
             if counting not in (row, None) and not fleet.is_responsive(counting):
                 why = f"somebody moved it to {fleet.names[counting]}, and nothing is heard of that: what is here stays"
@@ -148,7 +148,7 @@ class Migrations:
     def _placed(self, instance: str) -> _Placed:
         self._scheduler.refresh()
         fleet = self._scheduler.fleet
-        row, rows = fleet.authoritative_row(instance), fleet.reporting_rows(instance)
+        row, rows = fleet.authoritative_row(instance), fleet.instances.reporting_rows(instance)
         if not rows:
             raise NotFoundError("instance", f"no node reports {instance}")
         if row is None:
@@ -156,12 +156,12 @@ class Migrations:
             raise NotFoundError(
                 "instance", f"{instance} is on {nodes}, and no scheduler put it there: which one is it?"
             )
-        return self._as_placed(instance, row, fleet.allocations(row)[instance])
+        return self._as_placed(instance, row, fleet.reports.allocations(row)[instance])
 
     def _as_placed(self, instance: str, row: int, allocation: Mapping[str, Any]) -> _Placed:
         hints = allocation.get("hints") or {}
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
-        gang = self._scheduler.fleet.placement_marks.get(str(hints.get("reservation", "")), {})
+        gang = self._scheduler.fleet.placement_marks.by_reservation.get(str(hints.get("reservation", "")), {})
         if (row, instance) in gang:
             if not is_whole(gang):
                 why = f"{instance} is of reservation {hints['reservation']}, which is not all placed yet; try again"

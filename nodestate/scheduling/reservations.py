@@ -112,7 +112,7 @@ class Groups:
         number = order_ids.new_order_id(scheduler.clock, scheduler.ids)
         placings = self._placings(wanted, number, owner or scheduler.name)
         for placing in placings:
-            there = scheduler.fleet.reporting_node(placing.instance)
+            there = scheduler.fleet.instances.reporting_node(placing.instance)
             if there:
                 return NotReserved(placing.instance, NoHostFound(reason=f"{placing.instance} is on {there} already"))
         while True:
@@ -270,7 +270,7 @@ class Groups:
         scheduler = self._scheduler
         deadline = scheduler.clock.monotonic() + timeout_s
         placings = self._found(number, owner)
-        if any(one.placed for one in scheduler.fleet.placement_marks.get(number, {}).values()):
+        if any(one.placed for one in scheduler.fleet.placement_marks.by_reservation.get(number, {}).values()):
             raise NotFoundError("reservation", f"{number} was confirmed already")
         before = [self._built_before(placing, number) for placing in placings]
         if self._keep(placings, number, scheduler.config.claim_ttl_s + timeout_s) is None:
@@ -301,9 +301,13 @@ class Groups:
         """
         fleet = self._scheduler.fleet
         row = fleet.rows.get(placing.node or "", -1)
-        hints = fleet.hints(row, placing.instance) if row in fleet.reporting_rows(placing.instance) else {}
+        hints = (
+            fleet.reports.hints(row, placing.instance)
+            if row in fleet.instances.reporting_rows(placing.instance)
+            else {}
+        )
         before = hints if number and hints.get("reservation") == number else {}
-        there = fleet.reporting_node(placing.instance, {row} if before else ())
+        there = fleet.instances.reporting_node(placing.instance, {row} if before else ())
         if there:
             raise NotFoundError("instance", f"{placing.instance} of {placing.reservation} is on {there} already")
         return before
@@ -318,7 +322,7 @@ class Groups:
         def shown() -> bool:
             with suppress(StaleViewError):
                 scheduler.refresh()
-            return fleet.hints(row, outcome.instance).get("reservation") == number
+            return fleet.reports.hints(row, outcome.instance).get("reservation") == number
 
         with suppress(TimeoutError):
             scheduler.run(shown, CATCH_UP_S)
@@ -340,7 +344,7 @@ class Groups:
         return [
             Failed(outcome.instance, NoHostFound(reason=f"somebody ended it on {outcome.node} meanwhile"))
             for outcome in booted
-            if not scheduler.fleet.reporting_node(outcome.instance)
+            if not scheduler.fleet.instances.reporting_node(outcome.instance)
         ]
 
     def _undo(self, boots: list[Boot]) -> None:

@@ -236,7 +236,8 @@ class Scheduler:
         """
         self.refresh()
         there = {
-            instance: [self.fleet.names[row] for row in self.fleet.reporting_rows(instance)] for instance in instances
+            instance: [self.fleet.names[row] for row in self.fleet.instances.reporting_rows(instance)]
+            for instance in instances
         }
         nowhere = [instance for instance, nodes in there.items() if not nodes]
         if nowhere:
@@ -279,7 +280,10 @@ class Scheduler:
 
     def _endings(self, node: str, instance: str) -> list[Termination]:
         """How to end the lives of an instance that the last view shows: on the node, and wherever else it is by now."""
-        there = {self.fleet.names[row]: self.fleet.hints(row, instance) for row in self.fleet.reporting_rows(instance)}
+        there = {
+            self.fleet.names[row]: self.fleet.reports.hints(row, instance)
+            for row in self.fleet.instances.reporting_rows(instance)
+        }
         endings = [
             Termination(name, instance, order_ids.order_id_of(hints), order_ids.lifetime_id_of(hints))
             for name, hints in there.items()
@@ -291,7 +295,7 @@ class Scheduler:
 
     def _hints(self, node: str, instance: str) -> Mapping[str, Any]:
         row = self.fleet.rows.get(node)
-        return self.fleet.hints(row, instance) if row is not None else {}
+        return self.fleet.reports.hints(row, instance) if row is not None else {}
 
     def announce_placement(self, boots: Iterable[Boot], mark: Mapping[str, object]) -> None:
         """Tell agents that all members of a reservation are there, of which they have these, until they have answered."""
@@ -380,7 +384,7 @@ class Scheduler:
         """
         if any(partition.lost or not partition.vouched for partition in self.view.partitions):
             return
-        if self.fleet.duplicates():
+        if self.fleet.instances.duplicates():
             self.hear()
         for duty in self._tidying.due(now):
             if duty.placed:
@@ -390,7 +394,7 @@ class Scheduler:
 
     def _mark(self, boots: Boots, duty: RepairAction) -> None:
         row = self.fleet.rows.get(duty.node)
-        allocation = self.fleet.allocations(row).get(duty.instance) if row is not None else None
+        allocation = self.fleet.reports.allocations(row).get(duty.instance) if row is not None else None
         if allocation:
             hints = {**allocation.get("hints", {}), "placed": True}
             boots.mark(duty.node, duty.instance, allocation["resources"], allocation.get("group"), hints)

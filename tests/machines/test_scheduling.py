@@ -41,7 +41,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         self._logs.__enter__()
         self.booted = 0
         self.reserved: list[Reservation] = []
-        self.placement_marks: dict[str, set[str]] = {}
+        self.gangs: dict[str, set[str]] = {}
         self.boots: list[Boot] = []
         self.told: set[str] = set()
         """Whose users were told that they are there, by a confirmation."""
@@ -118,12 +118,12 @@ class SchedulingMachine(RuleBasedStateMachine):
         if not self.reserved:
             return
         held = self.reserved.pop(which % len(self.reserved))
-        self.placement_marks[held.id] = {member.instance for member in held.members}
+        self.gangs[held.id] = {member.instance for member in held.members}
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
             outcome = process.groups.confirm(held.id, timeout_s=30.0)
             if isinstance(outcome, Confirmed):
-                self.told |= self.placement_marks.pop(held.id)  # each may end by itself from here on
+                self.told |= self.gangs.pop(held.id)  # each may end by itself from here on
         self.tenancy.judge_claims()
 
     @rule(number=numbers, which=numbers, dies=lives)
@@ -161,14 +161,14 @@ class SchedulingMachine(RuleBasedStateMachine):
     def end(self, number: int, which: int) -> None:
         """A user is done with one. A member that goes before its gang is confirmed may take the others with it."""
         placed = self.tenancy.placed()
-        free = sorted(placed.keys() - {member for gang in self.placement_marks.values() for member in gang})
+        free = sorted(placed.keys() - {member for gang in self.gangs.values() for member in gang})
         if free:
             instance = free[which % len(free)]
             process = self.process(number)
             self.ended.add(instance)
             process.scheduler.end([(node, instance) for node in placed[instance]])
             fleet = process.scheduler.fleet
-            if {fleet.names[row] for row in fleet.reporting_rows(instance)} >= set(placed[instance]):
+            if {fleet.names[row] for row in fleet.instances.reporting_rows(instance)} >= set(placed[instance]):
                 self.enders[instance] = process
 
     @rule(number=numbers, which=numbers, seconds=st.sampled_from([1.0, 50.0]))
@@ -268,7 +268,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         assert told - self.ended <= placed.keys(), f"{told - self.ended - placed.keys()} are lost"
         over = {instance for instance, ender in self.enders.items() if ender in tenancy.processes} - self.twice
         assert not over & placed.keys(), f"{over & placed.keys()} were ended, and live"
-        for gang, members in self.placement_marks.items():
+        for gang, members in self.gangs.items():
             if members & self.twice:  # what somebody booted alone is there alone
                 continue
             assert members <= placed.keys() or not members & placed.keys(), (

@@ -42,7 +42,7 @@ def test_what_one_claims_others_see_when_they_read() -> None:
     assert (one.free("a"), one.fleet.groups, two.free("a")) == (5, {"web": {0: 1}}, 8)
     assert one.claim_table.flush() == {"a": Status.STORED}
     two.claim_table.read_records(["a"])
-    assert (two.free("a"), two.fleet.groups, two.fleet.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
+    assert (two.free("a"), two.fleet.groups, two.fleet.instances.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
     assert parties.record("a").claims == (claim,)
     assert (one.own(), two.own()) == ({("a", claim.id)}, set())
 
@@ -272,7 +272,7 @@ def test_a_claim_that_became_an_allocation_counts_once() -> None:
     claim = taken(one.take("a", 3, group="web"))
     cell.change(host("a", 2, used=3, instances={claim.instance: "web"}))
     parties.show(cell.view)
-    assert (one.free("a"), one.fleet.groups, one.fleet.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
+    assert (one.free("a"), one.fleet.groups, one.fleet.instances.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
     after = taken(one.take("a", 5))
     assert parties.ids("a") == [after.id]
     assert parties.record("a").seen == Version(1, 2)
@@ -337,7 +337,7 @@ def test_what_an_instance_had_is_free_when_it_ended() -> None:
     parties.show(cell.view)
     cell.change(host("a", 3))
     parties.show(cell.view)
-    assert (one.free("a"), one.fleet.rows_with(claim.instance)) == (8, [])
+    assert (one.free("a"), one.fleet.instances.rows_with(claim.instance)) == (8, [])
     taken(one.take("a", 8))
 
 
@@ -349,7 +349,7 @@ def test_what_a_resize_takes_counts_beside_the_allocation_until_it_is_dropped() 
     one, two = parties.parties
     claim = taken(one.take("a", 4, instance="vm", resize=True))
     two.claim_table.read_records(["a"])
-    assert (two.free("a"), two.fleet.rows_with("vm")) == (2, [0])
+    assert (two.free("a"), two.fleet.instances.rows_with("vm")) == (2, [0])
     cell.change(host("a", 2, used=6, instances={"vm": None}))
     parties.show(cell.view)
     one.claim_table.drop_claim("a", claim.id, Version(1, 2))

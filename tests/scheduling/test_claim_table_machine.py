@@ -153,7 +153,7 @@ class ClaimsMachine(RuleBasedStateMachine):
     @rule(number=numbers, which=numbers, size=sizes)
     def resize(self, number: int, which: int, size: int) -> None:
         party = self.ready(number)
-        tenants = sorted(party.fleet.tenants(party.fleet.rows[NODE]))
+        tenants = sorted(party.fleet.instances.reported[party.fleet.rows[NODE]])
         if tenants and party.usable(NODE) and party.free(NODE) >= size:
             claim = party.take(NODE, size, instance=tenants[which % len(tenants)], resize=True)
             if isinstance(claim, Claim):

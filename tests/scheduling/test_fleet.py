@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nodestate.model import STATUSES, NodeRecord, Version
 from nodestate.scheduling.fleet import Exclusion, Fleet, OutstandingClaims, PlacementMark
-from nodestate.scheduling.fleet.fleet import FIRST_ROWS
+from nodestate.scheduling.fleet.node_columns import FIRST_ROWS
 from nodestate.scheduling.order_ids import order_id_of
 from nodestate.view.table import Table
 from nodestate.view.view import View
@@ -69,11 +69,13 @@ def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[s
         "traits": [word for word in WORDS if row in fleet.traits.rows_of(word, len(fleet))],
         "aggregates": [word for word in WORDS if row in fleet.aggregates.rows_of(word, len(fleet))],
         "groups": {group: counts[row] for group, counts in fleet.groups.items() if row in counts},
-        "tenants": dict(fleet.tenants(row)),
-        "here": [instance for instance in INSTANCES if row in fleet.rows_with(instance)],
-        "group_of": {i: fleet.group_of(row, i) for i in INSTANCES if row in fleet.rows_with(i)},
+        "tenants": dict(fleet.instances.reported[row]),
+        "here": [instance for instance in INSTANCES if row in fleet.instances.rows_with(instance)],
         "gangs": sorted(
-            (g, i, mark) for g, gang in fleet.placement_marks.items() for (r, i), mark in gang.items() if r == row
+            (g, i, mark)
+            for g, gang in fleet.placement_marks.by_reservation.items()
+            for (r, i), mark in gang.items()
+            if r == row
         ),
         "amounts": {
             c: (int(fleet.amounts[c][0][row]), int(fleet.amounts[c][1][row]), int(fleet.free[c][row]))
@@ -89,11 +91,13 @@ def contents(fleet: Fleet, classes: Collection[str] = CLASSES) -> dict[str, Any]
     rows = {name: here for row in range(len(fleet)) for name, here in row_of(fleet, row, classes).items()}
     nothing = row_of(fleet_of(node("nobody")), 0)["nobody"]
     rows = {name: here for name, here in rows.items() if {**here, "version": nothing["version"]} != nothing}
-    doubled = {instance: sorted(fleet.names[row] for row in rows) for instance, rows in fleet.duplicates().items()}
+    doubled = {
+        instance: sorted(fleet.names[row] for row in rows) for instance, rows in fleet.instances.duplicates().items()
+    }
     return {
         "rows": rows,
         "doubled": doubled,
-        "where": {i: sorted(fleet.names[row] for row in fleet.rows_with(i)) for i in INSTANCES},
+        "where": {i: sorted(fleet.names[row] for row in fleet.instances.rows_with(i)) for i in INSTANCES},
         "groups": {g: {fleet.names[row]: n for row, n in counts.items()} for g, counts in fleet.groups.items()},
     }
 
@@ -201,7 +205,7 @@ class FleetMachine(RuleBasedStateMachine):
         before = contents(self.fleet)
         with self.fleet.excluding(lifts):
             for row, instance, *_ in lifts:
-                assert row not in self.fleet.rows_with(instance)
+                assert row not in self.fleet.instances.rows_with(instance)
             free = {c: array.copy() for c, array in self.fleet.free.items()}
         assert contents(self.fleet) == before
         for c, array in free.items():
@@ -272,8 +276,8 @@ def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
         "theirs": {"resources": {"VCPU": 1}, "group": "db", "hints": {"order": 7, "reservation": 5}},
     }
     fleet = fleet_of(host("a", instances=allocations))
-    assert fleet.placement_marks == {"r1": {(0, "ours"): PlacementMark("r1", 2, True)}}
-    assert [order_id_of(fleet.hints(0, instance)) for instance in ("ours", "theirs")] == ["o1", "7"]
+    assert fleet.placement_marks.by_reservation == {"r1": {(0, "ours"): PlacementMark("r1", 2, True)}}
+    assert [order_id_of(fleet.reports.hints(0, instance)) for instance in ("ours", "theirs")] == ["o1", "7"]
     assert fleet.groups == {"web": {0: 1}, "db": {0: 1}}
 
 
@@ -283,15 +287,15 @@ def test_an_instance_on_two_nodes_is_on_both_and_counts_twice_until_one_reports_
     fleet = Fleet()
     fleet.advance(cell.view)
     fleet.overlay(1, OutstandingClaims({"VCPU": 1}, {"vm": "web"}))
-    assert (fleet.rows_with("vm"), fleet.duplicates()) == ([0, 1], {})
+    assert (fleet.instances.rows_with("vm"), fleet.instances.duplicates()) == ([0, 1], {})
     cell.change(host("b", 2, used=1, instances={"vm": "web"}))
     fleet.advance(cell.view)
     fleet.overlay(1, None)
-    assert (fleet.rows_with("vm"), fleet.duplicates()) == ([0, 1], {"vm": [0, 1]})
+    assert (fleet.instances.rows_with("vm"), fleet.instances.duplicates()) == ([0, 1], {"vm": [0, 1]})
     assert fleet.groups == {"web": {0: 1, 1: 1}}
     cell.change(host("a", 2))
     fleet.advance(cell.view)
-    assert (fleet.rows_with("vm"), fleet.duplicates(), fleet.groups) == ([1], {}, {"web": {1: 1}})
+    assert (fleet.instances.rows_with("vm"), fleet.instances.duplicates(), fleet.groups) == ([1], {}, {"web": {1: 1}})
 
 
 def test_a_fleet_that_grows_keeps_what_it_knew() -> None:
@@ -339,7 +343,7 @@ def test_a_node_that_left_and_came_back_has_its_old_row_and_its_claims() -> None
     cell.change(host("a", 3))
     fleet.advance(cell.view)
     assert (fleet.usable[0], int(fleet.free["VCPU"][0]), fleet.version[0]) == (True, 3, Version(1, 3))
-    assert fleet.rows_with("vm") == [0]
+    assert fleet.instances.rows_with("vm") == [0]
 
 
 def test_a_node_that_a_view_leaves_out_is_not_usable_until_one_does_not() -> None:

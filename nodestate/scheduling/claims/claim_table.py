@@ -197,14 +197,14 @@ class ClaimTable:
 
     def _shown_of(self, node: str, row: int, record: ClaimRecord) -> set[str]:
         """The claims of a record whose instances the node shows, or showed in an earlier view: usage has, or had, them."""
-        tenants = self._fleet.tenants(row)
+        tenants = self._fleet.instances.reported[row]
         before = self._shown.get(node, set())
         shown = before & {claim.id for claim in record.claims}
         fresh = [
             claim for claim in record.claims if claim.instance in tenants and claim.id not in shown and not claim.resize
         ]
         if fresh:
-            hints = self._fleet.hints_by_instance(row)
+            hints = self._fleet.reports.hints_by_instance(row)
             shown |= {claim.id for claim in fresh if _became(claim, hints)}
         if shown:
             self._shown[node] = shown
@@ -217,8 +217,8 @@ class ClaimTable:
         row = self._fleet.rows.get(node)
         return (
             row is not None
-            and claim.instance in self._fleet.tenants(row)
-            and _became(claim, self._fleet.hints_by_instance(row))
+            and claim.instance in self._fleet.instances.reported[row]
+            and _became(claim, self._fleet.reports.hints_by_instance(row))
         )
 
     # -- edits

@@ -239,9 +239,9 @@ class Boots:
 
     def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
         """Whether the last view has on a row what an order built, or what somebody made of it since."""
-        if boot.placing.instance not in self._fleet.tenants(row):
+        if boot.placing.instance not in self._fleet.instances.reported[row]:
             return False
-        hints = self._fleet.hints(row, boot.placing.instance)
+        hints = self._fleet.reports.hints(row, boot.placing.instance)
         return lifetime_id_of(hints) == boot.hints.get("boot", order_id) and order_id_of(hints) >= order_id
 
     def fail_if_too_stale(self, age: float) -> None:
@@ -305,8 +305,8 @@ class Boots:
     def _shown(self, ending: Termination) -> list[Termination]:
         """What the last view shows yet of what is to end."""
         left = []
-        for row in self._fleet.reporting_rows(ending.instance):
-            hints = self._fleet.hints(row, ending.instance)
+        for row in self._fleet.instances.reporting_rows(ending.instance):
+            hints = self._fleet.reports.hints(row, ending.instance)
             there = Termination(self._fleet.names[row], ending.instance, order_id_of(hints))
             if there == ending._replace(life="") or (ending.life and ending.life == lifetime_id_of(hints)):
                 left.append(there)
@@ -388,10 +388,12 @@ class Boots:
     def _resolve_superseded(self, one: _Supersede) -> None:
         """Give the order again, or end what it outranks once a view shows it, or leave it: what else is there counts."""
         fleet, row, instance = self._fleet, one.original.row, one.original.instance
-        allocation = fleet.allocations(row).get(instance, {})
+        allocation = fleet.reports.allocations(row).get(instance, {})
         hints = allocation.get("hints") or {}
         counting = fleet.authoritative_row(instance)
-        if order_id_of(hints) == one.order or not fleet.reporting_rows(instance):  # it stays, or its user ended it
+        if order_id_of(hints) == one.order or not fleet.instances.reporting_rows(
+            instance
+        ):  # it stays, or its user ended it
             self.end(one.left)
         elif counting not in (row, None) and fleet.is_responsive(counting) and not fleet.is_responsive(row):
             return  # its node is dead, and it turned up elsewhere after all
@@ -412,7 +414,7 @@ class Boots:
                 boot.placing.locate(left.node)
                 self._booted(boot, self._fleet.version[row])
                 if later:  # they outrank it where they are built: it is to outrank them
-                    order = order_id_of(self._fleet.hints(row, left.instance))
+                    order = order_id_of(self._fleet.reports.hints(row, left.instance))
                     self._supersede_original(Exclusion(row, left.instance, {}, order), boot.after, later)
                 return True
         return False
@@ -437,12 +439,12 @@ class Boots:
             return
         original = placing.original
         if original is None:
-            there = self._fleet.reporting_node(placing.instance, placing.avoided_rows)
+            there = self._fleet.instances.reporting_node(placing.instance, placing.avoided_rows)
             if there:
                 placing.fail(NoHostFound(reason=f"{placing.instance} is on {there} already"))
         elif (
             self._fleet.authoritative_row(original.instance) != original.row
-            or order_id_of(self._fleet.hints(original.row, original.instance)) != original.order
+            or order_id_of(self._fleet.reports.hints(original.row, original.instance)) != original.order
         ):
             placing.fail(
                 NoHostFound(

@@ -44,9 +44,11 @@ class Reconciler:
     def due(self, now: float) -> list[RepairAction]:
         """What is to be done by now."""
         fleet = self._fleet
-        doubled = fleet.duplicates()
+        doubled = fleet.instances.duplicates()
         gangs = {
-            number: gang for number, gang in fleet.placement_marks.items() if not all(m.placed for m in gang.values())
+            number: gang
+            for number, gang in fleet.placement_marks.by_reservation.items()
+            if not all(m.placed for m in gang.values())
         }
         names = {number: f"{'all' if is_whole(gang) else 'some'} of {number}" for number, gang in gangs.items()}
         found = {*(f"instance {name}" for name in doubled), *names.values()}

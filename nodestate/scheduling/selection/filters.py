@@ -81,14 +81,16 @@ def same_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """At least one of the instances is on the node, as Nova reads it."""
     if not request.same_host:
         return True
-    return _among(fleet, rows, [row for instance in request.same_host for row in fleet.rows_with(instance)])
+    return _among(fleet, rows, [row for instance in request.same_host for row in fleet.instances.rows_with(instance)])
 
 
 def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """None of the instances is on the node."""
     if not request.different_host:
         return True
-    return ~_among(fleet, rows, [row for instance in request.different_host for row in fleet.rows_with(instance)])
+    return ~_among(
+        fleet, rows, [row for instance in request.different_host for row in fleet.instances.rows_with(instance)]
+    )
 
 
 def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:

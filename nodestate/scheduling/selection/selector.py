@@ -122,7 +122,7 @@ class Selector:
         self, row: int, instance: str, request: Request, laid_over: dict[int, OutstandingClaims | None]
     ) -> None:
         """Act as if the instance were on the row; ``laid_over`` gets what was there before."""
-        before = self.fleet.outstanding(row)
+        before = self.fleet.claim_overlay.outstanding.get(row)
         laid_over.setdefault(row, before)
         amounts = dict(before.amounts) if before is not None else {}
         for name, amount in request.resources.items():
@@ -151,7 +151,7 @@ class Selector:
             return f"no node {_either(request.force_nodes)} is known"
         if request.zone and not np.any(fleet.zone[fleet.all] == fleet.zones.get(request.zone, -1)):
             return f"no node is in zone {request.zone}"
-        if request.same_host and not any(fleet.rows_with(instance) for instance in request.same_host):
+        if request.same_host and not any(fleet.instances.rows_with(instance) for instance in request.same_host):
             return f"no node has {_either(request.same_host)}"
         return ""
 
