@@ -342,7 +342,7 @@ def test_the_doctor_tells_of_events_in_queues_of_the_settings_that_nobody_reads(
     [says] = [
         one["says"] for one in findings if (one["about"], one["level"]) == ("queues", "WARN") and "3" in one["says"]
     ]
-    assert says == "1 events wait in those of 3 partitions, as the settings say, which nobody reads"
+    assert says == "1 events wait in the queues of 3 partitions, a number from the settings: no consumer reads them"
     end(member)
 
 

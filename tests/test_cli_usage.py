@@ -253,10 +253,10 @@ def test_who_says_twice_what_is_wanted_is_told_so() -> None:
     ],
 )
 def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: list[str]) -> None:
-    """memory:// lives within one process: publishing there would lose all of it without a sound."""
+    """A memory:// broker exists within one process: what a command publishes there is lost when the command ends."""
     answer = run(*words)
     assert answer.exit_code == 2
-    assert "lives within one process" in answer.stderr
+    assert "exists only within one process" in answer.stderr
     assert name in every_command()
 
 

@@ -1,4 +1,4 @@
-"""``python -m nodestate.cli``: the same as ``nodestate``, of this very Python."""
+"""Entry point of ``python -m nodestate.cli``, which is ``nodestate`` under this Python."""
 
 from nodestate.cli import main
 

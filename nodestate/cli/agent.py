@@ -79,5 +79,6 @@ def command(
         stats = agent.stats
         run.out.print(
             f"{len(agent.publishers):,} nodes: {stats.reports:,} reports, {stats.changes:,} changes, "
-            f"{stats.heartbeats:,} heartbeats; {stats.admitted:,} admitted, {stats.refused:,} refused, {stats.ended:,} ended"
+            f"{stats.heartbeats:,} heartbeats; {stats.admitted:,} admitted, {stats.refused:,} refused, "
+            f"{stats.ended:,} ended"
         )

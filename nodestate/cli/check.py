@@ -1,4 +1,4 @@
-"""``nodestate check``: do the designs agree with each other, and with the agents?"""
+"""The command ``check``: compare the designs with each other, and with what the agents report of themselves."""
 
 from __future__ import annotations
 
@@ -32,40 +32,49 @@ from nodestate.ports import Resync
 from nodestate.view.view import View
 
 AGENTS: Final = "agents"
+"""Name of the agents as the left side of a comparison."""
 RETRY_INTERVAL_S: Final = 0.1
+"""Time between two comparisons of the same designs."""
 SHOWN_NAMES: Final = 8
+"""Names of nodes that a line shows at most."""
 
 
 class SilentAgentsError(NodestateError):
-    """Raised when no agent answered a census: there is nothing to compare with."""
+    """Raised when no agent answered, so that there is nothing to compare the designs with."""
 
     kind: ClassVar[str] = "silent-agents"
 
 
 @dataclass(slots=True)
 class PairComparison:
-    """One comparison: what is suspect of the ``right`` side, measured by the ``left``."""
+    """Comparison of one design with another, or with the agents."""
 
     left: str
+    """Name of the design that is taken as right, or ``AGENTS``."""
     right: str
+    """Name of the design that is compared with it."""
     suspects: Differences
+    """Nodes whose state differs, and how the right side differs from the left."""
 
 
 @dataclass(slots=True)
 class Verdict:
-    """All comparisons of a cell, of views by what to call their designs. ``unreadable``: by design, partitions that could not
-    be read at all, and why.
-    """
+    """Result of all comparisons of a cell."""
 
     views: Mapping[str, View]
+    """The views that were compared, by name of the design."""
     comparisons: list[PairComparison]
+    """One for each pair of designs, then one of each design with the agents."""
     unreadable: dict[str, dict[int, str]]
+    """By design, the partitions that could not be read at all, and why."""
     census: Mapping[str, Version] = field(default_factory=dict)
+    """Version of each node whose agent answered; empty if agents were not asked."""
     seconds: float = 0.0
+    """How long the comparison took."""
 
     @property
     def agree(self) -> bool:
-        """True if everything could be read and nothing differs."""
+        """True if all partitions could be read and no node differs."""
         return not any(comparison.suspects for comparison in self.comparisons) and not any(self.unreadable.values())
 
 
@@ -75,21 +84,28 @@ def compare(
     census: Mapping[str, Version] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Verdict:
-    """Read every design again and again, until nothing is suspect or ``timeout`` seconds are over.
+    """Compare the designs repeatedly until they agree or the time is over, and return the last result.
 
-    ``census`` and ``states``: what agents said of themselves before.
+    A node that is written while the designs are read differs for a moment. Only nodes that differ in every comparison
+    are reported.
+
+    Args:
+        read: Returns a view of each design, by name.
+        timeout: Seconds for which a node must differ to be reported.
+        census: Version of each node, as its agent reported it; None: do not compare with agents.
+        states: State of each node, as its agent reported it; None: compare versions only.
     """
     started = time.monotonic()
     verdict: Verdict | None = None
     while True:
-        verdict = _look(read(), verdict, census or {}, states)
+        verdict = _compare_once(read(), verdict, census or {}, states)
         verdict.seconds = time.monotonic() - started
         if verdict.agree or verdict.seconds >= timeout:
             return verdict
         time.sleep(RETRY_INTERVAL_S)
 
 
-def _look(
+def _compare_once(
     views: Mapping[str, View],
     before: Verdict | None,
     census: Mapping[str, Version],
@@ -113,24 +129,37 @@ def _look(
 
 
 @cell_command("check", example="nodestate check --agents 3 --json")
-@click.option("--agents", type=SECONDS, metavar="S", help="Ask the agents too, and wait S seconds for their answers.")
 @click.option(
-    "--timeout", type=SECONDS, default=5.0, metavar="S", help="What differs for so long is a difference, not a delay."
+    "--agents",
+    type=SECONDS,
+    metavar="S",
+    help="Compare with the agents as well: ask all of them, and wait S seconds for answers.  [default: do not ask]",
+)
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    default=5.0,
+    metavar="S",
+    help="Report a difference only if it persists for S seconds; shorter ones are replication delay.",
 )
 def command(run: Run, agents: float | None, timeout: float) -> int:
-    """Compare what the designs say of every node, read as schedulers read them. Exit code 0: no difference.
+    """Compare the designs of the cell node by node. Exit code 0 if there is no difference, else 1.
 
-    Of two designs, the second has "missed" nodes, "redundant" ones, an "older" or "newer" version, or a "different"
-    state of the same version. With --agents the designs are compared with what the agents say of themselves.
+    Each design is read as a scheduler reads it. Of two designs, the second one may lack nodes ("missed"), have nodes
+    that the first one lacks ("redundant"), have an "older" or a "newer" version of a node, or have a "different" state
+    of the same version. With --agents, each design is compared with the agents as well.
     """
     run.require_shared(broker=agents is not None, designs=run.config.designs)
-    every = selected_designs(run.config, None)
+    designs = selected_designs(run.config, None)
     census = {}
     if agents is not None:
         census = collect_census(run.config, Resync(jitter_s=agents / 2), agents)
         if not census:
-            raise SilentAgentsError(f"no agent of cell {run.config.cell} answered within {agents:g} s: are there any?")
-    inspector = CellInspector(run.config, every)
+            raise SilentAgentsError(
+                f"no agent of cell {run.config.cell} answered within {agents:g} s: start 'nodestate agent' on the "
+                "nodes, or give --agents more seconds"
+            )
+    inspector = CellInspector(run.config, designs)
     try:
         verdict = compare(inspector.views, timeout, census)
     finally:
@@ -143,7 +172,7 @@ def command(run: Run, agents: float | None, timeout: float) -> int:
 
 
 def as_json(verdict: Verdict) -> dict[str, object]:
-    """A verdict for programs."""
+    """Return a verdict in the form that ``--json`` prints."""
     answer: dict[str, object] = {
         "agree": verdict.agree,
         "designs": {
@@ -168,25 +197,26 @@ def as_json(verdict: Verdict) -> dict[str, object]:
 
 
 def show(run: Run, verdict: Verdict) -> None:
-    """A verdict for people."""
+    """Print a verdict for people."""
     for name, view in verdict.views.items():
-        age = f"{view.age:.1f} s old" if math.isfinite(view.age) else "never known to be caught up"
+        age = f"{view.age:.1f} s old" if math.isfinite(view.age) else "of unknown age"
         run.out.print(f"{name}: {len(view.nodes):,} nodes, {age}, {len(view.incomplete):,} incomplete")
         unreadable = verdict.unreadable[name]
         if unreadable:
             number, why = next(iter(unreadable.items()))
             run.out.print(
-                f"  [red]{len(unreadable)} partitions can't be read[/], as {number}: {why}; see 'nodestate doctor'"
+                f"  [red]{len(unreadable)} partitions can't be read[/], for example {number}: {why}; run 'nodestate "
+                f"doctor'"
             )
         if view.incomplete:
             run.out.print(f"  incomplete: {_names(sorted(view.incomplete))}", markup=False)
-    readable = "" if not any(verdict.unreadable.values()) else " in what can be read"
+    readable = "" if not any(verdict.unreadable.values()) else " in the partitions that can be read"
     for comparison in verdict.comparisons:
         if not comparison.suspects:
             run.out.print(f"{comparison.left} and {comparison.right}: [green]no difference[/]{readable}")
             continue
         run.out.print(
-            f"{comparison.right}, measured by {comparison.left}: [red]{len(comparison.suspects):,} differences[/]"
+            f"{comparison.right}, compared with {comparison.left}: [red]{len(comparison.suspects):,} differences[/]"
         )
         for kind, names in by_kind(comparison.suspects, _kinds(comparison)).items():
             if names:

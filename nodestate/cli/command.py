@@ -1,7 +1,7 @@
-"""What every command shares: the common options, settings, logs, exit codes, and how errors are told.
+"""Parts that every command shares: common options, settings, logs, exit codes and the printing of errors.
 
-Exit codes: 0 done, 1 refused or failed (any ``NodestateError``, or Ctrl-C), 2 bad usage (options, settings, and requests
-that can't be right).
+Exit codes: 0 done; 1 refused or failed (any ``NodestateError``, or Ctrl-C); 2 bad usage (a wrong option, a wrong
+setting or a request that breaks its format).
 """
 
 from __future__ import annotations
@@ -27,68 +27,78 @@ from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotFo
 from nodestate.ports import Where
 
 PLAIN_WIDTH_CHARS: Final = 160
-"""Width of tables that go into a file or a pipe."""
+"""Width of tables that are printed into a file or a pipe."""
 
 SECONDS: Final = click.FloatRange(min=0.0)
-"""The type of options that are a number of seconds."""
+"""Type of options that are a number of seconds."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command: its settings, and how it speaks.
+    """One run of a command: its settings and its output.
 
-    ``config`` are the settings; ``out`` and ``err`` print for people, on stdout and stderr; ``print_json`` prints for
-    programs, where ``as_json`` is set.
+    Commands print for people on ``out`` and ``err``. If ``as_json`` is true, they call ``print_json`` instead.
     """
 
     config: Config
+    """The settings, with the common options on top."""
     as_json: bool
+    """True if ``--json`` was given."""
     _flags: dict[str, Any]
+    """Values of the common options that are settings (broker, store, cell, partitions); None if not given."""
     _file: str | None
+    """Value of ``--config``; None if not given."""
 
     @cached_property
     def out(self) -> Console:
-        """stdout, for people."""
+        """Console for people on stdout."""
         return _console(sys.stdout)
 
     @cached_property
     def err(self) -> Console:
-        """stderr, for people."""
+        """Console for people on stderr."""
         return _console(sys.stderr)
 
     def print_json(self, value: Any) -> None:
-        """One JSON value on stdout; numbers that JSON does not have (an infinite age) are null."""
+        """Print one JSON value on stdout. An infinite number, such as the age of an empty view, is null."""
         click.echo(_encode(value))
 
     def settings(self, **flags: Any) -> Config:
-        """The settings with a command's own flags on top. Raises ``ConfigError``."""
+        """Return the settings with a command's own options on top. Raises ``ConfigError`` if one does not fit."""
         return load({**self._flags, **flags}, file=self._file)
 
     def common_option(self, name: str) -> Any:
-        """What a common option (broker, store, cell, partitions) says on the command line; None where it is not there."""
+        """Return the value of a common option (broker, store, cell or partitions), None if it was not given."""
         return self._flags[name]
 
     def require_shared(self, *, broker: bool = False, store: bool = False, designs: Iterable[str] = ()) -> None:
-        """Raise ``ConfigError`` where a ``memory://`` would be asked, for the broker, for the store or for where these designs
-        live: it is this process's own, so always empty.
+        """Raise ``ConfigError`` if the command would connect to a ``memory://`` broker or store.
+
+        Such a broker or store exists within one process, so in a command of its own it is always empty.
+
+        Args:
+            broker: The command connects to the broker.
+            store: The command connects to the store.
+            designs: The command connects to the store if one of these designs is kept there.
         """
         store |= any(DESIGNS[name].where is Where.STORE for name in designs if name in DESIGNS)
         for name, url, needed in (("broker", self.config.broker, broker), ("store", self.config.store, store)):
             if needed and url.startswith("memory:"):
                 example = "amqp://user:password@host:5672//" if name == "broker" else "memcached://host:11211"
                 raise ConfigError(
-                    f"{name} {url} lives within one process, and this is a new one: give --{name} {example} "
-                    f"(or NODESTATE_{name.upper()}), or try 'nodestate up', which is all in one process"
+                    f"{name} {url} exists only within one process, and this command is a process of its own: give "
+                    f"--{name} {example} (or NODESTATE_{name.upper()}), or use 'nodestate up', which runs a cell in "
+                    "one process"
                 )
 
 
 def operator_name() -> str:
-    """Who says it, for the record."""
+    """Return ``user@host`` of this process, which the control record and reservations keep as their author."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container may run under a user id that has no name
         user = "?"
     return f"{user}@{socket.gethostname()}"
 
@@ -100,15 +110,20 @@ def _console(file: Any) -> Console:
 def cell_command(
     name: str, *, example: str, summary: str | None = None, log_level: str = "warning"
 ) -> Callable[[Callable[..., int | None]], click.Command]:
-    """Make a command of a function that takes a ``Run`` and its own options, and returns an exit code (None: 0).
+    """Make a command from a function that takes a ``Run`` and the values of the command's own options.
 
-    ``summary`` stands in the list of commands; ``example`` ends the text of ``--help``; ``log_level`` is what is
-    logged where ``--log-level`` is not given.
+    The function returns the exit code; None is 0. Its docstring is the text of ``--help``.
+
+    Args:
+        name: The word that an operator types.
+        example: One or more command lines; they end the text of ``--help``.
+        summary: Line in the list of commands of a group. Commands of ``nodestate`` itself have theirs in ``COMMANDS``.
+        log_level: Level if ``--log-level`` is not given.
     """
 
     def make(function: Callable[..., int | None]) -> click.Command:
-        def run(**given: Any) -> None:
-            sys.exit(_run(function, given))
+        def run(**values: Any) -> None:
+            sys.exit(_run(function, values))
 
         params = getattr(function, "__click_params__", [])
         return click.Command(
@@ -126,25 +141,59 @@ def cell_command(
 
 def _common_options(log_level: str) -> list[click.Option]:
     return [
-        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, for programs."),
-        click.Option(["--config", "settings_file"], metavar="FILE", help="TOML file of settings."),
-        click.Option(["--broker"], metavar="URL", help="Message broker: amqp://…, redis://…, memory://."),
-        click.Option(["--store"], metavar="URL", help="Store: memcached://host:port,…, memory://."),
-        click.Option(["--cell"], metavar="NAME", help="Which cell."),
-        click.Option(["--partitions"], metavar="N", type=int, help="Partitions of the cell."),
-        click.Option(["--log-level"], type=click.Choice(LEVELS), default=log_level, help="Log from here on."),
-        click.Option(["--log-format"], type=click.Choice(FORMATS), default="console", help="Form of logs on stderr."),
+        click.Option(
+            ["--json", "as_json"],
+            is_flag=True,
+            help="Print JSON for programs instead of text; errors as well, on stderr.",
+        ),
+        click.Option(
+            ["--config", "settings_file"],
+            metavar="FILE",
+            help="TOML file of settings.  [default: NODESTATE_CONFIG, else nodestate.toml, else "
+            "/etc/nodestate/nodestate.toml]",
+        ),
+        click.Option(
+            ["--broker"],
+            metavar="URL",
+            help="URL of the message broker, as amqp://user:password@host:5672// or redis://host:6379.  [default: "
+            "NODESTATE_BROKER]",
+        ),
+        click.Option(
+            ["--store"],
+            metavar="URL",
+            help="Servers of the store, as memcached://host1:11211,host2:11211.  [default: NODESTATE_STORE]",
+        ),
+        click.Option(["--cell"], metavar="NAME", help="Name of the cell.  [default: NODESTATE_CELL, else cell1]"),
+        click.Option(
+            ["--partitions"],
+            metavar="N",
+            type=int,
+            help="Number of partitions of a new cell; an existing cell has the number in its control record.  "
+            "[default: NODESTATE_PARTITIONS, else 8]",
+        ),
+        click.Option(
+            ["--log-level"],
+            type=click.Choice(LEVELS),
+            default=log_level,
+            help="Log events of this level and above, on stderr.",
+        ),
+        click.Option(
+            ["--log-format"],
+            type=click.Choice(FORMATS),
+            default="console",
+            help="Print logs as text (console) or as one JSON object a line (json).",
+        ),
     ]
 
 
-def _run(function: Callable[..., int | None], given: dict[str, Any]) -> int:
-    as_json = given.pop("as_json")
-    set_up_logs(given.pop("log_level"), given.pop("log_format"))
-    file = given.pop("settings_file")
-    flags = {name: given.pop(name) for name in ("broker", "store", "cell", "partitions")}
+def _run(function: Callable[..., int | None], values: dict[str, Any]) -> int:
+    as_json = values.pop("as_json")
+    set_up_logs(values.pop("log_level"), values.pop("log_format"))
+    file = values.pop("settings_file")
+    flags = {name: values.pop(name) for name in ("broker", "store", "cell", "partitions")}
     try:
-        with _sigterm_as_ctrl_c():
-            return function(Run(load(flags, file=file), as_json, flags, file), **given) or 0
+        with _sigterm_as_interrupt():
+            return function(Run(load(flags, file=file), as_json, flags, file), **values) or 0
     except NodestateError as error:
         if as_json:
             click.echo(_encode({"error": str(error), "kind": error.kind, **vars(error)}), err=True)
@@ -155,15 +204,15 @@ def _run(function: Callable[..., int | None], given: dict[str, Any]) -> int:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A service manager's way to end a process runs the same clean-up as a person's."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM: a service manager then causes the same clean-up as Ctrl-C."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: signals are somebody else's
+    except ValueError:  # Python allows signal handlers in the main thread only
         yield
         return
     try:

@@ -1,7 +1,7 @@
 """The group of all commands: it imports the module of a command when that command runs, and not before.
 
-``nodestate --help`` prints names and summaries only, so it needs none of the libraries that commands need (numpy, kombu,
-SQLAlchemy, rich). Importing them all costs more than half a second of CPU.
+``nodestate --help`` prints names and summaries only, so it needs none of the libraries that commands need (numpy,
+kombu, SQLAlchemy, rich). Importing them all costs more than half a second of CPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CommandEntry(NamedTuple):
 
 
 class CommandGroup(click.Group):
-    """Group that loads each command from its entry on first use, and prints errors of usage as JSON if ``--json`` is given."""
+    """Group that loads a command on its first use, and with ``--json`` prints errors of usage as JSON."""
 
     def __init__(self, name: str | None = None, *, entries: Mapping[str, CommandEntry], **attributes: Any) -> None:
         super().__init__(name, **attributes)
@@ -65,7 +65,7 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, entry.summary) for name, entry in self._entries.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, and remember whether ``--json`` is among the words, as a later error of usage loses them."""
+        """Parse as click does, and remember whether ``--json`` was given: an error of usage does not say that later."""
         ctx.meta[_AS_JSON] = "--json" in args
         return super().parse_args(ctx, args)
 

@@ -50,7 +50,8 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     """Take events from the broker, fold them, and write them into the store.
 
     Member i of n takes every n-th partition at once and stands by for the others: when a member dies, those left
-    take over within seconds. With --design it writes these, of --partitions partitions, and follows no record. SIGTERM ends it after the step under way. --json prints its counters at the end.
+    take over within seconds. With --design it writes these, of --partitions partitions, and follows no record. SIGTERM
+    ends it after the step under way. --json prints its counters at the end.
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)

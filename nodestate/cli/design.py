@@ -1,7 +1,6 @@
-"""``nodestate design``: move a cell from one design to another while it runs.
+"""The commands ``design …``: switch a cell from one design to another while it runs.
 
-The steps and what each may follow are drawn in ``nodestate.designs.control``. A command that is interrupted is given
-again: each step is taken whole, by one compare-and-swap of the control record, or not at all.
+``nodestate.designs.control`` draws the steps and their order. A command that was interrupted can be repeated.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from nodestate.designs.stored_design import display_names, parse_stored_design
 from nodestate.errors import ConfigError
 
 
-@click.group("design", short_help="Say which design is written and read, and switch while the cell runs.")
+@click.group("design", epilog="\b\nExample:\n  nodestate design status")
 def command() -> None:
-    """Say which design is written and read, and switch while the cell runs.
+    """Show which designs consumers write and readers read, and switch to another design while the cell runs.
 
-    From the database to memcached: prepare snapshot, verify, cutover snapshot; back at any time: rollback. In the end:
-    retire sql.
+    From the database to memcached: 'prepare snapshot', 'verify snapshot', 'cutover snapshot', and after some days
+    'retire sql'. Before that, 'rollback' goes back at any time.
 
-    From 8 partitions to 12: the same with snapshot@12 in place of snapshot@8. A name without a number is of the number of
-    partitions that is read.
+    From 8 to 12 partitions: the same steps with snapshot@12, then 'retire snapshot@8'. A name without @ and a number
+    means the number of partitions that readers use now.
     """
 
 
 def _print_result(run: Run, control: Control, *, done: str, **more: object) -> None:
     names, partitions = control.names, control.reads.partitions
-    writes, reads = [names[kept] for kept in control.writes], names[control.reads]
+    writes, reads = [names[design] for design in control.writes], names[control.reads]
     if run.as_json:
         about = {"version": control.version, "writes": writes, "reads": reads, "partitions": partitions}
         run.print_json({**about, "done": done, **more})
@@ -46,100 +45,129 @@ def _print_result(run: Run, control: Control, *, done: str, **more: object) -> N
 
 
 _CONSUMERS_TIMEOUT_OPTION = click.option(
-    "--timeout", type=SECONDS, default=60.0, metavar="S", help="How long to wait for consumers."
+    "--timeout",
+    type=SECONDS,
+    default=60.0,
+    metavar="S",
+    help="Wait at most S seconds until consumers write the design in all partitions.",
 )
 _COMPARE_TIMEOUT_OPTION = click.option(
-    "--timeout", type=SECONDS, default=10.0, metavar="S", help="What differs for so long is a difference, not a delay."
+    "--timeout",
+    type=SECONDS,
+    default=10.0,
+    metavar="S",
+    help="Wait at most S seconds for consumers; report a difference if it persists that long.",
 )
-_FORCE_OPTION = click.option("--force", is_flag=True, help="Also if the place that decides on the record is down.")
+_FORCE_OPTION = click.option(
+    "--force",
+    is_flag=True,
+    help="Also if the store that decides on the control record is down; the other copies then decide.",
+)
 
 
-@cell_command("status", summary="Show which designs are written and read.", example="nodestate design status --json")
+@cell_command(
+    "status", summary="Show which designs consumers write and readers read.", example="nodestate design status --json"
+)
 def status(run: Run) -> None:
-    """Show the control record, where its copies are, and how each design is."""
+    """Show the control record, its copies, and for each design its nodes, its age and its complete partitions.
+
+    JSON: {"version", "writes", "reads", "partitions", "former", "said_by", "leaving", "copies": {store: version},
+    "designs": {name: {"nodes", "age", "whole", "partitions"}}}; "whole" is the number of complete partitions.
+    """
     with DesignSwitch(run) as switch:
         control, found = switch.record()
         names = control.names
-        looks = dict(zip(control.writes, switch.looks(control.writes), strict=True))
+        statuses = dict(zip(control.writes, switch.statuses(control.writes), strict=True))
         if run.as_json:
             run.print_json(
                 {
                     "version": control.version,
-                    "writes": [names[kept] for kept in control.writes],
+                    "writes": [names[design] for design in control.writes],
                     "reads": names[control.reads],
                     "partitions": control.reads.partitions,
                     "former": names[control.former] if control.former else "",
                     "said_by": control.said_by,
-                    "leaving": [names[kept] for kept in control.leaving],
+                    "leaving": [names[design] for design in control.leaving],
                     "copies": {copy.store.name: copy.control.version if copy.control else None for copy in found},
                     "designs": {
-                        look.name: {
-                            "nodes": len(look.view.nodes),
-                            "age": look.view.age,
-                            "whole": len(switch.complete_partitions(look)),
-                            "partitions": kept.partitions,
+                        one.name: {
+                            "nodes": len(one.view.nodes),
+                            "age": one.view.age,
+                            "whole": len(switch.complete_partitions(one)),
+                            "partitions": design.partitions,
                         }
-                        for kept, look in looks.items()
+                        for design, one in statuses.items()
                     },
                 }
             )
             return
         run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{names[control.reads]}[/]")
-        for kept, look in looks.items():
-            state = f"{len(switch.complete_partitions(look))} of {kept.partitions} partitions whole"
-            run.out.print(f"  {look.name}: {len(look.view.nodes):,} nodes, {look.view.age:.1f} s old, {state}")
+        for design, one in statuses.items():
+            state = f"{len(switch.complete_partitions(one))} of {design.partitions} partitions complete"
+            run.out.print(f"  {one.name}: {len(one.view.nodes):,} nodes, {one.view.age:.1f} s old, {state}")
         for copy in found:
             has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
             run.out.print(f"  copy at {copy.store.name}: {has}", markup=False)
         if control.former:
             run.out.print(f"  'nodestate design rollback' goes back to {names[control.former]}")
-        for kept in control.leaving:
-            run.out.print(f"  {kept} was retired; 'nodestate design retire {kept}' again deletes its queues")
+        for design in control.leaving:
+            run.out.print(
+                f"  {design} was retired, but its queues remain: run 'nodestate design retire {design}' again"
+            )
 
 
 @cell_command(
     "prepare",
-    summary="Have consumers write one more design, or one in another number of partitions.",
+    summary="Have consumers write another design as well, or one in another number of partitions.",
     example="nodestate design prepare snapshot\nnodestate design prepare snapshot@12",
 )
 @click.argument("name")
 @_CONSUMERS_TIMEOUT_OPTION
 def prepare(run: Run, name: str, timeout: float) -> None:
-    """Have consumers write NAME, too, beginning with all nodes that there are; returns when it is whole.
+    """Have consumers write design NAME as well, and wait until it has all nodes.
 
-    NAME is a design, or as snapshot@12 a design in so many partitions. Agents are asked for nothing.
+    NAME is journal, snapshot or sql; snapshot@12 is the snapshot design in 12 partitions. Consumers copy the present
+    state of all nodes from the design that readers read; agents are not asked for reports. Readers stay with their
+    design.
     """
     with DesignSwitch(run) as switch:
-        design = parse_stored_design(name, run.config.partitions).design
-        if design not in configured(run.config):
-            raise ConfigError(f"the settings name no place for {design}: see NODESTATE_SQL and NODESTATE_STORE")
-        kept = switch.kept(name)
-        if switch.record()[0].has_left(kept.partitions):
+        base = parse_stored_design(name, run.config.partitions).design
+        if base not in configured(run.config):
+            raise ConfigError(f"the settings name no store for design {base}: set NODESTATE_SQL or NODESTATE_STORE")
+        design = switch.named(name)
+        if switch.record()[0].has_left(design.partitions):
             run.require_shared(broker=True)
-            switch.clear_if_left(kept.partitions, timeout)
-        control = switch.change(lambda now: prepared(now, kept, operator_name()))
-        look = switch.wait_until_complete(kept, timeout)
-        nodes = len(look.view.nodes)
-        _print_result(run, control, done=f"{control.names[kept]} is written, and whole: {nodes:,} nodes", nodes=nodes)
+            switch.clear_if_left(design.partitions, timeout)
+        control = switch.change(lambda now: prepared(now, design, operator_name()))
+        nodes = len(switch.wait_until_complete(design, timeout).view.nodes)
+        _print_result(
+            run,
+            control,
+            done=f"consumers write {control.names[design]}, which is complete: {nodes:,} nodes",
+            nodes=nodes,
+        )
 
 
 @cell_command(
-    "verify", summary="Compare a design with the one that is read.", example="nodestate design verify snapshot"
+    "verify", summary="Compare a design with the one that readers read.", example="nodestate design verify snapshot"
 )
 @click.argument("name", required=False)
 @_COMPARE_TIMEOUT_OPTION
 def verify(run: Run, name: str | None, timeout: float) -> int:
-    """Compare NAME, or each design that is written, with the one that is read, node by node. Exit code 0: no difference."""
+    """Compare design NAME with the one that readers read, node by node. Exit code 0 if they do not differ, else 1.
+
+    Without NAME, each other design that consumers write is compared.
+    """
     with DesignSwitch(run) as switch:
         control, _ = switch.record()
-        others = [switch.kept(name)] if name else [one for one in control.writes if one != control.reads]
+        others = [switch.named(name)] if name else [one for one in control.writes if one != control.reads]
         names = display_names([*control.writes, *others])
         verdicts = {names[other]: switch.verdict(control.reads, other, timeout) for other in others}
         if run.as_json:
             verdicts_json = {other: verdict_json(verdict) for other, verdict in verdicts.items()}
             run.print_json({"reads": names[control.reads], "verdicts": verdicts_json})
         elif not others:
-            run.out.print(f"only {names[control.reads]} is written: there is nothing to compare it with")
+            run.out.print(f"consumers write {names[control.reads]} only, so there is nothing to compare it with")
         else:
             for verdict in verdicts.values():
                 show_verdict(run, verdict)
@@ -152,37 +180,46 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
     example="nodestate design cutover snapshot\nnodestate design cutover snapshot@12",
 )
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also if it differs, is not whole, or the place that decides is down.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also if NAME differs or is not complete, or the store that decides on the control record is down.",
+)
 @_COMPARE_TIMEOUT_OPTION
 def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
-    """Have readers read NAME from their next refresh on. Refuses unless it is whole and equal to what is read now."""
+    """Have readers read design NAME from their next refresh on.
+
+    Refuses if NAME is not complete, or differs from the design that readers read now. No reader needs a restart.
+    """
     with DesignSwitch(run) as switch:
         control, _ = switch.record(force=force)
-        kept = switch.kept(name, force=force)
-        cut_over(control, kept, operator_name())  # refuses what can't be, before anything is compared
-        if control.reads != kept:
+        design = switch.named(name, force=force)
+        cut_over(control, design, operator_name())  # refuse an impossible step before the designs are compared
+        if control.reads != design:
             try:
-                switch.wait_until_complete(kept, timeout)
-                switch.require_equal(control.reads, kept, timeout)
+                switch.wait_until_complete(design, timeout)
+                switch.require_equal(control.reads, design, timeout)
             except (DesignIncompleteError, DesignsDifferError) as error:
                 if not force:
                     raise
                 structlog.get_logger("nodestate.design").warning(
-                    "forced", step="cutover", design=str(kept), why=str(error)
+                    "forced", step="cutover", design=str(design), why=str(error)
                 )
-        after = switch.change(lambda now: cut_over(now, kept, operator_name()), force=force)
-        _print_result(run, after, done=f"readers read {after.names[kept]}")
+        after = switch.change(lambda now: cut_over(now, design, operator_name()), force=force)
+        _print_result(run, after, done=f"readers read {after.names[design]}")
 
 
-@cell_command("rollback", summary="Have readers read what they read before.", example="nodestate design rollback")
+@cell_command(
+    "rollback", summary="Have readers read the design of before the last cutover.", example="nodestate design rollback"
+)
 @_FORCE_OPTION
 def rollback(run: Run, force: bool) -> None:
-    """Have readers read the design from before the last cutover. The present one stays written."""
+    """Have readers read the design that they read before the last cutover. Consumers keep writing the present one."""
     with DesignSwitch(run) as switch:
         before, _ = switch.record(force=force)
         control = switch.change(lambda now: rolled_back(now, operator_name()), force=force)
         reads = control.names[control.reads]
-        nothing = f"nothing to go back to: readers read {reads}"
+        nothing = f"there is no cutover to undo: readers read {reads}"
         _print_result(
             run, control, done=f"readers read {reads} again" if control.version != before.version else nothing
         )
@@ -190,36 +227,42 @@ def rollback(run: Run, force: bool) -> None:
 
 @cell_command(
     "retire",
-    summary="Have consumers write a design no longer.",
+    summary="Have consumers no longer write a design.",
     example="nodestate design retire sql\nnodestate design retire snapshot@8",
 )
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also if what is read is not whole, or the place that decides is down.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also if the design that readers read is not complete, or the store that decides on the control record is "
+    "down.",
+)
 @_COMPARE_TIMEOUT_OPTION
 def retire(run: Run, name: str, force: bool, timeout: float) -> None:
-    """Have consumers write NAME no longer, and forget it. Refuses what is read, and as long as what is read is not whole.
+    """Have consumers no longer write design NAME.
 
-    With the last design of a number of partitions its queues go, too, when all consumers have left them.
+    Refuses if readers read NAME, or if the design that they read is not complete. If NAME is the last design in its
+    number of partitions, the command waits until consumers have left the queues of these partitions; then it deletes
+    the queues and removes the stored state.
     """
     with DesignSwitch(run) as switch:
         control, _ = switch.record(force=force)
-        kept = switch.kept(name, force=force)
+        design = switch.named(name, force=force)
         if "@" not in name:
-            require_named(control, kept)
-        was_written = kept in (*control.writes, *control.leaving)
-        after = retired(control, kept, operator_name())
-        ends = kept.partitions in {one.partitions for one in after.leaving}
-        if ends:
+            require_named(control, design)
+        was_written = design in (*control.writes, *control.leaving)
+        after = retired(control, design, operator_name())
+        last = design.partitions in {one.partitions for one in after.leaving}
+        if last:
             run.require_shared(broker=True)
         if after is not control and not force:
             switch.wait_until_complete(control.reads, timeout)
-        after = switch.change(lambda now: retired(now, kept, operator_name()), force=force)
-        if ends:
-            after = switch.clear(kept.partitions, timeout)
-        names = display_names([*after.writes, kept])
-        _print_result(
-            run, after, done=f"{names[kept]} is not written{' any more' if was_written else ', nor was it just now'}"
-        )
+        after = switch.change(lambda now: retired(now, design, operator_name()), force=force)
+        if last:
+            after = switch.clear(design.partitions, timeout)
+        names = display_names([*after.writes, design])
+        done = f"consumers {'no longer write' if was_written else 'did not write'} {names[design]}"
+        _print_result(run, after, done=done)
 
 
 for _step in (status, prepare, verify, cutover, rollback, retire):

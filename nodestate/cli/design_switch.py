@@ -1,7 +1,7 @@
-"""``nodestate design``: move a cell from one design to another while it runs.
+"""Switching a cell from one design to another while it runs, as the commands ``design …`` do it.
 
-The steps and what each may follow are drawn in ``nodestate.designs.control``. A command that is interrupted is given
-again: each step is taken whole, by one compare-and-swap of the control record, or not at all.
+``nodestate.designs.control`` draws the steps and their order. Each step is one compare-and-swap of the control record,
+so it is done in full or not at all: a command that was interrupted can be repeated.
 """
 
 from __future__ import annotations
@@ -29,47 +29,53 @@ from nodestate.errors import ConfigError, ControlLostError, DesignStepError
 from nodestate.ports import SystemClock
 
 RETRY_INTERVAL_S: Final = 0.1
+"""Time between two looks at a condition that a command waits for."""
 MAX_TRIES_COUNT: Final = 8
+"""Attempts to change the control record while other commands change it as well."""
 AGE_RENEWALS_COUNT: Final = 5
-"""A design that was renewed so many times ago at most is being written; ages are known to …"""
+"""A partition counts as written now if its last renewal is at most this many intervals and ``AGE_ROUNDING_S`` ago."""
 AGE_ROUNDING_S: Final = 2.0
-"""… so many seconds."""
+"""Seconds by which an age may be wrong, because the clock of a store has whole seconds."""
 LOST_WAIT_S: Final = 5.0
-"""How long a command waits for consumers to put back a record that is lost: they do with each renewal."""
+"""How long a command waits until consumers write a lost control record again, which they do at each renewal."""
 
 
 class DesignIncompleteError(DesignStepError):
-    """Raised when a design that is to be read is not written in all partitions yet."""
+    """Raised when readers are to read a design that is not yet written in all partitions."""
 
     kind: ClassVar[str] = "design-incomplete"
 
 
 class DesignsDifferError(DesignStepError):
-    """Raised when a design that is to be read differs from the one that is."""
+    """Raised when readers are to read a design that differs from the one that they read now."""
 
     kind: ClassVar[str] = "design-differs"
 
 
 class LayoutInUseError(DesignStepError):
-    """Raised when consumers still read the queues of a layout that is to go, or what it leaves in the stores can't be taken away."""
+    """Raised when consumers still read the queues of a retired layout, or its stored state can't be removed."""
 
     kind: ClassVar[str] = "layout-in-use"
 
 
 class DesignSwitch:
-    """A cell's control record in an operator's hands, and what the designs look like. A context manager."""
+    """Reads and changes the control record of a cell. A context manager that closes its connections."""
 
     def __init__(self, run: Run) -> None:
+        # The command that switches.
         self._run = run
+        # Settings of the cell.
         self.config = run.config
         places = configured(run.config)
         if not places:
             raise ConfigError(
-                "the settings name no place where this cell lives: give --store memcached://host:11211 (or NODESTATE_STORE), "
+                "the settings name no store of this cell: give --store memcached://host:11211 (or NODESTATE_STORE), "
                 "NODESTATE_SQL, or both"
             )
+        # Connections to all stores that the settings name.
         self._stores = open_stores(run.config, SystemClock(), places)
-        self._places = ControlStore(run.config.cell, self._stores)
+        # The copies of the control record in these stores.
+        self._copies = ControlStore(run.config.cell, self._stores)
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +84,17 @@ class DesignSwitch:
         self._stores.close()
 
     def record(self, *, force: bool = False) -> tuple[Control, list[Copy]]:
-        """The record and its copies. Raises ``ControlLostError`` where none comes up within a few seconds. ``force``: any
-        copy will do where the place that decides does not answer.
+        """Return the control record and all its copies.
+
+        One store decides which record is valid. Raises ``ControlLostError`` if that store has none within a few
+        seconds.
+
+        Args:
+            force: Accept the newest copy of another store if the store that decides does not answer.
         """
         deadline = time.monotonic() + LOST_WAIT_S
         while True:
-            found = self._places.read()
+            found = self._copies.read()
             known = newest(found)
             if known is not None and (found[0].control == known or (force and found[0].error is not None)):
                 return known, found
@@ -92,59 +103,76 @@ class DesignSwitch:
             time.sleep(RETRY_INTERVAL_S)
 
     def change(self, step: Callable[[Control], Control], *, force: bool = False) -> Control:
-        """Take a step, again where somebody else changed the record meanwhile; the record after it."""
+        """Apply a step to the control record and return the new record.
+
+        If another command changes the record at the same time, the step is applied to the changed record.
+        """
         for _ in range(MAX_TRIES_COUNT):
             before, found = self.record(force=force)
             after = step(before)
             if after is before:
                 return before
             after = dated(after, time.time())
-            if self._places.change(found, after, force=force):
+            if self._copies.change(found, after, force=force):
                 if found[0].error is not None:
                     structlog.get_logger("nodestate.design").warning(
-                        "forced", why=str(found[0].error), decided="by another place"
+                        "forced", why=str(found[0].error), decided="by another store"
                     )
                 structlog.get_logger("nodestate.design").info(
                     "control record", version=after.version, writes=after.writes, reads=after.reads, by=after.said_by
                 )
                 return after
-        raise DesignStepError(f"the record was changed {MAX_TRIES_COUNT} times meanwhile", "nodestate design status")
+        raise DesignStepError(
+            f"the control record was changed by other commands at each of {MAX_TRIES_COUNT} attempts",
+            "nodestate design status",
+        )
 
-    def kept(self, name: str, *, force: bool = False) -> StoredDesign:
-        """What a command's NAME means: ``snapshot@16``, or ``snapshot`` of the layout that is read. Raises ``ConfigError``."""
-        parse_stored_design(name, self.config.partitions)  # refuses what means nothing, before anybody is asked
+    def named(self, name: str, *, force: bool = False) -> StoredDesign:
+        """Return the design that a command's NAME means. Raises ``ConfigError`` if there is none.
+
+        ``snapshot@16`` is the snapshot design in 16 partitions; ``snapshot`` is that design in the number of partitions
+        that readers use now.
+        """
+        parse_stored_design(name, self.config.partitions)  # refuse a wrong name before a store is asked
         return parse_stored_design(name, self.record(force=force)[0].reads.partitions)
 
-    def looks(self, every: Sequence[StoredDesign]) -> list[DesignStatus]:
-        """Views and heads of designs."""
-        inspector = CellInspector(self.config, every)
+    def statuses(self, designs: Sequence[StoredDesign]) -> list[DesignStatus]:
+        """Return the status of each of these designs."""
+        inspector = CellInspector(self.config, designs)
         try:
-            return inspector.look()
+            return inspector.inspect()
         finally:
             inspector.close()
 
-    def complete_partitions(self, look: DesignStatus) -> list[int]:
-        """The partitions of a design that readers could go over to: whole, and kept up by somebody now."""
-        since = time.monotonic() - AGE_RENEWALS_COUNT * self.config.renew_s - AGE_ROUNDING_S
-        return [s.partition for s in look.view.partitions if s.vouched and not s.lost and s.confirmed_at > since]
+    def complete_partitions(self, status: DesignStatus) -> list[int]:
+        """Return the partitions that readers could read now.
 
-    def wait_until_complete(self, kept: StoredDesign, timeout: float) -> DesignStatus:
-        """Return when every partition of a design is written by an owner that vouches for it."""
+        These have no losses, and an owner that knows all nodes renewed them a moment ago.
+        """
+        since = time.monotonic() - AGE_RENEWALS_COUNT * self.config.renew_s - AGE_ROUNDING_S
+        return [s.partition for s in status.view.partitions if s.vouched and not s.lost and s.confirmed_at > since]
+
+    def wait_until_complete(self, design: StoredDesign, timeout: float) -> DesignStatus:
+        """Wait until every partition of a design is complete, and return its status.
+
+        Raises ``DesignIncompleteError`` after ``timeout`` seconds.
+        """
         deadline = time.monotonic() + timeout
-        inspector = CellInspector(self.config, [kept])
+        inspector = CellInspector(self.config, [design])
         try:
-            with self._bar(f"{kept}: partitions", kept.partitions) as done:
+            with self._bar(f"{design}: partitions", design.partitions) as done:
                 while True:
-                    [look] = inspector.look()
-                    whole = self.complete_partitions(look)
-                    done(len(whole))
-                    if len(whole) == kept.partitions:
-                        return look
+                    [status] = inspector.inspect()
+                    complete = self.complete_partitions(status)
+                    done(len(complete))
+                    if len(complete) == design.partitions:
+                        return status
                     if time.monotonic() > deadline:
-                        missing = sorted(set(range(kept.partitions)) - set(whole))
+                        missing = sorted(set(range(design.partitions)) - set(complete))
+                        reason = status.view.partitions[missing[0]].lost or "its owner does not know all nodes yet"
                         raise DesignIncompleteError(
-                            f"{kept} is not whole in {len(missing)} of {kept.partitions} partitions after {timeout:g} s, "
-                            f"as {missing[0]}: {look.view.partitions[missing[0]].lost or 'its owner does not vouch for it yet'}",
+                            f"{design} is not complete in {len(missing)} of {design.partitions} partitions after "
+                            f"{timeout:g} s, for example {missing[0]}: {reason}",
                             "nodestate doctor, then the same command again",
                         )
                     time.sleep(RETRY_INTERVAL_S)
@@ -152,40 +180,53 @@ class DesignSwitch:
             inspector.close()
 
     def verdict(self, left: StoredDesign, right: StoredDesign, timeout: float) -> Verdict:
-        """Compare two designs node by node, as schedulers read them."""
+        """Compare two designs node by node. A difference counts if it persists for ``timeout`` seconds."""
         inspector = CellInspector(self.config, [left, right])
         try:
-            with self._bar(f"{left} and {right}: compares", None):
+            with self._bar(f"comparing {left} and {right}", None):
                 return compare(inspector.views, timeout)
         finally:
             inspector.close()
 
     def require_equal(self, left: StoredDesign, right: StoredDesign, timeout: float) -> None:
-        """Raise ``DesignsDifferError`` where two designs differ."""
+        """Raise ``DesignsDifferError`` if two designs differ for ``timeout`` seconds."""
         if not self.verdict(left, right, timeout).agree:
-            raise DesignsDifferError(f"{right} differs from {left}, which is read", f"nodestate design verify {right}")
+            raise DesignsDifferError(
+                f"{right} differs from {left}, which readers read", f"nodestate design verify {right}"
+            )
 
     def clear(self, partitions: int, timeout: float) -> Control:
-        """Delete the queues of a layout that was retired, when no consumer reads them any more, and forget it; the record after it."""
+        """Wait until consumers have left the queues of a retired layout, delete the queues and remove its stored state.
+
+        Returns the control record without the layout. Raises ``LayoutInUseError`` after ``timeout`` seconds.
+
+        Args:
+            partitions: Number of partitions of the layout.
+            timeout: Seconds to wait for consumers and for the stores.
+        """
         deadline = time.monotonic() + timeout
-        with self._bar(f"{partitions} partitions: consumers leave", None):
+        with self._bar(f"waiting until consumers leave the queues of {partitions} partitions", None):
             while not self._delete_queues(partitions):
                 if time.monotonic() > deadline:
                     raise LayoutInUseError(
-                        f"retired, but after {timeout:g} s consumers still read the queues of {partitions} partitions, which are "
-                        "left behind",
+                        f"retired, but after {timeout:g} s consumers still read the queues of {partitions} "
+                        "partitions, so the queues were not deleted",
                         "nodestate doctor, then the same command again",
                     )
                 time.sleep(RETRY_INTERVAL_S)
-        return self._forget(partitions, deadline)
+        return self._remove_state(partitions, deadline)
 
     def clear_if_left(self, partitions: int, timeout: float) -> None:
-        """The same where no consumer is there any more. Where one is, it keeps the layout up."""
+        """Do the same as ``clear`` if no consumer reads the queues; do nothing if one does, as it keeps the layout."""
         if self._delete_queues(partitions):
-            self._forget(partitions, time.monotonic() + timeout)
+            self._remove_state(partitions, time.monotonic() + timeout)
 
     def _delete_queues(self, partitions: int) -> bool:
-        """Where the broker can't tell who consumes, the stores do: whoever does renews what is written."""
+        """Delete the queues of a layout. Returns False if consumers still read them.
+
+        Some brokers cannot tell whether a queue has consumers. The stores then show it: a consumer renews its
+        partitions.
+        """
         layouts = KombuLayouts(self.config, 1, 1, SystemClock())
         if delete_queues(partitions, self.record()[0], layouts.delete):
             return True
@@ -194,20 +235,22 @@ class DesignSwitch:
             return False
         return delete_queues(partitions, self.record()[0], partial(layouts.delete, unseen=True))
 
-    def _forget(self, partitions: int, deadline: float) -> Control:
-        """What a consumer left behind that died must not pass for fresh when the layout is written again; so only when it is gone
-        the record says so.
+    def _remove_state(self, partitions: int, deadline: float) -> Control:
+        """Remove the stored state of a layout whose queues are deleted, then remove the layout from the control record.
+
+        State that a dead consumer left behind would look current if the layout were written again. So the record keeps
+        naming the layout until its state is removed.
         """
         config = msgspec.structs.replace(self.config, partitions=partitions)
-        with self._bar(f"{partitions} partitions: are forgotten", None):
+        with self._bar(f"removing the stored state of {partitions} partitions", None):
             while self.record()[0].has_left(partitions) and (
                 left := forget_layout(config, self._stores, "", SystemClock())
             ):
                 if time.monotonic() > deadline:
                     (number, name), why = next(iter(left.items()))
                     raise LayoutInUseError(
-                        f"retired, and its queues are deleted, but {len(left)} of its partitions could not be forgotten, as "
-                        f"{number} of {name}: {why}",
+                        f"retired, and its queues are deleted, but the stored state of {len(left)} of its partitions "
+                        f"could not be removed, for example {number} of {name}: {why}",
                         "nodestate doctor, then the same command again",
                     )
                 time.sleep(RETRY_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""``nodestate doctor``: what is wrong with a cell, in words, and what to do about it."""
+"""The command ``doctor``: find out what is wrong with a cell, and say what to do about it."""
 
 from __future__ import annotations
 
@@ -36,37 +36,50 @@ FAIL: Final = "FAIL"
 STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 FULL_RATIO: Final = 0.9
-"""A server that is this full is about to evict, or to refuse."""
+"""Share of its memory above which a server is about to evict items, or to refuse writes."""
 YOUNG_S: Final = 60
+"""A server that runs for fewer seconds than this is reported as restarted."""
 SKEW_S: Final = 2.0
+"""Seconds that the clock of a node may be ahead before it is reported."""
 SILENT_HEARTBEATS: Final = 3
+"""A node that missed this many heartbeats is reported."""
 PEEKED_LETTERS: Final = 20
+"""Dead letters that are read to count their reasons."""
 OLDEST_MEMCACHED: Final = (1, 6)
-"""The first with the meta commands that the store is read with."""
+"""The first version of memcached that has the meta commands, which nodestate needs."""
 
 
 class Finding(NamedTuple):
-    """One line of the doctor's: how bad it is, what it is about, what is so, and what to do."""
+    """One line of the doctor's report."""
 
     level: str
+    """``OK``, ``WARN`` or ``FAIL``."""
     about: str
+    """The part of the cell: the broker, a store, a design, the agents."""
     says: str
+    """What was found."""
     advice: str = ""
+    """What the operator can do; empty if nothing is wrong."""
 
 
 @cell_command("doctor", example="nodestate doctor --json")
-@click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: what is written]")
+@click.option(
+    "--design",
+    "designs",
+    metavar="NAMES",
+    help="Designs to examine, separated by commas, as journal,snapshot.  [default: all that consumers write]",
+)
 def command(run: Run, designs: str | None) -> int:
-    """Ask the broker, every store and every partition how they are. Exit code 1 if something FAILs.
+    """Examine the broker, each store, each partition and the agents, and print one line for each finding.
 
-    WARN is what works and should not stay so.
+    FAIL: this part does not work; the exit code is 1. WARN: it works, but needs attention. Below each stands a remedy.
     """
     config = run.config
-    every = selected_designs(config, designs)
-    run.require_shared(broker=True, designs=[kept.design for kept in every])
-    control = read_control(config, [kept.design for kept in every])
+    examined = selected_designs(config, designs)
+    run.require_shared(broker=True, designs=[stored.design for stored in examined])
+    control = read_control(config, [stored.design for stored in examined])
     findings: list[Finding] = []
-    for finding in _examine(config, control, every):
+    for finding in _examine(config, control, examined):
         findings.append(finding)
         if not run.as_json:
             _print(run, finding)
@@ -92,33 +105,33 @@ def _print(run: Run, finding: Finding) -> None:
         run.out.print(Text(f"     → {finding.advice}", style="dim"), soft_wrap=True)
 
 
-def _examine(config: Config, control: Control, every: Sequence[StoredDesign]) -> Iterator[Finding]:
-    layouts = list(dict.fromkeys(kept.partitions for kept in every))
+def _examine(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
+    layouts = list(dict.fromkeys(stored.partitions for stored in designs))
     yield from _guarded("broker", lambda: _broker(config, layouts))
-    if config.partitions not in {one.partitions for one in (*every, *control.writes, *control.leaving)}:
-        yield from _guarded("queues", lambda: _of_settings(config))
+    if config.partitions not in {one.partitions for one in (*designs, *control.writes, *control.leaving)}:
+        yield from _guarded("queues", lambda: _queues_of_settings(config))
     for one in control.leaving:
-        says = f"those of {one.partitions} partitions may be there still, and fill for ever: {one} was retired"
-        yield Finding(WARN, "queues", says, f"'nodestate design retire {one}' again deletes them")
+        says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
+        yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
         yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
-    inspector = CellInspector(config, every)
+    inspector = CellInspector(config, designs)
     try:
-        looks = inspector.look(node_max_age=math.inf)
-        for look in looks:
-            yield from _design(config, look)
-        # Every design knows the same nodes: those of the fullest tell of the agents.
-        yield from _agents(config, max((look.view for look in looks), key=lambda view: len(view.nodes)))
+        statuses = inspector.inspect(node_max_age=math.inf)
+        for status in statuses:
+            yield from _design(config, status)
+        # All designs should have the same nodes. The one with the most is used to examine the agents.
+        yield from _agents(config, max((status.view for status in statuses), key=lambda view: len(view.nodes)))
     finally:
         inspector.close()
 
 
 def _guarded(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
-    """What an examination finds; an error that it meets is what it found."""
+    """Return the findings of an examination; if it fails, the error is the finding."""
     try:
         return examine()
     except NodestateError as error:
-        return [Finding(FAIL, about, str(error), "is it running, and is this the right address?")]
+        return [Finding(FAIL, about, str(error), "check that it is running and that this is its address")]
 
 
 # -- broker ---------------------------------------------------------------------------------------
@@ -128,8 +141,11 @@ def _broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     facts = connect_check(config)
     findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
     if not facts.fails_over:
-        says = "this transport gives a queue to several consumers at once, so no member stands by for another"
-        findings.append(Finding(WARN, "broker", says, "use RabbitMQ where a consumer may die"))
+        says = (
+            "this transport has no single active consumer, so no consumer takes over the partitions of another "
+            "that dies"
+        )
+        findings.append(Finding(WARN, "broker", says, "use RabbitMQ if consumers must take over from each other"))
     depths = {n: queue_depths(msgspec.structs.replace(config, partitions=n)) for n in layouts}
     for partitions, (*queues, _) in depths.items():
         about = "queues" if len(layouts) == 1 else f"queues of {partitions}"
@@ -138,23 +154,28 @@ def _broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     return [*findings, _dead_letters(config, dead.queue, dead.ready)]
 
 
-def _of_settings(config: Config) -> list[Finding]:
-    """The queues of the settings' layout, which the record does not name."""
+def _queues_of_settings(config: Config) -> list[Finding]:
+    """Examine the queues for the number of partitions in the settings, which the control record does not name."""
     left = [queue for queue in queue_depths(config) if queue.partition is not None and not queue.missing]
     waiting = sum(queue.ready for queue in left)
     if any(queue.consumers for queue in left):
-        says = f"consumers read those of {config.partitions} partitions, as their settings say, which the record does not name"
+        says = (
+            f"consumers read the queues of {config.partitions} partitions, a number from their settings that the "
+            "control record does not name"
+        )
         return [
-            Finding(WARN, "queues", says, "end those that name designs, or tell them none: then they follow the record")
+            Finding(WARN, "queues", says, "start these consumers without --design: then they follow the control record")
         ]
     if not waiting:
         return []
     says = (
-        f"{waiting:,} events wait in those of {config.partitions} partitions, as the settings say, which nobody reads"
+        f"{waiting:,} events wait in the queues of {config.partitions} partitions, a number from the settings: no "
+        "consumer reads them"
     )
     advice = (
-        f"a publisher made them before any consumer came. 'nodestate resync' has all nodes tell what they are; then delete the "
-        f"queues {left[0].queue} to {left[-1].queue}, and set NODESTATE_PARTITIONS to what the record says"
+        "a publisher created them before the first consumer started. Run 'nodestate resync --all', so that all "
+        f"nodes report; then delete the queues {left[0].queue} to {left[-1].queue}, and set NODESTATE_PARTITIONS to "
+        "the number in the control record"
     )
     return [Finding(WARN, "queues", says, advice)]
 
@@ -168,13 +189,13 @@ def _queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_o
         yield Finding(FAIL, about, says, "start 'nodestate consume'")
     elif waiting > config.prefetch:
         says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
-        yield Finding(WARN, about, says, "if it stays so, add members to 'nodestate consume'")
+        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
     else:
         served = f", each with {_range(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
         yield Finding(OK, about, f"{len(queues)} queues{served}, {waiting:,} events wait")
     if fails_over and counts and min(counts) == 1:
-        says = f"{counts.count(1)} of {len(queues)} queues have one consumer: if it dies, nobody takes over"
-        yield Finding(WARN, about, says, "run another member of 'nodestate consume'")
+        says = f"{counts.count(1)} of {len(queues)} queues have only one consumer, and no other takes over if it dies"
+        yield Finding(WARN, about, says, "start another member of 'nodestate consume'")
 
 
 def _dead_letters(config: Config, queue: str, count: int) -> Finding:
@@ -190,7 +211,8 @@ def _dead_letters(config: Config, queue: str, count: int) -> Finding:
         WARN,
         "dead letters",
         says,
-        f"these were not applied: mend who sends them, then 'rabbitmqctl purge_queue {queue}'",
+        f"these messages were not applied: correct the program that sends them, then run 'rabbitmqctl purge_queue "
+        f"{queue}'",
     )
 
 
@@ -209,64 +231,82 @@ def _store(config: Config, address: str) -> list[Finding]:
         f"memcached {stats.version}, up {_span(stats.uptime_s)}, {used}, "
         f"item limit {stats.item_max_bytes / 1024:,.0f} KB, {stats.evictions:,} evictions"
     )
-    return [Finding(OK, about, says), *(Finding(level, about, *texts) for level, *texts in _complaints(stats))]
+    return [Finding(OK, about, says), *(Finding(level, about, *texts) for level, *texts in _warnings(stats))]
 
 
-def _complaints(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
+def _warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
     if tuple(int(part) for part in stats.version.split(".")[:2] if part.isdigit()) < OLDEST_MEMCACHED:
         yield FAIL, f"version {stats.version} has no meta commands", "use memcached 1.6 or newer"
     if stats.uptime_s < YOUNG_S:
         yield (
             WARN,
             f"it started {_span(stats.uptime_s)} ago, with nothing in it",
-            "agents were asked to report again; if nobody meant it to restart: why did it?",
+            "agents were asked to report again; if the restart was not planned, look for its cause in memcached's log",
         )
     if stats.evictions:
-        says = f"{stats.evictions:,} items were evicted: some state was lost, and written again when it was missed"
-        yield WARN, says, "raise -m; where much of it is unused, its slab classes starve: raise it all the more"
+        says = (
+            f"{stats.evictions:,} items were evicted: consumers write lost items again, but views are older until then"
+        )
+        yield (
+            WARN,
+            says,
+            "raise memcached's -m, also if much memory is unused: one slab class can be full while others are not",
+        )
     full = stats.used_bytes / stats.limit_bytes
     if stats.no_evict and full > FULL_RATIO:
-        yield FAIL, f"{full:.0%} full, and with -M it refuses writes then", "raise -m, or start it without -M"
+        yield (
+            FAIL,
+            f"{full:.0%} full, and with -M it refuses writes when it is full",
+            "raise -m, or start it without -M",
+        )
     elif stats.no_evict:
-        yield WARN, "with -M it refuses writes when it is full, instead of evicting", "see that -m is ample"
+        yield WARN, "with -M it refuses writes when it is full, instead of evicting", "check that -m is ample"
     elif full > FULL_RATIO:
-        yield WARN, f"{full:.0%} full: it will evict", "raise -m"
+        yield WARN, f"{full:.0%} full: it will evict items", "raise -m"
     if stats.out_of_memory:
-        yield WARN, f"{stats.out_of_memory:,} writes found no memory since its start", "raise -m"
+        yield WARN, f"{stats.out_of_memory:,} writes were refused for lack of memory since its start", "raise -m"
     if stats.item_max_bytes < MAX_STATE_BYTES:
-        says = f"items hold {stats.item_max_bytes:,} bytes, where a node's state may have {MAX_STATE_BYTES:,}"
-        yield WARN, says, "raise -I to 1m or more, or keep states small"
+        says = f"an item holds {stats.item_max_bytes:,} bytes, but the state of a node may have {MAX_STATE_BYTES:,}"
+        yield WARN, says, "raise memcached's -I to 1m or more, or keep states small"
     if stats.rejected_connections:
         says = (
             f"{stats.rejected_connections:,} connections were refused ({stats.connections} of {stats.max_connections})"
         )
-        yield WARN, says, "raise -c"
+        yield WARN, says, "raise memcached's -c"
 
 
 # -- designs --------------------------------------------------------------------------------------
 
 
-def _design(config: Config, look: DesignStatus) -> Iterator[Finding]:
-    about = look.name
-    heads = {number: head for number, head in enumerate(look.heads) if isinstance(head, HeadStatus)}
-    absent = {number: why for number, why in enumerate(look.heads) if isinstance(why, str)}
+def _design(config: Config, status: DesignStatus) -> Iterator[Finding]:
+    about = status.name
+    heads = {number: head for number, head in enumerate(status.heads) if isinstance(head, HeadStatus)}
+    absent = {number: why for number, why in enumerate(status.heads) if isinstance(why, str)}
     if absent:
         number, why = next(iter(absent.items()))
-        says = f"{len(absent)} of {len(look.heads)} partitions have no head; partition {number}: {why}"
+        says = f"{len(absent)} of {len(status.heads)} partitions have no head, for example {number}: {why}"
         begin = "start 'nodestate consume', with the same --cell and --store"
-        yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see what is said of the store")
+        yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see the lines about the store")
     if heads:
         yield from _owners(config, about, heads)
-    view = look.view
+    view = status.view
     lost = {p.partition: p.lost for p in view.partitions if p.lost and p.partition in heads}
     if lost:
         number, why = next(iter(lost.items()))
-        says = f"{len(lost)} partitions are not all there; partition {number}: {why}"
-        yield Finding(WARN, about, says, "their owners were asked to repair them; look again in some seconds")
-    if incomplete := sorted(name for name in view.incomplete if " " not in name):
-        says = f"{len(incomplete):,} nodes are known to have newer states than these, as {', '.join(incomplete[:3])}"
+        says = f"{len(lost)} partitions have lost a part of their stored state, for example {number}: {why}"
         yield Finding(
-            WARN, about, says, "their agents were asked to report; are they alive? 'nodestate resync' asks again"
+            WARN, about, says, "their owners were asked to write it again; run this command again in some seconds"
+        )
+    if incomplete := sorted(name for name in view.incomplete if " " not in name):
+        says = (
+            f"{len(incomplete):,} nodes have a newer state than the stored one, for example {', '.join(incomplete[:3])}"
+        )
+        yield Finding(
+            WARN,
+            about,
+            says,
+            "their agents were asked for a report; check that they run, or ask again with 'nodestate resync --node "
+            "NAME'",
         )
 
 
@@ -276,51 +316,61 @@ def _owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterato
     behind = max(heads, key=lambda number: heads[number].behind_s)
     terms = [head.term for head in heads.values()]
     says = (
-        f"{len(heads)} partitions, owned by {', '.join(f'{name} ({count})' for name, count in members.most_common(4))}; "
+        f"{len(heads)} partitions, owned by "
+        f"{', '.join(f'{name} ({count})' for name, count in members.most_common(4))}; "
         f"term {_range(terms)}; renewed {heads[oldest].age_s:.0f} s ago or later"
     )
-    late_s = 3 * config.renew_s + 2  # the store's clock ticks in whole seconds
+    late_s = 3 * config.renew_s + 2  # the store's clock has whole seconds
     if heads[oldest].age_s > late_s:
         count = sum(1 for head in heads.values() if head.age_s > late_s)
         says = (
             f"{count} partitions have no living owner; {heads[oldest].member} renewed partition {oldest} "
-            f"{heads[oldest].age_s:.0f} s ago, where it should every {config.renew_s:g} s"
+            f"{heads[oldest].age_s:.0f} s ago, but an owner does so every {config.renew_s:g} s"
         )
-        yield Finding(FAIL, about, says, "start 'nodestate consume', or see in its log why it can't write")
+        yield Finding(FAIL, about, says, "start 'nodestate consume', or look in its log for errors of the store")
     else:
         yield Finding(OK, about, says)
     if heads[behind].behind_s > late_s:
-        seconds = _span(heads[behind].behind_s) if heads[behind].behind_s < 1e6 else "ever"
-        says = f"the owner of partition {behind} has not been caught up with its queue for {seconds}"
-        yield Finding(WARN, about, says, "if it stays so, add members to 'nodestate consume'")
+        since = f"for {_span(heads[behind].behind_s)}" if heads[behind].behind_s < 1e6 else "since it started"
+        says = f"the owner of partition {behind} has not been caught up with its queue {since}"
+        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
     if unvouched := [number for number, head in heads.items() if not head.vouched]:
-        says = f"{len(unvouched)} partitions may not know all their nodes yet, as {unvouched[:4]}"
-        advice = f"their owners began anew, and listen for at most {config.settle_s:g} s; then this goes away"
+        says = f"{len(unvouched)} partitions may not know all their nodes yet, for example {unvouched[:4]}"
+        advice = (
+            f"their owners started without stored state and wait for reports, at most {config.settle_s:g} s; no "
+            f"action is needed"
+        )
         yield Finding(WARN, about, says, advice)
 
 
 def _agents(config: Config, view: View) -> Iterator[Finding]:
     now = time.time()
     if all(partition.table is None for partition in view.partitions):
-        yield Finding(WARN, "agents", "not known: no partition can be read", "see above")
+        yield Finding(WARN, "agents", "not known, because no partition can be read", "see the lines above")
         return
     ages = {name: view.node_age(name) for name in view.nodes}
     silent_s = SILENT_HEARTBEATS * config.heartbeat_s + 2
     silent = sorted(name for name, age in ages.items() if age > silent_s)
     if silent:
         longest = max(silent, key=ages.__getitem__)
-        since = f"for {_span(ages[longest])}" if math.isfinite(ages[longest]) else "that anybody heard"
-        says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life, as {longest} {since}"
-        yield Finding(WARN, "agents", says, "are their agents running? readers see it with node_max_age")
+        since = f"for {_span(ages[longest])}" if math.isfinite(ages[longest]) else "so far"
+        says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life, for example {longest} {since}"
+        advice = "check that their agents run; schedulers do not place instances on nodes without a sign of life"
+        yield Finding(WARN, "agents", says, advice)
     else:
-        yield Finding(OK, "agents", f"{len(ages):,} nodes, all of them alive" if ages else "no node has reported yet")
+        yield Finding(
+            OK, "agents", f"{len(ages):,} nodes, all with a recent sign of life" if ages else "no node has reported yet"
+        )
     ahead = {name: view.nodes[name].reported_at - now for name in view.nodes}
     fast = sorted(name for name, seconds in ahead.items() if seconds > SKEW_S)
     if fast:
         worst = max(fast, key=lambda name: ahead[name])
         says = f"the clocks of {len(fast):,} nodes are ahead of this machine's, {worst}'s by {ahead[worst]:.0f} s"
         yield Finding(
-            WARN, "agents", says, "nothing is decided by an agent's clock, yet a restart may need it: mend NTP"
+            WARN,
+            "agents",
+            says,
+            "correct the time of these nodes (NTP): consumers refuse events of a clock that is too far ahead",
         )
 
 

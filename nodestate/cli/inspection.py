@@ -1,4 +1,4 @@
-"""Looking at a cell as a whole: of each design a view, how long reading it took, and the heads behind it."""
+"""Inspection of a cell: for each design a view, the seconds that reading it took, and the heads of its partitions."""
 
 from __future__ import annotations
 
@@ -25,36 +25,48 @@ NOTHING_STORED: Final = "nothing is stored"
 
 
 class HeadStatus(NamedTuple):
-    """What one partition's head says. ``age_s`` counts from its last renewal, in the whole seconds of the store's clock;
-    ``behind_s`` is how long before that its owner was caught up.
-    """
+    """The head of one partition, as far as commands show it."""
 
     epoch: int
+    """Which life of the store the head belongs to."""
     term: int
+    """Number of the ownership; it rises at every takeover."""
     owner: str
+    """Name of the consumer that owns the partition, with a random part after "/"."""
     next: int
+    """Offset of the next commit."""
     behind_s: float
+    """Seconds from the moment at which the owner was last caught up with its queue to its last renewal."""
     vouched: bool
+    """True if the owner knows all nodes of the partition."""
     age_s: float
+    """Seconds since the owner's last renewal, in whole seconds of the store's clock; infinite if that is not known."""
 
     @property
     def member(self) -> str:
-        """The owner without the random part that tells its lives apart."""
+        """The owner without the random part, which differs after each start of the process."""
         return self.owner.partition("/")[0]
 
 
 class DesignStatus(NamedTuple):
-    """One design: what to call it, its view, seconds that refreshing took, and by partition its head or why there is none."""
+    """One design of a cell."""
 
     name: str
+    """Name for people: ``snapshot``, or ``snapshot@16`` if designs of several numbers of partitions are shown."""
     view: View
+    """A view of all nodes, of any age."""
     refresh_s: float
+    """Seconds that it took to refresh the view."""
     heads: Sequence[HeadStatus | str]
+    """By partition, its head, or a text that says why there is none."""
 
 
 def read_control(config: Config, designs: Iterable[str] = ()) -> Control:
-    """The cell's control record, as the places of these designs have it (of none: all that the settings name); or what the
-    settings say where there is none.
+    """Return the newest control record of the cell, or the record that the settings describe if none is stored.
+
+    Args:
+        config: Settings of the cell.
+        designs: Look in the stores of these designs only; empty: in all stores that the settings name.
     """
     places = [parse_stored_design(name, config.partitions).design for name in designs] or configured(config)
     if not places:
@@ -68,7 +80,14 @@ def read_control(config: Config, designs: Iterable[str] = ()) -> Control:
 
 
 def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:
-    """What names by comma mean: ``snapshot@16``, or ``snapshot`` of the layout that is read. Without names, all that is written."""
+    """Return the designs that an option ``--design NAMES`` names, or all designs that are written if it was not given.
+
+    Args:
+        config: Settings of the cell.
+        designs: Names separated by commas. ``snapshot@16`` is the snapshot design in 16 partitions; ``snapshot`` is
+        that
+            design in the number of partitions that readers use.
+    """
     if not designs:
         return list(read_control(config).writes)
     names = [name.strip() for name in designs.split(",") if name.strip()]
@@ -77,47 +96,52 @@ def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:
 
 
 class CellInspector:
-    """Reads several designs of a cell over the same connections."""
+    """Reads several designs of a cell over the same connections. Close it after use."""
 
-    def __init__(self, config: Config, every: Sequence[StoredDesign]) -> None:
+    def __init__(self, config: Config, designs: Sequence[StoredDesign]) -> None:
+        # Settings of the cell.
         self._config = config
         clock = SystemClock()
-        self._stores = open_stores(config, clock, [kept.design for kept in every])
+        # Connections to the stores of all these designs.
+        self._stores = open_stores(config, clock, [stored.design for stored in designs])
+        # A reader of each design.
         self._readers = {
-            kept: Reader(config, design=str(kept), stores=self._stores, clock=clock) for kept in dict.fromkeys(every)
+            stored: Reader(config, design=str(stored), stores=self._stores, clock=clock)
+            for stored in dict.fromkeys(designs)
         }
+        # Name for people of each design.
         self._names = display_names(self._readers)
 
     def views(self) -> dict[str, View]:
-        """A view of each design, by what to call it, whatever its age."""
-        return {name: view for name, view, _ in self.timed()}
+        """Return a view of each design, of any age, by the name of the design."""
+        return {name: view for name, view, _ in self.timed_views()}
 
-    def timed(self, *, node_max_age: float | None = None) -> list[tuple[str, View, float]]:
-        """What to call each design, a view of it, and the seconds that refreshing it took."""
+    def timed_views(self, *, node_max_age: float | None = None) -> list[tuple[str, View, float]]:
+        """Return for each design its name, a view of any age, and the seconds that it took to refresh the view."""
         looks = []
-        for kept, reader in self._readers.items():
+        for stored, reader in self._readers.items():
             started = time.perf_counter()
             view = reader.read(max_age=math.inf, node_max_age=node_max_age, on_stale="flag")
-            looks.append((self._names[kept], view, time.perf_counter() - started))
+            looks.append((self._names[stored], view, time.perf_counter() - started))
         return looks
 
-    def look(self, *, node_max_age: float | None = None) -> list[DesignStatus]:
-        """Views and heads of each design."""
-        looks = self.timed(node_max_age=node_max_age)
+    def inspect(self, *, node_max_age: float | None = None) -> list[DesignStatus]:
+        """Return the status of each design: its view and the heads of its partitions."""
+        looks = self.timed_views(node_max_age=node_max_age)
         return [
-            DesignStatus(name, view, seconds, self._heads(kept))
-            for kept, (name, view, seconds) in zip(self._readers, looks, strict=True)
+            DesignStatus(name, view, seconds, self._heads(stored))
+            for stored, (name, view, seconds) in zip(self._readers, looks, strict=True)
         ]
 
     def close(self) -> None:
         """Close the connections."""
         self._stores.close()
 
-    def _heads(self, kept: StoredDesign) -> list[HeadStatus | str]:
-        cell, letter, where = self._config.cell, DESIGNS[kept.design].letter, DESIGNS[kept.design].where
-        numbers = range(kept.partitions)
+    def _heads(self, stored: StoredDesign) -> list[HeadStatus | str]:
+        cell, letter, where = self._config.cell, DESIGNS[stored.design].letter, DESIGNS[stored.design].where
+        numbers = range(stored.partitions)
         work = {
-            p: (self._stores.of(p, where), read_head(keys.prefix(cell, kept.partitions, p, letter), None))
+            p: (self._stores.of(p, where), read_head(keys.prefix(cell, stored.partitions, p, letter), None))
             for p in numbers
         }
         found = run(work)

@@ -1,4 +1,4 @@
-"""Logs: structlog on stderr, as text for people or a JSON object a line; libraries' own logs take the same way."""
+"""Logging with structlog on stderr, as text or as one JSON object a line. Logs of libraries are included."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMATS: Final = ("console", "json")
 
 
 class _Stderr:
-    """Whatever is stderr at the moment: a live table puts itself in its place, and shows logs above itself."""
+    """The present ``sys.stderr``: while a live table is shown, rich replaces it and prints logs above the table."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -23,7 +23,7 @@ class _Stderr:
 
 
 def set_up_logs(level: str, form: str) -> None:
-    """Log what is at ``level`` or above, in one of ``FORMATS``."""
+    """Print log events of ``level`` and above in the format ``form``, one of ``FORMATS``."""
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -47,7 +47,7 @@ def set_up_logs(level: str, form: str) -> None:
 
 
 def _route_library_logs(stderr: TextIO, level: int, shared: list[Any], renderer: Any) -> None:
-    """What kombu and others say with the standard logging, from warnings on, in the same form."""
+    """Print warnings and errors of kombu and other libraries, from the module ``logging``, in the same format."""
     form = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
     )

@@ -38,7 +38,8 @@ from nodestate.scheduling import Booted, Explanation, Outcome
 def migrate(
     run: Run, instance: str, to: str, timeout: float, explain: bool, max_age: float | None, node_max_age: float | None
 ) -> int:
-    """Build INSTANCE on another node, under the hints and the group policy that it was booted with, and end it where it is.
+    """Build INSTANCE on another node, under the hints and the group policy that it was booted with, and end it where it
+    is.
 
     It stays where it is if no node takes it: exit code 1. JSON: {"instances"} as 'nodestate boot' prints it.
     """
@@ -58,8 +59,8 @@ def migrate(
 def evacuate(run: Run, node: str, timeout: float, max_age: float | None, node_max_age: float | None) -> int:
     """Move all instances off NODE, also if it is dead: by what it reported last.
 
-    Nothing keeps others from coming to the node meanwhile, unless its status is not 'up'. Exit code 1 if some could not be
-    moved. JSON: {"instances"} as 'nodestate boot' prints it.
+    Nothing keeps others from coming to the node meanwhile, unless its status is not 'up'. Exit code 1 if some could not
+    be moved. JSON: {"instances"} as 'nodestate boot' prints it.
     """
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         with progress(run, scheduler, f"evacuating {node}"):
@@ -88,7 +89,8 @@ def resize(
 ) -> int:
     """Give INSTANCE these resources, where it is if they fit there, else on another node.
 
-    Classes that are not named stay as they are, and 0 takes one away. It stays as it is if no node takes it: exit code 1.
+    Classes that are not named stay as they are, and 0 takes one away. It stays as it is if no node takes it: exit code
+    1.
     JSON: {"instances"} as 'nodestate boot' prints it.
     """
     amounts = parse_amounts(resources)

@@ -51,7 +51,8 @@ def reserve(
     max_age: float | None,
     node_max_age: float | None,
 ) -> int:
-    """Claim a node for every member of GROUP, a JSON file ("-": stdin), and keep them; or claim nothing, with exit code 1.
+    """Claim a node for every member of GROUP, a JSON file ("-": stdin), and keep them; or claim nothing, with exit code
+    1.
 
     Nothing is built before 'nodestate confirm'. What is not confirmed or extended in time is given back by itself.
 
@@ -110,7 +111,10 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
 @click.option("--hold", type=float, required=True, metavar="S", help="For how long, from now on.")
 @owner_option
 def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
-    """Hold reservation ID for so long from now on, which may also be shorter than before. JSON: as 'nodestate reserve'."""
+    """Hold reservation ID until --hold seconds from now, which may be sooner than before.
+
+    JSON: as 'nodestate reserve' prints it.
+    """
     with open_scheduler(run, boots=False) as scheduler:
         _print_result(run, scheduler.extend(reservation, hold, owner=owner))
 
@@ -130,7 +134,9 @@ def release(run: Run, reservation: str, owner: str) -> None:
 
 @cell_command("reservations", example="nodestate reservations --json")
 def reservations(run: Run) -> None:
-    """List all reservations of the cell, the eldest first. JSON: {"reservations"}, each as 'nodestate reserve' prints it."""
+    """List all reservations of the cell, the eldest first. JSON: {"reservations"}, each as 'nodestate reserve' prints
+    it.
+    """
     with open_scheduler(run, boots=False) as scheduler:
         found = scheduler.reservations()
     if run.as_json:

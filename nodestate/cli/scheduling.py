@@ -1,4 +1,4 @@
-"""What the commands that schedule share: a scheduler from the settings, requests from files, and how outcomes are told."""
+"""Parts that the scheduling commands share: options, a scheduler from the settings, requests from files, output."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def read_file(path: str) -> bytes:
 
 
 def request_from(path: str | None, resources: str | None, max_age: float | None) -> Request:
-    """The request of a file, or of a few words. Raises ``BadRequestError``, and ``UsageError`` unless it is one of both."""
+    """The request of a file, or of a few words. Raises ``BadRequestError``, and ``UsageError`` unless it is one of
+    both.
+    """
     if path is not None and resources is not None:
         raise click.UsageError("a file of a REQUEST and --resources both say what is wanted: one of them, not both")
     if path is None and resources is None:
@@ -184,7 +186,9 @@ def boot_all(run: Run, scheduler: Scheduler, boots: Sequence[Boot], timeout_s: f
 
 
 def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]) -> None:
-    """Return when a view shows what agents did, so that the next command builds upon it; say so where none does in time."""
+    """Return when a view shows what agents did, so that the next command builds upon it; say so where none does in
+    time.
+    """
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     deadline = time.monotonic() + scheduler.config.answer_timeout_s
     tell_again_at = time.monotonic() + REPEAT_TERMINATION_S

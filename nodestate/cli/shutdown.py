@@ -1,4 +1,4 @@
-"""Ending what runs until it is told to: Ctrl-C, SIGTERM, or a number of seconds."""
+"""How a command that runs until it is stopped ends: by Ctrl-C, by SIGTERM or after a number of seconds."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ POLL_S: Final = 0.05
 
 
 class StopRequest:
-    """True once it is time to end. A loop asks it between steps, so that a step is always finished.
+    """Request to stop that a loop checks between two steps, so that a step is always finished.
 
-    A plain flag and short sleeps: a lock that a signal's action takes may be held by the very code it interrupts.
+    running --SIGINT, SIGTERM, seconds are over--> stop requested
+
+    It is a plain flag, and ``wait`` sleeps in short intervals. A ``threading.Event`` has a lock: the signal handler
+    would wait for ever if it interrupted code that holds the lock.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self.asked = False
+        # True after the first signal.
+        self.requested = False
+        # Time on the monotonic clock at which the loop ends by itself; None: never.
         self._until = None if seconds is None else time.monotonic() + seconds
 
     def __call__(self) -> bool:
-        """True when it is time to end."""
-        return self.asked or (self._until is not None and time.monotonic() >= self._until)
+        """Return True if the loop must end."""
+        return self.requested or (self._until is not None and time.monotonic() >= self._until)
 
     def wait(self, seconds: float) -> bool:
-        """Wait, but not beyond the end; True when it is time to end."""
+        """Wait ``seconds``, or less if the loop must end before. Returns True if it must end."""
         until = time.monotonic() + seconds
         while not self() and (remaining := until - time.monotonic()) > 0:
             time.sleep(min(POLL_S, remaining))
@@ -35,19 +40,23 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(seconds: float | None = None) -> Iterator[StopRequest]:
-    """A ``StopRequest`` that the first SIGINT or SIGTERM sets. The second acts at once: whoever sends it has no patience."""
+    """Give a ``StopRequest`` that the first SIGINT or SIGTERM sets. A second signal raises KeyboardInterrupt at once.
+
+    Args:
+        seconds: The request is set after this many seconds as well; None: by signals only.
+    """
     stop = StopRequest(seconds)
 
-    def ask(_number: int, _frame: object) -> None:
-        if stop.asked:
+    def request_stop(_number: int, _frame: object) -> None:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.requested = True
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            before[number] = signal.signal(number, ask)
-        except ValueError:  # not in the main thread: signals are somebody else's
+            before[number] = signal.signal(number, request_stop)
+        except ValueError:  # Python allows signal handlers in the main thread only
             break
     try:
         yield stop

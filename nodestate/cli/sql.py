@@ -15,8 +15,8 @@ from nodestate.errors import ConfigError
 def command() -> None:
     """Make the tables of the database design, and bring those of an older version up to date.
 
-    The database is the one that NODESTATE_SQL names, or --sql. Give its user the right to CREATE, ALTER, DROP and INDEX for
-    this; all other commands need SELECT, INSERT, UPDATE and DELETE.
+    The database is the one that NODESTATE_SQL names, or --sql. Give its user the right to CREATE, ALTER, DROP and INDEX
+    for this; all other commands need SELECT, INSERT, UPDATE and DELETE.
     """
 
 
@@ -44,7 +44,9 @@ def _database(run: Run, sql: str | None) -> str:
 @cell_command("upgrade", summary="Make the tables, or bring them up to date.", example="nodestate sql upgrade")
 @_url
 def upgrade(run: Run, sql: str | None) -> None:
-    """Make the tables, or bring those of an older version up to date. What they hold is kept; a second time does nothing."""
+    """Make the tables, or bring those of an older version up to date. What they hold is kept; a second time does
+    nothing.
+    """
     url = _database(run, sql)
     from nodestate.sql import migrate  # noqa: PLC0415  see above
 
@@ -60,7 +62,9 @@ def upgrade(run: Run, sql: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Also where rows are lost.")
 @_url
 def downgrade(run: Run, revision: str, yes: bool, sql: str | None) -> None:
-    """Bring the tables back to an older REVISION, for the version that wants it; 'base' removes them with all they hold."""
+    """Bring the tables back to an older REVISION, for the version that wants it; 'base' removes them with all they
+    hold.
+    """
     url = _database(run, sql)
     if not yes:
         raise click.UsageError(f"a downgrade to {revision} may lose rows, which agents report again: give --yes")

@@ -1,4 +1,4 @@
-"""``nodestate top``: the partitions of a cell, as they are now."""
+"""The command ``top``: the present status of each partition of a cell."""
 
 from __future__ import annotations
 
@@ -18,50 +18,60 @@ from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, se
 from nodestate.cli.shutdown import stop_on_signals
 
 NEVER_CAUGHT_UP_S: Final = 1_000_000.0
-"""An owner that was not caught up once says that it is longer behind than this."""
+"""An owner that was never caught up reports that it is behind by more than this."""
 
 
 @cell_command("top", example="nodestate top --once")
-@click.option("--design", "designs", metavar="NAMES", help="Designs, by comma.  [default: what is written]")
-@click.option("--once", is_flag=True, help="Print once, and end.")
-@click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
-@click.option("--every", type=SECONDS, default=1.0, metavar="S", help="Look again after so long.")
+@click.option(
+    "--design",
+    "designs",
+    metavar="NAMES",
+    help="Designs to show, separated by commas, as journal,snapshot.  [default: all that consumers write]",
+)
+@click.option("--once", is_flag=True, help="Print the table once and end.")
+@click.option("--seconds", type=SECONDS, metavar="S", help="End after S seconds.  [default: run until Ctrl-C]")
+@click.option("--every", type=SECONDS, default=1.0, metavar="S", help="Refresh the table every S seconds.")
 def command(run: Run, designs: str | None, once: bool, seconds: float | None, every: float) -> None:
-    """Show who owns each partition, how far it is, how far behind, and how old what readers see of it is.
+    """Show the owner, the offset, the lag and the age of each partition, and refresh the table until Ctrl-C.
 
-    "behind" is how long its owner has not been caught up with the queue, "age" how old a view of it is. Ends with
-    Ctrl-C. --json prints one object at each look.
+    Column "behind": seconds since the owner was last caught up with its queue. Column "age": age of a view of the
+    partition. With --json, each refresh prints one object.
     """
-    kept = selected_designs(run.config, designs)
-    run.require_shared(designs=[one.design for one in kept])
-    inspector = CellInspector(run.config, kept)
+    selected = selected_designs(run.config, designs)
+    run.require_shared(designs=[one.design for one in selected])
+    inspector = CellInspector(run.config, selected)
     try:
         with stop_on_signals(seconds) as stop:
             if run.as_json or once or not run.out.is_terminal:
                 while True:
-                    _print(run, inspector.look())
+                    _print(run, inspector.inspect())
                     if once or stop.wait(every):
                         return
             with Live(console=run.out, screen=True, auto_refresh=False) as live:
                 while not stop():
-                    live.update(_renderable(inspector.look()), refresh=True)
+                    live.update(_renderable(inspector.inspect()), refresh=True)
                     stop.wait(every)
     finally:
         inspector.close()
 
 
-def _print(run: Run, looks: Sequence[DesignStatus]) -> None:
+def _print(run: Run, statuses: Sequence[DesignStatus]) -> None:
     if run.as_json:
-        run.print_json({"at": time.time(), "designs": {look.name: _as_json(look) for look in looks}})
+        run.print_json({"at": time.time(), "designs": {status.name: _as_json(status) for status in statuses}})
     else:
-        run.out.print(_renderable(looks))
+        run.out.print(_renderable(statuses))
 
 
-def _as_json(look: DesignStatus) -> dict[str, Any]:
+def _as_json(status: DesignStatus) -> dict[str, Any]:
     partitions = []
-    for number, head in enumerate(look.heads):
-        nodes, incomplete = _nodes(look, number)
-        row: dict[str, Any] = {"partition": number, "age": _age(look, number), "nodes": nodes, "incomplete": incomplete}
+    for number, head in enumerate(status.heads):
+        nodes, incomplete = _nodes(status, number)
+        row: dict[str, Any] = {
+            "partition": number,
+            "age": _age(status, number),
+            "nodes": nodes,
+            "incomplete": incomplete,
+        }
         if isinstance(head, HeadStatus):
             row |= {
                 "owner": head.owner,
@@ -71,84 +81,90 @@ def _as_json(look: DesignStatus) -> dict[str, Any]:
                 "behind": head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf,
                 "vouched": head.vouched,
             }
-        partitions.append(row | {"lost": look.view.partitions[number].lost})
-    view = look.view
+        partitions.append(row | {"lost": status.view.partitions[number].lost})
+    view = status.view
     return {
         "nodes": len(view.nodes),
         "age": view.age,
         "incomplete": len(view.incomplete),
-        "refresh_ms": round(look.refresh_s * 1000, 3),
+        "refresh_ms": round(status.refresh_s * 1000, 3),
         "partitions": partitions,
     }
 
 
-def _renderable(looks: Sequence[DesignStatus]) -> RenderableType:
-    lines = [_summary(look) for look in looks]
-    # Partition 3 of 8 is another one than partition 3 of 12: a table for each layout.
-    layouts = {len(look.heads): [one for one in looks if len(one.heads) == len(look.heads)] for look in looks}
+def _renderable(statuses: Sequence[DesignStatus]) -> RenderableType:
+    lines = [_summary(status) for status in statuses]
+    # Partition 3 of 8 holds other nodes than partition 3 of 12, so each number of partitions gets a table of its own.
+    layouts = {
+        len(status.heads): [one for one in statuses if len(one.heads) == len(status.heads)] for status in statuses
+    }
     tables = [part for of_layout in layouts.values() for part in ("", _table(of_layout))]
-    unvouched = any(not partition.vouched for look in looks for partition in look.view.partitions)
-    return Group(*lines, *tables, Text("* its owner may not know all nodes yet" if unvouched else "", style="yellow"))
+    unvouched = any(not partition.vouched for status in statuses for partition in status.view.partitions)
+    return Group(
+        *lines,
+        *tables,
+        Text("* the owner of this partition may not know all nodes yet" if unvouched else "", style="yellow"),
+    )
 
 
-def _table(looks: Sequence[DesignStatus]) -> Table:
+def _table(statuses: Sequence[DesignStatus]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("owner", no_wrap=True, overflow="ellipsis", max_width=36)
     table.add_column("nodes", justify="right", no_wrap=True)
-    for look in looks:
+    for status in statuses:
         for number, title in enumerate(("term", "offset", "behind", "age", "incomplete")):
-            heading = f"[dim]{look.name}[/]\n{title}" if number == 0 else f"\n{title}"
+            heading = f"[dim]{status.name}[/]\n{title}" if number == 0 else f"\n{title}"
             table.add_column(heading, justify="right", no_wrap=True)
-    for number in range(len(looks[0].heads)):
+    for number in range(len(statuses[0].heads)):
         cells: list[RenderableType] = []
-        for look in looks:
-            cells += _cells(look, number)
-        nodes = max(_nodes(look, number)[0] for look in looks)
-        table.add_row(str(number), _owners(looks, number), f"{nodes:,}", *cells)
+        for status in statuses:
+            cells += _cells(status, number)
+        nodes = max(_nodes(status, number)[0] for status in statuses)
+        table.add_row(str(number), _owners(statuses, number), f"{nodes:,}", *cells)
     return table
 
 
-def _summary(look: DesignStatus) -> Text:
-    view = look.view
+def _summary(status: DesignStatus) -> Text:
+    view = status.view
     return Text.assemble(
-        (f"{look.name:<9}", "bold"),
+        (f"{status.name:<9}", "bold"),
         f"{len(view.nodes):,} nodes, ",
         _duration(view.age, 5.0),
         " old, ",
         (f"{len(view.incomplete):,} incomplete", "yellow" if view.incomplete else "green"),
-        f", refreshed in {look.refresh_s * 1000:.1f} ms",
+        f", refreshed in {status.refresh_s * 1000:.1f} ms",
     )
 
 
-def _owners(looks: Sequence[DesignStatus], number: int) -> Text:
-    heads = [look.heads[number] for look in looks]
+def _owners(statuses: Sequence[DesignStatus], number: int) -> Text:
+    heads = [status.heads[number] for status in statuses]
     members = list(dict.fromkeys(head.member for head in heads if isinstance(head, HeadStatus)))
     if not members:
         return Text(str(heads[0]), style="red")
     return Text(" / ".join(members), style="red" if len(members) > 1 else "")
 
 
-def _cells(look: DesignStatus, number: int) -> list[RenderableType]:
-    head = look.heads[number]
-    _, incomplete = _nodes(look, number)
-    vouched = look.view.partitions[number].vouched
+def _cells(status: DesignStatus, number: int) -> list[RenderableType]:
+    head = status.heads[number]
+    _, incomplete = _nodes(status, number)
+    vouched = status.view.partitions[number].vouched
     about = Text(f"{incomplete:,}" + ("" if vouched else "*"), style="yellow" if incomplete or not vouched else "")
     if not isinstance(head, HeadStatus):
-        return ["-", "-", "-", _duration(_age(look, number), 5.0), about]
+        return ["-", "-", "-", _duration(_age(status, number), 5.0), about]
     behind = head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf
-    return [str(head.term), f"{head.next:,}", _duration(behind, 5.0), _duration(_age(look, number), 5.0), about]
+    return [str(head.term), f"{head.next:,}", _duration(behind, 5.0), _duration(_age(status, number), 5.0), about]
 
 
-def _nodes(look: DesignStatus, number: int) -> tuple[int, int]:
-    table = look.view.partitions[number].table
+def _nodes(status: DesignStatus, number: int) -> tuple[int, int]:
+    table = status.view.partitions[number].table
     if table is None:
         return 0, 0
     return sum(1 for record in table.records() if record.live), len(table.incomplete)
 
 
-def _age(look: DesignStatus, number: int) -> float:
-    return time.monotonic() - look.view.partitions[number].confirmed_at
+def _age(status: DesignStatus, number: int) -> float:
+    return time.monotonic() - status.view.partitions[number].confirmed_at
 
 
 def _duration(seconds: float, warn_at: float) -> Text:

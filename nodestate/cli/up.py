@@ -44,9 +44,10 @@ QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
 def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None) -> int:
     """Simulate a fleet, add this host, consume what they report, and read it as a scheduler does, all at once.
 
-    Broker and store are embedded unless --broker and --store name others; what the environment or a settings file says of
-    them is for real cells, into which a simulated fleet must not get by accident. At the end the fleet stands still, and every design's view
-    is compared with the others and with what the agents say, node by node. Exit code 0 only if all of them agree.
+    Broker and store are embedded unless --broker and --store name others; what the environment or a settings file says
+    of them is for real cells, into which a simulated fleet must not get by accident. At the end the fleet stands still,
+    and every design's view is compared with the others and with what the agents say, node by node. Exit code 0 only if
+    all of them agree.
     """
     config = _quick(
         run.settings(broker=run.common_option("broker") or "memory://", store=run.common_option("store") or "memory://")
@@ -62,7 +63,7 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
         with stop_on_signals(seconds) as stop:
             _watch(run, watch, stop)
         tick = watch.tick()
-        cell.end_agents()
+        cell.stop_agents()
         states = {name: publisher.state() for name, publisher in cell.agent.publishers.items()}
         verdict = check.compare(inspector.views, DRAIN_S, cell.versions(), states)
     finally:
@@ -99,14 +100,14 @@ class _CellSampler:
         self.refreshes_s: dict[str, deque[float]] = {
             design: deque(maxlen=MAX_REFRESHES_COUNT) for design in cell.config.designs
         }
-        self._lookout = inspector
+        self._inspector = inspector
         self._started = time.monotonic()
         self._applied: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=5)
 
     def read(self) -> None:
         """Refresh every design, as a scheduler before each decision. Raises what ended a part of the cell."""
         self.cell.check()
-        for name, _, seconds in self._lookout.timed():
+        for name, _, seconds in self._inspector.timed_views():
             self.refreshes_s[name].append(seconds)
 
     def tick(self) -> CellSample:
@@ -116,7 +117,7 @@ class _CellSampler:
         (then, before), stats = self._applied[0], cell.consumer.stats
         versions = cell.versions()
         node_max_age = 3 * cell.config.heartbeat_s
-        views = [view for _, view, _ in self._lookout.timed(node_max_age=node_max_age)]
+        views = [view for _, view, _ in self._inspector.timed_views(node_max_age=node_max_age)]
         return CellSample(
             config=cell.config,
             elapsed_s=now - self._started,

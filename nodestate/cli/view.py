@@ -1,4 +1,4 @@
-"""``nodestate view``: all nodes, as a scheduler sees them."""
+"""The command ``view``: print all nodes as a scheduler sees them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "
 
 
 class UnknownNodeError(NodestateError):
-    """Raised when a view has no such node."""
+    """Raised when the view does not have the node that was asked for."""
 
     kind: ClassVar[str] = "not-found"
 
 
 class NothingReadError(NodestateError):
-    """Raised when no partition could be read: an empty answer would pass for an empty cloud."""
+    """Raised when no partition could be read: a program would take an empty answer for a cell without nodes."""
 
     kind: ClassVar[str] = "nothing-read"
 
@@ -38,23 +38,44 @@ class NothingReadError(NodestateError):
     example="nodestate view --design journal --max-age 5 --on-stale flag --json",
 )
 @click.option(
-    "--design", metavar="NAME", help="Design to read.  [default: what the control record says, else the settings]"
+    "--design",
+    metavar="NAME",
+    help="Design to read: journal, snapshot or sql; snapshot@12 is the one of 12 partitions.  [default: from the "
+    "control record]",
 )
 @click.option(
-    "--max-age", type=SECONDS, default=5.0, metavar="S", help="How long ago each partition must have been caught up."
+    "--max-age",
+    type=SECONDS,
+    default=5.0,
+    metavar="S",
+    help="Accepted age of the view: seconds since the owner of each partition last confirmed it.",
 )
 @click.option(
-    "--node-max-age", type=SECONDS, metavar="S", help="How long ago each node must have given a sign of life."
+    "--node-max-age",
+    type=SECONDS,
+    metavar="S",
+    help="Accepted age of a node: seconds since its last sign of life.  [default: any]",
 )
 @click.option(
     "--on-stale",
     type=click.Choice(["flag", "exclude", "refuse"]),
-    help="Nodes over a bound: name them, leave them out, or refuse the view.  [default: flag, but refuse to show nothing]",
+    help="If a node or partition is older than accepted: list it as stale (flag), leave its nodes out (exclude), or "
+    "print no view and exit with 1 (refuse).  [default: flag; refuse if nothing can be read]",
 )
-@click.option("--timeout", type=SECONDS, default=0.0, metavar="S", help="How long to wait for the bounds to be met.")
-@click.option("--node", "only", metavar="NAME", help="This node alone.")
 @click.option(
-    "--limit", type=click.IntRange(0), default=40, metavar="N", help="Rows of the table, 0 for all. JSON has all nodes."
+    "--timeout",
+    type=SECONDS,
+    default=0.0,
+    metavar="S",
+    help="Wait up to S seconds for a view within the accepted ages.",
+)
+@click.option("--node", "only", metavar="NAME", help="Print this node only, with its full state.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=40,
+    metavar="N",
+    help="Print at most N rows of the table; 0: all rows. JSON always has all nodes.",
 )
 def command(
     run: Run,
@@ -66,19 +87,24 @@ def command(
     only: str | None,
     limit: int,
 ) -> None:
-    """Print all nodes within the staleness that is accepted, or refuse with exit code 1.
+    """Print all nodes of the cell, as a scheduler sees them.
 
-    JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. An age is
-    in seconds, null where a partition was never known to be caught up; positions are by partition.
+    A partition is older than accepted if its consumer is not caught up with its queue, or not running; a node, if its
+    agent gives no sign of life. --on-stale says what happens then.
+
+    JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. "age" is
+    in seconds, null if a partition was never current; "position" has one entry for each partition, null if it was never
+    read.
     """
     pinned = selected_designs(run.config, design)[0] if design else None
     run.require_shared(designs=[pinned.design if pinned else run.config.read_design])
-    # A process that reads once and ends has no garbage worth looking for, and the looking doubles the decoding.
+    # The process reads once and ends, so no garbage needs to be collected, and the collector doubles the time of
+    # decoding.
     gc.disable()
     with Reader(run.config, design=str(pinned) if pinned else None) as reader:
-        # People get to see each node's age, which costs reading the signs of life.
-        heard = node_max_age if node_max_age is not None or run.as_json else math.inf
-        view = _read(reader, max_age, heard, on_stale or "flag", timeout)
+        # The table shows the age of each node: a bound, here an infinite one, makes the reader read signs of life.
+        node_bound = node_max_age if node_max_age is not None or run.as_json else math.inf
+        view = _read(reader, max_age, node_bound, on_stale or "flag", timeout)
         _require_read(run, view, or_refuse=on_stale is None)
         if only is not None and only not in view.nodes:
             raise UnknownNodeError(_why_absent(view, only))
@@ -91,7 +117,7 @@ def command(
 
 
 def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: OnStale, timeout: float) -> View:
-    """A view; with a timeout, one within the bounds if it can be had by then."""
+    """Return a view; with a timeout, wait up to that many seconds for one within the accepted ages."""
     if timeout > 0 and on_stale != "refuse":
         try:
             return reader.read(max_age=max_age, node_max_age=node_max_age, on_stale="refuse", timeout=timeout)
@@ -101,29 +127,37 @@ def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: 
 
 
 def _require_read(run: Run, view: View, *, or_refuse: bool) -> None:
-    """Say which partitions can't be read; where that is all of them, raise ``NothingReadError`` if that was left to us."""
+    """Print which partitions can't be read. Raises ``NothingReadError`` if no partition was read and ``or_refuse`` is
+    true.
+    """
     unread = [partition for partition in view.partitions if partition.lost]
     if not unread:
         return
-    what = f"{len(unread)} of {len(view.partitions)} partitions can't be read: {unread[0].lost}"
+    what = (
+        f"{len(unread)} of {len(view.partitions)} partitions can't be read, for example {unread[0].partition}: "
+        f"{unread[0].lost}"
+    )
     if or_refuse and all(partition.table is None for partition in view.partitions):
-        raise NothingReadError(f"{what}; see 'nodestate doctor'")
+        raise NothingReadError(f"{what}; run 'nodestate doctor'")
     run.err.print(f"nodestate: {what}", markup=False, soft_wrap=True)
 
 
 def _why_absent(view: View, name: str) -> str:
     record = view.nodes.record(name)
     if record is None:
-        return f"no node {name!r} in the {view.design} view of {len(view.nodes):,} nodes"
+        return (
+            f"no node {name!r} among the {len(view.nodes):,} nodes of design {view.design}; 'nodestate view' lists them"
+        )
     if record.gone:
         return f"{name} has left; its last version is {record.incarnation}.{record.generation}"
     if not record.live:
-        return f"of {name} no state is known yet: its agent was asked to report"
-    return f"{name} is left out, as it is {'stale' if name in view.stale else 'incomplete'} (--on-stale flag shows it)"
+        return f"the state of {name} is not known yet: its agent was asked for a report; try again in some seconds"
+    reason = "stale" if name in view.stale else "incomplete"
+    return f"{name} is left out because it is {reason}; --on-stale flag shows it"
 
 
 def as_json(view: View, only: str | None = None) -> dict[str, Any]:
-    """A view for programs; the shape is fixed (DESIGN.md section 10)."""
+    """Return a view in the form that ``--json`` prints; programs depend on it, so its keys are fixed."""
     nodes: dict[str, Any] = {}
     for name in view.nodes if only is None else (only,):
         record = view.nodes.record(name)
@@ -146,7 +180,7 @@ def as_json(view: View, only: str | None = None) -> dict[str, Any]:
 
 
 def _why_late(reader: Reader, view: View, max_age: float) -> str:
-    """What a refusal would have said of a view that is over its bound."""
+    """Return the text of the refusal for a view that is older than accepted; empty if it is not."""
     if view.age <= max_age:
         return ""
     try:
@@ -196,8 +230,8 @@ def _print_node(run: Run, view: View, name: str) -> None:
     assert record is not None, f"{name} is in the view"
     marks = [mark for mark, there in (("stale", name in view.stale), ("incomplete", record.incomplete)) if there]
     run.out.print(
-        f"{name}: version {record.incarnation}.{record.generation}, last heard of {_seconds(view.node_age(name))} ago"
-        + "".join(f", {mark}" for mark in marks),
+        f"{name}: version {record.incarnation}.{record.generation}, last sign of life "
+        f"{_seconds(view.node_age(name))} ago" + "".join(f", {mark}" for mark in marks),
         markup=False,
     )
     run.out.print_json(msgspec.json.encode(record.state()).decode(), highlight=run.out.is_terminal)
