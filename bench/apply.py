@@ -27,7 +27,7 @@ from nodestate import Reader, Receipt
 from nodestate.broker import KombuResyncSender, KombuSink, KombuSource, Topology, connect_check, queue_depths
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.consumers.partition import is_marker
+from nodestate.consumers.watermarks import is_marker
 from nodestate.designs.connections import open_stores
 from nodestate.ports import SystemClock
 

@@ -109,7 +109,7 @@ def let_all_change(target: FaultTarget) -> None:
 
 def kill_consumer(target: FaultTarget) -> None:
     """The other one stands by. Who came late on a busy machine owns nothing, and would not be missed."""
-    owner = next((member for member in target.cell.members if member.logged("took")), None)
+    owner = next((member for member in target.cell.members if member.logged("partition taken over")), None)
     require(owner is not None, "no consumer owns anything")
     assert owner is not None, "as was required"
     owner.kill()

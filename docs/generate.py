@@ -63,9 +63,9 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
         "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
     },
-    "nodestate.consumers.loop": {
+    "nodestate.consumers.resync_requests": {
         "MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked",
-        "MAX_ASKING_S": "longest pause before an incomplete node is asked for a report again, in seconds; it doubles up to here",
+        "MAX_RESYNC_PAUSE_S": "longest pause before an incomplete node is asked for a report again, in seconds; it doubles up to here",
     },
     "nodestate.sql.schema": {
         "MAX_VALUE_BYTES": "one head or node record in a database",

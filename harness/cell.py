@@ -88,7 +88,7 @@ class Cell:
                 self._open.callback(member.kill)
                 member.start()
                 if self.alone and member is self.members[0]:
-                    member.wait_for("took", self.config.partitions)
+                    member.wait_for("partition taken over", self.config.partitions)
             self._open.callback(self.fleet.stop)
             self.fleet.start()
             self._readers = {

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from nodestate import Reader
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, is_marker, watermark_message
+from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S
+from nodestate.consumers.watermarks import is_marker, watermark_message
 from nodestate.errors import DeadLetterError
 from nodestate.model import MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
@@ -438,7 +439,7 @@ def test_doubt_counts_also_before_the_first_vouching() -> None:
 
     source.receive = receive_buffered  # type: ignore[method-assign]
     source.send_marker = source.ack = lambda *_: None  # type: ignore[method-assign]
-    first.consumer._renew_at = world.clock.monotonic() + 0.5
+    first.consumer._renewal.due_at = world.clock.monotonic() + 0.5
     for _ in range(25):
         first.step()
     source.receive, source.send_marker, source.ack = real  # type: ignore[method-assign]
@@ -457,7 +458,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
     world.clock.advance(3)
-    member.source.inner.send_marker(0, watermark_message(member.consumer._owner, world.clock.monotonic()))
+    member.source.inner.send_marker(0, watermark_message(member.consumer._storage.owner, world.clock.monotonic()))
 
     def all_but_the_journals_heads(writes: Any) -> Any:
         passed = [one for one in writes if not (":head:" in one.key and ":j:" in one.key)]
@@ -471,7 +472,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     prefix = keys.prefix(world.config.cell, 2, 0, keys.SNAPSHOT)
     assert world.servers[0].evict(keys.node(prefix, ZERO[0]))
     [heir] = world.members
-    write_due = heir.consumer._write_due
+    write_due = heir.consumer._commits.write_due
     looked: list[str] = []
 
     def look_first() -> None:
@@ -481,7 +482,7 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
                 JudgedReader(world, design).read(5.0)
         write_due()
 
-    heir.consumer._write_due = look_first  # type: ignore[method-assign]
+    heir.consumer._commits.write_due = look_first  # type: ignore[method-assign]
     for _ in range(5):
         heir.step()
     assert looked

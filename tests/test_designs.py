@@ -481,7 +481,7 @@ def test_events_wait_where_no_design_is_there_at_all(monkeypatch: pytest.MonkeyP
     member = world.members[0]
     held = next(iter(member.consumer.owned.values()))
     held.joining = set(held.writers)
-    monkeypatch.setattr(member.consumer, "_join_at", world.clock.monotonic() + 60)
+    monkeypatch.setattr(member.consumer._commits, "_joins_at", world.clock.monotonic() + 60)
     for agent in world.agents.values():
         agent.publisher.change({"usage": {"VCPU": 9}})
     world.confirm()

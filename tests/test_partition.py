@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, Counts, OwnedPartition, Pending
+from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, OwnedPartition, Pending
+from nodestate.consumers.statistics import EventCounts
 from nodestate.model import parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
@@ -33,7 +34,7 @@ def held() -> OwnedPartition:
 
 def take(partition: OwnedPartition, body: bytes, wall: float = NOW_S) -> Pending:
     partition.backlog.append(Delivery(0, body, 1, 1))
-    return partition.take_batch(wall, PARTITIONS, ROOM_BYTES, "owner", Counts())
+    return partition.take_batch(wall, PARTITIONS, ROOM_BYTES, "owner", EventCounts())
 
 
 REFUSED = {

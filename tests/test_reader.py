@@ -131,8 +131,8 @@ def test_a_backlog_does_not_pass_for_fresh_when_a_new_owner_takes_it(world: Worl
     world.agents["node-0"].publisher.change({"zone": "unseen"})
     world.confirm()
     member = world.members[0]
-    member.consumer._receive()
-    member.consumer._take_new()
+    member.consumer._session.receive(limit=1_000, flush_s=0.0)
+    member.consumer._takeover.take_due(member.consumer.designs)
     assert 0 in member.consumer.owned, "taken, and nothing of the backlog written yet"
     with pytest.raises(StaleViewError) as caught:
         reader.read(max_age=60.0)

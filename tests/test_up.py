@@ -116,7 +116,7 @@ def test_one_design_is_compared_with_the_agents_alone(tmp_path: Path) -> None:
     result = json.loads(out)
     assert [(pair["left"], pair["right"]) for pair in result["pairs"]] == [("agents", "journal")]
     assert result["designs"]["journal"]["nodes"] == 21
-    assert "took" in {json.loads(line)["event"] for line in err.splitlines()}
+    assert "partition taken over" in {json.loads(line)["event"] for line in err.splitlines()}
 
 
 @pytest.mark.parametrize(

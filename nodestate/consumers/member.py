@@ -1,13 +1,15 @@
-"""One member of a cell's consumers: does what the control record says, in every layout that it names.
+"""One member of a cell's consumers: follows the control record, and runs a ``Consumer`` for each layout that it names.
 
-    (record not known) --a place has it, or this is the first and makes it from the settings--> following
-    following --a layout is named that was not--> one ``Consumer`` more, which begins with what another layout has
-    following --a layout is named no more, and what is read is whole--> its consumer leaves
-    following --the record changed, or the broker broke off--> following, and soon after it sets aside the queues of the settings'
-        layout if the record does not name it: whoever published first to a broker that was built anew made them, for nobody
+    (control record unknown) --a store has it, or this member is the first and writes it from the settings--> following
+    following --the record names a new layout--> one more ``Consumer``, which begins with the nodes of another layout
+    following --a layout is retired, and the layout that readers use is complete--> its ``Consumer`` leaves
+    following --the record changed, or the broker was lost--> following; some renewals later the member detaches the
+    queues
+        of the settings' layout unless the record names it: publishers may have made them on a new broker, and no
+        consumer takes from them
 
-Each layout has a connection to the broker and an owner's name of its own; so one knows nothing of the other, and in the usual
-case, of one layout, there is nothing that another would cost.
+Each layout has its own connection to the broker and its own owner name, so the consumers of two layouts are
+independent. In the usual case there is one layout, and this module costs nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import msgspec
 import structlog
 
 from nodestate.config import Config
-from nodestate.consumers.loop import Consumer, Stats
+from nodestate.consumers.loop import Consumer
 from nodestate.consumers.seed_layout import SeedLayout
+from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.transition_log import TransitionLog
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, first
@@ -32,10 +35,14 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import Clock, Layouts, ResyncSender
 from nodestate.store.round_trips import Stores
 
-ASIDE_RENEWALS_COUNT: Final = 5
-"""So many renewals after such a change all consumers have their queues, and publishers have made theirs."""
-ASK_AGAIN_S: Final = 0.2
-"""Pause before the record is looked for again while nothing is known of it."""
+DETACH_RENEWALS_COUNT: Final = 5
+"""Renewal intervals after a change of the record or a loss of the broker, by when all consumers and publishers have
+declared their queues.
+"""
+CONTROL_RETRY_S: Final = 0.2
+"""Pause before the control record is read again while it is unknown."""
+CONTROL_RECORD: Final = "control record"
+SETTINGS_QUEUES: Final = "queues of the settings' layout"
 
 
 class Member:
@@ -52,117 +59,152 @@ class Member:
         name: str,
     ) -> None:
         self.config = config
+        """Settings of the cell; their layout counts only until there is a control record."""
         self.control: Control | None = None
+        """The newest control record that this member can follow; None until one was read."""
         self.consumers: dict[int, Consumer] = {}
-        """By layout."""
-        self.stats = Stats()
+        """The running consumers, by number of partitions of their layout."""
+        self.stats = ConsumerStats()
+        """Counters of all consumers together."""
         self._layouts = layouts
+        """Opens and deletes the queues of layouts."""
         self._stores = stores
+        """The servers of the cell."""
         self._resync = resync
+        """Broadcasts to the agents."""
         self._clock = clock
+        """Monotonic time."""
         self._rng = rng
+        """Seeds each consumer's random numbers."""
         self._name = name
-        self._places = ControlStore(config.cell, stores)
+        """Begins the owner names of the consumers."""
+        self._control_store = ControlStore(config.cell, stores)
+        """All stored copies of the control record."""
         self._seed_layouts: dict[StoredDesign, SeedLayout] = {}
+        """Readers of the designs that other layouts begin with, while there are several layouts."""
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
+        """The member's logger."""
         self._transitions = TransitionLog(self._log)
-        self._follow_at = clock.monotonic()
-        self._let_go: set[StoredDesign] = set()
-        self._aside_at = math.inf
-        self._aside_after = (0, 0)
+        """Logs failures that persist."""
+        self._read_control_at = clock.monotonic()
+        """When the control record is read again, in monotonic seconds."""
+        self._retired: set[StoredDesign] = set()
+        """Leaving designs that this member has stopped to write, until the record writes them again."""
+        self._detach_at = math.inf
+        """When to detach unused queues of the settings' layout, in monotonic seconds."""
+        self._detach_cause = (0, 0)
+        """The record's version and the count of broker errors that ``_detach_at`` was set for."""
 
     @property
     def designs(self) -> tuple[str, ...]:
-        """What the record says to write, as far as it is known."""
-        return tuple(self.control.names[kept] for kept in self.control.writes) if self.control is not None else ()
+        """Names of the designs that the control record says to write; empty until it was read."""
+        return tuple(self.control.names[design] for design in self.control.writes) if self.control is not None else ()
 
     def step(self) -> int:
-        """A step in each layout, after a look at the record if one is due. Returns how many messages came."""
+        """Read the control record if that is due, then step each consumer. Returns how many messages came."""
         now = self._clock.monotonic()
-        if self.control is None or now >= self._follow_at:
-            self._follow_at = now + self.config.renew_s
-            self._follow()
+        if self.control is None or now >= self._read_control_at:
+            self._read_control_at = now + self.config.renew_s
+            self._follow_control()
         if not self.consumers:
-            self._clock.sleep(ASK_AGAIN_S)
+            self._clock.sleep(CONTROL_RETRY_S)
         return sum(consumer.step() for consumer in list(self.consumers.values()))
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Step until told to stop."""
+        """Step until ``until`` returns True."""
         while not until():
             self.step()
 
     def close(self) -> None:
-        """Give the connections back; what is not acked goes to the next owner."""
+        """Close the connections. What is not acknowledged goes to the next owner."""
         for consumer in self.consumers.values():
             consumer.close()
         self._stores.close()
 
-    # -- inside
+    # -- the control record
 
-    def _follow(self) -> None:
-        """Go along with the newest record; make it from the settings where there is none yet, and put it back where it got
-        lost. Nothing is written before it is known: the settings may be out of date, and what they don't say would be forgotten.
+    def _follow_control(self) -> None:
+        """Follow the newest control record. Write one from the settings if there is none, and restore lost copies.
+
+        Nothing is consumed before a record is known: the settings may be out of date, and a consumer deletes the
+        designs that it is not told to write.
         """
-        found = self._places.read()
-        for copy in found:
+        copies = self._control_store.read()
+        for copy in copies:
             if copy.error is not None:
                 self._transitions.failing(f"control record at {copy.store.name}", str(copy.error))
             else:
                 self._transitions.recovered(f"control record at {copy.store.name}")
-        known = newest(found)
+        known = newest(copies)
         if known is None and self.control is None:
-            if any(copy.error for copy in found):
-                return  # who does not answer may know
+            if any(copy.error for copy in copies):
+                return  # the store that does not answer may have the record
             known = first(self.config, self._clock.time())
-            if not self._places.begin(known, found):
-                return  # another consumer was faster: its record counts
-        # One of the same version that is another than we know: ours was lost with its place, and somebody made this one since.
+            if not self._control_store.begin(known, copies):
+                return  # another consumer was faster, and its record counts
+        # Another record of the version that we know: ours was lost with its only store, and an operator made this one
+        # since.
         if known is not None and (
             self.control is None or (known.version >= self.control.version and known != self.control)
         ):
             self._adopt(known)
         if self.control is not None:
-            self._go_along(self.control)
-            self._set_aside(self.control)
-            self._places.put_back(self.control, found)
+            self._apply(self.control)
+            self._detach_unused_queues(self.control)
+            self._control_store.put_back(self.control, copies)
 
     def _adopt(self, control: Control) -> None:
-        absent = [one.design for one in control.writes if not self._has_place(one)]
+        """Make this the record to follow, unless it names a design for which the settings have no store."""
+        absent = [design.design for design in control.writes if not self._has_store(design)]
         if absent:
             self._transitions.failing(
-                "control record", f"it says to write {absent[0]}, and the settings name no place for it"
+                CONTROL_RECORD,
+                f"version {control.version} says to write design {absent[0]}, for which the settings name no store: "
+                "set the store; this member keeps following the record before",
             )
             return
-        self._transitions.recovered("control record")
+        self._transitions.recovered(CONTROL_RECORD)
         self._log.info(
             "control record", version=control.version, writes=list(map(str, control.writes)), reads=str(control.reads)
         )
         self.control = control
 
-    def _go_along(self, control: Control) -> None:
-        """Take part in every layout that is to be written, and no other. What was retired is written until what is read is
-        whole: nothing may be acked that only a layout in the making has. What was let go stays so until it is written again: its queues
-        may be gone, so it would be of no use.
+    def _apply(self, control: Control) -> None:
+        """Run a consumer in every layout that is to be written, and in no other.
+
+        A retired design is written until the design that readers use is complete: no event may be acknowledged that
+        only an unfinished layout has. A design that this member stopped to write stays so until the record writes it
+        again: its queues may be deleted, so writing it would be of no use.
         """
-        self._let_go.difference_update(control.writes)
-        leaving = [one for one in control.leaving if self._has_place(one) and one not in self._let_go]
-        if leaving and self._seed_layout(control.reads).is_whole():
-            self._let_go.update(leaving)
+        self._retired.difference_update(control.writes)
+        leaving = [design for design in control.leaving if self._has_store(design) and design not in self._retired]
+        if leaving and self._seed_layout(control.reads).is_complete():
+            self._retired.update(leaving)
             leaving = []
-        kept = [*control.writes, *leaving]
-        layouts = {one.partitions: tuple(k.design for k in kept if k.partitions == one.partitions) for one in kept}
+        written = [*control.writes, *leaving]
+        layouts = {
+            one.partitions: tuple(each.design for each in written if each.partitions == one.partitions)
+            for one in written
+        }
         for partitions in self.consumers.keys() - layouts.keys():
             self._leave(partitions)
         for partitions, designs in layouts.items():
             consumer = self.consumers.get(partitions)
             if consumer is None:
                 consumer = self.consumers[partitions] = self._consumer(partitions, designs)
-            consumer.adopt(designs)
-            others = [one for one in (control.reads, control.former, *kept) if one and one.partitions != partitions]
-            consumer.seed_layout = self._seed_layout(others[0]) if others else None
-            consumer.serves_readers = partitions == control.reads.partitions
+            others = [one for one in (control.reads, control.former, *written) if one and one.partitions != partitions]
+            consumer.follow(
+                designs,
+                seed_layout=self._seed_layout(others[0]) if others else None,
+                serves_readers=partitions == control.reads.partitions,
+            )
         if len(layouts) == 1:
             self._seed_layouts.clear()
+
+    def _has_store(self, design: StoredDesign) -> bool:
+        return design.design in DESIGNS and self._stores.has(DESIGNS[design.design].where)
+
+    # -- layouts
 
     def _consumer(self, partitions: int, designs: tuple[str, ...]) -> Consumer:
         return Consumer(
@@ -177,9 +219,11 @@ class Member:
         )
 
     def _leave(self, partitions: int) -> None:
-        """The last member to leave a layout takes its queues away, or they would fill for ever. (An operator's command looks
-        after them, too: the last one may have died.) The record is read again before each step, as whoever was slow finds the layout
-        back in use; it is gone along with at the next look.
+        """Stop consuming a layout, and delete its queues if no other member consumes from them, or they would fill for
+        ever. (``nodestate design`` deletes them as well, as the last member may have died.)
+
+        The record is read again before each step: an operator may have taken the layout back into use meanwhile. Then
+        nothing more is removed, and the next reading of the record follows it.
         """
         if self._is_used(partitions):
             return
@@ -189,38 +233,40 @@ class Member:
         try:
             deleted = self._layouts.delete(partitions)
         except BrokerUnavailableError as error:
-            self._log.warning("could not delete queues", layout=partitions, why=str(error))
+            self._log.warning("could not delete the queues of a layout", layout=partitions, reason=str(error))
         else:
             self._log.info("left a layout", layout=partitions, deleted=deleted)
 
-    def _set_aside(self, control: Control) -> None:
-        """Events that only a layout has which nobody consumes are in no view."""
-        now, after = self._clock.monotonic(), (control.version, self.stats.broker_errors)
-        if after != self._aside_after:
-            self._aside_after, self._aside_at = after, now + ASIDE_RENEWALS_COUNT * self.config.renew_s
+    def _is_used(self, partitions: int) -> bool:
+        known = newest(self._control_store.read())
+        return known is not None and partitions in known.layouts
+
+    def _detach_unused_queues(self, control: Control) -> None:
+        """Let no more events into the queues of the settings' layout if no consumer takes from them: an event that only
+        these queues have is in no view.
+        """
+        now, cause = self._clock.monotonic(), (control.version, self.stats.broker_errors)
+        if cause != self._detach_cause:
+            self._detach_cause, self._detach_at = cause, now + DETACH_RENEWALS_COUNT * self.config.renew_s
         ours = self.config.partitions
-        if now < self._aside_at or ours in {kept.partitions for kept in (*control.writes, *control.leaving)}:
+        if now < self._detach_at or ours in {design.partitions for design in (*control.writes, *control.leaving)}:
             return
         try:
             waiting = self._layouts.set_aside(ours, control.reads.partitions)
         except BrokerUnavailableError as error:
-            self._transitions.failing("queues of the settings' layout", str(error))
+            self._transitions.failing(SETTINGS_QUEUES, str(error))
             return
-        self._transitions.recovered("queues of the settings' layout")
-        self._aside_at = math.inf
+        self._transitions.recovered(SETTINGS_QUEUES)
+        self._detach_at = math.inf
         if waiting:
             self._log.warning(
-                "events wait in queues that nobody consumes from", layout=ours, waiting=waiting, do="nodestate doctor"
+                "events wait in queues of a layout that no consumer takes from",
+                layout=ours,
+                waiting=waiting,
+                remedy="nodestate doctor",
             )
 
-    def _is_used(self, partitions: int) -> bool:
-        known = newest(self._places.read())
-        return known is not None and partitions in known.layouts
-
-    def _seed_layout(self, kept: StoredDesign) -> SeedLayout:
-        if kept not in self._seed_layouts:
-            self._seed_layouts[kept] = SeedLayout(self.config, kept, self._stores, self._clock)
-        return self._seed_layouts[kept]
-
-    def _has_place(self, kept: StoredDesign) -> bool:
-        return kept.design in DESIGNS and self._stores.has(DESIGNS[kept.design].where)
+    def _seed_layout(self, design: StoredDesign) -> SeedLayout:
+        if design not in self._seed_layouts:
+            self._seed_layouts[design] = SeedLayout(self.config, design, self._stores, self._clock)
+        return self._seed_layouts[design]

@@ -1,8 +1,11 @@
-"""What a new layout begins with: the nodes that another layout has, as readers see them.
+"""A seed layout: the layout whose nodes a new layout begins with.
 
-Why this lacks nothing, and no agent need be asked: from when a layout's queues are bound, each event is in them. What came before is
-in the queues of the other layout, and when that has taken all that was there later than the binding, what it shows is
-everything from before. So the two overlap, and what is in both is a duplicate to the fold.
+A layout is the division of a cell's nodes into a number of partitions. When a cell changes to another number, the new
+layout's partitions begin with the nodes that readers see in the old layout, and no agent has to report.
+
+Why no event is missing: every event published after the new queues were bound is in them; every earlier event is in the
+old layout's queues. Once the old layout has taken everything up to a moment after the binding, the state that it shows
+includes every earlier event. The two overlap, and an event that is in both is a duplicate to the fold.
 """
 
 from __future__ import annotations
@@ -25,50 +28,60 @@ from nodestate.store.partition_writer import Taken
 from nodestate.store.round_trips import Stores
 from nodestate.view.follower import PartitionState
 
-ROUTED_S: Final = 0.1
-"""How long an event may be on its way from the exchange to a queue: one that came just before another queue was bound may get
-into its own behind a watermark_message that was sent after.
+ROUTING_S: Final = 0.1
+"""Longest time that an event may take from the exchange to a queue. An event that came to the exchange just before
+another queue was bound may reach its own queue after a watermark message that was sent later.
 """
 
 
 class SeedLayout:
-    """A layout that is there, read for another one. Ages are counted from its first look on, so it is kept as long as it is of use."""
+    """Reads an existing layout, for consumers of another layout. Keep the object while it may be needed: the ages that
+    it gives are counted from its first read.
+    """
 
-    def __init__(self, config: Config, kept: StoredDesign, stores: Stores, clock: Clock) -> None:
-        of_layout = msgspec.structs.replace(config, partitions=kept.partitions)
-        self._reader = Reader(of_layout, design=kept.design, stores=stores, clock=clock)
+    def __init__(self, config: Config, design: StoredDesign, stores: Stores, clock: Clock) -> None:
+        layout_config = msgspec.structs.replace(config, partitions=design.partitions)
+        self._reader = Reader(layout_config, design=design.design, stores=stores, clock=clock)
+        """Follows the stored design."""
         self._clock = clock
+        """Monotonic time."""
 
-    def is_whole(self) -> bool:
-        """Whether an owner vouches for each partition, and nothing of it is lost."""
-        return all(map(_whole, self._look()))
+    def is_complete(self) -> bool:
+        """True if each partition has an owner that knows all its nodes, and nothing of it is lost."""
+        return all(map(_is_complete, self._read()))
 
-    def parts(self, partitions: int, wanted: Mapping[int, float]) -> dict[int, Taken]:
-        """The nodes of these partitions of a layout of so many: of each that can be had as of later than the given moment, when
-        its queue was bound. The others can't be had yet.
+    def partitions(self, partitions: int, wanted: Mapping[int, float]) -> dict[int, Taken]:
+        """The nodes of the new layout's partitions.
+
+        Args:
+            partitions: number of partitions of the new layout.
+            wanted: by partition of the new layout, when its queue was bound at the latest, in monotonic seconds.
+
+        Returns those partitions for which this layout is complete as of a moment after the binding. The others can't be
+        given yet.
         """
-        states = self._look()
-        if not all(map(_whole, states)):
+        states = self._read()
+        if not all(map(_is_complete, states)):
             return {}
         as_of = min(state.confirmed_at for state in states)
-        records: dict[int, list[NodeRecord]] = {n: [] for n, bound_at in wanted.items() if as_of > bound_at + ROUTED_S}
+        records: dict[int, list[NodeRecord]] = {n: [] for n, bound_at in wanted.items() if as_of > bound_at + ROUTING_S}
         heard_at: dict[int, list[float]] = {number: [] for number in records}
         for state in states if records else ():
-            assert state.table is not None, "it is whole"
-            told = state.heard_at.tolist() if state.heard_at is not None else []
+            assert state.table is not None, "a complete partition has a table"
+            state_heard_at = state.heard_at.tolist() if state.heard_at is not None else []
             for slot, record in enumerate(state.table.records()):
                 number = partition_of(record.name, partitions)
                 if number in records:
                     records[number].append(record)
-                    heard_at[number].append(told[slot] if slot < len(told) else -math.inf)
+                    heard_at[number].append(state_heard_at[slot] if slot < len(state_heard_at) else -math.inf)
         now = self._clock.monotonic()
         return {n: Taken(records[n], True, _ages_ms(now, heard_at[n]), None, whole=False) for n in records}
 
-    def _look(self) -> tuple[PartitionState, ...]:
+    def _read(self) -> tuple[PartitionState, ...]:
         return self._reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag").partitions
 
 
-def _whole(state: PartitionState) -> bool:
+def _is_complete(state: PartitionState) -> bool:
     return state.table is not None and state.vouched and not state.lost
 
 

@@ -1,4 +1,4 @@
-"""Troubles that last, each told once."""
+"""A log of failures that persist: one entry when a failure begins or changes, one when it ends."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from typing import Any
 
 
 class TransitionLog:
-    """What ails one consumer. A trouble is logged when it begins or changes, and when it is over."""
+    """Logs when an operation starts to fail, fails for another reason, or works again.
+
+    Without it, an outage of a minute would write the same line at every retry.
+    """
 
     def __init__(self, log: Any) -> None:
         self._log = log
-        self._told: dict[str, str] = {}
+        """The structlog logger that entries go to."""
+        self._reasons: dict[str, str] = {}
+        """The reason last reported for each operation that is failing now."""
 
-    def failing(self, what: str, why: str) -> None:
-        """What ails several partitions alike is logged for the first of them."""
-        if why not in self._told.values():
-            self._log.error("trouble", what=what, why=why)
-        self._told[what] = why
+    def failing(self, operation: str, reason: str) -> None:
+        """Record that ``operation`` failed. Logs an error unless some operation is failing for the same reason already:
+        a server that is down fails all its partitions, and one entry is enough.
+        """
+        if reason not in self._reasons.values():
+            self._log.error("operation is failing", operation=operation, reason=reason)
+        self._reasons[operation] = reason
 
-    def recovered(self, what: str) -> None:
-        """Nothing ails this, or not any more."""
-        if self._told.pop(what, None) is not None:
-            self._log.info("trouble is over", what=what)
+    def recovered(self, operation: str) -> None:
+        """Record that ``operation`` worked. Logs it if the operation was failing before."""
+        if self._reasons.pop(operation, None) is not None:
+            self._log.info("operation works again", operation=operation)

@@ -21,8 +21,9 @@ from harness.databases import LockedFile, SqlServer, connected, fresh, run_sql
 from harness.servers import MariadbServer, PostgresServer
 from nodestate import Reader
 from nodestate.config import Config
-from nodestate.consumers.loop import RETRY_S, Consumer
-from nodestate.consumers.partition import is_marker
+from nodestate.consumers.loop import Consumer
+from nodestate.consumers.store_failures import RETRY_S
+from nodestate.consumers.watermarks import is_marker
 from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
 from nodestate.ports import Put, Status, Write
 from nodestate.sql.migrate import downgrade, upgrade
@@ -484,7 +485,7 @@ def check_consumer(cell: SqlCell, trouble: Trouble, said: str) -> None:
         cell.clock.advance(60)
         stale = cell.reader.read(max_age=5.0, on_stale="flag")
         assert stale.stale == set(all_at(1)), "it ages, and is not taken away"
-    assert any(re.search(said, line.get("why", "")) for line in told), told
+    assert any(re.search(said, line.get("reason", "")) for line in told), told
     cell.publish()
     cell.step(12)
     assert cell.unacked() == 0

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.service
 
 def begins(cell: Cell) -> int:
     """Epochs that were begun since the members started."""
-    return sum(len(member.logged("begins an epoch")) for member in cell.members)
+    return sum(len(member.logged("new epoch")) for member in cell.members)
 
 
 def test_a_killed_memcached_is_filled_again_from_its_consumers(
@@ -164,7 +164,7 @@ def versions(view: View) -> dict[str, Version]:
 
 def complaints(member: Member) -> list[str]:
     """Why a member could not write, where the server was full."""
-    return [entry["why"] for entry in member.logged("trouble") if "no memory left" in entry["why"]]
+    return [entry["reason"] for entry in member.logged("operation is failing") if "no memory left" in entry["reason"]]
 
 
 TOO_BIG = {

@@ -20,7 +20,7 @@ import pytest
 from nodestate import Reader
 from nodestate.broker.control import decode_resync, encode_resync
 from nodestate.config import Config
-from nodestate.consumers.partition import watermark_message, watermark_of
+from nodestate.consumers.watermarks import watermark_message, watermark_of
 from nodestate.designs.control import CONTROL
 from nodestate.journal import format as journal
 from nodestate.model import fold, parse_event

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from structlog.testing import capture_logs
 
-from nodestate.consumers.partition import is_marker
+from nodestate.consumers.watermarks import is_marker
 from nodestate.testing import Fault
 from tests.machines.world import JudgedReader, World, at_call, small_limits
 

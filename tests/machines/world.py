@@ -20,7 +20,8 @@ from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member as ConsumersMember
-from nodestate.consumers.partition import OwnedPartition, is_marker
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.watermarks import is_marker
 from nodestate.designs import DESIGNS
 from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError, UnconfirmedError

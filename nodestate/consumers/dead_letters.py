@@ -1,0 +1,62 @@
+"""Dead letters: refused messages go to the dead-letter queue, and are acknowledged only after the broker confirmed
+that.
+
+    refused --published and confirmed--> acknowledged
+    refused --the broker takes no dead letters now--> refused, tried again after a pause
+
+While the broker takes no dead letters everything else goes on, until the broker has as many unacknowledged messages
+outstanding as it sends to one consumer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from nodestate.consumers.broker_session import BrokerSession
+from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.consumers.transition_log import TransitionLog
+from nodestate.errors import DeadLetterError
+from nodestate.ports import Clock
+
+DEAD_LETTER_RETRY_S: Final = 1.0
+"""Pause before dead letters are tried again that the broker did not take."""
+
+
+class DeadLetters:
+    """Moves the refused messages of all owned partitions to the dead-letter queue."""
+
+    def __init__(
+        self, owned: OwnedPartitions, session: BrokerSession, transitions: TransitionLog, clock: Clock, log: Any
+    ) -> None:
+        self._owned = owned
+        """The partitions whose refused messages are moved."""
+        self._session = session
+        """Publishes and acknowledges them."""
+        self._transitions = transitions
+        """Logs a dead-letter queue that takes nothing."""
+        self._clock = clock
+        """Monotonic time."""
+        self._log = log
+        """The consumer's logger: one entry for each dead letter."""
+        self._due_at = clock.monotonic()
+        """When to try again, in monotonic seconds."""
+
+    def send_due(self) -> None:
+        """Publish each refused message with its reason, then acknowledge it."""
+        now = self._clock.monotonic()
+        if now < self._due_at:
+            return
+        for partition in self._owned:
+            while partition.refused and self._owned.owns(partition):
+                delivery, error = partition.refused[0]
+                try:
+                    if not self._session.dead_letter(delivery, error):
+                        return
+                except DeadLetterError as blocked:
+                    self._transitions.failing("dead letters", str(blocked))
+                    self._due_at = now + DEAD_LETTER_RETRY_S
+                    return
+                partition.refused.popleft()
+                self._transitions.recovered("dead letters")
+                self._log.warning("dead letter", partition=partition.number, reason=error.reason, detail=error.detail)
+                self._session.acknowledge([delivery])

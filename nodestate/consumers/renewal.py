@@ -1,0 +1,85 @@
+"""Renewal: once per ``renew_s`` the owner writes the head of every partition again, also when no events come.
+
+A renewal tells readers that the owner lives and how far behind it is, and tells the owner what happened to its
+partition: another owner took it, the store lost its epoch, or a reader asked for a repair.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nodestate.config import Config
+from nodestate.consumers.broker_session import BrokerSession
+from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.consumers.statistics import ConsumerStats
+from nodestate.consumers.store_failures import StoreFailures
+from nodestate.errors import NodestateError
+from nodestate.ports import Clock, Store
+from nodestate.store.round_trips import Steps, run
+
+
+class Renewal:
+    """Renews the heads of all owned partitions, and sends their watermark messages."""
+
+    def __init__(
+        self,
+        config: Config,
+        owned: OwnedPartitions,
+        storage: PartitionStorage,
+        session: BrokerSession,
+        failures: StoreFailures,
+        stats: ConsumerStats,
+        clock: Clock,
+        log: Any,
+    ) -> None:
+        self._config = config
+        """Gives ``renew_s``."""
+        self._owned = owned
+        """The partitions to renew."""
+        self._storage = storage
+        """Their stores, and the owner's name."""
+        self._session = session
+        """Sends watermark messages."""
+        self._failures = failures
+        """Reacts to stores that fail."""
+        self._stats = stats
+        """Counts repairs that readers asked for."""
+        self._clock = clock
+        """Monotonic time."""
+        self._log = log
+        """The consumer's logger."""
+        self.due_at = clock.monotonic()
+        """When the next renewal is due, in monotonic seconds."""
+
+    def renew_due(self) -> None:
+        """If a renewal is due: send a watermark message to each partition, and renew those without pending work."""
+        now = self._clock.monotonic()
+        if now < self.due_at:
+            return
+        self.due_at = now + self._config.renew_s
+        if not self._session.send_watermarks(self._storage.owner, now):
+            return
+        work: dict[DesignOfPartition, tuple[Store, Steps[bool]]] = {}
+        for partition in self._owned:
+            if partition.pending is not None:
+                continue
+            if not partition.complete and partition.caught_up_at >= partition.complete_after:
+                partition.complete = True
+                self._log.info("partition complete", partition=partition.number, nodes=len(partition.records))
+            status = partition.full_status(now)
+            for name, writer in partition.writers.items():
+                if name not in partition.joining:
+                    work[partition.number, name] = (
+                        self._storage.store_of(partition.number, name),
+                        writer.renew(status),
+                    )
+        for (number, name), result in run(work).items():
+            renewed = self._owned.get(number)
+            if renewed is None:
+                continue
+            if isinstance(result, NodestateError):
+                self._failures.respond(renewed, name, result)
+            elif result:
+                self._stats.repairs += 1
+                renewed.wants_repair.add(name)

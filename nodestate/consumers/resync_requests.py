@@ -1,0 +1,111 @@
+"""Resync requests: ask agents for full reports of the nodes whose state is incomplete.
+
+partition began without stored state --> one request for all its nodes
+node with a gap in its generations   --> requests with a pause that doubles, until a report makes the node complete
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nodestate.config import Config
+from nodestate.consumers.broker_session import BrokerSession
+from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.consumers.partition import OwnedPartition, ResyncBackoff
+from nodestate.consumers.statistics import ConsumerStats
+from nodestate.errors import BrokerUnavailableError
+from nodestate.ports import Clock, Resync, ResyncSender
+
+MAX_RESYNC_NODES_COUNT: Final = 1_000
+"""Most nodes that one request names. If more need a report, their whole partitions are asked."""
+MAX_RESYNC_PAUSE_S: Final = 60.0
+"""Longest pause before a node is asked for a report again. Without it, a node whose reports are refused would make a
+dead letter at every request.
+"""
+MIN_RESYNC_PAUSE_S: Final = 1.0
+"""Shortest pause before a node is asked for a report again."""
+SEND_RETRY_S: Final = 0.2
+"""First pause after a request that the broker did not take."""
+
+
+class ResyncRequests:
+    """Sends the resync requests of one consumer."""
+
+    def __init__(
+        self,
+        config: Config,
+        owned: OwnedPartitions,
+        sender: ResyncSender,
+        session: BrokerSession,
+        stats: ConsumerStats,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        """Names the layout, and the jitter with which agents answer."""
+        self._owned = owned
+        """The partitions that may need reports."""
+        self._sender = sender
+        """Broadcasts to the agents."""
+        self._session = session
+        """Counts failures of the broker."""
+        self._stats = stats
+        """Counts requests."""
+        self._clock = clock
+        """Monotonic time."""
+        self._due_at = clock.monotonic()
+        """When a request may be sent again after a failure, in monotonic seconds."""
+        self._failure_pause_s = 0.0
+        """Pause after the last failure; 0 after a success."""
+
+    def send_due(self) -> None:
+        """Ask for every report that is missing and was not asked for recently, in one request."""
+        now = self._clock.monotonic()
+        if now < self._due_at:
+            return
+        partitions = [partition for partition in self._owned if partition.needs_full_resync]
+        nodes = self._incomplete_nodes(now)
+        if len(nodes) > MAX_RESYNC_NODES_COUNT:
+            partitions += {partition.number: partition for partition, _ in nodes}.values()
+        if not partitions and not nodes:
+            return
+        if partitions:
+            numbers = tuple(partition.number for partition in partitions)
+            request = Resync((), numbers, self._config.partitions, self._config.resync_jitter_s)
+        else:
+            request = Resync(nodes=tuple(name for _, name in nodes), jitter_s=0.0)
+        try:
+            self._sender.request_resync(request)
+        except BrokerUnavailableError as error:
+            self._session.count_failure(error)
+            # A broker that is short of memory makes each attempt wait for its whole timeout.
+            self._failure_pause_s = min(max(SEND_RETRY_S, 2 * self._failure_pause_s), MAX_RESYNC_PAUSE_S)
+            self._due_at = self._clock.monotonic() + self._failure_pause_s
+            return
+        self._failure_pause_s = 0.0
+        self._stats.resyncs += 1
+        self._note_sent(partitions, nodes, now)
+
+    def _incomplete_nodes(self, now: float) -> list[tuple[OwnedPartition, str]]:
+        """Incomplete nodes whose pause is over, without those of partitions that need a full resync."""
+        return [
+            (partition, name)
+            for partition in self._owned
+            for name in partition.incomplete
+            if not partition.needs_full_resync
+            and (name not in partition.resync_backoffs or partition.resync_backoffs[name].again_at <= now)
+        ]
+
+    def _note_sent(self, partitions: list[OwnedPartition], nodes: list[tuple[OwnedPartition, str]], now: float) -> None:
+        """Start or double the pause of every node that was asked, by its name or with its partition."""
+        asked = set(nodes)
+        for partition in partitions:
+            partition.needs_full_resync = False
+            asked.update((partition, name) for name in partition.incomplete)
+        for partition, name in asked:
+            before = partition.resync_backoffs.get(name)
+            pause_s = (
+                min(2 * before.pause_s, MAX_RESYNC_PAUSE_S)
+                if before
+                else max(MIN_RESYNC_PAUSE_S, self._config.resync_jitter_s)
+            )
+            partition.resync_backoffs[name] = ResyncBackoff(now + pause_s, pause_s)

@@ -1,0 +1,45 @@
+"""Counters of a consumer, which ``nodestate consume`` prints and the metrics are taken from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nodestate.model import FoldOutcome
+
+
+@dataclass(slots=True)
+class EventCounts:
+    """Events by result, since the consumer started."""
+
+    by_outcome: dict[str, int] = field(default_factory=lambda: {outcome.value: 0 for outcome in FoldOutcome})
+    """Folded events by the value of their ``FoldOutcome``."""
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    """Refused events by the reason of their ``BadEventError``."""
+
+
+@dataclass(slots=True)
+class ConsumerStats:
+    """Counters of one consumer, since it started."""
+
+    counts: EventCounts = field(default_factory=EventCounts)
+    """Events by result."""
+    received: int = 0
+    """Messages that the broker delivered, markers and redeliveries included."""
+    acked: int = 0
+    """Messages that the consumer acknowledged."""
+    commits: int = 0
+    """Writes of one partition in one design that the store confirmed: batches, new epochs and repairs."""
+    takeovers: int = 0
+    """Partitions that the consumer took over."""
+    fenced: int = 0
+    """Writes refused because another owner had taken the partition."""
+    epochs_begun: int = 0
+    """New epochs begun, one per partition and design."""
+    repairs: int = 0
+    """Repairs that readers asked for."""
+    resyncs: int = 0
+    """Resync requests sent to agents."""
+    store_errors: int = 0
+    """Failed takeovers, writes and renewals, one per partition and design."""
+    broker_errors: int = 0
+    """Failed calls of the broker."""

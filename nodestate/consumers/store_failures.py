@@ -1,0 +1,67 @@
+"""What a consumer does when a store fails a takeover, a write or a renewal of a partition.
+
+the store does not answer, is full, …  --> the partition is postponed; all others go on
+the store lost the epoch               --> the partition begins a new epoch from memory, and is incomplete until then
+another owner took the partition       --> the session with the broker ends, and every partition with it
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from nodestate.consumers.broker_session import BrokerSession
+from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.statistics import ConsumerStats
+from nodestate.consumers.transition_log import TransitionLog
+from nodestate.errors import EpochLostError, FencedError, NodestateError
+from nodestate.ports import Clock
+
+RETRY_S: Final = 0.2
+"""Pause before a partition is tried again whose store failed."""
+
+
+class StoreFailures:
+    """Reacts to failures of the stores, one partition at a time."""
+
+    def __init__(
+        self,
+        session: BrokerSession,
+        owned: OwnedPartitions,
+        stats: ConsumerStats,
+        transitions: TransitionLog,
+        clock: Clock,
+        log: Any,
+    ) -> None:
+        self._session = session
+        """Ended when another owner has taken a partition."""
+        self._owned = owned
+        """Knows which partitions are postponed."""
+        self._stats = stats
+        """Counts failures."""
+        self._transitions = transitions
+        """Logs failures that persist."""
+        self._clock = clock
+        """Monotonic time."""
+        self._log = log
+        """The consumer's logger."""
+
+    def postpone(self, number: int, error: NodestateError) -> None:
+        """Count the error, and leave the partition alone for ``RETRY_S``."""
+        self._stats.store_errors += 1
+        self._transitions.failing(f"partition {number}", str(error))
+        self._owned.postpone(number, self._clock.monotonic() + RETRY_S)
+
+    def respond(self, partition: OwnedPartition, design: str, error: NodestateError) -> None:
+        """React to an error of an owned partition in one design."""
+        if isinstance(error, FencedError):
+            # Messages that this session still holds in buffers must go back to the queues of their new owners.
+            self._stats.fenced += 1
+            self._log.warning("fenced", partition=partition.number, reason=str(error))
+            self._session.give_up()
+        elif isinstance(error, EpochLostError):
+            self._log.warning("epoch lost", partition=partition.number, design=design, reason=str(error))
+            partition.lost.add(design)
+            partition.mark_uncertain(self._clock.monotonic())
+        else:
+            self.postpone(partition.number, error)
