@@ -22,8 +22,8 @@ MAX_RESYNC_PAUSE_S: Final = 60.0
 """Longest pause before a node is asked for a report again. Without it, a node whose reports are refused would make a
 dead letter at every request.
 """
-MIN_RESYNC_PAUSE_S: Final = 1.0
-"""Shortest pause before a node is asked for a report again."""
+FIRST_RESYNC_PAUSE_S: Final = 1.0
+"""Pause before the second request to a node, or the jitter of the answers if that is longer."""
 SEND_RETRY_S: Final = 0.2
 """First pause after a request that the broker did not take."""
 
@@ -106,6 +106,6 @@ class ResyncRequests:
             pause_s = (
                 min(2 * before.pause_s, MAX_RESYNC_PAUSE_S)
                 if before
-                else max(MIN_RESYNC_PAUSE_S, self._config.resync_jitter_s)
+                else max(FIRST_RESYNC_PAUSE_S, self._config.resync_jitter_s)
             )
             partition.resync_backoffs[name] = ResyncBackoff(now + pause_s, pause_s)
