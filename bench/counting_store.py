@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from nodestate.ports import Item, NodeRow, Put, Status, Store, Write, Written
+from nodestate.ports import Item, Key, NodeRow, Put, Store, Write, WriteResult, WriteStatus
 from nodestate.store.wire import pack_record
 
 KINDS: Final = {
@@ -41,20 +41,20 @@ class CountingStore:
         """The inner store's."""
         return self._inner.max_value_bytes
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """See ``ports.Store``."""
         return self._inner.fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``. What was refused went to memcached, too."""
         written = self._inner.write(writes)
         for write, outcome in zip(writes, written, strict=True):
-            kind = KINDS.get(write.key.split(":", 5)[4], "other")
-            if write.put is not Put.DELETE:
+            kind = "other" if write.put is Put.DELETE_ROWS else KINDS.get(write.key.split(":", 5)[4], "other")
+            if write.put not in (Put.DELETE, Put.DELETE_ROWS):
                 self.written_bytes[kind] += len(write.key) + len(write.value)
                 if write.rows:
                     self.written_bytes["rows"] += sum(map(_row_bytes, write.rows))
-            elif outcome.status is Status.STORED:
+            elif outcome.status is WriteStatus.STORED:
                 self.deleted[kind] += 1
         return written
 
@@ -70,4 +70,4 @@ class CountingStore:
 
 def _row_bytes(row: NodeRow) -> int:
     record = row.record
-    return len(row.place) + len(record.name) + len(record.status) + len(pack_record(record)) + STAMPS_BYTES
+    return len(row.prefix) + len(record.name) + len(record.status) + len(pack_record(record)) + STAMPS_BYTES

@@ -7,18 +7,18 @@ from importlib.metadata import version
 from typing import Final
 
 from nodestate.designs import DESIGNS
-from nodestate.ports import Where
+from nodestate.ports import StoreRole
 
 DRIVERS: Final = {"sqlite": "sqlite3", "mariadb": "pymysql", "postgres": "psycopg"}
 """Databases that may follow ``sql:``, with the module that connects to each. The first is the default."""
 DESIGN_NAMES: Final = tuple(
     name
     for design, known in DESIGNS.items()
-    if known.where is not Where.STORE_B  # the same designs in a second store
-    for name in ([f"{design}:{database}" for database in DRIVERS] if known.where is Where.SQL else [design])
+    if known.store_role is not StoreRole.STORE_B  # the same designs in a second store
+    for name in ([f"{design}:{database}" for database in DRIVERS] if known.store_role is StoreRole.SQL else [design])
 )
 """Full names of all designs that can be measured."""
-DEFAULT_DESIGNS: Final = tuple(design for design, known in DESIGNS.items() if known.where is Where.STORE)
+DEFAULT_DESIGNS: Final = tuple(design for design, known in DESIGNS.items() if known.store_role is StoreRole.STORE)
 """The designs that are measured unless ``--design`` names others, and that have goals."""
 INSTALL_EXTRA: Final = "pip install -e '.[bench]'"
 """The command that installs all clients of databases and of peers."""
@@ -26,7 +26,7 @@ INSTALL_EXTRA: Final = "pip install -e '.[bench]'"
 
 def full_design_name(name: str) -> str:
     """Return the full name of a design, with its database if it has one. Raises ValueError if there is no such design."""
-    full = f"{name}:{next(iter(DRIVERS))}" if name in DESIGNS and DESIGNS[name].where is Where.SQL else name
+    full = f"{name}:{next(iter(DRIVERS))}" if name in DESIGNS and DESIGNS[name].store_role is StoreRole.SQL else name
     if full not in DESIGN_NAMES:
         raise ValueError(f"no design is named {name!r}; choose from {', '.join(dict.fromkeys(('sql', *DESIGN_NAMES)))}")
     return full

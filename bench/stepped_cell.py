@@ -17,7 +17,7 @@ from bench.workload import SeededFleet, buckets_of, require
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import open_database, open_memcached
-from nodestate.ports import Put, Store, SystemClock, Where, Write
+from nodestate.ports import Put, Store, StoreRole, SystemClock, Write
 from nodestate.store import keys
 from nodestate.store.head import Head, read_head
 from nodestate.store.round_trips import Stores, run_one
@@ -42,13 +42,13 @@ class SteppedCell:
         self.label = environment.label
         [self.design] = environment.designs
         self.config = config_for(environment, settings)
-        self._where = DESIGNS[self.design].where
+        self._where = DESIGNS[self.design].store_role
         self._buckets = buckets_of(fleet)
         self._broker = MemoryBroker(self.config.partitions)
         self._sink = self._broker.sink()
         self._stores = (
             Stores((), seen_through(open_database(self.config)))
-            if self._where is Where.SQL
+            if self._where is StoreRole.SQL
             else Stores([seen_through(store) for store in open_memcached(self.config, self.config.store)])
         )
         self._consumer = Consumer(

@@ -221,6 +221,7 @@ class SimulatedFleet:
             config or self.config,
             name,
             sink=self.sink,
+            inbox=self.sink.inner,
             clock=clock or self._clock,
             incarnation=incarnation,
             backoff=self._backoff,

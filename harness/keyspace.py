@@ -14,7 +14,7 @@ from nodestate.designs import DESIGNS
 from nodestate.errors import CorruptItemError
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.journal.format import checkpoint_keys
-from nodestate.ports import Put, Status, Write
+from nodestate.ports import Put, Write, WriteStatus
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import index_keys
 from nodestate.store import keys
@@ -95,7 +95,7 @@ class KeySpace:
     def delete(self, key: str) -> None:
         """Lose one item; it must be there, or come soon: an epoch's signs of life are written with its first renewal."""
         deadline = time.monotonic() + PATIENCE_S
-        while self._store.write([Write(Put.DELETE, key)])[0].status is not Status.STORED:
+        while self._store.write([Write(Put.DELETE, key)])[0].status is not WriteStatus.STORED:
             assert time.monotonic() < deadline, f"{key} was not there"
             time.sleep(0.05)
 
@@ -111,7 +111,7 @@ class KeySpace:
             value = bytearray(item.value)
             value[len(value) // 2] ^= 0x10
             [written] = self._store.write([Write(Put.CAS, key, bytes(value), item.cas, item.ttl_s or 0)])
-            if written.status is Status.STORED:
+            if written.status is WriteStatus.STORED:
                 return
 
     def flush_all(self) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.model import parse_event
+from nodestate.model.orders import Answer, Order
 from nodestate.ports import Resync
 
 
 class RecordingSink:
-    """A ``ports.Sink`` and ``ports.CensusTaker``. With ``away`` every call fails; ``settle`` confirms or loses."""
+    """A ``ports.Sink`` and a ``ports.AgentInbox`` without orders.
+
+    With ``away`` every call fails; ``settle`` confirms or loses what was published.
+    """
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, bytes]] = []
@@ -41,6 +45,18 @@ class RecordingSink:
     def answer_census(self, queue: str, body: bytes) -> None:
         self._check()
         self.census.append((queue, body))
+
+    def listen_for(self, nodes: Sequence[str]) -> None:
+        """There are no orders."""
+
+    def stop_listening_for(self, nodes: Sequence[str]) -> None:
+        """There are no orders."""
+
+    def orders(self) -> list[Order]:
+        return []
+
+    def answer(self, queue: str, answer: Answer) -> None:
+        raise AssertionError(f"there are no orders, so {answer} answers none on {queue}")
 
     def close(self) -> None:
         self.closed = True

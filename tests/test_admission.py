@@ -52,7 +52,8 @@ class Site:
         self.clock = clock or ManualClock()
         self.broker = broker or MemoryBroker(CONFIG.partitions, clock=self.clock)
         self.source = source or StaticFleet({"n1": NODE, "n2": NODE})
-        self.agent = Agent(CONFIG, [self.source], self.broker.sink(), self.clock, random.Random(1), incarnation=7)
+        sink = self.broker.sink()
+        self.agent = Agent(CONFIG, [self.source], sink, self.clock, random.Random(1), inbox=sink, incarnation=7)
         self.courier = self.broker.courier()
         self._consumer = self.broker.source(range(CONFIG.partitions))
         self._records: dict[str, NodeRecord] = {}
@@ -628,7 +629,8 @@ class DyingSink(MemorySink):
 
 broker = MemoryBroker(config.partitions)
 fleet = SimulatedFleet(3, changes_per_s=0.0, allocations=Dying(state_directory(config), "compute-fleet-0"))
-agent = Agent(config, [fleet], DyingSink(broker), SystemClock(), random.Random(1))
+sink = DyingSink(broker)
+agent = Agent(config, [fleet], sink, SystemClock(), random.Random(1), inbox=sink)
 agent.step()
 hints = {"group_policy": "anti-affinity", "anything": [1, None]}
 order = Build(id="1", node="compute-0001", instance="vm-1", resources={"VCPU": 2}, group="web", hints=hints,

@@ -59,7 +59,9 @@ class Bench:
         self.source = source or ScriptedSource()
         self.sink = RecordingSink()
         self.clock = ManualClock()
-        self.agent = Agent(config, [self.source], self.sink, self.clock, random.Random(1), incarnation=7)
+        self.agent = Agent(
+            config, [self.source], self.sink, self.clock, random.Random(1), inbox=self.sink, incarnation=7
+        )
 
     def pass_time(self, seconds: float, step_s: float = 0.5) -> None:
         for _ in range(round(seconds / step_s)):
@@ -313,7 +315,8 @@ def test_closing_tells_what_did_not_arrive(bench: Bench) -> None:
 
 def test_a_fleet_keeps_one_file_for_all_its_nodes(tmp_path: Path) -> None:
     config = Config(cell="lives", state_dir=str(tmp_path))
-    agent = Agent(config, [SimulatedFleet(50)], RecordingSink(), ManualClock(), random.Random(1))
+    sink = RecordingSink()
+    agent = Agent(config, [SimulatedFleet(50)], sink, ManualClock(), random.Random(1), inbox=sink)
     agent.step()
     assert [path.name for path in tmp_path.rglob("*.incarnation")] == ["compute-fleet-0.incarnation"]
     assert {publisher.version.incarnation for publisher in agent.publishers.values()} == {1_763_787_600}
@@ -323,9 +326,10 @@ def test_a_fleet_keeps_one_file_for_all_its_nodes(tmp_path: Path) -> None:
 def test_an_agent_that_cannot_have_all_its_names_takes_none(tmp_path: Path) -> None:
     config = Config(cell="lives", state_dir=str(tmp_path))
     sources = [ScriptedSource(name="one"), ScriptedSource(name="two"), ScriptedSource(name="two")]
+    sink = RecordingSink()
     with pytest.raises(ConfigError, match="reports two already"):
-        Agent(config, sources, RecordingSink(), ManualClock(), random.Random(1))
-    Agent(config, sources[:2], RecordingSink(), ManualClock(), random.Random(1)).close()
+        Agent(config, sources, sink, ManualClock(), random.Random(1), inbox=sink)
+    Agent(config, sources[:2], sink, ManualClock(), random.Random(1), inbox=sink).close()
 
 
 # -- a fleet --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from nodestate.errors import CorruptItemError, ItemTooLargeError, StoreUnavailableError
-from nodestate.ports import Item, Put, Status, Write, Written
+from nodestate.ports import Item, Put, Write, WriteResult, WriteStatus
 from nodestate.store.round_trips import Reply, Step, Steps, Stores, run, run_one
 from nodestate.testing import Fault, FaultyStore, MemoryServer, MemoryStore, script
 
@@ -23,7 +23,7 @@ class CountingStore(MemoryStore):
         self.calls.append(("fetch", len(keys)))
         return super().fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         self.calls.append(("write", len(writes)))
         return super().write(writes)
 
@@ -37,7 +37,7 @@ def put_then_fetch(key: str, rounds: int) -> Steps[list[bytes]]:
     seen = []
     for n in range(rounds):
         reply = yield Step(write=[put(f"{key}{n}", f"{key}{n}".encode())], fetch=[f"{key}{n}"])
-        assert [done.status for done in reply.written] == [Status.STORED]
+        assert [done.status for done in reply.written] == [WriteStatus.STORED]
         seen.append(reply.items[f"{key}{n}"].value)
     return seen
 
@@ -85,12 +85,12 @@ def test_an_item_that_is_too_large_fails_the_partition_that_wrote_it() -> None:
     """Sizes are checked before anything is sent; the others' writes go out as if nothing had been."""
     store = MemoryStore(MemoryServer(max_value_bytes=10))
 
-    def steps(key: str, size: int) -> Steps[Status]:
+    def steps(key: str, size: int) -> Steps[WriteStatus]:
         reply = yield Step(write=[put(key, b"x" * size)])
         return reply.written[0].status
 
     results = run({n: (store, steps(f"k{n}", size)) for n, size in enumerate([1, 11, 10])})
-    assert (results[0], results[2]) == (Status.STORED, Status.STORED)
+    assert (results[0], results[2]) == (WriteStatus.STORED, WriteStatus.STORED)
     assert isinstance(results[1], ItemTooLargeError)
     assert store.server.keys() == ["k0", "k2"]
 

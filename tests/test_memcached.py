@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.servers import MemcachedServer
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
-from nodestate.ports import Item, Put, Status, Write, Written
+from nodestate.ports import Item, Put, Write, WriteResult, WriteStatus
 from nodestate.store import memcached as adapter
 from nodestate.store.memcached import MemcachedStore
 
@@ -46,12 +46,14 @@ def test_a_reply_may_come_in_any_pieces(values: list[bytes | None], cuts: list[i
     assert adapter._items(keys, _pieces(reply, cuts)) == expected
 
 
-@given(st.lists(st.sampled_from(list(Put)), min_size=1, max_size=8), st.lists(st.integers(0, 10_000)))
+@given(
+    st.lists(st.sampled_from([Put.ADD, Put.CAS, Put.DELETE]), min_size=1, max_size=8), st.lists(st.integers(0, 10_000))
+)
 def test_outcomes_may_come_in_any_pieces(puts: list[Put], cuts: list[int]) -> None:
     reply, expected = b"", []
     for number, put in enumerate(puts, 1):
         reply += b"HD\r\n" if put is Put.DELETE else b"STORED\r\nHD c%d f77\r\n" % number
-        expected.append(Written(Status.STORED, 0 if put is Put.DELETE else number))
+        expected.append(WriteResult(WriteStatus.STORED, 0 if put is Put.DELETE else number))
     writes = [Write(put, "k") for put in puts]
     assert adapter._outcomes(writes, adapter._lines(writes, _pieces(reply, cuts)), 77) == expected
 
@@ -59,7 +61,7 @@ def test_outcomes_may_come_in_any_pieces(puts: list[Put], cuts: list[int]) -> No
 @pytest.mark.parametrize("seen", [b"HD c9 f78", b"HD c9 f177", b"EN"])
 def test_another_writers_id_is_not_taken_for_ours(seen: bytes) -> None:
     """Between our write and the look at its id, another may have written: with its id we would overwrite it unseen."""
-    assert adapter._outcomes([Write(Put.ADD, "k")], [b"STORED", seen], 77) == [Written(Status.STORED, 0)]
+    assert adapter._outcomes([Write(Put.ADD, "k")], [b"STORED", seen], 77) == [WriteResult(WriteStatus.STORED, 0)]
 
 
 # -- a server that answers as it likes ------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_a_write_to_a_frozen_server_may_be_carried_out_later(memcached: Memcache
     deadline = time.monotonic() + 5
     while (item := store.fetch(["a"])["a"]).value != b"2":
         assert time.monotonic() < deadline
-    assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [Written(Status.CONFLICT)]
+    assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [WriteResult(WriteStatus.CONFLICT)]
     assert item.cas != first.cas
 
 
@@ -241,7 +243,7 @@ def test_the_limit_is_the_servers_to_the_byte(
     with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
         largest = store.max_value_bytes + 250 - len(key)
         [written] = store.write([Write(Put.ADD, key, b"x" * largest)])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
         with pytest.raises(ItemTooLargeError) as caught:
             store.write([Write(Put.CAS, key, b"x" * (largest + 1), written.cas)])
         assert (caught.value.size_bytes, caught.value.limit_bytes) == (largest + 1, largest)
@@ -285,13 +287,13 @@ def test_a_write_that_was_replaced_at_once_is_stored_without_an_id(
     def meanwhile() -> None:
         ours = store.fetch(["a"])["a"]
         [theirs] = store.write([Write(their_write, "a", b"theirs", ours.cas)])
-        assert theirs.status is Status.STORED
+        assert theirs.status is WriteStatus.STORED
 
     with (
         interrupted(memcached.port, meanwhile) as address,
         contextlib.closing(MemcachedStore(address, timeout_s=5.0)) as ours,
     ):
-        assert ours.write([Write(Put.ADD, "a", b"ours")]) == [Written(Status.STORED, 0)]
+        assert ours.write([Write(Put.ADD, "a", b"ours")]) == [WriteResult(WriteStatus.STORED, 0)]
     assert [item.value for item in store.fetch(["a"]).values()] == ([b"theirs"] if their_write is Put.CAS else [])
 
 

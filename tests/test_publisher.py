@@ -36,6 +36,7 @@ class Bench:
             CONFIG,
             "compute-1",
             sink=self.sink,
+            inbox=self.sink,
             clock=self.clock,
             incarnation=7,
             backoff=Backoff(self.clock, random.Random(1)),

@@ -17,7 +17,7 @@ from bench.adr_figures.measurement import (
 from bench.workload import require
 from harness.servers import MemcachedServer
 from nodestate.designs import DESIGNS
-from nodestate.ports import Item, Store, SystemClock, Write, Written
+from nodestate.ports import Item, Key, Store, SystemClock, Write, WriteResult
 from nodestate.store import keys
 from nodestate.store.memcached import open_stores
 from nodestate.store.round_trips import Stores, run, run_one
@@ -36,11 +36,11 @@ class _Counting:
     def max_value_bytes(self) -> int:
         return self._inner.max_value_bytes
 
-    def fetch(self, wanted: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         self.calls += 1
-        return self._inner.fetch(wanted)
+        return self._inner.fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         self.calls += 1
         return self._inner.write(writes)
 

@@ -9,7 +9,7 @@ from typing import Final, Self
 from bench.environments import PATIENCE_S
 from bench.scheduling.hosts import Hosts
 from bench.workload import require
-from nodestate.ports import Put, Write
+from nodestate.ports import Key, Put, Write
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
@@ -33,7 +33,9 @@ class Claimed:
         """By number of the node; of nodes that have one."""
         names = self._hosts.names
         for at in range(0, len(names), PIECE):
-            asked = {keys.claim(self._cell, name): n for n, name in enumerate(names[at : at + PIECE], at)}
+            asked: dict[Key, int] = {
+                keys.claim(self._cell, name): n for n, name in enumerate(names[at : at + PIECE], at)
+            }
             for key, item in self._store.fetch(list(asked)).items():
                 yield asked[key], CLAIMS.unpack(item.value)
 

@@ -27,7 +27,7 @@ from bench.stepped_cell import MAX_AGE_S, SteppedCell
 from bench.worker import ParentLink, Worker
 from bench.workload import require
 from nodestate.config import Config
-from nodestate.ports import Put, Write
+from nodestate.ports import Key, Put, Write
 from nodestate.scheduling.claims import CLAIMS, UNSURE_S, Claim, ClaimRecord
 from nodestate.scheduling.request import GroupRequest, parse_group
 from nodestate.scheduling.reservations import Reservation
@@ -190,7 +190,7 @@ def _begin_records(store: MemcachedStore, config: Config, hosts: Hosts) -> None:
 
 
 def _claims(store: MemcachedStore, config: Config, hosts: Hosts) -> Iterator[tuple[int, Claim]]:
-    asked = {keys.claim(config.cell, name): number for number, name in enumerate(hosts.names)}
+    asked: dict[Key, int] = {keys.claim(config.cell, name): number for number, name in enumerate(hosts.names)}
     for key, item in store.fetch(list(asked)).items():
         for claim in CLAIMS.unpack(item.value).claims:
             yield asked[key], claim

@@ -380,7 +380,7 @@ def _running(
         sink = KombuSink(config)
         held.callback(sink.close)
         rng = random.Random(settings.seed)
-        agent = Agent(config, [fleet], sink, SystemClock(), rng, incarnation=int(time.time()))
+        agent = Agent(config, [fleet], sink, SystemClock(), rng, inbox=sink, incarnation=int(time.time()))
         reader = held.enter_context(Reader(config))
         run = TraceReplay(trace, fleet, agent, reader, [], {}, {}, tally)
 

@@ -23,7 +23,7 @@ from nodestate.errors import (
     SourceUnavailableError,
     UnconfirmedError,
 )
-from nodestate.ports import Clock, OrderTaker, Resync, Sink
+from nodestate.ports import AgentInbox, Clock, Resync, Sink
 from nodestate.ports.backoff import Backoff
 
 MAX_WAIT_S: Final = 0.25
@@ -85,13 +85,14 @@ class Agent:
         clock: Clock,
         rng: random.Random,
         *,
+        inbox: AgentInbox,
         incarnation: int | None = None,
     ) -> None:
         self.config = config
         self.stats = AgentStats()
         self.publishers: dict[str, Publisher] = {}
         self._sink = sink
-        self._order_taker = sink if isinstance(sink, OrderTaker) else None
+        self._inbox = inbox
         self._clock = clock
         self._rng = rng
         self._log = structlog.get_logger("nodestate.agent")
@@ -236,6 +237,7 @@ class Agent:
             self.config,
             name,
             sink=self._sink,
+            inbox=self._inbox,
             clock=self._clock,
             incarnation=feed.incarnation,
             backoff=self._backoff,
@@ -302,7 +304,7 @@ class Agent:
             self._clock.sleep(min(wait_s, self._backoff.wait_s))
             return
         try:
-            for resync in self._sink.resyncs(wait_s):
+            for resync in self._inbox.resyncs(wait_s):
                 self._take_resync(resync)
         except BrokerUnavailableError as error:
             self._broker_failed(error)
@@ -336,15 +338,14 @@ class Agent:
 
     def _take_orders(self) -> None:
         """Those that came with the resyncs. Nodes that are silent say nothing here either."""
-        taker = self._order_taker
-        if taker is None or not self._backoff.ready:
+        if not self._backoff.ready:
             return
         try:
-            orders = [order for order in taker.orders() if order.node not in self._silent]
+            orders = [order for order in self._inbox.orders() if order.node not in self._silent]
             answers = self._admission.carry_out(orders)
             for order, answer in zip(orders, answers, strict=True):
                 if order.reply_to and self._backoff.ready:
-                    taker.answer(order.reply_to, answer)
+                    self._inbox.answer(order.reply_to, answer)
         except BrokerUnavailableError as error:
             self._broker_failed(error)
         self.stats.admitted = self._admission.admitted
@@ -360,19 +361,17 @@ class Agent:
 
     def _listen(self) -> None:
         """For the orders of nodes that were met."""
-        if self._order_taker is None or not self._unheard:
+        if not self._unheard:
             return
         unheard, self._unheard = self._unheard, []
         try:
-            self._order_taker.listen_for(unheard)
+            self._inbox.listen_for(unheard)
         except BrokerUnavailableError as error:  # the sink knows them now, and tells the broker when it is back
             self._broker_failed(error)
 
     def _listen_no_more(self, name: str) -> None:
-        if self._order_taker is None:
-            return
         try:
-            self._order_taker.stop_listening_for([name])
+            self._inbox.stop_listening_for([name])
         except BrokerUnavailableError as error:
             self._broker_failed(error)
 

@@ -27,7 +27,7 @@ from nodestate.model import (
     parse_event,
 )
 from nodestate.model.partitioning import bucket_of
-from nodestate.ports import CensusTaker, Clock, Resync, Sink, SystemClock
+from nodestate.ports import AgentInbox, Clock, Resync, Sink, SystemClock
 from nodestate.ports.backoff import Backoff
 
 ENVELOPE_BYTES: Final = 1024
@@ -69,9 +69,9 @@ class Publisher:
     newer one. A bad state or change raises ``BadEventError``, and nothing was sent or changed. Only the newest
     state is kept, however long the broker is away.
 
-    Many publishers may share one ``sink`` (a fleet); they should share ``backoff`` then, and whoever owns the sink
-    answers its resyncs. A publisher that was given none connects by itself, and answers them in ``heartbeat`` and
-    ``tick``. ``on_dirty`` is told the node's name when something is lost, perhaps again. Not safe for several threads.
+    Many publishers may share one ``sink`` (a fleet). They should then share ``backoff``, and the owner of the sink reads
+    the resync requests from its inbox; ``inbox`` is what a publisher answers a census by. A publisher without a ``sink``
+    opens a connection of its own, and answers resync requests in ``heartbeat`` and ``tick``. ``on_dirty`` is told the node's name when something is lost, perhaps again. Not safe for several threads.
     """
 
     __slots__ = (
@@ -80,6 +80,7 @@ class Publisher:
         "_clock",
         "_config",
         "_dirty",
+        "_inbox",
         "_incarnation",
         "_life",
         "_on_dirty",
@@ -98,6 +99,7 @@ class Publisher:
         node: str,
         *,
         sink: Sink | None = None,
+        inbox: AgentInbox | None = None,
         clock: Clock | None = None,
         incarnation: int | None = None,
         backoff: Backoff | None = None,
@@ -123,7 +125,10 @@ class Publisher:
             incarnation = self._life.incarnation
         self._incarnation = incarnation
         self._owns_sink = sink is None
-        self._sink: Sink = KombuSink(config) if sink is None else sink
+        if sink is None:
+            sink = inbox = KombuSink(config)
+        self._sink = sink
+        self._inbox = inbox
 
     # -- what is known
 
@@ -218,8 +223,8 @@ class Publisher:
 
     def answer_census(self, queue: str) -> None:
         """Say the current version to the queue of a census. May raise ``BrokerUnavailableError``."""
-        if self._record is not None and self.live and isinstance(self._sink, CensusTaker):
-            self._sink.answer_census(queue, self._heartbeat_of(self._record))
+        if self._record is not None and self.live and self._inbox is not None:
+            self._inbox.answer_census(queue, self._heartbeat_of(self._record))
 
     def flush(self, timeout_s: float) -> None:
         """Wait until the broker has the newest state. Raises ``UnconfirmedError``."""
@@ -362,8 +367,9 @@ class Publisher:
     def _take_resyncs(self) -> None:
         if not self._backoff.ready:
             return
+        assert self._inbox is not None, "a publisher that opened its own connection has an inbox"
         try:
-            for resync in self._sink.resyncs(0):
+            for resync in self._inbox.resyncs(0):
                 if concerns(resync, self.node, self.bucket):
                     self.resync(resync)
         except BrokerUnavailableError:

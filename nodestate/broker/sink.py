@@ -27,7 +27,7 @@ MAX_ORDERS_COUNT: Final = 1_000
 
 
 class KombuSink:
-    """A ``ports.Sink`` over kombu, with publisher confirms that are not waited for.
+    """A ``ports.Sink`` and ``ports.AgentInbox`` over kombu, with publisher confirms that are not waited for.
 
     away --publish, resyncs--> connected
     connected --an error, close--> away; every unconfirmed publish is told ``on_done(False)``, once
@@ -106,15 +106,13 @@ class KombuSink:
             outlet.link.close()
             outlet.lose()
 
-    # -- ports.CensusTaker
+    # -- ports.AgentInbox
 
     def answer_census(self, queue: str, body: bytes) -> None:
         """Say one node's version to whoever asked; gets lost without a sound where the queue is gone."""
         outlet = self._outlet or self._connect()
         with self._losing(outlet):
             outlet.link.send("", queue, body)
-
-    # -- ports.OrderTaker
 
     def listen_for(self, nodes: Sequence[str]) -> None:
         """Take orders for these nodes too, from now on (some milliseconds later at RabbitMQ) and after each reconnect."""

@@ -65,7 +65,7 @@ def command(
         sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix, allocations=kept)]
     sink = KombuSink(run.config)
     try:
-        agent = Agent(run.config, sources, sink, SystemClock(), random.Random())
+        agent = Agent(run.config, sources, sink, SystemClock(), random.Random(), inbox=sink)
         with stop_on_signals(seconds) as stop:
             try:
                 agent.run(stop)

@@ -24,7 +24,7 @@ from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotFoundError
-from nodestate.ports import Where
+from nodestate.ports import StoreRole
 
 PLAIN_WIDTH_CHARS: Final = 160
 """Width of tables that are printed into a file or a pipe."""
@@ -83,7 +83,7 @@ class Run:
             store: The command connects to the store.
             designs: The command connects to the store if one of these designs is kept there.
         """
-        store |= any(DESIGNS[name].where is Where.STORE for name in designs if name in DESIGNS)
+        store |= any(DESIGNS[name].store_role is StoreRole.STORE for name in designs if name in DESIGNS)
         for name, url, needed in (("broker", self.config.broker, broker), ("store", self.config.store, store)):
             if needed and url.startswith("memory:"):
                 example = "amqp://user:password@host:5672//" if name == "broker" else "memcached://host:11211"

@@ -73,7 +73,9 @@ class EmbeddedCell:
         # directory.
         incarnation = int(time.time()) if config.broker.startswith("memory:") else None
         # Reports all nodes of the sources.
-        self.agent = Agent(config, sources, self._sink, clock, random.Random(), incarnation=incarnation)
+        self.agent = Agent(
+            config, sources, self._sink, clock, random.Random(), inbox=self._sink, incarnation=incarnation
+        )
         # Owns all partitions.
         self.consumer = Consumer(
             config,

@@ -138,7 +138,7 @@ class CellInspector:
         self._stores.close()
 
     def _heads(self, stored: StoredDesign) -> list[HeadStatus | str]:
-        cell, letter, where = self._config.cell, DESIGNS[stored.design].letter, DESIGNS[stored.design].where
+        cell, letter, where = self._config.cell, DESIGNS[stored.design].letter, DESIGNS[stored.design].store_role
         numbers = range(stored.partitions)
         work = {
             p: (self._stores.of(p, where), read_head(keys.prefix(cell, stored.partitions, p, letter), None))

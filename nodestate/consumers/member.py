@@ -202,7 +202,7 @@ class Member:
             self._seed_layouts.clear()
 
     def _has_store(self, design: StoredDesign) -> bool:
-        return design.design in DESIGNS and self._stores.has(DESIGNS[design.design].where)
+        return design.design in DESIGNS and self._stores.has(DESIGNS[design.design].store_role)
 
     # -- layouts
 

@@ -11,7 +11,7 @@ from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
-from nodestate.ports import Clock, Store, Where
+from nodestate.ports import Clock, Store, StoreRole
 from nodestate.store import keys
 from nodestate.store.head import Place, forget
 from nodestate.store.partition_writer import PartitionWriter
@@ -51,11 +51,11 @@ class PartitionStorage:
 
     def has(self, design: str) -> bool:
         """True if the settings name a store for this design."""
-        return self._stores.has(DESIGNS[design].where)
+        return self._stores.has(DESIGNS[design].store_role)
 
     def store_of(self, number: int, design: str) -> Store:
         """The server of a partition of a design."""
-        return self._stores.of(number, DESIGNS[design].where)
+        return self._stores.of(number, DESIGNS[design].store_role)
 
     def writers(
         self, number: int, designs: Iterable[str], owned_since: float | None = None
@@ -79,7 +79,7 @@ class PartitionStorage:
         work: Mapping[DesignOfPartition, tuple[Store, Steps[None]]] = {
             (number, design): (
                 self.store_of(number, design),
-                forget(self._place(number, design), rows=DESIGNS[design].where is Where.SQL),
+                forget(self._place(number, design), rows=DESIGNS[design].store_role is StoreRole.SQL),
             )
             for number, design in unused
         }

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from nodestate.journal.reader import JournalReader
 from nodestate.journal.writer import JournalWriter
-from nodestate.ports import Where
+from nodestate.ports import StoreRole
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.snapshot.writer import SnapshotWriter
 from nodestate.sql.reader import SqlReader
@@ -24,13 +24,13 @@ class Design(NamedTuple):
     letter: str
     writer: Callable[[Place], PartitionWriter]
     reader: Callable[[str], DesignReader]
-    where: Where = Where.STORE
+    store_role: StoreRole = StoreRole.STORE
 
 
 DESIGNS: Final[dict[str, Design]] = {
     "journal": Design(keys.JOURNAL, JournalWriter, JournalReader),
     "snapshot": Design(keys.SNAPSHOT, SnapshotWriter, SnapshotReader),
-    "sql": Design(keys.DATABASE, SqlWriter, SqlReader, Where.SQL),
-    "journal_b": Design(keys.JOURNAL + keys.B, JournalWriter, JournalReader, Where.STORE_B),
-    "snapshot_b": Design(keys.SNAPSHOT + keys.B, SnapshotWriter, SnapshotReader, Where.STORE_B),
+    "sql": Design(keys.DATABASE, SqlWriter, SqlReader, StoreRole.SQL),
+    "journal_b": Design(keys.JOURNAL + keys.B, JournalWriter, JournalReader, StoreRole.STORE_B),
+    "snapshot_b": Design(keys.SNAPSHOT + keys.B, SnapshotWriter, SnapshotReader, StoreRole.STORE_B),
 }

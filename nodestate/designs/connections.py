@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.errors import ConfigError
-from nodestate.ports import ClaimStore, Clock, Store, Where
+from nodestate.ports import ClaimStore, Clock, Store, StoreRole
 from nodestate.store.breaker import ClaimBreaker, guarded
 from nodestate.store.round_trips import Stores
 
@@ -22,23 +22,23 @@ def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_ta
     ``make_tables``: in a SQLite file that has none, as it has no operator who would. Raises ``ConfigError`` where the
     settings name no database and a design needs one.
     """
-    wheres = {DESIGNS[name].where for name in designs}
-    database = open_database(config, make_tables=make_tables) if Where.SQL in wheres else None
-    stores: Sequence[Store] = open_memcached(config, config.store) if Where.STORE in wheres else ()
-    if Where.STORE_B in wheres and not config.store_b:
+    wheres = {DESIGNS[name].store_role for name in designs}
+    database = open_database(config, make_tables=make_tables) if StoreRole.SQL in wheres else None
+    stores: Sequence[Store] = open_memcached(config, config.store) if StoreRole.STORE in wheres else ()
+    if StoreRole.STORE_B in wheres and not config.store_b:
         raise ConfigError("a design of store_b needs it: give NODESTATE_STORE_B=memcached://host:port[,host:port…]")
-    stores_b: Sequence[Store] = open_memcached(config, config.store_b) if Where.STORE_B in wheres else ()
+    stores_b: Sequence[Store] = open_memcached(config, config.store_b) if StoreRole.STORE_B in wheres else ()
     return guarded(stores, clock, database, stores_b)
 
 
 def configured(config: Config) -> list[str]:
     """The designs that the settings name a place for, outside of this process."""
     places = {
-        Where.STORE: bool(servers_of(config.store)),
-        Where.STORE_B: bool(config.store_b and servers_of(config.store_b)),
-        Where.SQL: bool(config.sql),
+        StoreRole.STORE: bool(servers_of(config.store)),
+        StoreRole.STORE_B: bool(config.store_b and servers_of(config.store_b)),
+        StoreRole.SQL: bool(config.sql),
     }
-    return [name for name, design in DESIGNS.items() if places[design.where]]
+    return [name for name, design in DESIGNS.items() if places[design.store_role]]
 
 
 def open_claims(config: Config, clock: Clock) -> list[ClaimStore]:

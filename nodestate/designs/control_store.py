@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nodestate.designs.control import CONTROL, Control
 from nodestate.errors import ControlLostError, CorruptItemError, StoreError, StoreFullError
-from nodestate.ports import Item, Put, Status, Store, Write
+from nodestate.ports import Item, Put, Store, Write, WriteStatus
 from nodestate.store import keys
 from nodestate.store.round_trips import Step, Steps, Stores
 
@@ -99,9 +99,9 @@ class ControlStore:
             if or_raise:
                 raise
             return False
-        if or_raise and written.status is Status.FULL:
+        if or_raise and written.status is WriteStatus.FULL:
             raise StoreFullError(copy.store.name, self._key, len(value))
-        return written.status is Status.STORED
+        return written.status is WriteStatus.STORED
 
 
 def _record_in(item: Item | None) -> Control | None:

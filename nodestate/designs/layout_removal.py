@@ -11,7 +11,7 @@ from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
 from nodestate.errors import DesignStepError, NodestateError
-from nodestate.ports import Clock, Where
+from nodestate.ports import Clock, StoreRole
 from nodestate.store import keys
 from nodestate.store.head import Place, forget
 from nodestate.store.round_trips import Stores, run
@@ -46,12 +46,12 @@ def forget_layout(config: Config, stores: Stores, owner: str, clock: Clock) -> d
 
     def place(number: int, name: str) -> Place:
         prefix = keys.prefix(config.cell, config.partitions, number, DESIGNS[name].letter)
-        return Place(prefix, number, owner, int(config.lease_s), stores.of(number, DESIGNS[name].where), clock)
+        return Place(prefix, number, owner, int(config.lease_s), stores.of(number, DESIGNS[name].store_role), clock)
 
-    names = [name for name, design in DESIGNS.items() if stores.has(design.where)]
+    names = [name for name, design in DESIGNS.items() if stores.has(design.store_role)]
     places = {(number, name): place(number, name) for number in range(config.partitions) for name in names}
     work = {
-        key: (one.store, forget(one, rows=DESIGNS[key[1]].where is Where.SQL, silent_s=fresh_s(config)))
+        key: (one.store, forget(one, rows=DESIGNS[key[1]].store_role is StoreRole.SQL, silent_s=fresh_s(config)))
         for key, one in places.items()
     }
     return {key: error for key, error in run(work).items() if isinstance(error, NodestateError)}

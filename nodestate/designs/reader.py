@@ -35,7 +35,7 @@ class _Following:
     def __init__(self, kept: StoredDesign, cell: str, stores: Stores, clock: Clock) -> None:
         self.kept = kept
         self.troubles: dict[int, NodestateError] = {}
-        letter, make, where = DESIGNS[kept.design].letter, DESIGNS[kept.design].reader, DESIGNS[kept.design].where
+        letter, make, where = DESIGNS[kept.design].letter, DESIGNS[kept.design].reader, DESIGNS[kept.design].store_role
         prefixes = [keys.prefix(cell, kept.partitions, p, letter) for p in range(kept.partitions)]
         self.places = [stores.of(p, where) for p in range(kept.partitions)]
         self.followers = [Follower(p, prefix, make(prefix), clock) for p, prefix in enumerate(prefixes)]
@@ -168,7 +168,7 @@ class Reader:
 
     def _reach(self, design: str) -> None:
         """Open where a design lives, if it is not open yet. Raises ``ConfigError``."""
-        if not self._stores.has(DESIGNS[design].where):
+        if not self._stores.has(DESIGNS[design].store_role):
             self._stores = self._stores.and_those_of(open_stores(self.config, self._clock, [design]))
 
     def _open(self, kept: StoredDesign) -> _Following | None:

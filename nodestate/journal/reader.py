@@ -11,7 +11,7 @@ from typing import Final
 from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.journal.format import SECTION, SEGMENT, Section, checkpoint_keys
 from nodestate.model import NodeRecord, fold, parse_event
-from nodestate.ports import Item
+from nodestate.ports import Item, Key
 from nodestate.store import keys
 from nodestate.store.head import Head, term_of
 from nodestate.store.round_trips import Step, Steps
@@ -32,11 +32,11 @@ class JournalReader:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
 
-    def next_keys(self, head: Head, table: Table) -> Sequence[str]:
+    def next_keys(self, head: Head, table: Table) -> Sequence[Key]:
         """See ``DesignReader``. Where the next commit is written if its owner stays the same."""
         return (keys.segment(self._prefix, head.epoch, head.term, table.offset),)
 
-    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
+    def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """Bring ``table`` to the head's offset. What is missing ends the prefix there and is named in the answer."""
         section = SECTION.decode(head.section)
         if table is not None and (table.epoch != head.epoch or table.offset < section.first):
@@ -72,7 +72,7 @@ class JournalReader:
                         incomplete.append(heading.name)
         return Loaded(Table.of(head.epoch, section.checkpoint.offset, unpack_record, names, rows, incomplete))
 
-    def _follow(self, head: Head, section: Section, table: Table, items: Mapping[str, Item]) -> Steps[Loaded]:
+    def _follow(self, head: Head, section: Section, table: Table, items: Mapping[Key, Item]) -> Steps[Loaded]:
         while table.offset < head.next:
             until = min(head.next, table.offset + MAX_FETCH_SEGMENTS_COUNT)
             wanted = [
@@ -87,7 +87,7 @@ class JournalReader:
         return Loaded(table)
 
 
-def _fold_segments(table: Table, wanted: list[str], items: Mapping[str, Item]) -> tuple[Table, str]:
+def _fold_segments(table: Table, wanted: list[str], items: Mapping[Key, Item]) -> tuple[Table, str]:
     """The table after these segments, and the key of the one that ended it because it is missing."""
     rows: dict[int, NodeRecord] = {}
     size, offset, missing = table.size, table.offset, ""

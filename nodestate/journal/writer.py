@@ -13,7 +13,7 @@ from nodestate.journal.format import (
     checkpoint_keys,
 )
 from nodestate.journal.reader import JournalReader
-from nodestate.ports import Put, Status, Write
+from nodestate.ports import Put, Write, WriteStatus
 from nodestate.store import keys
 from nodestate.store.head import Ownership, OwnerStatus, Place, Since, require_stored, since_from, term_of
 from nodestate.store.partition_writer import Batch, HeldNodes, Taken
@@ -120,7 +120,9 @@ class JournalWriter:
         """Add new keys. One that is there already is ours from a try whose reply was lost, or it is fatal."""
         reply = yield Step(write=writes)
         require_stored(self._place, writes, list(reply.written))
-        there = [write for write, done in zip(writes, reply.written, strict=True) if done.status is Status.CONFLICT]
+        there = [
+            write for write, done in zip(writes, reply.written, strict=True) if done.status is WriteStatus.CONFLICT
+        ]
         if there:
             reply = yield Step(fetch=[write.key for write in there])
             for write in there:

@@ -29,7 +29,7 @@ import msgspec
 
 from nodestate.errors import BadRequestError, BehindError, NodestateError, NotFoundError, StaleViewError
 from nodestate.model import Receipt
-from nodestate.ports import Status
+from nodestate.ports import WriteStatus
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims import Claim
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
@@ -206,7 +206,7 @@ class Groups:
                     placing.renew(claim)
                     claim_table.add_claim(placing.node, claim)
                 outcomes = claim_table.flush()
-                waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not Status.STORED]
+                waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not WriteStatus.STORED]
                 if not waiting:
                     members = tuple(_member(placing.node or "", placing.claim) for placing in placings if placing.claim)
                     return Reservation(number, placings[0].owner, members, hold_s)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
-from nodestate.ports import Item
+from nodestate.ports import Item, Key
 from nodestate.snapshot.format import (
     NODE_HEADING,
     SECTION,
@@ -74,7 +74,7 @@ class SnapshotReader:
         """See ``DesignReader``. Which nodes changed, only the head tells."""
         return ()
 
-    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:  # noqa: ARG002 - none came
+    def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:  # noqa: ARG002 - none came
         """Bring ``table`` to the head's offset or later."""
         section = SECTION.decode(head.section)
         if table is None:
@@ -121,7 +121,7 @@ class SnapshotReader:
             return None
         return self._along(section, table.offset, _Named(dict(self.unread), []))
 
-    def _from_index(self, epoch: int, section: Section, items: Mapping[str, Item], table: Table | None) -> _Named:
+    def _from_index(self, epoch: int, section: Section, items: Mapping[Key, Item], table: Table | None) -> _Named:
         names: list[str] = []
         stamps: list[Stamp] = []
         for key in index_keys(self._prefix, epoch, section.index):

@@ -8,7 +8,7 @@ from contextlib import suppress
 import msgspec
 
 from nodestate.errors import FencedError, StoreUnavailableError
-from nodestate.ports import Put, Status, Write
+from nodestate.ports import Put, Write, WriteStatus
 from nodestate.snapshot.format import (
     MAX_APPEARED_COUNT,
     NODE,
@@ -164,7 +164,7 @@ class SnapshotWriter:
             failed = []
             for slot, done in zip(todo, reply.written, strict=True):
                 self._cas_ids[slot] = done.cas
-                if done.status is not Status.STORED:
+                if done.status is not WriteStatus.STORED:
                     failed.append(slot)
             todo = failed
             if todo:

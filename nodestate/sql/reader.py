@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from nodestate.errors import CorruptItemError
-from nodestate.ports import Item
+from nodestate.ports import Item, Key, RowQuery
 from nodestate.sql.format import SECTION
-from nodestate.store import keys
 from nodestate.store.head import Head
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import FoundRows, unpack_found_rows, unpack_heading, unpack_record
@@ -33,11 +32,11 @@ class SqlReader:
         self._prefix = prefix
         self._ownership = (0, 0)
 
-    def next_keys(self, head: Head, table: Table) -> Sequence[str]:
+    def next_keys(self, head: Head, table: Table) -> Sequence[Key]:
         """See ``DesignReader``. Whatever changed is one question."""
-        return (keys.rows_since(self._prefix, head.epoch, table.offset),)
+        return (RowQuery.since(self._prefix, head.epoch, table.offset),)
 
-    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
+    def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """Bring ``table`` to the head's offset or later; where that can't be, it stays as it is."""
         section, newest = SECTION.decode(head.section), -1
         ownership = section.term, section.began
@@ -46,16 +45,16 @@ class SqlReader:
                 # A copy that lags behind, or a backup; or somebody went on from one: not what this epoch was.
                 if head.next < table.offset or (ownership != self._ownership and section.began < table.offset):
                     return Loaded(table, f"commit {table.offset - 1}")
-                key = keys.rows_since(self._prefix, head.epoch, table.offset)
-                if key not in items:
-                    items = (yield Step(fetch=[key])).items
-                loaded, newest = _with_rows(table, items.get(key), head.next)
+                query = RowQuery.since(self._prefix, head.epoch, table.offset)
+                if query not in items:
+                    items = (yield Step(fetch=[query])).items
+                loaded, newest = _with_rows(table, items.get(query), head.next)
                 is_whole = newest >= head.next - 1 or head.next == table.offset or not section.size
             else:
                 table, loaded = None, Table.of(head.epoch, 0, unpack_record)
                 for first in range(0, section.size, MAX_FETCH_ROWS_COUNT):
-                    key = keys.rows_between(self._prefix, head.epoch, first, first + MAX_FETCH_ROWS_COUNT)
-                    loaded, part_newest = _with_rows(loaded, (yield Step(fetch=[key])).items.get(key), head.next)
+                    query = RowQuery.between(self._prefix, head.epoch, first, first + MAX_FETCH_ROWS_COUNT)
+                    loaded, part_newest = _with_rows(loaded, (yield Step(fetch=[query])).items.get(query), head.next)
                     newest = max(newest, part_newest)
                 is_whole = newest >= head.next - 1 or not section.size
                 loaded = loaded.advanced(head.next, {})

@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
-from nodestate.ports import MAX_TTL_S, Item, NodeRow, Put, Status, Write, Written
+from nodestate.ports import MAX_TTL_S, Item, Key, NodeRow, Put, RowQuery, RowSelection, Write, WriteResult, WriteStatus
 from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
 from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
@@ -40,7 +40,6 @@ MAX_KEYS_COUNT: Final = 500
 MAX_ROWS_COUNT: Final = 1_000
 """Rows that one statement writes."""
 CLOCK_TRUSTED_S: Final = 60.0
-_ROWS: Final = ":rows:"
 
 
 class SqlStore:
@@ -65,21 +64,23 @@ class SqlStore:
         self._add = self._dialect.add(HEADS)
         self._put_rows = self._dialect.put(NODES)
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
-        """The items that are there; a question for rows is answered by an item, too."""
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+        """See ``ports.Store``. Heads are read before rows."""
         if not keys:
             return {}
-        heads = [key for key in dict.fromkeys(keys) if _ROWS not in key]
-        questions = [key for key in dict.fromkeys(keys) if _ROWS in key]
+        heads = [key for key in dict.fromkeys(keys) if isinstance(key, str)]
+        queries = [key for key in dict.fromkeys(keys) if isinstance(key, RowQuery)]
 
-        def ask() -> dict[str, Item]:
+        def ask() -> dict[Key, Item]:
             with self._reader() as connection:
                 items = self._heads(connection, heads)
-                return items | self._rows(connection, questions) if questions else items
+                if queries:
+                    items.update(self._rows(connection, queries))
+                return items
 
         return self._tried(ask)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """Carry out the writes in order; one outcome each."""
         if not writes:
             return []
@@ -88,7 +89,7 @@ class SqlStore:
                 raise ItemTooLargeError(self.name, write.key, len(write.value), MAX_VALUE_BYTES)
         asked_at = time.monotonic()
 
-        def carry_out() -> list[Written]:
+        def carry_out() -> list[WriteResult]:
             with self._writer() as connection, connection.begin():
                 return self._carried_out(connection, writes, asked_at)
 
@@ -107,9 +108,9 @@ class SqlStore:
 
     # -- reading
 
-    def _heads(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Item]:
+    def _heads(self, connection: sa.Connection, keys: Sequence[str]) -> dict[Key, Item]:
         now = self._now(connection)
-        items: dict[str, Item] = {}
+        items: dict[Key, Item] = {}
         for at in range(0, len(keys), MAX_KEYS_COUNT):
             asked = _HEADS_BY_KEY, {"keys": keys[at : at + MAX_KEYS_COUNT]}
             for key, value, cas, expires_at in connection.execute(*asked):
@@ -117,68 +118,74 @@ class SqlStore:
                     items[key] = Item(value, cas, None if expires_at is None else math.ceil(expires_at - now))
         return items
 
-    def _rows(self, connection: sa.Connection, questions: Sequence[str]) -> dict[str, Item]:
-        """The questions of a call are one statement, whose every part finds its rows by an index of its own."""
-        asked = [_asked(question) for question in questions]
-        rows: dict[str, list[tuple[int, bytes]]] = {one.place: [] for one in asked}
+    def _rows(self, connection: sa.Connection, queries: Sequence[RowQuery]) -> dict[Key, Item]:
+        """Answer all queries of a call by one statement, each part of which finds its rows by an index of its own."""
+        rows: dict[str, list[tuple[int, bytes]]] = {query.prefix: [] for query in queries}
         newest = dict.fromkeys(rows, -1)
-        assert len(rows) == len(asked), "a call asks for the rows of a place once"
-        values = {f"{name}{n}": value for n, one in enumerate(asked) for name, value in one.values.items()}
-        for place, slot, offset, record in connection.execute(_select_of(tuple(one.kind for one in asked)), values):
-            rows[place].append((slot, record))
-            newest[place] = max(newest[place], offset)
+        assert len(rows) == len(queries), "a call has at most one query per partition and design"
+        values = {f"{name}{n}": value for n, query in enumerate(queries) for name, value in _values_of(query).items()}
+        statement = _select_of(tuple(query.selection for query in queries))
+        for prefix, slot, offset, record in connection.execute(statement, values):
+            rows[prefix].append((slot, record))
+            newest[prefix] = max(newest[prefix], offset)
         return {
-            question: Item(pack_found_rows(FoundRows(newest[one.place], rows[one.place])), 0, None)
-            for question, one in zip(questions, asked, strict=True)
+            query: Item(pack_found_rows(FoundRows(newest[query.prefix], rows[query.prefix])), 0, None)
+            for query in queries
         }
 
     # -- writing
 
-    def _carried_out(self, connection: sa.Connection, writes: Sequence[Write], asked_at: float) -> list[Written]:
+    def _carried_out(self, connection: sa.Connection, writes: Sequence[Write], asked_at: float) -> list[WriteResult]:
         now = self._now(connection)
         sent_at = math.floor(asked_at + self._ahead_s[0])
-        outcomes: list[Written] = []
+        outcomes: list[WriteResult] = []
         rows: list[NodeRow] = []
         for write in writes:
             if write.put is Put.DELETE:
                 outcomes.append(self._deleted(connection, write.key, now))
+                continue
+            if write.put is Put.DELETE_ROWS:
+                assert write.query is not None, "rows are deleted by a query"
+                outcomes.append(self._rows_deleted(connection, write.query, now))
                 continue
             cas = secrets.randbits(62) + 1
             expires_at = sent_at + min(write.ttl_s, MAX_TTL_S) if write.ttl_s else None
             values = {"value": write.value, "cas": cas, "expires_at": expires_at}
             outcome = (self._added if write.put is Put.ADD else self._swapped)(connection, write, values, now)
             outcomes.append(outcome)
-            if outcome.status is Status.STORED:
+            if outcome.status is WriteStatus.STORED:
                 rows += write.rows
         for at in range(0, len(rows), MAX_ROWS_COUNT):
             connection.execute(self._put_rows, list(map(_columns, rows[at : at + MAX_ROWS_COUNT])))
         return outcomes
 
-    def _added(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> Written:
+    def _added(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> WriteResult:
         connection.execute(sa.delete(HEADS).where(HEADS.c.key == write.key, HEADS.c.expires_at <= now))
         done = connection.execute(self._add, {"key": write.key, **values})
         # A database's count of an insert that did nothing is not to be relied on; the id is ours alone.
         there = connection.execute(sa.select(HEADS.c.cas).where(HEADS.c.key == write.key)).scalar()
         stored = done.rowcount != 0 and there == values["cas"]
-        return Written(Status.STORED, values["cas"]) if stored else Written(Status.CONFLICT)
+        return WriteResult(WriteStatus.STORED, values["cas"]) if stored else WriteResult(WriteStatus.CONFLICT)
 
-    def _swapped(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> Written:
+    def _swapped(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> WriteResult:
         if write.cas >= 2**63:  # no id that was ever given, and none that a column takes
             write = write._replace(cas=0)
         mine = (HEADS.c.key == write.key, HEADS.c.cas == write.cas, _live(now))
         if connection.execute(sa.update(HEADS).where(*mine).values(values)).rowcount:
-            return Written(Status.STORED, values["cas"])
+            return WriteResult(WriteStatus.STORED, values["cas"])
         there = connection.execute(sa.select(HEADS.c.cas).where(HEADS.c.key == write.key, _live(now))).scalar()
-        return Written(Status.MISSING if there is None else Status.CONFLICT)
+        return WriteResult(WriteStatus.MISSING if there is None else WriteStatus.CONFLICT)
 
-    def _deleted(self, connection: sa.Connection, key: str, now: float) -> Written:
-        if _ROWS in key:
-            asked = _asked(key)
-            count = connection.execute(_delete_of(asked.kind), {f"{k}0": v for k, v in asked.values.items()}).rowcount
-            connection.execute(sa.delete(HEADS).where(HEADS.c.expires_at <= now))
-        else:
-            count = connection.execute(sa.delete(HEADS).where(HEADS.c.key == key, _live(now))).rowcount
-        return Written(Status.STORED if count else Status.MISSING)
+    def _deleted(self, connection: sa.Connection, key: str, now: float) -> WriteResult:
+        count = connection.execute(sa.delete(HEADS).where(HEADS.c.key == key, _live(now))).rowcount
+        return WriteResult(WriteStatus.STORED if count else WriteStatus.MISSING)
+
+    def _rows_deleted(self, connection: sa.Connection, query: RowQuery, now: float) -> WriteResult:
+        """Delete rows of a former epoch and, as this is rare, also all heads that have expired."""
+        values = {f"{name}0": value for name, value in _values_of(query).items()}
+        count = connection.execute(_delete_of(query.selection), values).rowcount
+        connection.execute(sa.delete(HEADS).where(HEADS.c.expires_at <= now))
+        return WriteResult(WriteStatus.STORED if count else WriteStatus.MISSING)
 
     # -- connections
 
@@ -274,46 +281,43 @@ def _live(now: float) -> sa.ColumnElement[bool]:
     return sa.or_(HEADS.c.expires_at.is_(None), HEADS.c.expires_at > now)
 
 
-class _Asked(NamedTuple):
-    """What a key of ``nodestate.store.keys`` asks for: rows of a place, by one of ``_CONDITIONS`` and its values."""
-
-    place: str
-    kind: str
-    values: dict[str, str | int]
-
-
 _CONDITIONS: Final = {
-    "all": "place = :place{n} AND epoch = :epoch{n}",
-    "since": "place = :place{n} AND epoch = :epoch{n} AND commit_offset >= :low{n}",
-    "between": "place = :place{n} AND epoch = :epoch{n} AND slot >= :low{n} AND slot < :high{n}",
+    RowSelection.ALL: "place = :prefix{n} AND epoch = :epoch{n}",
+    RowSelection.SINCE_OFFSET: "place = :prefix{n} AND epoch = :epoch{n} AND commit_offset >= :low{n}",
+    RowSelection.SLOT_RANGE: "place = :prefix{n} AND epoch = :epoch{n} AND slot >= :low{n} AND slot < :high{n}",
 }
+"""The condition of each kind of query, with a number at the end of the names of its values."""
+_VALUES: Final = {
+    RowSelection.ALL: ("prefix", "epoch"),
+    RowSelection.SINCE_OFFSET: ("prefix", "epoch", "low"),
+    RowSelection.SLOT_RANGE: ("prefix", "epoch", "low", "high"),
+}
+"""The fields of a ``RowQuery`` that its condition uses."""
 
 
-def _asked(question: str) -> _Asked:
-    place, _, rest = question.partition(_ROWS)
-    epoch, kind, *numbers = rest.split(":")
-    values: dict[str, str | int] = {"place": place, "epoch": int(epoch, 16)}
-    values |= zip(("low", "high"), map(int, numbers), strict=False)
-    return _Asked(place, kind, values)
+def _values_of(query: RowQuery) -> dict[str, str | int]:
+    return {name: getattr(query, name) for name in _VALUES[query.selection]}
 
 
 # As text: a reader asks the same all day, and an expression would be built and looked up anew each time, which takes longer
 # than the answer. And not as one condition with OR, for which PostgreSQL reads the whole table.
 @lru_cache(maxsize=256)
-def _select_of(kinds: tuple[str, ...]) -> sa.TextClause:
+def _select_of(selections: tuple[RowSelection, ...]) -> sa.TextClause:
     columns = "SELECT place, slot, commit_offset, record FROM nodestate_nodes WHERE "
-    return sa.text(" UNION ALL ".join(columns + _CONDITIONS[kind].format(n=n) for n, kind in enumerate(kinds)))
+    return sa.text(
+        " UNION ALL ".join(columns + _CONDITIONS[selection].format(n=n) for n, selection in enumerate(selections))
+    )
 
 
 @lru_cache
-def _delete_of(kind: str) -> sa.TextClause:
-    return sa.text("DELETE FROM nodestate_nodes WHERE " + _CONDITIONS[kind].format(n=0))  # noqa: S608 - our own conditions
+def _delete_of(selection: RowSelection) -> sa.TextClause:
+    return sa.text("DELETE FROM nodestate_nodes WHERE " + _CONDITIONS[selection].format(n=0))  # noqa: S608 - our own conditions
 
 
 def _columns(row: NodeRow) -> dict[str, Any]:
-    place, epoch, slot, offset, record = row
+    prefix, epoch, slot, offset, record = row
     return {
-        "place": place,
+        "place": prefix,
         "epoch": epoch,
         "slot": slot,
         "name": record.name,

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from nodestate.errors import CorruptItemError, EpochLostError, StoreError
-from nodestate.ports import NodeRow, Put, Write
+from nodestate.ports import NodeRow, Put, RowQuery, Write
 from nodestate.sql.format import Section
 from nodestate.sql.reader import SqlReader
 from nodestate.store import keys
@@ -74,7 +74,8 @@ class SqlWriter:
         # reads them any more; and the epoch is begun, which must not be done twice.
         self._former |= {before} if before is not None else set()
         with suppress(StoreError):
-            yield Step(write=[Write(Put.DELETE, keys.rows_of(self._place.prefix, one)) for one in sorted(self._former)])
+            queries = [RowQuery.of_epoch(self._place.prefix, one) for one in sorted(self._former)]
+            yield Step(write=[Write(Put.DELETE_ROWS, query=query) for query in queries])
             self._former.clear()
 
     def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from nodestate.errors import StoreUnavailableError
-from nodestate.ports import ClaimStore, Clock, Item, Store, Write, Written
+from nodestate.ports import ClaimStore, Clock, Item, Key, Store, Write, WriteResult
 from nodestate.store.round_trips import Stores
 
 T = TypeVar("T")
@@ -43,11 +43,11 @@ class Breaker:
         """The inner store's."""
         return self._guarded(lambda: self._inner.max_value_bytes)
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """See ``ports.Store``."""
         return self._guarded(lambda: self._inner.fetch(keys))
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""
         return self._guarded(lambda: self._inner.write(writes))
 

@@ -32,7 +32,19 @@ from nodestate.errors import (
     ItemTooLargeError,
     StoreFullError,
 )
-from nodestate.ports import Clock, Item, NodeRow, Put, Status, Store, SystemClock, Write, Written
+from nodestate.ports import (
+    Clock,
+    Item,
+    Key,
+    NodeRow,
+    Put,
+    RowQuery,
+    Store,
+    SystemClock,
+    Write,
+    WriteResult,
+    WriteStatus,
+)
 from nodestate.store import keys
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import Codec
@@ -128,10 +140,10 @@ def since_from(terms: tuple[Since, ...], first: int) -> tuple[Since, ...]:
     return (Since(term_of(terms, first), first), *later)
 
 
-def require_stored(place: Place, writes: tuple[Write, ...] | list[Write], written: list[Written]) -> None:
+def require_stored(place: Place, writes: tuple[Write, ...] | list[Write], written: list[WriteResult]) -> None:
     """Raise ``StoreFullError`` if a write found no memory."""
     for write, outcome in zip(writes, written, strict=True):
-        if outcome.status is Status.FULL:
+        if outcome.status is WriteStatus.FULL:
             raise StoreFullError(place.store.name, write.key, len(write.value))
 
 
@@ -189,7 +201,7 @@ class Ownership:
             life_key = keys.life(place.prefix, head.epoch)
             reply = yield Step(write=[write], fetch=[life_key])
             require_stored(place, [write], list(reply.written))
-            if reply.written[0].status is Status.STORED:
+            if reply.written[0].status is WriteStatus.STORED:
                 life = reply.items.get(life_key)
                 tenure = cls(place, ours, reply.written[0].cas, life.cas if life else 0)
                 tenure.inherited_ages_ms = _aged(life, head.lease_s)
@@ -225,7 +237,7 @@ class Ownership:
         write = Write(Put.ADD, keys.head(place.prefix, epoch), HEAD.pack(head), 0, place.lease_s, rows)
         reply = yield Step(write=[write])
         require_stored(place, [write], list(reply.written))
-        if reply.written[0].status is not Status.STORED:
+        if reply.written[0].status is not WriteStatus.STORED:
             raise FencedError(place.partition, 1, f"epoch {epoch:x} exists already")
         tenure = cls(place, head, reply.written[0].cas)
         key, value = keys.epoch(place.prefix), EPOCH.pack(epoch)
@@ -233,7 +245,7 @@ class Ownership:
         put = Write(Put.CAS, key, value, replaced_cas) if replaced_cas else Write(Put.ADD, key, value)
         reply = yield Step(write=[put])
         require_stored(place, [put], list(reply.written))
-        if reply.written[0].status is not Status.STORED:
+        if reply.written[0].status is not WriteStatus.STORED:
             raise FencedError(place.partition, 1, "another owner began an epoch at the same time")
         return tenure
 
@@ -299,18 +311,18 @@ class Ownership:
         require_stored(place, [head_put], [head_outcome])
         yield from self._swapped(head, head_outcome)
         self._life_cas = 0
-        if life_outcome.status is Status.STORED:
+        if life_outcome.status is WriteStatus.STORED:
             self._life_cas = life_outcome.cas
         elif (life := reply.items.get(keys.life(place.prefix, epoch))) is not None:
             self._life_cas = life.cas
         pointer = reply.items.get(pointer_key)
         if pointer is None:
             reply = yield Step(write=[Write(Put.ADD, pointer_key, EPOCH.pack(epoch))])
-            if reply.written[0].status is Status.CONFLICT:
+            if reply.written[0].status is WriteStatus.CONFLICT:
                 raise FencedError(place.partition, head.term, "another owner began an epoch")
         elif epoch_in(pointer) != epoch:
             raise FencedError(place.partition, head.term, "another owner began an epoch")
-        return repair_outcome.status is Status.STORED
+        return repair_outcome.status is WriteStatus.STORED
 
     def still_ours(self) -> Steps[None]:
         """Raises ``FencedError`` or ``EpochLostError`` unless the stored head is the one we wrote last."""
@@ -366,11 +378,11 @@ class Ownership:
             # What we met was an older write of our own that came late: go again from there.
         raise FencedError(self.place.partition, self.head.term, f"lost the head's CAS {MAX_TRIES_COUNT} times")
 
-    def _swapped(self, head: Head, outcome: Written) -> Steps[None]:
+    def _swapped(self, head: Head, outcome: WriteResult) -> Steps[None]:
         """Take in the outcome of a CAS of the head; afterwards ``self.head`` is what is stored."""
-        if outcome.status is Status.STORED:
+        if outcome.status is WriteStatus.STORED:
             self.head, self._head_cas = head, outcome.cas
-        elif outcome.status is Status.MISSING:
+        elif outcome.status is WriteStatus.MISSING:
             self._intended = None
             raise EpochLostError(self.place.partition, head.epoch)
         else:
@@ -413,8 +425,10 @@ def forget(place: Place, *, rows: bool, silent_s: float | None = None) -> Steps[
             raise FencedError(place.partition, found[0].term, f"{found[0].owner} writes epoch {found[0].epoch:x}")
     pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
     epoch = epoch_in(pointer)
-    gone = [keys.rows_of(prefix, epoch)] if epoch is not None else []
-    yield Step(write=[Write(Put.DELETE, one) for one in (key, *gone)])
+    writes = [Write(Put.DELETE, key)]
+    if epoch is not None:
+        writes.append(Write(Put.DELETE_ROWS, query=RowQuery.of_epoch(prefix, epoch)))
+    yield Step(write=writes)
 
 
 def _age_ms(head: Head, item: Item) -> int:
@@ -453,10 +467,10 @@ class Found(NamedTuple):
 
     epoch: int
     item: Item
-    others: Mapping[str, Item]
+    others: Mapping[Key, Item]
 
 
-def find_head(prefix: str, known_epoch: int | None, others: Sequence[str] = ()) -> Steps[Found | None]:
+def find_head(prefix: str, known_epoch: int | None, others: Sequence[Key] = ()) -> Steps[Found | None]:
     """The head that counts, or None where the epoch key and the head are not both to be had.
 
     One round trip where ``known_epoch`` still counts, two otherwise. A lost epoch key is survived as long as

@@ -9,14 +9,11 @@
     ns:{cell}:{partitions}.{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}     journal: all nodes folded up to offset
     ns:{cell}:{partitions}.{partition}:s:node:{name}                             snapshot: full state of one node
     ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}    snapshot: which commit wrote each node
-    ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:since:{offset}             database: rows that commits from offset on wrote
-    ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:between:{first}:{end}      database: rows by slot
-    ns:{cell}:{partitions}.{partition}:d:rows:{epoch}:all                        database: rows of an epoch, to be deleted
     ns:{cell}:claim:{name}                                                       who claims what of a node, on server bucket_of(name) % servers
     ns:{cell}:anchor:{hash}                                                      where an affinity group without members begins
 
 ``partitions`` is the layout: how many partitions there are of this kind. Layouts of a cell live side by side, and share no key
-but the control record and what is of no partition. ``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table, and whose ``rows`` are questions to another. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
+but the control record and what is of no partition. ``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table; the nodes of d are rows of another table, which ``ports.RowQuery`` asks for. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
 part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
 could hit the right id by accident; it can't hit a key of another epoch.
 """
@@ -101,18 +98,3 @@ def node(prefix: str, name: str) -> str:
 def index(prefix: str, epoch: int, term: int, offset: int, part: int) -> str:
     """A part of an index: name and last commit of every node, by slot, as of ``offset``."""
     return f"{prefix}:index:{epoch:x}:{term}:{offset}:{part}"
-
-
-def rows_since(prefix: str, epoch: int, offset: int) -> str:
-    """Database: asks for all rows that commits from ``offset`` on wrote."""
-    return f"{prefix}:rows:{epoch:x}:since:{offset}"
-
-
-def rows_between(prefix: str, epoch: int, first: int, end: int) -> str:
-    """Database: asks for the rows in the slots from ``first`` to before ``end``."""
-    return f"{prefix}:rows:{epoch:x}:between:{first}:{end}"
-
-
-def rows_of(prefix: str, epoch: int) -> str:
-    """Database: all rows of an epoch, to be deleted."""
-    return f"{prefix}:rows:{epoch:x}:all"

@@ -36,7 +36,7 @@ from pymemcache.client.base import Client, KeepaliveOpts
 
 from nodestate.config import Config, servers_of
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
-from nodestate.ports import MAX_TTL_S, ClaimStore, Item, Put, Status, Write, Written
+from nodestate.ports import MAX_TTL_S, ClaimStore, Item, Key, Put, Write, WriteResult, WriteStatus, item_keys
 from nodestate.store.keys import MAX_KEY_BYTES
 from nodestate.store.memory import MemoryStore, process_server
 
@@ -100,16 +100,17 @@ class MemcachedStore:
         with self._whole_replies():
             return self._item_max_bytes - ITEM_OVERHEAD_BYTES - MAX_KEY_BYTES
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """The items that are there; a key that is absent is not in the answer."""
         if not keys:
             return {}
-        _check_keys(keys)
-        request = ("mg " + " v c t\r\nmg ".join(keys) + " v c t\r\n").encode()
+        names = item_keys(keys)
+        _check_keys(names)
+        request = ("mg " + " v c t\r\nmg ".join(names) + " v c t\r\n").encode()
         with self._whole_replies() as client:
-            return _items(keys, _exchange(client.sock, iter((request,)), self._timeout_s), self._life)
+            return _items(names, _exchange(client.sock, iter((request,)), self._timeout_s), self._life)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """Carry out the writes in order; one outcome each."""
         if not writes:
             return []
@@ -299,9 +300,9 @@ _VALUE: Final = re.compile(rb"VA (\d+) c(\d+) t(-?\d+)\r\n")
 _MISS: Final = b"EN\r\n"
 
 
-def _items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[str, Item]:
+def _items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[Key, Item]:
     """Parse one reply per key: a head of bytes, CAS id and time to live before the value, or a miss."""
-    items: dict[str, Item] = {}
+    items: dict[Key, Item] = {}
     reply, at = b"", 0
     head_of = _VALUE.match
     for key in keys:
@@ -334,8 +335,9 @@ def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int], l
     """
     parts: list[bytes] = []
     size = 0
-    for put, key, value, cas, ttl_s, rows in writes:
-        assert not rows, "only a database takes rows"
+    for put, key, value, cas, ttl_s, rows, _ in writes:
+        assert not rows, "only a database has rows"
+        assert put is not Put.DELETE_ROWS, "only a database has rows"
         if put is Put.DELETE:
             parts.append(f"md {key}\r\n".encode())
         else:
@@ -367,19 +369,19 @@ def _lines(writes: Sequence[Write], pieces: Iterator[bytes]) -> list[bytes]:
 
 
 _STATUS_OF_PUT: Final = {
-    b"STORED": Status.STORED,
-    b"NOT_STORED": Status.CONFLICT,
-    b"EXISTS": Status.CONFLICT,
-    b"NOT_FOUND": Status.MISSING,
-    b"SERVER_ERROR out of memory storing object": Status.FULL,
-    b"SERVER_ERROR Out of memory during read": Status.FULL,  # a value of several chunks
+    b"STORED": WriteStatus.STORED,
+    b"NOT_STORED": WriteStatus.CONFLICT,
+    b"EXISTS": WriteStatus.CONFLICT,
+    b"NOT_FOUND": WriteStatus.MISSING,
+    b"SERVER_ERROR out of memory storing object": WriteStatus.FULL,
+    b"SERVER_ERROR Out of memory during read": WriteStatus.FULL,  # a value of several chunks
 }
-_STATUS_OF_DELETE: Final = {b"HD": Status.STORED, b"NF": Status.MISSING}
-_WRITTEN: Final = {status: Written(status) for status in Status}
+_STATUS_OF_DELETE: Final = {b"HD": WriteStatus.STORED, b"NF": WriteStatus.MISSING}
+_WRITTEN: Final = {status: WriteResult(status) for status in WriteStatus}
 
 
-def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int, life: int = 0) -> list[Written]:
-    outcomes: list[Written] = []
+def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int, life: int = 0) -> list[WriteResult]:
+    outcomes: list[WriteResult] = []
     replies = iter(lines)
     ours = b" f%d" % tag
     for write in writes:
@@ -391,8 +393,8 @@ def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int, life: i
             outcomes.append(_WRITTEN[status])
             continue
         seen = next(replies)  # HD c<cas> f<tag>
-        if status is Status.STORED and seen.endswith(ours):
-            outcomes.append(Written(status, life | int(seen[4 : -len(ours)])))
+        if status is WriteStatus.STORED and seen.endswith(ours):
+            outcomes.append(WriteResult(status, life | int(seen[4 : -len(ours)])))
         else:  # stored, but lost or replaced since: without an id, a later CAS finds that out
             outcomes.append(_WRITTEN[status])
     return outcomes

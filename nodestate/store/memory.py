@@ -17,11 +17,13 @@ from nodestate.ports import (
     MAX_TTL_S,
     Clock,
     Item,
+    Key,
     Put,
-    Status,
     SystemClock,
     Write,
-    Written,
+    WriteResult,
+    WriteStatus,
+    item_keys,
 )
 
 ITEM_OVERHEAD_BYTES: Final = 63  # as memcached
@@ -65,12 +67,12 @@ class MemoryServer:
         self._life = 0
         self._lock = threading.Lock()
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """As ``ports.Store``."""
         with self._lock:
             self._check_running()
-            items = {}
-            for key in keys:
+            items: dict[Key, Item] = {}
+            for key in item_keys(keys):
                 entry = self._live(key)
                 if entry is not None:
                     self._entries.move_to_end(key)
@@ -78,7 +80,7 @@ class MemoryServer:
                     items[key] = Item(entry.value, entry.cas, ttl_s)
             return items
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """As ``ports.Store``; other connections see all of it or nothing."""
         with self._lock:
             self._check_running()
@@ -153,28 +155,29 @@ class MemoryServer:
         self._entries.clear()
         self._used_bytes = 0
 
-    def _write(self, write: Write) -> Written:
-        put, key, value, cas, ttl_s, rows = write
-        assert not rows, "only a database takes rows"
+    def _write(self, write: Write) -> WriteResult:
+        put, key, value, cas, ttl_s, rows, query = write
+        assert not rows, "only a database has rows"
+        assert query is None, "only a database has rows"
         if put is Put.DELETE:
             self._live(key)
-            return Written(Status.STORED if self._remove(key) else Status.MISSING)
+            return WriteResult(WriteStatus.STORED if self._remove(key) else WriteStatus.MISSING)
         # Memory first, then the comparison: so does memcached, and there is no second answer for it to give.
         if not self._make_room(item_size(key, value)):
-            return Written(Status.FULL)
+            return WriteResult(WriteStatus.FULL)
         entry = self._live(key)
         if put is Put.ADD and entry is not None:
             self._entries.move_to_end(key)
-            return Written(Status.CONFLICT)
+            return WriteResult(WriteStatus.CONFLICT)
         if put is Put.CAS and entry is None:
-            return Written(Status.MISSING)
+            return WriteResult(WriteStatus.MISSING)
         if put is Put.CAS and entry is not None and entry.cas != cas:
-            return Written(Status.CONFLICT)
+            return WriteResult(WriteStatus.CONFLICT)
         self._remove(key)
         self._last_cas += 1
         self._entries[key] = StoredItem(value, self._last_cas, self._tick() + min(ttl_s, MAX_TTL_S) if ttl_s else None)
         self._used_bytes += item_size(key, value)
-        return Written(Status.STORED, self._last_cas)
+        return WriteResult(WriteStatus.STORED, self._last_cas)
 
     def _make_room(self, size: int) -> bool:
         if self._max_bytes is None:
@@ -208,11 +211,11 @@ class MemoryStore:
         """The largest value the server takes."""
         return self.server.max_value_bytes
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """The items that are there; a key that is absent is not in the answer."""
         return self.server.fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """Carry out the writes in order; one outcome each."""
         return self.server.write(writes)
 

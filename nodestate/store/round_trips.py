@@ -11,7 +11,7 @@ from collections.abc import Generator, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from nodestate.errors import ItemTooLargeError, NodestateError, StoreError
-from nodestate.ports import Item, Store, Where, Write, Written
+from nodestate.ports import Item, Key, Store, StoreRole, Write, WriteResult
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -21,14 +21,14 @@ class Step(NamedTuple):
     """One round trip: the writes are carried out in order, then the keys are fetched."""
 
     write: Sequence[Write] = ()
-    fetch: Sequence[str] = ()
+    fetch: Sequence[Key] = ()
 
 
 class Reply(NamedTuple):
     """What came back: an outcome for each write, and the items that are there."""
 
-    written: Sequence[Written]
-    items: Mapping[str, Item]
+    written: Sequence[WriteResult]
+    items: Mapping[Key, Item]
 
 
 Steps = Generator[Step, Reply, T]
@@ -44,25 +44,25 @@ class Stores:
 
     def __init__(self, stores: Sequence[Store], database: Store | None = None, stores_b: Sequence[Store] = ()) -> None:
         self._at = {
-            Where.STORE: tuple(stores),
-            Where.STORE_B: tuple(stores_b),
-            Where.SQL: (database,) if database is not None else (),
+            StoreRole.STORE: tuple(stores),
+            StoreRole.STORE_B: tuple(stores_b),
+            StoreRole.SQL: (database,) if database is not None else (),
         }
 
-    def has(self, where: Where) -> bool:
+    def has(self, where: StoreRole) -> bool:
         """Whether there is a place for a design."""
         return len(self._at[where]) > 0
 
-    def at(self, where: Where) -> tuple[Store, ...]:
+    def at(self, where: StoreRole) -> tuple[Store, ...]:
         """The servers of one place, in the order that maps partitions to them."""
         return self._at[where]
 
     @property
     def everywhere(self) -> tuple[Store, ...]:
         """All servers, the database first."""
-        return (*self._at[Where.SQL], *self._at[Where.STORE], *self._at[Where.STORE_B])
+        return (*self._at[StoreRole.SQL], *self._at[StoreRole.STORE], *self._at[StoreRole.STORE_B])
 
-    def of(self, partition: int, where: Where = Where.STORE) -> Store:
+    def of(self, partition: int, where: StoreRole = StoreRole.STORE) -> Store:
         """Where a partition of a design lives."""
         servers = self._at[where]
         assert servers, f"nothing of {where.value} was opened"
@@ -70,8 +70,8 @@ class Stores:
 
     def and_those_of(self, others: Stores) -> Stores:
         """Both, where each place is of the first that has it."""
-        at = {where: self._at[where] or others.at(where) for where in Where}
-        return Stores(at[Where.STORE], next(iter(at[Where.SQL]), None), at[Where.STORE_B])
+        at = {where: self._at[where] or others.at(where) for where in StoreRole}
+        return Stores(at[StoreRole.STORE], next(iter(at[StoreRole.SQL]), None), at[StoreRole.STORE_B])
 
     def close(self) -> None:
         """Close all connections."""

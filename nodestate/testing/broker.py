@@ -378,7 +378,7 @@ class MemorySource:
 
 
 class MemorySink:
-    """A connection that publishes; a ``ports.Sink``, ``ports.CensusTaker`` and ``ports.OrderTaker``."""
+    """A connection that publishes; a ``ports.Sink`` and a ``ports.AgentInbox``."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker

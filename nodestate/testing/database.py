@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from nodestate.errors import (
     DatabaseFullError,
@@ -13,11 +12,13 @@ from nodestate.errors import (
 from nodestate.ports import (
     Clock,
     Item,
+    Key,
     NodeRow,
     Put,
-    Status,
+    RowQuery,
     Write,
-    Written,
+    WriteResult,
+    WriteStatus,
 )
 from nodestate.store.memory import MemoryServer, StoredItem, item_size
 from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
@@ -53,17 +54,17 @@ class MemoryDatabase(MemoryServer):
         self._rows: dict[str, dict[tuple[int, int], NodeRow]] = {}
         """By place; then by epoch and slot."""
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """As ``ports.Store``; the rows that were asked for are items, too."""
-        items = super().fetch([key for key in keys if _ROWS not in key])
-        questions = [key for key in keys if _ROWS in key]
-        if questions and self.between is not None:
+        items = super().fetch([key for key in keys if isinstance(key, str)])
+        queries = [key for key in keys if isinstance(key, RowQuery)]
+        if queries and self.between is not None:
             self.between()
         with self._lock:
             self._check_running()
-            return items | {question: self._answer(question) for question in questions}
+            return items | {query: self._answer(query) for query in queries}
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """As ``ports.Store``; all of it or nothing."""
         before = self.backup() if self._max_bytes is not None else None
         try:
@@ -110,27 +111,27 @@ class MemoryDatabase(MemoryServer):
 
     # -- inside, under the lock
 
-    def _answer(self, question: str) -> Item:
-        place, asked = _asked(question)
-        found = [row for row in self._rows.get(place, {}).values() if asked(row)]
+    def _answer(self, query: RowQuery) -> Item:
+        found = [row for row in self._rows.get(query.prefix, {}).values() if query.selects(row)]
         answer = FoundRows(
             max((row.offset for row in found), default=-1), [(row.slot, pack_record(row.record)) for row in found]
         )
         return Item(pack_found_rows(answer), 0, None)
 
-    def _write(self, write: Write) -> Written:
-        if _ROWS in write.key:
-            assert write.put is Put.DELETE, "questions can only be asked, or deleted"
-            place, asked = _asked(write.key)
-            gone = [key for key, row in self._rows.get(place, {}).items() if asked(row)]
+    def _write(self, write: Write) -> WriteResult:
+        if write.put is Put.DELETE_ROWS:
+            query = write.query
+            assert query is not None, "rows are deleted by a query"
+            rows_there = self._rows.get(query.prefix, {})
+            gone = [key for key, row in rows_there.items() if query.selects(row)]
             for key in gone:
-                self._used_bytes -= _row_size(self._rows[place].pop(key))
-            return Written(Status.STORED if gone else Status.MISSING)
+                self._used_bytes -= _row_size(rows_there.pop(key))
+            return WriteResult(WriteStatus.STORED if gone else WriteStatus.MISSING)
         done = super()._write(write._replace(rows=()))
-        if done.status is Status.FULL:
+        if done.status is WriteStatus.FULL:
             raise DatabaseFullError(self.name, f"no room for {write.key}")
-        for row in write.rows if done.status is Status.STORED else ():
-            rows, key = self._rows.setdefault(row.place, {}), (row.epoch, row.slot)
+        for row in write.rows if done.status is WriteStatus.STORED else ():
+            rows, key = self._rows.setdefault(row.prefix, {}), (row.epoch, row.slot)
             if key in rows:
                 self._used_bytes -= _row_size(rows.pop(key))
             if not self._make_room(_row_size(row)):
@@ -140,23 +141,5 @@ class MemoryDatabase(MemoryServer):
         return done
 
 
-_ROWS: Final = ":rows:"
-
-
 def _row_size(row: NodeRow) -> int:
-    return item_size(row.place, row.record.body) + len(row.record.name)
-
-
-def _asked(question: str) -> tuple[str, Callable[[NodeRow], bool]]:
-    """The place and the rows that a key of ``nodestate.store.keys`` asks for."""
-    place, _, rest = question.partition(_ROWS)
-    number, kind, *bounds = rest.split(":")
-    epoch = int(number, 16)
-    if kind == "all":
-        return place, lambda row: row.epoch == epoch
-    if kind == "since":
-        offset = int(bounds[0])
-        return place, lambda row: row.epoch == epoch and row.offset >= offset
-    assert kind == "between", f"{question} asks for nothing that is known"
-    first, end = map(int, bounds)
-    return place, lambda row: row.epoch == epoch and first <= row.slot < end
+    return item_size(row.prefix, row.record.body) + len(row.record.name)

@@ -13,9 +13,10 @@ from nodestate.errors import (
 from nodestate.ports import (
     ClaimStore,
     Item,
+    Key,
     Store,
     Write,
-    Written,
+    WriteResult,
 )
 
 
@@ -75,13 +76,13 @@ class FaultyStore:
         """The inner store's limit."""
         return self.inner.max_value_bytes
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """As the inner store, or StoreUnavailableError."""
         if self.plan("fetch", len(keys)) is not None:
             raise StoreUnavailableError(self.name, "made to fail: fetch")
         return self.inner.fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """As the inner store, or StoreUnavailableError after none, some or all of the writes."""
         fault = self.plan("write", len(writes))
         if fault is None:
@@ -99,7 +100,7 @@ class FaultyStore:
         assert isinstance(self.inner, ClaimStore), f"{self.name} has no clock to share"
         return self.inner.server_time()
 
-    def arrive(self) -> list[Written]:
+    def arrive(self) -> list[WriteResult]:
         """The earliest call under way arrives; the outcomes that nobody gets to see. Empty if there is none."""
         return self.inner.write(self.late.popleft()) if self.late else []
 

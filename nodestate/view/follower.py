@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from nodestate.errors import CorruptItemError
-from nodestate.ports import Clock, Item, Put, Write
+from nodestate.ports import Clock, Item, Key, Put, Write
 from nodestate.store import keys
 from nodestate.store.head import HEAD, LIFE, NEVER_HEARD, Head, find_head
 from nodestate.store.round_trips import Step, Steps
@@ -53,12 +53,12 @@ class Loaded(NamedTuple):
 class DesignReader(Protocol):
     """One design's way of reading one partition."""
 
-    def next_keys(self, head: Head, table: Table) -> Sequence[str]:
+    def next_keys(self, head: Head, table: Table) -> Sequence[Key]:
         """What the next commit after ``table`` will be found under, if that can be told: asked for with the head, so that
         a reader that follows along needs one round trip.
         """
 
-    def load(self, head: Head, table: Table | None, items: Mapping[str, Item]) -> Steps[Loaded]:
+    def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """Bring ``table`` (None: from nothing) to what ``head`` names, by as few fetches as can be; ``items`` came with
         the head.
         """

@@ -1,4 +1,4 @@
-"""What every Courier and OrderTaker promise, as tests: subclass the contract and give it a ``post``."""
+"""What every Courier and AgentInbox promise, as tests: subclass the contract and give it a ``post``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.model import Version
 from nodestate.model.orders import Answer, Build, End, Order
-from nodestate.ports import Courier, OrderTaker, Sink
+from nodestate.ports import AgentInbox, Courier, Sink
 
 PATIENCE_S = 10.0
 QUIET_S = 0.1
@@ -21,7 +21,7 @@ LOST_S = 2.0
 DEADLINE = 2e9
 
 
-class ListeningSink(Sink, OrderTaker, Protocol):
+class ListeningSink(Sink, AgentInbox, Protocol):
     """What an agent holds."""
 
     bad_orders: int

@@ -12,7 +12,7 @@ import pytest
 
 from nodestate.errors import DatabaseFullError, ItemTooLargeError, StoreUnavailableError
 from nodestate.model import NodeRecord, fold, parse_event
-from nodestate.ports import MAX_TTL_S, ClaimStore, Item, NodeRow, Put, Status, Store, Write, Written
+from nodestate.ports import MAX_TTL_S, ClaimStore, Item, NodeRow, Put, RowQuery, Store, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLOCK_S
 from nodestate.store import keys
 from nodestate.store.keys import MAX_KEY_BYTES
@@ -78,20 +78,20 @@ class StoreContract:
 
     def test_what_was_added_is_fetched(self, store: Store) -> None:
         [written] = store.write([Write(Put.ADD, "a", b"1")])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
         assert store.fetch(["a", "b"]) == {"a": Item(b"1", written.cas, None)}
 
     def test_add_leaves_what_is_there(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
-        assert store.write([Write(Put.ADD, "a", b"2")]) == [Written(Status.CONFLICT)]
+        assert store.write([Write(Put.ADD, "a", b"2")]) == [WriteResult(WriteStatus.CONFLICT)]
         assert store.fetch(["a"]) == {"a": Item(b"1", first.cas, None)}
 
     def test_cas_replaces_only_what_it_saw(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
         [second] = store.write([Write(Put.CAS, "a", b"2", first.cas)])
-        assert second.status is Status.STORED
+        assert second.status is WriteStatus.STORED
         assert second.cas != first.cas
-        assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [Written(Status.CONFLICT)]
+        assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [WriteResult(WriteStatus.CONFLICT)]
         assert store.fetch(["a"]) == {"a": Item(b"2", second.cas, None)}
 
     def test_the_id_of_a_write_serves_the_next_without_a_fetch(self, store: Store) -> None:
@@ -99,25 +99,25 @@ class StoreContract:
         [written] = store.write([Write(Put.ADD, "a", b"0")])
         for value in (b"1", b"2", b"3"):
             [written] = store.write([Write(Put.CAS, "a", value, written.cas)])
-            assert written.status is Status.STORED
+            assert written.status is WriteStatus.STORED
         assert store.fetch(["a"]) == {"a": Item(b"3", written.cas, None)}
 
     @pytest.mark.parametrize("cas", [0, 1, NEVER_GIVEN])
     def test_cas_on_nothing_is_missing(self, store: Store, cas: int) -> None:
-        assert store.write([Write(Put.CAS, "a", b"1", cas)]) == [Written(Status.MISSING)]
+        assert store.write([Write(Put.CAS, "a", b"1", cas)]) == [WriteResult(WriteStatus.MISSING)]
         assert store.fetch(["a"]) == {}
 
     @pytest.mark.parametrize("cas", [0, NEVER_GIVEN])
     def test_an_id_that_was_never_given_conflicts(self, store: Store, cas: int) -> None:
         """0 stands for an id that is not known: it must not pass for 'any'."""
         store.write([Write(Put.ADD, "a", b"1")])
-        assert store.write([Write(Put.CAS, "a", b"2", cas)]) == [Written(Status.CONFLICT)]
+        assert store.write([Write(Put.CAS, "a", b"2", cas)]) == [WriteResult(WriteStatus.CONFLICT)]
         assert store.fetch(["a"])["a"].value == b"1"
 
     def test_delete_says_whether_something_was_there(self, store: Store) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
-        assert store.write([Write(Put.DELETE, "a")]) == [Written(Status.STORED)]
-        assert store.write([Write(Put.DELETE, "a")]) == [Written(Status.MISSING)]
+        assert store.write([Write(Put.DELETE, "a")]) == [WriteResult(WriteStatus.STORED)]
+        assert store.write([Write(Put.DELETE, "a")]) == [WriteResult(WriteStatus.MISSING)]
         assert store.fetch(["a"]) == {}
 
     def test_writes_are_carried_out_in_order(self, store: Store) -> None:
@@ -134,13 +134,13 @@ class StoreContract:
             ]
         )
         assert [outcome.status for outcome in outcomes] == [
-            Status.STORED,
-            Status.MISSING,
-            Status.CONFLICT,
-            Status.MISSING,
-            Status.STORED,
-            Status.STORED,
-            Status.STORED,
+            WriteStatus.STORED,
+            WriteStatus.MISSING,
+            WriteStatus.CONFLICT,
+            WriteStatus.MISSING,
+            WriteStatus.STORED,
+            WriteStatus.STORED,
+            WriteStatus.STORED,
         ]
         fetched = store.fetch(["b", "a"])
         assert fetched["a"] == Item(b"4", outcomes[5].cas, None)
@@ -153,7 +153,7 @@ class StoreContract:
         assert seen == seen_by_other
         [won] = other.write([Write(Put.CAS, "a", b"other", seen_by_other.cas)])
         [lost] = store.write([Write(Put.CAS, "a", b"ours", seen.cas)])
-        assert (won.status, lost.status) == (Status.STORED, Status.CONFLICT)
+        assert (won.status, lost.status) == (WriteStatus.STORED, WriteStatus.CONFLICT)
         assert store.fetch(["a"]) == {"a": Item(b"other", won.cas, None)}
         other.close()
 
@@ -176,7 +176,7 @@ class StoreContract:
     )
     def test_values_are_opaque(self, store: Store, value: bytes) -> None:
         writes = [Write(Put.ADD, "a", value), Write(Put.ADD, "b", b"next"), Write(Put.ADD, "c", value)]
-        assert {written.status for written in store.write(writes)} == {Status.STORED}
+        assert {written.status for written in store.write(writes)} == {WriteStatus.STORED}
         fetched = store.fetch(["a", "missing", "b", "c"])
         assert {key: item.value for key, item in fetched.items()} == {"a": value, "b": b"next", "c": value}
         assert all(type(item.value) is bytes for item in fetched.values())
@@ -193,13 +193,13 @@ class StoreContract:
         first, second = "k" * (MAX_KEY_BYTES - 1) + "1", "k" * (MAX_KEY_BYTES - 1) + "2"
         store.write([Write(Put.ADD, first, b"1"), Write(Put.ADD, second, b"2")])
         assert {key: item.value for key, item in store.fetch([second, first]).items()} == {first: b"1", second: b"2"}
-        assert store.write([Write(Put.DELETE, first)]) == [Written(Status.STORED)]
+        assert store.write([Write(Put.DELETE, first)]) == [WriteResult(WriteStatus.STORED)]
 
     def test_large_batches_keep_their_order(self, store: Store) -> None:
         """A cell's first commit writes every node: no number of writes or keys may dead-lock or mix them up."""
         keys = [f"key-{number:05}" for number in range(self.many)]
         added = store.write([Write(Put.ADD, key, key.encode() * 90) for key in keys])
-        assert {written.status for written in added} == {Status.STORED}
+        assert {written.status for written in added} == {WriteStatus.STORED}
         store.write([Write(Put.DELETE, key) for key in keys[::7]])
         fetched = store.fetch(keys)
         assert set(fetched) == set(keys) - set(keys[::7])
@@ -208,7 +208,7 @@ class StoreContract:
                 assert fetched[key] == Item(key.encode() * 90, added[number].cas, None)
         again = store.write([Write(Put.CAS, key, b"2", written.cas) for key, written in zip(keys, added, strict=True)])
         for number, written in enumerate(again):
-            assert written.status is (Status.STORED if number % 7 else Status.MISSING)
+            assert written.status is (WriteStatus.STORED if number % 7 else WriteStatus.MISSING)
 
     def test_any_number_of_keys_is_one_call(self, store: Store) -> None:
         keys = [f"{number:0{MAX_KEY_BYTES}}" for number in range(10 * self.many)]
@@ -219,16 +219,16 @@ class StoreContract:
         """More than any socket buffer takes, with values of one and of several chunks."""
         value = b"\r\nEN\r\n" * (store.max_value_bytes // 6)
         writes = [Write(Put.ADD, f"large-{number}", value[: len(value) - number]) for number in range(20)]
-        assert {written.status for written in store.write(writes)} == {Status.STORED}
+        assert {written.status for written in store.write(writes)} == {WriteStatus.STORED}
         fetched = store.fetch([write.key for write in writes])
         assert {key: item.value for key, item in fetched.items()} == {write.key: write.value for write in writes}
 
     def test_the_largest_value_fits_under_the_longest_key(self, store: Store) -> None:
         key, value = "k" * MAX_KEY_BYTES, b"x" * store.max_value_bytes
         [written] = store.write([Write(Put.ADD, key, value)])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
         [written] = store.write([Write(Put.CAS, key, value, written.cas)])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
         assert store.fetch([key])[key].value == value
 
     def test_too_large_an_item_is_refused_before_anything_is_written(self, store: Store) -> None:
@@ -260,10 +260,10 @@ class StoreContract:
         store.write([Write(Put.ADD, "b", b"2", ttl_s=100)])
         server.wait(2.1)
         assert set(store.fetch(["a", "b"])) == {"b"}
-        assert store.write([Write(Put.CAS, "a", b"2", written.cas)]) == [Written(Status.MISSING)]
-        assert store.write([Write(Put.DELETE, "a")]) == [Written(Status.MISSING)]
+        assert store.write([Write(Put.CAS, "a", b"2", written.cas)]) == [WriteResult(WriteStatus.MISSING)]
+        assert store.write([Write(Put.DELETE, "a")]) == [WriteResult(WriteStatus.MISSING)]
         [written] = store.write([Write(Put.ADD, "a", b"3")])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
 
     # -- loss and outage
 
@@ -278,7 +278,7 @@ class StoreContract:
         server.start()
         store.fetch(["a"])
         [written] = store.write([Write(Put.ADD, "b", b"2")])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
 
     def test_a_closed_store_reconnects(self, store: Store) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
@@ -298,9 +298,9 @@ class MemcachedContract(StoreContract):
         value = b"x" * size
         for number in range(1_000):
             [written] = full_store.write([Write(Put.ADD, f"filler-{number}", value)])
-            if written.status is Status.FULL:
+            if written.status is WriteStatus.FULL:
                 break
-            assert written.status is Status.STORED
+            assert written.status is WriteStatus.STORED
         else:
             pytest.fail("the server was never full")
         outcomes = full_store.write(
@@ -311,16 +311,16 @@ class MemcachedContract(StoreContract):
                 Write(Put.DELETE, "filler-0"),
             ]
         )
-        assert outcomes == [Written(Status.FULL)] * 3 + [Written(Status.STORED)]
+        assert outcomes == [WriteResult(WriteStatus.FULL)] * 3 + [WriteResult(WriteStatus.STORED)]
         assert full_store.fetch([*keys, "filler-0"]) == {key: Item(b"old", old[key].cas, None) for key in keys}
         [written] = full_store.write([Write(Put.CAS, "replaced", value, old["replaced"].cas)])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
 
     def test_a_flush_loses_everything(self, server: Server, store: Store) -> None:
         [before] = store.write([Write(Put.ADD, "a", b"1")])
         server.flush()
         assert store.fetch(["a"]) == {}
-        assert store.write([Write(Put.CAS, "a", b"2", before.cas)]) == [Written(Status.MISSING)]
+        assert store.write([Write(Put.CAS, "a", b"2", before.cas)]) == [WriteResult(WriteStatus.MISSING)]
         [after] = store.write([Write(Put.ADD, "a", b"2")])
         assert after.cas > before.cas
 
@@ -334,10 +334,10 @@ class MemcachedContract(StoreContract):
         afters = [other.write([Write(Put.ADD, key, b"after")])[0].cas for key in "abc"]
         assert not set(befores) & set(afters)
         for key, before in zip("abc", befores, strict=True):
-            assert store.write([Write(Put.CAS, key, b"zombie", before)]) == [Written(Status.CONFLICT)]
+            assert store.write([Write(Put.CAS, key, b"zombie", before)]) == [WriteResult(WriteStatus.CONFLICT)]
         assert {key: item.value for key, item in other.fetch("abc").items()} == dict.fromkeys("abc", b"after")
         [written] = store.write([Write(Put.CAS, "a", b"ours", afters[0])])
-        assert written.status is Status.STORED, "ids are the same for all who are connected to one life"
+        assert written.status is WriteStatus.STORED, "ids are the same for all who are connected to one life"
         other.close()
 
 
@@ -417,7 +417,7 @@ def with_rows(*rows: NodeRow, key: str = "head", put: Put = Put.ADD, cas: int = 
     return Write(put, key, b"head", cas, 0, rows)
 
 
-def asked(store: Store, question: str) -> tuple[int, dict[int, NodeRecord]]:
+def asked(store: Store, question: RowQuery) -> tuple[int, dict[int, NodeRecord]]:
     """The newest commit and the records by slot that a question for rows is answered with."""
     found = unpack_found_rows(store.fetch([question])[question].value)
     assert len(dict(found.rows)) == len(found.rows), "a slot came twice"
@@ -428,7 +428,7 @@ def records(*rows: NodeRow) -> dict[int, NodeRecord]:
     return {row.slot: row.record for row in rows}
 
 
-ALL = keys.rows_since(PLACE, EPOCH, 0)
+ALL = RowQuery.since(PLACE, EPOCH, 0)
 
 
 class DatabaseContract(StoreContract):
@@ -448,7 +448,7 @@ class DatabaseContract(StoreContract):
         assert asked(retried(store), ALL) == (0, records(*rows))
         assert store.fetch(["head"])["head"].cas == written.cas
         [again] = store.write([Write(Put.CAS, "head", b"2", written.cas)])
-        assert again.status is Status.STORED
+        assert again.status is WriteStatus.STORED
 
     def test_an_id_never_comes_again(self, server: DatabaseServer, store: Store) -> None:
         """Not for a key that was deleted and added, nor after the database was set back to a backup: an owner that wrote
@@ -465,10 +465,10 @@ class DatabaseContract(StoreContract):
         [added] = store.write([Write(Put.ADD, "a", b"3")])
         server.restore(backup)
         assert retried(store).fetch(["a"])["a"] == Item(b"1", first.cas, None)
-        assert store.write([Write(Put.CAS, "a", b"4", written.cas)]) == [Written(Status.CONFLICT)]
-        assert store.write([Write(Put.CAS, "a", b"4", added.cas)]) == [Written(Status.CONFLICT)]
+        assert store.write([Write(Put.CAS, "a", b"4", written.cas)]) == [WriteResult(WriteStatus.CONFLICT)]
+        assert store.write([Write(Put.CAS, "a", b"4", added.cas)]) == [WriteResult(WriteStatus.CONFLICT)]
         [after] = store.write([Write(Put.CAS, "a", b"4", first.cas)])
-        assert after.status is Status.STORED
+        assert after.status is WriteStatus.STORED
         assert after.cas not in seen | {added.cas}
         assert len(seen) == 6
 
@@ -492,11 +492,11 @@ class DatabaseContract(StoreContract):
         assert (newest, found.keys()) == (number - 1, {0, 1}), "the row is of the last call that found room"
         assert full_store.fetch(["head"])["head"].cas == head.cas != old.cas
         fillers = [Write(Put.DELETE, f"filler-{n}") for n in range(1, number)]
-        assert {written.status for written in full_store.write(fillers)} == {Status.STORED}
+        assert {written.status for written in full_store.write(fillers)} == {WriteStatus.STORED}
         for _ in range(100):  # MariaDB gives the room back in its own time
             with suppress(DatabaseFullError):
                 [written] = full_store.write([with_rows(row, put=Put.CAS, cas=head.cas)])
-                assert written.status is Status.STORED
+                assert written.status is WriteStatus.STORED
                 return
             full_server.wait(0.1)
         pytest.fail("what was deleted left no room")
@@ -508,11 +508,13 @@ class DatabaseContract(StoreContract):
         row = node_row(0, 0, usage={"VCPU": 4}, zone="\u00e4\u4e2d")
         [written] = store.write([with_rows(row)])
         assert asked(store, ALL) == (0, records(row))
-        assert store.write([with_rows(node_row(0, 1, zone="zombie's"), node_row(1, 1))]) == [Written(Status.CONFLICT)]
+        assert store.write([with_rows(node_row(0, 1, zone="zombie's"), node_row(1, 1))]) == [
+            WriteResult(WriteStatus.CONFLICT)
+        ]
         wrong = with_rows(node_row(0, 1, zone="zombie's"), put=Put.CAS, cas=written.cas + 1)
-        assert store.write([wrong]) == [Written(Status.CONFLICT)]
+        assert store.write([wrong]) == [WriteResult(WriteStatus.CONFLICT)]
         missing = with_rows(node_row(0, 1), key="no-head", put=Put.CAS, cas=written.cas)
-        assert store.write([missing]) == [Written(Status.MISSING)]
+        assert store.write([missing]) == [WriteResult(WriteStatus.MISSING)]
         assert asked(store, ALL) == (0, records(row))
 
     def test_of_a_call_s_writes_each_has_its_own_rows(self, store: Store) -> None:
@@ -522,16 +524,20 @@ class DatabaseContract(StoreContract):
         outcomes = store.write(
             [with_rows(rows[0], key="head-0"), with_rows(rows[1], key="head-1"), with_rows(rows[2], key="head-2")]
         )
-        assert [outcome.status for outcome in outcomes] == [Status.STORED, Status.CONFLICT, Status.STORED]
+        assert [outcome.status for outcome in outcomes] == [
+            WriteStatus.STORED,
+            WriteStatus.CONFLICT,
+            WriteStatus.STORED,
+        ]
         assert asked(store, ALL) == (0, records(rows[0], rows[2]))
-        assert asked(store, keys.rows_since(OTHER_PLACE, EPOCH, 0)) == (-1, {})
+        assert asked(store, RowQuery.since(OTHER_PLACE, EPOCH, 0)) == (-1, {})
 
     def test_a_row_replaces_the_one_in_its_slot(self, store: Store) -> None:
         [first] = store.write([with_rows(*[node_row(slot, zone="old") for slot in range(3)])])
         new = node_row(1, 1, zone="new")
         store.write([with_rows(new, put=Put.CAS, cas=first.cas)])
         assert asked(store, ALL) == (1, records(node_row(0, zone="old"), new, node_row(2, zone="old")))
-        assert asked(store, keys.rows_since(PLACE, EPOCH, 1)) == (1, records(new))
+        assert asked(store, RowQuery.since(PLACE, EPOCH, 1)) == (1, records(new))
 
     def test_a_slot_that_two_writes_of_a_call_have_is_the_later_s(self, store: Store) -> None:
         first, second = node_row(0, 0, zone="first"), node_row(0, 1, zone="second")
@@ -544,13 +550,13 @@ class DatabaseContract(StoreContract):
         others = [node_row(slot, slot, place=OTHER_PLACE, zone="other") for slot in range(6)]
         former = [node_row(slot, slot, epoch=OTHER_EPOCH, zone="former") for slot in range(6)]
         store.write([with_rows(*own, *others, *former)])
-        assert asked(store, keys.rows_since(PLACE, EPOCH, 4)) == (5, records(*own[4:]))
-        assert asked(store, keys.rows_since(PLACE, EPOCH, 6)) == (-1, {})
-        assert asked(store, keys.rows_between(PLACE, EPOCH, 1, 3)) == (2, records(*own[1:3]))
-        assert asked(store, keys.rows_between(PLACE, EPOCH, 6, 100)) == (-1, {})
-        assert asked(store, keys.rows_since(PLACE, OTHER_EPOCH, 4)) == (5, records(*former[4:]))
-        assert asked(store, keys.rows_between(OTHER_PLACE, EPOCH, 0, 2)) == (1, records(*others[:2]))
-        assert asked(store, keys.rows_since(keys.prefix("cell2", 8, 0, "d"), EPOCH, 0)) == (-1, {})
+        assert asked(store, RowQuery.since(PLACE, EPOCH, 4)) == (5, records(*own[4:]))
+        assert asked(store, RowQuery.since(PLACE, EPOCH, 6)) == (-1, {})
+        assert asked(store, RowQuery.between(PLACE, EPOCH, 1, 3)) == (2, records(*own[1:3]))
+        assert asked(store, RowQuery.between(PLACE, EPOCH, 6, 100)) == (-1, {})
+        assert asked(store, RowQuery.since(PLACE, OTHER_EPOCH, 4)) == (5, records(*former[4:]))
+        assert asked(store, RowQuery.between(OTHER_PLACE, EPOCH, 0, 2)) == (1, records(*others[:2]))
+        assert asked(store, RowQuery.since(keys.prefix("cell2", 8, 0, "d"), EPOCH, 0)) == (-1, {})
 
     def test_places_are_told_apart_by_every_letter(self, store: Store) -> None:
         """MariaDB's default would find ``Cell1`` where ``cell1`` is asked for."""
@@ -559,7 +565,7 @@ class DatabaseContract(StoreContract):
         heads = ["Head", "HEAD", "head"]
         store.write([Write(Put.ADD, key, key.encode()) for key in heads[:2]])
         for place in places:
-            assert asked(store, keys.rows_since(place, EPOCH, 0)) == (0, records(node_row(0, zone=place)))
+            assert asked(store, RowQuery.since(place, EPOCH, 0)) == (0, records(node_row(0, zone=place)))
         assert {key: item.value for key, item in store.fetch(heads).items()} == {
             "Head": b"Head",
             "HEAD": b"HEAD",
@@ -572,7 +578,7 @@ class DatabaseContract(StoreContract):
         rows = [node_row(slot, slot, place=place, zone=place) for place in places for slot in range(3)]
         store.write([with_rows(*rows)])
         questions = [
-            keys.rows_since(place, EPOCH, 1) if number % 2 else keys.rows_between(place, EPOCH, 0, 1 + number % 4)
+            RowQuery.since(place, EPOCH, 1) if number % 2 else RowQuery.between(place, EPOCH, 0, 1 + number % 4)
             for number, place in enumerate(places)
         ]
         found = store.fetch(["absent", *questions, "head"])
@@ -590,24 +596,24 @@ class DatabaseContract(StoreContract):
         others = [node_row(slot, place=OTHER_PLACE, epoch=OTHER_EPOCH) for slot in range(3)]
         former = [node_row(slot, epoch=epoch) for epoch in (OTHER_EPOCH, EPOCH - 1) for slot in range(3)]
         store.write([with_rows(*own, *others, *former)])
-        delete = Write(Put.DELETE, keys.rows_of(PLACE, OTHER_EPOCH))
-        assert store.write([delete]) == [Written(Status.STORED)]
-        assert store.write([delete]) == [Written(Status.MISSING)]
+        delete = Write(Put.DELETE_ROWS, query=RowQuery.of_epoch(PLACE, OTHER_EPOCH))
+        assert store.write([delete]) == [WriteResult(WriteStatus.STORED)]
+        assert store.write([delete]) == [WriteResult(WriteStatus.MISSING)]
         assert asked(store, ALL) == (0, records(*own))
-        assert asked(store, keys.rows_since(OTHER_PLACE, OTHER_EPOCH, 0)) == (0, records(*others))
-        assert asked(store, keys.rows_since(PLACE, OTHER_EPOCH, 0)) == (-1, {})
-        assert asked(store, keys.rows_since(PLACE, EPOCH - 1, 0)) == (0, records(*former[3:]))
+        assert asked(store, RowQuery.since(OTHER_PLACE, OTHER_EPOCH, 0)) == (0, records(*others))
+        assert asked(store, RowQuery.since(PLACE, OTHER_EPOCH, 0)) == (-1, {})
+        assert asked(store, RowQuery.since(PLACE, EPOCH - 1, 0)) == (0, records(*former[3:]))
 
     def test_thousands_of_rows_are_one_commit(self, store: Store) -> None:
         """More than one statement takes, of sizes from small to large."""
         rows = [node_row(slot, 0, namespaces={"x": "y" * (slot % 500)}) for slot in range(2_500)]
         [written] = store.write([with_rows(*rows)])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
         assert asked(store, ALL) == (0, records(*rows))
         again = [row._replace(offset=1) for row in rows[::7]]
         store.write([with_rows(*again, put=Put.CAS, cas=written.cas)])
-        assert asked(store, keys.rows_since(PLACE, EPOCH, 1)) == (1, records(*again))
-        assert asked(store, keys.rows_between(PLACE, EPOCH, 1_000, 2_000)) == (1, records(*rows[1_000:2_000]))
+        assert asked(store, RowQuery.since(PLACE, EPOCH, 1)) == (1, records(*again))
+        assert asked(store, RowQuery.between(PLACE, EPOCH, 1_000, 2_000)) == (1, records(*rows[1_000:2_000]))
 
     def test_a_node_with_nothing_but_a_name_is_a_row(self, store: Store) -> None:
         """A tombstone, and a node that is only known to be incomplete: their columns are as empty as can be."""

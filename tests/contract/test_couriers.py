@@ -14,7 +14,7 @@ from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model.orders import Answer
-from nodestate.ports import Courier, OrderTaker
+from nodestate.ports import AgentInbox, Courier
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.courier import (
     PATIENCE_S,
@@ -166,7 +166,7 @@ def test_ten_thousand_nodes_listen_within_seconds(rabbit: RabbitServer, cell: st
 
 
 @pytest.fixture
-def held() -> tuple[MemoryBroker, OrderTaker, Courier]:
+def held() -> tuple[MemoryBroker, AgentInbox, Courier]:
     """A broker on which the test decides what arrives, an agent of n1, and a scheduler."""
     broker = MemoryBroker(1, clock=ManualClock())
     sink = broker.sink()
@@ -175,7 +175,7 @@ def held() -> tuple[MemoryBroker, OrderTaker, Courier]:
     return broker, sink, broker.courier()
 
 
-Held = tuple[MemoryBroker, OrderTaker, Courier]
+Held = tuple[MemoryBroker, AgentInbox, Courier]
 
 
 def test_orders_that_are_held_arrive_in_the_order_that_the_test_says(held: Held) -> None:

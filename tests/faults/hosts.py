@@ -55,7 +55,7 @@ def main(folder: Path, name: str) -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     with (folder / f"{name}.history").open("ab", buffering=0) as history:
         sink = WritingSink(config, history)
-        agent = Agent(config, [fleet], sink, clock, random.Random(name))
+        agent = Agent(config, [fleet], sink, clock, random.Random(name), inbox=sink)
         agent.run(lambda: bool(stopping))
         agent.close()
         sink.close()

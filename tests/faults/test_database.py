@@ -25,7 +25,7 @@ from nodestate.consumers.loop import Consumer
 from nodestate.consumers.store_failures import RETRY_S
 from nodestate.consumers.watermarks import is_marker
 from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
-from nodestate.ports import Put, Status, Write
+from nodestate.ports import Put, Write, WriteStatus
 from nodestate.sql.migrate import downgrade, upgrade
 from nodestate.sql.schema import NODES, REVISION, REVISION_TABLE
 from nodestate.sql.store import SqlStore
@@ -258,7 +258,7 @@ def check_trouble(database: Database, store: SqlStore, trouble: Trouble, said: s
         return
     assert asked(store, ALL) == (0, records(*rows))
     [written] = store.write([with_rows(node_row(0, 1, zone="new"), put=Put.CAS, cas=before.cas)])
-    assert written.status is Status.STORED
+    assert written.status is WriteStatus.STORED
 
 
 def test_a_read_of_a_frozen_server_ends_in_time(served: Database, served_store: SqlStore) -> None:
@@ -334,7 +334,7 @@ def test_owners_that_move_the_same_heads_in_other_orders_all_get_through(served:
                 writes = [Write(Put.CAS, key, str(int(found[key].value) + 1).encode(), found[key].cas) for key in heads]
                 order.shuffle(writes)
                 for write, outcome in zip(writes, store.write(writes), strict=True):
-                    stored[seed][heads.index(write.key)] += outcome.status is Status.STORED
+                    stored[seed][heads.index(write.key)] += outcome.status is WriteStatus.STORED
         except BaseException as error:  # noqa: BLE001  shown below
             failures.append(error)
         finally:

@@ -19,7 +19,7 @@ from nodestate.consumers.loop import Consumer
 from nodestate.designs.reader import Reader
 from nodestate.model import Receipt, partitioning
 from nodestate.model.orders import Answer, Order
-from nodestate.ports import Item, Write, Written
+from nodestate.ports import Item, Write, WriteResult
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, Claim
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.reservations import Groups
@@ -81,7 +81,7 @@ class MortalClaims(MemoryStore):
         self._mortal.touch()
         return super().fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         written = []
         for write in writes:  # one by one: a pipeline may break off anywhere
             self._mortal.touch()
@@ -200,7 +200,9 @@ class Tenancy:
 
     def _agent(self) -> Agent:
         self.sink = MortalSink(self.broker, self.agent_mortal)
-        return Agent(self.config, [self.fleet], self.sink, self.clock, self._random(), incarnation=self.life)
+        return Agent(
+            self.config, [self.fleet], self.sink, self.clock, self._random(), inbox=self.sink, incarnation=self.life
+        )
 
     def _random(self) -> random.Random:
         return random.Random(self.rng.getrandbits(32))

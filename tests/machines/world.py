@@ -29,7 +29,19 @@ from nodestate.journal import format as journal_format
 from nodestate.journal import reader as journal_reader
 from nodestate.journal import writer as journal_writer
 from nodestate.model import Change, Heartbeat, Leave, NodeRecord, Report, Version, fold, merge_patch, parse_event
-from nodestate.ports import ACTIVATION, Delivery, Item, NodeRow, Put, Resync, Status, Store, Where, Write, Written
+from nodestate.ports import (
+    ACTIVATION,
+    Delivery,
+    Item,
+    NodeRow,
+    Put,
+    Resync,
+    Store,
+    StoreRole,
+    Write,
+    WriteResult,
+    WriteStatus,
+)
 from nodestate.ports.backoff import Backoff
 from nodestate.snapshot import format as snapshot_format
 from nodestate.snapshot import reader as snapshot_reader
@@ -240,7 +252,7 @@ class Ledger:
 
 def _of_commit(prefix: str, epoch: int, offset: int, rows: Sequence[NodeRow]) -> dict[str, NodeRecord]:
     """The records of a commit's rows, which must be of its own place, epoch and offset."""
-    assert {(row.place, row.epoch, row.offset) for row in rows} <= {(prefix, epoch, offset)}
+    assert {(row.prefix, row.epoch, row.offset) for row in rows} <= {(prefix, epoch, offset)}
     return {row.record.name: row.record for row in rows}
 
 
@@ -251,9 +263,9 @@ class WitnessedDatabase(MemoryDatabase):
         super().__init__("database", clock=clock)
         self._ledger = ledger
 
-    def _write(self, write: Write) -> Written:
+    def _write(self, write: Write) -> WriteResult:
         done = super()._write(write)
-        if done.status is Status.STORED and write.put is not Put.DELETE:
+        if done.status is WriteStatus.STORED and write.put not in (Put.DELETE, Put.DELETE_ROWS):
             self._ledger.accepted(write)
         return done
 
@@ -265,9 +277,9 @@ class WitnessedServer(MemoryServer):
         super().__init__(name, clock=clock, max_bytes=max_bytes, no_evict=no_evict)
         self._ledger = ledger
 
-    def _write(self, write: Write) -> Written:
+    def _write(self, write: Write) -> WriteResult:
         done = super()._write(write)
-        if done.status is Status.STORED and write.put is not Put.DELETE:
+        if done.status is WriteStatus.STORED and write.put not in (Put.DELETE, Put.DELETE_ROWS):
             self._ledger.accepted(write)
         return done
 
@@ -363,7 +375,7 @@ class _Wire:
         """See ``ports.Store``."""
         return self.server.fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""
         late_s = int(self._clock.monotonic()) - int(self.sent_at)
         return self.server.write([w._replace(ttl_s=max(1, w.ttl_s - late_s)) if w.ttl_s else w for w in writes])
@@ -383,7 +395,7 @@ class MortalStore(FaultyStore):
         self._clock = clock
         self._sent_at: deque[float] = deque()
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``FaultyStore``."""
         before, sent_at = len(self.late), self._clock.monotonic()
         self._wire.sent_at = sent_at
@@ -396,7 +408,7 @@ class MortalStore(FaultyStore):
                 raise Crash from None
             raise
 
-    def arrive(self) -> list[Written]:
+    def arrive(self) -> list[WriteResult]:
         """See ``FaultyStore``."""
         if not self.late or not self.server.running:
             return []
@@ -603,7 +615,7 @@ class World:
             for n in range(servers_b)
         ]
         """Where the designs journal_b and snapshot_b live."""
-        in_database = database or any(DESIGNS[name].where is Where.SQL for name in designs)
+        in_database = database or any(DESIGNS[name].store_role is StoreRole.SQL for name in designs)
         self.database = WitnessedDatabase(self.ledger, self.clock) if in_database else None
         """Where the sql design lives; None where it is not among the designs."""
         self._backup: tuple[float, Backup, dict[Epoch, Head]] | None = None

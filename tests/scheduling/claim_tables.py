@@ -9,7 +9,7 @@ from typing import Any
 
 from nodestate.errors import NodestateError
 from nodestate.model import partitioning
-from nodestate.ports import Clock, Item, Put, Status, Write, Written
+from nodestate.ports import Clock, Item, Put, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
@@ -44,7 +44,7 @@ class Connection(FaultyStore):
         self.calls.append(("fetch", len(keys)))
         return super().fetch(keys)
 
-    def write(self, writes: Sequence[Write]) -> list[Written]:
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         self.calls.append(("write", len(writes)))
         self.before_write()
         return super().write(writes)
@@ -95,12 +95,12 @@ class Party:
 
     def take(
         self, node: str, vcpu: int = 1, *, avoid_unsure: bool = False, **more: Any
-    ) -> Claim | Status | NodestateError:
+    ) -> Claim | WriteStatus | NodestateError:
         """Take one and write it: the claim where it was stored, else why not."""
         claim = self.claim(node, vcpu, **more)
         self.claim_table.add_claim(node, claim, avoid_unsure=avoid_unsure)
         outcome = self.claim_table.flush()[node]
-        return claim if outcome is Status.STORED else outcome
+        return claim if outcome is WriteStatus.STORED else outcome
 
     def look_again(self) -> bool:
         """Read the claims of others as they are now."""
@@ -163,7 +163,7 @@ class Parties:
         """Other bytes in place of its record."""
         server, key = self.server_of(node), keys.claim(CELL, node)
         [written] = server.write([Write(Put.CAS, key, value, server.fetch([key])[key].cas)])
-        assert written.status is Status.STORED
+        assert written.status is WriteStatus.STORED
 
 
 Loss = Callable[[Parties, str], None]

@@ -6,7 +6,7 @@ import pytest
 
 from nodestate.errors import StoreUnavailableError
 from nodestate.model import Receipt, Version
-from nodestate.ports import Status
+from nodestate.ports import WriteStatus
 from nodestate.scheduling.claims import CLOCK_S, MAX_CLAIMS_COUNT, REASSERT_S, UNSURE_S, Claim
 from nodestate.scheduling.claims.claim_table import MAX_FLUSHES_COUNT
 from nodestate.testing import Fault, ManualClock, MemoryServer
@@ -40,7 +40,7 @@ def test_what_one_claims_others_see_when_they_read() -> None:
     claim = one.claim("a", 3, group="web")
     one.claim_table.add_claim("a", claim)
     assert (one.free("a"), one.fleet.groups, two.free("a")) == (5, {"web": {0: 1}}, 8)
-    assert one.claim_table.flush() == {"a": Status.STORED}
+    assert one.claim_table.flush() == {"a": WriteStatus.STORED}
     two.claim_table.read_records(["a"])
     assert (two.free("a"), two.fleet.groups, two.fleet.instances.rows_with(claim.instance)) == (5, {"web": {0: 1}}, [0])
     assert parties.record("a").claims == (claim,)
@@ -52,7 +52,7 @@ def test_of_two_that_take_the_last_room_one_gets_it_and_the_other_sees_why() -> 
     parties = begun("one", "two")
     one, two = parties.parties
     first = taken(one.take("a", 5))
-    assert two.take("a", 5) is Status.CONFLICT
+    assert two.take("a", 5) is WriteStatus.CONFLICT
     assert (two.free("a"), two.own(), two.claim_table.edited) == (3, set(), False)
     second = taken(two.take("a", 3))
     assert parties.ids("a") == [first.id, second.id]
@@ -64,7 +64,7 @@ def test_a_conflict_over_a_node_with_room_for_both_is_one_more_try() -> None:
     parties = begun("one", "two")
     one, two = parties.parties
     taken(one.take("a", 2))
-    assert two.take("a", 2) is Status.CONFLICT
+    assert two.take("a", 2) is WriteStatus.CONFLICT
     taken(two.take("a", 2))
     assert (two.free("a"), len(parties.ids("a"))) == (4, 2)
 
@@ -74,7 +74,7 @@ def test_what_does_not_fit_by_what_is_known_is_not_even_sent() -> None:
     parties = begun("one")
     [one] = parties.parties
     one.connections[0].calls.clear()
-    assert one.take("a", 9) is Status.CONFLICT
+    assert one.take("a", 9) is WriteStatus.CONFLICT
     assert one.connections[0].calls == []
     assert (one.free("a"), parties.ids("a")) == (8, [])
 
@@ -83,7 +83,7 @@ def test_a_class_that_a_node_does_not_have_can_t_be_claimed_there() -> None:
     """0 of it is free, and 0 is not less than 0."""
     parties = begun("one")
     [one] = parties.parties
-    assert one.take("a", resources={"VCPU": 1, "CUSTOM_GPU": 1}) is Status.CONFLICT
+    assert one.take("a", resources={"VCPU": 1, "CUSTOM_GPU": 1}) is WriteStatus.CONFLICT
 
 
 def test_a_batch_costs_one_round_trip_to_each_server() -> None:
@@ -94,7 +94,7 @@ def test_a_batch_costs_one_round_trip_to_each_server() -> None:
         connection.calls.clear()
     for node in "abcdefgh":
         one.claim_table.add_claim(node, one.claim(node))
-    assert set(one.claim_table.flush().values()) == {Status.STORED}
+    assert set(one.claim_table.flush().values()) == {WriteStatus.STORED}
     here = [sum(parties.server_of(node) is server for node in "abcdefgh") for server in parties.servers]
     assert [connection.calls for connection in one.connections] == [[("write", count)] for count in here]
     assert min(here) > 0
@@ -106,10 +106,10 @@ def test_the_bound_of_an_anti_affinity_group_holds_against_others() -> None:
     one, two, three = parties.parties
     policy = {"group": "web", "hints": {"group_policy": "anti-affinity", "max_per_node": 2}}
     taken(one.take("a", **policy))
-    assert two.take("a", **policy) is Status.CONFLICT
+    assert two.take("a", **policy) is WriteStatus.CONFLICT
     taken(two.take("a", **policy))
-    assert three.take("a", **policy) is Status.CONFLICT
-    assert three.take("a", **policy) is Status.CONFLICT
+    assert three.take("a", **policy) is WriteStatus.CONFLICT
+    assert three.take("a", **policy) is WriteStatus.CONFLICT
     taken(three.take("a", group="web"))
 
 
@@ -121,7 +121,7 @@ def test_a_claim_is_extended_by_taking_it_again() -> None:
     parties.clock.advance(CLAIM_TTL_S - 1)
     longer = one.claim("a", 8, id=claim.id)
     one.claim_table.add_claim("a", longer)
-    assert one.claim_table.flush() == {"a": Status.STORED}
+    assert one.claim_table.flush() == {"a": WriteStatus.STORED}
     parties.clock.advance(CLAIM_TTL_S - 1)
     one.claim_table.expire()
     assert (one.free("a"), one.own(), parties.record("a").claims) == (0, {("a", claim.id)}, (longer,))
@@ -133,8 +133,8 @@ def test_a_record_takes_no_more_than_so_many_claims_and_says_so() -> None:
     [one] = parties.parties
     for _ in range(MAX_CLAIMS_COUNT):
         one.claim_table.add_claim("a", one.claim("a"))
-    assert one.claim_table.flush() == {"a": Status.STORED}
-    assert one.take("a") is Status.FULL
+    assert one.claim_table.flush() == {"a": WriteStatus.STORED}
+    assert one.take("a") is WriteStatus.FULL
     assert (len(parties.ids("a")), one.free("a")) == (MAX_CLAIMS_COUNT, MAX_CLAIMS_COUNT)
     parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
     taken(one.take("a"))
@@ -149,7 +149,7 @@ def test_a_record_that_would_not_fit_an_item_hurts_no_other_node() -> None:
     large, small = one.claim("a", hints={"same_host": ["i" * 200] * 20}), one.claim("b")
     one.claim_table.add_claim("a", large)
     one.claim_table.add_claim("b", small)
-    assert one.claim_table.flush() == {"a": Status.FULL, "b": Status.STORED}
+    assert one.claim_table.flush() == {"a": WriteStatus.FULL, "b": WriteStatus.STORED}
     assert (parties.ids("a"), parties.ids("b")) == ([], [small.id])
     assert (one.free("a"), one.own()) == (8, {("b", small.id)})
 
@@ -161,7 +161,7 @@ def test_a_server_without_memory_is_told_from_one_where_others_are_faster() -> N
     parties.show(Cell(host("a")).view)
     [one] = parties.parties
     claim = taken(one.take("a"))
-    assert one.take("a", hints={"same_host": ["i" * 200] * 3}) is Status.FULL
+    assert one.take("a", hints={"same_host": ["i" * 200] * 3}) is WriteStatus.FULL
     assert (parties.ids("a"), one.free("a")) == ([claim.id], 7)
 
 
@@ -178,7 +178,7 @@ def test_what_is_given_back_is_given_back_whoever_is_faster() -> None:
     one.claim_table.drop_claim("a", dropped.id)
     new = one.claim("a", 1)
     one.claim_table.add_claim("a", new)
-    assert one.claim_table.flush() == {"a": Status.CONFLICT}
+    assert one.claim_table.flush() == {"a": WriteStatus.CONFLICT}
     one.claim_table.flush_all()
     assert sorted(parties.ids("a")) == sorted([kept.id, theirs.id])
     assert (one.free("a"), one.own(), one.claim_table.edited) == (5, {("a", kept.id)}, False)
@@ -291,7 +291,7 @@ def test_who_has_not_seen_what_a_claim_became_must_not_claim_on_the_node() -> No
     assert parties.ids("a") == [small.id], "the first was dropped"
     two.claim_table.read_records(["a"])
     assert (two.free("a"), two.usable("a")) == (7, False)
-    assert two.take("a", 6) is Status.CONFLICT
+    assert two.take("a", 6) is WriteStatus.CONFLICT
     assert two.claim_table.receipts_to_await() == [Receipt("a", Version(1, 2))]
     two.look(cell.view)
     assert (two.free("a"), two.usable("a"), two.claim_table.receipts_to_await()) == (1, True, [])
@@ -309,8 +309,8 @@ def test_who_meets_such_a_record_in_the_midst_of_a_write_does_not_claim_on_it_ei
     cell.change(host("a", 2, used=6, instances={claim.instance: None}))
     one.look(cell.view)
     taken(one.take("a", 1))
-    assert two.take("a", 2) is Status.CONFLICT
-    assert two.take("a", 2) is Status.CONFLICT
+    assert two.take("a", 2) is WriteStatus.CONFLICT
+    assert two.take("a", 2) is WriteStatus.CONFLICT
     assert not two.usable("a")
 
 
@@ -321,7 +321,7 @@ def test_a_node_that_refused_by_a_newer_state_is_not_claimed_by_an_older() -> No
     claim = taken(one.take("a"))
     one.claim_table.drop_claim("a", claim.id, Version(1, 4))
     assert not one.usable("a")
-    assert one.take("a") is Status.CONFLICT
+    assert one.take("a") is WriteStatus.CONFLICT
     one.claim_table.flush_all()
     assert (parties.ids("a"), parties.record("a").seen) == ([], Version(1, 4))
 
@@ -368,7 +368,7 @@ def test_claims_on_a_node_that_no_view_shows_yet_lie_over_it_when_one_does() -> 
     two.claim_table.read_records(["a"])
     two.look(cell.view)
     assert two.free("a") == 2
-    assert two.take("b") is Status.CONFLICT, "no view shows it, so nobody knows what it has"
+    assert two.take("b") is WriteStatus.CONFLICT, "no view shows it, so nobody knows what it has"
 
 
 # -- loss -----------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def test_a_loss_that_is_met_in_the_midst_of_a_write_is_seen(lose: Loss) -> None:
     claim = taken(one.take("a", 5))
     parties.clock.advance(1.0)
     lose(parties, "a")
-    assert one.take("a", 1) is Status.CONFLICT
+    assert one.take("a", 1) is WriteStatus.CONFLICT
     assert one.claim_table.unsure_nodes() == ["a"]
     one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]
@@ -435,12 +435,12 @@ def test_nothing_is_promised_on_a_record_from_which_claims_may_be_missing(lose: 
     parties.clock.advance(1.0)
     lose(parties, "a")
     two.claim_table.read_records(["a"])
-    assert two.take("a", 5, avoid_unsure=True) is Status.CONFLICT
+    assert two.take("a", 5, avoid_unsure=True) is WriteStatus.CONFLICT
     parties.clock.advance(REASSERT_S)
     one.claim_table.reassert_own_claims()
     one.claim_table.flush_all()
     parties.clock.advance(UNSURE_S)
-    assert two.take("a", 5, avoid_unsure=True) is Status.CONFLICT
+    assert two.take("a", 5, avoid_unsure=True) is WriteStatus.CONFLICT
     taken(two.take("a", 3, avoid_unsure=True))
     assert held.id in parties.ids("a")
     assert two.claim_table.unsure_nodes() == []
@@ -453,7 +453,7 @@ def test_nothing_is_promised_on_a_record_that_the_write_itself_begins() -> None:
     parties.servers[0].stop()
     one.look(Cell(host("a")).view)
     parties.servers[0].start()
-    assert one.take("a", avoid_unsure=True) is Status.CONFLICT
+    assert one.take("a", avoid_unsure=True) is WriteStatus.CONFLICT
     taken(one.take("a"))
 
 
@@ -519,7 +519,7 @@ def test_after_a_restart_no_record_of_before_takes_the_place_of_a_new_one() -> N
     parties.clock.advance(1.0)
     two.claim_table.read_records("abc")
     for node in "abc":
-        assert one.take(node, 1) is Status.CONFLICT
+        assert one.take(node, 1) is WriteStatus.CONFLICT
         assert parties.record(node).born == parties.clock.monotonic()
     assert sorted(one.claim_table.unsure_nodes()) == ["a", "b", "c"]
 
@@ -571,7 +571,7 @@ def test_what_is_held_stays_held_where_its_extension_was_not_answered(fault: Fau
     one.claim_table.add_claim("a", longer)
     assert isinstance(one.claim_table.flush()["a"], StoreUnavailableError)
     one.claim_table.add_claim("a", longer)
-    assert one.claim_table.flush() == {"a": Status.STORED}
+    assert one.claim_table.flush() == {"a": WriteStatus.STORED}
     one.claim_table.reassert_own_claims()
     one.claim_table.flush_all()
     assert (parties.record("a").claims, one.own()) == ((longer,), {("a", claim.id)})
@@ -584,7 +584,7 @@ def test_a_write_that_arrives_late_leaks_nothing_beyond_its_deadline() -> None:
     one.connections[0].faults.append(Fault(0, late=True))
     assert isinstance(one.take("a", 5), StoreUnavailableError)
     one.claim_table.read_records(["a"])
-    assert [written.status for written in one.connections[0].arrive()] == [Status.STORED]
+    assert [written.status for written in one.connections[0].arrive()] == [WriteStatus.STORED]
     two.claim_table.read_records(["a"])
     assert two.free("a") == 3
     parties.clock.advance(CLAIM_TTL_S + CLOCK_S)
@@ -600,7 +600,7 @@ def test_a_write_that_arrives_after_another_changes_nothing() -> None:
     one.connections[0].faults.append(Fault(0, late=True))
     assert isinstance(one.take("a", 5), StoreUnavailableError)
     claim = taken(two.take("a", 8))
-    assert [written.status for written in one.connections[0].arrive()] == [Status.CONFLICT]
+    assert [written.status for written in one.connections[0].arrive()] == [WriteStatus.CONFLICT]
     assert parties.ids("a") == [claim.id]
 
 
@@ -616,10 +616,10 @@ def test_a_server_that_does_not_answer_costs_its_own_nodes_only() -> None:
         if parties.server_of(node) is parties.servers[0]:
             assert isinstance(outcomes[node], StoreUnavailableError)
         else:
-            assert outcomes[node] is Status.STORED
+            assert outcomes[node] is WriteStatus.STORED
     parties.servers[0].start()
     one.claim_table.flush_all()
-    assert {node for node, _ in one.own()} == {node for node in "abcdefgh" if outcomes[node] is Status.STORED}
+    assert {node for node, _ in one.own()} == {node for node in "abcdefgh" if outcomes[node] is WriteStatus.STORED}
 
 
 def test_a_node_whose_server_was_silent_is_claimed_when_it_answers() -> None:
@@ -629,7 +629,7 @@ def test_a_node_whose_server_was_silent_is_claimed_when_it_answers() -> None:
     theirs = taken(two.take("a", 5))
     one.connections[0].faults.append(Fault(0))
     assert isinstance(one.take("a", 1), StoreUnavailableError)
-    assert one.take("a", 4) is Status.CONFLICT
+    assert one.take("a", 4) is WriteStatus.CONFLICT
     mine = taken(one.take("a", 3))
     assert parties.ids("a") == [theirs.id, mine.id]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from nodestate.errors import StoreError
 from nodestate.model import partitioning
-from nodestate.ports import ClaimStore, Put, Status, Write
+from nodestate.ports import ClaimStore, Put, Write, WriteStatus
 from nodestate.store import keys
 
 
@@ -41,7 +41,7 @@ class AffinitySeed:
         key, server = self._place(group)
         try:
             [written] = server.write([Write(Put.ADD, key, node.encode(), ttl_s=math.ceil(seconds))])
-            if written.status is Status.CONFLICT:
+            if written.status is WriteStatus.CONFLICT:
                 there = server.fetch([key]).get(key)
                 return SeedNode(there.value.decode(), there.cas) if there is not None else SeedNode(node, 0)
             return SeedNode(node, written.cas)
@@ -55,7 +55,7 @@ class AffinitySeed:
             [written] = server.write([Write(Put.CAS, key, node.encode(), there.cas, math.ceil(seconds))])
         except StoreError:
             return False
-        return written.status is Status.STORED
+        return written.status is WriteStatus.STORED
 
     def _place(self, group: str) -> tuple[str, ClaimStore]:
         return keys.anchor(self._cell, group), self._servers[partitioning.partition_of(group, len(self._servers))]

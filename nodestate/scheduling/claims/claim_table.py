@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from nodestate.errors import CorruptItemError, NodestateError
 from nodestate.model import NEVER, Receipt, Version, partitioning
-from nodestate.ports import ClaimStore, Item, Put, Status, Write
+from nodestate.ports import ClaimStore, Item, Key, Put, Write, WriteStatus
 from nodestate.scheduling.claims.record import (
     CLAIMS,
     CLOCK_S,
@@ -276,7 +276,7 @@ class ClaimTable:
             answered &= not any(isinstance(result, NodestateError) for result in results.values())
         return answered
 
-    def flush(self) -> dict[str, Status | NodestateError]:
+    def flush(self) -> dict[str, WriteStatus | NodestateError]:
         """Write all edits, by compare-and-swap against what is known: one round trip where that still holds, and one more
         to read again what changed.
 
@@ -286,13 +286,13 @@ class ClaimTable:
         edits, self._edits = self._edits, {}
         work = {id(server): (server, mine) for server, mine in self._by_server(edits)}
         results = run({key: (server, self._write({n: edits[n] for n in mine})) for key, (server, mine) in work.items()})
-        outcomes: dict[str, Status | NodestateError] = {}
+        outcomes: dict[str, WriteStatus | NodestateError] = {}
         for key, (_, mine) in work.items():
             result = results[key]
             if not isinstance(result, NodestateError):
                 outcomes |= result
                 for node in mine:
-                    if result[node] is not Status.STORED:
+                    if result[node] is not WriteStatus.STORED:
                         self._drop_again(node, edits[node])
                 continue
             self.stats.unanswered += len(mine)
@@ -332,7 +332,7 @@ class ClaimTable:
         begun = yield Step([self._begin(node, record, reply.items) for node in missing])
         again = []
         for node, written in zip(missing, begun.written, strict=True):
-            if written.status is Status.STORED:
+            if written.status is WriteStatus.STORED:
                 self.stats.begun += 1
                 self._know(node, record, written.cas)
             else:
@@ -342,7 +342,7 @@ class ClaimTable:
             for node in again:
                 self._take_in(node, reply.items.get(keys.claim(self._cell, node)))
 
-    def _begin(self, node: str, record: ClaimRecord, items: Mapping[str, Item]) -> Write:
+    def _begin(self, node: str, record: ClaimRecord, items: Mapping[Key, Item]) -> Write:
         """A record where there is none, or one that can't be read: the same as lost."""
         key = keys.claim(self._cell, node)
         if key in items:
@@ -384,23 +384,23 @@ class ClaimTable:
                 del self._own[node][claim.id]
         self._apply_overlay([node])
 
-    def _write(self, edits: Mapping[str, _Edit]) -> Steps[dict[str, Status | NodestateError]]:
+    def _write(self, edits: Mapping[str, _Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
         unknown = [node for node in edits if node not in self.known]
         if unknown:
             yield from self._fetch(unknown)
-        outcomes: dict[str, Status | NodestateError] = {}
+        outcomes: dict[str, WriteStatus | NodestateError] = {}
         now = self.now(next(iter(edits)))
         fresh: dict[str, ClaimRecord] = {}
         for node, edit in edits.items():
             record = self._edited(node, edit, now)
-            if isinstance(record, Status):
+            if isinstance(record, WriteStatus):
                 outcomes[node] = record
             else:
                 fresh[node] = record
         values = {node: CLAIMS.pack(record) for node, record in fresh.items()}
         room_bytes = self.server(next(iter(edits))).max_value_bytes
         for node in [node for node, value in values.items() if len(value) > room_bytes]:
-            outcomes[node] = Status.FULL
+            outcomes[node] = WriteStatus.FULL
             del fresh[node]
         self._apply_overlay(outcomes)
         if not fresh:
@@ -410,43 +410,43 @@ class ClaimTable:
         )
         again: list[str] = []
         for (node, record), written in zip(fresh.items(), reply.written, strict=True):
-            if written.status is Status.STORED and written.cas:
+            if written.status is WriteStatus.STORED and written.cas:
                 self._stored(node, edits[node], record, written.cas)
-                outcomes[node] = Status.STORED
+                outcomes[node] = WriteStatus.STORED
                 continue
-            if written.status is Status.FULL:
-                outcomes[node] = Status.FULL
+            if written.status is WriteStatus.FULL:
+                outcomes[node] = WriteStatus.FULL
                 self._apply_overlay([node])
                 continue
-            if written.status is Status.STORED:  # written over before its id was told
+            if written.status is WriteStatus.STORED:  # written over before its id was told
                 self._stored(node, edits[node], record, 0)
-                outcomes[node] = Status.STORED
+                outcomes[node] = WriteStatus.STORED
             else:
                 self.stats.conflicts += 1
-                outcomes[node] = Status.CONFLICT
+                outcomes[node] = WriteStatus.CONFLICT
             again.append(node)
         if again:
             yield from self._fetch(again)
         return outcomes
 
-    def _edited(self, node: str, edit: _Edit, now: float) -> ClaimRecord | Status:
+    def _edited(self, node: str, edit: _Edit, now: float) -> ClaimRecord | WriteStatus:
         """The record with the edits, or why they can't be made: what is known now leaves no room for them (``CONFLICT``), or the
         record takes no more (``FULL``).
         """
         known, row = self.known.get(node), self._fleet.rows.get(node)
         if known is None or (edit.add and row is None) or (edit.avoid_unsure and unsure(known.record, now)):
-            return Status.CONFLICT
+            return WriteStatus.CONFLICT
         record, shown = known.record, None
         if row is not None:
             shown = self._shown_of(node, row, record)
             record = settled(record, now, shown, self._fleet.version[row])
         record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
         if edit.add and len(record.claims) > MAX_CLAIMS_COUNT:
-            return Status.FULL
+            return WriteStatus.FULL
         if edit.add and row is not None and shown is not None:
             self._fleet.overlay(row, outstanding(record.claims, now, shown))
             if record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
-                return Status.CONFLICT
+                return WriteStatus.CONFLICT
         return record
 
     def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from nodestate.errors import BadRequestError, NodestateError
-from nodestate.ports import Clock, Status
+from nodestate.ports import Clock, WriteStatus
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
@@ -198,13 +198,13 @@ class Placer:
         for placing in taken:
             assert placing.node is not None, "taken, so it has a node"
             outcome = outcomes[placing.node]
-            if outcome is Status.STORED and (not placing.seeds_group or self._still_seeded(placing)):
+            if outcome is WriteStatus.STORED and (not placing.seeds_group or self._still_seeded(placing)):
                 continue
             row = self._fleet.rows[placing.node]
             placing.release()
             if isinstance(outcome, NodestateError):
                 self._pass_over(placing, row, outcome)
-            elif outcome is Status.FULL:
+            elif outcome is WriteStatus.FULL:
                 placing.avoid([row])
             else:
                 self._count_conflict(placing)
