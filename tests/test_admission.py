@@ -259,7 +259,7 @@ def test_no_node_takes_on_more_than_its_capacity(site: Site) -> None:
     """I8's last line of defence, whatever schedulers believe of the node."""
     assert site.refused(site.build("vm-1", resources={"VCPU": 8})) == ""
     [answer] = site.give(site.build("vm-2", resources={"VCPU": 1}))
-    assert (answer.refused, answer.detail) == ("no-room", "1 more of VCPU are asked, and 0 of 8 are left")
+    assert (answer.refused, answer.detail) == ("no-room", "the order needs 1 more of VCPU, and 0 of 8 are left")
     assert site.refused(site.build("vm-3", resources={"CUSTOM_FPGA": 1})) == "no-room"
     assert site.refused(site.build("vm-4", "n2", resources={"VCPU": 1})) == ""
 
@@ -333,7 +333,7 @@ def test_a_node_that_is_gone_for_good_is_no_longer_listened_for() -> None:
 def test_a_source_that_only_reports_says_so() -> None:
     site = Site(ScriptedSource(("n1",)))
     [answer] = site.give(site.build("vm-1"))
-    assert (answer.refused, answer.detail) == ("failed", "what the agent reads the node from takes no orders")
+    assert (answer.refused, answer.detail) == ("failed", "the source of n1 takes no orders")
     assert answer.version == site.record().version
 
 

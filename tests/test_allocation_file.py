@@ -1,4 +1,4 @@
-"""What an agent admitted is on disk before anybody is told, and a damaged file is never taken for an empty one."""
+"""Allocations are on disk before their order is answered, and a damaged file is never taken for an empty one."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def allocations(tmp_path: Path) -> AllocationFile:
 
 
 def opened(folder: Path) -> dict[str, dict[str, Any]]:
-    """What another life of the agent finds."""
+    """What the next incarnation of the agent finds."""
     allocations = AllocationFile(folder, "fleet")
     found = allocations.open()
     allocations.close()
     return found
 
 
-def test_what_was_kept_is_there_in_the_next_life_hints_and_all(allocations: AllocationFile, tmp_path: Path) -> None:
+def test_stored_allocations_with_their_hints_are_there_in_the_next_incarnation(
+    allocations: AllocationFile, tmp_path: Path
+) -> None:
     allocations.keep([AllocationChange("n1", "vm-1", VM), AllocationChange("n2", "vm-2", SMALL)])
     allocations.keep(
         [
@@ -45,19 +47,19 @@ def test_what_was_kept_is_there_in_the_next_life_hints_and_all(allocations: Allo
             AllocationChange("n2", "vm-4", None),
         ]
     )
-    assert opened(tmp_path) == {"n1": {"vm-1": VM, "vm-3": SMALL}}  # nobody closed: as after kill -9
+    assert opened(tmp_path) == {"n1": {"vm-1": VM, "vm-3": SMALL}}  # the file was not closed: as after kill -9
     assert opened(tmp_path) == {"n1": {"vm-1": VM, "vm-3": SMALL}}
     allocations.close()
 
 
-def test_the_first_life_begins_with_nothing(tmp_path: Path) -> None:
+def test_the_first_incarnation_begins_without_allocations(tmp_path: Path) -> None:
     assert opened(tmp_path) == {}
 
 
-def test_what_was_being_stored_at_the_end_is_dropped_and_the_rest_is_there(
+def test_a_torn_last_line_is_dropped_and_everything_before_it_is_kept(
     allocations: AllocationFile, tmp_path: Path
 ) -> None:
-    """Wherever the last line broke off: its orders were not answered."""
+    """The last line may end at any byte. Its orders were not answered, so nothing that was promised is lost."""
     allocations.keep([AllocationChange("n1", "vm-1", VM)])
     path = tmp_path / "fleet.allocations"
     whole = path.read_bytes()
@@ -67,19 +69,21 @@ def test_what_was_being_stored_at_the_end_is_dropped_and_the_rest_is_there(
     for end in range(len(whole), len(content)):
         path.write_bytes(content[:end])
         assert opened(tmp_path) == {"n1": {"vm-1": VM}}
-        path.write_bytes(content[:end].ljust(len(content), b"\0"))  # the length was stored, the content not
+        path.write_bytes(content[:end].ljust(len(content), b"\0"))  # only the length was stored
         assert opened(tmp_path) == {"n1": {"vm-1": VM}}
-    path.write_bytes(content[:-20] + b"\0" * 10 + content[-10:])  # the end was stored, what is before it not
+    path.write_bytes(content[:-20] + b"\0" * 10 + content[-10:])  # the middle was not stored
     assert opened(tmp_path) == {"n1": {"vm-1": VM}}
     path.write_bytes(content)
     assert opened(tmp_path) == {"n1": {"vm-2": SMALL}}
 
 
-def test_a_file_that_is_damaged_anywhere_else_stops_the_agent(allocations: AllocationFile, tmp_path: Path) -> None:
+def test_a_file_that_is_damaged_before_its_last_line_stops_the_agent(
+    allocations: AllocationFile, tmp_path: Path
+) -> None:
     allocations.keep([AllocationChange("n1", "vm-1", VM)])
     allocations.keep([AllocationChange("n1", "vm-2", SMALL)])
     allocations.close()
-    opened(tmp_path)  # one line for n1, written at once
+    opened(tmp_path)  # rewrites the file: one line for n1
     path = tmp_path / "fleet.allocations"
     content = path.read_bytes()
     for damaged in (b"", content[: len(content) // 2], content.replace(b"vm-1", b"vm-7"), content[20:], b"\0" * 100):
@@ -89,19 +93,19 @@ def test_a_file_that_is_damaged_anywhere_else_stops_the_agent(allocations: Alloc
         assert path.read_bytes() == damaged
 
 
-def test_a_file_of_another_source_is_not_taken_over(allocations: AllocationFile, tmp_path: Path) -> None:
+def test_an_allocation_file_of_another_source_is_refused(allocations: AllocationFile, tmp_path: Path) -> None:
     allocations.close()
     (tmp_path / "fleet.allocations").rename(tmp_path / "other.allocations")
-    with pytest.raises(ConfigError, match="it is fleet's"):
+    with pytest.raises(ConfigError, match="it belongs to fleet"):
         AllocationFile(tmp_path, "other").open()
 
 
-def test_a_folder_that_can_not_be_written_is_told_with_the_setting(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_and_the_error_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="state_dir"):
         AllocationFile(tmp_path / "nowhere", "fleet").open()
 
 
-def test_a_file_that_lives_for_long_does_not_grow_without_end(allocations: AllocationFile, tmp_path: Path) -> None:
+def test_an_allocation_file_is_compacted_while_the_agent_runs(allocations: AllocationFile, tmp_path: Path) -> None:
     path = tmp_path / "fleet.allocations"
     allocations.keep([AllocationChange("n1", "stays", VM)])
     sizes = []
@@ -116,7 +120,7 @@ def test_a_file_that_lives_for_long_does_not_grow_without_end(allocations: Alloc
 
 
 class FullDisk(AllocationFile):
-    """Takes a part of a line while it is full."""
+    """While the disk is full, it takes only a part of a line."""
 
     full = False
 
@@ -128,8 +132,8 @@ class FullDisk(AllocationFile):
         super()._append(changes)
 
 
-def test_after_a_write_that_failed_the_next_one_starts_a_whole_file(tmp_path: Path) -> None:
-    """What is behind the last whole line then is not known, and nothing may be written behind it."""
+def test_the_write_after_a_failed_one_rewrites_the_file(tmp_path: Path) -> None:
+    """After a failed write the end of the file is unknown, so nothing may be appended to it."""
     allocations = FullDisk(tmp_path, "fleet")
     allocations.open()
     allocations.keep([AllocationChange("n1", "vm-1", VM)])
@@ -147,7 +151,7 @@ CHANGES = st.tuples(st.sampled_from("ab"), st.sampled_from("123"), st.sampled_fr
 
 
 @given(st.lists(st.lists(CHANGES, min_size=1, max_size=4), max_size=8))
-def test_every_life_finds_what_the_one_before_kept(
+def test_every_incarnation_finds_the_allocations_of_the_one_before(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[str, str, Any]]]
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")

@@ -1,4 +1,6 @@
-"""What an owner makes of its backlog: a refused event is a dead letter, and still says that its version exists."""
+"""Folding the backlog of a partition: a refused event is a dead letter, and its node is still known to have a newer
+version.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def event(kind: str, generation: int, incarnation: int = NOW_S, reported_at: flo
 
 
 @pytest.fixture
-def held() -> OwnedPartition:
+def partition() -> OwnedPartition:
     """A partition that knows one node, at generation 1."""
     partition = OwnedPartition(0, {}, 0.0)
     assert take(partition, event("report", 1, state={"zone": "good"})).bad == []
@@ -50,28 +52,28 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("why", REFUSED)
-def test_what_is_refused_leaves_the_state_before_it_marked_as_not_the_newest(held: OwnedPartition, why: str) -> None:
-    """I5: it was published and confirmed, so a reader must not take the older state for all there is."""
-    pending = take(held, REFUSED[why])
-    [record] = held.records
-    assert [delivery.body for delivery, _ in pending.bad] == [REFUSED[why]]
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_event_marks_the_previous_state_as_not_the_newest(partition: OwnedPartition, case: str) -> None:
+    """I5: the event was published and confirmed, so a reader must not take the older state for the newest one."""
+    pending = take(partition, REFUSED[case])
+    [record] = partition.records
+    assert [delivery.body for delivery, _ in pending.bad] == [REFUSED[case]]
     assert (record.version.generation, record.wanted.generation) == (1, 2)
     assert record.state() == {"zone": "good"}
-    assert held.incomplete == {NODE}
-    # What journal readers fold is an event, too: all that is left of the refused one is its version.
-    [told] = map(parse_event, pending.batch.events)
-    assert told.version == record.wanted
+    assert partition.incomplete == {NODE}
+    # Readers of the journal fold an event as well, which has only the version of the refused one.
+    [journaled] = map(parse_event, pending.batch.events)
+    assert journaled.version == record.wanted
 
-    assert take(held, event("report", 3, state={"zone": "better"})).bad == []
-    assert held.incomplete == set()
+    assert take(partition, event("report", 3, state={"zone": "better"})).bad == []
+    assert partition.incomplete == set()
 
 
-def test_a_consumer_whose_own_clock_is_wrong_vouches_for_nobody(held: OwnedPartition) -> None:
-    """All events look absurd to it; what it refuses it must not hide."""
-    pending = take(held, event("heartbeat", 2), wall=NOW_S - 3 * MAX_CLOCK_AHEAD_S)
+def test_a_consumer_whose_own_clock_is_wrong_marks_nodes_incomplete(partition: OwnedPartition) -> None:
+    """It refuses every event for its clock, and must not hide that newer versions exist."""
+    pending = take(partition, event("heartbeat", 2), wall=NOW_S - 3 * MAX_CLOCK_AHEAD_S)
     assert [error.reason for _, error in pending.bad] == ["clock"]
-    assert held.incomplete == {NODE}
+    assert partition.incomplete == {NODE}
 
 
 @pytest.mark.parametrize(
@@ -82,8 +84,10 @@ def test_a_consumer_whose_own_clock_is_wrong_vouches_for_nobody(held: OwnedParti
         b"no event at all",
     ],
 )
-def test_an_absurd_event_says_nothing_of_its_node(held: OwnedPartition, body: bytes) -> None:
-    """An incarnation from the future would win over all later ones; and what can't be read names nobody."""
-    assert len(take(held, body).bad) == 1
-    assert held.incomplete == set()
-    assert held.records[0].wanted == held.records[0].version
+def test_an_event_with_an_unknown_future_incarnation_or_no_version_leaves_its_node_unchanged(
+    partition: OwnedPartition, body: bytes
+) -> None:
+    """An incarnation from the future would win over all later ones, and an unreadable event names no node."""
+    assert len(take(partition, body).bad) == 1
+    assert partition.incomplete == set()
+    assert partition.records[0].wanted == partition.records[0].version

@@ -1,4 +1,4 @@
-"""What the store lost, and what does not fit it, must not wait for a quiet moment or stop a partition."""
+"""Repairs do not wait for a quiet moment, and an event that fits no item does not stop its partition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nodestate.testing import ManualClock, MemoryBroker, MemoryDatabase, MemoryS
 
 PARTITIONS = 1
 BESIDE = {"journal": ("journal", "snapshot"), "snapshot": ("journal", "snapshot"), "sql": ("sql",)}
-"""By design, those of the cell that it is read in."""
+"""By the design that is read: all designs of its cell."""
 
 
 class Cell:
@@ -71,13 +71,13 @@ class Cell:
             assert isinstance(self.server, MemoryDatabase)
             self.server.evict_rows(keys.prefix(self.config.cell, 1, 0, keys.DATABASE), {0})
             return
-        [key, *_] = [key for key in self.server.keys() if part in key]  # noqa: SIM118  a server, no dict
+        [key, *_] = [key for key in self.server.keys() if part in key]  # noqa: SIM118 - a server is not a dict
         assert self.server.evict(key)
 
 
 @pytest.mark.parametrize(("design", "part"), [("snapshot", ":s:node:"), ("journal", ":j:log:"), ("sql", "rows")])
-def test_a_loss_is_repaired_while_events_never_stop(design: str, part: str) -> None:
-    """A busy partition has no quiet moment: a repair that waited for one would never come."""
+def test_a_lost_item_is_repaired_under_a_steady_stream_of_events(design: str, part: str) -> None:
+    """A busy partition has no quiet moment, so a repair that waited for one would never happen."""
     cell = Cell(BESIDE[design])
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(8)
@@ -92,8 +92,8 @@ def test_a_loss_is_repaired_while_events_never_stop(design: str, part: str) -> N
 
 
 @pytest.mark.parametrize("design", BESIDE)
-def test_an_epoch_is_begun_again_while_heartbeats_never_stop(design: str) -> None:
-    """Heartbeats write nothing, so they must not push aside what has to be written."""
+def test_a_new_epoch_is_begun_under_a_steady_stream_of_heartbeats(design: str) -> None:
+    """Heartbeats write nothing, so they must not delay the new epoch."""
     cell = Cell(BESIDE[design])
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(8)
@@ -106,8 +106,10 @@ def test_an_epoch_is_begun_again_while_heartbeats_never_stop(design: str) -> Non
 
 
 @pytest.mark.parametrize("design", BESIDE)
-def test_an_event_over_the_item_limit_is_a_dead_letter_and_stops_nobody(design: str) -> None:
-    """Found by a change of many removals: small state, event larger than any item, tried again for ever."""
+def test_an_event_over_the_item_limit_is_a_dead_letter_and_later_events_are_written(design: str) -> None:
+    """Regression: a change with many removals made an event larger than any item, though the state was small, and the
+    consumer retried it for ever.
+    """
     cell = Cell((design,), max_value_bytes=128 * 1024)
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(4)
@@ -121,8 +123,8 @@ def test_an_event_over_the_item_limit_is_a_dead_letter_and_stops_nobody(design: 
 
 
 @pytest.mark.parametrize("design", BESIDE)
-def test_a_reader_that_is_told_another_number_of_partitions_sees_a_loss(design: str) -> None:
-    """I5: half of the partitions would look like half of the fleet, and pass for whole. Layouts share no key."""
+def test_a_reader_with_another_number_of_partitions_refuses_to_give_a_view(design: str) -> None:
+    """I5: a reader of half of the partitions would take half of the fleet for all of it. Layouts share no key."""
     cell = Cell(BESIDE[design])
     cell.publish("report", state={})
     cell.step(4)
@@ -130,8 +132,8 @@ def test_a_reader_that_is_told_another_number_of_partitions_sees_a_loss(design: 
         cell.reader(design, partitions=2).read(max_age=10)
 
 
-def test_a_consumer_that_is_told_another_number_of_partitions_writes_a_layout_of_its_own() -> None:
-    """It takes no event away from the others, and dead-letters none."""
+def test_a_consumer_with_another_number_of_partitions_writes_a_separate_layout() -> None:
+    """It takes no event from the consumers of the other layout, and makes no dead letters."""
     cell = Cell()
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(4)
@@ -145,8 +147,8 @@ def test_a_consumer_that_is_told_another_number_of_partitions_writes_a_layout_of
     assert cell.reader("journal", partitions=2).read(max_age=5, on_stale="flag").incomplete >= {"partition 0"}
 
 
-def test_a_take_that_failed_waits_before_the_next() -> None:
-    """Regression: each step tried again, and raised the term of whatever could be taken."""
+def test_a_failed_takeover_is_retried_only_after_a_pause() -> None:
+    """Regression: each step tried again, and raised the term of every partition whose store answered."""
     cell = Cell()
     cell.publish("report", state={})
     cell.step(4)
@@ -160,8 +162,8 @@ def test_a_take_that_failed_waits_before_the_next() -> None:
     assert 1 <= cell.consumer.stats.store_errors <= 4
 
 
-def test_a_node_that_was_never_heard_of_is_over_every_bound() -> None:
-    """Regression (I5): it appeared in a read that did not ask for signs of life, and then the store was away."""
+def test_a_node_without_a_sign_of_life_is_over_every_age_bound() -> None:
+    """Regression (I5): the node appeared in a read that did not ask for signs of life, and then the store was down."""
     cell = Cell(("journal",))
     cell.publish("report", node="a", state={})
     cell.step(8)

@@ -1,17 +1,22 @@
-"""The last word on what a node takes on: orders are held against what it has now, then carried out or refused.
+"""Admission: the agent checks each order against the node's present state, then carries it out or refuses it.
 
-    End, of what is here                  --> ended       of what is not here          --> done, nothing changed
-    Build, of what is here as it is asked --> done, nothing changed, however late
-    Build, overdue                        --> refused: expired
-           in place of nothing, or of
-           another order's                --> refused: not-here
-           of what another order built    --> refused: here, unless it is in place
-           the node is not ``up``         --> refused: status, unless it is in place
-           anti-affinity, enough are here --> refused: group
-           it does not fit                --> refused: no-room
-           else                           --> admitted, in place of what the instance may have had
+The first line that matches decides:
 
-So an order may come twice, late, or after a later one: what is answered is what is so.
+    End, the instance is not on the node, or another
+        order built it than the End expects            --> done, nothing changes
+    End                                                --> ended
+    Build, the instance is there as the order asks     --> done, nothing changes, even after the deadline
+    Build, after its deadline                          --> refused: expired
+    Build in place, the instance is not on the node,
+        or another order built it than the Build expects --> refused: not-here
+    Build not in place, another order built it there   --> refused: here
+    Build not in place, the node is not ``up``         --> refused: status
+    Build, its group has enough members on the node
+        (anti-affinity)                                --> refused: group
+    Build, its resources do not fit                    --> refused: no-room
+    Build                                              --> admitted, replacing what the instance had on the node
+
+The answer describes the node's state, so an order may come twice, late, or after a later order.
 """
 
 from __future__ import annotations
@@ -29,25 +34,27 @@ from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, 
 from nodestate.ports import Clock
 
 KEPT_REFUSALS_COUNT: Final = 8
-"""Refusals that a node's state tells of: the last ones."""
+"""Number of refusals that a node's state lists: the newest ones."""
 SPARE_BYTES: Final = 16 * 1024
-"""What must be left of a report's size beside the allocations: usage and metrics change, refusals are told of."""
+"""Bytes of a report that allocations must leave free: usage and metrics change, and refusals are listed."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class Rejection(NamedTuple):
-    """Why not."""
+    """Why an order is refused."""
 
     reason: Refusal
+    """The frozen word of the answer."""
     detail: str
+    """An explanation for people."""
 
 
-# -- judging --------------------------------------------------------------------------------------
+# -- decisions ------------------------------------------------------------------------------------
 
 
 def allocation_of(order: Build) -> dict[str, Any]:
-    """The allocation that an order asks for, as it stands in a node's state."""
+    """The allocation that an order asks for, in the form that a node's state has it."""
     allocation: dict[str, Any] = {"resources": order.resources}
     if order.group is not None:
         allocation["group"] = order.group
@@ -57,7 +64,7 @@ def allocation_of(order: Build) -> dict[str, Any]:
 
 
 def is_done(order: Order, room: Room) -> bool:
-    """True where the node is as the order asks already."""
+    """True if the node is in the state that the order asks for already."""
     here = room.allocations.get(order.instance)
     if isinstance(order, End):
         return here is None or order.of not in ("", _built_by(here))
@@ -70,24 +77,24 @@ def is_done(order: Order, room: Room) -> bool:
 
 
 def judge(order: Build, room: Room, now: float) -> Rejection | None:
-    """Why a node must not take this on; None where it may. ``now`` in seconds since 1970."""
+    """Why the node must refuse the order; None if it may carry it out. ``now`` in seconds since 1970."""
     if now > order.deadline:
         return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
     if order.in_place:
         here = room.allocations.get(order.instance)
         if here is None:
-            return Rejection("not-here", "the instance has nothing on this node that could be changed in place")
+            return Rejection("not-here", "the instance has no allocation on this node, so it can't be changed in place")
         if order.of not in ("", _built_by(here)):
-            return Rejection("not-here", f"what the instance has on this node is not of order {order.of}")
+            return Rejection("not-here", f"the instance's allocation on this node was not built by order {order.of}")
     elif order.instance in room.allocations and _built_by(room.allocations[order.instance]) != order.hints.get("order"):
-        return Rejection("here", "the instance is on this node already, as another order built it")
+        return Rejection("here", "the instance is on this node already, built by another order")
     elif room.status != "up":
-        return Rejection("status", f"the node is {room.status}")
+        return Rejection("status", f"the node's status is {room.status}, not up")
     return _too_many_of_its_group(order, room) or _does_not_fit(order, room)
 
 
 def _built_by(allocation: Mapping[str, Any]) -> object:
-    """The order that an allocation is of, if it says so."""
+    """The order that built an allocation; None if the allocation does not name it."""
     return (allocation.get("hints") or {}).get("order")
 
 
@@ -96,7 +103,7 @@ def _too_many_of_its_group(order: Build, room: Room) -> Rejection | None:
         return None
     limit = order.hints.get("max_per_node", 1)
     if type(limit) is not int or limit < 1:
-        return Rejection("bad-order", f"max_per_node is {limit!r:.40}, and should be a whole number from 1")
+        return Rejection("bad-order", f"max_per_node is {limit!r:.40}; it must be a whole number of at least 1")
     others = sum(
         allocation.get("group") == order.group
         for instance, allocation in room.allocations.items()
@@ -104,19 +111,21 @@ def _too_many_of_its_group(order: Build, room: Room) -> Rejection | None:
     )
     if others < limit:
         return None
-    return Rejection("group", f"{others} of group {order.group} are here, and there may be {limit}")
+    return Rejection("group", f"the node has {others} members of group {order.group}, and the group allows {limit}")
 
 
 def _does_not_fit(order: Build, room: Room) -> Rejection | None:
     had = room.allocations.get(order.instance, {}).get("resources", {})
     for name, amount in order.resources.items():
         more = amount - had.get(name, 0)
-        if more <= 0:  # also on a node that is over its capacity, since its inventory shrank
+        if more <= 0:  # allowed also if the node is over its capacity because its inventory shrank
             continue
         capacity = msgspec.convert(room.inventory[name], Inventory).capacity if name in room.inventory else 0
         left = capacity - room.usage.get(name, 0)
         if more > left:
-            return Rejection("no-room", f"{more} more of {name} are asked, and {max(0, left)} of {capacity} are left")
+            return Rejection(
+                "no-room", f"the order needs {more} more of {name}, and {max(0, left)} of {capacity} are left"
+            )
     return None
 
 
@@ -124,14 +133,19 @@ def _does_not_fit(order: Build, room: Room) -> Rejection | None:
 
 
 class Refusals:
-    """The last refusals of each node, which its state tells in ``namespaces``, so that others than who asked see them."""
+    """The newest refusals of each node. The node's state lists them in ``namespaces``, so every reader sees them, and
+    not only the scheduler that sent the order.
+    """
 
     def __init__(self) -> None:
-        self._of: dict[str, dict[str, dict[str, Any]]] = {}
+        self._by_node: dict[str, dict[str, dict[str, Any]]] = {}
+        """By node and order id, oldest first: the reason, the instance and the time."""
 
-    def note(self, order: Order, reason: Refusal, at: float) -> dict[str, Any] | None:
-        """A patch that tells of one more; None where it was told already."""
-        kept = self._of.setdefault(order.node, {})
+    def add(self, order: Order, reason: Refusal, at: float) -> dict[str, Any] | None:
+        """Record a refusal made at ``at``, seconds since 1970. Returns the patch of the node's state that lists it;
+        None if the state lists the same refusal already.
+        """
+        kept = self._by_node.setdefault(order.node, {})
         known = kept.get(order.id)
         if known is not None and (known["reason"], known["instance"]) == (reason, order.instance):
             return None
@@ -143,9 +157,9 @@ class Refusals:
             patch[oldest] = None
         return {"namespaces": {"nodestate": {"refused": patch}}}
 
-    def onto(self, node: str, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A whole state, as its source gives it, with them."""
-        kept = self._of.get(node)
+    def merged_into(self, node: str, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The node's full state from its source, with the node's refusals added."""
+        kept = self._by_node.get(node)
         if not kept:
             return state
         namespaces = dict(state.get("namespaces", {}))
@@ -153,25 +167,29 @@ class Refusals:
         return {**state, "namespaces": namespaces}
 
 
-# -- carrying out ---------------------------------------------------------------------------------
+# -- execution ------------------------------------------------------------------------------------
 
 
 class _OrderResult(NamedTuple):
-    """What became of one order: refused, or (with a reading) done now, or (without) done before."""
+    """The result of one order."""
 
     order: Order
+    """The order itself."""
     source: AdmittingSource | None = None
+    """The source that carried it out; None if it was refused."""
     refused: Rejection | None = None
+    """Why it was refused; None if it was not."""
     reading: FullState | StatePatch | None = None
+    """The change to publish; None if the node was in the wanted state already."""
 
 
 class Admission:
     """Carries out orders in batches::
 
-        judged, and built or ended --the source keeps it--> durable --published--> seen --> answered
+        order --checked, built or ended--> done in memory --the source stores it--> durable --published--> answered
 
-    So nobody is told of an allocation that would not outlive the agent. Where it can't be kept all orders of that source
-    are refused as ``failed``.
+    The change is stored before it is published or answered, so a scheduler never learns of an allocation that the agent
+    would lose with a restart. If a source can't store the batch, all orders to that source are refused as ``failed``.
     """
 
     def __init__(
@@ -182,30 +200,38 @@ class Admission:
         publish: Callable[[FullState | StatePatch], None],
     ) -> None:
         self.refusals = Refusals()
+        """The newest refusals of each node."""
         self.admitted = 0
+        """Orders that built or changed an instance."""
         self.ended = 0
+        """Orders that ended an instance."""
         self.refused = 0
+        """Orders that were refused."""
         self._clock = clock
+        """Wall-clock time, for deadlines."""
         self._publishers = publishers
+        """The agent's nodes."""
         self._source_of = source_of
+        """Returns the source that carries out a node's orders; None if the node's source takes none."""
         self._publish = publish
+        """Publishes a changed state."""
 
     def carry_out(self, orders: Sequence[Order]) -> list[Answer]:
-        """One answer for each order, in their order."""
+        """Carry out the orders. Returns one answer for each, in the same order."""
         promised: dict[str, int] = {}
         outcomes = [self._decide(order, promised) for order in orders]
-        lost: dict[int, Rejection] = {}
+        not_stored: dict[int, Rejection] = {}
         for source in {id(outcome.source): outcome.source for outcome in outcomes}.values():
             if source is not None:
                 try:
                     source.keep()
                 except SourceUnavailableError as error:
-                    lost[id(source)] = Rejection("failed", str(error))
+                    not_stored[id(source)] = Rejection("failed", str(error))
         return [
-            self._tell(
+            self._publish_and_answer(
                 outcome
-                if outcome.refused is not None or id(outcome.source) not in lost
-                else _OrderResult(outcome.order, refused=lost[id(outcome.source)])
+                if outcome.refused is not None or id(outcome.source) not in not_stored
+                else _OrderResult(outcome.order, refused=not_stored[id(outcome.source)])
             )
             for outcome in outcomes
         ]
@@ -213,12 +239,10 @@ class Admission:
     def _decide(self, order: Order, promised: dict[str, int]) -> _OrderResult:
         publisher = self._live(order.node)
         if publisher is None:
-            return _OrderResult(order, refused=Rejection("unknown-node", "the agent has no such node"))
+            return _OrderResult(order, refused=Rejection("unknown-node", f"this agent has no node {order.node}"))
         source = self._source_of(order.node)
         if source is None:
-            return _OrderResult(
-                order, refused=Rejection("failed", "what the agent reads the node from takes no orders")
-            )
+            return _OrderResult(order, refused=Rejection("failed", f"the source of {order.node} takes no orders"))
         try:
             room = source.room(order.node)
             if is_done(order, room):
@@ -231,7 +255,7 @@ class Admission:
             if refused is None and (
                 size + SPARE_BYTES > publisher.spare_bytes or len(room.allocations) >= MAX_ALLOCATIONS_COUNT
             ):
-                refused = Rejection("no-room", "its allocations would be more than a report can carry")
+                refused = Rejection("no-room", f"the allocations of {order.node} would not fit into a report")
             if refused is not None:
                 return _OrderResult(order, refused=refused)
             promised[order.node] = size
@@ -243,12 +267,12 @@ class Admission:
         publisher = self._publishers.get(node)
         return publisher if publisher is not None and publisher.live else None
 
-    def _tell(self, outcome: _OrderResult) -> Answer:
+    def _publish_and_answer(self, outcome: _OrderResult) -> Answer:
         order, refused = outcome.order, outcome.refused
         publisher = self._live(order.node)
         if refused is not None:
             self.refused += 1
-            patch = self.refusals.note(order, refused.reason, self._clock.time()) if publisher is not None else None
+            patch = self.refusals.add(order, refused.reason, self._clock.time()) if publisher is not None else None
             if patch is not None:
                 self._publish(StatePatch(order.node, patch))
         elif outcome.reading is not None:

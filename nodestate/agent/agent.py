@@ -216,7 +216,7 @@ class Agent:
             self._log.error("source gave a bad state", node=reading.node, reason=error.reason, detail=error.detail)
 
     def _take_whole(self, publisher: Publisher, state: Mapping[str, Any]) -> None:
-        state = self._admission.refusals.onto(publisher.node, state)
+        state = self._admission.refusals.merged_into(publisher.node, state)
         if publisher.live:
             try:
                 patch = diff_patch(publisher.state(), dict(state))

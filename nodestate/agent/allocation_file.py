@@ -1,12 +1,14 @@
-r"""What an agent admitted, on disk: one file for each source, for as long as the allocations live.
+r"""The allocations that an agent admitted, on disk: one file for each source of state.
 
-    (no file) --open--> empty        file --open: read, and written anew without what ended--> open
-    open --keep: one line, one fsync--> open        --keep fails: nothing of it counts--> the next writes the file anew
+    (no file) --open--> empty        file --open: read, and rewritten without ended allocations--> open
+    open --keep: one line, one fsync--> open        --keep fails: none of it is stored--> the next keep rewrites the
+    file
 
-Each line is a checksum (CRC-32, as eight hexadecimal digits), a space, and JSON. The first says of which source the file
-is, and how many lines were written at once with it: those are whole or the file is damaged. Each of the others is what
-one ``keep`` stored. The last of them may be torn, as its agent may have died while it wrote; then nobody was told of it.
-Any other damage stops the agent: what it promised to keep would be gone without a word.
+Each line is a checksum (CRC-32, as eight hexadecimal digits), a space, and JSON. The first line is a header: it names
+the source, and the number of lines that were written together with it. Those lines are whole, or the file is damaged.
+Each later line is what one ``keep`` stored. The last line may be torn, if the agent died while it wrote; then its
+orders were not answered. Any other damage stops the agent, because allocations that it promised to keep would be lost
+silently.
 """
 
 from __future__ import annotations
@@ -24,26 +26,35 @@ from nodestate.agent.atomic_file import write_atomically
 from nodestate.errors import ConfigError
 
 MIN_LINES_COUNT: Final = 1_000
-"""A file is not written anew before it has so many lines …"""
+"""A file with fewer lines is not rewritten."""
 LINES_PER_ALLOCATION: Final = 4
-"""… and so many for each allocation that lives."""
+"""A file is rewritten when it has more lines than this per allocation."""
 CHECKSUM_CHARS: Final = 8
 
 AllocationJson = dict[str, Any]
+"""An allocation as it stands in a node's state."""
 
 
 class AllocationChange(NamedTuple):
-    """What an instance has on a node from now on; None where that is nothing any more."""
+    """A new allocation of an instance on a node, or its end."""
 
     node: str
+    """The node's name."""
     instance: str
+    """The instance's id."""
     allocation: AllocationJson | None
+    """What the instance has from now on; None if the instance ended."""
 
 
 class _FileHeader(msgspec.Struct):
+    """The first line of a file."""
+
     v: int
+    """Version of the format: 1."""
     source: str
+    """Name of the source whose allocations these are."""
     lines: int
+    """Number of lines that were written together with the header."""
 
 
 _decode_header = msgspec.json.Decoder(_FileHeader).decode
@@ -52,43 +63,52 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AllocationFile:
-    """The allocations of one source. Nothing is touched before ``open``: by then the agent holds the lock of its life."""
+    """The stored allocations of one source. The file is not touched before ``open``: by then the agent holds the lock
+    of its incarnation.
+    """
 
     def __init__(self, directory: str | Path, source: str) -> None:
         self._path = Path(directory) / f"{source}.allocations"
+        """The file."""
         self._source = source
-        self._of: dict[str, dict[str, AllocationJson]] = {}
+        """Name of the source."""
+        self._by_node: dict[str, dict[str, AllocationJson]] = {}
+        """All stored allocations, by node and instance."""
         self._file: int | None = None
+        """Descriptor to append with; None if the next ``keep`` rewrites the file."""
         self._lines = 0
+        """Lines of the file, without its header."""
 
     def open(self) -> dict[str, dict[str, AllocationJson]]:
-        """What was kept, by node and instance. Raises ``ConfigError`` where the file is damaged or can't be written."""
+        """Read the file. Returns the stored allocations by node and instance. Raises ``ConfigError`` if the file is
+        damaged or can't be written.
+        """
         try:
             if self._path.exists():
                 self._read(self._path.read_bytes())
-            self._write_anew()
+            self._rewrite()
         except OSError as error:
             raise ConfigError(
-                f"an agent must keep what it admitted on disk, and can't: {error}; see the setting state_dir"
+                f"the agent can't store its allocations: {error}; set state_dir to a directory that it may write"
             ) from error
-        return {node: dict(instances) for node, instances in self._of.items()}
+        return {node: dict(instances) for node, instances in self._by_node.items()}
 
     def keep(self, changes: Sequence[AllocationChange]) -> None:
-        """Store these, all or none: they are on disk when this returns. Raises ``OSError``."""
-        before = [(node, instance, self._of.get(node, {}).get(instance)) for node, instance, _ in changes]
+        """Store these changes, all or none. They are on disk when this returns. Raises ``OSError``."""
+        before = [(node, instance, self._by_node.get(node, {}).get(instance)) for node, instance, _ in changes]
         self._apply(changes)
         try:
             if self._file is None or self._lines > max(MIN_LINES_COUNT, LINES_PER_ALLOCATION * self._count()):
-                self._write_anew()
+                self._rewrite()
             else:
                 self._append(changes)
         except OSError:
             self._apply([AllocationChange(*one) for one in reversed(before)])
-            self.close()  # what is in the file now is not known: the next keep writes it anew
+            self.close()  # the end of the file is unknown now: the next keep rewrites the file
             raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; its content stays."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
@@ -96,16 +116,16 @@ class AllocationFile:
     # -- inside
 
     def _count(self) -> int:
-        return sum(map(len, self._of.values()))
+        return sum(map(len, self._by_node.values()))
 
     def _apply(self, changes: Sequence[AllocationChange]) -> None:
         for node, instance, allocation in changes:
             if allocation is not None:
-                self._of.setdefault(node, {})[instance] = allocation
-            elif node in self._of:
-                self._of[node].pop(instance, None)
-                if not self._of[node]:
-                    del self._of[node]
+                self._by_node.setdefault(node, {})[instance] = allocation
+            elif node in self._by_node:
+                self._by_node[node].pop(instance, None)
+                if not self._by_node[node]:
+                    del self._by_node[node]
 
     def _append(self, changes: Sequence[AllocationChange]) -> None:
         assert self._file is not None
@@ -115,44 +135,44 @@ class AllocationFile:
         os.fsync(self._file)
         self._lines += 1
 
-    def _write_anew(self) -> None:
+    def _rewrite(self) -> None:
         self.close()
         lines = [
             _line(_encode([AllocationChange(node, instance, allocation) for instance, allocation in instances.items()]))
-            for node, instances in self._of.items()
+            for node, instances in self._by_node.items()
         ]
-        first = _line(_encode(_FileHeader(1, self._source, len(lines))))
-        write_atomically(self._path, b"".join([first, *lines]))
+        header = _line(_encode(_FileHeader(1, self._source, len(lines))))
+        write_atomically(self._path, b"".join([header, *lines]))
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._lines = len(lines)
 
     def _read(self, content: bytes) -> None:
         first, *lines = content.split(b"\n")
         try:
-            about = _decode_header(_checked(first))
-            if about.v != 1 or about.source != self._source:
-                raise self._damaged(1, f"it is {about.source}'s, in format {about.v}")
-            torn = lines.pop()  # empty where the file ends with a whole line
+            header = _decode_header(_checked(first))
+            if header.v != 1 or header.source != self._source:
+                raise self._damaged(1, f"it belongs to {header.source} and has format {header.v}")
+            torn = lines.pop()  # empty if the file ends with a whole line
             for number, line in enumerate(lines):
                 try:
                     self._apply(_decode_changes(_checked(line)))
                 except (ValueError, msgspec.DecodeError) as error:
-                    if torn or number < about.lines or number < len(lines) - 1:
+                    if torn or number < header.lines or number < len(lines) - 1:
                         raise self._damaged(number + 2, str(error)) from None
                     torn = line
-            if len(lines) < about.lines:
+            if len(lines) < header.lines:
                 raise self._damaged(len(lines) + 2, "it ends here")
-        except (ValueError, msgspec.DecodeError) as error:  # of the first line, or there is not even that
+        except (ValueError, msgspec.DecodeError) as error:  # the header is damaged or missing
             raise self._damaged(1, str(error)) from None
         if torn:
             structlog.get_logger("nodestate.agent").warning(
-                "what the agent was storing when it ended is dropped; nobody was told of it", file=str(self._path)
+                "dropped a torn last line: its orders were not answered", file=str(self._path)
             )
 
-    def _damaged(self, line: int, why: str) -> ConfigError:
+    def _damaged(self, line: int, reason: str) -> ConfigError:
         return ConfigError(
-            f"{self._path} is damaged in line {line} ({why}). It says which allocations {self._source} has promised to keep: "
-            "restore it, or move it away if all its instances are gone"
+            f"{self._path} is damaged in line {line} ({reason}). It holds the allocations that {self._source} "
+            "has promised to keep: restore the file, or move it away if all its instances are gone"
         )
 
 
@@ -161,7 +181,7 @@ def _line(content: bytes) -> bytes:
 
 
 def _checked(line: bytes) -> bytes:
-    """The JSON of a line. Raises ``ValueError``."""
+    """The JSON of a line. Raises ``ValueError`` if its checksum is wrong."""
     content = line[CHECKSUM_CHARS + 1 :]
     if line[: CHECKSUM_CHARS + 1] != b"%08x " % zlib.crc32(content):
         raise ValueError("its checksum is wrong")

@@ -1,4 +1,4 @@
-"""Files that must survive the machine."""
+"""A file whose content must survive a crash of the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file's new content in place of the old: on disk when this returns, and never a part of it. Raises ``OSError``."""
+    """Replace a file's content by a new one, which is on disk when this returns. A crash leaves the old content or the
+    new one, never a part. Raises ``OSError``.
+    """
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("wb") as file:
         file.write(content)

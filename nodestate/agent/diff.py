@@ -1,4 +1,4 @@
-"""The inverse of a merge patch."""
+"""The merge patch that turns one state into another."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class InexpressibleError(ValueError):
-    """Raised when no merge patch leads from one state to the other: null in a patch means "remove"."""
+    """Raised if no merge patch turns one state into the other: a patch can't set null, because null means "remove"."""
 
 
 def diff_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The smallest RFC 7396 patch that leads from one state to another: merged into ``old`` it gives ``new``.
+    """The smallest RFC 7396 patch that, merged into ``old``, gives ``new``.
 
-    Empty where they are equal (1, 1.0 and True are different values). Neither is changed; the patch shares parts of
-    ``new``. Raises ``InexpressibleError`` where a value that changed is or holds a null outside of a list.
+    Returns an empty patch if they are equal (1, 1.0 and True are different values). Neither is changed; the patch
+    shares parts of ``new``. Raises ``InexpressibleError`` if a changed value is null or holds a null outside of a list.
     """
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
@@ -35,9 +35,9 @@ def diff_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(value: Any) -> Any:
-    """A value as a patch that sets it, where nothing or something else is."""
+    """The patch that sets a value, whatever was there before. Raises ``InexpressibleError`` for null."""
     if value is None:
-        raise InexpressibleError("a merge patch can't set null")
+        raise InexpressibleError("a merge patch can't set a field to null")
     if isinstance(value, dict):
         return {key: _set(inner) for key, inner in value.items()}
     return value

@@ -1,9 +1,10 @@
-"""Which life of an agent this is. A later life has a larger number, also when the clock was set back.
+"""Incarnations: each start of an agent gets a larger number than the start before, also if the clock was set back.
 
-    (no file) --> life 1: the clock's seconds     file --> max(the clock's seconds, last + 1)
+    (no file) --start--> the clock's seconds          file --start--> max(the clock's seconds, last + 1)
 
-The number is on disk before it is used. A damaged file stops the agent: guessing could make the new life look
-older than the last, and then everything it reports would be taken for a duplicate, for good.
+The number is on disk before the agent uses it. A damaged file stops the agent. If the agent guessed a number, the
+number could be smaller than the last one, and consumers would then drop everything the agent reports as duplicates, for
+ever.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def state_directory(config: Config) -> Path:
-    """Where a cell's agents keep their lives on this machine."""
+    """The directory where a cell's agents on this machine store incarnations and allocations."""
     if config.state_dir:
         base = Path(config.state_dir)
     elif os.geteuid() == 0:
@@ -45,36 +46,45 @@ def state_directory(config: Config) -> Path:
 
 
 class IncarnationLock:
-    """One life of one agent (or fleet of agents): holds the lock on its name until it is closed.
+    """The incarnation of one running agent, or of one fleet of agents. It locks the agent's name until it is closed.
 
-    Raises ``ConfigError`` where another living agent has the name, where the file is damaged, and where it
-    can't be written.
+    Args:
+        directory: where the file and the lock are; made if it does not exist.
+        name: the agent's name, of the form of a node's name.
+        now: seconds since 1970.
+
+    Raises ``ConfigError`` if another running agent holds the name, if the file is damaged, or if it can't be written.
     """
 
     def __init__(self, directory: str | Path, name: str, now: float) -> None:
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is no name of a node: want 1 to {MAX_NODE_NAME_CHARS} of A-Z a-z 0-9 . _ : -")
+            raise ConfigError(
+                f"{name!r} can't be an agent's name: use 1 to {MAX_NODE_NAME_CHARS} characters of A-Z a-z 0-9 . _ : -"
+            )
         self._file = Path(directory) / f"{name}.incarnation"
+        """The file with the number of the last incarnation."""
         self._lock: int | None = None
+        """Descriptor of the locked file; None once closed."""
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock(name)
             self.incarnation = max(int(now), 1, self._last(name) + 1)
+            """The number of this incarnation."""
             self._write(name)
         except OSError as error:
             self.close()
             raise ConfigError(
-                f"an agent must keep its incarnation on disk, and can't: {error}; see the setting state_dir"
+                f"the agent can't store its incarnation: {error}; set state_dir to a directory that it may write"
             ) from error
         except ConfigError:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let the next life begin."""
+        """Release the name, so that the next incarnation can start."""
         lock, self._lock = self._lock, None
         if lock is not None:
-            os.close(lock)  # and with it the lock
+            os.close(lock)  # releases the lock
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +93,8 @@ class IncarnationLock:
         self.close()
 
     def _take_lock(self, name: str) -> None:
-        # A file beside the number's, which is replaced at each life and would take the lock with it.
+        # The lock has a file of its own: the incarnation's file is replaced at each start, and its lock would go with
+        # it.
         path = self._file.with_name(f"{name}.lock")
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -91,8 +102,8 @@ class IncarnationLock:
         except BlockingIOError:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
-                f"another agent (process {holder}) reports {name} already, by {path}: two would contradict each "
-                "other; end one, or give them different names or state_dir"
+                f"another agent (process {holder}) reports {name} already and holds {path}: two agents would "
+                "contradict each other; stop one, or give them different names or different state_dir"
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
@@ -107,13 +118,13 @@ class IncarnationLock:
         except msgspec.DecodeError as error:
             raise self._damaged(name, str(error)) from None
         if kept.node != name:
-            raise self._damaged(name, f"it is {kept.node}'s")
+            raise self._damaged(name, f"it belongs to {kept.node}")
         return kept.incarnation
 
-    def _damaged(self, name: str, why: str) -> ConfigError:
+    def _damaged(self, name: str, reason: str) -> ConfigError:
         return ConfigError(
-            f"{self._file} is damaged ({why}). The next life of {name} must have a larger number than the last one, "
-            "which readers show as its incarnation: write that into the file, as "
+            f"{self._file} is damaged ({reason}). The next incarnation of {name} must be larger than its last "
+            "one, which `nodestate view` shows: write that number into the file, as "
             f'{{"node": "{name}", "incarnation": N}}, or delete the file if this machine\'s clock was never set back'
         )
 
@@ -122,9 +133,11 @@ class IncarnationLock:
 
 
 def next_incarnation(directory: str | Path, node: str, now: float) -> int:
-    """The number of the next life of ``node``, on disk already. ``now`` in seconds since 1970.
+    """Store and return the next incarnation of ``node``, without keeping its name locked. ``now`` in seconds since
+    1970.
 
-    Raises ``ConfigError`` as ``IncarnationLock`` does; an agent holds its ``IncarnationLock`` instead, to keep others from its name.
+    Raises ``ConfigError`` as ``IncarnationLock`` does. An agent keeps an ``IncarnationLock`` open instead, so that no
+    other agent can start under its name.
     """
-    with IncarnationLock(directory, node, now) as life:
-        return life.incarnation
+    with IncarnationLock(directory, node, now) as lock:
+        return lock.incarnation
