@@ -105,7 +105,7 @@ def open_scheduler(
                 yield scheduler
             except TimeoutError as error:
                 cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
-                if any(scheduler.claim_table.own_claims()):
+                if any(scheduler.claim_table.own):
                     cause += f"; claims that were made end after {config.claim_ttl_s:g} s"
                 raise CommandTimeoutError(cause) from error
     finally:

@@ -31,9 +31,8 @@ from nodestate.errors import BadRequestError, BehindError, NodestateError, NotFo
 from nodestate.model import Receipt
 from nodestate.ports import WriteStatus
 from nodestate.scheduling import order_ids
-from nodestate.scheduling.claims import Claim
+from nodestate.scheduling.claims import Claim, claims_by_reservation
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
-from nodestate.scheduling.claims.record import by_reservation
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.boots import Boot, Booted, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold
@@ -201,7 +200,7 @@ class Groups:
                 for placing in waiting:
                     assert placing.node is not None, "claimed"
                     assert placing.claim is not None, "claimed"
-                    until = claim_table.now(placing.node) + hold_s
+                    until = claim_table.servers.time(placing.node) + hold_s
                     claim = msgspec.structs.replace(placing.claim, until=until, kept=True)
                     placing.renew(claim)
                     claim_table.add_claim(placing.node, claim)
@@ -219,11 +218,11 @@ class Groups:
         """Other reservations that have claimed, and not yet kept: their claims may go."""
         scheduler = self._scheduler
         found = set()
-        for node, known in scheduler.claim_table.known.items():
+        for node, known in scheduler.claim_table.records.known.items():
             if not known.record.claims:
                 continue
             with suppress(NodestateError):  # a server that does not answer: nobody waits for what is claimed there
-                now = scheduler.claim_table.now(node)
+                now = scheduler.claim_table.servers.time(node)
                 found |= {
                     claim.reservation
                     for claim in known.record.claims
@@ -240,7 +239,7 @@ class Groups:
         scheduler = self._scheduler
         scheduler.refresh()
         scheduler.claim_table.read_records(list(scheduler.fleet.names))
-        scheduler.claim_table.require_servers()
+        scheduler.claim_table.servers.require_all()
         return [self._held(number, claims) for number, claims in sorted(self._claims().items())]
 
     def extend(self, number: str, hold_s: float, *, owner: str = "") -> Reservation:
@@ -383,14 +382,14 @@ class Groups:
         """
         scheduler = self._scheduler
         scheduler.refresh()
-        own = [node for node, claim in scheduler.claim_table.own_claims() if claim.reservation == number]
+        own = [node for node, claim in scheduler.claim_table.own if claim.reservation == number]
         scheduler.claim_table.read_records(own)
         claims = self._claims().get(number, [])
         if not claims or len(claims) < claims[0][1].members:
             scheduler.claim_table.read_records(list(scheduler.fleet.names))
             claims = self._claims().get(number, [])
         if not claims or (not part and len(claims) < claims[0][1].members):
-            scheduler.claim_table.require_servers()
+            scheduler.claim_table.servers.require_all()
         if not claims:
             raise NotFoundError("reservation", f"no {number} is held in cell {scheduler.config.cell}: it expired, was "
                                   "released or confirmed, or is another cell's")  # fmt: skip
@@ -409,16 +408,18 @@ class Groups:
     def _claims(self) -> dict[str, list[tuple[str, Claim]]]:
         claim_table = self._scheduler.claim_table
         found: dict[str, list[tuple[str, Claim]]] = {}
-        for node, known in claim_table.known.items():
+        for node, known in claim_table.records.known.items():
             if not known.record.claims:
                 continue
             with suppress(NodestateError):  # what lives on a server that does not answer is not at hand
-                for number, claims in by_reservation({node: known.record}, claim_table.now(node)).items():
+                for number, claims in claims_by_reservation(
+                    {node: known.record}, claim_table.servers.time(node)
+                ).items():
                     found.setdefault(number, []).extend(claims)
         return found
 
     def _held(self, number: str, claims: list[tuple[str, Claim]]) -> Reservation:
-        left = min(claim.until - self._scheduler.claim_table.now(node) for node, claim in claims)
+        left = min(claim.until - self._scheduler.claim_table.servers.time(node) for node, claim in claims)
         whole = len(claims) == claims[0][1].members and all(claim.kept for _, claim in claims)
         members = tuple(
             _member(node, claim, placed=self._scheduler.claim_table.is_allocated(node, claim)) for node, claim in claims

@@ -161,7 +161,7 @@ class Scheduler:
                 self.reader.read(at_least=receipt, on_stale="flag", timeout=left_s)
         with suppress(StaleViewError):
             self.refresh()
-        self.claim_table.read_records(self.claim_table.nodes_claimed_by_others(self.name))
+        self.claim_table.read_records(self.claim_table.records.nodes_claimed_by_others(self.name))
         return self.fleet.changes != before
 
     # -- selecting
@@ -224,9 +224,9 @@ class Scheduler:
         ended = {(ending.node, ending.instance) for ending in endings}
         self._settle(
             (node, claim)
-            for node, claim in self.claim_table.own_claims()
+            for node, claim in self.claim_table.own
             if (node, claim.instance) in ended
-            and (self.claim_table.allocated_version(claim.id) is not None or self._seen_allocated(node, claim))
+            and (self.claim_table.own.allocated_version(claim.id) is not None or self._seen_allocated(node, claim))
         )
         return endings
 
@@ -369,9 +369,7 @@ class Scheduler:
             fresh = False
         self.claim_table.reassert_own_claims()
         if fresh:  # members of a reservation may be confirmed yet, by their claims
-            self._settle(
-                own for own in self.claim_table.own_claims() if not own[1].reservation and self._seen_allocated(*own)
-            )
+            self._settle(own for own in self.claim_table.own if not own[1].reservation and self._seen_allocated(*own))
         else:
             self.claim_table.flush_all()
         if fresh and self.boots is not None:
@@ -446,18 +444,18 @@ class Scheduler:
         """Drop the claims that became allocations, as far as the last view has them. They count no more for who saw that; for
         others their room is free, when the instance ends, at once and not after ``claim_ttl_s``. Who goes does it before.
         """
-        self._settle(own for own in self.claim_table.own_claims() if self._seen_allocated(*own))
+        self._settle(own for own in self.claim_table.own if self._seen_allocated(*own))
 
     def _settle(self, claims: Iterable[tuple[str, Claim]]) -> None:
         for node, claim in list(claims):
-            row, told = self.fleet.rows.get(node), self.claim_table.allocated_version(claim.id)
+            row, told = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
             if row is not None and not claim.resize:
                 self.claim_table.drop_claim(node, claim.id, told if told is not None else self.fleet.version[row])
         self.claim_table.flush_all()
 
     def _seen_allocated(self, node: str, claim: Claim) -> bool:
         """Whether the last view has what the claim became; or had, where it went since."""
-        row, told = self.fleet.rows.get(node), self.claim_table.allocated_version(claim.id)
+        row, told = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
         if row is None:
             return False
         return self.claim_table.is_allocated(node, claim) or (told is not None and told <= self.fleet.version[row])

@@ -81,7 +81,7 @@ class Party:
     def claim(self, node: str, vcpu: int = 1, seconds: float = CLAIM_TTL_S, **more: Any) -> Claim:
         """A claim that is not taken yet."""
         number = f"{self.name}-{next(self._numbers)}"
-        until = self.claim_table.now(node) + seconds
+        until = self.claim_table.servers.time(node) + seconds
         return Claim(
             **{
                 "id": number,
@@ -106,7 +106,9 @@ class Party:
         """Read the claims of others as they are now."""
         self.looked_again += 1
         before = self.fleet.changes
-        self.claim_table.read_records([node for node, known in self.claim_table.known.items() if known.record.claims])
+        self.claim_table.read_records(
+            [node for node, known in self.claim_table.records.known.items() if known.record.claims]
+        )
         return self.fleet.changes != before
 
     def place(self, *requests: Request, **more: Any) -> list[Placing]:
@@ -127,7 +129,7 @@ class Party:
 
     def own(self) -> set[tuple[str, str]]:
         """Its claims by node and id."""
-        return {(node, claim.id) for node, claim in self.claim_table.own_claims()}
+        return {(node, claim.id) for node, claim in self.claim_table.own}
 
 
 class Parties:

@@ -12,13 +12,13 @@ from nodestate.scheduling.claims.record import (
     UNSURE_S,
     Claim,
     ClaimRecord,
-    by_reservation,
-    changed,
-    group_limit,
-    live,
-    outstanding,
-    settled,
-    unsure,
+    claims_by_reservation,
+    is_unsure,
+    live_claims,
+    max_group_members,
+    outstanding_claims,
+    with_changes,
+    without_ended_claims,
 )
 from nodestate.scheduling.fleet import OutstandingClaims
 
@@ -47,28 +47,30 @@ def claim(number: str = "1", until: float = 110.0, vcpu: int = 1, **more: object
 
 def test_a_claim_counts_until_nobody_can_think_that_it_still_does() -> None:
     """Each knows the server's clock to the second: a holder must not count on what another has dropped."""
-    assert live([claim(until=100.0)], 100.0 + CLOCK_S / 2) == [claim(until=100.0)]
-    assert live([claim(until=100.0)], 100.0 + CLOCK_S) == []
+    assert live_claims([claim(until=100.0)], 100.0 + CLOCK_S / 2) == [claim(until=100.0)]
+    assert live_claims([claim(until=100.0)], 100.0 + CLOCK_S) == []
 
 
 def test_a_record_that_was_begun_lately_is_unsure() -> None:
     """Claims from before may be missing from it until their holders have put them back."""
-    assert unsure(ClaimRecord(100.0), 100.0)
-    assert unsure(ClaimRecord(100.0), 100.0 + UNSURE_S - 0.1)
-    assert not unsure(ClaimRecord(100.0), 100.0 + UNSURE_S)
+    assert is_unsure(ClaimRecord(100.0), 100.0)
+    assert is_unsure(ClaimRecord(100.0), 100.0 + UNSURE_S - 0.1)
+    assert not is_unsure(ClaimRecord(100.0), 100.0 + UNSURE_S)
 
 
 def test_what_the_node_shows_is_claimed_no_more() -> None:
     """It is in its usage already; twice would be a node that looks full and is not."""
     two = [claim("1", vcpu=2, group="web"), claim("2", vcpu=3)]
-    assert outstanding(two, 100.0, ()) == OutstandingClaims({"VCPU": 5}, {"vm1": "web", "vm2": None})
-    assert outstanding(two, 100.0, {"1"}) == OutstandingClaims({"VCPU": 3}, {"vm2": None})
-    assert outstanding(two, 120.0, ()) == OutstandingClaims()
+    assert outstanding_claims(two, 100.0, ()) == OutstandingClaims({"VCPU": 5}, {"vm1": "web", "vm2": None})
+    assert outstanding_claims(two, 100.0, {"1"}) == OutstandingClaims({"VCPU": 3}, {"vm2": None})
+    assert outstanding_claims(two, 120.0, ()) == OutstandingClaims()
 
 
 def test_what_a_resize_takes_is_beyond_what_the_instance_has() -> None:
     """The instance is on the node already, and in its group: it is not there twice."""
-    assert outstanding([claim(vcpu=2, resize=True, group="web")], 100.0, ()) == OutstandingClaims({"VCPU": 2}, {})
+    assert outstanding_claims([claim(vcpu=2, resize=True, group="web")], 100.0, ()) == OutstandingClaims(
+        {"VCPU": 2}, {}
+    )
 
 
 @given(records, st.sets(ids), st.integers(0, 9))
@@ -76,26 +78,26 @@ def test_settling_changes_nothing_for_who_has_seen_as_much(
     record: ClaimRecord, shown: set[str], generation: int
 ) -> None:
     """What is dropped counted for nothing; who has seen less must not claim on the node until he has seen it."""
-    before = outstanding(record.claims, 100.0, shown)
-    after = settled(record, 100.0, shown, Version(1, generation))
-    assert outstanding(after.claims, 100.0, shown) == outstanding(after.claims, 100.0, ()) == before
+    before = outstanding_claims(record.claims, 100.0, shown)
+    after = without_ended_claims(record, 100.0, shown, Version(1, generation))
+    assert outstanding_claims(after.claims, 100.0, shown) == outstanding_claims(after.claims, 100.0, ()) == before
     assert after.born == record.born
-    dropped = {one.id for one in live(record.claims, 100.0)} & shown
+    dropped = {one.id for one in live_claims(record.claims, 100.0)} & shown
     assert after.seen == (max(record.seen, Version(1, generation)) if dropped else record.seen)
-    assert settled(after, 100.0, shown, Version(1, generation)) == after
+    assert without_ended_claims(after, 100.0, shown, Version(1, generation)) == after
 
 
 @given(records, st.lists(claims, max_size=2), st.sets(ids))
 def test_edits_replace_by_id_and_drop_by_id(record: ClaimRecord, add: list[Claim], drop: set[str]) -> None:
     """Extending a claim must not be a second one. What is both dropped and added is there: a drop comes first."""
     fresh = {one.id: one for one in add}
-    after = changed(record, add=add, drop=drop, seen=Version(1, 5))
+    after = with_changes(record, add=add, drop=drop, seen=Version(1, 5))
     expected = {one.id: one for one in record.claims if one.id not in drop} | fresh
     assert {one.id: one for one in after.claims} == expected
     assert len(after.claims) == len(expected)
     assert after.seen == max(record.seen, Version(1, 5))
-    assert changed(record) == record
-    assert changed(record, seen=NEVER).seen == record.seen
+    assert with_changes(record) == record
+    assert with_changes(record, seen=NEVER).seen == record.seen
 
 
 @given(records)
@@ -106,7 +108,7 @@ def test_a_record_comes_back_from_its_bytes(record: ClaimRecord) -> None:
 
 def test_members_of_a_reservation_are_found_over_all_nodes() -> None:
     """There is no record of a reservation but its claims; those that are over do not count."""
-    found = by_reservation(
+    found = claims_by_reservation(
         {
             "a": ClaimRecord(1.0, claims=(claim("1", reservation="r1"), claim("2"))),
             "b": ClaimRecord(1.0, claims=(claim("3", reservation="r1"), claim("4", reservation="r2", until=98.0))),
@@ -120,9 +122,9 @@ def test_members_of_a_reservation_are_found_over_all_nodes() -> None:
 
 def test_only_anti_affinity_sets_a_bound_to_a_node_s_members() -> None:
     """Hints are anybody's: a bound that is no number is that of the policy."""
-    assert group_limit(claim()) is None
-    assert group_limit(claim(group="web")) is None
-    assert group_limit(claim(group="web", hints={"group_policy": "affinity"})) is None
-    assert group_limit(claim(group="web", hints={"group_policy": "anti-affinity"})) == 1
-    assert group_limit(claim(group="web", hints={"group_policy": "anti-affinity", "max_per_node": 3})) == 3
-    assert group_limit(claim(group="web", hints={"group_policy": "anti-affinity", "max_per_node": "3"})) == 1
+    assert max_group_members(claim()) is None
+    assert max_group_members(claim(group="web")) is None
+    assert max_group_members(claim(group="web", hints={"group_policy": "affinity"})) is None
+    assert max_group_members(claim(group="web", hints={"group_policy": "anti-affinity"})) == 1
+    assert max_group_members(claim(group="web", hints={"group_policy": "anti-affinity", "max_per_node": 3})) == 3
+    assert max_group_members(claim(group="web", hints={"group_policy": "anti-affinity", "max_per_node": "3"})) == 1

@@ -257,7 +257,7 @@ def test_what_is_looked_after_for_a_day_costs_no_more_memory_than_at_first() -> 
         parties.clock.advance(REASSERT_S)
         one.claim_table.reassert_own_claims()
         one.claim_table.flush_all()
-    assert [len(due) for due in one.claim_table._due.values()] == [1]
+    assert [len(due) for due in one.claim_table._deadlines._heaps.values()] == [1]
 
 
 # -- views ----------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_a_loss_is_seen_whatever_the_clock_of_who_began_anew() -> None:
     parties.clock.advance(0.5)
     parties.evict("a")
     two.look(cell.view)
-    assert parties.record("a").born < one.claim_table._own["a"][claim.id][1]
+    assert parties.record("a").born < one.claim_table.own.on("a")[claim.id].record_born
     one.claim_table.reassert_own_claims()
     one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]

@@ -162,8 +162,8 @@ class ClaimsMachine(RuleBasedStateMachine):
     def unordered(self, party: Party) -> list[Claim]:
         """What it counts on, and has not given to an agent."""
         ordered = {order.claim.id for order in self.orders} | self.over
-        now = party.claim_table.now(NODE)
-        return [claim for _, claim in party.claim_table.own_claims() if claim.id not in ordered and claim.until > now]
+        now = party.claim_table.servers.time(NODE)
+        return [claim for _, claim in party.claim_table.own if claim.id not in ordered and claim.until > now]
 
     @rule(number=numbers, which=numbers, flush=st.booleans())
     def drop(self, number: int, which: int, flush: bool) -> None:
@@ -317,8 +317,8 @@ class LossMachine(RuleBasedStateMachine):
         held = {
             claim.id: claim.resources["VCPU"]
             for party in getattr(self, "parties", ())
-            for _, claim in party.claim_table.own_claims()
-            if claim.until > party.claim_table.now(NODE)
+            for _, claim in party.claim_table.own
+            if claim.until > party.claim_table.servers.time(NODE)
         }
         assert sum(held.values()) <= VCPU, held
 

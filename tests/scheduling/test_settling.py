@@ -90,9 +90,9 @@ def test_only_claims_of_others_are_read_again_for_want_of_a_node() -> None:
     one, two = tenancy.start("one"), tenancy.start("two")
     [placing] = one.scheduler.claim([Request(resources=ROOM, instances=("a",))])
     assert placing.node == "node-0"
-    assert one.scheduler.claim_table.nodes_claimed_by_others("one") == []
+    assert one.scheduler.claim_table.records.nodes_claimed_by_others("one") == []
     two.scheduler.refresh()
-    assert two.scheduler.claim_table.nodes_claimed_by_others("two") == ["node-0"]
+    assert two.scheduler.claim_table.records.nodes_claimed_by_others("two") == ["node-0"]
     one.scheduler.placer.give_back([placing])
     [placing] = two.scheduler.claim([Request(resources=ROOM, instances=("b",))])
     assert placing.node == "node-0", "that the other's claim has gone is seen when there is no other node"

@@ -1,5 +1,9 @@
-"""Claims: how schedulers reserve room on a node before the node's agent reports the allocation."""
+"""Claims: how schedulers take room on a node before the node's agent reports the allocation."""
 
+from nodestate.scheduling.claims.affinity_seed import AffinitySeed
+from nodestate.scheduling.claims.claim_table import ClaimTable
+from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import (
     CLAIMS,
     CLOCK_S,
@@ -8,6 +12,21 @@ from nodestate.scheduling.claims.record import (
     UNSURE_S,
     Claim,
     ClaimRecord,
+    claims_by_reservation,
 )
 
-__all__ = ["CLAIMS", "CLOCK_S", "MAX_CLAIMS_COUNT", "REASSERT_S", "UNSURE_S", "Claim", "ClaimRecord"]
+__all__ = [
+    "CLAIMS",
+    "CLOCK_S",
+    "MAX_CLAIMS_COUNT",
+    "REASSERT_S",
+    "UNSURE_S",
+    "AffinitySeed",
+    "Claim",
+    "ClaimRecord",
+    "ClaimTable",
+    "NoHostFound",
+    "Placer",
+    "Placing",
+    "claims_by_reservation",
+]

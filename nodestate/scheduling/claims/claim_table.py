@@ -1,356 +1,209 @@
-"""The ledger: what one scheduler knows of the claim records, and how it writes them.
-
-A record as the ledger knows it lies over the fleet, with what is about to be written, so that selection sees what is
-claimed; taking a node is then one compare-and-swap against just that record, one round trip for all nodes of a batch::
-
-    unknown --learn--> known --take, drop--> edited --flush: STORED--> known, as edited
-    edited --flush: CONFLICT, somebody else was faster--> read again: known, the edits are gone; select again
-    edited --flush: MISSING, or a read finds nothing--> lost: begun anew, unsure for a while (claims.py)
-    edited --flush: no answer--> unknown: the edits were made or not; what is found of them at the next read is dropped
-
-Claims of its own that went with a record are put back as soon as the loss is seen; those that are missing from a record that
-was not lost were dropped by somebody else, and are its own no more.
-"""
+"""The claim table: what one scheduler knows of all claim records, its own claims among them, and how it changes them."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from nodestate.errors import CorruptItemError, NodestateError
-from nodestate.model import NEVER, Receipt, Version, partitioning
+from nodestate.model import NEVER, Receipt, Version
 from nodestate.ports import ClaimStore, Item, Key, Put, Write, WriteStatus
+from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
+from nodestate.scheduling.claims.deadline_queue import DeadlineQueue
+from nodestate.scheduling.claims.edits import Edit, PendingEdits, UnknownOutcomes
+from nodestate.scheduling.claims.own_claims import OwnClaims
 from nodestate.scheduling.claims.record import (
     CLAIMS,
     CLOCK_S,
     MAX_CLAIMS_COUNT,
-    UNSURE_S,
     Claim,
     ClaimRecord,
-    changed,
-    group_limit,
-    outstanding,
-    settled,
-    unsure,
+    is_unsure,
+    max_group_members,
+    outstanding_claims,
+    without_ended_claims,
 )
+from nodestate.scheduling.claims.record_cache import RecordCache
+from nodestate.scheduling.claims.record_overlay import RecordOverlay
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.order_ids import order_id_of
-from nodestate.scheduling.selection.node_preference import NodePreference
+from nodestate.scheduling.selection import NodePreference
 from nodestate.store import keys
 from nodestate.store.round_trips import Step, Steps, run
 
 FETCH_COUNT: Final = 2_000
-"""Records of one round trip, when all are read."""
+"""Most records that one round trip reads."""
 MAX_FLUSHES_COUNT: Final = 8
-"""Times in a row that others may be faster where nothing is at stake but room that is given back."""
-
-
-class Known(NamedTuple):
-    """A record as it was read or written last."""
-
-    record: ClaimRecord
-    cas: int
+"""Most writes in a row for claims that are only removed, while other schedulers keep writing first."""
 
 
 @dataclass(slots=True)
 class ClaimTableStats:
-    """Counters since the start. ``begun``: records that were not there; ``lost``: those that were known, and that it or
-    somebody else began anew; ``put_back``: own claims that went with one, and were written again.
-    """
+    """Counters since the start."""
 
     written: int = 0
+    """Records that were written."""
     conflicts: int = 0
+    """Writes that failed because another scheduler had written first."""
     begun: int = 0
+    """Records that were missing or corrupt, and that this scheduler created."""
     lost: int = 0
+    """Records that were known, got lost and were created again, by this scheduler or another."""
     put_back: int = 0
+    """Own claims that were lost with their record and written again."""
     unanswered: int = 0
-
-
-@dataclass(slots=True)
-class _Edit:
-    """What is about to change in a node's record."""
-
-    add: dict[str, Claim] = field(default_factory=dict)
-    drop: set[str] = field(default_factory=set)
-    seen: Version = NEVER
-    avoid_unsure: bool = False
+    """Writes that a server did not answer."""
 
 
 class ClaimTable:
-    """Belongs to one scheduler, with its fleet. Nodes live on the servers by a static map, as partitions do.
+    """All claim records as one scheduler knows them. Belongs to that scheduler, with its fleet.
 
-    Servers that do not answer are passed over; what lives there stays unknown, and can't be claimed.
+    The claims of the known records are taken off the fleet, and so are claims that are about to be written, so that a
+    selection sees the room that is left. To take a node is then one compare-and-swap against the record as it is known:
+    one round trip to each server for all nodes of a batch. The states of a node's record::
+
+        unknown --read_records--> known --add_claim, drop_claim--> edited --flush, STORED--> known, as edited
+        edited --flush, CONFLICT: another scheduler wrote first--> read again: known, without the edits; select again
+        edited --flush, MISSING, or a read finds no record--> lost: created again, and unsure for a while (``record``)
+        edited --flush, no answer--> unknown: the claims may have been written; the next read drops those that it finds
+
+    Claims of this scheduler that were lost with a record are written again as soon as the loss is seen. Claims that are
+    missing from a record that was not lost were removed by another scheduler, and are no longer this scheduler's.
+
+    If a server does not answer, its records stay unknown and their nodes cannot be claimed; the other servers' nodes can.
     """
 
     def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, node_preference: NodePreference) -> None:
-        assert servers, "claims need a server"
         self.stats = ClaimTableStats()
-        self.known: dict[str, Known] = {}
+        """Counters since the start."""
+        self.servers = ClaimServers(servers)
+        """The servers that the records live on."""
+        self.records = RecordCache()
+        """The records as they were read or written last."""
+        self.own = OwnClaims()
+        """The claims that this scheduler holds."""
         self._cell = cell
-        self._servers = servers
+        """The name of the cell, which is part of each record's key."""
         self._fleet = fleet
+        """The scheduler's fleet."""
         self._node_preference = node_preference
-        self._edits: dict[str, _Edit] = {}
-        self._own: dict[str, dict[str, tuple[Claim, float]]] = {}  # by node and id, with when its record was born
-        self._allocated: dict[str, Version] = {}
-        self._unknown_outcome: dict[str, set[str]] = {}
-        self._due: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
-        self._next_due: dict[str, float] = {}
-        self._recently_created: dict[str, float] = {}
-        self._born: dict[str, float] = {}
-        self._shown: dict[str, set[str]] = {}
-        self._as_of = 0
+        """Is told of every scheduler whose claims are read."""
+        self._edits = PendingEdits()
+        """The changes that the next flush writes."""
+        self._unknown_outcomes = UnknownOutcomes()
+        """New claims whose write was not answered."""
+        self._deadlines = DeadlineQueue(self.servers)
+        """The next deadline of each node's claims."""
+        self._overlay = RecordOverlay(fleet, self.servers, self.records, self._edits)
+        """Takes the records' claims off the fleet."""
 
-    def server(self, node: str) -> ClaimStore:
-        """Where a node's record lives."""
-        return self._servers[partitioning.partition_of(node, len(self._servers))]
-
-    def now(self, node: str) -> float:
-        """The time that deadlines on a node are of. Raises ``StoreUnavailableError``."""
-        return self.server(node).server_time()
-
-    def require_servers(self) -> None:
-        """Raises ``StoreUnavailableError`` where a server does not answer: what is claimed there is not known."""
-        for server in self._servers:
-            server.server_time()
+    # -- what is known
 
     def unsure_nodes(self) -> list[str]:
-        """The nodes whose record was begun so lately that claims may be missing from it."""
-        if self._recently_created:
-            now = {id(server): _time_of(server) for server in self._servers}
-            self._recently_created = {
-                node: born
-                for node, born in self._recently_created.items()
-                if born + UNSURE_S > now[id(self.server(node))]
-            }
-        return list(self._recently_created)
-
-    # -- over the fleet
-
-    def on_fleet_advanced(self) -> None:
-        """After the fleet advanced: what was claimed there may be allocated now."""
-        rows = self._fleet.changed_since(self._as_of)
-        names = self._fleet.names
-        self._apply_overlay(list(self.known) if rows is None else [names[row] for row in set(rows)])
-        self._as_of = self._fleet.changes
-
-    def expire(self) -> None:
-        """Take claims whose time is over off the fleet."""
-        for server in self._servers:
-            due = self._due[id(server)]
-            if not due:
-                continue
-            now = _time_of(server)
-            while due and due[0][0] + CLOCK_S <= now:
-                until, node = heapq.heappop(due)
-                if self._next_due.get(node) != until:
-                    continue  # it was put off, or has another by now
-                del self._next_due[node]
-                before = self._own.pop(node, {})
-                own = {i: one for i, one in before.items() if one[0].until + CLOCK_S > now}
-                for claim_id in before.keys() - own.keys():
-                    self._allocated.pop(claim_id, None)
-                if own:
-                    self._own[node] = own
-                self._note_due(node, now)
-                self._apply_overlay([node])
-
-    def _note_due(self, node: str, now: float) -> None:
-        """When the next claim on a node is over."""
-        known = self.known.get(node)
-        claims = [
-            *(known.record.claims if known is not None else ()),
-            *(one for one, _ in self._own.get(node, {}).values()),
-        ]
-        until = min((claim.until for claim in claims if claim.until + CLOCK_S > now), default=None)
-        if until is not None and self._next_due.get(node) != until:
-            self._next_due[node] = until
-            heapq.heappush(self._due[id(self.server(node))], (until, node))
-
-    def _apply_overlay(self, nodes: Iterable[str]) -> None:
-        for node in nodes:
-            row = self._fleet.rows.get(node)
-            known, edit = self.known.get(node), self._edits.get(node)
-            if row is None or (known is None and edit is None):
-                continue
-            record = known.record if known is not None else ClaimRecord(0.0)
-            if edit is not None:
-                record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
-            blocked = record.seen > self._fleet.version[row]
-            if not record.claims and not blocked:
-                self._fleet.overlay(row, None)
-                continue
-            found = outstanding(record.claims, _time_of(self.server(node)), self._shown_of(node, row, record))
-            found.blocked = blocked
-            self._fleet.overlay(row, found if found.amounts or blocked else None)
-
-    def receipts_to_await(self) -> list[Receipt]:
-        """What the fleet lacks yet of nodes that nothing can be claimed on for that."""
-        rows, version = self._fleet.rows, self._fleet.version
-        return [
-            Receipt(node, known.record.seen)
-            for node, known in self.known.items()
-            if node in rows and known.record.seen > version[rows[node]]
-        ]
-
-    def _shown_of(self, node: str, row: int, record: ClaimRecord) -> set[str]:
-        """The claims of a record whose instances the node shows, or showed in an earlier view: usage has, or had, them."""
-        tenants = self._fleet.instances.reported[row]
-        before = self._shown.get(node, set())
-        shown = before & {claim.id for claim in record.claims}
-        fresh = [
-            claim for claim in record.claims if claim.instance in tenants and claim.id not in shown and not claim.resize
-        ]
-        if fresh:
-            hints = self._fleet.reports.hints_by_instance(row)
-            shown |= {claim.id for claim in fresh if _became(claim, hints)}
-        if shown:
-            self._shown[node] = shown
-        elif before:
-            del self._shown[node]
-        return shown
+        """The nodes whose record was created so recently that claims may be missing from it."""
+        return self.records.unsure_nodes(self.servers)
 
     def is_allocated(self, node: str, claim: Claim) -> bool:
-        """Whether the node reports what a claim became, and not what the same instance had on it before."""
-        row = self._fleet.rows.get(node)
-        return (
-            row is not None
-            and claim.instance in self._fleet.instances.reported[row]
-            and _became(claim, self._fleet.reports.hints_by_instance(row))
-        )
+        """Whether the node reports the allocation that a claim became, and not one that the instance had there before."""
+        return self._overlay.is_allocated(node, claim)
+
+    def receipts_to_await(self) -> list[Receipt]:
+        """Receipts to wait for: nodes on which we may not claim because our state of them is older than their record's ``seen``."""
+        return self._overlay.receipts_to_await()
+
+    @property
+    def edited(self) -> bool:
+        """Whether there are changes that the next flush would write."""
+        return bool(self._edits)
+
+    # -- time passes
+
+    def on_fleet_advanced(self) -> None:
+        """Take claims that the new view shows as allocations off the fleet no longer."""
+        self._overlay.apply_changes()
+
+    def expire(self) -> None:
+        """Take claims whose deadline has passed off the fleet no longer."""
+        for server in self.servers:
+            if not self._deadlines.has_any(server):
+                continue
+            now = time_or_zero(server)
+            for node in self._deadlines.pop_passed(server, now):
+                self.own.expire(node, now)
+                self._schedule_deadline(node, now)
+                self._overlay.apply([node])
 
     # -- edits
 
     def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool = False) -> None:
-        """Add a claim, in place of one with the same id, with the next ``flush``; the fleet shows it at once. ``avoid_unsure``: only
-        if no claims may be missing from the node's record.
+        """Add a claim, in place of one with the same id, with the next flush. The fleet shows the claim at once.
+
+        Args:
+            node: The node to claim on.
+            claim: The claim.
+            avoid_unsure: Add the claim only if the node's record is not unsure when it is written.
         """
-        edit = self._edits.setdefault(node, _Edit())
-        edit.add[claim.id] = claim
-        edit.avoid_unsure |= avoid_unsure
-        self._unknown_outcome.get(node, set()).discard(claim.id)
-        self._apply_overlay([node])
+        self._edits.add_claim(node, claim, avoid_unsure=avoid_unsure)
+        self._unknown_outcomes.discard(node, claim.id)
+        self._overlay.apply([node])
 
     def drop_claim(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
-        """Give a claim back with the next ``flush``. ``seen``: the version of the node that shows what it became."""
-        edit = self._edits.setdefault(node, _Edit())
-        edit.add.pop(claim_id, None)
-        edit.drop.add(claim_id)
-        edit.seen = max(edit.seen, seen)
-        self._own.get(node, {}).pop(claim_id, None)
-        self._allocated.pop(claim_id, None)
-        self._apply_overlay([node])
+        """Remove a claim with the next flush. The fleet shows its room as free at once.
 
-    def mark_allocated(self, node: str, claim_id: str, version: Version) -> None:
-        """A claim of our own is an allocation, which the node's state of this version shows."""
-        if claim_id in self._own.get(node, {}):
-            self._allocated[claim_id] = version
+        Args:
+            node: The node that was claimed.
+            claim_id: The claim's id.
+            seen: The version of the node's state that shows what the claim became, or that made the agent refuse; ``NEVER``
+                if there is none. Schedulers with an older state must refresh before they claim there.
+        """
+        self._edits.drop_claim(node, claim_id, seen)
+        self.own.drop(node, claim_id)
+        self._overlay.apply([node])
 
-    def allocated_version(self, claim_id: str) -> Version | None:
-        """The state that shows what the claim became, as far as it is known."""
-        return self._allocated.get(claim_id)
-
-    def own_claims(self) -> Iterator[tuple[str, Claim]]:
-        """The claims that this scheduler wrote, and did not give back: with their nodes."""
-        return ((node, claim) for node, claims in self._own.items() for claim, _ in claims.values())
-
-    def nodes_claimed_by_others(self, name: str) -> list[str]:
-        """The nodes that others than ``name`` have claims on, as far as it is known: these may have gone meanwhile, unseen."""
-        return [
-            node
-            for node, known in self.known.items()
-            if known.record.claims and any(claim.holder != name for claim in known.record.claims)
-        ]
-
-    # -- the servers
+    # -- reading
 
     def read_records(self, nodes: Iterable[str]) -> bool:
-        """Read the records of these nodes; those that are missing are begun. False where a server did not answer."""
+        """Read the records of these nodes, and create those that are missing. Returns False if a server did not answer."""
         waiting = list(nodes)
         answered = True
         while waiting:
             some, waiting = waiting[:FETCH_COUNT], waiting[FETCH_COUNT:]
-            results = run({id(server): (server, self._fetch(mine)) for server, mine in self._by_server(some)})
+            results = run({id(server): (server, self._fetch(mine)) for server, mine in self.servers.grouped(some)})
             answered &= not any(isinstance(result, NodestateError) for result in results.values())
         return answered
 
-    def flush(self) -> dict[str, WriteStatus | NodestateError]:
-        """Write all edits, by compare-and-swap against what is known: one round trip where that still holds, and one more
-        to read again what changed.
-
-        By node: ``STORED``; ``CONFLICT``: the edits are gone, and the fleet shows why; ``FULL``: they are gone, as the record, or
-        its server, takes no more; or the error of the server.
-        """
-        edits, self._edits = self._edits, {}
-        work = {id(server): (server, mine) for server, mine in self._by_server(edits)}
-        results = run({key: (server, self._write({n: edits[n] for n in mine})) for key, (server, mine) in work.items()})
-        outcomes: dict[str, WriteStatus | NodestateError] = {}
-        for key, (_, mine) in work.items():
-            result = results[key]
-            if not isinstance(result, NodestateError):
-                outcomes |= result
-                for node in mine:
-                    if result[node] is not WriteStatus.STORED:
-                        self._drop_again(node, edits[node])
-                continue
-            self.stats.unanswered += len(mine)
-            for node in mine:
-                outcomes[node] = result
-                self._forget(node)
-                # What was new may be there or not, and nobody counts on it; what is given back is still to be given back.
-                self._unknown_outcome.setdefault(node, set()).update(
-                    edits[node].add.keys() - self._own.get(node, {}).keys()
-                )
-                for claim_id in edits[node].drop:
-                    self.drop_claim(node, claim_id, edits[node].seen)
-        return outcomes
-
-    def flush_all(self) -> None:
-        """Flush until nothing is left to be written, or nobody listens."""
-        for _ in range(MAX_FLUSHES_COUNT):
-            if not self._edits:
-                return
-            self.flush()
-
-    @property
-    def edited(self) -> bool:
-        """Whether there is something to be flushed."""
-        return bool(self._edits)
-
     def reassert_own_claims(self) -> None:
-        """Read the records that hold claims of our own: what went with a record is put back."""
-        self.read_records([node for node, claims in self._own.items() if claims])
+        """Read the records that hold claims of this scheduler; claims that were lost are written again with the next flush."""
+        self.read_records(self.own.nodes())
 
     def _fetch(self, nodes: Sequence[str]) -> Steps[None]:
-        reply = yield Step(fetch=[keys.claim(self._cell, node) for node in nodes])
-        missing = [node for node in nodes if not self._take_in(node, reply.items.get(keys.claim(self._cell, node)))]
+        reply = yield Step(fetch=[self._key(node) for node in nodes])
+        missing = [node for node in nodes if not self._cache_item(node, reply.items.get(self._key(node)))]
         if not missing:
             return
-        record = ClaimRecord(self.now(missing[0]))
-        begun = yield Step([self._begin(node, record, reply.items) for node in missing])
+        record = ClaimRecord(self.servers.time(missing[0]))
+        created = yield Step([self._creation(node, record, reply.items) for node in missing])
         again = []
-        for node, written in zip(missing, begun.written, strict=True):
+        for node, written in zip(missing, created.written, strict=True):
             if written.status is WriteStatus.STORED:
                 self.stats.begun += 1
-                self._know(node, record, written.cas)
+                self._cache_record(node, record, written.cas)
             else:
                 again.append(node)
         if again:
-            reply = yield Step(fetch=[keys.claim(self._cell, node) for node in again])
+            reply = yield Step(fetch=[self._key(node) for node in again])
             for node in again:
-                self._take_in(node, reply.items.get(keys.claim(self._cell, node)))
+                self._cache_item(node, reply.items.get(self._key(node)))
 
-    def _begin(self, node: str, record: ClaimRecord, items: Mapping[Key, Item]) -> Write:
-        """A record where there is none, or one that can't be read: the same as lost."""
-        key = keys.claim(self._cell, node)
+    def _creation(self, node: str, record: ClaimRecord, items: Mapping[Key, Item]) -> Write:
+        """The write that creates a node's record; a corrupt item is replaced, as its claims are lost as well."""
+        key = self._key(node)
         if key in items:
             return Write(Put.CAS, key, CLAIMS.pack(record), items[key].cas)
         return Write(Put.ADD, key, CLAIMS.pack(record))
 
-    def _take_in(self, node: str, item: Item | None) -> bool:
-        """Know what was read; False where there is nothing that could be."""
+    def _cache_item(self, node: str, item: Item | None) -> bool:
+        """Cache the record of an item that was read. Returns False if there was none or it was corrupt."""
         try:
             record = CLAIMS.unpack(item.value) if item is not None else None
         except CorruptItemError:
@@ -358,146 +211,170 @@ class ClaimTable:
         if item is None or record is None:
             self._forget(node)
             return False
-        self._know(node, record, item.cas)
+        self._cache_record(node, record, item.cas)
         return True
 
-    def _know(self, node: str, record: ClaimRecord, cas: int) -> None:
-        self.known[node] = Known(record, cas)
-        now = _time_of(self.server(node))
-        if unsure(record, now):
-            self._recently_created[node] = record.born
-        here = {claim.id: claim for claim in record.claims}
-        self._note_due(node, now)
+    def _cache_record(self, node: str, record: ClaimRecord, cas: int) -> None:
+        now = time_or_zero(self.servers.of(node))
+        self.stats.lost += self.records.put(node, record, cas, now)
+        self._schedule_deadline(node, now)
         for claim in record.claims:
             self._node_preference.observe_scheduler(claim.holder)
-        for claim_id in self._unknown_outcome.pop(node, set()) & here.keys():
+        for claim_id in self._unknown_outcomes.resolve(node, {claim.id for claim in record.claims}):
             self.drop_claim(node, claim_id)
-        self.stats.lost += self._born.get(node, record.born) != record.born
-        self._born[node] = record.born
-        for claim, born in list(self._own.get(node, {}).values()):
-            there = here.get(claim.id)
-            if there is not None:  # as it is now: somebody else may have extended it, or put it back
-                self._own[node][claim.id] = there, record.born
-            elif born != record.born:
-                self.add_claim(node, claim)
-            else:  # somebody else dropped it: it was released, or shown by the node
-                del self._own[node][claim.id]
-        self._apply_overlay([node])
+        for claim in self.own.compare(node, record):
+            self.add_claim(node, claim)
+        self._overlay.apply([node])
 
-    def _write(self, edits: Mapping[str, _Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
-        unknown = [node for node in edits if node not in self.known]
+    def _forget(self, node: str) -> None:
+        if self.records.forget(node):
+            self._overlay.clear(node)
+
+    # -- writing
+
+    def flush(self) -> dict[str, WriteStatus | NodestateError]:
+        """Write all edits, by compare-and-swap against the records as they are known. Costs one round trip to each server,
+        and one more to read again the records that other schedulers changed.
+
+        Returns:
+            For each edited node its outcome. ``STORED``: the edits are written. ``CONFLICT``: they are discarded, and the
+            fleet shows the room that the other schedulers left. ``FULL``: they are discarded, as the record or its server
+            takes no more. An error: the server did not answer, so new claims may be written or not. Removals that
+            were not written stay edits for the next flush.
+        """
+        edits = self._edits.take_all()
+        work = {id(server): (server, mine) for server, mine in self.servers.grouped(edits)}
+        results = run({key: (server, self._write({n: edits[n] for n in mine})) for key, (server, mine) in work.items()})
+        outcomes: dict[str, WriteStatus | NodestateError] = {}
+        for key, (_, mine) in work.items():
+            result = results[key]
+            if isinstance(result, NodestateError):
+                self.stats.unanswered += len(mine)
+                for node in mine:
+                    outcomes[node] = result
+                    self._on_unanswered(node, edits[node])
+            else:
+                outcomes |= result
+                for node in mine:
+                    if result[node] is not WriteStatus.STORED:
+                        self._drop_again(node, edits[node])
+        return outcomes
+
+    def flush_all(self) -> None:
+        """Flush until no edits are left, at most ``MAX_FLUSHES_COUNT`` times: other schedulers may keep writing first."""
+        for _ in range(MAX_FLUSHES_COUNT):
+            if not self._edits:
+                return
+            self.flush()
+
+    def _on_unanswered(self, node: str, edit: Edit) -> None:
+        """Handle an edit whose outcome is unknown. New claims are given up, and dropped if they turn up in the record; a claim
+        that was held before stays held; removals are edits again.
+        """
+        self._forget(node)
+        self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
+        for claim_id in edit.drop:
+            self.drop_claim(node, claim_id, edit.seen)
+
+    def _drop_again(self, node: str, edit: Edit) -> None:
+        """Make the removals of an edit that was not stored edits again; its new claims are up to the caller."""
+        known = self.records.known.get(node)
+        for claim in known.record.claims if known is not None else ():
+            if claim.id in edit.drop:
+                self.drop_claim(node, claim.id, edit.seen)
+
+    def _write(self, edits: Mapping[str, Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
+        """Write the edits of one server's nodes."""
+        unknown = [node for node in edits if node not in self.records.known]
         if unknown:
             yield from self._fetch(unknown)
+        server = self.servers.of(next(iter(edits)))
+        now = server.server_time()
         outcomes: dict[str, WriteStatus | NodestateError] = {}
-        now = self.now(next(iter(edits)))
-        fresh: dict[str, ClaimRecord] = {}
+        edited: dict[str, ClaimRecord] = {}
         for node, edit in edits.items():
             record = self._edited(node, edit, now)
             if isinstance(record, WriteStatus):
                 outcomes[node] = record
             else:
-                fresh[node] = record
-        values = {node: CLAIMS.pack(record) for node, record in fresh.items()}
-        room_bytes = self.server(next(iter(edits))).max_value_bytes
-        for node in [node for node, value in values.items() if len(value) > room_bytes]:
+                edited[node] = record
+        values = {node: CLAIMS.pack(record) for node, record in edited.items()}
+        for node in [node for node, value in values.items() if len(value) > server.max_value_bytes]:
             outcomes[node] = WriteStatus.FULL
-            del fresh[node]
-        self._apply_overlay(outcomes)
-        if not fresh:
+            del edited[node]
+        self._overlay.apply(outcomes)
+        if not edited:
             return outcomes
-        reply = yield Step(
-            [Write(Put.CAS, keys.claim(self._cell, node), values[node], self.known[node].cas) for node in fresh]
-        )
+        known = self.records.known
+        reply = yield Step([Write(Put.CAS, self._key(node), values[node], known[node].cas) for node in edited])
         again: list[str] = []
-        for (node, record), written in zip(fresh.items(), reply.written, strict=True):
-            if written.status is WriteStatus.STORED and written.cas:
-                self._stored(node, edits[node], record, written.cas)
+        for (node, record), written in zip(edited.items(), reply.written, strict=True):
+            if written.status is WriteStatus.STORED:
+                self._on_stored(node, edits[node], record, written.cas)
                 outcomes[node] = WriteStatus.STORED
-                continue
-            if written.status is WriteStatus.FULL:
+                if not written.cas:  # another scheduler wrote the record again before the server told its id
+                    again.append(node)
+            elif written.status is WriteStatus.FULL:
                 outcomes[node] = WriteStatus.FULL
-                self._apply_overlay([node])
-                continue
-            if written.status is WriteStatus.STORED:  # written over before its id was told
-                self._stored(node, edits[node], record, 0)
-                outcomes[node] = WriteStatus.STORED
+                self._overlay.apply([node])
             else:
                 self.stats.conflicts += 1
                 outcomes[node] = WriteStatus.CONFLICT
-            again.append(node)
+                again.append(node)
         if again:
             yield from self._fetch(again)
         return outcomes
 
-    def _edited(self, node: str, edit: _Edit, now: float) -> ClaimRecord | WriteStatus:
-        """The record with the edits, or why they can't be made: what is known now leaves no room for them (``CONFLICT``), or the
-        record takes no more (``FULL``).
+    def _edited(self, node: str, edit: Edit, now: float) -> ClaimRecord | WriteStatus:
+        """The record with the edit applied. Returns ``CONFLICT`` if the record as it is known leaves no room for the new claims,
+        and ``FULL`` if the record has too many claims.
         """
-        known, row = self.known.get(node), self._fleet.rows.get(node)
-        if known is None or (edit.add and row is None) or (edit.avoid_unsure and unsure(known.record, now)):
+        known, row = self.records.known.get(node), self._fleet.rows.get(node)
+        if known is None or (edit.add and row is None) or (edit.avoid_unsure and is_unsure(known.record, now)):
             return WriteStatus.CONFLICT
-        record, shown = known.record, None
+        record, allocated = known.record, None
         if row is not None:
-            shown = self._shown_of(node, row, record)
-            record = settled(record, now, shown, self._fleet.version[row])
-        record = changed(record, add=edit.add.values(), drop=edit.drop, seen=edit.seen)
+            allocated = self._overlay.allocated_ids(node, row, record)
+            record = without_ended_claims(record, now, allocated, self._fleet.version[row])
+        record = edit.apply(record)
         if edit.add and len(record.claims) > MAX_CLAIMS_COUNT:
             return WriteStatus.FULL
-        if edit.add and row is not None and shown is not None:
-            self._fleet.overlay(row, outstanding(record.claims, now, shown))
+        if edit.add and row is not None and allocated is not None:
+            self._fleet.overlay(row, outstanding_claims(record.claims, now, allocated))
             if record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
                 return WriteStatus.CONFLICT
         return record
 
     def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:
-        """Whether the fleet, with these claims over it, keeps every bound of the node."""
+        """Whether the node has room for these claims, which are already taken off the fleet's row."""
         fleet = self._fleet
+        free, groups = fleet.free, fleet.groups
         for claim in claims:
-            if any(name not in fleet.free or fleet.free[name][row] < 0 for name in claim.resources):
+            if any(name not in free or free[name][row] < 0 for name in claim.resources):
                 return False
-            limit = group_limit(claim)
-            if limit is not None and fleet.groups.get(claim.group or "", {}).get(row, 0) > limit:
+            limit = max_group_members(claim)
+            if limit is not None and groups.get(claim.group or "", {}).get(row, 0) > limit:
                 return False
         return True
 
-    def _stored(self, node: str, edit: _Edit, record: ClaimRecord, cas: int) -> None:
+    def _on_stored(self, node: str, edit: Edit, record: ClaimRecord, cas: int) -> None:
         self.stats.written += 1
-        self.known[node] = Known(record, cas)
+        self.records.update(node, record, cas)
         if edit.add:
-            own = self._own.setdefault(node, {})
-            self.stats.put_back += sum(own[i][1] != record.born for i in edit.add.keys() & own.keys())
-            own.update({i: (claim, record.born) for i, claim in edit.add.items()})
-        self._note_due(node, _time_of(self.server(node)))
-        self._apply_overlay([node])
+            self.stats.put_back += self.own.add(node, edit.add, record.born)
+        self._schedule_deadline(node, time_or_zero(self.servers.of(node)))
+        self._overlay.apply([node])
 
-    def _drop_again(self, node: str, edit: _Edit) -> None:
-        """What was to be given back still is; only what was to be taken is decided anew."""
-        known = self.known.get(node)
-        for claim in known.record.claims if known is not None else ():
-            if claim.id in edit.drop:
-                self.drop_claim(node, claim.id, edit.seen)
+    def _schedule_deadline(self, node: str, now: float) -> None:
+        """Schedule the next deadline among the claims in a node's record and the own claims on the node."""
+        known = self.records.known.get(node)
+        claims = [
+            *(known.record.claims if known is not None else ()),
+            *(own.claim for own in self.own.on(node).values()),
+        ]
+        self._deadlines.schedule(
+            node, min((claim.until for claim in claims if claim.until + CLOCK_S > now), default=None)
+        )
 
-    def _forget(self, node: str) -> None:
-        if self.known.pop(node, None) is not None and node in self._fleet.rows:
-            self._fleet.overlay(self._fleet.rows[node], None)
-
-    def _by_server(self, nodes: Iterable[str]) -> list[tuple[ClaimStore, list[str]]]:
-        found: dict[int, tuple[ClaimStore, list[str]]] = {}
-        for node in nodes:
-            server = self.server(node)
-            found.setdefault(id(server), (server, []))[1].append(node)
-        return list(found.values())
-
-
-def _became(claim: Claim, hints: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the allocation of a claim's instance is what it became; no order is said of what others allocate."""
-    order = order_id_of(hints.get(claim.instance, {}))
-    return not order or order >= claim.id
-
-
-def _time_of(server: ClaimStore) -> float:
-    """Its time, or the beginning of all times where it does not answer: then nothing is over yet."""
-    try:
-        return server.server_time()
-    except NodestateError:
-        return 0.0
+    def _key(self, node: str) -> str:
+        return keys.claim(self._cell, node)

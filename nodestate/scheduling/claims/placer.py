@@ -114,7 +114,7 @@ class Placer:
                 return False
         node = self._fleet.names[row]
         try:
-            until = self._claim_table.now(node) + placing.claim_ttl_s
+            until = self._claim_table.servers.time(node) + placing.claim_ttl_s
         except NodestateError as error:
             self._pass_over(placing, row, error)
             return False
@@ -228,8 +228,8 @@ class Placer:
 
     def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
         """A server does not answer: none of its nodes can be claimed now."""
-        server = self._claim_table.server(self._fleet.names[row])
-        placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.server(name) is server)
+        server = self._claim_table.servers.of(self._fleet.names[row])
+        placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.servers.of(name) is server)
         if len(placing.avoided_rows) >= len(self._fleet):
             placing.fail(NoHostFound(reason=f"no claim can be written: {error}"))
 

@@ -1,25 +1,28 @@
-r"""Claims: what schedulers take of a node before its agent has said so. The record of a node, and its pure functions.
+r"""Claims: how schedulers take room on a node before the node's agent reports the allocation. The record and its functions.
 
 One claim, from the choice of a node to its end::
 
-    claim --the others of its reservation are claimed, too--> reservation --its agent reports the instance--> allocation
+    claim --all members of its reservation are claimed, too--> reservation --the agent reports the instance--> allocation
       |                                                            |
-      \--undone, refused, or not confirmed by its deadline--> gone \--released, or not extended by its deadline--> gone
+      \--dropped, refused, or not renewed by its deadline--> gone  \--released, or not extended by its deadline--> gone
 
-All claims on a node stand in one record, which changes by compare-and-swap alone; so of two schedulers that take the
-same room one sees the other's claim and looks again. A node has room for what it has left of its capacity after usage
-(as the view says) and after the live claims that its allocations do not show yet.
+All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers take the same room, the
+second write fails: that scheduler reads the first one's claim and chooses again. The room left on a node is its capacity,
+less the usage in the view, less the live claims that the node's allocations do not include yet.
 
-Three things make that sound:
+Three rules make this sound:
 
-- **A claim that became an allocation** counts no more, also after that ended, and may be dropped from the record. But a scheduler whose view is older would then count it
-  neither here nor there; so the record keeps ``seen``, the version of the node that showed it, and who has an older state
-  must read a newer one before it claims.
-- **Deadlines** are times of the memcached server that the record lives on: all sides share that clock. A claim counts for a
-  further ``CLOCK_S``, as each knows that clock only to the second, so nobody drops what its holder still counts on.
-- **A record that is missing** was lost, or never was: nobody can tell. So it is begun anew with ``born``, and until
-  ``UNSURE_S`` later it is *unsure*: claims from before may be missing from it. Who promises a node without asking its agent (a
-  reservation) passes over it; who asks the agent goes on, as the agent knows. Holders put their claims back meanwhile.
+- **A claim that became an allocation.** Once a claim has become an allocation it no longer counts, also after the allocation
+  has ended, and may be removed from the record. A scheduler with an older view would then count the instance neither as a
+  claim nor as an allocation, and overcommit the node. So the record keeps ``seen``, the node version that showed the
+  allocation: a scheduler with an older view must refresh before it claims there.
+- **Deadlines.** A deadline is a time of the memcached server on which the record lives, because all schedulers share that
+  clock. Each client knows that clock only to the second, so a scheduler that ignored a claim right at its deadline could
+  take room that the holder still counts on. So a claim counts for ``CLOCK_S`` longer.
+- **Missing records.** If a record is missing, a scheduler cannot tell whether it was lost or never existed. So the scheduler
+  creates a new one, with its time of creation in ``born``. For ``UNSURE_S`` after that the record is *unsure*: claims from
+  before may be missing. A reservation promises the node without asking its agent, so it passes over nodes with an unsure
+  record. A boot goes on, because the agent knows what the node has. Meanwhile the holders of lost claims write them again.
 """
 
 from __future__ import annotations
@@ -34,69 +37,88 @@ from nodestate.scheduling.fleet import OutstandingClaims
 from nodestate.store.wire import Codec
 
 CLOCK_S: Final = 1.0
-"""What clients may differ in about the server's clock."""
+"""Largest difference in seconds between two clients' readings of one server's clock."""
 UNSURE_S: Final = 10.0
+"""Seconds after a record's creation for which claims may be missing from it."""
 REASSERT_S: Final = UNSURE_S / 3
-"""Holders look so often whether their claims are still there."""
+"""Seconds between two checks of a scheduler that its own claims are still in their records."""
 MAX_CLAIMS_COUNT: Final = 1_000
-"""Claims on one node."""
-assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is back before its node passes for sure"
+"""Most claims on one node."""
+assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """``until``: its deadline. ``holder``: the scheduler. ``reservation``: its id, with the number of members it has in all,
-    or empty, and ``owner`` whose it is. ``kept``: all of them are in place. ``resize``: the instance has an allocation on the node, and ``resources``
-    are what it takes beyond that. ``hints`` and ``group``: what travels on to the agent.
-    """
+    """Room on one node that a scheduler takes for one instance. The order of the fields is the wire format."""
 
     id: str
+    """The claim's id, which sorts by time (``order_ids``)."""
     instance: str
+    """The id of the instance that is to be built."""
     holder: str
+    """The name of the scheduler that wrote the claim."""
     until: float
+    """The deadline, in seconds of the server's clock."""
     resources: dict[str, int]
+    """The claimed amounts by resource class; for a resize only what the instance takes beyond its allocation."""
     group: str | None = None
+    """The instance's group; the agent stores it with the allocation."""
     hints: dict[str, Any] = {}
+    """The constraints of the request; the agent stores them with the allocation."""
     reservation: str = ""
+    """The id of the reservation that the instance belongs to; empty if none."""
     members: int = 1
+    """How many members that reservation has."""
     kept: bool = False
+    """Whether the claims of all members were in place, so that this one holds for the reservation's time."""
     resize: bool = False
+    """Whether the instance has an allocation on this node already."""
     owner: str = ""
+    """The user who owns the reservation."""
 
 
 class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """All claims on one node. ``born``: when the record began; ``seen_*``: how new a state of the node one must have to claim
-    on it.
-    """
+    """All claims on one node. The order of the fields is the wire format."""
 
     born: float
+    """When the record was created, in seconds of the server's clock."""
     seen_incarnation: int = 0
+    """The incarnation of ``seen``."""
     seen_generation: int = 0
+    """The generation of ``seen``."""
     claims: tuple[Claim, ...] = ()
+    """The claims, the oldest first."""
 
     @property
     def seen(self) -> Version:
-        """How new a state of the node one must have to claim on it."""
+        """The version of the node's state that a scheduler must have read, or a newer one, to claim on the node."""
         return Version(self.seen_incarnation, self.seen_generation)
 
 
 CLAIMS: Final = Codec(ClaimRecord)
+"""Records to bytes and back."""
 
 
-def live(claims: Iterable[Claim], now: float) -> list[Claim]:
-    """Those that count still."""
+def live_claims(claims: Iterable[Claim], now: float) -> list[Claim]:
+    """The claims that still count at ``now``, in seconds of the server's clock."""
     return [claim for claim in claims if claim.until + CLOCK_S > now]
 
 
-def unsure(record: ClaimRecord, now: float) -> bool:
-    """Whether claims may be missing from a record."""
+def is_unsure(record: ClaimRecord, now: float) -> bool:
+    """Whether the record was created so recently that claims may be missing from it."""
     return now < record.born + UNSURE_S
 
 
-def outstanding(claims: Iterable[Claim], now: float, shown: Collection[str]) -> OutstandingClaims:
-    """What is claimed beyond what the node's allocations show; ``shown`` are the ids of claims that they do, or did."""
+def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collection[str]) -> OutstandingClaims:
+    """Add up the live claims that the node's allocations do not include.
+
+    Args:
+        claims: The claims of one record.
+        now: Seconds of the server's clock.
+        allocated: The ids of the claims that are, or were, allocations of the node.
+    """
     found = OutstandingClaims()
-    for claim in live(claims, now):
-        if claim.id in shown:
+    for claim in live_claims(claims, now):
+        if claim.id in allocated:
             continue
         for name, amount in claim.resources.items():
             found.amounts[name] = found.amounts.get(name, 0) + amount
@@ -105,12 +127,20 @@ def outstanding(claims: Iterable[Claim], now: float, shown: Collection[str]) -> 
     return found
 
 
-def settled(record: ClaimRecord, now: float, shown: Collection[str], version: Version) -> ClaimRecord:
-    """The record without claims that are over, or ``shown`` by the node at ``version``: who has less must not claim on it."""
+def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[str], version: Version) -> ClaimRecord:
+    """The record without the claims that no longer count: expired ones, and those that became allocations.
+
+    Args:
+        record: The record as it was read.
+        now: Seconds of the server's clock.
+        allocated: The ids of the claims that are, or were, allocations of the node.
+        version: The version of the node's state that shows so. If a claim is removed for it, the new record's ``seen`` is at
+            least this version.
+    """
     kept: list[Claim] = []
     seen = record.seen
-    for claim in live(record.claims, now):
-        if claim.id in shown:
+    for claim in live_claims(record.claims, now):
+        if claim.id in allocated:
             seen = max(seen, version)
         else:
             kept.append(claim)
@@ -119,27 +149,29 @@ def settled(record: ClaimRecord, now: float, shown: Collection[str], version: Ve
     return ClaimRecord(record.born, *seen, tuple(kept))
 
 
-def changed(
+def with_changes(
     record: ClaimRecord, *, add: Iterable[Claim] = (), drop: Collection[str] = (), seen: Version = NEVER
 ) -> ClaimRecord:
-    """With these claims added (in place of those with the same ids), and those of the ids in ``drop`` gone."""
-    fresh = {claim.id: claim for claim in add}
-    kept = [claim for claim in record.claims if claim.id not in drop and claim.id not in fresh]
-    return ClaimRecord(record.born, *max(record.seen, seen), (*kept, *fresh.values()))
+    """The record without the claims whose ids are in ``drop``, with those in ``add``, and with a ``seen`` no older than given.
+    An added claim replaces one with the same id.
+    """
+    added = {claim.id: claim for claim in add}
+    kept = [claim for claim in record.claims if claim.id not in drop and claim.id not in added]
+    return ClaimRecord(record.born, *max(record.seen, seen), (*kept, *added.values()))
 
 
-def by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:
-    """Live claims with their nodes, by reservation."""
+def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:
+    """The live claims of each reservation, as (node, claim), from the records of these nodes."""
     found: dict[str, list[tuple[str, Claim]]] = {}
     for node, record in records.items():
-        for claim in live(record.claims, now):
+        for claim in live_claims(record.claims, now):
             if claim.reservation:
                 found.setdefault(claim.reservation, []).append((node, claim))
     return found
 
 
-def group_limit(claim: Claim) -> int | None:
-    """How many of its group a node may have, where its policy sets a bound."""
+def max_group_members(claim: Claim) -> int | None:
+    """How many members of the claim's group may be on one node; None unless the group's policy is anti-affinity."""
     if claim.group is None or claim.hints.get("group_policy") != "anti-affinity":
         return None
     limit = claim.hints.get("max_per_node", 1)

@@ -507,7 +507,7 @@ class Boots:
         if placing.claim is not None and placing.claim.resize:  # its allocation was there before, and shows none of it
             self._claim_table.drop_claim(placing.node, placing.claim.id, version)
         elif placing.claim is not None:
-            self._claim_table.mark_allocated(placing.node, placing.claim.id, version)
+            self._claim_table.own.mark_allocated(placing.node, placing.claim.id, version)
         if boot.left:
             self.end(boot.left)
         if boot.order is not None and boot.order.node == placing.node:

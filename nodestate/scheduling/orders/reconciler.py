@@ -97,9 +97,9 @@ class Reconciler:
     def _claimed(self, number: str) -> bool:
         """Whether a claim is left that may still become a member."""
         return any(
-            claim.reservation == number and claim.until > self._claim_table.now(node)
+            claim.reservation == number and claim.until > self._claim_table.servers.time(node)
             and not self._claim_table.is_allocated(node, claim)
-            for node, known in self._claim_table.known.items()
+            for node, known in self._claim_table.records.known.items()
             for claim in known.record.claims
         )  # fmt: skip
 

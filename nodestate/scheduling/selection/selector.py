@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,55 +15,12 @@ from nodestate.scheduling.fleet import Fleet, OutstandingClaims
 from nodestate.scheduling.fleet.row_types import Flags, Scores
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection import policy_guard as asking
+from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import Policies
 from nodestate.scheduling.selection.ranking import Ranking, active
 
 KEPT_RANKINGS_COUNT: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Remaining:
-    """How many nodes were left after a filter."""
-
-    filter: str
-    nodes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """A resource class that no node had enough of: how much was ``wanted``, and the most that was ``free`` on one of those
-    that the filters before ``resources`` had left.
-    """
-
-    resource: str
-    wanted: int
-    free: int
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Where an instance goes, with the next best; ``node`` is None where it fits nowhere, and ``remaining`` then says why:
-    which filter left how many nodes, from all of them on, ``unknown`` what was named that is nowhere, ``lacks`` what
-    no node had enough of.
-    """
-
-    instance: str
-    node: str | None
-    alternates: tuple[str, ...] = ()
-    remaining: tuple[Remaining, ...] = ()
-    unknown: str = ""
-    lacks: tuple[Lack, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why nodes rank as they do: the filters as in ``Choice``, and the best nodes with the weight of each weigher, by its
-    multiplier.
-    """
-
-    remaining: tuple[Remaining, ...]
-    best: tuple[tuple[str, dict[str, float]], ...]
 
 
 class Selector:
