@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -27,9 +27,13 @@ from nodestate.broker import (
     queue_depths,
     read_dead_letters,
 )
-from nodestate.broker import source as source_module
-from nodestate.broker.delivery_tracking import Confirms, Unacked
-from nodestate.broker.link import AmqpLink, open_link
+from nodestate.broker.connector import open_session
+from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.delivery_tracking import Confirms, Unacked
+from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish
+from nodestate.broker.rabbitmq.publish_connection import PublishConnection
+from nodestate.broker.rabbitmq.session import RabbitSession
+from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
@@ -434,15 +438,17 @@ def test_memory_sinks_that_come_and_go_leave_nothing_behind(cell: str, opened: O
     config = Config(cell=cell, partitions=1)
     sender, keeper = opened(KombuResyncSender(config)), opened(KombuSink(config))
     keeper.resyncs(0)
-    link = open_link(config, "test")
-    before = set(link._ops.queues)
+    session = open_session(config, "test")
+    assert isinstance(session, VirtualSession)
+    channel = session.connection.channel
+    before = set(channel.queues)
     for _ in range(5):
         sink = KombuSink(config)
         sink.resyncs(0)
         sink.close()
         sender.request_resync(Resync())
-    assert set(link._ops.queues) == before
-    link.close()
+    assert set(channel.queues) == before
+    session.close()
     assert len(keeper.resyncs(1.0)) == 5
 
 
@@ -492,9 +498,21 @@ def test_a_broker_that_is_not_there_is_unavailable_and_its_password_stays_secret
 
 def _cut(thing: KombuSource | KombuSink) -> None:
     """The network between it and the broker is cut, and the broker told."""
-    link = thing._feed.link if isinstance(thing, KombuSource) else thing._outlet.link  # type: ignore[union-attr]
-    assert isinstance(link, AmqpLink)
-    link._socket.shutdown(socket.SHUT_RDWR)
+    _connection(thing).socket.shutdown(socket.SHUT_RDWR)
+
+
+def _connection(thing: KombuSource | KombuSink) -> RabbitConnection:
+    """Its connection to RabbitMQ."""
+    connection = thing._sessions.current.connection  # type: ignore[union-attr]  # sessions of RabbitMQ have one
+    assert isinstance(connection, RabbitConnection)
+    return connection
+
+
+def _rabbit_session(config: Config, *, layout: bool = False) -> RabbitSession:
+    """A session of the test's own."""
+    session = open_session(config, "test", layout=layout)
+    assert isinstance(session, RabbitSession)
+    return session
 
 
 @pytest.mark.service
@@ -550,22 +568,20 @@ def test_never_more_than_the_window_is_unconfirmed(rabbit: RabbitServer, cell: s
 @pytest.mark.service
 def test_a_message_that_the_broker_refuses_is_told_as_lost(rabbit_config: Config) -> None:
     """A queue at its limit nacks: the connection stays, and only those messages are lost."""
-    link = open_link(rabbit_config, "test")
-    assert isinstance(link, AmqpLink)
+    connection = _rabbit_session(rabbit_config).connection
     name = f"{Topology.of(rabbit_config).exchange}.small"
     arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
-    link._ops.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+    connection.control.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
     confirms, done = Confirms(), []
-    channel, message = link.confirming(confirms.settle), link.prepared()
+    channel, message = confirming_channel(connection, confirms.settle), event_message()
     for number in range(10):
-        link.post(channel, "", name, b"x", message)
+        publish(channel, "", name, b"x", message)
         confirms.sent(lambda ok, number=number: done.append((number, ok)))  # type: ignore[misc]
         while len(done) <= number:
-            assert link.has_input(5.0)
-            link.read()
+            assert connection.pump(5.0)
     assert [ok for _, ok in done] == [True] * 3 + [False] * 7
-    link._ops.queue_delete(name)
-    link.close()
+    connection.control.queue_delete(name)
+    connection.close()
 
 
 @pytest.mark.service
@@ -604,9 +620,9 @@ def test_a_queue_that_was_deleted_loses_nothing_unseen(rabbit_config: Config, op
     """RabbitMQ confirms what it can't route; only ``mandatory`` shows it. The next consumer that connects makes it anew."""
     sink = opened(KombuSink(rabbit_config))
     _publish(sink, b"one")
-    link = open_link(rabbit_config, "test")
-    link._ops.queue_delete(Topology.of(rabbit_config).queue(0))
-    link.close()
+    session = _rabbit_session(rabbit_config)
+    session.connection.control.queue_delete(Topology.of(rabbit_config).queue(0))
+    session.close()
     done: list[bool] = []
     sink.publish(0, b"two", done.append)
     assert "no queue takes" in str(_becomes_unavailable(lambda: sink.flush(PATIENCE_S)))
@@ -812,32 +828,31 @@ def test_flush_says_how_many_are_not_confirmed(rabbit_config: Config, opened: Op
     sink = opened(KombuSink(rabbit_config))
     _publish(sink, b"first")
     # Before they are published: a broker on a busy machine may confirm the first while the third is under way.
-    sink._outlet.link.has_input = lambda _timeout_s: False  # type: ignore[union-attr]
+    connection = _connection(sink)
+    connection.has_input = lambda _timeout_s: False  # type: ignore[method-assign]
     for _ in range(3):
         sink.publish(0, b"x", lambda _ok: None)
     with pytest.raises(UnconfirmedError) as caught:
         sink.flush(0.05)
     assert caught.value.count == 3
-    del sink._outlet.link.has_input
+    del connection.has_input
 
 
-def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_consumer_says_costs_its_deliveries_little() -> None:
     """Regression: with its own connection alive, but no new one to be had, each marker message waited for another timeout."""
-    clock = ManualClock()
+    clock, config = ManualClock(), Config(broker="amqp://127.0.0.1:1")
     tries: list[float] = []
 
-    def hangs(config: Config, _role: str, _heartbeat_s: float) -> None:
+    def hangs() -> NoReturn:
         tries.append(clock.monotonic())
         clock.advance(config.broker_timeout_s)
         raise BrokerUnavailableError(config.broker, "timed out")
 
-    monkeypatch.setattr(source_module, "open_link", hangs)
-    config = Config(broker="amqp://127.0.0.1:1")
-    voice = source_module._PublishConnection(config, clock)
+    publisher = PublishConnection(config, hangs, clock)
     began = clock.monotonic()
     for _ in range(120):
         for partition in range(16):
-            voice.send_marker(partition, ACTIVATION)
+            publisher.send_marker(partition, ACTIVATION)
         clock.advance(1.0)
     assert 2 < len(tries) < 12
     assert clock.monotonic() - began < 120 + 12 * config.broker_timeout_s
@@ -847,13 +862,13 @@ def test_what_a_consumer_says_costs_its_deliveries_little(monkeypatch: pytest.Mo
 def test_a_queue_whose_consumer_came_between_the_look_and_the_deletion_stays(rabbit_config: Config) -> None:
     """The broker itself has the last word on whether somebody consumes."""
     topology = Topology.of(rabbit_config)
-    source, link = KombuSource(rabbit_config, [0, 1], [], SystemClock()), open_link(rabbit_config, "test", layout=True)
+    source, session = KombuSource(rabbit_config, [0, 1], [], SystemClock()), _rabbit_session(rabbit_config, layout=True)
     try:
         source.receive(1, 0.1)
-        assert not link.delete(topology)
+        assert not session.queues.delete(topology)
     finally:
         source.close()
-        link.close()
+        session.close()
     assert KombuLayouts(rabbit_config, 1, 1, SystemClock()).delete(2)
 
 
@@ -861,7 +876,7 @@ def test_a_queue_whose_consumer_came_between_the_look_and_the_deletion_stays(rab
 def test_a_layout_of_quorum_queues_is_deleted(rabbit_config: Config) -> None:
     """RabbitMQ refuses to delete such a queue under a condition."""
     config = msgspec.structs.replace(rabbit_config, queue_type="quorum")
-    open_link(config, "test", layout=True).close()
+    open_session(config, "test", layout=True).close()
     assert KombuLayouts(config, 1, 1, SystemClock()).delete(2)
     assert [depth.missing for depth in queue_depths(config)[:2]] == [True, True]
 
@@ -875,9 +890,8 @@ def test_queues_that_nobody_consumes_are_set_aside(rabbit_config: Config, queue_
     sink, confirmed = KombuSink(config, control=False), list[bool]()
     sink.publish(1, b"before", confirmed.append)  # makes the layout of the settings
     sink.flush(PATIENCE_S)
-    other = open_link(config, "test")
-    assert isinstance(other, AmqpLink)
-    other.consume(Topology.of(config).queue(0), 1, lambda *_: None)
+    other = _rabbit_session(config)
+    other.connection.channel().basic_consume(Topology.of(config).queue(0), callback=lambda _message: None)
     assert layouts.set_aside(2, 3) == 0
     other.close()
     assert [depth.ready for depth in queue_depths(config)[:2]] == [0, 1]
@@ -896,7 +910,7 @@ def test_the_first_to_leave_a_layout_takes_no_queue_from_under_the_others(config
     layouts, other = KombuLayouts(config, 1, 1, SystemClock()), msgspec.structs.replace(config, partitions=3)
     source, sink, confirmed = layouts.open(2), KombuSink(config, control=False), list[bool]()
     source.receive(10, 0.1)
-    open_link(other, "test", layout=True).close()
+    open_session(other, "test", layout=True).close()
     assert not layouts.delete(2)
     sink.publish(1, b"event", confirmed.append)
     sink.flush(PATIENCE_S)

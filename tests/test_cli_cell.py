@@ -21,7 +21,7 @@ from msgspec import structs
 
 from harness.servers import MemcachedServer, RabbitServer
 from nodestate.broker import KombuCourier
-from nodestate.broker.link import open_link
+from nodestate.broker.connector import open_session
 from nodestate.config import Config
 from nodestate.model.orders import Answer, Build, End, Order
 
@@ -335,7 +335,7 @@ def test_the_doctor_tells_of_events_in_queues_of_the_settings_that_nobody_reads(
     """Where the first agent of a broker that was built anew made them."""
     member = cell_run.start("consume", "--json")
     cell_run.ask("view", "--on-stale", "refuse", "--max-age", "4", "--timeout", "30")
-    open_link(Config(broker=rabbit.url, cell=cell, partitions=3), "test", layout=True).close()
+    open_session(Config(broker=rabbit.url, cell=cell, partitions=3), "test", layout=True).close()
     cell_run.ask("publish", "--raw", "-", stdin=json.dumps({**GOOD, "state": {}}).encode())
     eventually(lambda: set(cell_run.states("journal")) == {"good"})
     findings = cell_run.ask("doctor", "--partitions", "3")["findings"]

@@ -1,11 +1,15 @@
 """The message broker, through kombu: RabbitMQ, ``memory://`` in one process, or Redis.
 
-``topology`` names everything, ``link`` connects (and alone knows kombu), ``source`` consumes, ``sink`` publishes,
-``control`` asks agents for reports, ``courier`` brings them orders, ``layouts`` opens and ends
-numbers of partitions, ``checks`` is what the doctor looks at.
+``topology`` names everything at the broker. ``source`` consumes, ``sink`` publishes, ``courier`` brings orders to agents,
+``resyncs`` asks agents for reports, ``layouts`` opens and ends numbers of partitions, ``diagnostics`` is what the doctor
+reads. They all work on the protocols of ``sessions``; ``connector`` opens sessions and handles lost ones.
+
+The transports stand behind these protocols, and only they import kombu and amqp: ``rabbitmq/`` for RabbitMQ, ``virtual/``
+for ``memory://`` and Redis.
 """
 
-from nodestate.broker.checks import (
+from nodestate.broker.courier import KombuCourier
+from nodestate.broker.diagnostics import (
     BrokerFacts,
     DeadLetter,
     QueueDepth,
@@ -13,9 +17,8 @@ from nodestate.broker.checks import (
     queue_depths,
     read_dead_letters,
 )
-from nodestate.broker.control import KombuResyncSender, collect_census
-from nodestate.broker.courier import KombuCourier
 from nodestate.broker.layouts import KombuLayouts
+from nodestate.broker.resyncs import KombuResyncSender, collect_census
 from nodestate.broker.sink import KombuSink
 from nodestate.broker.source import KombuSource
 from nodestate.broker.topology import Topology

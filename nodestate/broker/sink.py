@@ -1,141 +1,145 @@
-"""Where agents publish to."""
+"""An agent's way to the broker."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 import structlog
 
-from nodestate.broker.control import decode_resync
-from nodestate.broker.delivery_tracking import Confirms, OnDone
-from nodestate.broker.link import AmqpLink, VirtualLink, open_link, unavailable
+from nodestate.broker.connector import SessionHolder, open_session
+from nodestate.broker.resyncs import decode_resync
+from nodestate.broker.sessions import BrokerSession, OnDone, OwnQueue, PublisherSession
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
-from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3
-"""The AMQP heartbeat, in signs of life: a publisher that makes no other calls must not lose its connection."""
+"""The AMQP heartbeat, counted in ``heartbeat_s``: an agent that only reports its heartbeats must not lose its connection."""
 MAX_ORDERS_COUNT: Final = 1_000
-"""Orders that one ``resyncs`` takes in: an agent gives signs of life between two of them, however many come."""
+"""Orders that one ``resyncs`` reads at most, so that an agent reports its heartbeats between two calls."""
 
 
 class KombuSink:
     """A ``ports.Sink`` and ``ports.AgentInbox`` over kombu, with publisher confirms that are not waited for.
 
-    away --publish, resyncs--> connected
-    connected --an error, close--> away; every unconfirmed publish is told ``on_done(False)``, once
+    away --any call but flush, close--> connected
+    connected --an error, close--> away; ``on_done(False)`` is called once for every unconfirmed event
 
-    ``publish`` that raises did not take the event: its ``on_done`` is never called. Virtual transports (``memory://``,
-    Redis) confirm at once. With ``control`` the sink has a queue of its own for resync requests; those that are
-    broadcast before it connected, or while it is away, are missed: agents report in full when they come back only
-    if they lost something, so who misses a node asks again. Orders for the nodes of ``listen_for`` come to another queue
-    of its own; they expire, so those that are missed are given up by who gave them.
+    A ``publish`` that raises did not take the event: its ``on_done`` is never called. Virtual transports (``memory://``,
+    Redis) confirm at once.
 
-    It connects at the first call, not before, and makes one try per call: the caller decides when to try again.
-    Its connection lives if some call is made every few ``heartbeat_s``.
+    With ``control`` the sink has a queue of its own for resync requests. It misses requests that are broadcast while it
+    is away; a consumer that misses a node asks again. Orders for the nodes of ``listen_for`` arrive in another queue of
+    its own. Orders expire, so the scheduler that sent one that was missed gives it up.
+
+    The sink connects at the first call. Each call makes one attempt: the caller decides when to try again. The connection
+    lives if some call is made every few ``heartbeat_s``.
     """
 
     def __init__(self, config: Config, control: bool = True, clock: Clock | None = None) -> None:
         self._config = config
         self._control = control
+        """Whether to read resync requests."""
         self._clock = clock or SystemClock()
-        self._outlet: _AmqpOutlet | _VirtualOutlet | None = None
-        self._asked: list[Resync] = []
+        self._sessions: SessionHolder[PublisherSession] = SessionHolder(config, self._open_connection, self._prepare)
+        """The session, while connected."""
+        self._order_queue: OwnQueue | None = None
+        """The session's queue for orders; opened when the sink first listens for a node."""
+        self._resyncs: list[Resync] = []
+        """Resync requests that arrived and were not returned yet."""
         self._nodes: dict[str, None] = {}
-        self._bodies: list[bytes] = []
+        """Nodes whose orders the sink listens for."""
+        self._order_bodies: list[bytes] = []
+        """Orders that arrived and were not returned yet."""
         self.bad_orders = 0
+        """Number of orders that could not be decoded."""
 
     # -- ports.Sink
 
     def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
-        """Send one event; ``on_done(True)`` when the broker confirmed, ``on_done(False)`` when it was lost or refused.
+        """Send one event. ``on_done(True)`` is called when the broker confirmed it, ``on_done(False)`` when it was lost or
+        refused: within this or a later call of the sink. ``on_done`` must not publish.
 
-        Blocks only while ``confirm_window`` publishes are unconfirmed, at most ``broker_timeout_s`` without any
-        confirm. ``on_done`` is called within this or a later call of the sink, and must not publish.
+        Blocks only while ``confirm_window`` events are unconfirmed, and raises after ``broker_timeout_s`` without a confirm.
         """
-        outlet = self._outlet or self._connect()
-        try:
-            if outlet.went_stale():
-                self._lose(outlet)
-                outlet = self._connect()
-            outlet.publish(bucket, body, on_done)
-        except outlet.link.errors as error:
-            self._lose(outlet)
-            raise unavailable(self._config, error) from error
+        session = self._sessions.get()
+        try:  # not ``use``: its context manager would cost a good part of a publish
+            if session.is_stale():
+                self._sessions.drop()
+                session = self._sessions.get()
+            session.publish(bucket, body, on_done)
+        except session.errors as error:
+            raise self._sessions.lost(error) from error
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until everything is confirmed. Raises ``UnconfirmedError``, or ``BrokerUnavailableError`` if the
-        connection broke meanwhile; what was lost by then was told.
+        """Wait until everything is confirmed.
+
+        Raises ``UnconfirmedError`` after ``timeout_s``, or ``BrokerUnavailableError`` if the connection broke meanwhile:
+        ``on_done(False)`` was then called for each lost event.
         """
-        outlet = self._outlet
-        if outlet is None:
+        if self._sessions.current is None:
             return
         deadline = self._clock.monotonic() + timeout_s
-        with self._losing(outlet):
-            while outlet.unconfirmed:
+        with self._sessions.use() as session:
+            while session.unconfirmed:
                 remaining = deadline - self._clock.monotonic()
-                if remaining <= 0 or not outlet.pump(remaining):
+                if remaining <= 0 or not session.pump(remaining):
                     break
-        if outlet.unconfirmed:
-            raise UnconfirmedError(outlet.unconfirmed, timeout_s)
+        if session.unconfirmed:
+            raise UnconfirmedError(session.unconfirmed, timeout_s)
 
     def resyncs(self, timeout_s: float) -> list[Resync]:
-        """Resync requests that came since the last call; waits up to ``timeout_s`` for the first."""
-        outlet = self._outlet or self._connect()
+        """Resync requests that arrived since the last call; waits up to ``timeout_s`` for the first, or for an order."""
         deadline = self._clock.monotonic() + timeout_s
-        with self._losing(outlet):
-            while len(self._bodies) < MAX_ORDERS_COUNT and outlet.pump(
-                0 if self._asked or self._bodies else max(0.0, deadline - self._clock.monotonic())
+        with self._sessions.use() as session:
+            while len(self._order_bodies) < MAX_ORDERS_COUNT and session.pump(
+                0 if self._resyncs or self._order_bodies else max(0.0, deadline - self._clock.monotonic())
             ):
                 pass
-        asked, self._asked = self._asked, []
-        return asked
+        resyncs, self._resyncs = self._resyncs, []
+        return resyncs
 
     def close(self) -> None:
-        """Close the connection; what is not confirmed is told as lost. Using the sink again reconnects."""
-        outlet, self._outlet = self._outlet, None
-        self._asked, self._bodies = [], []
-        if outlet is not None:
-            outlet.link.close()
-            outlet.lose()
+        """Close the connection; unconfirmed events are reported as lost. Using the sink again reconnects."""
+        self._resyncs, self._order_bodies = [], []
+        self._sessions.close()
 
     # -- ports.AgentInbox
 
     def answer_census(self, queue: str, body: bytes) -> None:
-        """Say one node's version to whoever asked; gets lost without a sound where the queue is gone."""
-        outlet = self._outlet or self._connect()
-        with self._losing(outlet):
-            outlet.link.send("", queue, body)
+        """Send one node's version to the queue that a ``Resync`` named. It is lost silently if that queue is gone."""
+        with self._sessions.use() as session:
+            session.send("", queue, body)
 
     def listen_for(self, nodes: Sequence[str]) -> None:
-        """Take orders for these nodes too, from now on (some milliseconds later at RabbitMQ) and after each reconnect."""
+        """Also read orders for these nodes, from now on (at RabbitMQ some milliseconds later) and after each reconnect."""
         new = [node for node in nodes if node not in self._nodes]
         self._nodes.update(dict.fromkeys(new))
-        outlet = self._outlet
-        if new and outlet is not None:
-            with self._losing(outlet):
-                self._listen(outlet, new)
+        if new and self._sessions.current is not None:
+            with self._sessions.use() as session:
+                self._bind(session, new)
 
     def stop_listening_for(self, nodes: Sequence[str]) -> None:
-        """Leave orders for these nodes to others."""
+        """No longer read orders for these nodes."""
         known = [node for node in nodes if node in self._nodes]
         for node in known:
             del self._nodes[node]
-        outlet = self._outlet
-        if outlet is not None and outlet.box:
-            with self._losing(outlet):
-                outlet.link.unbind(outlet.box, Topology.of(self._config).orders, known)
+        if self._sessions.current is not None and self._order_queue is not None:
+            with self._sessions.use():
+                self._order_queue.unbind(Topology.of(self._config).orders, known)
 
     def orders(self) -> list[Order]:
-        """Orders that came with ``resyncs``; what is not understood is answered, where it says to whom, and logged."""
-        bodies, self._bodies = self._bodies, []
+        """Orders that arrived within calls of ``resyncs``.
+
+        An order that cannot be decoded is logged, and refused in an answer if it says where to send one.
+        """
+        bodies, self._order_bodies = self._order_bodies, []
         orders: list[Order] = []
         for body in bodies:
             try:
@@ -147,151 +151,45 @@ class KombuSink:
         return orders
 
     def answer(self, queue: str, answer: Answer) -> None:
-        """Tell who gave an order what became of it; gets lost without a sound where the queue is gone."""
+        """Send the outcome of an order to the scheduler that gave it. It is lost silently if that queue is gone."""
         self.answer_census(queue, encode(answer))
 
     # -- inside
 
-    def _refuse(self, body: bytes, error: BadEventError) -> None:
-        self.bad_orders += 1
-        structlog.get_logger("nodestate.broker").warning("order not understood", why=str(error))
-        told = bad_order(body, error)
-        if told is not None:
-            with suppress(BrokerUnavailableError):  # the next call will tell
-                self.answer(*told)
+    def _open_connection(self) -> BrokerSession:
+        return open_session(self._config, "agent", self._heartbeat_s)
 
-    def _listen(self, outlet: _AmqpOutlet | _VirtualOutlet, nodes: Sequence[str]) -> None:
-        if not outlet.box:
-            outlet.box = outlet.link.listen(self._take_order)
-        outlet.link.bind(outlet.box, Topology.of(self._config).orders, nodes)
+    def _prepare(self, connection: BrokerSession) -> PublisherSession:
+        session = connection.publisher(self._heartbeat_s, self._clock)
+        self._order_queue = None
+        if self._control:
+            session.own_queue(self._on_control, Topology.of(self._config).control)
+        if self._nodes:
+            self._bind(session, list(self._nodes))
+        return session
 
-    def _take_order(self, body: bytes) -> None:
-        self._bodies.append(body)
+    @property
+    def _heartbeat_s(self) -> float:
+        return max(self._config.broker_heartbeat_s, math.ceil(AGENT_HEARTBEATS_COUNT * self._config.heartbeat_s))
 
-    def _connect(self) -> _AmqpOutlet | _VirtualOutlet:
-        heartbeat_s = max(self._config.broker_heartbeat_s, math.ceil(AGENT_HEARTBEATS_COUNT * self._config.heartbeat_s))
-        link = open_link(self._config, "agent", heartbeat_s)
-        outlet: _AmqpOutlet | _VirtualOutlet
+    def _bind(self, session: PublisherSession, nodes: Sequence[str]) -> None:
+        if self._order_queue is None:
+            self._order_queue = session.own_queue(self._on_order)
+        self._order_queue.bind(Topology.of(self._config).orders, nodes)
+
+    def _on_order(self, body: bytes) -> None:
+        self._order_bodies.append(body)
+
+    def _on_control(self, body: bytes) -> None:
         try:
-            if isinstance(link, AmqpLink):
-                outlet = _AmqpOutlet(self._config, link, heartbeat_s, self._clock)
-            else:
-                outlet = _VirtualOutlet(self._config, link, self._clock, listening=self._control)
-            if self._control:
-                link.listen(self._take_control, Topology.of(self._config).control)
-            if self._nodes:
-                self._listen(outlet, list(self._nodes))
-        except link.errors as error:
-            link.drop()
-            raise unavailable(self._config, error) from error
-        self._outlet = outlet
-        return outlet
-
-    def _take_control(self, body: bytes) -> None:
-        try:
-            self._asked.append(decode_resync(body))
+            self._resyncs.append(decode_resync(body))
         except msgspec.DecodeError as error:
             structlog.get_logger("nodestate.broker").warning("control message not understood", why=str(error))
 
-    def _lose(self, outlet: _AmqpOutlet | _VirtualOutlet) -> None:
-        self._outlet = None
-        outlet.link.drop()
-        outlet.lose()
-
-    @contextmanager
-    def _losing(self, outlet: _AmqpOutlet | _VirtualOutlet) -> Iterator[None]:
-        try:
-            yield
-        except outlet.link.errors as error:
-            self._lose(outlet)
-            raise unavailable(self._config, error) from error
-
-
-class _AmqpOutlet:
-    """Publishes on a confirming channel, with a bounded number under way."""
-
-    def __init__(self, config: Config, link: AmqpLink, heartbeat_s: float, clock: Clock) -> None:
-        self.link = link
-        self.box = ""
-        self._window = config.confirm_window
-        self._timeout_s = config.broker_timeout_s
-        self._clock = clock
-        self._confirms = Confirms()
-        self._channel = link.confirming(self._confirms.settle)
-        self._message = link.prepared()
-        self._exchange = Topology.of(config).exchange
-        self._keys = [str(bucket) for bucket in range(BUCKETS_COUNT)]
-        self._beat_s = heartbeat_s / 2
-        self._beat_at = clock.monotonic()
-
-    @property
-    def unconfirmed(self) -> int:
-        return len(self._confirms)
-
-    def went_stale(self) -> bool:
-        """Take in what came; True if the connection broke while nothing was under way, which loses nothing.
-
-        Looked for at each publish, not only when the window is full: so what was lost is known at once.
-        """
-        link = self.link
-        idle = not self._confirms
-        try:
-            while link.has_input(0):
-                link.read()
-        except link.errors:
-            if idle:
-                return True
-            raise
-        return False
-
-    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
-        link = self.link
-        while len(self._confirms) >= self._window:
-            if not link.has_input(self._timeout_s):
-                raise TimeoutError(f"{len(self._confirms)} publishes unconfirmed, and none for {self._timeout_s:g} s")
-            link.read()
-        link.post(self._channel, self._exchange, self._keys[bucket], body, self._message)
-        self._confirms.sent(on_done)
-
-    def pump(self, timeout_s: float) -> bool:
-        """Take in one frame; False if none came. Keeps the connection's heartbeat."""
-        came = self.link.has_input(timeout_s)
-        if came:
-            self.link.read()
-        now = self._clock.monotonic()
-        if now >= self._beat_at:
-            self.link.beat()
-            self._beat_at = now + self._beat_s
-        return came
-
-    def lose(self) -> None:
-        self._confirms.lose()
-
-
-class _VirtualOutlet:
-    """Publishes on a virtual transport: done when the call returns."""
-
-    unconfirmed = 0
-
-    def __init__(self, config: Config, link: VirtualLink, clock: Clock, *, listening: bool) -> None:
-        self.link = link
-        self.box = ""
-        self._clock = clock
-        self._exchange = Topology.of(config).exchange
-        self._listening = listening
-
-    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
-        self.link.publish(self._exchange, bucket, body)
-        on_done(True)
-
-    def pump(self, timeout_s: float) -> bool:
-        if self._listening or self.box:
-            return self.link.pump(timeout_s)
-        self._clock.sleep(timeout_s)
-        return False
-
-    def went_stale(self) -> bool:
-        return False
-
-    def lose(self) -> None:
-        """Nothing is under way."""
+    def _refuse(self, body: bytes, error: BadEventError) -> None:
+        self.bad_orders += 1
+        structlog.get_logger("nodestate.broker").warning("order not understood", why=str(error))
+        refusal = bad_order(body, error)
+        if refusal is not None:
+            with suppress(BrokerUnavailableError):  # the next call raises it again
+                self.answer(*refusal)

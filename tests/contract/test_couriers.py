@@ -9,7 +9,8 @@ from msgspec import structs
 
 from harness.servers import RabbitServer
 from nodestate.broker import KombuCourier, KombuSink
-from nodestate.broker.link import AmqpLink, open_link
+from nodestate.broker.connector import open_session
+from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
@@ -97,21 +98,22 @@ def test_redis_carries_orders_and_answers_too(redis_url: str, cell: str) -> None
 def test_rabbitmq_drops_an_order_that_waited_for_too_long(rabbit: RabbitServer, cell: str) -> None:
     """For an agent that stands still: it finds no hours of orders when it wakes."""
     config = Config(broker=rabbit.url, cell=cell, partitions=1)
-    link, courier = open_link(config, "test"), KombuCourier(config)
-    assert isinstance(link, AmqpLink)
-    queue = link._ops.queue_declare("", exclusive=True).queue
-    link._ops.queue_bind(queue, Topology.of(config).orders, "n1")
+    session, courier = open_session(config, "test"), KombuCourier(config)
+    assert isinstance(session, RabbitSession)
+    channel = session.connection.control
+    queue = channel.queue_declare("", exclusive=True).queue
+    channel.queue_bind(queue, Topology.of(config).orders, "n1")
     courier.send([build(courier, 1)], 0.2)
     courier.send([build(courier, 2)], 60.0)
     deadline = time.monotonic() + PATIENCE_S
-    while link.depth(queue) != (1, 0):
+    while session.queues.counts(queue) != (1, 0):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    fetched = link.fetch(queue)
+    fetched = session.queues.fetch(queue)
     assert fetched is not None
     assert b"order-2" in fetched.body
     courier.close()
-    link.close()
+    session.close()
 
 
 @pytest.mark.service

@@ -1,0 +1,150 @@
+"""Opens sessions, and does what follows when one is lost: written once, for all transports.
+
+A transport's exceptions end here. ``SessionHolder`` and ``one_off_session`` turn them into ``BrokerUnavailableError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from nodestate.broker.rabbitmq.session import RabbitSession
+from nodestate.broker.sessions import BrokerSession, Session, unavailable
+from nodestate.broker.topology import Topology
+from nodestate.broker.virtual.session import VirtualSession
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError, ConfigError
+
+S = TypeVar("S", bound=Session)
+
+RABBITMQ_SCHEMES: Final = frozenset({"amqp", "pyamqp", "amqps"})
+
+
+def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False) -> BrokerSession:
+    """Connect to the first of the broker's URLs (separated by ``;``) that answers, and declare the cell there.
+
+    ``role`` is part of the connection's name at RabbitMQ. With ``heartbeat_s`` 0 the connection has no heartbeat. The
+    queues of the settings' layout are declared if ``layout`` is True, and in any case if the cell is new.
+
+    Raises ``BrokerUnavailableError``, or ``ConfigError`` if the settings are wrong and no retry would help.
+    """
+    failure: BrokerUnavailableError | None = None
+    for url in config.broker.split(";"):
+        try:
+            session = _connect(config, url.strip(), role, heartbeat_s)
+        except BrokerUnavailableError as error:
+            failure = error
+            continue
+        try:
+            with translated_errors(config, session.errors):
+                session.queues.declare(Topology.of(config), layout=layout)
+        except BaseException:
+            session.drop()
+            raise
+        return session
+    assert failure is not None
+    raise failure
+
+
+@contextmanager
+def one_off_session(config: Config, role: str, *, layout: bool = False) -> Iterator[BrokerSession]:
+    """Open a session for the calls of one ``with`` block, and close it after them. Arguments as for ``open_session``."""
+    session = open_session(config, role, layout=layout)
+    try:
+        with translated_errors(config, session.errors):
+            yield session
+    finally:
+        session.close()
+
+
+@contextmanager
+def translated_errors(config: Config, errors: tuple[type[BaseException], ...]) -> Iterator[None]:
+    """Raise ``BrokerUnavailableError`` in place of the transport's own ``errors``."""
+    try:
+        yield
+    except errors as error:
+        raise unavailable(config.broker_safe, error) from error
+
+
+class SessionHolder(Generic[S]):
+    """Opens a session when it is first needed, keeps it, and drops it at its first error.
+
+    away --get, use--> connected --an error within ``use``, drop, close--> away
+
+    A failed call is not repeated here: the caller decides when to call again. ``prepare`` makes the session of the job
+    from a new connection; an error within it drops the connection like any other.
+    """
+
+    def __init__(
+        self, config: Config, open_connection: Callable[[], BrokerSession], prepare: Callable[[BrokerSession], S]
+    ) -> None:
+        self._config = config
+        self._open_connection = open_connection
+        self._prepare = prepare
+        self._session: S | None = None
+        """The session, None while away."""
+
+    @property
+    def current(self) -> S | None:
+        """The session, if one is open."""
+        return self._session
+
+    def get(self) -> S:
+        """The session; opens one if there is none. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
+        if self._session is None:
+            connection = self._open_connection()
+            try:
+                with translated_errors(self._config, connection.errors):
+                    session = self._prepare(connection)
+            except BaseException:
+                connection.drop()
+                raise
+            self._session = session
+        return self._session
+
+    @contextmanager
+    def use(self) -> Iterator[S]:
+        """Call the session within the ``with`` block; opens one first if there is none.
+
+        An error of the transport says nothing certain about the connection, so the session is dropped, and
+        ``BrokerUnavailableError`` is raised.
+        """
+        session = self.get()
+        try:
+            yield session
+        except session.errors as error:
+            raise self.lost(error) from error
+
+    def lost(self, error: BaseException) -> BrokerUnavailableError:
+        """Drop the session after an error of its transport. Returns the exception to raise in place of that error."""
+        self.drop()
+        return unavailable(self._config.broker_safe, error)
+
+    def drop(self) -> None:
+        """Drop the session, if one is open."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.drop()
+
+    def close(self) -> None:
+        """Close the session properly, if one is open. ``get`` and ``use`` open another one."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+
+def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> BrokerSession:
+    scheme = urlsplit(url).scheme
+    try:
+        if "://" not in url:
+            raise ValueError("no URL")  # noqa: TRY301 - reported like everything else that is wrong with a URL
+        if scheme in RABBITMQ_SCHEMES:
+            return RabbitSession.connect(config, url, role, heartbeat_s, partial(open_session, config))
+        return VirtualSession.connect(config, url)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"broker {config.broker_safe!r}: {error}; want amqp://, redis:// or memory://") from error
+    except ImportError as error:
+        raise ConfigError(f"broker {config.broker_safe!r}: {error}; try pip install nodestate[redis]") from error

@@ -1,0 +1,82 @@
+"""A scheduler's session at RabbitMQ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.messages import order_message, publish, returning_channel
+from nodestate.broker.rabbitmq.queues import RabbitOwnQueue
+from nodestate.broker.sessions import OnBody
+from nodestate.broker.topology import Topology
+from nodestate.config import Config
+from nodestate.model.orders import Order
+from nodestate.ports import Clock
+
+READ_EVERY_COUNT: Final = 100
+"""Orders that are sent between two looks for input: a broker that cannot send its answers accepts no more orders."""
+
+
+class RabbitOrderSession:
+    """An ``OrderSession`` at RabbitMQ. RabbitMQ returns orders that no queue takes, and drops overdue ones.
+
+    Orders are published without confirms: the sender learns that an order was lost from its deadline, which it must
+    watch in any case as the agent or the answer may be lost as well.
+    """
+
+    def __init__(
+        self, config: Config, connection: RabbitConnection, on_answer: OnBody, on_unroutable: OnBody, clock: Clock
+    ) -> None:
+        self.connection = connection
+        """The connection that all goes over."""
+        self._config = config
+        self._clock = clock
+        self._answers = RabbitOwnQueue(connection, on_answer)
+        """The queue that answers come back to."""
+        self._channel = returning_channel(connection, on_unroutable)
+        """The channel for orders."""
+        self._exchange = Topology.of(config).orders
+        """The exchange for orders."""
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """See ``Session``."""
+        return self.connection.errors
+
+    @property
+    def reply_to(self) -> str:
+        """See ``OrderSession``."""
+        return self._answers.name
+
+    def is_stale(self) -> bool:
+        """See ``OrderSession``."""
+        try:
+            self.connection.drain()
+        except self.errors:
+            return True
+        return False
+
+    def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:
+        """See ``OrderSession``. Raises ``BrokerUnavailableError`` if the broker accepts no messages at present."""
+        message = order_message(expires_s)
+        deadline = self._clock.monotonic() + self._config.broker_timeout_s
+        for number, (order, body) in enumerate(zip(orders, bodies, strict=True)):
+            if number % READ_EVERY_COUNT == 0:
+                self.connection.drain()
+                self.connection.check_not_blocked()
+                if self._clock.monotonic() > deadline:
+                    raise TimeoutError(f"{number} of {len(orders)} orders sent in {self._config.broker_timeout_s:g} s")
+            publish(self._channel, self._exchange, order.node, body, message)
+
+    def pump(self, timeout_s: float) -> bool:
+        """See ``OrderSession``."""
+        return self.connection.pump(timeout_s)
+
+    def close(self) -> None:
+        """See ``Session``."""
+        self.connection.close()
+
+    def drop(self) -> None:
+        """See ``Session``."""
+        self.connection.drop()

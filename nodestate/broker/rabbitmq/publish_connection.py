@@ -1,0 +1,138 @@
+"""The second connection of a consumer at RabbitMQ: it publishes, so that the connection of its deliveries need not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import structlog
+
+from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.delivery_tracking import Confirms
+from nodestate.broker.rabbitmq.messages import confirming_channel, dead_letter_message, publish, send
+from nodestate.broker.sessions import unavailable
+from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError
+from nodestate.ports import Clock
+
+FIRST_PAUSE_S: Final = 1.0
+"""Pause after the first failure to connect or publish; each further failure doubles it."""
+MAX_PAUSE_S: Final = 30.0
+
+_FAILURES: Final[tuple[type[BaseException], ...]] = (*RabbitConnection.errors, BrokerUnavailableError)
+
+
+class PublishConnection:
+    """Publishes a consumer's marker messages and dead letters, on a connection of its own.
+
+    away --send_marker, dead_letter--> connected --an error--> away, for a pause that doubles
+    connected --the broker blocks it--> silent --the broker unblocks it--> connected
+
+    A RabbitMQ that is short of memory or disk reads nothing from a connection that has published, and so reads no acks
+    from it. If a consumer published on the connection of its deliveries, its first marker message would keep it from
+    acking, and so from draining the very queue that fills the broker. So it publishes on this second connection.
+
+    Calls here delay the deliveries by at most ``broker_timeout_s`` per attempt, and the pause limits the attempts.
+    """
+
+    def __init__(self, config: Config, connect: Callable[[], RabbitConnection], clock: Clock) -> None:
+        self._config = config
+        self._connect = connect
+        """Opens the connection. Raises ``BrokerUnavailableError``."""
+        self._topology = Topology.of(config)
+        self._clock = clock
+        self._log = structlog.get_logger("nodestate.broker")
+        self._connection: RabbitConnection | None = None
+        """The connection, None while away."""
+        self._channel: Any = None
+        """The connection's channel with confirms, for dead letters."""
+        self._confirms = Confirms()
+        """Dead letters that the broker has not confirmed yet."""
+        self._pause_s = 0.0
+        """Length of the pause after the last failure; 0 after a success."""
+        self._retry_at = clock.monotonic()
+        """Monotonic time before which no attempt to connect is made."""
+
+    def send_marker(self, partition: int, body: bytes) -> None:
+        """Publish a marker message, or do nothing if the broker is away or blocks this connection.
+
+        A marker message may get lost, so an outage is not an error here: it shows where messages are received.
+        """
+        with suppress(BrokerUnavailableError), self._dropped_on_failure():
+            connection = self._connected()
+            if not connection.blocked:
+                send(connection, "", self._topology.queue(partition), body, ACTIVATION_TYPE)
+
+    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+        """Publish a dead letter and wait for the confirm.
+
+        Raises ``BrokerUnavailableError``, at once if the broker blocks this connection.
+        """
+        with self._dropped_on_failure():
+            connection = self._connected()
+            blocked = connection.blocked
+            if not blocked:
+                self._publish_confirmed(connection, body, dead_letter_message(headers))
+                return
+        raise BrokerUnavailableError(self._config.broker_safe, f"it takes no messages: {blocked}")
+
+    def beat(self) -> None:
+        """Keep the connection alive. Call at least twice within each heartbeat."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(BrokerUnavailableError), self._dropped_on_failure():
+                connection.drain()
+                connection.beat()
+
+    def close(self) -> None:
+        """Close the connection properly, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def drop(self) -> None:
+        """Give up the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.drop()
+
+    def _connected(self) -> RabbitConnection:
+        if self._connection is None:
+            if self._clock.monotonic() < self._retry_at:
+                raise BrokerUnavailableError(self._config.broker_safe, "it did not answer a moment ago")
+            self._connection, self._confirms = self._connect(), Confirms()
+            # Opened before anything is published: RabbitMQ blocks a connection only once it has published, and the
+            # answer to opening a channel would then not come.
+            self._channel = confirming_channel(self._connection, self._confirms.settle)
+        self._connection.drain()
+        return self._connection
+
+    def _publish_confirmed(self, connection: RabbitConnection, body: bytes, message: Any) -> None:
+        answers: list[bool] = []
+        publish(self._channel, self._topology.dead, DEAD_KEY, body, message)
+        self._confirms.sent(answers.append)
+        deadline = self._clock.monotonic() + self._config.broker_timeout_s
+        while not answers:
+            if connection.blocked or not connection.pump(max(0.0, deadline - self._clock.monotonic())):
+                raise TimeoutError(f"the dead-letter queue did not confirm {connection.blocked}".rstrip())
+        if not answers[0]:
+            raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
+
+    @contextmanager
+    def _dropped_on_failure(self) -> Iterator[None]:
+        """Drop the connection after a failure and start the pause. Raises ``BrokerUnavailableError``."""
+        pausing = self._connection is None and self._clock.monotonic() < self._retry_at
+        try:
+            yield
+        except _FAILURES as error:
+            self.drop()
+            if not pausing:
+                self._pause_s = min(max(FIRST_PAUSE_S, 2 * self._pause_s), MAX_PAUSE_S)
+                self._retry_at = self._clock.monotonic() + self._pause_s
+                self._log.warning("a consumer cannot publish", why=str(error), again_in_s=self._pause_s)
+            if isinstance(error, BrokerUnavailableError):
+                raise
+            raise unavailable(self._config.broker_safe, error) from error
+        self._pause_s = 0.0

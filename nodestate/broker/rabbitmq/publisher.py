@@ -1,0 +1,99 @@
+"""An agent's session at RabbitMQ."""
+
+from __future__ import annotations
+
+from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.delivery_tracking import Confirms
+from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish, send
+from nodestate.broker.rabbitmq.queues import RabbitOwnQueue
+from nodestate.broker.sessions import OnBody, OnDone
+from nodestate.broker.topology import Topology
+from nodestate.config import Config
+from nodestate.model.partitioning import BUCKETS_COUNT
+from nodestate.ports import Clock
+
+
+class RabbitPublisherSession:
+    """A ``PublisherSession`` at RabbitMQ: publishes on a channel with confirms, with a bounded number unconfirmed."""
+
+    def __init__(self, config: Config, connection: RabbitConnection, heartbeat_s: float, clock: Clock) -> None:
+        self.connection = connection
+        """The connection that all goes over."""
+        self._window = config.confirm_window
+        """Largest number of unconfirmed events."""
+        self._timeout_s = config.broker_timeout_s
+        """Longest wait for a confirm while the window is full."""
+        self._clock = clock
+        self._confirms = Confirms()
+        """Events that the broker has not confirmed yet."""
+        self._channel = confirming_channel(connection, self._confirms.settle)
+        """The channel for events."""
+        self._message = event_message()
+        """The message that carries each event's body in turn."""
+        self._exchange = Topology.of(config).exchange
+        """The exchange for events."""
+        self._keys = [str(bucket) for bucket in range(BUCKETS_COUNT)]
+        """The routing key of each bucket."""
+        self._beat_s = heartbeat_s / 2
+        """Seconds between two heartbeats."""
+        self._beat_at = clock.monotonic()
+        """Monotonic time of the next heartbeat."""
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """See ``Session``."""
+        return self.connection.errors
+
+    @property
+    def unconfirmed(self) -> int:
+        """See ``PublisherSession``."""
+        return len(self._confirms)
+
+    def is_stale(self) -> bool:
+        """See ``PublisherSession``. A connection that breaks while nothing is unconfirmed loses nothing.
+
+        Called before each publish, not only when the window is full, so that lost events are known at once.
+        """
+        idle = not self._confirms
+        try:
+            self.connection.drain()
+        except self.errors:
+            if idle:
+                return True
+            raise
+        return False
+
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
+        """See ``PublisherSession``."""
+        while len(self._confirms) >= self._window:
+            if not self.connection.pump(self._timeout_s):
+                raise TimeoutError(f"{len(self._confirms)} publishes unconfirmed, and none for {self._timeout_s:g} s")
+        publish(self._channel, self._exchange, self._keys[bucket], body, self._message)
+        self._confirms.sent(on_done)
+
+    def own_queue(self, on_body: OnBody, exchange: str = "") -> RabbitOwnQueue:
+        """See ``PublisherSession``."""
+        return RabbitOwnQueue(self.connection, on_body, exchange)
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """See ``PublisherSession``."""
+        send(self.connection, exchange, key, body)
+
+    def pump(self, timeout_s: float) -> bool:
+        """See ``PublisherSession``. Also keeps the connection's heartbeat."""
+        came = self.connection.pump(timeout_s)
+        now = self._clock.monotonic()
+        if now >= self._beat_at:
+            self.connection.beat()
+            self._beat_at = now + self._beat_s
+        return came
+
+    def close(self) -> None:
+        """Close the connection; unconfirmed events are reported as lost."""
+        self.connection.close()
+        self._confirms.lose()
+
+    def drop(self) -> None:
+        """Give up the connection; unconfirmed events are reported as lost."""
+        self.connection.drop()
+        self._confirms.lose()

@@ -1,0 +1,209 @@
+"""The one session type behind which the transports stand, and the values that a session returns.
+
+``rabbitmq/`` and ``virtual/`` each implement these protocols. ``connector.py`` chooses between the two, and alone decides
+what happens when a connection is opened or lost. The other modules of this package see these protocols only::
+
+    KombuSource    -> ConsumerSession         KombuLayouts, diagnostics -> QueueAdmin
+    KombuSink      -> PublisherSession        KombuResyncSender, census -> BrokerSession itself
+    KombuCourier   -> OrderSession
+
+A session lives once: connected --close, drop--> gone. Its user opens another one. A session is not safe for several
+threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from nodestate.broker.topology import Topology
+from nodestate.errors import BrokerUnavailableError
+from nodestate.model.orders import Order
+from nodestate.ports import ACTIVATION, Clock, Delivery
+
+OnDone = Callable[[bool], None]
+"""Called once for each published event: True if the broker confirmed the event, False if it was lost or refused."""
+OnBody = Callable[[bytes], None]
+"""Called with the body of each message that arrives in a queue of the session's own."""
+
+
+def unavailable(broker: str, error: BaseException) -> BrokerUnavailableError:
+    """The exception to raise in place of a transport's own ``error``. ``broker``: its URLs without passwords."""
+    return BrokerUnavailableError(broker, str(error) or type(error).__name__)
+
+
+class ServerFacts(NamedTuple):
+    """What the server at the other end reports. ``fails_over``: a queue whose consumer dies goes to another by itself."""
+
+    transport: str
+    product: str
+    version: str
+    fails_over: bool
+
+
+class FetchedMessage(NamedTuple):
+    """A message that was fetched from a queue. ``tag`` is what acks it."""
+
+    body: bytes
+    tag: Any
+    redelivered: bool
+    headers: Mapping[str, Any]
+
+
+class QueueCounts(NamedTuple):
+    """Number of ready messages in a queue, and of its consumers (None if the transport cannot count them)."""
+
+    ready: int
+    consumers: int | None
+
+
+class Session(Protocol):
+    """What every session has: the errors of its transport, and two ways to end."""
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """Exception classes that the transport raises. After one of them nothing is known of the connection."""
+
+    def close(self) -> None:
+        """Close the connection properly. Messages that were not acked go back to their queue, in order."""
+
+    def drop(self) -> None:
+        """Give up the connection without a word to the server, which may be gone."""
+
+
+class OwnQueue(Protocol):
+    """A queue that only this session reads, and that the broker deletes with the connection. Messages need no ack."""
+
+    @property
+    def name(self) -> str:
+        """The queue's name, for messages that are sent straight to it."""
+
+    def bind(self, exchange: str, keys: Iterable[str]) -> None:
+        """Route messages with these keys of a direct exchange into the queue. Does not wait for the server's reply."""
+
+    def unbind(self, exchange: str, keys: Iterable[str]) -> None:
+        """Stop routing messages with these keys into the queue. Does not wait for the server's reply."""
+
+
+class QueueAdmin(Protocol):
+    """Declares, inspects and deletes the queues of a cell."""
+
+    def declare(self, topology: Topology, *, layout: bool) -> None:
+        """Declare the cell's exchanges, and the queues of its layout if ``layout`` is True or if the cell has no layout.
+
+        Raises ``ConfigError`` if the broker has a queue or an exchange of that name with other properties.
+        """
+
+    def counts(self, queue: str) -> QueueCounts | None:
+        """Number of messages and consumers of a queue; None if the queue does not exist."""
+
+    def fetch(self, queue: str) -> FetchedMessage | None:
+        """Fetch one message, or None if the queue is empty. A message that is not acked goes back when the session ends."""
+
+    def delete(self, topology: Topology) -> bool:
+        """Delete the queues of a layout with the messages that wait in them.
+
+        Returns False if a queue has a consumer: that queue and those after it stay, and the session is of no use.
+        """
+
+    def set_aside(self, topology: Topology, partition: int, queue: str) -> None:
+        """Unbind a partition's queue so that it gets no new events; delete it if it is empty and has no consumer."""
+
+
+class ConsumerSession(Session, Protocol):
+    """Receives and acks the messages of a member's partitions."""
+
+    def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
+        """Subscribe the partitions of ``first`` now, and those of ``standby`` after ``standby_s`` seconds."""
+
+    def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
+        """Up to ``limit`` messages, in order within a partition; waits up to ``timeout_s`` for them."""
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Ack deliveries of this session."""
+
+    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+        """Publish a message to the dead-letter queue and wait until the broker has it. Raises ``DeadLetterError``."""
+
+    def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
+        """Publish a marker message to a partition's queue, unconfirmed."""
+
+
+class PublisherSession(Session, Protocol):
+    """Publishes an agent's events, and brings it resync requests and orders."""
+
+    @property
+    def unconfirmed(self) -> int:
+        """Number of events that were published and are not confirmed yet."""
+
+    def is_stale(self) -> bool:
+        """Process the frames that have arrived. True if the connection broke while no publish was unconfirmed."""
+
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
+        """Publish one event. Blocks only while ``confirm_window`` events are unconfirmed."""
+
+    def own_queue(self, on_body: OnBody, exchange: str = "") -> OwnQueue:
+        """Open a queue of the session's own, bound to a fanout exchange if one is named."""
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """Publish a message that may get lost."""
+
+    def pump(self, timeout_s: float) -> bool:
+        """Process one message that the broker sent; False if none came within ``timeout_s``."""
+
+
+class OrderSession(Session, Protocol):
+    """Sends a scheduler's orders, and brings it the answers."""
+
+    @property
+    def reply_to(self) -> str:
+        """Name of the queue for answers."""
+
+    def is_stale(self) -> bool:
+        """Process what has arrived. True if the connection broke meanwhile."""
+
+    def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:
+        """Send orders, each with its encoded body. Each is dropped after ``expires_s`` seconds if the transport can do so."""
+
+    def pump(self, timeout_s: float) -> bool:
+        """Process one message that the broker sent; False if none came within ``timeout_s``."""
+
+
+class BrokerSession(Session, Protocol):
+    """One connection to a broker: simple calls of its own, and the sessions for the three jobs that have state."""
+
+    @property
+    def facts(self) -> ServerFacts:
+        """What the server reports about itself."""
+
+    @property
+    def queues(self) -> QueueAdmin:
+        """The cell's queues."""
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """Publish a message that may get lost."""
+
+    def send_checked(self, exchange: str, key: str, body: bytes) -> None:
+        """Publish, and return after a round trip to the server: a dead connection raises here, not later.
+
+        Raises ``BrokerUnavailableError`` if the broker accepts no messages at present.
+        """
+
+    def own_queue(self, on_body: OnBody, exchange: str = "") -> OwnQueue:
+        """Open a queue of the session's own, bound to a fanout exchange if one is named."""
+
+    def pump(self, timeout_s: float) -> bool:
+        """Process one message that the broker sent; False if none came within ``timeout_s``."""
+
+    def consumer(self, number: int, clock: Clock) -> ConsumerSession:
+        """Use this connection for a consumer; ``number`` is what its deliveries carry as their session."""
+
+    def publisher(self, heartbeat_s: float, clock: Clock) -> PublisherSession:
+        """Use this connection for an agent's events; ``heartbeat_s`` is the heartbeat that it was opened with."""
+
+    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> OrderSession:
+        """Use this connection for a scheduler's orders.
+
+        Within ``pump`` and ``send``, ``on_answer`` gets the bodies of answers, and ``on_unroutable`` those of orders for
+        nodes that no agent listens for.
+        """

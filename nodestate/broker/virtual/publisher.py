@@ -1,0 +1,72 @@
+"""An agent's session over a virtual transport."""
+
+from __future__ import annotations
+
+from nodestate.broker.sessions import OnBody, OnDone
+from nodestate.broker.topology import Topology
+from nodestate.broker.virtual.connection import VirtualConnection
+from nodestate.broker.virtual.queues import VirtualOwnQueue, takes_bucket
+from nodestate.config import Config
+from nodestate.ports import Clock
+
+
+class VirtualPublisherSession:
+    """A ``PublisherSession`` over a virtual transport: an event is confirmed when ``publish`` returns."""
+
+    unconfirmed = 0
+
+    def __init__(self, config: Config, connection: VirtualConnection, clock: Clock) -> None:
+        self.connection = connection
+        """The connection that all goes over."""
+        self._clock = clock
+        self._exchange = Topology.of(config).exchange
+        """The exchange for events."""
+        self._has_own_queue = False
+        """True if ``pump`` can bring anything."""
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """See ``Session``."""
+        return self.connection.errors
+
+    def is_stale(self) -> bool:
+        """See ``PublisherSession``."""
+        return False
+
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
+        """Publish an event into the queue of its partition in each layout.
+
+        It is sent straight to the queues, not to the exchange: a message that a consumer gives back goes to where it was
+        published, and must not get into the other layouts again.
+        """
+        bindings = self.connection.bindings(self._exchange)
+        queues = [queue for key, _, queue in bindings if takes_bucket(key, bucket)]
+        if not queues:
+            raise ConnectionError(f"no queue takes {self._exchange}/{bucket}")
+        for queue in queues:
+            self.connection.send("", queue, body)
+        on_done(True)
+
+    def own_queue(self, on_body: OnBody, exchange: str = "") -> VirtualOwnQueue:
+        """See ``PublisherSession``."""
+        self._has_own_queue = True
+        return VirtualOwnQueue(self.connection, on_body, exchange)
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """See ``PublisherSession``."""
+        self.connection.send(exchange, key, body)
+
+    def pump(self, timeout_s: float) -> bool:
+        """See ``PublisherSession``. Sleeps for ``timeout_s`` if the session has no queue of its own."""
+        if self._has_own_queue:
+            return self.connection.pump(timeout_s)
+        self._clock.sleep(timeout_s)
+        return False
+
+    def close(self) -> None:
+        """See ``Session``."""
+        self.connection.close()
+
+    def drop(self) -> None:
+        """See ``Session``."""
+        self.connection.drop()

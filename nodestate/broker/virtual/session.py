@@ -1,0 +1,78 @@
+"""The ``BrokerSession`` of the virtual transports."""
+
+from __future__ import annotations
+
+from nodestate.broker.sessions import OnBody, ServerFacts
+from nodestate.broker.virtual.connection import VirtualConnection
+from nodestate.broker.virtual.consumer import VirtualConsumerSession
+from nodestate.broker.virtual.orders import VirtualOrderSession
+from nodestate.broker.virtual.publisher import VirtualPublisherSession
+from nodestate.broker.virtual.queues import VirtualOwnQueue, VirtualQueues
+from nodestate.config import Config
+from nodestate.ports import Clock
+
+
+class VirtualSession:
+    """A ``BrokerSession`` over one connection of a virtual transport."""
+
+    def __init__(self, config: Config, connection: VirtualConnection) -> None:
+        self._config = config
+        self.connection = connection
+        """The connection that all goes over."""
+        self.queues = VirtualQueues(connection)
+        """The cell's queues."""
+
+    @classmethod
+    def connect(cls, config: Config, url: str) -> VirtualSession:
+        """Connect to one URL.
+
+        Raises ``BrokerUnavailableError``; ``KeyError`` or ``ValueError`` if kombu knows no such URL; ``ImportError`` if
+        the transport's client is not installed.
+        """
+        return cls(config, VirtualConnection(config, url))
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """See ``Session``."""
+        return self.connection.errors
+
+    @property
+    def facts(self) -> ServerFacts:
+        """See ``BrokerSession``."""
+        return self.connection.facts
+
+    def send(self, exchange: str, key: str, body: bytes) -> None:
+        """See ``BrokerSession``."""
+        self.connection.send(exchange, key, body)
+
+    def send_checked(self, exchange: str, key: str, body: bytes) -> None:
+        """See ``BrokerSession``. A virtual transport has published when the call returns."""
+        self.connection.send(exchange, key, body)
+
+    def own_queue(self, on_body: OnBody, exchange: str = "") -> VirtualOwnQueue:
+        """See ``BrokerSession``."""
+        return VirtualOwnQueue(self.connection, on_body, exchange)
+
+    def pump(self, timeout_s: float) -> bool:
+        """See ``BrokerSession``."""
+        return self.connection.pump(timeout_s)
+
+    def consumer(self, number: int, clock: Clock) -> VirtualConsumerSession:
+        """See ``BrokerSession``."""
+        return VirtualConsumerSession(self._config, self.connection, number, clock)
+
+    def publisher(self, heartbeat_s: float, clock: Clock) -> VirtualPublisherSession:  # noqa: ARG002 - it has no heartbeat
+        """See ``BrokerSession``."""
+        return VirtualPublisherSession(self._config, self.connection, clock)
+
+    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> VirtualOrderSession:  # noqa: ARG002 - nothing is timed
+        """See ``BrokerSession``."""
+        return VirtualOrderSession(self._config, self.connection, on_answer, on_unroutable)
+
+    def close(self) -> None:
+        """See ``Session``."""
+        self.connection.close()
+
+    def drop(self) -> None:
+        """See ``Session``."""
+        self.connection.drop()
