@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from nodestate.broker.control import decode_resync, encode_resync
 
 from nodestate import Reader
+from nodestate.broker.resyncs import decode_resync, encode_resync
 from nodestate.config import Config
 from nodestate.consumers.watermarks import watermark_message, watermark_of
 from nodestate.designs.control import CONTROL
