@@ -52,8 +52,8 @@ def test_a_seeded_simulation_of_two_schedulers_repeats_exactly() -> None:
         made = one.scheduler.boot(parse({"resources": {"VCPU": 1}, "count": 3}))
         boot(two.scheduler, "named")
         held = reserve(two.scheduler, "first", "second")
-        one.scheduler.confirm(held.id)
-        two.scheduler.move("named")
+        one.scheduler.reservations.confirm(held.id)
+        two.scheduler.migrations.migrate("named")
         _end(one.scheduler, made[0].instance)
         return {node: dict(cell.fleet.room(node).allocations) for node in cell.fleet.nodes()}
 
@@ -63,4 +63,4 @@ def test_a_seeded_simulation_of_two_schedulers_repeats_exactly() -> None:
 
 
 def _end(scheduler: Scheduler, instance: str) -> None:
-    scheduler.end_everywhere([instance])
+    scheduler.terminations.terminate_everywhere([instance])

@@ -10,7 +10,7 @@ from bench.scheduling.tasks import Task
 from bench.worker import ParentLink
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
-from nodestate.scheduling.orders.boots import Booted
+from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
 
@@ -60,7 +60,7 @@ def serve(parent: ParentLink, config: Config, name: str, weights: Mapping[str, f
             if isinstance(asked, BootThese):
                 parent.send(_boot(scheduler, asked.tasks, weights))
             elif isinstance(asked, EndThese):
-                scheduler.end((node, task.name) for node, task in asked.tasks)
+                scheduler.terminations.terminate((node, task.name) for node, task in asked.tasks)
             scheduler.step()
         stats = scheduler.claim_table.stats
     courier.close()
@@ -80,7 +80,7 @@ def _boot(scheduler: Scheduler, tasks: Sequence[Task], weights: Mapping[str, flo
     for boot in boots:
         outcome = boot.outcome
         assert outcome is not None, "it ran until there was one"
-        refused = tuple(str(one.reason) for one in outcome.refused)
-        node, why = (outcome.node, "") if isinstance(outcome, Booted) else ("", str(outcome.why))
+        refused = tuple(str(one.reason) for one in outcome.refusals)
+        node, why = (outcome.node, "") if isinstance(outcome, Booted) else ("", str(outcome.reason))
         told.append(Told(outcome.instance, node, why, outcome.conflicts, refused))
     return told

@@ -30,7 +30,7 @@ from nodestate.config import Config
 from nodestate.ports import Key, Put, Write
 from nodestate.scheduling.claims import CLAIMS, UNSURE_S, Claim, ClaimRecord
 from nodestate.scheduling.request import GroupRequest, parse_group
-from nodestate.scheduling.reservations import Reservation
+from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
@@ -108,9 +108,9 @@ def reserve_along(
         ms, good, held = [], [], deque[tuple[int, Reservation]]()
         for number, want in enumerate(wants):
             while held and held[0][0] <= number - most:
-                scheduler.release(held.popleft()[1].id)
+                scheduler.reservations.release(held.popleft()[1].id)
             began = time.perf_counter()
-            found = scheduler.reserve(want, timeout_s=TIMEOUT_S)
+            found = scheduler.reservations.reserve(want, timeout_s=TIMEOUT_S)
             ms.append((time.perf_counter() - began) * 1e3)
             good.append(isinstance(found, Reservation))
             if isinstance(found, Reservation):

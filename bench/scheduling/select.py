@@ -184,7 +184,7 @@ def _one(claim_cell: ClaimCell) -> Case:
             [choice] = timings.time("read and select, some changed", scheduler.select, seen)
             require(choice.node is not None, f"no node for {seen.resources}")
             cell.change(picks.sample(range(len(hosts)), changed))
-            view = scheduler.reader.read(max_age=MAX_AGE_S, on_stale="exclude")
+            view = scheduler.refresher.reader.read(max_age=MAX_AGE_S, on_stale="exclude")
             timings.time("advance", scheduler.fleet.advance, view)
             scheduler.refresh()
             [placing] = timings.time("claim", _claim, scheduler, [seen])

@@ -26,7 +26,7 @@ from nodestate.cli.scheduling import (
     timeout_option,
     wait_until_shown,
 )
-from nodestate.scheduling import Booted, Explanation, Outcome
+from nodestate.scheduling import Booted, BootOutcome, Explanation
 
 
 @cell_command(
@@ -69,7 +69,7 @@ def command(
             raise click.UsageError("where a member that is held goes is decided: no REQUEST, --resources or --explain")
         with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
             with progress(run, scheduler, "booting"):
-                outcome = scheduler.groups.boot(reservation, instance, owner=owner, timeout_s=timeout)
+                outcome = scheduler.reservations.boot_member(reservation, instance, owner=owner, timeout_s=timeout)
             wait_until_shown(run, scheduler, [outcome])
         return _print_result(run, [outcome], [], None)
     request = request_from(request_file, resources, max_age)
@@ -84,7 +84,9 @@ def command(
     return _print_result(run, outcomes, under_way, explanation)
 
 
-def _print_result(run: Run, outcomes: Sequence[Outcome], under_way: list[str], explanation: Explanation | None) -> int:
+def _print_result(
+    run: Run, outcomes: Sequence[BootOutcome], under_way: list[str], explanation: Explanation | None
+) -> int:
     if run.as_json:
         answer: dict[str, Any] = {
             "instances": [outcome_json(outcome) for outcome in outcomes],

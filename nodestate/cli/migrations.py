@@ -22,7 +22,7 @@ from nodestate.cli.scheduling import (
     timeout_option,
     wait_until_shown,
 )
-from nodestate.scheduling import Booted, Explanation, Outcome
+from nodestate.scheduling import Booted, BootOutcome, Explanation
 
 
 @cell_command(
@@ -44,9 +44,9 @@ def migrate(
     It stays where it is if no node takes it: exit code 1. JSON: {"instances"} as 'nodestate boot' prints it.
     """
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
-        explanation = scheduler.moves.explain(instance) if explain else None
+        explanation = scheduler.migrations.explain(instance) if explain else None
         with progress(run, scheduler, "moving"):
-            outcome = scheduler.move(instance, to=to, timeout_s=timeout)
+            outcome = scheduler.migrations.migrate(instance, to=to, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
     return _print_result(run, [outcome], explanation)
 
@@ -64,7 +64,7 @@ def evacuate(run: Run, node: str, timeout: float, max_age: float | None, node_ma
     """
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         with progress(run, scheduler, f"evacuating {node}"):
-            outcomes = scheduler.evacuate(node, timeout_s=timeout)
+            outcomes = scheduler.migrations.evacuate(node, timeout_s=timeout)
         wait_until_shown(run, scheduler, outcomes)
     if not outcomes and not run.as_json:
         run.out.print(f"nothing is on {node}", markup=False)
@@ -95,9 +95,9 @@ def resize(
     """
     amounts = parse_amounts(resources)
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
-        explanation = scheduler.moves.explain(instance, amounts) if explain else None
+        explanation = scheduler.migrations.explain(instance, amounts) if explain else None
         with progress(run, scheduler, "resizing"):
-            outcome = scheduler.resize(instance, amounts, timeout_s=timeout)
+            outcome = scheduler.migrations.resize(instance, amounts, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
     return _print_result(run, [outcome], explanation)
 
@@ -114,8 +114,8 @@ def terminate(run: Run, instances: tuple[str, ...], timeout: float, max_age: flo
     """
     with open_scheduler(run, boots=True, max_age=max_age) as scheduler:
         with progress(run, scheduler, "ending"):
-            ended = scheduler.end_everywhere(instances, timeout)
-        scheduler.settle()
+            ended = scheduler.terminations.terminate_everywhere(instances, timeout)
+        scheduler.drop_allocated_claims()
     if run.as_json:
         run.print_json({"instances": [{"instance": name, "nodes": nodes} for name, nodes in ended.items()]})
     for name, nodes in ended.items() if not run.as_json else ():
@@ -123,7 +123,7 @@ def terminate(run: Run, instances: tuple[str, ...], timeout: float, max_age: flo
     return 0
 
 
-def _print_result(run: Run, outcomes: Sequence[Outcome], explanation: Explanation | None) -> int:
+def _print_result(run: Run, outcomes: Sequence[BootOutcome], explanation: Explanation | None) -> int:
     if run.as_json:
         answer: dict[str, Any] = {"instances": [outcome_json(outcome) for outcome in outcomes]}
         run.print_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})

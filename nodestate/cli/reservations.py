@@ -66,13 +66,13 @@ def reserve(
         open_scheduler(run, boots=False, node_max_age=node_max_age) as scheduler,
         progress(run, scheduler, "reserving"),
     ):
-        found = scheduler.reserve(wanted, owner=owner or operator_name(), timeout_s=timeout)
+        found = scheduler.reservations.reserve(wanted, owner=owner or operator_name(), timeout_s=timeout)
     if isinstance(found, NotReserved):
         if run.as_json:
-            remaining = remaining_json(found.why.remaining)
-            run.print_json({"id": None, "instance": found.instance, "why": str(found.why), "remaining": remaining})
+            remaining = remaining_json(found.reason.remaining)
+            run.print_json({"id": None, "instance": found.instance, "why": str(found.reason), "remaining": remaining})
         else:
-            print_no_host(run, found.why, whose=f"member {found.instance}; nothing is reserved")
+            print_no_host(run, found.reason, whose=f"member {found.instance}; nothing is reserved")
         return 1
     _print_result(run, found)
     return 0
@@ -92,7 +92,7 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
     """
     with open_scheduler(run, boots=True) as scheduler:
         with progress(run, scheduler, "building"):
-            found = scheduler.confirm(reservation, owner=owner, timeout_s=timeout)
+            found = scheduler.reservations.confirm(reservation, owner=owner, timeout_s=timeout)
         outcomes = found.members if isinstance(found, Confirmed) else found.failed
         wait_until_shown(run, scheduler, outcomes)
     confirmed = isinstance(found, Confirmed)
@@ -116,7 +116,7 @@ def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
     JSON: as 'nodestate reserve' prints it.
     """
     with open_scheduler(run, boots=False) as scheduler:
-        _print_result(run, scheduler.extend(reservation, hold, owner=owner))
+        _print_result(run, scheduler.reservations.extend(reservation, hold, owner=owner))
 
 
 @cell_command("release", example=f"nodestate release {EXAMPLE_ID}")
@@ -125,7 +125,7 @@ def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
 def release(run: Run, reservation: str, owner: str) -> None:
     """Give back what reservation ID holds. Members that were built by themselves stay. JSON: {"id", "released"}."""
     with open_scheduler(run, boots=False) as scheduler:
-        scheduler.release(reservation, owner=owner)
+        scheduler.reservations.release(reservation, owner=owner)
     if run.as_json:
         run.print_json({"id": reservation, "released": True})
     else:
@@ -138,7 +138,7 @@ def reservations(run: Run) -> None:
     it.
     """
     with open_scheduler(run, boots=False) as scheduler:
-        found = scheduler.reservations()
+        found = scheduler.reservations.held()
     if run.as_json:
         run.print_json({"reservations": [_as_json(one) for one in found]})
         return

@@ -22,17 +22,17 @@ from nodestate.errors import BadRequestError, NodestateError, StaleViewError
 from nodestate.scheduling import (
     Boot,
     Booted,
+    BootOutcome,
     Explanation,
     Failed,
+    NodeRefusal,
     NoHostFound,
-    Outcome,
-    Refused,
     Remaining,
     Request,
     Scheduler,
     parse,
 )
-from nodestate.scheduling.scheduler import HEARTBEATS_COUNT
+from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
 
 MAX_AGE_S: Final = 5.0
 FIRST_VIEW_S: Final = 2.0
@@ -100,7 +100,7 @@ def open_scheduler(
             courier=courier,
         ) as scheduler:
             with suppress(StaleViewError):  # consumers may be about to vouch; which bound counts, the command says
-                scheduler.reader.read(max_age=scheduler.max_age, timeout=FIRST_VIEW_S)
+                scheduler.refresher.reader.read(max_age=scheduler.refresher.max_age, timeout=FIRST_VIEW_S)
             try:
                 yield scheduler
             except TimeoutError as error:
@@ -161,8 +161,8 @@ class _PendingColumn(ProgressColumn):
         self._scheduler = scheduler
 
     def render(self, task: Task) -> Text:  # noqa: ARG002 - as it is declared
-        boots = self._scheduler.boots
-        return Text(f"{boots.under_way:,} under way" if boots is not None else "")
+        count = self._scheduler.session.boots_under_way_count
+        return Text(f"{count:,} under way" if count is not None else "")
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def boot_all(run: Run, scheduler: Scheduler, boots: Sequence[Boot], timeout_s: f
             run.err.print(f"nodestate: {error}: {error.__cause__}", markup=False, soft_wrap=True)
 
 
-def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]) -> None:
+def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[BootOutcome]) -> None:
     """Return when a view shows what agents did, so that the next command builds upon it; say so where none does in
     time.
     """
@@ -209,10 +209,10 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[Outcome]
             return
         if old and now > tell_again_at:
             tell_again_at = now + REPEAT_TERMINATION_S
-            scheduler.terminate_duplicates(old)
+            scheduler.session.orders.terminations.terminate_duplicates(old)
         if booted:
             scheduler.step(STEP_S)
-    scheduler.settle()
+    scheduler.drop_allocated_claims()
 
 
 def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
@@ -250,14 +250,14 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
     return {"remaining": remaining_json(explanation.remaining), "best": best}
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: BootOutcome) -> dict[str, Any]:
     """What became of one instance."""
-    refused = [{"node": one.node, "reason": one.reason, "detail": one.detail} for one in outcome.refused]
+    refused = [{"node": one.node, "reason": one.reason, "detail": one.detail} for one in outcome.refusals]
     if isinstance(outcome, Booted):
         version = {"incarnation": outcome.version.incarnation, "generation": outcome.version.generation}
         found: dict[str, Any] = {"booted": True, "node": outcome.node, "version": version}
     else:
-        found = {"booted": False, "why": str(outcome.why), "remaining": remaining_json(outcome.why.remaining)}
+        found = {"booted": False, "why": str(outcome.reason), "remaining": remaining_json(outcome.reason.remaining)}
     return {"instance": outcome.instance, **found, "refused": refused, "conflicts": outcome.conflicts}
 
 
@@ -304,22 +304,22 @@ def print_explanation(run: Run, explanation: Explanation) -> None:
     run.out.print(table)
 
 
-def print_outcomes(run: Run, outcomes: Sequence[Outcome]) -> None:
+def print_outcomes(run: Run, outcomes: Sequence[BootOutcome]) -> None:
     """Each instance with its node, then those that have none, and why."""
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     if booted:
         table = make_table("instance", "node", "version", "refused before by")
         for outcome in booted:
             version = f"{outcome.version.incarnation}.{outcome.version.generation}"
-            refused = ", ".join(_refusal(one) for one in outcome.refused)
+            refused = ", ".join(_refusal(one) for one in outcome.refusals)
             table.add_row(Text(outcome.instance), Text(outcome.node), version, Text(refused))
         run.out.print(table)
     for failed in outcomes:
         if isinstance(failed, Failed):
-            print_no_host(run, failed.why, whose=failed.instance)
-            for one in failed.refused:
+            print_no_host(run, failed.reason, whose=failed.instance)
+            for one in failed.refusals:
                 run.out.print(f"  refused by {_refusal(one)}", markup=False, soft_wrap=True)
 
 
-def _refusal(refused: Refused) -> str:
+def _refusal(refused: NodeRefusal) -> str:
     return f"{refused.node}: {refused.reason}{f' ({refused.detail})' if refused.detail else ''}"

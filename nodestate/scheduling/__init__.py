@@ -1,38 +1,42 @@
-"""Scheduling on a view: what a user needs of it.
+"""Scheduling on a view: the names that a user of the scheduler needs.
 
-One ``Scheduler`` is what a user holds. From what somebody wants to what an agent has, through it::
+A user holds one ``Scheduler``, and follows an instance through it from a request to what an agent has::
 
-    Request --select--> Choice: a node and alternates, nothing taken
+    Request --select--> Choice: a node and alternates, nothing is claimed
     Request --claim--> claim --boot: an order to the agent, its answer--> allocation: in every report from then on
     GroupRequest --reserve--> reservation: a claim for each member, or none --confirm: orders--> allocations, or none
-    reservation --release, or its time is over--> nothing is taken
-    allocation --move, evacuate: a claim elsewhere, an order, the old one ended--> allocation there, under the same request
+    reservation --release, or its time is over--> nothing is claimed
+    allocation --migrate, evacuate: a claim and an order elsewhere, then the old one is ended--> allocation there
     allocation --resize--> allocation with other resources, there or elsewhere
+    allocation --terminate: an order to the agent--> nothing
 
     scheduler = Scheduler(config, courier=KombuCourier(config))
     [outcome] = scheduler.boot(parse({"resources": {"VCPU": 2, "MEMORY_MB": 4096}}))
 
-A claim is a scheduler's word, an allocation the agent's; what stands between the two is in ``claims``.
+A claim is what a scheduler says, an allocation what an agent says; ``claims`` explains what happens between the two.
 """
 
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet.row_types import Flags, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.orders.boots import Boot, Booted, Failed, Outcome, Refused
+from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed, NodeRefusal
 from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, parse, parse_group
-from nodestate.scheduling.reservations import Confirmed, Groups, Member, NotConfirmed, NotReserved, Reservation
+from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
+from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved, Reservations
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.plugins import Policies, installed, own
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
+from nodestate.scheduling.terminations import Terminations
 
 __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     # what a user holds
     "Scheduler",
-    "Groups",
+    "Reservations",
     "Migrations",
+    "Terminations",
     # what is asked for
     "Request",
     "InstanceGroup",
@@ -48,13 +52,13 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "Placing",
     "NoHostFound",
     "Boot",
-    "Outcome",
+    "BootOutcome",
     "Booted",
     "Failed",
-    "Refused",
+    "NodeRefusal",
     # reserving
     "Reservation",
-    "Member",
+    "ReservationMember",
     "NotReserved",
     "Confirmed",
     "NotConfirmed",

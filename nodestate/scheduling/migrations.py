@@ -1,20 +1,21 @@
-"""Migrations: an instance goes elsewhere, or gets other resources, under the request that it was booted with.
+r"""Migrations: an instance moves to another node, or gets other resources, under the request that it was booted with.
 
-What was asked for came back with every report of its node, so it is read from the view: hints, traits, the group and its
-policy. Where the others of the group are is computed from the view as well, never stored. The instance itself is
-thought away from where it is::
+The agents report that request with every allocation: hints, traits, the group and its policy. So it is read from the view. Where
+the other members of the group are is computed from the view as well and stored nowhere. While a node is chosen, the instance
+itself is left out of the fleet::
 
-    on A --choose B, claim, Build on B--> on A and B --End on A--> on B         B's order is later than A's
-    on A and B, and the scheduler died --tidying: what the later order built stays--> on B
-    on A, ended there meanwhile --before B is chosen--> failed        --later--> on B --who ended it sees its life go on: End--> gone
+    on A --choose B, claim, Build on B--> on A and B --End on A--> on B        B's order id is greater than A's
+    on A and B, and the scheduler died --reconciler: the allocation with the greater order id stays--> on B
+    on A, terminated there before B is chosen --> failed
+    on A, terminated there after that --> on B --the terminating scheduler sees the same lifetime: End--> gone
 
-A member of a reservation moves once all of them are placed, and says so from then on.
+A member of a reservation can be migrated once all members are placed; its allocation carries the hint ``placed`` from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -22,22 +23,23 @@ from nodestate.errors import BadRequestError, NotFoundError
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
-from nodestate.scheduling.orders.boots import Boot, Booted, Failed, Termination
-from nodestate.scheduling.orders.reconciler import is_whole
+from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, BootOutcome, Failed
+from nodestate.scheduling.orders.reconciler import is_complete
+from nodestate.scheduling.orders.termination_orders import Termination
 from nodestate.scheduling.request import Request, request_of
 from nodestate.scheduling.request.vocabulary import check_class
 from nodestate.scheduling.selection import Explanation
+from nodestate.scheduling.session import Session
 
-if TYPE_CHECKING:
-    from nodestate.scheduling.scheduler import Scheduler
-
-
-FINAL: Final = frozenset({"silent", "no-agent", "not-here"})
-"""Refusals after which nobody knows what the instance has where it was, or somebody else changed it: no second one is begun."""
+FINAL_REFUSALS: Final = frozenset({NO_ANSWER, "no-agent", "not-here"})
+"""Reasons for which a resize is not tried on another node: what the instance has now is unknown, or was changed."""
 
 
-class _Placed(NamedTuple):
-    """An instance as its node reports it."""
+class Resident(NamedTuple):
+    """An instance as its node reports it.
+
+    ``row``: the node's row in the fleet. ``request``: what it was booted with. ``hints``: those of its allocation.
+    """
 
     instance: str
     row: int
@@ -46,155 +48,196 @@ class _Placed(NamedTuple):
 
     @property
     def exclusion(self) -> Exclusion:
+        """What to leave out of the fleet while a node is chosen for the instance."""
         return Exclusion(self.row, self.instance, self.request.resources, order_id_of(self.hints))
 
 
 class Migrations:
-    """Migrations of one scheduler."""
+    """Migrates, resizes and evacuates instances through one scheduler."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, session: Session) -> None:
+        self._session = session  # the scheduler's parts
 
-    def move(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> Booted | Failed:
-        """To another node: ``to``, or the best. Raises ``NotFoundError`` where no node reports the instance."""
-        placed = self._placed(instance)
-        if to == self._scheduler.fleet.names[placed.row]:
-            raise BadRequestError("to", f"{instance} is on {to} already")
-        boot = self._boot(placed, placed.request, (placed.exclusion,))
-        boot.placing.avoid([placed.row])
-        if to:
-            boot.placing.restrict_to(self._row("to", to))
-            boot.fixed = True
-        [outcome] = self._run([boot], timeout_s)
-        self._end_old([placed], [outcome])
-        return outcome
+    def migrate(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> BootOutcome:
+        """Migrate an instance to another node, and end it on the node where it was. If no node takes it, it stays.
 
-    def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> Booted | Failed:
-        """Other resources: where it is if they fit there, else on another node. Classes that are not named stay as they
-        are, and 0 takes one away. Raises ``NotFoundError``, and ``BadRequestError`` where resources can't be right.
+        Args:
+            instance: Its id.
+            to: The node to migrate to; empty: the best one.
+            timeout_s: Seconds to wait for the outcome.
+
+        Raises ``NotFoundError`` if no node reports the instance or ``to`` is unknown, ``BadRequestError`` if the instance is on
+        ``to`` already, ``StaleViewError``, and ``TimeoutError``; the migration then goes on with later steps.
         """
-        placed = self._placed(instance)
-        wanted = self._resized(placed, resources)
-        boot = self._boot(placed, wanted, (placed.exclusion,))
-        boot.placing.restrict_to(placed.row)
-        boot.fixed = True
-        [outcome] = self._run([boot], timeout_s)
-        if isinstance(outcome, Booted) or any(refused.reason in FINAL for refused in outcome.refused):
-            return outcome
-        boot = self._boot(placed, wanted, (placed.exclusion,))
-        boot.placing.avoid([placed.row])
-        [outcome] = self._run([boot], timeout_s)
-        self._end_old([placed], [outcome])
+        resident = self.find(instance)
+        if to == self._session.fleet.names[resident.row]:
+            raise BadRequestError("to", f"{instance} is on {to} already")
+        boot = self.boot_of(resident, resident.request)
+        boot.avoid(resident.row)
+        if to:
+            boot.pin_to(self._row("to", to))
+        [outcome] = self._session.run_boots([boot], timeout_s)
+        self._end_originals([resident], [outcome])
         return outcome
 
-    def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[Booted | Failed]:
-        """Everything off a node, also one that is dead: by what it reported last. What is elsewhere by now stays there, and is
-        ended on the node. Raises ``NotFoundError``.
+    def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> BootOutcome:
+        """Give an instance other resources: on its node if they fit there, else on another node.
+
+        Args:
+            instance: Its id.
+            resources: Amounts by resource class. Classes that are not named stay as they are; 0 takes a class away.
+            timeout_s: Seconds to wait for the outcome, on each of the two ways.
+
+        Raises ``NotFoundError`` if no node reports the instance, ``BadRequestError`` if the resources can't be right,
+        ``StaleViewError``, and ``TimeoutError``; the resize then goes on with later steps.
+        """
+        resident = self.find(instance)
+        request = self._resized(resident, resources)
+        boot = self.boot_of(resident, request)
+        boot.pin_to(resident.row)
+        [outcome] = self._session.run_boots([boot], timeout_s)
+        if isinstance(outcome, Booted) or any(refusal.reason in FINAL_REFUSALS for refusal in outcome.refusals):
+            return outcome
+        boot = self.boot_of(resident, request)
+        boot.avoid(resident.row)
+        [outcome] = self._session.run_boots([boot], timeout_s)
+        self._end_originals([resident], [outcome])
+        return outcome
+
+    def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[BootOutcome]:
+        """Migrate all instances off a node, also off one that is down: by what it reported last.
+
+        An instance whose authoritative allocation is on another node stays there, and is ended on this node.
+
+        Args:
+            node: Its name.
+            timeout_s: Seconds to wait for all outcomes.
+
+        Raises ``NotFoundError`` if the node is unknown, ``StaleViewError``, and ``TimeoutError``; the evacuation then goes on
+        with later steps.
         """
         row = self._row("node", node)
-        fleet = self._scheduler.fleet
-        self._scheduler.hear()
-        there: list[_Placed] = []
-        unclear: list[Booted | Failed] = []
+        fleet = self._session.fleet
+        self._session.refresher.refresh_unresponsive_nodes()
+        residents: list[Resident] = []
+        failed: list[BootOutcome] = []
         elsewhere: list[Booted] = []
         for instance, allocation in fleet.reports.allocations(row).items():
-            counting = fleet.authoritative_row(instance)
-            if counting not in (row, None) and not fleet.is_responsive(counting):
-                why = f"somebody moved it to {fleet.names[counting]}, and nothing is heard of that: what is here stays"
-                unclear.append(Failed(instance, NoHostFound(reason=why)))
-                continue
-            if counting not in (row, None):
-                elsewhere.append(Booted(instance, fleet.names[counting], fleet.version[counting]))
+            authoritative = fleet.authoritative_row(instance)
+            if authoritative not in (row, None):
+                if fleet.is_responsive(authoritative):
+                    elsewhere.append(Booted(instance, fleet.names[authoritative], fleet.version[authoritative]))
+                else:
+                    reason = (
+                        f"its newest allocation is on {fleet.names[authoritative]}, which is unresponsive; "
+                        f"the one on {node} stays"
+                    )
+                    failed.append(Failed(instance, NoHostFound(reason=reason)))
                 continue
             try:
-                there.append(self._as_placed(instance, row, allocation))
+                residents.append(self._resident(instance, row, allocation))
             except BadRequestError as error:
-                unclear.append(
-                    Failed(instance, NoHostFound(reason=f"what it was booted with can't be asked for again: {error}"))
-                )
-        exclusions = tuple(placed.exclusion for placed in there)
-        boots = [self._boot(placed, placed.request, exclusions) for placed in there]
+                reason = f"it can't be migrated under the request that it was booted with: {error}"
+                failed.append(Failed(instance, NoHostFound(reason=reason)))
+        exclusions = tuple(resident.exclusion for resident in residents)
+        boots = [self.boot_of(resident, resident.request, exclusions) for resident in residents]
         for boot in boots:
-            boot.placing.avoid([row])
-        outcomes = self._run(boots, timeout_s)
-        self._end_old(there, outcomes)
-        self._scheduler.terminate_duplicates((node, outcome.instance) for outcome in elsewhere)
-        return [*outcomes, *elsewhere, *unclear]
+            boot.avoid(row)
+        outcomes = self._session.run_boots(boots, timeout_s)
+        self._end_originals(residents, outcomes)
+        self._session.orders.terminations.terminate_duplicates((node, outcome.instance) for outcome in elsewhere)
+        return [*outcomes, *elsewhere, *failed]
 
     def explain(self, instance: str, resources: Mapping[str, int] | None = None) -> Explanation:
-        """Why it would go where it would go: the other nodes as a move sees them, or a resize to these resources."""
-        placed = self._placed(instance)
-        wanted = placed.request if resources is None else self._resized(placed, resources)
-        with self._scheduler.fleet.excluding((placed.exclusion,)):
-            return self._scheduler.selector.explain(_for_life(wanted), exclude={placed.row})
+        """Explain the ranking of the other nodes for a migration, or for a resize to ``resources``.
 
-    # -- inside
+        Raises ``NotFoundError``, ``BadRequestError`` and ``StaleViewError`` as ``resize`` does.
+        """
+        resident = self.find(instance)
+        request = resident.request if resources is None else self._resized(resident, resources)
+        with self._session.fleet.excluding((resident.exclusion,)):
+            return self._session.selector.explain(_without_nodes(request), exclude={resident.row})
 
-    @staticmethod
-    def _resized(placed: _Placed, resources: Mapping[str, int]) -> Request:
-        for name in resources:
-            check_class(f"resources.{name}", name)
-        amounts = {**placed.request.resources, **resources}
-        wanted = {name: amount for name, amount in amounts.items() if amount}
-        return request_of(placed.instance, wanted, _group(placed.request), placed.hints)
+    # -- the parts of a migration, for callers that run it step by step
 
-    def _row(self, field: str, node: str) -> int:
-        self._scheduler.refresh()
-        row = self._scheduler.fleet.rows.get(node)
-        if row is None:
-            raise NotFoundError(field, f"no node {node} is known")
-        return row
+    def find(self, instance: str) -> Resident:
+        """Return an instance as a new view shows it.
 
-    def _placed(self, instance: str) -> _Placed:
-        self._scheduler.refresh()
-        fleet = self._scheduler.fleet
+        Raises ``NotFoundError`` if no node reports it, if several do and no scheduler booted it, or if its reservation is not
+        placed yet; ``BadRequestError`` if its hints are no valid request; ``StaleViewError``.
+        """
+        self._session.refresh()
+        fleet = self._session.fleet
         row, rows = fleet.authoritative_row(instance), fleet.instances.reporting_rows(instance)
         if not rows:
             raise NotFoundError("instance", f"no node reports {instance}")
         if row is None:
             nodes = " and ".join(fleet.names[row] for row in rows)
             raise NotFoundError(
-                "instance", f"{instance} is on {nodes}, and no scheduler put it there: which one is it?"
+                "instance",
+                f"{instance} is on {nodes}, and no scheduler booted it, so it is unclear which of them counts; "
+                "end all but one on their nodes",
             )
-        return self._as_placed(instance, row, fleet.reports.allocations(row)[instance])
+        return self._resident(instance, row, fleet.reports.allocations(row)[instance])
 
-    def _as_placed(self, instance: str, row: int, allocation: Mapping[str, Any]) -> _Placed:
+    def boot_of(self, resident: Resident, request: Request, exclusions: tuple[Exclusion, ...] = ()) -> Boot:
+        """Return the boot that migrates or resizes an instance.
+
+        Args:
+            resident: The instance as it is.
+            request: What it is to get.
+            exclusions: What to leave out of the fleet while a node is chosen; empty: the instance alone.
+        """
+        placing = Placing(
+            _without_nodes(request),
+            resident.instance,
+            self._session.config.claim_ttl_s,
+            exclusions=exclusions or (resident.exclusion,),
+        )
+        lifetime_id = lifetime_id_of(resident.hints)
+        hints = {**resident.hints, "boot": lifetime_id} if lifetime_id else dict(resident.hints)
+        return Boot(placing, hints=hints, after=resident.exclusion.order)
+
+    # -- inside
+
+    def _row(self, field: str, node: str) -> int:
+        self._session.refresh()
+        row = self._session.fleet.rows.get(node)
+        if row is None:
+            raise NotFoundError(field, f"no node {node} is known")
+        return row
+
+    def _resident(self, instance: str, row: int, allocation: Mapping[str, Any]) -> Resident:
         hints = allocation.get("hints") or {}
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
-        gang = self._scheduler.fleet.placement_marks.by_reservation.get(str(hints.get("reservation", "")), {})
-        if (row, instance) in gang:
-            if not is_whole(gang):
+        marks = self._session.fleet.placement_marks.by_reservation.get(str(hints.get("reservation", "")), {})
+        if (row, instance) in marks:
+            if not is_complete(marks):
                 why = f"{instance} is of reservation {hints['reservation']}, which is not all placed yet; try again"
                 raise NotFoundError("instance", why)
             hints = {**hints, "placed": True}
-        return _Placed(instance, row, request, hints)
+        return Resident(instance, row, request, hints)
 
-    def _boot(self, placed: _Placed, request: Request, exclusions: tuple[Exclusion, ...]) -> Boot:
-        claim_ttl_s = self._scheduler.config.claim_ttl_s
-        placing = Placing(_for_life(request), placed.instance, claim_ttl_s, exclusions=exclusions)
-        life = lifetime_id_of(placed.hints)
-        hints = {**placed.hints, "boot": life} if life else dict(placed.hints)
-        return Boot(placing, hints=hints, after=placed.exclusion.order)
+    @staticmethod
+    def _resized(resident: Resident, resources: Mapping[str, int]) -> Request:
+        for name in resources:
+            check_class(f"resources.{name}", name)
+        amounts = {**resident.request.resources, **resources}
+        wanted = {name: amount for name, amount in amounts.items() if amount}
+        group = resident.request.group.name if resident.request.group is not None else None
+        return request_of(resident.instance, wanted, group, resident.hints)
 
-    def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
-        self._scheduler.begin(boots)
-        self._scheduler.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
-        return [boot.outcome for boot in boots if boot.outcome is not None]
-
-    def _end_old(self, there: list[_Placed], outcomes: list[Booted | Failed]) -> None:
-        names = self._scheduler.fleet.names
-        moved = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
-        self._scheduler.terminate_orders(
-            Termination(names[placed.row], placed.instance, placed.exclusion.order)
-            for placed in there
-            if placed.instance in moved
+    def _end_originals(self, residents: list[Resident], outcomes: list[BootOutcome]) -> None:
+        """End the instances that are on another node now where they were before."""
+        names = self._session.fleet.names
+        migrated = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
+        self._session.orders.terminations.terminate_orders(
+            Termination(names[resident.row], resident.instance, resident.exclusion.order)
+            for resident in residents
+            if resident.instance in migrated
         )
 
 
-def _for_life(request: Request) -> Request:
-    """A name that was forced or ignored at the boot concerned the boot; what else was asked for holds for life."""
+def _without_nodes(request: Request) -> Request:
+    """Return the request without the nodes that it forced or ignored: those concerned the boot, all else holds for life."""
     return msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())
-
-
-def _group(request: Request) -> str | None:
-    return request.group.name if request.group is not None else None

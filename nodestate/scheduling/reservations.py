@@ -1,153 +1,151 @@
-r"""Groups: nodes for all members of a reservation, or for none; then all of them placed, or none.
+r"""Reservations: nodes for all members of a group or for none; then all members are built, or none.
 
 ::
 
-    wanted --all claimed--> claimed --all kept--> held --confirm: all built--> placed --every mark says so--> done
-      ^ |                     |                    |             \--one refused everywhere: all ended, nothing is held
-      | |                     |                    |--extend--> held for longer
-      | \--some have no node--+                    \--release, or its time is over--> nothing is held
+    wanted --all claimed--> claimed --all claims kept--> held --confirm: all built--> placed --every allocation says so--> done
+      ^ |                     |                           |             \--one refused everywhere: all ended, nothing is held
+      | |                     |                           |--extend--> held for longer
+      | \--some find no node--+                           \--release, or its time is over--> nothing is held
       |                       |
-      \--claims of others that may go yet: the elder keeps its own, the younger gives back; both try again, in bounded time
+      \--rivals have claims that may go: the elder keeps its claims, the younger gives them back; both try again, in bounded time
 
-A reservation is its members' claims and nothing beside: there is no record of it that could say something else. It is held
-while every one of them is there. So a scheduler that dies before all are kept leaves claims that expire within
-``claim_ttl_s``, or ``hold_s`` where it had begun to keep them; one that dies while members are built leaves marks on the allocations, from which any scheduler finds out
-what was meant: members that are all there are marked as placed; where some are missing, and no mark says that they were all
-there once, the others are ended (``tidying``).
+A reservation is held while every one of its members' claims exists (``reservation_claims``). If a scheduler dies before it has kept
+all claims, they expire within ``claim_ttl_s``, or within ``hold_s`` if it had begun to keep them. If it dies while members are
+built, their allocations carry hints that tell any other scheduler what was meant: if all members are there, they get the hint
+``placed``; if some are missing and no hint says that all were there once, the others are ended (``orders.reconciler``).
 
-Nobody waits while holding what an elder waits for, so there is neither deadlock nor livelock: of all that compete, the
-eldest never gives back.
+A reservation waits only for younger ones while it holds claims; for an elder one it gives its claims back first. So there is no
+deadlock, and no livelock either: the eldest of all that compete never gives back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
-from nodestate.errors import BadRequestError, BehindError, NodestateError, NotFoundError, StaleViewError
+from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleViewError
 from nodestate.model import Receipt
-from nodestate.ports import WriteStatus
-from nodestate.scheduling import order_ids
-from nodestate.scheduling.claims import Claim, claims_by_reservation
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
-from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
-from nodestate.scheduling.orders.boots import Boot, Booted, Failed
+from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
+from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold
+from nodestate.scheduling.reservation_claims import Reservation, ReservationClaims
+from nodestate.scheduling.session import Session
 
-if TYPE_CHECKING:
-    from nodestate.scheduling.scheduler import Scheduler
-
-PAUSE_S = (0.005, 0.05)
-MAX_KEEPS_COUNT = 8
-CATCH_UP_S = 2.0
-"""How long a view may take to show what an agent says that it has."""
-
-
-class Member(msgspec.Struct, frozen=True):
-    """One instance of a reservation, and the node that is held for it. ``placed``: the node reports it."""
-
-    instance: str
-    node: str
-    resources: dict[str, int]
-    group: str | None
-    placed: bool = False
-
-
-class Reservation(msgspec.Struct, frozen=True):
-    """What is held. ``seconds``: for how long yet. ``whole``: whether every member is."""
-
-    id: str
-    owner: str
-    members: tuple[Member, ...]
-    seconds: float
-    whole: bool = True
+PAUSE_S: Final = (0.005, 0.05)
+"""The shortest and the longest pause between two tries to claim nodes for a reservation."""
+CATCH_UP_S: Final = 2.0
+"""How long to wait for a view that shows what an agent says that it has."""
+MAX_AFFINITY_NODES_COUNT: Final = 8
+"""Nodes that are tried, one after the other, for all members of an affinity group."""
+MAX_ANNOUNCEMENTS_COUNT: Final = 3
+"""How often agents are told that a reservation is placed; after that the reconciler does it."""
 
 
 class NotReserved(msgspec.Struct, frozen=True):
-    """Nothing is held; ``instance`` is a member that found no node, and ``why``."""
+    """Nothing is held: ``instance`` is a member that found no node, for this ``reason``."""
 
     instance: str
-    why: NoHostFound
+    reason: NoHostFound
 
 
 class Confirmed(msgspec.Struct, frozen=True):
-    """All members are built."""
+    """All members of the reservation ``id`` are built."""
 
     id: str
     members: tuple[Booted, ...]
 
 
 class NotConfirmed(msgspec.Struct, frozen=True):
-    """No member is built, and nothing is held any more; ``failed`` says whom no agent took."""
+    """No member of the reservation ``id`` is built, and nothing is held for it any longer.
+
+    ``failed``: the members that no node took, or that were terminated meanwhile.
+    """
 
     id: str
     failed: tuple[Failed, ...]
 
 
-class Groups:
-    """Reservations of one scheduler."""
+class Reservations:
+    """Reserves nodes for groups, and builds the members, through one scheduler."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, session: Session) -> None:
+        self._session = session  # the scheduler's parts
+        self._claims = ReservationClaims(session)  # finds and renews the claims of members
 
     # -- reserving
 
     def reserve(self, wanted: GroupRequest, *, owner: str = "", timeout_s: float = 15.0) -> Reservation | NotReserved:
-        """Hold nodes for all members, for ``hold_s``, or for none. ``owner``: who alone may confirm, extend and release it.
+        """Hold nodes for all members, for the request's ``hold_s``, or for none.
 
-        It waits up to ``timeout_s`` for competitors, and for records that were just begun (``UNSURE_S``).
+        Waits for competitors, and for claim records that were created less than ``UNSURE_S`` ago.
+
+        Args:
+            wanted: The members.
+            owner: Who may confirm, extend and release the reservation; empty: this scheduler's name.
+            timeout_s: Seconds after which no further try is made.
+
+        Raises ``BadRequestError`` if a member names a weigher that is not installed, and ``StaleViewError``.
         """
-        scheduler = self._scheduler
-        for place, member in enumerate(wanted.members):
+        session = self._session
+        for number, member in enumerate(wanted.members):
             try:
-                scheduler.selector.check(member)
+                session.selector.check(member)
             except BadRequestError as error:
-                raise BadRequestError(f"members[{place}].{error.field}", error.why) from None
-        deadline = scheduler.clock.monotonic() + timeout_s
-        scheduler.refresh(wanted.max_age)
-        number = order_ids.new_order_id(scheduler.clock, scheduler.ids)
-        placings = self._placings(wanted, number, owner or scheduler.name)
+                raise BadRequestError(f"members[{number}].{error.field}", error.why) from None
+        deadline = session.clock.monotonic() + timeout_s
+        session.refresh(wanted.max_age)
+        reservation = new_order_id(session.clock, session.ids)
+        placings = self._placings(wanted, reservation, owner or session.name)
         for placing in placings:
-            there = scheduler.fleet.instances.reporting_node(placing.instance)
-            if there:
-                return NotReserved(placing.instance, NoHostFound(reason=f"{placing.instance} is on {there} already"))
+            node = session.fleet.instances.reporting_node(placing.instance)
+            if node:
+                return NotReserved(placing.instance, NoHostFound(reason=f"{placing.instance} is on {node} already"))
         while True:
             self._place(placings, wanted)
             failed = next((placing for placing in placings if placing.failure is not None), None)
             if failed is None:
-                held = self._keep(placings, number, wanted.hold_s)
+                held = self._claims.keep(placings, reservation, wanted.hold_s)
                 if held is not None:
                     return held
                 failed = placings[0]
-            why = failed.failure or NoHostFound(reason="claims of it were lost before all were in place")
-            rivals = self._rivals(number)
-            waiting = bool(rivals) or bool(scheduler.claim_table.unsure_nodes())
-            if not waiting or scheduler.clock.monotonic() >= deadline:
-                scheduler.placer.give_back(placings)
-                return NotReserved(failed.instance, why)
-            if not rivals or min(rivals) < number:
-                scheduler.placer.give_back(placings)
+            reason = failed.failure or NoHostFound(
+                reason="claims of the reservation were lost before all were in place"
+            )
+            rivals = self._claims.rivals(reservation)
+            may_succeed_later = bool(rivals) or bool(session.claim_table.unsure_nodes())
+            if not may_succeed_later or session.clock.monotonic() >= deadline:
+                session.placer.give_back(placings)
+                return NotReserved(failed.instance, reason)
+            if not rivals or min(rivals) < reservation:
+                session.placer.give_back(placings)
             for placing in placings:
                 placing.restart()
-            scheduler.clock.sleep(scheduler.random.uniform(*PAUSE_S))
-            scheduler.step()
-            scheduler.refresh(wanted.max_age)
+            session.clock.sleep(session.random.uniform(*PAUSE_S))
+            session.step()
+            session.refresh(wanted.max_age)
 
-    def _placings(self, wanted: GroupRequest, number: str, owner: str) -> list[Placing]:
+    def _placings(self, wanted: GroupRequest, reservation: str, owner: str) -> list[Placing]:
+        """Return a placing for each instance, the largest first: the small ones fit into what is left over."""
         members = [
             (instance, self._member_request(member, wanted, instance))
             for member in wanted.members
-            for instance in member.instance_ids(self._scheduler.ids)
+            for instance in member.instance_ids(self._session.ids)
         ]
-        # The largest first: what is left over suits the small ones.
         members.sort(key=lambda member: (-self._share(member[1]), member[0]))
-        claim_ttl_s = self._scheduler.config.claim_ttl_s
         return [
             Placing(
-                request, instance, claim_ttl_s, avoid_unsure=True, reservation=number, members=len(members), owner=owner
+                request,
+                instance,
+                self._session.config.claim_ttl_s,
+                avoid_unsure=True,
+                reservation=reservation,
+                members=len(members),
+                owner=owner,
             )
             for instance, request in members
         ]
@@ -158,274 +156,204 @@ class Groups:
         return msgspec.structs.replace(member, group=group, count=1, instances=(instance,), alternates=0)
 
     def _share(self, request: Request) -> float:
-        """The largest share of any node's capacity that it wants of a class."""
-        fleet = self._scheduler.fleet
+        """Return the largest share that the request takes of a resource class on the node with most of that class."""
+        amounts = self._session.fleet.amounts
         return max(
-            amount / max(1, int(fleet.amounts[name][0].max())) if name in fleet.amounts else 1.0
+            amount / max(1, int(amounts[name][0].max())) if name in amounts else 1.0
             for name, amount in request.resources.items()
         )
 
     def _place(self, placings: list[Placing], wanted: GroupRequest) -> None:
+        """Claim a node for each member; one node for all members of an affinity group."""
+        placer = self._session.placer
         if wanted.group is None or wanted.group.policy != "affinity":
-            self._scheduler.placer.place(placings)
+            placer.place(placings)
             return
-        # All on one node: one that has room for the sum.
         for row in self._rows_for_all(placings):
             for placing in placings:
                 placing.restrict_to(row)
-            self._scheduler.placer.place(placings)
+            placer.place(placings)
             if all(placing.claim is not None for placing in placings):
                 return
-            self._scheduler.placer.give_back(placings)
+            placer.give_back(placings)
         for placing in placings:
             if placing.failure is None:
                 placing.fail(NoHostFound(reason="no node has room for all of an affinity group"))
 
     def _rows_for_all(self, placings: list[Placing]) -> list[int]:
+        """Return the best rows whose nodes have room for all members together."""
         total: dict[str, int] = {}
         for placing in placings:
             for name, amount in placing.request.resources.items():
                 total[name] = total.get(name, 0) + amount
         together = msgspec.structs.replace(placings[0].request, resources=total)
-        unsure = self._scheduler.claim_table.unsure_nodes()
-        rows = self._scheduler.fleet.rows
-        return self._scheduler.selector.best(together, MAX_KEEPS_COUNT, {rows[node] for node in unsure if node in rows})
-
-    def _keep(self, placings: list[Placing], number: str, hold_s: float) -> Reservation | None:
-        """All are claimed: make that last for ``hold_s``. None, and nothing claimed, where one is not there any more."""
-        claim_table = self._scheduler.claim_table
-        waiting = list(placings)
-        try:
-            for _ in range(MAX_KEEPS_COUNT):
-                for placing in waiting:
-                    assert placing.node is not None, "claimed"
-                    assert placing.claim is not None, "claimed"
-                    until = claim_table.servers.time(placing.node) + hold_s
-                    claim = msgspec.structs.replace(placing.claim, until=until, kept=True)
-                    placing.renew(claim)
-                    claim_table.add_claim(placing.node, claim)
-                outcomes = claim_table.flush()
-                waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not WriteStatus.STORED]
-                if not waiting:
-                    members = tuple(_member(placing.node or "", placing.claim) for placing in placings if placing.claim)
-                    return Reservation(number, placings[0].owner, members, hold_s)
-        except NodestateError:
-            pass
-        self._scheduler.placer.give_back(placings)
-        return None
-
-    def _rivals(self, number: str) -> list[str]:
-        """Other reservations that have claimed, and not yet kept: their claims may go."""
-        scheduler = self._scheduler
-        found = set()
-        for node, known in scheduler.claim_table.records.known.items():
-            if not known.record.claims:
-                continue
-            with suppress(NodestateError):  # a server that does not answer: nobody waits for what is claimed there
-                now = scheduler.claim_table.servers.time(node)
-                found |= {
-                    claim.reservation
-                    for claim in known.record.claims
-                    if claim.reservation and not claim.kept and claim.until > now
-                }
-        return sorted(found - {number})
+        unsure = self._session.claim_table.unsure_nodes()
+        rows = self._session.fleet.rows
+        exclude = {rows[node] for node in unsure if node in rows}
+        return self._session.selector.best(together, MAX_AFFINITY_NODES_COUNT, exclude)
 
     # -- what is held
 
-    def reservations(self) -> list[Reservation]:
-        """All that are held in the cell, the eldest first; read from the claims of every node. Raises ``StaleViewError``, and
-        ``StoreUnavailableError`` where a server of claims does not answer.
-        """
-        scheduler = self._scheduler
-        scheduler.refresh()
-        scheduler.claim_table.read_records(list(scheduler.fleet.names))
-        scheduler.claim_table.servers.require_all()
-        return [self._held(number, claims) for number, claims in sorted(self._claims().items())]
+    def held(self) -> list[Reservation]:
+        """Return all reservations of the cell, the eldest first, from the claims on every node.
 
-    def extend(self, number: str, hold_s: float, *, owner: str = "") -> Reservation:
-        """Hold it for ``hold_s`` from now on. Raises ``NotFoundError`` where it is not held, or not the owner's, and as
-        ``reservations`` does.
+        Raises ``StaleViewError``, and ``StoreUnavailableError`` if a claim server does not answer.
+        """
+        return self._claims.held()
+
+    def extend(self, reservation: str, hold_s: float, *, owner: str = "") -> Reservation:
+        """Hold a reservation for ``hold_s`` seconds from now on.
+
+        Raises ``BadRequestError`` if ``hold_s`` is out of bounds, ``NotFoundError`` if the reservation is not held or not the
+        owner's, ``StaleViewError``, and ``StoreUnavailableError``.
         """
         check_hold(hold_s)
-        placings = self._found(number, owner)
-        held = self._keep(placings, number, hold_s)
-        if held is None:
-            raise NotFoundError("reservation", f"{number} could not be extended: claims of it were lost meanwhile")
-        return held
+        placings = self._claims.find(reservation, owner)
+        extended = self._claims.keep(placings, reservation, hold_s)
+        if extended is None:
+            raise NotFoundError("reservation", f"{reservation} could not be extended: claims of it were lost meanwhile")
+        return extended
 
-    def release(self, number: str, *, owner: str = "") -> None:
-        """Give back what it holds. Raises ``NotFoundError`` where it is not held, or not the owner's, and as ``reservations`` does."""
-        self._scheduler.placer.give_back(self._found(number, owner, part=True))
+    def release(self, reservation: str, *, owner: str = "") -> None:
+        """Give back the nodes that a reservation holds.
+
+        Raises ``NotFoundError`` if it is not held or not the owner's, ``StaleViewError``, and ``StoreUnavailableError``.
+        """
+        self._session.placer.give_back(self._claims.find(reservation, owner, allow_part=True))
 
     # -- building
 
-    def confirm(self, number: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
-        """Build every member, on its node or (where the agent refuses) on another that fits: all, or none.
+    def confirm(self, reservation: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
+        """Build every member, on its node or (if the agent refuses) on another that fits: all, or none.
 
-        Raises ``NotFoundError`` where it is not held, or not the owner's; as ``reservations`` does; and ``TimeoutError`` where
-        agents, or views that show what they built, are too slow: what became of it is then settled as after the death of a
-        scheduler, or by another ``confirm``.
+        Raises ``NotFoundError`` if the reservation is not held or not the owner's, or if a member is on a node already;
+        ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError`` if agents, or views that show what they built, take longer
+        than ``timeout_s`` seconds. After a ``TimeoutError`` call ``confirm`` again, or leave it to the reconciler, which decides as
+        after the death of a scheduler.
         """
-        scheduler = self._scheduler
-        deadline = scheduler.clock.monotonic() + timeout_s
-        placings = self._found(number, owner)
-        if any(one.placed for one in scheduler.fleet.placement_marks.by_reservation.get(number, {}).values()):
-            raise NotFoundError("reservation", f"{number} was confirmed already")
-        before = [self._built_before(placing, number) for placing in placings]
-        if self._keep(placings, number, scheduler.config.claim_ttl_s + timeout_s) is None:
-            raise NotFoundError("reservation", f"{number} is not whole any more: claims of it were lost meanwhile")
-        mark = {"reservation": number, "members": len(placings), "placed": False}
-        boots = [
-            Boot(
-                placing, hints={**mark, **({"boot": lifetime_id_of(there)} if there else {})}, again=order_id_of(there)
-            )
-            for placing, there in zip(placings, before, strict=True)
-        ]
-        outcomes = [self._of_another_confirm(outcome, number) for outcome in self._run(boots, timeout_s)]
+        session = self._session
+        deadline = session.clock.monotonic() + timeout_s
+        placings = self._claims.find(reservation, owner)
+        if any(mark.placed for mark in session.fleet.placement_marks.by_reservation.get(reservation, {}).values()):
+            raise NotFoundError("reservation", f"{reservation} was confirmed already")
+        earlier = [self._hints_of_earlier_build(placing, reservation) for placing in placings]
+        if self._claims.keep(placings, reservation, session.config.claim_ttl_s + timeout_s) is None:
+            raise NotFoundError("reservation", f"{reservation} is no longer whole: claims of it were lost meanwhile")
+        mark = {"reservation": reservation, "members": len(placings), "placed": False}
+        boots = [_member_boot(placing, mark, hints) for placing, hints in zip(placings, earlier, strict=True)]
+        outcomes = [self._adopt_other_confirm(one, reservation) for one in session.run_boots(boots, timeout_s)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
         if not failed:
-            failed = self._ended_meanwhile(booted, deadline)
+            failed = self._terminated_meanwhile(booted, deadline)
+        built = [boot for boot in boots if isinstance(boot.outcome, Booted)]
         if failed:
-            self._undo([boot for boot in boots if isinstance(boot.outcome, Booted)])
-            return NotConfirmed(number, tuple(failed))
-        # From here on each may end by itself; who does not hear it is told by ``tidying``.
-        scheduler.announce_placement(boots, {**mark, "placed": True})
-        self._drop_claims([boot for boot in boots if isinstance(boot.outcome, Booted)])
-        return Confirmed(number, tuple(booted))
+            session.orders.terminations.roll_back(boot.order for boot in built if boot.order is not None)
+            self._drop_claims(built)
+            return NotConfirmed(reservation, tuple(failed))
+        # From here on, each member may be terminated by itself. The reconciler tells agents that do not answer.
+        self._announce_placement(boots, {**mark, "placed": True})
+        self._drop_claims(built)
+        return Confirmed(reservation, tuple(booted))
 
-    def _built_before(self, placing: Placing, number: str = "") -> Mapping[str, Any]:
-        """The hints of what was built of a member where it is held, when the reservation ``number`` was to be confirmed before; empty
-        where there is none. Raises ``NotFoundError`` where the instance is there otherwise.
+    def boot_member(self, reservation: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> BootOutcome:
+        """Build one member by itself, on the node that is held for it.
+
+        Raises ``NotFoundError`` if the member is not held, if the reservation is not the owner's, or if the instance is on a node
+        already; ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError``.
         """
-        fleet = self._scheduler.fleet
+        found = self._claims.find(reservation, owner, allow_part=True)
+        placings = [placing for placing in found if placing.instance == instance]
+        if not placings:
+            raise NotFoundError("instance", f"{instance} is no member of reservation {reservation} that is still held")
+        self._hints_of_earlier_build(placings[0], "")
+        [outcome] = self._session.run_boots([Boot(placings[0])], timeout_s)
+        return outcome
+
+    def _hints_of_earlier_build(self, placing: Placing, reservation: str) -> Mapping[str, Any]:
+        """Return the hints of a member that an earlier ``confirm`` built on the node that is held for it; else no hints.
+
+        Raises ``NotFoundError`` if the instance is on a node for another reason.
+        """
+        fleet = self._session.fleet
         row = fleet.rows.get(placing.node or "", -1)
         hints = (
             fleet.reports.hints(row, placing.instance)
             if row in fleet.instances.reporting_rows(placing.instance)
             else {}
         )
-        before = hints if number and hints.get("reservation") == number else {}
-        there = fleet.instances.reporting_node(placing.instance, {row} if before else ())
-        if there:
-            raise NotFoundError("instance", f"{placing.instance} of {placing.reservation} is on {there} already")
-        return before
+        earlier = hints if reservation and hints.get("reservation") == reservation else {}
+        node = fleet.instances.reporting_node(placing.instance, {row} if earlier else ())
+        if node:
+            raise NotFoundError("instance", f"{placing.instance} of {placing.reservation} is on {node} already")
+        return earlier
 
-    def _of_another_confirm(self, outcome: Booted | Failed, number: str) -> Booted | Failed:
-        """A member whose agent has it already may be of somebody who confirms at the same time, or did; a view will show it."""
-        if isinstance(outcome, Booted) or outcome.refused[-1:] == () or outcome.refused[-1].reason != "here":
+    def _adopt_other_confirm(self, outcome: BootOutcome, reservation: str) -> BootOutcome:
+        """Count a member as booted if its node refused it because another ``confirm`` of the reservation built it there.
+
+        That is so if a view shows it there within ``CATCH_UP_S`` seconds.
+        """
+        if isinstance(outcome, Booted) or not outcome.refusals or outcome.refusals[-1].reason != "here":
             return outcome
-        scheduler, fleet = self._scheduler, self._scheduler.fleet
-        row = fleet.rows[outcome.refused[-1].node]
+        session, fleet = self._session, self._session.fleet
+        row = fleet.rows[outcome.refusals[-1].node]
 
-        def shown() -> bool:
+        def is_shown() -> bool:
             with suppress(StaleViewError):
-                scheduler.refresh()
-            return fleet.reports.hints(row, outcome.instance).get("reservation") == number
+                session.refresh()
+            return fleet.reports.hints(row, outcome.instance).get("reservation") == reservation
 
         with suppress(TimeoutError):
-            scheduler.run(shown, CATCH_UP_S)
-            return Booted(outcome.instance, fleet.names[row], fleet.version[row], outcome.refused[:-1])
+            session.run(is_shown, CATCH_UP_S)
+            return Booted(outcome.instance, fleet.names[row], fleet.version[row], outcome.refusals[:-1])
         return outcome
 
-    def _ended_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
-        """Members that were built and that no node reports any more, by one view that has all that was built. Raises
-        ``TimeoutError`` where there is none by the deadline.
+    def _terminated_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
+        """Return the members that were built and that no node reports any longer, by one view that has all that was built.
+
+        Raises ``TimeoutError`` if there is no such view by the deadline, in monotonic seconds.
         """
-        scheduler = self._scheduler
+        session = self._session
         try:
             for outcome in booted:
-                left_s = max(0.0, deadline - scheduler.clock.monotonic())
-                scheduler.reader.read(at_least=Receipt(outcome.node, outcome.version), on_stale="flag", timeout=left_s)
-            scheduler.refresh()
+                left_s = max(0.0, deadline - session.clock.monotonic())
+                session.refresher.wait_for_receipt(Receipt(outcome.node, outcome.version), left_s)
+            session.refresh()
         except (BehindError, StaleViewError) as error:
             raise TimeoutError(f"all members are built, and no view shows it: {error}") from error
         return [
-            Failed(outcome.instance, NoHostFound(reason=f"somebody ended it on {outcome.node} meanwhile"))
+            Failed(outcome.instance, NoHostFound(reason=f"it was terminated on {outcome.node} meanwhile"))
             for outcome in booted
-            if not scheduler.fleet.instances.reporting_node(outcome.instance)
+            if not session.fleet.instances.reporting_node(outcome.instance)
         ]
 
-    def _undo(self, boots: list[Boot]) -> None:
-        """End what was built, and hold nothing for it any more."""
-        self._scheduler.undo(boots)
-        self._drop_claims(boots)
+    def _announce_placement(self, boots: list[Boot], hints: Mapping[str, object]) -> None:
+        """Tell the agents that all members are placed, by these hints, until all have answered.
+
+        Gives up after ``MAX_ANNOUNCEMENTS_COUNT`` times; the reconciler does the rest.
+        """
+        session, updates = self._session, self._session.orders.hint_updates
+        orders = [boot.order for boot in boots if boot.order is not None]
+        for _ in range(MAX_ANNOUNCEMENTS_COUNT):
+            order_by_update = {updates.update_hints(order, hints): order for order in orders}
+            with suppress(TimeoutError):
+                session.run(partial(updates.acknowledged, order_by_update), session.config.answer_timeout_s)
+            orders = [order for update, order in order_by_update.items() if not updates.acknowledged([update])]
+            updates.abandon(order_by_update)
+            if not orders:
+                return
 
     def _drop_claims(self, boots: list[Boot]) -> None:
-        """Their allocations are what counts; and what is held no more is not confirmed again."""
-        claim_table = self._scheduler.claim_table
+        """Drop the claims of members that were built, so that the reservation can't be confirmed again."""
+        table = self._session.claim_table
         for boot in boots:
             assert isinstance(boot.outcome, Booted), "only what was built"
             if boot.placing.claim is not None:
-                claim_table.drop_claim(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
-        claim_table.flush_all()
-
-    def boot(self, number: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> Booted | Failed:
-        """Build one member by itself, where it is held. Raises ``NotFoundError`` as ``confirm`` does."""
-        placings = [placing for placing in self._found(number, owner, part=True) if placing.instance == instance]
-        if not placings:
-            raise NotFoundError("instance", f"{instance} is no member of reservation {number} that is still held")
-        self._built_before(placings[0])
-        [outcome] = self._run([Boot(placings[0])], timeout_s)
-        return outcome
-
-    def _run(self, boots: list[Boot], timeout_s: float) -> list[Booted | Failed]:
-        self._scheduler.begin(boots)
-        self._scheduler.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
-        return [boot.outcome for boot in boots if boot.outcome is not None]
-
-    # -- finding
-
-    def _found(self, number: str, owner: str, *, part: bool = False) -> list[Placing]:
-        """Its members, from the claims. Raises ``NotFoundError``, ``StaleViewError``, and ``StoreUnavailableError`` where members
-        are missing and a server of claims does not answer.
-        """
-        scheduler = self._scheduler
-        scheduler.refresh()
-        own = [node for node, claim in scheduler.claim_table.own if claim.reservation == number]
-        scheduler.claim_table.read_records(own)
-        claims = self._claims().get(number, [])
-        if not claims or len(claims) < claims[0][1].members:
-            scheduler.claim_table.read_records(list(scheduler.fleet.names))
-            claims = self._claims().get(number, [])
-        if not claims or (not part and len(claims) < claims[0][1].members):
-            scheduler.claim_table.servers.require_all()
-        if not claims:
-            raise NotFoundError("reservation", f"no {number} is held in cell {scheduler.config.cell}: it expired, was "
-                                  "released or confirmed, or is another cell's")  # fmt: skip
-        owners = {claim.owner for _, claim in claims}
-        if owner and owners != {owner}:
-            raise NotFoundError("owner", f"reservation {number} is not {owner}'s")
-        if not part and (len(claims) < claims[0][1].members or not all(claim.kept for _, claim in claims)):
-            raise NotFoundError(
-                "reservation", f"{number} is not whole: {len(claims)} of {claims[0][1].members} members are held"
-            )
-        return [self._placing(node, claim) for node, claim in claims]
-
-    def _placing(self, node: str, claim: Claim) -> Placing:
-        return Placing.from_claim(node, claim, self._scheduler.config.claim_ttl_s)
-
-    def _claims(self) -> dict[str, list[tuple[str, Claim]]]:
-        claim_table = self._scheduler.claim_table
-        found: dict[str, list[tuple[str, Claim]]] = {}
-        for node, known in claim_table.records.known.items():
-            if not known.record.claims:
-                continue
-            with suppress(NodestateError):  # what lives on a server that does not answer is not at hand
-                for number, claims in claims_by_reservation(
-                    {node: known.record}, claim_table.servers.time(node)
-                ).items():
-                    found.setdefault(number, []).extend(claims)
-        return found
-
-    def _held(self, number: str, claims: list[tuple[str, Claim]]) -> Reservation:
-        left = min(claim.until - self._scheduler.claim_table.servers.time(node) for node, claim in claims)
-        whole = len(claims) == claims[0][1].members and all(claim.kept for _, claim in claims)
-        members = tuple(
-            _member(node, claim, placed=self._scheduler.claim_table.is_allocated(node, claim)) for node, claim in claims
-        )
-        return Reservation(number, claims[0][1].owner, members, max(0.0, left), whole)
+                table.drop_claim(boot.outcome.node, boot.placing.claim.id, boot.outcome.version)
+        table.flush_all()
 
 
-def _member(node: str, claim: Claim, *, placed: bool = False) -> Member:
-    return Member(claim.instance, node, claim.resources, claim.group, placed)
+def _member_boot(placing: Placing, mark: Mapping[str, object], earlier: Mapping[str, Any]) -> Boot:
+    """Return the boot of a member; it replaces what an earlier ``confirm`` built, of which these are the hints."""
+    lifetime = {"boot": lifetime_id_of(earlier)} if earlier else {}
+    return Boot(placing, hints={**mark, **lifetime}, replaces=order_id_of(earlier))

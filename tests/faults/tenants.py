@@ -15,10 +15,10 @@ from typing import Any
 from nodestate.broker import KombuCourier
 from nodestate.config import load
 from nodestate.errors import BadRequestError, NodestateError
-from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.orders.boots import Booted
+from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse, parse_group
-from nodestate.scheduling.reservations import Confirmed, Groups, Reservation
+from nodestate.scheduling.reservation_claims import Reservation
+from nodestate.scheduling.reservations import Confirmed
 from nodestate.scheduling.scheduler import Scheduler
 
 GROUPS_COUNT = 6
@@ -36,8 +36,6 @@ class Tenant:
         config = load()
         self.courier = KombuCourier(config)
         self.scheduler = Scheduler(config, name=name, seed=seed, courier=self.courier)
-        self.groups = Groups(self.scheduler)
-        self.moves = Migrations(self.scheduler)
         self.has: dict[str, str] = {}
         self.counters = Counter[str]()
         self._made = 0
@@ -48,7 +46,7 @@ class Tenant:
         kind = rng.random()
         if len(self.has) >= KEPT_COUNT or (self.has and kind < 0.1):
             instance = rng.choice(sorted(self.has))
-            self.scheduler.end([(self.has.pop(instance), instance)])
+            self.scheduler.terminations.terminate([(self.has.pop(instance), instance)])
             self.counters["ended"] += 1
         elif kind < 0.7:
             self._boot()
@@ -56,7 +54,7 @@ class Tenant:
             self._reserve()
         else:
             instance = rng.choice(sorted(self.has))
-            outcome = self.moves.move(instance, timeout_s=CONFIRM_S)
+            outcome = self.scheduler.migrations.migrate(instance, timeout_s=CONFIRM_S)
             if isinstance(outcome, Booted):
                 self.has[instance] = outcome.node
             self.counters[f"move {type(outcome).__name__}"] += 1
@@ -80,21 +78,21 @@ class Tenant:
             if isinstance(boot.outcome, Booted):
                 self.has[boot.outcome.instance] = boot.outcome.node
                 self.counters["conflicts"] += boot.outcome.conflicts
-                for refused in boot.outcome.refused:
+                for refused in boot.outcome.refusals:
                     self.counters[f"refused {refused.reason}"] += 1
 
     def _reserve(self) -> None:
         wanted: dict[str, Any] = {"members": [self._wanted() for _ in range(self.rng.randint(2, 6))], "hold_s": 10}
         if self.rng.random() < 0.5:
             wanted["group"] = {"name": f"{self.name} {self._made}", "policy": "anti-affinity"}
-        held = self.groups.reserve(parse_group(wanted), timeout_s=3.0)
+        held = self.scheduler.reservations.reserve(parse_group(wanted), timeout_s=3.0)
         self.counters[type(held).__name__] += 1
         if not isinstance(held, Reservation):
             return
         if self.rng.random() < 0.2:
-            self.groups.release(held.id)
+            self.scheduler.reservations.release(held.id)
             return
-        confirmed = self.groups.confirm(held.id, timeout_s=CONFIRM_S)
+        confirmed = self.scheduler.reservations.confirm(held.id, timeout_s=CONFIRM_S)
         self.counters[type(confirmed).__name__] += 1
         if isinstance(confirmed, Confirmed):
             self.has.update({member.instance: member.node for member in confirmed.members})

@@ -26,8 +26,7 @@ from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S
-from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.orders.boots import Booted
+from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.store import keys
@@ -255,24 +254,23 @@ def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
     taken = {outcome.node for outcome in [other, *members]}
 
     with Scheduler(config, seed=2, courier=courier) as scheduler:
-        moves = Migrations(scheduler)
         at = one.node
-        [evacuated] = _booted([outcome for outcome in moves.evacuate(at) if outcome.instance == "one"])
+        [evacuated] = _booted([outcome for outcome in scheduler.migrations.evacuate(at) if outcome.instance == "one"])
         at = _stands(scheduler, "one", evacuated, but={at} | taken)
-        moved = moves.move("one")
+        moved = scheduler.migrations.migrate("one")
         at = _stands(scheduler, "one", *_booted([moved]), but={at} | taken)
-        grown = moves.resize("one", {"VCPU": 12, "MEMORY_MB": 1024})
+        grown = scheduler.migrations.resize("one", {"VCPU": 12, "MEMORY_MB": 1024})
         at = _stands(scheduler, "one", *_booted([grown]), but=taken)
         # It does not fit beside itself any more once it is to have more than what its node has left.
         [beside] = _booted(scheduler.boot(parse({"instances": ["beside"], "force_nodes": [at], **size})))
         assert beside.node == at
-        grown = moves.resize("one", {"VCPU": 16, "MEMORY_MB": 1024})
+        grown = scheduler.migrations.resize("one", {"VCPU": 16, "MEMORY_MB": 1024})
         _stands(scheduler, "one", *_booted([grown]), but={at} | taken)
     courier.close()
 
 
 def _booted(outcomes: Sequence[Any]) -> list[Booted]:
-    assert all(isinstance(outcome, Booted) for outcome in outcomes), [str(outcome.why) for outcome in outcomes]
+    assert all(isinstance(outcome, Booted) for outcome in outcomes), [str(outcome.reason) for outcome in outcomes]
     return list(outcomes)
 
 

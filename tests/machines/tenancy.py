@@ -21,8 +21,6 @@ from nodestate.model import Receipt, partitioning
 from nodestate.model.orders import Answer, Order
 from nodestate.ports import Item, Write, WriteResult
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, Claim
-from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.reservations import Groups
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection.plugins import own
 from nodestate.store import keys
@@ -162,8 +160,6 @@ class Process:
             ids=SeededIds(f"{name} {seed}"),
             policies=own(),
         )
-        self.groups = Groups(self.scheduler)
-        self.moves = Migrations(self.scheduler)
 
     def close(self) -> None:
         self.courier.close()

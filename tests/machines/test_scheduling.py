@@ -10,9 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
 from nodestate.errors import BadRequestError, StaleViewError, StoreUnavailableError
-from nodestate.scheduling.orders.boots import Boot, Booted
+from nodestate.scheduling.orders.boot import Boot, Booted
 from nodestate.scheduling.request import parse, parse_group
-from nodestate.scheduling.reservations import Confirmed, Reservation
+from nodestate.scheduling.reservation_claims import Reservation
+from nodestate.scheduling.reservations import Confirmed
 from tests.machines.tenancy import Process, Tenancy
 
 NODES = [f"node-{number}" for number in range(4)]
@@ -105,7 +106,7 @@ class SchedulingMachine(RuleBasedStateMachine):
             content["group"] = {"name": f"{group[0]} {self.booted}", "policy": group[1]}
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            held = process.groups.reserve(parse_group(content), timeout_s=2.0)
+            held = process.scheduler.reservations.reserve(parse_group(content), timeout_s=2.0)
             if isinstance(held, Reservation):
                 self.reserved.append(held)
                 assert len(held.members) == len(members)
@@ -121,7 +122,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.gangs[held.id] = {member.instance for member in held.members}
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            outcome = process.groups.confirm(held.id, timeout_s=30.0)
+            outcome = process.scheduler.reservations.confirm(held.id, timeout_s=30.0)
             if isinstance(outcome, Confirmed):
                 self.told |= self.gangs.pop(held.id)  # each may end by itself from here on
         self.tenancy.judge_claims()
@@ -133,7 +134,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         held = self.reserved.pop(which % len(self.reserved))
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            process.groups.release(held.id)
+            process.scheduler.reservations.release(held.id)
         self.tenancy.judge_claims()
 
     @rule(number=numbers, which=numbers, dies=lives)
@@ -143,7 +144,7 @@ class SchedulingMachine(RuleBasedStateMachine):
             return
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            process.moves.move(placed[which % len(placed)], timeout_s=20.0)
+            process.scheduler.migrations.migrate(placed[which % len(placed)], timeout_s=20.0)
         self.tenancy.judge_claims()
 
     @rule(number=numbers, which=numbers, size=sizes, dies=lives)
@@ -154,7 +155,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
             instance = placed[which % len(placed)]
-            process.moves.resize(instance, {"VCPU": size, "MEMORY_MB": 500 * size}, timeout_s=20.0)
+            process.scheduler.migrations.resize(instance, {"VCPU": size, "MEMORY_MB": 500 * size}, timeout_s=20.0)
         self.tenancy.judge_claims()
 
     @rule(number=numbers, which=numbers)
@@ -166,7 +167,7 @@ class SchedulingMachine(RuleBasedStateMachine):
             instance = free[which % len(free)]
             process = self.process(number)
             self.ended.add(instance)
-            process.scheduler.end([(node, instance) for node in placed[instance]])
+            process.scheduler.terminations.terminate([(node, instance) for node in placed[instance]])
             fleet = process.scheduler.fleet
             if {fleet.names[row] for row in fleet.instances.reporting_rows(instance)} >= set(placed[instance]):
                 self.enders[instance] = process
@@ -185,7 +186,7 @@ class SchedulingMachine(RuleBasedStateMachine):
             self.tenancy.kill(node)
         process = self.process(number)
         with self.tenancy.dying(process, dies), _staleness():
-            process.moves.evacuate(node, timeout_s=30.0)
+            process.scheduler.migrations.evacuate(node, timeout_s=30.0)
         self.tenancy.judge_claims()
 
     @rule()

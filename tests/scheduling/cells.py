@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from nodestate.scheduling.claims import UNSURE_S
-from nodestate.scheduling.orders.boots import Booted
+from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse, parse_group
-from nodestate.scheduling.reservations import Reservation
+from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.scheduler import Scheduler
 from tests.machines.tenancy import Process, Tenancy
 
@@ -44,7 +44,7 @@ def reserve(scheduler: Scheduler, *instances: str, vcpu: int = 1, hold_s: float 
     """Hold a node of its own for each of these."""
     group = {"name": "apart", "policy": "anti-affinity"}
     members = [wanted(instance, vcpu) for instance in instances]
-    held = scheduler.reserve(parse_group({"members": members, "group": group, "hold_s": hold_s}))
+    held = scheduler.reservations.reserve(parse_group({"members": members, "group": group, "hold_s": hold_s}))
     assert isinstance(held, Reservation), held
     return held
 

@@ -7,7 +7,8 @@ import pytest
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import PolicyError
 from nodestate.model.orders import Build, decode_order
-from nodestate.scheduling.orders.boots import TERMINATION_RETRY_S, Booted, Failed
+from nodestate.scheduling.orders.boot import Booted, Failed
+from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse
 from nodestate.testing import Letter
 from tests.scheduling.cells import behind, boot, cell_of
@@ -40,7 +41,7 @@ def test_a_filter_that_fails_costs_no_boot_its_outcome() -> None:
     assert str(raised.value) == told
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     del filters["faulty"]
-    whys = [str(outcome.why) for boot in boots if isinstance(outcome := boot.future.result(0), Failed)]
+    whys = [str(outcome.reason) for boot in boots if isinstance(outcome := boot.future.result(0), Failed)]
     assert whys == [f"no node could be chosen: {told}"] * 2
     tenancy.rest(2.0)
     assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node)] == []
@@ -63,7 +64,7 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
         arrive(letter)
 
     tenancy.broker.arrive = watched  # type: ignore[method-assign]
-    assert isinstance(one.scheduler.move("a", to=other), Failed)
+    assert isinstance(one.scheduler.migrations.migrate("a", to=other), Failed)
     [order] = taken
     tenancy.rest(2 * TERMINATION_RETRY_S)
     tenancy.fleet.build(other, "a", allocation_of(order))
@@ -78,7 +79,7 @@ def test_what_is_ended_before_a_view_shows_it_is_told_again() -> None:
     behind(tenancy, one)
     booted = boot(one.scheduler, "a")
     tenancy.broker.holding = True
-    one.scheduler.end([(booted.node, "a")])
+    one.scheduler.terminations.terminate([(booted.node, "a")])
     tenancy.broker.under_way.clear()
     tenancy.broker.holding = False
     one.reader.lagging = False
@@ -91,9 +92,9 @@ def test_what_was_moved_is_ended_by_who_names_the_node_that_it_was_on() -> None:
     tenancy, (one, two) = cell_of(2)
     booted = boot(one.scheduler, "a")
     tenancy.rest(2.0)
-    assert isinstance(two.scheduler.move("a"), Booted)
+    assert isinstance(two.scheduler.migrations.migrate("a"), Booted)
     tenancy.rest(2.0)
-    one.scheduler.end([(booted.node, "a")])
+    one.scheduler.terminations.terminate([(booted.node, "a")])
     tenancy.rest(10.0)
     assert tenancy.placed() == {}
 
@@ -102,9 +103,9 @@ def test_an_instance_that_moves_while_it_is_ended_is_ended() -> None:
     tenancy, (one, two) = cell_of(3)
     boot(one.scheduler, "a")
     behind(tenancy, one)
-    assert isinstance(two.scheduler.move("a"), Booted)
+    assert isinstance(two.scheduler.migrations.migrate("a"), Booted)
     tenancy.clock.others = lambda: (setattr(one.reader, "lagging", False), tenancy.live())[1]
-    one.scheduler.end_everywhere(["a"], 20.0)
+    one.scheduler.terminations.terminate_everywhere(["a"], 20.0)
     assert tenancy.placed() == {}
 
 
@@ -113,5 +114,5 @@ def test_who_waits_in_vain_for_an_end_is_told_where_the_instance_is() -> None:
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     tenancy.agent_frozen = True
-    with pytest.raises(TimeoutError, match=f"a on {at} was told to end"):
-        one.scheduler.end_everywhere(["a"], 5.0)
+    with pytest.raises(TimeoutError, match=f"views still show a on {at} 5 s after the termination"):
+        one.scheduler.terminations.terminate_everywhere(["a"], 5.0)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from nodestate.cli import scheduling as commands
-from nodestate.scheduling.orders.boots import Booted, Outcome
+from nodestate.scheduling.orders.boot import Booted, BootOutcome
 from tests.machines.tenancy import Process, Tenancy
 from tests.scheduling.cells import boot, cell_of
 
-Wait = Callable[[Process, Iterable[Outcome]], None]
+Wait = Callable[[Process, Iterable[BootOutcome]], None]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_what_was_moved_before_the_boot_was_seen_stays_where_it_was_moved(
     tenancy, (one, two), wait = cell
     booted = boot(one.scheduler, "a")
     tenancy.rest(1.0)
-    moved = two.scheduler.move("a")
+    moved = two.scheduler.migrations.migrate("a")
     assert isinstance(moved, Booted)
     wait(one, [booted])
     tenancy.rest(5.0)
@@ -47,7 +47,7 @@ def test_a_node_that_two_evacuate_at_once_loses_nothing(cell: tuple[Tenancy, lis
     tenancy.kill(at)
     two.scheduler.refresh()
     two.reader.lagging = True
-    first, second = one.scheduler.evacuate(at), two.scheduler.evacuate(at)
+    first, second = one.scheduler.migrations.evacuate(at), two.scheduler.migrations.evacuate(at)
     two.reader.lagging = False
     assert len({outcome.node for outcome in (*first, *second) if isinstance(outcome, Booted)}) == 2
     wait(one, first)

@@ -8,7 +8,7 @@ import pytest
 
 from nodestate.errors import NotFoundError, StaleViewError, StoreUnavailableError
 from nodestate.model.orders import Build, decode_order
-from nodestate.scheduling.orders.boots import Booted, Failed
+from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
 from nodestate.testing import Letter
@@ -20,9 +20,11 @@ def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
     tenancy, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     tenancy.rest(1.0)
-    held = two.scheduler.reserve(parse_group({"members": [wanted("a", force_nodes=["n0" if at == "n1" else "n1"])]}))
+    held = two.scheduler.reservations.reserve(
+        parse_group({"members": [wanted("a", force_nodes=["n0" if at == "n1" else "n1"])]})
+    )
     assert isinstance(held, NotReserved)
-    assert str(held.why) == f"a is on {at} already"
+    assert str(held.reason) == f"a is on {at} already"
     assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node) if claim.reservation] == []
 
 
@@ -33,10 +35,10 @@ def test_what_was_not_confirmed_is_not_held() -> None:
     [last] = [member.node for member in held.members if member.instance == "b"]
     tenancy.fleet.set_status(last, "draining")
     tenancy.live()
-    assert isinstance(one.scheduler.confirm(held.id), NotConfirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), NotConfirmed)
     assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node)] == []
     tenancy.rest(2.0)
-    assert two.scheduler.reservations() == []
+    assert two.scheduler.reservations.held() == []
     assert tenancy.placed() == {}
 
 
@@ -44,12 +46,12 @@ def test_what_was_released_does_not_come_back_with_a_lost_record() -> None:
     """Who made the reservation saw no loss, but that somebody else released it."""
     tenancy, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b", hold_s=600.0)
-    two.scheduler.release(held.id)
+    two.scheduler.reservations.release(held.id)
     tenancy.rest(5.0)
     for node in ("n0", "n1"):
         tenancy.evict(node)
     tenancy.rest(20.0)
-    assert two.scheduler.reservations() == []
+    assert two.scheduler.reservations.held() == []
 
 
 def test_nobody_ends_members_while_the_others_are_built() -> None:
@@ -72,7 +74,7 @@ def test_nobody_ends_members_while_the_others_are_built() -> None:
         tenancy.clock.busy = False
 
     tenancy.clock.others = live
-    assert isinstance(one.scheduler.confirm(held.id, timeout_s=60.0), Confirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id, timeout_s=60.0), Confirmed)
     assert tenancy.clock.monotonic() - began > tenancy.config.claim_ttl_s
     assert tenancy.placed().keys() == {"a", "b"}
 
@@ -91,11 +93,11 @@ def test_a_member_that_is_ended_while_the_others_are_built_ends_them() -> None:
             ended.append("a")
             tenancy.clock.busy = True
             two.scheduler.refresh()
-            two.scheduler.end([(places["a"], "a")])
+            two.scheduler.terminations.terminate([(places["a"], "a")])
             tenancy.clock.busy = False
 
     tenancy.clock.others = live
-    outcome = one.scheduler.confirm(held.id)
+    outcome = one.scheduler.reservations.confirm(held.id)
     assert isinstance(outcome, NotConfirmed)
     assert [failed.instance for failed in outcome.failed] == ["a"]
     tenancy.rest(2.0)
@@ -110,7 +112,7 @@ def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> No
     elsewhere = boot(two.scheduler, "a", ignore_nodes=[member.node]).node
     tenancy.rest(1.0)
     with pytest.raises(NotFoundError, match=f"a of {held.id} is on {elsewhere} already"):
-        one.scheduler.confirm(held.id)
+        one.scheduler.reservations.confirm(held.id)
     assert tenancy.placed() == {"a": [elsewhere]}
 
 
@@ -119,10 +121,10 @@ def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away
     """Also where claims were known there."""
     tenancy, (one, two) = cell_of(8)
     reserve(two.scheduler, *"abcdef")
-    one.scheduler.reservations()
+    one.scheduler.reservations.held()
     tenancy.servers[away].stop()
     full = parse_group({"members": [wanted(f"full {number}", vcpu=8) for number in range(8)]})
-    assert isinstance(one.scheduler.reserve(full, timeout_s=1.0), NotReserved)
+    assert isinstance(one.scheduler.reservations.reserve(full, timeout_s=1.0), NotReserved)
     [member] = reserve(one.scheduler, "g").members
     assert tenancy.server(member.node) is not tenancy.servers[away]
 
@@ -143,12 +145,12 @@ def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
             arrive(letter)
 
     tenancy.broker.arrive = lossy  # type: ignore[method-assign]
-    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert len(lost) == 2
     tenancy.bury(one)
     [node] = tenancy.placed()["a"]
     two.scheduler.refresh()
-    two.scheduler.end([(node, "a")])
+    two.scheduler.terminations.terminate([(node, "a")])
     tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert tenancy.placed().keys() == {"b"}
 
@@ -159,7 +161,7 @@ def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> No
     held = reserve(one.scheduler, "a", "b")
     tenancy.consumer_frozen = True
     with pytest.raises(TimeoutError, match="all members are built, and no view shows it"):
-        one.scheduler.confirm(held.id, timeout_s=6.0)
+        one.scheduler.reservations.confirm(held.id, timeout_s=6.0)
     assert tenancy.placed().keys() == {"a", "b"}
     tenancy.consumer_frozen = False
     tenancy.rest(2 * tenancy.config.claim_ttl_s)
@@ -173,13 +175,13 @@ def test_a_member_that_is_booted_again_is_another_life() -> None:
     tenancy, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b", hold_s=600.0)
     tenancy.agent_frozen = True
-    assert isinstance(one.scheduler.groups.boot(held.id, "a"), Failed)
+    assert isinstance(one.scheduler.reservations.boot_member(held.id, "a"), Failed)
     tenancy.agent_frozen = False
     tenancy.rest(2.0)
-    first = one.scheduler.groups.boot(held.id, "a")
+    first = one.scheduler.reservations.boot_member(held.id, "a")
     assert isinstance(first, Booted)
     tenancy.rest(3.0)
-    two.scheduler.end([(first.node, "a")])
+    two.scheduler.terminations.terminate([(first.node, "a")])
     tenancy.rest(8.0)
     assert tenancy.placed() == {}
     if (again := one.scheduler.claim([parse(wanted("a"))])[0]).claim is not None:
@@ -193,14 +195,14 @@ def test_a_reservation_is_confirmed_once() -> None:
     """It holds nothing from then on."""
     tenancy, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
-    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert [claim for node in tenancy.fleet.nodes() for claim in tenancy.claims(node)] == []
     tenancy.rest(0.5)
     [at] = tenancy.placed()["a"]
-    two.scheduler.end([(at, "a")])
+    two.scheduler.terminations.terminate([(at, "a")])
     tenancy.live()
     with pytest.raises(NotFoundError):
-        one.scheduler.confirm(held.id)
+        one.scheduler.reservations.confirm(held.id)
     tenancy.rest(5.0)
     assert tenancy.placed().keys() == {"b"}
 
@@ -211,11 +213,11 @@ def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() ->
     held = reserve(one.scheduler, "a", "b")
     tenancy.consumer_frozen = True
     with pytest.raises(TimeoutError):
-        one.scheduler.confirm(held.id, timeout_s=2.0)
+        one.scheduler.reservations.confirm(held.id, timeout_s=2.0)
     tenancy.consumer_frozen = False
     tenancy.clock.advance(0.5)
     tenancy.live()
-    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert {name: len(nodes) for name, nodes in tenancy.placed().items()} == {"a": 1, "b": 1}
 
@@ -224,7 +226,7 @@ def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
     tenancy, (one, _) = cell_of(8)
     held = reserve(one.scheduler, *"abcdef", hold_s=600.0)
     tenancy.servers[0].stop()
-    for call in (one.scheduler.reservations, lambda: one.scheduler.confirm(held.id)):
+    for call in (one.scheduler.reservations.held, lambda: one.scheduler.reservations.confirm(held.id)):
         with pytest.raises((StoreUnavailableError, StaleViewError)):
             call()
 
@@ -239,11 +241,11 @@ def test_who_confirms_after_one_that_died_over_it_has_all_or_none(calls: int, vi
     if view == "is from before":
         behind(tenancy, two)
     with losing_answers(tenancy) if answers == "are lost" else nullcontext(), tenancy.dying(one, calls):
-        one.scheduler.confirm(held.id, timeout_s=12.0)
+        one.scheduler.reservations.confirm(held.id, timeout_s=12.0)
     tenancy.live()
     second: object = None
     with suppress(NotFoundError):
-        second = two.scheduler.confirm(held.id, timeout_s=20.0)
+        second = two.scheduler.reservations.confirm(held.id, timeout_s=20.0)
     two.reader.lagging = False
     tenancy.rest(5 * tenancy.config.claim_ttl_s)
     placed = {instance: len(nodes) for instance, nodes in tenancy.placed().items()}

@@ -6,7 +6,8 @@ import pytest
 
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import NotFoundError
-from nodestate.scheduling.orders.boots import TERMINATION_RETRY_S, Boot, Booted, Failed
+from nodestate.scheduling.orders.boot import Boot, Booted, Failed
+from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.reservations import Confirmed
 from tests.machines.tenancy import Process, Tenancy
 from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve
@@ -14,11 +15,11 @@ from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserv
 
 def begin_move(process: Process, instance: str) -> Boot:
     """Its order is sent; somebody else decides when it comes."""
-    moves = process.scheduler.moves
-    placed = moves._placed(instance)
-    moving = moves._boot(placed, placed.request, (placed.exclusion,))
-    moving.placing.avoid([placed.row])
-    process.scheduler.begin([moving])
+    migrations = process.scheduler.migrations
+    resident = migrations.find(instance)
+    moving = migrations.boot_of(resident, resident.request)
+    moving.avoid(resident.row)
+    process.scheduler.session.orders.boots.add([moving])
     process.scheduler.step()
     return moving
 
@@ -29,9 +30,9 @@ def test_what_was_resized_a_moment_ago_ends_when_it_is_told_to() -> None:
     node = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     two.scheduler.refresh()
-    assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
+    assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
     tenancy.live()
-    two.scheduler.end([(node, "a")])
+    two.scheduler.terminations.terminate([(node, "a")])
     tenancy.rest(10.0)
     assert tenancy.placed() == {}
 
@@ -41,8 +42,8 @@ def test_what_was_resized_unseen_ends_all_the_same() -> None:
     tenancy, (one, two) = cell_of(2)
     node = boot(one.scheduler, "a").node
     behind(tenancy, two)
-    assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
-    two.scheduler.end([(node, "a")])
+    assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
+    two.scheduler.terminations.terminate([(node, "a")])
     two.reader.lagging = False
     tenancy.rest(10.0)
     assert tenancy.placed() == {}
@@ -53,10 +54,10 @@ def test_what_was_ended_stays_ended_though_somebody_moves_it_on_a_view_from_befo
     tenancy, (one, two) = cell_of(3)
     at = boot(one.scheduler, "a").node
     behind(tenancy, two)
-    one.scheduler.end([(at, "a")])
+    one.scheduler.terminations.terminate([(at, "a")])
     tenancy.live()
     assert tenancy.placed() == {}
-    moved = two.scheduler.move("a")
+    moved = two.scheduler.migrations.migrate("a")
     assert isinstance(moved, Booted)
     assert tenancy.placed() == {"a": [moved.node]}
     two.reader.lagging = False
@@ -79,13 +80,13 @@ def test_a_move_looks_again_before_it_chooses_another_node() -> None:
         if not ended:
             ended.append("a")
             tenancy.clock.busy = True
-            two.scheduler.end([(at, "a")])
+            two.scheduler.terminations.terminate([(at, "a")])
             tenancy.clock.busy = False
 
     tenancy.clock.others = live
-    moved = one.scheduler.move("a")
+    moved = one.scheduler.migrations.migrate("a")
     assert isinstance(moved, Failed)
-    assert str(moved.why) == f"a was ended, moved or changed on {at} meanwhile"
+    assert str(moved.reason) == f"a was terminated, migrated or changed on {at} meanwhile"
 
 
 def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
@@ -93,7 +94,7 @@ def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
     tenancy, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
-    one.scheduler.end([(at, "a")])
+    one.scheduler.terminations.terminate([(at, "a")])
     tenancy.live()
     two.scheduler.refresh()
     again = boot(two.scheduler, "a", force_nodes=[at])
@@ -106,10 +107,10 @@ def test_of_two_who_resize_at_once_the_second_is_told_and_undoes_nothing() -> No
     tenancy, (one, two) = cell_of(2)
     node = boot(one.scheduler, "a").node
     behind(tenancy, two)
-    assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
-    second = two.scheduler.resize("a", {"VCPU": 2})
+    assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
+    second = two.scheduler.migrations.resize("a", {"VCPU": 2})
     assert isinstance(second, Failed)
-    assert [refused.reason for refused in second.refused] == ["not-here"]
+    assert [refused.reason for refused in second.refusals] == ["not-here"]
     two.reader.lagging = False
     tenancy.rest(10.0)
     assert tenancy.placed() == {"a": [node]}
@@ -129,20 +130,20 @@ def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
         if "a" in tenancy.placed() and len(refused) < 3:
             tenancy.clock.busy = True
             with pytest.raises(NotFoundError, match=f"a is of reservation {held.id}, which is not all placed yet"):
-                two.scheduler.move("a")
+                two.scheduler.migrations.migrate("a")
             with pytest.raises(NotFoundError, match=f"a is of reservation {held.id}, which is not all placed yet"):
-                two.scheduler.resize("a", {"VCPU": 2})
-            [outcome] = two.scheduler.evacuate(places["a"])
+                two.scheduler.migrations.resize("a", {"VCPU": 2})
+            [outcome] = two.scheduler.migrations.evacuate(places["a"])
             assert isinstance(outcome, Failed)
             tenancy.clock.busy = False
             refused.append("a")
 
     tenancy.clock.others = live
-    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert refused
     tenancy.clock.others = tenancy.live
     tenancy.rest(2.0)
-    moved = two.scheduler.move("a")
+    moved = two.scheduler.migrations.migrate("a")
     assert isinstance(moved, Booted)
     [hints] = [tenancy.fleet.room(moved.node).allocations["a"]["hints"]]
     assert (hints["reservation"], hints["placed"], hints["boot"] < hints["order"]) == (held.id, True, True)
@@ -157,8 +158,8 @@ def test_a_resize_whose_answer_is_lost_is_known_by_the_view() -> None:
     node = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     with losing_answers(tenancy):
-        outcome = one.scheduler.resize("a", {"VCPU": 3})
-    assert (isinstance(outcome, Booted), outcome.refused) == (True, ())
+        outcome = one.scheduler.migrations.resize("a", {"VCPU": 3})
+    assert (isinstance(outcome, Booted), outcome.refusals) == (True, ())
     assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
     tenancy.rest(2.0)
     assert tenancy.claims(node) == []
@@ -178,13 +179,13 @@ def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_re
             tenancy.consumer.step()
             tenancy.clock.others = tenancy.live
             tenancy.clock.busy = False
-            assert isinstance(two.scheduler.resize("a", {"VCPU": 3}), Booted)
+            assert isinstance(two.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
             one.scheduler.refresh()
 
     tenancy.clock.others = live
     with losing_answers(tenancy):
         outcome = boot(one.scheduler, "a")
-    assert (resized, outcome.refused) == (["a"], ())
+    assert (resized, outcome.refusals) == (["a"], ())
     assert tenancy.placed() == {"a": [outcome.node]}
 
 
@@ -194,7 +195,7 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
     at = boot(one.scheduler, "a").node
     [to] = [node for node in tenancy.fleet.nodes() if node != at]
     behind(tenancy, one)
-    one.scheduler.max_age = 20.0
+    one.scheduler.refresher.max_age = 20.0
     tenancy.broker.holding = True
     began, lost = tenancy.clock.monotonic(), []
 
@@ -212,7 +213,7 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
             tenancy.clock.busy = False
 
     tenancy.clock.others = live
-    assert isinstance(one.scheduler.move("a", to=to), Failed)
+    assert isinstance(one.scheduler.migrations.migrate("a", to=to), Failed)
     assert tenancy.placed() == {"a": sorted([at, to])}
     tenancy.clock.others = tenancy.live
     one.reader.lagging = False
@@ -243,7 +244,7 @@ def test_a_move_that_comes_after_that_of_somebody_else_ends_nothing() -> None:
     tenancy.agent.step(0.0)
     tenancy.broker.under_way.clear()
     tenancy.broker.holding = False
-    two.scheduler.terminate_duplicates([(at, "a")])
+    two.scheduler.session.orders.terminations.terminate_duplicates([(at, "a")])
     one.scheduler.run(lambda: first.outcome is not None, 20.0)
     one.reader.lagging = False
     tenancy.rest(2 * tenancy.config.claim_ttl_s)
@@ -256,13 +257,13 @@ def test_what_was_evacuated_can_be_moved_and_is_evacuated_once_while_its_node_is
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     tenancy.kill(at)
-    [first] = one.scheduler.evacuate(at)
+    [first] = one.scheduler.migrations.evacuate(at)
     assert isinstance(first, Booted)
     tenancy.rest(2.0)
-    [again] = two.scheduler.evacuate(at)
+    [again] = two.scheduler.migrations.evacuate(at)
     assert isinstance(again, Booted)
     assert again.node == first.node
-    moved = two.scheduler.move("a")
+    moved = two.scheduler.migrations.migrate("a")
     assert isinstance(moved, Booted)
     tenancy.rest(2 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": sorted([at, moved.node])}
@@ -276,11 +277,11 @@ def test_the_life_that_a_user_began_since_counts_more_than_what_was_moved_of_the
     tenancy, (one, two, three) = cell_of(3, 3)
     boot(one.scheduler, "a", 1)
     behind(tenancy, two)
-    one.scheduler.end_everywhere(["a"], 20.0)
+    one.scheduler.terminations.terminate_everywhere(["a"], 20.0)
     tenancy.bury(one)
     three.scheduler.refresh()
     again = boot(three.scheduler, "a", 4)
-    assert isinstance(two.scheduler.move("a"), Booted)
+    assert isinstance(two.scheduler.migrations.migrate("a"), Booted)
     two.reader.lagging = False
     tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert tenancy.placed() == {"a": [again.node]}
@@ -302,7 +303,7 @@ def built_by(tenancy: Tenancy, moving: Boot) -> str:
 def test_what_a_dead_node_said_last_ends_nothing_that_lives(node_max_age: float | None) -> None:
     """Whoever moved it there died, too; what it built has the later order."""
     tenancy, (one, two) = cell_of(2)
-    two.scheduler.node_max_age = node_max_age
+    two.scheduler.refresher.node_max_age = node_max_age
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     begin_move(one, "a")
@@ -313,7 +314,7 @@ def test_what_a_dead_node_said_last_ends_nothing_that_lives(node_max_age: float 
     tenancy.processes.remove(one)
     tenancy.rest(3 * tenancy.config.claim_ttl_s)
     assert at in tenancy.placed()["a"]
-    [outcome] = two.scheduler.evacuate(at)
+    [outcome] = two.scheduler.migrations.evacuate(at)
     assert isinstance(outcome, Failed)
     tenancy.rest(5.0)
     assert at in tenancy.placed()["a"]
@@ -333,7 +334,7 @@ def test_what_a_dead_node_built_of_an_instance_that_was_ended_since_ends_with_it
     one.scheduler.run(lambda: moving.outcome is not None, 30.0)
     assert isinstance(moving.outcome, Failed)
     two.scheduler.refresh()
-    two.scheduler.end([(at, "a")])
+    two.scheduler.terminations.terminate([(at, "a")])
     tenancy.rest(120.0)
     tenancy.revive()
     tenancy.rest(60.0)
@@ -344,7 +345,7 @@ def test_what_was_told_to_be_elsewhere_stays_there_when_the_node_it_was_on_is_ba
     """Its evacuation was given up, and carried out all the same."""
     tenancy, (one, two) = cell_of(2)
     for process in (one, two):
-        process.scheduler.node_max_age = 25.0
+        process.scheduler.refresher.node_max_age = 25.0
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     tenancy.kill(at)
@@ -356,7 +357,7 @@ def test_what_was_told_to_be_elsewhere_stays_there_when_the_node_it_was_on_is_ba
     tenancy.dead.discard(to)
     tenancy.fleet.revive(to)
     tenancy.rest(5.0)
-    [outcome] = two.scheduler.evacuate(at)
+    [outcome] = two.scheduler.migrations.evacuate(at)
     assert isinstance(outcome, Booted)
     assert outcome.node == to
     tenancy.processes.remove(two)

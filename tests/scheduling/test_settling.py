@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from nodestate.scheduling.claims import REASSERT_S
-from nodestate.scheduling.orders.boots import Booted, Failed
+from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import Request
 from tests.machines.tenancy import Process, Tenancy
 
@@ -42,7 +42,7 @@ def test_who_ends_an_instance_drops_its_claim() -> None:
     live_until(tenancy, 0.3)
     one.scheduler.refresh()
     assert [claim.instance for claim in tenancy.claims("node-0")] == ["a"]
-    one.scheduler.end([("node-0", "a")])
+    one.scheduler.terminations.terminate([("node-0", "a")])
     assert tenancy.claims("node-0") == []
     live_until(tenancy, 0.3)
     assert isinstance(boot(two, "b"), Booted)
@@ -54,7 +54,7 @@ def test_an_instance_that_ends_before_a_view_showed_it_leaves_no_claim() -> None
     tenancy = one_node()
     one, two = tenancy.start("one"), tenancy.start("two")
     assert isinstance(boot(one, "a"), Booted)
-    one.scheduler.end([("node-0", "a")])
+    one.scheduler.terminations.terminate([("node-0", "a")])
     assert tenancy.claims("node-0") == []
     live_until(tenancy, 0.3)
     assert isinstance(boot(two, "b"), Booted)
@@ -64,7 +64,7 @@ def test_one_that_somebody_else_ended_before_a_view_showed_it_leaves_none_for_lo
     tenancy = one_node()
     one, two = tenancy.start("one"), tenancy.start("two")
     assert isinstance(boot(one, "a"), Booted)
-    two.scheduler.end([("node-0", "a")])
+    two.scheduler.terminations.terminate([("node-0", "a")])
     live_until(tenancy, REASSERT_S + 0.2)
     one.scheduler.step()
     assert tenancy.claims("node-0") == []
@@ -79,7 +79,7 @@ def test_a_scheduler_drops_claims_that_became_allocations_now_and_then() -> None
     one.scheduler.step()
     assert tenancy.claims("node-0") == []
     two.scheduler.refresh()
-    two.scheduler.end([("node-0", "a")])
+    two.scheduler.terminations.terminate([("node-0", "a")])
     live_until(tenancy, 0.3)
     assert isinstance(boot(two, "b"), Booted)
 
@@ -109,13 +109,13 @@ def test_a_claim_of_an_instance_that_was_there_before_is_not_settled_by_what_it_
     one.scheduler.refresh()
     one.reader.lagging = True
     two.scheduler.refresh()
-    two.scheduler.end([("node-0", "a")])
+    two.scheduler.terminations.terminate([("node-0", "a")])
     live_until(tenancy, 0.3)
     two.scheduler.refresh()
     [again] = two.scheduler.claim([Request(resources=half, instances=("a",))])
     assert again.claim is not None
     one.scheduler.claim_table.read_records(["node-0"])
-    one.scheduler.settle()
+    one.scheduler.drop_allocated_claims()
     assert [claim.id for claim in tenancy.claims("node-0")] == [again.claim.id]
     [refused] = three.scheduler.claim([Request(resources=ROOM, instances=("b",))])
     assert refused.claim is None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nodestate.scheduling.orders.boots import Booted
-from nodestate.scheduling.orders.reconciler import RepairAction
+from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.reservations import Confirmed
 from tests.scheduling.cells import behind, boot, cell_of, reserve
 
@@ -12,12 +11,12 @@ def test_a_mark_that_is_late_undoes_no_resize() -> None:
     """The view of who tidies up was from before it."""
     tenancy, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a")
-    assert isinstance(one.scheduler.confirm(held.id), Confirmed)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     [node] = tenancy.placed()["a"]
     tenancy.rest(2.0)
     two.scheduler.refresh()
-    assert isinstance(one.scheduler.resize("a", {"VCPU": 3}), Booted)
-    two.scheduler._mark(two.scheduler.boots, RepairAction(node, "a", placed=True))
+    assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
+    two.scheduler.session.orders.hint_updates.set_placed(node, "a")
     tenancy.rest(2.0)
     assert tenancy.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
 

@@ -1,0 +1,230 @@
+"""The session: what reservations, migrations and terminations need of their scheduler.
+
+A session holds the scheduler's parts and advances them step by step. ``step`` waits no longer than it is told, and runs over
+an injected clock, store and courier, so that a seeded simulation can run many schedulers::
+
+    step: answers --> overdue answers --> a view, if a boot needs a node --> choose, claim, send --> upkeep, every REASSERT_S
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final
+
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError
+from nodestate.ports import Clock
+from nodestate.ports.ids import IdSource
+from nodestate.scheduling.claims import REASSERT_S, Claim
+from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.fleet_refresh import FleetRefresher
+from nodestate.scheduling.orders.boot import Boot, BootOutcome, outcomes_of
+from nodestate.scheduling.orders.order_tracker import OrderTracker
+from nodestate.scheduling.orders.reconciler import Reconciler
+from nodestate.scheduling.selection import Selector
+from nodestate.view.view import View
+
+MAX_WAIT_S: Final = 0.25
+"""The longest time that one step waits for answers."""
+
+
+class Session:
+    """One scheduler's parts, and the steps that advance them. Not safe for several threads.
+
+    Args:
+        config: The cell's settings.
+        name: The scheduler's name, which its claims bear.
+        clock: The time.
+        ids: New ids of orders, messages and instances.
+        rng: Randomness for pauses.
+        refresher: The view that decisions are made on, with the fleet and the claim table.
+        selector: Ranks nodes.
+        placer: Chooses and claims nodes.
+        orders: The orders under way; None if the scheduler has no courier.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        clock: Clock,
+        ids: IdSource,
+        rng: random.Random,
+        refresher: FleetRefresher,
+        selector: Selector,
+        placer: Placer,
+        orders: OrderTracker | None,
+    ) -> None:
+        self.config = config  # the cell's settings
+        self.name = name  # the scheduler's name, which its claims bear
+        self.clock = clock  # the time
+        self.ids = ids  # new ids of orders, messages and instances
+        self.random = rng  # randomness for pauses
+        self.refresher = refresher  # the view that decisions are made on
+        self.fleet = refresher.fleet  # the nodes as that view shows them
+        self.claim_table = refresher.claim_table  # the claims of this scheduler and of others
+        self.selector = selector  # ranks nodes
+        self.placer = placer  # chooses and claims nodes
+        self._orders = orders  # the orders under way; None without a courier
+        self._reconciler = Reconciler(self.fleet, self.claim_table, config.claim_ttl_s)  # finds unfinished operations
+        self._stale_error: StaleViewError | None = None  # why there is no usable view; None while there is one
+        self._upkeep_at = 0.0  # when the upkeep is due next, in monotonic seconds
+
+    @property
+    def orders(self) -> OrderTracker:
+        """The orders under way. Raises ``ConfigError`` if the scheduler has no courier."""
+        if self._orders is None:
+            raise ConfigError(
+                "this scheduler has no courier, so it can't send orders to agents; "
+                "pass one: Scheduler(config, courier=KombuCourier(config))"
+            )
+        return self._orders
+
+    @property
+    def boots_under_way_count(self) -> int | None:
+        """How many boots have no outcome yet; None if the scheduler has no courier."""
+        return self._orders.boots.under_way_count if self._orders is not None else None
+
+    # -- views
+
+    def refresh(self, max_age: float | None = None) -> View:
+        """Read a view, and decide on it from now on: see ``FleetRefresher.refresh``. Raises ``StaleViewError``."""
+        view = self.refresher.refresh(max_age)
+        self._stale_error = None
+        return view
+
+    def try_refresh(self, max_age: float | None = None) -> bool:
+        """Refresh if a view is fresh enough; returns whether one was.
+
+        If none was, a ``run`` that times out names the ``StaleViewError`` as its cause.
+        """
+        try:
+            self.refresh(max_age)
+        except StaleViewError as error:
+            self._stale_error = error
+            return False
+        return True
+
+    # -- steps
+
+    def step(self, wait_s: float = 0.0) -> None:
+        """Do all that is due, after waiting up to ``wait_s`` seconds for an answer."""
+        orders = self._orders
+        if orders is not None:
+            if orders.boots.needs_view and self._stale_error is None:
+                wait_s = 0.0
+            try:
+                orders.receive_answers(min(wait_s, orders.boots.idle_s))
+            except BrokerUnavailableError:
+                self.clock.sleep(min(wait_s, MAX_WAIT_S))
+            orders.boots.expire_unanswered()
+            if self._has_usable_view(orders):
+                orders.boots.step()
+        self._maintain_claims()
+
+    def run(self, until: Callable[[], bool], timeout_s: float) -> None:
+        """Step until ``until`` returns True. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        deadline = self.clock.monotonic() + timeout_s
+        for wait_s in itertools.chain([0.0], itertools.repeat(MAX_WAIT_S)):
+            self.step(wait_s)
+            if until():
+                return
+            if self.clock.monotonic() >= deadline:
+                raise TimeoutError(f"not done within {timeout_s:g} s") from self._stale_error
+
+    def run_boots(self, boots: Sequence[Boot], timeout_s: float) -> list[BootOutcome]:
+        """Begin boots, and step until each has its outcome. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        self.orders.boots.add(boots)
+        self.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
+        return outcomes_of(boots)
+
+    # -- claims that became allocations
+
+    def drop_allocated_claims(self) -> None:
+        """Drop the own claims whose allocations the last view shows: see ``_drop``. Call it before the scheduler goes."""
+        self._drop(own for own in self.claim_table.own if self._is_seen_allocated(*own))
+
+    def drop_claims_of(self, instances: Collection[tuple[str, str]]) -> None:
+        """Drop the own claims that became allocations of these instances, as (node, instance)."""
+        self._drop(
+            (node, claim)
+            for node, claim in self.claim_table.own
+            if (node, claim.instance) in instances
+            and (self.claim_table.own.allocated_version(claim.id) is not None or self._is_seen_allocated(node, claim))
+        )
+
+    def _drop(self, claims: Iterable[tuple[str, Claim]]) -> None:
+        """Drop claims that became allocations, and write that.
+
+        A scheduler that sees the allocation no longer counts the claim. Once the instance ends, other schedulers would count it
+        again until its deadline; if the claim is dropped, the room is free for all of them at once.
+        """
+        for node, claim in list(claims):
+            row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
+            if row is not None and not claim.resize:
+                seen = allocated if allocated is not None else self.fleet.version[row]
+                self.claim_table.drop_claim(node, claim.id, seen)
+        self.claim_table.flush_all()
+
+    def _is_seen_allocated(self, node: str, claim: Claim) -> bool:
+        """Whether the last view shows the allocation that a claim became, or is newer than the state that showed it."""
+        row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
+        if row is None:
+            return False
+        is_past = allocated is not None and allocated <= self.fleet.version[row]
+        return self.claim_table.is_allocated(node, claim) or is_past
+
+    # -- inside a step
+
+    def _has_usable_view(self, orders: OrderTracker) -> bool:
+        """Whether there is a view to choose nodes on, if a boot needs a node; if there is none, boots wait for one."""
+        boots = orders.boots
+        if not boots.needs_view:
+            return True
+        max_age = self.refresher.max_age
+        if not self.try_refresh(max(max_age, boots.max_requested_age(max_age))):
+            return False
+        orders.on_fleet_advanced()
+        boots.fail_if_too_stale(self.refresher.view.age)
+        return True
+
+    def _maintain_claims(self) -> None:
+        """Every ``REASSERT_S`` seconds: write lost claims again, drop used ones, and finish what others left unfinished."""
+        now = self.clock.monotonic()
+        if now < self._upkeep_at:
+            return
+        self._upkeep_at = now + REASSERT_S
+        try:
+            self.refresh()
+            has_view = True
+        except StaleViewError:
+            self.claim_table.expire()
+            has_view = False
+        self.claim_table.reassert_own_claims()
+        if not has_view:
+            self.claim_table.flush_all()
+            return
+        # The claims of a reservation stay: its members may still be confirmed by them.
+        self._drop(
+            own for own in self.claim_table.own if not own[1].reservation and self._is_seen_allocated(*own)
+        )
+        if self._orders is not None:
+            self._orders.on_fleet_advanced()
+            self._repair(self._orders, now)
+
+    def _repair(self, orders: OrderTracker, now: float) -> None:
+        """Complete operations that another scheduler left unfinished, as seen in the last view.
+
+        Skipped while the view is incomplete: an instance that it does not show may still exist.
+        """
+        if any(partition.lost or not partition.vouched for partition in self.refresher.view.partitions):
+            return
+        if self.fleet.instances.duplicates():
+            self.refresher.refresh_unresponsive_nodes()
+        for action in self._reconciler.pending_actions(now):
+            if action.set_placed:
+                orders.hint_updates.set_placed(action.node, action.instance)
+            else:
+                orders.terminations.terminate_duplicates([(action.node, action.instance)])
