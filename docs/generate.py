@@ -107,11 +107,14 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.scheduling.claims.placer": {
         "MAX_TRIES_COUNT": "times that an instance may lose its node to other schedulers",
     },
-    "nodestate.scheduling.orders.boots": {
+    "nodestate.scheduling.orders.boot_tracker": {
         "MAX_NODES_COUNT": "nodes that are asked for one instance",
     },
+    "nodestate.scheduling.reservation_claims": {
+        "MAX_KEEP_TRIES_COUNT": "tries to keep all claims of a reservation",
+    },
     "nodestate.scheduling.reservations": {
-        "MAX_KEEPS_COUNT": "tries to keep all claims of a reservation, and nodes that are tried for an affinity group",
+        "MAX_AFFINITY_NODES_COUNT": "nodes that are tried for all members of an affinity group",
     },
     "nodestate.snapshot.format": {
         "RING_SLOTS": "changed slots that a head's ring names",
