@@ -149,7 +149,9 @@ class ReservationClaims:
             with suppress(
                 NodestateError
             ):  # the server does not answer: its time is unknown, so its claims are left out
-                for reservation, claims in claims_by_reservation({node: known.record}, table.servers.time(node)).items():
+                for reservation, claims in claims_by_reservation(
+                    {node: known.record}, table.servers.time(node)
+                ).items():
                     found.setdefault(reservation, []).extend(claims)
         return found
 

@@ -207,9 +207,7 @@ class Session:
             self.claim_table.flush_all()
             return
         # The claims of a reservation stay: its members may still be confirmed by them.
-        self._drop(
-            own for own in self.claim_table.own if not own[1].reservation and self._is_seen_allocated(*own)
-        )
+        self._drop(own for own in self.claim_table.own if not own[1].reservation and self._is_seen_allocated(*own))
         if self._orders is not None:
             self._orders.on_fleet_advanced()
             self._repair(self._orders, now)
