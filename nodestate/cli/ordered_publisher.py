@@ -10,6 +10,7 @@ import structlog
 
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.ports import Clock, Sink
+from nodestate.ports.backoff import DoublingPause
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
@@ -48,7 +49,7 @@ class OrderedPublisher:
         self._attempt = 0
         self._lost = False
         self._trouble_since: float | None = None
-        self._pause_s = FIRST_PAUSE_S
+        self._pause = DoublingPause(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._log = structlog.get_logger("nodestate.publish")
 
     def send(self, bucket: int, body: bytes) -> None:
@@ -103,15 +104,15 @@ class OrderedPublisher:
             self._unsettled.popleft()
             self.settled += 1
         if self.settled > before and self._trouble_since is not None:
-            self._trouble_since, self._pause_s = None, FIRST_PAUSE_S
+            self._trouble_since = None
+            self._pause.reset()
             self._log.warning("trouble is over")
 
     def _send_again(self, error: BrokerUnavailableError | None) -> None:
         """Send all that is not settled again, in order, as often as it takes."""
         while True:
             self._in_trouble(error or UnconfirmedError(len(self._unsettled), self._timeout_s))
-            self._clock.sleep(self._pause_s)
-            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+            self._clock.sleep(self._pause.lengthen())
             self._attempt += 1
             self._lost = False
             try:

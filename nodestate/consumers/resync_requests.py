@@ -15,6 +15,7 @@ from nodestate.consumers.partition import OwnedPartition, ResyncBackoff
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import Clock, Resync, ResyncSender
+from nodestate.ports.backoff import DoublingPause, next_pause_s
 
 MAX_RESYNC_NODES_COUNT: Final = 1_000
 """Most nodes that one request names. If more need a report, their whole partitions are asked."""
@@ -54,8 +55,8 @@ class ResyncRequests:
         """Monotonic time."""
         self._due_at = clock.monotonic()
         """When a request may be sent again after a failure, in monotonic seconds."""
-        self._failure_pause_s = 0.0
-        """Pause after the last failure; 0 after a success."""
+        self._failure_pause = DoublingPause(SEND_RETRY_S, MAX_RESYNC_PAUSE_S)
+        """Pause after a failure of the broker."""
 
     def send_due(self) -> None:
         """Ask for every report that is missing and was not asked for recently, in one request."""
@@ -78,10 +79,9 @@ class ResyncRequests:
         except BrokerUnavailableError as error:
             self._session.count_failure(error)
             # A broker that is short of memory makes each attempt wait for its whole timeout.
-            self._failure_pause_s = min(max(SEND_RETRY_S, 2 * self._failure_pause_s), MAX_RESYNC_PAUSE_S)
-            self._due_at = self._clock.monotonic() + self._failure_pause_s
+            self._due_at = self._clock.monotonic() + self._failure_pause.lengthen()
             return
-        self._failure_pause_s = 0.0
+        self._failure_pause.reset()
         self._stats.resyncs += 1
         self._note_sent(partitions, nodes, now)
 
@@ -103,9 +103,7 @@ class ResyncRequests:
             asked.update((partition, name) for name in partition.incomplete)
         for partition, name in asked:
             before = partition.resync_backoffs.get(name)
-            pause_s = (
-                min(2 * before.pause_s, MAX_RESYNC_PAUSE_S)
-                if before
-                else max(FIRST_RESYNC_PAUSE_S, self._config.resync_jitter_s)
-            )
+            last_s = before.pause_s if before else 0.0
+            first_s = max(FIRST_RESYNC_PAUSE_S, self._config.resync_jitter_s)
+            pause_s = next_pause_s(last_s, first_s, MAX_RESYNC_PAUSE_S)
             partition.resync_backoffs[name] = ResyncBackoff(now + pause_s, pause_s)

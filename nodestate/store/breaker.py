@@ -7,13 +7,13 @@ from typing import Final, TypeVar
 
 from nodestate.errors import StoreUnavailableError
 from nodestate.ports import ClaimStore, Clock, Item, Key, Store, Write, WriteResult
+from nodestate.ports.backoff import DoublingPause
 from nodestate.store.round_trips import Stores
 
 T = TypeVar("T")
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
-assert FIRST_PAUSE_S < LONGEST_PAUSE_S
 
 
 class Breaker:
@@ -30,7 +30,7 @@ class Breaker:
         self._inner = inner
         self._clock = clock
         self._error: StoreUnavailableError | None = None
-        self._pause_s = FIRST_PAUSE_S
+        self._pause = DoublingPause(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._open_until = 0.0
 
     @property
@@ -62,11 +62,11 @@ class Breaker:
         try:
             result = call()
         except StoreUnavailableError as error:
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if self._error is not None else FIRST_PAUSE_S
             now = self._clock.monotonic()
-            self._error, self._open_until = error, now + max(self._pause_s, now - began)
+            self._error, self._open_until = error, now + max(self._pause.lengthen(), now - began)
             raise
         self._error = None
+        self._pause.reset()
         return result
 
 

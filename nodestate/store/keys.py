@@ -1,21 +1,25 @@
 """Every key in memcached, as a function. The map of the key space::
 
-    ns:{cell}:control                                                            which designs are written and read, on every server
-    ns:{cell}:{partitions}.{partition}:{design}:epoch                            which life of the partition counts
-    ns:{cell}:{partitions}.{partition}:{design}:head:{epoch}                     the head, advanced by CAS, last
-    ns:{cell}:{partitions}.{partition}:{design}:life:{epoch}                     signs of life, by slot
-    ns:{cell}:{partitions}.{partition}:{design}:repair                           a reader found something missing
-    ns:{cell}:{partitions}.{partition}:j:log:{epoch}:{term}:{offset}             journal: the events of one commit
-    ns:{cell}:{partitions}.{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}     journal: all nodes folded up to offset
-    ns:{cell}:{partitions}.{partition}:s:node:{name}                             snapshot: full state of one node
-    ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}    snapshot: which commit wrote each node
-    ns:{cell}:claim:{name}                                                       who claims what of a node, on server bucket_of(name) % servers
-    ns:{cell}:anchor:{hash}                                                      where an affinity group without members begins
+    ns:{cell}:control                                                          designs written and read; on each server
+    ns:{cell}:{partitions}.{partition}:{design}:epoch                          the current epoch of the partition
+    ns:{cell}:{partitions}.{partition}:{design}:head:{epoch}                   the head, advanced by CAS, last
+    ns:{cell}:{partitions}.{partition}:{design}:life:{epoch}                   signs of life, by slot
+    ns:{cell}:{partitions}.{partition}:{design}:repair                         a reader found an item missing
+    ns:{cell}:{partitions}.{partition}:j:log:{epoch}:{term}:{offset}           journal: the events of one commit
+    ns:{cell}:{partitions}.{partition}:j:ckpt:{epoch}:{term}:{offset}:{part}   journal: all nodes folded up to offset
+    ns:{cell}:{partitions}.{partition}:s:node:{name}                           snapshot: full state of one node
+    ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}  snapshot: which commit wrote each node
+    ns:{cell}:claim:{name}                                                     claims on a node
+    ns:{cell}:anchor:{hash}                                                    first node of an empty affinity group
 
-``partitions`` is the layout: how many partitions there are of this kind. Layouts of a cell live side by side, and share no key
-but the control record and what is of no partition. ``design`` is j, s, or jb and sb on the servers of ``store_b``, or d, whose keys are rows of a table; the nodes of d are rows of another table, which ``ports.RowQuery`` asks for. Epochs are in hexadecimal. All keys of a partition live on one server. Why the epoch is
-part of the head's key: memcached's CAS ids start again at 1 after a restart, so an owner from before it
-could hit the right id by accident; it can't hit a key of another epoch.
+``partitions`` is the layout: the number of partitions. Layouts of a cell exist side by side. The only keys they share
+are those without a partition. ``design`` is j or s; jb or sb on the servers of ``store_b``; or d in the database, whose
+keys are rows of one table and whose nodes are rows of another (``ports.RowQuery``). Epochs are written in hexadecimal.
+All keys of a partition are on one server; the claims on a node are on server ``bucket_of(name) % servers``.
+
+Why the epoch is part of the head's key: memcached's CAS ids start again at 1 after a restart. If the key stayed the
+same, an owner from before the restart could meet its old CAS id by chance, and its CAS would succeed. The key of
+another epoch does not exist for that owner, so its CAS fails.
 """
 
 from __future__ import annotations
@@ -27,13 +31,14 @@ import xxhash
 from nodestate.model import MAX_NODE_NAME_CHARS
 from nodestate.model.partitioning import BUCKETS_COUNT
 
-MAX_KEY_BYTES: Final = 250  # memcached's own
+MAX_KEY_BYTES: Final = 250
+"""Memcached's own limit."""
 MAX_CELL_CHARS: Final = 24
 JOURNAL: Final = "j"
 SNAPSHOT: Final = "s"
 DATABASE: Final = "d"
 B: Final = "b"
-"""Behind the letter of a design that lives on the servers of ``store_b``: a server may be of both."""
+"""Follows the letter of a design that is stored on the servers of ``store_b``, as a server may be in both settings."""
 assert (
     len("ns:" + "c" * MAX_CELL_CHARS + f":{BUCKETS_COUNT}.{BUCKETS_COUNT - 1}:sb:node:") + MAX_NODE_NAME_CHARS
     <= MAX_KEY_BYTES
@@ -41,27 +46,27 @@ assert (
 
 
 def control(cell: str) -> str:
-    """The control record: which designs are written, and which is read."""
+    """The control record: which designs are written, and which one is read."""
     return f"ns:{cell}:control"
 
 
 def claim(cell: str, name: str) -> str:
-    """The claims on a node: of no partition and no design, as they outlive any change of these."""
+    """The claims on a node. They belong to no partition and no design, so a change of these leaves them in place."""
     return f"ns:{cell}:claim:{name}"
 
 
 def anchor(cell: str, group: str) -> str:
-    """Where an affinity group begins; a group's name may be any text, so its hash stands for it."""
+    """The first node of an affinity group. The name of a group may be any text, so the key has its hash."""
     return f"ns:{cell}:anchor:{xxhash.xxh3_128_hexdigest(group.encode())}"
 
 
 def prefix(cell: str, partitions: int, partition: int, design: str) -> str:
-    """What all keys of one design of one partition begin with, in a layout of so many ``partitions``."""
+    """The first part of all keys of one design of one partition, in a layout of ``partitions`` partitions."""
     return f"ns:{cell}:{partitions}.{partition}:{design}"
 
 
 def epoch(prefix: str) -> str:
-    """Names the epoch that counts."""
+    """The number of the current epoch."""
     return f"{prefix}:epoch"
 
 
@@ -76,7 +81,7 @@ def life(prefix: str, epoch: int) -> str:
 
 
 def repair(prefix: str) -> str:
-    """Left by a reader that missed something, for the owner to look after."""
+    """A request to the owner, written by a reader that missed an item."""
     return f"{prefix}:repair"
 
 

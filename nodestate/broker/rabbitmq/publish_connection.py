@@ -16,6 +16,7 @@ from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import Clock
+from nodestate.ports.backoff import DoublingPause
 
 FIRST_PAUSE_S: Final = 1.0
 """Pause after the first failure to connect or publish; each further failure doubles it."""
@@ -50,8 +51,8 @@ class PublishConnection:
         """The connection's channel with confirms, for dead letters."""
         self._confirms = Confirms()
         """Dead letters that the broker has not confirmed yet."""
-        self._pause_s = 0.0
-        """Length of the pause after the last failure; 0 after a success."""
+        self._pause = DoublingPause(FIRST_PAUSE_S, MAX_PAUSE_S)
+        """Pause after a failure."""
         self._retry_at = clock.monotonic()
         """Monotonic time before which no attempt to connect is made."""
 
@@ -129,10 +130,10 @@ class PublishConnection:
         except _FAILURES as error:
             self.drop()
             if not pausing:
-                self._pause_s = min(max(FIRST_PAUSE_S, 2 * self._pause_s), MAX_PAUSE_S)
-                self._retry_at = self._clock.monotonic() + self._pause_s
-                self._log.warning("a consumer cannot publish", why=str(error), again_in_s=self._pause_s)
+                pause_s = self._pause.lengthen()
+                self._retry_at = self._clock.monotonic() + pause_s
+                self._log.warning("a consumer cannot publish", why=str(error), again_in_s=pause_s)
             if isinstance(error, BrokerUnavailableError):
                 raise
             raise unavailable(self._config.broker_safe, error) from error
-        self._pause_s = 0.0
+        self._pause.reset()
