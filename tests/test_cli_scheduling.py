@@ -141,7 +141,7 @@ class TestSelect:
         assert (
             told[0] == f"no node passes resources: of {3 * len(PLACES)}, {3 * len(PLACES)} were left before it" + lack
         )
-        assert told[1].split() == ["filter", "took", "left"]
+        assert told[1].split() == ["filter", "removed", "left"]
         assert told[2].split() == ["resources", str(3 * len(PLACES)), "0"]
         [choice] = site.ask("select", "-", stdin=wanted("select", 9), code=1)["choices"]
         assert choice["node"] is None
@@ -207,7 +207,7 @@ class TestBoot:
         answer = site.ask("boot", "-", "--timeout", "0.2", stdin=request, code=1)
         assert answer == {"instances": [], "under_way": ["u-1"]}
         told = site.run("boot", "-", "--timeout", "0.2", stdin={**request, "instances": ["u-2"]}, code=1).stdout
-        assert told.startswith("no outcome yet of 1, as u-2: agents may have built them or not")
+        assert told.startswith("1 instances have no outcome yet, for example u-2: agents may still build them")
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ class TestReservations:
         mallory = site.run("release", held["id"], "--owner", "mallory", "--json", code=1)
         assert json.loads(mallory.stderr)["field"] == "owner"
         site.run("release", held["id"], "--owner", "alice")
-        assert site.run("reservations").stdout == "nothing is reserved\n"
+        assert site.run("reservations").stdout == "there are no reservations\n"
         gone = site.run("confirm", held["id"], "--json", code=1)
         assert json.loads(gone.stderr)["kind"] == "not-found"
 
@@ -307,7 +307,7 @@ class TestMoves:
         assert {one["instance"] for one in answer["instances"]} == {"e-1", "e-2", "e-3"}
         assert "evacuate-1" not in {one["node"] for one in answer["instances"]}
         assert site.on("evacuate-1") == {}
-        assert "nothing is on evacuate-1" in site.run("evacuate", "evacuate-1").stdout
+        assert "there are no instances on evacuate-1" in site.run("evacuate", "evacuate-1").stdout
 
     def test_a_node_that_died_is_evacuated_by_what_it_said_last(self, site: Cell) -> None:
         site.boot("d-1", "dead", 2, force_nodes=["dead-1"])
@@ -333,7 +333,7 @@ class TestMoves:
         answer = site.ask("terminate", "x-1", "x-2")
         assert answer["instances"] == [{"instance": name, "nodes": [places[name]]} for name in ("x-1", "x-2")]
         assert not {"x-1", "x-2"} & {name for node in places.values() for name in site.on(node)}
-        assert f"x-3 is ended; it was on {places['x-3']}" in site.run("terminate", "x-3").stdout
+        assert f"x-3 is terminated; it was on {places['x-3']}" in site.run("terminate", "x-3").stdout
         assert "no node reports x-3" in site.run("migrate", "x-3", code=1).stderr
 
 

@@ -170,7 +170,7 @@ def test_the_commands_go_there_and_back(url: str) -> None:
     done = run("upgrade", "--json", sql=url)
     assert (done.exit_code, said(done)["before"], said(done)["revision"]) == (0, None, REVISION)
     again = run("upgrade", sql=url)
-    assert (again.exit_code, "nothing was done" in again.stdout) == (0, True)
+    assert (again.exit_code, "nothing was changed" in again.stdout) == (0, True)
     assert run("status", "--sql", url).exit_code == 0
     refused = run("downgrade", "base", sql=url)
     assert (refused.exit_code, "give --yes" in refused.stderr) == (2, True)

@@ -88,7 +88,7 @@ def test_without_a_terminal_it_says_a_line_a_second_and_a_summary(tmp_path: Path
     ticks = [line for line in lines if " events/s " in line]
     assert 2 <= len(ticks) <= 4
     assert all("journal: " in tick and "snapshot: " in tick for tick in ticks)
-    assert lines[-1] == "agree: journal and snapshot are equal node by node, and are what the agents say"
+    assert lines[-1] == "agree: journal and snapshot are equal node by node, and equal to the reports of the agents"
     assert "\x1b" not in out
 
 

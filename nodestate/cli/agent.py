@@ -1,4 +1,4 @@
-"""``nodestate agent``: reports the state of nodes."""
+"""The command ``agent``: report the state of nodes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,34 @@ from nodestate.ports import SystemClock
     example="nodestate agent --source host\nnodestate agent --source simulated --nodes 1000 --rate 200",
     log_level="info",
 )
-@click.option("--source", type=click.Choice(["host", "simulated", "libvirt"]), default="host", help="What is reported.")
-@click.option("--nodes", type=click.IntRange(1), default=100, help="simulated: how many nodes.")
-@click.option("--rate", type=click.FloatRange(0), default=10.0, help="simulated: changes per second, of all together.")
-@click.option("--seed", type=int, default=0, help="simulated: the same seed, the same fleet.")
-@click.option("--prefix", default="compute-", help="simulated: what the nodes' names begin with.")
-@click.option("--name", metavar="NAME", help="host, libvirt: the node's name.  [default: the host's name]")
-@click.option("--zone", default="", metavar="ZONE", help="host, libvirt: the node's zone.")
-@click.option("--uri", default="qemu:///system", metavar="URI", help="libvirt: which hypervisor.")
-@click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
-@click.option("--leave", is_flag=True, help="At the end, say that the nodes are gone for good.")
+@click.option(
+    "--source",
+    type=click.Choice(["host", "simulated", "libvirt"]),
+    default="host",
+    help="What to report: this machine, the hypervisor that libvirt controls, or a simulated fleet.",
+)
+@click.option("--nodes", type=click.IntRange(1), default=100, help="Simulated fleet: number of nodes.")
+@click.option(
+    "--rate", type=click.FloatRange(0), default=10.0, help="Simulated fleet: changes per second of all nodes together."
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    help="Simulated fleet: seed; two runs with the same seed have the same nodes and changes.",
+)
+@click.option("--prefix", default="compute-", help="Simulated fleet: text before the number in a node's name.")
+@click.option("--name", metavar="NAME", help="Host, libvirt: name of the node.  [default: name of this machine]")
+@click.option("--zone", default="", metavar="ZONE", help="Host, libvirt: zone of the node.  [default: none]")
+@click.option("--uri", default="qemu:///system", metavar="URI", help="libvirt: URI of the hypervisor.")
+@click.option(
+    "--seconds", type=SECONDS, metavar="S", help="End after S seconds.  [default: run until SIGTERM or Ctrl-C]"
+)
+@click.option(
+    "--leave",
+    is_flag=True,
+    help="At the end, report that the nodes are gone for good, so that views no longer show them.",
+)
 def command(
     run: Run,
     source: str,
@@ -49,10 +67,11 @@ def command(
     seconds: float | None,
     leave: bool,
 ) -> None:
-    """Publish the state of nodes and what changes, give signs of life, answer resyncs, and carry out orders.
+    """Publish the state of nodes, each change and heartbeats; answer requests for reports; carry out orders of
+    schedulers.
 
-    SIGTERM ends it when the broker has the newest states. Nodes then stay known and grow stale, as an agent that is
-    updated should not empty the view; --leave says that they will not come back.
+    On SIGTERM, the agent waits until the broker has confirmed the newest states, then ends. The nodes stay in views and
+    become stale, so that an agent can be restarted, for example for an update. With --leave they are removed.
     """
     run.require_shared(broker=True)
     sources: Sequence[StateSource]
@@ -61,8 +80,8 @@ def command(
     elif source == "libvirt":
         sources = [LibvirtSource(uri, name=name or "", zone=zone)]
     else:
-        kept = AllocationFile(state_directory(run.config), fleet_name(prefix, seed))
-        sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix, allocations=kept)]
+        allocations = AllocationFile(state_directory(run.config), fleet_name(prefix, seed))
+        sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix, allocations=allocations)]
     sink = KombuSink(run.config)
     try:
         agent = Agent(run.config, sources, sink, SystemClock(), random.Random(), inbox=sink)

@@ -1,4 +1,4 @@
-"""``nodestate boot``: from a request to an allocation."""
+"""The command ``boot``: claim nodes for the instances of a request and have agents build them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ from nodestate.scheduling import Booted, BootOutcome, Explanation
 )
 @click.argument("request_file", metavar="[REQUEST]", required=False, type=file_type)
 @resources_option
-@click.option("--reservation", metavar="ID", help="Build a member of a reservation, where it is held, …")
-@click.option("--instance", metavar="NAME", help="… this one.")
+@click.option(
+    "--reservation",
+    metavar="ID",
+    help="Build a member of this reservation, on the node that is held for it; needs --instance.",
+)
+@click.option("--instance", metavar="NAME", help="Name of the member of the reservation to build; needs --reservation.")
 @owner_option
 @timeout_option
 @explain_option
@@ -54,19 +58,22 @@ def command(
     max_age: float | None,
     node_max_age: float | None,
 ) -> int:
-    """Choose and claim a node for each instance of REQUEST, a JSON file ("-": stdin), and have its agent build it.
+    """Choose and claim a node for each instance of REQUEST, a JSON file ("-" for stdin), and have its agent build it.
 
-    Where an agent refuses, or says nothing, the next node is tried. Exit code 0 if all are built, and then a view shows
-    them; 1 if some are not: it is said why, and which agents refused.
+    If an agent refuses or does not answer, the next node is tried. Exit code 0 if all instances are built and a view
+    shows them, else 1; the output then says why, and which agents refused.
 
     JSON: {"instances": [{"instance", "booted", "node", "version", "refused", "conflicts"}], "under_way": [names]}; an
-    instance that is not booted has "why" and "remaining" in place of "node" and "version".
+    instance that is not booted has "why" and "remaining" instead of "node" and "version".
     """
     if (reservation is None) != (instance is None):
-        raise click.UsageError("a member that is held is named by both, --reservation ID and --instance NAME")
+        raise click.UsageError("--reservation ID and --instance NAME belong together: give both, or none and a REQUEST")
     if reservation is not None and instance is not None:
         if request_file is not None or resources is not None or explain:
-            raise click.UsageError("where a member that is held goes is decided: no REQUEST, --resources or --explain")
+            raise click.UsageError(
+                "a reservation has already chosen the node: --reservation goes without REQUEST, --resources and "
+                "--explain"
+            )
         with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
             with progress(run, scheduler, "booting"):
                 outcome = scheduler.reservations.boot_member(reservation, instance, owner=owner, timeout_s=timeout)
@@ -98,6 +105,10 @@ def _print_result(
             print_explanation(run, explanation)
         print_outcomes(run, outcomes)
         if under_way:
-            some = f"no outcome yet of {len(under_way):,}, as {under_way[0]}"
-            run.out.print(f"{some}: agents may have built them or not; views will tell", markup=False, soft_wrap=True)
+            some = f"{len(under_way):,} instances have no outcome yet, for example {under_way[0]}"
+            run.out.print(
+                f"{some}: agents may still build them; 'nodestate view' shows whether they did",
+                markup=False,
+                soft_wrap=True,
+            )
     return 0 if not under_way and all(isinstance(outcome, Booted) for outcome in outcomes) else 1

@@ -1,4 +1,4 @@
-"""The command ``check``: compare the designs with each other, and with what the agents report of themselves."""
+"""The command ``check``: compare the designs with each other and with reports of the agents."""
 
 from __future__ import annotations
 

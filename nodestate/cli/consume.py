@@ -1,4 +1,4 @@
-"""``nodestate consume``: one member of the cell's consumers."""
+"""The command ``consume``: one of the consumers of a cell, which share its partitions."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from nodestate.ports import SystemClock
 
 
 class MemberNumber(click.ParamType[tuple[int, int]]):
-    """Text ``i/n``, as the pair (i, n) with 1 <= i <= n."""
+    """Option type: the text ``i/n`` with 1 <= i <= n, converted to the pair (i, n)."""
 
     name = "i/n"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """The pair, or a usage error."""
+        """Return the pair. Fails with a usage error if the text has another form."""
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", str(value))
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            self.fail(f"{value!r} is not i/n with 1 <= i <= n, as 1/2 and 2/2 for two members", param, ctx)
+            self.fail(f"{value!r} is not i/n with 1 <= i <= n; two members have 1/2 and 2/2", param, ctx)
         return int(match[1]), int(match[2])
 
 
@@ -42,10 +42,17 @@ class MemberNumber(click.ParamType[tuple[int, int]]):
 @click.option(
     "--design",
     metavar="NAMES",
-    help="Designs to write, by comma.  [default: what the control record says, else the settings]",
+    help="Write these designs, separated by commas, and ignore the control record.  [default: the control record's]",
 )
-@click.option("--member", type=MemberNumber(), default="1/1", help="Which of how many consumers this is.")
-@click.option("--seconds", type=SECONDS, metavar="S", help="End after so long.")
+@click.option(
+    "--member",
+    type=MemberNumber(),
+    default="1/1",
+    help="Number of this consumer, and number of all consumers of the cell.",
+)
+@click.option(
+    "--seconds", type=SECONDS, metavar="S", help="End after S seconds.  [default: run until SIGTERM or Ctrl-C]"
+)
 def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
     """Take events from the broker, fold them, and write them into the store.
 
@@ -55,11 +62,11 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)
-    # What is not written now may be at any time, if the control record says so.
-    places = config.designs if design else (*config.designs, *configured(config))
+    # The control record may at any time name a design that is not written now, so connect to all stores.
+    stored = config.designs if design else (*config.designs, *configured(config))
     number, members = member
     clock, rng = SystemClock(), random.Random(os.urandom(16))
-    layouts, stores = KombuLayouts(config, number, members, clock), open_stores(config, clock, places, make_tables=True)
+    layouts, stores = KombuLayouts(config, number, members, clock), open_stores(config, clock, stored, make_tables=True)
     resync = KombuResyncSender(config)
     name = f"member-{number}@{socket.gethostname()}:{os.getpid()}"
     consumer = (

@@ -1,4 +1,4 @@
-"""The command ``doctor``: find out what is wrong with a cell, and say what to do about it."""
+"""The command ``doctor``: report the faults of a cell, each with its remedy."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class Finding(NamedTuple):
     about: str
     """The part of the cell: the broker, a store, a design, the agents."""
     says: str
-    """What was found."""
+    """The fault, or the present figures if there is none."""
     advice: str = ""
-    """What the operator can do; empty if nothing is wrong."""
+    """The remedy; empty if nothing is wrong."""
 
 
 @cell_command("doctor", example="nodestate doctor --json")

@@ -30,7 +30,7 @@ from nodestate.scheduling import Booted, BootOutcome, Explanation
     example="nodestate migrate web-1 --explain\nnodestate migrate web-1 --to compute-0002",
 )
 @click.argument("instance")
-@click.option("--to", default="", metavar="NODE", help="This node or none.  [default: the best]")
+@click.option("--to", default="", metavar="NODE", help="Move to this node only.  [default: the best node]")
 @timeout_option
 @explain_option
 @max_age_option
@@ -38,14 +38,16 @@ from nodestate.scheduling import Booted, BootOutcome, Explanation
 def migrate(
     run: Run, instance: str, to: str, timeout: float, explain: bool, max_age: float | None, node_max_age: float | None
 ) -> int:
-    """Build INSTANCE on another node, under the hints and the group policy that it was booted with, and end it where it
-    is.
+    """Build INSTANCE on another node and terminate it on its present node.
 
-    It stays where it is if no node takes it: exit code 1. JSON: {"instances"} as 'nodestate boot' prints it.
+    The hints and the group policy of its boot apply again. If no other node takes the instance, it stays where it is;
+    the exit code is 1.
+
+    JSON: {"instances"} as 'nodestate boot' prints it.
     """
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         explanation = scheduler.migrations.explain(instance) if explain else None
-        with progress(run, scheduler, "moving"):
+        with progress(run, scheduler, "migrating"):
             outcome = scheduler.migrations.migrate(instance, to=to, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
     return _print_result(run, [outcome], explanation)
@@ -57,17 +59,19 @@ def migrate(
 @max_age_option
 @node_max_age_option
 def evacuate(run: Run, node: str, timeout: float, max_age: float | None, node_max_age: float | None) -> int:
-    """Move all instances off NODE, also if it is dead: by what it reported last.
+    """Move all instances off NODE. If the node is dead, its last report says which instances it has.
 
-    Nothing keeps others from coming to the node meanwhile, unless its status is not 'up'. Exit code 1 if some could not
-    be moved. JSON: {"instances"} as 'nodestate boot' prints it.
+    Other schedulers may place new instances on the node meanwhile if its status is 'up'. Exit code 1 if an instance
+    could not be moved.
+
+    JSON: {"instances"} as 'nodestate boot' prints it.
     """
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         with progress(run, scheduler, f"evacuating {node}"):
             outcomes = scheduler.migrations.evacuate(node, timeout_s=timeout)
         wait_until_shown(run, scheduler, outcomes)
     if not outcomes and not run.as_json:
-        run.out.print(f"nothing is on {node}", markup=False)
+        run.out.print(f"there are no instances on {node}", markup=False)
     return _print_result(run, outcomes, None)
 
 
@@ -87,10 +91,11 @@ def resize(
     max_age: float | None,
     node_max_age: float | None,
 ) -> int:
-    """Give INSTANCE these resources, where it is if they fit there, else on another node.
+    """Give INSTANCE these amounts of resources, on its present node if they fit there, else on another node.
 
-    Classes that are not named stay as they are, and 0 takes one away. It stays as it is if no node takes it: exit code
-    1.
+    A resource class that is not named keeps its amount; the amount 0 removes the class. If no node takes the instance,
+    it stays as it is; the exit code is 1.
+
     JSON: {"instances"} as 'nodestate boot' prints it.
     """
     amounts = parse_amounts(resources)
@@ -107,19 +112,21 @@ def resize(
 @timeout_option
 @max_age_option
 def terminate(run: Run, instances: tuple[str, ...], timeout: float, max_age: float | None) -> int:
-    """End each INSTANCE, wherever it is, and wait until no node reports it any more.
+    """Terminate each INSTANCE on all nodes that report it, and wait until no node reports it.
 
-    Exit code 1 if no node reports one of them (then none is ended), or if a node still does after --timeout. JSON:
-    {"instances": [{"instance", "nodes"}]}.
+    Exit code 1 if no node reports one of the instances (then none is terminated), or if a node still reports one after
+    --timeout.
+
+    JSON: {"instances": [{"instance", "nodes"}]}.
     """
     with open_scheduler(run, boots=True, max_age=max_age) as scheduler:
-        with progress(run, scheduler, "ending"):
+        with progress(run, scheduler, "terminating"):
             ended = scheduler.terminations.terminate_everywhere(instances, timeout)
         scheduler.drop_allocated_claims()
     if run.as_json:
         run.print_json({"instances": [{"instance": name, "nodes": nodes} for name, nodes in ended.items()]})
     for name, nodes in ended.items() if not run.as_json else ():
-        run.out.print(f"{name} is ended; it was on {' and '.join(nodes)}", markup=False)
+        run.out.print(f"{name} is terminated; it was on {' and '.join(nodes)}", markup=False)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Publishing a stream through outages of the broker without ever changing the order of a partition's events."""
+"""Publishes a stream of events through outages of the broker and keeps the order of the events of each partition."""
 
 from __future__ import annotations
 
@@ -13,47 +13,72 @@ from nodestate.ports import Clock, Sink
 from nodestate.ports.backoff import DoublingPause
 
 FIRST_PAUSE_S: Final = 0.1
+"""Pause before events are sent again for the first time; it doubles …"""
 LONGEST_PAUSE_S: Final = 2.0
+"""… up to this."""
 FLUSH_S: Final = 0.5
+"""How long one wait for confirms takes."""
 UNSETTLED_COUNT: Final = 20_000
-"""Sent and not settled: one event that stays unconfirmed must not let those behind it pile up without end."""
+"""Events that are sent but not settled, at most: without a limit, one unconfirmed event would hold back all later ones.
+"""
 
 
 @dataclass(slots=True)
 class _Sent:
     bucket: int
+    """Bucket of the event's node."""
     body: bytes
+    """The encoded event."""
     attempt: int = 0
+    """Number of the attempt in which it was sent last."""
     confirmed: bool = False
+    """True if the broker confirmed it in that attempt."""
 
 
 class OrderedPublisher:
-    """Publishes events in order, with confirms that are not waited for.
+    """Publishes events in order, without a wait for the confirm of each.
 
-    An event: sent --it and all before it are confirmed--> settled
-              sent --it or one before it is lost or refused--> sent again, behind it all that came after it
+    An event: sent --it and all events before it are confirmed--> settled
+              sent --it or an event before it is lost or refused--> sent again, followed by all events after it
 
-    Why all of them: consumers take a change only on exactly its predecessor. 5, 6, 7 after half of 5, 6, 7 arrived is
-    harmless, as duplicates are dropped; 5 behind 6 and 7 is not, as these then count for nothing.
+    It would be cheaper to send only the lost events again. But a consumer applies a change only if it has the previous
+    one: if 5 arrives after 6 and 7, then 6 and 7 are dropped as gaps. So all events from the lost one on are sent
+    again, in order; consumers drop duplicates.
 
-    Raises ``BrokerUnavailableError`` or ``UnconfirmedError`` when nothing was confirmed for ``timeout_s`` of trouble.
+    Raises ``BrokerUnavailableError`` or ``UnconfirmedError`` if nothing was confirmed for ``timeout_s`` seconds of an
+    outage.
     """
 
     def __init__(self, sink: Sink, clock: Clock, timeout_s: float) -> None:
+        # Events that are settled.
         self.settled = 0
+        # Events that were sent again, each time counted.
         self.sent_again = 0
+        # Connection to the broker.
         self._sink = sink
+        # Time of outages and pauses.
         self._clock = clock
+        # Length of an outage after which to give up.
         self._timeout_s = timeout_s
+        # Sent events that are not settled, in order.
         self._unsettled: deque[_Sent] = deque()
+        # Number of times that all unsettled events were sent again.
         self._attempt = 0
+        # True if an event of the present attempt was lost or refused.
         self._lost = False
+        # Start of the present outage on the clock; None if there is none.
         self._trouble_since: float | None = None
+        # Pause before the next attempt.
         self._pause = DoublingPause(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._log = structlog.get_logger("nodestate.publish")
 
     def send(self, bucket: int, body: bytes) -> None:
-        """Publish one event behind all before it. Waits while the broker is away."""
+        """Publish one event after all earlier ones. Waits during an outage of the broker.
+
+        Args:
+            bucket: Bucket of the event's node.
+            body: The encoded event.
+        """
         sent = _Sent(bucket, body)
         self._unsettled.append(sent)
         try:
@@ -67,7 +92,7 @@ class OrderedPublisher:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until everything is settled."""
+        """Wait until all events are settled."""
         self._settle()
         while self._unsettled:
             try:
@@ -78,7 +103,7 @@ class OrderedPublisher:
                 self._send_again(error)
             else:
                 self._settle()
-                assert self._lost or not self._unsettled, "a sink that was flushed has told the fate of everything"
+                assert self._lost or not self._unsettled, "a flush reports the outcome of each published event"
             self._settle()
             if self._lost:
                 self._send_again(None)
@@ -90,7 +115,7 @@ class OrderedPublisher:
 
         def done(ok: bool) -> None:
             if sent.attempt != attempt:
-                return  # of a sending that was given up: it says nothing of the order
+                return  # a confirm of an earlier attempt says nothing about the present order
             if ok:
                 sent.confirmed = True
             else:
@@ -106,10 +131,10 @@ class OrderedPublisher:
         if self.settled > before and self._trouble_since is not None:
             self._trouble_since = None
             self._pause.reset()
-            self._log.warning("trouble is over")
+            self._log.warning("broker confirms again")
 
     def _send_again(self, error: BrokerUnavailableError | None) -> None:
-        """Send all that is not settled again, in order, as often as it takes."""
+        """Send all unsettled events again, in order, until the broker accepts all of them."""
         while True:
             self._in_trouble(error or UnconfirmedError(len(self._unsettled), self._timeout_s))
             self._clock.sleep(self._pause.lengthen())
@@ -126,7 +151,7 @@ class OrderedPublisher:
                 return
 
     def _in_trouble(self, error: BrokerUnavailableError | UnconfirmedError) -> None:
-        """Give up where the trouble lasts for too long."""
+        """Note the start of an outage, or raise its error if it lasts longer than ``timeout_s``."""
         now = self._clock.monotonic()
         if self._trouble_since is None:
             self._trouble_since = now

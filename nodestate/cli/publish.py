@@ -1,4 +1,4 @@
-"""``nodestate publish``: events from a file of JSON lines."""
+"""The command ``publish``: publish events from a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from nodestate.model.partitioning import bucket_of
 from nodestate.ports import SystemClock
 
 SHOW_EVERY_COUNT = 200
+"""Lines between two updates of the progress bar."""
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 class _Addressed(msgspec.Struct):
-    """The one field that routing needs; the others are passed over."""
+    """The one field of an event that routing needs."""
 
     node: str = ""
 
@@ -36,66 +37,77 @@ _decode_addressed = msgspec.msgpack.Decoder(_Addressed).decode
 
 @dataclass(slots=True)
 class _PublishProgress:
-    """What became of the lines."""
+    """Figures of a running publish."""
 
     publisher: OrderedPublisher
+    """Knows how many events are published."""
     started: float
+    """Start on the monotonic clock, in seconds."""
     refused: int = 0
+    """Lines that are no valid events."""
 
     @property
     def seconds(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
 
 @cell_command("publish", example="zcat events.jsonl.gz | nodestate publish -")
 @click.argument("file", type=click.File("rb"))
-@click.option("--raw", is_flag=True, help="Publish lines as they are, valid or not, for consumers to judge.")
-@click.option("--timeout", type=SECONDS, default=30.0, metavar="S", help="How long to wait for a broker that is away.")
+@click.option(
+    "--raw", is_flag=True, help="Publish every line unchecked; consumers move invalid events to the dead-letter queue."
+)
+@click.option(
+    "--timeout", type=SECONDS, default=30.0, metavar="S", help="Fail if the broker does not answer for S seconds."
+)
 def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
-    """Publish events from FILE, one JSON object a line ("-": from stdin).
+    """Publish events from FILE, one JSON object a line ("-" for stdin).
 
-    A line that is not a valid event is named on stderr with its reason and left out, and the exit code is then 1.
-    An outage of the broker is waited for; the order of each node's events is kept.
+    A line that is not a valid event is not published; stderr has its number and the reason, and the exit code is 1. If
+    the broker is down for a while, the command waits for it. The events of a node are published in the order of the
+    file.
     """
     run.require_shared(broker=True)
     clock = SystemClock()
     sink = KombuSink(run.config, control=False)
     publisher = OrderedPublisher(sink, clock, timeout)
-    outcome = _PublishProgress(publisher, time.monotonic())
+    figures = _PublishProgress(publisher, time.monotonic())
     try:
         with _progress(run, file) as progress:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith(GZIP_MAGIC):
-                    raise ConfigError(f"{file.name} is compressed: zcat {file.name} | nodestate publish -")
+                    raise ConfigError(
+                        f"{file.name} is compressed with gzip; run: zcat {file.name} | nodestate publish -"
+                    )
                 if line.strip():
-                    _publish_line(run, outcome, number, line, raw=raw)
-                progress(number, len(line), outcome)
+                    _publish_line(run, figures, number, line, raw=raw)
+                progress(number, len(line), figures)
             publisher.finish()
     except (NodestateError, KeyboardInterrupt):
-        _print_summary(run, outcome)
+        _print_summary(run, figures)
         raise
     finally:
         sink.close()
-    _print_summary(run, outcome)
-    return 1 if outcome.refused else 0
+    _print_summary(run, figures)
+    return 1 if figures.refused else 0
 
 
-def _publish_line(run: Run, outcome: _PublishProgress, number: int, line: bytes, *, raw: bool) -> None:
+def _publish_line(run: Run, figures: _PublishProgress, number: int, line: bytes, *, raw: bool) -> None:
     try:
-        body = _as_it_is(line) if raw else event_from_json(line)
+        body = _encode_unchecked(line) if raw else event_from_json(line)
     except BadEventError as error:
-        outcome.refused += 1
+        figures.refused += 1
         if run.as_json:
             refusal = {"line": number, "reason": error.reason, "detail": error.detail}
             click.echo(msgspec.json.encode(refusal), err=True)
         else:
             run.err.print(f"line {number}: {error}", markup=False, soft_wrap=True)
         return
-    outcome.publisher.send(_bucket(body), body)
+    figures.publisher.send(_bucket(body), body)
 
 
-def _as_it_is(line: bytes) -> bytes:
-    """JSON as msgpack, which is what goes over the wire; anything else as the bytes that it is."""
+def _encode_unchecked(line: bytes) -> bytes:
+    """Convert a line of JSON to msgpack, the format of the wire; return any other line unchanged."""
     try:
         return msgspec.msgpack.encode(msgspec.json.decode(line))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError):
@@ -103,30 +115,30 @@ def _as_it_is(line: bytes) -> bytes:
 
 
 def _bucket(body: bytes) -> int:
-    """Where an event belongs; 0 where it names no node, for the consumer of that bucket to give up."""
+    """Return the bucket of an event's node; 0 if the event names no node, so that some consumer dead-letters it."""
     try:
         return bucket_of(_decode_addressed(body).node)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return 0
 
 
-# -- saying ---------------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------
 
 
 class _Bar:
-    """The progress bar of a file: by bytes where its length is known, else a count."""
+    """Progress bar of a file: its share in bytes if the length of the file is known, else a count."""
 
     def __init__(self, progress: Progress, total: int | None) -> None:
         self._progress = progress
         self._task = progress.add_task("publishing", total=total, what="")
         self._bytes = 0
 
-    def __call__(self, number: int, size: int, outcome: _PublishProgress) -> None:
+    def __call__(self, number: int, size: int, figures: _PublishProgress) -> None:
         self._bytes += size
         if number % SHOW_EVERY_COUNT == 0:
-            rate = outcome.publisher.settled / max(outcome.seconds, 1e-9)
-            what = f"{outcome.publisher.settled:,} published, {rate:,.0f}/s"
-            what += f", [red]{outcome.refused:,} refused[/]" if outcome.refused else ""
+            rate = figures.publisher.settled / max(figures.seconds, 1e-9)
+            what = f"{figures.publisher.settled:,} published, {rate:,.0f}/s"
+            what += f", [red]{figures.refused:,} refused[/]" if figures.refused else ""
             self._progress.update(self._task, completed=self._bytes, what=what)
 
 
@@ -145,13 +157,13 @@ def _size(file: BinaryIO) -> int | None:
         return None
 
 
-def _print_summary(run: Run, outcome: _PublishProgress) -> None:
-    seconds, published = outcome.seconds, outcome.publisher.settled
+def _print_summary(run: Run, figures: _PublishProgress) -> None:
+    seconds, published = figures.seconds, figures.publisher.settled
     if run.as_json:
-        run.print_json({"published": published, "refused": outcome.refused, "seconds": round(seconds, 3)})
+        run.print_json({"published": published, "refused": figures.refused, "seconds": round(seconds, 3)})
         return
-    again = outcome.publisher.sent_again
+    again = figures.publisher.sent_again
     run.out.print(
-        f"{published:,} published, {outcome.refused:,} refused in {seconds:.1f} s ({published / seconds:,.0f}/s)"
-        + (f"; {again:,} sent again after the broker was away" if again else "")
+        f"{published:,} published, {figures.refused:,} refused in {seconds:.1f} s ({published / seconds:,.0f}/s)"
+        + (f"; {again:,} sent again after an outage of the broker" if again else "")
     )

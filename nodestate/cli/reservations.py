@@ -1,4 +1,4 @@
-"""``nodestate reserve``, ``confirm``, ``extend``, ``release`` and ``reservations``: groups, all or nothing."""
+"""The commands ``reserve``, ``confirm``, ``extend``, ``release`` and ``reservations``: nodes for groups, all or none."""
 
 from __future__ import annotations
 
@@ -35,11 +35,21 @@ EXAMPLE_ID = "019ab2c3d4e5-0123456789ab"
     example="nodestate reserve group.json --hold 300",
 )
 @click.argument("group_file", metavar="GROUP", type=file_type)
-@click.option("--owner", metavar="NAME", help="Whose it is.  [default: user@host]")
+@click.option("--owner", metavar="NAME", help="Owner of the reservation.  [default: user@host]")
 @click.option(
-    "--hold", type=float, metavar="S", help="For how long, if nobody confirms or extends it.  [default: as in GROUP]"
+    "--hold",
+    type=float,
+    metavar="S",
+    help="Release the nodes after S seconds unless the reservation is confirmed or extended.  [default: hold_s of "
+    "GROUP]",
 )
-@click.option("--timeout", type=SECONDS, default=15.0, metavar="S", help="How long to compete with other reservations.")
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    default=15.0,
+    metavar="S",
+    help="Try for at most S seconds if other reservations take nodes at the same time.",
+)
 @max_age_option
 @node_max_age_option
 def reserve(
@@ -51,17 +61,17 @@ def reserve(
     max_age: float | None,
     node_max_age: float | None,
 ) -> int:
-    """Claim a node for every member of GROUP, a JSON file ("-": stdin), and keep them; or claim nothing, with exit code
-    1.
+    """Claim a node for every member of GROUP, a JSON file ("-" for stdin), and hold the nodes.
 
-    Nothing is built before 'nodestate confirm'. What is not confirmed or extended in time is given back by itself.
+    If there is no node for one of the members, nothing is claimed; the exit code is 1. Agents build nothing before
+    'nodestate confirm'. The nodes are released by themselves if the reservation is not confirmed or extended in time.
 
-    JSON: {"id", "owner", "members": [{"instance", "node", "resources", "group", "placed"}], "seconds", "whole"}; where
+    JSON: {"id", "owner", "members": [{"instance", "node", "resources", "group", "placed"}], "seconds", "whole"}; if
     nothing is reserved, {"id": null, "instance", "why", "remaining"}.
     """
-    given = {"hold_s": hold, "max_age": max_age}
+    options = {"hold_s": hold, "max_age": max_age}
     wanted = parse_group(read_file(group_file))
-    wanted = msgspec.structs.replace(wanted, **{name: value for name, value in given.items() if value is not None})
+    wanted = msgspec.structs.replace(wanted, **{name: value for name, value in options.items() if value is not None})
     with (
         open_scheduler(run, boots=False, node_max_age=node_max_age) as scheduler,
         progress(run, scheduler, "reserving"),
@@ -85,10 +95,11 @@ def reserve(
 def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
     """Have agents build every member of reservation ID, on the nodes that are held for them.
 
-    If a member can't be built there or anywhere else, none is left, and nothing is held any more: exit code 1.
+    If a node refuses its member, another node is tried. If a member can't be built at all, the members that were built
+    are terminated and the reservation is released; the exit code is 1.
 
-    JSON: {"id", "confirmed", "instances"}, instances as 'nodestate boot' prints them; where it is not confirmed, those
-    that failed.
+    JSON: {"id", "confirmed", "instances"}, instances as 'nodestate boot' prints them; if it is not confirmed, the
+    members that failed.
     """
     with open_scheduler(run, boots=True) as scheduler:
         with progress(run, scheduler, "building"):
@@ -101,14 +112,16 @@ def confirm(run: Run, reservation: str, owner: str, timeout: float) -> int:
         run.print_json({"id": reservation, "confirmed": confirmed, "instances": instances})
     else:
         if not confirmed:
-            run.out.print(f"{reservation} is not confirmed: nothing of it is built or held any more", markup=False)
+            run.out.print(
+                f"{reservation} is not confirmed: its members are terminated and its nodes are released", markup=False
+            )
         print_outcomes(run, outcomes)
     return 0 if confirmed else 1
 
 
 @cell_command("extend", example=f"nodestate extend {EXAMPLE_ID} --hold 600")
 @click.argument("reservation", metavar="ID")
-@click.option("--hold", type=float, required=True, metavar="S", help="For how long, from now on.")
+@click.option("--hold", type=float, required=True, metavar="S", help="Hold the nodes until S seconds from now.")
 @owner_option
 def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
     """Hold reservation ID until --hold seconds from now, which may be sooner than before.
@@ -123,7 +136,7 @@ def extend(run: Run, reservation: str, hold: float, owner: str) -> None:
 @click.argument("reservation", metavar="ID")
 @owner_option
 def release(run: Run, reservation: str, owner: str) -> None:
-    """Give back what reservation ID holds. Members that were built by themselves stay. JSON: {"id", "released"}."""
+    """Release the nodes of reservation ID. Members that 'nodestate boot' built stay. JSON: {"id", "released"}."""
     with open_scheduler(run, boots=False) as scheduler:
         scheduler.reservations.release(reservation, owner=owner)
     if run.as_json:
@@ -134,8 +147,9 @@ def release(run: Run, reservation: str, owner: str) -> None:
 
 @cell_command("reservations", example="nodestate reservations --json")
 def reservations(run: Run) -> None:
-    """List all reservations of the cell, the eldest first. JSON: {"reservations"}, each as 'nodestate reserve' prints
-    it.
+    """List all reservations of the cell, the oldest first.
+
+    JSON: {"reservations"}, each as 'nodestate reserve' prints it.
     """
     with open_scheduler(run, boots=False) as scheduler:
         found = scheduler.reservations.held()
@@ -143,16 +157,16 @@ def reservations(run: Run) -> None:
         run.print_json({"reservations": [_as_json(one) for one in found]})
         return
     if not found:
-        run.out.print("nothing is reserved")
+        run.out.print("there are no reservations")
         return
     table = make_table("id", "owner", "members>", "left>", "", "nodes")
     for one in found:
         nodes = ", ".join(f"{member.node}{'*' if member.placed else ''}" for member in one.members)
-        state = Text("held", "green") if one.whole else Text("not whole", "yellow")
+        state = Text("held", "green") if one.whole else Text("incomplete", "yellow")
         table.add_row(one.id, Text(one.owner), f"{len(one.members)}", f"{one.seconds:.0f} s", state, Text(nodes))
     run.out.print(table)
     if any(member.placed for one in found for member in one.members):
-        run.out.print("* built already")
+        run.out.print("* this member is built already")
 
 
 def _as_json(reservation: Reservation) -> Any:

@@ -1,4 +1,4 @@
-"""``nodestate resync``: ask agents to report in full."""
+"""The command ``resync``: ask agents for full reports."""
 
 from __future__ import annotations
 
@@ -11,23 +11,36 @@ from nodestate.ports import Resync
 
 
 @cell_command("resync", example="nodestate resync --node compute-0001 --node compute-0002")
-@click.option("--node", "nodes", multiple=True, metavar="NAME", help="This node. May be given several times.")
+@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Ask this node. Can be given several times.")
 @click.option(
-    "--partition", "numbers", multiple=True, type=int, metavar="P", help="All nodes of this partition of what is read."
+    "--partition",
+    "numbers",
+    multiple=True,
+    type=int,
+    metavar="P",
+    help="Ask all nodes of partition P of the design that readers read. Can be given several times.",
 )
-@click.option("--all", "everything", is_flag=True, help="All nodes of the cell.")
+@click.option("--all", "everything", is_flag=True, help="Ask all nodes of the cell.")
 @click.option(
-    "--jitter", type=SECONDS, metavar="S", help="Spread the answers over S seconds.  [default: the settings']"
+    "--jitter",
+    type=SECONDS,
+    metavar="S",
+    help="Spread the reports over S seconds.  [default: 0 with --node, else the setting resync_jitter_s]",
 )
 def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everything: bool, jitter: float | None) -> None:
-    """Ask agents for full reports: of some nodes, of whole partitions, or of all."""
+    """Ask agents for full reports of some nodes, of all nodes of some partitions, or of all nodes.
+
+    Consumers ask by themselves when they miss an event; this command is for an operator who wants to be sure.
+    """
     if [bool(nodes), bool(numbers), everything].count(True) != 1:
-        raise click.UsageError("say who is asked: --node NAME…, --partition P…, or --all")
+        raise click.UsageError(
+            "no nodes, or several kinds, were named: give either --node NAME, or --partition P, or --all"
+        )
     run.require_shared(broker=True)
     layout = read_control(run.config).reads.partitions if numbers else run.config.partitions
     for number in numbers:
         if not 0 <= number < layout:
-            raise click.UsageError(f"there is no partition {number}, the last is {layout - 1}")
+            raise click.UsageError(f"--partition {number}: the cell has the partitions 0 to {layout - 1}")
     spread_s = jitter if jitter is not None else 0.0 if nodes else run.config.resync_jitter_s
     sender = KombuResyncSender(run.config)
     try:

@@ -35,13 +35,17 @@ from nodestate.scheduling import (
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
 
 MAX_AGE_S: Final = 5.0
+"""Accepted age of the view, if neither the request nor an option says another."""
 FIRST_VIEW_S: Final = 2.0
+"""How long a command waits for a first view within its bounds."""
 STEP_S: Final = 0.1
+"""How long one step of the scheduler waits for messages of agents."""
 REPEAT_TERMINATION_S: Final = 1.0
+"""Time after which an agent is asked again to end an instance that a view still shows on its old node."""
 
 
 class CommandTimeoutError(NodestateError):
-    """Raised when a command's time is over, and not all is done."""
+    """Raised when the time of ``--timeout`` is over before a command has done all its work."""
 
     kind: ClassVar[str] = "timeout"
 
@@ -53,41 +57,56 @@ max_age_option = click.option(
     "--max-age",
     type=AGE,
     metavar="S",
-    help=f"How old the view may be.  [default: as in the request, else {MAX_AGE_S:g}]",
+    help=f"Accepted age of the view of all nodes, in seconds.  [default: max_age of the request, else {MAX_AGE_S:g}]",
 )
 node_max_age_option = click.option(
     "--node-max-age",
     type=AGE,
     metavar="S",
-    help="Pass over nodes that gave no sign of life for so long.  [default: three heartbeats, and 5]",
+    help="Choose no node without a sign of life for S seconds.  [default: three heartbeats and 5 seconds]",
 )
 resources_option = click.option(
-    "--resources", metavar="CLASS=N,…", help="In place of a REQUEST: one instance that wants no more than these."
+    "--resources",
+    metavar="CLASS=N,…",
+    help="Instead of a REQUEST: amounts by resource class for one instance, as VCPU=2,MEMORY_MB=4096.",
 )
 explain_option = click.option(
-    "--explain", is_flag=True, help="Filter by filter, and the best nodes weigher by weigher."
+    "--explain", is_flag=True, help="Print how many nodes each filter left, and the weights of the best nodes."
 )
 timeout_option = click.option(
-    "--timeout", type=SECONDS, default=60.0, metavar="S", help="How long to wait for agents."
+    "--timeout", type=SECONDS, default=60.0, metavar="S", help="Wait at most S seconds for the agents."
 )  # fmt: skip
-owner_option = click.option("--owner", default="", metavar="NAME", help="Refuse if the reservation is not theirs.")
+owner_option = click.option(
+    "--owner",
+    default="",
+    metavar="NAME",
+    help="Refuse if the reservation belongs to another owner.  [default: any owner]",
+)
 file_type = click.Path(dir_okay=False, allow_dash=True)
 
 
-# -- opening --------------------------------------------------------------------------------------
+# -- the scheduler --------------------------------------------------------------------------------------
 
 
 @contextmanager
 def open_scheduler(
     run: Run, *, boots: bool, max_age: float | None = None, node_max_age: float | None = None
 ) -> Iterator[Scheduler]:
-    """A scheduler of the settings' cell, with a way to agents if it ``boots``.
+    """Give a scheduler of the cell in the settings.
 
-    Raises ``ConfigError`` where the settings name no store that others see, too: claims would be nobody else's.
+    Raises ``ConfigError`` if the settings name a ``memory://`` store: claims would not be visible to other schedulers.
+    Raises ``CommandTimeoutError`` if the body raises TimeoutError.
+
+    Args:
+        run: The command.
+        boots: Connect to the broker as well, so that the scheduler can send orders to agents.
+        max_age: Accepted age of views in seconds; None: ``MAX_AGE_S``.
+        node_max_age: Seconds without a sign of life after which a node is not chosen; None: three heartbeats and
+            ``MAX_AGE_S``.
     """
     run.require_shared(broker=boots, store=True)
     config = run.config
-    # As for ``view``: a process that decides once has no garbage worth looking for.
+    # The process decides once and ends, so no garbage needs to be collected.
     gc.disable()
     courier = KombuCourier(config) if boots else None
     try:
@@ -95,18 +114,18 @@ def open_scheduler(
             config,
             name=f"{operator_name()}:{os.getpid()}",
             max_age=max_age or MAX_AGE_S,
-            # One that missed so many is passed over, as of a view that may be ``MAX_AGE_S`` old itself.
+            # The view itself may be ``MAX_AGE_S`` old when the last heartbeat is missed.
             node_max_age=node_max_age or HEARTBEATS_COUNT * config.heartbeat_s + MAX_AGE_S,
             courier=courier,
         ) as scheduler:
-            with suppress(StaleViewError):  # consumers may be about to vouch; which bound counts, the command says
+            with suppress(StaleViewError):  # consumers may be current in a moment; the command applies its own bound
                 scheduler.refresher.reader.read(max_age=scheduler.refresher.max_age, timeout=FIRST_VIEW_S)
             try:
                 yield scheduler
             except TimeoutError as error:
                 cause = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
                 if any(scheduler.claim_table.own):
-                    cause += f"; claims that were made end after {config.claim_ttl_s:g} s"
+                    cause += f"; claims of this command expire after {config.claim_ttl_s:g} s"
                 raise CommandTimeoutError(cause) from error
     finally:
         if courier is not None:
@@ -114,38 +133,44 @@ def open_scheduler(
 
 
 def read_file(path: str) -> bytes:
-    """The content of a request's file, ``-`` for stdin. Raises ``BadRequestError``."""
+    """Return the content of a file, or of stdin if the path is ``-``. Raises ``BadRequestError`` if it can't be read."""
     try:
         with click.open_file(path, "rb") as file:
             content: bytes = file.read()
             return content
     except OSError as error:
-        raise BadRequestError("request", f"{path} can't be read: {error.strerror}") from None
+        raise BadRequestError("request", f"file {path} can't be read: {error.strerror}") from None
 
 
 def request_from(path: str | None, resources: str | None, max_age: float | None) -> Request:
-    """The request of a file, or of a few words. Raises ``BadRequestError``, and ``UsageError`` unless it is one of
-    both.
+    """Return the request of a file, or of the option ``--resources``.
+
+    Raises ``BadRequestError`` if it breaks the format, and click's ``UsageError`` unless exactly one of both is given.
+
+    Args:
+        path: File of a request, ``-`` for stdin; None if not given.
+        resources: Amounts such as ``VCPU=2,MEMORY_MB=4096``; None if not given.
+        max_age: Replaces the request's accepted age of the view, in seconds; None: keep the request's.
     """
     if path is not None and resources is not None:
-        raise click.UsageError("a file of a REQUEST and --resources both say what is wanted: one of them, not both")
+        raise click.UsageError("a REQUEST file and --resources were both given: give one of them, not both")
     if path is None and resources is None:
         raise click.UsageError(
-            "say what is wanted: a file of a REQUEST (- for stdin), or --resources VCPU=2,MEMORY_MB=4096"
+            "no request was given: name a REQUEST file (- for stdin), or give --resources VCPU=2,MEMORY_MB=4096"
         )
     request = parse(read_file(path) if path is not None else {"resources": parse_amounts(str(resources).split(","))})
     return request if max_age is None else msgspec.structs.replace(request, max_age=max_age)
 
 
 def parse_amounts(words: Iterable[str]) -> dict[str, int]:
-    """Amounts by resource class, from words as ``VCPU=2``. Raises ``BadRequestError``."""
+    """Return amounts by resource class from words such as ``VCPU=2``. Raises ``BadRequestError``."""
     amounts: dict[str, int] = {}
     for word in words:
         name, _, amount = word.strip().partition("=")
         if name in amounts:
-            raise BadRequestError(f"resources.{name}", "it is named twice")
+            raise BadRequestError(f"resources.{name}", f"{name} is given twice; give it once")
         if not amount.isascii() or not amount.isdecimal():
-            raise BadRequestError(f"resources.{name}", f"{word!r}; want a class and a whole number, as VCPU=2")
+            raise BadRequestError(f"resources.{name}", f"{word!r} is not a class and a whole number, as VCPU=2")
         amounts[name] = int(amount)
     return amounts
 
@@ -154,20 +179,20 @@ def parse_amounts(words: Iterable[str]) -> dict[str, int]:
 
 
 class _PendingColumn(ProgressColumn):
-    """How many have no outcome yet, as the scheduler says at the moment of drawing."""
+    """Column of a progress bar: the present number of instances without an outcome."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__()
         self._scheduler = scheduler
 
-    def render(self, task: Task) -> Text:  # noqa: ARG002 - as it is declared
+    def render(self, task: Task) -> Text:  # noqa: ARG002 - the signature of rich
         count = self._scheduler.session.boots_under_way_count
         return Text(f"{count:,} under way" if count is not None else "")
 
 
 @contextmanager
 def progress(run: Run, scheduler: Scheduler, what: str) -> Iterator[None]:
-    """Show a terminal that it goes on; nothing elsewhere."""
+    """Show a spinner on a terminal while the body runs; print nothing into files, pipes or JSON."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), _PendingColumn(scheduler), TimeElapsedColumn())
     disable = run.as_json or not run.err.is_terminal
     with Progress(*columns, console=run.err, transient=True, disable=disable) as shown:
@@ -176,7 +201,7 @@ def progress(run: Run, scheduler: Scheduler, what: str) -> Iterator[None]:
 
 
 def boot_all(run: Run, scheduler: Scheduler, boots: Sequence[Boot], timeout_s: float) -> None:
-    """Step until each has its outcome, or time is over."""
+    """Step the scheduler until each boot has its outcome or ``timeout_s`` seconds are over."""
     try:
         with progress(run, scheduler, "booting"):
             scheduler.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
@@ -186,17 +211,19 @@ def boot_all(run: Run, scheduler: Scheduler, boots: Sequence[Boot], timeout_s: f
 
 
 def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[BootOutcome]) -> None:
-    """Return when a view shows what agents did, so that the next command builds upon it; say so where none does in
-    time.
+    """Wait until a view shows the instances that agents built, so that the next command decides on it.
+
+    Prints a warning if no view shows it within ``answer_timeout_s`` seconds. If an instance was moved, its old node
+    must be gone from the view as well; the agent there is asked again to end it.
     """
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     deadline = time.monotonic() + scheduler.config.answer_timeout_s
-    tell_again_at = time.monotonic() + REPEAT_TERMINATION_S
+    repeat_at = time.monotonic() + REPEAT_TERMINATION_S
     while booted:
         try:
             scheduler.refresh()
         except StaleViewError as error:
-            run.err.print(f"nodestate: done, and no view shows it yet: {error}", markup=False, soft_wrap=True)
+            run.err.print(f"nodestate: done, but no view shows it yet: {error}", markup=False, soft_wrap=True)
             return
         old = [(node, outcome.instance) for outcome in booted for node in _superseded_nodes(scheduler, outcome)]
         booted = [
@@ -204,11 +231,11 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[BootOutc
         ]
         now = time.monotonic()
         if booted and now > deadline:
-            some = f"{len(booted):,} of them, as {booted[0].instance} on {booted[0].node}"
-            run.err.print(f"nodestate: done, and no view shows {some}; see 'nodestate doctor'", markup=False)
+            some = f"{len(booted):,} instances, for example {booted[0].instance} on {booted[0].node}"
+            run.err.print(f"nodestate: done, but no view shows {some}; run 'nodestate doctor'", markup=False)
             return
-        if old and now > tell_again_at:
-            tell_again_at = now + REPEAT_TERMINATION_S
+        if old and now > repeat_at:
+            repeat_at = now + REPEAT_TERMINATION_S
             scheduler.session.orders.terminations.terminate_duplicates(old)
         if booted:
             scheduler.step(STEP_S)
@@ -222,15 +249,15 @@ def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
 
 
 def _superseded_nodes(scheduler: Scheduler, outcome: Booted) -> list[str]:
-    """Other nodes that report it still and can be asked to end it; none where it was moved on meanwhile."""
+    """Return other nodes that still report the instance and can be asked to end it; none if it was moved again."""
     fleet = scheduler.fleet
-    counting = fleet.authoritative_row(outcome.instance)
-    if counting is None or fleet.names[counting] != outcome.node or not fleet.is_responsive(counting):
+    row_now = fleet.authoritative_row(outcome.instance)
+    if row_now is None or fleet.names[row_now] != outcome.node or not fleet.is_responsive(row_now):
         return []
     return [
         fleet.names[row]
         for row in fleet.instances.reporting_rows(outcome.instance)
-        if row != counting and fleet.usable[row]
+        if row != row_now and fleet.usable[row]
     ]
 
 
@@ -238,12 +265,12 @@ def _superseded_nodes(scheduler: Scheduler, outcome: Booted) -> list[str]:
 
 
 def remaining_json(remaining: Iterable[Remaining]) -> list[dict[str, Any]]:
-    """Filter by filter, how many nodes were left."""
+    """Return how many nodes each filter left, for ``--json``."""
     return [{"filter": step.filter, "nodes": step.nodes} for step in remaining]
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """The filters, and the best nodes with the weight of each weigher, by its multiplier."""
+    """Return the filters and the best nodes, with the weight of each weigher times its multiplier, for ``--json``."""
     best = [
         {"node": node, "weight": round(sum(parts.values()), 4), "weighers": parts} for node, parts in explanation.best
     ]
@@ -251,7 +278,7 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def outcome_json(outcome: BootOutcome) -> dict[str, Any]:
-    """What became of one instance."""
+    """Return the outcome of one instance, for ``--json``."""
     refused = [{"node": one.node, "reason": one.reason, "detail": one.detail} for one in outcome.refusals]
     if isinstance(outcome, Booted):
         version = {"incarnation": outcome.version.incarnation, "generation": outcome.version.generation}
@@ -265,7 +292,7 @@ def outcome_json(outcome: BootOutcome) -> dict[str, Any]:
 
 
 def make_table(*titles: str) -> Table:
-    """A table in the house's form; titles that end in ``>`` head numbers."""
+    """Return an empty table. A column whose title ends with ``>`` is aligned to the right, for numbers."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in titles:
         table.add_column(title.rstrip(">"), justify="right" if title.endswith(">") else "left", no_wrap=True)
@@ -273,25 +300,25 @@ def make_table(*titles: str) -> Table:
 
 
 def print_filters(run: Run, remaining: Sequence[Remaining]) -> None:
-    """The filters that took something."""
-    took = [(step, before.nodes - step.nodes) for before, step in pairwise(remaining) if before.nodes != step.nodes]
-    if not took:
+    """Print the filters that removed nodes."""
+    removed = [(step, before.nodes - step.nodes) for before, step in pairwise(remaining) if before.nodes != step.nodes]
+    if not removed:
         return
-    table = make_table("filter", "took>", "left>")
-    for step, count in took:
+    table = make_table("filter", "removed>", "left>")
+    for step, count in removed:
         table.add_row(step.filter, f"{count:,}", f"{step.nodes:,}")
     run.out.print(table)
 
 
 def print_no_host(run: Run, why: NoHostFound, *, whose: str = "") -> None:
-    """Why there is no node: in one line, then by filter."""
+    """Print why there is no node for an instance: one line, then the filters."""
     run.out.print(f"{why}{f' ({whose})' if whose else ''}", markup=False, soft_wrap=True)
     if not why.reason:
         print_filters(run, why.remaining)
 
 
 def print_explanation(run: Run, explanation: Explanation) -> None:
-    """The filters that took something, and the best nodes weigher by weigher."""
+    """Print the filters that removed nodes, and the best nodes with the weight of each weigher."""
     all_nodes = explanation.remaining[0].nodes
     run.out.print(f"{all_nodes:,} nodes, {explanation.remaining[-1].nodes:,} pass all filters")
     print_filters(run, explanation.remaining)
@@ -305,10 +332,10 @@ def print_explanation(run: Run, explanation: Explanation) -> None:
 
 
 def print_outcomes(run: Run, outcomes: Sequence[BootOutcome]) -> None:
-    """Each instance with its node, then those that have none, and why."""
+    """Print each instance with its node, then the instances that have none, with the reason."""
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     if booted:
-        table = make_table("instance", "node", "version", "refused before by")
+        table = make_table("instance", "node", "version", "refused by")
         for outcome in booted:
             version = f"{outcome.version.incarnation}.{outcome.version.generation}"
             refused = ", ".join(_refusal(one) for one in outcome.refusals)

@@ -1,4 +1,4 @@
-"""``nodestate select``: where a request would go."""
+"""The command ``select``: which nodes a request would get."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def command(
     max_age: float | None,
     node_max_age: float | None,
 ) -> int:
-    """Choose a node, and alternates, for each instance of REQUEST, a JSON file ("-": stdin). Nothing is claimed.
+    """Choose a node and alternates for each instance of REQUEST, a JSON file ("-" for stdin), without claiming them.
 
-    Exit code 1 if some instance fits nowhere; then it is said which filter left no node.
+    Exit code 1 if there is no node for one of the instances; the output names the filter that removed the last node.
 
-    JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, and with --explain "explanation"; an
-    instance that fits nowhere has "why", too.
+    JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, with --explain also "explanation"; an
+    instance without a node also has "why".
     """
     request = request_from(request_file, resources, max_age)
     with open_scheduler(run, boots=False, node_max_age=node_max_age) as scheduler:
@@ -86,6 +86,6 @@ def _print(run: Run, choices: list[Choice]) -> None:
             if choice.node is not None:
                 table.add_row(Text(choice.instance), Text(choice.node), Text(", ".join(choice.alternates)))
         run.out.print(table)
-    if failed:  # all alike, so what stopped the first one stopped them all
+    if failed:  # instances of a request are alike, so all have the reason of the first one
         whose = f"{len(failed):,} of {len(choices):,} instances" if len(choices) > 1 else ""
         print_no_host(run, _why(failed[0]), whose=whose)

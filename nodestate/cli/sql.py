@@ -1,4 +1,4 @@
-"""``nodestate sql``: make the database's tables, bring them up to date, remove them, and say what they are."""
+"""The commands ``sql …``: create the tables of the database design, bring them up to date, remove them, show them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from nodestate.cli.command import Run, cell_command
 from nodestate.errors import ConfigError
 
 
-@click.group("sql", short_help="Make the database's tables, and bring them up to date.")
+@click.group("sql", epilog="\b\nExample:\n  nodestate sql upgrade --sql mariadb://user:password@host/nodestate")
 def command() -> None:
-    """Make the tables of the database design, and bring those of an older version up to date.
+    """Create the tables of the database design, or bring the tables of an older version up to date.
 
-    The database is the one that NODESTATE_SQL names, or --sql. Give its user the right to CREATE, ALTER, DROP and INDEX
-    for this; all other commands need SELECT, INSERT, UPDATE and DELETE.
+    --sql, or else NODESTATE_SQL, names the database. For these commands its user needs the rights CREATE, ALTER, DROP
+    and INDEX; all other commands of nodestate need SELECT, INSERT, UPDATE and DELETE.
     """
 
 
 def _url(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--sql", metavar="URL", help="Database: mariadb://…, postgresql://…, sqlite:////path.")(
-        function
-    )
+    return click.option(
+        "--sql",
+        metavar="URL",
+        help="URL of the database, as mariadb://user:password@host/nodestate, postgresql://… or sqlite:////path.  "
+        "[default: NODESTATE_SQL]",
+    )(function)
 
 
 def _database(run: Run, sql: str | None) -> str:
-    """The database's URL. Raises ``ConfigError`` where there is none, or nothing that could speak to it."""
+    """Return the URL of the database. Raises ``ConfigError`` if none is set, or if SQLAlchemy is not installed."""
     url = run.settings(sql=sql).sql
     if not url:
         raise ConfigError(
@@ -35,17 +38,20 @@ def _database(run: Run, sql: str | None) -> str:
             "postgresql://user:password@host/nodestate or sqlite:////path/to/file.db"
         )
     try:
-        import nodestate.sql.migrate  # noqa: F401, PLC0415  SQLAlchemy and Alembic: an extra, and half a second
+        import nodestate.sql.migrate  # noqa: F401, PLC0415  an optional extra, and half a second to import
     except ModuleNotFoundError as error:
-        raise ConfigError(f"databases need SQLAlchemy and Alembic ({error}): pip install 'nodestate[sql]'") from None
+        raise ConfigError(
+            f"the database design needs SQLAlchemy and Alembic ({error}): run pip install 'nodestate[sql]'"
+        ) from None
     return url
 
 
-@cell_command("upgrade", summary="Make the tables, or bring them up to date.", example="nodestate sql upgrade")
+@cell_command("upgrade", summary="Create the tables, or bring them up to date.", example="nodestate sql upgrade")
 @_url
 def upgrade(run: Run, sql: str | None) -> None:
-    """Make the tables, or bring those of an older version up to date. What they hold is kept; a second time does
-    nothing.
+    """Create the tables, or bring the tables of an older version up to date. Rows are kept.
+
+    If the tables are up to date, nothing is done.
     """
     url = _database(run, sql)
     from nodestate.sql import migrate  # noqa: PLC0415  see above
@@ -56,18 +62,21 @@ def upgrade(run: Run, sql: str | None) -> None:
 
 
 @cell_command(
-    "downgrade", summary="Bring the tables back to an older revision.", example="nodestate sql downgrade base --yes"
+    "downgrade", summary="Change the tables back to an older revision.", example="nodestate sql downgrade base --yes"
 )
 @click.argument("revision")
-@click.option("--yes", is_flag=True, help="Also where rows are lost.")
+@click.option("--yes", is_flag=True, help="Confirm that rows may be lost.")
 @_url
 def downgrade(run: Run, revision: str, yes: bool, sql: str | None) -> None:
-    """Bring the tables back to an older REVISION, for the version that wants it; 'base' removes them with all they
-    hold.
+    """Change the tables back to REVISION, which an older version of nodestate needs.
+
+    REVISION 'base' removes all tables and rows.
     """
     url = _database(run, sql)
     if not yes:
-        raise click.UsageError(f"a downgrade to {revision} may lose rows, which agents report again: give --yes")
+        raise click.UsageError(
+            f"a downgrade to {revision} may lose rows (agents report them again): give --yes to accept that"
+        )
     from nodestate.sql import migrate  # noqa: PLC0415  see above
 
     before = migrate.revision_of(url)
@@ -75,10 +84,13 @@ def downgrade(run: Run, revision: str, yes: bool, sql: str | None) -> None:
     _print_result(run, url, before)
 
 
-@cell_command("status", summary="Say which revision the tables are of.", example="nodestate sql status --json")
+@cell_command("status", summary="Show the revision of the tables.", example="nodestate sql status --json")
 @_url
 def status(run: Run, sql: str | None) -> int:
-    """Say which revision the tables are of, and which this version wants. Exit code 0: the same."""
+    """Show the revision of the tables and the one that this version of nodestate needs.
+
+    Exit code 0 if both are the same, else 1.
+    """
     url = _database(run, sql)
     from nodestate.sql import migrate  # noqa: PLC0415  see above
 
@@ -86,14 +98,16 @@ def status(run: Run, sql: str | None) -> int:
     if run.as_json:
         run.print_json({"database": migrate.safe(url), "revision": found, "wanted": migrate.REVISION})
     elif found == migrate.REVISION:
-        run.out.print(f"{migrate.safe(url)}: revision {found}, as this version wants", markup=False, soft_wrap=True)
+        run.out.print(f"{migrate.safe(url)}: revision {found}, which this version needs", markup=False, soft_wrap=True)
     else:
         has = f"revision {found}" if found else "no tables of nodestate"
         remedy = (
-            "'nodestate sql upgrade'" if found is None or migrate.is_known(found) else "a newer version of nodestate"
+            "run 'nodestate sql upgrade'"
+            if found is None or migrate.is_known(found)
+            else "install a newer version of nodestate"
         )
         run.out.print(
-            f"{migrate.safe(url)}: {has}, and this version wants {migrate.REVISION}: {remedy}",
+            f"{migrate.safe(url)}: {has}, but this version needs {migrate.REVISION}: {remedy}",
             markup=False,
             soft_wrap=True,
         )
@@ -108,7 +122,9 @@ def _print_result(run: Run, url: str, before: str | None) -> None:
         run.print_json({"database": migrate.safe(url), "before": before, "revision": after})
     elif after == before:
         run.out.print(
-            f"{migrate.safe(url)}: revision {after or 'base'} already, nothing was done", markup=False, soft_wrap=True
+            f"{migrate.safe(url)}: revision {after or 'base'} already; nothing was changed",
+            markup=False,
+            soft_wrap=True,
         )
     else:
         run.out.print(

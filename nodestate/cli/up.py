@@ -1,4 +1,4 @@
-"""``nodestate up``: a whole cell in one process, to look at, and to see that it is right."""
+"""The command ``up``: run a whole cell in one process, show it, and compare its designs at the end."""
 
 from __future__ import annotations
 
@@ -27,42 +27,56 @@ from nodestate.designs.stored_design import StoredDesign
 from nodestate.view.view import View
 
 READ_INTERVAL_S: Final = 0.1
+"""Time between two refreshes of the views."""
 PANEL_INTERVAL_S: Final = 0.5
+"""Time between two drawings of the panel on a terminal."""
 LINE_INTERVAL_S: Final = 1.0
+"""Time between two lines, if the output is not a terminal."""
 MAX_REFRESHES_COUNT: Final = 300
+"""The last refreshes of a design from which its quantiles are computed."""
 DRAIN_S: Final = 20.0
+"""How long the designs may take at the end until they have all events and agree."""
 HOST_INTERVAL_S: Final = 1.0
+"""Time between two measurements of this host."""
 QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
-"""What is set otherwise than elsewhere, unless it was set: partitions are vouched for within seconds."""
+"""Other defaults than in ``Config``, for this command: partitions are complete within seconds."""
 
 
 @cell_command("up", example="nodestate up --nodes 1000 --rate 500 --seconds 15")
-@click.option("--nodes", type=click.IntRange(1), default=100, help="How many nodes are simulated.")
-@click.option("--rate", type=click.FloatRange(0), default=200.0, help="Changes per second, of all together.")
-@click.option("--seed", type=int, default=0, help="The same seed, the same fleet.")
-@click.option("--seconds", type=float, metavar="S", help="End after so long.  [default: with Ctrl-C]")
+@click.option("--nodes", type=click.IntRange(1), default=100, help="Number of simulated nodes.")
+@click.option(
+    "--rate", type=click.FloatRange(0), default=200.0, help="Changes per second of all simulated nodes together."
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    help="Seed of the simulation; two runs with the same seed have the same nodes and changes.",
+)
+@click.option("--seconds", type=float, metavar="S", help="End after S seconds.  [default: run until Ctrl-C]")
 def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None) -> int:
-    """Simulate a fleet, add this host, consume what they report, and read it as a scheduler does, all at once.
+    """Run a cell in one process: a simulated fleet and this host as nodes, a consumer, and a reader for each design.
 
-    Broker and store are embedded unless --broker and --store name others; what the environment or a settings file says
-    of them is for real cells, into which a simulated fleet must not get by accident. At the end the fleet stands still,
-    and every design's view is compared with the others and with what the agents say, node by node. Exit code 0 only if
-    all of them agree.
+    Broker and store are embedded unless --broker and --store name others. URLs in the environment or in a settings file
+    are ignored, so that simulated nodes never get into a real cell by accident.
+
+    At the end the agents stop, and the views of all designs are compared node by node with each other and with the
+    agents. Exit code 0 if all agree, else 1.
     """
     config = _quick(
         run.settings(broker=run.common_option("broker") or "memory://", store=run.common_option("store") or "memory://")
     )
     if config.broker != run.config.broker or config.store != run.config.store:
-        run.err.print("embedded broker and store: --broker and --store would name others", markup=False)
+        run.err.print("using the embedded broker and store; --broker and --store name others", markup=False)
     host = HostSource(zone="here", every_s=HOST_INTERVAL_S)
     fleet = SimulatedFleet(nodes, seed=seed, changes_per_s=rate)
     cell = EmbeddedCell(config, [fleet, host])
     inspector = CellInspector(config, [StoredDesign(design, config.partitions) for design in config.designs])
     try:
-        watch = _CellSampler(cell, inspector, host.name, seconds)
+        sampler = _CellSampler(cell, inspector, host.name, seconds)
         with stop_on_signals(seconds) as stop:
-            _watch(run, watch, stop)
-        tick = watch.tick()
+            _show_until_stopped(run, sampler, stop)
+        sample = sampler.sample()
         cell.stop_agents()
         states = {name: publisher.state() for name, publisher in cell.agent.publishers.items()}
         verdict = check.compare(inspector.views, DRAIN_S, cell.versions(), states)
@@ -75,9 +89,9 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     missing = {name: sorted(everyone - set(view.nodes)) for name, view in verdict.views.items()}
     agree = verdict.agree and not any(missing.values())
     if run.as_json:
-        run.print_json(_as_json(watch, tick, verdict, missing, agree=agree))
+        run.print_json(_as_json(sampler, sample, verdict, missing, agree=agree))
     else:
-        _print_summary(run, watch, tick, verdict, missing, agree=agree)
+        _print_summary(run, sampler, sample, verdict, missing, agree=agree)
     return 0 if agree else 1
 
 
@@ -91,27 +105,37 @@ def _quick(config: Config) -> Config:
 
 
 class _CellSampler:
-    """Reads a running cell, and keeps what its readers saw."""
+    """Reads a running cell and keeps the durations of its refreshes."""
 
     def __init__(self, cell: EmbeddedCell, inspector: CellInspector, host: str, seconds: float | None) -> None:
+        # The running cell.
         self.cell = cell
+        # Name of this machine as a node.
         self.host = host
+        # Seconds after which the command ends; None: with Ctrl-C.
         self.seconds = seconds
+        # By design, the durations of its last refreshes.
         self.refreshes_s: dict[str, deque[float]] = {
             design: deque(maxlen=MAX_REFRESHES_COUNT) for design in cell.config.designs
         }
+        # Reads all designs.
         self._inspector = inspector
+        # Start on the monotonic clock.
         self._started = time.monotonic()
+        # Times and counts of applied events at the last samples.
         self._applied: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=5)
 
     def read(self) -> None:
-        """Refresh every design, as a scheduler before each decision. Raises what ended a part of the cell."""
+        """Refresh the view of every design, as a scheduler does before each decision.
+
+        Raises the error that ended a thread of the cell, if there is one.
+        """
         self.cell.check()
         for name, _, seconds in self._inspector.timed_views():
             self.refreshes_s[name].append(seconds)
 
-    def tick(self) -> CellSample:
-        """What is so now."""
+    def sample(self) -> CellSample:
+        """Return the present figures of the cell."""
         now, applied, cell = time.monotonic(), self.cell.applied, self.cell
         self._applied.append((now, applied))
         (then, before), stats = self._applied[0], cell.consumer.stats
@@ -155,7 +179,7 @@ class _CellSampler:
 
 
 def quantiles(seconds: deque[float]) -> tuple[float, float]:
-    """The median and the 95th percentile; 0 where nothing was measured."""
+    """Return the median and the 95th percentile of durations in seconds; 0 if there are none."""
     if len(seconds) < 2:
         return (seconds[0], seconds[0]) if seconds else (0.0, 0.0)
     cuts = statistics.quantiles(seconds, n=20, method="inclusive")
@@ -175,58 +199,61 @@ def _metrics(view: View, host: str) -> dict[str, float]:
     return dict(view.nodes[host].state.get("metrics", {})) if host in view.nodes else {}
 
 
-def _watch(run: Run, watch: _CellSampler, stop: StopRequest) -> None:
-    """Read and show until it is time to end."""
-    with _shown(run) as (show, every_s):
+def _show_until_stopped(run: Run, sampler: _CellSampler, stop: StopRequest) -> None:
+    """Refresh the views and show the figures until the command is to stop."""
+    with _display(run) as (show, every_s):
         show_at = 0.0
         while not stop():
-            watch.read()
+            sampler.read()
             if time.monotonic() >= show_at:
                 show_at = time.monotonic() + every_s
-                show(watch.tick())
+                show(sampler.sample())
             stop.wait(READ_INTERVAL_S)
 
 
 @contextmanager
-def _shown(run: Run) -> Iterator[tuple[Callable[[CellSample], None], float]]:
-    """How a tick is shown, and how often: a live panel on a terminal, a line elsewhere, nothing for programs."""
+def _display(run: Run) -> Iterator[tuple[Callable[[CellSample], None], float]]:
+    """Give the function that shows a sample, and the seconds between two of them.
+
+    A terminal gets a live panel, a file or pipe one line a sample, and a program (``--json``) nothing.
+    """
     if run.as_json:
-        yield (lambda _tick: None), LINE_INTERVAL_S
+        yield (lambda _sample: None), LINE_INTERVAL_S
     elif not run.out.is_terminal:
-        yield (lambda tick: run.out.print(as_line(tick), soft_wrap=True)), LINE_INTERVAL_S
+        yield (lambda sample: run.out.print(as_line(sample), soft_wrap=True)), LINE_INTERVAL_S
     else:
         with Live(console=run.out, auto_refresh=False) as live:
-            yield (lambda tick: live.update(as_panel(tick), refresh=True)), PANEL_INTERVAL_S
+            yield (lambda sample: live.update(as_panel(sample), refresh=True)), PANEL_INTERVAL_S
 
 
 # -- the end --------------------------------------------------------------------------------------
 
 
 def _print_summary(
-    run: Run, watch: _CellSampler, tick: CellSample, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
+    run: Run, sampler: _CellSampler, sample: CellSample, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
 ) -> None:
-    cell = watch.cell
+    cell = sampler.cell
     run.out.print(
-        f"\n{tick.elapsed_s:.1f} s: {cell.published:,} events of {tick.nodes:,} nodes published, {cell.applied:,} "
-        f"applied ({tick.applied / tick.elapsed_s:,.0f}/s), {tick.dead_letters:,} dead letters"
+        f"\n{sample.elapsed_s:.1f} s: {cell.published:,} events of {sample.nodes:,} nodes published, {cell.applied:,} "
+        f"applied ({sample.applied / sample.elapsed_s:,.0f}/s), {sample.dead_letters:,} dead letters"
     )
-    for view, seen in zip(verdict.views.values(), tick.designs, strict=True):
+    for view, seen in zip(verdict.views.values(), sample.designs, strict=True):
         run.out.print(
             f"{view.design:<9} {len(view.nodes):,} nodes, refreshed in {seen.refresh_p50_s * 1000:.2f} ms (p50)"
         )
     if agree:
         designs = " and ".join(verdict.views)
-        run.out.print(f"[green]agree[/]: {designs} are equal node by node, and are what the agents say")
+        run.out.print(f"[green]agree[/]: {designs} are equal node by node, and equal to the reports of the agents")
         return
     run.out.print("[bold red]disagree[/]:")
     check.show(run, verdict)
     for design, names in missing.items():
         if names:
-            run.out.print(f"{design} lacks {len(names):,} nodes, as {names[0]}", markup=False)
+            run.out.print(f"{design} lacks {len(names):,} nodes, for example {names[0]}", markup=False)
 
 
 def _as_json(
-    watch: _CellSampler, tick: CellSample, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
+    sampler: _CellSampler, sample: CellSample, verdict: Verdict, missing: dict[str, list[str]], *, agree: bool
 ) -> dict[str, Any]:
     answer = check.as_json(verdict)
     designs = {
@@ -239,16 +266,16 @@ def _as_json(
             "incomplete": sorted(view.incomplete),
             "missing": missing[view.design],
         }
-        for view, design in zip(verdict.views.values(), tick.designs, strict=True)
+        for view, design in zip(verdict.views.values(), sample.designs, strict=True)
     }
     return {
         "agree": agree,
-        "seconds": round(tick.elapsed_s, 3),
-        "nodes": tick.nodes,
-        "published": watch.cell.published,
-        "applied": watch.cell.applied,
-        "events_per_s": round(tick.applied / tick.elapsed_s, 1),
-        "dead_letters": watch.cell.consumer.stats.counts.dead_letters,
+        "seconds": round(sample.elapsed_s, 3),
+        "nodes": sample.nodes,
+        "published": sampler.cell.published,
+        "applied": sampler.cell.applied,
+        "events_per_s": round(sample.applied / sample.elapsed_s, 1),
+        "dead_letters": sampler.cell.consumer.stats.counts.dead_letters,
         "designs": designs,
         "pairs": answer["pairs"],
     }
