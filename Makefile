@@ -18,7 +18,8 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## run 1000 simulated nodes in one process; fails if the views disagree
-	$(BIN)/nodestate up --nodes 1000 --seconds 15
+	@echo 'nodestate up --nodes 1000 --seconds 15   (a cell in one process, with an embedded broker and store)'
+	@$(BIN)/nodestate up --nodes 1000 --seconds 15
 
 test: $(READY)  ## every kind of test, each real server: at most 6 minutes on 2 idle cores (HYPOTHESIS_PROFILE=fast)
 	tests/services/ensure.sh
@@ -59,25 +60,44 @@ lock:  ## pin all dependencies again, with hashes
 	    --custom-compile-command "make lock" --extra dev --output-file requirements.lock pyproject.toml
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock $(INSTALL_LOG) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/.bench: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
-	touch $@
+# -- the environment ------------------------------------------------------------------------------
 
-# The stamp is written last, so an install that broke off is done again.
+INSTALL_LOG := .venv-install.log
+PIP         := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+# $(call step,TEXT,COMMAND): print the text, run the command with its output in the log; if it fails, show the log's end.
+define step
+@printf '%s\n' '$(1)'
+@{ $(2); } >>$(INSTALL_LOG) 2>&1 || { \
+    echo 'FAILED. The last lines of $(INSTALL_LOG):' >&2; \
+    tail -n 20 $(INSTALL_LOG) | sed 's/^/    /' >&2; \
+    echo 'If a package could not be fetched, check the network, or the proxy in HTTPS_PROXY or pip.conf.' >&2; \
+    echo 'Then run the same make command again; make clean removes a half-made environment.' >&2; exit 1; }
+endef
+
+.venv/.bench: $(READY)
+	$(call step,benchmarks: install the clients and plotting tools of the extra "bench" (log: $(INSTALL_LOG)),\
+	    $(PIP) install --no-build-isolation -e '.[bench]')
+	@touch $@
+
+# The stamp is written last, so that an interrupted installation is repeated.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "nodestate needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
-	@# Debian ships venv without ensurepip, which is what fills it with pip.
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "nodestate needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1)." >&2; \
+	    echo "Name another one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@: >$(INSTALL_LOG)
+	@# Debian's python3 lacks the module ensurepip, with which a new environment gets pip; python3-venv has it.
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
-	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	        apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; \
-	    else \
-	        echo "python3 -m venv is incomplete here. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; \
-	    fi
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || { \
+	    echo "$(PYTHON) -m venv does not work here. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+	$(call step,1/3 create the environment .venv (log of all steps: $(INSTALL_LOG)),\
+	    $(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	        apt-get update && apt-get install -y --no-install-recommends python3-venv; }; \
+	    test -x $(BIN)/pip || $(PYTHON) -m venv .venv)
+	$(call step,2/3 install the packages of requirements.lock; this takes about a minute,\
+	    $(PIP) install --require-hashes -r requirements.lock)
+	$(call step,3/3 install nodestate itself,$(PIP) install --no-deps --no-build-isolation -e .)
+	@touch $@
