@@ -92,11 +92,11 @@ def lose_key(kind: str) -> Callable[[FaultTarget], None]:
         assert isinstance(target.environment, MemcachedEnvironment), "only memcached loses keys"
         fleet, config = target.cell.fleet, target.cell.config
         partition = partition_of(fleet.names[0], config.partitions)
-        other = fleet.of_partition[partition][-1]
-        fleet.still = {other}
+        other = fleet.names_of_partition[partition][-1]
+        fleet.unchanging = {other}
         with KeySpace(config, target.environment.address) as space:
             fleet.call(lambda: fleet.change(fleet.names[0]))  # so that there is a segment since the last checkpoint
-            wait_until(lambda: space.whole(target.design, partition, kind, other), f"there is no {kind}")
+            wait_until(lambda: space.intact(target.design, partition, kind, other), f"there is no {kind}")
             space.delete(space.key(target.design, partition, kind, other))
 
     return lose
@@ -104,7 +104,7 @@ def lose_key(kind: str) -> Callable[[FaultTarget], None]:
 
 def let_all_change(target: FaultTarget) -> None:
     """The one that did not change does again."""
-    target.cell.fleet.still = set()
+    target.cell.fleet.unchanging = set()
 
 
 def kill_consumer(target: FaultTarget) -> None:
@@ -219,7 +219,7 @@ def _measure(
     name = f"{target.environment.label}, {len(cell.fleet.names):,} nodes"
     report_progress(f"{name}: loads", 0.0)
     _until_at_rest(cell)
-    cell.equal(PATIENCE_S)
+    cell.wait_until_equal(PATIENCE_S)
     times: dict[str, list[Recovered]] = {fault.name: [] for fault in faults}
     began = time.monotonic()
     while not times[faults[-1].name] or time.monotonic() - began < settings.seconds:
@@ -227,7 +227,7 @@ def _measure(
             report_progress(f"{name}: {fault.name}", index / len(faults))
             fault.make(target)
             times[fault.name].append(_recovered(target))
-            cell.equal(PATIENCE_S)
+            cell.wait_until_equal(PATIENCE_S)
             fault.mend(target)
             _until_at_rest(cell)
     shown = target.environment.require_nothing_lost(len(cell.fleet.names))
@@ -236,7 +236,7 @@ def _measure(
 
 def _until_at_rest(cell: Cell) -> None:
     """Wait until views are fresh and complete, and each consumer has queued up for every partition."""
-    cell.well(PATIENCE_S)
+    cell.wait_until_well(PATIENCE_S)
     queues = [queue for _, queue in Topology.of(cell.config).queues()]
 
     def all_stand_by() -> bool:
@@ -268,12 +268,12 @@ def _recovered(target: FaultTarget) -> Recovered:
             time.sleep(PAUSE_S)
 
     following_s = until_whole(lambda: cell.read(target.design, BOUND_S))
-    return Recovered(following_s, until_whole(lambda: cell.cold(target.design, BOUND_S)))
+    return Recovered(following_s, until_whole(lambda: cell.read_cold(target.design, BOUND_S)))
 
 
 def _change_some(cell: Cell) -> dict[str, Version]:
     """Change the first nodes of each partition; returns, for all nodes, the versions that a view must show."""
-    for names in cell.fleet.of_partition.values():
+    for names in cell.fleet.names_of_partition.values():
         for name in names[:PROBES_COUNT]:
             cell.fleet.change(name)
     return {name: one.version for name, one in cell.fleet.publishers.items()}

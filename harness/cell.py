@@ -1,4 +1,4 @@
-"""A whole cell under test: brokers, stores, consumers as processes, a fleet, watchers; and when it is well again."""
+"""A whole cell: broker, stores, consumers as processes, a simulated fleet and watchers; and when it is well again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nodestate.view.view import View
 
 DESIGNS: Final = ("journal", "snapshot")
 BOUND_S: Final = 1.5
-"""What the watchers accept: five renewals."""
+"""Greatest age of a view that the watchers accept as fresh: five renewals."""
 
 SETTINGS: Final = {
     "partitions": 8,
@@ -32,16 +32,23 @@ SETTINGS: Final = {
     "broker_heartbeat_s": 1,
     "flush_s": 0.02,
 }
+"""nodestate's settings for a cell under test: renewals, takeovers and resyncs happen often."""
+LOGS_VARIABLE: Final = "NODESTATE_FAULT_LOGS"
+"""If this environment variable is set, a failed wait shows the members' logs."""
+LOG_CHARACTERS: Final = 6_000
+SHOWN_COUNT: Final = 6
+"""Names of nodes that an explanation shows."""
 
 Record = Callable[[str], None]
+"""Keeps a measured figure, to be printed at the end of the run."""
 
 
 class Cell:
-    """Begins with the ``with`` statement: members first, then the fleet, then, when all is well, the watchers.
+    """A cell that runs within a ``with`` statement, which starts its consumers and then its fleet.
 
     ``alone``: the first member takes all partitions before the others start.
 
-    At the end every watcher must have seen nothing wrong, and every member that lives must end in order.
+    At the end every watcher must have seen nothing wrong, and every member that runs must end in order.
     """
 
     def __init__(
@@ -63,24 +70,31 @@ class Cell:
         **settings: object,
     ) -> None:
         values = {**SETTINGS, "cell": cell, "broker": broker, "store": store, "state_dir": str(folder), **settings}
-        self.config = Config(**{**values, "designs": tuple(designs), "read_design": designs[0]})  # type: ignore[arg-type]
+        self.config = Config(**{**values, "designs": tuple(designs), "read_design": designs[0]})  # type: ignore[arg-type]  # of all types
         self.record = record
         self.bound_s = bound_s
+        """Greatest age in seconds of a view that counts as fresh."""
         self.alone = alone
         environment = {f"NODESTATE_{name.upper()}": str(value) for name, value in values.items()}
         environment["NODESTATE_DESIGNS"] = ",".join(designs)
         environment["NODESTATE_READ_DESIGN"] = designs[0]
+        self.environment = environment
+        """The settings as environment variables, for other processes of the cell."""
         self.members = [
             Member(folder, number + 1, members, {**environment, **(member_settings[number] if member_settings else {})})
             for number in range(members)
         ]
         self.fleet = SimulatedFleet(self.config, count=count, rate=rate, pad_bytes=pad_bytes)
         self.watchers: list[ViewWatcher] = []
+        """Readers that check each view; ``watch`` starts them."""
         self.counters: dict[str, dict[str, object]] = {}
+        """What each member counted, by its name, once it has ended in order."""
         self._open = ExitStack()
+        """Closes what was started."""
         self._readers: dict[str, Reader] = {}
+        """One reader for each design, which every ``read`` uses."""
 
-    # -- beginning and ending
+    # -- start and end
 
     def __enter__(self) -> Self:
         try:
@@ -88,7 +102,7 @@ class Cell:
                 self._open.callback(member.kill)
                 member.start()
                 if self.alone and member is self.members[0]:
-                    member.wait_for("partition taken over", self.config.partitions)
+                    member.wait_for_log("partition taken over", self.config.partitions)
             self._open.callback(self.fleet.stop)
             self.fleet.start()
             self._readers = {
@@ -109,74 +123,78 @@ class Cell:
                     if member.running:
                         self.counters[member.name] = member.stop()
 
-    def begin(self) -> None:
-        """Wait until all is well for the first time, then watch."""
-        self.well()
-        self.watch()
-
     def watch(self) -> None:
-        """Let readers look at every design from now on."""
-        self.watchers = [
+        """Wait until all is well, then let a warm and a cold reader watch every design."""
+        self.wait_until_well()
+        self.watchers += [
             ViewWatcher(self.config, design, self.fleet, self.bound_s, cold=cold)
             for design in self.config.designs
             for cold in (False, True)
         ]
         for watcher in self.watchers:
             watcher.start()
-        # A cold reader knows ages to two seconds only: what it sees is checked, but may not count as fresh.
+        # A cold reader knows ages to two seconds only: its views are checked, but need not count as fresh.
         wait_until(
             lambda: all(watcher.reads if watcher.cold else watcher.fresh for watcher in self.watchers),
-            "the watchers see nothing that is fresh",
+            "the watchers see no fresh view",
         )
 
+    def watch_control_record(self) -> ViewWatcher:
+        """Start a reader that follows the control record, as a scheduler does, and checks each view."""
+        watcher = ViewWatcher(self.config, None, self.fleet, self.bound_s)
+        self.watchers.append(watcher)
+        watcher.start()
+        return watcher
+
     def require_no_violations(self) -> None:
-        """No read so far saw what must not be."""
-        told = [violation for watcher in self.watchers for violation in watcher.violations]
-        assert not told, "\n".join(["what readers saw was wrong:", *told, *self._logs()])
+        """Raise AssertionError if a watcher has seen a view that must not be."""
+        violations = [violation for watcher in self.watchers for violation in watcher.violations]
+        assert not violations, "\n".join(["readers saw what must not be:", *violations, *self._logs()])
 
     # -- being well
 
     def read(self, design: str, max_age: float = math.inf) -> View:
-        """A view of a reader that looked before."""
+        """Return a view of a reader that has read before."""
         return self._readers[design].read(max_age=max_age, on_stale="flag")
 
-    def cold(self, design: str, max_age: float = math.inf) -> View:
-        """A view of a reader that never looked before."""
+    def read_cold(self, design: str, max_age: float = math.inf) -> View:
+        """Return a view of a new reader."""
         with Reader(self.config, design=design) as reader:
             return reader.read(max_age=max_age, on_stale="flag")
 
-    def well(self, timeout_s: float = PATIENCE_S) -> float:
-        """Wait until every view is fresh and complete, whatever happens meanwhile; returns how long it took."""
-        return wait_until(
-            lambda: not self.complaints(), lambda: "; ".join([*self.complaints(), *self._logs()]), timeout_s
-        )
+    def wait_until_well(self, timeout_s: float = PATIENCE_S) -> float:
+        """Wait until every view is fresh and complete, while the fleet may go on changing; returns the seconds it took."""
+        return wait_until(lambda: not self.problems(), lambda: "; ".join([*self.problems(), *self._logs()]), timeout_s)
 
-    def well_for_cold_readers(self, timeout_s: float = PATIENCE_S) -> float:
-        """The same for readers that never looked before: they need every key that there is."""
+    def wait_until_well_for_cold_readers(self, timeout_s: float = PATIENCE_S) -> float:
+        """Wait until the views of new readers are complete: they need every key that there is."""
         return wait_until(
-            lambda: not self.complaints(cold=True),
-            lambda: "; ".join([*self.complaints(cold=True), *self._logs()]),
+            lambda: not self.problems(cold=True),
+            lambda: "; ".join([*self.problems(cold=True), *self._logs()]),
             timeout_s,
         )
 
-    def complaints(self, *, cold: bool = False) -> list[str]:
-        """What keeps the views from being fresh and complete."""
+    def problems(self, *, cold: bool = False) -> list[str]:
+        """Return what keeps the views from being fresh and complete; of new readers only their completeness counts."""
         for member in self.members:
             member.require_alive()
-        told = []
+        found = []
         for design in self.config.designs:
-            view = self.cold(design, math.inf) if cold else self.read(design, self.bound_s)
+            view = self.read_cold(design) if cold else self.read(design, self.bound_s)
             if view.age > self.bound_s and not cold:
-                told.append(f"{design} is {view.age:.1f} s old ({[p.lost for p in view.partitions if p.lost][:2]})")
+                found.append(f"{design} is {view.age:.1f} s old ({[p.lost for p in view.partitions if p.lost][:2]})")
             if view.incomplete:
-                told.append(f"{design} lacks {sorted(view.incomplete)[:6]} ({len(view.incomplete)})")
+                found.append(f"{design} lacks {sorted(view.incomplete)[:SHOWN_COUNT]} ({len(view.incomplete)})")
             missing = [name for name in self.fleet.names if name not in view.nodes]
             if missing:
-                told.append(f"{design} has no {missing[:6]} ({len(missing)})")
-        return told
+                found.append(f"{design} has no {missing[:SHOWN_COUNT]} ({len(missing)})")
+        return found
 
-    def equal(self, timeout_s: float = PATIENCE_S) -> float:
-        """End the load; wait until each view, of warm and cold readers, is what the agents say, node by node."""
+    def wait_until_equal(self, timeout_s: float = PATIENCE_S) -> float:
+        """Stop the changes; wait until each view, of warm and new readers, equals what the agents say, node by node.
+
+        Then the changes go on. Returns the seconds that it took.
+        """
         rate, self.fleet.rate = self.fleet.rate, 0.0
         began = time.monotonic()
         self.fleet.flush(timeout_s)
@@ -190,47 +208,57 @@ class Cell:
         return took_s
 
     def differences(self) -> list[str]:
-        """Where views and agents differ, in version or state; and what views can't vouch for."""
-        truth = self.fleet.truth()
-        told = []
+        """Return where views and agents differ in version or state, and what the views cannot vouch for."""
+        authored = self.fleet.authored_states()
+        found = []
         for design in self.config.designs:
-            for kind, view in (("warm", self.read(design, self.bound_s)), ("cold", self.cold(design))):
+            for kind, view in (("warm", self.read(design, self.bound_s)), ("cold", self.read_cold(design))):
                 if view.stale or view.incomplete:
-                    told.append(f"{kind} {design}: stale {len(view.stale)}, incomplete {sorted(view.incomplete)[:6]}")
+                    incomplete = sorted(view.incomplete)[:SHOWN_COUNT]
+                    found.append(f"{kind} {design}: stale {len(view.stale)}, incomplete {incomplete}")
                     break
-                told += [f"{kind} {design}: {one}" for one in _differences(truth, view)]
-        return told
+                found += [f"{kind} {design}: {one}" for one in _differences(authored, view)]
+        return found
 
-    def recovered(self, what: str, timeout_s: float = PATIENCE_S) -> None:
-        """The fault is over: wait until the views are well under load and then equal, and print how long it took."""
-        fresh_s = self.well(timeout_s)
-        equal_s = self.equal(timeout_s)
+    def wait_until_recovered(self, after: str, timeout_s: float = PATIENCE_S) -> None:
+        """Wait, after a fault, until the views are well while nodes change, and then equal; record how long it took."""
+        fresh_s = self.wait_until_well(timeout_s)
+        equal_s = self.wait_until_equal(timeout_s)
         self.require_no_violations()
-        self.record(f"{what}: fresh and complete under load after {fresh_s:.1f} s, then equal after {equal_s:.1f} s")
+        self.record(f"{after}: fresh and complete under load after {fresh_s:.1f} s, then equal after {equal_s:.1f} s")
 
-    def reads(self) -> int:
-        """Reads that were checked so far."""
+    def checked_reads(self) -> int:
+        """Return how many views the watchers have checked."""
         return sum(watcher.reads for watcher in self.watchers)
 
+    def wait_for_checked_reads(self, count: int) -> None:
+        """Wait until the watchers have checked ``count`` more views."""
+        before = self.checked_reads()
+        wait_until(lambda: self.checked_reads() >= before + count, f"the watchers do not check {count} more views")
+
     def _logs(self) -> list[str]:
-        if not os.environ.get("NODESTATE_FAULT_LOGS"):
+        if not os.environ.get(LOGS_VARIABLE):
             return []
-        return [f"\n-- member {member.name}:\n{member.log_text()[-6000:]}" for member in self.members if member._lives]
+        return [
+            f"\n-- member {member.name}:\n{member.log_text()[-LOG_CHARACTERS:]}"
+            for member in self.members
+            if member.started
+        ]
 
 
-def _differences(truth: dict[str, AuthoredState], view: View) -> list[str]:
-    told = []
-    for name, (version, state) in truth.items():
+def _differences(authored: dict[str, AuthoredState], view: View) -> list[str]:
+    found = []
+    for name, (version, state) in authored.items():
         record: NodeRecord | None = view.nodes.record(name)
         if record is None:
-            told.append(f"{name} is not there, its agent is at {tuple(version)}")
+            found.append(f"{name} is not there, its agent is at {tuple(version)}")
         elif record.version != version:
-            told.append(f"{name} is at {tuple(record.version)}, its agent at {tuple(version)}")
+            found.append(f"{name} is at {tuple(record.version)}, its agent at {tuple(version)}")
         elif state is not None and (name not in view.nodes or record.state() != state):
-            told.append(f"{name} has another state at {tuple(version)}")
+            found.append(f"{name} has another state at {tuple(version)}")
         elif state is None and name in view.nodes:
-            told.append(f"{name} left and is still there")
-    live = sum(1 for one in truth.values() if one.state is not None)
-    if not told and len(view.nodes) != live:
-        told.append(f"{len(view.nodes)} nodes where the agents are {live}")
-    return told[:5]
+            found.append(f"{name} left and is still there")
+    live = sum(1 for one in authored.values() if one.state is not None)
+    if not found and len(view.nodes) != live:
+        found.append(f"{len(view.nodes)} nodes where the agents are {live}")
+    return found[:SHOWN_COUNT]

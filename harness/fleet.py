@@ -1,10 +1,11 @@
-"""A fleet of simulated agents that knows its own truth, and when the broker had which part of it.
+"""A fleet of simulated agents that knows what each agent authored, and when the broker confirmed it.
 
-One thread owns the sink and one ``Publisher`` per node; ``call`` runs a function in it. For each node it keeps
+One thread owns the sink and one ``Publisher`` for each node; ``call`` runs a function in this thread. For each node the
+fleet keeps
 
-- the truth: the newest version and state, as its author has it;
+- the authored state: the newest version and state that its agent has;
 - the history: the body of every version that was ever sent, since a version names one state for ever;
-- the confirms: which version the broker had confirmed by when. What a view claims to contain is judged by these.
+- the confirm log: when the broker confirmed which version. Watchers compare the claims of views with it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.agent.publisher import Publisher, concerns
 from nodestate.broker import KombuSink
 from nodestate.config import Config
@@ -33,49 +35,51 @@ T = TypeVar("T")
 
 TICK_S: Final = 0.005
 MAX_BURST_S: Final = 0.5
-"""A fleet that was held up for longer does not make up for the changes that it did not make."""
+"""After a delay of more than this the fleet does not catch up on the changes that it did not make."""
 KEPT_EVENTS_COUNT: Final = 20_000
+"""The newest events that are kept, to be sent once more."""
 
 
 class AuthoredState(NamedTuple):
-    """A node as its author has it; ``state`` is None where it left."""
+    """A node as its agent has it; ``state`` is None if the node left."""
 
     version: Version
     state: Mapping[str, Any] | None
 
 
 class ConfirmLog:
-    """When the broker confirmed which version of one node. Written by one thread, read by others."""
+    """When the broker confirmed which version of one node. One thread writes it, others read it."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
         self._newest: list[Version] = []
 
     def note(self, at: float, version: Version) -> None:
-        """The broker has this version, at the latest since ``at``."""
+        """Note that the broker has had this version since ``at`` at the latest."""
         newest = max(version, self._newest[-1]) if self._newest else version
         self._newest.append(newest)
         self._times.append(at)  # last: a reader that sees the time finds the version
 
     def newest_by(self, at: float) -> Version:
-        """The newest version that was confirmed by then."""
+        """Return the newest version that was confirmed by ``at``."""
         return self._newest[place - 1] if (place := bisect.bisect_right(self._times, at)) else NEVER
 
 
 class WitnessSink:
-    """A ``ports.Sink`` around the real one, that notes what was sent and confirmed, and loses what it is told to.
-
-    ``lose``: a predicate of events that are published nowhere while their author believes that they were.
-    ``swap``: a predicate of events that are held back until the next one of the same node went out.
-    """
+    """A ``ports.Sink`` around the real one: notes what was sent and confirmed, and loses or swaps events on demand."""
 
     def __init__(self, inner: KombuSink, confirms: Mapping[str, ConfirmLog]) -> None:
         self.inner = inner
         self.lose: Callable[[Event], bool] | None = None
+        """Chooses events that are not published although their agent is told that they were confirmed."""
         self.swap: Callable[[Event], bool] | None = None
+        """Chooses events that are sent after the next event of the same node."""
         self.before_sending: Callable[[str], None] = lambda _node: None
+        """Called with the name of the node before each event."""
         self.sent: deque[tuple[int, bytes]] = deque(maxlen=KEPT_EVENTS_COUNT)
+        """Bucket and body of the newest events."""
         self.lost = 0
+        """How many events ``lose`` chose."""
         self._confirms = confirms
         self._held: dict[str, tuple[int, bytes, Callable[[bool], None]]] = {}
 
@@ -104,8 +108,8 @@ class WitnessSink:
         if event.node in self._held:
             self._send_held(event.node)
 
-    def let_go(self) -> None:
-        """Send what is still held back."""
+    def stop_swapping(self) -> None:
+        """Send the events that are still held back."""
         self.swap = None
         while self._held:
             self._send_held(next(iter(self._held)))
@@ -114,7 +118,7 @@ class WitnessSink:
         bucket, body, done = self._held.pop(node)
         try:
             self.inner.publish(bucket, body, done)
-        except BrokerUnavailableError:  # as with any other: whoever sent it learns that it is lost
+        except BrokerUnavailableError:  # as for any event: its agent learns that it is lost
             done(False)
 
     def flush(self, timeout_s: float) -> None:
@@ -135,11 +139,7 @@ class WitnessSink:
 
 
 class SimulatedFleet:
-    """``count`` nodes that together change ``rate`` times a second, give signs of life, and answer resyncs.
-
-    Those in ``silent`` are dead: they do none of that. Nothing happens on those in ``still`` by itself. ``mute``: nobody
-    answers, nor gives signs of life.
-    """
+    """``count`` nodes that together change ``rate`` times a second, send heartbeats and answer resync requests."""
 
     def __init__(
         self, config: Config, *, count: int = 200, rate: float = 300.0, seed: int = 1, pad_bytes: int = 0
@@ -147,12 +147,16 @@ class SimulatedFleet:
         self.config = config
         self.rate = rate
         self.pad_bytes = pad_bytes
+        """Bytes by which every state is made larger."""
         self.mute = False
-        self.silent: set[str] = set()
-        self.still: set[str] = set()
+        """If true, no node sends heartbeats or answers resync requests."""
+        self.dead: set[str] = set()
+        """Nodes that send nothing at all."""
+        self.unchanging: set[str] = set()
+        """Nodes that change only when the test changes them."""
         self.names = [f"compute-{number:04}" for number in range(count)]
-        self._in_layouts: dict[int, dict[int, list[str]]] = {}
-        self.of_partition = self.in_layout(config.partitions)
+        self._layouts: dict[int, dict[int, list[str]]] = {}
+        self.names_of_partition = self.names_by_partition(config.partitions)
         self.confirms = {name: ConfirmLog() for name in self.names}
         self.history: dict[str, dict[Version, bytes]] = {name: {} for name in self.names}
         self.changes = 0
@@ -170,30 +174,30 @@ class SimulatedFleet:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
 
-    def in_layout(self, partitions: int) -> dict[int, list[str]]:
-        """The names of each partition in a layout of so many."""
-        layout = self._in_layouts.get(partitions)
+    def names_by_partition(self, partitions: int) -> dict[int, list[str]]:
+        """Return the names of the nodes of each partition, in a layout of this many partitions."""
+        layout = self._layouts.get(partitions)
         if layout is None:
             layout = {number: [] for number in range(partitions)}
             for name in self.names:
                 layout[partition_of(name, partitions)].append(name)
-            self._in_layouts[partitions] = layout
+            self._layouts[partitions] = layout
         return layout
 
     # -- for the test's thread
 
     def start(self) -> None:
-        """Report every node, then go on by itself."""
+        """Start the thread, which reports every node and then lets them change."""
         self._thread.start()
 
-    def call(self, what: Callable[[], T], timeout_s: float = 60.0) -> T:
-        """Run ``what`` in the fleet's thread, between two of its steps."""
+    def call(self, what: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
+        """Run ``what`` in the fleet's thread, between two of its steps; returns its result or raises its error."""
         answer: Future[T] = Future()
         self._calls.put((what, answer))
         return answer.result(timeout_s)
 
-    def truth(self) -> dict[str, AuthoredState]:
-        """Every node that ever reported."""
+    def authored_states(self) -> dict[str, AuthoredState]:
+        """Return what the agent has of every node that ever reported."""
         return self.call(
             lambda: {
                 name: AuthoredState(one.version, one.state() if one.live else None)
@@ -203,10 +207,10 @@ class SimulatedFleet:
         )
 
     def stop(self) -> None:
-        """End the thread and close the connection. Raises what ended it before, if anything did."""
+        """End the thread and close the connection. Raises the error that ended the thread before, if there was one."""
         self._ending.set()
         if self._thread.is_alive():
-            self._thread.join(30.0)
+            self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the fleet hangs"
         if self.failure is not None:
             raise self.failure
@@ -216,7 +220,7 @@ class SimulatedFleet:
     def publisher(
         self, name: str, incarnation: int | None = None, clock: Clock | None = None, config: Config | None = None
     ) -> Publisher:
-        """Another author of this node, in place of the one before: its next life."""
+        """Replace the agent of this node by a new one, which begins the node's next life; returns its publisher."""
         one = self.publishers[name] = Publisher(
             config or self.config,
             name,
@@ -231,7 +235,7 @@ class SimulatedFleet:
         return one
 
     def change(self, name: str) -> None:
-        """One more thing that happened on this node."""
+        """Let something random happen on this node."""
         rng, one = self._rng, self.publishers[name]
         self.changes += 1
         what = rng.random()
@@ -247,7 +251,7 @@ class SimulatedFleet:
             )
 
     def state(self, name: str) -> dict[str, Any]:
-        """A whole state, as random as the changes."""
+        """Return a random whole state for this node."""
         rng = self._rng
         return {
             "status": "up",
@@ -270,7 +274,7 @@ class SimulatedFleet:
         try:
             self._report_all()
             self._live()
-        except BaseException as error:  # noqa: BLE001 - told by stop(), in the test's thread
+        except BaseException as error:  # noqa: BLE001 - stop() raises it in the test's thread
             self.failure = error
         finally:
             with suppress(BrokerUnavailableError):
@@ -298,24 +302,24 @@ class SimulatedFleet:
             while due >= 1.0:
                 due -= 1.0
                 name = self._rng.choice(self.names)
-                if self.publishers[name].live and name not in self.silent | self.still:
+                if self.publishers[name].live and name not in self.dead | self.unchanging:
                     self.change(name)
             while beats[0][0] <= now:
                 at, name = beats.popleft()
                 beats.append((max(at + beat_s, now), name))
-                if self.publishers[name].live and not self.mute and name not in self.silent:
+                if self.publishers[name].live and not self.mute and name not in self.dead:
                     self.publishers[name].heartbeat()
             self._keep_up()
 
     def _keep_up(self) -> None:
-        """What an agent does for its nodes: take requests, answer them in their time, send again what was lost."""
+        """Do what an agent does for its nodes: receive resync requests, answer them, send again what was lost."""
         if not self._backoff.ready:
             time.sleep(TICK_S)
             return
         try:
             for resync in self.sink.resyncs(TICK_S):
                 for name, one in self.publishers.items():
-                    if not self.mute and name not in self.silent and concerns(resync, name, one.bucket):
+                    if not self.mute and name not in self.dead and concerns(resync, name, one.bucket):
                         self.answers += 1
                         one.resync(resync)
                         self._answering.add(name)
@@ -334,17 +338,12 @@ class SimulatedFleet:
     def _answer_call(self, what: Callable[[], Any], answer: Future[Any]) -> None:
         try:
             answer.set_result(what())
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
+        except BaseException as error:  # noqa: BLE001 - it belongs to the caller of call()
             answer.set_exception(error)
 
-    def flush(self, timeout_s: float = 30.0) -> None:
-        """Wait until the broker has the newest state of every node; from the test's thread."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            if self.call(self._flushed):
-                return
-            assert time.monotonic() < deadline, f"the broker did not take the fleet's states within {timeout_s:g} s"
-            time.sleep(0.05)
+    def flush(self, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until the broker has confirmed the newest state of every node. Called in the test's thread."""
+        wait_until(lambda: self.call(self._flushed), "the broker does not confirm the fleet's states", timeout_s)
 
     def _flushed(self) -> bool:
         try:
@@ -355,6 +354,6 @@ class SimulatedFleet:
 
 
 def with_patch(state: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """A state after a merge patch; for expectations."""
+    """Return the state that a merge patch makes of ``state``."""
     merged: dict[str, Any] = merge_patch(dict(state), patch)
     return merged

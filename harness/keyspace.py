@@ -1,20 +1,20 @@
-"""What memcached holds of a cell, looked at from outside: keys as the head names them, and ways to lose them."""
+"""The keys of a cell in a memcached, seen from outside: find them as readers do, delete them, damage them."""
 
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Sequence
 from typing import Final, Self
 
 import xxhash
 
+from harness.waiting import wait_until
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import CorruptItemError
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.journal.format import checkpoint_keys
-from nodestate.ports import Put, Write, WriteStatus
+from nodestate.ports import Put, WriteStatus, Write
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import index_keys
 from nodestate.store import keys
@@ -24,14 +24,13 @@ from nodestate.store.wire import ENVELOPE_BYTES
 
 TIMEOUT_S: Final = 5.0
 FILL_BYTES: Final = (60, 120, 250, 500, 900, 1_800, 4_000, 8_000, 20_000, 60_000, 120_000, 250_000, 500_000)
-"""Sizes of values that together leave no slab class with room."""
+"""Sizes of values, one for each range of memcached's slab classes: if no such value fits, no class has room."""
 FILL_AT_ONCE_BYTES: Final = 32_000
-
-PATIENCE_S: Final = 10.0
+"""Bytes of values that are sent before their replies are read."""
 
 
 class KeySpace:
-    """A cell's keys on one server."""
+    """The keys of one cell on one memcached server."""
 
     def __init__(self, config: Config, address: str) -> None:
         self._config = config
@@ -45,7 +44,7 @@ class KeySpace:
         self._store.close()
 
     def head(self, design: str, partition: int) -> Head | None:
-        """The head that counts, or None where it is not to be had."""
+        """Return the current head of a partition, or None if there is none or it is damaged."""
         prefix = self._prefix(design, partition)
         try:
             pointer = self._get(keys.epoch(prefix))
@@ -55,8 +54,10 @@ class KeySpace:
             return None
 
     def key(self, design: str, partition: int, kind: str, node: str = "") -> str:
-        """The key of this kind that readers need now: epoch, head, life; segment (the oldest since the checkpoint) and
-        checkpoint of the journal; node and index of the snapshot. Raises AssertionError where there is none now.
+        """Return the key of this kind that readers need now. Raises AssertionError if there is none now.
+
+        Kinds: epoch, head and life of both designs; segment (the oldest one since the checkpoint) and checkpoint (its
+        first part) of the journal; node (of this ``node``) and index (its first part) of the snapshot.
         """
         prefix, head = self._prefix(design, partition), self.head(design, partition)
         assert head is not None, f"partition {partition} of {design} has no head"
@@ -82,8 +83,8 @@ class KeySpace:
         assert offset < head.next, "nothing was committed since the checkpoint"
         return keys.segment(prefix, head.epoch, term_of(section.terms, offset), offset)
 
-    def whole(self, design: str, partition: int, kind: str, node: str = "") -> bool:
-        """True if what stands at this key is there and its checksum fits."""
+    def intact(self, design: str, partition: int, kind: str, node: str = "") -> bool:
+        """True if the item of this kind that readers need now is there and its checksum is right."""
         if self.head(design, partition) is None:
             return False
         try:
@@ -93,58 +94,54 @@ class KeySpace:
         return value is not None and value[2:ENVELOPE_BYTES] == xxhash.xxh3_64_digest(value[ENVELOPE_BYTES:])
 
     def delete(self, key: str) -> None:
-        """Lose one item; it must be there, or come soon: an epoch's signs of life are written with its first renewal."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self._store.write([Write(Put.DELETE, key)])[0].status is not WriteStatus.STORED:
-            assert time.monotonic() < deadline, f"{key} was not there"
-            time.sleep(0.05)
+        """Delete one item as soon as it is there: an epoch's signs of life are written with its first renewal."""
+        wait_until(lambda: self._store.write([Write(Put.DELETE, key)])[0].status is WriteStatus.STORED, f"there is no {key}")
 
     def corrupt(self, key: str) -> None:
-        """Turn one bit of an item."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
+        """Invert one bit of an item as soon as it is there."""
+
+        def inverted() -> bool:
             item = self._store.fetch([key]).get(key)
             if item is None:
-                assert time.monotonic() < deadline, f"{key} was not there"
-                time.sleep(0.05)
-                continue
+                return False
             value = bytearray(item.value)
             value[len(value) // 2] ^= 0x10
             [written] = self._store.write([Write(Put.CAS, key, bytes(value), item.cas, item.ttl_s or 0)])
-            if written.status is WriteStatus.STORED:
-                return
+            return written.status is WriteStatus.STORED
+
+        wait_until(inverted, f"there is no {key}")
 
     def flush_all(self) -> None:
-        """Lose everything."""
+        """Delete everything on the server."""
         self._store.flush_all()
 
     def evictions(self) -> int:
-        """What a doctor would see."""
+        """Return how many items memcached has evicted since its start."""
         return self._store.stats().evictions
 
     def out_of_memory(self) -> int:
-        """Writes that found no memory."""
+        """Return how many writes memcached has refused for lack of memory since its start."""
         return self._store.stats().out_of_memory
 
     def fill(self) -> list[str]:
-        """Take all memory that is left, for values of every size; returns the keys that took it."""
+        """Fill the memory that is left with values of every size; returns their keys."""
         host, _, port = self._address.rpartition(":")
-        taken: list[str] = []
+        filled: list[str] = []
         with socket.create_connection((host, int(port)), TIMEOUT_S) as connection, connection.makefile("rb") as replies:
             for size in sorted(FILL_BYTES, reverse=True):
                 room = True
                 while room:
-                    keys_sent = [f"filler:{size}:{len(taken) + n}" for n in range(max(1, FILL_AT_ONCE_BYTES // size))]
+                    keys_sent = [f"filler:{size}:{len(filled) + n}" for n in range(max(1, FILL_AT_ONCE_BYTES // size))]
                     request = [f"set {key} 0 0 {size}\r\n".encode() + b"x" * size + b"\r\n" for key in keys_sent]
                     connection.sendall(b"".join(request))
                     stored = [key for key in keys_sent if replies.readline() == b"STORED\r\n"]
-                    taken += stored
+                    filled += stored
                     room = len(stored) == len(keys_sent)
-        return taken
+        return filled
 
-    def free(self, taken: Sequence[str]) -> None:
-        """Give it back."""
-        self._store.write([Write(Put.DELETE, key) for key in taken])
+    def free(self, filled: Sequence[str]) -> None:
+        """Delete what ``fill`` stored."""
+        self._store.write([Write(Put.DELETE, key) for key in filled])
 
     def _prefix(self, design: str, partition: int) -> str:
         return keys.prefix(self._config.cell, self._config.partitions, partition, DESIGNS[design].letter)

@@ -7,16 +7,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
-STOP_TIMEOUT_S: Final = 20.0
-_MAIN: Final = "from nodestate.cli import main; main()"
+from harness.waiting import PATIENCE_S, wait_until
+
+NODESTATE: Final = (sys.executable, "-c", "from nodestate.cli import main; main()")
+"""The command ``nodestate``, without a script on PATH."""
+LOG_TAIL_CHARACTERS: Final = 4_000
+
+
+def environment_without_settings() -> dict[str, str]:
+    """The environment of this process without nodestate's settings, which would apply to every process it starts."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
 
 
 class Member:
-    """``nodestate consume --member i/n``::
+    """One consumer of a cell: ``nodestate consume --member NUMBER/MEMBERS``.
 
     (new) --start--> running --kill, stop--> ended --start--> running      running --pause--> paused --resume--> running
     """
@@ -24,9 +31,13 @@ class Member:
     def __init__(self, folder: Path, number: int, members: int, settings: dict[str, str]) -> None:
         self.name = f"{number}/{members}"
         self.settings = settings
+        """nodestate's settings as environment variables."""
         self._folder = folder
+        """Where the files of its lives go: log and last output."""
         self._lives = 0
+        """How often it was started."""
         self._to_live = False
+        """True from ``start`` until the test ends it."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -36,20 +47,24 @@ class Member:
         return self._process.pid
 
     @property
+    def started(self) -> bool:
+        """True if it was ever started."""
+        return self._lives > 0
+
+    @property
     def running(self) -> bool:
         """True while its process lives, also while it is paused."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Begin another life; its log and its last words stand in files of their own."""
+        """Begin another life, with files of its own for its log and its last output."""
         assert not self.running
         self._lives += 1
         self._to_live = True
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
         with self._path("log").open("wb") as log, self._path("json").open("wb") as out:
-            self._process = subprocess.Popen(  # noqa: S603  our own command
-                [sys.executable, "-c", _MAIN, "consume", "--member", self.name, "--json", "--log-format", "json"],
-                env={**environment, **self.settings},
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                [*NODESTATE, "consume", "--member", self.name, "--json", "--log-format", "json"],
+                env={**environment_without_settings(), **self.settings},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
@@ -57,15 +72,15 @@ class Member:
             )
 
     def kill(self) -> None:
-        """SIGKILL, also of a paused one."""
+        """End it by SIGKILL, also if it is paused. Does nothing if it does not run."""
         self._to_live = False
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def require_alive(self) -> None:
-        """Nothing ended it that was not the test."""
-        assert self.running or not self._to_live, f"member {self.name} ended by itself:\n{self.log_text()[-4000:]}"
+        """Raise AssertionError, with the end of its log, if it ended although the test did not end it."""
+        assert self.running or not self._to_live, f"member {self.name} ended by itself:\n{self._log_tail()}"
 
     def pause(self) -> None:
         """Freeze the process (SIGSTOP)."""
@@ -76,17 +91,17 @@ class Member:
         os.kill(self.pid, signal.SIGCONT)
 
     def stop(self) -> dict[str, Any]:
-        """SIGTERM; returns the counters that it prints at its end."""
+        """End it in order (SIGTERM); returns the counters that it prints at its end."""
         assert self._process is not None, "start it first"
         self.require_alive()
         self._to_live = False
         self._process.terminate()
         try:
-            code = self._process.wait(STOP_TIMEOUT_S)
+            code = self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"member {self.name} does not end on SIGTERM:\n{self.log_text()[-4000:]}") from None
-        assert code == 0, f"member {self.name} ended with {code}:\n{self.log_text()[-4000:]}"
+            raise AssertionError(f"member {self.name} does not end on SIGTERM:\n{self._log_tail()}") from None
+        assert code == 0, f"member {self.name} ended with {code}:\n{self._log_tail()}"
         counters: dict[str, Any] = json.loads(self._path("json").read_bytes())
         return counters
 
@@ -95,27 +110,36 @@ class Member:
         return self._path("log").read_text(errors="replace")
 
     def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """Log lines of this life with this event and these fields."""
+        """Return the log entries of the current life with this event and these fields."""
         found = []
         for line in self.log_text().splitlines():
+            if event not in line:  # parsing all lines of a long log costs more than this search
+                continue
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except ValueError:  # the last line is not written to its end yet
                 continue
             if entry.get("event") == event and all(entry.get(name) == value for name, value in fields.items()):
                 found.append(entry)
         return found
 
-    def wait_for(self, event: str, count: int = 1, timeout_s: float = 30.0, **fields: Any) -> list[dict[str, Any]]:
-        """Wait until it logged this so often."""
-        deadline = time.monotonic() + timeout_s
-        while len(found := self.logged(event, **fields)) < count:
+    def wait_for_log(self, event: str, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """Wait until the current life has logged this at least ``count`` times; returns the entries."""
+
+        def logged_often_enough() -> bool:
             self.require_alive()
-            assert time.monotonic() < deadline, (
-                f"{self.name} logged {len(found)} x {event!r}:\n{self.log_text()[-4000:]}"
-            )
-            time.sleep(0.02)
-        return found
+            return len(self.logged(event, **fields)) >= count
+
+        wait_until(
+            logged_often_enough,
+            lambda: (
+                f"{self.name} logged {event!r} {len(self.logged(event, **fields))} of {count} times:\n{self._log_tail()}"
+            ),
+        )
+        return self.logged(event, **fields)
+
+    def _log_tail(self) -> str:
+        return self.log_text()[-LOG_TAIL_CHARACTERS:]
 
     def _path(self, suffix: str) -> Path:
         return self._folder / f"member-{self.name.replace('/', '-of-')}-life-{self._lives}.{suffix}"

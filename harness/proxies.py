@@ -1,7 +1,7 @@
-"""A TCP relay before a memcached, that stops, delays or cuts what goes through it at a chosen byte.
+"""A TCP proxy in front of a server that holds, delays or cuts what passes through it at a chosen byte.
 
-So "mid-batch" is a place in the stream and no matter of luck: everything up to a command is delivered, the rest is
-under way until it is let go, cut off, or delivered long after its sender has died.
+With it "in the middle of a batch" is a place in the stream and not a matter of luck: everything before a chosen command
+is delivered; the rest is under way until the test releases it, cuts it off, or delivers it long after its sender died.
 """
 
 from __future__ import annotations
@@ -13,37 +13,48 @@ from contextlib import suppress
 from typing import Final, Self
 
 from harness.servers import free_ports
+from harness.waiting import PATIENCE_S
 
 RECV_BYTES: Final = 64 * 1024
 JOIN_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 10.0
 
 
 class TcpProxy:
-    """open --hold_at(command)--> open until a request contains it --> holding --let_go--> open, what was held delivered
+    """A proxy for a memcached.
 
-    ``delay_s`` holds up every request for so long. ``target`` may be changed: connections made from then on go there.
+    open --hold_at(command)--> open until a request contains it --> holding --release--> open, what it held is delivered
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
+        """Host and port for connections that are made from now on."""
         self.delay_s = 0.0
+        """Delay of each piece of a request, in seconds."""
         self.holding = threading.Event()
+        """Set while a request is held."""
+        self.delivered = threading.Event()
+        """Set when a held request was delivered after its release, or could not be delivered."""
         self._pattern: bytes | None = None
+        """What a request must contain to be held."""
         self._skip = 0
+        """How many more matches to let through."""
         self._gate = threading.Condition()
+        """Guards the two above and ``_ending``; notified when held requests may go on."""
         self._ending = False
         self._open: set[socket.socket] = set()
+        """Both ends of all connections."""
         self._threads: list[threading.Thread] = []
         [self.port] = free_ports(1)
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
 
     @property
     def url(self) -> str:
-        """The address of the proxy as nodestate's setting ``store`` takes it."""
+        """The address of the proxy, as nodestate's setting ``store`` takes it."""
         return f"memcached://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        self._begin(self._accept)
+        self._start_thread(self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,13 +69,18 @@ class TcpProxy:
             thread.join(JOIN_S)
 
     def hold_at(self, command: bytes, skip: int = 0) -> None:
-        """Stop before the request line that contains ``command`` (after ``skip`` others) and hold it and all after it."""
+        """Hold the request line that contains ``command``, after ``skip`` others, and everything that follows it."""
         with self._gate:
             self.holding.clear()
+            self.delivered.clear()
             self._pattern, self._skip = command, skip
 
-    def let_go(self) -> None:
-        """Deliver what is held, and hold no more; also what was held of connections that their sender has closed."""
+    def wait_until_holding(self) -> None:
+        """Wait until a request that ``hold_at`` named is held."""
+        assert self.holding.wait(PATIENCE_S), f"no request with {self._pattern!r} came within {PATIENCE_S:g} s"
+
+    def release(self) -> None:
+        """Deliver what is held and hold no more; also what came from connections that their sender has closed."""
         with self._gate:
             self._pattern = None
             self._gate.notify_all()
@@ -78,10 +94,8 @@ class TcpProxy:
                     one.shutdown(socket.SHUT_RDWR)
             self._gate.notify_all()
 
-    # -- inside
-
-    def _begin(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
+    def _start_thread(self, target: object, *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]  # its arguments differ
         self._threads.append(thread)
         thread.start()
 
@@ -92,7 +106,7 @@ class TcpProxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(self.target, 1.0)
+                server = socket.create_connection(self.target, CONNECT_TIMEOUT_S)
             except OSError:
                 client.close()
                 continue
@@ -100,20 +114,20 @@ class TcpProxy:
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open.add(one)
-            self._begin(self._carry, client, server, True)
-            self._begin(self._carry, server, client, False)
+            self._start_thread(self._forward, client, server, True)
+            self._start_thread(self._forward, server, client, False)
 
-    def _carry(self, source: socket.socket, sink: socket.socket, requests: bool) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, requests: bool) -> None:
         try:
             while piece := source.recv(RECV_BYTES):
                 if requests:
-                    self._send_requests(sink, piece)
+                    self._forward_request(sink, piece)
                 else:
                     sink.sendall(piece)
         except OSError:
             pass
         finally:
-            # The other direction may still carry: only this one ends.
+            # The other direction may still carry data: only this one ends.
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
             if not requests:
@@ -121,10 +135,10 @@ class TcpProxy:
                     self._open.discard(one)
                     one.close()
 
-    def _send_requests(self, sink: socket.socket, piece: bytes) -> None:
+    def _forward_request(self, sink: socket.socket, piece: bytes) -> None:
         if self.delay_s:
             time.sleep(self.delay_s)
-        cut = self._place(piece)
+        cut = self._hold_position(piece)
         if cut is None:
             sink.sendall(piece)
             return
@@ -132,10 +146,13 @@ class TcpProxy:
         with self._gate:
             self.holding.set()
             self._gate.wait_for(lambda: self._pattern is None or self._ending)
-        sink.sendall(piece[cut:])
+        try:
+            sink.sendall(piece[cut:])
+        finally:
+            self.delivered.set()
 
-    def _place(self, piece: bytes) -> int | None:
-        """Where the line begins that is to be held."""
+    def _hold_position(self, piece: bytes) -> int | None:
+        """Where in the piece the line begins that is to be held; None if nothing of it is."""
         with self._gate:
             if self._pattern is None:
                 return None

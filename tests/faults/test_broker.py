@@ -28,7 +28,7 @@ def own_rabbit() -> Iterator[RabbitServer]:
 @pytest.fixture
 def cell_of_its_own(cell_of: CellFactory, memcached: MemcachedServer, own_rabbit: RabbitServer) -> Iterator[Cell]:
     with cell_of(memcached.url, broker=own_rabbit.url) as cell:
-        cell.begin()
+        cell.watch()
         yield cell
 
 
@@ -48,7 +48,7 @@ def test_a_broker_that_goes_away_and_comes_back(cell_of_its_own: Cell, own_rabbi
     wait_until_stale(cell)
     time.sleep(1.0)
     (own_rabbit.resume if how == "frozen" else own_rabbit.start)()
-    cell.recovered(f"after RabbitMQ was {how}")
+    cell.wait_until_recovered(f"after RabbitMQ was {how}")
 
 
 def test_what_was_confirmed_survives_the_death_of_broker_and_consumers(
@@ -68,7 +68,7 @@ def test_what_was_confirmed_survives_the_death_of_broker_and_consumers(
     for member in cell.members:
         member.start()
     answers = cell.fleet.answers
-    took_s = cell.equal()
+    took_s = cell.wait_until_equal()
     assert cell.fleet.answers == answers
     cell.require_no_violations()
     cell.record(f"{waiting} messages came out of the queues; equal {took_s:.1f} s after consumers were started")
@@ -96,7 +96,7 @@ def test_a_broker_that_is_short_of_memory_is_still_drained(cell_of_its_own: Cell
     finally:
         control(own_rabbit, "set_vm_memory_high_watermark", "absolute", "1000MiB")
     cell.record(f"queues empty {took_s:.1f} s after consumers found the broker short of memory")
-    cell.recovered("after RabbitMQ's memory alarm")
+    cell.wait_until_recovered("after RabbitMQ's memory alarm")
     wait_until(
         lambda: poison in [letter.body for letter in read_dead_letters(cell.config, 10)], "poison is not dead-lettered"
     )

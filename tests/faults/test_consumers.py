@@ -68,7 +68,7 @@ def pair(cell_of: CellFactory, memcached: MemcachedServer, relays: list[TcpProxy
     """A cell whose first member owns all partitions, and whose second stands by for all."""
     settings = [{"NODESTATE_STORE": relay.url} for relay in relays]
     with cell_of(memcached.url, members=2, member_settings=settings, alone=True) as cell:
-        cell.begin()
+        cell.watch()
         yield cell
 
 
@@ -90,8 +90,8 @@ def test_a_killed_consumer_loses_nothing_wherever_it_was(pair: Cell, relays: lis
         wait_until(partial(took_all, pair, pair.members[heir]), "the standby does not take over")
         took_s = time.monotonic() - killed_at
         pair.members[owner].start()
-        pair.members[owner].wait_for("connected")
-        pair.recovered(f"killed {where}: taken over after {took_s:.1f} s")
+        pair.members[owner].wait_for_log("connected")
+        pair.wait_until_recovered(f"killed {where}: taken over after {took_s:.1f} s")
         owner, heir = heir, owner
 
 
@@ -102,14 +102,14 @@ def test_a_zombie_changes_nothing_that_readers_accept(pair: Cell, relays: list[T
         hold(relays[zombie], place, skip)
         pair.members[zombie].pause()
         wait_until(partial(took_all, pair, pair.members[heir]), "the standby does not take over")
-        relays[zombie].let_go()
+        relays[zombie].release()
         time.sleep(0.3)
         fenced = len(pair.members[zombie].logged("fenced"))
         pair.members[zombie].resume()
         if place:
             # One that froze between batches mostly learns from the broker that it is out, and does not even try.
-            pair.members[zombie].wait_for("fenced", fenced + 1)
-        pair.recovered(f"frozen {where}, and back after a takeover")
+            pair.members[zombie].wait_for_log("fenced", fenced + 1)
+        pair.wait_until_recovered(f"frozen {where}, and back after a takeover")
         assert took_all(pair, pair.members[heir]), "the zombie got a partition back that nobody gave it"
         zombie, heir = heir, zombie
     for member in pair.members:
@@ -123,11 +123,11 @@ def test_an_owner_that_slept_does_not_pass_for_having_been_awake(
     with TcpProxy(("127.0.0.1", memcached.port)) as relay:
         patient = {"NODESTATE_STORE": relay.url, "NODESTATE_STORE_TIMEOUT_S": "20"}
         with cell_of(memcached.url, members=1, member_settings=[patient], broker_heartbeat_s=10) as cell:
-            cell.begin()
+            cell.watch()
             for _ in range(3):
                 relay.hold_at(b":head:")
                 assert relay.holding.wait(30.0), "no head was written"
                 time.sleep(2 * cell.bound_s)
-                relay.let_go()
-                cell.well()
-            cell.recovered("after three pauses")
+                relay.release()
+                cell.wait_until_well()
+            cell.wait_until_recovered("after three pauses")

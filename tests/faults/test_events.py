@@ -42,7 +42,7 @@ def test_duplicates_and_events_out_of_order_change_nothing_for_good(
 ) -> None:
     """I1, I6: old messages come again in any order, and younger ones before older. No read goes back."""
     with cell_of(memcached.url) as cell:
-        cell.begin()
+        cell.watch()
         fleet, rng = cell.fleet, random.Random(7)
 
         def again() -> int:
@@ -55,8 +55,8 @@ def test_duplicates_and_events_out_of_order_change_nothing_for_good(
         for _ in range(3):
             assert fleet.call(again) > 200
             time.sleep(0.7)
-        fleet.call(fleet.sink.let_go)
-        cell.recovered(f"after {3 * MANY} old messages again, and every tenth event swapped with the next")
+        fleet.call(fleet.sink.stop_swapping)
+        cell.wait_until_recovered(f"after {3 * MANY} old messages again, and every tenth event swapped with the next")
         outcomes = [member.stop()["by_outcome"] for member in cell.members]
         assert sum(outcome["duplicate"] for outcome in outcomes) >= 3 * MANY
         assert sum(outcome["gap"] for outcome in outcomes) > 0
@@ -114,10 +114,10 @@ def poison(node: str, other: str) -> dict[str, tuple[str, bytes]]:
 def test_poison_ends_in_the_dead_letters_and_stops_nobody(cell_of: CellFactory, memcached: MemcachedServer) -> None:
     """I6: each bad message is kept with its reason; what comes behind it in the same queue is applied."""
     with cell_of(memcached.url) as cell:
-        cell.begin()
+        cell.watch()
         fleet = cell.fleet
-        victim = fleet.of_partition[3][0]
-        kinds = poison(victim, fleet.of_partition[4][0])
+        victim = fleet.names_of_partition[3][0]
+        kinds = poison(victim, fleet.names_of_partition[4][0])
 
         def send() -> None:
             for _, body in kinds.values():
@@ -136,7 +136,7 @@ def test_poison_ends_in_the_dead_letters_and_stops_nobody(cell_of: CellFactory, 
         # What claimed to be of a later life of this node was refused, but that it was said is known: until the agent's
         # next life the node counts as incomplete.
         fleet.call(lambda: fleet.publisher(victim, int(time.time()) + 60).report(fleet.state(victim)))
-        cell.recovered(f"after {len(kinds)} kinds of poison in one queue")
+        cell.wait_until_recovered(f"after {len(kinds)} kinds of poison in one queue")
         counted: dict[str, int] = {}
         for member in cell.members:
             for reason, count in member.stop()["dead_letters"].items():
@@ -149,7 +149,7 @@ def test_a_change_that_was_lost_is_noticed_by_the_next_sign_of_life_and_healed(
 ) -> None:
     """I5: nobody published it, so nobody can know; the heartbeat tells the version, and a report fills the gap."""
     with cell_of(memcached.url, rate=0.0) as cell:
-        cell.begin()
+        cell.watch()
         fleet = cell.fleet
         victims = fleet.names[10:20]
         answers = fleet.answers
@@ -165,7 +165,7 @@ def test_a_change_that_was_lost_is_noticed_by_the_next_sign_of_life_and_healed(
         began = time.monotonic()
         wait_until(lambda: fleet.answers == answers + len(victims), "nobody is asked for what was lost")
         cell.record(f"{len(victims)} lost changes: all asked for again after {time.monotonic() - began:.1f} s")
-        cell.recovered("after lost changes")
+        cell.wait_until_recovered("after lost changes")
         assert fleet.answers == answers + len(victims)
 
 
@@ -174,9 +174,9 @@ def test_an_agent_whose_clock_was_set_back_still_begins_a_later_life(
 ) -> None:
     """Its incarnation is on disk, so its new life wins over its older one although the clock says it is older."""
     with cell_of(memcached.url) as cell:
-        cell.begin()
+        cell.watch()
         fleet, node = cell.fleet, cell.fleet.names[3]
-        fleet.still = {node}
+        fleet.unchanging = {node}
 
         def lives() -> tuple[int, int]:
             before = fleet.publishers[node]
@@ -199,18 +199,18 @@ def test_an_agent_whose_clock_was_set_back_still_begins_a_later_life(
         )
         for design in DESIGNS:
             assert cell.read(design).nodes[node].state["zone"] == "second-life"
-        cell.recovered("after an agent's restart with its clock set back by a day")
+        cell.wait_until_recovered("after an agent's restart with its clock set back by a day")
 
 
 def test_a_dead_agent_looks_silent_also_after_a_takeover(cell_of: CellFactory, memcached: MemcachedServer) -> None:
     """``node_max_age`` counts from the last sign of life, which a new owner must not mistake for its own start."""
     with cell_of(memcached.url, rate=50.0) as cell:
-        cell.begin()
+        cell.watch()
         fleet, dead = cell.fleet, cell.fleet.names[5]
         owner = cell.members[partition_of(dead, 8) % 2]
         bound_s = 4.0
 
-        fleet.call(lambda: fleet.silent.add(dead))
+        fleet.call(lambda: fleet.dead.add(dead))
         died_at = time.monotonic()
         with Reader(cell.config, design="journal") as journal, Reader(cell.config, design="snapshot") as snapshot:
             readers = (journal, snapshot)
@@ -234,7 +234,7 @@ def test_views_stay_right_when_agents_and_consumers_come_and_go(
 ) -> None:
     """Leave and return: a tombstone is no node, a later report brings it back, and neither design forgets which."""
     with cell_of(memcached.url) as cell:
-        cell.begin()
+        cell.watch()
         fleet = cell.fleet
         leavers = fleet.names[30:40]
 
@@ -243,12 +243,12 @@ def test_views_stay_right_when_agents_and_consumers_come_and_go(
                 cell.fleet.publishers[name].leave()
 
         fleet.call(lambda: leave(cell))
-        cell.equal()
+        cell.wait_until_equal()
         for design in DESIGNS:
-            assert not set(leavers) & set(cell.cold(design).nodes)
+            assert not set(leavers) & set(cell.read_cold(design).nodes)
         cell.members[0].kill()
-        cell.equal()
+        cell.wait_until_equal()
         fleet.call(lambda: [fleet.publishers[name].report(fleet.state(name)) for name in leavers])
         cell.members[0].start()
-        cell.members[0].wait_for("connected")
-        cell.recovered("after ten nodes left and came back")
+        cell.members[0].wait_for_log("connected")
+        cell.wait_until_recovered("after ten nodes left and came back")

@@ -74,7 +74,7 @@ def test_a_cell_gets_another_number_of_partitions_while_it_runs_and_gets_the_fir
     of it: no reader in any process meets an error, an older node or an old state that passes for fresh (I1, I5).
     """
     with cell_of(memcached.url, designs=["snapshot"], rate=500.0, bound_s=5.0) as cell:
-        cell.well()
+        cell.wait_until_well()
         watcher = watched(cell)
         answers = cell.fleet.answers
         now = int(time.time())
@@ -115,7 +115,7 @@ def test_a_cell_gets_another_number_of_partitions_while_it_runs_and_gets_the_fir
         with Publisher(cell.config, "away", incarnation=now + 2) as publisher:  # the fleet knows nothing of it
             publisher.report({})
             publisher.leave()
-        cell.recovered("after all of it")
+        cell.wait_until_recovered("after all of it")
         command(cell, "check --agents 1")
 
 
@@ -135,7 +135,7 @@ def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated
 ) -> None:
     """kill -9 of the operator's command, and of a consumer in the midst of it; then the same again, step by step."""
     with cell_of(memcached.url, designs=["journal"], bound_s=5.0) as cell:
-        cell.well()
+        cell.wait_until_well()
         watcher = watched(cell)
         for number, (words, after) in enumerate(
             {
@@ -162,7 +162,7 @@ def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated
         assert KombuLayouts(cell.config, 1, 1, SystemClock()).delete(8)
         cell.fleet.rate = 0.0
         cell.fleet.flush(30.0)
-        wanted = {name: said.version for name, said in cell.fleet.truth().items()}
+        wanted = {name: said.version for name, said in cell.fleet.authored_states().items()}
         with Reader(cell.config) as reader:
             wait_until(
                 lambda: {n: o.version for n, o in reader.read(max_age=5.0, on_stale="flag").nodes.items()} == wanted,

@@ -34,12 +34,12 @@ def test_a_killed_memcached_is_filled_again_from_its_consumers(
 ) -> None:
     """I5: empty is a loss and never "no nodes". Consumers hold all nodes, so no agent need be asked."""
     with cell_of(memcached.url) as cell:
-        cell.begin()
+        cell.watch()
         before, answers = begins(cell), cell.fleet.answers
         memcached.kill()
         wait_until(lambda: cell.read("journal").age > cell.bound_s, "the view does not age")
         memcached.start()
-        cell.recovered("after memcached was away and came back empty")
+        cell.wait_until_recovered("after memcached was away and came back empty")
         assert begins(cell) - before == 2 * cell.config.partitions
         assert cell.fleet.answers == answers
 
@@ -49,21 +49,21 @@ def test_everything_flushed_or_lost_key_by_key_is_seen_and_healed(
 ) -> None:
     """I5, for each kind of key alone: gone, and damaged. Cold readers look all the time, and warm ones."""
     with cell_of(memcached.url) as cell, KeySpace(cell.config, memcached.address) as space:
-        cell.begin()
+        cell.watch()
         space.flush_all()
-        cell.recovered("after flush_all")
+        cell.wait_until_recovered("after flush_all")
         node = cell.fleet.names[0]
         number = partition_of(node, cell.config.partitions)
         kinds = [("journal", kind) for kind in ("epoch", "head", "life", "segment", "checkpoint")]
         kinds += [("snapshot", kind) for kind in ("epoch", "head", "life", "node", "index")]
         for design, kind in kinds:
             for lose in (space.delete, space.corrupt):
-                wait_until(partial(space.whole, design, number, kind, node), f"there is no {kind} to lose")
+                wait_until(partial(space.intact, design, number, kind, node), f"there is no {kind} to lose")
                 lose(space.key(design, number, kind, node))
-                seconds = cell.well_for_cold_readers()
+                seconds = cell.wait_until_well_for_cold_readers()
                 cell.require_no_violations()
                 cell.record(f"{design}'s {kind} {lose.__name__}: whole for cold readers after {seconds:.1f} s")
-        cell.recovered("after all of them")
+        cell.wait_until_recovered("after all of them")
 
 
 def test_a_server_that_is_away_costs_its_own_partitions_only(
@@ -72,7 +72,7 @@ def test_a_server_that_is_away_costs_its_own_partitions_only(
     """Partitions live on fixed servers: an outage is neither a miss nor a move, and others stay as fresh as ever."""
     other = memcached_factory()
     with cell_of(f"{memcached.url},{other.address}", bound_s=2.5, store_timeout_s=0.3) as cell:
-        cell.begin()
+        cell.watch()
         for name, away, back in (("killed", other.kill, other.start), ("frozen", other.pause, other.resume)):
             for watcher in cell.watchers:
                 watcher.oldest_of.clear()
@@ -84,7 +84,7 @@ def test_a_server_that_is_away_costs_its_own_partitions_only(
             assert {partition_of(node, 8) % 2 for node in view.stale} == {1}
             away_s, there_s = min(oldest[p] for p in (1, 3, 5, 7)), max(oldest[p] for p in (0, 2, 4, 6))
             assert there_s < cell.bound_s < away_s, oldest
-            cell.recovered(
+            cell.wait_until_recovered(
                 f"one of two servers {name} for {away_s:.1f} s (the other's partitions at most {there_s:.1f} s old)"
             )
         other.close()
@@ -96,7 +96,7 @@ def test_a_memcached_that_is_too_small_evicts_and_never_passes_that_for_fresh(
     """I5 under pressure: whatever is evicted is missed. With less to hold, the cell is well again."""
     small = memcached_factory(memory_mb=8)
     with cell_of(small.url, rate=100.0) as cell, KeySpace(cell.config, small.address) as space:
-        cell.begin()
+        cell.watch()
         assert space.evictions() == 0
         cell.fleet.call(lambda: grow(cell, 60_000))
         wait_until(lambda: space.evictions() > 100, "nothing is evicted")
@@ -106,7 +106,7 @@ def test_a_memcached_that_is_too_small_evicts_and_never_passes_that_for_fresh(
         cell.require_no_violations()
         evicted = space.evictions()
         cell.fleet.call(lambda: grow(cell, 0))
-        cell.recovered(f"after {evicted} evictions, with less to hold")
+        cell.wait_until_recovered(f"after {evicted} evictions, with less to hold")
         small.close()
 
 
@@ -128,9 +128,9 @@ def test_a_full_memcached_says_so_and_keeps_what_it_had(
         cell_of(relay.url) as cell,
         KeySpace(cell.config, full.address) as space,
     ):
-        cell.begin()
+        cell.watch()
         taken = space.fill()
-        had = {design: versions(cell.cold(design)) for design in DESIGNS}
+        had = {design: versions(cell.read_cold(design)) for design in DESIGNS}
         assert all(len(there) == len(cell.fleet.names) for there in had.values())
         cell.fleet.call(lambda: grow(cell, 3_000))
         # Of whoever holds partitions: on a busy machine that may be one of them alone.
@@ -138,21 +138,21 @@ def test_a_full_memcached_says_so_and_keeps_what_it_had(
         wait_until(lambda: all(cell.read(d).age > cell.bound_s for d in DESIGNS), "the view does not age")
         time.sleep(2.0)
         for design in DESIGNS:
-            now = versions(cell.cold(design))
+            now = versions(cell.read_cold(design))
             assert now.keys() == had[design].keys()
             assert all(now[name] >= version for name, version in had[design].items())
         whys = {why for member in cell.members for why in complaints(member)}
         assert all(relay.url.removeprefix("memcached://") in why for why in whys), whys
         assert all(f"ns:{cell.config.cell}:" in why for why in whys), whys
         space.free(taken)
-        cell.recovered("after room was made in the same server")
+        cell.wait_until_recovered("after room was made in the same server")
 
         taken = space.fill()
         cell.fleet.call(lambda: grow(cell, 9_000))
         wait_until(lambda: all(cell.read(d).age > cell.bound_s for d in DESIGNS), "the view does not age")
         relay.target = ("127.0.0.1", bigger.port)
         relay.cut()
-        cell.recovered("after a restart with more memory")
+        cell.wait_until_recovered("after a restart with more memory")
     full.close()
     bigger.close()
 
@@ -184,7 +184,7 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
     """
     strict = memcached_factory(item_max="256k", extra=("-o", "slab_chunk_max=256"))
     with cell_of(strict.url) as cell:
-        cell.begin()
+        cell.watch()
         fleet, (node, other) = cell.fleet, cell.fleet.names[7:9]
         partitions = {partition_of(name, cell.config.partitions) for name in (node, other)}
 
@@ -195,7 +195,7 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
             publisher.change(patch)
             return good, state
 
-        fleet.still = {node, other}
+        fleet.unchanging = {node, other}
         fleet.call(lambda: report_then(other, TOO_LONG))
         good, state = fleet.call(lambda: report_then(node, TOO_BIG))
         wait_until(lambda: {letter.partition for letter in too_large(cell)} == partitions, "there are no dead letters")
@@ -210,9 +210,9 @@ def test_what_is_over_the_item_limit_goes_to_the_dead_letters_and_the_old_state_
             assert record.state() == state
         letters = too_large(cell)
         assert all("-I" in letter.detail for letter in letters)
-        fleet.still = set()
+        fleet.unchanging = set()
         fleet.call(lambda: fleet.publishers[node].report(fleet.state(node)))
-        cell.recovered(f"after states over the item limit ({len(letters)} dead letters)")
+        cell.wait_until_recovered(f"after states over the item limit ({len(letters)} dead letters)")
         strict.close()
 
 

@@ -83,7 +83,7 @@ class Chaos:
     def hold_requests(self) -> Callable[[], None]:
         relay = self.rng.choice(self.relays)
         relay.hold_at(self.rng.choice([b":log:", b":s:node:", b":head:", b":life:", b":epoch"]), self.rng.randrange(5))
-        return relay.let_go
+        return relay.release
 
     def cut_requests(self) -> None:
         self.rng.choice(self.relays).cut()
@@ -150,7 +150,7 @@ class Chaos:
         sink.swap = lambda _event: self.rng.random() < 0.1
 
         def let_go() -> None:
-            self.cell.fleet.call(sink.let_go)
+            self.cell.fleet.call(sink.stop_swapping)
 
         return let_go
 
@@ -217,10 +217,10 @@ class Chaos:
             if undoing is not None:
                 undoing()
         began = time.monotonic()
-        self.cell.well()
+        self.cell.wait_until_well()
         for member in self.cell.members:
-            member.wait_for("connected")
-        self.cell.equal()
+            member.wait_for_log("connected")
+        self.cell.wait_until_equal()
         self.cell.require_no_violations()
         what = " and ".join(chosen)
         self.done[what].append(time.monotonic() - began)
@@ -238,7 +238,7 @@ def chaos(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[Chaos]:
         cell = opened.enter_context(
             cell_of(memcached.url, broker=rabbit.url, members=3, member_settings=settings, store_timeout_s=0.5)
         )
-        cell.begin()
+        cell.watch()
         yield Chaos(cell, memcached, rabbit, relays, random.Random(seed))
 
 
@@ -250,7 +250,7 @@ def test_random_faults(chaos: Chaos, record: Callable[[str], None]) -> None:
         what = chaos.round()
         rounds += 1
         print(f"round {rounds}: {what}: well and equal after {chaos.done[what][-1]:.1f} s", flush=True)  # noqa: T201
-    record(f"{rounds} rounds, {chaos.cell.reads()} reads checked, {chaos.cell.fleet.changes} changes")
+    record(f"{rounds} rounds, {chaos.cell.checked_reads()} reads checked, {chaos.cell.fleet.changes} changes")
     slowest = sorted(chaos.done.items(), key=lambda one: -max(one[1]))
     for what, times in slowest[:SHOWN_COUNT]:
         record(f"{what} ({len(times)} times): well and equal after at most {max(times):.1f} s")

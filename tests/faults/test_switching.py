@@ -99,7 +99,7 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
     process meets an error, an older node or an old state that passes for fresh (I1, I5), and in the end all agree (I4).
     """
     with cell_of(memcached.url, designs=["sql"], sql=database, rate=2_000.0, bound_s=5.0) as cell:
-        cell.well()
+        cell.wait_until_well()
         watcher = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
         cell.watchers.append(watcher)
         watcher.start()
@@ -132,7 +132,7 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
         design(cell, "retire", "journal")
         assert design(cell, "retire", "sql", code=1)["kind"] == "design-step"
         assert sorted(design(cell, "status")["designs"]) == ["snapshot", "sql"]
-        cell.recovered("after all switches")
+        cell.wait_until_recovered("after all switches")
         assert design(cell, "verify")["verdicts"]["snapshot"]["agree"]
 
 
@@ -154,7 +154,7 @@ def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
     """kill -9 of the operator's command at several moments, and of a consumer in the midst of it; then the same again."""
     words, wanted = STEPS[step]
     with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0) as cell:
-        cell.well()
+        cell.wait_until_well()
         for before in list(STEPS)[: list(STEPS).index(step)]:
             design(cell, *STEPS[before][0])
         follower = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
@@ -172,7 +172,7 @@ def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
         status = design(cell, "status")
         assert {name: status[name] for name in wanted} == wanted
         switched(str(wanted["reads"]), follower)
-        cell.recovered(f"{step}, killed {len(KILLED_AFTER_S)} times")
+        cell.wait_until_recovered(f"{step}, killed {len(KILLED_AFTER_S)} times")
         assert all(verdict["agree"] for verdict in design(cell, "verify")["verdicts"].values())
 
 
@@ -180,7 +180,7 @@ def test_a_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
 def test_a_design_that_nobody_keeps_up_is_no_design_to_read(cell_of: CellFactory, memcached: MemcachedServer) -> None:
     """I5: what is left in memcached of consumers that are dead was whole once. cutover and retire ask for more than that."""
     with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0) as cell:
-        cell.well()
+        cell.wait_until_well()
         design(cell, "prepare", "journal")
         for member in cell.members:
             member.kill()
@@ -190,7 +190,7 @@ def test_a_design_that_nobody_keeps_up_is_no_design_to_read(cell_of: CellFactory
         for member in cell.members:
             member.start()
         assert design(cell, "cutover", "journal", "--timeout", "30")["reads"] == "journal"
-        cell.recovered("after a cutover that had to wait for consumers")
+        cell.wait_until_recovered("after a cutover that had to wait for consumers")
 
 
 @pytest.mark.timeout(120)
@@ -199,7 +199,7 @@ def test_a_cell_moves_to_other_memcached_servers_while_it_runs(cell_of: CellFact
     with MemcachedServer() as old, MemcachedServer() as one, MemcachedServer() as two:
         store_b = f"memcached://{one.address},{two.address}"
         with cell_of(old.url, designs=["snapshot"], store_b=store_b, bound_s=5.0) as cell:
-            cell.well()
+            cell.wait_until_well()
             watcher = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
             cell.watchers.append(watcher)
             watcher.start()
@@ -212,7 +212,9 @@ def test_a_cell_moves_to_other_memcached_servers_while_it_runs(cell_of: CellFact
                 member.kill()
                 member.start()
             cell.fleet.flush(30.0)
-            wanted = {name: said.version for name, said in cell.fleet.truth().items() if said.state is not None}
+            wanted = {
+                name: said.version for name, said in cell.fleet.authored_states().items() if said.state is not None
+            }
             with Reader(cell.config) as reader:
                 wait_until(lambda: at_least(reader, wanted), "the moved cell is not what the agents said")
                 assert reader.design == "snapshot_b"

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.service
 def test_all_consumers_and_memcached_die_at_once(cell_of: CellFactory, memcached: MemcachedServer) -> None:
     """I5: nobody vouches for a partition of which nothing is known, however empty it looks; a resync fills it."""
     with cell_of(memcached.url) as cell:
-        cell.begin()
+        cell.watch()
         answers = cell.fleet.answers
         for member in cell.members:
             member.kill()
@@ -28,7 +28,7 @@ def test_all_consumers_and_memcached_die_at_once(cell_of: CellFactory, memcached
         began = time.monotonic()
         for member in cell.members:
             member.start()
-        cell.well()
+        cell.wait_until_well()
         cell.record(f"all nodes known again {time.monotonic() - began:.1f} s after consumers were started")
         assert cell.fleet.answers > answers
-        cell.recovered("after the loss of all consumers and all of memcached")
+        cell.wait_until_recovered("after the loss of all consumers and all of memcached")
