@@ -1,4 +1,4 @@
-"""What the fault tests share: a whole cell at the push of a button, and a place for times to converge."""
+"""Fixtures of the fault tests: a whole cell in one call, and a place for the times that recoveries take."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CellFactory = Callable[..., Cell]
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Keep a measured figure for the end of the run. Figures are printed, not asserted: two busy cores say little."""
+    """Keep a measured figure until the end of the run. Figures are printed and not asserted: they depend on the machine."""
     return lambda text: request.node.user_properties.append((RECORD, text))
 
 
 @pytest.fixture
 def cell_of(tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[str], None]) -> CellFactory:
-    """Compose a cell over the run's RabbitMQ (or another broker) and the given store."""
+    """Compose a cell with the given store over the run's RabbitMQ, or over another broker."""
 
     def compose(store: str, *, broker: str | None = None, **options: Any) -> Cell:
         return Cell(tmp_path, record, cell=cell, broker=broker or rabbit.url, store=store, **options)
@@ -33,7 +33,7 @@ def cell_of(tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[s
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was recorded, in whichever process."""
+    """Print the recorded figures of all worker processes."""
     records = [
         (report.nodeid.rpartition("::")[2], text)
         for reports in terminalreporter.stats.values()

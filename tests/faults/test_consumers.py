@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 
 from harness.cell import Cell
 from harness.members import Member
+from harness.profile import by_profile
 from harness.proxies import TcpProxy
 from harness.servers import MemcachedServer
 from harness.waiting import wait_until
@@ -23,111 +25,123 @@ from tests.faults.conftest import CellFactory
 
 pytestmark = pytest.mark.service
 
-PLACES = (
-    ("between batches", b"", 0),
-    ("before anything was written", b":log:", 0),
-    ("after some of the items", b":s:node:", 3),
-    ("before the first head", b":head:", 0),
-    ("after one design's head and before the other's", b":head:", 1),
-)
-"""Where within a batch, as the command before which its connection to memcached is held."""
+
+class BatchPlace(NamedTuple):
+    """A place within a batch: before the ``skip``-th request that contains ``command``; between batches if it is empty."""
+
+    name: str
+    command: bytes
+    skip: int
 
 
-def owners(cell: Cell) -> set[str]:
-    """Who owns the partitions, by the heads of all designs: the owners' process ids."""
+BETWEEN_BATCHES = BatchPlace("between batches", b"", 0)
+BEFORE_ITEMS = BatchPlace("before anything was written", b":log:", 0)
+AFTER_SOME_ITEMS = BatchPlace("after some of the items", b":s:node:", 3)
+BEFORE_FIRST_HEAD = BatchPlace("before the first head", b":head:", 0)
+BETWEEN_HEADS = BatchPlace("after one design's head and before the other's", b":head:", 1)
+
+PLACES = (BETWEEN_BATCHES, BEFORE_ITEMS, AFTER_SOME_ITEMS, BEFORE_FIRST_HEAD, BETWEEN_HEADS)
+FROZEN_PLACES = by_profile(fast=(AFTER_SOME_ITEMS, BETWEEN_HEADS), thorough=PLACES)
+PAUSES_COUNT = by_profile(fast=1, thorough=3)
+
+
+def owner_pids(cell: Cell) -> set[str]:
+    """Return the process ids of the owners of all partitions, as the heads of all designs name them."""
     found = set()
     store = MemcachedStore(cell.config.store_servers[0], timeout_s=1.0)
     for design in cell.config.designs:
         for partition in range(cell.config.partitions):
-            head = run_one(
-                store,
-                read_head(
-                    keys.prefix(cell.config.cell, cell.config.partitions, partition, DESIGNS[design].letter), None
-                ),
-            )
+            prefix = keys.prefix(cell.config.cell, cell.config.partitions, partition, DESIGNS[design].letter)
+            head = run_one(store, read_head(prefix, None))
             assert head is not None, f"partition {partition} of {design} has no head"
             found.add(head[0].owner.partition("/")[0].rpartition(":")[2])
     store.close()
     return found
 
 
-def took_all(cell: Cell, member: Member) -> bool:
-    """True if every partition of every design is this member's."""
-    return owners(cell) == {str(member.pid)}
+def owns_all(cell: Cell, member: Member) -> bool:
+    """True if this member owns every partition in every design."""
+    return owner_pids(cell) == {str(member.pid)}
 
 
 @pytest.fixture
-def relays(memcached: MemcachedServer) -> Iterator[list[TcpProxy]]:
-    """Two ways to the same memcached, one for each member."""
+def proxies(memcached: MemcachedServer) -> Iterator[list[TcpProxy]]:
+    """Two proxies before the same memcached, one for each member."""
     with ExitStack() as opened:
         yield [opened.enter_context(TcpProxy(("127.0.0.1", memcached.port))) for _ in range(2)]
 
 
 @pytest.fixture
-def pair(cell_of: CellFactory, memcached: MemcachedServer, relays: list[TcpProxy]) -> Iterator[Cell]:
-    """A cell whose first member owns all partitions, and whose second stands by for all."""
-    settings = [{"NODESTATE_STORE": relay.url} for relay in relays]
+def pair(cell_of: CellFactory, memcached: MemcachedServer, proxies: list[TcpProxy]) -> Iterator[Cell]:
+    """A cell whose first member owns all partitions and whose second member stands by for all of them."""
+    settings = [{"NODESTATE_STORE": proxy.url} for proxy in proxies]
     with cell_of(memcached.url, members=2, member_settings=settings, alone=True) as cell:
         cell.watch()
         yield cell
 
 
-def hold(relay: TcpProxy, place: bytes, skip: int) -> None:
-    """Let its member come to this place of a batch, and no further."""
-    if place:
-        relay.hold_at(place, skip)
-        assert relay.holding.wait(30.0), f"no {place!r} came by"
+def hold(proxy: TcpProxy, place: BatchPlace) -> None:
+    """Let the member behind this proxy proceed to this place of a batch, and no further."""
+    if place.command:
+        proxy.hold_at(place.command, place.skip)
+        proxy.wait_until_holding()
 
 
-def test_a_killed_consumer_loses_nothing_wherever_it_was(pair: Cell, relays: list[TcpProxy]) -> None:
-    """I6: what it had not acked comes again to the standby, which builds on whatever the dead one left behind."""
+def test_standby_loses_nothing_wherever_in_a_batch_the_owner_was_killed(pair: Cell, proxies: list[TcpProxy]) -> None:
+    """I6: the broker gives what the dead owner had not acked to the standby, which builds on what the owner had stored."""
     owner, heir = 0, 1
-    for where, place, skip in PLACES:
-        hold(relays[owner], place, skip)
+    for place in PLACES:
+        hold(proxies[owner], place)
         killed_at = time.monotonic()
         pair.members[owner].kill()
-        relays[owner].cut()
-        wait_until(partial(took_all, pair, pair.members[heir]), "the standby does not take over")
+        proxies[owner].cut()
+        wait_until(partial(owns_all, pair, pair.members[heir]), "the standby does not take over")
         took_s = time.monotonic() - killed_at
         pair.members[owner].start()
         pair.members[owner].wait_for_log("connected")
-        pair.wait_until_recovered(f"killed {where}: taken over after {took_s:.1f} s")
+        pair.wait_until_recovered(f"killed {place.name}: taken over after {took_s:.1f} s")
         owner, heir = heir, owner
 
 
-def test_a_zombie_changes_nothing_that_readers_accept(pair: Cell, relays: list[TcpProxy]) -> None:
-    """I7: an owner froze, the other took over, and then all that the frozen one had under way arrives."""
+def test_frozen_owner_changes_nothing_that_readers_accept_after_it_was_replaced(
+    pair: Cell, proxies: list[TcpProxy]
+) -> None:
+    """I7: an owner freezes, the standby takes over, and then everything arrives that the frozen owner had under way."""
     zombie, heir = 0, 1
-    for where, place, skip in PLACES:
-        hold(relays[zombie], place, skip)
+    for place in FROZEN_PLACES:
+        hold(proxies[zombie], place)
         pair.members[zombie].pause()
-        wait_until(partial(took_all, pair, pair.members[heir]), "the standby does not take over")
-        relays[zombie].release()
-        time.sleep(0.3)
+        wait_until(partial(owns_all, pair, pair.members[heir]), "the standby does not take over")
+        proxies[zombie].release()
+        if place.command:
+            wait_until(proxies[zombie].delivered.is_set, "the request that was held is not delivered")
         fenced = len(pair.members[zombie].logged("fenced"))
         pair.members[zombie].resume()
-        if place:
-            # One that froze between batches mostly learns from the broker that it is out, and does not even try.
+        if place.command:
+            # An owner that froze between batches mostly learns from the broker that it was replaced, and writes nothing.
             pair.members[zombie].wait_for_log("fenced", fenced + 1)
-        pair.wait_until_recovered(f"frozen {where}, and back after a takeover")
-        assert took_all(pair, pair.members[heir]), "the zombie got a partition back that nobody gave it"
+        pair.wait_until_recovered(f"frozen {place.name}, and back after a takeover")
+        assert owns_all(pair, pair.members[heir]), "the frozen owner got a partition back that no operator gave to it"
         zombie, heir = heir, zombie
     for member in pair.members:
         assert member.stop()["fenced"] == len(member.logged("fenced"))
 
 
-def test_an_owner_that_slept_does_not_pass_for_having_been_awake(
+def test_head_that_is_stored_long_after_it_was_made_does_not_look_new(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
-    """I5: a head that was written down before a pause and stored after it must not look like news."""
-    with TcpProxy(("127.0.0.1", memcached.port)) as relay:
-        patient = {"NODESTATE_STORE": relay.url, "NODESTATE_STORE_TIMEOUT_S": "20"}
-        with cell_of(memcached.url, members=1, member_settings=[patient], broker_heartbeat_s=10) as cell:
+    """I5: the owner makes a head, pauses, and stores the head afterwards. Its age counts from when it was made."""
+    with TcpProxy(("127.0.0.1", memcached.port)) as proxy:
+        patient = {"NODESTATE_STORE": proxy.url, "NODESTATE_STORE_TIMEOUT_S": "60"}
+        with cell_of(memcached.url, members=1, member_settings=[patient], broker_heartbeat_s=30) as cell:
             cell.watch()
-            for _ in range(3):
-                relay.hold_at(b":head:")
-                assert relay.holding.wait(30.0), "no head was written"
-                time.sleep(2 * cell.bound_s)
-                relay.release()
+            for _ in range(PAUSES_COUNT):
+                proxy.hold_at(b":head:")
+                proxy.wait_until_holding()
+                wait_until(
+                    lambda: all(cell.read(design).age > 2 * cell.bound_s for design in cell.config.designs),
+                    "the views do not age",
+                )
+                proxy.release()
                 cell.wait_until_well()
-            cell.wait_until_recovered("after three pauses")
+            cell.wait_until_recovered(f"after {PAUSES_COUNT} pauses")

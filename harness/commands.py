@@ -1,0 +1,37 @@
+"""Run the command ``nodestate`` in a process of its own, as an operator does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from harness.members import NODESTATE, environment_without_settings
+from harness.waiting import PATIENCE_S
+
+
+def start_command(environment: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
+    """Start ``nodestate WORDS`` with these settings; the caller waits for it or kills it."""
+    return subprocess.Popen(  # noqa: S603 - our own command
+        [*NODESTATE, *words],
+        env={**environment_without_settings(), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_command(environment: Mapping[str, str], *words: str, code: int = 0) -> tuple[str, str]:
+    """Run ``nodestate WORDS`` with these settings; it must exit with ``code``. Returns what it wrote to stdout and stderr."""
+    with start_command(environment, *words) as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code, f"nodestate {' '.join(words)} exited with {process.returncode}: {out}{err}"
+    return out, err
+
+
+def run_design(environment: Mapping[str, str], *words: str, code: int = 0) -> Any:
+    """Run ``nodestate design WORDS --json``; returns its result, or with a ``code`` other than 0 its error."""
+    out, err = run_command(environment, "design", *words, "--json", code=code)
+    return json.loads((err if code else out).splitlines()[-1])
