@@ -1,7 +1,8 @@
-"""A scheduler in a process of its own that follows the control record, and tells what it saw: run as a module.
+"""A scheduler in a process of its own that follows the control record and reports what it saw.
 
-Reads every 50 ms until its stdin ends, then prints one JSON object: reads, designs in the order in which it met them,
-errors, nodes that went back (I1), and how long the longest time without a fresh and complete view was.
+``python -m tests.faults.follower MAX_AGE`` reads every 50 ms until its stdin ends. Then it prints one JSON object: the number
+of reads and of fresh ones, the designs in the order in which it met them, errors, nodes that went back (I1), and the
+longest time in seconds without a view that was fresh and complete.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 from nodestate import Reader, Version, load
 
-EVERY_S = 0.05
+READ_EVERY_S = 0.05
+SHOWN_COUNT = 5
 
 
 def follow(max_age: float) -> dict[str, Any]:
-    """Read until told to stop."""
+    """Read until stdin ends; returns what was seen."""
     seen: dict[str, Version] = {}
     designs: list[str] = []
     errors: list[str] = []
@@ -26,7 +28,7 @@ def follow(max_age: float) -> dict[str, Any]:
     reads = fresh = 0
     unfresh_s, fresh_at = 0.0, time.monotonic()
     with Reader(load()) as reader:
-        while not select([sys.stdin], [], [], EVERY_S)[0]:
+        while not select([sys.stdin], [], [], READ_EVERY_S)[0]:
             try:
                 view = reader.read(max_age=max_age, on_stale="flag")
             except Exception as error:  # noqa: BLE001 - a read must not raise, whatever is switched
@@ -50,8 +52,8 @@ def follow(max_age: float) -> dict[str, Any]:
         "reads": reads,
         "fresh": fresh,
         "designs": designs,
-        "errors": errors[:5],
-        "regressed": regressed[:5],
+        "errors": errors[:SHOWN_COUNT],
+        "regressed": regressed[:SHOWN_COUNT],
         "unfresh_s": round(unfresh_s, 2),
     }
 

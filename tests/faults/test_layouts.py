@@ -1,22 +1,18 @@
-"""Another number of partitions while everything runs: agents and readers in other processes notice nothing."""
+"""Change the number of partitions while everything runs: agents and readers in other processes are not affected."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import msgspec
 import pytest
 
 from harness.cell import Cell
+from harness.commands import run_command, run_design, start_command
 from harness.servers import MemcachedServer
-from harness.waiting import wait_until
-from harness.watchers import ViewWatcher
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import KombuLayouts, KombuSource, queue_depths
 from nodestate.designs.reader import Reader
@@ -24,119 +20,113 @@ from nodestate.model import Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import SystemClock
 from tests.faults.conftest import CellFactory
-from tests.faults.test_switching import design, followers, start_design, switched
+from tests.faults.test_switching import (
+    following_processes,
+    record_reads,
+    require_followed,
+    roll_back_to,
+    wait_until_followed,
+)
 
 pytestmark = pytest.mark.service
-FOLLOWERS = 3
 KILLED_AFTER_S = (0.5, 0.7, 0.9)
-"""A command takes a second or two: it is killed while it waits, or after it changed the record."""
-SOON_S = 5.0
-"""An agent that comes back is seen within so much."""
+"""Ages at which a command is killed. It takes a second or two: it dies while it waits, or after it changed the record."""
 
 
-def command(cell: Cell, words: str) -> str:
-    """What a command of ``nodestate`` says, as an operator's process; it must end well."""
-    done = subprocess.run(  # noqa: S603  our own command
-        [sys.executable, "-m", "nodestate.cli", *words.split()],
-        env=cell.members[0].settings | {"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, f"{words} ended with {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def watched(cell: Cell) -> ViewWatcher:
-    """A reader of this process that follows, held to I1 and I5 at each read."""
-    watcher = ViewWatcher(cell.config, None, cell.fleet, cell.bound_s)
-    cell.watchers.append(watcher)
-    watcher.start()
-    return watcher
-
-
-def comes_back(cell: Cell, reader: Reader, incarnation: int) -> float:
-    """An agent with the settings of the cell's first day reports; seconds until it is in what readers read."""
-    publisher = Publisher(cell.config, "away", incarnation=incarnation)
+def report_from_another_agent(cell: Cell, reader: Reader, incarnation: int) -> float:
+    """Let an agent with the cell's first settings report a node; returns the seconds until readers see it."""
     began = time.monotonic()
-    receipt = publisher.report({"usage": {"VCPU": incarnation}})
-    publisher.close()
-    assert reader.read(at_least=receipt, timeout=SOON_S).nodes["away"].version == Version(incarnation, 1)
+    with Publisher(cell.config, "away", incarnation=incarnation) as publisher:
+        receipt = publisher.report({"usage": {"VCPU": incarnation}})
+    view = reader.read(at_least=receipt, timeout=PATIENCE_S)
+    assert view.nodes["away"].version == Version(incarnation, 1)
     return time.monotonic() - began
 
 
-@pytest.mark.timeout(240)
-def test_a_cell_gets_another_number_of_partitions_while_it_runs_and_gets_the_first_back(
+def test_cell_gets_another_number_of_partitions_while_it_runs(cell_of: CellFactory, memcached: MemcachedServer) -> None:
+    """8 -> 12 partitions and 8 retired: no reader in any process meets an error, an older node or an old state that
+    passes for fresh (I1, I5). No agent is asked for a report, and an agent with the old settings is still seen.
+    """
+    with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0) as cell:
+        cell.wait_until_well()
+        watcher = cell.watch_control_record()
+        answers = cell.fleet.answers
+        incarnation = int(time.time())
+        with following_processes(cell, 1) as saw, Reader(cell.config) as reader:
+            report_from_another_agent(cell, reader, incarnation)
+            assert run_design(cell.environment, "prepare", "snapshot@12")["nodes"] == len(cell.fleet.names) + 1
+            assert cell.fleet.answers == answers, "agents were asked for reports"
+            assert run_design(cell.environment, "cutover", "snapshot@12")["reads"] == "snapshot@12"
+            wait_until_followed("snapshot@12", watcher)
+            status = run_design(cell.environment, "retire", "snapshot@8", "--timeout", f"{PATIENCE_S}")
+            assert (status["writes"], status["partitions"]) == (["snapshot"], 12)
+            report_from_another_agent(cell, reader, incarnation + 1)
+        require_followed(saw, ["snapshot@8", "snapshot@12"])
+
+
+@pytest.mark.thorough
+def test_cell_gets_another_number_of_partitions_and_its_first_number_back(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
-    """8 -> 12, back by rollback and forward again, 8 retired, and -> 8, at 500 events a second from agents that know nothing
+    """8 -> 12, back by rollback and forward again, 8 retired, and -> 8, at 500 events a second of agents that do not know
     of it: no reader in any process meets an error, an older node or an old state that passes for fresh (I1, I5).
     """
     with cell_of(memcached.url, designs=["snapshot"], rate=500.0, bound_s=5.0) as cell:
         cell.wait_until_well()
-        watcher = watched(cell)
+        watcher = cell.watch_control_record()
         answers = cell.fleet.answers
-        now = int(time.time())
-        with followers(cell, FOLLOWERS) as saw, Reader(cell.config) as reader:
-            comes_back(cell, reader, now)
+        incarnation = int(time.time())
+        with following_processes(cell, 3) as saw, Reader(cell.config) as reader:
+            report_from_another_agent(cell, reader, incarnation)
             began = time.monotonic()
-            assert design(cell, "prepare", "snapshot@12")["nodes"] == len(cell.fleet.names) + 1
+            assert run_design(cell.environment, "prepare", "snapshot@12")["nodes"] == len(cell.fleet.names) + 1
             prepared_s = time.monotonic() - began
-            assert cell.fleet.answers == answers, "agents were asked"
-            assert design(cell, "cutover", "snapshot@12")["reads"] == "snapshot@12"
-            switched("snapshot@12", watcher)
+            assert cell.fleet.answers == answers, "agents were asked for reports"
+            assert run_design(cell.environment, "cutover", "snapshot@12")["reads"] == "snapshot@12"
+            wait_until_followed("snapshot@12", watcher)
+            commands = ("doctor", "top --once", "check", "resync --partition 11", "view")
             with ThreadPoolExecutor() as together:
-                list(
-                    together.map(
-                        partial(command, cell), ("doctor", "top --once", "check", "resync --partition 11", "view")
-                    )
-                )
-            assert design(cell, "rollback")["reads"] == "snapshot@8"
-            switched("snapshot@8", watcher)
-            design(cell, "cutover", "snapshot@12")
-            switched("snapshot@12", watcher)
-            done = design(cell, "retire", "snapshot@8")
-            assert (done["writes"], done["partitions"]) == (["snapshot"], 12)
+                list(together.map(lambda words: run_command(cell.environment, *words.split()), commands))
+            roll_back_to(cell, watcher, "snapshot@8")
+            run_design(cell.environment, "cutover", "snapshot@12")
+            wait_until_followed("snapshot@12", watcher)
+            status = run_design(cell.environment, "retire", "snapshot@8")
+            assert (status["writes"], status["partitions"]) == (["snapshot"], 12)
             assert [depth.missing for depth in queue_depths(cell.config)] == [True] * 8 + [False]
-            back_s = comes_back(cell, reader, now + 1)
+            seen_s = report_from_another_agent(cell, reader, incarnation + 1)
             assert partition_of("away", 12) != partition_of("away", 8)
-            design(cell, "prepare", "snapshot@8")
-            design(cell, "cutover", "snapshot@8")
-            switched("snapshot@8", watcher)
-            design(cell, "retire", "snapshot@12")
-        for one in saw:
-            assert (one["errors"], one["regressed"]) == ([], [])
-            assert one["designs"] == [f"snapshot@{count}" for count in (8, 12, 8, 12, 8)]
-        cell.record(
-            f"12 partitions whole after {prepared_s:.1f} s; {sum(one['reads'] for one in saw)} reads of {FOLLOWERS} processes; "
-            f"not fresh for at most {max(one['unfresh_s'] for one in saw):.1f} s; an agent seen after {back_s:.1f} s"
-        )
-        with Publisher(cell.config, "away", incarnation=now + 2) as publisher:  # the fleet knows nothing of it
+            run_design(cell.environment, "prepare", "snapshot@8")
+            run_design(cell.environment, "cutover", "snapshot@8")
+            wait_until_followed("snapshot@8", watcher)
+            run_design(cell.environment, "retire", "snapshot@12")
+        require_followed(saw, [f"snapshot@{count}" for count in (8, 12, 8, 12, 8)])
+        cell.record(f"12 partitions complete after {prepared_s:.1f} s; another agent's node seen after {seen_s:.1f} s")
+        record_reads(cell, saw)
+        with Publisher(cell.config, "away", incarnation=incarnation + 2) as publisher:  # not a node of the fleet
             publisher.report({})
             publisher.leave()
         cell.wait_until_recovered("after all of it")
-        command(cell, "check --agents 1")
+        run_command(cell.environment, "check", "--agents", "1")
 
 
-def refused_while_read(cell: Cell, words: Sequence[str]) -> None:
-    """A consumer that follows no record still reads the queues: they are left behind, and everybody is told."""
+def require_refused_while_queues_are_read(cell: Cell, words: Sequence[str]) -> None:
+    """A consumer that does not follow the record still reads the old queues: retire refuses, and status and doctor say so."""
     source = KombuSource(msgspec.structs.replace(cell.config, broker_heartbeat_s=60), [3])
     source.receive(0, 0)
-    assert design(cell, *words, "--timeout", "3", code=1)["kind"] == "layout-in-use"
-    assert design(cell, "status")["leaving"] == ["journal@8"]
-    assert "journal@8 was retired" in command(cell, "doctor")
+    assert run_design(cell.environment, *words, "--timeout", "3", code=1)["kind"] == "layout-in-use"
+    assert run_design(cell.environment, "status")["leaving"] == ["journal@8"]
+    assert "journal@8 was retired" in run_command(cell.environment, "doctor")[0]
     source.close()
 
 
-@pytest.mark.timeout(240)
-def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated(
+@pytest.mark.thorough
+def test_each_step_that_was_killed_half_way_reaches_its_state_when_it_is_repeated(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
-    """kill -9 of the operator's command, and of a consumer in the midst of it; then the same again, step by step."""
+    """kill -9 of the operator's command, and of a consumer at the same time; then the same command, step by step."""
     with cell_of(memcached.url, designs=["journal"], bound_s=5.0) as cell:
         cell.wait_until_well()
-        watcher = watched(cell)
+        watcher = cell.watch_control_record()
         for number, (words, after) in enumerate(
             {
                 ("prepare", "snapshot@5"): {"writes": ["journal@8", "snapshot@5"], "reads": "journal@8"},
@@ -145,23 +135,23 @@ def test_each_step_that_is_killed_half_way_ends_in_its_state_when_it_is_repeated
             }.items()
         ):
             member = cell.members[number % len(cell.members)]
-            process = start_design(cell, *words)
+            process = start_command(cell.environment, "design", *words, "--json")
             time.sleep(KILLED_AFTER_S[number])
             process.kill()
             member.kill()
             process.communicate()
             member.start()
-            # On a busy machine it may have come to its end before it was killed: then nothing is left to be read.
+            # If the command reached its end before it was killed, no old queue is left to be read.
             if words[0] == "retire" and not all(depth.missing for depth in queue_depths(cell.config)[:8]):
-                refused_while_read(cell, words)
-            design(cell, *words, "--timeout", "60")
-            status = design(cell, "status")
+                require_refused_while_queues_are_read(cell, words)
+            run_design(cell.environment, *words, "--timeout", f"{PATIENCE_S}")
+            status = run_design(cell.environment, "status")
             assert {name: status[name] for name in after} == after
-        switched("snapshot@5", watcher)
+        wait_until_followed("snapshot@5", watcher)
         assert [depth.missing for depth in queue_depths(cell.config)] == [True] * 8 + [False]
         assert KombuLayouts(cell.config, 1, 1, SystemClock()).delete(8)
         cell.fleet.rate = 0.0
-        cell.fleet.flush(30.0)
+        cell.fleet.flush()
         wanted = {name: said.version for name, said in cell.fleet.authored_states().items()}
         with Reader(cell.config) as reader:
             wait_until(
