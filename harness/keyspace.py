@@ -14,7 +14,7 @@ from nodestate.designs import DESIGNS
 from nodestate.errors import CorruptItemError
 from nodestate.journal.format import SECTION as JOURNAL_SECTION
 from nodestate.journal.format import checkpoint_keys
-from nodestate.ports import Put, WriteStatus, Write
+from nodestate.ports import Put, Write, WriteStatus
 from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
 from nodestate.snapshot.format import index_keys
 from nodestate.store import keys
@@ -95,7 +95,9 @@ class KeySpace:
 
     def delete(self, key: str) -> None:
         """Delete one item as soon as it is there: an epoch's signs of life are written with its first renewal."""
-        wait_until(lambda: self._store.write([Write(Put.DELETE, key)])[0].status is WriteStatus.STORED, f"there is no {key}")
+        wait_until(
+            lambda: self._store.write([Write(Put.DELETE, key)])[0].status is WriteStatus.STORED, f"there is no {key}"
+        )
 
     def corrupt(self, key: str) -> None:
         """Invert one bit of an item as soon as it is there."""

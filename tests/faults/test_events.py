@@ -233,7 +233,7 @@ def test_dead_agent_stays_stale_through_a_takeover(cell_of: CellFactory, memcach
 
             def taken_over() -> bool:
                 assert all(dead in stale for stale in stale_nodes()), "the takeover made a dead agent's node look alive"
-                return len(heir.logged("took")) == cell.config.partitions and not cell.problems()
+                return len(heir.logged("partition taken over")) == cell.config.partitions and not cell.problems()
 
             wait_until(taken_over, "the standby does not take over", poll_s=0.05)
             for _ in range(10):
