@@ -1,4 +1,4 @@
-"""Sources of state: this host, libvirt's test hypervisor, and a fleet that does not exist."""
+"""Sources of state: this host, libvirt's test hypervisor, a simulated fleet and a static fleet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _valid(state: Any) -> State:
 # -- this host ------------------------------------------------------------------------------------
 
 
-def test_this_host_gives_a_valid_state_of_one_node() -> None:
+def test_the_host_source_gives_a_valid_state_of_one_node() -> None:
     source = HostSource(zone="az1")
     [reading] = source.poll(0.0)
     assert isinstance(reading, FullState)
@@ -50,7 +50,7 @@ def test_this_host_gives_a_valid_state_of_one_node() -> None:
     ("host", "name"),
     [("web-1.example.org", "web-1.example.org"), ("böse maus", "b-se-maus"), ("", "host"), ("x" * 300, "x" * 200)],
 )
-def test_a_hostname_becomes_a_name_that_a_node_can_have(host: str, name: str) -> None:
+def test_a_hostname_becomes_a_valid_node_name(host: str, name: str) -> None:
     assert clean_name(host) == name
 
 
@@ -58,13 +58,13 @@ def test_a_hostname_becomes_a_name_that_a_node_can_have(host: str, name: str) ->
 
 
 def _states(fleet: SimulatedFleet) -> dict[str, dict[str, Any]]:
-    """Poll the first time."""
+    """Every node's state, from the first poll."""
     readings = list(fleet.poll(0.0))
     assert all(isinstance(reading, FullState) for reading in readings)
     return {reading.node: msgspec.msgpack.decode(msgspec.msgpack.encode(reading.state)) for reading in readings}
 
 
-def test_a_fleet_says_every_state_once_and_then_only_what_changes() -> None:
+def test_a_simulated_fleet_gives_every_state_once_and_then_only_changes() -> None:
     fleet = SimulatedFleet(200, changes_per_s=40)
     assert list(_states(fleet)) == fleet.nodes()
     later = [reading for tick in range(1, 11) for reading in fleet.poll(tick * 0.25)]
@@ -72,7 +72,7 @@ def test_a_fleet_says_every_state_once_and_then_only_what_changes() -> None:
     assert all(isinstance(reading, StatePatch) for reading in later)
 
 
-def test_patches_of_a_fleet_lead_to_its_states() -> None:
+def test_patches_of_a_simulated_fleet_add_up_to_its_states() -> None:
     fleet = SimulatedFleet(20, changes_per_s=100)
     states = _states(fleet)
     for tick in range(1, 100):
@@ -82,12 +82,12 @@ def test_patches_of_a_fleet_lead_to_its_states() -> None:
                 states[reading.node], msgspec.msgpack.decode(msgspec.msgpack.encode(reading.patch))
             )
     for name, state in states.items():
-        is_ = fleet.state(name)
-        assert {**state, "metrics": {}} == {**is_, "metrics": {}}
-        assert state["metrics"].keys() == is_["metrics"].keys()
+        expected = fleet.state(name)
+        assert {**state, "metrics": {}} == {**expected, "metrics": {}}
+        assert state["metrics"].keys() == expected["metrics"].keys()
 
 
-def test_states_of_a_fleet_are_valid_and_never_over_capacity() -> None:
+def test_states_of_a_simulated_fleet_are_valid_and_never_over_capacity() -> None:
     fleet = SimulatedFleet(20, changes_per_s=2_000)
     _states(fleet)
     for tick in range(1, 30):
@@ -102,8 +102,8 @@ def test_states_of_a_fleet_are_valid_and_never_over_capacity() -> None:
             assert all(amount <= state.inventory[resource].capacity for resource, amount in used.items())
 
 
-def test_states_of_a_fleet_have_a_real_states_size() -> None:
-    """The figures of DESIGN.md are for 1 KB states; a simulated fleet must cost what a real one does."""
+def test_states_of_a_simulated_fleet_have_the_size_of_real_states() -> None:
+    """The published figures are for states of 1 KB, so a simulated fleet must have states of that size."""
     fleet = SimulatedFleet(2_000, changes_per_s=4_000)
     sizes = [len(msgspec.msgpack.encode(state)) for state in _states(fleet).values()]
     assert 800 < statistics.mean(sizes) < 1_200
@@ -113,7 +113,7 @@ def test_states_of_a_fleet_have_a_real_states_size() -> None:
     assert 800 < statistics.mean(later) < 1_200
 
 
-def test_the_same_seed_gives_the_same_fleet() -> None:
+def test_the_same_seed_gives_the_same_simulated_fleet() -> None:
     runs = [
         [list(fleet.poll(tick * 0.3)) for tick in range(20)]
         for fleet in (SimulatedFleet(50, seed=4), SimulatedFleet(50, seed=4), SimulatedFleet(50, seed=5))
@@ -122,13 +122,13 @@ def test_the_same_seed_gives_the_same_fleet() -> None:
     assert runs[0] != runs[2]
 
 
-def test_a_fleet_that_was_not_polled_for_long_does_not_make_up_for_it() -> None:
+def test_a_simulated_fleet_skips_changes_of_a_long_pause_between_polls() -> None:
     fleet = SimulatedFleet(50, changes_per_s=100)
     _states(fleet)
     assert len(list(fleet.poll(3_600.0))) == 100
 
 
-def test_a_fleet_has_racks_zones_and_gpus() -> None:
+def test_a_simulated_fleet_has_racks_zones_and_gpus() -> None:
     states = _states(SimulatedFleet(1_200))
     assert {state["zone"] for state in states.values()} == {"az1", "az2"}
     assert len({state["aggregates"][0] for state in states.values()}) == 30
@@ -136,7 +136,7 @@ def test_a_fleet_has_racks_zones_and_gpus() -> None:
     assert states["compute-0041"]["aggregates"] == ["rack-1", "az1"]
 
 
-def test_what_an_order_builds_and_ends_is_in_the_state_and_in_the_reading() -> None:
+def test_an_order_changes_the_nodes_state_and_returns_the_change_as_a_reading() -> None:
     fleet = SimulatedFleet(1, changes_per_s=0.0)
     [before] = _states(fleet).values()
     [name] = fleet.nodes()
@@ -151,8 +151,8 @@ def test_what_an_order_builds_and_ends_is_in_the_state_and_in_the_reading() -> N
     assert list(fleet.poll(1.0)) == []
 
 
-def test_a_resize_says_what_differs_and_takes_away_what_is_not_asked_any_more() -> None:
-    """A merge patch that named only what is new would leave the old group and hints in every view."""
+def test_the_patch_of_a_resize_removes_fields_that_are_no_longer_asked_for() -> None:
+    """A merge patch of the new fields alone would leave the old group and hints in every view."""
     fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
     fleet.build("n1", "vm-1", {"resources": {"VCPU": 1, "DISK_GB": 5}, "group": "web", "hints": {"a": 1, "b": 2}})
     resized = fleet.build("n1", "vm-1", {"resources": {"VCPU": 3}, "hints": {"b": 2}})
@@ -160,14 +160,14 @@ def test_a_resize_says_what_differs_and_takes_away_what_is_not_asked_any_more() 
     assert resized == StatePatch("n1", {"usage": {"VCPU": 3, "DISK_GB": 0}, "allocations": {"vm-1": patch}})
 
 
-def test_hints_that_no_patch_can_set_come_as_a_whole_state() -> None:
+def test_hints_that_no_patch_can_set_come_as_a_full_state() -> None:
     fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
     reading = fleet.build("n1", "vm-1", {"resources": {"VCPU": 1}, "hints": {"boot_volume": None}})
     assert isinstance(reading, FullState)
     assert reading.state["allocations"]["vm-1"]["hints"] == {"boot_volume": None}
 
 
-def test_what_was_ordered_does_not_end_by_itself() -> None:
+def test_an_ordered_instance_does_not_end_by_itself() -> None:
     fleet = SimulatedFleet(3, changes_per_s=1_000.0)
     _states(fleet)
     for name in fleet.nodes():
@@ -177,10 +177,10 @@ def test_what_was_ordered_does_not_end_by_itself() -> None:
     assert all("vm-1" in fleet.state(name)["allocations"] for name in fleet.nodes())
 
 
-# -- nodes that are given -------------------------------------------------------------------------
+# -- a static fleet -------------------------------------------------------------------------------
 
 
-def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
+def test_nodes_of_a_static_fleet_change_only_when_they_are_told_to() -> None:
     states = {
         "n1": {"status": "up", "zone": "az1", "inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 3}},
         "n2": {"inventory": {"VCPU": {"total": 4}}},
@@ -201,8 +201,8 @@ def test_nodes_are_as_they_are_given_until_they_are_told_otherwise() -> None:
     assert states["n1"]["status"] == "up"
 
 
-def test_a_node_that_is_back_says_what_it_has_when_it_is_asked() -> None:
-    """An order may come between the two; its instance would be on the node, and in no view."""
+def test_a_revived_node_gives_its_state_as_of_the_poll() -> None:
+    """An order may come between ``revive`` and the poll. Its instance would be on the node and in no view."""
     fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 4}}}})
     list(fleet.poll(0.0))
     fleet.kill("n1")
@@ -218,7 +218,7 @@ def test_a_node_that_is_back_says_what_it_has_when_it_is_asked() -> None:
 
 
 @libvirt
-def test_libvirts_domains_are_allocations() -> None:
+def test_domains_of_libvirt_are_allocations() -> None:
     source = LibvirtSource("test:///default", name="hyper visor", zone="az1")
     assert source.nodes() == ("hyper-visor",)
     [reading] = source.poll(0.0)
@@ -231,7 +231,7 @@ def test_libvirts_domains_are_allocations() -> None:
 
 
 @libvirt
-def test_a_hypervisor_that_is_read_twice_has_not_changed() -> None:
+def test_two_polls_of_an_unchanged_hypervisor_give_the_same_state() -> None:
     source = LibvirtSource("test:///default", name="hv")
     first, second = itertools.chain(source.poll(0.0), source.poll(1.0))
     assert first == second
@@ -239,7 +239,7 @@ def test_a_hypervisor_that_is_read_twice_has_not_changed() -> None:
 
 
 @libvirt
-def test_a_domain_that_stops_gives_back_what_it_had() -> None:
+def test_a_stopped_domain_that_no_order_built_has_no_allocation() -> None:
     import libvirt as binding  # noqa: PLC0415 - optional
 
     source = LibvirtSource("test:///default", name="hv")
@@ -271,7 +271,7 @@ def hypervisor() -> Iterator[LibvirtSource]:
 
 @libvirt
 def test_an_order_starts_a_domain_whose_group_and_hints_come_with_every_report(hypervisor: LibvirtSource) -> None:
-    """I10: they are in the domain's metadata, which libvirt keeps."""
+    """I10: they are in the domain's metadata, which libvirt stores."""
     built = hypervisor.build("hv", VM, ORDERED)
     [reading] = hypervisor.poll(0.0)
     assert built == reading
@@ -280,19 +280,19 @@ def test_an_order_starts_a_domain_whose_group_and_hints_come_with_every_report(h
     assert state.usage["VCPU"] == 2 + 4
     domain = hypervisor._connection.lookupByUUIDString(VM)
     assert (domain.name(), domain.isActive(), domain.isPersistent()) == (VM, 1, 1)
-    domain.destroy()  # by its guest, or with the power of the machine: it is still promised
+    domain.destroy()  # as its guest may do, or a power cut: the allocation is still promised
     assert hypervisor.state()["allocations"][VM] == ORDERED
 
 
 @libvirt
-def test_an_instance_need_not_have_a_uuid_for_its_name(hypervisor: LibvirtSource) -> None:
+def test_an_instance_id_need_not_be_a_uuid(hypervisor: LibvirtSource) -> None:
     hypervisor.build("hv", "job.17", ORDERED)
     assert hypervisor.state()["allocations"]["job.17"] == ORDERED
     assert hypervisor._connection.lookupByName("job.17").isActive()
 
 
 @libvirt
-def test_an_order_ends_a_domain_for_good(hypervisor: LibvirtSource) -> None:
+def test_an_end_order_deletes_the_domain(hypervisor: LibvirtSource) -> None:
     hypervisor.build("hv", VM, ORDERED)
     ended = hypervisor.end("hv", VM)
     assert VM not in ended.state["allocations"]
@@ -300,7 +300,7 @@ def test_an_order_ends_a_domain_for_good(hypervisor: LibvirtSource) -> None:
 
 
 @libvirt
-def test_a_running_domains_hints_can_change_and_its_amounts_when_it_is_off(hypervisor: LibvirtSource) -> None:
+def test_the_hints_of_a_running_domain_can_change_and_the_amounts_of_a_stopped_one(hypervisor: LibvirtSource) -> None:
     hypervisor.build("hv", VM, ORDERED)
     moved = {**ORDERED, "hints": {"move": 2}}
     assert hypervisor.build("hv", VM, moved).state["allocations"][VM] == moved
@@ -313,7 +313,7 @@ def test_a_running_domains_hints_can_change_and_its_amounts_when_it_is_off(hyper
 
 
 @libvirt
-def test_other_peoples_domains_are_not_touched(hypervisor: LibvirtSource) -> None:
+def test_a_domain_that_no_order_built_is_never_changed(hypervisor: LibvirtSource) -> None:
     [foreign] = hypervisor.state()["allocations"]
     for order in (lambda: hypervisor.end("hv", foreign), lambda: hypervisor.build("hv", foreign, ORDERED)):
         with pytest.raises(OrderFailedError, match="no order built"):
@@ -322,7 +322,7 @@ def test_other_peoples_domains_are_not_touched(hypervisor: LibvirtSource) -> Non
 
 @libvirt
 @pytest.mark.parametrize("instance", ["a/b", "test"])
-def test_what_libvirt_refuses_leaves_nothing_behind(hypervisor: LibvirtSource, instance: str) -> None:
+def test_an_order_that_libvirt_refuses_changes_nothing(hypervisor: LibvirtSource, instance: str) -> None:
     before = hypervisor.state()
     with pytest.raises(OrderFailedError, match="could not"):
         hypervisor.build("hv", instance, ORDERED)
@@ -332,7 +332,7 @@ def test_what_libvirt_refuses_leaves_nothing_behind(hypervisor: LibvirtSource, i
 
 
 @libvirt
-def test_a_hypervisor_that_may_only_be_read_refuses_orders() -> None:
+def test_a_read_only_hypervisor_refuses_orders() -> None:
     source = LibvirtSource("test:///default", name="hv")
     source._libvirt = ReadOnly(source._libvirt)
     before = source.state()
@@ -343,7 +343,7 @@ def test_a_hypervisor_that_may_only_be_read_refuses_orders() -> None:
 
 
 class ReadOnly:
-    """libvirt, to a user who may not change anything."""
+    """libvirt's binding as it behaves for a user without write access."""
 
     def __init__(self, binding: Any) -> None:
         self._binding = binding
@@ -356,7 +356,7 @@ class ReadOnly:
 
 
 @libvirt
-def test_a_hypervisor_that_does_not_answer_is_told_and_tried_again() -> None:
+def test_a_hypervisor_that_does_not_answer_raises_and_is_tried_again_at_the_next_poll() -> None:
     source = LibvirtSource("test:///nonexistent/file", name="hv")
     for _ in range(2):
         with pytest.raises(SourceUnavailableError, match="can't be read"):
@@ -364,7 +364,7 @@ def test_a_hypervisor_that_does_not_answer_is_told_and_tried_again() -> None:
     source.close()
 
 
-def test_without_the_binding_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_libvirt_binding_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(ConfigError, match=r"pip install nodestate\[libvirt\]"):
         LibvirtSource("test:///default")

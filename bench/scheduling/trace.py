@@ -256,7 +256,7 @@ class TraceReplay(NamedTuple):
                 scheduler.send(BootThese(share))
         told: list[Told] = []
 
-        def all_told() -> bool:
+        def all_new_readings() -> bool:
             for scheduler in list(asked):
                 answer = scheduler.receive(0.0)
                 if answer is not None:
@@ -265,7 +265,7 @@ class TraceReplay(NamedTuple):
                     asked.remove(scheduler)
             return not asked
 
-        self.until(all_told, f"booting {len(tasks)} tasks")
+        self.until(all_new_readings, f"booting {len(tasks)} tasks")
         self.tally.boot_ms.append((time.monotonic() - began) * 1e3)
         for one in told:
             self.tally.conflicts += one.conflicts

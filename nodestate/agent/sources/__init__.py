@@ -1,7 +1,7 @@
-"""Where an agent reads state from: one small Protocol, and what comes out of it.
+"""Sources of state: the Protocol that an agent reads nodes through, and the readings that it returns.
 
-``host`` is this machine, ``libvirt`` its virtual machines, ``simulated`` a fleet that does not exist, ``given`` one of
-which nothing is known but what it is told.
+``host`` reads this machine, ``libvirt`` a hypervisor with its virtual machines. ``simulated`` is a fleet in memory
+whose nodes change by themselves, ``static_fleet`` one whose nodes change only by orders.
 """
 
 from __future__ import annotations
@@ -11,87 +11,101 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class FullState(NamedTuple):
-    """A node's whole state. The agent finds out what changed."""
+    """A node's full state. The agent publishes what changed since the last reading."""
 
     node: str
+    """The node's name."""
     state: Mapping[str, Any]
+    """The state, with the fields of an event's ``state``."""
 
 
 class StatePatch(NamedTuple):
-    """What changed, as an RFC 7396 merge patch of what this source said before."""
+    """A change of a node since this source's last reading of it."""
 
     node: str
+    """The node's name."""
     patch: Mapping[str, Any]
+    """An RFC 7396 merge patch of the state."""
 
 
 class NodeGone(NamedTuple):
-    """The node will not come back."""
+    """The node is gone for good."""
 
     node: str
+    """The node's name."""
 
 
 class NodeSilent(NamedTuple):
-    """The node does not answer: no sign of life of it, until it is read again."""
+    """The node does not answer. The agent publishes no heartbeat of it until the source has a state of it again."""
 
     node: str
+    """The node's name."""
 
 
 Reading = FullState | StatePatch | NodeGone | NodeSilent
+"""One thing that a source found out about one node."""
 
 
 class Room(NamedTuple):
-    """What decides on an order: as of now, each field as in a node's state."""
+    """What admission needs to know of a node, as of now. Each field is that of a node's state."""
 
     status: str
+    """``up``, ``draining``, ``maintenance`` or ``down``."""
     inventory: Mapping[str, Mapping[str, float]]
+    """By resource class: total, reserved and allocation ratio."""
     usage: Mapping[str, int]
+    """By resource class, the used amount."""
     allocations: Mapping[str, Mapping[str, Any]]
+    """By instance, its allocation."""
 
 
 class StateSource(Protocol):
-    """Reads the state of one or many nodes. Cost follows change: after the first ``poll``, only what is new."""
+    """Reads the state of one or many nodes. After the first ``poll`` it gives only changes, so that polls stay cheap."""
 
     @property
     def name(self) -> str:
-        """Names the agent's lives on this machine; one file for all nodes of the source."""
+        """Names the files of this source on this machine: one incarnation for all its nodes."""
 
     @property
     def every_s(self) -> float:
-        """How often to poll."""
+        """Seconds between two polls."""
 
     def nodes(self) -> Sequence[str]:
-        """The nodes that are known now."""
+        """Names of the nodes that are known now."""
 
     def poll(self, now: float) -> Iterable[Reading]:
-        """What is new at ``now`` (seconds, monotonic); every node's whole state at the first call.
+        """The readings that are new at ``now`` (monotonic seconds); the first call gives every node's full state.
 
-        Raises ``SourceUnavailableError``; the agent polls again, and sends no heartbeats of its nodes meanwhile.
+        Raises ``SourceUnavailableError`` if the source can't be read. The agent then polls again later, and sends no
+        heartbeats of the source's nodes meanwhile.
         """
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release connections and files."""
 
 
 @runtime_checkable
 class AdmittingSource(Protocol):
-    """A ``StateSource`` that can also carry out orders. Whether it should is decided by who calls (``admission``).
+    """A ``StateSource`` that can also carry out orders. ``Admission`` decides whether it should, and calls it.
 
-    ``room``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError``, and then did nothing. What
-    ``build`` and ``end`` return is not among what ``poll`` gives, and is published only after ``keep``.
+    ``room``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError``, and then have changed
+    nothing. The readings that ``build`` and ``end`` return are not given by ``poll`` again, and are published only
+    after ``keep``.
     """
 
     def room(self, node: str) -> Room:
-        """What the node has and who has it."""
+        """The node's resources and allocations as of now."""
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState | StatePatch:
-        """Give the instance this allocation, in place of the one that it may have."""
+        """Give the instance this allocation, replacing the one that it may have."""
 
     def end(self, node: str, instance: str) -> FullState | StatePatch:
-        """Take away what the instance has; it has something."""
+        """Remove the instance's allocation. It must have one."""
 
     def keep(self) -> None:
-        """Make what was built and ended since the last call outlive the agent. Raises ``SourceUnavailableError``: then all of
-        it is undone.
+        """Store everything that was built and ended since the last call, so that it survives the agent.
+
+        Raises ``SourceUnavailableError`` if that fails; then all of it is undone.
         """
 
 

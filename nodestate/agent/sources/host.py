@@ -1,4 +1,6 @@
-"""This machine, as the operating system sees it. What runs on it is no allocation of anybody, so usage is what is used."""
+"""This machine, as the operating system sees it. Its processes are not allocations, so usage is what the system
+measures.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from nodestate.model import MAX_NODE_NAME_CHARS, NODE_NAME_CHARACTERS
 MIB: Final = 1024**2
 GIB: Final = 1024**3
 MEMORY_STEP_MB: Final = 64
-"""Memory in use is rounded to this: what is less is noise, and each step is a message."""
+"""Memory in use is rounded to multiples of this: smaller changes are noise, and each change costs a message."""
 
 _TRAITS: Final = {
     "aes": "HW_CPU_X86_AESNI",
@@ -29,7 +31,7 @@ _TRAITS: Final = {
 
 
 def clean_name(name: str) -> str:
-    """A host's name with everything replaced that a node's name may not have."""
+    """A host's name as a valid node name: other characters become ``-``, and the rest beyond the limit is cut off."""
     return re.sub(f"[^{NODE_NAME_CHARACTERS}]", "-", name)[:MAX_NODE_NAME_CHARS] or "host"
 
 
@@ -38,11 +40,16 @@ class HostSource:
 
     def __init__(self, *, name: str = "", zone: str = "", path: str = "/", every_s: float = 5.0) -> None:
         self._name = clean_name(name or socket.gethostname())
+        """The node's name."""
         self._zone = zone
+        """The zone to report."""
         self._path = path
+        """A path on the disk to report."""
         self._every_s = every_s
+        """Seconds between two polls."""
         self._traits = _cpu_traits()
-        psutil.cpu_percent()  # measures since its last call, so the first says nothing
+        """Traits of the processor."""
+        psutil.cpu_percent()  # measures since its last call, so the first result has no meaning
 
     @property
     def name(self) -> str:
@@ -51,15 +58,15 @@ class HostSource:
 
     @property
     def every_s(self) -> float:
-        """How often to poll."""
+        """Seconds between two polls."""
         return self._every_s
 
     def nodes(self) -> Sequence[str]:
-        """This machine."""
+        """The name of this machine."""
         return (self._name,)
 
-    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the machine is as it is now
-        """The machine's whole state."""
+    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the machine is read as of now
+        """The machine's full state."""
         yield FullState(self._name, self.state())
 
     def state(self) -> dict[str, Any]:
@@ -88,7 +95,7 @@ class HostSource:
         }
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
 
 def _cpu_traits() -> list[str]:

@@ -1,4 +1,4 @@
-"""A hypervisor, through libvirt: its domains are allocations. Needs ``pip install nodestate[libvirt]``."""
+"""A hypervisor that is read through libvirt; its domains are allocations. Needs ``pip install nodestate[libvirt]``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableErr
 
 KIB_PER_MIB = 1024
 METADATA: Final = "urn:nodestate:allocation"
-"""The XML namespace of what an order asked for, in its domain's ``<metadata>``."""
+"""The XML namespace under which a domain's ``<metadata>`` holds the allocation that an order asked for."""
 PREFIX: Final = "nodestate"
 OWN_CLASSES: Final = ("VCPU", "MEMORY_MB")
-"""What libvirt itself says of a domain."""
+"""Resource classes whose amounts libvirt itself reports for a domain."""
 
 ET.register_namespace(PREFIX, METADATA)
 
@@ -27,30 +27,37 @@ ET.register_namespace(PREFIX, METADATA)
 class LibvirtSource:
     """A ``StateSource`` and ``AdmittingSource`` of one node: the hypervisor at ``uri``.
 
-    A domain that runs or is paused takes its virtual CPUs and its memory limit; disk is what storage pools say.
-    A lost connection is opened again at the next poll. It reads only, until the first order comes.
+    A domain that runs or is paused uses its virtual CPUs and its memory limit; disk usage is that of the storage pools.
+    A lost connection is opened again at the next poll. The connection is read-only until the first order comes.
 
-    An order defines and starts a domain of that name, with CPUs and memory and nothing else: disks and networks are for
-    others to attach. The order stands in the domain's metadata, which libvirt stores, so it needs no file here. Such a
-    domain keeps its allocation while it is shut off, and takes what else was asked for (``DISK_GB``) beside what the pools say.
-    While it runs, its hints can change but not its amounts: libvirt fixes these at the start. Domains that no order
-    built are reported, and neither changed nor ended.
+    An order defines and starts a domain of the instance's name, with CPUs and memory and nothing else; other tools
+    attach disks and networks. The order is stored in the domain's metadata by libvirt, so no file is needed here. Such
+    a domain keeps its allocation while it is shut off. Other ordered amounts (``DISK_GB``) count in addition to what
+    the pools report. While the domain runs, its hints can change but not its amounts, which libvirt fixes at the start.
+    Domains that no order built are reported, but never changed or ended.
     """
 
     def __init__(self, uri: str = "qemu:///system", *, name: str = "", zone: str = "", every_s: float = 5.0) -> None:
         self._libvirt = _import_libvirt()
+        """The binding's module."""
         self._uri = uri
+        """libvirt's address of the hypervisor."""
         self._zone = zone
+        """The zone to report."""
         self._every_s = every_s
+        """Seconds between two polls."""
         self._connection: Any = None
+        """The open connection; None if there is none."""
         self._writes = False
+        """True if the connection may change domains."""
         self._name = clean_name(name) if name else ""
-        # It prints each error to stderr otherwise, beside raising it.
+        """The node's name; empty until the hypervisor was asked for its host's name."""
+        # Otherwise libvirt prints each error to stderr, in addition to raising it.
         self._libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
     @property
     def name(self) -> str:
-        """The node's name: the hypervisor's host, where none was given."""
+        """The node's name: the given one, or else that of the hypervisor's host. Raises ``SourceUnavailableError``."""
         if not self._name:
             try:
                 self._name = clean_name(self._connected().getHostname())
@@ -60,15 +67,15 @@ class LibvirtSource:
 
     @property
     def every_s(self) -> float:
-        """How often to poll."""
+        """Seconds between two polls."""
         return self._every_s
 
     def nodes(self) -> Sequence[str]:
-        """The hypervisor."""
+        """The name of the hypervisor."""
         return (self.name,)
 
-    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the hypervisor is as it is now
-        """The hypervisor's whole state. Raises ``SourceUnavailableError``."""
+    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the hypervisor is read as of now
+        """The hypervisor's full state. Raises ``SourceUnavailableError``."""
         yield FullState(self.name, self.state())
 
     def state(self) -> dict[str, Any]:
@@ -87,15 +94,15 @@ class LibvirtSource:
 
     # -- AdmittingSource
 
-    def room(self, node: str) -> Room:  # noqa: ARG002 - there is one
-        """What the hypervisor has and who has it. Raises ``SourceUnavailableError``."""
+    def room(self, node: str) -> Room:  # noqa: ARG002 - there is one node
+        """The hypervisor's resources and allocations as of now. Raises ``SourceUnavailableError``."""
         state = self.state()
         return Room(state["status"], state["inventory"], state["usage"], state["allocations"])
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState:
-        """Define and start a domain; of one that is there change what can be changed."""
+        """Define and start a domain, or change what can be changed of an existing one. Raises ``OrderFailedError``."""
         resources = allocation["resources"]
-        with self._refusing():
+        with self._failures_as_refusals():
             connection = self._writable()
             domain, there = self._find(connection, instance)
             if domain is None:
@@ -107,14 +114,14 @@ class LibvirtSource:
             elif domain.isActive():
                 scope = self._libvirt.VIR_DOMAIN_AFFECT_CONFIG | self._libvirt.VIR_DOMAIN_AFFECT_LIVE
                 element = self._libvirt.VIR_DOMAIN_METADATA_ELEMENT
-                domain.setMetadata(element, _text(_kept("order", instance, allocation)), PREFIX, METADATA, scope)
+                domain.setMetadata(element, _text(_metadata("order", instance, allocation)), PREFIX, METADATA, scope)
             else:
                 connection.defineXML(_text(_domain(connection, instance, allocation, domain.UUIDString())))
         return FullState(node, self.state())
 
     def end(self, node: str, instance: str) -> FullState:
-        """Stop a domain, and forget it."""
-        with self._refusing():
+        """Stop a domain and delete its definition. Raises ``OrderFailedError``."""
+        with self._failures_as_refusals():
             domain, _ = self._find(self._writable(), instance)
             if domain is not None:
                 if domain.isActive():
@@ -123,7 +130,7 @@ class LibvirtSource:
         return FullState(node, self.state())
 
     def keep(self) -> None:
-        """What libvirt defined it has stored."""
+        """Nothing to do: libvirt stores each definition itself."""
 
     # -- inside
 
@@ -141,19 +148,21 @@ class LibvirtSource:
         return self._connected()
 
     @contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _failures_as_refusals(self) -> Iterator[None]:
         try:
             yield
         except self._libvirt.libvirtError as error:
             raise OrderFailedError(self._uri, str(error)) from error
 
     def _find(self, connection: Any, instance: str) -> tuple[Any, dict[str, Any]]:
-        """The domain of an instance, and its allocation; None where there is none. Not one that no order built."""
+        """The domain of an instance and its allocation; None if there is none. Raises ``OrderFailedError`` if no order
+        built the domain.
+        """
         for domain in connection.listAllDomains():
             name, allocation = self._allocation(domain)
             if name == instance:
-                if self._asked(domain) is None:
-                    raise OrderFailedError(self._uri, "touch a domain that no order built")
+                if self._order_of(domain) is None:
+                    raise OrderFailedError(self._uri, "change a domain that no order built")
                 return domain, allocation
         return None, {}
 
@@ -182,7 +191,7 @@ class LibvirtSource:
         active = [domain for domain in domains if domain.isActive()]
         allocations: dict[str, Any] = {}
         for domain in domains:
-            if not domain.isActive() and self._asked(domain) is None:
+            if not domain.isActive() and self._order_of(domain) is None:
                 continue
             instance, allocation = self._allocation(domain)
             allocations[instance] = allocation
@@ -199,34 +208,34 @@ class LibvirtSource:
         }
 
     def _allocation(self, domain: Any) -> tuple[str, dict[str, Any]]:
-        """Whose a domain is, and what it has."""
+        """The instance of a domain, and its allocation."""
         _, limit_kib, _, vcpus, _ = domain.info()
         resources = {"VCPU": vcpus, "MEMORY_MB": limit_kib // KIB_PER_MIB}
-        asked = self._asked(domain)
+        asked = self._order_of(domain)
         if asked is None:
             return domain.UUIDString(), {"resources": resources}
         allocation = asked["allocation"]
         return asked["instance"], {**allocation, "resources": {**allocation["resources"], **resources}}
 
-    def _asked(self, domain: Any) -> dict[str, Any] | None:
-        """What an order wrote into a domain's metadata; None of a domain that no order built."""
+    def _order_of(self, domain: Any) -> dict[str, Any] | None:
+        """The order in a domain's metadata; None if no order built the domain."""
         try:
             element = domain.metadata(self._libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA)
         except self._libvirt.libvirtError as error:
             if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN_METADATA:
                 return None
             raise
-        asked: dict[str, Any] = json.loads(ET.fromstring(element).text or "")  # noqa: S314 - we wrote it
+        asked: dict[str, Any] = json.loads(ET.fromstring(element).text or "")  # noqa: S314 - this class wrote it
         return asked
 
 
 def _domain(connection: Any, instance: str, allocation: dict[str, Any], identity: str) -> ET.Element:
-    """The domain that an order asks for, as the hypervisor runs such."""
+    """The definition of a domain for an order, of a type that the hypervisor can run."""
     kind, architecture = _guest(connection)
     domain = ET.Element("domain", type=kind)
     ET.SubElement(domain, "name").text = instance
     ET.SubElement(domain, "uuid").text = identity
-    ET.SubElement(domain, "metadata").append(_kept(f"{{{METADATA}}}order", instance, allocation))
+    ET.SubElement(domain, "metadata").append(_metadata(f"{{{METADATA}}}order", instance, allocation))
     ET.SubElement(domain, "memory", unit="KiB").text = str(allocation["resources"]["MEMORY_MB"] * KIB_PER_MIB)
     ET.SubElement(domain, "vcpu").text = str(allocation["resources"]["VCPU"])
     ET.SubElement(ET.SubElement(domain, "os"), "type", arch=architecture).text = "hvm"
@@ -234,8 +243,10 @@ def _domain(connection: Any, instance: str, allocation: dict[str, Any], identity
 
 
 def _guest(connection: Any) -> tuple[str, str]:
-    """The type and architecture of a domain, of those the hypervisor says it can run: the host's own, and the fastest."""
-    capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirt's own
+    """Type and architecture for a new domain: the host's own architecture and KVM if the hypervisor supports them, else
+    the first ones that it supports. Raises ``OrderFailedError`` if it supports none.
+    """
+    capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirt wrote it
     host = capabilities.findtext("host/cpu/arch")
     guests = [guest for guest in capabilities.iter("guest") if guest.findtext("os_type") == "hvm"]
     for architecture in sorted(
@@ -247,11 +258,13 @@ def _guest(connection: Any) -> tuple[str, str]:
     raise OrderFailedError(connection.getURI(), "run any virtual machine")
 
 
-def _kept(tag: str, instance: str, allocation: dict[str, Any]) -> ET.Element:
-    """JSON in ASCII, as XML can't carry every character. The tag has its namespace, except where libvirt adds it."""
-    kept = ET.Element(tag)
-    kept.text = json.dumps({"instance": instance, "allocation": allocation})
-    return kept
+def _metadata(tag: str, instance: str, allocation: dict[str, Any]) -> ET.Element:
+    """The metadata element of an allocation: JSON in ASCII, because XML can't carry every character. ``tag`` has the
+    namespace unless libvirt adds it.
+    """
+    element = ET.Element(tag)
+    element.text = json.dumps({"instance": instance, "allocation": allocation})
+    return element
 
 
 def _text(element: ET.Element) -> str:
@@ -263,6 +276,6 @@ def _import_libvirt() -> Any:
         return importlib.import_module("libvirt")
     except ImportError as error:
         raise ConfigError(
-            f"reading libvirt needs its Python binding ({error}): pip install nodestate[libvirt], which compiles "
+            f"reading libvirt needs its Python binding ({error}): run pip install nodestate[libvirt], which compiles "
             "against libvirt's headers (Debian: libvirt-dev, gcc, pkg-config)"
         ) from error

@@ -1,4 +1,4 @@
-"""A fleet that does not exist: seeded, so that the same fleet does the same things."""
+"""A simulated fleet. It is seeded: two fleets with the same seed have the same nodes and the same changes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from nodestate.agent.sources.static_fleet import StaticFleet, StaticNode, put
 RACK_NODES_COUNT: Final = 40
 ZONE_RACKS_COUNT: Final = 25
 START_TASKS_COUNT: Final = 5
-"""Tasks on a node at the start, on average; later starts and ends keep near it."""
+"""Average number of tasks on a node at the start; it stays near this number."""
 GROUPS_COUNT: Final = 200
 MAX_STEP_S: Final = 1.0
-"""A fleet that was not polled for longer does not make up for all that would have happened."""
+"""Longest time for which one poll simulates changes; the rest of a longer pause is skipped."""
 CHURN: Final = 0.4
-"""Share of changes that start or end a task; the others measure."""
+"""Share of changes that start or end a task. The others only change metrics."""
 
 _COMMON_TRAITS: Final = ["HW_CPU_X86_AESNI", "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42", "STORAGE_DISK_SSD"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A kind of machine that is bought by the rack."""
+    """A model of machine."""
 
     weight: int
+    """How often it occurs, in percent."""
     inventory: Mapping[str, Mapping[str, float]]
+    """Its resources."""
     traits: Sequence[str]
+    """Its traits."""
 
 
 _MODELS: Final = (
@@ -74,11 +77,11 @@ _FLAVOURS: Final = (
 
 
 class SimulatedFleet(StaticFleet):
-    """A ``StaticFleet`` of ``count`` nodes on which ``changes_per_s`` things happen in all: tasks start and end with
-    their allocations, and metrics move. Usage is always the sum of the allocations, and within capacity.
+    """A ``StaticFleet`` of ``count`` nodes with ``changes_per_s`` changes per second in the whole fleet: tasks start
+    and end with their allocations, and metrics change. Usage is always the sum of the allocations, and within capacity.
 
-    A poll costs what changed, not what there is. What was ordered never ends by itself; tasks that only were simulated
-    make room for what is taken over from an earlier life.
+    The cost of a poll follows the number of changes, not of nodes. Ordered instances never end by themselves. If
+    instances of an earlier incarnation do not fit at the start, simulated tasks are removed to make room.
     """
 
     def __init__(
@@ -93,9 +96,13 @@ class SimulatedFleet(StaticFleet):
     ) -> None:
         assert count > 0
         self._rng = random.Random(f"nodestate fleet {seed}")
+        """Decides on everything that happens."""
         self._changes_per_s = changes_per_s
+        """Changes per second in the whole fleet."""
         self._polled_at: float | None = None
+        """When the fleet was last polled, in monotonic seconds; None before the first poll."""
         self._due = 0.0
+        """Changes that are due, with the fraction that the last poll left."""
         digits = max(4, len(str(count - 1)))
         super().__init__(
             {f"{prefix}{number:0{digits}}": self._make(number) for number in range(count)},
@@ -108,7 +115,7 @@ class SimulatedFleet(StaticFleet):
                 self._start(node)
 
     def poll(self, now: float) -> Iterator[Reading]:
-        """Every state at the first call; afterwards the patches of what happened since."""
+        """Every node's full state at the first call; afterwards a patch for each change."""
         yield from super().poll(now)
         if self._polled_at is None:
             self._polled_at = now
@@ -122,7 +129,7 @@ class SimulatedFleet(StaticFleet):
                 yield self._happen(name)
 
     def state(self, name: str) -> dict[str, Any]:
-        """The whole state of one node."""
+        """The full state of one node."""
         return {**super().state(name), "metrics": self._metrics(self._nodes[name])}
 
     # -- inside
@@ -143,7 +150,8 @@ class SimulatedFleet(StaticFleet):
     def _happen(self, name: str) -> StatePatch:
         node = self._nodes[name]
         if self._rng.random() < CHURN:
-            # The fuller, the likelier an end: tasks stay around their average, and states around their size.
+            # The more tasks a node has, the likelier one ends. So their number, and the size of states, stays near the
+            # average.
             tasks = [task for task in node.allocations if task not in node.ordered]
             ends = self._rng.random() < len(tasks) / (2 * START_TASKS_COUNT)
             touched = self._end_one(node, self._rng.choice(tasks)) if ends else self._start(node)
@@ -152,7 +160,7 @@ class SimulatedFleet(StaticFleet):
         return StatePatch(name, {"metrics": self._metrics(node)})
 
     def _start(self, node: StaticNode) -> dict[str, Any]:
-        """What changed; empty where it does not fit."""
+        """Start a task. Returns the patch; empty if the task does not fit."""
         resources = self._rng.choices([resources for _, resources in _FLAVOURS], [weight for weight, _ in _FLAVOURS])[0]
         if not _fits(node, resources):
             return {}
@@ -168,6 +176,7 @@ class SimulatedFleet(StaticFleet):
         return {"allocations": {task: allocation}, "usage": {name: node.usage[name] for name in resources}}
 
     def _end_one(self, node: StaticNode, task: str) -> dict[str, Any]:
+        """End a task. Returns the patch."""
         resources = node.allocations[task]["resources"]
         put(node, task, None)
         return {"allocations": {task: None}, "usage": {name: node.usage[name] for name in resources}}
@@ -188,7 +197,7 @@ class SimulatedFleet(StaticFleet):
 
 
 def fleet_name(prefix: str, seed: int) -> str:
-    """What names the lives and the allocations of a fleet on this machine."""
+    """The name of a fleet, which its files on this machine have."""
     return f"{prefix}fleet-{seed}"
 
 

@@ -1,4 +1,4 @@
-"""Nodes that are given: nothing happens on them but what they are told."""
+"""A fleet of nodes with given states, which change only by orders and by the methods of this class."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from nodestate.errors import SourceUnavailableError
 
 @dataclass(slots=True, eq=False)
 class StaticNode:
-    """One node. ``ordered`` are those of its instances that were built by an order, now or in an earlier life."""
+    """One node of a static or simulated fleet."""
 
     fixed: dict[str, Any]
+    """Its state without usage and allocations."""
     usage: dict[str, int]
+    """By resource class, the used amount."""
     allocations: dict[str, AllocationJson] = field(default_factory=dict)
+    """By instance, its allocation."""
     ordered: set[str] = field(default_factory=set)
+    """Instances that an order built, in this incarnation of the agent or an earlier one."""
     silent: bool = False
+    """True while the node does not answer."""
 
 
 class StaticFleet:
-    """A ``StateSource`` and ``AdmittingSource`` of nodes in the states that it is given.
+    """A ``StateSource`` and ``AdmittingSource`` of nodes with given states.
 
-    Orders are carried out at once, and usage follows; who asks for more than there is must not call (``admission``).
-    With ``allocations`` what was ordered outlives the agent: it is taken over at the first poll, in addition to what
-    the nodes are given. Nodes that a test wants in another condition: ``set_status``, ``kill`` and ``revive``.
+    Orders are carried out at once, and usage follows. Nothing is checked here: ``Admission`` checks that an order fits
+    before it calls. With ``allocations``, ordered instances survive the agent: the first poll adds them to the given
+    states. Tests change nodes with ``set_status``, ``kill`` and ``revive``.
     """
 
     def __init__(
@@ -40,14 +45,23 @@ class StaticFleet:
         allocations: AllocationFile | None = None,
     ) -> None:
         self._name = name
+        """The fleet's name."""
         self._every_s = every_s
+        """Seconds between two polls."""
         self._allocations = allocations
-        self._nodes = {node: _given(state) for node, state in states.items()}
+        """Where ordered instances are stored; None if they are lost with the agent."""
+        self._nodes = {node: _static_node(state) for node, state in states.items()}
+        """All nodes, by name."""
         self._names = list(self._nodes)
-        self._told: list[Reading] = []
+        """All names, in the given order."""
+        self._new_readings: list[Reading] = []
+        """Readings that the next poll gives."""
         self._polled = False
+        """True after the first poll."""
         self._unkept: list[AllocationChange] = []
+        """What orders changed since the last ``keep``."""
         self._undo: list[AllocationChange] = []
+        """The allocations before those changes, in the same order."""
 
     # -- StateSource
 
@@ -58,28 +72,28 @@ class StaticFleet:
 
     @property
     def every_s(self) -> float:
-        """How often to poll."""
+        """Seconds between two polls."""
         return self._every_s
 
     def nodes(self) -> Sequence[str]:
-        """All names."""
+        """The names of all nodes."""
         return self._names
 
-    def poll(self, now: float) -> Iterator[Reading]:  # noqa: ARG002 - nothing happens by itself
-        """Every state at the first call; afterwards what it was told."""
-        told, self._told = self._told, []
+    def poll(self, now: float) -> Iterator[Reading]:  # noqa: ARG002 - no node changes by itself
+        """Every node's full state at the first call; later what ``set_status``, ``kill`` and ``revive`` changed."""
+        readings, self._new_readings = self._new_readings, []
         if self._polled:
-            for reading in told:  # as it is by now: orders may have come since it was told
+            for reading in readings:  # the state as of now: orders may have changed it since
                 yield FullState(reading.node, self.state(reading.node)) if isinstance(reading, FullState) else reading
             return
         self._polled = True
-        self._take_over()
+        self._restore_allocations()
         for name in self._names:
             yield FullState(name, self.state(name))
-        yield from (reading for reading in told if isinstance(reading, NodeSilent))
+        yield from (reading for reading in readings if isinstance(reading, NodeSilent))
 
     def state(self, name: str) -> dict[str, Any]:
-        """The whole state of one node."""
+        """The full state of one node."""
         node = self._nodes[name]
         return {**node.fixed, "usage": dict(node.usage), "allocations": dict(node.allocations)}
 
@@ -91,20 +105,24 @@ class StaticFleet:
     # -- AdmittingSource
 
     def room(self, node: str) -> Room:
-        """What the node has and who has it."""
-        given = self._nodes[node]
-        return Room(given.fixed.get("status", "up"), given.fixed.get("inventory", {}), given.usage, given.allocations)
+        """The node's resources and allocations as of now."""
+        static = self._nodes[node]
+        return Room(
+            static.fixed.get("status", "up"), static.fixed.get("inventory", {}), static.usage, static.allocations
+        )
 
     def build(self, node: str, instance: str, allocation: AllocationJson) -> FullState | StatePatch:
-        """Give the instance this allocation, in place of the one that it may have."""
+        """Give the instance this allocation, replacing the one that it may have."""
         return self._change(node, instance, allocation)
 
     def end(self, node: str, instance: str) -> FullState | StatePatch:
-        """Take away what the instance has."""
+        """Remove the instance's allocation."""
         return self._change(node, instance, None)
 
     def keep(self) -> None:
-        """Store what was built and ended since the last call, if there is where. Raises ``SourceUnavailableError``."""
+        """Store what was built and ended since the last call, if the fleet has a file. Raises
+        ``SourceUnavailableError`` if the file can't be written; then all of it is undone.
+        """
         unkept, self._unkept = self._unkept, []
         undo, self._undo = self._undo, []
         if self._allocations is None or not unkept:
@@ -118,22 +136,22 @@ class StaticFleet:
                     self._nodes[node].ordered.add(instance)
             raise SourceUnavailableError(self._name, f"allocations can't be stored: {error}") from error
 
-    # -- what tests do to nodes
+    # -- changes made by tests
 
     def set_status(self, name: str, status: str) -> None:
-        """An operator does it."""
+        """Change a node's status, as its operator would."""
         self._nodes[name].fixed["status"] = status
-        self._told.append(StatePatch(name, {"status": status}))
+        self._new_readings.append(StatePatch(name, {"status": status}))
 
     def kill(self, name: str) -> None:
-        """The machine loses its power: nothing is heard of it, and no order is answered."""
+        """Make a node silent, as if its machine had lost its power: it gives no sign of life and answers no order."""
         self._nodes[name].silent = True
-        self._told.append(NodeSilent(name))
+        self._new_readings.append(NodeSilent(name))
 
     def revive(self, name: str) -> None:
-        """It is back, with all its instances."""
+        """Bring a silent node back, with all its instances."""
         self._nodes[name].silent = False
-        self._told.append(FullState(name, self.state(name)))
+        self._new_readings.append(FullState(name, self.state(name)))
 
     # -- inside
 
@@ -154,10 +172,10 @@ class StaticFleet:
             return StatePatch(name, {**patch, "allocations": {instance: None}})
         try:
             return StatePatch(name, {**patch, "allocations": {instance: diff_patch(before or {}, allocation)}})
-        except InexpressibleError:  # hints that hold a null
+        except InexpressibleError:  # the hints hold a null
             return FullState(name, self.state(name))
 
-    def _take_over(self) -> None:
+    def _restore_allocations(self) -> None:
         if self._allocations is None:
             return
         for name, instances in self._allocations.open().items():
@@ -168,11 +186,11 @@ class StaticFleet:
                     self._nodes[name].ordered.add(instance)
 
     def _make_room(self, node: StaticNode, instance: str, allocation: AllocationJson) -> None:
-        """What is given is given."""
+        """Make room for an instance of an earlier incarnation. A static fleet has no instances to remove."""
 
 
 def put(node: StaticNode, instance: str, allocation: AllocationJson | None) -> None:
-    """Replace what an instance has on a node; usage follows."""
+    """Replace an instance's allocation on a node, or remove it with None, and adjust the node's usage."""
     before = node.allocations.pop(instance, None)
     if before is not None:
         _count(node, before["resources"].items(), -1)
@@ -186,7 +204,7 @@ def _count(node: StaticNode, resources: Iterable[tuple[str, int]], sign: int) ->
         node.usage[name] = node.usage.get(name, 0) + sign * amount
 
 
-def _given(state: Mapping[str, Any]) -> StaticNode:
+def _static_node(state: Mapping[str, Any]) -> StaticNode:
     fixed = {name: value for name, value in state.items() if name not in {"usage", "allocations"}}
     usage = {**dict.fromkeys(state.get("inventory", {}), 0), **state.get("usage", {})}
     return StaticNode(fixed, usage, dict(state.get("allocations", {})))
