@@ -201,7 +201,7 @@ class TestBoot:
 
     def test_what_has_no_outcome_in_time_is_said_to_be_under_way(self, site: Cell) -> None:
         site.fleet.kill("silent-1")
-        while site.fleet._told:  # until the agent has noticed
+        while site.fleet._new_readings:  # until the agent has noticed
             time.sleep(0.01)
         request = wanted("silent", instances=["u-1"], force_nodes=["silent-1"])
         answer = site.ask("boot", "-", "--timeout", "0.2", stdin=request, code=1)

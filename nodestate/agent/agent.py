@@ -1,8 +1,7 @@
-"""The agent: reads sources of state, and keeps the cell told about their nodes."""
+"""The agent: reads sources of state, and publishes the events of their nodes."""
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,17 @@ import structlog
 from nodestate.agent.admission import Admission
 from nodestate.agent.diff import InexpressibleError, diff_patch
 from nodestate.agent.incarnation import IncarnationLock, state_directory
-from nodestate.agent.publisher import PAUSE_S, Publisher, concerns
-from nodestate.agent.sources import AdmittingSource, FullState, NodeGone, NodeSilent, Reading, StatePatch, StateSource
+from nodestate.agent.publisher import FLUSH_PAUSE_S, Publisher, concerns
+from nodestate.agent.schedules import HeartbeatSchedule, ReportSchedule
+from nodestate.agent.sources import (
+    AdmittingSource,
+    FullState,
+    NodeGone,
+    NodeSilent,
+    Reading,
+    StatePatch,
+    StateSource,
+)
 from nodestate.config import Config
 from nodestate.errors import (
     BadEventError,
@@ -27,54 +35,75 @@ from nodestate.ports import AgentInbox, Clock, Resync, Sink
 from nodestate.ports.backoff import Backoff
 
 MAX_WAIT_S: Final = 0.25
-"""``run`` looks at least so often whether it is told to stop."""
+"""Longest wait of one step of ``run``, which checks between steps whether it shall stop."""
 
 
 @dataclass(slots=True)
 class AgentStats:
-    """Counters of one agent, since its start."""
+    """Counters of one agent, since it started."""
 
     reports: int = 0
+    """Reports published."""
     changes: int = 0
+    """Changes published."""
     heartbeats: int = 0
+    """Heartbeats published."""
     resyncs: int = 0
+    """Resync requests that concerned one of the agent's nodes."""
     censuses: int = 0
+    """Census requests answered."""
     sent_again: int = 0
+    """Nodes whose lost state was published again."""
     admitted: int = 0
+    """Orders that built or changed an instance."""
     refused: int = 0
+    """Orders refused."""
     ended: int = 0
+    """Orders that ended an instance."""
     bad: int = 0
+    """Invalid states that a source gave."""
     broker_errors: int = 0
+    """Failed calls of the broker."""
 
 
 @dataclass(slots=True)
-class _Feed:
-    """One source, with its life and when it is due."""
+class PolledSource:
+    """One source, with the incarnation of its nodes and the time of its next poll."""
 
     source: StateSource
+    """The source itself."""
     incarnation: int
-    life: IncarnationLock | None
+    """The incarnation of all its nodes."""
+    lock: IncarnationLock | None
+    """Locks the source's name; None if the caller gave the incarnation."""
     poll_at: float
+    """When it is polled next, in monotonic seconds."""
     failing: bool = False
+    """True if the last poll failed. Its nodes get no heartbeats then."""
 
 
 class Agent:
-    """Publishes what its sources say.
+    """Publishes the events of the nodes that its sources read, and carries out orders for them.
 
     For each node::
 
-        (unknown) --whole state--> report --part, or another whole state: what differs--> change
+        (unknown) --full state--> report --patch, or another full state: the difference--> change
         every heartbeat_s, each node at its own phase: heartbeat, unless its source can't be read
-        resync that concerns it: report, at a random moment of the request's jitter
-        lost while the broker was away: one report of the newest state, when it is back
+        resync request that concerns the node: report, at a random moment of the request's jitter
+        an event was lost while the broker was away: one report of the newest state, when the broker is back
         gone, or ``close(leave=True)``: leave
-        silent: nothing, until it is read again
-        an order: what it changed, or that it was refused, as a change; then the answer (``Admission``)
+        silent: nothing, until the source reads the node again
+        order: its effect or its refusal as a change, and then the answer (``Admission``)
 
-    ``step`` is a plain function of an injected clock, sources and sink, so that a seeded simulation can run it; it
-    never raises for outages. All nodes of a source share its incarnation: one file per source, not per node.
-    Without ``leave`` the nodes stay known when the agent ends, and grow stale: an agent that is updated should not
-    empty the view. The sink is the caller's to close.
+    ``step`` is a plain function of an injected clock, sources, sink and inbox, so that a seeded simulation can run it;
+    it never raises for outages. All nodes of a source share one incarnation, so there is one file per source and not
+    per node.
+
+    Without ``leave`` the nodes stay known after the agent ended, and become stale: restarting an agent for an update
+    must not remove its nodes from the view. The caller closes ``sink`` and ``inbox``.
+
+    Args:
+        incarnation: the incarnation of all nodes, with no file and no lock; None takes the next one of each source.
     """
 
     def __init__(
@@ -89,54 +118,71 @@ class Agent:
         incarnation: int | None = None,
     ) -> None:
         self.config = config
+        """Settings of the cell."""
         self.stats = AgentStats()
+        """Counters since the start."""
         self.publishers: dict[str, Publisher] = {}
+        """The publisher of each node that a source has read."""
         self._sink = sink
+        """Takes the events."""
         self._inbox = inbox
+        """Gives resync requests and orders."""
         self._clock = clock
+        """Time."""
         self._rng = rng
+        """Random numbers of all nodes."""
         self._log = structlog.get_logger("nodestate.agent")
+        """The agent's logger."""
         self._backoff = Backoff(clock, rng, config.heartbeat_s / 2)
-        self._away = False
+        """When the broker is tried again; all publishers share it."""
+        self._broker_away = False
+        """True since a call of the broker failed, until one worked."""
         self._dirty: set[str] = set()
-        self._heartbeats: list[tuple[float, str]] = []
-        self._answers: list[tuple[float, str]] = []
-        self._answering: set[str] = set()
-        self._feeds: list[_Feed] = []
-        self._feed_of: dict[str, _Feed] = {}
+        """Nodes of which an event was lost."""
+        self._heartbeats = HeartbeatSchedule(config.heartbeat_s, rng)
+        """When each node's heartbeat is due."""
+        self._requested_reports = ReportSchedule(rng)
+        """When each node answers a resync request."""
+        self._sources: list[PolledSource] = []
+        """All sources."""
+        self._source_of: dict[str, PolledSource] = {}
+        """The source of each node."""
         self._silent: set[str] = set()
-        self._unheard: list[str] = []
-        self._admission = Admission(clock, self.publishers, self._admitting, self._take_done)
+        """Nodes that do not answer their source: no events, and no answers to orders."""
+        self._not_listened_for: list[str] = []
+        """New nodes, for which the inbox does not receive orders yet."""
+        self._admission = Admission(clock, self.publishers, self._admitting_source, self._publish_outcome)
+        """Carries out orders."""
         try:
             for source in sources:
-                life, number = None, incarnation
+                lock, number = None, incarnation
                 if number is None:
-                    life = IncarnationLock(state_directory(config), source.name, clock.time())
-                    number = life.incarnation
-                self._feeds.append(_Feed(source, number, life, clock.monotonic()))
+                    lock = IncarnationLock(state_directory(config), source.name, clock.time())
+                    number = lock.incarnation
+                self._sources.append(PolledSource(source, number, lock, clock.monotonic()))
         except NodestateError:
-            self._end_lives()
+            self._release_locks()
             raise
 
     # -- running
 
     def step(self, wait_s: float = 0.0) -> float:
-        """Do all that is due, after waiting up to ``wait_s`` for a request. Returns seconds until more is due."""
+        """Wait up to ``wait_s`` for a request, then do everything that is due. Returns seconds until more is due."""
         self._take_resyncs(wait_s)
         self._take_orders()
         now = self._clock.monotonic()
-        for feed in self._feeds:
-            if feed.poll_at <= now:
-                feed.poll_at = max(now, feed.poll_at + feed.source.every_s)
-                self._poll(feed, now)
-        self._listen()
-        self._beat(now)
-        self._answer(now)
+        for polled in self._sources:
+            if polled.poll_at <= now:
+                polled.poll_at = max(now, polled.poll_at + polled.source.every_s)
+                self._poll(polled, now)
+        self._listen_for_new_nodes()
+        self._send_heartbeats(now)
+        self._send_requested_reports(now)
         self._send_again()
         return self._idle_s()
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Step until told to stop."""
+        """Step until ``until`` returns True."""
         wait_s = 0.0
         while not until():
             wait_s = self.step(min(wait_s, MAX_WAIT_S))
@@ -155,49 +201,52 @@ class Agent:
                 return
             if remaining <= 0:
                 raise UnconfirmedError(len(self._dirty), timeout_s)
-            self._clock.sleep(min(remaining, max(PAUSE_S, self._backoff.wait_s)))
+            self._clock.sleep(min(remaining, max(FLUSH_PAUSE_S, self._backoff.wait_s)))
 
     def leave(self) -> None:
-        """Every node goes for good."""
+        """Publish that every node is gone for good."""
         for name in list(self.publishers):
             self._leave(name)
 
     def close(self, *, leave: bool = False) -> None:
-        """End in order: flush for at most ``broker_timeout_s``, after leaving if asked. Raises ``UnconfirmedError``."""
+        """Stop: publish that all nodes leave if asked to, flush for at most ``broker_timeout_s``, close the sources.
+
+        Raises ``UnconfirmedError`` if events may not have arrived.
+        """
         try:
             if leave:
                 self.leave()
             self.flush(self.config.broker_timeout_s)
         finally:
-            for feed in self._feeds:
-                feed.source.close()
-            self._end_lives()
+            for polled in self._sources:
+                polled.source.close()
+            self._release_locks()
 
-    def _end_lives(self) -> None:
-        for feed in self._feeds:
-            if feed.life is not None:
-                feed.life.close()
+    def _release_locks(self) -> None:
+        for polled in self._sources:
+            if polled.lock is not None:
+                polled.lock.close()
 
-    # -- the state of nodes
+    # -- readings of the sources
 
-    def _poll(self, feed: _Feed, now: float) -> None:
+    def _poll(self, polled: PolledSource, now: float) -> None:
         try:
-            for reading in feed.source.poll(now):
-                self._take(feed, reading, now)
+            for reading in polled.source.poll(now):
+                self._publish_reading(polled, reading, now)
         except SourceUnavailableError as error:
-            if not feed.failing:
-                self._log.error("source can't be read; its nodes get no heartbeats", why=str(error))
-            feed.failing = True
+            if not polled.failing:
+                self._log.error("source can't be read; its nodes get no heartbeats", reason=str(error))
+            polled.failing = True
             return
-        if feed.failing:
-            self._log.info("source is read again", source=feed.source.name)
-        feed.failing = False
+        if polled.failing:
+            self._log.info("source is read again", source=polled.source.name)
+        polled.failing = False
 
-    def _take(self, feed: _Feed, reading: Reading, now: float) -> None:
+    def _publish_reading(self, polled: PolledSource, reading: Reading, now: float) -> None:
         try:
             if isinstance(reading, NodeGone):
                 self._leave(reading.node)
-                self._listen_no_more(reading.node)
+                self._stop_listening_for(reading.node)
                 return
             if isinstance(reading, NodeSilent):
                 self._silent.add(reading.node)
@@ -205,48 +254,49 @@ class Agent:
             self._silent.discard(reading.node)
             publisher = self.publishers.get(reading.node)
             if publisher is None:
-                publisher = self._meet(feed, reading.node, now)
+                publisher = self._add_node(polled, reading.node, now)
             if isinstance(reading, FullState):
-                self._take_whole(publisher, reading.state)
+                self._publish_full_state(publisher, reading.state)
             else:
                 publisher.change(reading.patch)
                 self.stats.changes += 1
         except BadEventError as error:
             self.stats.bad += 1
-            self._log.error("source gave a bad state", node=reading.node, reason=error.reason, detail=error.detail)
+            self._log.error("source gave an invalid state", node=reading.node, reason=error.reason, detail=error.detail)
 
-    def _take_whole(self, publisher: Publisher, state: Mapping[str, Any]) -> None:
+    def _publish_full_state(self, publisher: Publisher, state: Mapping[str, Any]) -> None:
+        """Publish what differs from the node's last state, as a change if a patch can express it, else as a report."""
         state = self._admission.refusals.merged_into(publisher.node, state)
         if publisher.live:
             try:
                 patch = diff_patch(publisher.state(), dict(state))
             except InexpressibleError:
-                pass  # a report can
+                pass  # a report can express it
             else:
                 if patch:
                     publisher.change(patch)
                     self.stats.changes += 1
                 return
         if not publisher.live:
-            self._unheard.append(publisher.node)
+            self._not_listened_for.append(publisher.node)
         publisher.report(state)
         self.stats.reports += 1
 
-    def _meet(self, feed: _Feed, name: str, now: float) -> Publisher:
+    def _add_node(self, polled: PolledSource, name: str, now: float) -> Publisher:
         publisher = Publisher(
             self.config,
             name,
             sink=self._sink,
             inbox=self._inbox,
             clock=self._clock,
-            incarnation=feed.incarnation,
+            incarnation=polled.incarnation,
             backoff=self._backoff,
             on_dirty=self._dirty.add,
             rng=self._rng,
         )
         self.publishers[name] = publisher
-        self._feed_of[name] = feed
-        heapq.heappush(self._heartbeats, (now + self._rng.uniform(0.0, self.config.heartbeat_s), name))
+        self._source_of[name] = polled
+        self._heartbeats.add(name, now)
         return publisher
 
     def _leave(self, name: str) -> None:
@@ -254,31 +304,26 @@ class Agent:
         if publisher is not None and publisher.live:
             publisher.leave()
 
-    # -- what is due
+    # -- events that are due
 
-    def _beat(self, now: float) -> None:
-        while self._heartbeats and self._heartbeats[0][0] <= now:
-            due, name = self._heartbeats[0]
-            # Late ones are not made up for; each keeps its phase.
-            missed = (now - due) // self.config.heartbeat_s
-            heapq.heapreplace(self._heartbeats, (due + (missed + 1) * self.config.heartbeat_s, name))
+    def _send_heartbeats(self, now: float) -> None:
+        for name in self._heartbeats.due(now):
             publisher = self.publishers[name]
-            if publisher.live and name not in self._silent and not self._feed_of[name].failing:
+            if publisher.live and name not in self._silent and not self._source_of[name].failing:
                 publisher.heartbeat()
                 self.stats.heartbeats += 1
 
-    def _answer(self, now: float) -> None:
+    def _send_requested_reports(self, now: float) -> None:
         if not self._backoff.ready:
             return
-        while self._answers and self._answers[0][0] <= now:
-            _, name = heapq.heappop(self._answers)
-            self._answering.discard(name)
+        for name in self._requested_reports.due(now):
             publisher = self.publishers[name]
             if publisher.version.generation > 0 and name not in self._silent:
                 publisher.republish()
                 self.stats.reports += 1
 
     def _send_again(self) -> None:
+        """Publish the newest state of every node of which an event was lost."""
         if not self._dirty or not self._backoff.ready:
             return
         dirty = list(self._dirty)
@@ -292,12 +337,13 @@ class Agent:
                 self.stats.sent_again += 1
 
     def _idle_s(self) -> float:
-        due = [feed.poll_at for feed in self._feeds]
-        due += [heap[0][0] for heap in (self._heartbeats, self._answers) if heap]
-        idle_s = max(0.0, min(due, default=float("inf")) - self._clock.monotonic())
+        """Seconds until the next poll, heartbeat, requested report or attempt to reach the broker."""
+        due = [polled.poll_at for polled in self._sources]
+        due += [self._heartbeats.next_at, self._requested_reports.next_at]
+        idle_s = max(0.0, min(due) - self._clock.monotonic())
         return min(idle_s, self._backoff.wait_s) if self._dirty else idle_s
 
-    # -- requests
+    # -- resync requests
 
     def _take_resyncs(self, wait_s: float) -> None:
         if not self._backoff.ready:
@@ -310,12 +356,13 @@ class Agent:
             self._broker_failed(error)
         else:
             self._backoff.worked()
-            if self._away:
-                self._away = False
-                self._log.info("broker is back", to_send_again=len(self._dirty))
+            if self._broker_away:
+                self._broker_away = False
+                self._log.info("broker is back", nodes_to_send_again=len(self._dirty))
 
     def _take_resync(self, resync: Resync) -> None:
-        names = [name for name in self._concerned(resync) if name not in self._silent]
+        """Answer a census at once; schedule reports for any other request."""
+        names = [name for name in self._concerned_nodes(resync) if name not in self._silent]
         if resync.census:
             for name in names:
                 self.publishers[name].answer_census(resync.census)
@@ -323,13 +370,11 @@ class Agent:
             return
         now = self._clock.monotonic()
         for name in names:
-            if name not in self._answering:
-                self._answering.add(name)
-                heapq.heappush(self._answers, (now + self._rng.uniform(0.0, resync.jitter_s), name))
+            self._requested_reports.add(name, now, resync.jitter_s)
         self.stats.resyncs += bool(names)
 
-    def _concerned(self, resync: Resync) -> Sequence[str]:
-        """In the order of names, so that a seed determines who answers when."""
+    def _concerned_nodes(self, resync: Resync) -> Sequence[str]:
+        """The nodes that a request asks, sorted, so that a seed determines when each node answers."""
         if resync.nodes and not resync.partitions:
             return sorted(name for name in set(resync.nodes) if name in self.publishers)
         return sorted(name for name, one in self.publishers.items() if concerns(resync, name, one.bucket))
@@ -337,7 +382,7 @@ class Agent:
     # -- orders
 
     def _take_orders(self) -> None:
-        """Those that came with the resyncs. Nodes that are silent say nothing here either."""
+        """Carry out and answer the orders that came with the resync requests, except those for silent nodes."""
         if not self._backoff.ready:
             return
         try:
@@ -352,24 +397,23 @@ class Agent:
         self.stats.refused = self._admission.refused
         self.stats.ended = self._admission.ended
 
-    def _admitting(self, name: str) -> AdmittingSource | None:
-        source = self._feed_of[name].source
+    def _admitting_source(self, name: str) -> AdmittingSource | None:
+        source = self._source_of[name].source
         return source if isinstance(source, AdmittingSource) else None
 
-    def _take_done(self, reading: FullState | StatePatch) -> None:
-        self._take(self._feed_of[reading.node], reading, self._clock.monotonic())
+    def _publish_outcome(self, reading: FullState | StatePatch) -> None:
+        self._publish_reading(self._source_of[reading.node], reading, self._clock.monotonic())
 
-    def _listen(self) -> None:
-        """For the orders of nodes that were met."""
-        if not self._unheard:
+    def _listen_for_new_nodes(self) -> None:
+        if not self._not_listened_for:
             return
-        unheard, self._unheard = self._unheard, []
+        nodes, self._not_listened_for = self._not_listened_for, []
         try:
-            self._inbox.listen_for(unheard)
-        except BrokerUnavailableError as error:  # the sink knows them now, and tells the broker when it is back
+            self._inbox.listen_for(nodes)
+        except BrokerUnavailableError as error:  # the inbox knows the nodes now, and listens when the broker is back
             self._broker_failed(error)
 
-    def _listen_no_more(self, name: str) -> None:
+    def _stop_listening_for(self, name: str) -> None:
         try:
             self._inbox.stop_listening_for([name])
         except BrokerUnavailableError as error:
@@ -378,6 +422,6 @@ class Agent:
     def _broker_failed(self, error: NodestateError) -> None:
         self.stats.broker_errors += 1
         self._backoff.failed()
-        if not self._away:
-            self._away = True
-            self._log.warning("broker is away; what changes is sent when it is back", why=str(error))
+        if not self._broker_away:
+            self._broker_away = True
+            self._log.warning("broker is away; changes are sent when it is back", reason=str(error))

@@ -1,4 +1,4 @@
-"""The publisher: authors one node's events, and sees to it that its newest state arrives."""
+"""The publisher: authors the events of one node, and makes sure that its newest state arrives."""
 
 from __future__ import annotations
 
@@ -31,47 +31,54 @@ from nodestate.ports import AgentInbox, Clock, Resync, Sink, SystemClock
 from nodestate.ports.backoff import Backoff
 
 ENVELOPE_BYTES: Final = 1024
-"""What a report adds to its state, at most: names, version, time."""
-PAUSE_S: Final = 0.05
-"""Between two looks at a sink that is away, in ``flush``."""
+"""Bytes that a report adds to its state at most: names, version, time."""
+FLUSH_PAUSE_S: Final = 0.05
+"""Pause of ``flush`` before it tries a sink again that is away."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def concerns(resync: Resync, node: str, bucket: int) -> bool:
-    """True if this request asks this node."""
+    """True if this request asks the node for a report. ``bucket``: the node's bucket."""
     if resync.nodes or resync.partitions:
         return node in resync.nodes or bucket % resync.layout in resync.partitions
     return True
 
 
 class Publisher:
-    r"""One node's author: the only one that raises its generation.
+    r"""Authors the events of one node: the only writer of its generation.
 
-    What readers will see, once the broker has it all::
+    The node, as readers will see it once the broker has everything::
 
         new --report--> live --report, change: generation + 1--> live --leave: + 1--> gone --report: + 1--> live
                               \--heartbeat: the same generation
 
-    What is on its way::
+    The delivery of its events::
 
         clean --sent--> clean --confirmed--> clean
-        clean --could not be sent, or lost unconfirmed--> dirty
+        clean --an event could not be sent, or was lost unconfirmed--> dirty
         dirty --any call, or tick, once the broker is back: one report of the newest state (or one leave), with a new
-            generation, in place of all that was lost--> clean
+            generation, in place of everything that was lost--> clean
 
-    A loss makes dirty unless a whole state of a later generation was sent since: that one's own fate decides then,
-    as it supersedes all before it. So while clean, the newest whole state and every change after it were confirmed
-    or are under way. Heartbeats carry nothing that could be lost. A change that is called while dirty goes out as
-    such a report, too: it could not be applied without what was lost.
+    A lost event makes the publisher dirty unless a full state of a later generation was sent since: that state
+    supersedes all earlier events, and its own delivery decides. So while the publisher is clean, the newest full state
+    and every change after it are confirmed or under way. A lost heartbeat does no harm. A change while dirty is sent as
+    a report as well, because it could not be applied without the lost events.
 
-    Each call returns a receipt, also while the broker is away: what is sent later has the receipt's version or a
-    newer one. A bad state or change raises ``BadEventError``, and nothing was sent or changed. Only the newest
+    Each call returns a receipt, even while the broker is away: the event that is sent later has the receipt's version
+    or a newer one. An invalid state or change raises ``BadEventError``, and nothing is sent or changed. Only the newest
     state is kept, however long the broker is away.
 
-    Many publishers may share one ``sink`` (a fleet). They should then share ``backoff``, and the owner of the sink reads
-    the resync requests from its inbox; ``inbox`` is what a publisher answers a census by. A publisher without a ``sink``
-    opens a connection of its own, and answers resync requests in ``heartbeat`` and ``tick``. ``on_dirty`` is told the node's name when something is lost, perhaps again. Not safe for several threads.
+    Many publishers may share one ``sink`` (a fleet). They should then share ``backoff``, and the owner of the sink
+    reads the resync requests from its inbox. A publisher without a ``sink`` opens a connection of its own, and answers
+    resync requests in ``heartbeat`` and ``tick``. Not safe for several threads.
+
+    Args:
+        sink: takes the events; None opens a connection.
+        inbox: answers a census, if ``sink`` is given.
+        incarnation: the node's incarnation; None takes the next one from the file of this machine, and locks the name.
+        backoff: when the broker is tried again.
+        on_dirty: called with the node's name each time the publisher becomes dirty.
     """
 
     __slots__ = (
@@ -80,15 +87,15 @@ class Publisher:
         "_clock",
         "_config",
         "_dirty",
+        "_full_state_generation",
         "_inbox",
         "_incarnation",
-        "_life",
+        "_lock",
         "_on_dirty",
         "_owns_sink",
         "_record",
         "_rng",
         "_sink",
-        "_whole",
         "bucket",
         "node",
     )
@@ -107,30 +114,46 @@ class Publisher:
         rng: random.Random | None = None,
     ) -> None:
         self.node = node
+        """The node's name."""
         self.bucket = bucket_of(node)
+        """The node's bucket, from which its partition follows in every layout."""
         self._config = config
+        """Settings of the cell."""
         self._clock = clock or SystemClock()
+        """Time."""
         self._rng = rng or random.Random()
+        """Draws the moments of answers to resync requests."""
         self._backoff = backoff or Backoff(self._clock, self._rng, config.heartbeat_s / 2)
+        """When the broker is tried again."""
         self._on_dirty = on_dirty
+        """Called with the node's name when an event was lost."""
         self._record: NodeRecord | None = None
-        self._whole = 0
+        """The newest state and version; None before the first report."""
+        self._full_state_generation = 0
+        """Generation of the last full state that was sent: a report or a leave."""
         self._dirty = False
+        """True while something was lost and not sent again."""
         self._answer_at: float | None = None
-        # Refuses a bad name now rather than with the first report, when it would be too late to ask.
+        """When to answer a resync request, in monotonic seconds; None if there is none."""
+        # Refuse an invalid name now, not with the first report.
         parse_event(_encode(Heartbeat(node=node, incarnation=1, generation=1, reported_at=0.0)))
-        self._life: IncarnationLock | None = None
+        self._lock: IncarnationLock | None = None
+        """Locks the node's name; None if the caller gave the incarnation."""
         if incarnation is None:
-            self._life = IncarnationLock(state_directory(config), node, self._clock.time())
-            incarnation = self._life.incarnation
+            self._lock = IncarnationLock(state_directory(config), node, self._clock.time())
+            incarnation = self._lock.incarnation
         self._incarnation = incarnation
+        """The incarnation of all events."""
         self._owns_sink = sink is None
+        """True if ``close`` closes the sink, and this publisher reads its resync requests."""
         if sink is None:
             sink = inbox = KombuSink(config)
         self._sink = sink
+        """Takes the events."""
         self._inbox = inbox
+        """Gives resync requests if the sink is our own, and takes answers to a census."""
 
-    # -- what is known
+    # -- state
 
     @property
     def version(self) -> Version:
@@ -139,31 +162,33 @@ class Publisher:
 
     @property
     def dirty(self) -> bool:
-        """True while something was lost and not sent again."""
+        """True while an event was lost and its state not sent again."""
         return self._dirty
 
     @property
     def live(self) -> bool:
-        """True if the node has reported, and not left."""
+        """True if the node has reported and not left since."""
         return self._record is not None and not self._record.gone
 
     @property
     def spare_bytes(self) -> int:
-        """What the state may grow by."""
+        """Bytes by which the state may grow and still fit into a report."""
         return MAX_EVENT_BYTES - ENVELOPE_BYTES - (len(self._record.body) if self._record is not None else 0)
 
     def state(self) -> dict[str, Any]:
-        """The newest state, decoded anew at each call; empty before the first report and after a leave."""
+        """The newest state, decoded at each call; empty before the first report and after a leave."""
         return self._record.state() if self._record is not None else {}
 
     # -- events
 
     def report(self, state: Mapping[str, Any]) -> Receipt:
-        """Publish the whole state. Raises ``BadEventError``."""
+        """Publish the full state. Raises ``BadEventError`` if it is invalid or too large."""
         return self._publish_report(_raw(state))
 
     def change(self, patch: Mapping[str, Any]) -> Receipt:
-        """Publish an RFC 7396 merge patch of the newest state. Raises ``BadEventError``."""
+        """Publish an RFC 7396 merge patch of the newest state. Raises ``BadEventError`` if the patch or its result is
+        invalid, or if there is no state.
+        """
         version = self._next(self._live_record("change"))
         event = Change(
             node=self.node,
@@ -174,26 +199,26 @@ class Publisher:
         )
         raw = self._author(event)
         if self._dirty:
-            self._send(_encode(self._report_of(self._live_record("change"))), whole=True)
+            self._send(_encode(self._report_of(self._live_record("change"))), full=True)
         else:
-            self._send(raw, whole=False)
+            self._send(raw, full=False)
         return Receipt(self.node, version)
 
     def heartbeat(self) -> Receipt:
-        """Give a sign of life, with the current version. Raises ``BadEventError`` before the first report."""
+        """Publish a sign of life with the current version. Raises ``BadEventError`` before the first report."""
         if self._owns_sink:
             self._take_resyncs()
         record = self._live_record("heartbeat")
         if not self._send_again():
-            self._send(self._heartbeat_of(record), whole=None)
+            self._send(self._heartbeat_of(record), full=None)
         return Receipt(self.node, self.version)
 
     def leave(self) -> Receipt:
-        """The node goes for good. Raises ``BadEventError`` before the first report."""
+        """Publish that the node is gone for good. Raises ``BadEventError`` before the first report."""
         return self._publish_leave(self._live_record("leave"))
 
     def republish(self) -> Receipt:
-        """Publish the newest state as a report (or the leave again), with a new generation.
+        """Publish the newest state as a report, or the leave again, with a new generation.
 
         Raises ``BadEventError`` before the first report.
         """
@@ -203,17 +228,19 @@ class Publisher:
             return self._publish_leave(self._record)
         return self._publish_report(msgspec.Raw(self._record.body))
 
-    # -- keeping up
+    # -- delivery
 
     def tick(self) -> None:
-        """Send again what was lost, if it is time to; answer resyncs, if this made its sink. Never raises for outages."""
+        """Send lost state again if the backoff allows it; read resync requests if the sink is our own. Never raises for
+        outages.
+        """
         if self._owns_sink:
             self._take_resyncs()
         self._send_again()
 
     def resync(self, resync: Resync) -> None:
-        """Answer a request that concerns this node: a report at a random moment of its ``jitter_s``, by ``tick``;
-        for a census at once, and only the version.
+        """Answer a request that concerns this node. For a census the version is sent at once. For any other request
+        ``tick`` sends a report at a random moment of the request's ``jitter_s``.
         """
         if resync.census:
             self.answer_census(resync.census)
@@ -222,12 +249,12 @@ class Publisher:
         self._answer_at = answer_at if self._answer_at is None else min(self._answer_at, answer_at)
 
     def answer_census(self, queue: str) -> None:
-        """Say the current version to the queue of a census. May raise ``BrokerUnavailableError``."""
+        """Send the current version to the queue of a census. Raises ``BrokerUnavailableError``."""
         if self._record is not None and self.live and self._inbox is not None:
             self._inbox.answer_census(queue, self._heartbeat_of(self._record))
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has the newest state. Raises ``UnconfirmedError``."""
+        """Wait until the broker has the newest state. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""
         deadline = self._clock.monotonic() + timeout_s
         while True:
             self.tick()
@@ -240,7 +267,7 @@ class Publisher:
                 return
             if remaining <= 0:
                 raise UnconfirmedError(1, timeout_s)
-            self._clock.sleep(min(remaining, max(PAUSE_S, self._backoff.wait_s)))
+            self._clock.sleep(min(remaining, max(FLUSH_PAUSE_S, self._backoff.wait_s)))
 
     def close(self) -> None:
         """Flush for at most ``broker_timeout_s``, then close what this publisher opened.
@@ -252,8 +279,8 @@ class Publisher:
         finally:
             if self._owns_sink:
                 self._sink.close()
-            if self._life is not None:
-                self._life.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -261,28 +288,35 @@ class Publisher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- inside: authoring
+    # -- authoring
 
     def _next(self, record: NodeRecord | None) -> Version:
         return Version(self._incarnation, record.generation + 1 if record is not None else 1)
 
-    def _live_record(self, what: str) -> NodeRecord:
+    def _live_record(self, operation: str) -> NodeRecord:
         if self._record is None or self._record.gone:
-            raise self._no_state(what)
+            raise self._no_state(operation)
         return self._record
 
-    def _no_state(self, what: str) -> BadEventError:
-        why = "has not reported yet" if self._record is None else "has left"
-        return BadEventError("no-state", f"{what}: {self.node} {why}; call report(state) first")
+    def _no_state(self, operation: str) -> BadEventError:
+        state = "has not reported yet" if self._record is None else "has left"
+        return BadEventError("no-state", f"{operation}: {self.node} {state}; call report(state) first")
 
     def _author(self, event: Report | Change | Leave) -> bytes:
-        """Validate an event as a consumer will, by folding it into our own record; take it over if it is good."""
+        """Validate an event as a consumer will, by folding it into our own record. Keep the result if it is valid.
+
+        Returns the encoded event. Raises ``BadEventError``.
+        """
         raw = _encode(event)
         record, outcome = fold(self._record, parse_event(raw))
         assert outcome is FoldOutcome.APPLIED, f"{self.node} authored an event that does not apply: {outcome}"
         assert record is not None
         if len(record.body) > MAX_EVENT_BYTES - ENVELOPE_BYTES:
-            raise BadEventError("too-large", f"a state of {len(record.body):,} bytes could not be reported as a whole")
+            raise BadEventError(
+                "too-large",
+                f"the state of {self.node} has {len(record.body):,} bytes, and a report holds "
+                f"{MAX_EVENT_BYTES - ENVELOPE_BYTES:,}",
+            )
         self._record = record
         return raw
 
@@ -295,7 +329,7 @@ class Publisher:
             reported_at=self._clock.time(),
             state=state,
         )
-        self._send(self._author(event), whole=True)
+        self._send(self._author(event), full=True)
         return Receipt(self.node, version)
 
     def _publish_leave(self, record: NodeRecord) -> Receipt:
@@ -306,7 +340,7 @@ class Publisher:
             generation=version.generation,
             reported_at=self._clock.time(),
         )
-        self._send(self._author(event), whole=True)
+        self._send(self._author(event), full=True)
         return Receipt(self.node, version)
 
     def _report_of(self, record: NodeRecord) -> Report:
@@ -328,16 +362,18 @@ class Publisher:
             )
         )
 
-    # -- inside: sending
+    # -- sending
 
-    def _send(self, raw: bytes, *, whole: bool | None) -> None:
-        """Hand one event to the sink. ``whole``: it supersedes all before it; None: nothing is lost with it."""
+    def _send(self, raw: bytes, *, full: bool | None) -> None:
+        """Hand one event to the sink. ``full``: True for a report or leave, which supersedes all earlier events; False
+        for a change; None for a heartbeat, whose loss does no harm.
+        """
         generation = self.version.generation
-        if whole:
-            # Before it is sent, as the sink may tell of older losses meanwhile: this event makes up for them.
-            self._whole, self._dirty = generation, False
+        if full:
+            # Set before the event is sent: the sink may report older losses meanwhile, which this event makes up for.
+            self._full_state_generation, self._dirty = generation, False
             self._answer_at = None
-        on_done = partial(self._settled, generation) if whole is not None else _forget
+        on_done = partial(self._confirmed, generation) if full is not None else _ignore
         if not self._backoff.ready:
             on_done(False)
             return
@@ -349,14 +385,16 @@ class Publisher:
         else:
             self._backoff.worked()
 
-    def _settled(self, generation: int, ok: bool) -> None:
-        if not ok and generation >= self._whole and not self._dirty:
+    def _confirmed(self, generation: int, ok: bool) -> None:
+        if not ok and generation >= self._full_state_generation and not self._dirty:
             self._dirty = True
             if self._on_dirty is not None:
                 self._on_dirty(self.node)
 
     def _send_again(self) -> bool:
-        """Republish if something was lost, or a resync is due. True if a whole state went out, or would have."""
+        """Publish the newest state if an event was lost or a resync request is due. Returns True if so, even if the
+        broker is away.
+        """
         due = self._answer_at is not None and self._clock.monotonic() >= self._answer_at
         if self._record is None or not (self._dirty or due):
             return False
@@ -376,12 +414,12 @@ class Publisher:
             self._backoff.failed()
 
 
-def _forget(_ok: bool) -> None:
-    """A heartbeat's fate: the next one follows."""
+def _ignore(_ok: bool) -> None:
+    """Ignore whether a heartbeat was confirmed: the next one follows soon."""
 
 
 def _raw(content: Mapping[str, Any]) -> msgspec.Raw:
-    """Encode what a caller gave; what can't be encoded is as bad as what can't be decoded."""
+    """Encode a state or patch. Raises ``BadEventError`` if it can't be encoded."""
     try:
         return msgspec.Raw(_encode(content))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

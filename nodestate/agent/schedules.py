@@ -1,0 +1,69 @@
+"""Schedules of an agent's nodes: when each one's heartbeat is due, and when each one answers a resync request."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Iterator
+
+
+class HeartbeatSchedule:
+    """Heartbeats at a fixed interval, each node at its own random phase, so that a fleet does not send all at once."""
+
+    def __init__(self, interval_s: float, rng: random.Random) -> None:
+        self._interval_s = interval_s
+        """Seconds between two heartbeats of a node."""
+        self._rng = rng
+        """Draws the phases."""
+        self._heap: list[tuple[float, str]] = []
+        """A heap of (when, node), one entry for each node; monotonic seconds."""
+
+    def add(self, node: str, now: float) -> None:
+        """Schedule a node's heartbeats, the first within one interval from ``now``."""
+        heapq.heappush(self._heap, (now + self._rng.uniform(0.0, self._interval_s), node))
+
+    def due(self, now: float) -> Iterator[str]:
+        """The nodes whose heartbeat is due, each rescheduled. Skips heartbeats that were missed; a node keeps its
+        phase.
+        """
+        while self._heap and self._heap[0][0] <= now:
+            due_at, node = self._heap[0]
+            missed = (now - due_at) // self._interval_s
+            heapq.heapreplace(self._heap, (due_at + (missed + 1) * self._interval_s, node))
+            yield node
+
+    @property
+    def next_at(self) -> float:
+        """When the next heartbeat is due, in monotonic seconds; infinity if there are no nodes."""
+        return self._heap[0][0] if self._heap else math.inf
+
+
+class ReportSchedule:
+    """Reports that answer resync requests, each at a random moment of its request's jitter."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        """Draws the moments."""
+        self._heap: list[tuple[float, str]] = []
+        """A heap of (when, node); monotonic seconds."""
+        self._scheduled: set[str] = set()
+        """The nodes in the heap. A node that is in it answers later requests with the same report."""
+
+    def add(self, node: str, now: float, jitter_s: float) -> None:
+        """Schedule a report of the node within ``jitter_s`` seconds, unless one is scheduled already."""
+        if node not in self._scheduled:
+            self._scheduled.add(node)
+            heapq.heappush(self._heap, (now + self._rng.uniform(0.0, jitter_s), node))
+
+    def due(self, now: float) -> Iterator[str]:
+        """Remove and return the nodes whose report is due."""
+        while self._heap and self._heap[0][0] <= now:
+            _, node = heapq.heappop(self._heap)
+            self._scheduled.discard(node)
+            yield node
+
+    @property
+    def next_at(self) -> float:
+        """When the next report is due, in monotonic seconds; infinity if none is scheduled."""
+        return self._heap[0][0] if self._heap else math.inf
