@@ -28,7 +28,7 @@ from nodestate.errors import BrokerUnavailableError, OrderFailedError, SourceUna
 from nodestate.model import MAX_EVENT_BYTES, NodeRecord, Version, fold, parse_event
 from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import ACTIVATION
-from nodestate.testing import Letter, ManualClock, MemoryBroker
+from nodestate.testing import ManualClock, MemoryBroker, OrderTransit, TransitMessage
 from tests.test_agent import STATE, ScriptedSource
 
 CONFIG = Config(partitions=2, heartbeat_s=10.0)
@@ -119,26 +119,29 @@ def test_what_fits_is_built_and_the_answers_version_shows_it(site: Site) -> None
     assert (site.agent.stats.admitted, site.agent.stats.refused) == (1, 0)
 
 
-class WatchedBroker(MemoryBroker):
+class WatchedTransit(OrderTransit):
     """Notes how many events are queued whenever an order or an answer is sent."""
 
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(CONFIG.partitions, clock=clock)
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__()
         self.seen: list[tuple[str, int]] = []
+        self._broker = broker
 
-    def post(self, letter: Letter) -> None:
-        self.seen.append((letter.kind, sum(len(self.queued(partition)) for partition in range(self.partitions))))
-        super().post(letter)
+    def send(self, message: TransitMessage) -> None:
+        queued = sum(len(self._broker.queued(partition)) for partition in range(self._broker.partitions))
+        self.seen.append((message.kind, queued))
+        super().send(message)
 
 
 def test_the_event_is_at_the_broker_before_the_answer() -> None:
     """Who reads at least the answer's version must not wait for what was never sent."""
     clock = ManualClock()
-    broker = WatchedBroker(clock)
+    broker = MemoryBroker(CONFIG.partitions, clock=clock)
+    broker.transit = transit = WatchedTransit(broker)
     site = Site(clock=clock, broker=broker)
     site.give(site.build("vm-1"), site.build("vm-2", resources={"VCPU": 9}))
-    [(_, before), *_] = broker.seen
-    assert broker.seen == [("order", before)] * 2 + [("answer", before + 2)] * 2
+    [(_, before), *_] = transit.seen
+    assert transit.seen == [("order", before)] * 2 + [("answer", before + 2)] * 2
 
 
 def test_an_end_gives_back_what_the_instance_had(site: Site) -> None:
@@ -563,14 +566,14 @@ def test_an_answer_that_is_lost_with_the_broker_is_made_up_for_by_the_nodes_stat
     site.broker.confirming = False
     order = site.build("vm-1")
     site.courier.send([order], SOON_S)
-    site.broker.holding = True
+    site.broker.transit.holding = True
     site.agent.step()
-    assert [letter.kind for letter in site.broker.under_way] == ["answer"]
+    assert [letter.kind for letter in site.broker.transit.under_way] == ["answer"]
     site.broker.stop(lose_unconfirmed=lose)
     site.clock.advance(1.0)
     site.agent.step()
     site.broker.start()
-    site.broker.holding, site.broker.confirming = False, True
+    site.broker.transit.holding, site.broker.confirming = False, True
     for _ in range(20):
         site.clock.advance(1.0)
         site.agent.step()

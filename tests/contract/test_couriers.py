@@ -173,7 +173,7 @@ def held() -> tuple[MemoryBroker, AgentInbox, Courier]:
     broker = MemoryBroker(1, clock=ManualClock())
     sink = broker.sink()
     sink.listen_for(["n1"])
-    broker.holding = True
+    broker.transit.holding = True
     return broker, sink, broker.courier()
 
 
@@ -184,21 +184,21 @@ def test_orders_that_are_held_arrive_in_the_order_that_the_test_says(held: Held)
     broker, sink, courier = held
     courier.send([build(courier, number) for number in range(3)], 60.0)
     assert sink.orders() == []
-    broker.deliver(2)
-    broker.deliver()
+    broker.transit.deliver(2)
+    broker.transit.deliver()
     assert [order.id for order in sink.orders()] == ["order-2", "order-0"]
-    assert [letter.to for letter in broker.under_way] == ["n1"]
+    assert [letter.to for letter in broker.transit.under_way] == ["n1"]
 
 
 def test_orders_and_answers_that_are_held_can_be_lost(held: Held) -> None:
     broker, sink, courier = held
     courier.send([build(courier, 1), build(courier, 2)], 60.0)
-    assert b"order-1" in broker.drop_order().body
-    broker.deliver()
+    assert b"order-1" in broker.transit.lose().body
+    broker.transit.deliver()
     [order] = sink.orders()
     sink.answer(order.reply_to, done(order))
     assert courier.answers(0) == []
-    assert broker.drop_order().kind == "answer"
+    assert broker.transit.lose().kind == "answer"
     assert courier.answers(0) == []
 
 
@@ -206,7 +206,7 @@ def test_an_order_that_is_held_for_too_long_is_dropped(held: Held) -> None:
     broker, sink, courier = held
     courier.send([build(courier, 1)], 5.0)
     courier.answers(4.9)
-    broker.deliver()
+    broker.transit.deliver()
     courier.answers(0.1)
     assert sink.orders() == []
 
@@ -214,13 +214,13 @@ def test_an_order_that_is_held_for_too_long_is_dropped(held: Held) -> None:
 def test_an_answer_may_come_after_that_of_a_later_order(held: Held) -> None:
     broker, sink, courier = held
     courier.send([build(courier, 1), build(courier, 2)], 60.0)
-    broker.deliver()
-    broker.deliver()
+    broker.transit.deliver()
+    broker.transit.deliver()
     orders = sink.orders()
     for order in orders:
         sink.answer(order.reply_to, done(order))
-    broker.deliver(1)
-    broker.deliver()
+    broker.transit.deliver(1)
+    broker.transit.deliver()
     expected: list[Answer] = [done(orders[1]), done(orders[0])]
     assert courier.answers(0) == expected
 
@@ -230,7 +230,7 @@ def test_what_is_under_way_is_lost_with_the_broker(held: Held) -> None:
     courier.send([build(courier, 1)], 60.0)
     broker.stop()
     broker.start()
-    assert broker.under_way == []
+    assert broker.transit.under_way == []
     with pytest.raises(BrokerUnavailableError):
         courier.answers(0)
     assert sink.orders() == []

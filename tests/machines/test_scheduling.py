@@ -236,15 +236,15 @@ class SchedulingMachine(RuleBasedStateMachine):
     @rule(holding=st.booleans())
     def hold(self, holding: bool) -> None:
         """Orders and answers are under way for long, or not any more."""
-        self.tenancy.broker.holding = holding
+        self.tenancy.broker.transit.holding = holding
         if not holding:
-            while self.tenancy.broker.under_way:
-                self.tenancy.broker.deliver()
+            while self.tenancy.broker.transit.under_way:
+                self.tenancy.broker.transit.deliver()
 
     @rule(which=numbers)
     def lose(self, which: int) -> None:
-        if self.tenancy.broker.under_way:
-            self.tenancy.broker.drop_order(which % len(self.tenancy.broker.under_way))
+        if self.tenancy.broker.transit.under_way:
+            self.tenancy.broker.transit.lose(which % len(self.tenancy.broker.transit.under_way))
 
     @rule(seconds=st.sampled_from([0.2, 1.0, 6.0, 40.0]))
     def wait(self, seconds: float) -> None:

@@ -59,7 +59,7 @@ def behind(tenancy: Tenancy, process: Process) -> None:
 @contextmanager
 def losing_answers(tenancy: Tenancy) -> Iterator[None]:
     """Orders come, and what agents say of them does not."""
-    arrive = tenancy.broker.arrive
-    tenancy.broker.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+    arrive = tenancy.broker.transit.arrive
+    tenancy.broker.transit.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
     yield
-    tenancy.broker.arrive = arrive  # type: ignore[method-assign]
+    tenancy.broker.transit.arrive = arrive  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from nodestate.model.orders import Build, decode_order
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse
-from nodestate.testing import Letter
+from nodestate.testing import TransitMessage
 from tests.scheduling.cells import behind, boot, cell_of
 
 
@@ -55,15 +55,15 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
     tenancy.rest(2.0)
     tenancy.fleet.kill(other)
     taken: list[Build] = []
-    arrive = tenancy.broker.arrive
+    arrive = tenancy.broker.transit.arrive
 
-    def watched(letter: Letter) -> None:
+    def watched(letter: TransitMessage) -> None:
         order = decode_order(letter.body) if letter.kind == "order" else None
         if isinstance(order, Build) and order.node == other:
             taken.append(order)
         arrive(letter)
 
-    tenancy.broker.arrive = watched  # type: ignore[method-assign]
+    tenancy.broker.transit.arrive = watched  # type: ignore[method-assign]
     assert isinstance(one.scheduler.migrations.migrate("a", to=other), Failed)
     [order] = taken
     tenancy.rest(2 * TERMINATION_RETRY_S)
@@ -78,10 +78,10 @@ def test_what_is_ended_before_a_view_shows_it_is_told_again() -> None:
     tenancy, (one, _) = cell_of(2)
     behind(tenancy, one)
     booted = boot(one.scheduler, "a")
-    tenancy.broker.holding = True
+    tenancy.broker.transit.holding = True
     one.scheduler.terminations.terminate([(booted.node, "a")])
-    tenancy.broker.under_way.clear()
-    tenancy.broker.holding = False
+    tenancy.broker.transit.under_way.clear()
+    tenancy.broker.transit.holding = False
     one.reader.lagging = False
     tenancy.rest(10.0)
     assert tenancy.placed() == {}

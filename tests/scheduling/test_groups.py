@@ -11,7 +11,7 @@ from nodestate.model.orders import Build, decode_order
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
-from nodestate.testing import Letter
+from nodestate.testing import TransitMessage
 from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve, wanted
 
 
@@ -135,16 +135,16 @@ def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
     """
     tenancy, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b")
-    arrive, lost = tenancy.broker.arrive, []
+    arrive, lost = tenancy.broker.transit.arrive, []
 
-    def lossy(letter: Letter) -> None:
+    def lossy(letter: TransitMessage) -> None:
         order = decode_order(letter.body) if letter.kind == "order" else None
         if isinstance(order, Build) and order.in_place and len(lost) < 2:
             lost.append(order)
         else:
             arrive(letter)
 
-    tenancy.broker.arrive = lossy  # type: ignore[method-assign]
+    tenancy.broker.transit.arrive = lossy  # type: ignore[method-assign]
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert len(lost) == 2
     tenancy.bury(one)

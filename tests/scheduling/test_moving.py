@@ -196,7 +196,7 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
     [to] = [node for node in tenancy.fleet.nodes() if node != at]
     behind(tenancy, one)
     one.scheduler.refresher.max_age = 20.0
-    tenancy.broker.holding = True
+    tenancy.broker.transit.holding = True
     began, lost = tenancy.clock.monotonic(), []
 
     def live() -> None:
@@ -204,12 +204,12 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
         if tenancy.clock.monotonic() - began > 3.5 and not lost:
             lost.append(to)
             tenancy.clock.busy = True
-            tenancy.broker.deliver()
+            tenancy.broker.transit.deliver()
             tenancy.agent.step(0.0)
             tenancy.consumer.step()
-            tenancy.broker.under_way.clear()
+            tenancy.broker.transit.under_way.clear()
             tenancy.kill(to)
-            tenancy.broker.holding = False
+            tenancy.broker.transit.holding = False
             tenancy.clock.busy = False
 
     tenancy.clock.others = live
@@ -232,18 +232,18 @@ def test_a_move_that_comes_after_that_of_somebody_else_ends_nothing() -> None:
     [to] = [node for node in tenancy.fleet.nodes() if node != at]
     behind(tenancy, one)
     two.scheduler.refresh()
-    tenancy.broker.holding = True
+    tenancy.broker.transit.holding = True
     first, second = begin_move(one, "a"), begin_move(two, "a")
-    tenancy.broker.deliver(1)
+    tenancy.broker.transit.deliver(1)
     tenancy.agent.step(0.0)
-    tenancy.broker.deliver(1)
+    tenancy.broker.transit.deliver(1)
     two.scheduler.step()
     assert isinstance(second.outcome, Booted)
     tenancy.clock.advance(3.5)
-    tenancy.broker.deliver()
+    tenancy.broker.transit.deliver()
     tenancy.agent.step(0.0)
-    tenancy.broker.under_way.clear()
-    tenancy.broker.holding = False
+    tenancy.broker.transit.under_way.clear()
+    tenancy.broker.transit.holding = False
     two.scheduler.session.orders.terminations.terminate_duplicates([(at, "a")])
     one.scheduler.run(lambda: first.outcome is not None, 20.0)
     one.reader.lagging = False
@@ -292,8 +292,8 @@ def built_by(tenancy: Tenancy, moving: Boot) -> str:
     """The node of its order carries it out, and loses its power before it says so."""
     assert moving.order is not None
     node = moving.order.node
-    tenancy.broker.under_way.clear()
-    tenancy.broker.holding = False
+    tenancy.broker.transit.under_way.clear()
+    tenancy.broker.transit.holding = False
     tenancy.fleet.build(node, moving.placing.instance, allocation_of(moving.order))
     tenancy.kill(node)
     return node
@@ -328,7 +328,7 @@ def test_what_a_dead_node_built_of_an_instance_that_was_ended_since_ends_with_it
     tenancy, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
-    tenancy.broker.holding = True
+    tenancy.broker.transit.holding = True
     moving = begin_move(one, "a")
     built_by(tenancy, moving)
     one.scheduler.run(lambda: moving.outcome is not None, 30.0)
@@ -349,7 +349,7 @@ def test_what_was_told_to_be_elsewhere_stays_there_when_the_node_it_was_on_is_ba
     at = boot(one.scheduler, "a").node
     tenancy.rest(2.0)
     tenancy.kill(at)
-    tenancy.broker.holding = True
+    tenancy.broker.transit.holding = True
     moving = begin_move(one, "a")
     to = built_by(tenancy, moving)
     one.scheduler.run(lambda: moving.outcome is not None, 30.0)
