@@ -1,4 +1,7 @@
-"""The command line: run a scenario, print a table, keep the record. Exit 0 done, 1 wrong or failed, 2 bad usage."""
+"""The command line: run a scenario, print its tables and write its record.
+
+Exit codes: 0 done, 1 a result was wrong or a run failed, 2 bad usage.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, full_design_name
 from bench.fresh_process import log_warnings_only
 from bench.peers import peer_scenario
 from bench.record import Case, Record, commit, machine, now, versions
-from bench.report import ReportError, write_report
+from bench.report import ReportError, write_html, write_report
 from bench.scenario import ReportProgress, Scenario, Settings
 from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
@@ -50,7 +53,7 @@ QUICK_NODES, QUICK_SECONDS, QUICK_CHANGED = 500, 0.5, 20
 
 
 class _Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers from 1, separated by commas."""
+    """Positive whole numbers, separated by commas."""
 
     name = "N[,N…]"
 
@@ -61,12 +64,12 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
             return value
         parts = value.split(",")
         if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r}: want whole numbers from 1, separated by commas", param, ctx)
+            self.fail(f"{value!r} is not a list of positive whole numbers, such as 1000,10000", param, ctx)
         return tuple(int(part) for part in parts)
 
 
 class _Designs(click.ParamType[tuple[str, ...]]):
-    """Names of designs, those in a database with it (``sql:mariadb``), separated by commas."""
+    """Names of designs, separated by commas. A design in a database is named with it: ``sql:mariadb``."""
 
     name = "D[:DB][,…]"
 
@@ -81,10 +84,10 @@ class _Designs(click.ParamType[tuple[str, ...]]):
 
 
 @click.command(
-    help="Measure SCENARIO on servers of its own, after showing that it does what it claims:\n\n\b\n"
+    help="Start servers, prove that SCENARIO gives the right result, and measure it:\n\n\b\n"
     + "\n".join(f"{one.name:11} {one.what}" for one in SCENARIOS.values())
-    + "\nall         every one, as bench/plan.py says, and then the report"
-    + "\nreport      the report of what is in --results",
+    + "\nall         all of them, as bench/plan.py says, and then the report"
+    + "\nreport      write the report on the records in --results",
     context_settings={"max_content_width": 120},
 )
 @click.argument("scenario", type=click.Choice([*SCENARIOS, "all", "report"]))
@@ -94,23 +97,49 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     "designs",
     type=_Designs(),
     default=DEFAULT_DESIGNS,
-    help=f"What to measure, one by one: {', '.join(DESIGN_NAMES)}.  [default: {','.join(DEFAULT_DESIGNS)}]",
+    help=f"Designs to measure, one by one: {', '.join(DESIGN_NAMES)}.  [default: {','.join(DEFAULT_DESIGNS)}]",
 )
-@click.option("--nodes", type=_Numbers(), help=f"Size of the fleet; several to see growth.  [default: {NODES}]")
-@click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), help=f"Timed part of each.  [{SECONDS:g}]")
+@click.option("--nodes", type=_Numbers(), help=f"Number of nodes; several numbers to see growth.  [default: {NODES}]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help=f"Seconds to measure each design at each size.  [default: {SECONDS:g}]",
+)
 @click.option("--changed", type=click.IntRange(min=1), help=f"Nodes changed in each commit.  [default: {CHANGED}]")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the fleet and of what changes.")
-@click.option("--state-bytes", type=click.IntRange(min=1), default=1_024, show_default=True)
-@click.option("--change-bytes", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--batch-events", type=click.IntRange(min=1), default=Config().batch_events, show_default=True)
-@click.option("--prefetch", type=click.IntRange(1, 65_535), default=Config().prefetch, show_default=True)
-@click.option("--quick", is_flag=True, help="Small and short: shows that it works, not how fast it is.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the fleet and of its changes.")
+@click.option(
+    "--state-bytes", type=click.IntRange(min=1), default=1_024, show_default=True, help="Bytes of a node's state."
+)
+@click.option(
+    "--change-bytes", type=click.IntRange(min=1), default=200, show_default=True, help="Bytes of a change's event."
+)
+@click.option(
+    "--batch-events",
+    type=click.IntRange(min=1),
+    default=Config().batch_events,
+    show_default=True,
+    help="Largest number of events that a consumer commits at once.",
+)
+@click.option(
+    "--prefetch",
+    type=click.IntRange(1, 65_535),
+    default=Config().prefetch,
+    show_default=True,
+    help="Largest number of events that a consumer holds without having acknowledged them.",
+)
+@click.option("--quick", is_flag=True, help="Run small and short: this shows that it works, not how fast it is.")
 @click.option("--json", "json_file", is_flag=False, flag_value="-", help="Write the record to FILE, - for stdout.")
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     default=RESULTS,
-    help="Folder of all's records.  [default: bench/results]",
+    help="Folder of the records of `all` and `report`.  [default: bench/results]",
+)
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as HTML to FILE, too.",
 )
 def main(
     *,
@@ -128,10 +157,13 @@ def main(
     quick: bool,
     json_file: str | None,
     results: Path,
+    html_file: Path | None,
 ) -> None:
-    """Run one scenario, or all of them."""
+    """Run one scenario or all of them, or write the report."""
     if scenario in {"all", "report"}:
-        sys.exit(0 if _evaluate(results, quick=quick, measure=scenario == "all") else 1)
+        sys.exit(0 if _evaluate(results, html_file, quick=quick, measure=scenario == "all") else 1)
+    if html_file is not None:
+        raise click.UsageError(f"--html is an option of `all` and `report`, not of {scenario}")
     if file is not None and not SCENARIOS[scenario].takes_file:
         named = click.get_current_context().get_parameter_source("file")
         if named is click.core.ParameterSource.COMMANDLINE:
@@ -176,19 +208,22 @@ def main(
         Path(json_file).write_bytes(record.to_json())
 
 
-def _evaluate(results: Path, *, quick: bool, measure: bool) -> bool:
-    """Carry out the plan, if it is to, and write the report; whether all of it went well."""
+def _evaluate(results: Path, html_file: Path | None, *, quick: bool, measure: bool) -> bool:
+    """Carry out the plan if ``measure`` is true, then write the report. Returns whether everything succeeded."""
     failed: list[str] = []
     if measure:
         able = {name for name, one in SCENARIOS.items() if not one.takes_file or os.environ.get(trace.VARIABLE)}
         runs, missing = plan.wanted(quick, able)
         if missing:
-            click.echo(f"left out, as {trace.VARIABLE} names no file: {', '.join(missing)}", err=True)
+            click.echo(f"left out, because {trace.VARIABLE} is not set: {', '.join(missing)}", err=True)
         failed = plan.carry_out(runs, results, lambda line: click.echo(line, err=True))
         if failed:
             click.echo(f"bench all: failed: {', '.join(failed)}", err=True)
     try:
-        click.echo("the report: " + ", ".join(map(str, write_report(results))))
+        click.echo(f"report: {write_report(results)}")
+        if html_file is not None:
+            write_html(results, html_file)
+            click.echo(f"report: {html_file}")
     except ReportError as error:
         click.echo(f"bench {'all' if measure else 'report'}: {error}", err=True)
         return False
@@ -197,10 +232,10 @@ def _evaluate(results: Path, *, quick: bool, measure: bool) -> bool:
 
 @contextmanager
 def _progress() -> Iterator[ReportProgress]:
-    """A bar on stderr that moves only when told to: a thread that draws would be timed, too."""
+    """Show a progress bar on stderr that is drawn only at each report; a thread that draws would disturb the timing."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        task = progress.add_task("begins", total=1.0)
+        task = progress.add_task("starting", total=1.0)
 
         def report_progress(what: str, done: float) -> None:
             progress.update(task, description=what, completed=min(done, 1.0), refresh=True)
@@ -220,7 +255,7 @@ def _show(record: Record, console: Console) -> None:
     for goal in [*(goal for case in record.cases for goal in case.goals), *record.goals]:
         verdict = "[green]met[/]" if goal.met else "[red]not met[/]"
         bound = f"{goal.sense} {goal.bound:g} {goal.unit}"
-        console.print(f"goal {verdict}: {goal.what}: {goal.got:,.4g} {goal.unit}, wanted {bound}", highlight=False)
+        console.print(f"goal {verdict}: {goal.what}: {goal.got:,.4g} {goal.unit}, goal {bound}", highlight=False)
     for line in record.skipped:
         console.print(f"skipped: {line}", highlight=False, markup=False, soft_wrap=True)
     where = record.machine

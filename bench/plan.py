@@ -1,7 +1,7 @@
-"""The whole evaluation as data, and carrying it out: ``python -m bench all``.
+"""The plan of the whole evaluation, and its execution: ``python -m bench all``.
 
-Each run is the command that a person would type, in a process of its own: what an earlier run left on the heap is not
-in a later one's figures, one that fails or hangs does not end the others, and its command line is all there is to repeat.
+Each run is a command that a person could type, in a process of its own. So the heap of one run does not affect the
+figures of the next, a run that fails or hangs does not end the others, and its command line is enough to repeat it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Value = int | float | str | tuple[int, ...] | tuple[str, ...]
 PrintLine = Callable[[str], None]
 
 RUN_LIMIT_S: Final = 1_800.0
-"""Longest that a run may take; the longest of the full evaluation takes a third of it on two cores."""
+"""Longest time for a run. The longest run of the full plan takes a third of it on two cores."""
 STOP_LIMIT_S: Final = 20.0
-"""What a run that was interrupted gets to stop its servers."""
+"""Time that an interrupted run has to stop its servers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A scenario with the ``Settings`` that differ from the command's defaults."""
+    """A run of a scenario, with the settings that differ from the command's defaults."""
 
     name: str
     scenario: str
@@ -36,7 +36,7 @@ class PlannedRun:
 
     @property
     def options(self) -> list[str]:
-        """The overrides as options of the command line."""
+        """The settings as options of the command line."""
         options = ["--quick"] if self.quick else []
         for name, value in self.overrides.items():
             text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
@@ -45,16 +45,16 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        """What to type to do it again."""
+        """The command that repeats the run."""
         return shlex.join(["python", "-m", "bench", self.scenario, *self.options])
 
 
 MEMCACHED: Final = ("journal", "snapshot")
 WITH_SQL: Final = (*MEMCACHED, "sql:mariadb")
-"""In one run, as figures of different runs are not comparable. MariaDB is what most operators have."""
+"""Measured in one run, because figures of different runs are not comparable. Most operators use MariaDB."""
 WITH_ALL: Final = (*WITH_SQL, "sql:postgres")
 WITH_SQLITE: Final = (*MEMCACHED, "sql:sqlite")
-"""Which needs no server to be started."""
+"""SQLite needs no server."""
 
 FULL: Final = (
     PlannedRun("refresh", "refresh", {"nodes": (10_000, 100_000, 1_000_000), "seconds": 15.0}),
@@ -76,7 +76,7 @@ FULL: Final = (
     PlannedRun("trace", "trace"),
     PlannedRun("reserve", "reserve", {"designs": ("snapshot",), "nodes": (200,)}),
 )
-"""For figures. Around an hour on two cores; a million nodes take 10 GB of memory."""
+"""The runs that give figures. They take about an hour on two cores; a million nodes take 10 GB of memory."""
 
 QUICK: Final = (
     PlannedRun(
@@ -95,11 +95,11 @@ QUICK: Final = (
     PlannedRun("peers", "peers", {}, quick=True),
     PlannedRun("recovery", "recovery", {"designs": ("snapshot",)}, quick=True),
 )
-"""Shows that everything works, not how fast it is: two minutes at most. ``refresh`` and ``cold`` are what ``scale`` runs."""
+"""The runs of ``--quick``, which show that everything works, in two minutes. ``scale`` runs ``refresh`` and ``cold``."""
 
 
 def wanted(quick: bool, known: Collection[str]) -> tuple[list[PlannedRun], list[str]]:
-    """The runs of the plan, and the scenarios that it names and ``known`` lacks."""
+    """Return the planned runs of scenarios in ``known``, and the names of the other scenarios of the plan."""
     runs = QUICK if quick else FULL
     missing = dict.fromkeys(run.scenario for run in runs if run.scenario not in known)
     return [run for run in runs if run.scenario in known], list(missing)
@@ -113,7 +113,7 @@ def carry_out(
     failed: list[str] = []
     for number, run in enumerate(runs, 1):
         record = results / f"{run.name}.json"
-        record.unlink(missing_ok=True)  # or figures of another commit would stand in for a run that failed
+        record.unlink(missing_ok=True)  # otherwise a failed run would keep the figures of an earlier commit
         print_line(f"[{number}/{len(runs)}] {run.name}: {run.command}")
         began = time.monotonic()
         code = _run([sys.executable, "-m", "bench", run.scenario, *run.options, "--json", str(record)], limit_s)
@@ -123,17 +123,17 @@ def carry_out(
         else:
             failed.append(run.name)
             why = f"took longer than {limit_s:g} s" if code is None else f"exit {code}"
-            print_line(f"      {took}, FAILED: {why}; the others go on")
+            print_line(f"      {took}, FAILED: {why}; the next run starts")
     return failed
 
 
 def _run(command: list[str], limit_s: float) -> int | None:
-    """Its exit code, or nothing if it did not end in time. Its bar is drawn on our stderr, its tables are not shown."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603 - ourselves
+    """Run a command; return its exit code, or None if it did not end in time. Only its stderr is shown."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603 - a command of bench
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            # As Ctrl-C does: it stops the servers that it started, which nobody else knows of.
+            # The signal of Ctrl-C: the run stops the servers that it started, which only the run knows.
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(STOP_LIMIT_S)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: figures, with all that is needed to judge and to repeat them."""
+"""The record of a benchmark: its figures, with everything that is needed to judge and to repeat them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ CALIBRATION_LOOPS_COUNT: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How a figure was spread over ``count`` rounds. Percentiles by nearest rank: the p99 of few rounds is the worst."""
+    """How a figure was spread over ``count`` rounds.
+
+    Percentiles are taken by nearest rank, so with few rounds p99 is the slowest round.
+    """
 
     unit: str
     count: int
@@ -39,7 +42,7 @@ class Measure:
 
     @classmethod
     def of(cls, unit: str, samples: Sequence[float]) -> Self:
-        """The spread of at least one sample."""
+        """Return the spread of at least one sample."""
         ordered = sorted(samples)
         assert ordered, "nothing was measured"
         return cls(unit, len(ordered), ordered[0], _rank(ordered, 50), _rank(ordered, 99), ordered[-1])
@@ -50,31 +53,32 @@ def _rank(ordered: Sequence[float], percent: int) -> float:
 
 
 class Timings:
-    """Milliseconds of calls, by name."""
+    """A collection of times in milliseconds, by name."""
 
     def __init__(self) -> None:
+        # All samples, by name.
         self._samples: dict[str, list[float]] = {}
 
     def time(self, name: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call it and note how long it took."""
+        """Call a function, note how long the call took, and return its result."""
         began = time.perf_counter()
         result = call(*args, **kwargs)
         self.note(name, (time.perf_counter() - began) * 1e3)
         return result
 
     def note(self, name: str, ms: float) -> None:
-        """One more sample."""
+        """Add a sample."""
         self._samples.setdefault(name, []).append(ms)
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """How each was spread."""
+        """The spread of each name's samples."""
         return {name: Measure.of("ms", samples) for name, samples in self._samples.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure beside what it was wanted to be, ``sense`` being <= or >=."""
+    """A figure with the bound that it should keep. ``sense`` is ``<=`` or ``>=``."""
 
     what: str
     got: float
@@ -85,34 +89,36 @@ class Goal:
 
     @classmethod
     def at_most(cls, what: str, got: float, bound: float, unit: str) -> Self:
-        """Smaller is better."""
+        """Return a goal for a figure of which a smaller value is better."""
         return cls(what, got, "<=", bound, unit, got <= bound)
 
     @classmethod
     def at_least(cls, what: str, got: float, bound: float, unit: str) -> Self:
-        """Larger is better."""
+        """Return a goal for a figure of which a larger value is better."""
         return cls(what, got, ">=", bound, unit, got >= bound)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One design at one size. ``ratios`` are of medians of this case; ``shown`` says what was found to be right; ``series``
-    is what changed over a run, all of one length.
-    """
+    """The figures of one design at one size."""
 
     design: str
+    """The label: the design, and a variant after a comma or a colon."""
     nodes: int
     settings: Mapping[str, float]
     measures: Mapping[str, Measure]
     ratios: Mapping[str, float]
+    """Ratios between medians of this case."""
     shown: Sequence[str]
+    """Sentences that state what was proved before and after the measurement."""
     goals: Sequence[Goal] = ()
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Values over time, all of the same length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it ran. ``calibration_ms`` is a fixed loop in plain Python: how fast a core was at that moment."""
+    """The machine of a run. ``calibration_ms`` is the time of a fixed loop in plain Python just before the run."""
 
     cpu: str
     cores: int
@@ -124,30 +130,37 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run of one scenario. ``across`` holds ratios between cases; ``commit`` ends in + where files differ from it;
-    ``skipped`` says what could have been measured if it were installed.
-    """
+    """One run of one scenario."""
 
     scenario: str
     seed: int
     seconds: float
     began_at: str
     commit: str
+    """The commit that ran; ends in + if files differ from it."""
     versions: Mapping[str, str]
     machine: Machine
     cases: Sequence[Case]
     across: Mapping[str, float] = field(default_factory=dict)
+    """Ratios between cases."""
     goals: Sequence[Goal] = ()
     format: int = FORMAT
     skipped: Sequence[str] = ()
+    """Lines on what was not measured because something is not installed."""
 
     def to_json(self) -> bytes:
-        """The record for programs, indented for people."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        """Return the record as JSON, with one field and one case on each line, so that two versions can be compared."""
+        lines = []
+        for name, value in msgspec.to_builtins(self).items():
+            encoded = msgspec.json.encode(value)
+            if name == "cases":
+                encoded = b"[\n" + b",\n".join(map(msgspec.json.encode, value)) + b"\n]"
+            lines.append(msgspec.json.encode(name) + b":" + encoded)
+        return b"{" + b",\n".join(lines) + b"}\n"
 
 
 def commit() -> str:
-    """The commit that runs; empty outside of a checkout."""
+    """Return the commit that runs, with a + if files differ from it; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -160,12 +173,12 @@ def commit() -> str:
 
 
 def versions(**servers: str) -> dict[str, str]:
-    """Python, the libraries that what is measured rests on, and the servers."""
+    """Return the versions of Python, of the libraries that nodestate uses, and of the servers."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}, **servers}
 
 
 def machine() -> Machine:
-    """This machine, as it is now."""
+    """Describe this machine and its present load."""
     times: list[float] = []
     for _ in range(CALIBRATION_ROUNDS_COUNT):
         began = time.perf_counter()
@@ -190,5 +203,5 @@ def _cpu() -> str:
 
 
 def now() -> str:
-    """The time, in UTC, for the record."""
+    """Return the present time in UTC, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What every scenario is given and gives."""
+"""The input and the output of every scenario."""
 
 from __future__ import annotations
 
@@ -10,46 +10,54 @@ from bench.record import Case, Goal
 from nodestate.config import Config
 
 ReportProgress = Callable[[str, float], None]
-"""Takes what is being done and which part of it is done, for people who wait."""
+"""Takes the name of the current step and the share of it that is done, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked for. ``seconds`` bounds the timed part of each design at each size; ``batch_events`` and ``prefetch`` are
-    a consumer's; ``file`` is for the scenario that takes one.
-    """
+    """What to measure."""
 
     designs: tuple[str, ...]
+    """Full names of designs."""
     nodes: tuple[int, ...]
+    """Sizes of fleets."""
     seconds: float
+    """Time to measure each design at each size."""
     seed: int
     changed: int
+    """Nodes changed in each commit."""
     state_bytes: int
     change_bytes: int
     batch_events: int = Config().batch_events
+    """Setting of the consumer."""
     prefetch: int = Config().prefetch
+    """Setting of the consumer."""
     file: Path | None = None
+    """The task list, for the scenario that takes one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What came of it. ``servers`` names those that were started, with their versions; ``skipped`` says what was not
-    measured for want of something, and how to get it.
-    """
+    """The results of a scenario."""
 
     cases: Sequence[Case]
     across: Mapping[str, float] = field(default_factory=dict)
+    """Ratios between cases."""
     goals: Sequence[Goal] = ()
     servers: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the servers that were started."""
     skipped: Sequence[str] = ()
+    """Lines on what was not measured because something is not installed, and how to install it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One thing that can be measured. ``nodes`` are the fleets where none was asked for, if not the command's own."""
+    """A measurement that the command can run."""
 
     name: str
     what: str
+    """One line of help."""
     run: Callable[[Settings, ReportProgress], Findings]
     nodes: tuple[int, ...] = ()
+    """Sizes of fleets if the user names none; empty for the command's default."""
     takes_file: bool = False

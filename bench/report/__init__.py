@@ -1,9 +1,10 @@
-"""The evaluation as a page: reads all records of a folder, and writes what an operator can act on.
+"""The evaluation: reads all records of a folder and writes a page from which an operator can choose a design.
 
-``records`` finds figures, ``compare`` sets the designs against each other, ``sections`` and ``advice`` say what follows,
-``draw`` makes the plots, ``page`` writes. No figure is typed by hand: what no record has, the page says is missing.
+``records`` finds figures, ``comparison`` compares the designs, the ``*_sections`` and ``advice`` write the text,
+``plots`` draws the plots, ``markdown`` writes the page, and ``html_page`` renders the same page as one HTML file. Every
+figure comes from a record; if no record has a figure, the page says that it is missing.
 """
 
-from bench.report.page import ReportError, write_report
+from bench.report.report_files import ReportError, write_html, write_report
 
-__all__ = ["ReportError", "write_report"]
+__all__ = ["ReportError", "write_html", "write_report"]

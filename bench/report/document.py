@@ -1,14 +1,14 @@
-"""What a page is made of, before it is written as HTML or Markdown. Text may have `code` and **strong** words."""
+"""The parts of the page, before they are written as Markdown. Text may contain `code` and **strong** words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text; the first column is words, the others are figures unless ``words``."""
+    """Rows of text. The first column is words; the other columns are figures, unless ``words`` is true."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -18,20 +18,22 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class PlotLine:
-    """Points of one thing, by x; ``lows`` and ``highs`` make a band. ``tone`` names its colour, see ``draw``."""
+    """The points of one line of a plot."""
 
     label: str
     tone: str
+    """The name of its colour, see ``theme``."""
     xs: Sequence[float]
     ys: Sequence[float]
     lows: Sequence[float] = ()
+    """With ``highs``, the edges of a band around the line."""
     highs: Sequence[float] = ()
     dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LinePlot:
-    """A plot of lines; both axes are logarithmic where the points allow it."""
+    """A plot of lines. An axis is logarithmic if its values are all positive and far enough apart."""
 
     name: str
     caption: str
@@ -42,20 +44,23 @@ class LinePlot:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar, from nothing to ``value``, with a whisker from ``low`` to ``high``. ``group`` has its own heading."""
+    """One bar from 0 to ``value``, with a whisker from ``low`` to ``high``."""
 
     group: str
+    """Bars of one group stand together under its name."""
     label: str
     tone: str
+    """The name of its colour, see ``theme``."""
     value: float
     low: float
     high: float
     text: str
+    """The value as it is written beside the bar."""
 
 
 @dataclass(frozen=True, slots=True)
 class BarPlot:
-    """A plot of bars lying one below the other."""
+    """A plot of horizontal bars, one below the other."""
 
     name: str
     caption: str
@@ -69,13 +74,32 @@ Plot = LinePlot | BarPlot
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page with the commands behind it. Without records, ``missing`` says so."""
+    """A part of the page."""
 
     title: str
     lead: str
     text: Sequence[str] = ()
     charts: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
-    detail: Sequence[Table] = field(default=())
+    detail: Sequence[Table] = ()
+    """Tables of all measures, which only the HTML page shows."""
     commands: Sequence[str] = ()
+    """The commands that measured the figures; if there are none, the commands that would."""
     missing: str = ""
+    """What the section lacks, if there are no records for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The whole evaluation."""
+
+    answer: Sequence[str]
+    """The answer, as numbered sentences."""
+    notes: Sequence[str]
+    """Warnings about the records."""
+    sections: Sequence[Section]
+
+    @property
+    def charts(self) -> list[Plot]:
+        """All plots of the page."""
+        return [chart for section in self.sections for chart in section.charts]

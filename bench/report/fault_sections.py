@@ -1,74 +1,79 @@
-"""What happens when something fails, when many want the same, and what others take for it."""
+"""Sections on faults, on many readers at once, and on other stores."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-from bench.report.chart_parts import absent, bar, commands_of, detail, median_and_p99
+from bench.report.chart_parts import absent, bar, commands_of, detail, median_and_p99, tone_of
 from bench.report.document import BarPlot, Plot, Section
 from bench.report.number_format import exact
 from bench.report.records import Records, spread, typical
 
-CONTENDED: Final = {"refresh": "A reader's read", "commit": "A commit of the consumer"}
-PEERS_DO: Final = {
-    "refresh": "A reader that follows along, after {changed} nodes changed",
-    "refresh, decoded": "The same, and the {changed} states decoded",
-    "nothing": "A reader that follows along, with nothing changed",
-    "cold": "A new reader, in a new process",
-    "write": "Writing {changed} changed nodes; nodestate folds and checks them as well",
+CONTENDED: Final = {"refresh": "A read of one reader", "commit": "A commit of the consumer"}
+PEER_MEASURES: Final = {
+    "refresh": "A refresh after {changed} nodes have changed, {nodes} nodes.",
+    "refresh, decoded": "The same refresh, with the {changed} states decoded, {nodes} nodes.",
+    "nothing": "A refresh with nothing changed, {nodes} nodes.",
+    "cold": "The first read of a new process, {nodes} nodes.",
+    "write": "A write of {changed} changed nodes, {nodes} nodes; nodestate also folds and checks the events.",
 }
 
 
 def recovering(records: Records) -> Section:
-    """By fault, how long views were not whole."""
-    title = "Recovery"
-    lead = "How long after a fault until a new reader's view is whole and fresh again. Until then it says so, or is refused."
-    found = [one for one in typical(list(records.found("recovery"))) if "recovery" in one.case.measures]
-    if not found:
+    """Return the section on the time until views are complete after a fault."""
+    title = "Recovery from faults"
+    lead = (
+        "How long after a fault the view of a new reader is complete and fresh again. Until then the view says that it is "
+        "not, or the read is refused."
+    )
+    cases = [one for one in typical(list(records.of_scenarios("recovery"))) if "recovery" in one.case.measures]
+    if not cases:
         return absent(title, lead, "recovery")
-    faults = dict.fromkeys(one.variant for one in found)
-    bars = [bar(one, "recovery", fault, one.design) for fault in faults for one in found if one.variant == fault]
-    unit = spread(found[0], "recovery").unit
-    chart = BarPlot("recovery-faults", f"At {exact(found[0].case.nodes)} nodes. Whiskers: min to p99.", unit, bars)
-    return Section(title, lead, charts=[chart], detail=[detail(found)], commands=commands_of(found))
+    faults = dict.fromkeys(one.variant for one in cases)
+    bars = [
+        bar(one, "recovery", fault, one.design, tone_of(one.design))
+        for fault in faults
+        for one in cases
+        if one.variant == fault
+    ]
+    caption = f"Recovery with {exact(cases[0].case.nodes)} nodes. Whiskers: min to p99."
+    chart = BarPlot("recovery-faults", caption, spread(cases[0], "recovery").unit, bars)
+    return Section(title, lead, charts=[chart], detail=[detail(cases)], commands=commands_of(cases))
 
 
 def contending(records: Records) -> Section:
-    """By the number of readers, what they cost each other and the consumer."""
-    title = "Contention"
-    lead = (
-        "What many readers beside one consumer cost each other, and the consumer, on the cores that all of them share."
-    )
-    found = typical(list(records.found("contention")))
-    if not found:
+    """Return the section on what readers cost each other and the consumer, by their number."""
+    title = "Many readers beside one consumer"
+    lead = "How much many readers slow down each other and the consumer, on cores that all of them share."
+    cases = typical(list(records.of_scenarios("contention")))
+    if not cases:
         return absent(title, lead, "contention")
-    steady = [one for one in found if not one.variant and "readers" in one.case.settings]
+    steady = [one for one in cases if not one.variant and "readers" in one.case.settings]
     charts: list[Plot] = []
-    for measure, caption in CONTENDED.items():
-        having = [one for one in steady if measure in one.case.measures]
-        if having:
-            caption = f"{caption}, {exact(having[0].case.nodes)} nodes."
-            charts.append(median_and_p99(f"contention-{measure}", caption, having, measure, ("readers", "readers")))
-    return Section(title, lead, charts=charts, detail=[detail(found)], commands=commands_of(found))
+    for measure, what in CONTENDED.items():
+        measured = [one for one in steady if measure in one.case.measures]
+        if measured:
+            caption = f"{what}, with {exact(measured[0].case.nodes)} nodes."
+            charts.append(median_and_p99(f"contention-{measure}", caption, measured, measure, ("readers", "readers")))
+    return Section(title, lead, charts=charts, detail=[detail(cases)], commands=commands_of(cases))
 
 
-def beside(records: Records) -> Section:
-    """Other stores, with the same fleet in the same run; the fastest first."""
-    title, lead = "Beside others", "The same work with what people would take otherwise, each by its best native way."
-    found = typical(list(records.found("peers")))
-    if not found:
+def comparing_peers(records: Records) -> Section:
+    """Return the section on other stores, measured with the same fleet in the same run; the fastest first."""
+    title = "Compared with other stores"
+    lead = "The same work done with other stores, each by its fastest native way."
+    cases = typical(list(records.of_scenarios("peers")))
+    if not cases:
         return absent(title, lead, "peers")
     charts: list[Plot] = []
-    nodes, changed = exact(found[0].case.nodes), exact(found[0].case.settings.get("changed", 0))
-    for measure, caption in PEERS_DO.items():
-        having = [one for one in found if measure in one.case.measures]
-        bars = [bar(one, measure, "", one.case.design) for one in sorted(having, key=lambda one: one.p50(measure))]
+    nodes, changed = exact(cases[0].case.nodes), exact(cases[0].case.settings.get("changed", 0))
+    for measure, caption in PEER_MEASURES.items():
+        measured = [one for one in cases if measure in one.case.measures]
+        bars = [bar(one, measure, "", one.case.design) for one in sorted(measured, key=lambda one: one.p50(measure))]
         if bars:
             name = f"peers-{re.sub(r'[^a-z]+', '-', measure)}"
-            charts.append(
-                BarPlot(name, f"{caption.format(changed=changed)}, {nodes} nodes.", "ms", bars, logarithmic=True)
-            )
-    skipped = dict.fromkeys(line for one in found for line in one.record.skipped)
-    text = ["Logarithmic: each gridline is ten times the one before.", *(f"Left out: {line}." for line in skipped)]
-    return Section(title, lead, text, charts, detail=[detail(found)], commands=commands_of(found))
+            charts.append(BarPlot(name, caption.format(changed=changed, nodes=nodes), "ms", bars, logarithmic=True))
+    skipped = dict.fromkeys(line for one in cases for line in one.record.skipped)
+    text = ["The axes are logarithmic: each step is a factor of ten.", *(f"Left out: {line}." for line in skipped)]
+    return Section(title, lead, text, charts, detail=[detail(cases)], commands=commands_of(cases))

@@ -1,4 +1,4 @@
-"""Numbers as they are read: three digits that count, and a unit of the right size."""
+"""Numbers as the report writes them: three significant digits and a unit of the right size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LARGER: Final = {
 
 
 def figure(value: float) -> str:
-    """Three digits that count: more would be noise."""
+    """Write a measured number with three significant digits; further digits would be noise."""
     rounded = float(f"{value:.3g}")
     if rounded == 0 or abs(rounded) >= 100:
         return f"{rounded:,.0f}"
@@ -23,14 +23,14 @@ def figure(value: float) -> str:
 
 
 def exact(value: float) -> str:
-    """All digits, of what was set and not measured."""
+    """Write all digits of a number that was set, not measured."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,g}"
 
 
 def quantity(value: float, unit: str) -> str:
-    """A figure with its unit, or a larger one that takes fewer digits."""
+    """Write a measured number with its unit, or with a larger unit if that takes fewer digits."""
     head, slash, per = unit.partition("/")
-    while head in _LARGER and abs(value) >= _LARGER[head][0] * 0.9995:  # which is written as 1,000 already
+    while head in _LARGER and abs(value) >= _LARGER[head][0] * 0.9995:  # this would be written as 1,000
         step, head = _LARGER[head]
         value /= step
     if head == "x":
@@ -39,5 +39,10 @@ def quantity(value: float, unit: str) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio."""
+    """Write a ratio."""
     return f"{figure(value)}×" if value >= 10 or value < 0.1 else f"{value:.2f}×"
+
+
+def listed(parts: list[str], conjunction: str = "and") -> str:
+    """Join words as a sentence does: ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {conjunction} {parts[-1]}"

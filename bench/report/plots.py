@@ -1,14 +1,13 @@
-"""Plots as SVG, the same bytes for the same figures. The only importer of matplotlib.
+"""Draws plots as SVG, with the same bytes for the same figures. The only importer of matplotlib.
 
-Colours are names of CSS variables: matplotlib is given a stand-in for each, which is replaced in what it wrote. So a
-plot in a page follows the page, and a plot in a file of its own follows the reader's preference.
+matplotlib knows no CSS variables. So each colour of the theme is drawn in a colour of its own, which ``compact_svg``
+replaces by the variable of the theme.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -19,17 +18,16 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from bench.report.compact_svg import STAND_INS, compact_svg
 from bench.report.document import BarPlot, LinePlot, Plot, PlotLine
 from bench.report.number_format import figure
-from bench.report.theme import DARK, LIGHT
 
-STAND_INS: Final = {name: f"#0101{number:02x}" for number, name in enumerate(LIGHT, 16)}
 SETTINGS: Final[Any] = {
     "svg.hashsalt": "nodestate",
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine measures text alike
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same size on every machine
     "font.size": 10.0,
-    "figure.facecolor": "none",  # the page's own shows through
+    "figure.facecolor": "none",  # the SVG sets the background itself
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "text.color": STAND_INS["ink"],
@@ -42,28 +40,17 @@ SETTINGS: Final[Any] = {
 WIDTH_IN, LINES_HEIGHT_IN = 7.6, 3.9
 BAR_IN, BARS_FRAME_IN = 0.3, 0.75
 LABEL_GAP: Final = 0.062
-"""Between labels at the ends of lines, as a share of the plot's height."""
+"""Smallest distance between labels at the ends of lines, as a share of the height of the plot."""
 DECADES_MIN: Final = 4.0
-"""An axis whose ends are this many times apart or more is logarithmic."""
+"""An axis is logarithmic if its largest value is at least this many times its smallest."""
 FEW: Final = 100.0
-"""A logarithmic axis whose ends are nearer than this has ticks within its decades, too."""
-FONT: Final = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
+"""A logarithmic axis whose largest value is less than this many times its smallest has ticks at 2 and 5, too."""
 
 
-def svg(chart: Plot) -> str:
-    """The plot as it stands in a page, which defines the colours."""
+def svg_of(chart: Plot) -> str:
+    """Return the plot as the text of an SVG file, light or dark as its reader prefers."""
     with mpl.rc_context(SETTINGS):
-        return _cleaned(_lines(chart) if isinstance(chart, LinePlot) else _bars(chart), chart.name)
-
-
-def svg_file(chart: Plot) -> str:
-    """The plot as a file of its own, light or dark as its reader likes."""
-
-    def variables(theme: dict[str, str]) -> str:
-        return "svg{" + "".join(f"--{name}:{colour};" for name, colour in theme.items()) + "}"
-
-    style = f"<style>{variables(LIGHT)}@media(prefers-color-scheme:dark){{{variables(DARK)}}}svg{{background:var(--paper)}}</style>"
-    return re.sub(r"(<svg[^>]*>)", rf"\1{style}", svg(chart), count=1) + "\n"
+        return compact_svg(_written(_lines(chart) if isinstance(chart, LinePlot) else _bars(chart)), chart.caption)
 
 
 def _lines(chart: LinePlot) -> Figure:
@@ -104,7 +91,7 @@ def _scale(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
             axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter(FuncFormatter(lambda value, _at: figure(value)))
     different = sorted(set(xs))
-    if 1 < len(different) <= 8:  # what was measured, and nothing that was not
+    if 1 < len(different) <= 8:  # ticks only at values that were measured
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(different, [figure(x) for x in different])
 
@@ -117,14 +104,14 @@ def _dress(axes: Axes) -> None:
 
 
 def _label_ends(axes: Axes, lines: Sequence[PlotLine]) -> None:
-    """Each line's name at its right end, moved apart where they would lie on each other."""
-    axes.get_ylim()  # limits follow what is drawn only when asked for, and the transform does not ask
+    """Write the label of each line at its right end, and move labels apart that would overlap."""
+    axes.get_ylim()  # updates the limits, which the transform does not do
     to_share = axes.transScale + axes.transLimits
-    places = sorted(
+    heights = sorted(
         (float(to_share.transform((one.xs[-1], one.ys[-1]))[1]), number) for number, one in enumerate(lines)
     )
     at = -math.inf
-    for share, number in places:
+    for share, number in heights:
         at = max(share, at + LABEL_GAP)
         one = lines[number]
         axes.annotate(
@@ -180,20 +167,9 @@ def _bars(chart: BarPlot) -> Figure:
     return plot
 
 
-def _cleaned(plot: Figure, name: str) -> str:
-    """What matplotlib wrote, without what names a program, a date or another place; ids are the plot's own."""
+def _written(plot: Figure) -> str:
+    """Return the SVG that matplotlib writes, with neither date nor version."""
     out = io.StringIO()
     FigureCanvasSVG(plot)
     plot.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for variable, stand_in in STAND_INS.items():
-        text = text.replace(stand_in, f"var(--{variable})")
-    text = re.sub(r"(?<= )id=\"([^\"]+)\"", rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r"xlink:href=\"#([^\"]+)\"", rf'href="#{name}-\1"', text)
-    text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    text = text.replace("'DejaVu Sans'", FONT.replace('"', "'"))
-    text = re.sub(r"<svg ", f'<svg role="img" aria-labelledby="{name}" ', text, count=1)
-    return re.sub(r"\s*\n\s*", "\n", text).strip()
+    return out.getvalue()

@@ -1,4 +1,4 @@
-"""What a scheduler feels: following along, starting, growing fleets, and how soon a change is seen."""
+"""Sections on what a scheduler waits for: a refresh, its first view, growth of the fleet, and news of a change."""
 
 from __future__ import annotations
 
@@ -19,64 +19,70 @@ from bench.report.chart_parts import (
 from bench.report.document import LinePlot, Section, Table
 from bench.report.number_format import exact, quantity, times
 from bench.report.records import Records, typical, varied
-from bench.scale import UNSHOWN
+from bench.scale import ASSUMED
 
 ESTIMATED: Final = ("refresh", "nothing", "first view", "commit")
-"""Of all that was fitted, what an operator would ask for."""
+"""The fitted measures that the page shows."""
 
 
-def following(records: Records) -> Section:
-    """A warm reader, against the size of the fleet and against what changed."""
-    title, lead = "Following along", "How long a scheduler's `read()` takes when some nodes changed since its last one."
-    found = records.widest("refresh", "refresh", "scale")
-    if not found:
+def refreshing(records: Records) -> Section:
+    """Return the section on a reader that refreshes its view, by size of fleet and by number of changes."""
+    title = "Refreshing a view"
+    lead = "How long a scheduler's `read()` takes if some nodes have changed since its previous `read()`."
+    cases = records.widest("refresh", "refresh", "scale")
+    if not cases:
         return absent(title, lead, "refresh")
-    changed = exact(found[0].case.settings["changed"])
-    caption = f"After {changed} nodes changed, by the size of the fleet."
+    changed = exact(cases[0].case.settings["changed"])
+    caption = f"A refresh after {changed} nodes have changed, by size of fleet."
     bare = ("bare states", "bare socket, the changed states")
-    charts = [across_nodes("following-nodes", caption, found, "refresh", bare)]
-    by_changed = [one for one in records.found("refresh") if one.case.nodes == typical(found)[0].case.nodes]
-    # One of each load: of two runs with the same, the first. A database may have one alone, which is a point.
+    charts = [across_nodes("following-nodes", caption, cases, "refresh", bare)]
+    by_changed = [one for one in records.of_scenarios("refresh") if one.case.nodes == typical(cases)[0].case.nodes]
+    # Of two runs with the same number of changes, the first. A database may have one run only, which is a point.
     by_changed = list({(one.case.design, one.case.settings["changed"]): one for one in reversed(by_changed)}.values())[
         ::-1
     ]
     if varied(by_changed, ("changed",)):
         of_changed = partial(setting_of, "changed")
         lines = [line(of, "refresh", design, of_changed) for design, of in designs_of(by_changed).items()]
-        caption = f"At {by_changed[0].case.nodes:,} nodes, by how many changed (a run each)."
+        caption = f"A refresh with {by_changed[0].case.nodes:,} nodes, by number of changed nodes (one run for each)."
         charts.append(LinePlot("following-changed", caption, "nodes changed between two reads", "ms", lines))
     shown = {f"{changed} changed": "refresh", "nothing changed": "nothing"}
-    table = by_nodes(found, shown)
-    used = [*found, *(by_changed if len(charts) > 1 else [])]
-    return Section(title, lead, charts=charts, tables=[table], detail=[detail(found)], commands=commands_of(used))
+    table = by_nodes(cases, shown)
+    used = [*cases, *(by_changed if len(charts) > 1 else [])]
+    return Section(title, lead, charts=charts, tables=[table], detail=[detail(cases)], commands=commands_of(used))
 
 
 def starting(records: Records) -> Section:
-    """A new reader."""
-    title, lead = "Starting", "How long a scheduler that was just started takes to its first view of all nodes."
-    found = records.widest("first view", "cold", "scale")
-    if not found:
+    """Return the section on a new reader."""
+    title = "First view of a new scheduler"
+    lead = "How long a scheduler that has just been started takes until its first view of all nodes."
+    cases = records.widest("first view", "cold", "scale")
+    if not cases:
         return absent(title, lead, "cold")
     bare = ("bare blocks", "bare socket, in blocks")
     text = [
-        "A journal that has just written a checkpoint has no tail to fold; on average a reader meets half of the longest."
+        (
+            "A journal that has just written a checkpoint has no tail of events to fold (“no tail”). On average a new reader "
+            "finds a tail of half its largest length (“tail”)."
+        )
     ]
     return Section(
         title,
         lead,
         text,
-        [across_nodes("starting-nodes", "First view, in a new process.", found, "first view", bare)],
-        [by_nodes(found, {"": "first view"})],
-        [detail(found)],
-        commands_of(found),
+        [across_nodes("starting-nodes", "The first view in a new process.", cases, "first view", bare)],
+        [by_nodes(cases, {"": "first view"})],
+        [detail(cases)],
+        commands_of(cases),
     )
 
 
 def growing(records: Records) -> Section:
-    """The fitted exponents, and what they say of a larger fleet."""
-    title, lead = (
-        "Growing",
-        "A cost grows with the fleet to the power of its exponent: 0 does not grow, 1 grows in step.",
+    """Return the section on fitted exponents, and the costs that they predict for a larger fleet."""
+    title = "Growth with the fleet"
+    lead = (
+        "A cost grows with the number of nodes to the power of its exponent: with 0 it does not grow, with 1 it grows in "
+        "proportion."
     )
     estimates = list(records.estimates())
     if not estimates:
@@ -95,30 +101,32 @@ def growing(records: Records) -> Section:
             rows.append(
                 [f"{design}: {measure}", f"{exponent:.2f}", times(residual), quantity(of.p50, of.unit), between]
             )
-    large = f"{estimates[0].case.nodes:,} nodes"
     table = Table(
         ["", "exponent", "residual", "estimate", "two standard errors"],
         rows,
-        f"Fitted, and carried on to {large}",
+        f"Fitted exponents, and estimates for {estimates[0].case.nodes:,} nodes",
     )
-    fitted, *assumed = estimates[0].case.shown
+    fitted = estimates[0].case.shown[0]
     text = [
-        f"{fitted.capitalize()}. {UNSHOWN.capitalize()}{'; '.join(one.removeprefix(UNSHOWN) for one in assumed)}.",
-        "The residual is the factor by which points lie off the fitted line, root mean square.",
+        f"{fitted[:1].upper()}{fitted[1:]}. The estimates assume, without proof: {'; '.join(ASSUMED)}.",
+        "The residual is the factor by which points lie off the fitted line (root mean square).",
     ]
     return Section(title, lead, text, tables=[table], commands=commands_of(estimates))
 
 
 def propagating(records: Records) -> Section:
-    """From the agent to the view, by rate: the median and, dashed, the worst of a hundred."""
-    title = "Propagation"
-    lead = "From an agent's publishing of a change until the view of a reader that looks all the time shows it."
-    found = typical(list(records.found("propagation")))
-    found = [one for one in found if {"rate", "propagation"} <= {*one.case.settings, *one.case.measures}]
-    if not found:
+    """Return the section on the time from an agent to a view, by rate of changes."""
+    title = "Propagation of a change"
+    lead = "How long after an agent publishes a change the view of a reader shows it. The reader reads all the time."
+    cases = typical(list(records.of_scenarios("propagation")))
+    cases = [one for one in cases if {"rate", "propagation"} <= {*one.case.settings, *one.case.measures}]
+    if not cases:
         return absent(title, lead, "propagation")
-    flush = {one.case.settings["flush_ms"] for one in found if "flush_ms" in one.case.settings}
-    text = [f"Of this, a consumer waits up to {exact(ms)} ms for a batch to fill." for ms in sorted(flush)]
+    flush = {one.case.settings["flush_ms"] for one in cases if "flush_ms" in one.case.settings}
+    text = [
+        f"This includes up to {exact(ms)} ms in which a consumer waits for a batch to fill." for ms in sorted(flush)
+    ]
     over = ("rate", "events a second, all nodes together")
-    chart = median_and_p99("propagation-rate", f"At {exact(found[0].case.nodes)} nodes.", found, "propagation", over)
-    return Section(title, lead, text, [chart], detail=[detail(found)], commands=commands_of(found))
+    caption = f"Propagation with {exact(cases[0].case.nodes)} nodes."
+    chart = median_and_p99("propagation-rate", caption, cases, "propagation", over)
+    return Section(title, lead, text, [chart], detail=[detail(cases)], commands=commands_of(cases))

@@ -1,4 +1,4 @@
-"""What decisions and claims cost a scheduler, and what several do to each other."""
+"""Sections on what decisions and claims cost a scheduler, and on several schedulers at once."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ MEMORY: Final = "memory beyond the reader"
 BATCHES: Final = "batches"
 RACES: Final = "schedulers"
 RACES_UNSHARED: Final = "schedulers, sharing nothing"
-DECIDES: Final = {
-    "select, unseen shape": "a request of a shape never seen",
-    "select, one node changed": "of a shape seen before, one node changed",
-    "read and select, nothing changed": "with a read in front, nothing changed",
-    "read and select, some changed": "with a read in front, {changed} nodes changed",
+DECISIONS: Final = {
+    "select, unseen shape": "request of a new shape",
+    "select, one node changed": "request of a known shape, one node changed",
+    "read and select, nothing changed": "read and request, nothing changed",
+    "read and select, some changed": "read and request, {changed} nodes changed",
     "claim": "read, choose and claim",
-    "advance": "bringing the fleet up to date, {changed} nodes changed",
+    "advance": "update of the fleet, {changed} nodes changed",
 }
 SHADES: Final = ("journal", "snapshot", "other", "bare")
-"""Colours of lines that are no designs: they are told apart as those are."""
+"""Colours for lines that are not designs."""
 
 
 def deciding(records: Records) -> Section:
-    """One scheduler: a decision by kind and size, and claims by batch; OpenStack's beside them."""
-    title = "Deciding"
-    lead = "What one request costs a scheduler that follows along, with the default filters and weighers, and how many claims it writes."
-    found = list(records.found("select"))
-    one = [case for case in found if case.variant == ONE]
+    """Return the section on one scheduler: decisions by kind and size, claims by batch, and OpenStack's figures."""
+    title = "Scheduling decisions"
+    lead = (
+        "What one request costs a scheduler that keeps its view up to date, with the default filters and weighers, and how "
+        "many claims it writes."
+    )
+    cases = list(records.of_scenarios("select"))
+    one = [case for case in cases if case.variant == ONE]
     if not one:
         return absent(title, lead, "select")
     changed = exact(one[0].case.settings["changed"])
     bars = [
-        bar(case, measure, f"{exact(case.case.nodes)} nodes{_on(case, one)}", says.format(changed=changed), "snapshot")
+        bar(case, measure, f"{exact(case.case.nodes)} nodes{_on(case, one)}", text.format(changed=changed), "snapshot")
         for case in one
-        for measure, says in DECIDES.items()
+        for measure, text in DECISIONS.items()
         if measure in case.case.measures
     ]
     charts: list[Plot] = [
-        BarPlot("select-one", "One request at a time. Whiskers: min to p99.", "ms", bars, logarithmic=True)
+        BarPlot("select-one", "Time for one request. Whiskers: min to p99.", "ms", bars, logarithmic=True)
     ]
-    batches = [case for case in found if case.variant == BATCHES]
+    batches = [case for case in cases if case.variant == BATCHES]
     if batches:
         batched = [
             bar(
@@ -59,53 +62,49 @@ def deciding(records: Records) -> Section:
             for case in batches
         ]
         charts.append(BarPlot("select-batches", "Claims a second of one scheduler.", "claims/s", batched))
-    theirs = [case for case in found if case.variant == "" and not case.design.startswith("snapshot")]
+    theirs = [case for case in cases if case.variant == "" and not case.design.startswith("snapshot")]
     text = [
-        f"A scheduler takes {quantity(case.p50(MEMORY), 'bytes')} a node beyond its reader, at {exact(case.case.nodes)}."
+        f"With {exact(case.case.nodes)} nodes a scheduler needs {quantity(case.p50(MEMORY), 'bytes')} of memory for each "
+        "node, beyond the memory of its reader."
         for case in one
     ]
     tables = []
     ratios = {name: ratio for case in one[:1] for name, ratio in case.record.across.items() if " nodes: " in name}
     if ratios:
         rows = [[*name.split(" / ", 1), times(ratio)] for name, ratio in ratios.items()]
-        tables.append(
-            Table(
-                ["OpenStack", "nodestate", "takes so many times as long"],
-                rows,
-                "Beside OpenStack's own, on the same fleet",
-                words=True,
-            )
-        )
+        head = ["OpenStack", "nodestate", "factor by which OpenStack takes longer"]
+        tables.append(Table(head, rows, "OpenStack's own scheduler on the same fleet", words=True))
     text += [
-        f"Left out: {line}." for line in dict.fromkeys(skipped for case in found for skipped in case.record.skipped)
+        f"Left out: {line}." for line in dict.fromkeys(skipped for case in cases for skipped in case.record.skipped)
     ]
     shown = [*one, *batches, *theirs]
     return Section(title, lead, text, charts, tables, [detail(shown)], commands_of(shown))
 
 
 def racing(records: Records) -> Section:
-    """Several schedulers at once, by how full the fleet is."""
-    title = "Schedulers among each other"
+    """Return the section on several schedulers at once, by how full the fleet is."""
+    title = "Several schedulers at once"
     lead = (
         "Several schedulers, each in a process of its own, claim on the same fleet at the same time. A conflict is a "
-        "compare-and-swap that another was faster with: it costs another round trip, and never an overcommitted node."
+        "compare-and-swap that fails because another scheduler has written first. It costs another round trip, and never "
+        "overcommits a node."
     )
-    found = [case for case in records.found("select") if case.variant in {RACES, RACES_UNSHARED}]
-    races = [case for case in found if case.variant == RACES]
+    cases = [case for case in records.of_scenarios("select") if case.variant in {RACES, RACES_UNSHARED}]
+    races = [case for case in cases if case.variant == RACES]
     if not races:
         return absent(title, lead, "select")
     cores = races[0].record.machine.cores
     over = "schedulers"
-    nodes = f"{exact(races[0].case.nodes)} nodes, {cores} cores for all of them, memcached, and whatever else ran"
+    where = f"{exact(races[0].case.nodes)} nodes; {cores} cores for schedulers, memcached and everything else"
     charts: list[Plot] = [
-        LinePlot(name, f"{caption} At {nodes}.", over, spread(races[0], measure).unit, _by_fullness(races, measure))
+        LinePlot(name, f"{caption} ({where}).", over, spread(races[0], measure).unit, _by_fullness(races, measure))
         for name, measure, caption in (
-            ("select-claims", "claims, all", "Claims of all schedulers together, by how full the fleet is."),
-            ("select-conflicts", "conflicts", "Compare-and-swaps that conflicted."),
+            ("select-claims", "claims, all", "Claims of all schedulers together, by how full the fleet is"),
+            ("select-conflicts", "conflicts", "Share of compare-and-swaps that conflict, by how full the fleet is"),
         )
     ]
     rows = []
-    for one in (case for case in found if case.variant == RACES_UNSHARED):
+    for one in (case for case in cases if case.variant == RACES_UNSHARED):
         beside = next((case for case in races if _same_race(case, one)), None)
         if beside is not None:
             settings = one.case.settings
@@ -117,37 +116,22 @@ def racing(records: Records) -> Section:
                     *(quantity(case.p50("claims, all"), "claims/s") for case in (one, beside)),
                 ]
             )
-    tables = (
-        [
-            Table(
-                [
-                    "fleet",
-                    "schedulers",
-                    "conflicts, sharing nothing",
-                    "conflicts, shared out",
-                    "claims, sharing nothing",
-                    "claims, shared out",
-                ],
-                rows,
-                "What it is worth that schedulers share out nodes that are about equally good",
-            )
-        ]
-        if rows
-        else []
-    )
-    return Section(title, lead, [], charts, tables, [detail(found)], commands_of(found))
+    head = ["fleet", "schedulers", "conflicts without", "conflicts with", "claims without", "claims with"]
+    caption = "With and without sharing: schedulers that share prefer different nodes among those that are equally good"
+    tables = [Table(head, rows, caption)] if rows else []
+    return Section(title, lead, [], charts, tables, [detail(cases)], commands_of(cases))
 
 
 def reserving(records: Records) -> Section:
-    """Groups all or nothing: one scheduler alone, and several against each other."""
-    title = "Groups, all or nothing"
+    """Return the section on reservations of groups: one scheduler alone, and several that compete."""
+    title = "Reservations of groups"
     lead = (
-        "The same reservations of 2 to 64 members, in the same order, by one scheduler alone and shared out to several, on a "
-        "fleet that has hardly room for them. What is held in the end is read from the claim records by nobody who wrote "
-        "them: each group is whole or not there, and no node is over its capacity."
+        "Reservations of 2 to 64 members each, all or nothing, on a fleet that has hardly enough room: once made by one "
+        "scheduler, once shared out to several. Afterwards a process that wrote no claims reads the claim records and proves "
+        "that each group is reserved completely or not at all, and that no node is over its capacity."
     )
-    found = list(records.found("reserve"))
-    if not found:
+    cases = list(records.of_scenarios("reserve"))
+    if not cases:
         return absent(title, lead, "reserve")
     rows = [
         [
@@ -158,16 +142,16 @@ def reserving(records: Records) -> Section:
             quantity(case.case.measures["reserve"].p99, "ms"),
             quantity(case.p50("reservations"), "/s"),
         ]
-        for case in found
+        for case in cases
     ]
     table = Table(
         ["schedulers", "reservations", "succeed", "p50", "p99", "a second"], rows, "Reservations near capacity"
     )
-    return Section(title, lead, [], [], [table], [detail(found)], commands_of(found))
+    return Section(title, lead, [], [], [table], [detail(cases)], commands_of(cases))
 
 
 def _on(case: RecordedCase, among: Sequence[RecordedCase]) -> str:
-    """Which design, where there are several."""
+    """Return the design of a case as part of a label; empty if all cases have the same design."""
     return f", {case.design}" if len({one.design for one in among}) > 1 else ""
 
 

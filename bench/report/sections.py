@@ -1,4 +1,4 @@
-"""The sections that show what was measured, in the order of the page."""
+"""The sections of measurements, in the order of the page."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bench.report.records import Records
 Build = Callable[[Records], Section]
 
 BUILD: Final[tuple[Build, ...]] = (
-    reader_sections.following,
+    reader_sections.refreshing,
     reader_sections.starting,
     reader_sections.growing,
     reader_sections.propagating,
-    consumer_sections.writing,
+    consumer_sections.applying,
     consumer_sections.storing,
     consumer_sections.amplifying,
     fault_sections.recovering,
     fault_sections.contending,
-    fault_sections.beside,
+    fault_sections.comparing_peers,
     scheduler_sections.deciding,
     scheduler_sections.racing,
     scheduler_sections.reserving,
@@ -29,6 +29,6 @@ BUILD: Final[tuple[Build, ...]] = (
 )
 
 
-def sections(records: Records) -> list[Section]:
-    """All of them."""
+def measured(records: Records) -> list[Section]:
+    """Return all sections of measurements."""
     return [build(records) for build in BUILD]

@@ -1,4 +1,4 @@
-"""The colours of pages and plots. Designs differ in lightness, too, so that they are told apart without colour."""
+"""The colours of the page and of the plots. Designs also differ in lightness, so that they can be told apart in grey."""
 
 from __future__ import annotations
 
