@@ -23,7 +23,7 @@ from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.stepped_cell import MAX_AGE_S, SteppedCell
 from bench.workload import SeededFleet, require, require_whole, view_digest
 from nodestate import Reader
-from nodestate.journal.format import SECTION as JOURNAL_SECTION
+from nodestate.journal.format import JOURNAL_SECTION
 
 ROUNDS_MIN: Final = 3
 """… where a second or more is given; a smoke test is content with one."""

@@ -23,9 +23,9 @@ from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.stepped_cell import MAX_AGE_S, SteppedCell
 from bench.workload import SeededFleet, require, require_whole
 from nodestate import Reader
-from nodestate.journal.format import SECTION as JOURNAL_SECTION
+from nodestate.journal.format import JOURNAL_SECTION
 from nodestate.ports import Store
-from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
+from nodestate.snapshot.format import SNAPSHOT_SECTION
 from nodestate.store.head import Head
 
 CHANGE_BYTES: Final = (1_000, 4_000)

@@ -22,7 +22,7 @@ from nodestate.config import Config
 from nodestate.journal import format as journal
 from nodestate.scheduling import claims
 from nodestate.snapshot import format as snapshot
-from nodestate.store import head, keys
+from nodestate.store import head, keys, liveness
 
 DOCS: Final = Path(__file__).parent
 REFERENCE: Final = DOCS / "reference"
@@ -80,7 +80,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.sql.writer": {
         "MAX_SILENT_S": "seconds without a renewal after which a database's rows are no claim (a backup may have been restored)",
     },
-    "nodestate.store.head": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
+    "nodestate.store.ownership": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
     "nodestate.view.follower": {
         "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
         "REPAIR_TTL_S": "seconds that a reader's request for a repair waits for the owner",
@@ -189,12 +189,12 @@ def _allowed(kind: Any) -> str:
 
 RECORDS: Final[tuple[tuple[str, type[msgspec.Struct], str], ...]] = (
     ("head", head.Head, "a head"),
-    ("life", head.Life, "signs of life"),
-    ("since", head.Since, "an element of `terms`"),
+    ("life", liveness.LivenessRecord, "signs of life"),
+    ("since", head.TermStart, "an element of `terms`"),
     ("node record", model.NodeRecord, "an element of a checkpoint; inside a node item"),
-    ("journal section", journal.Section, "a journal head's `section`"),
+    ("journal section", journal.JournalSection, "a journal head's `section`"),
     ("checkpoint", journal.Checkpoint, "inside a journal section"),
-    ("snapshot section", snapshot.Section, "a snapshot head's `section`"),
+    ("snapshot section", snapshot.SnapshotSection, "a snapshot head's `section`"),
     ("appeared", snapshot.Appeared, "an element of `appeared`"),
     ("index", snapshot.Index, "inside a snapshot section"),
     ("index part", snapshot.IndexPart, "one part of an index"),

@@ -12,11 +12,9 @@ from harness.waiting import wait_until
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import CorruptItemError
-from nodestate.journal.format import SECTION as JOURNAL_SECTION
-from nodestate.journal.format import checkpoint_keys
+from nodestate.journal.format import JOURNAL_SECTION, checkpoint_keys
 from nodestate.ports import Put, Write, WriteStatus
-from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
-from nodestate.snapshot.format import index_keys
+from nodestate.snapshot.format import SNAPSHOT_SECTION, index_keys
 from nodestate.store import keys
 from nodestate.store.head import EPOCH, HEAD, Head, term_of
 from nodestate.store.memcached import MemcachedStore

@@ -102,7 +102,7 @@ class ViewWatcher(threading.Thread):
         self.refused |= view.incomplete
         for partition in view.partitions:
             # The claims of a partition change only with its table, with what its owner vouches for, and with exclusions.
-            table, vouched = partition.table, partition.vouched and not partition.lost
+            table, vouched = partition.table, partition.complete and not partition.lost
             claims = (partition.confirmed_at, vouched, view.stale, view.incomplete)
             last = self._last.get(partition.partition)
             if last is not None and last[0] is table and last[1] == claims:
@@ -112,7 +112,7 @@ class ViewWatcher(threading.Thread):
 
     def _check_partition(self, view: View, partition: PartitionState, names: list[str]) -> None:
         number, table = partition.partition, partition.table
-        vouched = partition.vouched and not partition.lost and f"partition {number}" not in view.incomplete
+        vouched = partition.complete and not partition.lost and f"partition {number}" not in view.incomplete
         for name in names:
             record = table.get(name) if table is not None else None
             version = record.version if record is not None else NEVER

@@ -9,15 +9,15 @@ import msgspec
 from nodestate.designs import DESIGNS
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.store import keys
-from nodestate.store.head import OwnerStatus, Place
-from nodestate.store.partition_writer import Batch, Taken
+from nodestate.store.ownership import OwnerStatus, PartitionTarget
+from nodestate.store.partition_writer import Batch, TakeoverResult
 from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, Plan, script
 from nodestate.view.follower import Follower, PartitionState
 
 T = TypeVar("T")
 LEASE_S = 86_400
-WELL = OwnerStatus(0, vouched=True)
+WELL = OwnerStatus(0, complete=True)
 
 
 def prefix_of(design: str) -> str:
@@ -42,7 +42,7 @@ class Owner:
 
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock, name: str = "a") -> None:
         self.store = FaultyStore(MemoryStore(server), script(), whole=isinstance(server, MemoryDatabase))
-        place = Place(prefix_of(design), 0, name, LEASE_S, self.store, clock)
+        place = PartitionTarget(prefix_of(design), 0, name, LEASE_S, self.store, clock)
         self.writer = DESIGNS[design].writer(place)
         self.records: list[NodeRecord] = []
         self._slots: dict[str, int] = {}
@@ -50,11 +50,11 @@ class Owner:
 
     def begin(self, epoch: int = 7) -> None:
         """Begin an epoch with what is held."""
-        self.run(self.writer.begin(epoch, self, WELL))
+        self.run(self.writer.begin_epoch(epoch, self, WELL))
 
-    def take(self) -> Taken | None:
+    def take(self) -> TakeoverResult | None:
         """Take the partition over, and hold what was found."""
-        taken = self.run(self.writer.take())
+        taken = self.run(self.writer.take_over())
         if taken is not None:
             self.records = list(taken.records)
             self._slots = {record.name: slot for slot, record in enumerate(self.records)}

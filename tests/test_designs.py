@@ -351,7 +351,7 @@ def test_a_design_whose_place_fails_keeps_nobody_waiting(monkeypatch: pytest.Mon
             raise StoreUnavailableError("snapshot", "not now")
             yield
 
-        writer.begin = begin  # type: ignore[method-assign]
+        writer.begin_epoch = begin  # type: ignore[method-assign]
         return writer
 
     monkeypatch.setitem(DESIGNS, "snapshot", DESIGNS["snapshot"]._replace(writer=refuses))
@@ -444,14 +444,14 @@ class Failing:
 
     def _writer(self, place: Any) -> Any:
         writer = self._make(place)
-        begin = writer.begin
+        begin = writer.begin_epoch
 
         def failing(*given: Any) -> Any:
             if self.fails:
                 raise StoreUnavailableError("its place", "not now")
             return (yield from begin(*given))
 
-        writer.begin = failing  # type: ignore[method-assign]
+        writer.begin_epoch = failing  # type: ignore[method-assign]
         return writer
 
 

@@ -11,12 +11,13 @@ import pytest
 from nodestate.consumers.member import Member
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import cleared, cut_over, prepared, retired, rolled_back
-from nodestate.designs.layout_removal import forget_layout, fresh_s
+from nodestate.designs.layout_removal import forget_layout
 from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, FencedError
 from nodestate.model import Receipt, Version
 from nodestate.ports import Source
 from nodestate.store import keys
+from nodestate.store.liveness import fresh_s
 from nodestate.view.view import View
 from tests.switched import NODES, K, Switched
 
@@ -208,14 +209,14 @@ def test_a_layout_stays_written_until_what_is_read_is_whole(monkeypatch: pytest.
 
     def refuses(place: Any) -> Any:
         writer = make(place)
-        begin = writer.begin
+        begin = writer.begin_epoch
 
         def begun(*given: Any) -> Any:
             if failing[0]:
                 raise BrokerUnavailableError("its place", "not now")
             return (yield from begin(*given))
 
-        writer.begin = begun  # type: ignore[method-assign]
+        writer.begin_epoch = begun  # type: ignore[method-assign]
         return writer
 
     monkeypatch.setitem(DESIGNS, "snapshot", DESIGNS["snapshot"]._replace(writer=refuses))

@@ -8,10 +8,10 @@ import pytest
 
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
 from nodestate.ports import Put, Write
-from nodestate.snapshot.format import NODE, Index, Section, StoredNode, ring_after, ring_with, stamp_of
+from nodestate.snapshot.format import NODE, Index, SnapshotSection, StoredNode, ring_after, ring_with, stamp_of
 from nodestate.snapshot.writer import SnapshotWriter
 from nodestate.store import keys
-from nodestate.store.head import Since
+from nodestate.store.head import TermStart
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.machines.world import at_call, small_limits
 from tests.owning import Owner, Watcher, change, held, prefix_of, report
@@ -47,7 +47,7 @@ def tight() -> Iterator[None]:
         yield
 
 
-def section_of(owner: Owner) -> Section:
+def section_of(owner: Owner) -> SnapshotSection:
     assert isinstance(owner.writer, SnapshotWriter)
     return owner.writer.section
 
@@ -228,7 +228,7 @@ def test_a_takeover_that_finds_a_node_lost_says_so(owner: Owner, server: MemoryS
     server.evict(keys.node(S, "n"))
     taken = Owner("snapshot", server, clock, "b").take()
     assert taken is not None
-    assert (taken.whole, taken.vouched) == (False, False)
+    assert (taken.whole, taken.complete) == (False, False)
     assert [(r.name, r.live, r.incomplete) for r in taken.records] == [("n", False, True), ("m", True, False)]
 
 
@@ -315,7 +315,7 @@ def test_an_index_that_could_not_be_trimmed_does_not_make_another_commit(
 def deletes(server: MemoryServer, owner: Owner) -> bool:
     """True once the head of the commit under way is stored: what follows are deletions."""
     head = server.fetch([keys.head(S, 7)])[keys.head(S, 7)]
-    return head.cas != owner.writer.tenure._head_cas  # type: ignore[attr-defined]
+    return head.cas != owner.writer.ownership._head_cas  # type: ignore[attr-defined]
 
 
 def test_a_full_store_keeps_what_was_there(clock: ManualClock) -> None:
@@ -380,10 +380,10 @@ def test_the_ring_tells_the_newest_stamp_of_each_slot() -> None:
                 assert ring_after(section, offset) == naive
 
 
-def _ring(commits: list[list[int]]) -> Section:
-    terms = (Since(1, 1), Since(3, 6))
-    section = Section(1, b"", b"", (), terms, Index(1, 1, 0))
+def _ring(commits: list[list[int]]) -> SnapshotSection:
+    terms = (TermStart(1, 1), TermStart(3, 6))
+    section = SnapshotSection(1, b"", b"", (), terms, Index(1, 1, 0))
     for slots in commits:
         ring_from, counts, packed = ring_with(section, slots)
-        section = Section(ring_from, counts, packed, (), terms, section.index)
+        section = SnapshotSection(ring_from, counts, packed, (), terms, section.index)
     return section

@@ -214,7 +214,7 @@ def test_an_heir_goes_on_where_the_owner_stopped(
     heir = Owner("sql", database, clock, "heir")
     taken = heir.take()
     assert taken is not None
-    assert (taken.records, taken.vouched, taken.whole) == (owner.records, True, True)
+    assert (taken.records, taken.complete, taken.whole) == (owner.records, True, True)
     assert taken.behind_ms is not None
     assert 20_000 <= taken.behind_ms <= 21_000
     heir.commit(change("m", 2, zone="b"), report("new", 1))
@@ -240,7 +240,7 @@ def test_an_epoch_whose_former_rows_could_not_be_removed_is_begun_all_the_same(
     owner.commit(report("n", 1))
     is_delete = iter([False, False, True])
     owner.run(
-        owner.writer.begin(8, owner, WELL),
+        owner.writer.begin_epoch(8, owner, WELL),
         lambda operation, _count: Fault(0) if operation == "write" and next(is_delete) else None,
     )
     assert {row.epoch for row in database.rows(D)} == {7, 8}
@@ -259,7 +259,7 @@ def test_a_begin_that_went_unanswered_anywhere_is_begun_again(
     """Under another epoch, as consumers do; what the first left behind counts for nobody."""
     owner = Owner("sql", database, clock)
     try:
-        owner.run(owner.writer.begin(7, owner, WELL), at_call(call, fault))
+        owner.run(owner.writer.begin_epoch(7, owner, WELL), at_call(call, fault))
     except StoreUnavailableError:
         owner.begin(8)
     owner.store.arrive()
@@ -436,7 +436,7 @@ def test_a_backup_that_was_restored_while_nobody_was_there_is_no_claim(
     heir = Owner("sql", database, clock, "heir")
     taken = heir.take()
     assert taken is not None
-    assert ([record.version.generation for record in taken.records], taken.vouched) == ([1], False)
+    assert ([record.version.generation for record in taken.records], taken.complete) == ([1], False)
     assert (taken.whole, taken.behind_ms) == (False, None)
     heir.begin(8)
     heir.commit(change("n", 2, zone="acked"))
@@ -511,7 +511,7 @@ def test_a_database_s_clock_that_is_set_makes_nothing_look_fresher(clock: Manual
     of_database.set_by_s -= 3_600.0
     taken = Owner("sql", database, clock, "heir").take()
     assert taken is not None
-    assert (taken.vouched, taken.behind_ms) == (False, None), "nobody can tell how long it was silent"
+    assert (taken.complete, taken.behind_ms) == (False, None), "nobody can tell how long it was silent"
 
 
 def test_who_goes_on_from_a_backup_is_no_heir_to_readers_that_saw_more(
@@ -554,7 +554,7 @@ def test_a_begin_that_was_overtaken_removes_nobody_else_s_rows(
             heir.begin(9)
             heir.commit(report("m", 1))
 
-    owner.run(owner.writer.begin(8, owner, WELL), overtaken_before_the_third)
+    owner.run(owner.writer.begin_epoch(8, owner, WELL), overtaken_before_the_third)
     late = Watcher("sql", database, clock)
     state = late.look()
     assert (state.lost, [record.name for record in held(state)]) == ("", ["n", "m"])

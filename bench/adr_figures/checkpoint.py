@@ -18,13 +18,12 @@ from bench.adr_figures.measurement import (
     table,
 )
 from bench.workload import SeededFleet, require
-from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, TAIL_SHARE, Checkpoint, checkpoint_keys
-from nodestate.journal.format import Section as JournalSection
+from nodestate.journal.format import MIN_TAIL_BYTES, SEGMENT, TAIL_SHARE, Checkpoint, JournalSection, checkpoint_keys
 from nodestate.journal.reader import JournalReader
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.ports import Put, Write
 from nodestate.store import keys
-from nodestate.store.head import Head, Since
+from nodestate.store.head import Head, TermStart
 from nodestate.store.round_trips import run_one
 from nodestate.store.wire import PART_BYTES, pack_records
 from nodestate.testing import MemoryServer, MemoryStore
@@ -114,7 +113,7 @@ def _journal(records: Sequence[NodeRecord], segments: Sequence[bytes]) -> tuple[
     ]
     writes += [Write(Put.ADD, keys.segment(prefix, EPOCH, 1, n), raw) for n, raw in enumerate(segments, start=1)]
     store.write(writes)
-    section = JournalSection(1, sum(map(len, segments)), (Since(1, 1),), newest)
+    section = JournalSection(1, sum(map(len, segments)), (TermStart(1, 1),), newest)
     head = Head(EPOCH, 1, "bench", 0, len(segments) + 1, 0, True, 100, msgspec.Raw(pack_message(section)))
     return store, prefix, head
 

@@ -20,16 +20,16 @@ from bench.workload import require
 from nodestate.snapshot.format import (
     RING_COMMITS,
     RING_SLOTS,
+    SNAPSHOT_SECTION,
     Index,
+    SnapshotSection,
     Stamp,
     pack_index,
     ring_after,
     stamp_of,
     unpack_index_part,
 )
-from nodestate.snapshot.format import SECTION as SNAPSHOT_SECTION
-from nodestate.snapshot.format import Section as SnapshotSection
-from nodestate.store.head import HEAD, Head, Since
+from nodestate.store.head import HEAD, Head, TermStart
 
 
 class Turn(msgspec.Struct, frozen=True, array_like=True):
@@ -91,7 +91,7 @@ def _ring_row(commits: int, rng: random.Random) -> Result:
     packed = [np.array(some, "<u4").tobytes() for some in slots]
     index, first = Index(1, 1, 1), 100_000
     flat = SnapshotSection(
-        first, np.full(commits, each, "<u2").tobytes(), b"".join(packed), (), (Since(3, first),), index, index
+        first, np.full(commits, each, "<u2").tobytes(), b"".join(packed), (), (TermStart(3, first),), index, index
     )
     turns = tuple(Turn(3, first + n, raw) for n, raw in enumerate(packed))
     listed = ListSection(first, turns, index, index)

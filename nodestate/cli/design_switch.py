@@ -27,15 +27,12 @@ from nodestate.designs.layout_removal import delete_queues, forget_layout
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
 from nodestate.ports import SystemClock
+from nodestate.store.liveness import fresh_s
 
 RETRY_INTERVAL_S: Final = 0.1
 """Time between two looks at a condition that a command waits for."""
 MAX_TRIES_COUNT: Final = 8
 """Attempts to change the control record while other commands change it as well."""
-AGE_RENEWALS_COUNT: Final = 5
-"""A partition counts as written now if its last renewal is at most this many intervals and ``AGE_ROUNDING_S`` ago."""
-AGE_ROUNDING_S: Final = 2.0
-"""Seconds by which an age may be wrong, because the clock of a store has whole seconds."""
 LOST_WAIT_S: Final = 5.0
 """How long a command waits until consumers write a lost control record again, which they do at each renewal."""
 
@@ -149,8 +146,8 @@ class DesignSwitch:
 
         These have no losses, and an owner that knows all nodes renewed them a moment ago.
         """
-        since = time.monotonic() - AGE_RENEWALS_COUNT * self.config.renew_s - AGE_ROUNDING_S
-        return [s.partition for s in status.view.partitions if s.vouched and not s.lost and s.confirmed_at > since]
+        since = time.monotonic() - fresh_s(self.config)
+        return [s.partition for s in status.view.partitions if s.complete and not s.lost and s.confirmed_at > since]
 
     def wait_until_complete(self, design: StoredDesign, timeout: float) -> DesignStatus:
         """Wait until every partition of a design is complete, and return its status.

@@ -99,7 +99,7 @@ def _renderable(statuses: Sequence[DesignStatus]) -> RenderableType:
         len(status.heads): [one for one in statuses if len(one.heads) == len(status.heads)] for status in statuses
     }
     tables = [part for of_layout in layouts.values() for part in ("", _table(of_layout))]
-    unvouched = any(not partition.vouched for status in statuses for partition in status.view.partitions)
+    unvouched = any(not partition.complete for status in statuses for partition in status.view.partitions)
     return Group(
         *lines,
         *tables,
@@ -148,7 +148,7 @@ def _owners(statuses: Sequence[DesignStatus], number: int) -> Text:
 def _cells(status: DesignStatus, number: int) -> list[RenderableType]:
     head = status.heads[number]
     _, incomplete = _nodes(status, number)
-    vouched = status.view.partitions[number].vouched
+    vouched = status.view.partitions[number].complete
     about = Text(f"{incomplete:,}" + ("" if vouched else "*"), style="yellow" if incomplete or not vouched else "")
     if not isinstance(head, HeadStatus):
         return ["-", "-", "-", _duration(_age(status, number), 5.0), about]

@@ -174,7 +174,7 @@ class _CellSampler:
             refresh_p95_s=p95_s,
             stale=len(view.stale),
             incomplete=len(view.incomplete),
-            vouched=sum(partition.vouched for partition in view.partitions),
+            vouched=sum(partition.complete for partition in view.partitions),
         )
 
 

@@ -17,7 +17,7 @@ from nodestate.config import Config
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
-from nodestate.designs.layout_removal import fresh_s
+from nodestate.store.liveness import fresh_s
 from nodestate.store.round_trips import Steps
 
 
@@ -68,6 +68,6 @@ class DesignChanges:
         """Become the owner of a design that was not written so far, and write it as a new epoch unless it has the same
         records. Raises ``FencedError`` if another owner wrote it after we took the partition: we were frozen meanwhile.
         """
-        taken = yield from partition.writers[name].take()
+        taken = yield from partition.writers[name].take_over()
         if taken is None or not taken.whole or taken.records != partition.records:
             yield from self._storage.begin_epoch(partition, name, now)

@@ -16,7 +16,8 @@ from nodestate.errors import BadEventError
 from nodestate.model import Event, FoldOutcome, Heartbeat, NodeRecord, fold, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
-from nodestate.store.head import NEVER_HEARD, OwnerStatus
+from nodestate.store.liveness import NEVER_HEARD
+from nodestate.store.ownership import OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
 
 _encode = msgspec.msgpack.Encoder().encode

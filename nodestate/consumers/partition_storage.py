@@ -13,7 +13,7 @@ from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from nodestate.ports import Clock, Store, StoreRole
 from nodestate.store import keys
-from nodestate.store.head import Place, forget
+from nodestate.store.ownership import PartitionTarget, remove_epoch
 from nodestate.store.partition_writer import PartitionWriter
 from nodestate.store.round_trips import Steps, Stores, run
 
@@ -60,7 +60,7 @@ class PartitionStorage:
     def writers(
         self, number: int, designs: Iterable[str], owned_since: float | None = None
     ) -> dict[str, PartitionWriter]:
-        """A new writer for each design of a partition. ``owned_since``: see ``Place``."""
+        """A new writer for each design of a partition. ``owned_since``: see ``PartitionTarget``."""
         return {design: DESIGNS[design].writer(self._place(number, design, owned_since)) for design in designs}
 
     def begin_epoch(self, partition: OwnedPartition, design: str, now: float) -> Steps[None]:
@@ -70,7 +70,7 @@ class PartitionStorage:
         self._log.info(
             "new epoch", partition=partition.number, design=design, epoch=f"{epoch:x}", nodes=len(partition.records)
         )
-        return partition.writers[design].begin(epoch, partition, partition.status(now))
+        return partition.writers[design].begin_epoch(epoch, partition, partition.status(now))
 
     def delete(self, unused: Iterable[DesignOfPartition]) -> None:
         """Delete what the stores have of designs that this consumer no longer writes. If that fails, their heads are no
@@ -79,7 +79,7 @@ class PartitionStorage:
         work: Mapping[DesignOfPartition, tuple[Store, Steps[None]]] = {
             (number, design): (
                 self.store_of(number, design),
-                forget(self._place(number, design), rows=DESIGNS[design].store_role is StoreRole.SQL),
+                remove_epoch(self._place(number, design), rows=DESIGNS[design].store_role is StoreRole.SQL),
             )
             for number, design in unused
         }
@@ -92,7 +92,7 @@ class PartitionStorage:
                     reason=str(error),
                 )
 
-    def _place(self, number: int, design: str, owned_since: float | None = None) -> Place:
+    def _place(self, number: int, design: str, owned_since: float | None = None) -> PartitionTarget:
         prefix = keys.prefix(self._config.cell, self._config.partitions, number, DESIGNS[design].letter)
         store, lease_s = self.store_of(number, design), int(self._config.lease_s)
-        return Place(prefix, number, self.owner, lease_s, store, self._clock, owned_since)
+        return PartitionTarget(prefix, number, self.owner, lease_s, store, self._clock, owned_since)

@@ -23,8 +23,8 @@ from nodestate.designs.stored_design import StoredDesign
 from nodestate.model import NodeRecord
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
-from nodestate.store.head import NEVER_HEARD
-from nodestate.store.partition_writer import Taken
+from nodestate.store.liveness import NEVER_HEARD
+from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Stores
 from nodestate.view.follower import PartitionState
 
@@ -50,7 +50,7 @@ class SeedLayout:
         """True if each partition has an owner that knows all its nodes, and nothing of it is lost."""
         return all(map(_is_complete, self._read()))
 
-    def partitions(self, partitions: int, wanted: Mapping[int, float]) -> dict[int, Taken]:
+    def partitions(self, partitions: int, wanted: Mapping[int, float]) -> dict[int, TakeoverResult]:
         """The nodes of the new layout's partitions.
 
         Args:
@@ -75,14 +75,14 @@ class SeedLayout:
                     records[number].append(record)
                     heard_at[number].append(state_heard_at[slot] if slot < len(state_heard_at) else -math.inf)
         now = self._clock.monotonic()
-        return {n: Taken(records[n], True, _ages_ms(now, heard_at[n]), None, whole=False) for n in records}
+        return {n: TakeoverResult(records[n], True, _ages_ms(now, heard_at[n]), None, whole=False) for n in records}
 
     def _read(self) -> tuple[PartitionState, ...]:
         return self._reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag").partitions
 
 
 def _is_complete(state: PartitionState) -> bool:
-    return state.table is not None and state.vouched and not state.lost
+    return state.table is not None and state.complete and not state.lost
 
 
 def _ages_ms(now: float, heard_at: list[float]) -> bytes:

@@ -28,10 +28,10 @@ from nodestate.consumers.seed_layout import SeedLayout
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.designs import DESIGNS
-from nodestate.designs.layout_removal import fresh_s
 from nodestate.errors import NodestateError
 from nodestate.ports import Clock, Store
-from nodestate.store.partition_writer import Taken
+from nodestate.store.liveness import fresh_s
+from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Steps, run
 
 SEED_RETRY_S: Final = 0.2
@@ -111,28 +111,28 @@ class Takeover:
                 )
         return any_taken
 
-    def _take_stored(self, new: Mapping[int, OwnedPartition]) -> dict[int, dict[str, Taken]]:
+    def _take_stored(self, new: Mapping[int, OwnedPartition]) -> dict[int, dict[str, TakeoverResult]]:
         """Take the partitions in all their designs. Returns what the designs had, by partition and design; without the
         partitions of which a store failed, which are postponed.
         """
         results = run(
             {
-                (number, name): (self._storage.store_of(number, name), writer.take())
+                (number, name): (self._storage.store_of(number, name), writer.take_over())
                 for number, partition in new.items()
                 for name, writer in partition.writers.items()
             }
         )
-        stored: dict[int, dict[str, Taken]] = {}
+        stored: dict[int, dict[str, TakeoverResult]] = {}
         for number, partition in new.items():
             found = {name: results[number, name] for name in partition.writers}
             failed = [result for result in found.values() if isinstance(result, NodestateError)]
             if failed:
                 self._failures.postpone(number, failed[0])
             else:
-                stored[number] = {name: one for name, one in found.items() if isinstance(one, Taken)}
+                stored[number] = {name: one for name, one in found.items() if isinstance(one, TakeoverResult)}
         return stored
 
-    def _seed_partitions(self, stored: dict[int, dict[str, Taken]], now: float) -> None:
+    def _seed_partitions(self, stored: dict[int, dict[str, TakeoverResult]], now: float) -> None:
         """Replace stored state that can't be built upon by the nodes that the seed layout has. Removes the partitions
         that still have to wait for the seed layout, and postpones them.
         """
@@ -155,7 +155,7 @@ class Takeover:
     def _seed_wait_s(self) -> float:
         return max(self._config.settle_s, SEED_WAIT_RENEWALS_COUNT * self._config.renew_s)
 
-    def _is_usable(self, taken: Mapping[str, Taken]) -> bool:
+    def _is_usable(self, taken: Mapping[str, TakeoverResult]) -> bool:
         """True if the stored state can be built upon although a seed layout exists.
 
         Stored state whose owner was not recently caught up is ignored, unless readers use this layout: it may be left
@@ -167,7 +167,7 @@ class Takeover:
             self.serves_readers and len(taken) > 0
         )
 
-    def _merge(self, partition: OwnedPartition, taken: dict[str, Taken], asked_at: float) -> list[str]:
+    def _merge(self, partition: OwnedPartition, taken: dict[str, TakeoverResult], asked_at: float) -> list[str]:
         """Fill the partition with the newest record of each node, from all designs or from the seed layout. Ages in
         ``taken`` were true at ``asked_at`` (monotonic seconds) or later.
 
@@ -183,7 +183,7 @@ class Takeover:
                     if known is None or (record.version, record.wanted) > (known.version, known.wanted):
                         newest[record.name] = record
             partition.fill(list(newest.values()), first.ages_ms, asked_at)
-            partition.complete = any(one.vouched for one in taken.values())
+            partition.complete = any(one.complete for one in taken.values())
             # Only of a design that lost no node: the node that another design lost may be the one that the previous
             # owner had caught up with.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.whole]

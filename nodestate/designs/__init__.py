@@ -13,7 +13,7 @@ from nodestate.snapshot.writer import SnapshotWriter
 from nodestate.sql.reader import SqlReader
 from nodestate.sql.writer import SqlWriter
 from nodestate.store import keys
-from nodestate.store.head import Place
+from nodestate.store.ownership import PartitionTarget
 from nodestate.store.partition_writer import PartitionWriter
 from nodestate.view.follower import DesignReader
 
@@ -22,7 +22,7 @@ class Design(NamedTuple):
     """A way to keep node state: its letter in keys, what writes and reads one partition of it, and where it lives."""
 
     letter: str
-    writer: Callable[[Place], PartitionWriter]
+    writer: Callable[[PartitionTarget], PartitionWriter]
     reader: Callable[[str], DesignReader]
     store_role: StoreRole = StoreRole.STORE
 

@@ -1,11 +1,12 @@
-"""The end of a layout: its queues go, and nothing of it is left in the stores that could pass for fresh, should it ever be written
-again. The record is read before each try: another operator may have taken the layout back into use.
+"""Removal of a retired layout: of its queues, and of its epochs in the stores.
+
+An epoch that stayed would look fresh if the layout were written again. Another operator may take the layout back into use at
+any time, so callers read the control record again before each try.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
@@ -13,23 +14,24 @@ from nodestate.designs.control import Control
 from nodestate.errors import DesignStepError, NodestateError
 from nodestate.ports import Clock, StoreRole
 from nodestate.store import keys
-from nodestate.store.head import Place, forget
+from nodestate.store.liveness import fresh_s
+from nodestate.store.ownership import PartitionTarget, remove_epoch
 from nodestate.store.round_trips import Stores, run
-
-FRESH_RENEWALS_COUNT: Final = 5
-"""A head that was written so many renewals ago at most has an owner that lives; ages are known to …"""
-AGE_ROUNDING_S: Final = 1.0
-"""… so many seconds."""
-
-
-def fresh_s(config: Config) -> float:
-    """How old a head may be whose owner lives."""
-    return FRESH_RENEWALS_COUNT * config.renew_s + AGE_ROUNDING_S
 
 
 def delete_queues(partitions: int, control: Control, delete: Callable[[int], bool]) -> bool:
-    """Delete the queues of a layout (``ports.Layouts.delete``) that has left by the record as it was just read; False where somebody
-    consumes from one. Raises ``DesignStepError`` where the layout is in use.
+    """Delete the queues of a retired layout.
+
+    Args:
+        partitions: names the layout.
+        control: the control record, read a moment ago.
+        delete: ``ports.Layouts.delete``.
+
+    Returns:
+        False if a consumer still reads one of the queues, or the transport cannot tell.
+
+    Raises:
+        DesignStepError: if the layout is in use by the control record.
     """
     if partitions in control.layouts:
         raise DesignStepError(
@@ -40,18 +42,28 @@ def delete_queues(partitions: int, control: Control, delete: Callable[[int], boo
 
 
 def forget_layout(config: Config, stores: Stores, owner: str, clock: Clock) -> dict[tuple[int, str], NodestateError]:
-    """Take away all designs of the settings' layout that have a place, save those that another owner keeps up. Returns what is left,
-    by partition and design, and why: ``FencedError`` where it is in use, else an error of its store.
+    """Remove the epochs of all designs of a layout, except those that another owner still writes.
+
+    Args:
+        config: settings of the cell, with the number of partitions of the layout.
+        stores: the stores that are open; designs of others are skipped.
+        owner: name of the caller, whose own epochs are removed in any case.
+        clock: measures time.
+
+    Returns:
+        By partition and design, why an epoch was not removed: ``FencedError`` if another owner writes it, otherwise an error
+        of its store.
     """
 
-    def place(number: int, name: str) -> Place:
+    def target(number: int, name: str) -> PartitionTarget:
         prefix = keys.prefix(config.cell, config.partitions, number, DESIGNS[name].letter)
-        return Place(prefix, number, owner, int(config.lease_s), stores.of(number, DESIGNS[name].store_role), clock)
+        store = stores.of(number, DESIGNS[name].store_role)
+        return PartitionTarget(prefix, number, owner, int(config.lease_s), store, clock)
 
     names = [name for name, design in DESIGNS.items() if stores.has(design.store_role)]
-    places = {(number, name): place(number, name) for number in range(config.partitions) for name in names}
+    targets = {(number, name): target(number, name) for number in range(config.partitions) for name in names}
     work = {
-        key: (one.store, forget(one, rows=DESIGNS[key[1]].store_role is StoreRole.SQL, silent_s=fresh_s(config)))
-        for key, one in places.items()
+        key: (one.store, remove_epoch(one, rows=DESIGNS[key[1]].store_role is StoreRole.SQL, fresh_s=fresh_s(config)))
+        for key, one in targets.items()
     }
     return {key: error for key, error in run(work).items() if isinstance(error, NodestateError)}

@@ -249,7 +249,7 @@ def _lacks(news: Sequence[PartitionState], olds: Sequence[PartitionState], fresh
         return True
     # Not of an epoch that is over: nothing is newer or older than it (I1).
     shown = [old for old in olds if old.table is not None and old.lost != NO_HEAD]
-    if (len(shown) < len(olds) or any(old.vouched for old in shown)) and not all(new.vouched for new in news):
+    if (len(shown) < len(olds) or any(old.complete for old in shown)) and not all(new.complete for new in news):
         return True
     if shown and min(new.confirmed_at for new in news) < min(fresh_since, *(old.confirmed_at for old in shown)):
         return True

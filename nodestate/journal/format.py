@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from nodestate.store import keys
-from nodestate.store.head import Since
+from nodestate.store.head import TermStart
 from nodestate.store.wire import Codec
 
 TAIL_SHARE: Final = 8
@@ -26,7 +26,7 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
 
 
-class Section(msgspec.Struct, frozen=True, array_like=True):
+class JournalSection(msgspec.Struct, frozen=True, array_like=True):
     """The journal's part of a head. Segments from ``first`` on are kept; ``terms`` tell who wrote which.
 
     ``previous`` is kept, with the segments since, for readers that are just loading it.
@@ -34,7 +34,7 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
 
     first: int
     tail_bytes: int
-    terms: tuple[Since, ...]
+    terms: tuple[TermStart, ...]
     checkpoint: Checkpoint
     previous: Checkpoint | None = None
 
@@ -44,7 +44,7 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
         return max(MIN_TAIL_BYTES, self.checkpoint.size_bytes // TAIL_SHARE)
 
 
-SECTION: Final = msgspec.msgpack.Decoder(Section)
+JOURNAL_SECTION: Final = msgspec.msgpack.Decoder(JournalSection)
 SEGMENT: Final = Codec(list[bytes])
 """The accepted events of one commit, each as its agent sent it."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from nodestate.errors import BadEventError, CorruptItemError
-from nodestate.journal.format import SECTION, SEGMENT, Section, checkpoint_keys
+from nodestate.journal.format import JOURNAL_SECTION, SEGMENT, JournalSection, checkpoint_keys
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.ports import Item, Key
 from nodestate.store import keys
@@ -38,7 +38,7 @@ class JournalReader:
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """Bring ``table`` to the head's offset. What is missing ends the prefix there and is named in the answer."""
-        section = SECTION.decode(head.section)
+        section = JOURNAL_SECTION.decode(head.section)
         if table is not None and (table.epoch != head.epoch or table.offset < section.first):
             table = None
         if table is not None:
@@ -53,7 +53,7 @@ class JournalReader:
         del anew  # so that rows can go as later ones take their places
         return (yield from following)
 
-    def _at_checkpoint(self, head: Head, section: Section) -> Steps[Loaded]:
+    def _at_checkpoint(self, head: Head, section: JournalSection) -> Steps[Loaded]:
         parts = checkpoint_keys(self._prefix, head.epoch, section.checkpoint)
         rows: list[Row] = []
         names: list[str] = []
@@ -72,7 +72,7 @@ class JournalReader:
                         incomplete.append(heading.name)
         return Loaded(Table.of(head.epoch, section.checkpoint.offset, unpack_record, names, rows, incomplete))
 
-    def _follow(self, head: Head, section: Section, table: Table, items: Mapping[Key, Item]) -> Steps[Loaded]:
+    def _follow(self, head: Head, section: JournalSection, table: Table, items: Mapping[Key, Item]) -> Steps[Loaded]:
         while table.offset < head.next:
             until = min(head.next, table.offset + MAX_FETCH_SEGMENTS_COUNT)
             wanted = [

@@ -6,17 +6,18 @@ from contextlib import suppress
 
 from nodestate.errors import FencedError, StoreUnavailableError
 from nodestate.journal.format import (
-    SECTION,
+    JOURNAL_SECTION,
     SEGMENT,
     Checkpoint,
-    Section,
+    JournalSection,
     checkpoint_keys,
 )
 from nodestate.journal.reader import JournalReader
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.store import keys
-from nodestate.store.head import Ownership, OwnerStatus, Place, Since, require_stored, since_from, term_of
-from nodestate.store.partition_writer import Batch, HeldNodes, Taken
+from nodestate.store.head import TermStart, term_of, terms_from
+from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget, require_stored
+from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import PART_BYTES, pack_records
 
@@ -24,80 +25,82 @@ from nodestate.store.wire import PART_BYTES, pack_records
 class JournalWriter:
     """Writes the journal of one partition."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._tenure: Ownership | None = None
-        self._section: Section | None = None
+    def __init__(self, target: PartitionTarget) -> None:
+        self._target = target
+        self._ownership: Ownership | None = None
+        self._section: JournalSection | None = None
 
     @property
-    def tenure(self) -> Ownership:
+    def ownership(self) -> Ownership:
         """The ownership held. Only after ``take`` or ``begin``."""
-        assert self._tenure is not None, "take or begin first"
-        return self._tenure
+        assert self._ownership is not None, "take or begin first"
+        return self._ownership
 
     @property
-    def section(self) -> Section:
+    def section(self) -> JournalSection:
         """The journal's part of the head as last stored."""
         assert self._section is not None, "take or begin first"
         return self._section
 
-    def take(self) -> Steps[Taken | None]:
+    def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``. A journal with a hole that no checkpoint covers is not built upon."""
-        taken = yield from Ownership.take(self._place)
+        taken = yield from Ownership.take_over(self._target)
         if taken is None:
             return None
-        tenure, found = taken
-        loaded = yield from JournalReader(self._place.prefix).load(found, None, {})
+        ownership, found = taken
+        loaded = yield from JournalReader(self._target.prefix).load(found, None, {})
         if loaded.missing or loaded.table is None:
             return None
-        section = SECTION.decode(found.section)
-        self._tenure = tenure
-        self._section = Section(
+        section = JOURNAL_SECTION.decode(found.section)
+        self._ownership = ownership
+        self._section = JournalSection(
             section.first,
             section.tail_bytes,
-            (*section.terms, Since(tenure.head.term, found.next)),
+            (*section.terms, TermStart(ownership.head.term, found.next)),
             section.checkpoint,
             section.previous,
         )
-        return Taken(list(loaded.table.records()), found.vouched, tenure.inherited_ages_ms, tenure.inherited_behind_ms)
+        return TakeoverResult(
+            list(loaded.table.records()), found.vouched, ownership.inherited_ages_ms, ownership.inherited_behind_ms
+        )
 
-    def begin(self, epoch: int, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of everything."""
-        yield from Ownership.may_begin(self._place)
+        yield from Ownership.replaced_epoch_cas(self._target)
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
         yield from self._add(writes)
-        section = Section(1, 0, (Since(1, 1),), checkpoint)
-        self._tenure = yield from Ownership.begin(self._place, epoch, section, vitals)
+        section = JournalSection(1, 0, (TermStart(1, 1),), checkpoint)
+        self._ownership = yield from Ownership.begin_epoch(self._target, epoch, section, status)
         self._section = section
 
-    def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``."""
-        yield from self._commit(batch, nodes, vitals, checkpoint_now=False)
+        yield from self._commit(batch, nodes, status, checkpoint_now=False)
 
-    def renew(self, vitals: OwnerStatus) -> Steps[bool]:
+    def renew(self, status: OwnerStatus) -> Steps[bool]:
         """See ``PartitionWriter``."""
-        return (yield from self.tenure.renew(vitals))
+        return (yield from self.ownership.renew(status))
 
-    def repair(self, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. A commit without events and with a checkpoint covers any hole before it."""
-        yield from self._commit(Batch((), (), len(nodes.records)), nodes, vitals, checkpoint_now=True)
+        yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, checkpoint_now=True)
 
-    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus, *, checkpoint_now: bool) -> Steps[None]:
-        tenure, section, head = self.tenure, self.section, self.tenure.head
+    def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, checkpoint_now: bool) -> Steps[None]:
+        ownership, section, head = self.ownership, self.section, self.ownership.head
         segment = SEGMENT.pack(list(batch.events))
-        writes = [Write(Put.ADD, keys.segment(self._place.prefix, head.epoch, head.term, head.next), segment)]
+        writes = [Write(Put.ADD, keys.segment(self._target.prefix, head.epoch, head.term, head.next), segment)]
         tail_bytes = section.tail_bytes + len(segment)
-        after = Section(section.first, tail_bytes, section.terms, section.checkpoint, section.previous)
+        after = JournalSection(section.first, tail_bytes, section.terms, section.checkpoint, section.previous)
         trimmed: list[str] = []
         if checkpoint_now or tail_bytes > section.tail_limit_bytes:
             checkpoint, parts = self._checkpoint(head.epoch, head.term, head.next + 1, nodes)
             writes += parts
             first = section.checkpoint.offset
-            after = Section(first, 0, since_from(section.terms, first), checkpoint, section.checkpoint)
+            after = JournalSection(first, 0, terms_from(section.terms, first), checkpoint, section.checkpoint)
             trimmed = self._trimmed(section, first)
         yield from self._add(writes)
-        ours = yield from tenure.advance(after, vitals)
-        self._section = after if ours else SECTION.decode(tenure.head.section)
+        ours = yield from ownership.advance(after, status)
+        self._section = after if ours else JOURNAL_SECTION.decode(ownership.head.section)
         if trimmed:
             # Best effort: what stays behind here is never read again and falls to memcached's LRU. An error must not
             # show: the commit is done, and tried again it would be another.
@@ -105,21 +108,21 @@ class JournalWriter:
                 yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
     def _checkpoint(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Checkpoint, list[Write]]:
-        part_bytes = min(PART_BYTES, self._place.store.max_value_bytes)
+        part_bytes = min(PART_BYTES, self._target.store.max_value_bytes)
         blocks = pack_records(nodes.records, part_bytes)
         checkpoint = Checkpoint(term, offset, len(blocks), sum(map(len, blocks)))
-        names = checkpoint_keys(self._place.prefix, epoch, checkpoint)
+        names = checkpoint_keys(self._target.prefix, epoch, checkpoint)
         return checkpoint, [Write(Put.ADD, key, block) for key, block in zip(names, blocks, strict=True)]
 
-    def _trimmed(self, section: Section, first: int) -> list[str]:
-        prefix, epoch = self._place.prefix, self.tenure.head.epoch
+    def _trimmed(self, section: JournalSection, first: int) -> list[str]:
+        prefix, epoch = self._target.prefix, self.ownership.head.epoch
         gone = [keys.segment(prefix, epoch, term_of(section.terms, n), n) for n in range(section.first, first)]
         return gone + (checkpoint_keys(prefix, epoch, section.previous) if section.previous else [])
 
     def _add(self, writes: list[Write]) -> Steps[None]:
         """Add new keys. One that is there already is ours from a try whose reply was lost, or it is fatal."""
         reply = yield Step(write=writes)
-        require_stored(self._place, writes, list(reply.written))
+        require_stored(self._target, writes, list(reply.written))
         there = [
             write for write, done in zip(writes, reply.written, strict=True) if done.status is WriteStatus.CONFLICT
         ]
@@ -128,4 +131,6 @@ class JournalWriter:
             for write in there:
                 item = reply.items.get(write.key)
                 if item is None or item.value != write.value:
-                    raise FencedError(self._place.partition, self.tenure.head.term, f"{write.key} is not what we wrote")
+                    raise FencedError(
+                        self._target.partition, self.ownership.head.term, f"{write.key} is not what we wrote"
+                    )

@@ -217,7 +217,7 @@ class Session:
 
         Skipped while the view is incomplete: an instance that it does not show may still exist.
         """
-        if any(partition.lost or not partition.vouched for partition in self.refresher.view.partitions):
+        if any(partition.lost or not partition.complete for partition in self.refresher.view.partitions):
             return
         if self.fleet.instances.duplicates():
             self.refresher.refresh_unresponsive_nodes()

@@ -17,7 +17,7 @@ import numpy as np
 
 from nodestate.model import Heading, NodeRecord
 from nodestate.store import keys
-from nodestate.store.head import Since, term_of
+from nodestate.store.head import TermStart, term_of
 from nodestate.store.wire import Codec
 
 RING_SLOTS: Final = 1024
@@ -82,7 +82,7 @@ class IndexPart(msgspec.Struct, frozen=True, array_like=True):
     stamps: bytes
 
 
-class Section(msgspec.Struct, frozen=True, array_like=True):
+class SnapshotSection(msgspec.Struct, frozen=True, array_like=True):
     """The snapshot's part of a head.
 
     The ring names, for every commit from ``ring_from`` on, the slots that it wrote: ``counts`` how many (by commit,
@@ -94,12 +94,12 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
     counts: bytes
     slots: bytes
     appeared: tuple[Appeared, ...]
-    terms: tuple[Since, ...]
+    terms: tuple[TermStart, ...]
     index: Index
     previous: Index | None = None
 
 
-SECTION: Final = msgspec.msgpack.Decoder(Section)
+SNAPSHOT_SECTION: Final = msgspec.msgpack.Decoder(SnapshotSection)
 NODE: Final = Codec(StoredNode)
 NODE_HEADING: Final = Codec(StoredHeading)
 INDEX_PART: Final = Codec(IndexPart)
@@ -107,7 +107,7 @@ PART_NODES: Final = 2_000
 """Nodes in one part of an index: at 200 characters a name still under half of memcached's item limit."""
 
 
-def ring_after(section: Section, offset: int) -> dict[int, Stamp]:
+def ring_after(section: SnapshotSection, offset: int) -> dict[int, Stamp]:
     """By slot, the newest stamp that the commits from ``offset`` on gave it."""
     # Plain struct: a reader that follows along asks for one or two commits, for which numpy takes three times as long.
     first = max(offset, section.ring_from)
@@ -121,7 +121,7 @@ def ring_after(section: Section, offset: int) -> dict[int, Stamp]:
     return newest
 
 
-def ring_with(section: Section, slots: Sequence[int]) -> tuple[int, bytes, bytes]:
+def ring_with(section: SnapshotSection, slots: Sequence[int]) -> tuple[int, bytes, bytes]:
     """``ring_from``, ``counts`` and ``slots`` after one more commit, without the oldest where the ring is full."""
     counts = np.append(np.frombuffer(section.counts, "<u2"), np.array([min(len(slots), RING_SLOTS + 1)], "<u2"))
     kept = np.cumsum(counts[::-1], dtype=np.int64) <= RING_SLOTS

@@ -15,8 +15,8 @@ from nodestate.model import NodeRecord
 from nodestate.ports import Item, Key
 from nodestate.snapshot.format import (
     NODE_HEADING,
-    SECTION,
-    Section,
+    SNAPSHOT_SECTION,
+    SnapshotSection,
     Stamp,
     StoredHeading,
     index_keys,
@@ -76,7 +76,7 @@ class SnapshotReader:
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:  # noqa: ARG002 - none came
         """Bring ``table`` to the head's offset or later."""
-        section = SECTION.decode(head.section)
+        section = SNAPSHOT_SECTION.decode(head.section)
         if table is None:
             self.stamps, self.unread = [], {}
         named = self._from_ring(section, table) if table is not None else None
@@ -115,13 +115,15 @@ class SnapshotReader:
             return False
         return now is not None and (now[0].epoch, now[0].term) == (head.epoch, head.term)
 
-    def _from_ring(self, section: Section, table: Table) -> _Named | None:
+    def _from_ring(self, section: SnapshotSection, table: Table) -> _Named | None:
         """What changed since ``table``, or None where the ring does not reach back so far."""
         if table.offset < section.ring_from:
             return None
         return self._along(section, table.offset, _Named(dict(self.unread), []))
 
-    def _from_index(self, epoch: int, section: Section, items: Mapping[Key, Item], table: Table | None) -> _Named:
+    def _from_index(
+        self, epoch: int, section: SnapshotSection, items: Mapping[Key, Item], table: Table | None
+    ) -> _Named:
         names: list[str] = []
         stamps: list[Stamp] = []
         for key in index_keys(self._prefix, epoch, section.index):
@@ -135,7 +137,7 @@ class SnapshotReader:
         # The ring may name slots that are in the index already: those of commits before the index are passed over.
         return self._along(section, section.index.offset, named)
 
-    def _along(self, section: Section, offset: int, named: _Named) -> _Named:
+    def _along(self, section: SnapshotSection, offset: int, named: _Named) -> _Named:
         held = self.stamps
         named.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
         for slot, stamp in ring_after(section, offset).items():

@@ -13,10 +13,10 @@ from nodestate.snapshot.format import (
     MAX_APPEARED_COUNT,
     NODE,
     OFFSET_BITS,
-    SECTION,
+    SNAPSHOT_SECTION,
     Appeared,
     Index,
-    Section,
+    SnapshotSection,
     Stamp,
     StoredNode,
     index_keys,
@@ -26,93 +26,96 @@ from nodestate.snapshot.format import (
 )
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.store import keys
-from nodestate.store.head import MAX_TRIES_COUNT, Ownership, OwnerStatus, Place, Since, require_stored, since_from
-from nodestate.store.partition_writer import Batch, HeldNodes, Taken
+from nodestate.store.head import TermStart, terms_from
+from nodestate.store.ownership import MAX_TRIES_COUNT, Ownership, OwnerStatus, PartitionTarget, require_stored
+from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 
 
 class SnapshotWriter:
     """Writes the snapshot of one partition. Holds, by slot, the stamp and CAS id of each item it wrote (0: unknown)."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._tenure: Ownership | None = None
-        self._section: Section | None = None
+    def __init__(self, target: PartitionTarget) -> None:
+        self._target = target
+        self._ownership: Ownership | None = None
+        self._section: SnapshotSection | None = None
         self._stamps: list[Stamp] = []
         self._cas_ids: dict[int, int] = {}
         self._owed: set[int] = set()
         self.conflicts = 0
 
     @property
-    def tenure(self) -> Ownership:
+    def ownership(self) -> Ownership:
         """The ownership held. Only after ``take`` or ``begin``."""
-        assert self._tenure is not None, "take or begin first"
-        return self._tenure
+        assert self._ownership is not None, "take or begin first"
+        return self._ownership
 
     @property
-    def section(self) -> Section:
+    def section(self) -> SnapshotSection:
         """The snapshot's part of the head as last stored."""
         assert self._section is not None, "take or begin first"
         return self._section
 
-    def take(self) -> Steps[Taken | None]:
+    def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``. Nodes whose items are lost come as unknown."""
-        taken = yield from Ownership.take(self._place)
+        taken = yield from Ownership.take_over(self._target)
         if taken is None:
             return None
-        tenure, found = taken
+        ownership, found = taken
         cas_ids: dict[int, int] = {}
-        reader = SnapshotReader(self._place.prefix, cas_ids)
+        reader = SnapshotReader(self._target.prefix, cas_ids)
         loaded = yield from reader.load(found, None, {})
         if loaded.missing or loaded.table is None:
             return None
         records = list(loaded.table.records())
-        section = SECTION.decode(found.section)
-        terms = (*section.terms, Since(tenure.head.term, found.next))
-        self._tenure, self._section = tenure, msgspec.structs.replace(section, terms=terms)
+        section = SNAPSHOT_SECTION.decode(found.section)
+        terms = (*section.terms, TermStart(ownership.head.term, found.next))
+        self._ownership, self._section = ownership, msgspec.structs.replace(section, terms=terms)
         self._stamps, self._cas_ids = reader.stamps, cas_ids
         # Written again under our term with the first commit are those whose item is ahead of what the head names (its
         # writer died between the two): readers can't accept them under the new term.
         self._owed = reader.ahead
         whole = not reader.unread
-        return Taken(records, found.vouched and whole, tenure.inherited_ages_ms, tenure.inherited_behind_ms, whole)
+        return TakeoverResult(
+            records, found.vouched and whole, ownership.inherited_ages_ms, ownership.inherited_behind_ms, whole
+        )
 
-    def begin(self, epoch: int, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""
-        yield from Ownership.may_begin(self._place)
+        yield from Ownership.replaced_epoch_cas(self._target)
         size = len(nodes.records)
-        self._tenure, self._owed = None, set()
+        self._ownership, self._owed = None, set()
         self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}
         yield from self._put_nodes(range(size), stamp_of(1, 0), epoch, nodes)
         index, writes = self._index(epoch, 1, 1, nodes)
         yield from self._add(writes)
-        section = Section(1, b"", b"", (), (Since(1, 1),), index)
-        self._tenure = yield from Ownership.begin(self._place, epoch, section, vitals)
+        section = SnapshotSection(1, b"", b"", (), (TermStart(1, 1),), index)
+        self._ownership = yield from Ownership.begin_epoch(self._target, epoch, section, status)
         self._section = section
 
-    def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``."""
-        yield from self._commit(batch, nodes, vitals, index_now=False)
+        yield from self._commit(batch, nodes, status, index_now=False)
 
-    def renew(self, vitals: OwnerStatus) -> Steps[bool]:
+    def renew(self, status: OwnerStatus) -> Steps[bool]:
         """See ``PartitionWriter``."""
-        asked = yield from self.tenure.renew(vitals)
+        asked = yield from self.ownership.renew(status)
         return asked or bool(self._owed)
 
-    def repair(self, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Looks at every item and writes those that are lost or not ours, then a new index."""
-        head = self.tenure.head
-        names = [keys.node(self._place.prefix, record.name) for record in nodes.records]
+        head = self.ownership.head
+        names = [keys.node(self._target.prefix, record.name) for record in nodes.records]
         reply = yield Step(fetch=names)
         for slot, name in enumerate(names):
             item = reply.items.get(name)
             if item is None or item.value != self._stored(slot, self._stamps[slot], head.epoch, nodes):
                 self._owed.add(slot)
                 self._cas_ids[slot] = item.cas if item else 0
-        yield from self._commit(Batch((), (), len(nodes.records)), nodes, vitals, index_now=True)
+        yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, index_now=True)
 
-    def _commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus, *, index_now: bool) -> Steps[None]:
-        tenure, section, head = self.tenure, self.section, self.tenure.head
+    def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, index_now: bool) -> Steps[None]:
+        ownership, section, head = self.ownership, self.section, self.ownership.head
         stamp = stamp_of(head.term, head.next)
         changed = sorted({*batch.changed, *self._owed})
         grown = len(nodes.records) - len(self._stamps)
@@ -129,13 +132,13 @@ class SnapshotWriter:
         index, previous, trimmed = section.index, section.previous, []
         if index_now or index.offset < ring_from:
             previous = section.index
-            trimmed = index_keys(self._place.prefix, head.epoch, section.previous) if section.previous else []
+            trimmed = index_keys(self._target.prefix, head.epoch, section.previous) if section.previous else []
             index, writes = self._index(head.epoch, head.term, head.next + 1, nodes)
             yield from self._add(writes)
-        terms = since_from(section.terms, ring_from)
-        after = Section(ring_from, counts, slots, tuple(appeared), terms, index, previous)
-        ours = yield from tenure.advance(after, vitals)
-        self._section = after if ours else SECTION.decode(tenure.head.section)
+        terms = terms_from(section.terms, ring_from)
+        after = SnapshotSection(ring_from, counts, slots, tuple(appeared), terms, index, previous)
+        ours = yield from ownership.advance(after, status)
+        self._section = after if ours else SNAPSHOT_SECTION.decode(ownership.head.section)
         self._owed.clear()
         if trimmed:
             # Best effort, and no error may show: the commit is done, and tried again it would be another.
@@ -154,13 +157,13 @@ class SnapshotWriter:
             writes = []
             for slot in todo:
                 key, value = (
-                    keys.node(self._place.prefix, nodes.records[slot].name),
+                    keys.node(self._target.prefix, nodes.records[slot].name),
                     self._stored(slot, stamp, epoch, nodes),
                 )
                 cas = self._cas_ids.get(slot, 0)
                 writes.append(Write(Put.CAS, key, value, cas) if cas else Write(Put.ADD, key, value))
             reply = yield Step(write=writes)
-            require_stored(self._place, writes, list(reply.written))
+            require_stored(self._target, writes, list(reply.written))
             failed = []
             for slot, done in zip(todo, reply.written, strict=True):
                 self._cas_ids[slot] = done.cas
@@ -169,23 +172,23 @@ class SnapshotWriter:
             todo = failed
             if todo:
                 self.conflicts += len(todo)
-                if self._tenure is not None:
-                    yield from self._tenure.still_ours()
-                names = [keys.node(self._place.prefix, nodes.records[slot].name) for slot in todo]
+                if self._ownership is not None:
+                    yield from self._ownership.require_still_owned()
+                names = [keys.node(self._target.prefix, nodes.records[slot].name) for slot in todo]
                 reply = yield Step(fetch=names)
                 for slot, name in zip(todo, names, strict=True):
                     item = reply.items.get(name)
                     self._cas_ids[slot] = item.cas if item else 0
         raise FencedError(
-            self._place.partition, stamp >> OFFSET_BITS, "items change under our hands: somebody else writes them"
+            self._target.partition, stamp >> OFFSET_BITS, "items change under our hands: somebody else writes them"
         )
 
     def _index(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Index, list[Write]]:
         blocks = pack_index([record.name for record in nodes.records], self._stamps)
         index = Index(term, offset, len(blocks))
-        names = index_keys(self._place.prefix, epoch, index)
+        names = index_keys(self._target.prefix, epoch, index)
         return index, [Write(Put.ADD, key, block) for key, block in zip(names, blocks, strict=True)]
 
     def _add(self, writes: list[Write]) -> Steps[None]:
         reply = yield Step(write=writes)
-        require_stored(self._place, writes, list(reply.written))
+        require_stored(self._target, writes, list(reply.written))

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 
-class Section(msgspec.Struct, frozen=True, array_like=True):
+class SqlSection(msgspec.Struct, frozen=True, array_like=True):
     """The database's part of a head. ``size``: how many rows there are, so that a reader sees if some are missing. ``term``
     wrote it, and ``began`` with this commit: a reader that saw later commits under another ownership sees that they are gone.
     """
@@ -17,4 +17,4 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
     began: int = 1
 
 
-SECTION: Final = msgspec.msgpack.Decoder(Section)
+SQL_SECTION: Final = msgspec.msgpack.Decoder(SqlSection)

@@ -13,7 +13,7 @@ from typing import Final
 
 from nodestate.errors import CorruptItemError
 from nodestate.ports import Item, Key, RowQuery
-from nodestate.sql.format import SECTION
+from nodestate.sql.format import SQL_SECTION
 from nodestate.store.head import Head
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import FoundRows, unpack_found_rows, unpack_heading, unpack_record
@@ -38,7 +38,7 @@ class SqlReader:
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """Bring ``table`` to the head's offset or later; where that can't be, it stays as it is."""
-        section, newest = SECTION.decode(head.section), -1
+        section, newest = SQL_SECTION.decode(head.section), -1
         ownership = section.term, section.began
         try:
             if table is not None and table.epoch == head.epoch:

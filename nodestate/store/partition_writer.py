@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from nodestate.model import NodeRecord
-from nodestate.store.head import OwnerStatus
+from nodestate.store.ownership import OwnerStatus
 from nodestate.store.round_trips import Steps
 
 
@@ -38,7 +38,7 @@ class Batch:
     size_before: int
 
 
-class Taken(NamedTuple):
+class TakeoverResult(NamedTuple):
     """What a takeover found.
 
     All nodes in slot order; whether the owner before vouched for them; by slot the milliseconds since each was
@@ -48,7 +48,7 @@ class Taken(NamedTuple):
     """
 
     records: list[NodeRecord]
-    vouched: bool
+    complete: bool
     ages_ms: bytes
     behind_ms: int | None
     whole: bool = True
@@ -59,19 +59,19 @@ class PartitionWriter(Protocol):
     ``FencedError`` and ``EpochLostError``.
     """
 
-    def take(self) -> Steps[Taken | None]:
+    def take_over(self) -> Steps[TakeoverResult | None]:
         """Become the owner. None where nothing is stored that can be built upon: then ``begin``."""
 
-    def begin(self, epoch: int, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """Write everything anew as another epoch."""
 
-    def commit(self, batch: Batch, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """Write a batch, all or nothing. After an error that left the outcome unknown, call it again with the
         same batch before anything else.
         """
 
-    def renew(self, vitals: OwnerStatus) -> Steps[bool]:
+    def renew(self, status: OwnerStatus) -> Steps[bool]:
         """Confirm the ownership. True where a repair is asked for."""
 
-    def repair(self, nodes: HeldNodes, vitals: OwnerStatus) -> Steps[None]:
+    def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """Write again what the store has lost of this partition."""

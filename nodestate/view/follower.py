@@ -26,7 +26,8 @@ import numpy as np
 from nodestate.errors import CorruptItemError
 from nodestate.ports import Clock, Item, Key, Put, Write
 from nodestate.store import keys
-from nodestate.store.head import HEAD, LIFE, NEVER_HEARD, Head, find_head
+from nodestate.store.head import HEAD, Head, find_head
+from nodestate.store.liveness import LIVENESS, NEVER_HEARD
 from nodestate.store.round_trips import Step, Steps
 from nodestate.view.table import Table
 
@@ -75,7 +76,7 @@ class PartitionState(NamedTuple):
     partition: int
     table: Table | None = None
     confirmed_at: float = -math.inf
-    vouched: bool = False
+    complete: bool = False
     lost: str = "never read"
     heard_at: np.ndarray | None = None
 
@@ -165,7 +166,7 @@ class Follower:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
         state = self.state
         self.state = PartitionState(
-            state.partition, state.table, confirmed_at, state.vouched, state.lost, state.heard_at
+            state.partition, state.table, confirmed_at, state.complete, state.lost, state.heard_at
         )
         self._head, self._head_cas, self._looked_at = head, item.cas, looked_at
 
@@ -178,7 +179,7 @@ class Follower:
         reply = yield Step(fetch=[key])
         item = reply.items.get(key)
         try:
-            life = LIFE.unpack(item.value) if item else None
+            life = LIVENESS.unpack(item.value) if item else None
         except CorruptItemError:
             life = None
         size = self.state.table.size if self.state.table else 0

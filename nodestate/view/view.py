@@ -157,7 +157,7 @@ class View:
         """What the view can't vouch for; see the class."""
         names: set[str] = set()
         for partition in self.partitions:
-            if partition.lost or not partition.vouched:
+            if partition.lost or not partition.complete:
                 names.add(f"partition {partition.partition}")
             if partition.table is not None:
                 names |= partition.table.incomplete

@@ -31,7 +31,8 @@ from nodestate.scheduling.claims import CLAIMS
 from nodestate.snapshot import format as snapshot
 from nodestate.sql.store import SqlStore
 from nodestate.store import keys
-from nodestate.store.head import EPOCH, HEAD, LIFE
+from nodestate.store.head import EPOCH, HEAD
+from nodestate.store.liveness import LIVENESS
 from nodestate.store.round_trips import Stores
 from nodestate.store.wire import pack_records, unpack_block, unpack_record
 from nodestate.testing import ManualClock, MemoryServer, MemoryStore
@@ -68,7 +69,7 @@ CODECS: Final[dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]]] 
     "epoch": (EPOCH.unpack, EPOCH.pack),
     "head.j": (HEAD.unpack, HEAD.pack),
     "head.s": (HEAD.unpack, HEAD.pack),
-    "life": (LIFE.unpack, LIFE.pack),
+    "life": (LIVENESS.unpack, LIVENESS.pack),
     "segment": (journal.SEGMENT.unpack, journal.SEGMENT.pack),
     "checkpoint": (checkpoint_records, pack_checkpoint),
     "node": (snapshot.NODE.unpack, snapshot.NODE.pack),
@@ -105,8 +106,8 @@ def test_stored_values_and_messages_are_read_and_written_again_byte_for_byte(
     assert seen == decoded
     assert pack(record).hex() == value
     if section is not None:
-        design = {"head.j": journal, "head.s": snapshot}[kind]
-        own = design.SECTION.decode(record.section)
+        decoder = {"head.j": journal.JOURNAL_SECTION, "head.s": snapshot.SNAPSHOT_SECTION}[kind]
+        own = decoder.decode(record.section)
         assert plain(own) == section
         assert msgspec.msgpack.encode(own) == bytes(record.section)
 

@@ -12,21 +12,9 @@ import pytest
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
 from nodestate.ports import Put, Write
 from nodestate.store import keys
-from nodestate.store.head import (
-    EPOCH,
-    HEAD,
-    LIFE,
-    NEVER_HEARD,
-    Head,
-    Ownership,
-    OwnerStatus,
-    Place,
-    Since,
-    forget,
-    read_head,
-    since_from,
-    term_of,
-)
+from nodestate.store.head import EPOCH, HEAD, Head, TermStart, read_head, term_of, terms_from
+from nodestate.store.liveness import LIVENESS, NEVER_HEARD
+from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget, remove_epoch
 from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
 
@@ -51,7 +39,7 @@ def server(clock: ManualClock) -> MemoryServer:
     return MemoryServer(clock=clock)
 
 
-WELL = OwnerStatus(0, vouched=True)
+WELL = OwnerStatus(0, complete=True)
 
 
 class Owner:
@@ -61,8 +49,8 @@ class Owner:
         self, server: MemoryServer, name: str, lease_s: int = LEASE_S, clock: ManualClock | None = None
     ) -> None:
         self.store = FaultyStore(MemoryStore(server), script())
-        self.place = Place(PREFIX, 0, name, lease_s, self.store, clock or ManualClock())
-        self.tenure: Ownership
+        self.place = PartitionTarget(PREFIX, 0, name, lease_s, self.store, clock or ManualClock())
+        self.ownership: Ownership
 
     def run(self, steps: Steps[T], *faults: Fault | None) -> T:
         """Carry out steps; one fault (None: a good call) for each call of the store in turn."""
@@ -70,20 +58,20 @@ class Owner:
         return run_one(self.store, steps)
 
     def begin(self, epoch: int) -> Ownership:
-        self.tenure = self.run(Ownership.begin(self.place, epoch, Section("begun"), WELL))
-        return self.tenure
+        self.ownership = self.run(Ownership.begin_epoch(self.place, epoch, Section("begun"), WELL))
+        return self.ownership
 
     def take(self) -> Ownership:
-        taken = self.run(Ownership.take(self.place))
+        taken = self.run(Ownership.take_over(self.place))
         assert taken is not None
-        self.tenure = taken[0]
-        return self.tenure
+        self.ownership = taken[0]
+        return self.ownership
 
     def advance(self, text: str, *faults: Fault | None) -> bool:
-        return self.run(self.tenure.advance(Section(text), WELL), *faults)
+        return self.run(self.ownership.advance(Section(text), WELL), *faults)
 
     def renew(self, *faults: Fault | None, says: OwnerStatus | None = None) -> bool:
-        return self.run(self.tenure.renew(says or WELL), *faults)
+        return self.run(self.ownership.renew(says or WELL), *faults)
 
 
 def stored(server: MemoryServer) -> Head:
@@ -109,7 +97,7 @@ LOST = Fault(done=0)
 def test_nothing_stored_can_not_be_taken(server: MemoryServer) -> None:
     """Absence is an answer: the owner begins an epoch then."""
     owner = Owner(server, "a")
-    assert owner.run(Ownership.take(owner.place)) is None
+    assert owner.run(Ownership.take_over(owner.place)) is None
 
 
 def test_a_take_raises_the_term_and_leaves_the_contents(server: MemoryServer) -> None:
@@ -139,7 +127,7 @@ def test_a_takeover_does_not_make_the_partition_look_fresher(server: MemoryServe
     anew, so an hour's backlog passed for a second's."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(says=OwnerStatus(250, vouched=True))
+    owner.renew(says=OwnerStatus(250, complete=True))
     clock.advance(60)
     heir = Owner(server, "b").take()
     assert stored(server).behind_ms == 250 + 61_000
@@ -150,7 +138,7 @@ def test_signs_of_life_are_inherited_older_by_the_time_since(server: MemoryServe
     """A node that was silent stays so through a takeover."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
+    owner.renew(says=OwnerStatus(0, complete=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
     clock.advance(10)
     ages = np.frombuffer(Owner(server, "b").take().inherited_ages_ms, "<u4").tolist()
     assert ages == [500 + 11_000, NEVER_HEARD]
@@ -162,7 +150,7 @@ def test_signs_of_life_of_another_lease_are_inherited_older_or_not_at_all(
     """Regression: with a shorter lease than before, an age came out negative and ended the consumer, again and again."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=np.array([500], "<u4").tobytes()))
+    owner.renew(says=OwnerStatus(0, complete=True, ages_ms=np.array([500], "<u4").tobytes()))
     clock.advance(10)
     Owner(server, "b", LEASE_S // 5).take()
     assert Owner(server, "c", LEASE_S * 5).take().inherited_ages_ms == b""
@@ -181,7 +169,7 @@ def test_a_second_beginning_at_the_same_time_is_refused(server: MemoryServer) ->
 
     second.store.plan = meanwhile
     with pytest.raises(FencedError):
-        run_one(second.store, Ownership.begin(second.place, 8, Section("second's"), WELL))
+        run_one(second.store, Ownership.begin_epoch(second.place, 8, Section("second's"), WELL))
     assert (stored(server).epoch, stored(server).owner) == (7, "a")
 
 
@@ -200,7 +188,7 @@ def test_an_epoch_that_is_forgotten_is_a_loss_to_all(server: MemoryServer) -> No
     """A design that is no longer written must not go on passing for fresh, and its writer must notice."""
     owner = Owner(server, "a")
     owner.begin(7)
-    owner.run(forget(owner.place, rows=False))
+    owner.run(remove_epoch(owner.place, rows=False))
     assert run_one(MemoryStore(server), read_head(PREFIX, None)) is None
 
 
@@ -209,8 +197,8 @@ def test_what_another_owner_keeps_up_is_not_forgotten_by_who_was_slow(server: Me
     owner, late = Owner(server, "a"), Owner(server, "b")
     owner.begin(7)
     with pytest.raises(FencedError):
-        late.run(forget(late.place, rows=False, silent_s=5.0))
-    owner.run(forget(owner.place, rows=False, silent_s=5.0))
+        late.run(remove_epoch(late.place, rows=False, fresh_s=5.0))
+    owner.run(remove_epoch(owner.place, rows=False, fresh_s=5.0))
     assert run_one(MemoryStore(server), read_head(PREFIX, None)) is None
 
 
@@ -262,7 +250,7 @@ def test_a_renewal_that_arrives_first_does_not_stop_a_commit(server: MemoryServe
         owner.renew(UNKNOWN_LATE)
     owner.store.arrive()
     owner.advance("one")
-    assert (stored(server).next, text_of(stored(server)), owner.tenure.conflicts) == (2, "one", 1)
+    assert (stored(server).next, text_of(stored(server)), owner.ownership.conflicts) == (2, "one", 1)
 
 
 def test_while_an_advance_is_unsettled_a_renewal_stands_back(server: MemoryServer) -> None:
@@ -283,13 +271,13 @@ def test_any_call_of_a_beginning_may_go_unanswered(server: MemoryServer, fault: 
     owner = Owner(server, "a")
     faults = [None] * call + [fault]
     try:
-        owner.run(Ownership.begin(owner.place, 7, Section("first"), WELL), *faults)
+        owner.run(Ownership.begin_epoch(owner.place, 7, Section("first"), WELL), *faults)
         epoch = 7
     except StoreUnavailableError:
         owner.begin(8)
         epoch = 8
     owner.store.arrive()
-    owner.tenure = owner.take()
+    owner.ownership = owner.take()
     assert (stored(server).epoch, stored(server).term) == (epoch, 2)
 
 
@@ -299,7 +287,7 @@ def test_a_take_that_was_not_answered_is_taken_again(server: MemoryServer, fault
     Owner(server, "a").begin(7)
     heir = Owner(server, "b")
     with pytest.raises(StoreUnavailableError):
-        heir.run(Ownership.take(heir.place), None, None, fault)
+        heir.run(Ownership.take_over(heir.place), None, None, fault)
     heir.take()
     heir.store.arrive()
     heir.advance("one")
@@ -332,10 +320,10 @@ def test_a_lost_epoch_key_is_put_back_by_the_next_renewal(server: MemoryServer) 
     known = run_one(MemoryStore(server), read_head(PREFIX, 7))
     assert known is not None
     owner.renew()
-    assert stored(server) == owner.tenure.head
+    assert stored(server) == owner.ownership.head
 
 
-@pytest.mark.parametrize("act", ["advance", "renew", "still_ours"])
+@pytest.mark.parametrize("act", ["advance", "renew", "require_still_owned"])
 def test_a_lost_head_is_a_lost_epoch(server: MemoryServer, act: str) -> None:
     """Nothing else in the store can be trusted without it."""
     owner = Owner(server, "a")
@@ -344,7 +332,7 @@ def test_a_lost_head_is_a_lost_epoch(server: MemoryServer, act: str) -> None:
     steps: dict[str, Callable[[], object]] = {
         "advance": lambda: owner.advance("x"),
         "renew": owner.renew,
-        "still_ours": lambda: owner.run(owner.tenure.still_ours()),
+        "require_still_owned": lambda: owner.run(owner.ownership.require_still_owned()),
     }
     with pytest.raises(EpochLostError):
         steps[act]()
@@ -359,7 +347,7 @@ def test_a_corrupt_head_is_a_lost_one(server: MemoryServer) -> None:
     server.write([Write(Put.CAS, key, b"N\x02garbage garbage", cas)])
     with pytest.raises(EpochLostError):
         owner.advance("x")
-    assert owner.run(Ownership.take(owner.place)) is None
+    assert owner.run(Ownership.take_over(owner.place)) is None
 
 
 def test_a_cas_id_of_before_a_restart_can_not_hit_the_epoch_of_after(server: MemoryServer) -> None:
@@ -369,7 +357,9 @@ def test_a_cas_id_of_before_a_restart_can_not_hit_the_epoch_of_after(server: Mem
     server.restart()
     heir = Owner(server, "b")
     heir.begin(8)
-    zombie.tenure._head_cas = heir.tenure._head_cas  # the coincidence that this is about: no store is relied on for it
+    zombie.ownership._head_cas = (
+        heir.ownership._head_cas
+    )  # the coincidence that this is about: no store is relied on for it
     for attempt in (lambda: zombie.advance("zombie's"), zombie.renew):
         with pytest.raises(EpochLostError):
             attempt()
@@ -402,11 +392,11 @@ def test_signs_of_life_survive_whoever_wrote_them_last(server: MemoryServer) -> 
     owner.begin(7)
     key = keys.life(PREFIX, 7)
     mine = np.array([1], "<u4").tobytes()
-    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=mine))
+    owner.renew(says=OwnerStatus(0, complete=True, ages_ms=mine))
     server.write([Write(Put.CAS, key, b"a zombie's", server.fetch([key])[key].cas)])
-    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=mine))
-    owner.renew(says=OwnerStatus(0, vouched=True, ages_ms=mine))
-    assert LIFE.unpack(server.fetch([key])[key].value).ages_ms == mine
+    owner.renew(says=OwnerStatus(0, complete=True, ages_ms=mine))
+    owner.renew(says=OwnerStatus(0, complete=True, ages_ms=mine))
+    assert LIVENESS.unpack(server.fetch([key])[key].value).ages_ms == mine
 
 
 # -- terms ----------------------------------------------------------------------------------------
@@ -414,23 +404,23 @@ def test_signs_of_life_survive_whoever_wrote_them_last(server: MemoryServer) -> 
 
 def test_a_commit_s_term_is_that_of_the_last_owner_before_it() -> None:
     """Segments and stamps carry their term in their names: a wrong one reads as a hole."""
-    terms = (Since(1, 1), Since(3, 5), Since(4, 5), Since(6, 9))
+    terms = (TermStart(1, 1), TermStart(3, 5), TermStart(4, 5), TermStart(6, 9))
     assert [term_of(terms, n) for n in (1, 4, 5, 8, 9, 100)] == [1, 1, 4, 4, 6, 6]
 
 
 def test_terms_of_what_was_trimmed_are_dropped() -> None:
     """The list would grow with every takeover for ever."""
-    terms = (Since(1, 1), Since(3, 5), Since(4, 5), Since(6, 9))
-    assert since_from(terms, 5) == (Since(4, 5), Since(6, 9))
-    assert since_from(terms, 7) == (Since(4, 7), Since(6, 9))
-    assert since_from(terms, 9) == (Since(6, 9),)
+    terms = (TermStart(1, 1), TermStart(3, 5), TermStart(4, 5), TermStart(6, 9))
+    assert terms_from(terms, 5) == (TermStart(4, 5), TermStart(6, 9))
+    assert terms_from(terms, 7) == (TermStart(4, 7), TermStart(6, 9))
+    assert terms_from(terms, 9) == (TermStart(6, 9),)
 
 
 def test_what_an_owner_says_gets_older_until_it_is_written(server: MemoryServer, clock: ManualClock) -> None:
     """Regression (I5): vitals were worked out at the start of a step, and a step may wait for another server."""
     owner = Owner(server, "a", clock=clock)
     owner.begin(7)
-    said = OwnerStatus(250, vouched=True, said_at=clock.monotonic())
+    said = OwnerStatus(250, complete=True, said_at=clock.monotonic())
     clock.advance(1.5)
     owner.renew(says=said)
     assert stored(server).behind_ms == 1_750

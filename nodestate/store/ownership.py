@@ -1,0 +1,417 @@
+"""The ownership of a partition in one design: how an owner takes it, advances its head, and notices that it lost it.
+
+A partition in one design, as its head shows it::
+
+    (nothing) --begin: contents, head, epoch key--> owned, term 1
+    owned, term t --take over: CAS by a new owner--> owned, term t+1   unless another owner wrote the head since we own it
+    owned --advance: CAS, offset+1--> owned        owned --renew: CAS, same offset--> owned
+    any --the store lost the head or the epoch key--> (nothing), or the owner begins another epoch
+
+Assumptions: an owner writes contents first, under keys or with stamps that carry (epoch, term), and advances the head
+last; readers accept only what a head names. So an owner that lost its term changes nothing that readers accept: its
+compare-and-swap of the head fails, and no head refers to its contents.
+
+If the reply to a CAS is lost, its outcome is unknown. The owner then reads the head: ``beat`` rises with every write of
+the head, so (owner, term, beat) distinguishes the owner's own writes from those of others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from nodestate.errors import CorruptItemError, EpochLostError, FencedError, ItemTooLargeError, StoreFullError
+from nodestate.ports import (
+    Clock,
+    Item,
+    NodeRow,
+    Put,
+    RowQuery,
+    Store,
+    SystemClock,
+    Write,
+    WriteResult,
+    WriteStatus,
+)
+from nodestate.store import keys
+from nodestate.store.head import EPOCH, HEAD, Head, epoch_in, read_head
+from nodestate.store.liveness import LIVENESS, LivenessRecord, add_to_ages, age_ms_of, ages_now
+from nodestate.store.round_trips import Step, Steps
+
+MAX_TRIES_COUNT: Final = 8
+_SYSTEM_CLOCK: Final = SystemClock()
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionTarget:
+    """One design of one partition as the target of writes: where it is stored, and who writes it."""
+
+    prefix: str
+    """First part of all its keys (``keys.prefix``)."""
+    partition: int
+    owner: str
+    """Name of the writing owner."""
+    lease_s: int
+    """Time to live of the items that the owner renews, in seconds."""
+    store: Store
+    clock: Clock = _SYSTEM_CLOCK
+    owned_since: float | None = None
+    """Monotonic time since which no other owner should have written here, because this owner holds the partition and now
+    adds a design to it. None at a takeover from another owner.
+    """
+
+    def ms_since(self, moment: float | None) -> int:
+        """Milliseconds from a moment of the clock until now, rounded up; 0 for None."""
+        return math.ceil((self.clock.monotonic() - moment) * 1000) if moment is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerStatus:
+    """What an owner states about its partition with each write of a head."""
+
+    behind_ms: int
+    """Milliseconds since the owner had last taken everything in its queue."""
+    complete: bool
+    """True if the owner knows all nodes of the partition."""
+    ages_ms: bytes = b""
+    """By slot, milliseconds since the node's last sign of life, as little-endian uint32."""
+    said_at: float | None = None
+    """Monotonic time at which the values above were true; None: at the moment of the write.
+
+    A batch may take long, and the owner may have to wait for another server. So each write adds the time since then.
+    """
+
+
+def require_stored(
+    target: PartitionTarget, writes: tuple[Write, ...] | list[Write], results: list[WriteResult]
+) -> None:
+    """Raise ``StoreFullError`` if the store had no memory for one of the writes."""
+    for write, result in zip(writes, results, strict=True):
+        if result.status is WriteStatus.FULL:
+            raise StoreFullError(target.store.name, write.key, len(write.value))
+
+
+class Ownership:
+    """One ownership of one partition in one design."""
+
+    def __init__(self, target: PartitionTarget, head: Head, head_cas: int, liveness_cas: int = 0) -> None:
+        # The design and partition that is owned.
+        self.target = target
+        # The head as it is stored, as far as this owner knows.
+        self.head = head
+        # Ages of the signs of life that the owner before had stored; empty if unknown.
+        self.inherited_ages_ms = b""
+        # Milliseconds since the owner before had taken everything in its queue; None if unknown.
+        self.inherited_behind_ms: int | None = None
+        # CAS id of the stored head.
+        self._head_cas = head_cas
+        # CAS id of the stored signs of life; 0: none are stored.
+        self._liveness_cas = liveness_cas
+        # The head whose write has an unknown outcome; None if there is none.
+        self._intended: Head | None = None
+        # CAS conflicts of the head so far.
+        self.conflicts = 0
+
+    # -- beginning ------------------------------------------------------------------------------
+
+    @classmethod
+    def take_over(cls, target: PartitionTarget, max_silent_s: float = math.inf) -> Steps[tuple[Ownership, Head] | None]:
+        """Become the owner of what is stored: raise the term by CAS.
+
+        Returns the ownership and the head as it was found. Returns None if no head is stored or it is corrupt. If the head
+        was not renewed for more than ``max_silent_s`` seconds, the ownership starts as incomplete.
+
+        Raises:
+            FencedError: if another owner wrote the head after ``target.owned_since``. That owner took the partition while
+                this process slept, and memory from before must not raise its term.
+        """
+        for _ in range(MAX_TRIES_COUNT):
+            asked_at = target.clock.monotonic()
+            try:
+                found = yield from read_head(target.prefix, None)
+            except CorruptItemError:
+                return None
+            if found is None:
+                return None
+            head, item = found
+            age_ms = age_ms_of(head, item)
+            if (
+                target.owned_since is not None
+                and head.owner != target.owner
+                and age_ms <= target.ms_since(target.owned_since)
+            ):
+                raise FencedError(target.partition, head.term, f"{head.owner} wrote epoch {head.epoch:x} since")
+            # The statements of the owner before stay true of the state that it wrote, and grow older.
+            ours = msgspec.structs.replace(
+                head,
+                term=head.term + 1,
+                owner=target.owner,
+                beat=head.beat + 1,
+                behind_ms=head.behind_ms + age_ms + target.ms_since(asked_at),
+                vouched=head.vouched and age_ms <= max_silent_s * 1000,
+                lease_s=target.lease_s,
+                follows=head.beat,
+            )
+            write = Write(Put.CAS, keys.head(target.prefix, head.epoch), HEAD.pack(ours), item.cas, target.lease_s)
+            life_key = keys.life(target.prefix, head.epoch)
+            reply = yield Step(write=[write], fetch=[life_key])
+            require_stored(target, [write], list(reply.written))
+            if reply.written[0].status is WriteStatus.STORED:
+                life = reply.items.get(life_key)
+                ownership = cls(target, ours, reply.written[0].cas, life.cas if life else 0)
+                ownership.inherited_ages_ms = ages_now(life, head.lease_s)
+                ownership.inherited_behind_ms = ours.behind_ms
+                return ownership, head
+        raise FencedError(target.partition, 0, f"lost the head's CAS {MAX_TRIES_COUNT} times while taking over")
+
+    @classmethod
+    def begin_epoch(
+        cls,
+        target: PartitionTarget,
+        epoch: int,
+        section: msgspec.Struct,
+        status: OwnerStatus,
+        rows: tuple[NodeRow, ...] = (),
+        lost: Head | None = None,
+    ) -> Steps[Ownership]:
+        """Publish a new epoch whose commit 0 is the contents that were written before, or ``rows``.
+
+        Writes the head first, then the key that names the epoch: a reader that follows the key finds the head.
+
+        Args:
+            target: the design and partition.
+            epoch: number of the new epoch.
+            section: the design's part of the head.
+            status: the owner's statements.
+            rows: for a database, the rows of all nodes.
+            lost: see ``replaced_epoch_cas``.
+
+        Raises:
+            FencedError: if another owner owns the current epoch, or began one at the same time.
+        """
+        head = Head(
+            epoch,
+            1,
+            target.owner,
+            0,
+            1,
+            status.behind_ms + target.ms_since(status.said_at),
+            status.complete,
+            target.lease_s,
+            msgspec.Raw(_encode(section)),
+        )
+        write = Write(Put.ADD, keys.head(target.prefix, epoch), HEAD.pack(head), 0, target.lease_s, rows)
+        reply = yield Step(write=[write])
+        require_stored(target, [write], list(reply.written))
+        if reply.written[0].status is not WriteStatus.STORED:
+            raise FencedError(target.partition, 1, f"epoch {epoch:x} exists already")
+        ownership = cls(target, head, reply.written[0].cas)
+        key, value = keys.epoch(target.prefix), EPOCH.pack(epoch)
+        replaced_cas = yield from cls.replaced_epoch_cas(target, lost)
+        put = Write(Put.CAS, key, value, replaced_cas) if replaced_cas else Write(Put.ADD, key, value)
+        reply = yield Step(write=[put])
+        require_stored(target, [put], list(reply.written))
+        if reply.written[0].status is not WriteStatus.STORED:
+            raise FencedError(target.partition, 1, "another owner began an epoch at the same time")
+        return ownership
+
+    @classmethod
+    def replaced_epoch_cas(cls, target: PartitionTarget, lost: Head | None = None) -> Steps[int]:
+        """Check that this owner may begin an epoch. Returns the CAS id of the epoch key to replace; 0 if there is none.
+
+        An owner that slept through a restart of the store finds its own epoch gone. It must not replace the epoch that
+        another owner began since.
+
+        Args:
+            target: the design and partition.
+            lost: the last head that this owner stored, if a database lost it. A stored head of the same epoch and a lower
+                term comes from a backup that the database was set back to, and does not prevent a new epoch.
+
+        Raises:
+            FencedError: if another owner has a head in the current epoch.
+        """
+        key = keys.epoch(target.prefix)
+        reply = yield Step(fetch=[key])
+        pointer = reply.items.get(key)
+        epoch = epoch_in(pointer)
+        if epoch is None:
+            return pointer.cas if pointer else 0
+        head_key = keys.head(target.prefix, epoch)
+        reply = yield Step(fetch=[head_key])
+        item = reply.items.get(head_key)
+        try:
+            head = HEAD.unpack(item.value) if item else None
+        except CorruptItemError:
+            head = None
+        set_back = head is not None and lost is not None and head.epoch == lost.epoch and head.term < lost.term
+        if head is not None and head.owner != target.owner and not set_back:
+            raise FencedError(target.partition, head.term, f"{head.owner} owns epoch {epoch:x}")
+        assert pointer is not None
+        return pointer.cas
+
+    # -- advancing ------------------------------------------------------------------------------
+
+    def advance(self, section: msgspec.Struct, status: OwnerStatus, rows: tuple[NodeRow, ...] = ()) -> Steps[bool]:
+        """Commit: publish the next offset and the design's section, with ``rows``. Readers see all of it or nothing.
+
+        Returns False if an earlier try of the same commit, whose reply was lost, turned out to be stored; the stored head's
+        section is then the valid one. After an unknown outcome the caller must try the same commit again, with the same
+        contents, before any other.
+        """
+        content = msgspec.Raw(_encode(section))
+        yield from self._swap(self.head.next + 1, content, status, rows)
+        return bytes(self.head.section) == bytes(content)
+
+    def renew(self, status: OwnerStatus) -> Steps[bool]:
+        """Confirm the ownership and store the signs of life; write the epoch key again if it was lost.
+
+        Returns True if a reader asked for a repair; its request is deleted.
+        """
+        if self._intended is not None and self._intended.next != self.head.next:
+            return False  # The outcome of an advance is unknown: only the same commit, tried again, resolves it.
+        target, epoch = self.target, self.head.epoch
+        pointer_key, repair_key = keys.epoch(target.prefix), keys.repair(target.prefix)
+        life_key = keys.life(target.prefix, epoch)
+        head = self._next_head(self.head.next, self.head.section, status)
+        head_put, life_put = self._head_put(head), self._liveness_put(status)
+        self._intended = head
+        reply = yield Step(
+            write=[head_put, life_put, Write(Put.DELETE, repair_key)],
+            fetch=[pointer_key, life_key],
+        )
+        head_result, life_result, repair_result = reply.written
+        require_stored(target, [head_put], [head_result])
+        yield from self._resolve(head, head_result)
+        self._liveness_cas = 0
+        if life_result.status is WriteStatus.STORED:
+            self._liveness_cas = life_result.cas
+        elif (life := reply.items.get(life_key)) is not None:
+            self._liveness_cas = life.cas
+        pointer = reply.items.get(pointer_key)
+        if pointer is None:
+            reply = yield Step(write=[Write(Put.ADD, pointer_key, EPOCH.pack(epoch))])
+            if reply.written[0].status is WriteStatus.CONFLICT:
+                raise FencedError(target.partition, head.term, "another owner began an epoch")
+        elif epoch_in(pointer) != epoch:
+            raise FencedError(target.partition, head.term, "another owner began an epoch")
+        return repair_result.status is WriteStatus.STORED
+
+    def require_still_owned(self) -> Steps[None]:
+        """Raise ``FencedError`` or ``EpochLostError`` unless the stored head is the one that this owner wrote last."""
+        key = keys.head(self.target.prefix, self.head.epoch)
+        reply = yield Step(fetch=[key])
+        self._own_head(reply.items.get(key))
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _next_head(self, next_offset: int, section: msgspec.Raw, status: OwnerStatus) -> Head:
+        beat = (self._intended or self.head).beat + 1
+        head = self.head
+        return Head(
+            head.epoch,
+            head.term,
+            head.owner,
+            beat,
+            next_offset,
+            status.behind_ms + self.target.ms_since(status.said_at),
+            status.complete,
+            self.target.lease_s,
+            section,
+            head.beat,
+        )
+
+    def _head_put(self, head: Head) -> Write:
+        key = keys.head(self.target.prefix, head.epoch)
+        return Write(Put.CAS, key, HEAD.pack(head), self._head_cas, self.target.lease_s)
+
+    def _liveness_put(self, status: OwnerStatus) -> Write:
+        key = keys.life(self.target.prefix, self.head.epoch)
+        ages_ms = add_to_ages(status.ages_ms, self.target.ms_since(status.said_at))
+        value = LIVENESS.pack(LivenessRecord(self.head.term, ages_ms))
+        if self._liveness_cas:
+            return Write(Put.CAS, key, value, self._liveness_cas, self.target.lease_s)
+        return Write(Put.ADD, key, value, 0, self.target.lease_s)
+
+    def _swap(
+        self, next_offset: int, section: msgspec.Raw, status: OwnerStatus, rows: tuple[NodeRow, ...]
+    ) -> Steps[None]:
+        """Move the head to ``next_offset`` by CAS, after resolving the outcome of an earlier try whose reply was lost."""
+        for _ in range(MAX_TRIES_COUNT):
+            head = self._next_head(next_offset, section, status)
+            put = self._head_put(head)._replace(rows=rows)
+            self._intended = head
+            try:
+                reply = yield Step(write=[put])
+                require_stored(self.target, [put], list(reply.written))
+            except (StoreFullError, ItemTooLargeError):
+                self._intended = None  # the store rejected the write, so its outcome is known
+                raise
+            yield from self._resolve(head, reply.written[0])
+            if self.head.next == head.next:
+                return
+            # The stored head is an older write of this owner that arrived late: continue from there.
+        raise FencedError(self.target.partition, self.head.term, f"lost the head's CAS {MAX_TRIES_COUNT} times")
+
+    def _resolve(self, head: Head, result: WriteResult) -> Steps[None]:
+        """Process the result of a CAS of the head. Afterwards ``self.head`` is the stored head."""
+        if result.status is WriteStatus.STORED:
+            self.head, self._head_cas = head, result.cas
+        elif result.status is WriteStatus.MISSING:
+            self._intended = None
+            raise EpochLostError(self.target.partition, head.epoch)
+        else:
+            self.conflicts += 1
+            key = keys.head(self.target.prefix, head.epoch)
+            reply = yield Step(fetch=[key])
+            self.head, self._head_cas = self._own_head(reply.items.get(key))
+        self._intended = None
+
+    def _own_head(self, item: Item | None) -> tuple[Head, int]:
+        """The stored head and its CAS id. Raises ``EpochLostError`` or ``FencedError`` unless this owner wrote it."""
+        if item is None:
+            raise EpochLostError(self.target.partition, self.head.epoch)
+        try:
+            stored = HEAD.unpack(item.value)
+        except CorruptItemError:
+            raise EpochLostError(self.target.partition, self.head.epoch) from None
+        if (stored.term, stored.beat) < (self.head.term, self.head.beat):
+            # Older than a head that was stored: the database was set back to a backup, or replaced by a copy that lags
+            # behind. The commits since are lost, and readers may have seen them.
+            raise EpochLostError(self.target.partition, self.head.epoch)
+        if (stored.term, stored.owner) != (self.head.term, self.head.owner):
+            raise FencedError(self.target.partition, self.head.term, f"term {stored.term} of {stored.owner} took it")
+        return stored, item.cas
+
+
+def remove_epoch(target: PartitionTarget, *, rows: bool, fresh_s: float | None = None) -> Steps[None]:
+    """Delete the epoch key of a design that is no longer written.
+
+    Readers of the design then see a loss, and not an old state that looks fresh. An owner that writes the design again
+    begins another epoch.
+
+    Args:
+        target: the design and partition.
+        rows: True for a database: delete the rows of the epoch, too. In memcached the items stay and are evicted.
+        fresh_s: keep the epoch if another owner wrote its head at most this many seconds ago; None: delete it anyway.
+
+    Raises:
+        FencedError: if the epoch was kept.
+    """
+    prefix, key = target.prefix, keys.epoch(target.prefix)
+    if fresh_s is not None:
+        try:
+            found = yield from read_head(prefix, None)
+        except CorruptItemError:
+            found = None
+        if found is not None and found[0].owner != target.owner and age_ms_of(*found) <= fresh_s * 1000:
+            raise FencedError(target.partition, found[0].term, f"{found[0].owner} writes epoch {found[0].epoch:x}")
+    pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
+    epoch = epoch_in(pointer)
+    writes = [Write(Put.DELETE, key)]
+    if epoch is not None:
+        writes.append(Write(Put.DELETE_ROWS, query=RowQuery.of_epoch(prefix, epoch)))
+    yield Step(write=writes)
