@@ -1,4 +1,4 @@
-"""One partition of one design, an owner that writes it and followers that read it: less than a cell, no consumer."""
+"""One partition of one design, with an owner that writes it and followers that read it; no consumer, no broker."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ WELL = OwnerStatus(0, complete=True)
 
 
 def prefix_of(design: str) -> str:
-    """What the keys of this partition begin with."""
+    """The prefix of the keys of this partition."""
     return keys.prefix("cell1", 1, 0, DESIGNS[design].letter)
 
 
 def report(node: str, generation: int, **state: Any) -> bytes:
-    """A whole state of a node."""
+    """The event of a full state."""
     fields = {"kind": "report", "node": node, "incarnation": 1, "generation": generation, "reported_at": 1.0}
     return msgspec.msgpack.encode({**fields, "state": state})
 
 
 def change(node: str, generation: int, **patch: Any) -> bytes:
-    """A change of a node."""
+    """The event of a change."""
     fields = {"kind": "change", "node": node, "incarnation": 1, "generation": generation, "reported_at": 1.0}
     return msgspec.msgpack.encode({**fields, "patch": patch})
 
 
 class Owner:
-    """Folds events and commits them, as a consumer would; its connection fails by plan."""
+    """Folds events and commits them, as a consumer would, through a connection that fails by plan."""
 
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock, name: str = "a") -> None:
         self.store = FaultyStore(MemoryStore(server), script(), whole=isinstance(server, MemoryDatabase))
@@ -49,11 +49,11 @@ class Owner:
         self._batch: Batch | None = None
 
     def begin(self, epoch: int = 7) -> None:
-        """Begin an epoch with what is held."""
+        """Begin an epoch with the nodes in memory."""
         self.run(self.writer.begin_epoch(epoch, self, WELL))
 
     def take(self) -> TakeoverResult | None:
-        """Take the partition over, and hold what was found."""
+        """Take the partition over, and keep the nodes that were found."""
         taken = self.run(self.writer.take_over())
         if taken is not None:
             self.records = list(taken.records)
@@ -61,7 +61,7 @@ class Owner:
         return taken
 
     def commit(self, *events: bytes, plan: Plan | None = None) -> None:
-        """Fold and write; after an error, ``again`` must come first."""
+        """Fold and write these events. After an error, ``again`` must be called first."""
         size_before, changed = len(self.records), {}
         for raw in events:
             event = parse_event(raw)
@@ -78,20 +78,20 @@ class Owner:
         self.again(plan)
 
     def again(self, plan: Plan | None = None) -> None:
-        """Write the last batch, again if need be."""
+        """Write the last batch once more, as after an error."""
         assert self._batch is not None
         self.run(self.writer.commit(self._batch, self, WELL), plan)
 
     def renew(self) -> bool:
-        """Confirm; True where a repair is asked for."""
+        """Renew the head. Returns True if a reader asked for a repair."""
         return self.run(self.writer.renew(WELL))
 
     def repair(self) -> None:
-        """Write again what is lost."""
+        """Write the lost items again."""
         self.run(self.writer.repair(self, WELL))
 
     def run(self, steps: Steps[T], plan: Plan | None = None) -> T:
-        """Carry out steps, with faults by ``plan``."""
+        """Run steps, with the faults of ``plan``."""
         self.store.plan = plan or script()
         try:
             return run_one(self.store, steps)
@@ -100,7 +100,7 @@ class Owner:
 
 
 class Watcher:
-    """Follows the partition; counts its round trips."""
+    """Follows the partition, and counts its round trips."""
 
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock) -> None:
         self.store = FaultyStore(MemoryStore(server), self._counted)
@@ -115,11 +115,11 @@ class Watcher:
         return self.plan(operation, count)
 
     def look(self, plan: Plan | None = None) -> PartitionState:
-        """Refresh."""
+        """Refresh, with the faults of ``plan``."""
         self.fetches, self.plan = [], plan or script()
         return run_one(self.store, self._follower.refresh(with_life=False))
 
 
 def held(state: PartitionState) -> list[NodeRecord]:
-    """What a partition holds, in slot order."""
+    """The records of a partition, in slot order."""
     return list(state.table.records()) if state.table is not None else []

@@ -1,4 +1,4 @@
-"""A sink that the test confirms, loses and takes away."""
+"""A sink that records what is published, and whose confirms and outages the test decides."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class RecordingSink:
         self.census.append((queue, body))
 
     def listen_for(self, nodes: Sequence[str]) -> None:
-        """There are no orders."""
+        """Do nothing: there are no orders."""
 
     def stop_listening_for(self, nodes: Sequence[str]) -> None:
-        """There are no orders."""
+        """Do nothing: there are no orders."""
 
     def orders(self) -> list[Order]:
         return []
@@ -67,7 +67,7 @@ class RecordingSink:
             on_done(ok)
 
     def events(self) -> list[tuple[str, int]]:
-        """Kind and generation of all that was sent."""
+        """Kind and generation of every event that was sent."""
         return [kind_of(body) for _, body in self.sent]
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""The agent's last word: what it takes on, what it refuses, and that both are told by answer and by event."""
+"""Admission by the agent: which orders it carries out or refuses, and that the answer and an event say so."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ ANTI = {"group_policy": "anti-affinity"}
 SOON_S = 60.0
 
 
-class Site:
-    """An agent of some nodes, a scheduler that gives orders, and what a consumer folds of the agent's events."""
+class AdmissionBench:
+    """An agent of some nodes, a scheduler that gives orders, and a consumer that folds the agent's events."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class Site:
         return End(id=f"end {instance}", node=node, instance=instance, reply_to=self.courier.reply_to)
 
     def give(self, *orders: Order) -> list[Answer]:
-        """Send orders, let the agent step once, and take the answers."""
+        """Send orders, let the agent step once, and return the answers."""
         self.courier.send(orders, SOON_S)
         self.agent.step()
         return self.courier.answers(0)
 
     def refused(self, order: Order) -> str:
-        """Give one order: the reason of its refusal, empty where it was carried out."""
+        """Give one order. Returns the reason of its refusal; empty if it was carried out."""
         [answer] = self.give(order)
         return answer.refused
 
     def record(self, node: str = "n1") -> NodeRecord:
-        """What the cell knows of a node."""
-        with suppress(BrokerUnavailableError):  # told once that the broker was away
+        """The node's record, as a consumer of the cell folds it."""
+        with suppress(BrokerUnavailableError):  # raised once after an outage of the broker
             self._consumer.receive(0, 0)
         deliveries = self._consumer.receive(10_000, 0)
         self._consumer.ack(deliveries)
@@ -94,33 +94,33 @@ class Site:
     def state(self, node: str = "n1") -> dict[str, Any]:
         return self.record(node).state()
 
-    def told_refusals(self, node: str = "n1") -> Mapping[str, Any]:
-        told: Mapping[str, Any] = self.state(node).get("namespaces", {}).get("nodestate", {}).get("refused", {})
-        return told
+    def listed_refusals(self, node: str = "n1") -> Mapping[str, Any]:
+        refusals: Mapping[str, Any] = self.state(node).get("namespaces", {}).get("nodestate", {}).get("refused", {})
+        return refusals
 
 
 @pytest.fixture
-def site() -> Site:
-    return Site()
+def bench() -> AdmissionBench:
+    return AdmissionBench()
 
 
-# -- what is carried out --------------------------------------------------------------------------
+# -- orders that are carried out ------------------------------------------------------------------
 
 
-def test_what_fits_is_built_and_the_answers_version_shows_it(site: Site) -> None:
-    order = site.build("vm-1", resources={"VCPU": 2, "MEMORY_MB": 100}, group="web", hints=ANTI)
-    [answer] = site.give(order)
+def test_an_order_that_fits_is_built_and_the_version_of_its_answer_shows_it(bench: AdmissionBench) -> None:
+    order = bench.build("vm-1", resources={"VCPU": 2, "MEMORY_MB": 100}, group="web", hints=ANTI)
+    [answer] = bench.give(order)
     assert answer == Answer(id="build vm-1", node="n1", instance="vm-1", incarnation=7, generation=2)
-    assert site.record().version == answer.version
-    assert site.state()["allocations"] == {
+    assert bench.record().version == answer.version
+    assert bench.state()["allocations"] == {
         "vm-1": {"resources": {"VCPU": 2, "MEMORY_MB": 100}, "group": "web", "hints": ANTI}
     }
-    assert site.state()["usage"] == {"VCPU": 2, "MEMORY_MB": 100}
-    assert (site.agent.stats.admitted, site.agent.stats.refused) == (1, 0)
+    assert bench.state()["usage"] == {"VCPU": 2, "MEMORY_MB": 100}
+    assert (bench.agent.stats.admitted, bench.agent.stats.refused) == (1, 0)
 
 
 class WatchedTransit(OrderTransit):
-    """Notes how many events are queued whenever an order or an answer is sent."""
+    """Notes how many events the broker has queued whenever an order or an answer is sent."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__()
@@ -134,295 +134,301 @@ class WatchedTransit(OrderTransit):
 
 
 def test_the_event_is_at_the_broker_before_the_answer() -> None:
-    """Who reads at least the answer's version must not wait for what was never sent."""
+    """A scheduler waits for a view with at least the answer's version, so its event must be under way."""
     clock = ManualClock()
     broker = MemoryBroker(CONFIG.partitions, clock=clock)
     broker.transit = transit = WatchedTransit(broker)
-    site = Site(clock=clock, broker=broker)
-    site.give(site.build("vm-1"), site.build("vm-2", resources={"VCPU": 9}))
+    bench = AdmissionBench(clock=clock, broker=broker)
+    bench.give(bench.build("vm-1"), bench.build("vm-2", resources={"VCPU": 9}))
     [(_, before), *_] = transit.seen
     assert transit.seen == [("order", before)] * 2 + [("answer", before + 2)] * 2
 
 
-def test_an_end_gives_back_what_the_instance_had(site: Site) -> None:
-    site.give(site.build("vm-1", resources={"VCPU": 8}))
-    [answer] = site.give(site.end("vm-1"))
+def test_an_end_frees_the_resources_of_the_instance(bench: AdmissionBench) -> None:
+    bench.give(bench.build("vm-1", resources={"VCPU": 8}))
+    [answer] = bench.give(bench.end("vm-1"))
     assert (answer.refused, answer.version) == ("", Version(7, 3))
-    assert site.state()["allocations"] == {}
-    assert site.state()["usage"] == {"VCPU": 0, "MEMORY_MB": 0}
-    assert site.agent.stats.ended == 1
+    assert bench.state()["allocations"] == {}
+    assert bench.state()["usage"] == {"VCPU": 0, "MEMORY_MB": 0}
+    assert bench.agent.stats.ended == 1
 
 
-def test_orders_of_one_step_see_each_other(site: Site) -> None:
-    """Eight virtual CPUs are there; the third of four must not be judged by what was there at the start."""
-    orders = [site.build(f"vm-{number}", resources={"VCPU": 3}) for number in range(4)]
-    answers = site.give(*orders[:3], site.end("vm-0"), orders[3])
+def test_orders_of_one_step_are_checked_against_each_other(bench: AdmissionBench) -> None:
+    """The node has eight virtual CPUs. The third order must be checked against what the first two left."""
+    orders = [bench.build(f"vm-{number}", resources={"VCPU": 3}) for number in range(4)]
+    answers = bench.give(*orders[:3], bench.end("vm-0"), orders[3])
     assert [answer.refused for answer in answers] == ["", "", "no-room", "", ""]
-    assert site.state()["allocations"].keys() == {"vm-1", "vm-3"}
-    assert site.state()["usage"]["VCPU"] == 6
+    assert bench.state()["allocations"].keys() == {"vm-1", "vm-3"}
+    assert bench.state()["usage"]["VCPU"] == 6
 
 
-# -- twice, late, out of order --------------------------------------------------------------------
+# -- orders that come twice, late or out of order -------------------------------------------------
 
 
-def test_a_build_that_comes_twice_is_done_once(site: Site) -> None:
-    order = site.build("vm-1", resources={"VCPU": 5})
-    first, again = site.give(order, order)
-    [later] = site.give(order)
+def test_a_repeated_build_is_carried_out_once(bench: AdmissionBench) -> None:
+    order = bench.build("vm-1", resources={"VCPU": 5})
+    first, again = bench.give(order, order)
+    [later] = bench.give(order)
     assert first == again == later
-    assert site.record().version == first.version
-    assert site.agent.stats.admitted == 1
+    assert bench.record().version == first.version
+    assert bench.agent.stats.admitted == 1
 
 
-def test_a_build_that_comes_again_when_it_is_overdue_is_still_answered_as_done(site: Site) -> None:
-    """The first answer may have been lost: "expired" would let a scheduler build the instance elsewhere, too."""
-    order = site.build("vm-1")
-    site.give(order)
-    site.clock.advance(2 * SOON_S)
-    assert site.refused(order) == ""
-    assert site.told_refusals() == {}
+def test_a_repeated_build_is_answered_as_done_even_after_its_deadline(bench: AdmissionBench) -> None:
+    """The first answer may have been lost. After "expired" a scheduler would build the instance elsewhere."""
+    order = bench.build("vm-1")
+    bench.give(order)
+    bench.clock.advance(2 * SOON_S)
+    assert bench.refused(order) == ""
+    assert bench.listed_refusals() == {}
 
 
-def test_an_end_of_what_is_not_here_is_done_without_an_event(site: Site) -> None:
-    before = site.record().version
-    [answer] = site.give(site.end("vm-1"))
+def test_an_end_of_an_unknown_instance_is_done_without_an_event(bench: AdmissionBench) -> None:
+    before = bench.record().version
+    [answer] = bench.give(bench.end("vm-1"))
     assert (answer.refused, answer.version) == ("", before)
-    assert site.record().version == before
-    assert site.agent.stats.ended == 0
+    assert bench.record().version == before
+    assert bench.agent.stats.ended == 0
 
 
-def test_an_end_that_names_an_order_ends_nothing_that_another_built(site: Site) -> None:
-    """It may come late: the instance may have been built anew, or have been there before."""
-    site.give(site.build("vm-1", hints={"order": "second"}), site.build("vm-2"))
+def test_an_end_that_expects_one_order_does_not_end_the_instance_of_another(bench: AdmissionBench) -> None:
+    """The End may come late: another order may have built the instance again, or before."""
+    bench.give(bench.build("vm-1", hints={"order": "second"}), bench.build("vm-2"))
     for instance in ("vm-1", "vm-2"):
-        assert site.refused(structs.replace(site.end(instance), of="first")) == ""
-    assert site.state()["allocations"].keys() == {"vm-1", "vm-2"}
-    assert site.refused(structs.replace(site.end("vm-1"), of="second")) == ""
-    assert site.state()["allocations"].keys() == {"vm-2"}
+        assert bench.refused(structs.replace(bench.end(instance), of="first")) == ""
+    assert bench.state()["allocations"].keys() == {"vm-1", "vm-2"}
+    assert bench.refused(structs.replace(bench.end("vm-1"), of="second")) == ""
+    assert bench.state()["allocations"].keys() == {"vm-2"}
 
 
 # -- a resize -------------------------------------------------------------------------------------
 
 
-def test_a_build_with_other_amounts_takes_the_place_of_the_first(site: Site) -> None:
-    site.give(site.build("vm-1", resources={"VCPU": 5, "MEMORY_MB": 100}, group="web", hints=ANTI))
-    [answer] = site.give(site.build("vm-1", resources={"VCPU": 8}, hints={"a": 1}))
-    assert (answer.refused, answer.version) == ("", site.record().version)
-    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 8}, "hints": {"a": 1}}}
-    assert site.state()["usage"] == {"VCPU": 8, "MEMORY_MB": 0}
+def test_a_second_build_with_other_amounts_replaces_the_first(bench: AdmissionBench) -> None:
+    bench.give(bench.build("vm-1", resources={"VCPU": 5, "MEMORY_MB": 100}, group="web", hints=ANTI))
+    [answer] = bench.give(bench.build("vm-1", resources={"VCPU": 8}, hints={"a": 1}))
+    assert (answer.refused, answer.version) == ("", bench.record().version)
+    assert bench.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 8}, "hints": {"a": 1}}}
+    assert bench.state()["usage"] == {"VCPU": 8, "MEMORY_MB": 0}
 
 
-def test_a_resize_that_does_not_fit_leaves_what_was(site: Site) -> None:
-    site.give(site.build("vm-1", resources={"VCPU": 5}), site.build("vm-2", resources={"VCPU": 3}))
-    assert site.refused(site.build("vm-1", resources={"VCPU": 6})) == "no-room"
-    assert site.state()["allocations"]["vm-1"] == {"resources": {"VCPU": 5}}
-    assert site.state()["usage"]["VCPU"] == 8
+def test_a_resize_that_does_not_fit_changes_nothing(bench: AdmissionBench) -> None:
+    bench.give(bench.build("vm-1", resources={"VCPU": 5}), bench.build("vm-2", resources={"VCPU": 3}))
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 6})) == "no-room"
+    assert bench.state()["allocations"]["vm-1"] == {"resources": {"VCPU": 5}}
+    assert bench.state()["usage"]["VCPU"] == 8
 
 
-def test_a_node_that_is_too_full_already_may_still_be_relieved() -> None:
-    """Its inventory shrank under it: what makes it better must not be refused for what is not its doing."""
+def test_an_overcommitted_node_accepts_an_order_that_reduces_its_usage() -> None:
+    """The node's inventory shrank. An order that reduces its usage must not be refused."""
     full = {
         "inventory": {"VCPU": {"total": 2}},
         "usage": {"VCPU": 4},
         "allocations": {"vm": {"resources": {"VCPU": 4}}},
     }
-    site = Site(StaticFleet({"n1": full}))
-    assert site.refused(site.build("vm", resources={"VCPU": 3})) == ""
-    assert site.refused(site.build("vm", resources={"VCPU": 4})) == "no-room"
+    bench = AdmissionBench(StaticFleet({"n1": full}))
+    assert bench.refused(bench.build("vm", resources={"VCPU": 3})) == ""
+    assert bench.refused(bench.build("vm", resources={"VCPU": 4})) == "no-room"
 
 
-def test_a_change_in_place_builds_nothing_where_nothing_is() -> None:
-    """And where something is, it may change also on a node that takes nothing new."""
+def test_a_change_in_place_of_an_unknown_instance_is_refused() -> None:
+    """A change of an existing instance is allowed also on a node that is not up."""
     fleet = StaticFleet({"n1": NODE})
-    site = Site(fleet)
-    assert site.refused(site.build("vm-1", in_place=True)) == "not-here"
-    site.give(site.build("vm-1"))
+    bench = AdmissionBench(fleet)
+    assert bench.refused(bench.build("vm-1", in_place=True)) == "not-here"
+    bench.give(bench.build("vm-1"))
     fleet.set_status("n1", "draining")
-    site.clock.advance(1.0)
-    site.agent.step()
-    assert site.refused(site.build("vm-1", resources={"VCPU": 2}, in_place=True)) == ""
-    assert site.refused(site.build("vm-1", resources={"VCPU": 9}, in_place=True)) == "no-room"
-    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}}}
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 2}, in_place=True)) == ""
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 9}, in_place=True)) == "no-room"
+    assert bench.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}}}
 
 
-def test_a_change_in_place_of_one_order_undoes_no_later_one() -> None:
-    """A mark that is late would take back a resize, which its user was told of."""
-    site = Site()
-    site.give(site.build("vm-1", hints={"order": "first"}))
-    site.give(site.build("vm-1", resources={"VCPU": 2}, hints={"order": "second"}, in_place=True))
-    late = site.build("vm-1", hints={"order": "first", "placed": True}, in_place=True, of="first")
-    assert site.refused(late) == "not-here"
-    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}, "hints": {"order": "second"}}}
+def test_a_late_change_in_place_does_not_undo_a_later_order() -> None:
+    """A late change in place by the first order would undo a resize that was confirmed to its user."""
+    bench = AdmissionBench()
+    bench.give(bench.build("vm-1", hints={"order": "first"}))
+    bench.give(bench.build("vm-1", resources={"VCPU": 2}, hints={"order": "second"}, in_place=True))
+    late = bench.build("vm-1", hints={"order": "first", "placed": True}, in_place=True, of="first")
+    assert bench.refused(late) == "not-here"
+    assert bench.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 2}, "hints": {"order": "second"}}}
 
 
-# -- what is refused ------------------------------------------------------------------------------
+# -- orders that are refused ----------------------------------------------------------------------
 
 
-def test_no_node_takes_on_more_than_its_capacity(site: Site) -> None:
-    """I8's last line of defence, whatever schedulers believe of the node."""
-    assert site.refused(site.build("vm-1", resources={"VCPU": 8})) == ""
-    [answer] = site.give(site.build("vm-2", resources={"VCPU": 1}))
+def test_a_build_beyond_the_nodes_capacity_is_refused(bench: AdmissionBench) -> None:
+    """I8: the agent refuses the order even if schedulers have a wrong view of the node."""
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 8})) == ""
+    [answer] = bench.give(bench.build("vm-2", resources={"VCPU": 1}))
     assert (answer.refused, answer.detail) == ("no-room", "the order needs 1 more of VCPU, and 0 of 8 are left")
-    assert site.refused(site.build("vm-3", resources={"CUSTOM_FPGA": 1})) == "no-room"
-    assert site.refused(site.build("vm-4", "n2", resources={"VCPU": 1})) == ""
+    assert bench.refused(bench.build("vm-3", resources={"CUSTOM_FPGA": 1})) == "no-room"
+    assert bench.refused(bench.build("vm-4", "n2", resources={"VCPU": 1})) == ""
 
 
-def test_a_build_is_refused_when_its_scheduler_does_not_count_on_it_any_more(site: Site) -> None:
-    order = site.build("vm-1", deadline=site.clock.time() + 2.0)
-    site.clock.advance(2.0)
-    assert site.refused(order) == ""
-    site.give(site.end("vm-1"))
-    site.clock.advance(0.1)
-    assert site.refused(order) == "expired"
-    assert site.state()["allocations"] == {}
+def test_a_build_is_refused_after_its_deadline(bench: AdmissionBench) -> None:
+    order = bench.build("vm-1", deadline=bench.clock.time() + 2.0)
+    bench.clock.advance(2.0)
+    assert bench.refused(order) == ""
+    bench.give(bench.end("vm-1"))
+    bench.clock.advance(0.1)
+    assert bench.refused(order) == "expired"
+    assert bench.state()["allocations"] == {}
 
 
 @pytest.mark.parametrize("status", ["draining", "maintenance", "down"])
-def test_only_a_node_that_is_up_takes_on_anything_and_every_node_gives_back(status: str) -> None:
+def test_only_a_node_that_is_up_accepts_builds_and_every_node_accepts_ends(status: str) -> None:
     fleet = StaticFleet({"n1": NODE})
-    site = Site(fleet)
-    site.give(site.build("vm-1"))
+    bench = AdmissionBench(fleet)
+    bench.give(bench.build("vm-1"))
     fleet.set_status("n1", status)
-    site.clock.advance(1.0)
-    site.agent.step()
-    assert site.refused(site.build("vm-2")) == "status"
-    assert site.refused(site.build("vm-1", resources={"VCPU": 2})) == "status"
-    assert site.refused(site.end("vm-1")) == ""
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    assert bench.refused(bench.build("vm-2")) == "status"
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 2})) == "status"
+    assert bench.refused(bench.end("vm-1")) == ""
 
 
 @pytest.mark.parametrize(("hints", "may_be"), [(ANTI, 1), ({**ANTI, "max_per_node": 3}, 3)])
-def test_a_node_has_no_more_of_a_group_than_its_policy_allows(site: Site, hints: dict[str, Any], may_be: int) -> None:
-    orders = [site.build(f"vm-{number}", group="web", hints=hints) for number in range(5)]
-    assert [answer.refused for answer in site.give(*orders)] == [""] * may_be + ["group"] * (5 - may_be)
-    assert site.refused(site.build("other", group="db", hints=hints)) == ""
-    assert site.refused(site.build("elsewhere", "n2", group="web", hints=hints)) == ""
-    assert site.refused(structs.replace(orders[0], resources={"VCPU": 2})) == ""  # itself is no other
-    site.give(site.end("vm-0"))
-    assert site.refused(orders[4]) == ""
+def test_a_node_has_no_more_members_of_a_group_than_its_policy_allows(
+    bench: AdmissionBench, hints: dict[str, Any], may_be: int
+) -> None:
+    orders = [bench.build(f"vm-{number}", group="web", hints=hints) for number in range(5)]
+    assert [answer.refused for answer in bench.give(*orders)] == [""] * may_be + ["group"] * (5 - may_be)
+    assert bench.refused(bench.build("other", group="db", hints=hints)) == ""
+    assert bench.refused(bench.build("elsewhere", "n2", group="web", hints=hints)) == ""
+    assert (
+        bench.refused(structs.replace(orders[0], resources={"VCPU": 2})) == ""
+    )  # the instance does not count against itself
+    bench.give(bench.end("vm-0"))
+    assert bench.refused(orders[4]) == ""
 
 
 @pytest.mark.parametrize("policy", ["affinity", "soft-affinity", "soft-anti-affinity", None])
-def test_what_needs_knowledge_of_other_nodes_is_the_schedulers_business(site: Site, policy: str | None) -> None:
+def test_group_policies_that_depend_on_other_nodes_are_not_checked_by_the_agent(
+    bench: AdmissionBench, policy: str | None
+) -> None:
     hints = {} if policy is None else {"group_policy": policy}
-    orders = [site.build(f"vm-{number}", group="web", hints=hints) for number in range(3)]
-    assert [answer.refused for answer in site.give(*orders)] == [""] * 3
+    orders = [bench.build(f"vm-{number}", group="web", hints=hints) for number in range(3)]
+    assert [answer.refused for answer in bench.give(*orders)] == [""] * 3
 
 
 @pytest.mark.parametrize("limit", [0, -1, "two", 1.5, True, None])
-def test_a_policy_that_means_nothing_is_a_bad_order(site: Site, limit: object) -> None:
-    assert site.refused(site.build("vm-1", group="web", hints={**ANTI, "max_per_node": limit})) == "bad-order"
+def test_an_invalid_group_limit_is_a_bad_order(bench: AdmissionBench, limit: object) -> None:
+    assert bench.refused(bench.build("vm-1", group="web", hints={**ANTI, "max_per_node": limit})) == "bad-order"
 
 
-def test_a_node_that_has_left_is_unknown(site: Site) -> None:
-    site.agent.leave()
-    [answer] = site.give(site.build("vm-1"))
+def test_an_order_for_a_node_that_left_is_refused_as_unknown_node(bench: AdmissionBench) -> None:
+    bench.agent.leave()
+    [answer] = bench.give(bench.build("vm-1"))
     assert (answer.refused, answer.version) == ("unknown-node", Version(0, 0))
-    assert site.agent.stats.bad == 0
+    assert bench.agent.stats.bad == 0
 
 
-def test_a_node_that_is_gone_for_good_is_no_longer_listened_for() -> None:
+def test_the_agent_stops_listening_for_orders_of_a_node_that_is_gone() -> None:
     source = ScriptedSource(("n1", "n2"))
-    site = Site(source)
+    bench = AdmissionBench(source)
     source.readings = [NodeGone("n1")]
-    site.clock.advance(1.0)
-    site.agent.step()
-    assert site.refused(site.build("vm-1")) == "no-agent"
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    assert bench.refused(bench.build("vm-1")) == "no-agent"
     source.readings = [FullState("n1", STATE)]
-    site.clock.advance(1.0)
-    site.agent.step()
-    assert site.refused(site.build("vm-1")) == "failed"
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    assert bench.refused(bench.build("vm-1")) == "failed"
 
 
-def test_a_source_that_only_reports_says_so() -> None:
-    site = Site(ScriptedSource(("n1",)))
-    [answer] = site.give(site.build("vm-1"))
+def test_an_order_for_a_source_that_takes_no_orders_fails() -> None:
+    bench = AdmissionBench(ScriptedSource(("n1",)))
+    [answer] = bench.give(bench.build("vm-1"))
     assert (answer.refused, answer.detail) == ("failed", "the source of n1 takes no orders")
-    assert answer.version == site.record().version
+    assert answer.version == bench.record().version
 
 
-def test_allocations_never_grow_beyond_what_a_report_can_carry(site: Site) -> None:
-    """An instance that runs and that no report can tell of would be lost to everybody."""
+def test_allocations_never_grow_beyond_the_size_of_a_report(bench: AdmissionBench) -> None:
+    """An instance that no report can hold would run without any scheduler knowing of it."""
     hints = {"user_data": "x" * 65_000}
-    refused = [site.refused(site.build(f"vm-{number}", resources={}, hints=hints)) for number in range(5)]
+    refused = [bench.refused(bench.build(f"vm-{number}", resources={}, hints=hints)) for number in range(5)]
     assert refused == ["", "", "", "no-room", "no-room"]
-    together = Site()
+    together = AdmissionBench()
     orders = [together.build(f"vm-{number}", resources={}, hints=hints) for number in range(5)]
     assert [answer.refused for answer in together.give(*orders)] == refused
     assert len(together.record().body) < MAX_EVENT_BYTES
     assert together.agent.stats.bad == 0
 
 
-# -- who hears of it ------------------------------------------------------------------------------
+# -- answers and events ---------------------------------------------------------------------------
 
 
-def test_a_refusal_is_told_by_the_nodes_state_too(site: Site) -> None:
-    """Other schedulers learn that a node is fuller than they think, and that a claim may go."""
-    [answer] = site.give(site.build("vm-1", resources={"VCPU": 9}))
-    assert site.record().version == answer.version == Version(7, 2)
-    at = site.clock.time()
-    assert site.told_refusals() == {"build vm-1": {"reason": "no-room", "instance": "vm-1", "at": at}}
-    assert site.state()["allocations"] == {}
-    assert (site.agent.stats.admitted, site.agent.stats.refused) == (0, 1)
+def test_a_refusal_is_listed_in_the_nodes_state(bench: AdmissionBench) -> None:
+    """Other schedulers learn that the node is fuller than they think, and that the claim is no longer needed."""
+    [answer] = bench.give(bench.build("vm-1", resources={"VCPU": 9}))
+    assert bench.record().version == answer.version == Version(7, 2)
+    at = bench.clock.time()
+    assert bench.listed_refusals() == {"build vm-1": {"reason": "no-room", "instance": "vm-1", "at": at}}
+    assert bench.state()["allocations"] == {}
+    assert (bench.agent.stats.admitted, bench.agent.stats.refused) == (0, 1)
 
 
-def test_a_state_tells_of_the_last_refusals_only(site: Site) -> None:
-    orders = [site.build(f"vm-{number}", resources={"VCPU": 9}) for number in range(KEPT_REFUSALS_COUNT + 3)]
-    site.give(*orders)
-    assert set(site.told_refusals()) == {order.id for order in orders[3:]}
+def test_a_nodes_state_lists_only_the_newest_refusals(bench: AdmissionBench) -> None:
+    orders = [bench.build(f"vm-{number}", resources={"VCPU": 9}) for number in range(KEPT_REFUSALS_COUNT + 3)]
+    bench.give(*orders)
+    assert set(bench.listed_refusals()) == {order.id for order in orders[3:]}
 
 
-def test_a_refusal_that_was_told_is_not_told_again(site: Site) -> None:
-    order = site.build("vm-1", resources={"VCPU": 9})
-    [first] = site.give(order)
-    [again] = site.give(order)
+def test_a_repeated_refusal_makes_no_new_event(bench: AdmissionBench) -> None:
+    order = bench.build("vm-1", resources={"VCPU": 9})
+    [first] = bench.give(order)
+    [again] = bench.give(order)
     assert first == again
-    assert site.record().version == first.version
+    assert bench.record().version == first.version
 
 
-def test_refusals_stay_in_the_state_of_a_source_that_says_whole_states() -> None:
+def test_refusals_stay_in_the_state_of_a_source_that_gives_full_states() -> None:
     source = ScriptedSource(("n1",))
-    site = Site(source)
-    site.give(site.build("vm-1"))
+    bench = AdmissionBench(source)
+    bench.give(bench.build("vm-1"))
     source.readings = [FullState("n1", {**STATE, "usage": {"VCPU": 3}, "namespaces": {"nova": {"a": 1}}})]
-    site.clock.advance(1.0)
-    site.agent.step()
-    state = site.state()
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    state = bench.state()
     assert state["usage"] == {"VCPU": 3}
     assert state["namespaces"].keys() == {"nova", "nodestate"}
-    assert set(site.told_refusals()) == {"build vm-1"}
-    assert site.agent.stats.bad == 0
+    assert set(bench.listed_refusals()) == {"build vm-1"}
+    assert bench.agent.stats.bad == 0
 
 
-def test_an_order_that_nobody_waits_for_is_carried_out(site: Site) -> None:
-    assert site.give(Build(id="1", node="n1", instance="vm-1", resources={}, deadline=2e9)) == []
-    assert site.state()["allocations"] == {"vm-1": {"resources": {}}}
+def test_an_order_without_a_reply_queue_is_carried_out(bench: AdmissionBench) -> None:
+    assert bench.give(Build(id="1", node="n1", instance="vm-1", resources={}, deadline=2e9)) == []
+    assert bench.state()["allocations"] == {"vm-1": {"resources": {}}}
 
 
-def test_a_dead_node_is_silent(site: Site) -> None:
-    fleet = site.source
+def test_a_dead_node_publishes_nothing_and_answers_no_order(bench: AdmissionBench) -> None:
+    fleet = bench.source
     assert isinstance(fleet, StaticFleet)
     fleet.kill("n1")
-    site.clock.advance(1.0)
-    site.agent.step()
-    before = site.record().version
-    assert [answer.node for answer in site.give(site.build("vm-1"), site.build("vm-2", "n2"))] == ["n2"]
-    heartbeats = site.agent.stats.heartbeats
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    before = bench.record().version
+    assert [answer.node for answer in bench.give(bench.build("vm-1"), bench.build("vm-2", "n2"))] == ["n2"]
+    heartbeats = bench.agent.stats.heartbeats
     for _ in range(30):
-        site.clock.advance(1.0)
-        site.agent.step()
-    assert site.agent.stats.heartbeats - heartbeats == 3  # of the other
-    assert site.record().version == before
+        bench.clock.advance(1.0)
+        bench.agent.step()
+    assert bench.agent.stats.heartbeats - heartbeats == 3  # of the other node
+    assert bench.record().version == before
     fleet.revive("n1")
-    site.clock.advance(1.0)
-    site.agent.step()
-    assert site.refused(site.build("vm-1")) == ""
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    assert bench.refused(bench.build("vm-1")) == ""
 
 
-# -- what can't be done ---------------------------------------------------------------------------
+# -- orders that fail -----------------------------------------------------------------------------
 
 
 class FailingFleet(StaticFleet):
-    """Can't build, or can't be asked, where the test says so."""
+    """A fleet whose ``build`` or ``room`` fails, as ``failing`` says."""
 
     failing = ""
 
@@ -437,20 +443,20 @@ class FailingFleet(StaticFleet):
         return super().room(node)
 
 
-@pytest.mark.parametrize(("failing", "why"), [("build", "no such disk"), ("room", "connection refused")])
-def test_what_the_hypervisor_could_not_do_is_refused(failing: str, why: str) -> None:
+@pytest.mark.parametrize(("failing", "cause"), [("build", "no such disk"), ("room", "connection refused")])
+def test_an_order_that_the_hypervisor_could_not_carry_out_is_refused_as_failed(failing: str, cause: str) -> None:
     fleet = FailingFleet({"n1": NODE})
-    site = Site(fleet)
+    bench = AdmissionBench(fleet)
     fleet.failing = failing
-    [answer] = site.give(site.build("vm-1"))
+    [answer] = bench.give(bench.build("vm-1"))
     assert answer.refused == "failed"
-    assert why in answer.detail
+    assert cause in answer.detail
     fleet.failing = ""
-    assert site.refused(site.build("vm-1")) == ""
+    assert bench.refused(bench.build("vm-1")) == ""
 
 
 class FullDisk(AllocationFile):
-    """Stores nothing while it is full."""
+    """An allocation file whose disk is full while ``full`` is True."""
 
     full = False
 
@@ -460,30 +466,30 @@ class FullDisk(AllocationFile):
         super().keep(changes)
 
 
-def test_what_could_not_be_stored_is_undone_and_refused(tmp_path: Path) -> None:
-    """An agent that promised and then died would have broken its promise."""
+def test_an_order_that_could_not_be_stored_is_undone_and_refused(tmp_path: Path) -> None:
+    """Otherwise a restart of the agent would lose an instance that it had confirmed."""
     disk = FullDisk(tmp_path, "fleet")
-    site = Site(StaticFleet({"n1": NODE, "n2": NODE}, allocations=disk))
-    site.give(site.build("old", resources={"VCPU": 3}), site.build("kept", resources={"VCPU": 1}))
-    before = site.state()
+    bench = AdmissionBench(StaticFleet({"n1": NODE, "n2": NODE}, allocations=disk))
+    bench.give(bench.build("old", resources={"VCPU": 3}), bench.build("kept", resources={"VCPU": 1}))
+    before = bench.state()
     disk.full = True
-    answers = site.give(
-        site.build("vm-1"), site.build("vm-1"), site.build("old", resources={"VCPU": 5}), site.end("kept")
+    answers = bench.give(
+        bench.build("vm-1"), bench.build("vm-1"), bench.build("old", resources={"VCPU": 5}), bench.end("kept")
     )
     assert [(answer.refused, "No space" in answer.detail) for answer in answers] == [("failed", True)] * 4
-    assert (site.state()["allocations"], site.state()["usage"]) == (before["allocations"], before["usage"])
-    assert site.source.state("n1")["allocations"] == before["allocations"]
-    assert site.source.room("n1").usage == before["usage"]
+    assert (bench.state()["allocations"], bench.state()["usage"]) == (before["allocations"], before["usage"])
+    assert bench.source.state("n1")["allocations"] == before["allocations"]
+    assert bench.source.room("n1").usage == before["usage"]
     disk.full = False
-    assert site.refused(site.build("vm-1", resources={"VCPU": 4})) == ""
-    site.agent.close()
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 4})) == ""
+    bench.agent.close()
     again = StaticFleet({"n1": NODE}, allocations=AllocationFile(tmp_path, "fleet"))
     [reading] = again.poll(0.0)
-    assert reading.state["allocations"] == site.state()["allocations"]
+    assert reading.state["allocations"] == bench.state()["allocations"]
     again.close()
 
 
-# -- any order of anything ------------------------------------------------------------------------
+# -- random sequences of orders -------------------------------------------------------------------
 
 INSTANCES = [f"vm-{number}" for number in range(6)]
 AMOUNTS = st.fixed_dictionaries({}, optional={"VCPU": st.integers(0, 9), "MEMORY_MB": st.integers(0, 600)})
@@ -500,11 +506,11 @@ def actions(draw: st.DrawFn) -> tuple[str, Any]:
 
 
 @given(st.lists(st.lists(actions(), max_size=6), max_size=12))
-def test_whatever_comes_in_whatever_order_no_node_is_over_its_capacity_or_a_groups_limit(
+def test_no_sequence_of_orders_exceeds_a_nodes_capacity_or_a_groups_limit(
     steps: Sequence[Sequence[tuple[str, Any]]],
 ) -> None:
-    """I8: and usage is always the sum of the allocations, in what the node is as in what the cell knows."""
-    site = Site()
+    """I8. Usage is always the sum of the allocations, on the node and in the folded record."""
+    bench = AdmissionBench()
     limit = {"web": 1, "db": 2}
     given_orders: list[Order] = []
     admitted: dict[tuple[str, str], Build] = {}
@@ -514,30 +520,30 @@ def test_whatever_comes_in_whatever_order_no_node_is_over_its_capacity_or_a_grou
             if what == "build":
                 instance, node, resources, group, left_s = about
                 hints = {} if group is None else {**ANTI, "max_per_node": limit[group]}
-                deadline = site.clock.time() + left_s
+                deadline = bench.clock.time() + left_s
                 number = len(given_orders) + len(orders)
                 orders.append(
-                    site.build(
+                    bench.build(
                         instance, node, id=f"{number}", resources=resources, group=group, hints=hints, deadline=deadline
                     )
                 )
             elif what == "end":
-                orders.append(site.end(about[0], about[1]))
+                orders.append(bench.end(about[0], about[1]))
             elif what == "again" and given_orders:
                 orders.append(given_orders[about[2] % len(given_orders)])
             else:
-                site.clock.advance(about[2])
+                bench.clock.advance(about[2])
         given_orders += orders
-        answers = site.give(*orders)
+        answers = bench.give(*orders)
         assert [answer.id for answer in answers] == [order.id for order in orders]
         for order, answer in zip(orders, answers, strict=True):
             if not answer.refused and isinstance(order, Build):
                 admitted[order.node, order.instance] = order
             elif not answer.refused:
                 admitted.pop((order.node, order.instance), None)
-            assert answer.version <= site.record(order.node).version
+            assert answer.version <= bench.record(order.node).version
         for node in ("n1", "n2"):
-            state = site.state(node)
+            state = bench.state(node)
             assert state["allocations"] == {
                 instance: expected(order) for (where, instance), order in admitted.items() if where == node
             }
@@ -546,8 +552,8 @@ def test_whatever_comes_in_whatever_order_no_node_is_over_its_capacity_or_a_grou
                 assert state["usage"][name] == used <= capacity
             for group, most in limit.items():
                 assert sum(one.get("group") == group for one in state["allocations"].values()) <= most
-            assert len(site.told_refusals(node)) <= KEPT_REFUSALS_COUNT
-    assert site.agent.stats.bad == 0
+            assert len(bench.listed_refusals(node)) <= KEPT_REFUSALS_COUNT
+    assert bench.agent.stats.bad == 0
 
 
 def expected(order: Build) -> dict[str, Any]:
@@ -557,48 +563,50 @@ def expected(order: Build) -> dict[str, Any]:
     return allocation
 
 
-# -- a broker that goes away ----------------------------------------------------------------------
+# -- outages of the broker ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lose", [True, False])
-def test_an_answer_that_is_lost_with_the_broker_is_made_up_for_by_the_nodes_state(site: Site, lose: bool) -> None:
-    """The event may be lost with it, too: the next report says what is so, and the order that is repeated is done."""
-    site.broker.confirming = False
-    order = site.build("vm-1")
-    site.courier.send([order], SOON_S)
-    site.broker.transit.holding = True
-    site.agent.step()
-    assert [letter.kind for letter in site.broker.transit.under_way] == ["answer"]
-    site.broker.stop(lose_unconfirmed=lose)
-    site.clock.advance(1.0)
-    site.agent.step()
-    site.broker.start()
-    site.broker.transit.holding, site.broker.confirming = False, True
+def test_a_lost_answer_is_replaced_by_the_nodes_state_and_by_repeating_the_order(
+    bench: AdmissionBench, lose: bool
+) -> None:
+    """The event may be lost as well. The next report shows the instance, and the repeated order is answered as done."""
+    bench.broker.confirming = False
+    order = bench.build("vm-1")
+    bench.courier.send([order], SOON_S)
+    bench.broker.transit.holding = True
+    bench.agent.step()
+    assert [letter.kind for letter in bench.broker.transit.under_way] == ["answer"]
+    bench.broker.stop(lose_unconfirmed=lose)
+    bench.clock.advance(1.0)
+    bench.agent.step()
+    bench.broker.start()
+    bench.broker.transit.holding, bench.broker.confirming = False, True
     for _ in range(20):
-        site.clock.advance(1.0)
-        site.agent.step()
-    assert site.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 1}}}
+        bench.clock.advance(1.0)
+        bench.agent.step()
+    assert bench.state()["allocations"] == {"vm-1": {"resources": {"VCPU": 1}}}
     with pytest.raises(BrokerUnavailableError):
-        site.courier.answers(0)
-    [answer] = site.give(structs.replace(order, reply_to=site.courier.reply_to))
-    assert (answer.refused, answer.version) == ("", site.record().version)
-    assert site.agent.stats.admitted == 1
+        bench.courier.answers(0)
+    [answer] = bench.give(structs.replace(order, reply_to=bench.courier.reply_to))
+    assert (answer.refused, answer.version) == ("", bench.record().version)
+    assert bench.agent.stats.admitted == 1
 
 
-def test_orders_wait_for_no_broker_that_is_away(site: Site) -> None:
-    site.courier.send([site.build("vm-1")], SOON_S)
-    site.broker.stop()
+def test_orders_that_waited_at_a_lost_connection_are_lost_and_later_ones_arrive(bench: AdmissionBench) -> None:
+    bench.courier.send([bench.build("vm-1")], SOON_S)
+    bench.broker.stop()
     for _ in range(5):
-        site.clock.advance(1.0)
-        site.agent.step()
-    site.broker.start()
+        bench.clock.advance(1.0)
+        bench.agent.step()
+    bench.broker.start()
     for _ in range(20):
-        site.clock.advance(1.0)
-        site.agent.step()
-    assert site.state()["allocations"] == {}  # lost with the connection that it waited at
+        bench.clock.advance(1.0)
+        bench.agent.step()
+    assert bench.state()["allocations"] == {}  # the order was lost with its connection
     with pytest.raises(BrokerUnavailableError):
-        site.courier.answers(0)
-    assert site.refused(site.build("vm-2")) == ""  # and it listens again
+        bench.courier.answers(0)
+    assert bench.refused(bench.build("vm-2")) == ""  # the agent listens again
 
 
 # -- an agent that is killed ----------------------------------------------------------------------
@@ -648,36 +656,36 @@ agent.step()
     ("where", "there"),
     [("before it is stored", False), ("before it is published", True), ("before it is answered", True)],
 )
-def test_what_an_agent_stored_before_it_was_killed_is_reported_by_the_next(
+def test_an_instance_stored_before_the_agent_was_killed_is_reported_by_the_next_agent(
     tmp_path: Path, where: str, there: bool
 ) -> None:
-    """I10: and the order that its scheduler repeats, as it heard nothing, is answered as what it is: done."""
+    """I10. The scheduler got no answer and repeats the order, which is answered as done."""
     command = [sys.executable, "-c", AGENT_THAT_DIES, str(tmp_path), where]
     died = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603 - our own script
     assert (died.returncode, died.stdout) == (-signal.SIGKILL, b"told\n"), died.stderr
     hints = {"group_policy": "anti-affinity", "anything": [1, None]}
     asked = {"resources": {"VCPU": 2}, "group": "web", "hints": hints}
     kept = AllocationFile(state_directory(Config(cell="kill", state_dir=str(tmp_path))), "compute-fleet-0")
-    site = Site(SimulatedFleet(3, changes_per_s=0.0, allocations=kept))
-    first = site.record("compute-0001")
+    bench = AdmissionBench(SimulatedFleet(3, changes_per_s=0.0, allocations=kept))
+    first = bench.record("compute-0001")
     assert first.version == Version(7, 1)
     assert first.state()["allocations"].get("vm-1") == (asked if there else None)
-    [answer] = site.give(site.build("vm-1", "compute-0001", deadline=0.0 if there else 2e9, **asked))
+    [answer] = bench.give(bench.build("vm-1", "compute-0001", deadline=0.0 if there else 2e9, **asked))
     assert (answer.refused, answer.version) == ("", Version(7, 1 if there else 2))
-    assert site.state("compute-0001")["allocations"]["vm-1"] == asked
-    site.agent.close()
+    assert bench.state("compute-0001")["allocations"]["vm-1"] == asked
+    bench.agent.close()
 
 
-def test_tasks_that_only_were_simulated_make_room_for_what_was_admitted(tmp_path: Path) -> None:
-    """The same seed begins with the same tasks, also where the last life ended them for an order."""
+def test_simulated_tasks_make_room_for_admitted_instances(tmp_path: Path) -> None:
+    """The same seed begins with the same tasks, even if the last incarnation ended them to make room."""
     fleet = SimulatedFleet(1, changes_per_s=0.0, allocations=AllocationFile(tmp_path, "fleet"))
-    site = Site(fleet)
+    bench = AdmissionBench(fleet)
     [name] = fleet.nodes()
-    site.give(*[site.end(task, name) for task in site.state(name)["allocations"]])
-    capacity = {kind: one["total"] - one.get("reserved", 0) for kind, one in site.state(name)["inventory"].items()}
-    assert site.refused(site.build("vm-1", name, resources={"MEMORY_MB": capacity["MEMORY_MB"] - 4_096})) == ""
-    site.agent.close()
-    again = Site(SimulatedFleet(1, changes_per_s=0.0, allocations=AllocationFile(tmp_path, "fleet")))
+    bench.give(*[bench.end(task, name) for task in bench.state(name)["allocations"]])
+    capacity = {kind: one["total"] - one.get("reserved", 0) for kind, one in bench.state(name)["inventory"].items()}
+    assert bench.refused(bench.build("vm-1", name, resources={"MEMORY_MB": capacity["MEMORY_MB"] - 4_096})) == ""
+    bench.agent.close()
+    again = AdmissionBench(SimulatedFleet(1, changes_per_s=0.0, allocations=AllocationFile(tmp_path, "fleet")))
     state = again.state(name)
     assert "vm-1" in state["allocations"]
     used = sum(one["resources"].get("MEMORY_MB", 0) for one in state["allocations"].values())
@@ -685,10 +693,10 @@ def test_tasks_that_only_were_simulated_make_room_for_what_was_admitted(tmp_path
     again.agent.close()
 
 
-def test_what_another_order_built_is_not_built_over(site: Site) -> None:
-    """An order that comes late would take the place of a later one, and what ends it would end that."""
-    assert site.refused(site.build("vm-1", hints={"order": "o2"})) == ""
-    late = site.build("vm-1", id="late", resources={"VCPU": 2}, hints={"order": "o1"})
-    assert site.refused(late) == "here"
-    assert site.state()["allocations"]["vm-1"] == {"resources": {"VCPU": 1}, "hints": {"order": "o2"}}
-    assert site.refused(site.build("vm-1", id="again", hints={"order": "o2"})) == ""
+def test_an_instance_that_another_order_built_is_not_replaced(bench: AdmissionBench) -> None:
+    """A late order would replace the instance of a later one, and its End would then end that instance."""
+    assert bench.refused(bench.build("vm-1", hints={"order": "o2"})) == ""
+    late = bench.build("vm-1", id="late", resources={"VCPU": 2}, hints={"order": "o1"})
+    assert bench.refused(late) == "here"
+    assert bench.state()["allocations"]["vm-1"] == {"resources": {"VCPU": 1}, "hints": {"order": "o2"}}
+    assert bench.refused(bench.build("vm-1", id="again", hints={"order": "o2"})) == ""

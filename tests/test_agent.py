@@ -1,4 +1,4 @@
-"""The agent's loop: what sources say becomes events, at the right time, whatever the broker does meanwhile."""
+"""The agent's loop: readings of sources become events, at the right time, whatever the broker does meanwhile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATE: dict[str, Any] = {"inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 
 
 
 class ScriptedSource:
-    """Gives what the test put into ``readings``."""
+    """A source that gives the readings which the test put into ``readings``."""
 
     every_s = 1.0
 
@@ -44,7 +44,7 @@ class ScriptedSource:
     def nodes(self) -> Sequence[str]:
         return self._names
 
-    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the test decides when
+    def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the test decides what is new
         if self.failure:
             raise SourceUnavailableError(self.name, self.failure)
         readings, self.readings = self.readings, []
@@ -54,7 +54,7 @@ class ScriptedSource:
         self.closed = True
 
 
-class Bench:
+class AgentBench:
     def __init__(self, source: ScriptedSource | SimulatedFleet | None = None, config: Config = CONFIG) -> None:
         self.source = source or ScriptedSource()
         self.sink = RecordingSink()
@@ -69,7 +69,7 @@ class Bench:
             self.agent.step()
 
     def sent(self, kind: str) -> list[str]:
-        """The nodes of all events of a kind, in the order they were sent."""
+        """The nodes of all events of a kind, in the order in which they were sent."""
         events = [parse_event(body) for _, body in self.sink.sent]
         return [event.node for event in events if type(event).__name__.lower() == kind]
 
@@ -84,21 +84,21 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    bench = Bench()
+def bench() -> AgentBench:
+    bench = AgentBench()
     bench.agent.step()
     return bench
 
 
-# -- what sources say -----------------------------------------------------------------------------
+# -- readings of sources --------------------------------------------------------------------------
 
 
-def test_every_node_is_reported_once_at_the_start(bench: Bench) -> None:
+def test_every_node_is_reported_once_at_the_start(bench: AgentBench) -> None:
     bench.pass_time(5)
     assert bench.sent("report") == ["a", "b", "c"]
 
 
-def test_a_whole_state_that_differs_goes_out_as_what_differs(bench: Bench) -> None:
+def test_a_full_state_that_differs_is_published_as_a_change_with_the_difference(bench: AgentBench) -> None:
     bench.source.readings = [
         FullState("a", STATE),
         FullState("b", {"inventory": STATE["inventory"], "usage": {"VCPU": 5}}),
@@ -109,7 +109,7 @@ def test_a_whole_state_that_differs_goes_out_as_what_differs(bench: Bench) -> No
     assert bench.folded()["b"].state()["usage"] == {"VCPU": 5}
 
 
-def test_a_state_that_did_not_change_sends_nothing(bench: Bench) -> None:
+def test_an_unchanged_state_publishes_no_event(bench: AgentBench) -> None:
     before = len(bench.sink.sent)
     bench.source.readings = [FullState("a", STATE)]
     bench.agent.step()
@@ -118,21 +118,21 @@ def test_a_state_that_did_not_change_sends_nothing(bench: Bench) -> None:
     assert [event for event in bench.sink.events()[before:] if event[0] != "heartbeat"] == []
 
 
-def test_a_null_that_no_patch_can_set_goes_out_as_a_report(bench: Bench) -> None:
+def test_a_null_that_no_patch_can_set_is_published_as_a_report(bench: AgentBench) -> None:
     bench.source.readings = [FullState("a", {**STATE, "namespaces": {"nova": {"host": None}}})]
     bench.pass_time(1)
     assert bench.sent("report") == ["a", "b", "c", "a"]
     assert bench.folded()["a"].state()["namespaces"] == {"nova": {"host": None}}
 
 
-def test_patches_of_a_source_go_out_as_they_are(bench: Bench) -> None:
+def test_patches_of_a_source_are_published_unchanged(bench: AgentBench) -> None:
     bench.source.readings = [StatePatch("a", {"usage": {"VCPU": 3}}), StatePatch("a", {"usage": {"VCPU": 4}})]
     bench.pass_time(1)
     assert bench.sent("change") == ["a", "a"]
     assert bench.folded()["a"].state()["usage"] == {"VCPU": 4}
 
 
-def test_a_node_that_is_gone_leaves_and_gets_no_more_heartbeats(bench: Bench) -> None:
+def test_a_node_that_is_gone_gets_a_leave_and_no_more_heartbeats(bench: AgentBench) -> None:
     bench.source.readings = [NodeGone("b")]
     bench.pass_time(1)
     before = len(bench.sink.sent)
@@ -141,15 +141,15 @@ def test_a_node_that_is_gone_leaves_and_gets_no_more_heartbeats(bench: Bench) ->
     assert {parse_event(body).node for _, body in bench.sink.sent[before:]} == {"a", "c"}
 
 
-def test_a_bad_state_is_counted_and_stops_nobody_else(bench: Bench) -> None:
+def test_an_invalid_state_is_counted_and_other_nodes_are_published(bench: AgentBench) -> None:
     bench.source.readings = [StatePatch("a", {"usage": {"VCPU": -1}}), StatePatch("b", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
     assert bench.agent.stats.bad == 1
     assert bench.sent("change") == ["b"]
 
 
-def test_a_source_that_cannot_be_read_silences_its_nodes(bench: Bench) -> None:
-    """A heartbeat says "this state is true now"; an agent that can't see it can't say so."""
+def test_nodes_of_a_source_that_cannot_be_read_get_no_heartbeats(bench: AgentBench) -> None:
+    """A heartbeat says that the state is true now, and an agent that can't read the source does not know that."""
     bench.source.failure = "connection refused"
     bench.pass_time(1)
     before = len(bench.sent("heartbeat"))
@@ -163,14 +163,14 @@ def test_a_source_that_cannot_be_read_silences_its_nodes(bench: Bench) -> None:
 # -- heartbeats -----------------------------------------------------------------------------------
 
 
-def test_every_node_gives_a_sign_of_life_in_every_interval(bench: Bench) -> None:
+def test_every_node_gets_one_heartbeat_in_every_interval(bench: AgentBench) -> None:
     bench.pass_time(100)
     assert sorted(bench.sent("heartbeat")) == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
 
 
 def test_heartbeats_of_a_fleet_are_spread_over_the_interval() -> None:
-    """A thousand at once every ten seconds would be a pulse through broker, consumer and store."""
-    bench = Bench(ScriptedSource([f"n{number}" for number in range(1000)]))
+    """A thousand heartbeats at once every ten seconds would be a burst of load on broker, consumer and store."""
+    bench = AgentBench(ScriptedSource([f"n{number}" for number in range(1000)]))
     bench.agent.step()
     counts = []
     for _ in range(10):
@@ -181,13 +181,13 @@ def test_heartbeats_of_a_fleet_are_spread_over_the_interval() -> None:
     assert max(counts) < 150
 
 
-def test_heartbeats_that_were_missed_are_not_made_up_for(bench: Bench) -> None:
+def test_missed_heartbeats_are_skipped(bench: AgentBench) -> None:
     bench.clock.advance(300)
     bench.agent.step()
     assert sorted(bench.sent("heartbeat")) == ["a", "b", "c"]
 
 
-def test_a_step_says_how_long_nothing_will_be_due(bench: Bench) -> None:
+def test_a_step_returns_the_time_until_something_is_due(bench: AgentBench) -> None:
     idle_s = bench.agent.step()
     assert 0 < idle_s <= 1.0  # the source is polled every second
     bench.clock.advance(idle_s)
@@ -197,8 +197,8 @@ def test_a_step_says_how_long_nothing_will_be_due(bench: Bench) -> None:
 # -- requests -------------------------------------------------------------------------------------
 
 
-def test_a_resync_of_all_is_answered_by_all_spread_over_its_jitter() -> None:
-    bench = Bench(ScriptedSource([f"n{number}" for number in range(500)]))
+def test_a_resync_of_all_nodes_is_answered_by_all_within_its_jitter() -> None:
+    bench = AgentBench(ScriptedSource([f"n{number}" for number in range(500)]))
     bench.agent.step()
     bench.sink.asked.append(Resync(jitter_s=5.0))
     counts = []
@@ -211,7 +211,7 @@ def test_a_resync_of_all_is_answered_by_all_spread_over_its_jitter() -> None:
     assert max(counts) < 150
 
 
-def test_a_resync_of_some_nodes_is_answered_by_those(bench: Bench) -> None:
+def test_a_resync_of_some_nodes_is_answered_by_these_nodes(bench: AgentBench) -> None:
     bench.sink.asked.append(Resync(nodes=("c", "zzz")))
     bench.pass_time(1)
     assert bench.sent("report") == ["a", "b", "c", "c"]
@@ -219,20 +219,20 @@ def test_a_resync_of_some_nodes_is_answered_by_those(bench: Bench) -> None:
 
 def test_a_resync_of_a_partition_is_answered_by_its_nodes() -> None:
     names = [f"n{number}" for number in range(100)]
-    bench = Bench(ScriptedSource(names))
+    bench = AgentBench(ScriptedSource(names))
     bench.agent.step()
     bench.sink.asked.append(Resync(partitions=(2,), layout=4))
     bench.pass_time(1)
     assert sorted(bench.sent("report")[100:]) == sorted(name for name in names if partition_of(name, 4) == 2)
 
 
-def test_requests_that_repeat_before_the_answer_get_one_answer(bench: Bench) -> None:
+def test_repeated_resync_requests_get_one_report(bench: AgentBench) -> None:
     bench.sink.asked += [Resync(jitter_s=3.0), Resync(nodes=("a",), jitter_s=3.0)]
     bench.pass_time(5, 0.1)
     assert sorted(bench.sent("report")) == ["a", "a", "b", "b", "c", "c"]
 
 
-def test_a_census_is_answered_with_every_version_and_no_report(bench: Bench) -> None:
+def test_a_census_is_answered_with_every_version_and_no_report(bench: AgentBench) -> None:
     bench.source.readings = [StatePatch("b", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
     bench.sink.asked.append(Resync(census="box"))
@@ -245,7 +245,7 @@ def test_a_census_is_answered_with_every_version_and_no_report(bench: Bench) -> 
 # -- while the broker is away ---------------------------------------------------------------------
 
 
-def test_what_changed_while_the_broker_was_away_comes_as_one_report_per_node(bench: Bench) -> None:
+def test_changes_during_an_outage_of_the_broker_are_published_as_one_report_per_node(bench: AgentBench) -> None:
     bench.sink.settle()
     bench.sink.away = True
     for used in range(2, 6):
@@ -262,10 +262,12 @@ def test_what_changed_while_the_broker_was_away_comes_as_one_report_per_node(ben
     assert bench.agent.stats.sent_again == 2
 
 
-def test_a_broker_that_is_away_is_tried_at_growing_intervals() -> None:
-    """The tries of ten thousand agents are what keeps a broker from coming back. The longest pause is half of
-    ``heartbeat_s``, of which there are two in the time that an owner listens before it vouches."""
-    bench = Bench()
+def test_a_broker_that_is_away_is_tried_after_growing_pauses() -> None:
+    """The attempts of ten thousand agents could keep a broker from starting. The longest pause is half of
+    ``heartbeat_s``, so that every agent is back within ``settle_s``, after which a new owner counts its partition as
+    complete.
+    """
+    bench = AgentBench()
     tries: list[float] = []
     ask = bench.sink.resyncs
 
@@ -282,13 +284,13 @@ def test_a_broker_that_is_away_is_tried_at_growing_intervals() -> None:
     assert 24 <= len(tries) <= 60
 
 
-def test_nodes_whose_events_were_lost_unconfirmed_are_sent_again(bench: Bench) -> None:
+def test_nodes_whose_events_were_lost_are_reported_again(bench: AgentBench) -> None:
     bench.sink.settle(False)
     bench.pass_time(1)
     assert sorted(bench.sent("report")) == ["a", "a", "b", "b", "c", "c"]
 
 
-def test_closing_flushes_and_leaves_the_nodes_known(bench: Bench) -> None:
+def test_closing_an_agent_flushes_and_publishes_no_leave(bench: AgentBench) -> None:
     bench.agent.close()
     assert bench.sink.waiting == []
     assert bench.sent("leave") == []
@@ -296,13 +298,13 @@ def test_closing_flushes_and_leaves_the_nodes_known(bench: Bench) -> None:
     assert bench.source.closed
 
 
-def test_closing_with_leave_makes_tombstones(bench: Bench) -> None:
+def test_closing_an_agent_with_leave_makes_tombstones(bench: AgentBench) -> None:
     bench.agent.close(leave=True)
     assert bench.sent("leave") == ["a", "b", "c"]
     assert all(record.gone for record in bench.folded().values())
 
 
-def test_closing_tells_what_did_not_arrive(bench: Bench) -> None:
+def test_closing_an_agent_raises_if_events_did_not_arrive(bench: AgentBench) -> None:
     bench.sink.away = True
     bench.source.readings = [StatePatch("a", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
@@ -310,10 +312,10 @@ def test_closing_tells_what_did_not_arrive(bench: Bench) -> None:
         bench.agent.close()
 
 
-# -- lives ----------------------------------------------------------------------------------------
+# -- incarnations ---------------------------------------------------------------------------------
 
 
-def test_a_fleet_keeps_one_file_for_all_its_nodes(tmp_path: Path) -> None:
+def test_a_fleet_has_one_incarnation_file_for_all_its_nodes(tmp_path: Path) -> None:
     config = Config(cell="lives", state_dir=str(tmp_path))
     sink = RecordingSink()
     agent = Agent(config, [SimulatedFleet(50)], sink, ManualClock(), random.Random(1), inbox=sink)
@@ -323,7 +325,7 @@ def test_a_fleet_keeps_one_file_for_all_its_nodes(tmp_path: Path) -> None:
     agent.close()
 
 
-def test_an_agent_that_cannot_have_all_its_names_takes_none(tmp_path: Path) -> None:
+def test_an_agent_that_cannot_lock_all_its_names_locks_none(tmp_path: Path) -> None:
     config = Config(cell="lives", state_dir=str(tmp_path))
     sources = [ScriptedSource(name="one"), ScriptedSource(name="two"), ScriptedSource(name="two")]
     sink = RecordingSink()
@@ -335,15 +337,15 @@ def test_an_agent_that_cannot_have_all_its_names_takes_none(tmp_path: Path) -> N
 # -- a fleet --------------------------------------------------------------------------------------
 
 
-def test_a_simulated_fleet_through_an_agent_folds_to_what_the_fleet_is() -> None:
+def test_folding_an_agents_events_gives_the_states_of_its_fleet() -> None:
     fleet = SimulatedFleet(30, seed=3, changes_per_s=50)
-    bench = Bench(fleet)
+    bench = AgentBench(fleet)
     bench.pass_time(60, 0.1)
     for name, record in bench.folded().items():
-        said, is_ = record.state(), fleet.state(name)
+        folded, expected = record.state(), fleet.state(name)
         assert not record.incomplete
         for part in ("inventory", "usage", "allocations", "aggregates", "traits", "zone"):
-            assert said[part] == is_[part], (name, part)
+            assert folded[part] == expected[part], (name, part)
     assert bench.agent.stats.changes > 2_500
     assert bench.agent.stats.bad == 0
 
@@ -358,12 +360,12 @@ _STATES = st.dictionaries(st.text("abc", max_size=1), _VALUES, max_size=4)
 
 
 def _exact(value: Any) -> bytes:
-    """True and 1 differ, the order of keys does not."""
+    """An encoding in which True and 1 differ, and the order of keys does not matter."""
     return msgspec.msgpack.encode(value, order="deterministic")
 
 
 @given(old=_STATES, new=_STATES)
-def test_merging_the_difference_into_the_old_gives_the_new(old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_merging_the_difference_into_the_old_state_gives_the_new_one(old: dict[str, Any], new: dict[str, Any]) -> None:
     before = _exact(old), _exact(new)
     patch = diff_patch(old, new)
     assert (_exact(old), _exact(new)) == before
@@ -371,11 +373,11 @@ def test_merging_the_difference_into_the_old_gives_the_new(old: dict[str, Any], 
 
 
 @given(state=_STATES)
-def test_there_is_no_difference_between_equals(state: dict[str, Any]) -> None:
+def test_the_difference_of_equal_states_is_empty(state: dict[str, Any]) -> None:
     assert diff_patch(state, msgspec.msgpack.decode(msgspec.msgpack.encode(state))) == {}
 
 
-def test_a_null_is_inexpressible_only_where_it_changed() -> None:
+def test_a_null_is_inexpressible_only_if_it_changed() -> None:
     assert diff_patch({"a": {"n": None}}, {"a": {"n": None, "m": 1}}) == {"a": {"m": 1}}
     assert diff_patch({}, {"a": [None]}) == {"a": [None]}
     for new in ({"a": None}, {"a": {"b": None}}):

@@ -1,4 +1,4 @@
-"""The publisher: it alone raises versions, refuses what a consumer would refuse, and gets its newest state through."""
+"""The publisher: it raises versions, refuses events that a consumer would refuse, and delivers its newest state."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CONFIG = Config(partitions=4)
 STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 1}}
 
 
-class Bench:
-    """A publisher, what it talks to, and a consumer's view of it."""
+class PublisherBench:
+    """A publisher with its sink, and the fold of a consumer."""
 
     def __init__(self) -> None:
         self.sink = RecordingSink()
@@ -56,14 +56,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def bench() -> PublisherBench:
+    return PublisherBench()
 
 
 # -- authoring ------------------------------------------------------------------------------------
 
 
-def test_every_report_change_and_leave_raises_the_generation_by_one(bench: Bench) -> None:
+def test_every_report_change_and_leave_raises_the_generation_by_one(bench: PublisherBench) -> None:
     publisher = bench.publisher
     receipts = [
         publisher.report(STATE),
@@ -84,13 +84,13 @@ def test_every_report_change_and_leave_raises_the_generation_by_one(bench: Bench
     ]
 
 
-def test_events_go_to_the_bucket_of_their_node(bench: Bench) -> None:
-    """Whatever number of partitions the settings say: a publisher knows of none."""
+def test_events_go_to_the_bucket_of_their_node(bench: PublisherBench) -> None:
+    """A publisher does not know the number of partitions."""
     bench.publisher.report(STATE)
     assert [bucket for bucket, _ in bench.sink.sent] == [bucket_of("compute-1")]
 
 
-def test_a_consumer_that_folds_what_was_sent_has_the_publishers_state(bench: Bench) -> None:
+def test_folding_the_published_events_gives_the_publishers_state(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.change({"usage": {"VCPU": 3}, "metrics": {"cpu.percent": 9.5}})
     bench.publisher.change({"allocations": {"vm-1": {"resources": {"VCPU": 2}}}, "zone": "az1"})
@@ -114,8 +114,10 @@ def test_a_consumer_that_folds_what_was_sent_has_the_publishers_state(bench: Ben
         ({"namespaces": {"nova": {"text": "x" * 300_000}}}, "too-large"),
     ],
 )
-def test_a_bad_change_is_refused_and_nothing_moves(bench: Bench, patch: dict[str, Any], reason: str) -> None:
-    """The dead-letter queue is for what other writers do wrong; one's own mistake should show where it is made."""
+def test_an_invalid_change_is_refused_and_changes_nothing(
+    bench: PublisherBench, patch: dict[str, Any], reason: str
+) -> None:
+    """A mistake of the caller shows where it is made, and not as a dead letter."""
     bench.publisher.report(STATE)
     with pytest.raises(BadEventError) as caught:
         bench.publisher.change(patch)
@@ -126,7 +128,7 @@ def test_a_bad_change_is_refused_and_nothing_moves(bench: Bench, patch: dict[str
     assert bench.publisher.change({"usage": {"VCPU": 2}}).version == Version(7, 2)
 
 
-def test_a_bad_report_is_refused_and_nothing_moves(bench: Bench) -> None:
+def test_an_invalid_report_is_refused_and_changes_nothing(bench: PublisherBench) -> None:
     with pytest.raises(BadEventError):
         bench.publisher.report({"status": "up", "usage": {"VCPU": 1.5}})
     assert bench.publisher.version == Version(7, 0)
@@ -134,15 +136,15 @@ def test_a_bad_report_is_refused_and_nothing_moves(bench: Bench) -> None:
     assert bench.publisher.report(STATE).version == Version(7, 1)
 
 
-def test_a_state_never_grows_beyond_what_one_report_can_carry(bench: Bench) -> None:
-    """Changes are small, but what is lost is made up for by a report of the whole."""
+def test_a_state_never_grows_beyond_the_size_of_a_report(bench: PublisherBench) -> None:
+    """A change is small, but after a loss the whole state must fit into one report."""
     bench.publisher.report({"namespaces": {"a": "x" * 200_000}})
     with pytest.raises(BadEventError, match="and a report holds 261,120"):
         bench.publisher.change({"namespaces": {"b": "x" * 100_000}})
     assert bench.publisher.republish().version == Version(7, 2)
 
 
-def test_changing_the_callers_objects_afterwards_changes_nothing(bench: Bench) -> None:
+def test_changing_the_callers_objects_does_not_change_the_state(bench: PublisherBench) -> None:
     state = {"usage": {"VCPU": 1}, "inventory": {"VCPU": {"total": 8}}}
     bench.publisher.report(state)
     state["usage"]["VCPU"] = 7
@@ -151,7 +153,7 @@ def test_changing_the_callers_objects_afterwards_changes_nothing(bench: Bench) -
 
 
 @pytest.mark.parametrize("call", ["heartbeat", "leave", "republish", "change"])
-def test_before_the_first_report_there_is_nothing_to_say(bench: Bench, call: str) -> None:
+def test_calls_before_the_first_report_are_refused(bench: PublisherBench, call: str) -> None:
     arguments = [{"usage": {}}] if call == "change" else []
     with pytest.raises(BadEventError, match=r"has not reported yet; call report\(state\) first"):
         getattr(bench.publisher, call)(*arguments)
@@ -159,7 +161,7 @@ def test_before_the_first_report_there_is_nothing_to_say(bench: Bench, call: str
 
 
 @pytest.mark.parametrize("call", ["heartbeat", "leave", "change"])
-def test_a_node_that_left_is_silent_until_it_reports_again(bench: Bench, call: str) -> None:
+def test_calls_after_a_leave_are_refused_until_the_next_report(bench: PublisherBench, call: str) -> None:
     bench.publisher.report(STATE)
     bench.publisher.leave()
     arguments = [{"usage": {}}] if call == "change" else []
@@ -168,7 +170,7 @@ def test_a_node_that_left_is_silent_until_it_reports_again(bench: Bench, call: s
     assert bench.publisher.state() == {}
 
 
-def test_a_name_that_no_node_can_have_is_refused_at_once() -> None:
+def test_an_invalid_node_name_is_refused_at_once() -> None:
     with pytest.raises(BadEventError) as caught:
         Publisher(CONFIG, "no spaces please", sink=RecordingSink(), incarnation=1)
     assert caught.value.reason == "bad-name"
@@ -177,7 +179,7 @@ def test_a_name_that_no_node_can_have_is_refused_at_once() -> None:
 # -- while the broker is away ---------------------------------------------------------------------
 
 
-def test_calls_return_receipts_while_the_broker_is_away(bench: Bench) -> None:
+def test_calls_return_receipts_while_the_broker_is_away(bench: PublisherBench) -> None:
     bench.sink.away = True
     assert bench.publisher.report(STATE).version == Version(7, 1)
     assert bench.publisher.change({"usage": {"VCPU": 2}}).version == Version(7, 2)
@@ -185,7 +187,7 @@ def test_calls_return_receipts_while_the_broker_is_away(bench: Bench) -> None:
     assert set(bench.became_dirty) == {"compute-1"}
 
 
-def test_one_report_of_the_newest_state_makes_up_for_all_that_was_lost(bench: Bench) -> None:
+def test_one_report_of_the_newest_state_replaces_all_lost_events(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.sink.away = True
     for used in range(2, 6):
@@ -201,8 +203,8 @@ def test_one_report_of_the_newest_state_makes_up_for_all_that_was_lost(bench: Be
     assert not bench.publisher.dirty
 
 
-def test_a_change_after_a_loss_goes_out_as_a_report(bench: Bench) -> None:
-    """As a change it could not be applied: its predecessor never came."""
+def test_a_change_after_a_loss_is_published_as_a_report(bench: PublisherBench) -> None:
+    """A consumer could not apply the change, because the change before it never came."""
     bench.publisher.report(STATE)
     bench.publisher.change({"usage": {"VCPU": 2}})
     bench.sink.settle(False)
@@ -214,14 +216,14 @@ def test_a_change_after_a_loss_goes_out_as_a_report(bench: Bench) -> None:
     assert (record.state()["usage"], record.state()["zone"]) == ({"VCPU": 2}, "az2")
 
 
-def test_a_heartbeat_after_a_loss_goes_out_as_a_report(bench: Bench) -> None:
+def test_a_heartbeat_after_a_loss_is_published_as_a_report(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.sink.settle(False)
     assert bench.publisher.heartbeat().version == Version(7, 2)
     assert bench.sink.events() == [("report", 1), ("report", 2)]
 
 
-def test_a_lost_heartbeat_is_no_loss(bench: Bench) -> None:
+def test_a_lost_heartbeat_does_not_make_the_publisher_dirty(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.sink.settle()
     bench.publisher.heartbeat()
@@ -231,7 +233,7 @@ def test_a_lost_heartbeat_is_no_loss(bench: Bench) -> None:
     assert not bench.publisher.dirty
 
 
-def test_a_lost_leave_is_sent_again_as_a_leave(bench: Bench) -> None:
+def test_a_lost_leave_is_sent_again_as_a_leave(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.sink.settle()
     bench.publisher.leave()
@@ -240,7 +242,7 @@ def test_a_lost_leave_is_sent_again_as_a_leave(bench: Bench) -> None:
     assert bench.sink.events() == [("report", 1), ("leave", 2), ("leave", 3)]
 
 
-def test_a_late_loss_of_what_a_later_report_superseded_is_none(bench: Bench) -> None:
+def test_a_loss_of_superseded_events_does_not_make_the_publisher_dirty(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.change({"usage": {"VCPU": 2}})
     bench.publisher.report(STATE)
@@ -250,7 +252,7 @@ def test_a_late_loss_of_what_a_later_report_superseded_is_none(bench: Bench) -> 
     assert not bench.publisher.dirty
 
 
-def test_a_loss_before_a_report_whose_fate_is_open_waits_for_that_fate(bench: Bench) -> None:
+def test_a_loss_before_an_unconfirmed_report_makes_dirty_only_if_the_report_is_lost_too(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.report(STATE)
     bench.sink.settle(False, count=1)
@@ -259,7 +261,7 @@ def test_a_loss_before_a_report_whose_fate_is_open_waits_for_that_fate(bench: Be
     assert bench.publisher.dirty
 
 
-def test_a_change_that_was_lost_behind_a_report_that_came_makes_dirty(bench: Bench) -> None:
+def test_a_lost_change_after_a_confirmed_report_makes_the_publisher_dirty(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.change({"usage": {"VCPU": 2}})
     bench.sink.settle(True, count=1)
@@ -267,8 +269,8 @@ def test_a_change_that_was_lost_behind_a_report_that_came_makes_dirty(bench: Ben
     assert bench.publisher.dirty
 
 
-def test_a_broker_that_is_away_is_not_asked_at_every_call(bench: Bench) -> None:
-    """Each try may take seconds; a node that changes often must not stand still because of it."""
+def test_a_broker_that_is_away_is_not_tried_at_every_call(bench: PublisherBench) -> None:
+    """Each attempt may take seconds, and a node that changes often must not wait for each of them."""
     bench.sink.away = True
     bench.publisher.report(STATE)
     bench.sink.away = False
@@ -280,7 +282,7 @@ def test_a_broker_that_is_away_is_not_asked_at_every_call(bench: Bench) -> None:
     assert bench.sink.events() == [("report", 3)]
 
 
-def test_flush_brings_the_newest_state_through_once_the_broker_is_back(bench: Bench) -> None:
+def test_flush_publishes_the_newest_state_once_the_broker_is_back(bench: PublisherBench) -> None:
     bench.sink.away = True
     bench.publisher.report(STATE)
     bench.sink.away = False
@@ -289,7 +291,7 @@ def test_flush_brings_the_newest_state_through_once_the_broker_is_back(bench: Be
     assert bench.sink.events() == [("report", 2)]
 
 
-def test_flush_tells_what_did_not_arrive(bench: Bench) -> None:
+def test_flush_raises_if_the_newest_state_did_not_arrive(bench: PublisherBench) -> None:
     bench.sink.away = True
     bench.publisher.report(STATE)
     with pytest.raises(UnconfirmedError):
@@ -300,7 +302,7 @@ def test_flush_tells_what_did_not_arrive(bench: Bench) -> None:
         bench.publisher.flush(3.0)
 
 
-def test_leaving_the_context_flushes_and_leaves_a_shared_sink_open(bench: Bench) -> None:
+def test_leaving_the_context_flushes_and_leaves_a_shared_sink_open(bench: PublisherBench) -> None:
     with bench.publisher as publisher:
         publisher.report(STATE)
     assert bench.sink.waiting == []
@@ -310,7 +312,7 @@ def test_leaving_the_context_flushes_and_leaves_a_shared_sink_open(bench: Bench)
 # -- requests -------------------------------------------------------------------------------------
 
 
-def test_a_resync_is_answered_by_one_report_within_its_jitter(bench: Bench) -> None:
+def test_a_resync_is_answered_by_one_report_within_its_jitter(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.resync(Resync(jitter_s=4.0))
     bench.publisher.resync(Resync(jitter_s=4.0))
@@ -325,7 +327,7 @@ def test_a_resync_is_answered_by_one_report_within_its_jitter(bench: Bench) -> N
     assert 0.0 < sent_at[0] <= 4.0
 
 
-def test_a_report_for_another_reason_answers_a_resync_too(bench: Bench) -> None:
+def test_a_report_for_another_reason_also_answers_a_resync(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.resync(Resync(jitter_s=4.0))
     bench.publisher.report(STATE)
@@ -334,7 +336,7 @@ def test_a_report_for_another_reason_answers_a_resync_too(bench: Bench) -> None:
     assert bench.sink.events() == [("report", 1), ("report", 2)]
 
 
-def test_a_census_gets_the_version_and_no_report(bench: Bench) -> None:
+def test_a_census_is_answered_with_the_version_and_without_a_report(bench: PublisherBench) -> None:
     bench.publisher.report(STATE)
     bench.publisher.resync(Resync(census="box"))
     [(queue, body)] = bench.sink.census
@@ -342,14 +344,14 @@ def test_a_census_gets_the_version_and_no_report(bench: Bench) -> None:
     assert len(bench.sink.sent) == 1
 
 
-def test_a_publisher_without_a_sink_connects_by_itself_and_answers(tmp_path: Path, cell: str) -> None:
+def test_a_publisher_without_a_sink_connects_by_itself_and_answers_resyncs(tmp_path: Path, cell: str) -> None:
     from nodestate.broker import KombuResyncSender, KombuSource  # noqa: PLC0415 - only this test needs a broker
 
     config = Config(cell=cell, partitions=1, state_dir=str(tmp_path), broker="memory://")
     source, sender = KombuSource(config, [0]), KombuResyncSender(config)
     with Publisher(config, "compute-1") as publisher:
         publisher.report(STATE)
-        publisher.tick()  # connects its control queue, if publishing did not
+        publisher.tick()  # connects its control queue
         sender.request_resync(Resync(nodes=("compute-1", "compute-2")))
         sender.request_resync(Resync(nodes=("compute-2",)))
         publisher.heartbeat()
@@ -362,7 +364,7 @@ def test_a_publisher_without_a_sink_connects_by_itself_and_answers(tmp_path: Pat
     sender.close()
 
 
-def test_the_next_life_of_a_node_has_a_larger_incarnation(tmp_path: Path, cell: str) -> None:
+def test_the_next_publisher_of_a_node_has_a_larger_incarnation(tmp_path: Path, cell: str) -> None:
     config = Config(cell=cell, state_dir=str(tmp_path))
     versions = []
     for _ in range(2):
@@ -375,15 +377,15 @@ def test_the_next_life_of_a_node_has_a_larger_incarnation(tmp_path: Path, cell: 
 
 
 class LossyBroker(RuleBasedStateMachine):
-    """I6 from the agent's side: whatever the broker loses, delivers without saying so, or nacks, once it is back and
-    has confirmed all, a consumer that folds what it kept has exactly the newest state.
+    """I6 from the agent's side: the broker may lose events, nack them, or deliver them without a confirm. Once it is
+    back and has confirmed everything, a consumer that folds the delivered events has exactly the newest state.
 
-    What was confirmed is kept; of what was told as lost, some was delivered all the same.
+    Confirmed events are delivered. Of the events that were reported as lost, some were delivered nevertheless.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench()
+        self.bench = PublisherBench()
         self.dropped: set[int] = set()
         self.expected: dict[str, Any] | None = None
 
@@ -419,7 +421,7 @@ class LossyBroker(RuleBasedStateMachine):
     @precondition(lambda self: self.bench.sink.waiting)
     @rule(data=st.data(), ok=st.booleans(), delivered=st.booleans())
     def settle_one(self, data: st.DataObject, ok: bool, delivered: bool) -> None:
-        """Queues confirm independently, so in any order."""
+        """Confirm or lose one event. Queues confirm independently, so any event may be next."""
         place = data.draw(st.integers(0, len(self.bench.sink.waiting) - 1))
         number, on_done = self.bench.sink.waiting.pop(place)
         if not ok and not delivered:

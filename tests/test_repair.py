@@ -21,7 +21,7 @@ BESIDE = {"journal": ("journal", "snapshot"), "snapshot": ("journal", "snapshot"
 """By the design that is read: all designs of its cell."""
 
 
-class Cell:
+class OnePartitionCell:
     """One partition, one consumer, one node that reports."""
 
     def __init__(self, designs: tuple[str, ...] = ("journal", "snapshot"), **server: Any) -> None:
@@ -78,7 +78,7 @@ class Cell:
 @pytest.mark.parametrize(("design", "part"), [("snapshot", ":s:node:"), ("journal", ":j:log:"), ("sql", "rows")])
 def test_a_lost_item_is_repaired_under_a_steady_stream_of_events(design: str, part: str) -> None:
     """A busy partition has no quiet moment, so a repair that waited for one would never happen."""
-    cell = Cell(BESIDE[design])
+    cell = OnePartitionCell(BESIDE[design])
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(8)
     cell.lose(part)
@@ -94,7 +94,7 @@ def test_a_lost_item_is_repaired_under_a_steady_stream_of_events(design: str, pa
 @pytest.mark.parametrize("design", BESIDE)
 def test_a_new_epoch_is_begun_under_a_steady_stream_of_heartbeats(design: str) -> None:
     """Heartbeats write nothing, so they must not delay the new epoch."""
-    cell = Cell(BESIDE[design])
+    cell = OnePartitionCell(BESIDE[design])
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(8)
     cell.server.flush()
@@ -110,7 +110,7 @@ def test_an_event_over_the_item_limit_is_a_dead_letter_and_later_events_are_writ
     """Regression: a change with many removals made an event larger than any item, though the state was small, and the
     consumer retried it for ever.
     """
-    cell = Cell((design,), max_value_bytes=128 * 1024)
+    cell = OnePartitionCell((design,), max_value_bytes=128 * 1024)
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(4)
     cell.publish(patch={"namespaces": {f"nothing-{number:06}": None for number in range(12_000)}})
@@ -125,7 +125,7 @@ def test_an_event_over_the_item_limit_is_a_dead_letter_and_later_events_are_writ
 @pytest.mark.parametrize("design", BESIDE)
 def test_a_reader_with_another_number_of_partitions_refuses_to_give_a_view(design: str) -> None:
     """I5: a reader of half of the partitions would take half of the fleet for all of it. Layouts share no key."""
-    cell = Cell(BESIDE[design])
+    cell = OnePartitionCell(BESIDE[design])
     cell.publish("report", state={})
     cell.step(4)
     with pytest.raises(StaleViewError, match="another number of partitions"):
@@ -134,7 +134,7 @@ def test_a_reader_with_another_number_of_partitions_refuses_to_give_a_view(desig
 
 def test_a_consumer_with_another_number_of_partitions_writes_a_separate_layout() -> None:
     """It takes no event from the consumers of the other layout, and makes no dead letters."""
-    cell = Cell()
+    cell = OnePartitionCell()
     cell.publish("report", state={"usage": {"VCPU": 1}})
     cell.step(4)
     other = cell.another_consumer(partitions=2)
@@ -149,7 +149,7 @@ def test_a_consumer_with_another_number_of_partitions_writes_a_separate_layout()
 
 def test_a_failed_takeover_is_retried_only_after_a_pause() -> None:
     """Regression: each step tried again, and raised the term of every partition whose store answered."""
-    cell = Cell()
+    cell = OnePartitionCell()
     cell.publish("report", state={})
     cell.step(4)
     cell.consumer.close()
@@ -164,7 +164,7 @@ def test_a_failed_takeover_is_retried_only_after_a_pause() -> None:
 
 def test_a_node_without_a_sign_of_life_is_over_every_age_bound() -> None:
     """Regression (I5): the node appeared in a read that did not ask for signs of life, and then the store was down."""
-    cell = Cell(("journal",))
+    cell = OnePartitionCell(("journal",))
     cell.publish("report", node="a", state={})
     cell.step(8)
     reader = cell.reader("journal")
