@@ -1,6 +1,7 @@
-"""Writes those parts of docs/reference that follow from the code: ``python docs/generate.py``.
+"""Writes the tables of docs/reference that follow from the code: ``python docs/generate.py``.
 
-A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. tests/test_docs.py fails where one is behind.
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. tests/test_docs.py fails if one of
+them differs from the code.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_AGGREGATES_COUNT": "aggregates",
         "MAX_ALLOCATIONS_COUNT": "allocations",
         "MAX_METRICS_COUNT": "metrics",
-        "MAX_FREE_DEPTH": "maps and lists in each other, in `namespaces` and `hints`",
+        "MAX_FREE_DEPTH": "depth of nested maps and lists in `namespaces` and `hints`",
         "MAX_AMOUNT": "an amount of a resource",
         "MAX_RATIO": "an allocation ratio",
         "MAX_COUNTER": "an incarnation or a generation (exact in a double)",
@@ -48,86 +49,90 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_DETAIL_CHARS": "an answer's `detail`",
     },
     "nodestate.agent.admission": {
-        "KEPT_REFUSALS_COUNT": "refusals that a node's state tells of",
-        "SPARE_BYTES": "left of a report's size beside the allocations",
+        "KEPT_REFUSALS_COUNT": "last refusals that a node's state lists",
+        "SPARE_BYTES": "bytes of a report that are kept free of allocations",
     },
     "nodestate.store.keys": {
         "MAX_KEY_BYTES": "a key (memcached's own limit)",
         "MAX_CELL_CHARS": "a cell's name",
-        "BUCKETS_COUNT": "buckets that nodes hash to, and so partitions at most",
+        "BUCKETS_COUNT": "buckets to which nodes hash, and the largest number of partitions",
     },
-    "nodestate.ports": {"MAX_TTL_S": "a time to live (memcached takes more for a date)"},
-    "nodestate.store.wire": {"PART_BYTES": "aimed at for one part of a checkpoint"},
+    "nodestate.ports": {"MAX_TTL_S": "a time to live; memcached interprets a larger number as a date"},
+    "nodestate.store.wire": {"PART_BYTES": "intended size of one part of a checkpoint"},
     "nodestate.consumers.partition": {
         "MAX_SEGMENT_BYTES": "events of one commit; less where the server's items are smaller",
         "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
         "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
     },
     "nodestate.consumers.resync_requests": {
-        "MAX_RESYNC_NODES_COUNT": "nodes named in a resync; above it, whole partitions are asked",
-        "MAX_RESYNC_PAUSE_S": "longest pause before an incomplete node is asked for a report again, in seconds; it doubles up to here",
+        "MAX_RESYNC_NODES_COUNT": "nodes named in one request for reports; if there are more, whole partitions are "
+        "asked",
+        "MAX_RESYNC_PAUSE_S": "longest pause in seconds before an incomplete node is asked for a report again; "
+        "pauses double up to it",
     },
     "nodestate.sql.schema": {
         "MAX_VALUE_BYTES": "one head or node record in a database",
         "MAX_PLACE_CHARS": "a cell, partition and design in a database",
     },
     "nodestate.sql.store": {
-        "MAX_TRIES_COUNT": "tries of a transaction that was undone for another's sake",
+        "MAX_TRIES_COUNT": "attempts of a transaction that the database rolled back because of another one",
         "MAX_KEYS_COUNT": "keys that one statement asks a database for",
         "MAX_ROWS_COUNT": "rows that one statement writes into a database",
-        "CLOCK_TRUSTED_S": "seconds between two looks at a database's clock",
+        "CLOCK_TRUSTED_S": "seconds between two readings of a database's clock",
     },
     "nodestate.sql.writer": {
-        "MAX_SILENT_S": "seconds without a renewal after which a database's rows are no claim (a backup may have been restored)",
+        "MAX_SILENT_S": "seconds without a renewal after which rows of a database are not trusted (it may be a "
+        "restored backup)",
     },
-    "nodestate.store.ownership": {"MAX_TRIES_COUNT": "tries of one compare-and-swap"},
+    "nodestate.store.ownership": {"MAX_TRIES_COUNT": "attempts of one compare-and-swap"},
     "nodestate.view.follower": {
-        "MAX_ROUNDS_COUNT": "looks of one refresh at contents that are not where the head says",
+        "MAX_ROUNDS_COUNT": "attempts of one refresh to read contents that are not where the head says",
         "REPAIR_TTL_S": "seconds that a reader's request for a repair waits for the owner",
     },
     "nodestate.journal.format": {
-        "MIN_TAIL_BYTES": "of segments, below which no checkpoint is written",
-        "TAIL_SHARE": "a checkpoint is due when the tail exceeds one of so many parts of the last one",
+        "MIN_TAIL_BYTES": "bytes of segments below which no checkpoint is written",
+        "TAIL_SHARE": "a checkpoint is written when the tail is longer than the last checkpoint divided by this",
     },
     "nodestate.scheduling.request.limits": {
         "MAX_COUNT": "instances of one request, and `max_per_node` of a group",
         "MAX_GROUP_COUNT": "members of one reservation",
         "MAX_ALTERNATES_COUNT": "alternates of an instance",
         "MAX_NAMES_COUNT": "nodes or instances that one field of a request names",
-        "MAX_WEIGHT": "a multiplier of a weigher, up or down",
-        "MAX_HINTS_BYTES": "what stays with an allocation, encoded",
-        "MIN_HOLD_S": "seconds that a reservation is held",
-        "MAX_HOLD_S": "seconds that a reservation is held",
+        "MAX_WEIGHT": "absolute value of a weigher's multiplier",
+        "MAX_HINTS_BYTES": "encoded hints that stay with an allocation",
+        "MIN_HOLD_S": "shortest time in seconds for which a reservation is held",
+        "MAX_HOLD_S": "longest time in seconds for which a reservation is held",
     },
     "nodestate.scheduling.claims.record": {
-        "CLOCK_S": "seconds that a claim counts beyond its deadline",
-        "UNSURE_S": "seconds for which claims may be missing from a record that was begun",
+        "CLOCK_S": "seconds for which a claim counts after its deadline",
+        "UNSURE_S": "seconds after its creation for which claims may be missing from a record",
         "MAX_CLAIMS_COUNT": "claims on one node at a time",
     },
     "nodestate.scheduling.claims.placer": {
-        "MAX_TRIES_COUNT": "times that an instance may lose its node to other schedulers",
+        "MAX_TRIES_COUNT": "times that an instance may lose its node to another scheduler",
     },
     "nodestate.scheduling.orders.boot_tracker": {
-        "MAX_NODES_COUNT": "nodes that are asked for one instance",
+        "MAX_NODES_COUNT": "nodes that are asked to build one instance",
     },
     "nodestate.scheduling.reservation_claims": {
-        "MAX_KEEP_TRIES_COUNT": "tries to keep all claims of a reservation",
+        "MAX_KEEP_TRIES_COUNT": "attempts to keep all claims of a reservation",
     },
     "nodestate.scheduling.reservations": {
         "MAX_AFFINITY_NODES_COUNT": "nodes that are tried for all members of an affinity group",
+        "MAX_ANNOUNCEMENTS_COUNT": "times that agents are told that a reservation is placed",
     },
     "nodestate.snapshot.format": {
         "RING_SLOTS": "changed slots that a head's ring names",
-        "RING_COMMITS": "commits that it names",
-        "MAX_APPEARED_COUNT": "new nodes that it names; above it the index is written",
+        "RING_COMMITS": "commits that a head's ring names",
+        "MAX_APPEARED_COUNT": "new nodes that a head names; if there are more, the index is written",
         "PART_NODES": "nodes in one part of an index",
     },
 }
-"""By module, every limit a user can meet."""
+"""By module, every limit that a user can reach, with its meaning."""
 
 
 def limits() -> str:
-    """The table of all limits, with the values that the code has."""
+    """Return the table of all limits, with the values of the code."""
     rows = ["| limit | value | of |", "|---|---:|---|"]
     for module, names in LIMITS.items():
         for name, meaning in names.items():
@@ -138,7 +143,7 @@ def limits() -> str:
 
 
 def settings() -> str:
-    """The table of all settings, from the fields of ``Config`` and what is said below each."""
+    """Return the table of all settings, from the fields of ``Config`` and their docstrings."""
     rows = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     said = field_docstrings(Path(str(importlib.import_module("nodestate.config").__file__)), "Config")
     types = {field.name: field.type for field in msgspec.inspect.type_info(Config).fields}  # type: ignore[attr-defined]
@@ -155,7 +160,7 @@ def settings() -> str:
 
 
 def field_docstrings(path: Path, class_name: str) -> dict[str, str]:
-    """By field of a class, the string that stands below it."""
+    """Return the docstring of each field of a class: the string below the field."""
     body = next(
         node.body
         for node in ast.parse(path.read_text(encoding="utf-8")).body
@@ -205,7 +210,7 @@ RECORDS: Final[tuple[tuple[str, type[msgspec.Struct], str], ...]] = (
 
 
 def records() -> str:
-    """The fields of every stored record, in the order of their arrays."""
+    """Return the table of all stored records, with their fields in the order of the arrays."""
     rows = ["| record | msgpack array of | stands as |", "|---|---|---|"]
     for name, record_type, where in RECORDS:
         rows.append(f"| {name} | {', '.join(f'`{field}`' for field in record_type.__struct_fields__)} | {where} |")
@@ -213,7 +218,7 @@ def records() -> str:
 
 
 def key_space() -> str:
-    """The map of the key space, from the docstring of ``keys``."""
+    """Return the map of the key space, from the docstring of ``keys``."""
     drawn = [line.strip() for line in (keys.__doc__ or "").splitlines() if line.startswith("    ns:")]
     return "\n".join(["```text", *drawn, "```"])
 
@@ -222,8 +227,8 @@ COMMON_OPTIONS: Final = frozenset({"as_json", "settings_file", "broker", "store"
 
 
 def commands() -> str:
-    """The table of all commands, with the options that not all of them have, and an example of each."""
-    rows = ["| command | does | own options | example |", "|---|---|---|---|"]
+    """Return the table of all commands, with their own options and an example. Options of all commands are left out."""
+    rows = ["| command | purpose | own options | example |", "|---|---|---|---|"]
     for name, command in every_command().items():
         own = [
             f"`{param.opts[0]}`"
@@ -248,7 +253,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
 
 
 def generated(text: str) -> str:
-    """A page with all its generated parts as they should be."""
+    """Return the text of a page with its generated parts replaced by the present ones."""
 
     def part(match: re.Match[str]) -> str:
         return f"<!-- generated: {match[1]} -->\n{PARTS[match[1]]()}\n<!-- end -->"
