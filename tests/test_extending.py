@@ -13,7 +13,7 @@ import pytest
 
 from nodestate.errors import BadRequestError, ConfigError
 from nodestate.scheduling import FILTERS, WEIGHERS, installed, parse
-from nodestate.scheduling.selection.ranking import active
+from nodestate.scheduling.selection.ranking import active_weighers
 
 PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "extend-the-scheduler.md").read_text(encoding="utf-8")
 Install = Callable[[str, dict[str, Any]], None]
@@ -51,9 +51,9 @@ def test_what_a_package_adds_comes_after_ours_and_may_be_weighed(install: Instal
     assert list(policies.weighers) == [*WEIGHERS, "roomy"]
     assert policies.weighers["roomy"].multiplier == 0.5
     request = parse({"resources": {"VCPU": 1}, "weights": {"roomy": 2.0}})
-    assert ("roomy", policies.weighers["roomy"], 2.0) in active(request, policies.weighers)
+    assert ("roomy", policies.weighers["roomy"], 2.0) in active_weighers(request, policies.weighers)
     with pytest.raises(BadRequestError, match=r"^weights\.roomy: "):
-        active(request, WEIGHERS)
+        active_weighers(request, WEIGHERS)
 
 
 def test_the_page_s_package_is_one_module_whatever_lies_beside_it() -> None:
@@ -73,8 +73,8 @@ def test_they_are_tried_without_being_installed(install: Install) -> None:
     ("group", "name", "value", "told"),
     [
         ("nodestate.filters", "awake", "night_shift:nothing", r"'awake' of nodestate\.filters .* can't be loaded"),
-        ("nodestate.filters", "status", "night_shift:awake", r"'status' of nodestate\.filters: there is one"),
-        ("nodestate.weighers", "cpu", "night_shift:ROOMY", r"'cpu' of nodestate\.weighers: there is one"),
+        ("nodestate.filters", "status", "night_shift:awake", r"'status' of nodestate\.filters: the name is taken"),
+        ("nodestate.weighers", "cpu", "night_shift:ROOMY", r"'cpu' of nodestate\.weighers: the name is taken"),
         ("nodestate.filters", "doc", "night_shift:__doc__", r"'doc' of nodestate\.filters .* is a str"),
     ],
 )

@@ -73,7 +73,9 @@ def test_the_first_reservation_of_a_cell_waits_until_its_records_are_sure() -> N
     scheduler = tenancy.start("s").scheduler
     hasty = scheduler.reservations.reserve(parse_group({"members": [wanted("a")]}), timeout_s=1.0)
     assert isinstance(hasty, NotReserved)
-    assert str(hasty.reason) == "claims may be missing from the records of all 2 nodes: they are 10 s old at most"
+    assert str(hasty.reason) == (
+        "claims may be missing from the records of all 2 nodes, which were created less than 10 s ago; try again"
+    )
     assert isinstance(scheduler.reservations.reserve(parse_group({"members": [wanted("a")]})), Reservation)
 
 

@@ -1,14 +1,18 @@
-"""Names that tell their order: of claims, of the orders that follow them and the allocations that these build, and of reservations.
+"""Order ids: ids that sort by time, for claims, for orders and the allocations that they build, and for reservations.
 
-Twelve hexadecimal digits of milliseconds since 1970, a dash, and twelve of chance; so of two names the later is the larger
-one, as text. Every allocation says two of them among its hints::
+An order id is twelve hexadecimal digits of milliseconds since 1970, a dash, and twelve random digits. So the later of
+two ids
+is the larger one when they are compared as text. Every allocation that a scheduler ordered has up to two ids in its
+hints::
 
-    order   who built it as it is: a boot, a move and a resize each give another, larger than the one before, whoever gives it
-    boot    the ``order`` of the first of them: the instance's life (left out where both are the same)
+    order   the order that built the allocation as it is; each boot, migration and resize has a new id, larger than the
+            instance's last one, whichever scheduler gives the order
+    boot    the ``order`` of the instance's first boot, which names its lifetime; left out if it equals ``order``
 
-So two schedulers that never heard of each other agree which of two allocations of an instance counts (the one of the later life,
-and of one life the later order), and whether both are of one life: what ended it, ends it wherever it was moved meanwhile.
-Nobody ends what counts, but who was told to end the instance.
+Two schedulers that never exchanged a message therefore agree on two questions. Which of two allocations of an instance
+is authoritative: the one of the later lifetime, and within one lifetime the one of the later order. And whether two
+allocations belong to the same lifetime: to end a lifetime means to end all its allocations, on whatever nodes they are
+by then. The authoritative allocation is ended only by its user's explicit ``End``, never by clean-up.
 """
 
 from __future__ import annotations
@@ -20,29 +24,38 @@ from typing import Any, Final
 from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
 
-_NAME: Final = re.compile(r"([0-9a-f]{12})-[0-9a-f]{12}")
+_ORDER_ID: Final = re.compile(r"([0-9a-f]{12})-[0-9a-f]{12}")
 _LAST_MS: Final = 0xFFFF_FFFF_FFFF
+"""The latest time that twelve hexadecimal digits can hold."""
 
 
 def new_order_id(clock: Clock, ids: IdSource, after: str = "") -> str:
-    """A name that nobody has, larger than ``after``, however this clock stands to that of who gave it."""
+    """Make an order id that is larger than ``after``, also if another clock, ahead of this one, made ``after``.
+
+    Args:
+        clock: The time that the id begins with, unless ``after`` is later.
+        ids: The source of the random digits.
+        after: An earlier order id; any other text is ignored.
+    """
     now_ms = int(clock.time() * 1000)
-    before = _NAME.fullmatch(after)
+    before = _ORDER_ID.fullmatch(after)
     if before is not None:
         now_ms = max(now_ms, min(int(before[1], 16) + 1, _LAST_MS))
     return f"{now_ms:012x}-{ids.order_suffix()}"
 
 
 def order_id_of(hints: Mapping[str, Any]) -> str:
-    """Which order built what has these hints; empty where none of a scheduler did."""
+    """The id of the order that built the allocation with these hints; empty if no scheduler ordered it."""
     return str(hints.get("order", ""))
 
 
 def precedence_of(hints: Mapping[str, Any]) -> tuple[str, str]:
-    """Of two allocations of an instance the one with the larger of these counts."""
+    """The sort key of an allocation with these hints: of an instance's allocations the one with the largest key is
+    authoritative.
+    """
     return lifetime_id_of(hints), order_id_of(hints)
 
 
 def lifetime_id_of(hints: Mapping[str, Any]) -> str:
-    """Of which life an allocation with these hints is; empty where no scheduler booted it."""
+    """The id of the lifetime that an allocation with these hints belongs to; empty if no scheduler booted it."""
     return str(hints.get("boot") or hints.get("order", ""))

@@ -55,7 +55,7 @@ def test_members_are_counted_for_each_word_of_their_rows(
         bits.put(row, there)
         model[row] = set(there)
     expected = {word: sum(count for row, count in counts.items() if word in model[row]) for word in WORDS}
-    assert bits.counted(counts) == {word: count for word, count in expected.items() if count}
+    assert bits.count_by_word(counts) == {word: count for word, count in expected.items() if count}
 
 
 def test_a_word_takes_the_last_bit_of_a_plane() -> None:

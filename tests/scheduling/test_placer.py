@@ -255,7 +255,9 @@ def test_who_must_be_sure_waits_for_records_that_are() -> None:
     parties.show(Cell(host("a"), host("b")).view)
     [one] = parties.parties
     [placing] = one.place(asked(1), avoid_unsure=True)
-    assert str(placing.failure) == "claims may be missing from the records of all 2 nodes: they are 10 s old at most"
+    assert str(placing.failure) == (
+        "claims may be missing from the records of all 2 nodes, which were created less than 10 s ago; try again"
+    )
     [boot] = one.place(asked(1))
     assert boot.claim is not None
     parties.clock.advance(UNSURE_S)

@@ -81,7 +81,7 @@ def test_a_weigher_that_raises_is_named_too(ask: Callable[[Selector], object]) -
 def test_a_filter_gives_flags(gave: Any, told: str) -> None:
     with pytest.raises(PolicyError, match="'awake'") as raised:
         selector_with(lambda *_: gave).best(asked())
-    assert raised.value.why == f"gave {told}; want a bool, or an array of 3 of them"
+    assert raised.value.why == f"returned {told}; want a bool, or an array of 3 of them"
 
 
 @pytest.mark.parametrize("gave", [True, np.True_, np.array(True), np.array([True, False, False])])
@@ -92,15 +92,15 @@ def test_a_flag_may_be_one_for_all_or_one_of_numpy(gave: Any) -> None:
 @pytest.mark.parametrize(
     ("gave", "told"),
     [
-        (None, "gave a NoneType; want a number, or an array of 3 of them"),
-        ("much", "gave a str; want a number, or an array of 3 of them"),
-        ([0.5] * NODES, "gave a list; want a number, or an array of 3 of them"),
-        (1j, "gave a complex; want a number, or an array of 3 of them"),
-        (np.ones(NODES - 1), "gave an array of float64, shape (2,); want a number, or an array of 3 of them"),
-        (np.array(["a"] * NODES), "gave an array of <U1, shape (3,); want a number, or an array of 3 of them"),
-        (80.0, "gave weights from 80 to 80; want 0 to 1"),
-        (np.array([0.0, -0.5, 1.0]), "gave weights from -0.5 to 1; want 0 to 1"),
-        (np.array([0.0, np.nan, 1.0]), "gave weights from nan to nan; want 0 to 1"),
+        (None, "returned a NoneType; want a number, or an array of 3 of them"),
+        ("much", "returned a str; want a number, or an array of 3 of them"),
+        ([0.5] * NODES, "returned a list; want a number, or an array of 3 of them"),
+        (1j, "returned a complex; want a number, or an array of 3 of them"),
+        (np.ones(NODES - 1), "returned an array of float64, shape (2,); want a number, or an array of 3 of them"),
+        (np.array(["a"] * NODES), "returned an array of <U1, shape (3,); want a number, or an array of 3 of them"),
+        (80.0, "returned weights from 80 to 80; want 0 to 1"),
+        (np.array([0.0, -0.5, 1.0]), "returned weights from -0.5 to 1; want 0 to 1"),
+        (np.array([0.0, np.nan, 1.0]), "returned weights from nan to nan; want 0 to 1"),
     ],
 )
 def test_a_weigher_gives_numbers_from_0_to_1(gave: Any, told: str) -> None:

@@ -346,7 +346,7 @@ def test_a_request_of_the_other_kind_is_said_to_be_one_with_what_takes_it() -> N
     assert (refused.field, "'nodestate boot'" in refused.why) == ("resources", True)
     assert group_refusal({"hold_s": 5}).field == "members"
     within = group_refusal({"members": [GROUP]})
-    assert (within.field, within.why.split(";")[0]) == ("members[0].hold_s", "there is no such field")
+    assert (within.field, within.why.split(";")[0]) == ("members[0].hold_s", "unknown field")
 
 
 def test_a_word_that_is_none_of_a_few_is_told_which_there_are() -> None:

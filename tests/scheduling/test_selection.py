@@ -195,7 +195,7 @@ def test_a_node_that_nothing_may_be_claimed_on_stays_so_while_something_is_chose
     selector = selector_of(host("a"), host("b"))
     laid_over: dict[int, OutstandingClaims | None] = {}
     selector.fleet.overlay(0, OutstandingClaims(blocked=True))
-    selector.lay_over(0, "vm", asked(1), laid_over)
+    selector.assume(0, "vm", asked(1), laid_over)
     assert selector.fleet.usable[selector.fleet.all].tolist() == [False, True]
     assert laid_over == {0: OutstandingClaims(blocked=True)}
 

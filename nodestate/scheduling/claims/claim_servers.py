@@ -10,8 +10,8 @@ from nodestate.ports import ClaimStore
 
 
 class ClaimServers:
-    """The memcached servers of the claim records. A node's record lives on one of them by a static map, as a partition does,
-    so that a server that is down makes its own records unknown and no others.
+    """The memcached servers of the claim records. A node's record lives on one of them by a static map, as a partition
+    does, so that a server that is down makes its own records unknown and no others.
     """
 
     def __init__(self, servers: Sequence[ClaimStore]) -> None:

@@ -1,4 +1,4 @@
-"""The claim table: what one scheduler knows of all claim records, its own claims among them, and how it changes them."""
+"""The claim table: all claim records as one scheduler knows them, its own claims, and how it changes the records."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ClaimTable:
     Claims of this scheduler that were lost with a record are written again as soon as the loss is seen. Claims that are
     missing from a record that was not lost were removed by another scheduler, and are no longer this scheduler's.
 
-    If a server does not answer, its records stay unknown and their nodes cannot be claimed; the other servers' nodes can.
+    If a server does not answer, its records stay unknown and their nodes cannot be claimed; all other nodes can.
     """
 
     def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, node_preference: NodePreference) -> None:
@@ -104,11 +104,11 @@ class ClaimTable:
         return self.records.unsure_nodes(self.servers)
 
     def is_allocated(self, node: str, claim: Claim) -> bool:
-        """Whether the node reports the allocation that a claim became, and not one that the instance had there before."""
+        """Whether the node reports the allocation that a claim became, and not an earlier one of the same instance."""
         return self._overlay.is_allocated(node, claim)
 
     def receipts_to_await(self) -> list[Receipt]:
-        """Receipts to wait for: nodes on which we may not claim because our state of them is older than their record's ``seen``."""
+        """Receipts to wait for, of the nodes whose state in the fleet is older than their record's ``seen``."""
         return self._overlay.receipts_to_await()
 
     @property
@@ -153,8 +153,8 @@ class ClaimTable:
         Args:
             node: The node that was claimed.
             claim_id: The claim's id.
-            seen: The version of the node's state that shows what the claim became, or that made the agent refuse; ``NEVER``
-                if there is none. Schedulers with an older state must refresh before they claim there.
+            seen: The version of the node's state that shows what the claim became, or that made the agent refuse;
+                ``NEVER`` if there is none. Schedulers with an older state must refresh before they claim there.
         """
         self._edits.drop_claim(node, claim_id, seen)
         self.own.drop(node, claim_id)
@@ -163,7 +163,7 @@ class ClaimTable:
     # -- reading
 
     def read_records(self, nodes: Iterable[str]) -> bool:
-        """Read the records of these nodes, and create those that are missing. Returns False if a server did not answer."""
+        """Read the records of these nodes, and create missing ones. Returns False if a server did not answer."""
         waiting = list(nodes)
         answered = True
         while waiting:
@@ -173,7 +173,7 @@ class ClaimTable:
         return answered
 
     def reassert_own_claims(self) -> None:
-        """Read the records that hold claims of this scheduler; claims that were lost are written again with the next flush."""
+        """Read the records that hold claims of this scheduler; the next flush writes lost claims again."""
         self.read_records(self.own.nodes())
 
     def _fetch(self, nodes: Sequence[str]) -> Steps[None]:
@@ -233,14 +233,14 @@ class ClaimTable:
     # -- writing
 
     def flush(self) -> dict[str, WriteStatus | NodestateError]:
-        """Write all edits, by compare-and-swap against the records as they are known. Costs one round trip to each server,
-        and one more to read again the records that other schedulers changed.
+        """Write all edits, by compare-and-swap against the records as they are known. Costs one round trip to each
+        server, and one more to read again the records that other schedulers changed.
 
         Returns:
-            For each edited node its outcome. ``STORED``: the edits are written. ``CONFLICT``: they are discarded, and the
-            fleet shows the room that the other schedulers left. ``FULL``: they are discarded, as the record or its server
-            takes no more. An error: the server did not answer, so new claims may be written or not. Removals that
-            were not written stay edits for the next flush.
+            For each edited node its outcome. ``STORED``: the edits are written. ``CONFLICT``: they are discarded, and
+            the fleet shows the room that the other schedulers left. ``FULL``: they are discarded, as the record or its
+            server takes no more. An error: the server did not answer, so new claims may be written or not. Removals
+            that were not written stay edits for the next flush.
         """
         edits = self._edits.take_all()
         work = {id(server): (server, mine) for server, mine in self.servers.grouped(edits)}
@@ -261,15 +261,15 @@ class ClaimTable:
         return outcomes
 
     def flush_all(self) -> None:
-        """Flush until no edits are left, at most ``MAX_FLUSHES_COUNT`` times: other schedulers may keep writing first."""
+        """Flush until no edits are left, at most ``MAX_FLUSHES_COUNT`` times: other schedulers may be faster."""
         for _ in range(MAX_FLUSHES_COUNT):
             if not self._edits:
                 return
             self.flush()
 
     def _on_unanswered(self, node: str, edit: Edit) -> None:
-        """Handle an edit whose outcome is unknown. New claims are given up, and dropped if they turn up in the record; a claim
-        that was held before stays held; removals are edits again.
+        """Handle an edit whose outcome is unknown. New claims are given up, and dropped if they turn up in the record;
+        a claim that was held before stays held; removals are edits again.
         """
         self._forget(node)
         self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
@@ -326,8 +326,8 @@ class ClaimTable:
         return outcomes
 
     def _edited(self, node: str, edit: Edit, now: float) -> ClaimRecord | WriteStatus:
-        """The record with the edit applied. Returns ``CONFLICT`` if the record as it is known leaves no room for the new claims,
-        and ``FULL`` if the record has too many claims.
+        """The record with the edit applied. Returns ``CONFLICT`` if the record as it is known leaves no room for the
+        new claims, and ``FULL`` if the record has too many claims.
         """
         known, row = self.records.known.get(node), self._fleet.rows.get(node)
         if known is None or (edit.add and row is None) or (edit.avoid_unsure and is_unsure(known.record, now)):

@@ -11,13 +11,13 @@ from nodestate.scheduling.claims.record import CLOCK_S
 
 
 class DeadlineQueue:
-    """The earliest deadline of each node, in one heap for each server, since deadlines are times of the server's clock."""
+    """The earliest deadline of each node, in one heap for each server, as deadlines are times of a server's clock."""
 
     def __init__(self, servers: ClaimServers) -> None:
         self._servers = servers
         """The servers of the records."""
         self._heaps: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
-        """For each server the (deadline, node) pairs that were scheduled; a pair that ``_next`` does not confirm is void."""
+        """For each server its (deadline, node) pairs; a pair that differs from ``_next`` is void."""
         self._next: dict[str, float] = {}
         """The deadline that is scheduled for each node."""
 

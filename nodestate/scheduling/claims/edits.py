@@ -61,7 +61,7 @@ class PendingEdits:
 
 
 class UnknownOutcomes:
-    """New claims whose write was not answered: they may be in the record or not, and their scheduler does not count on them."""
+    """New claims whose write was not answered: they may be stored or not, and nothing is built on them."""
 
     def __init__(self) -> None:
         self._by_node: dict[str, set[str]] = {}
@@ -76,7 +76,7 @@ class UnknownOutcomes:
         self._by_node.get(node, set()).discard(claim_id)
 
     def resolve(self, node: str, found: Collection[str]) -> set[str]:
-        """The ids of such claims among those ``found`` in the record that was read: the caller drops them. The others were not
-        written, and are forgotten.
+        """The ids of such claims among those ``found`` in the record that was read: the caller drops them. The others
+        were not written, and are forgotten.
         """
         return self._by_node.pop(node, set()).intersection(found)

@@ -17,8 +17,8 @@ class OwnClaim(NamedTuple):
 
 
 class OwnClaims:
-    """The claims of one scheduler, by node and id. A claim is held from the write that stored it until it is dropped, expires,
-    or is removed from its record by another scheduler.
+    """The claims of one scheduler, by node and id. A claim is held from the write that stored it until it is dropped,
+    expires, or is removed from its record by another scheduler.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class OwnClaims:
         return self._by_node.get(node, {})
 
     def add(self, node: str, claims: Mapping[str, Claim], record_born: float) -> int:
-        """Hold claims that were just stored in a record. Returns how many of them were held before, in a record that was lost."""
+        """Hold claims that were just stored in a record. Returns how many had been in a record that was lost."""
         own = self._by_node.setdefault(node, {})
         restored = sum(own[claim_id].record_born != record_born for claim_id in claims.keys() & own.keys())
         own.update({claim_id: OwnClaim(claim, record_born) for claim_id, claim in claims.items()})
@@ -63,9 +63,9 @@ class OwnClaims:
     def compare(self, node: str, record: ClaimRecord) -> list[Claim]:
         """Compare the claims held on a node with the record that was read, and return those to write again.
 
-        A claim that is in the record is held as the record has it: another scheduler may have extended it, or written it
-        again. A claim that is missing from a newly created record was lost and is to be written again. A claim that is
-        missing from the record it was written to was removed by another scheduler, which released the claim or saw
+        A claim that is in the record is held as the record has it: another scheduler may have extended it, or written
+        it again. A claim that is missing from a newly created record was lost and is to be written again. A claim that
+        is missing from the record it was written to was removed by another scheduler, which released the claim or saw
         its allocation; it is held no longer.
         """
         here = {claim.id: claim for claim in record.claims}

@@ -1,15 +1,4 @@
-r"""The placer: a node for each instance, chosen and claimed, for many instances at a time.
-
-::
-
-    wanted --choose--> taken --the ledger wrote it--> claimed
-      ^ |                |
-      | \--no node is left: failed, and why
-      \--somebody else was faster, up to MAX_TRIES_COUNT times: the records of the next best nodes are read, too
-
-Claims of others are known as of when their records were read; before an instance fails for want of a node they are read
-again, once.
-"""
+"""The placer: chooses a node for each instance and claims it, for many instances at a time."""
 
 from __future__ import annotations
 
@@ -29,14 +18,32 @@ from nodestate.scheduling.request import hints_of
 from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
-"""Rounds in which an instance may lose its node to somebody else."""
+"""Times that an instance may lose its node to other schedulers before it fails."""
 LOOK_AROUND_COUNT: Final = 64
-"""Nodes whose records are read again after a conflict: the best ones for who met it."""
+"""Nodes whose records are read again after a conflict: the best ones for the request that met it."""
 
 
 class Placer:
-    """Chooses and claims. Belongs to one scheduler, whose ``holder`` name its claims bear. ``look_again`` reads anew
-    what the scheduler knows, and says whether anything differs.
+    r"""Chooses nodes and claims them. Belongs to one scheduler. The way of one instance::
+
+        wanted --choose--> assigned --its claim is stored--> claimed
+          ^ |                |
+          | \--no node is left--> failed
+          \--another scheduler was faster, up to MAX_TRIES_COUNT times: the records of the next best nodes are read
+          again
+
+    The claims of other schedulers are known as of when their records were read. Before an instance fails because no
+    node is left, the scheduler's view and those records are read again, once.
+
+    Args:
+        holder: The scheduler's name, which is written into its claims.
+        fleet: The scheduler's fleet.
+        selector: Chooses nodes of the fleet.
+        claim_table: The scheduler's claims.
+        affinity_seed: The seeds of the cell's affinity groups.
+        refresh_for_retry: Reads a newer view and the records again. Returns whether the fleet changed.
+        clock: The time for new claim ids.
+        ids: The source of the random part of new claim ids.
     """
 
     def __init__(
@@ -46,55 +53,69 @@ class Placer:
         selector: Selector,
         claim_table: ClaimTable,
         affinity_seed: AffinitySeed,
-        look_again: Callable[[], bool],
+        refresh_for_retry: Callable[[], bool],
         clock: Clock,
         ids: IdSource,
     ) -> None:
         self._holder = holder
-        self._refresh_for_retry = look_again
+        """The name in new claims."""
+        self._refresh_for_retry = refresh_for_retry
+        """Brings the fleet up to date before an instance fails."""
         self._clock = clock
+        """The time for new claim ids."""
         self._ids = ids
+        """The source of the random part of new claim ids."""
         self._fleet = fleet
+        """The nodes to choose from."""
         self._selector = selector
+        """Chooses among the nodes."""
         self._claim_table = claim_table
+        """Writes the claims."""
         self._affinity_seed = affinity_seed
+        """Tells where affinity groups without members begin."""
         self._unsure: set[int] | None = None
+        """The rows of nodes with an unsure record, in this round; None if they were not looked up yet."""
 
     def place(self, placings: Iterable[Placing]) -> None:
-        """Choose and claim until each is settled: one round trip to each server where nobody interferes."""
+        """Choose and claim nodes until each placing is settled. Costs one round trip to each server, unless another
+        scheduler claims the same nodes at the same time.
+        """
         waiting = [placing for placing in placings if not placing.settled]
-        looked_again = False
+        refreshed = False
         while waiting:
             self._claim_table.expire()
             self._unsure = None
-            taken = [placing for placing in waiting if self._take(placing)]
-            self._write(taken)
-            self._look_around(placing for placing in taken if placing.conflicts and not placing.settled)
+            assigned = [placing for placing in waiting if self._assign(placing)]
+            self._write(assigned)
+            self._read_next_best(placing for placing in assigned if placing.conflicts and not placing.settled)
             failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
-            if failed and not looked_again:
-                # Nobody tells when a claim of somebody else goes: before a node is refused for one, it is looked at again.
-                looked_again = True
+            if failed and not refreshed:
+                # Other schedulers do not announce that they dropped a claim: the claim that leaves no room may be gone.
+                refreshed = True
                 if self._refresh_for_retry():
                     for placing in failed:
                         placing.retry()
             waiting = [placing for placing in waiting if not placing.settled]
 
-    def _look_around(self, beaten: Iterable[Placing]) -> None:
-        """Where somebody else was faster, he was so on other nodes too: read the records of those that come next."""
+    def _read_next_best(self, beaten: Iterable[Placing]) -> None:
+        """Read the records of the nodes that come next for these placings: a scheduler that was faster on one node will
+        have claimed others as well.
+        """
         shapes = {placing.request.shape: placing.request for placing in beaten}
         rows = {row for request in shapes.values() for row in self._selector.best(request, LOOK_AROUND_COUNT)}
         if rows:
             self._claim_table.read_records(self._fleet.names[row] for row in rows)
 
     def give_back(self, placings: Iterable[Placing]) -> None:
-        """Drop the claims of these, and write that."""
+        """Drop the claims of these placings, and write that."""
         for placing in placings:
             if placing.claim is not None and placing.node is not None:
                 self._claim_table.drop_claim(placing.node, placing.claim.id)
                 placing.release()
         self._claim_table.flush_all()
 
-    def _take(self, placing: Placing) -> bool:
+    def _assign(self, placing: Placing) -> bool:
+        """Choose a node, and add a claim to be written. Returns False if no node was found, or none in this round."""
         request = placing.request
         try:
             with self._fleet.excluding(placing.exclusions):
@@ -102,7 +123,7 @@ class Placer:
                 if row is None:
                     placing.fail(self._no_node(placing))
                     return False
-        except BadRequestError as error:  # it names a weigher that is not installed (any more); others go on
+        except BadRequestError as error:  # the request names a weigher that is not installed; the other placings go on
             placing.fail(NoHostFound(reason=str(error)))
             return False
         group = request.group
@@ -116,7 +137,7 @@ class Placer:
         try:
             until = self._claim_table.servers.time(node) + placing.claim_ttl_s
         except NodestateError as error:
-            self._pass_over(placing, row, error)
+            self._avoid_server(placing, row, error)
             return False
         original = placing.original
         had = original.amounts if original is not None and original.row == row else None
@@ -138,6 +159,7 @@ class Placer:
         return True
 
     def _no_node(self, placing: Placing) -> NoHostFound:
+        """The reason why no node was found."""
         exclude = self._excluded_rows(placing)
         node = ""
         if placing.only_row is not None:
@@ -147,17 +169,21 @@ class Placer:
         if placing.avoid_unsure and not remaining[0].nodes and self._unsure_rows():
             whose = node or f"all {len(self._fleet):,} nodes"
             return NoHostFound(
-                remaining, f"claims may be missing from the records of {whose}: they are {UNSURE_S:g} s old at most"
+                remaining,
+                f"claims may be missing from the records of {whose}, which were created less than {UNSURE_S:g} s ago; "
+                "try again",
             )
         unknown = "" if node else self._selector.unknown(placing.request)
         return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, exclude))
 
     def _row(self, placing: Placing) -> int | None:
+        """The best row that the placing may go to; None if there is none."""
         if placing.only_row is not None:
             return placing.only_row if self._may(placing, placing.only_row) else None
         return next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
 
     def _may(self, placing: Placing, row: int) -> bool:
+        """Whether the placing may go to a row."""
         return (
             placing.only_row in (None, row)
             and row not in placing.avoided_rows
@@ -166,11 +192,13 @@ class Placer:
         )
 
     def _excluded_rows(self, placing: Placing) -> set[int]:
-        """The rows that it must not go to."""
+        """The rows that the placing must not go to."""
         return placing.avoided_rows | self._unsure_rows() if placing.avoid_unsure else placing.avoided_rows
 
     def _unsure_rows(self) -> set[int]:
-        """Asked once in a round: right after the start, or a flush, they are all there are."""
+        """The rows of nodes with an unsure record. Looked up once in a round, since right after the servers were
+        flushed all records are unsure.
+        """
         if self._unsure is None:
             self._unsure = {
                 self._fleet.rows[node] for node in self._claim_table.unsure_nodes() if node in self._fleet.rows
@@ -178,9 +206,11 @@ class Placer:
         return self._unsure
 
     def _seed_row(self, placing: Placing, row: int) -> int | None:
-        """Where the first of an affinity group may go, by what schedulers agreed on; None: look again."""
+        """The row that the first member of an affinity group may go to, by the group's seed. Returns None if the group
+        has members now, or another scheduler changed the seed: the next round then chooses again.
+        """
         group, fleet = placing.request.group, self._fleet
-        assert group is not None, "it has a policy"
+        assert group is not None, "only members of a group have a seed"
         there = self._affinity_seed.claim_or_get(group.name, fleet.names[row], placing.claim_ttl_s)
         agreed = fleet.rows.get(there.node)
         if agreed is not None and (agreed == row or self._may(placing, agreed)):
@@ -193,28 +223,29 @@ class Placer:
         self._claim_table.read_records([there.node])
         return row if group.name not in fleet.groups else None
 
-    def _write(self, taken: Sequence[Placing]) -> None:
-        outcomes = self._claim_table.flush() if taken else {}
-        for placing in taken:
-            assert placing.node is not None, "taken, so it has a node"
+    def _write(self, assigned: Sequence[Placing]) -> None:
+        """Write the new claims; placings whose claim was not stored are wanted again, or failed."""
+        outcomes = self._claim_table.flush() if assigned else {}
+        for placing in assigned:
+            assert placing.node is not None, "an assigned placing has a node"
             outcome = outcomes[placing.node]
             if outcome is WriteStatus.STORED and (not placing.seeds_group or self._still_seeded(placing)):
                 continue
             row = self._fleet.rows[placing.node]
             placing.release()
             if isinstance(outcome, NodestateError):
-                self._pass_over(placing, row, outcome)
+                self._avoid_server(placing, row, outcome)
             elif outcome is WriteStatus.FULL:
                 placing.avoid([row])
             else:
                 self._count_conflict(placing)
 
     def _still_seeded(self, placing: Placing) -> bool:
-        """Whether the group still begins where its first member was claimed; if not, that is given back."""
+        """Whether the group's seed is still the node that was just claimed. If not, the claim is dropped."""
         group = placing.request.group
-        assert group is not None, "it has a policy"
-        assert placing.node is not None, "claimed"
-        assert placing.claim is not None, "claimed"
+        assert group is not None, "only members of a group have a seed"
+        assert placing.node is not None, "a claimed placing has a node"
+        assert placing.claim is not None, "a claimed placing has a claim"
         if self._affinity_seed.claim_or_get(group.name, placing.node, placing.claim_ttl_s).node == placing.node:
             return True
         self._claim_table.drop_claim(placing.node, placing.claim.id)
@@ -226,8 +257,8 @@ class Placer:
         if placing.conflicts >= MAX_TRIES_COUNT:
             placing.fail(NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times"))
 
-    def _pass_over(self, placing: Placing, row: int, error: NodestateError) -> None:
-        """A server does not answer: none of its nodes can be claimed now."""
+    def _avoid_server(self, placing: Placing, row: int, error: NodestateError) -> None:
+        """Avoid all nodes whose records are on the same server as this row's: the server does not answer."""
         server = self._claim_table.servers.of(self._fleet.names[row])
         placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.servers.of(name) is server)
         if len(placing.avoided_rows) >= len(self._fleet):
@@ -235,5 +266,5 @@ class Placer:
 
 
 def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
-    """What is wanted beyond what is there already."""
+    """The amounts in ``wanted`` beyond the amounts in ``had``."""
     return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}

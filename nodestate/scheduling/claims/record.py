@@ -1,28 +1,30 @@
-r"""Claims: how schedulers take room on a node before the node's agent reports the allocation. The record and its functions.
+r"""The record of all claims on one node, and the pure functions that read and change it.
 
-One claim, from the choice of a node to its end::
+A claim is room that a scheduler takes on a node before the node's agent reports the allocation. One claim, from the
+choice of a node to its end::
 
-    claim --all members of its reservation are claimed, too--> reservation --the agent reports the instance--> allocation
-      |                                                            |
-      \--dropped, refused, or not renewed by its deadline--> gone  \--released, or not extended by its deadline--> gone
+    claim --all members of its reservation are claimed--> reservation --the agent reports the instance--> allocation
+      |                                                        |
+      \--dropped, refused, or past its deadline--> gone        \--released, or not extended by its deadline--> gone
 
-All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers take the same room, the
-second write fails: that scheduler reads the first one's claim and chooses again. The room left on a node is its capacity,
-less the usage in the view, less the live claims that the node's allocations do not include yet.
+All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers take the same
+room, the second write fails: that scheduler reads the first one's claim and chooses again. The room left on a node is
+its capacity, less the usage in the view, less the live claims that the node's allocations do not include yet.
 
 Three rules make this sound:
 
-- **A claim that became an allocation.** Once a claim has become an allocation it no longer counts, also after the allocation
-  has ended, and may be removed from the record. A scheduler with an older view would then count the instance neither as a
-  claim nor as an allocation, and overcommit the node. So the record keeps ``seen``, the node version that showed the
-  allocation: a scheduler with an older view must refresh before it claims there.
-- **Deadlines.** A deadline is a time of the memcached server on which the record lives, because all schedulers share that
-  clock. Each client knows that clock only to the second, so a scheduler that ignored a claim right at its deadline could
-  take room that the holder still counts on. So a claim counts for ``CLOCK_S`` longer.
-- **Missing records.** If a record is missing, a scheduler cannot tell whether it was lost or never existed. So the scheduler
-  creates a new one, with its time of creation in ``born``. For ``UNSURE_S`` after that the record is *unsure*: claims from
-  before may be missing. A reservation promises the node without asking its agent, so it passes over nodes with an unsure
-  record. A boot goes on, because the agent knows what the node has. Meanwhile the holders of lost claims write them again.
+- **A claim that became an allocation.** Once a claim has become an allocation it no longer counts, also after the
+  allocation has ended, and may be removed from the record. A scheduler with an older view would then count the instance
+  neither as a claim nor as an allocation, and overcommit the node. So the record keeps ``seen``, the node version that
+  showed the allocation: a scheduler with an older view must refresh before it claims there.
+- **Deadlines.** A deadline is a time of the memcached server on which the record lives, because all schedulers share
+  that clock. Each client knows that clock only to the second, so a scheduler that ignored a claim right at its deadline
+  could take room that the holder still counts on. So a claim counts for ``CLOCK_S`` longer.
+- **Missing records.** If a record is missing, a scheduler cannot tell whether it was lost or never existed. So the
+  scheduler creates a new one, with its time of creation in ``born``. For ``UNSURE_S`` after that the record is
+  *unsure*: claims from before may be missing. A reservation promises the node without asking its agent, so it passes
+  over nodes with an unsure record. A boot goes on, because the agent knows its node. Meanwhile the holders of
+  lost claims write them again.
 """
 
 from __future__ import annotations
@@ -134,8 +136,8 @@ def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[
         record: The record as it was read.
         now: Seconds of the server's clock.
         allocated: The ids of the claims that are, or were, allocations of the node.
-        version: The version of the node's state that shows so. If a claim is removed for it, the new record's ``seen`` is at
-            least this version.
+        version: The version of the node's state that shows so. If a claim is removed for it, the new record's ``seen``
+            is at least this version.
     """
     kept: list[Claim] = []
     seen = record.seen
@@ -152,8 +154,8 @@ def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[
 def with_changes(
     record: ClaimRecord, *, add: Iterable[Claim] = (), drop: Collection[str] = (), seen: Version = NEVER
 ) -> ClaimRecord:
-    """The record without the claims whose ids are in ``drop``, with those in ``add``, and with a ``seen`` no older than given.
-    An added claim replaces one with the same id.
+    """The record without the claims whose ids are in ``drop``, with those in ``add``, and with a ``seen`` no older than
+    given. An added claim replaces one with the same id.
     """
     added = {claim.id: claim for claim in add}
     kept = [claim for claim in record.claims if claim.id not in drop and claim.id not in added]

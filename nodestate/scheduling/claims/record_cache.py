@@ -16,8 +16,8 @@ class CachedRecord(NamedTuple):
 
 
 class RecordCache:
-    """The last known record of each node. A node is missing from ``known`` while its record is unknown: it was never read, its
-    server did not answer, or the item was missing or corrupt.
+    """The last known record of each node. A node is missing from ``known`` while its record is unknown: it was never
+    read, its server did not answer, or the item was missing or corrupt.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class RecordCache:
         """The creation time of each record that was unsure when it was read."""
 
     def put(self, node: str, record: ClaimRecord, cas: int, now: float) -> bool:
-        """Cache a record that was read or created. Returns whether the node had another record before, which was lost."""
+        """Cache a record that was read or created. Returns whether the node had an earlier record, which was lost."""
         self.known[node] = CachedRecord(record, cas)
         if is_unsure(record, now):
             self._recently_created[node] = record.born

@@ -32,7 +32,7 @@ class RecordOverlay:
         """The fleet's count of changes up to which overlays were computed."""
 
     def apply(self, nodes: Iterable[str]) -> None:
-        """Compute and set the overlays of these nodes; a node that no view has shown, or without a known record, is skipped."""
+        """Compute and set the overlays of these nodes, except nodes without a row or without a known record."""
         for node in nodes:
             row = self._fleet.rows.get(node)
             known, edit = self._records.known.get(node), self._edits.of(node)
@@ -63,8 +63,8 @@ class RecordOverlay:
             self._fleet.overlay(self._fleet.rows[node], None)
 
     def allocated_ids(self, node: str, row: int, record: ClaimRecord) -> set[str]:
-        """The ids of the claims in a record that are allocations of the node, or were in an earlier view. The node's usage
-        includes them, or did until they ended, so they do not count as claims.
+        """The ids of the claims in a record that are allocations of the node, or were in an earlier view. The node's
+        usage includes them, or did until they ended, so they do not count as claims.
         """
         tenants = self._fleet.instances.reported[row]
         before = self._allocated.get(node, set())
@@ -84,7 +84,7 @@ class RecordOverlay:
         return allocated
 
     def is_allocated(self, node: str, claim: Claim) -> bool:
-        """Whether the node reports the allocation that a claim became, and not one that the instance had there before."""
+        """Whether the node reports the allocation that a claim became, and not an earlier one of the same instance."""
         row = self._fleet.rows.get(node)
         return (
             row is not None
@@ -93,7 +93,7 @@ class RecordOverlay:
         )
 
     def receipts_to_await(self) -> list[Receipt]:
-        """Receipts to wait for: nodes on which we may not claim because our state of them is older than their record's ``seen``."""
+        """Receipts to wait for, of the nodes whose state in the fleet is older than their record's ``seen``."""
         rows, version = self._fleet.rows, self._fleet.version
         return [
             Receipt(node, known.record.seen)
@@ -103,8 +103,8 @@ class RecordOverlay:
 
 
 def _built_from(claim: Claim, hints: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the allocation of a claim's instance was built for the claim, or later. An allocation without an order id was not
-    built by a scheduler and counts as the claim's.
+    """Whether the allocation of a claim's instance was built for the claim, or later. An allocation without an order id
+    was not built by a scheduler and counts as the claim's.
     """
     order_id = order_id_of(hints.get(claim.instance, {}))
     return not order_id or order_id >= claim.id

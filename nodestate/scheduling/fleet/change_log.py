@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ChangeLog:
-    """The newest changes of a fleet, one row number each; old ones are dropped, and a reader that asks for them is told."""
+    """The newest changes of a fleet, one row number each. Old changes are dropped, and ``since`` tells if so."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -24,7 +24,7 @@ class ChangeLog:
 
         Args:
             rows: Row numbers; a row that occurs twice counts as two changes.
-            capacity: Length of the fleet's arrays; half of the log is dropped when it has more than twice as many entries.
+            capacity: Length of the fleet's arrays; if the log is more than twice as long, half of it is dropped.
         """
         before = len(self._rows)
         self._rows += rows

@@ -37,11 +37,11 @@ class Fleet:
               --excluding(instances)--> the same view without these instances, until the block ends
               --advance(next view)--> exactly the next view, less the same claims
 
-    Between two calls of ``advance`` the fleet shows nothing of another view. The fleet is composed of parts, each with one
-    job: the arrays (``NodeColumns``), where instances are (``instances``), what nodes report of their allocations
-    (``reports``), marks of reservations (``placement_marks``), outstanding claims and exclusions (``claim_overlay``), and
-    the log of changed rows. A filter or weigher reads the arrays: index them by ``all``, or by fewer rows, because they
-    are longer than there are rows.
+    Between two calls of ``advance`` the fleet shows nothing of another view. The fleet is composed of parts, each with
+    one job: the arrays (``NodeColumns``), where instances are (``instances``), what nodes report of their allocations
+    (``reports``), marks of reservations (``placement_marks``), outstanding claims and exclusions (``claim_overlay``),
+    and the log of changed rows. A filter or weigher reads the arrays: index them by ``all``, or by fewer rows, because
+    they are longer than there are rows.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Fleet:
         self.instances = InstanceLocations(self._columns.names)
         """The rows of each instance, and the members of each group by row."""
         self.reports = NodeReports(self._columns.names)
-        """What nodes report of their allocations, decoded on demand."""
+        """The nodes' own reports of their allocations, decoded on demand."""
         self.placement_marks = PlacementMarks()
         """The marks of reservations that nodes report."""
         self.claim_overlay = ClaimOverlay()
@@ -60,7 +60,7 @@ class Fleet:
         self._log = ChangeLog()
         """The rows that changed."""
         self._view_changes = ViewChanges()
-        """The tables of the last view, to find what the next one changed."""
+        """The tables of the last view, to find the changes in the next one."""
         self._left_out: frozenset[str] = frozenset()
         """The nodes that the last view left out: stale, or incomplete."""
         self._rest_hashes: list[int] = []
@@ -147,7 +147,7 @@ class Fleet:
     def authoritative_row(self, instance: str) -> int | None:
         """The row with the authoritative allocation of an instance: the one of the highest precedence (``order_ids``).
 
-        Returns None if no node reports the instance, or if several do and no scheduler's order ranks one above the others.
+        Returns None if no node reports the instance, or if several do and their orders rank none above the others.
         """
         rows = self.instances.reporting_rows(instance)
         if len(rows) < 2:
@@ -156,7 +156,7 @@ class Fleet:
         return ranks[-1][1] if ranks[-1][0] > ranks[-2][0] else None
 
     def is_responsive(self, row: int) -> bool:
-        """Whether the node's agent vouches for its state: the node is neither down, nor left out, nor ``unresponsive``."""
+        """Whether a row's agent vouches for its state: the node is not down, not left out, and not ``unresponsive``."""
         name = self._columns.names[row]
         status = self._columns.status[row]
         return status not in (NOT_THERE, DOWN) and name not in self._left_out and name not in self.unresponsive
@@ -215,8 +215,8 @@ class Fleet:
         self._note(rows)
 
     def _write(self, records: Sequence[NodeRecord]) -> None:
-        """Write changed records into their rows. This is the hot path of ``advance``: whole columns at a time, and for each
-        row no call that can be avoided.
+        """Write changed records into their rows. This is the hot path of ``advance``: whole columns at a time, and for
+        each row no call that can be avoided.
         """
         rows = [(self._row(record.name), record) for record in records]
         if not rows:

@@ -1,4 +1,4 @@
-"""Where instances are: on which rows, by the nodes' reports and by claims, and how many of each group are on which row."""
+"""The locations of instances: their rows, by the nodes' reports and by claims, and the members of each group by row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 
 class InstanceLocations:
-    """The rows of every instance. An instance is on one row, or on several while it migrates or after it was built twice."""
+    """The rows of every instance: one row, or several while the instance migrates or after it was built twice."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.groups: dict[str, dict[int, int]] = {}

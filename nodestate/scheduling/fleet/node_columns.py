@@ -22,8 +22,8 @@ FIRST_ROWS = 256
 
 
 class NodeColumns:
-    """What is known of each node, by row. A node gets its row when it first appears and keeps it, also if the node moves to
-    another partition, or readers follow another design. The arrays are longer than there are rows.
+    """What is known of each node, by row. A node gets its row when it first appears and keeps it, also if the node
+    moves to another partition, or readers follow another design. The arrays are longer than there are rows.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class NodeColumns:
         return row
 
     def write(self, rows: list[tuple[int, NodeRecord]], at_rows: npt.NDArray[np.intp]) -> Sequence[str]:
-        """Write status and amounts of these records, and what they leave free if nothing is claimed.
+        """Write status and amounts of these records, and the free amounts as if nothing were claimed.
 
         Args:
             rows: Row numbers with the records to write there.
@@ -87,7 +87,7 @@ class NodeColumns:
         return new
 
     def set_claimed(self, resource: str, row: int, claimed: int) -> None:
-        """Compute what a row has free of a resource class, less the ``claimed`` amount; nothing for an unknown class."""
+        """Write the free amount of a resource class on a row, less ``claimed``. Ignored for a class that no row has."""
         amounts = self.amounts.get(resource)
         if amounts is not None:
             self.free[resource][row] = amounts[0][row] - amounts[1][row] - claimed

@@ -1,4 +1,4 @@
-"""Marks of reservations: which allocations belong to which reservation, and whether all its members are known to be placed."""
+"""Placement marks: which allocations belong to which reservation, and whether all its members were seen placed."""
 
 from __future__ import annotations
 

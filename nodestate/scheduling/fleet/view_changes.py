@@ -10,7 +10,7 @@ from nodestate.view.view import View
 
 
 class ViewChanges:
-    """Compares each view with the view of the call before. Cost follows what changed, as tables share unchanged rows."""
+    """Compares each view with the one of the call before. Tables share unchanged rows, so only changes cost time."""
 
     def __init__(self) -> None:
         self._tables: tuple[Table | None, ...] = ()

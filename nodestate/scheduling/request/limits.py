@@ -8,16 +8,19 @@ from nodestate.model import MAX_CLASSES_COUNT, MAX_WORD_CHARS
 from nodestate.model.orders import MAX_ORDER_BYTES
 
 MAX_COUNT: Final = 1_000
-"""Instances of one request."""
+"""Most instances of one request."""
 MAX_GROUP_COUNT: Final = 256
-"""Members of one group reservation."""
+"""Most members of one reservation."""
 MAX_ALTERNATES_COUNT: Final = 32
+"""Most alternate nodes returned for one instance."""
 MAX_NAMES_COUNT: Final = 10_000
-"""Nodes or instances that a hint may name."""
+"""Most nodes or instances that one field of a request names."""
 MAX_WEIGHT: Final = 1e6
+"""Largest multiplier of a weigher; its negative is the smallest."""
 MIN_HOLD_S: Final = 1.0
+"""Shortest time in seconds for which a reservation is held without being extended."""
 MAX_HOLD_S: Final = 24 * 3600.0
-"""How long a reservation may be kept without being extended."""
+"""Longest time in seconds for which a reservation is held without being extended."""
 MAX_HINTS_BYTES: Final = 32 * 1024
-"""What stays with an allocation, encoded."""
+"""Largest size in bytes of the encoded hints that an agent stores with an allocation."""
 assert MAX_HINTS_BYTES + MAX_CLASSES_COUNT * (MAX_WORD_CHARS + 12) < MAX_ORDER_BYTES - 4_096, "a request fits an order"

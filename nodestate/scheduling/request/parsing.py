@@ -16,9 +16,16 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def request_of(instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]) -> Request:
-    """The request that an allocation was made for, again (what others put into its hints is passed over).
+    """Rebuild the request that an allocation was placed for. Hints that other services stored are ignored.
 
-    Raises ``BadRequestError`` where the hints can't be understood.
+    Args:
+        instance: The instance's id.
+        resources: The allocation's resources.
+        group: The name of the allocation's group; None if it has none.
+        hints: The allocation's hints.
+
+    Raises:
+        BadRequestError: A hint of ours has an invalid value.
     """
     fields: dict[str, Any] = {field: hints[field] for field in STORED_FIELDS if field in hints}
     if group is not None and "group_policy" in hints:
@@ -27,27 +34,28 @@ def request_of(instance: str, resources: Mapping[str, int], group: str | None, h
 
 
 def parse(content: Mapping[str, Any] | str | bytes) -> Request:
-    """A request from a map, or from JSON. Raises ``BadRequestError``."""
+    """Parse a request from a map or from JSON. Raises ``BadRequestError``, which names the field."""
     content = _map_of(content)
     if "members" in content:
-        raise BadRequestError("members", "this is a group request: 'nodestate reserve', or parse_group, takes it")
+        raise BadRequestError("members", "this is a group request; use 'nodestate reserve', or parse_group")
     return _request(content)
 
 
 def _request(content: Mapping[str, Any]) -> Request:
-    if (
-        isinstance(content.get("instances"), (list, tuple)) and content["instances"]
-    ):  # who names them need not count them
-        content = {"count": len(content["instances"]), **content}
+    ids = content.get("instances")
+    if isinstance(ids, (list, tuple)) and ids:  # the number of ids is the default of count
+        content = {"count": len(ids), **content}
     return _converted(content, Request)
 
 
 def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
-    """A group request from a map, or from JSON. Raises ``BadRequestError``."""
+    """Parse a group request from a map or JSON. Raises ``BadRequestError``, which names the member and its field."""
     content = dict(_map_of(content))
     if "members" not in content and "resources" in content:
-        why = "this is no group request, which has members: 'nodestate boot' and 'select', or parse, take it"
-        raise BadRequestError("resources", why)
+        reason = (
+            "a group request has members; use 'nodestate boot' or 'select', or parse, for a request without members"
+        )
+        raise BadRequestError("resources", reason)
     members = content.get("members")
     if isinstance(members, (list, tuple)):
         if len(members) > MAX_GROUP_COUNT:
@@ -69,43 +77,46 @@ def _map_of(content: Any) -> Mapping[str, Any]:
         if isinstance(content, (str, bytes)):
             content = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError("request", f"no JSON: {error}") from None
+        raise BadRequestError("request", f"is not valid JSON: {error}") from None
     if not isinstance(content, Mapping):
-        raise BadRequestError("request", f"want a map of its fields, not a {type(content).__name__}")
+        raise BadRequestError("request", f"want a map of fields, not a {type(content).__name__}")
     return content
 
 
 def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
     unknown = next((name for name in content if name not in kind.__struct_fields__), None)
     if unknown is not None:
-        raise BadRequestError(str(unknown), f"there is no such field; there are {', '.join(kind.__struct_fields__)}")
+        raise BadRequestError(str(unknown), f"unknown field; the fields are {', '.join(kind.__struct_fields__)}")
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        what, path = _WHERE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
+        text, path = _MESSAGE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
         field, in_a_map, _ = (path or "").partition("[...]")
         if in_a_map:
             field = f"{field}.{_misfit(content[field], _VALUES[field])}"
-        about = _FIELD.search(what)
+        about = _FIELD.search(text)
         if about is not None:
             field = f"{field}.{about[1]}" if field else about[1]
-        if field in _CHOICES and what.startswith("Invalid enum value"):
-            what = f"{what}; want {' or '.join(choice for choice in _CHOICES[field] if choice)}"
-        raise BadRequestError(field or "request", what[:1].lower() + what[1:]) from None
+        if field in _CHOICES and text.startswith("Invalid enum value"):
+            text = f"{text}; want {' or '.join(choice for choice in _CHOICES[field] if choice)}"
+        raise BadRequestError(field or "request", text[:1].lower() + text[1:]) from None
 
 
-_WHERE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
-"""What msgspec says of a value, and where it stands."""
+_MESSAGE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
+"""A message of msgspec: its text, and the path of the value."""
 _FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
+"""The field that such a text names."""
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
+"""The words that a field may have; msgspec does not list them."""
 _VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
+"""The type of the values of each map; msgspec does not name the key of an invalid value."""
 
 
 def _misfit(values: Mapping[str, Any], kind: Any) -> str:
-    """The first key whose value is not of a kind: msgspec does not say which it was."""
+    """The first key whose value is not of type ``kind``."""
     for name, value in values.items():
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError:
             return name
-    raise AssertionError("msgspec found one")
+    raise AssertionError("msgspec found an invalid value, so there is one")

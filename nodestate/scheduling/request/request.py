@@ -1,8 +1,8 @@
-"""What somebody wants placed: validated once, when it comes in, and frozen from then on."""
+"""The request types. A request says what a user wants placed; it is validated when it is made, and does not change."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
@@ -33,47 +33,64 @@ Weight = Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
 
 
 class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The group that an instance belongs to. ``max_per_node`` is how many of an anti-affinity group may share a node."""
+    """The group that an instance belongs to, as a server group of OpenStack.
+
+    Raises ``BadRequestError`` if ``max_per_node`` is set for a policy other than anti-affinity.
+    """
 
     name: Word
+    """The group's name; instances with the same name are members of one group."""
     policy: Policy
+    """Whether members go to one node (affinity) or to different nodes (anti-affinity); soft policies prefer that."""
     max_per_node: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
+    """How many members of an anti-affinity group may share a node."""
 
     def __post_init__(self) -> None:
         if self.max_per_node != 1 and self.policy != "anti-affinity":
-            raise BadRequestError("group.max_per_node", f"only anti-affinity has one, not {self.policy}")
+            reason = f"only the policy anti-affinity has a max_per_node; leave it out for {self.policy}"
+            raise BadRequestError("group.max_per_node", reason)
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
-    """Instances that are all alike. Fields are as OpenStack names them.
+    """A request for one or several equal instances. The names of the fields follow OpenStack.
 
-    ``resources``: amounts by resource class. ``required_traits``: all of them; ``any_traits``: at least one;
-    ``forbidden_traits``: none. ``zone``: the node's; ``aggregates``: the node is in at least one. ``same_host``,
-    ``different_host``: instances that must, or must not, be on the node. ``force_nodes``: no others;
-    ``ignore_nodes``: not these. ``spread_by``: prefer zones, or aggregates, that have few of the group. ``weights``:
-    multipliers by weigher, for this request. ``max_age``: seconds; how old the view may be. ``instances``: their ids, made
-    up where they are not given. ``alternates``: further nodes to return for each.
-
-    Raises ``BadRequestError``, which names the field, when it is made and can't be right.
+    Raises ``BadRequestError``, which names the field, if a field is invalid or contradicts another one.
     """
 
     resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
+    """The amount of each resource class that one instance needs."""
     count: int = 1
+    """How many instances to place."""
     instances: Instances = ()
+    """The ids of the instances, one for each; if empty, ids are made."""
     required_traits: Words = ()
+    """Traits that the node must have, all of them."""
     any_traits: Words = ()
+    """Traits of which the node must have at least one."""
     forbidden_traits: Words = ()
+    """Traits of which the node must have none."""
     zone: Annotated[str, Meta(max_length=MAX_WORD_CHARS)] = ""
+    """The availability zone that the node must be in; empty if any will do."""
     aggregates: Words = ()
+    """Aggregates of which the node must be in at least one; empty if any node will do."""
     group: InstanceGroup | None = None
+    """The group that the instances belong to."""
     same_host: Instances = ()
+    """Instances of which at least one must be on the node."""
     different_host: Instances = ()
+    """Instances of which none may be on the node."""
     force_nodes: Names = ()
+    """The only nodes that are allowed; empty if any node is."""
     ignore_nodes: Names = ()
+    """Nodes that are not allowed."""
     spread_by: SpreadBy = ""
+    """Prefer zones, or aggregates, that have few members of the group."""
     weights: dict[str, Weight] = {}
+    """Multipliers by weigher, for this request, in place of the weighers' own."""
     alternates: int = 0
+    """How many further nodes to return for each instance."""
     max_age: Annotated[float, Meta(gt=0)] | None = None
+    """The greatest age of the view in seconds; None for the scheduler's own bound."""
 
     def __post_init__(self) -> None:
         _check_resources(self.resources)
@@ -83,21 +100,25 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             for trait in getattr(self, field):
                 check_trait(field, trait)
         if self.instances and len(self.instances) != self.count:
-            raise BadRequestError("instances", f"{len(self.instances)} ids for a count of {self.count}")
-        if len(set(self.instances)) != len(self.instances):
-            raise BadRequestError("instances", "one of them is named twice")
+            reason = (
+                f"{len(self.instances)} ids for a count of {self.count}; give one id for each instance, or no count"
+            )
+            raise BadRequestError("instances", reason)
+        _check_named_once("instances", self.instances)
         _check_apart("forbidden_traits", self.forbidden_traits, "required_traits", self.required_traits)
         if self.any_traits and set(self.any_traits) <= set(self.forbidden_traits):
-            raise BadRequestError("any_traits", "all of them are in forbidden_traits, so no node could do")
+            reason = "all of them are in forbidden_traits too, so no node matches; remove one of them there"
+            raise BadRequestError("any_traits", reason)
         _check_apart("different_host", self.different_host, "same_host", self.same_host)
         if self.force_nodes and set(self.force_nodes) <= set(self.ignore_nodes):
-            raise BadRequestError("force_nodes", "all of them are in ignore_nodes, so no node could do")
+            reason = "all of them are in ignore_nodes too, so no node matches; remove one of them there"
+            raise BadRequestError("force_nodes", reason)
         if self.spread_by and self.group is None:
-            raise BadRequestError("spread_by", "needs a group, whose members it spreads")
+            raise BadRequestError("spread_by", "needs a group, whose members are to be spread; set group, too")
         _check_hints(hints_of(self))
 
     def instance_ids(self, source: IdSource) -> tuple[str, ...]:
-        """Return the ids of the instances: those that the request names, else new ones from ``source``.
+        """Return the ids of the instances: the ids that the request names, else new ones from ``source``.
 
         New ids are made at the first call and kept, so that all later calls return the same ones.
         """
@@ -110,23 +131,28 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @cached_property
     def shape(self) -> bytes:
-        """The same for requests that every node is as good for: all that counts but who asks, how many and how fresh."""
+        """The fields by which nodes are judged, encoded. Requests of one shape rank all nodes alike: they differ at
+        most in ``count``, ``instances``, ``alternates`` and ``max_age``.
+        """
         return _encode(
             msgspec.structs.replace(self, count=1, instances=(), alternates=0, max_age=None),
         )
 
 
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Members that are placed all or not at all; each may ask for something else, and is one instance or ``count`` of them.
+    """A request for a reservation: members that are placed together or not at all, each with requirements of its own.
 
-    ``group`` holds for all members. ``hold_s``: how long the nodes are kept for it if nobody confirms or extends.
-    Raises ``BadRequestError`` when it is made and can't be right.
+    Raises ``BadRequestError``, which names the field, if a field is invalid or contradicts another one.
     """
 
     members: Annotated[tuple[Request, ...], Meta(max_length=MAX_GROUP_COUNT)]
+    """The members; a member with a ``count`` stands for that many instances."""
     group: InstanceGroup | None = None
+    """The group that all members belong to; members may have groups of their own only if this is None."""
     hold_s: float = 60.0
+    """Seconds for which the nodes are held unless the reservation is confirmed or extended."""
     max_age: Annotated[float, Meta(gt=0)] | None = None
+    """The greatest age of the view in seconds; None for the scheduler's own bound."""
 
     def __post_init__(self) -> None:
         size = sum(member.count for member in self.members)
@@ -135,10 +161,9 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         check_hold(self.hold_s)
         for number, member in enumerate(self.members):
             if member.group is not None and self.group is not None:
-                raise BadRequestError(f"members[{number}].group", "the reservation has a group already")
-        ids = [instance for member in self.members for instance in member.instances]
-        if len(set(ids)) != len(ids):
-            raise BadRequestError("members", "an instance is named twice")
+                reason = "the reservation has a group for all members; leave out one of the two"
+                raise BadRequestError(f"members[{number}].group", reason)
+        _check_named_once("members", [instance for member in self.members for instance in member.instances])
 
 
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
@@ -147,11 +172,14 @@ STORED_FIELDS: Final = (
     "required_traits", "any_traits", "forbidden_traits", "zone", "aggregates",
     "same_host", "different_host", "force_nodes", "ignore_nodes", "spread_by", "weights",
 )  # fmt: skip
+"""The fields of a request that are stored as hints, under their own names."""
 
 
 def hints_of(request: Request) -> dict[str, Any]:
-    """What stays with an allocation for its life: the request but its resources and its group's name, which stand beside
-    it. Only what was asked for; the names of the group's policy are those of Nova.
+    """The hints that an agent stores with an allocation as long as it exists: the constraints that the request sets.
+
+    Resources and the group's name are not among them, as they are fields of the allocation itself. The group's policy
+    is stored under the names that Nova uses.
     """
     hints = {field: value for field in STORED_FIELDS if (value := getattr(request, field))}
     hints = {field: list(value) if isinstance(value, tuple) else value for field, value in hints.items()}
@@ -163,14 +191,14 @@ def hints_of(request: Request) -> dict[str, Any]:
 
 
 def check_hold(seconds: float) -> None:
-    """Raises ``BadRequestError`` where a reservation can't be held for so long."""
+    """Raise ``BadRequestError`` unless a reservation may be held for this number of seconds."""
     if not MIN_HOLD_S <= seconds <= MAX_HOLD_S:
-        raise BadRequestError("hold_s", f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g}")
+        raise BadRequestError("hold_s", f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g} s")
 
 
 def _check_resources(resources: Mapping[str, int]) -> None:
     if not resources:
-        raise BadRequestError("resources", "empty; what should a node have for it?")
+        raise BadRequestError("resources", "empty; name at least one resource class, as in VCPU: 1")
     for name, amount in resources.items():
         field = f"resources.{name}"
         check_class(field, name)
@@ -182,7 +210,10 @@ def _check_hints(hints: Mapping[str, Any]) -> None:
     size = len(_encode(hints))
     if size > MAX_HINTS_BYTES:
         largest = max(hints, key=lambda field: len(_encode(hints[field])))
-        raise BadRequestError(largest, f"all hints of a request may have {MAX_HINTS_BYTES:,} bytes, and have {size:,}")
+        raise BadRequestError(
+            largest,
+            f"the hints of the request take {size:,} bytes together, over {MAX_HINTS_BYTES:,}; shorten this field",
+        )
 
 
 def _check_between(field: str, value: int, least: int, most: int) -> None:
@@ -193,4 +224,10 @@ def _check_between(field: str, value: int, least: int, most: int) -> None:
 def _check_apart(field: str, names: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:
     both = sorted(set(names) & set(others))
     if both:
-        raise BadRequestError(field, f"{both[0]} is in {other}, too")
+        raise BadRequestError(field, f"{both[0]} is in {other} too, so no node matches; remove it from one of the two")
+
+
+def _check_named_once(field: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise BadRequestError(field, f"the instance {twice} is named twice; name each instance once")

@@ -1,4 +1,4 @@
-"""The words that requests may use: OpenStack's resource classes and traits, and everybody's own that begin with CUSTOM_."""
+"""The vocabulary of requests: OpenStack's resource classes and traits, and custom ones, which begin with CUSTOM_."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nodestate.model import MAX_WORD_CHARS
 
 CUSTOM: Final = "CUSTOM_"
 _CUSTOM: Final = re.compile(rf"{CUSTOM}[A-Z0-9_]{{1,{MAX_WORD_CHARS - len(CUSTOM)}}}")
-"""As OpenStack has it, and as a node's state must name its classes."""
+"""The form of a custom name, by OpenStack's rule, which also holds for the classes in a node's state."""
 
 
 @cache
@@ -30,12 +30,12 @@ def _traits() -> frozenset[str]:
 
 
 def check_class(field: str, name: str) -> None:
-    """Raises ``BadRequestError`` where there is no such resource class."""
+    """Raise ``BadRequestError`` for ``field`` unless OpenStack has this resource class, or its name is a custom one."""
     _check(field, "resource class", name, _classes())
 
 
 def check_trait(field: str, name: str) -> None:
-    """Raises ``BadRequestError`` where there is no such trait."""
+    """Raise ``BadRequestError`` for ``field`` unless OpenStack has this trait, or its name is a custom one."""
     _check(field, "trait", name, _traits())
 
 
@@ -44,8 +44,9 @@ def _check(field: str, kind: str, name: str, known: Collection[str]) -> None:
         return
     if name.startswith(CUSTOM):
         raise BadRequestError(
-            field, f"no {kind} {name!r:.80}: after {CUSTOM} come A to Z, 0 to 9 and _, up to {MAX_WORD_CHARS} in all"
+            field,
+            f"{name!r:.80} is no {kind}: use A to Z, 0 to 9 and _ after {CUSTOM}, at most {MAX_WORD_CHARS} in all",
         )
     close = difflib.get_close_matches(name[:MAX_WORD_CHARS].upper(), known, 1)
     meant = f"; did you mean {close[0]}?" if close else ""
-    raise BadRequestError(field, f"no {kind} {name!r:.80} in OpenStack's vocabulary, and it is not {CUSTOM}…{meant}")
+    raise BadRequestError(field, f"OpenStack has no {kind} {name!r:.80}, and it does not begin with {CUSTOM}{meant}")

@@ -1,4 +1,4 @@
-"""The results of a selection: chosen nodes, and why these or none."""
+"""The results of a selection: the chosen nodes, or why there are none."""
 
 from __future__ import annotations
 
@@ -7,43 +7,49 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """How many nodes were left after a filter."""
+    """The number of nodes that were left after a filter."""
 
     filter: str
+    """The filter's name; ``all`` for the number before the first filter."""
     nodes: int
+    """How many nodes were left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """A resource class that no node had enough of: how much was ``wanted``, and the most that was ``free`` on one of those
-    that the filters before ``resources`` had left.
-    """
+    """A resource class of which no node had enough."""
 
     resource: str
+    """The class."""
     wanted: int
+    """The amount that the request asks for."""
     free: int
+    """The largest free amount on a node that passed the filters before ``resources``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where an instance goes, with the next best; ``node`` is None where it fits nowhere, and ``remaining`` then says why:
-    which filter left how many nodes, from all of them on, ``unknown`` what was named that is nowhere, ``lacks`` what
-    no node had enough of.
-    """
+    """The node for one instance, or the reasons why there is none."""
 
     instance: str
+    """The instance's id."""
     node: str | None
+    """The best node; None if no node passes the filters."""
     alternates: tuple[str, ...] = ()
+    """The next best nodes."""
     remaining: tuple[Remaining, ...] = ()
+    """If there is no node: how many nodes each filter left, in their order."""
     unknown: str = ""
+    """If there is no node: the node, zone or instance that the request names and that does not exist; else empty."""
     lacks: tuple[Lack, ...] = ()
+    """If there is no node: the resource classes of which no node had enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why nodes rank as they do: the filters as in ``Choice``, and the best nodes with the weight of each weigher, by its
-    multiplier.
-    """
+    """Why nodes rank as they do."""
 
     remaining: tuple[Remaining, ...]
+    """How many nodes each filter leaves, in their order."""
     best: tuple[tuple[str, dict[str, float]], ...]
+    """The best nodes, each with its weight by every weigher, multiplied by the weigher's multiplier."""

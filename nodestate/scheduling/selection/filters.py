@@ -1,8 +1,9 @@
-"""Filters: may this node have it? Each a small pure function of a fleet's rows and a request.
+"""Filters: may an instance of this request go to this node?
 
-A filter looks at each row by itself, and at nothing but the fleet and the request: what it said of a row holds until that
-row changes, or the group's members do. So a scheduler asks again for few rows. It returns a flag for each of ``rows``, or one
-for all. Others come in through the entry points ``nodestate.filters`` (docs/how-to/extend-the-scheduler.md).
+Each filter is a pure function of a fleet, rows and a request. It returns a flag for each of ``rows``, or one flag for
+all of them. A filter judges each row by itself, and reads nothing but the fleet and the request. Its result for a row
+therefore holds until the row, or the members of the request's group, change; only those rows are judged again.
+Installed packages add filters by the entry point ``nodestate.filters`` (docs/how-to/extend-the-scheduler.md).
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from nodestate.scheduling.fleet.row_types import Flags, RowIndex, count_of
 from nodestate.scheduling.request import Request
 
 Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]
+"""A filter's function."""
 
 
 def status(fleet: Fleet, rows: RowIndex, _request: Request) -> Flags | bool:
-    """The node is up, and its state within the bounds that the view was asked for."""
+    """The node is up and within the bounds of the view, and no newer state of it must be read before it is claimed."""
     return fleet.usable[rows]
 
 
 def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Every resource class has room: capacity less usage and less what is claimed."""
+    """The node has enough of every resource class: capacity less usage and claims."""
     fits: Flags | bool = True
     for name, amount in request.resources.items():
         if name not in fleet.free:
@@ -34,17 +36,17 @@ def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 
 def required_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has all of them."""
+    """The node has all required traits."""
     return fleet.traits.have_all(request.required_traits, rows) if request.required_traits else True
 
 
 def any_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has at least one of them."""
+    """The node has at least one of the traits."""
     return fleet.traits.have_any(request.any_traits, rows) if request.any_traits else True
 
 
 def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has none of them."""
+    """The node has none of the forbidden traits."""
     if not request.forbidden_traits:
         return True
     found = fleet.traits.have_any(request.forbidden_traits, rows)
@@ -52,7 +54,7 @@ def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | 
 
 
 def zone(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is in the zone."""
+    """The node is in the requested availability zone."""
     if not request.zone:
         return True
     return np.equal(fleet.zone[rows], fleet.zones.get(request.zone, -1))
@@ -64,28 +66,28 @@ def aggregates(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 
 def force_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is one of those that were named."""
+    """The node is among the nodes that the request allows."""
     if not request.force_nodes:
         return True
     return _among(fleet, rows, [fleet.rows[name] for name in request.force_nodes if name in fleet.rows])
 
 
 def ignore_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is none of those that were named."""
+    """The node is not among the nodes that the request rules out."""
     if not request.ignore_nodes:
         return True
     return ~_among(fleet, rows, [fleet.rows[name] for name in request.ignore_nodes if name in fleet.rows])
 
 
 def same_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """At least one of the instances is on the node, as Nova reads it."""
+    """At least one of the named instances is on the node, as in Nova."""
     if not request.same_host:
         return True
     return _among(fleet, rows, [row for instance in request.same_host for row in fleet.instances.rows_with(instance)])
 
 
 def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """None of the instances is on the node."""
+    """None of the named instances is on the node."""
     if not request.different_host:
         return True
     return ~_among(
@@ -94,7 +96,9 @@ def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bo
 
 
 def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The group's policy allows one more on the node: affinity where its members are, anti-affinity where few are."""
+    """The group's policy allows one more member on the node. Affinity: its members are on the node, or it has none.
+    Anti-affinity: fewer than ``max_per_node`` members are on the node.
+    """
     if request.group is None or request.group.policy.startswith("soft-"):
         return True
     members = fleet.groups.get(request.group.name)
@@ -106,6 +110,7 @@ def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 
 def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:
+    """For each of ``rows`` whether it is in ``these``."""
     if isinstance(rows, slice):
         flags = np.zeros(len(fleet), np.bool_)
         flags[these] = True
@@ -130,4 +135,7 @@ FILTERS: dict[str, Filter] = {
         group,
     )
 }
-"""In this order: whom a request names first, so that what refuses a forced node is told, then the cheap and the telling ones."""
+"""The filters of nodestate, in the order in which they are applied. The nodes that a request names come first: later
+filters then see only these nodes, so the first filter that leaves none is the one that refused a forced node. Cheap
+filters come next.
+"""

@@ -1,4 +1,4 @@
-"""The filters and weighers there are: ours, and those that installed packages add by entry point."""
+"""All filters and weighers: the ones of nodestate, and the ones that installed packages add by entry points."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 
 FILTER_GROUP: Final = "nodestate.filters"
+"""The entry point group of filters."""
 WEIGHER_GROUP: Final = "nodestate.weighers"
+"""The entry point group of weighers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What decides: filters and weighers by name, in the order in which they are asked."""
+    """The filters and weighers that a scheduler decides by."""
 
     filters: dict[str, Filter]
+    """The filters by name, in the order in which they are applied."""
     weighers: dict[str, Weigher]
+    """The weighers by name."""
 
 
 def own() -> Policies:
-    """Those that come with nodestate."""
+    """The filters and weighers that come with nodestate."""
     return Policies(dict(FILTERS), dict(WEIGHERS))
 
 
 def installed() -> Policies:
-    """Ours, then those of installed packages. Raises ``ConfigError`` where one can't be loaded, or takes a name of ours."""
+    """The filters and weighers of nodestate, then the ones of installed packages. Raises ``ConfigError`` if an entry
+    point cannot be loaded, is no filter or weigher, or has a name that is taken.
+    """
     policies = own()
     for name, found in _loaded(FILTER_GROUP, callable):
         _add(policies.filters, FILTER_GROUP, name, found)
@@ -45,15 +51,19 @@ def _loaded(group: str, fits: Callable[[Any], bool]) -> list[tuple[str, Any]]:
             found = point.load()
         except Exception as error:
             raise ConfigError(
-                f"entry point {point.name!r} of {group} ({point.value}) can't be loaded: {error}"
+                f"entry point {point.name!r} of {group} ({point.value}) can't be loaded: {error}; "
+                "mend or uninstall its package"
             ) from error
         if not fits(found):
-            raise ConfigError(f"entry point {point.name!r} of {group} ({point.value}) is a {type(found).__name__}")
+            raise ConfigError(
+                f"entry point {point.name!r} of {group} ({point.value}) is a {type(found).__name__}; "
+                f"it must be a function{' or a Weigher' if group == WEIGHER_GROUP else ''}"
+            )
         loaded.append((point.name, found))
     return loaded
 
 
 def _add(there: dict[str, Any], group: str, name: str, found: Any) -> None:
     if name in there:
-        raise ConfigError(f"entry point {name!r} of {group}: there is one of that name already")
+        raise ConfigError(f"entry point {name!r} of {group}: the name is taken; give it another name")
     there[name] = found

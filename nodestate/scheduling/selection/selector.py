@@ -1,4 +1,4 @@
-"""Selection: the best node for each instance of a request, on one state of the fleet."""
+"""The selector: the best nodes for each instance of a request, on the fleet as it is."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling.fleet import Fleet, OutstandingClaims
 from nodestate.scheduling.fleet.row_types import Flags, Scores
 from nodestate.scheduling.request import Request
-from nodestate.scheduling.selection import policy_guard as asking
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import Policies
-from nodestate.scheduling.selection.ranking import Ranking, active
+from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_weigher
+from nodestate.scheduling.selection.ranking import Ranking, active_weighers
 
 KEPT_RANKINGS_COUNT: Final = 64
+"""Rankings that a selector keeps; the one that was used the longest time ago is dropped first."""
 
 
 class Selector:
-    """Chooses rows of a fleet; ``seed`` shuffles nodes that are equally good, so that schedulers do not all take the same, and
-    ``sharing`` says which of them to prefer while others are at work.
+    """Chooses nodes of a fleet by filters and weighers.
 
-    What it works out for a request it keeps, so the next of the same shape costs what changed on the fleet. Where a filter or a
-    weigher fails, whoever asked gets a ``PolicyError``.
+    The selector keeps a ranking for each shape of request, so that the next request of the same shape costs only what
+    changed on the fleet. All methods raise ``PolicyError`` if a filter or a weigher fails.
+
+    Args:
+        fleet: The fleet to choose from.
+        policies: The filters and weighers.
+        seed: The seed by which equally good nodes are shuffled, so that schedulers do not all take the same one.
+        node_preference: The nodes that the scheduler prefers while others are active; None for no preference.
+        ids: The source of ids for instances that a request does not name; None for random ids.
     """
 
     def __init__(
@@ -40,29 +47,38 @@ class Selector:
         ids: IdSource | None = None,
     ) -> None:
         self.fleet = fleet
+        """The fleet to choose from."""
         self.policies = policies
+        """The filters and weighers."""
         self._node_preference = node_preference
+        """The nodes that this scheduler prefers; None for no preference."""
         self._ids: IdSource = ids if ids is not None else SystemIds()
+        """The source of ids for instances without one."""
         self._random = np.random.default_rng(seed)
+        """The source of ``_shuffle``."""
         self._shuffle: Scores = np.zeros(0)
+        """A random number from 0 to 1 for each row, which decides between equally good rows."""
         self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
+        """The rankings by shape of request, the one that was used last at the end."""
 
     def check(self, request: Request) -> None:
-        """Raises ``BadRequestError`` where a request names a weigher that there is not: only who has them can tell."""
-        active(request, self.policies.weighers)
+        """Raise ``BadRequestError`` if a request gives a weight to a weigher that this selector does not have."""
+        active_weighers(request, self.policies.weighers)
 
     def best(self, request: Request, count: int = 1, exclude: Collection[int] = ()) -> list[int]:
-        """Up to ``count`` rows that the request may go to, the best first, none of those in ``exclude``."""
+        """Up to ``count`` rows that pass all filters, the best first, without the rows in ``exclude``."""
         return self._ranking(request).best(count, exclude)
 
     def passes(self, request: Request, row: int) -> bool:
-        """Whether the request may go to a row."""
+        """Whether a row passes all filters for the request."""
         return bool(self._ranking(request).score[row] != -np.inf)
 
     def choices(self, request: Request) -> list[Choice]:
-        """A node for each instance, as if those before it were there already. Nothing is claimed."""
+        """Choose a node for each instance of the request, as if the instances before it were on their nodes already.
+        Nothing is claimed, and the fleet is afterwards as before.
+        """
         choices = []
-        with self._restored() as laid_over:
+        with self._restored() as replaced:
             for instance in request.instance_ids(self._ids):
                 rows = self.best(request, 1 + request.alternates)
                 names = [self.fleet.names[row] for row in rows]
@@ -71,15 +87,20 @@ class Selector:
                     choices.append(Choice(instance, None, (), remaining, unknown, lacks))
                     continue
                 choices.append(Choice(instance, names[0], tuple(names[1:])))
-                self.lay_over(rows[0], instance, request, laid_over)
+                self.assume(rows[0], instance, request, replaced)
         return choices
 
-    def lay_over(
-        self, row: int, instance: str, request: Request, laid_over: dict[int, OutstandingClaims | None]
-    ) -> None:
-        """Act as if the instance were on the row; ``laid_over`` gets what was there before."""
+    def assume(self, row: int, instance: str, request: Request, replaced: dict[int, OutstandingClaims | None]) -> None:
+        """Show the fleet as if the instance were on the row.
+
+        Args:
+            row: The row.
+            instance: The instance's id.
+            request: The request, for the instance's resources and group.
+            replaced: Gets the outstanding claims that the row had before, unless it has those of an earlier call.
+        """
         before = self.fleet.claim_overlay.outstanding.get(row)
-        laid_over.setdefault(row, before)
+        replaced.setdefault(row, before)
         amounts = dict(before.amounts) if before is not None else {}
         for name, amount in request.resources.items():
             amounts[name] = amounts.get(name, 0) + amount
@@ -88,18 +109,18 @@ class Selector:
         self.fleet.overlay(row, OutstandingClaims(amounts, tenants, before is not None and before.blocked))
 
     def remaining(self, request: Request, exclude: Collection[int] = ()) -> tuple[Remaining, ...]:
-        """How many nodes each filter left, one after the other."""
+        """How many nodes each filter leaves, in their order, without the rows in ``exclude``."""
         fleet = self.fleet
         left: Flags = np.ones(len(fleet), np.bool_)
         left[list(exclude)] = False
         found = [Remaining("all", int(left.sum()))]
         for name, filter_ in self.policies.filters.items():
-            left = left & asking.guarded_filter(name, filter_)(fleet, fleet.all, request)
+            left = left & guarded_filter(name, filter_)(fleet, fleet.all, request)
             found.append(Remaining(name, int(left.sum())))
         return tuple(found)
 
     def unknown(self, request: Request) -> str:
-        """What a request insists on that is nowhere: the nodes, the zone, the instances. Empty where there is no such thing."""
+        """A sentence about a required node, zone or instance that does not exist; empty if all of them exist."""
         fleet = self.fleet
         if not len(fleet):
             return ""
@@ -112,14 +133,16 @@ class Selector:
         return ""
 
     def lacks(self, request: Request, exclude: Collection[int] = ()) -> tuple[Lack, ...]:
-        """The classes that no node has enough of, of those that ``resources`` was asked of; without the rows in ``exclude``."""
+        """The resource classes of which no node has enough, among the nodes that pass the filters before ``resources``
+        and whose rows are not in ``exclude``.
+        """
         fleet = self.fleet
         left: Flags = np.ones(len(fleet), np.bool_)
         left[list(exclude)] = False
         for name, filter_ in self.policies.filters.items():
             if name == "resources":
                 break
-            left = left & asking.guarded_filter(name, filter_)(fleet, fleet.all, request)
+            left = left & guarded_filter(name, filter_)(fleet, fleet.all, request)
         if not left.any():
             return ()
         most = {
@@ -131,10 +154,12 @@ class Selector:
         )
 
     def explain(self, request: Request, count: int = 5, exclude: Collection[int] = ()) -> Explanation:
-        """Why: filter by filter, and the best nodes weigher by weigher; without the rows in ``exclude``."""
+        """Explain a selection: what each filter leaves, and the weights of the ``count`` best nodes, without the rows
+        in ``exclude``.
+        """
         best = []
-        weighed = active(request, self.policies.weighers)
-        weighs = [(name, asking.guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in weighed]
+        weighed = active_weighers(request, self.policies.weighers)
+        weighs = [(name, guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in weighed]
         for row in self.best(request, count, exclude):
             rows = np.array([row])
             parts = {
@@ -160,17 +185,17 @@ class Selector:
         if self._node_preference is None:
             ranking.refresh(self._shuffle)
         else:
-            worth = self._node_preference.bonus(self.fleet.names)
-            ranking.refresh(self._shuffle, worth, self._node_preference.changes)
+            bonus = self._node_preference.bonus(self.fleet.names)
+            ranking.refresh(self._shuffle, bonus, self._node_preference.changes)
         return ranking
 
     @contextmanager
     def _restored(self) -> Iterator[dict[int, OutstandingClaims | None]]:
-        laid_over: dict[int, OutstandingClaims | None] = {}
+        replaced: dict[int, OutstandingClaims | None] = {}
         try:
-            yield laid_over
+            yield replaced
         finally:
-            for row, before in laid_over.items():
+            for row, before in replaced.items():
                 self.fleet.overlay(row, before)
 
 

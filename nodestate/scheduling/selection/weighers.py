@@ -1,9 +1,11 @@
-"""Weighers: how good is this node for it? Each a small pure function of a fleet's rows and a request, from 0 to 1.
+"""Weighers: how good is this node for this request, from 0 to 1?
 
-A weigher looks at each row by itself, as a filter does, and at which resource classes there are at all; nothing is
-normalized over the nodes that are left, as Nova does it, so one odd node does not change what the others are worth, and a
-row is weighed again only when it changed. What a node is worth is the sum of multiplier times weight; a negative
-multiplier turns a weigher round. Others come in through the entry points ``nodestate.weighers``.
+Each weigher is a pure function of a fleet, rows and a request. A weigher judges each row by itself, as a filter does,
+and may also read which resource classes the fleet has. Nova
+normalizes each weight over the nodes that passed the filters, so one unusual node changes the weights of all others.
+Nodestate does not normalize: a row is weighed again only if it changed. The score of a node is the sum of multiplier
+times weight over all weighers; a negative multiplier reverses a weigher. Installed packages add weighers by the entry
+point ``nodestate.weighers``.
 """
 
 from __future__ import annotations
@@ -14,38 +16,40 @@ from typing import NamedTuple
 import numpy as np
 
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.fleet.row_types import Counts, RowIndex, Scores, count_of
+from nodestate.scheduling.fleet.row_types import RowAmounts, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
 
 
 class Weigher(NamedTuple):
-    """A function and the multiplier that it has where a request names none; 0: it is not asked unless one does."""
+    """A weigher's function, and when and by which multiplier it counts."""
 
     weigh: Callable[[Fleet, RowIndex, Request], Scores | float]
+    """Returns a weight from 0 to 1 for each row, or one for all."""
     multiplier: float = 1.0
+    """The multiplier unless the request names another; a weigher whose multiplier is 0 is not called."""
     needs: str = ""
-    """The field of a request without which it says nothing."""
+    """The field of the request that must be set for the weigher to be called; empty if it is always called."""
     by_group: bool = False
-    """Whether it looks at where all of the group are, so that a row can change its weight while nothing on it did."""
+    """Whether a row's weight depends on members of the group on other rows; if so, all rows are weighed each time."""
 
 
 def cpu(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of VCPU that is free."""
+    """The share of the node's VCPU that would be free with the instance on it."""
     return _free_share(fleet, rows, request, "VCPU")
 
 
 def ram(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of MEMORY_MB that is free."""
+    """The share of the node's MEMORY_MB that would be free with the instance on it."""
     return _free_share(fleet, rows, request, "MEMORY_MB")
 
 
 def disk(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of DISK_GB that is free."""
+    """The share of the node's DISK_GB that would be free with the instance on it."""
     return _free_share(fleet, rows, request, "DISK_GB")
 
 
 def pack(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """How full the node would be, of the classes that are asked for: high where little would be left over (best fit)."""
+    """How full the node would be, over the requested classes: high if little would be left over (best fit)."""
     shares = [
         1.0 - _left_share(fleet.free[name][rows] - amount, fleet.amounts[name][0][rows])
         for name, amount in request.resources.items()
@@ -55,7 +59,7 @@ def pack(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def balance(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """How evenly the node would be used over the classes that are asked for: 1 where all alike."""
+    """How evenly the node would be used, over the requested classes: 1 if the same share of each would be left."""
     left = [
         _left_share(fleet.free[name][rows] - amount, fleet.amounts[name][0][rows])
         for name, amount in request.resources.items()
@@ -65,7 +69,9 @@ def balance(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def spare(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High where the node has nothing of classes that are not asked for: so that who needs no GPU leaves them to others."""
+    """The share of the custom classes, without the requested ones, of which the node has nothing free. An instance that
+    needs no GPU so leaves the nodes with free GPUs to instances that do.
+    """
     wasted = np.zeros(count_of(rows), np.float64)
     rare = [name for name in fleet.amounts if name not in request.resources and name.startswith("CUSTOM_")]
     for name in rare:
@@ -74,7 +80,7 @@ def spare(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def soft_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High where many of a soft-affinity group are."""
+    """High if many members of a soft-affinity group are on the node."""
     if request.group is None or request.group.policy != "soft-affinity":
         return 0.0
     members = _members(fleet, rows, request.group.name)
@@ -82,14 +88,14 @@ def soft_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | fl
 
 
 def soft_anti_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High where few of a soft-anti-affinity group are."""
+    """High if few members of a soft-anti-affinity group are on the node."""
     if request.group is None or request.group.policy != "soft-anti-affinity":
         return 0.0
     return 1.0 / (1.0 + _members(fleet, rows, request.group.name))
 
 
 def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High in zones, or aggregates, that have few of the group."""
+    """High if few members of the group are in the node's zone, or in its aggregates."""
     if not request.spread_by or request.group is None:
         return 0.0
     members = fleet.groups.get(request.group.name, {})
@@ -99,23 +105,25 @@ def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
             counts[fleet.zone[row]] += count
         return 1.0 / (1.0 + counts[fleet.zone[rows]])
     crowd = np.zeros(len(fleet), np.float64)
-    for word, count in fleet.aggregates.counted(members).items():
+    for word, count in fleet.aggregates.count_by_word(members).items():
         crowd[fleet.aggregates.rows_of(word, len(fleet))] += count
     return 1.0 / (1.0 + crowd[rows])
 
 
 def _free_share(fleet: Fleet, rows: RowIndex, request: Request, name: str) -> Scores | float:
+    """The share of a class that would be free with the instance on the node; 0 for a class that no node has."""
     if name not in fleet.free:
         return 0.0
     return _left_share(fleet.free[name][rows] - request.resources.get(name, 0), fleet.amounts[name][0][rows])
 
 
-def _left_share(left: Counts, capacity: Counts) -> Scores:
-    """0 where there is no capacity."""
+def _left_share(left: RowAmounts, capacity: RowAmounts) -> Scores:
+    """The amount that is left as a share of the capacity; 0 for a node without capacity."""
     return np.asarray(np.maximum(left, 0) / np.maximum(capacity, 1), np.float64)
 
 
 def _members(fleet: Fleet, rows: RowIndex, group: str) -> Scores:
+    """How many members of a group are on each row."""
     counts = np.zeros(len(fleet), np.float64)
     for row, count in fleet.groups.get(group, {}).items():
         counts[row] = count
@@ -133,3 +141,4 @@ WEIGHERS: dict[str, Weigher] = {
     "soft_anti_affinity": Weigher(soft_anti_affinity, 2.0, "group"),
     "spread": Weigher(spread, 4.0, "spread_by", by_group=True),
 }
+"""The weighers of nodestate, by name."""
