@@ -1,4 +1,4 @@
-"""Opens sessions, and does what follows when one is lost: written once, for all transports.
+"""Opening sessions, and replacing lost ones: written once, for all transports.
 
 A transport's exceptions end here. ``SessionHolder`` and ``one_off_session`` turn them into ``BrokerUnavailableError``.
 """

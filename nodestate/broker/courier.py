@@ -38,7 +38,7 @@ class KombuCourier:
         self._sessions: SessionHolder[OrderSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
         self._answers: list[Answer] = []
-        """Answers that arrived and were not returned yet."""
+        """Answers that arrived and are not yet returned."""
 
     @property
     def reply_to(self) -> str:

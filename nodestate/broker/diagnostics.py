@@ -1,4 +1,4 @@
-"""What ``nodestate doctor`` reads from a broker."""
+"""Facts about a broker, its queues and its dead letters, for ``nodestate doctor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one session type behind which the transports stand, and the values that a session returns.
+"""The one session type behind which the transports stand, and the values that sessions return.
 
 ``rabbitmq/`` and ``virtual/`` each implement these protocols. ``connector.py`` chooses between the two, and alone decides
 what happens when a connection is opened or lost. The other modules of this package see these protocols only::
@@ -33,7 +33,7 @@ def unavailable(broker: str, error: BaseException) -> BrokerUnavailableError:
 
 
 class ServerFacts(NamedTuple):
-    """What the server at the other end reports. ``fails_over``: a queue whose consumer dies goes to another by itself."""
+    """Facts about the server at the other end. ``fails_over``: a queue whose consumer dies goes to another by itself."""
 
     transport: str
     product: str
@@ -58,7 +58,7 @@ class QueueCounts(NamedTuple):
 
 
 class Session(Protocol):
-    """What every session has: the errors of its transport, and two ways to end."""
+    """The base of all sessions: the errors of the transport, and two ways to end."""
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -114,7 +114,7 @@ class ConsumerSession(Session, Protocol):
     """Receives and acks the messages of a member's partitions."""
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
-        """Subscribe the partitions of ``first`` now, and those of ``standby`` after ``standby_s`` seconds."""
+        """Subscribe the ``first`` partitions now, and the ``standby`` partitions after ``standby_s`` seconds."""
 
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
         """Up to ``limit`` messages, in order within a partition; waits up to ``timeout_s`` for them."""
@@ -134,7 +134,7 @@ class PublisherSession(Session, Protocol):
 
     @property
     def unconfirmed(self) -> int:
-        """Number of events that were published and are not confirmed yet."""
+        """Number of events that are published and not yet confirmed."""
 
     def is_stale(self) -> bool:
         """Process the frames that have arrived. True if the connection broke while no publish was unconfirmed."""
@@ -160,7 +160,7 @@ class OrderSession(Session, Protocol):
         """Name of the queue for answers."""
 
     def is_stale(self) -> bool:
-        """Process what has arrived. True if the connection broke meanwhile."""
+        """Process the frames that have arrived. True if the connection broke meanwhile."""
 
     def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:
         """Send orders, each with its encoded body. Each is dropped after ``expires_s`` seconds if the transport can do so."""
@@ -174,7 +174,7 @@ class BrokerSession(Session, Protocol):
 
     @property
     def facts(self) -> ServerFacts:
-        """What the server reports about itself."""
+        """Product and version of the server."""
 
     @property
     def queues(self) -> QueueAdmin:
@@ -196,7 +196,7 @@ class BrokerSession(Session, Protocol):
         """Process one message that the broker sent; False if none came within ``timeout_s``."""
 
     def consumer(self, number: int, clock: Clock) -> ConsumerSession:
-        """Use this connection for a consumer; ``number`` is what its deliveries carry as their session."""
+        """Use this connection for a consumer; its deliveries carry ``number`` as their session."""
 
     def publisher(self, heartbeat_s: float, clock: Clock) -> PublisherSession:
         """Use this connection for an agent's events; ``heartbeat_s`` is the heartbeat that it was opened with."""
@@ -204,6 +204,6 @@ class BrokerSession(Session, Protocol):
     def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> OrderSession:
         """Use this connection for a scheduler's orders.
 
-        Within ``pump`` and ``send``, ``on_answer`` gets the bodies of answers, and ``on_unroutable`` those of orders for
-        nodes that no agent listens for.
+        Within ``pump`` and ``send``, ``on_answer`` gets the body of each answer, and ``on_unroutable`` the body of each
+        order for a node that no agent listens for.
         """

@@ -52,11 +52,11 @@ class KombuSink:
         self._order_queue: OwnQueue | None = None
         """The session's queue for orders; opened when the sink first listens for a node."""
         self._resyncs: list[Resync] = []
-        """Resync requests that arrived and were not returned yet."""
+        """Resync requests that arrived and are not yet returned."""
         self._nodes: dict[str, None] = {}
         """Nodes whose orders the sink listens for."""
         self._order_bodies: list[bytes] = []
-        """Orders that arrived and were not returned yet."""
+        """Orders that arrived and are not yet returned."""
         self.bad_orders = 0
         """Number of orders that could not be decoded."""
 

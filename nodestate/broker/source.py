@@ -21,7 +21,7 @@ class KombuSource:
 
     away --any call but ack, close--> connected, in a new session: subscribes ``partitions_first``, after ``standby_s``
         also ``partitions_standby``, and sends an activation message into the queue of each
-    connected --an error, close--> away; the broker gives what was not acked to the next consumer, in order
+    connected --an error, close--> away; the broker gives unacked messages to the next consumer, in order
 
     An activation message is published to a partition's own queue: the consumer that receives it knows that it is the
     queue's active one. RabbitMQ does not tell a consumer that it became the active one. So until the first message of a
@@ -85,7 +85,7 @@ class KombuSource:
             session.dead_letter(delivery.body, headers)
 
     def close(self) -> None:
-        """Close the connection; the broker delivers again what was not acked. The next ``receive`` reconnects."""
+        """Close the connection; unacked messages are delivered again. The next ``receive`` reconnects."""
         self._sessions.close()
 
     def _open_connection(self) -> BrokerSession:

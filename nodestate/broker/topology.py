@@ -1,16 +1,18 @@
 """Every name at the broker, as a function of the cell. The map::
 
     exchange nodestate.{cell}.events             direct   routing key = bucket of the node
-    queue    nodestate.{cell}.{partitions}.{n}            one per partition of each layout, durable, one active consumer at a time,
-                                                          bound to the partition's buckets
+    queue    nodestate.{cell}.{partitions}.{n}            one per partition of each layout, durable, with one active
+                                                          consumer at a time; bound to the partition's buckets
     exchange nodestate.{cell}.dead               direct   routing key "dead"
-    queue    nodestate.{cell}.dead                        what was given up, the reason in a header
+    queue    nodestate.{cell}.dead                        messages that were given up, the reason in a header
     exchange nodestate.{cell}.control            fanout   one exclusive queue per agent: resync requests
-    exchange nodestate.{cell}.orders             direct   routing key = node; one exclusive queue per agent, bound once per node
+    exchange nodestate.{cell}.orders             direct   routing key = node; one exclusive queue per agent, bound once
+                                                          per node
 
-Layouts live side by side: an event goes into one queue of each, and is confirmed when it is in all of them. So publishers know of no
-layout. Consumers declare theirs whenever they connect; everybody else declares that of the settings only where
-there is none yet, so that no event is unroutable because nobody consumed so far.
+Layouts exist side by side: an event goes into one queue of each, and is confirmed when it is in all of them. So
+publishers need not know the layouts. A consumer declares the queues of its layout whenever it connects. Every other
+process declares the settings' layout only if the cell has no layout, so that events are routable before the first
+consumer connects.
 """
 
 from __future__ import annotations
@@ -43,22 +45,22 @@ class Topology:
 
     @property
     def exchange(self) -> str:
-        """Where events are published, with the node's bucket as routing key."""
+        """The exchange for events; the routing key is the node's bucket."""
         return f"nodestate.{self.cell}.events"
 
     @property
     def dead(self) -> str:
-        """Exchange and queue of what was given up."""
+        """Exchange and queue of messages that were given up."""
         return f"nodestate.{self.cell}.dead"
 
     @property
     def control(self) -> str:
-        """Where resyncs are broadcast."""
+        """The exchange that broadcasts resync requests."""
         return f"nodestate.{self.cell}.control"
 
     @property
     def orders(self) -> str:
-        """Where orders are published, with the node as routing key."""
+        """The exchange for orders; the routing key is the node."""
         return f"nodestate.{self.cell}.orders"
 
     def queue(self, partition: int) -> str:
@@ -67,7 +69,7 @@ class Topology:
         return f"nodestate.{self.cell}.{self.partitions}.{partition}"
 
     def buckets(self, partition: int) -> range:
-        """The buckets that a partition has."""
+        """The buckets whose events go to a partition."""
         return range(partition, BUCKETS_COUNT, self.partitions)
 
     def queues(self) -> Iterator[tuple[int, str]]:
@@ -76,11 +78,11 @@ class Topology:
 
     @property
     def queue_arguments(self) -> dict[str, Any]:
-        """What a partition's queue is declared with. Changing any of it needs the queue to be deleted first."""
+        """Arguments of a partition's queue. To change one, the queue must be deleted first."""
         return {
             "x-queue-type": self.queue_type,
             "x-single-active-consumer": True,
-            # What RabbitMQ itself gives up (a quorum queue's delivery limit) ends in the same place.
+            # Messages that RabbitMQ itself gives up (a quorum queue's delivery limit) go to the same queue.
             "x-dead-letter-exchange": self.dead,
             "x-dead-letter-routing-key": DEAD_KEY,
         }

@@ -43,7 +43,7 @@ class MemoryBroker:
     """
 
     name = "memory"
-    """What error messages call this broker."""
+    """The broker's name in error messages."""
 
     def __init__(self, partitions: int, *, clock: Clock | None = None, prefetch: int = 2000) -> None:
         self.partitions = partitions
@@ -73,7 +73,7 @@ class MemoryBroker:
     # -- connections
 
     def source(self, partitions: Sequence[int], standby: Sequence[int] = (), layout: int = 0) -> MemorySource:
-        """A consumer of these partitions of a layout (0: the first layout), behind those that came before.
+        """A consumer of these partitions of a layout (0: the first layout), behind all earlier consumers.
 
         From the second ``receive`` of a session on it also consumes the partitions of ``standby``.
         """
@@ -107,7 +107,7 @@ class MemoryBroker:
         return True
 
     def set_aside(self, layout: int, used: int) -> int:
-        """Let no more events into the queues of a layout without consumers, once those of layout ``used`` exist.
+        """Let no more events into the queues of a layout without consumers, once layout ``used`` has its queues.
 
         Returns the number of messages that wait in them; 0, and nothing changes, if one has a consumer.
         """

@@ -29,7 +29,7 @@ class MemoryCourier:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.arrived: list[Answer] = []
-        """Answers that arrived and were not returned yet."""
+        """Answers that arrived and are not yet returned."""
         self._broker = broker
         self._queue = ""
         """Name of the queue for answers; empty unless connected."""

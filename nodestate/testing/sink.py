@@ -47,9 +47,9 @@ class MemorySink:
         self._lost: list[Callable[[bool], None]] = []
         """``on_done`` of the events that were unconfirmed when the connection broke; called by the next call."""
         self.resync_requests: list[Resync] = []
-        """Resync requests that arrived and were not returned yet."""
+        """Resync requests that arrived and are not yet returned."""
         self.order_messages: list[TransitMessage] = []
-        """Orders that arrived and were not returned yet."""
+        """Orders that arrived and are not yet returned."""
         self.bad_orders = 0
         """Number of orders that could not be decoded."""
         self._nodes: dict[str, None] = {}
@@ -112,7 +112,7 @@ class MemorySink:
             self._unbind(known)
 
     def orders(self) -> list[Order]:
-        """Orders that arrived since the last call, without those that have expired.
+        """Orders that arrived since the last call and have not expired.
 
         An order that cannot be decoded is counted, and refused in an answer if it says where to send one.
         """

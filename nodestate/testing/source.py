@@ -22,8 +22,8 @@ class MemorySource:
     connected --disconnect, broker.stop--> broken --the next call raises--> away
     any --crash--> gone, for good
 
-    A standby may become the active consumer of an empty queue. So whenever a queue is empty from which this session has
-    had no message yet, it gets another activation message.
+    A standby may become the active consumer of an empty queue. So while this session has had no message from a queue, each
+    ``receive`` that finds the queue empty sends it another activation message.
 
     Faults: ``crash`` and ``disconnect``::
 
@@ -53,7 +53,7 @@ class MemorySource:
         self._joined: list[int] = []
         """Partitions that this session consumes."""
         self._silent: set[int] = set()
-        """Those of them from which this session has had no message yet."""
+        """Those of them from which this session has not had a message."""
         self._unacked: dict[int, dict[int, MemoryMessage]] = {}
         """By partition, then by tag: messages that were delivered and not acked."""
         self._last_tag = 0

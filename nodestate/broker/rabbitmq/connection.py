@@ -37,7 +37,7 @@ class _ReadAheadBuffer:
         self._piece = b""
         """The bytes that were read last."""
         self._at = 0
-        """Index of the first byte in ``_piece`` that was not served yet."""
+        """Index of the first byte in ``_piece`` that is not yet served."""
         transport._quick_recv = self  # noqa: SLF001 - ditto
 
     def __call__(self, size: int) -> bytes:
@@ -51,7 +51,7 @@ class _ReadAheadBuffer:
 
     @property
     def waiting(self) -> bool:
-        """True while the buffer holds bytes that were not served yet."""
+        """True while the buffer holds bytes that are not yet served."""
         return self._at < len(self._piece)
 
 
@@ -94,7 +94,7 @@ class RabbitConnection:
             self._amqp.on_blocked = self._on_blocked
             self._amqp.on_unblocked = self._on_unblocked
             self._ahead = _ReadAheadBuffer(self._amqp.transport)
-            """Bytes that were read from the socket and not parsed yet."""
+            """Bytes that were read from the socket and are not yet parsed."""
             self.socket = self._amqp.transport.sock
             """The connection's socket."""
             self.socket.settimeout(config.broker_timeout_s)
@@ -112,7 +112,7 @@ class RabbitConnection:
 
     @property
     def facts(self) -> ServerFacts:
-        """What the server reports about itself."""
+        """Product and version, as the server reports them."""
         properties = self._amqp.server_properties
         return ServerFacts(
             "amqp", str(properties.get("product", "?")), str(properties.get("version", "?")), fails_over=True

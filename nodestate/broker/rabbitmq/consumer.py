@@ -53,7 +53,7 @@ class RabbitConsumerSession:
         self._config = config
         self._topology = Topology.of(config)
         self._number = number
-        """What deliveries carry as their session."""
+        """The session number that deliveries carry."""
         self._clock = clock
         self._queues = RabbitQueues(connection)
         """Counts the messages of silent partitions' queues."""
@@ -62,7 +62,7 @@ class RabbitConsumerSession:
         self._channels: dict[int, _PartitionChannel] = {}
         """Subscribed partitions with their channels."""
         self._buffer: deque[Delivery] = deque()
-        """Deliveries that arrived and were not returned by ``receive`` yet."""
+        """Deliveries that arrived and are not yet returned by ``receive``."""
         self._standby: tuple[int, ...] = ()
         """Partitions to subscribe at ``_standby_at``."""
         now = clock.monotonic()
@@ -71,7 +71,7 @@ class RabbitConsumerSession:
         self._activate_at = now + config.standby_s
         """Monotonic time of the next look for silent partitions."""
         self._silent: list[int] = []
-        """Silent partitions that this round has not checked yet."""
+        """Silent partitions that are not yet checked in this round."""
         self._beat_at = now
         """Monotonic time of the next heartbeat."""
 

@@ -1,37 +1,45 @@
-"""What is under way on one AMQP channel, counted as the broker counts: pure, without a connection.
+"""Publishes and deliveries of one AMQP channel that are not yet settled, counted as the broker counts them.
 
 A publish:  sent --ack--> done(True)      sent --nack, or the connection broke--> done(False)
-A delivery: received --ack--> acked: in one frame with all before it, or alone where one before it is not acked yet
+A delivery: received --ack--> acked, by a frame for it and all before it, or by one for it alone if one before it is not acked
+
+Pure: these classes have no connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-OnDone = Callable[[bool], None]
+from nodestate.broker.sessions import OnDone
 
 
 class Confirms:
-    """Publishes between sending and their confirm. Tags count from 1, as the broker's do after ``confirm.select``.
+    """Publishes between sending and confirm. Tags count from 1, as the broker's do after ``confirm.select``.
 
     Each ``on_done`` is called exactly once. It must not publish.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[int, OnDone] = {}
+        """By tag, the callbacks of unconfirmed publishes."""
         self._oldest = 1
+        """All publishes with a smaller tag are settled."""
         self._last = 0
+        """Tag of the last publish."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def sent(self, on_done: OnDone) -> None:
-        """One more message went out."""
+        """Count one more publish."""
         self._last += 1
         self._waiting[self._last] = on_done
 
     def settle(self, tag: int, multiple: bool, ok: bool) -> None:
-        """The broker's answer for ``tag``; with ``multiple`` for all up to it (0: for all that were sent)."""
+        """Process the broker's answer for ``tag``; with ``multiple`` for all tags up to it (tag 0: for all that were sent).
+
+        ``ok`` is False if the broker refused the messages.
+        """
         if not multiple:
             on_done = self._waiting.pop(tag, None)
             if on_done is not None:
@@ -45,39 +53,42 @@ class Confirms:
                 on_done(ok)
 
     def lose(self) -> None:
-        """The connection broke: nobody will answer for what is still waiting."""
+        """Report all unconfirmed publishes as lost: the connection broke, so the broker will not answer for them."""
         lost, self._waiting = self._waiting, {}
         for on_done in lost.values():
             on_done(False)
 
 
 class Unacked:
-    """Deliveries of one channel between receipt and ack. Tags count from 1, without a hole.
+    """Deliveries of one channel between receipt and ack. Tags count from 1, without a gap.
 
-    An ack with ``multiple`` covers all tags up to its own, so it may only go as far as *everything* before was
-    acked; what is acked beyond a hole goes one by one. The broker takes each tag once.
+    An ack with ``multiple`` covers all tags up to its own, so it may only reach as far as every earlier delivery is acked.
+    Deliveries beyond an unacked one are acked one by one. The broker accepts each tag once.
     """
 
-    __slots__ = ("_beyond", "_upto", "received")
+    __slots__ = ("_beyond", "_up_to", "received")
 
     def __init__(self) -> None:
         self.received = 0
-        self._upto = 0
+        """Tag of the last delivery; 0 before the first."""
+        self._up_to = 0
+        """All deliveries up to this tag are acked."""
         self._beyond: set[int] = set()
+        """Acked tags beyond ``_up_to``."""
 
     def ack(self, tags: Iterable[int]) -> tuple[int | None, list[int]]:
-        """Note these as acked. Returns the tag up to which to ack all, or None, and those to ack one by one."""
-        fresh = {tag for tag in tags if tag > self._upto and tag not in self._beyond}
+        """Record deliveries as acked. Returns the tag up to which to ack all, or None, and the tags to ack one by one."""
+        new = {tag for tag in tags if tag > self._up_to and tag not in self._beyond}
         last: int | None = None
         while True:
-            following = self._upto + 1
-            if following in fresh:
-                fresh.discard(following)
+            following = self._up_to + 1
+            if following in new:
+                new.discard(following)
                 last = following
             elif following in self._beyond:
                 self._beyond.discard(following)
             else:
                 break
-            self._upto = following
-        self._beyond |= fresh
-        return last, sorted(fresh)
+            self._up_to = following
+        self._beyond |= new
+        return last, sorted(new)

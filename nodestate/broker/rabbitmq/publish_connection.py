@@ -50,7 +50,7 @@ class PublishConnection:
         self._channel: Any = None
         """The connection's channel with confirms, for dead letters."""
         self._confirms = Confirms()
-        """Dead letters that the broker has not confirmed yet."""
+        """Dead letters that are not yet confirmed."""
         self._pause = DoublingPause(FIRST_PAUSE_S, MAX_PAUSE_S)
         """Pause after a failure."""
         self._retry_at = clock.monotonic()

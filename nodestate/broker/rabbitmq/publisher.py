@@ -25,7 +25,7 @@ class RabbitPublisherSession:
         """Longest wait for a confirm while the window is full."""
         self._clock = clock
         self._confirms = Confirms()
-        """Events that the broker has not confirmed yet."""
+        """Events that are not yet confirmed."""
         self._channel = confirming_channel(connection, self._confirms.settle)
         """The channel for events."""
         self._message = event_message()

@@ -1,4 +1,4 @@
-"""Queues at RabbitMQ: those of a cell, and a connection's own."""
+"""Queues at RabbitMQ: the queues of a cell, and the queues of a single connection."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class VirtualConnection:
         self._unacked: dict[Any, None] = {}
         """Tags of the messages that were fetched and not acked, oldest first."""
         self.on_close: list[Callable[[], None]] = []
-        """What ``close`` calls: the deletion of queues that belong to this connection."""
+        """Functions for ``close`` to call; each deletes a queue that belongs to this connection."""
         try:
             self._kombu.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self.channel: Any = self._kombu.channel()
@@ -63,7 +63,7 @@ class VirtualConnection:
 
     @property
     def facts(self) -> ServerFacts:
-        """What kombu reports about the transport."""
+        """Name and version of the transport, as kombu reports them."""
         transport = self._kombu.transport
         return ServerFacts(
             transport.driver_type, transport.driver_name, str(transport.driver_version()), fails_over=False

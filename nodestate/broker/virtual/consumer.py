@@ -32,7 +32,7 @@ class VirtualConsumerSession:
         self._config = config
         self._topology = Topology.of(config)
         self._number = number
-        """What deliveries carry as their session."""
+        """The session number that deliveries carry."""
         self._clock = clock
         self._turns: deque[int] = deque()
         """The partitions; the next one to look into is the first."""

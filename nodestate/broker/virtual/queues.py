@@ -1,4 +1,4 @@
-"""Queues of a virtual transport: those of a cell, and a session's own."""
+"""Queues of a virtual transport: the queues of a cell, and the queues of a single session."""
 
 from __future__ import annotations
 
