@@ -103,10 +103,10 @@ def test_commits_in_the_midst_of_a_first_load_do_not_tear_it(
         if generation < 8:
             owner.commit(change("n0", generation, zone="z"), report(f"new-{generation}", 1))
 
-    database.between = meanwhile
+    database.before_rows = meanwhile
     late = Watcher("sql", database, clock)
     state = late.look()
-    database.between = None
+    database.before_rows = None
     assert state.lost == ""
     assert state.table is not None
     assert state.table.offset == 2
@@ -133,7 +133,7 @@ def test_rows_that_are_not_those_of_the_head_do_not_pass_for_them(
             else:
                 database.restore(backup)
 
-    database.between = meanwhile
+    database.before_rows = meanwhile
     state = watcher.look()
     if what == "removed":
         assert (held(state), state.lost) == (owner.records, "")

@@ -1,11 +1,11 @@
 """The message broker, through kombu: RabbitMQ, ``memory://`` in one process, or Redis.
 
-``topology`` names everything at the broker. ``source`` consumes, ``sink`` publishes, ``courier`` brings orders to agents,
-``resyncs`` asks agents for reports, ``layouts`` opens and ends numbers of partitions, ``diagnostics`` serves the
-doctor. They all work on the protocols of ``sessions``; ``connector`` opens sessions and handles lost ones.
+``topology`` names everything at the broker. ``source`` consumes, ``sink`` publishes, ``courier`` brings orders to
+agents, ``resyncs`` asks agents for reports, ``layouts`` opens and ends numbers of partitions, ``diagnostics`` serves
+the doctor. They all work on the protocols of ``sessions``; ``connector`` opens sessions and handles lost ones.
 
-The transports stand behind these protocols, and only they import kombu and amqp: ``rabbitmq/`` for RabbitMQ, ``virtual/``
-for ``memory://`` and Redis.
+The transports stand behind these protocols, and only they import kombu and amqp: ``rabbitmq/`` for RabbitMQ,
+``virtual/`` for ``memory://`` and Redis.
 """
 
 from nodestate.broker.courier import KombuCourier

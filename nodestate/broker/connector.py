@@ -51,7 +51,10 @@ def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: b
 
 @contextmanager
 def one_off_session(config: Config, role: str, *, layout: bool = False) -> Iterator[BrokerSession]:
-    """Open a session for the calls of one ``with`` block, and close it after them. Arguments as for ``open_session``."""
+    """Open a session for the calls of one ``with`` block, and close it after them.
+
+    Arguments as for ``open_session``.
+    """
     session = open_session(config, role, layout=layout)
     try:
         with translated_errors(config, session.errors):

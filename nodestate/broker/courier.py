@@ -25,9 +25,10 @@ class KombuCourier:
     connected --an error, close--> away; answers on their way are lost
 
     RabbitMQ returns an order for a node that no agent listens for, and drops one that has waited in a queue for longer
-    than ``expires_s``. Virtual transports (``memory://``, Redis) do neither: there the agent refuses an overdue order, and
-    the courier looks up which agents listen, once for each ``send``. An agent that died still has its queue in Redis, and
-    in RabbitMQ until its heartbeats are missed: orders for it get no answer, and their sender watches the deadline.
+    than ``expires_s``. Virtual transports (``memory://``, Redis) do neither: there the agent refuses an overdue order,
+    and the courier looks up which agents listen, once for each ``send``. An agent that died still has its queue in
+    Redis, and in RabbitMQ until its heartbeats are missed: orders for it get no answer, and their sender watches the
+    deadline.
 
     The connection has no heartbeat, as schedulers may be idle. ``reply_to`` replaces one that broke meanwhile.
     """
@@ -51,8 +52,8 @@ class KombuCourier:
     def send(self, orders: Sequence[Order], expires_s: float) -> None:
         """Send orders to their nodes' agents.
 
-        Raises ``BadEventError`` before the first is sent if one is too large, and ``BrokerUnavailableError`` if some may
-        have been sent.
+        Raises ``BadEventError`` before the first is sent if one is too large, and ``BrokerUnavailableError`` if some
+        may have been sent.
         """
         bodies = [encode(order) for order in orders]
         with self._sessions.use() as session:

@@ -65,8 +65,8 @@ class KombuResyncSender:
 def collect_census(config: Config, resync: Resync, seconds: float, clock: Clock | None = None) -> dict[str, Version]:
     """Ask agents for their versions and wait ``seconds`` for answers: the newest version of each node that answered.
 
-    ``resync`` says which nodes are asked and over how many seconds agents spread their answers; its ``census`` is filled
-    in here. Nodes that never reported do not answer. Raises ``BrokerUnavailableError``.
+    ``resync`` says which nodes are asked and over how many seconds agents spread their answers; its ``census`` is
+    filled in here. Nodes that never reported do not answer. Raises ``BrokerUnavailableError``.
     """
     clock = clock or SystemClock()
     answers: list[bytes] = []

@@ -1,7 +1,7 @@
 """The one session type behind which the transports stand, and the values that sessions return.
 
-``rabbitmq/`` and ``virtual/`` each implement these protocols. ``connector.py`` chooses between the two, and alone decides
-what happens when a connection is opened or lost. The other modules of this package see these protocols only::
+``rabbitmq/`` and ``virtual/`` each implement these protocols. ``connector.py`` chooses between the two, and alone
+decides what happens when a connection is opened or lost. The other modules of this package see these protocols only::
 
     KombuSource    -> ConsumerSession         KombuLayouts, diagnostics -> QueueAdmin
     KombuSink      -> PublisherSession        KombuResyncSender, census -> BrokerSession itself
@@ -33,7 +33,10 @@ def unavailable(broker: str, error: BaseException) -> BrokerUnavailableError:
 
 
 class ServerFacts(NamedTuple):
-    """Facts about the server at the other end. ``fails_over``: a queue whose consumer dies goes to another by itself."""
+    """Facts about the server at the other end.
+
+    ``fails_over``: a queue whose consumer dies goes to another by itself.
+    """
 
     transport: str
     product: str
@@ -89,7 +92,7 @@ class QueueAdmin(Protocol):
     """Declares, inspects and deletes the queues of a cell."""
 
     def declare(self, topology: Topology, *, layout: bool) -> None:
-        """Declare the cell's exchanges, and the queues of its layout if ``layout`` is True or if the cell has no layout.
+        """Declare the cell's exchanges, and the queues of its layout if ``layout`` is True or the cell has no layout.
 
         Raises ``ConfigError`` if the broker has a queue or an exchange of that name with other properties.
         """
@@ -98,7 +101,10 @@ class QueueAdmin(Protocol):
         """Number of messages and consumers of a queue; None if the queue does not exist."""
 
     def fetch(self, queue: str) -> FetchedMessage | None:
-        """Fetch one message, or None if the queue is empty. A message that is not acked goes back when the session ends."""
+        """Fetch one message, or None if the queue is empty.
+
+        A message that is not acked goes back when the session ends.
+        """
 
     def delete(self, topology: Topology) -> bool:
         """Delete the queues of a layout with the messages that wait in them.
@@ -163,7 +169,10 @@ class OrderSession(Session, Protocol):
         """Process the frames that have arrived. True if the connection broke meanwhile."""
 
     def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:
-        """Send orders, each with its encoded body. Each is dropped after ``expires_s`` seconds if the transport can do so."""
+        """Send orders, each with its encoded body.
+
+        Each is dropped after ``expires_s`` seconds if the transport can do so.
+        """
 
     def pump(self, timeout_s: float) -> bool:
         """Process one message that the broker sent; False if none came within ``timeout_s``."""

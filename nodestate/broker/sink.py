@@ -20,9 +20,12 @@ from nodestate.model.orders import Answer, Order, bad_order, decode_order, encod
 from nodestate.ports import Clock, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3
-"""The AMQP heartbeat, counted in ``heartbeat_s``: an agent that only reports its heartbeats must not lose its connection."""
+"""The AMQP heartbeat in multiples of ``heartbeat_s``.
+
+An agent that only sends heartbeat events must keep its connection.
+"""
 MAX_ORDERS_COUNT: Final = 1_000
-"""Orders that one ``resyncs`` reads at most, so that an agent reports its heartbeats between two calls."""
+"""Orders that one ``resyncs`` reads at most, so that an agent can send heartbeat events between two calls."""
 
 
 class KombuSink:
@@ -31,15 +34,15 @@ class KombuSink:
     away --any call but flush, close--> connected
     connected --an error, close--> away; ``on_done(False)`` is called once for every unconfirmed event
 
-    A ``publish`` that raises did not take the event: its ``on_done`` is never called. Virtual transports (``memory://``,
-    Redis) confirm at once.
+    A ``publish`` that raises did not take the event: its ``on_done`` is never called. Virtual transports
+    (``memory://``, Redis) confirm at once.
 
     With ``control`` the sink has a queue of its own for resync requests. It misses requests that are broadcast while it
     is away; a consumer that misses a node asks again. Orders for the nodes of ``listen_for`` arrive in another queue of
     its own. Orders expire, so the scheduler that sent one that was missed gives it up.
 
-    The sink connects at the first call. Each call makes one attempt: the caller decides when to try again. The connection
-    lives if some call is made every few ``heartbeat_s``.
+    The sink connects at the first call. Each call makes one attempt: the caller decides when to try again. The
+    connection lives if some call is made every few ``heartbeat_s``.
     """
 
     def __init__(self, config: Config, control: bool = True, clock: Clock | None = None) -> None:
@@ -63,10 +66,12 @@ class KombuSink:
     # -- ports.Sink
 
     def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
-        """Send one event. ``on_done(True)`` is called when the broker confirmed it, ``on_done(False)`` when it was lost or
-        refused: within this or a later call of the sink. ``on_done`` must not publish.
+        """Send one event; ``on_done`` is called within this or a later call of the sink, and must not publish.
 
-        Blocks only while ``confirm_window`` events are unconfirmed, and raises after ``broker_timeout_s`` without a confirm.
+        It gets True when the broker has confirmed the event, and False when the event was lost or refused.
+
+        Blocks only while ``confirm_window`` events are unconfirmed, and raises after ``broker_timeout_s`` without a
+        confirm.
         """
         session = self._sessions.get()
         try:  # not ``use``: its context manager would cost a good part of a publish
@@ -80,8 +85,8 @@ class KombuSink:
     def flush(self, timeout_s: float) -> None:
         """Wait until everything is confirmed.
 
-        Raises ``UnconfirmedError`` after ``timeout_s``, or ``BrokerUnavailableError`` if the connection broke meanwhile:
-        ``on_done(False)`` was then called for each lost event.
+        Raises ``UnconfirmedError`` after ``timeout_s``, or ``BrokerUnavailableError`` if the connection broke
+        meanwhile: ``on_done(False)`` was then called for each lost event.
         """
         if self._sessions.current is None:
             return
@@ -95,7 +100,10 @@ class KombuSink:
             raise UnconfirmedError(session.unconfirmed, timeout_s)
 
     def resyncs(self, timeout_s: float) -> list[Resync]:
-        """Resync requests that arrived since the last call; waits up to ``timeout_s`` for the first, or for an order."""
+        """Resync requests that arrived since the last call.
+
+        Waits up to ``timeout_s`` for the first of them, or for an order.
+        """
         deadline = self._clock.monotonic() + timeout_s
         with self._sessions.use() as session:
             while len(self._order_bodies) < MAX_ORDERS_COUNT and session.pump(
@@ -118,7 +126,10 @@ class KombuSink:
             session.send("", queue, body)
 
     def listen_for(self, nodes: Sequence[str]) -> None:
-        """Also read orders for these nodes, from now on (at RabbitMQ some milliseconds later) and after each reconnect."""
+        """Also read orders for these nodes, from now on and after each reconnect.
+
+        At RabbitMQ this takes effect some milliseconds later.
+        """
         new = [node for node in nodes if node not in self._nodes]
         self._nodes.update(dict.fromkeys(new))
         if new and self._sessions.current is not None:

@@ -25,11 +25,12 @@ class KombuSource:
 
     An activation message is published to a partition's own queue: the consumer that receives it knows that it is the
     queue's active one. RabbitMQ does not tell a consumer that it became the active one. So until the first message of a
-    partition arrives, its queue gets another activation message every ``standby_s``, unless a message already waits there.
+    partition arrives, its queue gets another activation message every ``standby_s``, unless a message already waits
+    there.
 
     Assumptions: RabbitMQ delivers a queue to one consumer at a time (single active consumer). The other transports do
-    not: there members must be given distinct partitions, and ``partitions_standby`` is ignored. The connection lives only
-    if ``receive`` is called more often than every ``broker_heartbeat_s``, even if with a limit of 0.
+    not: there members must be given distinct partitions, and ``partitions_standby`` is ignored. The connection lives
+    only if ``receive`` is called more often than every ``broker_heartbeat_s``, even if with a limit of 0.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class KombuSource:
         """The session, while connected."""
 
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
-        """Up to ``limit`` messages; returns when that many came or ``timeout_s`` passed. In order within a partition."""
+        """Up to ``limit`` messages; returns when that many came or ``timeout_s`` passed.
+
+        In order within a partition.
+        """
         with self._sessions.use() as session:
             return session.receive(limit, timeout_s)
 
@@ -72,8 +76,8 @@ class KombuSource:
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Publish the message to the dead-letter queue and wait until the broker has it. Does not ack the message.
 
-        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970). Raises ``DeadLetterError`` if only
-        the way to the dead-letter queue is blocked, and ``BrokerUnavailableError`` if the session is over.
+        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970). Raises ``DeadLetterError`` if
+        only the way to the dead-letter queue is blocked, and ``BrokerUnavailableError`` if the session is over.
         """
         headers = {
             "reason": reason,

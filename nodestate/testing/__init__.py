@@ -12,8 +12,8 @@ double                stands for                                      faults
 ``SeededIds``         random ids of orders and instances              none: the same seed gives the same ids
 ====================  ==============================================  =================================================
 
-They pass the same contract suites as memcached, the databases and RabbitMQ (``tests/contract/``). They start no threads,
-and do nothing that is not asked for: the order of calls determines every outcome. A test of one event's way::
+They pass the same contract suites as memcached, the databases and RabbitMQ (``tests/contract/``). They start no
+threads, and do nothing that is not asked for: the order of calls determines every outcome. A test of one event's way::
 
     from nodestate.testing import ManualClock, MemoryBroker
 
@@ -26,8 +26,8 @@ and do nothing that is not asked for: the order of calls determines every outcom
     marker, delivery = source.receive(limit=10, timeout_s=1.0)   # the activation message, and the event
     assert (delivery.body, confirms) == (b"event", [True])
 
-``MemoryServer`` is also what ``memory://`` is as a store's URL. The broker of ``memory://`` is another one, which serves
-several threads (see ADR 22 in ``docs/adr``).
+``MemoryServer`` is also what ``memory://`` is as a store's URL. The broker of ``memory://`` is another one, which
+serves several threads (see ADR 22 in ``docs/adr``).
 """
 
 from __future__ import annotations

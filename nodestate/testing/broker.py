@@ -29,11 +29,11 @@ class MemoryBroker:
         source.ack([*markers, delivery])
 
     **Order.** A queue's consumers stand in the order in which they came, and the first one is active. When it goes
-    (``close``, or one of the faults below), the messages that it did not ack go back to the front of the queue, in order,
-    marked as redelivered. A source holds at most ``prefetch`` unacked messages of a partition.
+    (``close``, or one of the faults below), the messages that it did not ack go back to the front of the queue, in
+    order, marked as redelivered. A source holds at most ``prefetch`` unacked messages of a partition.
 
-    **Confirms.** A message is in its queue as soon as it is published. Its confirm comes with the sink's next ``flush`` or
-    ``resyncs``, but not while ``confirming`` is False.
+    **Confirms.** A message is in its queue as soon as it is published. Its confirm comes with the sink's next ``flush``
+    or ``resyncs``, but not while ``confirming`` is False.
 
     **Time.** With a ``clock``, a ``receive`` that finds nothing sleeps for its timeout; without one it returns at once.
 
@@ -124,7 +124,10 @@ class MemoryBroker:
         return self.layouts[layout or self.partitions][partition]
 
     def queued(self, partition: int, layout: int = 0) -> list[bytes]:
-        """The bodies that wait in a queue, the next one first. Delivered messages that are not acked are not among them."""
+        """The bodies that wait in a queue, the next one first.
+
+        Delivered messages that are not acked are not among them.
+        """
         return [message.body for message in self.queue(partition, layout).messages]
 
     def active(self, partition: int, layout: int = 0) -> MemorySource | None:

@@ -1,20 +1,30 @@
-"""A clock that a test owns: time passes only when the test says so, or when code sleeps on it."""
+"""A clock that a test controls."""
 
 from __future__ import annotations
 
 
 class ManualClock:
-    """A clock that the test owns: time passes when told so, and when somebody sleeps.
+    """A ``ports.Clock`` whose time passes only in ``advance``, and in ``sleep``, which returns at once.
 
-    ``monotonic`` starts at 1,000 s, so that ages before the start are seen as what they are.
+    ``time`` is the wall clock at the start, in seconds since 1970. ``monotonic`` starts at 1,000 s, so that a moment
+    before the start is still a positive number.
+
+    Fault: ``step_time`` changes the wall clock alone::
+
+        clock = ManualClock()
+        clock.advance(2.5)
+        assert clock.monotonic() == 1_002.5
+        clock.step_time(-3600.0)   # the operator sets the clock back; monotonic time goes on
     """
 
     def __init__(self, *, time: float = 1_763_787_600.0) -> None:
         self._passed = 0.0
+        """Seconds since the start."""
         self._time = time
+        """The wall clock at the start, with all steps added."""
 
     def monotonic(self) -> float:
-        """Seconds; never goes back."""
+        """Monotonic seconds, from 1,000 at the start."""
         return 1_000.0 + self._passed
 
     def time(self) -> float:
@@ -22,11 +32,11 @@ class ManualClock:
         return self._time + self._passed
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock and return at once."""
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let ``seconds`` pass."""
         assert seconds >= 0, "time never goes back"
         self._passed += seconds
 

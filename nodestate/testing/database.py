@@ -26,19 +26,26 @@ from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What a ``MemoryDatabase`` held at some time."""
+    """The content of a ``MemoryDatabase`` at one moment: its items by key, and its rows by prefix, epoch and slot."""
 
     entries: dict[str, StoredItem]
     rows: dict[str, dict[tuple[int, int], NodeRow]]
 
 
 class MemoryDatabase(MemoryServer):
-    """What a database does, in this process: it also takes a write's ``rows``, and answers questions for them.
+    """A database in this process: a ``ports.Store`` that also stores the ``rows`` of a write, and answers ``RowQuery``.
 
-    All writes of a call are carried out or none. What is stored survives ``restart``; ``restore`` sets it back to a
-    ``backup``, and even then no CAS id comes again. With ``max_bytes`` a call that finds no room raises
-    ``DatabaseFullError``. ``between`` is called in the midst of a fetch, after the heads and before the rows: what others
-    do then.
+    A call of ``write`` carries out all its writes or none. With ``max_bytes`` a call that finds no room raises
+    ``DatabaseFullError``. Items and rows survive ``restart``.
+
+    Faults: ``restore`` sets the content back to an earlier ``backup`` (no compare-and-swap id is used twice even then),
+    ``flush`` and ``evict_rows`` delete, and ``before_rows`` lets a test act in the middle of a fetch::
+
+        database = MemoryDatabase()
+        backup = database.backup()
+        database.write([Write(Put.ADD, "key", b"value")])
+        database.restore(backup)
+        assert database.fetch(["key"]) == {}
     """
 
     def __init__(
@@ -50,62 +57,64 @@ class MemoryDatabase(MemoryServer):
         max_bytes: int | None = None,
     ) -> None:
         super().__init__(name, max_value_bytes=max_value_bytes, clock=clock, max_bytes=max_bytes, no_evict=True)
-        self.between: Callable[[], None] | None = None
+        self.before_rows: Callable[[], None] | None = None
+        """Called within ``fetch``, after it has read the heads and before it reads the rows: a test's concurrent write.
+        """
         self._rows: dict[str, dict[tuple[int, int], NodeRow]] = {}
-        """By place; then by epoch and slot."""
+        """By prefix, then by epoch and slot."""
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
-        """As ``ports.Store``; the rows that were asked for are items, too."""
+        """See ``ports.Store``. The rows that a ``RowQuery`` selects are returned as one item."""
         items = super().fetch([key for key in keys if isinstance(key, str)])
         queries = [key for key in keys if isinstance(key, RowQuery)]
-        if queries and self.between is not None:
-            self.between()
+        if queries and self.before_rows is not None:
+            self.before_rows()
         with self._lock:
             self._check_running()
             return items | {query: self._answer(query) for query in queries}
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """As ``ports.Store``; all of it or nothing."""
+        """See ``ports.Store``. Carries out all writes or none."""
         before = self.backup() if self._max_bytes is not None else None
         try:
             return super().write(writes)
         except DatabaseFullError:
-            assert before is not None, "without a limit nothing is full"
+            assert before is not None, "a database without a limit is never full"
             self.restore(before)
             raise
 
-    def rows(self, place: str) -> list[NodeRow]:
-        """The rows of a place, of all epochs, by epoch and slot."""
-        return [row for _, row in sorted(self._rows.get(place, {}).items())]
+    def rows(self, prefix: str) -> list[NodeRow]:
+        """The rows of all epochs under a prefix of ``store.keys``, sorted by epoch and slot."""
+        return [row for _, row in sorted(self._rows.get(prefix, {}).items())]
 
     # -- faults
 
     def restart(self) -> None:
-        """Stop and start; nothing is lost."""
+        """Stop and start. Nothing is lost."""
         self.running = True
 
     def flush(self) -> None:
-        """Somebody deletes everything."""
+        """Delete all items and rows, as an operator may do."""
         super().flush()
         with self._lock:
             self._rows = {}
 
-    def evict_rows(self, place: str, slots: Container[int]) -> None:
-        """Somebody deletes rows."""
+    def evict_rows(self, prefix: str, slots: Container[int]) -> None:
+        """Delete the rows of these slots under a prefix, as an operator may do."""
         with self._lock:
-            for key in [key for key in self._rows.get(place, {}) if key[1] in slots]:
-                self._used_bytes -= _row_size(self._rows[place].pop(key))
+            for key in [key for key in self._rows.get(prefix, {}) if key[1] in slots]:
+                self._used_bytes -= _row_size(self._rows[prefix].pop(key))
 
     def backup(self) -> Backup:
-        """What is held now."""
+        """A copy of all items and rows, for ``restore``."""
         with self._lock:
-            return Backup(dict(self._entries), {place: dict(rows) for place, rows in self._rows.items()})
+            return Backup(dict(self._entries), {prefix: dict(rows) for prefix, rows in self._rows.items()})
 
     def restore(self, backup: Backup) -> None:
-        """Set everything back to what it was then. Times to live have gone on."""
+        """Replace all items and rows by the content of a backup. Times to live have gone on meanwhile."""
         with self._lock:
             self._entries = OrderedDict(backup.entries)
-            self._rows = {place: dict(rows) for place, rows in backup.rows.items()}
+            self._rows = {prefix: dict(rows) for prefix, rows in backup.rows.items()}
             self._used_bytes = sum(item_size(key, entry.value) for key, entry in self._entries.items())
             self._used_bytes += sum(_row_size(row) for rows in self._rows.values() for row in rows.values())
 

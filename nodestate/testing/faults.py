@@ -1,4 +1,4 @@
-"""A store that fails on purpose: which call fails, and how, is a plan that a test writes."""
+"""A store that fails on purpose, as planned by a test."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from nodestate.ports import (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How a call fails: the first ``done`` writes are carried out (None: all), then the caller is told that
-    the server does not answer. With ``late`` the rest is still under way, and arrives in its time.
+    """How a call fails: the first ``done`` of its writes are carried out (None: all), then it raises.
+
+    With ``late`` the remaining writes are still on their way to the server: see ``FaultyStore.arrive``.
     """
 
     done: int | None = 0
@@ -31,17 +32,23 @@ class Fault:
 
 
 Plan = Callable[[str, int], Fault | None]
-"""Asked before each call, with "fetch" or "write" and the number of keys or writes: whether and how it fails."""
+"""Called before each call with "fetch" or "write" and the number of keys or writes.
+
+Returns how the call fails, or None.
+"""
 
 
 def script(*faults: Fault | None) -> Plan:
-    """One fault (None: a good call) for each call in turn; afterwards all is well."""
+    """A plan with one entry for each call in turn (None: the call works). Later calls work."""
     remaining = iter(faults)
     return lambda _operation, _count: next(remaining, None)
 
 
 def chance(seed: int, rate: float) -> Plan:
-    """Each call fails with probability ``rate``, in one of the ways that there are; the same for the same seed."""
+    """A plan in which each call fails with probability ``rate``, in any of the possible ways.
+
+    Depends on ``seed`` alone.
+    """
     generator = random.Random(seed)
 
     def plan(_operation: str, count: int) -> Fault | None:
@@ -53,18 +60,31 @@ def chance(seed: int, rate: float) -> Plan:
 
 
 class FaultyStore:
-    """A store that fails on purpose: as ``inner``, but for the calls that ``plan`` picks.
+    """A store that works as ``inner`` does, except for the calls that ``plan`` lets fail with
+    ``StoreUnavailableError``.
 
-    With ``whole`` the writes of a call are carried out or none, as by a database: a fault that would stop half-way stops
-    before. Writes that are late stand in ``late`` until ``arrive`` carries them out (a packet that was still under way
-    when its sender gave up) or ``lose`` drops them (its connection was reset).
+    A fetch that fails returns nothing. A write that fails may have been carried out before, in part or in full: a
+    client sees the same if the server's answer is lost. With ``whole`` the writes of a call are carried out all or
+    none, as by a database.
+
+    Late writes wait in ``late``. ``arrive`` carries them out (a packet that was still on its way when its sender gave
+    up), ``lose`` drops them (the connection was reset)::
+
+        store = FaultyStore(MemoryStore(server), script(None, Fault(done=1)))
+        store.fetch(["key"])       # works
+        store.write(two_writes)    # the first is carried out, then StoreUnavailableError is raised
+        store.write(two_writes)    # works
     """
 
     def __init__(self, inner: Store, plan: Plan, *, whole: bool = False) -> None:
         self.inner = inner
+        """The store that carries out the calls."""
         self.plan = plan
+        """Which calls fail, and how."""
         self.whole = whole
+        """Whether a call's writes are carried out all or none."""
         self.late: deque[tuple[Write, ...]] = deque()
+        """Late writes, one entry for each call, oldest first."""
 
     @property
     def name(self) -> str:
@@ -73,17 +93,20 @@ class FaultyStore:
 
     @property
     def max_value_bytes(self) -> int:
-        """The inner store's limit."""
+        """The largest value that the inner store takes."""
         return self.inner.max_value_bytes
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
-        """As the inner store, or StoreUnavailableError."""
+        """See ``ports.Store``. Raises ``StoreUnavailableError`` if the plan says so."""
         if self.plan("fetch", len(keys)) is not None:
             raise StoreUnavailableError(self.name, "made to fail: fetch")
         return self.inner.fetch(keys)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """As the inner store, or StoreUnavailableError after none, some or all of the writes."""
+        """See ``ports.Store``.
+
+        If the plan says so, raises ``StoreUnavailableError`` after none, some or all of the writes.
+        """
         fault = self.plan("write", len(writes))
         if fault is None:
             return self.inner.write(writes)
@@ -96,16 +119,19 @@ class FaultyStore:
         raise StoreUnavailableError(self.name, f"made to fail: {done} of {len(writes)} writes done")
 
     def server_time(self) -> float:
-        """As the inner store."""
+        """The inner store's clock."""
         assert isinstance(self.inner, ClaimStore), f"{self.name} has no clock to share"
         return self.inner.server_time()
 
     def arrive(self) -> list[WriteResult]:
-        """The earliest call under way arrives; the outcomes that nobody gets to see. Empty if there is none."""
+        """Carry out the writes of the earliest late call.
+
+        Returns their outcomes, which the caller never saw; empty if none.
+        """
         return self.inner.write(self.late.popleft()) if self.late else []
 
     def lose(self) -> None:
-        """Drop what is under way."""
+        """Drop all late writes."""
         self.late.clear()
 
     def close(self) -> None:

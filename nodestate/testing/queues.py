@@ -23,8 +23,8 @@ class MemoryMessage:
 class MemoryQueue:
     """One partition's queue.
 
-    ``messages``: the messages that wait, the next one first. ``consumers``: the sources that subscribed, in the order in
-    which they came; the first one is active, the others take over in turn.
+    ``messages``: the messages that wait, the next one first. ``consumers``: the sources that subscribed, in the order
+    in which they came; the first one is active, the others take over in turn.
     """
 
     messages: deque[MemoryMessage] = field(default_factory=deque)

@@ -141,7 +141,10 @@ class MemorySink:
     # -- faults
 
     def disconnect(self, *, lose: bool) -> None:
-        """Break the connection. The next call reports unconfirmed events as lost; with ``lose`` they are lost indeed."""
+        """Break the connection.
+
+        The next call reports unconfirmed events as lost; with ``lose`` they are lost indeed.
+        """
         if self in self._broker.sinks:
             self._broker.sinks.remove(self)
             self._unbind(self._nodes)

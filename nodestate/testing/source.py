@@ -16,14 +16,14 @@ if TYPE_CHECKING:  # the broker makes its connections
 class MemorySource:
     """A connection that consumes; a ``ports.Source``. Made by ``MemoryBroker.source``.
 
-    away --created, receive, send_marker, dead_letter--> connected, in a new session: sends an activation message into each
-        of its queues
+    away --created, receive, send_marker, dead_letter--> connected, in a new session: sends an activation message into
+        each of its queues
     connected --close--> away
     connected --disconnect, broker.stop--> broken --the next call raises--> away
     any --crash--> gone, for good
 
-    A standby may become the active consumer of an empty queue. So while this session has had no message from a queue, each
-    ``receive`` that finds the queue empty sends it another activation message.
+    A standby may become the active consumer of an empty queue. So while this session has had no message from a queue,
+    each ``receive`` that finds the queue empty sends it another activation message.
 
     Faults: ``crash`` and ``disconnect``::
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # connections know the transit, and the transit the connectio
 class TransitMessage:
     """An order on its way to the node ``to``, or an answer on its way to the queue ``to``.
 
-    ``kind`` is "order" or "answer". ``expires_at``: time of the broker's clock at which an order is dropped. ``sender``:
-    the courier of an order.
+    ``kind`` is "order" or "answer". ``expires_at``: time of the broker's clock at which an order is dropped.
+    ``sender``: the courier of an order.
     """
 
     kind: str
@@ -30,8 +30,9 @@ class TransitMessage:
 class OrderTransit:
     """Carries orders and answers. Each arrives as soon as it is sent, unless a test holds it.
 
-    While ``holding`` is True, messages wait in ``under_way``. A test then decides what becomes of each: ``deliver`` lets
-    it arrive, ``lose`` drops it. An index other than 0 picks a later message, which so overtakes the earlier ones::
+    While ``holding`` is True, messages wait in ``under_way``. A test then decides what becomes of each: ``deliver``
+    lets it arrive, ``lose`` drops it. An index other than 0 picks a later message, which so overtakes the earlier
+    ones::
 
         broker.transit.holding = True
         courier.send(orders, expires_s=60.0)
@@ -61,8 +62,8 @@ class OrderTransit:
     def arrive(self, message: TransitMessage) -> None:
         """Give a message to the sinks that listen for its node, or to the courier whose queue it names.
 
-        An order that no sink listens for comes back to its courier as a ``no-agent`` answer. An answer to a queue that is
-        gone is lost.
+        An order that no sink listens for comes back to its courier as a ``no-agent`` answer. An answer to a queue that
+        is gone is lost.
         """
         if message.kind == "answer":
             courier = self.couriers.get(message.to)

@@ -257,7 +257,7 @@ class CellMachine(RuleBasedStateMachine):
         assert database is not None
 
         def meanwhile() -> None:
-            database.between = None
+            database.before_rows = None
             if restores:
                 world.restore_database()
             for _ in range(steps):
@@ -269,9 +269,9 @@ class CellMachine(RuleBasedStateMachine):
         reader = world.readers[which % len(world.readers)]
         if fresh:
             reader = JudgedReader(world, reader.design)
-        database.between = meanwhile
+        database.before_rows = meanwhile
         reader.read(5.0)
-        database.between = None
+        database.before_rows = None
 
     # -- time and readers
 

@@ -70,8 +70,8 @@ class RabbitConnection:
         self.broker = config.broker_safe
         """The broker's URLs without passwords, for error messages."""
         self.blocked = ""
-        """Why the broker takes no messages from this connection (it is short of memory or disk), as of the last ``read``;
-        empty if it takes them.
+        """Why the broker takes no messages from this connection (it is short of memory or disk), as of the last
+        ``read``; empty if it takes them.
         """
         self._kombu: Any = kombu.Connection(
             url,

@@ -16,7 +16,10 @@ from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import ACTIVATION, Clock, Delivery
 
 MAX_QUEUES_CHECKED_COUNT: Final = 32
-"""Queues that one ``receive`` asks the broker about, to see whether they need an activation message: a round trip each."""
+"""Queues whose messages one ``receive`` counts at most, to see whether they need an activation message.
+
+Each count costs a round trip.
+"""
 BEATS_PER_HEARTBEAT: Final = 4
 
 
@@ -35,9 +38,9 @@ class _PartitionChannel:
 class RabbitConsumerSession:
     """A ``ConsumerSession`` at RabbitMQ, which pushes deliveries. Each partition has a channel: one ack covers many.
 
-    A partition is silent until its first message. Another consumer may have been the active one of its queue, and may be
-    gone by now; RabbitMQ does not tell the next one. So every ``standby_s`` a silent partition whose queue is empty gets
-    another activation message.
+    A partition is silent until its first message. Another consumer may have been the active one of its queue, and may
+    be gone by now; RabbitMQ does not tell the next one. So every ``standby_s`` a silent partition whose queue is empty
+    gets another activation message.
     """
 
     def __init__(

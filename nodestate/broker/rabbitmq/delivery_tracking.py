@@ -1,7 +1,7 @@
 """Publishes and deliveries of one AMQP channel that are not yet settled, counted as the broker counts them.
 
 A publish:  sent --ack--> done(True)      sent --nack, or the connection broke--> done(False)
-A delivery: received --ack--> acked, by a frame for it and all before it, or by one for it alone if one before it is not acked
+A delivery: received --ack--> acked: together with all before it, or alone if one before it is not acked
 
 Pure: these classes have no connection.
 """
@@ -36,7 +36,7 @@ class Confirms:
         self._waiting[self._last] = on_done
 
     def settle(self, tag: int, multiple: bool, ok: bool) -> None:
-        """Process the broker's answer for ``tag``; with ``multiple`` for all tags up to it (tag 0: for all that were sent).
+        """Process the broker's answer for ``tag``; with ``multiple`` for all tags up to it, or for all if it is 0.
 
         ``ok`` is False if the broker refused the messages.
         """
@@ -62,8 +62,8 @@ class Confirms:
 class Unacked:
     """Deliveries of one channel between receipt and ack. Tags count from 1, without a gap.
 
-    An ack with ``multiple`` covers all tags up to its own, so it may only reach as far as every earlier delivery is acked.
-    Deliveries beyond an unacked one are acked one by one. The broker accepts each tag once.
+    An ack with ``multiple`` covers all tags up to its own, so it may only reach as far as every earlier delivery is
+    acked. Deliveries beyond an unacked one are acked one by one. The broker accepts each tag once.
     """
 
     __slots__ = ("_beyond", "_up_to", "received")
@@ -77,7 +77,10 @@ class Unacked:
         """Acked tags beyond ``_up_to``."""
 
     def ack(self, tags: Iterable[int]) -> tuple[int | None, list[int]]:
-        """Record deliveries as acked. Returns the tag up to which to ack all, or None, and the tags to ack one by one."""
+        """Record deliveries as acked.
+
+        Returns the tag up to which to ack all, or None, and the tags to ack one by one.
+        """
         new = {tag for tag in tags if tag > self._up_to and tag not in self._beyond}
         last: int | None = None
         while True:

@@ -67,7 +67,10 @@ def confirming_channel(connection: RabbitConnection, on_settled: OnSettled) -> A
 
 
 def returning_channel(connection: RabbitConnection, on_returned: OnBody) -> Any:
-    """Open a channel without confirms. The broker returns a message that no queue takes; ``on_returned`` gets its body."""
+    """Open a channel without confirms.
+
+    The broker returns a message that no queue takes; ``on_returned`` gets its body.
+    """
     channel = connection.channel()
     channel.events["basic_return"].add(lambda _error, _exchange, _key, message: on_returned(message.body or b""))
     return channel
@@ -76,8 +79,8 @@ def returning_channel(connection: RabbitConnection, on_returned: OnBody) -> Any:
 def publish(channel: Any, exchange: str, key: str, body: bytes, message: Any) -> None:
     """Publish on a channel of one of the two kinds above, without waiting.
 
-    Calls the frame writer directly. ``basic_publish`` would look for input first, which is half of its cost; the callers
-    here look for input when that pays.
+    Calls the frame writer directly. ``basic_publish`` would look for input first, which is half of its cost; the
+    callers here look for input when that pays.
     """
     message.body = body
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, True, False), message)

@@ -25,7 +25,10 @@ class RabbitQueues:
         """The connection's channel for declarations."""
 
     def declare(self, topology: Topology, *, layout: bool) -> None:
-        """See ``QueueAdmin``. The control exchange is declared last, so it exists only if a whole layout was declared."""
+        """See ``QueueAdmin``.
+
+        The control exchange is declared last, so it exists only if a whole layout was declared.
+        """
         channel = self._channel
         try:
             if not layout:
@@ -70,7 +73,10 @@ class RabbitQueues:
         return FetchedMessage(message.body or b"", delivery["delivery_tag"], delivery["redelivered"], headers)
 
     def delete(self, topology: Topology) -> bool:
-        """See ``QueueAdmin``. RabbitMQ accepts no conditions for quorum queues: there the caller's own check must do."""
+        """See ``QueueAdmin``.
+
+        RabbitMQ accepts no conditions for quorum queues: there the caller's own check must do.
+        """
         try:
             for _, name in topology.queues():
                 self._channel.queue_delete(name, if_unused=topology.queue_type == "classic")

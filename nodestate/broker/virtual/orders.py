@@ -15,8 +15,8 @@ from nodestate.model.orders import Order
 class VirtualOrderSession:
     """An ``OrderSession`` over a virtual transport: looks up by itself which queues take an order.
 
-    kombu would compare all bindings with each order, and does not report orders that no queue takes. Orders never expire
-    in a queue: the agent refuses overdue ones.
+    kombu would compare all bindings with each order, and does not report orders that no queue takes. Orders never
+    expire in a queue: the agent refuses overdue ones.
     """
 
     def __init__(self, config: Config, connection: VirtualConnection, on_answer: OnBody, on_unroutable: OnBody) -> None:
@@ -43,8 +43,8 @@ class VirtualOrderSession:
         """See ``OrderSession``."""
         return False
 
-    def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:  # noqa: ARG002 - orders never expire here
-        """See ``OrderSession``."""
+    def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:  # noqa: ARG002
+        """See ``OrderSession``. Orders do not expire here, so ``expires_s`` is not used."""
         queues: dict[str, list[str]] = {}
         for node, _, queue in self.connection.bindings(self._exchange):
             queues.setdefault(node, []).append(queue)

@@ -36,8 +36,8 @@ class VirtualPublisherSession:
     def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
         """Publish an event into the queue of its partition in each layout.
 
-        It is sent straight to the queues, not to the exchange: a message that a consumer gives back goes to where it was
-        published, and must not get into the other layouts again.
+        It is sent straight to the queues, not to the exchange: a message that a consumer gives back goes to where it
+        was published, and must not get into the other layouts again.
         """
         bindings = self.connection.bindings(self._exchange)
         queues = [queue for key, _, queue in bindings if takes_bucket(key, bucket)]

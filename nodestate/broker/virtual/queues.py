@@ -103,7 +103,8 @@ class VirtualOwnQueue:
         for exchange, keys in self._bound.items():
             self.unbind(exchange, keys)
             for key in keys:
-                self._channel._delete(self.name, exchange, key, "", self.name)  # noqa: SLF001 - a hook of virtual channels
+                # Calls a hook of virtual channels, as ``delete_queue`` does.
+                self._channel._delete(self.name, exchange, key, "", self.name)  # noqa: SLF001
         delete_queue(self._channel, self.name, self._exchange, "")
 
 
@@ -121,8 +122,8 @@ def takes_bucket(key: str, bucket: int) -> bool:
 def delete_queue(channel: Any, queue: str, exchange: str, key: str) -> None:
     """Delete a queue and its binding to an exchange.
 
-    kombu's ``queue_delete`` leaves the binding behind, so that the next broadcast would fill the queue again, and it does
-    not delete a queue without a binding. So this calls ``queue_unbind`` and the transport's own ``_delete``.
+    kombu's ``queue_delete`` leaves the binding behind, so that the next broadcast would fill the queue again, and it
+    does not delete a queue without a binding. So this calls ``queue_unbind`` and the transport's own ``_delete``.
     """
     if exchange:
         channel.queue_unbind(queue, exchange, key)

@@ -61,12 +61,12 @@ class VirtualSession:
         """See ``BrokerSession``."""
         return VirtualConsumerSession(self._config, self.connection, number, clock)
 
-    def publisher(self, heartbeat_s: float, clock: Clock) -> VirtualPublisherSession:  # noqa: ARG002 - it has no heartbeat
-        """See ``BrokerSession``."""
+    def publisher(self, heartbeat_s: float, clock: Clock) -> VirtualPublisherSession:  # noqa: ARG002
+        """See ``BrokerSession``. A virtual connection has no heartbeat."""
         return VirtualPublisherSession(self._config, self.connection, clock)
 
-    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> VirtualOrderSession:  # noqa: ARG002 - nothing is timed
-        """See ``BrokerSession``."""
+    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> VirtualOrderSession:  # noqa: ARG002
+        """See ``BrokerSession``. Sending takes no time here, so it needs no clock."""
         return VirtualOrderSession(self._config, self.connection, on_answer, on_unroutable)
 
     def close(self) -> None:
