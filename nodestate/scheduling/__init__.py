@@ -1,6 +1,6 @@
 """Scheduling on a view: the names that a user of the scheduler needs.
 
-A user holds one ``Scheduler``, and follows an instance through it from a request to what an agent has::
+A user holds one ``Scheduler``, and follows an instance through it from its request to its allocation on a node::
 
     Request --select--> Choice: a node and alternates, nothing is claimed
     Request --claim--> claim --boot: an order to the agent, its answer--> allocation: in every report from then on
@@ -13,7 +13,7 @@ A user holds one ``Scheduler``, and follows an instance through it from a reques
     scheduler = Scheduler(config, courier=KombuCourier(config))
     [outcome] = scheduler.boot(parse({"resources": {"VCPU": 2, "MEMORY_MB": 4096}}))
 
-A claim is what a scheduler says, an allocation what an agent says; ``claims`` explains what happens between the two.
+A scheduler makes claims, an agent reports allocations; ``claims`` explains how a claim becomes an allocation.
 """
 
 from nodestate.scheduling.claims.placing import NoHostFound, Placing

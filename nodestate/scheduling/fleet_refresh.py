@@ -1,7 +1,7 @@
 """The fleet refresher: keeps a scheduler's fleet and claim table up to date with the newest view.
 
-A decision needs three things that belong together: a view that is fresh enough, the claims of others on its nodes, and which
-of these claims the view already shows as allocations. ``FleetRefresher.refresh`` brings all three up to date.
+A decision needs three things that belong together: a view that is fresh enough, the claims of others on its nodes, and
+which of these claims the view already shows as allocations. ``FleetRefresher.refresh`` brings all three up to date.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class FleetRefresher:
         self.reader = reader  # gives the views
         self.fleet = fleet  # shows the last view
         self.claim_table = claim_table  # knows the claims on the last view's nodes
-        self.max_age = max_age  # how old a view may be, in seconds, if nobody names a bound
+        self.max_age = max_age  # how old a view may be, in seconds, if a request names no bound
         self.node_max_age = node_max_age  # nodes without a sign of life for this number of seconds are left out
         self._clock = clock  # for waiting
         self._name = name  # the scheduler's name, which its claims bear
         self._heartbeat_s = config.heartbeat_s  # the interval of the agents' heartbeats
-        # A claim counts until the allocation that it became is in every view that decides: an older view could lack both.
+        # A view that is older than this could lack both the claim, which has expired, and the allocation it became.
         self._max_safe_age_s = config.claim_ttl_s - config.answer_timeout_s - CLOCK_S
         self._view: View | None = None  # the last view; None before the first refresh
         self._claims_read_count = 0  # the nodes, in the fleet's order, whose claim records have been read
@@ -91,10 +91,10 @@ class FleetRefresher:
         return view
 
     def refresh_for_retry(self) -> bool:
-        """Read what may have changed before an instance is refused for want of a node.
+        """Read newer states and claims, before an instance is refused because no node fits.
 
-        Waits up to ``CATCH_UP_S`` seconds for node states that claim records name, then reads the claims of others again.
-        Returns whether anything changed.
+        Waits up to ``CATCH_UP_S`` seconds for node states that claim records name, then reads the claims of others
+        again. Returns whether anything changed.
         """
         before = self.fleet.changes
         deadline = self._clock.monotonic() + CATCH_UP_S
@@ -109,7 +109,7 @@ class FleetRefresher:
     def refresh_unresponsive_nodes(self) -> None:
         """Note in the fleet which nodes gave no sign of life for ``node_max_age``, or for three heartbeats.
 
-        What such a node reported last may be out of date, so no copy of an instance is ended because of it.
+        The last report of such a node may be out of date, so no copy of an instance is ended because of it.
         """
         bound = self.node_max_age or HEARTBEATS_COUNT * self._heartbeat_s + self.max_age
         view = self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag")

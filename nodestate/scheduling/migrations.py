@@ -1,15 +1,16 @@
 r"""Migrations: an instance moves to another node, or gets other resources, under the request that it was booted with.
 
-The agents report that request with every allocation: hints, traits, the group and its policy. So it is read from the view. Where
-the other members of the group are is computed from the view as well and stored nowhere. While a node is chosen, the instance
-itself is left out of the fleet::
+The agents report that request with every allocation: hints, traits, the group and its policy. So it is read from the
+view. Where the other members of the group are is computed from the view as well and stored nowhere. While a node is
+chosen, the instance itself is left out of the fleet::
 
     on A --choose B, claim, Build on B--> on A and B --End on A--> on B        B's order id is greater than A's
     on A and B, and the scheduler died --reconciler: the allocation with the greater order id stays--> on B
     on A, terminated there before B is chosen --> failed
     on A, terminated there after that --> on B --the terminating scheduler sees the same lifetime: End--> gone
 
-A member of a reservation can be migrated once all members are placed; its allocation carries the hint ``placed`` from then on.
+A member of a reservation can be migrated once all members are placed; its allocation carries the hint ``placed`` from
+then on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FINAL_REFUSALS: Final = frozenset({NO_ANSWER, "no-agent", "not-here"})
 class Resident(NamedTuple):
     """An instance as its node reports it.
 
-    ``row``: the node's row in the fleet. ``request``: what it was booted with. ``hints``: those of its allocation.
+    ``row``: the node's row in the fleet. ``request``: what it was booted with. ``hints``: the hints of its allocation.
     """
 
     instance: str
@@ -48,7 +49,7 @@ class Resident(NamedTuple):
 
     @property
     def exclusion(self) -> Exclusion:
-        """What to leave out of the fleet while a node is chosen for the instance."""
+        """The entry that takes the instance out of the fleet while a node is chosen for it."""
         return Exclusion(self.row, self.instance, self.request.resources, order_id_of(self.hints))
 
 
@@ -66,8 +67,9 @@ class Migrations:
             to: The node to migrate to; empty: the best one.
             timeout_s: Seconds to wait for the outcome.
 
-        Raises ``NotFoundError`` if no node reports the instance or ``to`` is unknown, ``BadRequestError`` if the instance is on
-        ``to`` already, ``StaleViewError``, and ``TimeoutError``; the migration then goes on with later steps.
+        Raises ``NotFoundError`` if no node reports the instance or ``to`` is unknown, ``BadRequestError`` if the
+        instance is on ``to`` already, ``StaleViewError``, and ``TimeoutError``; the migration then goes on with later
+        steps.
         """
         resident = self.find(instance)
         if to == self._session.fleet.names[resident.row]:
@@ -105,7 +107,7 @@ class Migrations:
         return outcome
 
     def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[BootOutcome]:
-        """Migrate all instances off a node, also off one that is down: by what it reported last.
+        """Migrate all instances off a node, also off one that is down; then its last report counts.
 
         An instance whose authoritative allocation is on another node stays there, and is ended on this node.
 
@@ -113,8 +115,8 @@ class Migrations:
             node: Its name.
             timeout_s: Seconds to wait for all outcomes.
 
-        Raises ``NotFoundError`` if the node is unknown, ``StaleViewError``, and ``TimeoutError``; the evacuation then goes on
-        with later steps.
+        Raises ``NotFoundError`` if the node is unknown, ``StaleViewError``, and ``TimeoutError``; the evacuation then
+        goes on with later steps.
         """
         row = self._row("node", node)
         fleet = self._session.fleet
@@ -163,8 +165,8 @@ class Migrations:
     def find(self, instance: str) -> Resident:
         """Return an instance as a new view shows it.
 
-        Raises ``NotFoundError`` if no node reports it, if several do and no scheduler booted it, or if its reservation is not
-        placed yet; ``BadRequestError`` if its hints are no valid request; ``StaleViewError``.
+        Raises ``NotFoundError`` if no node reports it, if several do and no scheduler booted it, or if its reservation
+        is not placed in full; ``BadRequestError`` if its hints are no valid request; ``StaleViewError``.
         """
         self._session.refresh()
         fleet = self._session.fleet
@@ -185,8 +187,8 @@ class Migrations:
 
         Args:
             resident: The instance as it is.
-            request: What it is to get.
-            exclusions: What to leave out of the fleet while a node is chosen; empty: the instance alone.
+            request: The resources and constraints of its new allocation.
+            exclusions: The instances to leave out of the fleet while a node is chosen; empty: the instance alone.
         """
         placing = Placing(
             _without_nodes(request),
@@ -239,5 +241,5 @@ class Migrations:
 
 
 def _without_nodes(request: Request) -> Request:
-    """Return the request without the nodes that it forced or ignored: those concerned the boot, all else holds for life."""
+    """Return the request without the nodes that it forced or ignored, which concerned the boot alone."""
     return msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())

@@ -1,4 +1,4 @@
-"""Reservations as claims: who holds what, read from the claim records of all nodes.
+"""Reservations as claims: the holders and members of reservations, read from the claim records of all nodes.
 
 A reservation is its members' claims and nothing beside them: no other record could contradict them.
 """
@@ -23,8 +23,8 @@ MAX_KEEP_TRIES_COUNT: Final = 8
 class ReservationMember(msgspec.Struct, frozen=True):
     """One instance of a reservation, and the node that is held for it.
 
-    ``instance``: its id. ``node``: the node. ``resources``: amounts by resource class. ``group``: the name of its group, or
-    None. ``placed``: whether the node reports the instance.
+    ``instance``: its id. ``node``: the node. ``resources``: amounts by resource class. ``group``: the name of its
+    group, or None. ``placed``: whether the node reports the instance.
     """
 
     instance: str
@@ -37,8 +37,9 @@ class ReservationMember(msgspec.Struct, frozen=True):
 class Reservation(msgspec.Struct, frozen=True):
     """Nodes that are held for the members of a group.
 
-    ``id``: its id; of two reservations, the one that was begun earlier has the smaller id. ``owner``: who may confirm, extend and
-    release it. ``members``: its instances. ``seconds``: how long it is still held. ``whole``: whether all members are held.
+    ``id``: its id; of two reservations, the one that was begun earlier has the smaller id. ``owner``: the user who may
+    confirm, extend and release it. ``members``: its instances. ``seconds``: how long it is still held. ``whole``:
+    whether all members are held.
     """
 
     id: str
@@ -70,7 +71,7 @@ class ReservationClaims:
 
         Args:
             reservation: Its id.
-            owner: Fail if the reservation is not this user's; empty: whoever owns it.
+            owner: Fail if the reservation is not this user's; empty: accept any owner.
             allow_part: Accept a reservation of which some members are no longer held.
 
         Raises ``NotFoundError`` if it is not held, not held in whole or not the owner's; ``StaleViewError``; and
@@ -88,8 +89,8 @@ class ReservationClaims:
         if not claims:
             raise NotFoundError(
                 "reservation",
-                f"no reservation {reservation} is held in cell {session.config.cell}: it expired, was released or confirmed, "
-                "or belongs to another cell",
+                f"no reservation {reservation} is held in cell {session.config.cell}: it expired, was released "
+                "or confirmed, or belongs to another cell",
             )
         if owner and {claim.owner for _, claim in claims} != {owner}:
             raise NotFoundError("owner", f"reservation {reservation} is not {owner}'s")
@@ -103,7 +104,7 @@ class ReservationClaims:
     def keep(self, placings: list[Placing], reservation: str, hold_s: float) -> Reservation | None:
         """Renew the claims of all members, so that they last for ``hold_s`` seconds from now on.
 
-        Returns None if a claim was lost or a server does not answer; the claims of all members have been given back then.
+        Returns None if a claim was lost or a server does not answer; then all claims have been given back.
         """
         table = self._session.claim_table
         waiting = list(placings)
@@ -131,7 +132,7 @@ class ReservationClaims:
         for node, known in table.records.known.items():
             if not known.record.claims:
                 continue
-            with suppress(NodestateError):  # the server does not answer: waiting for what is claimed there is of no use
+            with suppress(NodestateError):  # the server does not answer: waiting for its claims is of no use
                 now = table.servers.time(node)
                 found |= {
                     claim.reservation

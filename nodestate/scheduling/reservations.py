@@ -2,20 +2,22 @@ r"""Reservations: nodes for all members of a group or for none; then all members
 
 ::
 
-    wanted --all claimed--> claimed --all claims kept--> held --confirm: all built--> placed --every allocation says so--> done
-      ^ |                     |                           |             \--one refused everywhere: all ended, nothing is held
-      | |                     |                           |--extend--> held for longer
-      | \--some find no node--+                           \--release, or its time is over--> nothing is held
-      |                       |
-      \--rivals have claims that may go: the elder keeps its claims, the younger gives them back; both try again, in bounded time
+    wanted --all claimed--> claimed --all claims kept--> held --confirm: all are built--> placed --hints say so--> done
+      ^  |                    |                           |             |
+      |  \--some find no node--> not reserved             |             \--one is refused everywhere: all are ended
+      |                       |                           |--extend--> held for longer
+      |                       |                           \--release, or its time is over--> nothing is held
+      \--rivals, too, have claimed and not kept: the elder keeps its claims, the younger gives them back;
+         both try again until timeout_s
 
-A reservation is held while every one of its members' claims exists (``reservation_claims``). If a scheduler dies before it has kept
-all claims, they expire within ``claim_ttl_s``, or within ``hold_s`` if it had begun to keep them. If it dies while members are
-built, their allocations carry hints that tell any other scheduler what was meant: if all members are there, they get the hint
-``placed``; if some are missing and no hint says that all were there once, the others are ended (``orders.reconciler``).
+A reservation is held while every one of its members' claims exists (``reservation_claims``). If a scheduler dies before
+it has kept all claims, they expire within ``claim_ttl_s``, or within ``hold_s`` if it had begun to keep them. If it
+dies while members are built, their allocations carry hints by which any other scheduler can finish the reservation: if
+all members are there, they get the hint ``placed``; if some are missing and no hint says that all were there once, the
+others are ended (``orders.reconciler``).
 
-A reservation waits only for younger ones while it holds claims; for an elder one it gives its claims back first. So there is no
-deadlock, and no livelock either: the eldest of all that compete never gives back.
+A reservation waits only for younger ones while it holds claims; for an elder one it gives its claims back first. So
+there is no deadlock, and no livelock either: the eldest of all that compete never gives back.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from nodestate.scheduling.session import Session
 PAUSE_S: Final = (0.005, 0.05)
 """The shortest and the longest pause between two tries to claim nodes for a reservation."""
 CATCH_UP_S: Final = 2.0
-"""How long to wait for a view that shows what an agent says that it has."""
+"""How long to wait for a view that shows an allocation which an agent has confirmed."""
 MAX_AFFINITY_NODES_COUNT: Final = 8
 """Nodes that are tried, one after the other, for all members of an affinity group."""
 MAX_ANNOUNCEMENTS_COUNT: Final = 3
@@ -86,7 +88,7 @@ class Reservations:
 
         Args:
             wanted: The members.
-            owner: Who may confirm, extend and release the reservation; empty: this scheduler's name.
+            owner: The user who may confirm, extend and release the reservation; empty: this scheduler's name.
             timeout_s: Seconds after which no further try is made.
 
         Raises ``BadRequestError`` if a member names a weigher that is not installed, and ``StaleViewError``.
@@ -130,7 +132,7 @@ class Reservations:
             session.refresh(wanted.max_age)
 
     def _placings(self, wanted: GroupRequest, reservation: str, owner: str) -> list[Placing]:
-        """Return a placing for each instance, the largest first: the small ones fit into what is left over."""
+        """Return a placing for each instance, the largest first, as small ones fit into the remaining room."""
         members = [
             (instance, self._member_request(member, wanted, instance))
             for member in wanted.members
@@ -204,8 +206,8 @@ class Reservations:
     def extend(self, reservation: str, hold_s: float, *, owner: str = "") -> Reservation:
         """Hold a reservation for ``hold_s`` seconds from now on.
 
-        Raises ``BadRequestError`` if ``hold_s`` is out of bounds, ``NotFoundError`` if the reservation is not held or not the
-        owner's, ``StaleViewError``, and ``StoreUnavailableError``.
+        Raises ``BadRequestError`` if ``hold_s`` is out of bounds, ``NotFoundError`` if the reservation is not held or
+        not the owner's, ``StaleViewError``, and ``StoreUnavailableError``.
         """
         check_hold(hold_s)
         placings = self._claims.find(reservation, owner)
@@ -217,7 +219,8 @@ class Reservations:
     def release(self, reservation: str, *, owner: str = "") -> None:
         """Give back the nodes that a reservation holds.
 
-        Raises ``NotFoundError`` if it is not held or not the owner's, ``StaleViewError``, and ``StoreUnavailableError``.
+        Raises ``NotFoundError`` if it is not held or not the owner's, ``StaleViewError``, and
+        ``StoreUnavailableError``.
         """
         self._session.placer.give_back(self._claims.find(reservation, owner, allow_part=True))
 
@@ -227,9 +230,9 @@ class Reservations:
         """Build every member, on its node or (if the agent refuses) on another that fits: all, or none.
 
         Raises ``NotFoundError`` if the reservation is not held or not the owner's, or if a member is on a node already;
-        ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError`` if agents, or views that show what they built, take longer
-        than ``timeout_s`` seconds. After a ``TimeoutError`` call ``confirm`` again, or leave it to the reconciler, which decides as
-        after the death of a scheduler.
+        ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError`` if agents, or views that show the members,
+        take longer than ``timeout_s`` seconds. After a ``TimeoutError`` call ``confirm`` again, or leave it to
+        the reconciler, which decides as after the death of a scheduler.
         """
         session = self._session
         deadline = session.clock.monotonic() + timeout_s
@@ -259,8 +262,8 @@ class Reservations:
     def boot_member(self, reservation: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> BootOutcome:
         """Build one member by itself, on the node that is held for it.
 
-        Raises ``NotFoundError`` if the member is not held, if the reservation is not the owner's, or if the instance is on a node
-        already; ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError``.
+        Raises ``NotFoundError`` if the member is not held, if the reservation is not the owner's, or if the instance is
+        on a node already; ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError``.
         """
         found = self._claims.find(reservation, owner, allow_part=True)
         placings = [placing for placing in found if placing.instance == instance]
@@ -271,7 +274,7 @@ class Reservations:
         return outcome
 
     def _hints_of_earlier_build(self, placing: Placing, reservation: str) -> Mapping[str, Any]:
-        """Return the hints of a member that an earlier ``confirm`` built on the node that is held for it; else no hints.
+        """Return the hints of a member if an earlier ``confirm`` built it on the node that is held for it, else none.
 
         Raises ``NotFoundError`` if the instance is on a node for another reason.
         """
@@ -289,7 +292,7 @@ class Reservations:
         return earlier
 
     def _adopt_other_confirm(self, outcome: BootOutcome, reservation: str) -> BootOutcome:
-        """Count a member as booted if its node refused it because another ``confirm`` of the reservation built it there.
+        """Count a member as booted if its node refused it because another ``confirm`` built it there.
 
         That is so if a view shows it there within ``CATCH_UP_S`` seconds.
         """
@@ -309,7 +312,7 @@ class Reservations:
         return outcome
 
     def _terminated_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
-        """Return the members that were built and that no node reports any longer, by one view that has all that was built.
+        """Return the members that were built and no longer exist, by one view that is newer than all builds.
 
         Raises ``TimeoutError`` if there is no such view by the deadline, in monotonic seconds.
         """
@@ -354,6 +357,6 @@ class Reservations:
 
 
 def _member_boot(placing: Placing, mark: Mapping[str, object], earlier: Mapping[str, Any]) -> Boot:
-    """Return the boot of a member; it replaces what an earlier ``confirm`` built, of which these are the hints."""
+    """Return the boot of a member. It replaces an allocation of an earlier ``confirm``, if that left these hints."""
     lifetime = {"boot": lifetime_id_of(earlier)} if earlier else {}
     return Boot(placing, hints={**mark, **lifetime}, replaces=order_id_of(earlier))

@@ -1,8 +1,8 @@
 """The scheduler: the object that a user holds. It assembles the parts of scheduling, selects, claims and boots.
 
 The other operations are methods of its parts: ``scheduler.reservations`` (reserve, confirm, extend, release),
-``scheduler.migrations`` (migrate, resize, evacuate) and ``scheduler.terminations`` (terminate). Everything advances in ``step``;
-all calls that wait are repeated steps.
+``scheduler.migrations`` (migrate, resize, evacuate) and ``scheduler.terminations`` (terminate). Everything advances in
+``step``; all calls that wait are repeated steps.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Scheduler:
         config: The cell's settings.
         name: Stands on its claims; empty: host and process id.
         max_age: How old a view may be, in seconds, if a request names no bound.
-        node_max_age: Nodes without a sign of life for this number of seconds are left out. None: none is left out; orders to
-            agents that are gone are then refused by the broker, or stay unanswered.
+        node_max_age: Nodes without a sign of life for this number of seconds are left out. None: none is left out;
+            orders to agents that are gone are then refused by the broker, or stay unanswered.
         seed: Shuffles nodes that are equally good; None: a random seed.
         reader: Gives the views. None: opened from the settings, and closed with the scheduler.
         claims: The servers of claim records. None: opened from the settings, and closed with the scheduler.
-        courier: The way to the agents; needed to boot, migrate, confirm and terminate, not to select, claim and reserve.
+        courier: The way to the agents; needed to boot, migrate, confirm and terminate, not to select, claim and
+            reserve.
         clock: The time; None: the machine's.
         ids: New ids of orders, messages and instances; None: random ones.
         policies: Filters and weighers; None: all that are installed.
@@ -75,7 +76,7 @@ class Scheduler:
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"  # stands on its claims
         clock = clock or SystemClock()
         ids = ids or SystemIds()
-        self._closing: list[Callable[[], None]] = []  # closes what this opened
+        self._closing: list[Callable[[], None]] = []  # closes the reader and the claim servers that this opened
         if reader is None:
             reader = Reader(config, clock=clock)
             self._closing.append(reader.close)
@@ -85,7 +86,8 @@ class Scheduler:
         rng = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
         self.fleet = Fleet()  # the nodes as the last view shows them
         preference = NodePreference(self.name, clock, config.claim_ttl_s)
-        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference)  # its claims, and those of others
+        # The claims of this scheduler and of others.
+        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference)
         self.selector = Selector(  # ranks nodes
             self.fleet, policies or installed(), rng.getrandbits(63), preference, ids
         )
@@ -112,7 +114,7 @@ class Scheduler:
         orders = None
         if courier is not None:
             orders = OrderTracker(courier, self.placer, self.fleet, self.claim_table, clock, ids, config)
-        # What the following three need of the scheduler.
+        # The parts above, as reservations, migrations and terminations use them.
         self.session = Session(config, self.name, clock, ids, rng, self.refresher, self.selector, self.placer, orders)
         self.reservations = Reservations(self.session)  # nodes for all members of a group, or for none
         self.migrations = Migrations(self.session)  # instances to other nodes, or with other resources
@@ -138,7 +140,7 @@ class Scheduler:
     # -- selecting and claiming
 
     def select(self, request: Request) -> list[Choice]:
-        """Return the node that each instance of the request would get; nothing is claimed. Raises ``StaleViewError``."""
+        """Return the node that each instance would get, without a claim. Raises ``StaleViewError``."""
         self.refresh(request.max_age)
         return self.selector.choices(request)
 
@@ -149,8 +151,8 @@ class Scheduler:
     def claim(self, requests: Iterable[Request]) -> list[Placing]:
         """Choose nodes for all instances of the requests, and claim them for ``claim_ttl_s`` seconds.
 
-        Many requests at a time cost little more than one. Returns one placing for each instance, with a claim or a failure.
-        Raises ``StaleViewError``, and ``BadRequestError`` before anything is claimed.
+        Many requests at a time cost little more than one. Returns one placing for each instance, with a claim or a
+        failure. Raises ``StaleViewError``, and ``BadRequestError`` before anything is claimed.
         """
         requests = list(requests)
         for request in requests:
@@ -166,8 +168,8 @@ class Scheduler:
     def submit(self, request: Request) -> list[Boot]:
         """Begin to boot all instances of a request; later steps give each its outcome. May be called from any thread.
 
-        Raises ``BadRequestError`` if the request names a weigher that is not installed, and ``ConfigError`` if the scheduler has no
-        courier.
+        Raises ``BadRequestError`` if the request names a weigher that is not installed, and ``ConfigError`` if the
+        scheduler has no courier.
         """
         self.selector.check(request)
         boots = [Boot(placing) for placing in self._placings(request)]
@@ -177,8 +179,8 @@ class Scheduler:
     def boot(self, request: Request, timeout_s: float = 60.0) -> list[BootOutcome]:
         """Boot all instances of a request, and wait for their outcomes.
 
-        Raises ``TimeoutError`` if some have none after ``timeout_s`` seconds; those boots go on with later steps. Raises
-        ``BadRequestError`` and ``ConfigError`` as ``submit`` does.
+        Raises ``TimeoutError`` if some have none after ``timeout_s`` seconds; those boots go on with later steps.
+        Raises ``BadRequestError`` and ``ConfigError`` as ``submit`` does.
         """
         self.selector.check(request)
         return self.session.run_boots([Boot(placing) for placing in self._placings(request)], timeout_s)
@@ -210,7 +212,10 @@ class Scheduler:
         self.session.drop_allocated_claims()
 
     def close(self) -> None:
-        """Close what this opened. Claims stay until they expire, or until another scheduler sees their allocations."""
+        """Close the reader and the claim servers that the scheduler opened.
+
+        Claims stay until they expire, or until another scheduler sees their allocations.
+        """
         for close in self._closing:
             close()
 

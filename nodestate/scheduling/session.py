@@ -1,9 +1,11 @@
-"""The session: what reservations, migrations and terminations need of their scheduler.
+"""The session: the narrow interface of a scheduler for its reservations, migrations and terminations.
 
-A session holds the scheduler's parts and advances them step by step. ``step`` waits no longer than it is told, and runs over
-an injected clock, store and courier, so that a seeded simulation can run many schedulers::
+A session holds the scheduler's parts and advances them step by step. ``step`` waits no longer than it is told, and runs
+over an injected clock, store and courier, so that a seeded simulation can run many schedulers::
 
-    step: answers --> overdue answers --> a view, if a boot needs a node --> choose, claim, send --> upkeep, every REASSERT_S
+    step: answers --> overdue answers --> a view, if a boot needs a node --> choose, claim, send --> upkeep
+
+The upkeep is due every ``REASSERT_S`` seconds: see ``Session._maintain_claims``.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Session:
 
     @property
     def boots_under_way_count(self) -> int | None:
-        """How many boots have no outcome yet; None if the scheduler has no courier."""
+        """The number of boots without an outcome; None if the scheduler has no courier."""
         return self._orders.boots.under_way_count if self._orders is not None else None
 
     # -- views
@@ -143,7 +145,7 @@ class Session:
     # -- claims that became allocations
 
     def drop_allocated_claims(self) -> None:
-        """Drop the own claims whose allocations the last view shows: see ``_drop``. Call it before the scheduler goes."""
+        """Drop the own claims whose allocations the last view shows: see ``_drop``."""
         self._drop(own for own in self.claim_table.own if self._is_seen_allocated(*own))
 
     def drop_claims_of(self, instances: Collection[tuple[str, str]]) -> None:
@@ -158,8 +160,8 @@ class Session:
     def _drop(self, claims: Iterable[tuple[str, Claim]]) -> None:
         """Drop claims that became allocations, and write that.
 
-        A scheduler that sees the allocation no longer counts the claim. Once the instance ends, other schedulers would count it
-        again until its deadline; if the claim is dropped, the room is free for all of them at once.
+        A scheduler that sees the allocation no longer counts the claim. Once the instance ends, other schedulers would
+        count it again until its deadline; if the claim is dropped, the room is free for all of them at once.
         """
         for node, claim in list(claims):
             row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
@@ -191,7 +193,7 @@ class Session:
         return True
 
     def _maintain_claims(self) -> None:
-        """Every ``REASSERT_S`` seconds: write lost claims again, drop used ones, and finish what others left unfinished."""
+        """Every ``REASSERT_S`` seconds: write lost claims again, drop used ones, repair unfinished operations."""
         now = self.clock.monotonic()
         if now < self._upkeep_at:
             return

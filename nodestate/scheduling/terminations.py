@@ -2,8 +2,9 @@
 
 ::
 
-    on a node --End--> gone                             the End is lost --a view still shows it--> sent again (termination_orders)
-    migrated meanwhile by a scheduler that did not know --a view shows the same lifetime--> ended there, too
+    on a node --End--> gone
+    on a node --the End is lost, and a view still shows the instance--> End is sent again (termination_orders)
+    migrated meanwhile by a scheduler that did not know --a view shows the same lifetime--> End is sent there, too
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Terminations:
     def terminate(self, instances: Iterable[tuple[str, str]]) -> None:
         """Tell agents to end instances for good, as (node, instance), and return at once.
 
-        Later steps send the orders again while views show the instances, also on nodes to which a scheduler that did not know of
-        the termination migrated them. Raises ``ConfigError`` if the scheduler has no courier.
+        Later steps send the orders again while views show the instances, also on nodes to which a scheduler that did
+        not know of the termination migrated them. Raises ``ConfigError`` if the scheduler has no courier.
         """
         instances = list(instances)
         # Refresh first: we end by order id, and an in-place change since the last view has a new id.
@@ -38,9 +39,9 @@ class Terminations:
     def terminate_everywhere(self, instances: Iterable[str], timeout_s: float = 60.0) -> dict[str, list[str]]:
         """End instances for good, on whatever nodes they are, and wait until no node reports them.
 
-        Returns the nodes that reported each instance. Raises ``NotFoundError`` if no node reports one of them (then none is
-        ended), ``StaleViewError`` if there is no fresh view, and ``TimeoutError`` if views still show one after ``timeout_s``
-        seconds.
+        Returns the nodes that reported each instance. Raises ``NotFoundError`` if no node reports one of them (then
+        none is ended), ``StaleViewError`` if there is no fresh view, and ``TimeoutError`` if views still show one after
+        ``timeout_s`` seconds.
         """
         session, fleet = self._session, self._session.fleet
         session.refresh()
@@ -72,7 +73,7 @@ class Terminations:
         return terminations
 
     def _terminations_of(self, node: str, instance: str) -> list[Termination]:
-        """Return one termination for each node that reports the instance in the last view, and one for ``node`` in any case."""
+        """Return one termination for each node that the last view shows with the instance, and always one for ``node``."""
         fleet = self._session.fleet
         hints = {
             fleet.names[row]: fleet.reports.hints(row, instance) for row in fleet.instances.reporting_rows(instance)

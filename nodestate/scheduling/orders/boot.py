@@ -30,8 +30,8 @@ NO_ANSWER: Final = "silent"
 class NodeRefusal:
     """A node that did not take an instance.
 
-    ``node``: its name. ``reason``: one of ``orders.Refusal``, or ``silent`` (``NO_ANSWER``). ``detail``: what the agent added,
-    for people.
+    ``node``: its name. ``reason``: one of ``orders.Refusal``, or ``silent`` (``NO_ANSWER``). ``detail``: the
+    agent's remark, for people.
     """
 
     node: str
@@ -43,8 +43,8 @@ class NodeRefusal:
 class Booted:
     """The instance is on a node.
 
-    ``instance``: its id. ``node``: where it is. ``version``: the first state of the node that shows it. ``refusals``: nodes
-    that were asked before. ``conflicts``: how many times another scheduler took the chosen node first.
+    ``instance``: its id. ``node``: where it is. ``version``: the first state of the node that shows it. ``refusals``:
+    nodes that were asked before. ``conflicts``: how many times another scheduler took the chosen node first.
     """
 
     instance: str
@@ -58,8 +58,8 @@ class Booted:
 class Failed:
     """The instance is on no node, or stays where it was if it was to be migrated.
 
-    ``instance``: its id. ``reason``: which filter left no node, or the cause in words. ``refusals``: nodes that were asked.
-    ``conflicts``: how many times another scheduler took the chosen node first.
+    ``instance``: its id. ``reason``: which filter left no node, or the cause in words. ``refusals``: nodes that were
+    asked. ``conflicts``: how many times another scheduler took the chosen node first.
     """
 
     instance: str
@@ -85,7 +85,7 @@ class Boot:
     Args:
         placing: The instance, and the node that was chosen for it.
         pinned: The instance goes to the node that it is claimed on, or nowhere.
-        hints: Hints to keep with the allocation beside those of the request.
+        hints: Hints to keep with the allocation, in addition to the hints of the request.
         after: The order of this boot gets an id greater than this one.
         replaces: The id of the order that built the instance on the node before: the boot replaces that allocation in
             place, under a newer id. Empty if there is none.
@@ -97,7 +97,7 @@ class Boot:
     after: str = ""
     replaces: str = ""
     possible_copies: list[Termination] = field(default_factory=list)
-    """What nodes that did not answer may have built of an instance that is being migrated, the oldest first."""
+    """The allocations that unanswered orders of a migration may have created, the oldest first."""
     refusals: list[NodeRefusal] = field(default_factory=list)
     """The nodes that did not take the instance, in the order in which they were asked."""
     order: Build | None = None
@@ -139,8 +139,8 @@ class Boot:
     def leave_unanswered(self, row: int | None) -> None:
         """Return to *wanted*, without the node that did not answer.
 
-        That node may have built the instance all the same. So the next order gets a greater id and names the same lifetime:
-        then the next allocation takes precedence, and whatever ends one of them ends both.
+        That node may have built the instance all the same. So the next order gets a greater id and names the same
+        lifetime: then the next allocation takes precedence, and whatever ends one of them ends both.
         """
         assert self.order is not None, "only an order that was sent can be unanswered"
         self.after = self.order.id
@@ -148,7 +148,7 @@ class Boot:
         self.refuse(NodeRefusal(self.order.node, NO_ANSWER), row)
 
     def add_possible_copy(self, copy: Termination) -> None:
-        """Remember what a node that did not answer may have built of an instance that is being migrated."""
+        """Remember an allocation that an unanswered order of a migration may have created."""
         self.possible_copies.append(copy)
 
     def adopt_copy(self, number: int) -> Sequence[Termination]:

@@ -3,18 +3,20 @@ r"""The boots under way of one scheduler: each instance from its request to its 
 ::
 
     wanted --a node is claimed--> claimed --Build sent--> sent --the agent accepted, or a view shows it--> booted
-      ^                                                     |
+      ^  |                                                  |
+      |  \--no node is left, or MAX_NODES_COUNT were asked--|--> failed
+      |                                                     |
       |<--the agent refused: the claim is given back, ------|
       |   and this instance avoids the node                 |
-      \<--no answer in answer_timeout_s: the claim is ------/     no node is left, or MAX_NODES_COUNT were asked --> failed
+      \<--no answer in answer_timeout_s: the claim is ------/
           left to expire, as the agent may have built it
 
-Agents refuse an order that they read after its deadline, and carry out orders in the sequence in which they arrive. So if
-only the answer was lost, an ``End`` that is sent later undoes the order.
+Agents refuse an order that they read after its deadline, and carry out orders in the sequence in which they arrive. So
+if only the answer was lost, an ``End`` that is sent later undoes the order.
 
-If a boot is not answered, the agent may still have built the instance, so we send ``End`` at once. If a migration is not
-answered we do not: the late copy may hold the newer order id and win (see ``order_ids``), and another scheduler, which sees
-both, may already be ending the original. Instead::
+If a boot is not answered, the agent may still have built the instance, so we send ``End`` at once. If a migration is
+not answered we do not: the late copy may hold the newer order id and win (see ``order_ids``), and another scheduler,
+which sees both, may already be ending the original. Instead::
 
     unanswered --another node takes the instance--> possible copy --End--> gone
     unanswered --a view shows the instance there--> booted there
@@ -54,7 +56,7 @@ class BootTracker:
         fleet: The nodes as the last view shows them.
         claim_table: The claims of this scheduler and of others.
         sender: The way to the agents.
-        terminations: Ends what nodes may have built without answering.
+        terminations: Ends allocations that unanswered orders may have created.
         supersessions: Keeps the original of a failed migration ahead of possible copies.
         clock: For order ids and for overdue answers.
         ids: For order ids.
@@ -77,7 +79,7 @@ class BootTracker:
         self._fleet = fleet  # the nodes as the last view shows them
         self._claim_table = claim_table  # the claims of this scheduler and of others
         self._sender = sender  # the way to the agents
-        self._terminations = terminations  # ends what nodes may have built without answering
+        self._terminations = terminations  # ends allocations that unanswered orders may have created
         self._supersessions = supersessions  # keeps originals ahead of possible copies
         self._clock = clock  # for order ids and for overdue answers
         self._ids = ids  # for order ids
@@ -88,7 +90,7 @@ class BootTracker:
 
     @property
     def under_way_count(self) -> int:
-        """How many boots have no outcome yet."""
+        """The number of boots without an outcome."""
         return len(self._wanted) + len(self._sent)
 
     @property
@@ -170,7 +172,7 @@ class BootTracker:
                 self._fail(boot, NoHostFound(reason=reason))
 
     def expire_unanswered(self) -> None:
-        """Try another node for each boot whose answer is overdue, and end what the first node may have built."""
+        """Try another node for each boot whose answer is overdue, and end the instance on the first node."""
         now = self._clock.monotonic()
         unanswered = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= now]
         obsolete: list[Termination] = []
@@ -195,7 +197,7 @@ class BootTracker:
         return wanted
 
     def _adopt_shown_copy(self, boot: Boot) -> bool:
-        """Complete a migration if the last view shows that a node which did not answer built the instance after all."""
+        """Complete a migration if the last view shows the result of one of its unanswered orders."""
         for number, copy in reversed(list(enumerate(boot.possible_copies))):
             row = self._fleet.rows.get(copy.node)
             if row is None or not self._shows(row, boot, copy.order_id):
@@ -255,8 +257,8 @@ class BootTracker:
     def _order_for(self, boot: Boot, deadline: float, reply_to: str) -> Build:
         """Return the order for a boot that is claimed.
 
-        Its id is not the claim's: a claim of a reservation may be built, ended and built again, each time with a lifetime of
-        its own.
+        Its id is not the claim's: a claim of a reservation may be built, ended and built again, each time with a
+        lifetime of its own.
         """
         placing = boot.placing
         claim, node, original = placing.claim, placing.node, placing.original
@@ -277,7 +279,7 @@ class BootTracker:
         )
 
     def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
-        """Whether the last view shows on a row what an order built, or what a later order made of it."""
+        """Whether the last view shows, on a row, the allocation that an order built or that a later order changed."""
         if boot.placing.instance not in self._fleet.instances.reported[row]:
             return False
         hints = self._fleet.reports.hints(row, boot.placing.instance)
@@ -305,7 +307,7 @@ class BootTracker:
     # -- outcomes
 
     def _complete(self, boot: Boot, version: Version) -> None:
-        """Complete a boot whose instance is on its node; the node's state of ``version`` is the first one that shows it."""
+        """Complete a boot whose instance is on its node; ``version`` is the node's first state that shows it."""
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
         if placing.claim is not None and placing.claim.resize:

@@ -19,7 +19,7 @@ from nodestate.scheduling.orders.order_sender import OrderSender
 
 
 class HintUpdates:
-    """The hint updates of one scheduler that agents have not answered yet.
+    """The unanswered hint updates of one scheduler.
 
     Args:
         fleet: The nodes as the last view shows them.
@@ -32,7 +32,7 @@ class HintUpdates:
         self._unacknowledged: set[str] = set()  # ids of updates that no agent has answered
 
     def update_hints(self, order: Build, hints: Mapping[str, Any]) -> str:
-        """Ask an agent to keep these hints, too, with what an order built.
+        """Ask an agent to add these hints to the allocation that an order built.
 
         The agent refuses if the allocation was changed since. Returns the id of the update, for ``acknowledged``.
         """
@@ -61,8 +61,8 @@ class HintUpdates:
     def set_placed(self, node: str, instance: str) -> None:
         """Ask an agent to mark an allocation of the last view as a member of a reservation that is placed in full.
 
-        No answer is awaited; the caller repeats it until a view shows the mark. Does nothing if the view does not show the
-        allocation.
+        No answer is awaited; the caller repeats it until a view shows the mark. Does nothing if the view does not show
+        the allocation.
         """
         row = self._fleet.rows.get(node)
         allocation = self._fleet.reports.allocations(row).get(instance) if row is not None else None

@@ -48,7 +48,7 @@ class OrderSender:
                 self._courier.send(orders, self._answer_timeout_s)
 
     def end_order(self, node: str, instance: str, expected_order_id: str) -> End:
-        """Return an order to end an instance, if the order of this id built what the node has (empty: any order)."""
+        """Return an order to end an instance, if the order of this id built its allocation (empty: any order)."""
         return End(id=self._ids.message_id(), node=node, instance=instance, of=expected_order_id)
 
     def answers(self, timeout_s: float) -> list[Answer]:
@@ -69,8 +69,8 @@ class OrderSender:
     ) -> Build:
         """Return an order that replaces an allocation where it is, with other hints or resources.
 
-        The agent refuses it unless the order ``expected_order_id`` built the allocation that the node has now: so a late
-        order does not undo a change that was made since.
+        The agent refuses it unless the order ``expected_order_id`` built the allocation that the node has now: so a
+        late order does not undo a change that was made since.
         """
         return Build(
             id=self._ids.message_id(),

@@ -42,7 +42,7 @@ class OrderTracker:
         self._clock = clock  # for the time between retries
         self._retry_at = 0.0  # when terminations and supersessions are retried next, in monotonic seconds
         self._sender = OrderSender(courier, clock, ids, config.answer_timeout_s)  # the way to the agents
-        # What is to be ended on nodes, until views no longer show it.
+        # Instances that are to be ended on nodes, until views no longer show them.
         self.terminations = TerminationOrders(fleet, self._sender, clock, config.claim_ttl_s)
         # Originals of failed migrations that get a newer order id than possible copies.
         self.supersessions = Supersessions(fleet, self._sender, self.terminations, clock, ids)
@@ -71,7 +71,10 @@ class OrderTracker:
         self.boots.accept_answers(answers)
 
     def on_fleet_advanced(self) -> None:
-        """Compare the orders under way with the new view; every ``REASSERT_S`` seconds, send again what it lacks."""
+        """Compare the orders under way with the new view.
+
+        Every ``REASSERT_S`` seconds, send again the orders whose effect the view lacks.
+        """
         self.terminations.forget_seen_builds()
         now = self._clock.monotonic()
         if now >= self._retry_at:

@@ -1,17 +1,18 @@
-"""The reconciler: any scheduler finishes what a scheduler that died left unfinished, from what the agents report.
+"""The reconciler: any scheduler finishes the operations of a scheduler that died, from the reports of the agents.
 
 Three things are repaired:
 
-- An instance is on two nodes, because it was migrated, or booted twice. The authoritative allocation (see ``order_ids``) stays
-  and the others are ended, unless the node with the authoritative one is unresponsive.
+- An instance is on two nodes, because it was migrated, or booted twice. The authoritative allocation (see
+  ``order_ids``) stays and the others are ended, unless the node with the authoritative one is unresponsive.
 - All members of a reservation are built, and some lack the hint ``placed``. They get it.
-- Some members of a reservation are missing, none has the hint ``placed``, and no claim is left that could become a member. The
-  members that were built are ended. If one member has the hint, all members were there once, so whatever is missing was ended
-  on purpose, and nothing is done.
+- Some members of a reservation are missing, none has the hint ``placed``, and no claim is left that could become a
+  member. The members that were built are ended. If one member has the hint, all members were there once, so a missing
+  one was ended on purpose, and nothing is done.
 
-A scheduler may still be at work on what looks unfinished, so nothing is repaired until it was seen in the same state for
-``grace_s``. If a claim server is down we cannot tell whether claims remain, so we wait. We check for claims twice, ``REASSERT_S``
-apart: by then their holders have written lost claims again, and the view shows members whose claims have been dropped.
+A scheduler may still be at work on an operation that looks unfinished, so nothing is repaired until it was seen in the
+same state for ``grace_s``. If a claim server is down we cannot tell whether claims remain, so we wait. We check for
+claims twice, ``REASSERT_S`` apart: by then their holders have written lost claims again, and the view shows members
+whose claims have been dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class RepairAction(NamedTuple):
 
 
 class Reconciler:
-    """What one scheduler sees unfinished, and since when.
+    """The unfinished operations that one scheduler sees, and since when.
 
     Args:
         fleet: The nodes as the last view shows them.
@@ -95,7 +96,7 @@ class Reconciler:
         return [RepairAction(names[row], instance, set_placed=False) for row in rows if row != authoritative]
 
     def _finish_reservation(self, marks: Marks) -> list[RepairAction]:
-        """Mark the members of a complete reservation as placed, or end those of an incomplete one."""
+        """Mark the members of a complete reservation as placed, or end the members of an incomplete one."""
         names = self._fleet.names
         complete = is_complete(marks)
         return [

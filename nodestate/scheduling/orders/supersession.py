@@ -1,13 +1,14 @@
 r"""Supersession: an original allocation gets a newer order id than copies that an unanswered migration may have built.
 
-If a node does not answer the order of a migration, its agent may still have built the instance there, under an order id that
-is newer than the original's: the copy would win (see ``order_ids``) although the migration failed. So the scheduler does not
-end the copy at once. It first gives the original a newer order id, waits until a view shows that, and then ends the copies::
+If a node does not answer the order of a migration, its agent may still have built the instance there, under an order id
+that is newer than the original's: the copy would win (see ``order_ids``) although the migration failed. So the
+scheduler does not end the copy at once. It first gives the original a newer order id, waits until a view shows that,
+and then ends the copies::
 
-    migration unanswered --failed--> superseding --a view shows the new order id--> copies are ended --> done
-                                      |  ^  |
-                                      \--/  \--the original's node is unresponsive, and another one has the instance--> done
-                             sent again every REASSERT_S
+    migration unanswered, failed --> superseding --a view shows the new order id--> copies are ended --> done
+                                     |  ^ |   |
+         sent again every REASSERT_S \--/ |   \--its node is unresponsive, and a copy was built elsewhere--> done
+                                          \--TERMINATION_UNCONFIRMED_S--> given up
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from nodestate.scheduling.orders.termination_orders import (
 class _Supersession:
     """One original that stays where it is under a newer order id.
 
-    ``original``: the allocation. ``order_id``: its new id. ``copies``: what to end once a view shows the new id.
-    ``since``: when it began, in monotonic seconds.
+    ``original``: the allocation. ``order_id``: its new id. ``copies``: the allocations to end once a view shows the new
+    id. ``since``: when it began, in monotonic seconds.
     """
 
     original: Exclusion
@@ -60,15 +61,15 @@ class Supersessions:
         self._terminations = terminations  # ends the copies
         self._clock = clock  # for order ids and ages
         self._ids = ids  # for order ids
-        self._under_way: list[_Supersession] = []  # not shown by a view yet
+        self._under_way: list[_Supersession] = []  # originals whose new order id no view has shown
 
     def supersede_original(self, original: Exclusion, after: str, copies: Sequence[Termination]) -> None:
-        """Give an allocation an order id newer than ``after``, then end the copies that nodes may have built.
+        """Give an allocation an order id newer than ``after``, then end the copies that may exist.
 
         Args:
             original: The allocation that is to win.
             after: The newest order id of a copy.
-            copies: What nodes that did not answer may have built.
+            copies: Allocations that unanswered orders may have created.
         """
         order_id = new_order_id(self._clock, self._ids, after)
         self._advance(_Supersession(original, order_id, tuple(copies), self._clock.monotonic()))
@@ -80,7 +81,7 @@ class Supersessions:
             self._advance(supersession)
 
     def _advance(self, supersession: _Supersession) -> None:
-        """End the copies if the original has its new order id, drop the supersession if it is moot, else send the order."""
+        """End the copies if the original has its new order id, give up if it is moot, else send the order again."""
         fleet, original = self._fleet, supersession.original
         row, instance = original.row, original.instance
         allocation = fleet.reports.allocations(row).get(instance, {})

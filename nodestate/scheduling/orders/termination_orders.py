@@ -6,8 +6,8 @@ r"""Termination orders: an ``End`` is sent again until views no longer show the 
     pending --no view shows it for retry_s, and the node reported a newer state--> done
     pending --TERMINATION_UNCONFIRMED_S--> given up
 
-An agent ends only what the named order built, so an ``End`` that is late or repeated ends nothing else. If the termination
-names a lifetime, the instance is also ended on nodes that it was migrated to meanwhile.
+An agent ends only the allocation that the named order built, so an ``End`` that is late or repeated ends nothing else.
+If the termination names a lifetime, the instance is also ended on nodes that it was migrated to meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TERMINATION_UNCONFIRMED_S: Final = 3600.0
 class Termination(NamedTuple):
     """An instance to end on a node.
 
-    ``order_id``: end it only if this order built what the node has; empty: whatever built it. ``lifetime_id``: end the
+    ``order_id``: end it only if this order built its allocation; empty: whichever order did. ``lifetime_id``: end the
     instance also on other nodes that report the same lifetime; empty: only on this node.
     """
 
@@ -47,7 +47,7 @@ class Termination(NamedTuple):
 
 
 class TerminationOrders:
-    """The terminations of one scheduler that views may not confirm yet.
+    """The terminations of one scheduler that no view has confirmed.
 
     Args:
         fleet: The nodes as the last view shows them.
@@ -62,7 +62,7 @@ class TerminationOrders:
         self._clock = clock  # for the age of terminations
         self._retry_s = max(TERMINATION_RETRY_S, TERMINATION_CLAIMS_COUNT * claim_ttl_s)  # see TERMINATION_RETRY_S
         self._pending: dict[Termination, tuple[Version, float]] = {}  # the node's version at the request, and its time
-        self._unseen_builds: dict[tuple[str, str], tuple[Termination, Version]] = {}  # what agents built, not in a view
+        self._unseen_builds: dict[tuple[str, str], tuple[Termination, Version]] = {}  # built, and in no view
 
     def terminate_orders(self, terminations: Iterable[Termination]) -> None:
         """Send ``End`` for each of these, and repeat it as the module's docstring says.
@@ -79,22 +79,25 @@ class TerminationOrders:
         self._send(terminations)
 
     def terminate_duplicates(self, copies: Iterable[tuple[str, str]]) -> None:
-        """End what the last view shows of instances on nodes, as (node, instance); they live on elsewhere.
+        """End instances on nodes, as (node, instance), that live on elsewhere.
 
-        Ends exactly the allocations that the view shows: one that was changed since is kept.
+        Ends exactly the allocations that the last view shows: an allocation that was changed since is kept.
         """
         self.terminate_orders(
             Termination(node, instance, order_id_of(self._hints(node, instance))) for node, instance in copies
         )
 
     def roll_back(self, orders: Iterable[Build]) -> None:
-        """End what these orders built, also where it was migrated since, and nothing else."""
+        """End the instances that these orders built, also on nodes to which they were migrated, and nothing else."""
         self.terminate_orders(
             Termination(order.node, order.instance, order.id, lifetime_id_of(order.hints)) for order in orders
         )
 
     def resend(self) -> None:
-        """Send ``End`` again for all that the last view still shows, and stop tracking what is confirmed or too old."""
+        """Send ``End`` again for each instance that the last view still shows.
+
+        Forget the terminations that are confirmed, or older than ``TERMINATION_UNCONFIRMED_S``.
+        """
         now = self._clock.monotonic()
         shown: list[Termination] = []
         for termination, (before, since) in list(self._pending.items()):
@@ -116,11 +119,11 @@ class TerminationOrders:
         self._unseen_builds[order.node, order.instance] = termination, version
 
     def unseen_build(self, node: str, instance: str) -> Termination | None:
-        """Return the termination of an instance that was built but is not in a view yet; None if there is none."""
+        """Return the termination of an instance that was built and that no view has shown; None if there is none."""
         return self._unseen_builds.get((node, instance), (None, NEVER))[0]
 
     def forget_seen_builds(self) -> None:
-        """Drop from the unseen builds those that the last view shows."""
+        """Forget the builds that the last view shows."""
         self._unseen_builds = {
             key: build for key, build in self._unseen_builds.items() if build[1] > self._version(key[0])
         }
