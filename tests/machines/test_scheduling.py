@@ -1,4 +1,4 @@
-"""Schedulers against each other, under faults, held to the invariants I8 to I10 of DESIGN.md section 9 (see ``tenancy``)."""
+"""Schedulers against each other, under faults, held to the invariants I8 to I10 of DESIGN.md section 9 (see ``cell``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nodestate.scheduling.orders.boot import Boot, Booted
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed
-from tests.machines.tenancy import Process, Tenancy
+from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 
 NODES = [f"node-{number}" for number in range(4)]
 STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 4}, "MEMORY_MB": {"total": 4_000}}}
@@ -48,29 +48,29 @@ class SchedulingMachine(RuleBasedStateMachine):
         """Whose users were told that they are there, by a confirmation."""
         self.ended: set[str] = set()
         self.twice: set[str] = set()
-        self.enders: dict[str, Process] = {}
+        self.enders: dict[str, SchedulerProcess] = {}
         """By what was ended, where it was seen, by somebody who lives on."""
 
     @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
     def begin(self, seed: int, servers: int, schedulers: int) -> None:
-        self.tenancy = Tenancy(dict.fromkeys(NODES, STATE), seed=seed, servers=servers)
-        self.tenancy.begin()
+        self.cell = SchedulingCell(dict.fromkeys(NODES, STATE), seed=seed, servers=servers)
+        self.cell.wait_until_complete()
         for number in range(schedulers):
-            self.tenancy.start(f"s{number}").scheduler.refresh()
-        self.tenancy.rest(12.0)  # no record is unsure any more
+            self.cell.start_scheduler(f"s{number}").scheduler.refresh()
+        self.cell.run_for(12.0)  # no record is unsure any more
 
     def process(self, number: int) -> Any:
-        return self.tenancy.processes[number % len(self.tenancy.processes)]
+        return self.cell.processes[number % len(self.cell.processes)]
 
     @rule(number=numbers, size=sizes, group=groups, dies=lives)
     def submit(self, number: int, size: int, group: tuple[str, str] | None, dies: int | None) -> None:
         """A boot begins; others go on before it ends."""
         self.booted += 1
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             self.boots += process.scheduler.submit(parse(wanted(f"i{self.booted}", size, group)))
             process.scheduler.step(0.0)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, which=numbers, size=sizes, dies=lives)
     def submit_again(self, number: int, which: int, size: int, dies: int | None) -> None:
@@ -80,17 +80,17 @@ class SchedulingMachine(RuleBasedStateMachine):
         process = self.process(number)
         instance = f"i{which % self.booted + 1}"
         self.twice.add(instance)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             self.boots += process.scheduler.submit(parse(wanted(instance, size)))
             process.scheduler.step(0.0)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, dies=lives)
     def step(self, number: int, dies: int | None) -> None:
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             process.scheduler.step(0.0)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(
         number=numbers, members=st.lists(sizes, min_size=1, max_size=4), group=groups, dies=lives, confirm=st.booleans()
@@ -105,12 +105,12 @@ class SchedulingMachine(RuleBasedStateMachine):
         if group is not None:
             content["group"] = {"name": f"{group[0]} {self.booted}", "policy": group[1]}
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             held = process.scheduler.reservations.reserve(parse_group(content), timeout_s=2.0)
             if isinstance(held, Reservation):
                 self.reserved.append(held)
                 assert len(held.members) == len(members)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
         if confirm:
             self.confirm(number, len(self.reserved) - 1, dies)
 
@@ -121,11 +121,11 @@ class SchedulingMachine(RuleBasedStateMachine):
         held = self.reserved.pop(which % len(self.reserved))
         self.gangs[held.id] = {member.instance for member in held.members}
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             outcome = process.scheduler.reservations.confirm(held.id, timeout_s=30.0)
             if isinstance(outcome, Confirmed):
                 self.told |= self.gangs.pop(held.id)  # each may end by itself from here on
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, which=numbers, dies=lives)
     def release(self, number: int, which: int, dies: int | None) -> None:
@@ -133,35 +133,35 @@ class SchedulingMachine(RuleBasedStateMachine):
             return
         held = self.reserved.pop(which % len(self.reserved))
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             process.scheduler.reservations.release(held.id)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, which=numbers, dies=lives)
     def move(self, number: int, which: int, dies: int | None) -> None:
-        placed = sorted(self.tenancy.placed())
+        placed = sorted(self.cell.nodes_by_instance())
         if not placed:
             return
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             process.scheduler.migrations.migrate(placed[which % len(placed)], timeout_s=20.0)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, which=numbers, size=sizes, dies=lives)
     def resize(self, number: int, which: int, size: int, dies: int | None) -> None:
-        placed = sorted(self.tenancy.placed())
+        placed = sorted(self.cell.nodes_by_instance())
         if not placed:
             return
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             instance = placed[which % len(placed)]
             process.scheduler.migrations.resize(instance, {"VCPU": size, "MEMORY_MB": 500 * size}, timeout_s=20.0)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, which=numbers)
     def end(self, number: int, which: int) -> None:
         """A user is done with one. A member that goes before its gang is confirmed may take the others with it."""
-        placed = self.tenancy.placed()
+        placed = self.cell.nodes_by_instance()
         free = sorted(placed.keys() - {member for gang in self.gangs.values() for member in gang})
         if free:
             instance = free[which % len(free)]
@@ -177,26 +177,26 @@ class SchedulingMachine(RuleBasedStateMachine):
         if self.reserved:
             with _staleness():
                 self.process(number).groups.extend(self.reserved[which % len(self.reserved)].id, seconds)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers, node=st.sampled_from(NODES), dead=st.booleans(), dies=lives)
     def evacuate(self, number: int, node: str, dead: bool, dies: int | None) -> None:
         """A node that is to be emptied, or one that lost its power; it may come back with all that it had."""
         if dead:
-            self.tenancy.kill(node)
+            self.cell.power_off(node)
         process = self.process(number)
-        with self.tenancy.dying(process, dies), _staleness():
+        with self.cell.crashing(process, dies), _staleness():
             process.scheduler.migrations.evacuate(node, timeout_s=30.0)
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule()
     def revive(self) -> None:
-        self.tenancy.revive()
+        self.cell.power_on_all()
 
     @rule(calls=st.integers(0, 10))
     def kill_agent(self, calls: int) -> None:
         """After it stored what it admitted, and before it said so, or at another moment; it comes again."""
-        self.tenancy.agent_mortal.calls_left = calls
+        self.cell.agent_crash_point.calls_left = calls
 
     @rule(number=numbers, lagging=st.booleans())
     def lag(self, number: int, lagging: bool) -> None:
@@ -211,63 +211,63 @@ class SchedulingMachine(RuleBasedStateMachine):
     @rule(number=numbers, seconds=st.sampled_from([1.0, 10.0, 40.0]))
     def cut_off(self, number: int, seconds: float) -> None:
         """A server answers nobody for a while."""
-        server = self.tenancy.servers[number % len(self.tenancy.servers)]
+        server = self.cell.servers[number % len(self.cell.servers)]
         server.stop()
-        self.tenancy.rest(seconds)
+        self.cell.run_for(seconds)
         server.start()
-        self.tenancy.judge_claims()
+        self.cell.check_claims()
 
     @rule(number=numbers)
     def die(self, number: int) -> None:
-        self.tenancy.bury(self.process(number))
+        self.cell.replace_dead(self.process(number))
 
     @rule(node=st.sampled_from(NODES))
     def evict(self, node: str) -> None:
-        self.tenancy.evict(node)
+        self.cell.evict_claims(node)
 
     @rule(number=numbers)
     def flush(self, number: int) -> None:
-        self.tenancy.flush(number)
+        self.cell.flush_server(number)
 
     @rule(frozen=st.booleans())
     def freeze(self, frozen: bool) -> None:
-        self.tenancy.agent_frozen = frozen
+        self.cell.agent_frozen = frozen
 
     @rule(holding=st.booleans())
     def hold(self, holding: bool) -> None:
         """Orders and answers are under way for long, or not any more."""
-        self.tenancy.broker.transit.holding = holding
+        self.cell.broker.transit.holding = holding
         if not holding:
-            while self.tenancy.broker.transit.under_way:
-                self.tenancy.broker.transit.deliver()
+            while self.cell.broker.transit.under_way:
+                self.cell.broker.transit.deliver()
 
     @rule(which=numbers)
     def lose(self, which: int) -> None:
-        if self.tenancy.broker.transit.under_way:
-            self.tenancy.broker.transit.lose(which % len(self.tenancy.broker.transit.under_way))
+        if self.cell.broker.transit.under_way:
+            self.cell.broker.transit.lose(which % len(self.cell.broker.transit.under_way))
 
     @rule(seconds=st.sampled_from([0.2, 1.0, 6.0, 40.0]))
     def wait(self, seconds: float) -> None:
-        self.tenancy.rest(seconds)
-        self.tenancy.judge_claims()
+        self.cell.run_for(seconds)
+        self.cell.check_claims()
 
     def teardown(self) -> None:
-        if hasattr(self, "tenancy"):
+        if hasattr(self, "cell"):
             self._judge_the_end()
         self._logs.__exit__(None, None, None)
 
     def _judge_the_end(self) -> None:
         """After a long rest without faults nothing is half done (I9)."""
-        tenancy = self.tenancy
-        tenancy.agent_frozen = False
-        tenancy.revive()
+        cell = self.cell
+        cell.agent_frozen = False
+        cell.power_on_all()
         self.hold(holding=False)
-        tenancy.rest(200.0)
-        placed = tenancy.placed()
+        cell.run_for(200.0)
+        placed = cell.nodes_by_instance()
         assert {instance: nodes for instance, nodes in placed.items() if len(nodes) > 1} == {}
         told = self.told | {boot.placing.instance for boot in self.boots if isinstance(boot.outcome, Booted)}
         assert told - self.ended <= placed.keys(), f"{told - self.ended - placed.keys()} are lost"
-        over = {instance for instance, ender in self.enders.items() if ender in tenancy.processes} - self.twice
+        over = {instance for instance, ender in self.enders.items() if ender in cell.processes} - self.twice
         assert not over & placed.keys(), f"{over & placed.keys()} were ended, and live"
         for gang, members in self.gangs.items():
             if members & self.twice:  # what somebody booted alone is there alone
@@ -275,7 +275,7 @@ class SchedulingMachine(RuleBasedStateMachine):
             assert members <= placed.keys() or not members & placed.keys(), (
                 f"{gang}: {members & placed.keys()} of {members}"
             )
-        assert [claim for node in NODES for claim in tenancy.claims(node)] == []
+        assert [claim for node in NODES for claim in cell.claims(node)] == []
 
 
 class _staleness:  # noqa: N801 - reads as what it allows

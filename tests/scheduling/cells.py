@@ -1,4 +1,4 @@
-"""Cells with agents, a consumer and schedulers, for tests of what spans several of them (see ``tests.machines.tenancy``)."""
+"""Cells with agents, a consumer and schedulers, for tests of what spans several of them (see ``tests.machines.scheduling_cell``)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.scheduler import Scheduler
-from tests.machines.tenancy import Process, Tenancy
+from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 
 VCPU = 8
 STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": VCPU}, "MEMORY_MB": {"total": 8_000}}}
 
 
-def cell_of(nodes: int = 3, schedulers: int = 2, **more: Any) -> tuple[Tenancy, list[Process]]:
+def cell_of(nodes: int = 3, schedulers: int = 2, **more: Any) -> tuple[SchedulingCell, list[SchedulerProcess]]:
     """Nodes n0, n1, … and schedulers s0, s1, …, where no record is unsure any more."""
-    tenancy = Tenancy({f"n{number}": STATE for number in range(nodes)}, **more)
-    tenancy.begin()
-    processes = [tenancy.start(f"s{number}") for number in range(schedulers)]
+    cell = SchedulingCell({f"n{number}": STATE for number in range(nodes)}, **more)
+    cell.wait_until_complete()
+    processes = [cell.start_scheduler(f"s{number}") for number in range(schedulers)]
     for process in processes:
         process.scheduler.refresh()
-    tenancy.rest(UNSURE_S + 2.0)
-    return tenancy, processes
+    cell.run_for(UNSURE_S + 2.0)
+    return cell, processes
 
 
 def wanted(instance: str, vcpu: int = 1, **more: Any) -> dict[str, Any]:
@@ -49,17 +49,17 @@ def reserve(scheduler: Scheduler, *instances: str, vcpu: int = 1, hold_s: float 
     return held
 
 
-def behind(tenancy: Tenancy, process: Process) -> None:
+def behind(cell: SchedulingCell, process: SchedulerProcess) -> None:
     """From now on the process decides on what it sees now, within its bounds."""
-    tenancy.rest(2.0)
+    cell.run_for(2.0)
     process.scheduler.refresh()
     process.reader.lagging = True
 
 
 @contextmanager
-def losing_answers(tenancy: Tenancy) -> Iterator[None]:
+def losing_answers(cell: SchedulingCell) -> Iterator[None]:
     """Orders come, and what agents say of them does not."""
-    arrive = tenancy.broker.transit.arrive
-    tenancy.broker.transit.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+    arrive = cell.broker.transit.arrive
+    cell.broker.transit.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
     yield
-    tenancy.broker.transit.arrive = arrive  # type: ignore[method-assign]
+    cell.broker.transit.arrive = arrive  # type: ignore[method-assign]

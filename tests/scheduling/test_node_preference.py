@@ -8,7 +8,7 @@ import pytest
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.node_preference import PREFERENCE_BONUS, NodePreference
 from nodestate.testing import ManualClock
-from tests.machines.tenancy import Tenancy
+from tests.machines.scheduling_cell import SchedulingCell
 
 NAMES = [f"compute-{number:04d}" for number in range(4_000)]
 
@@ -86,13 +86,13 @@ def test_schedulers_that_claim_in_turn_seldom_collide() -> None:
         }
         for number, name in enumerate(NAMES[:400], 1)
     }
-    cell = Tenancy(states)
-    cell.begin()
-    schedulers = [cell.start(name).scheduler for name in ("one", "two")]
+    cell = SchedulingCell(states)
+    cell.wait_until_complete()
+    schedulers = [cell.start_scheduler(name).scheduler for name in ("one", "two")]
     wanted = [Request(resources={"VCPU": 2, "MEMORY_MB": 2_000})] * 10
     for _ in range(40):
         for scheduler in schedulers:
             assert all(placing.claim is not None for placing in scheduler.claim(wanted))
-    cell.judge_claims()
+    cell.check_claims()
     for scheduler in schedulers:
         assert scheduler.claim_table.stats.conflicts < 0.1 * scheduler.claim_table.stats.written

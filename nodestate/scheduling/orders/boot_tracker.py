@@ -39,7 +39,7 @@ from nodestate.scheduling.claims.placer import Placer
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
-from nodestate.scheduling.orders.boot import Boot, Booted, Failed, NodeRefusal
+from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, NodeRefusal
 from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
@@ -232,6 +232,7 @@ class BootTracker:
             )
 
     def _fail_unplaced(self, boot: Boot, error: Exception) -> None:
+        """Fail a boot because a filter or a weigher raised an error, and give back its claim if it has one."""
         placing = boot.placing
         if placing.claim is not None and placing.node is not None:
             self._claim_table.drop_claim(placing.node, placing.claim.id)
@@ -240,6 +241,7 @@ class BootTracker:
     # -- boots that are sent
 
     def _send(self, boots: Sequence[Boot]) -> None:
+        """Send an order for each claimed boot; fail the boots if there is no connection to the broker."""
         deadline = self._sender.deadline
         try:
             reply_to = self._sender.reply_to
@@ -299,7 +301,10 @@ class BootTracker:
         refusal = boot.refusals[-1]
         is_elsewhere = refusal.reason == "here" and not boot.migrates
         if boot.pinned or is_elsewhere or len(boot.refusals) >= MAX_NODES_COUNT:
-            reason = f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
+            if refusal.reason == NO_ANSWER:
+                reason = f"{refusal.node} did not answer within {self._answer_timeout_s:g} s"
+            else:
+                reason = f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
             self._fail(boot, NoHostFound(reason=reason))
         else:
             self._wanted.append(boot)

@@ -25,7 +25,7 @@ def test_who_cancels_a_boot_that_is_under_way_stops_nobody() -> None:
 
 def test_a_filter_that_fails_costs_no_boot_its_outcome() -> None:
     """The error is its author's to see, and who waits for the boots hears of it, too."""
-    tenancy, (one, _) = cell_of(2)
+    cell, (one, _) = cell_of(2)
 
     def faulty(*_: object) -> bool:
         raise ZeroDivisionError("as its author did not foresee")
@@ -43,19 +43,19 @@ def test_a_filter_that_fails_costs_no_boot_its_outcome() -> None:
     del filters["faulty"]
     whys = [str(outcome.reason) for boot in boots if isinstance(outcome := boot.future.result(0), Failed)]
     assert whys == [f"no node could be chosen: {told}"] * 2
-    tenancy.rest(2.0)
-    assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node)] == []
+    cell.run_for(2.0)
+    assert [claim for node in ("n0", "n1") for claim in cell.claims(node)] == []
 
 
 def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
     """Its agent died between storing and saying so. The user was told that the move failed, so the instance stays where it was."""
-    tenancy, (one, _) = cell_of(2)
+    cell, (one, _) = cell_of(2)
     at = boot(one.scheduler, "a").node
     other = "n1" if at == "n0" else "n0"
-    tenancy.rest(2.0)
-    tenancy.fleet.kill(other)
+    cell.run_for(2.0)
+    cell.fleet.kill(other)
     taken: list[Build] = []
-    arrive = tenancy.broker.transit.arrive
+    arrive = cell.broker.transit.arrive
 
     def watched(letter: TransitMessage) -> None:
         order = decode_order(letter.body) if letter.kind == "order" else None
@@ -63,56 +63,56 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
             taken.append(order)
         arrive(letter)
 
-    tenancy.broker.transit.arrive = watched  # type: ignore[method-assign]
+    cell.broker.transit.arrive = watched  # type: ignore[method-assign]
     assert isinstance(one.scheduler.migrations.migrate("a", to=other), Failed)
     [order] = taken
-    tenancy.rest(2 * TERMINATION_RETRY_S)
-    tenancy.fleet.build(other, "a", allocation_of(order))
-    tenancy.fleet.revive(other)
-    tenancy.rest(2 * tenancy.config.claim_ttl_s)
-    assert tenancy.placed() == {"a": [at]}
+    cell.run_for(2 * TERMINATION_RETRY_S)
+    cell.fleet.build(other, "a", allocation_of(order))
+    cell.fleet.revive(other)
+    cell.run_for(2 * cell.config.claim_ttl_s)
+    assert cell.nodes_by_instance() == {"a": [at]}
 
 
 def test_what_is_ended_before_a_view_shows_it_is_told_again() -> None:
     """The first order to end it is lost."""
-    tenancy, (one, _) = cell_of(2)
-    behind(tenancy, one)
+    cell, (one, _) = cell_of(2)
+    behind(cell, one)
     booted = boot(one.scheduler, "a")
-    tenancy.broker.transit.holding = True
+    cell.broker.transit.holding = True
     one.scheduler.terminations.terminate([(booted.node, "a")])
-    tenancy.broker.transit.under_way.clear()
-    tenancy.broker.transit.holding = False
+    cell.broker.transit.under_way.clear()
+    cell.broker.transit.holding = False
     one.reader.lagging = False
-    tenancy.rest(10.0)
-    assert tenancy.placed() == {}
+    cell.run_for(10.0)
+    assert cell.nodes_by_instance() == {}
 
 
 def test_what_was_moved_is_ended_by_who_names_the_node_that_it_was_on() -> None:
     """It is the instance that its user is done with."""
-    tenancy, (one, two) = cell_of(2)
+    cell, (one, two) = cell_of(2)
     booted = boot(one.scheduler, "a")
-    tenancy.rest(2.0)
+    cell.run_for(2.0)
     assert isinstance(two.scheduler.migrations.migrate("a"), Booted)
-    tenancy.rest(2.0)
+    cell.run_for(2.0)
     one.scheduler.terminations.terminate([(booted.node, "a")])
-    tenancy.rest(10.0)
-    assert tenancy.placed() == {}
+    cell.run_for(10.0)
+    assert cell.nodes_by_instance() == {}
 
 
 def test_an_instance_that_moves_while_it_is_ended_is_ended() -> None:
-    tenancy, (one, two) = cell_of(3)
+    cell, (one, two) = cell_of(3)
     boot(one.scheduler, "a")
-    behind(tenancy, one)
+    behind(cell, one)
     assert isinstance(two.scheduler.migrations.migrate("a"), Booted)
-    tenancy.clock.others = lambda: (setattr(one.reader, "lagging", False), tenancy.live())[1]
+    cell.clock.run_others = lambda: (setattr(one.reader, "lagging", False), cell.step_agents())[1]
     one.scheduler.terminations.terminate_everywhere(["a"], 20.0)
-    assert tenancy.placed() == {}
+    assert cell.nodes_by_instance() == {}
 
 
 def test_who_waits_in_vain_for_an_end_is_told_where_the_instance_is() -> None:
-    tenancy, (one, _) = cell_of(2)
+    cell, (one, _) = cell_of(2)
     at = boot(one.scheduler, "a").node
-    tenancy.rest(2.0)
-    tenancy.agent_frozen = True
+    cell.run_for(2.0)
+    cell.agent_frozen = True
     with pytest.raises(TimeoutError, match=f"views still show a on {at} 5 s after the termination"):
         one.scheduler.terminations.terminate_everywhere(["a"], 5.0)

@@ -17,125 +17,125 @@ from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserv
 
 def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
     """It would be on two nodes in the end, and nobody could tell which one counts."""
-    tenancy, (one, two) = cell_of(2)
+    cell, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
-    tenancy.rest(1.0)
+    cell.run_for(1.0)
     held = two.scheduler.reservations.reserve(
         parse_group({"members": [wanted("a", force_nodes=["n0" if at == "n1" else "n1"])]})
     )
     assert isinstance(held, NotReserved)
     assert str(held.reason) == f"a is on {at} already"
-    assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node) if claim.reservation] == []
+    assert [claim for node in ("n0", "n1") for claim in cell.claims(node) if claim.reservation] == []
 
 
 def test_what_was_not_confirmed_is_not_held() -> None:
     """The claims of the members that were built are given back, as those are ended."""
-    tenancy, (one, two) = cell_of(2)
+    cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b", vcpu=8)
     [last] = [member.node for member in held.members if member.instance == "b"]
-    tenancy.fleet.set_status(last, "draining")
-    tenancy.live()
+    cell.fleet.set_status(last, "draining")
+    cell.step_agents()
     assert isinstance(one.scheduler.reservations.confirm(held.id), NotConfirmed)
-    assert [claim for node in ("n0", "n1") for claim in tenancy.claims(node)] == []
-    tenancy.rest(2.0)
+    assert [claim for node in ("n0", "n1") for claim in cell.claims(node)] == []
+    cell.run_for(2.0)
     assert two.scheduler.reservations.held() == []
-    assert tenancy.placed() == {}
+    assert cell.nodes_by_instance() == {}
 
 
 def test_what_was_released_does_not_come_back_with_a_lost_record() -> None:
     """Who made the reservation saw no loss, but that somebody else released it."""
-    tenancy, (one, two) = cell_of(2)
+    cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b", hold_s=600.0)
     two.scheduler.reservations.release(held.id)
-    tenancy.rest(5.0)
+    cell.run_for(5.0)
     for node in ("n0", "n1"):
-        tenancy.evict(node)
-    tenancy.rest(20.0)
+        cell.evict_claims(node)
+    cell.run_for(20.0)
     assert two.scheduler.reservations.held() == []
 
 
 def test_nobody_ends_members_while_the_others_are_built() -> None:
     """It takes longer than the grace of who tidies up, and goes to nodes on which that one has read no claim yet."""
-    tenancy, (one, two) = cell_of(9)
+    cell, (one, two) = cell_of(9)
     held = reserve(one.scheduler, "a", "b")
     [at] = [member.node for member in held.members if member.instance == "a"]
-    others = [node for node in tenancy.fleet.nodes() if node != at]
+    others = [node for node in cell.fleet.nodes() if node != at]
     for node in others:
-        tenancy.fleet.kill(node)
-    began = tenancy.clock.monotonic()
+        cell.fleet.kill(node)
+    began = cell.clock.monotonic()
 
     def live() -> None:
-        if tenancy.clock.monotonic() - began > tenancy.config.claim_ttl_s + 5.0:
+        if cell.clock.monotonic() - began > cell.config.claim_ttl_s + 5.0:
             while others:
-                tenancy.fleet.revive(others.pop())
-        tenancy.live()
-        tenancy.clock.busy = True
+                cell.fleet.revive(others.pop())
+        cell.step_agents()
+        cell.clock.busy = True
         two.scheduler.step(0.0)
-        tenancy.clock.busy = False
+        cell.clock.busy = False
 
-    tenancy.clock.others = live
+    cell.clock.run_others = live
     assert isinstance(one.scheduler.reservations.confirm(held.id, timeout_s=60.0), Confirmed)
-    assert tenancy.clock.monotonic() - began > tenancy.config.claim_ttl_s
-    assert tenancy.placed().keys() == {"a", "b"}
+    assert cell.clock.monotonic() - began > cell.config.claim_ttl_s
+    assert cell.nodes_by_instance().keys() == {"a", "b"}
 
 
 def test_a_member_that_is_ended_while_the_others_are_built_ends_them() -> None:
     """Whoever ended it: all members, or none."""
-    tenancy, (one, two) = cell_of(3)
+    cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
     places = {member.instance: member.node for member in held.members}
-    tenancy.fleet.kill(places["b"])
+    cell.fleet.kill(places["b"])
     ended: list[str] = []
 
     def live() -> None:
-        tenancy.live()
-        if "a" in tenancy.placed() and not ended:
+        cell.step_agents()
+        if "a" in cell.nodes_by_instance() and not ended:
             ended.append("a")
-            tenancy.clock.busy = True
+            cell.clock.busy = True
             two.scheduler.refresh()
             two.scheduler.terminations.terminate([(places["a"], "a")])
-            tenancy.clock.busy = False
+            cell.clock.busy = False
 
-    tenancy.clock.others = live
+    cell.clock.run_others = live
     outcome = one.scheduler.reservations.confirm(held.id)
     assert isinstance(outcome, NotConfirmed)
     assert [failed.instance for failed in outcome.failed] == ["a"]
-    tenancy.rest(2.0)
-    assert tenancy.placed() == {}
+    cell.run_for(2.0)
+    assert cell.nodes_by_instance() == {}
 
 
 def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> None:
     """It would be on two nodes, neither of them the later one."""
-    tenancy, (one, two) = cell_of(3)
+    cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a")
     [member] = held.members
     elsewhere = boot(two.scheduler, "a", ignore_nodes=[member.node]).node
-    tenancy.rest(1.0)
+    cell.run_for(1.0)
     with pytest.raises(NotFoundError, match=f"a of {held.id} is on {elsewhere} already"):
         one.scheduler.reservations.confirm(held.id)
-    assert tenancy.placed() == {"a": [elsewhere]}
+    assert cell.nodes_by_instance() == {"a": [elsewhere]}
 
 
 @pytest.mark.parametrize("away", [0, 1])
 def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away: int) -> None:
     """Also where claims were known there."""
-    tenancy, (one, two) = cell_of(8)
+    cell, (one, two) = cell_of(8)
     reserve(two.scheduler, *"abcdef")
     one.scheduler.reservations.held()
-    tenancy.servers[away].stop()
+    cell.servers[away].stop()
     full = parse_group({"members": [wanted(f"full {number}", vcpu=8) for number in range(8)]})
     assert isinstance(one.scheduler.reservations.reserve(full, timeout_s=1.0), NotReserved)
     [member] = reserve(one.scheduler, "g").members
-    assert tenancy.server(member.node) is not tenancy.servers[away]
+    assert cell.server(member.node) is not cell.servers[away]
 
 
 def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
     """Its agents know by then, also where the first order to say so was lost: else the others would pass for the rest of one
     that was never whole.
     """
-    tenancy, (one, two) = cell_of(2)
+    cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b")
-    arrive, lost = tenancy.broker.transit.arrive, []
+    arrive, lost = cell.broker.transit.arrive, []
 
     def lossy(letter: TransitMessage) -> None:
         order = decode_order(letter.body) if letter.kind == "order" else None
@@ -144,88 +144,88 @@ def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
         else:
             arrive(letter)
 
-    tenancy.broker.transit.arrive = lossy  # type: ignore[method-assign]
+    cell.broker.transit.arrive = lossy  # type: ignore[method-assign]
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert len(lost) == 2
-    tenancy.bury(one)
-    [node] = tenancy.placed()["a"]
+    cell.replace_dead(one)
+    [node] = cell.nodes_by_instance()["a"]
     two.scheduler.refresh()
     two.scheduler.terminations.terminate([(node, "a")])
-    tenancy.rest(3 * tenancy.config.claim_ttl_s)
-    assert tenancy.placed().keys() == {"b"}
+    cell.run_for(3 * cell.config.claim_ttl_s)
+    assert cell.nodes_by_instance().keys() == {"b"}
 
 
 def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> None:
     """A view from before could not have shown that somebody ended one meanwhile."""
-    tenancy, (one, _) = cell_of(2)
+    cell, (one, _) = cell_of(2)
     held = reserve(one.scheduler, "a", "b")
-    tenancy.consumer_frozen = True
+    cell.consumer_frozen = True
     with pytest.raises(TimeoutError, match="all members are built, and no view shows it"):
         one.scheduler.reservations.confirm(held.id, timeout_s=6.0)
-    assert tenancy.placed().keys() == {"a", "b"}
-    tenancy.consumer_frozen = False
-    tenancy.rest(2 * tenancy.config.claim_ttl_s)
-    for [node] in tenancy.placed().values():
-        [allocation] = tenancy.fleet.room(node).allocations.values()
+    assert cell.nodes_by_instance().keys() == {"a", "b"}
+    cell.consumer_frozen = False
+    cell.run_for(2 * cell.config.claim_ttl_s)
+    for [node] in cell.nodes_by_instance().values():
+        [allocation] = cell.fleet.room(node).allocations.values()
         assert allocation["hints"]["placed"]
 
 
 def test_a_member_that_is_booted_again_is_another_life() -> None:
     """What ended the first, or was to undo it, ends nothing of the second."""
-    tenancy, (one, two) = cell_of(3)
+    cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b", hold_s=600.0)
-    tenancy.agent_frozen = True
+    cell.agent_frozen = True
     assert isinstance(one.scheduler.reservations.boot_member(held.id, "a"), Failed)
-    tenancy.agent_frozen = False
-    tenancy.rest(2.0)
+    cell.agent_frozen = False
+    cell.run_for(2.0)
     first = one.scheduler.reservations.boot_member(held.id, "a")
     assert isinstance(first, Booted)
-    tenancy.rest(3.0)
+    cell.run_for(3.0)
     two.scheduler.terminations.terminate([(first.node, "a")])
-    tenancy.rest(8.0)
-    assert tenancy.placed() == {}
+    cell.run_for(8.0)
+    assert cell.nodes_by_instance() == {}
     if (again := one.scheduler.claim([parse(wanted("a"))])[0]).claim is not None:
         one.scheduler.placer.give_back([again])
     second = boot(one.scheduler, "a")
-    tenancy.rest(20.0)
-    assert tenancy.placed() == {"a": [second.node]}
+    cell.run_for(20.0)
+    assert cell.nodes_by_instance() == {"a": [second.node]}
 
 
 def test_a_reservation_is_confirmed_once() -> None:
     """It holds nothing from then on."""
-    tenancy, (one, two) = cell_of(3)
+    cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
-    assert [claim for node in tenancy.fleet.nodes() for claim in tenancy.claims(node)] == []
-    tenancy.rest(0.5)
-    [at] = tenancy.placed()["a"]
+    assert [claim for node in cell.fleet.nodes() for claim in cell.claims(node)] == []
+    cell.run_for(0.5)
+    [at] = cell.nodes_by_instance()["a"]
     two.scheduler.terminations.terminate([(at, "a")])
-    tenancy.live()
+    cell.step_agents()
     with pytest.raises(NotFoundError):
         one.scheduler.reservations.confirm(held.id)
-    tenancy.rest(5.0)
-    assert tenancy.placed().keys() == {"b"}
+    cell.run_for(5.0)
+    assert cell.nodes_by_instance().keys() == {"b"}
 
 
 def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() -> None:
     """What they built meanwhile is what they were told the first time."""
-    tenancy, (one, _) = cell_of(3)
+    cell, (one, _) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
-    tenancy.consumer_frozen = True
+    cell.consumer_frozen = True
     with pytest.raises(TimeoutError):
         one.scheduler.reservations.confirm(held.id, timeout_s=2.0)
-    tenancy.consumer_frozen = False
-    tenancy.clock.advance(0.5)
-    tenancy.live()
+    cell.consumer_frozen = False
+    cell.clock.advance(0.5)
+    cell.step_agents()
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
-    tenancy.rest(3 * tenancy.config.claim_ttl_s)
-    assert {name: len(nodes) for name, nodes in tenancy.placed().items()} == {"a": 1, "b": 1}
+    cell.run_for(3 * cell.config.claim_ttl_s)
+    assert {name: len(nodes) for name, nodes in cell.nodes_by_instance().items()} == {"a": 1, "b": 1}
 
 
 def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
-    tenancy, (one, _) = cell_of(8)
+    cell, (one, _) = cell_of(8)
     held = reserve(one.scheduler, *"abcdef", hold_s=600.0)
-    tenancy.servers[0].stop()
+    cell.servers[0].stop()
     for call in (one.scheduler.reservations.held, lambda: one.scheduler.reservations.confirm(held.id)):
         with pytest.raises((StoreUnavailableError, StaleViewError)):
             call()
@@ -236,18 +236,18 @@ def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
 @pytest.mark.parametrize("calls", range(2, 14, 2))
 def test_who_confirms_after_one_that_died_over_it_has_all_or_none(calls: int, view: str, answers: str) -> None:
     """Wherever it died; what it built is known by the view, or by its agents' refusals."""
-    tenancy, (one, two) = cell_of(3)
+    cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b", hold_s=120.0)
     if view == "is from before":
-        behind(tenancy, two)
-    with losing_answers(tenancy) if answers == "are lost" else nullcontext(), tenancy.dying(one, calls):
+        behind(cell, two)
+    with losing_answers(cell) if answers == "are lost" else nullcontext(), cell.crashing(one, calls):
         one.scheduler.reservations.confirm(held.id, timeout_s=12.0)
-    tenancy.live()
+    cell.step_agents()
     second: object = None
     with suppress(NotFoundError):
         second = two.scheduler.reservations.confirm(held.id, timeout_s=20.0)
     two.reader.lagging = False
-    tenancy.rest(5 * tenancy.config.claim_ttl_s)
-    placed = {instance: len(nodes) for instance, nodes in tenancy.placed().items()}
+    cell.run_for(5 * cell.config.claim_ttl_s)
+    placed = {instance: len(nodes) for instance, nodes in cell.nodes_by_instance().items()}
     assert placed in ({}, {"a": 1, "b": 1})
     assert bool(placed) or not isinstance(second, Confirmed)

@@ -37,12 +37,12 @@ class Crash(BaseException):
     """The process dies here. Not an ``Exception``: nothing may survive it."""
 
 
-class LivingClock(ManualClock):
+class CooperativeClock(ManualClock):
     """While somebody sleeps, the others go on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.others: Callable[[], None] = lambda: None
+        self.run_others: Callable[[], None] = lambda: None
         self.busy = False
 
     def sleep(self, seconds: float) -> None:
@@ -50,49 +50,49 @@ class LivingClock(ManualClock):
             self.advance(seconds)
             return
         while seconds > 0:
-            self.others()
+            self.run_others()
             self.advance(min(seconds, LIFE_S))
             seconds -= LIFE_S
-        self.others()
+        self.run_others()
 
 
-class Mortal:
+class CrashPoint:
     """A scheduler's hands: with ``calls_left`` its process dies before that call of a server or the broker."""
 
     calls_left: int | None = None
 
-    def touch(self) -> None:
+    def count_call(self) -> None:
         if self.calls_left is not None:
             self.calls_left -= 1
             if self.calls_left < 0:
                 raise Crash
 
 
-class MortalClaims(MemoryStore):
+class CrashingClaimStore(MemoryStore):
     """A connection of a process that may die, and so leave half of its writes undone."""
 
-    def __init__(self, server: MemoryServer, mortal: Mortal) -> None:
+    def __init__(self, server: MemoryServer, crash_point: CrashPoint) -> None:
         super().__init__(server)
-        self._mortal = mortal
+        self._crash_point = crash_point
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
-        self._mortal.touch()
+        self._crash_point.count_call()
         return super().fetch(keys)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         written = []
         for write in writes:  # one by one: a pipeline may break off anywhere
-            self._mortal.touch()
+            self._crash_point.count_call()
             written += super().write([write])
         return written
 
 
-class MortalCourier:
+class CrashingCourier:
     """A ``ports.Courier`` of a process that may die between any two of its orders."""
 
-    def __init__(self, inner: MemoryCourier, mortal: Mortal) -> None:
+    def __init__(self, inner: MemoryCourier, crash_point: CrashPoint) -> None:
         self._inner = inner
-        self._mortal = mortal
+        self._crash_point = crash_point
 
     @property
     def reply_to(self) -> str:
@@ -100,30 +100,30 @@ class MortalCourier:
 
     def send(self, orders: Sequence[Order], expires_s: float) -> None:
         for order in orders:
-            self._mortal.touch()
+            self._crash_point.count_call()
             self._inner.send([order], expires_s)
 
     def answers(self, timeout_s: float) -> list[Answer]:
-        self._mortal.touch()
+        self._crash_point.count_call()
         return self._inner.answers(timeout_s)
 
     def close(self) -> None:
         self._inner.close()
 
 
-class MortalSink(MemorySink):
+class CrashingSink(MemorySink):
     """The hands of an agent that may die after it stored what it admitted, and before it said so."""
 
-    def __init__(self, broker: MemoryBroker, mortal: Mortal) -> None:
+    def __init__(self, broker: MemoryBroker, crash_point: CrashPoint) -> None:
         super().__init__(broker)
-        self._mortal = mortal
+        self._crash_point = crash_point
 
     def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
-        self._mortal.touch()
+        self._crash_point.count_call()
         super().publish(bucket, body, on_done)
 
     def answer(self, reply_to: str, answer: Answer) -> None:
-        self._mortal.touch()
+        self._crash_point.count_call()
         super().answer(reply_to, answer)
 
 
@@ -139,14 +139,14 @@ class LaggingReader(Reader):
         return self.last
 
 
-class Process:
+class SchedulerProcess:
     """One scheduler, and all that a user holds of it."""
 
-    def __init__(self, tenancy: Tenancy, name: str, seed: int) -> None:
-        config, clock = tenancy.config, tenancy.clock
-        self.mortal = Mortal()
-        self.courier = tenancy.broker.courier()
-        stores = Stores([MemoryStore(server) for server in tenancy.servers])
+    def __init__(self, cell: SchedulingCell, name: str, seed: int) -> None:
+        config, clock = cell.config, cell.clock
+        self.crash_point = CrashPoint()
+        self.courier = cell.broker.courier()
+        stores = Stores([MemoryStore(server) for server in cell.servers])
         self.reader = LaggingReader(config, stores=stores, clock=clock)
         self.scheduler = Scheduler(
             config,
@@ -154,8 +154,8 @@ class Process:
             seed=seed,
             max_age=5.0,
             reader=self.reader,
-            claims=[MortalClaims(server, self.mortal) for server in tenancy.servers],
-            courier=MortalCourier(self.courier, self.mortal),
+            claims=[CrashingClaimStore(server, self.crash_point) for server in cell.servers],
+            courier=CrashingCourier(self.courier, self.crash_point),
             clock=clock,
             ids=SeededIds(f"{name} {seed}"),
             policies=own(),
@@ -165,11 +165,11 @@ class Process:
         self.courier.close()
 
 
-class Tenancy:
+class SchedulingCell:
     """Everything: ``states`` of the nodes by name, claims and states on ``servers`` memcacheds."""
 
     def __init__(self, states: Mapping[str, Mapping[str, Any]], *, seed: int = 0, servers: int = 2) -> None:
-        self.clock = LivingClock()
+        self.clock = CooperativeClock()
         self.config = Config(
             cell=CELL, partitions=2, designs=("snapshot",), read_design="snapshot", resync_jitter_s=0.5
         )
@@ -177,41 +177,47 @@ class Tenancy:
         self.broker = MemoryBroker(2, clock=self.clock)
         self.fleet = StaticFleet(states)
         self.rng = random.Random(seed)
-        self.life = int(self.clock.time())
-        self.agent_mortal = Mortal()
+        self.incarnation = int(self.clock.time())
+        self.agent_crash_point = CrashPoint()
         self.agent = self._agent()
         stores = Stores([MemoryStore(server) for server in self.servers])
         self.consumer = Consumer(
             self.config, self.broker.source(range(2)), stores, self.broker, self.clock, self._random(), "consumer"
         )
-        self.processes: list[Process] = []
+        self.processes: list[SchedulerProcess] = []
         self.agent_frozen = False
         self.consumer_frozen = False
-        self.dead: set[str] = set()
-        self.lost: set[str] = set()
+        self.powered_off: set[str] = set()
+        self.nodes_with_lost_claims: set[str] = set()
         """Nodes whose claims were lost since the last rest."""
-        self.clock.others = self.live
-        self.over: list[str] = []
+        self.clock.run_others = self.step_agents
+        self.overcommitments: list[str] = []
         """What the agents had beyond a bound, ever."""
 
     def _agent(self) -> Agent:
-        self.sink = MortalSink(self.broker, self.agent_mortal)
+        self.sink = CrashingSink(self.broker, self.agent_crash_point)
         return Agent(
-            self.config, [self.fleet], self.sink, self.clock, self._random(), inbox=self.sink, incarnation=self.life
+            self.config,
+            [self.fleet],
+            self.sink,
+            self.clock,
+            self._random(),
+            inbox=self.sink,
+            incarnation=self.incarnation,
         )
 
     def _random(self) -> random.Random:
         return random.Random(self.rng.getrandbits(32))
 
-    def begin(self) -> None:
+    def wait_until_complete(self) -> None:
         """Until the consumer vouches for all nodes."""
         for _ in range(60):
-            self.live()
+            self.step_agents()
             self.clock.advance(1.0)
         reader = Reader(self.config, stores=Stores([MemoryStore(server) for server in self.servers]), clock=self.clock)
         assert len(reader.read(max_age=5.0).nodes) == len(self.fleet.nodes())
 
-    def live(self) -> None:
+    def step_agents(self) -> None:
         """Agents and consumer do what is due."""
         self.clock.busy = True
         if not self.agent_frozen:
@@ -222,35 +228,35 @@ class Tenancy:
         if not self.consumer_frozen:
             self.consumer.step()
         self.clock.busy = False
-        self.judge_agents()
+        self.check_agents()
 
-    def start(self, name: str) -> Process:
+    def start_scheduler(self, name: str) -> SchedulerProcess:
         """One more scheduler."""
-        process = Process(self, name, self.rng.getrandbits(32))
+        process = SchedulerProcess(self, name, self.rng.getrandbits(32))
         self.processes.append(process)
         return process
 
     @contextmanager
-    def dying(self, process: Process, calls: int | None) -> Iterator[None]:
+    def crashing(self, process: SchedulerProcess, calls: int | None) -> Iterator[None]:
         """What is done meanwhile ends with the process's death, after so many calls (None: it lives)."""
-        process.mortal.calls_left = calls
+        process.crash_point.calls_left = calls
         try:
             yield
         except Crash:
-            self.bury(process)
+            self.replace_dead(process)
         finally:
-            process.mortal.calls_left = None
+            process.crash_point.calls_left = None
 
-    def bury(self, process: Process) -> None:
+    def replace_dead(self, process: SchedulerProcess) -> None:
         """It is dead; another of its kind comes."""
         process.close()
         self.processes.remove(process)
-        self.start(f"{process.scheduler.name}'")
+        self.start_scheduler(f"{process.scheduler.name}'")
 
-    def rest(self, seconds: float) -> None:
+    def run_for(self, seconds: float) -> None:
         """Time passes for everybody."""
         while seconds > 0:
-            self.live()
+            self.step_agents()
             for process in self.processes:
                 process.scheduler.step(0.0)
             self.clock.advance(LIFE_S)
@@ -260,34 +266,34 @@ class Tenancy:
 
     def restart_agent(self) -> None:
         """The agent is killed, and another comes: with all instances of its nodes, in another life."""
-        self.agent_mortal.calls_left = None
+        self.agent_crash_point.calls_left = None
         self.sink.disconnect(lose=True)
         self.fleet = StaticFleet({node: self.fleet.state(node) for node in self.fleet.nodes()})
-        for node in self.dead:
+        for node in self.powered_off:
             self.fleet.kill(node)
-        self.life += 1
+        self.incarnation += 1
         self.agent = self._agent()
 
-    def kill(self, node: str) -> None:
+    def power_off(self, node: str) -> None:
         """A node loses its power."""
-        self.dead.add(node)
+        self.powered_off.add(node)
         self.fleet.kill(node)
 
-    def revive(self) -> None:
+    def power_on_all(self) -> None:
         """All nodes have power again."""
-        while self.dead:
-            self.fleet.revive(self.dead.pop())
+        while self.powered_off:
+            self.fleet.revive(self.powered_off.pop())
 
-    def evict(self, node: str) -> None:
+    def evict_claims(self, node: str) -> None:
         """A server forgets one record."""
         if self.server(node).evict(keys.claim(CELL, node)):
-            self.lost.add(node)
+            self.nodes_with_lost_claims.add(node)
 
-    def flush(self, number: int) -> None:
+    def flush_server(self, number: int) -> None:
         """A server forgets everything."""
         server = self.servers[number % len(self.servers)]
         server.flush()
-        self.lost |= {node for node in self.fleet.nodes() if self.server(node) is server}
+        self.nodes_with_lost_claims |= {node for node in self.fleet.nodes() if self.server(node) is server}
 
     def server(self, node: str) -> MemoryServer:
         return self.servers[partitioning.partition_of(node, len(self.servers))]
@@ -302,13 +308,13 @@ class Tenancy:
         now = self.server(node).time()
         return [claim for claim in CLAIMS.unpack(item.value).claims if claim.until > now]
 
-    def judge_agents(self) -> None:
+    def check_agents(self) -> None:
         """What agents have is within every bound, whatever was lost (I8)."""
         for node in self.fleet.nodes():
             room = self.fleet.room(node)
             for name, amount in room.usage.items():
                 if amount > room.inventory[name]["total"]:
-                    self.over.append(f"{node} has {amount} of {name}")
+                    self.overcommitments.append(f"{node} has {amount} of {name}")
             had = Counter[str]()
             for allocation in room.allocations.values():
                 for name, amount in allocation["resources"].items():
@@ -316,10 +322,10 @@ class Tenancy:
             assert {n: a for n, a in had.items() if a} == {n: a for n, a in room.usage.items() if a}, node
             for group, count in Counter(_anti(room.allocations)).items():
                 if count > 1:
-                    self.over.append(f"{node} has {count} of group {group}")
-        assert not self.over
+                    self.overcommitments.append(f"{node} has {count} of group {group}")
+        assert not self.overcommitments
 
-    def judge_claims(self) -> None:
+    def check_claims(self) -> None:
         """What is allocated or claimed of a node whose record was not lost is within its capacity (I8), and no claim outlives
         its deadline.
         """
@@ -330,7 +336,7 @@ class Tenancy:
                     self.config.claim_ttl_s, *(c.until - self.server(node).time() for c in claims if c.kept), 0.0
                 )
                 assert claim.until <= self.server(node).time() + longest + CLOCK_S
-            if node in self.lost:
+            if node in self.nodes_with_lost_claims:
                 continue
             room = self.fleet.room(node)
             held = Counter(room.usage)
@@ -347,7 +353,7 @@ class Tenancy:
             )
             assert all(count <= 1 for count in members.values()), f"{node}: {members}"
 
-    def placed(self) -> dict[str, list[str]]:
+    def nodes_by_instance(self) -> dict[str, list[str]]:
         """The nodes of each instance that an agent has."""
         found: dict[str, list[str]] = {}
         for node in self.fleet.nodes():
