@@ -1,4 +1,4 @@
-"""The consumer: acks after the write, stops for nobody's poison, and knows when a partition is no longer its own."""
+"""The consumer: it acks after the write, goes on after invalid messages, and notices when it has lost a partition."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ from tests.machines.world import JudgedReader, Member, World, at_call
 NODES = [f"node-{n}" for n in range(6)]
 ZERO = [name for name in NODES if partition_of(name, 2) == 0]
 NOW_S = 1_763_787_600
+PLACES = {"memcached": ("journal", "snapshot"), "database": ("sql",)}
 
 
-IN = {"memcached": ("journal", "snapshot"), "database": ("sql",)}
-
-
-@pytest.fixture(params=IN)
+@pytest.fixture(params=PLACES)
 def world(request: pytest.FixtureRequest) -> World:
-    """A cell of two partitions in one place, with one consumer, that has run for a while."""
-    return begun(designs=IN[request.param])
+    """A cell of two partitions in one kind of store, with one consumer, that has run for a minute."""
+    return begun(designs=PLACES[request.param])
 
 
 @pytest.fixture
 def two_designs() -> World:
-    """The same with both designs of memcached."""
+    """The same cell with both designs of memcached."""
     return begun()
 
 
@@ -49,7 +47,7 @@ def begun(**settings: Any) -> World:
 
 
 def waiting(world: World, partition: int) -> list[bytes]:
-    """What is in a queue, or delivered and not acked, but for probes."""
+    """The events of a queue that are not acknowledged, delivered or not; without markers."""
     unacked = [
         message.body
         for queue_consumer in world.broker.queue(partition).consumers
@@ -58,11 +56,11 @@ def waiting(world: World, partition: int) -> list[bytes]:
     return [body for body in (*unacked, *world.broker.queued(partition)) if not is_marker(body)]
 
 
-def counted(member: Member) -> dict[str, int]:
+def dead_letters(member: Member) -> dict[str, int]:
     return member.consumer.stats.counts.dead_letters
 
 
-# -- poison ---------------------------------------------------------------------------------------
+# -- invalid messages -----------------------------------------------------------------------------
 
 
 def an_event(**wrong: Any) -> bytes:
@@ -71,7 +69,7 @@ def an_event(**wrong: Any) -> bytes:
 
 
 DEEP = {"namespaces": {"a": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}}
-POISON: list[tuple[str, bytes | dict[str, Any]]] = [
+INVALID: list[tuple[str, bytes | dict[str, Any]]] = [
     ("undecodable", b""),
     ("undecodable", b"\xc1"),
     ("undecodable", b"\x81\xa4kind"),
@@ -90,11 +88,11 @@ POISON: list[tuple[str, bytes | dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("reason", "wrong"), POISON, ids=[f"{n} {reason}" for n, (reason, _) in enumerate(POISON)])
-def test_poison_ends_in_the_dead_letters_with_its_reason_and_stops_nothing(
+@pytest.mark.parametrize(("reason", "wrong"), INVALID, ids=[f"{n} {reason}" for n, (reason, _) in enumerate(INVALID)])
+def test_an_invalid_message_becomes_a_dead_letter_with_its_reason_and_later_events_are_written(
     world: World, reason: str, wrong: bytes | dict[str, Any]
 ) -> None:
-    """One bad message never stops its partition, and nothing is dropped silently."""
+    """An invalid message never stops its partition, and is never dropped silently."""
     publisher = world.agents[ZERO[0]].publisher
     body = wrong if isinstance(wrong, bytes) else an_event(**{"generation": publisher.version.generation + 1, **wrong})
     world.poisoned(0, body)
@@ -103,15 +101,15 @@ def test_poison_ends_in_the_dead_letters_with_its_reason_and_stops_nothing(
     assert [(letter.partition, letter.body, letter.reason) for letter in world.broker.dead_letters] == [
         (0, body, reason)
     ]
-    assert counted(world.members[0]) == {reason: 1}
+    assert dead_letters(world.members[0]) == {reason: 1}
     assert waiting(world, 0) == []
     for reader in world.readers:
         assert reader.read(5.0).nodes[ZERO[0]].state["zone"] == "after"
     assert world.converge() < 5
 
 
-def test_an_event_that_was_refused_is_known_to_have_been(world: World) -> None:
-    """I5: the agent thinks that it said something newer, so what is held must not pass for its newest."""
+def test_a_refused_event_makes_its_node_incomplete(world: World) -> None:
+    """I5: the agent published a newer state, so the state before must not pass for the newest one."""
     publisher = world.agents[ZERO[0]].publisher
     generation = publisher.version.generation + 1
     world.poisoned(0, an_event(kind="report", state={"usage": {"VCPU": -1}}, generation=generation))
@@ -121,8 +119,8 @@ def test_an_event_that_was_refused_is_known_to_have_been(world: World) -> None:
     assert world.converge() < 15
 
 
-def test_a_state_that_fits_no_item_of_this_store_is_a_dead_letter(world: World) -> None:
-    """A full item limit says which limit, and costs one node; the event is kept for the operator."""
+def test_a_state_that_fits_no_item_of_the_store_is_a_dead_letter(world: World) -> None:
+    """The dead letter names the limit, only this node is affected, and the event is kept for the operator."""
     world.places[0].max_value_bytes = 20_000
     publisher = world.agents[ZERO[0]].publisher
     big = an_event(
@@ -137,8 +135,8 @@ def test_a_state_that_fits_no_item_of_this_store_is_a_dead_letter(world: World) 
     assert world.readers[0].read(5.0).nodes[ZERO[0]].state["zone"] == "after"
 
 
-def test_poison_is_not_acked_before_it_is_kept(world: World) -> None:
-    """The broker goes between the two: it comes again, and is kept then."""
+def test_an_invalid_message_is_not_acked_before_it_is_a_dead_letter(world: World) -> None:
+    """The broker fails between the dead letter and the ack. The message comes again and makes a second dead letter."""
     world.poisoned(0, b"poison")
     member = world.members[0]
     member.source.dies_before_ack = True
@@ -154,8 +152,8 @@ def test_poison_is_not_acked_before_it_is_kept(world: World) -> None:
 
 @pytest.mark.parametrize("designs", [("journal", "snapshot"), ("sql",), ("journal", "sql")], ids=" ".join)
 @pytest.mark.parametrize("call", range(8))
-def test_nothing_is_acked_before_every_design_has_it(call: int, designs: tuple[str, ...]) -> None:
-    """I6: whatever call of a store fails, an event is either still in the broker's hands or in all designs."""
+def test_no_event_is_acked_before_every_design_has_it(call: int, designs: tuple[str, ...]) -> None:
+    """I6: whichever call of a store fails, each event is either still in its queue or in all designs."""
     world = begun(designs=designs)
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
@@ -169,8 +167,8 @@ def test_nothing_is_acked_before_every_design_has_it(call: int, designs: tuple[s
         assert reader.read(5.0).nodes[ZERO[0]].state["zone"] == "new"
 
 
-def test_while_the_store_is_away_nothing_is_acked_and_then_all_is_written(world: World) -> None:
-    """An outage of the store costs freshness; the queue holds what is on its way."""
+def test_while_the_store_is_down_no_event_is_acked_and_afterwards_all_are_written(world: World) -> None:
+    """An outage of the store costs only freshness: the queue keeps the events."""
     world.places[0].stop()
     for name in NODES:
         world.agents[name].publisher.change({"zone": "during"})
@@ -184,8 +182,8 @@ def test_while_the_store_is_away_nothing_is_acked_and_then_all_is_written(world:
     assert world.converge() < 5
 
 
-def test_a_full_store_loses_nothing_and_goes_on_when_there_is_room() -> None:
-    """Under -M a write is refused: what was there stays, the event stays in the queue, the consumer says why."""
+def test_events_wait_while_the_store_is_full_and_are_written_when_it_has_room() -> None:
+    """Under -M memcached refuses the write: the stored state stays, and the event stays in the queue."""
     world = begun(no_evict=True)
     server = world.servers[0]
     server._max_bytes = server._used_bytes
@@ -198,8 +196,8 @@ def test_a_full_store_loses_nothing_and_goes_on_when_there_is_room() -> None:
     assert world.converge() < 5
 
 
-def test_a_full_database_loses_nothing_and_goes_on_when_there_is_room() -> None:
-    """The transaction is refused, the event stays in the queue; signs of life, which take the room of those before, go on."""
+def test_events_wait_while_the_database_is_full_and_are_written_when_it_has_room() -> None:
+    """The transaction is refused and the event stays in the queue. Signs of life go on: they replace earlier ones."""
     world = begun(designs=("sql",))
     assert world.database is not None
     world.database._max_bytes = world.database._used_bytes + 500
@@ -212,9 +210,10 @@ def test_a_full_database_loses_nothing_and_goes_on_when_there_is_room() -> None:
     assert world.converge() < 5
 
 
-def test_a_database_that_was_set_back_is_written_anew_by_who_holds_its_partitions() -> None:
-    """I5: without a question to any agent, as all that was lost is in the consumer's memory; and it vouches again as soon
-    as the queue proves that nobody else took over meanwhile."""
+def test_the_owner_of_a_partition_rewrites_a_database_that_was_restored_from_a_backup() -> None:
+    """I5: no agent is asked, because the consumer has everything in memory. The partition is complete again once a
+    watermark proves that no other consumer has taken it meanwhile.
+    """
     world = begun(designs=("sql",))
     [member] = world.members
     world.back_up_database()
@@ -224,12 +223,12 @@ def test_a_database_that_was_set_back_is_written_anew_by_who_holds_its_partition
     resyncs, begun_before = member.consumer.stats.resyncs, member.consumer.stats.epochs_begun
     world.restore_database()
     assert world.converge() < 10
-    assert member.consumer.stats.epochs_begun == begun_before + 2, "one for each partition"
+    assert member.consumer.stats.epochs_begun == begun_before + 2, "one new epoch for each partition"
     assert member.consumer.stats.resyncs == resyncs
 
 
-def test_a_database_that_was_set_back_while_no_consumer_ran_is_asked_for_again() -> None:
-    """I5: what was acked after the backup is in no queue, so whoever comes next believes nothing before all agents spoke."""
+def test_a_consumer_that_starts_on_a_restored_database_asks_all_agents() -> None:
+    """I5: events that were acked after the backup are in no queue, so the next consumer has to hear from all agents."""
     world = begun(designs=("sql",))
     world.back_up_database()
     for name in NODES:
@@ -247,8 +246,8 @@ def test_a_database_that_was_set_back_while_no_consumer_ran_is_asked_for_again()
     assert world.members[0].consumer.stats.resyncs >= 1
 
 
-def test_a_batch_waits_no_longer_than_its_first_event_may(world: World) -> None:
-    """What came while the batch before was written has waited for that long already."""
+def test_the_time_of_writing_a_batch_counts_towards_the_wait_for_the_next(world: World) -> None:
+    """Events that came while the last batch was written have waited for that long already."""
     [member] = world.members
     receive, write = member.source.receive, member.stores[-1].inner.write
     waits: list[float] = []
@@ -271,8 +270,8 @@ def test_a_batch_waits_no_longer_than_its_first_event_may(world: World) -> None:
     assert 0 < waits[-1] < world.config.flush_s - 0.003
 
 
-def test_death_before_the_ack_makes_duplicates_and_nothing_else(world: World) -> None:
-    """The successor folds the same events again, onto the state that has them."""
+def test_death_before_the_ack_causes_only_duplicates(world: World) -> None:
+    """The next consumer folds the same events again, onto the state that has them already."""
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
     world.members[0].source.dies_before_ack = True
@@ -286,21 +285,28 @@ def test_death_before_the_ack_makes_duplicates_and_nothing_else(world: World) ->
 # -- ownership ------------------------------------------------------------------------------------
 
 
-def test_a_member_that_was_overtaken_drops_what_it_holds(world: World) -> None:
-    """I7: frozen in the midst of a commit, it finds another's term, gives up its session, and stands in line again."""
+def test_a_fenced_consumer_drops_all_its_partitions(world: World) -> None:
+    """I7: a consumer that was frozen during a commit finds a newer term, gives up its session, and joins again."""
     world.start_member([0, 1], [])
     old, new = world.members
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
-    world.overtaken(old, 0, lambda: (new.step(), new.step()))  # type: ignore[arg-type, return-value, func-returns-value]
+
+    def step_twice() -> None:
+        new.step()
+        new.step()
+
+    world.overtaken(old, 0, step_twice)
     assert old.consumer.stats.fenced == 1
     assert old.consumer.owned == {}
     assert set(new.consumer.owned) == {0, 1}
     assert world.converge() < 5
 
 
-def test_a_member_whose_session_ended_at_the_ack_takes_its_partitions_anew(world: World) -> None:
-    """Regression (I5): only ``receive`` was listened to. What another wrote and acked meanwhile was unknown to it, and
-    when the store then lost everything, its old memory became the new epoch, vouched for and fresh."""
+def test_a_consumer_whose_session_ends_at_an_ack_takes_its_partitions_over_again(world: World) -> None:
+    """Regression (I5): only a failure of ``receive`` dropped the partitions. The consumer did not know events that
+    another one wrote and acked meanwhile. When the store then lost everything, the old memory became the new epoch,
+    complete and fresh.
+    """
     world.start_member([0, 1], [])
     first, second = world.members
     node = world.agents[ZERO[0]].publisher
@@ -328,8 +334,8 @@ def test_a_member_whose_session_ended_at_the_ack_takes_its_partitions_anew(world
     assert world.converge() < 60
 
 
-def test_a_broken_session_is_begun_again(world: World) -> None:
-    """The broker restarts: partitions are taken from the stores, and nothing is asked of the agents."""
+def test_a_consumer_recovers_from_a_lost_session_without_a_resync(world: World) -> None:
+    """The broker restarts. The partitions are taken over from the stores, and no agent is asked."""
     resyncs = world.members[0].consumer.stats.resyncs
     world.broker.stop()
     world.members[0].step()
@@ -340,17 +346,17 @@ def test_a_broken_session_is_begun_again(world: World) -> None:
     assert world.converge() < 5
 
 
-def test_a_partition_is_vouched_for_through_a_takeover(world: World) -> None:
-    """A healthy handover must not make every scheduler doubt its view for half a minute."""
+def test_a_partition_stays_complete_through_a_takeover(world: World) -> None:
+    """A normal handover must not make every scheduler's view incomplete for half a minute."""
     world.members[0].die()
     world.run_well(2)
     for reader in world.readers:
         assert reader.read(5.0).incomplete == frozenset()
 
 
-def test_an_owner_whose_epoch_was_lost_first_proves_that_nobody_went_past_it(world: World) -> None:
-    """I5: with the store its term is gone. If it had been frozen, another could have taken the partition and acked events
-    that it never saw; its old memory must not begin an epoch that is vouched for.
+def test_a_partition_whose_epoch_was_lost_is_incomplete_until_a_watermark_comes_back(world: World) -> None:
+    """I5: the store lost the owner's term as well. If the owner had been frozen, another consumer could have taken the
+    partition and acked events that the owner never saw, so its old memory must not become a complete epoch.
     """
     [member] = world.members
     resyncs, begun_before = member.consumer.stats.resyncs, member.consumer.stats.epochs_begun
@@ -359,7 +365,7 @@ def test_an_owner_whose_epoch_was_lost_first_proves_that_nobody_went_past_it(wor
     while member.consumer.stats.epochs_begun == begun_before:
         world.clock.advance(world.config.renew_s)
         member.step()
-    assert not any(held.complete for held in member.consumer.owned.values() if not held.lost)
+    assert not any(partition.complete for partition in member.consumer.owned.values() if not partition.lost)
     assert "partition 0" in world.readers[0].read(1e9).incomplete
     world.run_well(2 * world.config.renew_s)
     for reader in world.readers:
@@ -367,8 +373,10 @@ def test_an_owner_whose_epoch_was_lost_first_proves_that_nobody_went_past_it(wor
     assert member.consumer.stats.resyncs == resyncs
 
 
-def test_heads_that_ran_out_are_as_a_store_that_was_lost(world: World) -> None:
-    """Nobody consumed for longer than a lease: what is stored is of unknown age, so whoever takes it asks all agents."""
+def test_partitions_whose_heads_expired_are_filled_by_a_resync(world: World) -> None:
+    """No consumer ran for longer than a lease. The age of the stored state is unknown, so the next consumer asks all
+    agents.
+    """
     world.members[0].die()
     world.pass_time(world.config.lease_s + 2)
     for reader in world.readers:
@@ -379,9 +387,9 @@ def test_heads_that_ran_out_are_as_a_store_that_was_lost(world: World) -> None:
     assert world.converge() < world.config.settle_s + 5
 
 
-def test_an_agent_whose_life_is_older_than_the_last_goes_stale_and_heals_with_the_clock(world: World) -> None:
-    """Its clock was set back and its incarnation file is lost: all it says is of a life that is over. Not even its signs
-    of life count, so ``node_max_age`` tells.
+def test_a_node_whose_new_incarnation_is_older_goes_stale(world: World) -> None:
+    """The agent's clock was set back and its incarnation file was lost, so its events count as old duplicates. Its
+    heartbeats do not count as signs of life either, so ``node_max_age`` shows the node as stale.
     """
     node, now = ZERO[0], int(world.clock.time())
     del world.agents[node]
@@ -400,20 +408,21 @@ def test_an_agent_whose_life_is_older_than_the_last_goes_stale_and_heals_with_th
     assert world.members[0].consumer.stats.counts.by_outcome["duplicate"] > 0
 
 
-def test_doubt_counts_also_before_the_first_vouching() -> None:
-    """I5: settled, and frozen just before the renewal that would vouch. Another took over, wrote, acked and died, the store
-    was flushed; what the first then wakes to in its buffers proves nothing.
+def test_a_watermark_from_before_a_lost_epoch_never_makes_a_partition_complete() -> None:
+    """I5: the consumer was frozen just before the renewal that would have made its partition complete. Another one took
+    the partition, wrote, acked and died, and the store was flushed. The watermark in the first consumer's buffers
+    proves nothing.
     """
     world = World(servers=1)
     first = world.start_member([0, 1], [])
     world.start_agent(ZERO[0], {"usage": {"VCPU": 1}})
     node = world.agents[ZERO[0]].publisher
 
-    def settled() -> bool:
-        held = first.consumer.owned.get(0)
-        return held is not None and not held.complete and held.caught_up_at >= held.complete_after
+    def has_settled() -> bool:
+        partition = first.consumer.owned.get(0)
+        return partition is not None and not partition.complete and partition.caught_up_at >= partition.complete_after
 
-    while not settled():
+    while not has_settled():
         world.pass_time(0.05)
         first.step()
     node.change({"zone": "first"})
@@ -447,9 +456,9 @@ def test_doubt_counts_also_before_the_first_vouching() -> None:
     assert world.converge() < 60
 
 
-def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
-    """I5: the snapshot had a batch and its probe, the journal did not, and the node's item is gone. Caught up is only who
-    has what the claim was about.
+def test_a_design_that_lost_a_node_does_not_prove_that_the_partition_was_caught_up(two_designs: World) -> None:
+    """I5: the snapshot had a batch and its watermark, the journal did not, and the snapshot then lost the node's item.
+    Only a design that still has the batch may say that the partition has caught up to the watermark.
     """
     world = two_designs
     [member] = world.members
@@ -460,37 +469,37 @@ def test_a_design_that_lost_a_node_lends_no_claim(two_designs: World) -> None:
     world.clock.advance(3)
     member.source.inner.send_marker(0, watermark_message(member.consumer._storage.owner, world.clock.monotonic()))
 
-    def all_but_the_journals_heads(writes: Any) -> Any:
+    def write_all_but_journal_heads(writes: Any) -> Any:
         passed = [one for one in writes if not (":head:" in one.key and ":j:" in one.key)]
         return write(passed) if len(passed) == len(writes) else _die(write, passed)
 
-    wire.write = all_but_the_journals_heads  # type: ignore[method-assign]
+    wire.write = write_all_but_journal_heads  # type: ignore[method-assign]
     with pytest.raises(_Death):
         member.consumer.step()
     wire.write = write  # type: ignore[method-assign]
     member.die()
     prefix = keys.prefix(world.config.cell, 2, 0, keys.SNAPSHOT)
     assert world.servers[0].evict(keys.node(prefix, ZERO[0]))
-    [heir] = world.members
-    write_due = heir.consumer._commits.write_due
+    [successor] = world.members
+    write_due = successor.consumer._commits.write_due
     looked: list[str] = []
 
     def look_first() -> None:
-        if 0 in heir.consumer.owned and not looked:
+        if 0 in successor.consumer.owned and not looked:
             looked.extend(world.config.designs)
             for design in world.config.designs:
                 JudgedReader(world, design).read(5.0)
         write_due()
 
-    heir.consumer._commits.write_due = look_first  # type: ignore[method-assign]
+    successor.consumer._commits.write_due = look_first  # type: ignore[method-assign]
     for _ in range(5):
-        heir.step()
+        successor.step()
     assert looked
     assert world.converge() < 60
 
 
-def test_an_item_limit_that_was_lowered_stops_no_consumer(world: World) -> None:
-    """What is held of a node fits no more, and an event comes that can't be kept: a dead letter, as any other."""
+def test_a_consumer_goes_on_after_the_item_limit_was_lowered(world: World) -> None:
+    """The node's state no longer fits an item, and an event comes that can't be stored: it becomes a dead letter."""
     node = world.agents[ZERO[0]].publisher
     node.change({"namespaces": {"x": "y" * 25_000}})
     world.run_well(2)
@@ -498,13 +507,13 @@ def test_an_item_limit_that_was_lowered_stops_no_consumer(world: World) -> None:
     world.poisoned(0, an_event(generation=node.version.generation + 5))
     for _ in range(3):
         world.members[0].step()
-    assert counted(world.members[0]) == {"too-large": 1}
+    assert dead_letters(world.members[0]) == {"too-large": 1}
 
 
-def test_dead_letters_that_can_not_be_given_stop_nothing_else(world: World) -> None:
-    """The way to the dead-letter queue is blocked: what was refused stays unacked, and everything else goes on."""
+def test_a_blocked_dead_letter_queue_does_not_stop_other_events(world: World) -> None:
+    """The broker takes no dead letters: the refused message stays unacked, and everything else goes on."""
     [member] = world.members
-    bury = member.source.dead_letter
+    dead_letter = member.source.dead_letter
 
     def blocked(*_: Any) -> None:
         raise DeadLetterError("memory://", "it takes no messages")
@@ -515,13 +524,13 @@ def test_dead_letters_that_can_not_be_given_stop_nothing_else(world: World) -> N
     world.run_well(10)
     assert waiting(world, 0) == [b"poison"]
     assert world.readers[0].read(5.0).nodes[ZERO[0]].state["zone"] == "new"
-    member.source.dead_letter = bury  # type: ignore[method-assign]
+    member.source.dead_letter = dead_letter  # type: ignore[method-assign]
     assert world.converge() < 5
-    assert counted(member) == {"wrong-type": 1}
+    assert dead_letters(member) == {"wrong-type": 1}
 
 
-def test_who_begins_with_nothing_vouches_only_after_every_agent_could_have_spoken() -> None:
-    """I5: an empty cell and a cell whose store was lost look alike from inside."""
+def test_a_consumer_without_stored_state_is_complete_only_after_every_agent_could_have_reported() -> None:
+    """I5: a consumer can't tell an empty cell from a cell whose store was lost."""
     world = World(servers=1)
     world.start_member([0, 1], [])
     world.readers = [JudgedReader(world, "journal")]
@@ -535,8 +544,8 @@ def test_who_begins_with_nothing_vouches_only_after_every_agent_could_have_spoke
 
 
 @pytest.mark.parametrize("design", ["journal", "snapshot"])
-def test_a_design_that_a_crash_left_one_behind_is_written_anew(two_designs: World, design: str) -> None:
-    """The events come again, but the fold of the design that has them would drop them as duplicates."""
+def test_a_design_that_a_crash_left_behind_begins_a_new_epoch(two_designs: World, design: str) -> None:
+    """The events come again, but folded into the state of the design that has them they are duplicates."""
     world = two_designs
     key = f":{'j' if design == 'journal' else 's'}:"
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
@@ -568,7 +577,7 @@ def test_a_design_that_a_crash_left_one_behind_is_written_anew(two_designs: Worl
 
 
 class _Death(BaseException):
-    """The process ends here."""
+    """Ends the process at this point."""
 
 
 def _die(write: Any, writes: Any) -> Any:
@@ -576,8 +585,8 @@ def _die(write: Any, writes: Any) -> Any:
     raise _Death
 
 
-def test_a_design_that_is_no_longer_written_is_seen_as_lost(two_designs: World) -> None:
-    """Its last state must not go on passing for fresh to readers that were not told."""
+def test_readers_see_a_design_that_is_no_longer_written_as_lost(two_designs: World) -> None:
+    """Readers that still use the design must not take its last state for fresh."""
     world = two_designs
     view = next(reader for reader in world.readers if reader.design == "snapshot").read(5.0)
     assert view.incomplete == frozenset()
@@ -593,8 +602,8 @@ def test_a_design_that_is_no_longer_written_is_seen_as_lost(two_designs: World) 
     assert {"partition 0", "partition 1"} <= fresh.incomplete
 
 
-def test_one_lost_key_of_each_kind_is_healed_without_asking_the_fleet() -> None:
-    """Evictions are everyday; a resync of everything is not the answer to one."""
+def test_a_lost_key_of_each_kind_is_restored_without_a_resync() -> None:
+    """Evictions are frequent, and one lost key must not cause a resync of all nodes."""
     for kind in (":epoch", ":life:", ":log:", ":ckpt:", ":node:", ":index:", ":repair"):
         world = begun()
         for name in NODES:

@@ -1,4 +1,4 @@
-"""Another number of partitions while everything runs: where a layout begins, who follows, and how one ends."""
+"""Changing the number of partitions of a running cell: how a layout begins, is followed, and ends."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ from nodestate.store.liveness import fresh_s
 from nodestate.view.view import View
 from tests.switched import NODES, K, Switched
 
-OVER = [("journal", "journal@3"), ("snapshot", "snapshot@5"), ("sql", "sql@3"), ("journal@2", "snapshot@1")]
+CHANGES = [("journal", "journal@3"), ("snapshot", "snapshot@5"), ("sql", "sql@3"), ("journal@2", "snapshot@1")]
 
 
 def versions(view: View) -> dict[str, Version]:
     return {name: node.version for name, node in view.nodes.items()}
 
 
-def said(world: Switched) -> dict[str, Version]:
-    """What the agents that live say of themselves."""
+def published_versions(world: Switched) -> dict[str, Version]:
+    """By node of a running agent that has not left, the version that the agent last published."""
     return {name: agent.publisher.version for name, agent in world.agents.items() if agent.publisher.live}
 
 
-def pinned(world: Switched, name: str) -> Reader:
-    """A reader that never looked before."""
+def pinned_reader(world: Switched, name: str) -> Reader:
+    """A new reader of one design."""
     return Reader(world.config, design=name, stores=world.fresh_stores(), clock=world.clock)
 
 
-def bounds(world: Switched) -> list[int]:
-    """The layouts that have queues."""
+def layouts_with_queues(world: Switched) -> list[int]:
+    """The layouts that have queues, by number of partitions."""
     return sorted(world.broker.layouts)
 
 
-# -- beginning ------------------------------------------------------------------------------------
+# -- new layouts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "other"), OVER)
-def test_a_new_layout_begins_with_what_there_is_and_asks_nobody(name: str, other: str) -> None:
-    """Nodes whose agents are dead come along, as silent as they are, and those that left stay gone. It is whole within three
-    renewals or so: nobody has to listen to agents until all have reported.
+@pytest.mark.parametrize(("name", "other"), CHANGES)
+def test_a_new_layout_begins_with_the_nodes_of_the_old_one_and_without_a_resync(name: str, other: str) -> None:
+    """Nodes with dead agents are in the new layout with the age of their last sign of life, and nodes that left stay
+    gone. The new layout is complete after about three renewals, because it need not wait until all agents have
+    reported.
     """
     world = Switched([K(name).design])
     dead = world.agents.pop("node-3")
@@ -60,8 +61,8 @@ def test_a_new_layout_begins_with_what_there_is_and_asks_nobody(name: str, other
     for _ in range(10):
         world.change_some(0.7)
         world.run_well(0.5)
-    view = pinned(world, other).read(max_age=5.0, node_max_age=20.0, on_stale="flag")
-    assert versions(view) == said(world) | {"node-3": dead.publisher.version}
+    view = pinned_reader(world, other).read(max_age=5.0, node_max_age=20.0, on_stale="flag")
+    assert versions(view) == published_versions(world) | {"node-3": dead.publisher.version}
     assert (view.incomplete, view.stale) == (frozenset(), {"node-3"})
     assert 30 < view.node_age("node-3") < 60
     gone = view.nodes.record("node-4")
@@ -71,9 +72,9 @@ def test_a_new_layout_begins_with_what_there_is_and_asks_nobody(name: str, other
     assert len(view.partitions) == K(other).partitions
 
 
-def test_a_layout_that_finds_no_other_whole_begins_with_nothing_after_a_while() -> None:
-    """The store lost the old one together with its owner: two that wait for each other would wait for ever."""
-    world = Switched(database=True)  # where the record survives
+def test_a_layout_begins_empty_if_its_seed_layout_stays_incomplete() -> None:
+    """The store lost the old layout and its owner died. Two layouts that wait for each other would wait for ever."""
+    world = Switched(database=True)  # the control record survives in the database
     world.take(prepared(world.record, K("journal@3"), "me"))
     for number in range(len(world.servers)):
         world.restart_server(number)
@@ -83,12 +84,12 @@ def test_a_layout_that_finds_no_other_whole_begins_with_nothing_after_a_while() 
     assert not any(member.held for member in world.members)
     world.run_well(3 * world.config.settle_s)
     for name in ("journal", "journal@3"):
-        view = pinned(world, name).read(max_age=5.0, on_stale="flag")
-        assert (versions(view), view.incomplete, view.stale) == (said(world), frozenset(), frozenset())
+        view = pinned_reader(world, name).read(max_age=5.0, on_stale="flag")
+        assert (versions(view), view.incomplete, view.stale) == (published_versions(world), frozenset(), frozenset())
 
 
-def test_a_layout_is_not_begun_with_less_than_all() -> None:
-    """I5: half of the old layout is on a server that is away; what is begun with the rest would pass for whole."""
+def test_a_layout_is_not_begun_from_an_incomplete_seed_layout() -> None:
+    """I5: half of the old layout is on a server that is down. A layout begun with the rest would pass for complete."""
     world = Switched()
     world.servers[1].stop()
     assert world.operator.change(world.operator.read(), prepared(world.record, K("journal@1"), "me"))
@@ -96,11 +97,13 @@ def test_a_layout_is_not_begun_with_less_than_all() -> None:
     assert [member.runs.consumers[1].owned for member in world.members] == [{}, {}]  # type: ignore[union-attr]
     world.servers[1].start()
     world.run_well(10)
-    assert versions(pinned(world, "journal@1").read(max_age=5.0)) == said(world)
+    assert versions(pinned_reader(world, "journal@1").read(max_age=5.0)) == published_versions(world)
 
 
-def test_a_layout_is_begun_only_with_what_came_before_its_queues_were_there() -> None:
-    """I5: an event that waits in a queue of the old layout, as its owner is slow, is in no queue of the new one."""
+def test_a_layout_begins_only_after_the_seed_layout_has_all_events_from_before_its_queues() -> None:
+    """I5: an event that still waits in a queue of the old layout, because its owner is slow, is in no queue of the new
+    one.
+    """
     world = Switched()
     fast, slow = world.members
     assert world.operator.change(world.operator.read(), prepared(world.record, K("journal@3"), "me"))
@@ -116,26 +119,26 @@ def test_a_layout_is_begun_only_with_what_came_before_its_queues_were_there() ->
         world.clock.advance(0.5)
         for member in (slow, fast):
             member.step()
-    assert versions(pinned(world, "journal@3").read(max_age=5.0)) == said(world)
+    assert versions(pinned_reader(world, "journal@3").read(max_age=5.0)) == published_versions(world)
 
 
-def test_whoever_takes_a_partition_of_a_new_layout_goes_on_with_what_is_stored() -> None:
-    """A member dies half-way; and the next to take it need not read another layout again."""
+def test_the_next_owner_of_a_new_layouts_partition_continues_from_its_stored_state() -> None:
+    """A member dies before it has begun all partitions. The next owner need not read the old layout again."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     for member in list(world.members):
         member.die()
     world.change_some(1.0)
     world.run_well(8)
-    assert versions(pinned(world, "journal@3").read(max_age=5.0)) == said(world)
+    assert versions(pinned_reader(world, "journal@3").read(max_age=5.0)) == published_versions(world)
 
 
-# -- reading --------------------------------------------------------------------------------------
+# -- readers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "other"), OVER)
+@pytest.mark.parametrize(("name", "other"), CHANGES)
 def test_a_reader_follows_to_another_number_of_partitions_and_back(name: str, other: str) -> None:
-    """Within one refresh, and no node is older or gone (I1)."""
+    """The reader follows within one refresh, and no node becomes older or disappears (I1)."""
     world = Switched([K(name).design])
     world.agents["node-4"].publisher.leave()
     before = world.reader.read(max_age=5.0)
@@ -143,15 +146,15 @@ def test_a_reader_follows_to_another_number_of_partitions_and_back(name: str, ot
     world.take(cut_over(world.record, K(other), "me"))
     view = world.reader.read(max_age=5.0)
     assert (view.design, len(view.partitions)) == K(other)
-    assert versions(view) == said(world)
+    assert versions(view) == published_versions(world)
     assert sorted(view.columns.names) == sorted({*before.columns.names})
     assert world.operator.change(world.operator.read(), rolled_back(world.record, "me"))
     view = world.reader.read(max_age=5.0)
-    assert ((view.design, len(view.partitions)), versions(view)) == (K(name), said(world))
+    assert ((view.design, len(view.partitions)), versions(view)) == (K(name), published_versions(world))
 
 
-def test_a_wrong_number_in_the_settings_of_a_reader_is_no_error() -> None:
-    """The record says what there is, to a reader that never looked before as well."""
+def test_a_reader_ignores_a_wrong_number_of_partitions_in_its_settings() -> None:
+    """The control record counts, and not the settings, even for a reader that never read before."""
     world = Switched()
     config = msgspec.structs.replace(world.config, partitions=7, read_design="snapshot")
     reader = Reader(config, stores=world.fresh_stores(), clock=world.clock)
@@ -159,8 +162,10 @@ def test_a_wrong_number_in_the_settings_of_a_reader_is_no_error() -> None:
     assert ((view.design, len(view.partitions)), sorted(view.nodes)) == (("journal", 2), NODES)
 
 
-def test_a_reader_stays_where_it_is_while_the_other_layout_lacks_anything() -> None:
-    """A forced cutover to what is not there. What is shown goes on, and a receipt that is waited for is found in either."""
+def test_a_reader_stays_with_its_layout_while_the_new_one_is_incomplete() -> None:
+    """A cutover is forced to a layout that is not complete yet. The reader goes on with the old layout, and finds a
+    receipt that it waits for in either of them.
+    """
     world = Switched()
     world.reader.read(max_age=5.0)
     both = prepared(world.record, K("snapshot@3"), "me")
@@ -174,23 +179,25 @@ def test_a_reader_stays_where_it_is_while_the_other_layout_lacks_anything() -> N
     assert len(world.reader.read(max_age=5.0).partitions) == 3
 
 
-# -- ending ---------------------------------------------------------------------------------------
+# -- retired layouts ------------------------------------------------------------------------------
 
 
-def test_a_layout_that_is_retired_is_left_forgotten_and_deleted() -> None:
-    """By the last member that leaves it: queues that nobody reads would fill for ever. Readers of it see a loss (I5)."""
+def test_a_retired_layout_is_left_and_its_state_and_queues_are_deleted() -> None:
+    """The last member that leaves does it: queues without a consumer would fill for ever. Readers of it see a loss
+    (I5).
+    """
     world = Switched(["journal", "sql"])
-    old = pinned(world, "sql")
+    old = pinned_reader(world, "sql")
     assert not old.read(max_age=5.0).incomplete
     world.take(prepared(world.record, K("snapshot@3"), "me"))
     world.take(cut_over(world.record, K("snapshot@3"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
-    assert bounds(world) == [2, 3]
+    assert layouts_with_queues(world) == [2, 3]
     world.take(retired(world.record, K("sql"), "me"))
     assert world.record.leaving == (K("sql"),)
-    assert bounds(world) == [3]
+    assert layouts_with_queues(world) == [3]
     assert [list(member.runs.consumers) for member in world.members] == [[3], [3]]  # type: ignore[union-attr]
-    assert pinned(world, "sql").read(max_age=5.0, on_stale="flag").incomplete == {"partition 0", "partition 1"}
+    assert pinned_reader(world, "sql").read(max_age=5.0, on_stale="flag").incomplete == {"partition 0", "partition 1"}
     world.pass_time(10)
     assert old.read(max_age=5.0, on_stale="flag").stale == set(NODES)
     assert world.database is not None
@@ -198,28 +205,30 @@ def test_a_layout_that_is_retired_is_left_forgotten_and_deleted() -> None:
     world.take(cleared(world.record, 2, "me"))
     world.change_some(1.0)
     world.run_well(3)
-    assert versions(world.reader.read(max_age=5.0)) == said(world)
+    assert versions(world.reader.read(max_age=5.0)) == published_versions(world)
     assert [member.runs.stats.counts.dead_letters for member in world.members] == [{}, {}]
 
 
-def test_a_layout_stays_written_until_what_is_read_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """I6: forced cutover and retirement before the other layout could be begun. Nothing is acked for it alone."""
+def test_a_retired_layout_is_written_until_the_layout_of_readers_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: cutover and retirement are forced before the new layout could be begun. No event is acked for the new one
+    alone.
+    """
     world = Switched()
     make, failing = DESIGNS["snapshot"].writer, [True]
 
-    def refuses(place: Any) -> Any:
-        writer = make(place)
+    def refusing_writer(target: Any) -> Any:
+        writer = make(target)
         begin = writer.begin_epoch
 
         def begun(*given: Any) -> Any:
             if failing[0]:
-                raise BrokerUnavailableError("its place", "not now")
+                raise BrokerUnavailableError("the store", "not now")
             return (yield from begin(*given))
 
         writer.begin_epoch = begun  # type: ignore[method-assign]
         return writer
 
-    monkeypatch.setitem(DESIGNS, "snapshot", DESIGNS["snapshot"]._replace(writer=refuses))
+    monkeypatch.setitem(DESIGNS, "snapshot", DESIGNS["snapshot"]._replace(writer=refusing_writer))
     for step in (prepared, cut_over):
         world.take(step(world.record, K("snapshot@3"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
@@ -228,16 +237,16 @@ def test_a_layout_stays_written_until_what_is_read_is_whole(monkeypatch: pytest.
     world.change_some(1.0)
     world.run_well(5)
     view = world.reader.read(max_age=5.0)
-    assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), said(world))
+    assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), published_versions(world))
     failing[0] = False
     world.run_well(10)
     view = world.reader.read(max_age=5.0)
-    assert ((view.design, len(view.partitions)), versions(view)) == (K("snapshot@3"), said(world))
-    assert bounds(world) == [3]
+    assert ((view.design, len(view.partitions)), versions(view)) == (K("snapshot@3"), published_versions(world))
+    assert layouts_with_queues(world) == [3]
 
 
-def test_a_layout_is_used_again_before_it_was_cleared_away() -> None:
-    """8 to 12, and back to 8 as long as its end is not through."""
+def test_a_retired_layout_can_be_used_again_before_it_was_removed() -> None:
+    """A cell goes from two to three partitions, and back to two before the old layout was removed."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
@@ -248,11 +257,11 @@ def test_a_layout_is_used_again_before_it_was_cleared_away() -> None:
     world.change_some(1.0)
     world.run_well(3)
     view = world.reader.read(max_age=5.0)
-    assert ((view.design, len(view.partitions)), versions(view)) == (K("snapshot"), said(world))
+    assert ((view.design, len(view.partitions)), versions(view)) == (K("snapshot"), published_versions(world))
 
 
-def retired_and_forgotten_by_nobody(name: str, other: str) -> Switched:
-    """A cell that went over from a layout to another; its members died when they should have forgotten the old one."""
+def retired_and_not_removed(name: str, other: str) -> Switched:
+    """A cell that changed from one layout to another, and whose members died before they removed the old one."""
     world = Switched([K(name).design])
     world.take(prepared(world.record, K(other), "me"))
     world.take(cut_over(world.record, K(other), "me"))
@@ -265,10 +274,12 @@ def retired_and_forgotten_by_nobody(name: str, other: str) -> Switched:
     return world
 
 
-@pytest.mark.parametrize(("name", "other"), OVER)
-def test_a_layout_that_nobody_forgot_is_begun_anew_when_it_is_prepared_again(name: str, other: str) -> None:
-    """Regression (I5, I6): its old state passed for all there is, as something was stored. Nodes that left meanwhile were there again."""
-    world = retired_and_forgotten_by_nobody(name, other)
+@pytest.mark.parametrize(("name", "other"), CHANGES)
+def test_a_layout_whose_stored_state_was_left_over_begins_from_its_seed_layout(name: str, other: str) -> None:
+    """Regression (I5, I6): the stored state of the old layout passed for complete, and nodes that had left were there
+    again.
+    """
+    world = retired_and_not_removed(name, other)
     world.start_member([0], [1])
     world.start_member([1], [0])
     world.take(cleared(world.record, 2, "me"))
@@ -278,14 +289,14 @@ def test_a_layout_that_nobody_forgot_is_begun_anew_when_it_is_prepared_again(nam
     assert world.operator.change(world.operator.read(), prepared(world.record, K(name), "me"))
     for _ in range(12):
         world.run_well(0.5)
-        view = pinned(world, str(K(name))).read(max_age=5.0, on_stale="flag")
+        view = pinned_reader(world, str(K(name))).read(max_age=5.0, on_stale="flag")
         if not view.incomplete and not view.stale:
-            assert versions(view) == said(world)
+            assert versions(view) == published_versions(world)
     assert (view.incomplete, view.stale) == (frozenset(), frozenset())
 
 
-def test_a_layout_that_was_down_is_taken_at_once_where_it_is_read() -> None:
-    """Two layouts that were both down do not wait for each other."""
+def test_the_layout_of_readers_is_taken_over_at_once_after_all_consumers_were_down() -> None:
+    """Two layouts without consumers for some time do not wait for each other: the one that readers use begins."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     members = list(world.members)
@@ -296,26 +307,30 @@ def test_a_layout_that_was_down_is_taken_at_once_where_it_is_read() -> None:
     world.pass_time(120)
     world.start_member([0, 1], [])
     world.run_well(2)
-    assert versions(world.reader.read(max_age=5.0)) == said(world)
+    assert versions(world.reader.read(max_age=5.0)) == published_versions(world)
     world.run_well(5)
-    assert versions(pinned(world, "journal@3").read(max_age=5.0)) == said(world)
+    assert versions(pinned_reader(world, "journal@3").read(max_age=5.0)) == published_versions(world)
 
 
-@pytest.mark.parametrize(("name", "other"), OVER)
-def test_what_members_left_behind_that_died_is_forgotten_with_the_layout(name: str, other: str) -> None:
-    """The operator's command does it, before it says that nothing is left; what may be in use still, by its head, it leaves."""
-    world = retired_and_forgotten_by_nobody(name, other)
+@pytest.mark.parametrize(("name", "other"), CHANGES)
+def test_the_operators_command_removes_a_layout_that_dead_members_left(name: str, other: str) -> None:
+    """The operator's command removes it. It leaves partitions whose heads were written recently, as they may be in use."""
+    world = retired_and_not_removed(name, other)
     of_layout = msgspec.structs.replace(world.config, partitions=2)
     left = forget_layout(of_layout, world.fresh_stores(), "", world.clock)
-    assert {why.__class__ for why in left.values()} == {FencedError}
+    assert {type(error) for error in left.values()} == {FencedError}
     world.pass_time(fresh_s(world.config) + 1)
     assert forget_layout(of_layout, world.fresh_stores(), "", world.clock) == {}
-    assert pinned(world, str(K(name))).read(max_age=5.0, on_stale="flag").incomplete == {"partition 0", "partition 1"}
+    assert pinned_reader(world, str(K(name))).read(max_age=5.0, on_stale="flag").incomplete == {
+        "partition 0",
+        "partition 1",
+    }
 
 
-def test_a_layout_that_was_left_is_not_opened_again_by_another_change() -> None:
-    """Regression: while what is read was not whole, any change of the record made the queues of a layout anew that had been left, and
-    all agents were asked. It is opened when it is prepared."""
+def test_a_layout_that_was_left_is_opened_again_only_when_it_is_prepared() -> None:
+    """Regression: while the layout of readers was incomplete, each change of the control record declared the queues of
+    the retired layout again, and all agents were asked. Only preparing the layout may open it again.
+    """
     world = Switched()
     for step in (prepared, cut_over):
         world.take(step(world.record, K("journal@3"), "me"))
@@ -325,16 +340,16 @@ def test_a_layout_that_was_left_is_not_opened_again_by_another_change() -> None:
     world.run_well(2)
     world.take(prepared(world.record, K("snapshot@3"), "me"))
     assert [list(member.runs.consumers) for member in world.members] == [[3], [3]]  # type: ignore[union-attr]
-    assert bounds(world) == [3]
+    assert layouts_with_queues(world) == [3]
     world.run_well(60)
     world.take(prepared(world.record, K("journal"), "me"))
-    assert bounds(world) == [2, 3]
+    assert layouts_with_queues(world) == [2, 3]
     world.run_well(10)
-    assert versions(pinned(world, "journal@2").read(max_age=5.0)) == said(world)
+    assert versions(pinned_reader(world, "journal@2").read(max_age=5.0)) == published_versions(world)
 
 
-def test_a_member_whose_settings_name_another_number_takes_part_in_what_the_record_says() -> None:
-    """It was away while the cell moved, and comes back as it was."""
+def test_a_member_with_old_settings_follows_the_layout_of_the_control_record() -> None:
+    """The member was away while the cell changed its layout, and restarts with its old settings."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
@@ -342,12 +357,12 @@ def test_a_member_whose_settings_name_another_number_takes_part_in_what_the_reco
     world.members[0].die()
     world.run_well(3)
     assert [list(member.runs.consumers) for member in world.members] == [[3], [3]]  # type: ignore[union-attr]
-    assert bounds(world) == [3]
+    assert layouts_with_queues(world) == [3]
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_member_that_is_slow_to_leave_takes_nothing_from_a_layout_that_is_in_use_again(when: str) -> None:
-    """Regression (I5, I6): it forgot what others wrote by then, and deleted queues of what was read."""
+def test_a_member_that_is_slow_to_leave_removes_nothing_of_a_layout_that_is_in_use_again(when: str) -> None:
+    """Regression (I5, I6): it removed state that others had written meanwhile, and deleted queues that were in use."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
@@ -356,7 +371,7 @@ def test_a_member_that_is_slow_to_leave_takes_nothing_from_a_layout_that_is_in_u
     seen: list[list[int]] = []
 
     def meanwhile() -> None:
-        """It sleeps; the broker gives its queues to the other."""
+        """The member is frozen, and the broker gives its queues to the other one."""
         world.members.remove(slow)
         for source in slow.sources.values():
             source.inner.disconnect()
@@ -365,9 +380,9 @@ def test_a_member_that_is_slow_to_leave_takes_nothing_from_a_layout_that_is_in_u
         world.take(cut_over(world.record, K("journal"), "me"))
         world.members.append(slow)
         for source in other.sources.values():
-            source.inner.crash()  # and dies just then, so nobody consumes
+            source.inner.crash()  # the other one dies now, so no consumer is left
         world.members.remove(other)
-        seen.append(bounds(world))
+        seen.append(layouts_with_queues(world))
 
     assert isinstance(slow.runs, Member)
     consumer = slow.runs.consumers[2]
@@ -385,17 +400,18 @@ def test_a_member_that_is_slow_to_leave_takes_nothing_from_a_layout_that_is_in_u
     world.clock.advance(1.1)
     slow.step()
     assert seen == [[2, 3]]
-    assert bounds(world) == [2, 3]
+    assert layouts_with_queues(world) == [2, 3]
     world.change_some(1.0)
     world.start_member([1], [0])
     world.run_well(15)
     view = world.reader.read(max_age=5.0)
-    assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), said(world))
+    assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), published_versions(world))
 
 
-def test_queues_that_a_publisher_made_for_nobody_are_set_aside() -> None:
-    """Regression (I6): the broker was built anew, and the first agent made the layout of its settings, where events went as well for
-    ever. What waits there is not deleted."""
+def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_detached() -> None:
+    """Regression (I6): on a new broker the first agent declared the queues of its settings' layout, and events went
+    there for ever. The events that wait in these queues are kept.
+    """
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
@@ -408,18 +424,18 @@ def test_queues_that_a_publisher_made_for_nobody_are_set_aside() -> None:
     world.broker.start()
     world.change_some(1.0)
     world.run_well(10)
-    assert bounds(world) == [3]
+    assert layouts_with_queues(world) == [3]
     assert sum(len(queue.messages) for queue in world.broker.aside[2]) >= len(NODES)
-    assert versions(world.reader.read(max_age=5.0)) == said(world)
+    assert versions(world.reader.read(max_age=5.0)) == published_versions(world)
 
 
-def test_queues_of_the_settings_that_the_record_names_are_not_set_aside() -> None:
-    """Nor those of another consumer that follows no record."""
+def test_queues_of_the_settings_layout_are_kept_while_the_record_names_it_or_a_consumer_reads_them() -> None:
+    """Queues of a consumer that follows no control record are not detached either."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
     world.run_well(10)
-    assert bounds(world) == [2, 3]
+    assert layouts_with_queues(world) == [2, 3]
     world.take(retired(world.record, K("journal"), "me"))
     world.take(cleared(world.record, 2, "me"))
     source = world.broker.source([0, 1], layout=2)
@@ -429,11 +445,11 @@ def test_queues_of_the_settings_that_the_record_names_are_not_set_aside() -> Non
         source.receive(1, 0.0)
     source.receive(1, 0.0)
     world.run_well(10)
-    assert bounds(world) == [2, 3]
+    assert layouts_with_queues(world) == [2, 3]
 
 
-def test_a_broker_that_is_away_keeps_no_member_from_leaving() -> None:
-    """What it could not delete the operator's command does."""
+def test_a_member_leaves_a_layout_even_while_the_broker_is_away() -> None:
+    """The operator's command deletes the queues that the member could not delete."""
     world = Switched()
 
     class Away:
@@ -460,4 +476,4 @@ def test_a_broker_that_is_away_keeps_no_member_from_leaving() -> None:
             world.pass_time(0.5)
             member.step()
     assert list(member.consumers) == [3]
-    assert versions(pinned(world, "journal@3").read(max_age=5.0)) == said(world)
+    assert versions(pinned_reader(world, "journal@3").read(max_age=5.0)) == published_versions(world)

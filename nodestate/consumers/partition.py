@@ -99,7 +99,7 @@ class OwnedPartition:
         self.watermark_at = -math.inf
         """When the last watermark message that came back was sent."""
         self.complete = False
-        """True if every node of the partition is known. Heads carry it as ``vouched``."""
+        """True if every node of the partition is known. Heads carry it to readers."""
         self.complete_after = math.inf
         """``complete`` becomes True when ``caught_up_at`` reaches this time."""
 

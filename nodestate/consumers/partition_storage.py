@@ -61,7 +61,7 @@ class PartitionStorage:
         self, number: int, designs: Iterable[str], owned_since: float | None = None
     ) -> dict[str, PartitionWriter]:
         """A new writer for each design of a partition. ``owned_since``: see ``PartitionTarget``."""
-        return {design: DESIGNS[design].writer(self._place(number, design, owned_since)) for design in designs}
+        return {design: DESIGNS[design].writer(self._target(number, design, owned_since)) for design in designs}
 
     def begin_epoch(self, partition: OwnedPartition, design: str, now: float) -> Steps[None]:
         """Write all nodes of the partition as a new epoch of the design."""
@@ -79,7 +79,7 @@ class PartitionStorage:
         work: Mapping[DesignOfPartition, tuple[Store, Steps[None]]] = {
             (number, design): (
                 self.store_of(number, design),
-                remove_epoch(self._place(number, design), rows=DESIGNS[design].store_role is StoreRole.SQL),
+                remove_epoch(self._target(number, design), rows=DESIGNS[design].store_role is StoreRole.SQL),
             )
             for number, design in unused
         }
@@ -92,7 +92,7 @@ class PartitionStorage:
                     reason=str(error),
                 )
 
-    def _place(self, number: int, design: str, owned_since: float | None = None) -> PartitionTarget:
+    def _target(self, number: int, design: str, owned_since: float | None = None) -> PartitionTarget:
         prefix = keys.prefix(self._config.cell, self._config.partitions, number, DESIGNS[design].letter)
         store, lease_s = self.store_of(number, design), int(self._config.lease_s)
         return PartitionTarget(prefix, number, self.owner, lease_s, store, self._clock, owned_since)
