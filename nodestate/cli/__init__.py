@@ -17,7 +17,7 @@ COMMANDS: Final = {
     ),
     "publish": CommandEntry("nodestate.cli.publish", "command", "Publish events from a file of JSON lines."),
     "consume": CommandEntry("nodestate.cli.consume", "command", "Write events from the broker into the store."),
-    "view": CommandEntry("nodestate.cli.view", "command", "Print the state of all nodes, at most so many seconds old."),
+    "view": CommandEntry("nodestate.cli.view", "command", "Print the state of all nodes, within an accepted age."),
     "top": CommandEntry("nodestate.cli.top", "command", "Watch the partitions: owners, offsets, lag, ages."),
     "check": CommandEntry("nodestate.cli.check", "command", "Compare the designs with each other and with the agents."),
     "select": CommandEntry(
@@ -40,7 +40,7 @@ COMMANDS: Final = {
     ),
     "sql": CommandEntry("nodestate.cli.sql", "command", "Create the database's tables, or bring them up to date."),
     "resync": CommandEntry("nodestate.cli.resync", "command", "Ask agents for full reports."),
-    "doctor": CommandEntry("nodestate.cli.doctor", "command", "Report what is wrong with the cell, and what to do."),
+    "doctor": CommandEntry("nodestate.cli.doctor", "command", "Report the faults of the cell, each with a remedy."),
 }
 """All commands, in the order of ``nodestate --help``."""
 
