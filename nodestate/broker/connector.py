@@ -12,18 +12,18 @@ from typing import Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from nodestate.broker.rabbitmq.session import RabbitSession
-from nodestate.broker.sessions import BrokerSession, Session, unavailable
+from nodestate.broker.sessions import CellSession, TransportSession, unavailable
 from nodestate.broker.topology import Topology
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError
 
-S = TypeVar("S", bound=Session)
+S = TypeVar("S", bound=TransportSession)
 
 RABBITMQ_SCHEMES: Final = frozenset({"amqp", "pyamqp", "amqps"})
 
 
-def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False) -> BrokerSession:
+def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False) -> CellSession:
     """Connect to the first of the broker's URLs (separated by ``;``) that answers, and declare the cell there.
 
     ``role`` is part of the connection's name at RabbitMQ. With ``heartbeat_s`` 0 the connection has no heartbeat. The
@@ -50,7 +50,7 @@ def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: b
 
 
 @contextmanager
-def one_off_session(config: Config, role: str, *, layout: bool = False) -> Iterator[BrokerSession]:
+def one_off_session(config: Config, role: str, *, layout: bool = False) -> Iterator[CellSession]:
     """Open a session for the calls of one ``with`` block, and close it after them.
 
     Arguments as for ``open_session``.
@@ -82,7 +82,7 @@ class SessionHolder(Generic[S]):
     """
 
     def __init__(
-        self, config: Config, open_connection: Callable[[], BrokerSession], prepare: Callable[[BrokerSession], S]
+        self, config: Config, open_connection: Callable[[], CellSession], prepare: Callable[[CellSession], S]
     ) -> None:
         self._config = config
         self._open_connection = open_connection
@@ -139,7 +139,7 @@ class SessionHolder(Generic[S]):
             session.close()
 
 
-def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> BrokerSession:
+def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> CellSession:
     scheme = urlsplit(url).scheme
     try:
         if "://" not in url:

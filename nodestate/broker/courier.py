@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from nodestate.broker.connector import SessionHolder, open_session
-from nodestate.broker.sessions import BrokerSession, OrderSession
+from nodestate.broker.sessions import CellSession, OrderSession
 from nodestate.config import Config
 from nodestate.errors import BadEventError
 from nodestate.model.orders import Answer, Order, decode_answer, encode, no_agent
@@ -75,10 +75,10 @@ class KombuCourier:
         self._answers = []
         self._sessions.close()
 
-    def _open_connection(self) -> BrokerSession:
+    def _open_connection(self) -> CellSession:
         return open_session(self._config, "courier")
 
-    def _prepare(self, connection: BrokerSession) -> OrderSession:
+    def _prepare(self, connection: CellSession) -> OrderSession:
         return connection.orders(self._on_answer, self._on_unroutable, self._clock)
 
     def _on_answer(self, body: bytes) -> None:

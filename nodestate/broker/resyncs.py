@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from nodestate.broker.connector import SessionHolder, one_off_session, open_session
-from nodestate.broker.sessions import BrokerSession
+from nodestate.broker.sessions import CellSession
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError
@@ -38,7 +38,7 @@ class KombuResyncSender:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._sessions: SessionHolder[BrokerSession] = SessionHolder(
+        self._sessions: SessionHolder[CellSession] = SessionHolder(
             config, lambda: open_session(config, "resync"), lambda connection: connection
         )
         """The session, while connected."""

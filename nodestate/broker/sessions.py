@@ -4,7 +4,7 @@
 decides what happens when a connection is opened or lost. The other modules of this package see these protocols only::
 
     KombuSource    -> ConsumerSession         KombuLayouts, diagnostics -> QueueAdmin
-    KombuSink      -> PublisherSession        KombuResyncSender, census -> BrokerSession itself
+    KombuSink      -> PublisherSession        KombuResyncSender, census -> CellSession itself
     KombuCourier   -> OrderSession
 
 A session lives once: connected --close, drop--> gone. Its user opens another one. A session is not safe for several
@@ -60,7 +60,7 @@ class QueueCounts(NamedTuple):
     consumers: int | None
 
 
-class Session(Protocol):
+class TransportSession(Protocol):
     """The base of all sessions: the errors of the transport, and two ways to end."""
 
     @property
@@ -116,7 +116,7 @@ class QueueAdmin(Protocol):
         """Unbind a partition's queue so that it gets no new events; delete it if it is empty and has no consumer."""
 
 
-class ConsumerSession(Session, Protocol):
+class ConsumerSession(TransportSession, Protocol):
     """Receives and acks the messages of a member's partitions."""
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
@@ -135,7 +135,7 @@ class ConsumerSession(Session, Protocol):
         """Publish a marker message to a partition's queue, unconfirmed."""
 
 
-class PublisherSession(Session, Protocol):
+class PublisherSession(TransportSession, Protocol):
     """Publishes an agent's events, and brings it resync requests and orders."""
 
     @property
@@ -158,7 +158,7 @@ class PublisherSession(Session, Protocol):
         """Process one message that the broker sent; False if none came within ``timeout_s``."""
 
 
-class OrderSession(Session, Protocol):
+class OrderSession(TransportSession, Protocol):
     """Sends a scheduler's orders, and brings it the answers."""
 
     @property
@@ -178,7 +178,7 @@ class OrderSession(Session, Protocol):
         """Process one message that the broker sent; False if none came within ``timeout_s``."""
 
 
-class BrokerSession(Session, Protocol):
+class CellSession(TransportSession, Protocol):
     """One connection to a broker: simple calls of its own, and the sessions for the three jobs that have state."""
 
     @property

@@ -12,7 +12,7 @@ import structlog
 
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.resyncs import decode_resync
-from nodestate.broker.sessions import BrokerSession, OnDone, OwnQueue, PublisherSession
+from nodestate.broker.sessions import CellSession, OnDone, OwnQueue, PublisherSession
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
@@ -167,10 +167,10 @@ class KombuSink:
 
     # -- inside
 
-    def _open_connection(self) -> BrokerSession:
+    def _open_connection(self) -> CellSession:
         return open_session(self._config, "agent", self._heartbeat_s)
 
-    def _prepare(self, connection: BrokerSession) -> PublisherSession:
+    def _prepare(self, connection: CellSession) -> PublisherSession:
         session = connection.publisher(self._heartbeat_s, self._clock)
         self._order_queue = None
         if self._control:

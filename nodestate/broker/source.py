@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from nodestate.broker.connector import SessionHolder, open_session
-from nodestate.broker.sessions import BrokerSession, ConsumerSession
+from nodestate.broker.sessions import CellSession, ConsumerSession
 from nodestate.config import Config
 from nodestate.ports import ACTIVATION, Clock, Delivery, SystemClock
 
@@ -92,10 +92,10 @@ class KombuSource:
         """Close the connection; unacked messages are delivered again. The next ``receive`` reconnects."""
         self._sessions.close()
 
-    def _open_connection(self) -> BrokerSession:
+    def _open_connection(self) -> CellSession:
         return open_session(self._config, "consumer", self._config.broker_heartbeat_s, layout=True)
 
-    def _subscribe(self, connection: BrokerSession) -> ConsumerSession:
+    def _subscribe(self, connection: CellSession) -> ConsumerSession:
         self._session_number += 1
         session = connection.consumer(self._session_number, self._clock)
         try:

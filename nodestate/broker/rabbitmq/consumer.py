@@ -80,7 +80,7 @@ class RabbitConsumerSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
@@ -142,12 +142,12 @@ class RabbitConsumerSession:
         self._publisher.send_marker(partition, body)
 
     def close(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.close()
         self._publisher.close()
 
     def drop(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.drop()
         self._publisher.drop()
 

@@ -41,7 +41,7 @@ class RabbitPublisherSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     @property

@@ -1,4 +1,4 @@
-"""The ``BrokerSession`` of RabbitMQ."""
+"""The ``CellSession`` of RabbitMQ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nodestate.broker.rabbitmq.messages import send
 from nodestate.broker.rabbitmq.orders import RabbitOrderSession
 from nodestate.broker.rabbitmq.publisher import RabbitPublisherSession
 from nodestate.broker.rabbitmq.queues import RabbitOwnQueue, RabbitQueues
-from nodestate.broker.sessions import BrokerSession, OnBody, ServerFacts
+from nodestate.broker.sessions import CellSession, OnBody, ServerFacts
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.ports import Clock
@@ -20,12 +20,12 @@ from nodestate.ports import Clock
 class SessionOpener(Protocol):
     """``connector.open_session`` with its settings."""
 
-    def __call__(self, role: str, heartbeat_s: float) -> BrokerSession:
+    def __call__(self, role: str, heartbeat_s: float) -> CellSession:
         """Open another session."""
 
 
 class RabbitSession:
-    """A ``BrokerSession`` over one AMQP connection."""
+    """A ``CellSession`` over one AMQP connection."""
 
     def __init__(self, config: Config, connection: RabbitConnection, open_session: SessionOpener) -> None:
         self._config = config
@@ -46,35 +46,35 @@ class RabbitSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     @property
     def facts(self) -> ServerFacts:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return self.connection.facts
 
     def send(self, exchange: str, key: str, body: bytes) -> None:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         send(self.connection, exchange, key, body)
 
     def send_checked(self, exchange: str, key: str, body: bytes) -> None:
-        """See ``BrokerSession``. An unconfirmed publish into a dead connection succeeds, so a question follows it."""
+        """See ``CellSession``. An unconfirmed publish into a dead connection succeeds, so a question follows it."""
         self.connection.drain()
         self.connection.check_not_blocked()  # a blocked broker would not answer the question
         self.send(exchange, key, body)
         self.queues.counts(Topology.of(self._config).dead)
 
     def own_queue(self, on_body: OnBody, exchange: str = "") -> RabbitOwnQueue:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return RabbitOwnQueue(self.connection, on_body, exchange)
 
     def pump(self, timeout_s: float) -> bool:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return self.connection.pump(timeout_s)
 
     def consumer(self, number: int, clock: Clock) -> RabbitConsumerSession:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
 
         def connect_publisher() -> RabbitConnection:
             session = self._open_session("consumer publisher", self._config.broker_heartbeat_s)
@@ -84,17 +84,17 @@ class RabbitSession:
         return RabbitConsumerSession(self._config, self.connection, connect_publisher, number, clock)
 
     def publisher(self, heartbeat_s: float, clock: Clock) -> RabbitPublisherSession:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return RabbitPublisherSession(self._config, self.connection, heartbeat_s, clock)
 
     def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> RabbitOrderSession:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return RabbitOrderSession(self._config, self.connection, on_answer, on_unroutable, clock)
 
     def close(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.close()
 
     def drop(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.drop()

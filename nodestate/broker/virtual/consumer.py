@@ -43,7 +43,7 @@ class VirtualConsumerSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
@@ -93,11 +93,11 @@ class VirtualConsumerSession:
         self.connection.send("", self._topology.queue(partition), body, ACTIVATION_TYPE)
 
     def close(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.close()
 
     def drop(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.drop()
 
     def _fetch_from_each(self, limit: int, deliveries: list[Delivery]) -> None:

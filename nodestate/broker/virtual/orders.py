@@ -31,7 +31,7 @@ class VirtualOrderSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     @property
@@ -59,9 +59,9 @@ class VirtualOrderSession:
         return self.connection.pump(timeout_s)
 
     def close(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.close()
 
     def drop(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.drop()

@@ -26,7 +26,7 @@ class VirtualPublisherSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     def is_stale(self) -> bool:
@@ -64,9 +64,9 @@ class VirtualPublisherSession:
         return False
 
     def close(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.close()
 
     def drop(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.drop()

@@ -1,4 +1,4 @@
-"""The ``BrokerSession`` of the virtual transports."""
+"""The ``CellSession`` of the virtual transports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodestate.ports import Clock
 
 
 class VirtualSession:
-    """A ``BrokerSession`` over one connection of a virtual transport."""
+    """A ``CellSession`` over one connection of a virtual transport."""
 
     def __init__(self, config: Config, connection: VirtualConnection) -> None:
         self._config = config
@@ -33,46 +33,46 @@ class VirtualSession:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         return self.connection.errors
 
     @property
     def facts(self) -> ServerFacts:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return self.connection.facts
 
     def send(self, exchange: str, key: str, body: bytes) -> None:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         self.connection.send(exchange, key, body)
 
     def send_checked(self, exchange: str, key: str, body: bytes) -> None:
-        """See ``BrokerSession``. A virtual transport has published when the call returns."""
+        """See ``CellSession``. A virtual transport has published when the call returns."""
         self.connection.send(exchange, key, body)
 
     def own_queue(self, on_body: OnBody, exchange: str = "") -> VirtualOwnQueue:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return VirtualOwnQueue(self.connection, on_body, exchange)
 
     def pump(self, timeout_s: float) -> bool:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return self.connection.pump(timeout_s)
 
     def consumer(self, number: int, clock: Clock) -> VirtualConsumerSession:
-        """See ``BrokerSession``."""
+        """See ``CellSession``."""
         return VirtualConsumerSession(self._config, self.connection, number, clock)
 
     def publisher(self, heartbeat_s: float, clock: Clock) -> VirtualPublisherSession:  # noqa: ARG002
-        """See ``BrokerSession``. A virtual connection has no heartbeat."""
+        """See ``CellSession``. A virtual connection has no heartbeat."""
         return VirtualPublisherSession(self._config, self.connection, clock)
 
     def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> VirtualOrderSession:  # noqa: ARG002
-        """See ``BrokerSession``. Sending takes no time here, so it needs no clock."""
+        """See ``CellSession``. Sending takes no time here, so it needs no clock."""
         return VirtualOrderSession(self._config, self.connection, on_answer, on_unroutable)
 
     def close(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.close()
 
     def drop(self) -> None:
-        """See ``Session``."""
+        """See ``TransportSession``."""
         self.connection.drop()
