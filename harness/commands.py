@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from harness.members import NODESTATE, environment_without_settings
 from harness.waiting import PATIENCE_S
+
+STEPS_THAT_WAIT: Final = ("prepare", "cutover", "retire")
+COMMAND_TIMEOUT_S: Final = PATIENCE_S + 60.0
+"""A command has time to report what it waited for in vain."""
 
 
 def start_command(environment: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
@@ -26,12 +30,16 @@ def start_command(environment: Mapping[str, str], *words: str) -> subprocess.Pop
 def run_command(environment: Mapping[str, str], *words: str, code: int = 0) -> tuple[str, str]:
     """Run ``nodestate WORDS`` with these settings; it must exit with ``code``. Returns what it wrote to stdout and stderr."""
     with start_command(environment, *words) as process:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
     assert process.returncode == code, f"nodestate {' '.join(words)} exited with {process.returncode}: {out}{err}"
     return out, err
 
 
 def run_design(environment: Mapping[str, str], *words: str, code: int = 0) -> Any:
-    """Run ``nodestate design WORDS --json``; returns its result, or with a ``code`` other than 0 its error."""
-    out, err = run_command(environment, "design", *words, "--json", code=code)
+    """Run ``nodestate design WORDS --json``; returns its result, or with a ``code`` other than 0 its error.
+
+    A step that waits for consumers waits for as long as a test does, unless the words give another ``--timeout``.
+    """
+    patience = ["--timeout", f"{PATIENCE_S:g}"] if words[0] in STEPS_THAT_WAIT and "--timeout" not in words else []
+    out, err = run_command(environment, "design", *words, *patience, "--json", code=code)
     return json.loads((err if code else out).splitlines()[-1])

@@ -304,7 +304,7 @@ class SimulatedFleet:
                 name = self._rng.choice(self.names)
                 if self.publishers[name].live and name not in self.dead | self.unchanging:
                     self.change(name)
-            while beats[0][0] <= now:
+            while beats and beats[0][0] <= now:
                 at, name = beats.popleft()
                 beats.append((max(at + beat_s, now), name))
                 if self.publishers[name].live and not self.mute and name not in self.dead:

@@ -1,6 +1,6 @@
-"""The judge of what agents had: replays their histories, and believes nothing else.
+"""Replay the histories of agents and judge them: what did each node have at each moment?
 
-It has a fold of its own, as simple as can be: of each node the states in the order in which its agent authored them.
+It uses a simple fold of its own: for each node the states in the order in which its agent authored them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nodestate.model import merge_patch
 
 
 class Moment(NamedTuple):
-    """A state of a node, as its agent authored it at ``at`` (seconds since 1970)."""
+    """A state of a node that its agent authored at ``at`` (seconds since 1970)."""
 
     node: str
     at: float
@@ -24,17 +24,21 @@ class Moment(NamedTuple):
 
 
 class Histories:
-    """What stands in the histories of agents: every moment of every node, and the last order for each of its instances, whose
-    claim counts for ``claim_outlives_order_s`` beyond its deadline.
+    """Every moment of every node, from the history files of their agents.
+
+    ``claim_outlives_order_s``: the claim of an order lives for so many seconds after the deadline of the order.
     """
 
     def __init__(self, files: list[Path], claim_outlives_order_s: float) -> None:
         self._slack_s = claim_outlives_order_s
         self.moments: list[Moment] = []
+        """All moments, in the order of each agent's history."""
         self.last: dict[str, Mapping[str, Any]] = {}
+        """The last state of each node."""
         self.orders = 0
+        """How many orders the agents got."""
         self.late: list[str] = []
-        """Allocations that came into being after the claim that they were for was over."""
+        """Allocations that were made after their claim had expired."""
         for file in files:
             self._read(file)
 
@@ -53,7 +57,7 @@ class Histories:
                 event = msgpack.unpackb(entry["event"])
                 node, version = event["node"], (event["incarnation"], event["generation"])
                 if event["kind"] not in ("report", "change") or version <= versions.get(node, (0, 0)):
-                    continue  # heartbeats, and what is said again
+                    continue  # a heartbeat, or an event that was sent again
                 before = states.get(node, {}).get("allocations", {})
                 if event["kind"] == "report":
                     states[node] = event["state"]
@@ -72,16 +76,14 @@ class Histories:
         for instance in moment.state.get("allocations", {}).keys() - before.keys():
             deadline = deadlines.get((moment.node, instance))
             if deadline is None:
-                self.late.append(f"{moment.node} has {instance}, which nobody ordered")
-            elif (
-                moment.at > deadline + self._slack_s
-            ):  # an agent that is frozen in between judged before, and tells later
+                self.late.append(f"{moment.node} has {instance}, which no scheduler ordered")
+            elif moment.at > deadline + self._slack_s:  # an agent that was frozen in between accepted the order before
                 self.late.append(
                     f"{moment.node} has {instance} {moment.at - deadline:.1f} s after its order's deadline"
                 )
 
     def overcommitted(self) -> Iterator[str]:
-        """Moments in which a node had more than it has room for, or more of a group than its policy allows (I8)."""
+        """Yield moments in which a node had more than its room, or more of a group than the group's policy allows (I8)."""
         for node, _, state in self.moments:
             had = Counter[str]()
             groups = Counter[str]()
@@ -99,7 +101,7 @@ class Histories:
             yield from (f"{node} has {count} of group {group}" for group, count in groups.items() if count > 1)
 
     def half_placed(self) -> Iterator[str]:
-        """Reservations of which some members are there in the end and others are not, and never were all (I9)."""
+        """Yield reservations of which in the end some members are there and others not, and which were never complete (I9)."""
         gangs: dict[str, dict[str, Mapping[str, Any]]] = {}
         for state in self.last.values():
             for instance, allocation in state.get("allocations", {}).items():
@@ -111,12 +113,12 @@ class Histories:
                 yield f"{reservation}: {sorted(members)} of {wanted}"
 
     def doubled(self) -> Iterator[str]:
-        """Instances that are on two nodes in the end."""
+        """Yield instances that are on two nodes in the end."""
         where = Counter(instance for state in self.last.values() for instance in state.get("allocations", {}))
         yield from (instance for instance, count in where.items() if count > 1)
 
     def fullest(self, name: str) -> float:
-        """The largest share of all room of a class that was taken at once, over the moments."""
+        """Return the largest share of a resource class that was taken at any moment."""
         taken: dict[str, int] = {}
         room: dict[str, int] = {}
         most = 0.0

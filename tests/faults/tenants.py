@@ -1,6 +1,6 @@
-"""A scheduler with its users in a process of its own, which books, ends, reserves and confirms as they come to mind.
+"""A scheduler with random users in a process of its own: they boot, terminate, migrate, reserve and confirm.
 
-``python -m tests.faults.tenants NAME SEED``: until its stdin ends; then it prints its counters as one JSON object.
+``python -m tests.faults.tenants NAME SEED CONFIRM_S`` runs until its stdin ends; then it prints its counters as one JSON object.
 """
 
 from __future__ import annotations
@@ -22,47 +22,52 @@ from nodestate.scheduling.reservations import Confirmed
 from nodestate.scheduling.scheduler import Scheduler
 
 GROUPS_COUNT = 6
-CONFIRM_S = 20.0
-KEPT_COUNT = 60
-"""Instances that one of these keeps, if they fit: together more than there is room for."""
+KEPT_COUNT = 120
+"""Instances that a tenant keeps if they fit. All tenants together want more than there is room for."""
 
 
 class Tenant:
-    """Users of one scheduler."""
+    """The users of one scheduler."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, confirm_s: float) -> None:
         self.name = name
+        self.confirm_s = confirm_s
+        """Seconds that a migration or a confirmation may take."""
         self.rng = random.Random(seed)
         config = load()
         self.courier = KombuCourier(config)
         self.scheduler = Scheduler(config, name=name, seed=seed, courier=self.courier)
-        self.has: dict[str, str] = {}
+        self.nodes: dict[str, str] = {}
+        """The node of each instance."""
         self.counters = Counter[str]()
-        self._made = 0
+        self._requests_count = 0
 
     def act(self) -> None:
-        """Whatever comes to mind."""
+        """Do one random thing that users do."""
         rng = self.rng
         kind = rng.random()
-        if len(self.has) >= KEPT_COUNT or (self.has and kind < 0.1):
-            instance = rng.choice(sorted(self.has))
-            self.scheduler.terminations.terminate([(self.has.pop(instance), instance)])
+        if len(self.nodes) >= KEPT_COUNT or (self.nodes and kind < 0.1):
+            instance = rng.choice(sorted(self.nodes))
+            self.scheduler.terminations.terminate([(self.nodes.pop(instance), instance)])
             self.counters["ended"] += 1
         elif kind < 0.7:
             self._boot()
-        elif kind < 0.95 or not self.has:
+        elif kind < 0.95 or not self.nodes:
             self._reserve()
         else:
-            instance = rng.choice(sorted(self.has))
-            outcome = self.scheduler.migrations.migrate(instance, timeout_s=CONFIRM_S)
+            instance = rng.choice(sorted(self.nodes))
+            outcome = self.scheduler.migrations.migrate(instance, timeout_s=self.confirm_s)
             if isinstance(outcome, Booted):
-                self.has[instance] = outcome.node
+                self.nodes[instance] = outcome.node
             self.counters[f"move {type(outcome).__name__}"] += 1
 
     def _wanted(self) -> dict[str, Any]:
-        self._made += 1
+        self._requests_count += 1
         size = self.rng.choice([1, 1, 2, 4])
-        return {"instances": [f"{self.name}-{self._made}"], "resources": {"VCPU": size, "MEMORY_MB": 512 * size}}
+        return {
+            "instances": [f"{self.name}-{self._requests_count}"],
+            "resources": {"VCPU": size, "MEMORY_MB": 512 * size},
+        }
 
     def _boot(self) -> None:
         requests = []
@@ -76,35 +81,39 @@ class Tenant:
         for boot in boots:
             self.counters[f"boot {type(boot.outcome).__name__}"] += 1
             if isinstance(boot.outcome, Booted):
-                self.has[boot.outcome.instance] = boot.outcome.node
+                self.nodes[boot.outcome.instance] = boot.outcome.node
                 self.counters["conflicts"] += boot.outcome.conflicts
                 for refused in boot.outcome.refusals:
                     self.counters[f"refused {refused.reason}"] += 1
 
     def _reserve(self) -> None:
-        wanted: dict[str, Any] = {"members": [self._wanted() for _ in range(self.rng.randint(2, 6))], "hold_s": 10}
+        wanted: dict[str, Any] = {"members": [self._wanted() for _ in range(self.rng.randint(2, 6))], "hold_s": 5}
         if self.rng.random() < 0.5:
-            wanted["group"] = {"name": f"{self.name} {self._made}", "policy": "anti-affinity"}
-        held = self.scheduler.reservations.reserve(parse_group(wanted), timeout_s=3.0)
-        self.counters[type(held).__name__] += 1
-        if not isinstance(held, Reservation):
+            wanted["group"] = {"name": f"{self.name} {self._requests_count}", "policy": "anti-affinity"}
+        reservation = self.scheduler.reservations.reserve(parse_group(wanted), timeout_s=3.0)
+        self.counters[type(reservation).__name__] += 1
+        if not isinstance(reservation, Reservation):
             return
         if self.rng.random() < 0.2:
-            self.scheduler.reservations.release(held.id)
+            self.scheduler.reservations.release(reservation.id)
             return
-        confirmed = self.scheduler.reservations.confirm(held.id, timeout_s=CONFIRM_S)
+        confirmed = self.scheduler.reservations.confirm(reservation.id, timeout_s=self.confirm_s)
         self.counters[type(confirmed).__name__] += 1
         if isinstance(confirmed, Confirmed):
-            self.has.update({member.instance: member.node for member in confirmed.members})
+            self.nodes.update({member.instance: member.node for member in confirmed.members})
 
 
-def main(name: str, seed: int) -> None:
-    """Until stdin ends."""
-    tenant = Tenant(name, seed)
+def main(name: str, seed: int, confirm_s: float) -> None:
+    """Act until stdin ends."""
+    tenant = Tenant(name, seed, confirm_s)
     while not select([sys.stdin], [], [], 0)[0]:
         try:
             tenant.act()
-        except (BadRequestError, TimeoutError, NodestateError) as error:  # servers are away, or it took too long
+        except (
+            BadRequestError,
+            TimeoutError,
+            NodestateError,
+        ) as error:  # servers are away, or the request took too long
             tenant.counters[type(error).__name__] += 1
     claim_table = tenant.scheduler.claim_table.stats
     sys.stdout.write(json.dumps({**tenant.counters, "lost": claim_table.lost, "put back": claim_table.put_back}))
@@ -114,4 +123,4 @@ def main(name: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -58,7 +58,7 @@ def test_cell_gets_another_number_of_partitions_while_it_runs(cell_of: CellFacto
             assert cell.fleet.answers == answers, "agents were asked for reports"
             assert run_design(cell.environment, "cutover", "snapshot@12")["reads"] == "snapshot@12"
             wait_until_followed("snapshot@12", watcher)
-            status = run_design(cell.environment, "retire", "snapshot@8", "--timeout", f"{PATIENCE_S}")
+            status = run_design(cell.environment, "retire", "snapshot@8")
             assert (status["writes"], status["partitions"]) == (["snapshot"], 12)
             report_from_another_agent(cell, reader, incarnation + 1)
         require_followed(saw, ["snapshot@8", "snapshot@12"])
@@ -144,7 +144,7 @@ def test_each_step_that_was_killed_half_way_reaches_its_state_when_it_is_repeate
             # If the command reached its end before it was killed, no old queue is left to be read.
             if words[0] == "retire" and not all(depth.missing for depth in queue_depths(cell.config)[:8]):
                 require_refused_while_queues_are_read(cell, words)
-            run_design(cell.environment, *words, "--timeout", f"{PATIENCE_S}")
+            run_design(cell.environment, *words)
             status = run_design(cell.environment, "status")
             assert {name: status[name] for name in after} == after
         wait_until_followed("snapshot@5", watcher)

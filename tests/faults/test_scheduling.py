@@ -1,4 +1,4 @@
-"""Eight schedulers on a full fleet, on real servers, while everything that can fail does: I8 and I9 of DESIGN.md section 9."""
+"""Several schedulers on a full fleet, on real servers, while faults are injected (I8, I9); and hints for life (I10)."""
 
 from __future__ import annotations
 
@@ -10,53 +10,59 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from harness.cell import SETTINGS
-from harness.members import Member
-from harness.servers import MemcachedServer, RabbitServer
-from harness.waiting import wait_until
+from harness.cell import Cell
+from harness.members import environment_without_settings
+from harness.profile import by_profile
+from harness.servers import MemcachedServer
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.ports import Put, Write
-from nodestate.scheduling.claims import CLAIMS, CLOCK_S
+from nodestate.scheduling.claims import CLAIMS
 from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
-from tests.conftest import MemcachedFactory
+from tests.faults.conftest import CellFactory
 from tests.faults.histories import Histories
-from tests.faults.tenants import CONFIRM_S
 
-pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.service
 
 HOSTS_COUNT = 2
 NODES_COUNT = 24
 VCPU = 16
-SCHEDULERS_COUNT = 8
-FIRE_S = 20.0
+SCHEDULERS_COUNT = by_profile(fast=4, thorough=8)
+FAULTS_COUNT = by_profile(fast=10, thorough=40)
+FAULT_EVERY_S = 0.4
+FULL = 0.97
+"""Share of the fleet's processors that must be taken before the first fault."""
 CLAIM_TTL_S = 6.0
 ANSWER_TIMEOUT_S = 2.0
+CONFIRM_S = by_profile(fast=5.0, thorough=20.0)
+"""A scheduler that is killed while it confirms leaves claims that live for about this much longer."""
+VIEW_BOUND_S = 2.0
 
 
-class Programs:
-    """Processes of this test, ended by their ids."""
+class ChildProcesses:
+    """Python modules that run as processes of one test, each under a name; the test ends them by their process ids."""
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self.folder = folder
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("NODESTATE_")} | settings
+        """Where their errors and their files go."""
+        self.environment = environment_without_settings() | settings
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, module: str, *arguments: str) -> None:
         with (self.folder / f"{name}.err").open("ab") as errors:
-            self.running[name] = subprocess.Popen(  # noqa: S603  our own modules
+            self.running[name] = subprocess.Popen(  # noqa: S603 - our own modules
                 [sys.executable, "-m", module, *arguments],
                 env=self.environment,
                 stdin=subprocess.PIPE,
@@ -64,8 +70,9 @@ class Programs:
                 stderr=errors,
             )
 
-    def start_hosts(self, host: int) -> None:
-        self.start(f"hosts-{host}", "tests.faults.hosts", str(self.folder), f"hosts-{host}")
+    def start_agents(self, host: int) -> None:
+        """Start the agent of all nodes of a host."""
+        self.start(f"host-{host}", "tests.faults.recording_agents", str(self.folder), f"host-{host}")
 
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.running[name].pid, number)
@@ -75,160 +82,204 @@ class Programs:
         process.kill()
         process.communicate()
 
-    def finish(self, name: str, timeout_s: float = 40.0) -> dict[str, Any]:
-        """End its stdin, and read what it has to say."""
-        process = self.running.pop(name)
-        out, _ = process.communicate(timeout=timeout_s)
-        errors = (self.folder / f"{name}.err").read_text()
-        assert process.returncode == 0, f"{name} ended with {process.returncode}:\n{errors[-3000:]}"
-        told: dict[str, Any] = json.loads(out)
-        return told
+    def finish(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """End their stdin, wait until each of them has ended, and return the JSON objects that they print."""
+        processes = [self.running[name] for name in names]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        results = []
+        for name, process in zip(names, processes, strict=True):
+            out, _ = process.communicate(timeout=PATIENCE_S)
+            del self.running[name]
+            assert process.returncode == 0, f"{name} ended with {process.returncode}:\n{self._errors(name)}"
+            results.append(json.loads(out))
+        return results
 
     def terminate(self, name: str) -> None:
+        """End it in order (SIGTERM)."""
         process = self.running.pop(name)
         process.terminate()
-        process.communicate(timeout=20)
-        assert process.returncode == 0, (self.folder / f"{name}.err").read_text()[-3000:]
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, f"{name} ended with {process.returncode}:\n{self._errors(name)}"
 
     def close(self) -> None:
         for name in list(self.running):
             self.kill(name)
 
-
-class Cellar(NamedTuple):
-    """A cell with a consumer and agents, ready for schedulers."""
-
-    config: Config
-    programs: Programs
-    memcached: MemcachedServer
-    consumer: Member
+    def _errors(self, name: str) -> str:
+        return (self.folder / f"{name}.err").read_text()[-3000:]
 
 
 @pytest.fixture
-def cellar(tmp_path: Path, cell: str, rabbit: RabbitServer, memcached_factory: MemcachedFactory) -> Iterator[Cellar]:
-    """The cell of a test."""
-    memcached = memcached_factory()
-    values = {
-        **SETTINGS,
-        "cell": cell,
-        "broker": rabbit.url,
-        "store": memcached.url,
-        "state_dir": str(tmp_path),
-        "claim_ttl_s": CLAIM_TTL_S,
-        "answer_timeout_s": ANSWER_TIMEOUT_S,
-    }
-    settings = {f"NODESTATE_{name.upper()}": str(value) for name, value in values.items()}
-    settings |= {"NODESTATE_DESIGNS": "snapshot", "NODESTATE_READ_DESIGN": "snapshot"}
-    config = Config(**{**values, "designs": ("snapshot",), "read_design": "snapshot"})  # type: ignore[arg-type]
-    with ExitStack() as stack:
-        member = Member(tmp_path, 1, 1, settings)
-        stack.callback(member.kill)
-        member.start()
-        programs = Programs(tmp_path, settings)
-        stack.callback(programs.close)
-        for host in range(HOSTS_COUNT):
-            states = {
-                f"host-{host}-{number:02}": {
-                    "status": "up",
-                    "zone": f"az{number % 2}",
-                    "traits": ["HW_CPU_X86_AVX2"] if number % 3 else [],
-                    "inventory": {"VCPU": {"total": VCPU}, "MEMORY_MB": {"total": 512 * VCPU}},
-                }
-                for number in range(NODES_COUNT // HOSTS_COUNT)
+def scheduling_cell(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[Cell]:
+    """A cell with one consumer and no simulated fleet: its agents are processes that carry out orders."""
+    with cell_of(
+        memcached.url,
+        members=1,
+        count=0,
+        rate=0.0,
+        designs=["snapshot"],
+        claim_ttl_s=CLAIM_TTL_S,
+        answer_timeout_s=ANSWER_TIMEOUT_S,
+    ) as cell:
+        yield cell
+
+
+@pytest.fixture
+def processes(scheduling_cell: Cell, tmp_path: Path) -> Iterator[ChildProcesses]:
+    """The agents of the cell; when the fixture is ready, their nodes are in the view."""
+    children = ChildProcesses(tmp_path, scheduling_cell.environment)
+    for host in range(HOSTS_COUNT):
+        states = {
+            name_of(host, number): {
+                "status": "up",
+                "zone": f"az{number % 2}",
+                "traits": ["HW_CPU_X86_AVX2"] if number % 3 else [],
+                "inventory": {"VCPU": {"total": VCPU}, "MEMORY_MB": {"total": 512 * VCPU}},
             }
-            (tmp_path / f"hosts-{host}.states").write_text(json.dumps(states))
-            programs.start_hosts(host)
-        reader = stack.enter_context(Reader(config))
+            for number in range(NODES_COUNT // HOSTS_COUNT)
+        }
+        (tmp_path / f"host-{host}.states").write_text(json.dumps(states))
+        children.start_agents(host)
+    try:
         wait_until(
             lambda: (
-                len(reader.read(max_age=1e9, on_stale="flag").nodes) == NODES_COUNT
-                and reader.read(max_age=1e9, on_stale="flag").age < 2.0
+                len(scheduling_cell.read("snapshot").nodes) == NODES_COUNT
+                and scheduling_cell.read("snapshot").age < VIEW_BOUND_S
             ),
             "the nodes are not in the view",
         )
-        yield Cellar(config, programs, memcached, member)
+        yield children
+    finally:
+        children.close()
 
 
-def test_eight_schedulers_never_overcommit_under_fire(
-    cellar: Cellar, tmp_path: Path, record: Callable[[str], None], request: pytest.FixtureRequest
+def name_of(host: int, number: int) -> str:
+    return f"host-{host}-{number:02}"
+
+
+NAMES = [name_of(host, number) for host in range(HOSTS_COUNT) for number in range(NODES_COUNT // HOSTS_COUNT)]
+
+
+class SchedulerFaults:
+    """Injects faults into a cell on which schedulers work."""
+
+    def __init__(self, cell: Cell, processes: ChildProcesses, memcached: MemcachedServer, seed: int) -> None:
+        self.cell = cell
+        self.processes = processes
+        self.memcached = memcached
+        self.rng = random.Random(seed)
+        self.store = MemcachedStore(memcached.address, timeout_s=1.0)
+        self.schedulers = [f"tenant-{number}" for number in range(SCHEDULERS_COUNT)]
+        self.lives = Counter[str]()
+        """How often each scheduler was started."""
+        self.done = Counter[str]()
+        """How often each kind of fault was injected."""
+
+    def start_scheduler(self, name: str) -> None:
+        self.lives[name] += 1
+        life = f"{name}.{self.lives[name]}"
+        self.processes.start(name, "tests.faults.tenants", life, str(self.rng.randrange(2**31)), str(CONFIRM_S))
+
+    def kill_scheduler(self) -> None:
+        name = self.rng.choice(self.schedulers)
+        self.processes.kill(name)
+        self.start_scheduler(name)
+
+    def evict_claims(self) -> None:
+        self.store.write([Write(Put.DELETE, keys.claim(self.cell.config.cell, self.rng.choice(NAMES)))])
+
+    def freeze_agents(self) -> None:
+        """Freeze half of the agents for longer than a scheduler waits for an answer."""
+        self.processes.signal("host-0", signal.SIGSTOP)
+        time.sleep(1.25 * ANSWER_TIMEOUT_S)
+        self.processes.signal("host-0", signal.SIGCONT)
+
+    def restart_memcached(self) -> None:
+        self.memcached.kill()
+        self.memcached.start()
+
+    def inject(self, count: int) -> None:
+        """Inject so many faults, each kind at least once."""
+        kinds = [self.kill_scheduler, self.evict_claims, self.freeze_agents]
+        chosen = [*kinds, *self.rng.choices(kinds, [25, 50, 10], k=count - len(kinds) - 1)]
+        self.rng.shuffle(chosen)
+        chosen.insert(count // 2, self.restart_memcached)
+        for fault in chosen:
+            time.sleep(FAULT_EVERY_S)
+            fault()
+            self.done[fault.__name__] += 1
+
+
+def test_schedulers_never_overcommit_a_full_fleet_while_faults_are_injected(
+    scheduling_cell: Cell, processes: ChildProcesses, memcached: MemcachedServer, tmp_path: Path
 ) -> None:
-    """Schedulers are killed, claim records evicted, memcached restarted, agents frozen, on a fleet that is full: no node has
-    ever more than its room, no reservation is half placed in the end, no allocation is later than its order allows.
+    """Schedulers are killed, claim records evicted, memcached restarted, agents frozen, on a fleet that is full: no node
+    ever has more than its room (I8), no reservation is half placed in the end (I9), and no allocation is made after its
+    order allows it.
     """
-    config, programs, memcached, _ = cellar
-    rng = random.Random(5)
-    lives = Counter[str]()
+    cell = scheduling_cell
+    faults = SchedulerFaults(cell, processes, memcached, seed=5)
+    for name in faults.schedulers:
+        faults.start_scheduler(name)
+    wait_until(lambda: share_taken(cell) >= FULL, lambda: f"the fleet is only {share_taken(cell):.0%} full")
+    faults.inject(FAULTS_COUNT)
     totals = Counter[str]()
+    for counters in processes.finish(faults.schedulers):
+        totals.update(counters)
 
-    def scheduler(name: str) -> None:
-        lives[name] += 1
-        programs.start(name, "tests.faults.tenants", f"{name}.{lives[name]}", str(rng.randrange(2**31)))
+    # Another scheduler completes or undoes what the killed ones left. It runs until all claims have expired, also those
+    # that a scheduler held for as long as it would have waited for its confirmation, and until no instance is in doubt.
+    processes.start("repairing", "tests.faults.repairing_scheduler")
 
-    names = [f"tenant-{number}" for number in range(SCHEDULERS_COUNT)]
-    for name in names:
-        scheduler(name)
-    store = MemcachedStore(memcached.address, timeout_s=1.0)
-    request.addfinalizer(store.close)
-    began = time.monotonic()
-    restarted = False
-    evicted = killed = frozen = 0
-    while (passed := time.monotonic() - began) < FIRE_S:
-        time.sleep(0.4)
-        fault = rng.random()
-        if passed > 8 and fault < 0.25:
-            name = rng.choice(names)
-            programs.kill(name)
-            scheduler(name)
-            killed += 1
-        elif passed > 5 and fault < 0.6:
-            node = f"host-{rng.randrange(HOSTS_COUNT)}-{rng.randrange(NODES_COUNT // HOSTS_COUNT):02}"
-            store.write([Write(Put.DELETE, keys.claim(config.cell, node))])
-            evicted += 1
-        elif passed > 5 and fault < 0.7:
-            programs.signal("hosts-0", signal.SIGSTOP)
-            time.sleep(1.5 * ANSWER_TIMEOUT_S)
-            programs.signal("hosts-0", signal.SIGCONT)
-            frozen += 1
-        elif passed > FIRE_S / 2 and not restarted:
-            memcached.kill()
-            memcached.start()
-            restarted = True
-    for name in names:
-        totals.update(programs.finish(name))
-    # Whoever comes next finishes what the dead left.
-    programs.start("tidier", "tests.faults.tidier", str(2 * CLAIM_TTL_S + 4.0))
-    programs.finish("tidier", 60.0)
+    def histories() -> Histories:
+        files = [tmp_path / f"host-{host}.history" for host in range(HOSTS_COUNT)]
+        return Histories(files, CLAIM_TTL_S - ANSWER_TIMEOUT_S)
+
+    def leftovers() -> list[object]:
+        claims = [*live_claims(cell.config, faults.store)]
+        return claims or [*histories().half_placed(), *histories().doubled()]
+
+    wait_until(lambda: not leftovers(), lambda: f"left over: {leftovers()}", poll_s=0.5)
+    processes.finish(["repairing"])
     for host in range(HOSTS_COUNT):
-        programs.terminate(f"hosts-{host}")
+        processes.terminate(f"host-{host}")
+    faults.store.close()
 
-    histories = Histories(
-        [tmp_path / f"hosts-{host}.history" for host in range(HOSTS_COUNT)], CLAIM_TTL_S - ANSWER_TIMEOUT_S
+    history = histories()
+    cell.record(
+        f"{len(history.moments)} states, {history.orders} orders, at most {history.fullest('VCPU'):.1%} full; "
+        f"{dict(faults.done)}; {dict(totals)}"
     )
-    record(
-        f"{len(histories.moments)} states, {histories.orders} orders, at most {histories.fullest('VCPU'):.1%} full; "
-        f"{killed} schedulers killed, {evicted} records evicted, {frozen} freezes; {dict(totals)}"
-    )
-    assert list(histories.overcommitted()) == []
-    assert list(histories.half_placed()) == []
-    assert list(histories.doubled()) == []
-    assert histories.late == []
-    # Of one that was killed while it confirmed, claims are held for as long as it would have waited.
-    wait_until(
-        lambda: _claims_that_live(config, store) == [],
-        lambda: f"claims live yet: {_claims_that_live(config, store)}",
-        CLAIM_TTL_S + CONFIRM_S + CLOCK_S,
-    )
-    # And it was what it should be: a full fleet, faults that were felt, and groups that were placed.
-    assert histories.fullest("VCPU") >= 0.97
-    assert min(killed, evicted, restarted) > 0
+    assert list(history.overcommitted()) == []
+    assert list(history.half_placed()) == []
+    assert list(history.doubled()) == []
+    assert history.late == []
     assert totals["boot Booted"] > 0
 
 
-def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
-    """Everything but the agents' disks is lost; then an instance is evacuated, resized and moved, and what was asked for at its
-    boot is asked for again each time (I10).
+def share_taken(cell: Cell) -> float:
+    """Return the share of the fleet's processors that the view shows as taken."""
+    used = sum(node.state.get("usage", {}).get("VCPU", 0) for node in cell.read("snapshot").nodes.values())
+    return float(used) / (NODES_COUNT * VCPU)
+
+
+def live_claims(config: Config, store: MemcachedStore) -> list[Any]:
+    """Return the claims that have not expired."""
+    now = store.server_time()
+    items = store.fetch([keys.claim(config.cell, name) for name in NAMES]).values()
+    return [claim for item in items for claim in CLAIMS.unpack(item.value).claims if claim.until > now]
+
+
+def test_hints_and_group_are_kept_for_the_life_of_an_instance(
+    scheduling_cell: Cell, processes: ChildProcesses, memcached: MemcachedServer
+) -> None:
+    """Everything but the agents' disks is lost; then an instance is evacuated, migrated and resized, and the hints of its
+    boot apply again each time (I10).
     """
-    config, programs, memcached, consumer = cellar
+    config, [consumer] = scheduling_cell.config, scheduling_cell.members
     courier = KombuCourier(config)
     with Scheduler(config, seed=1, courier=courier) as scheduler:
         groups = {"group": {"name": "web", "policy": "anti-affinity"}, "required_traits": ["HW_CPU_X86_AVX2"]}
@@ -244,8 +295,8 @@ def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
     memcached.start()
     consumer.kill()
     for host in range(HOSTS_COUNT):
-        programs.kill(f"hosts-{host}")
-        programs.start_hosts(host)
+        processes.kill(f"host-{host}")
+        processes.start_agents(host)
     consumer.start()
     with Reader(config) as reader:
         wait_until(
@@ -254,18 +305,18 @@ def test_hints_and_group_hold_for_life(cellar: Cellar) -> None:
     taken = {outcome.node for outcome in [other, *members]}
 
     with Scheduler(config, seed=2, courier=courier) as scheduler:
-        at = one.node
-        [evacuated] = _booted([outcome for outcome in scheduler.migrations.evacuate(at) if outcome.instance == "one"])
-        at = _stands(scheduler, "one", evacuated, but={at} | taken)
+        node = one.node
+        [evacuated] = _booted([outcome for outcome in scheduler.migrations.evacuate(node) if outcome.instance == "one"])
+        node = _require_placed(scheduler, "one", evacuated, exclude={node} | taken)
         moved = scheduler.migrations.migrate("one")
-        at = _stands(scheduler, "one", *_booted([moved]), but={at} | taken)
+        node = _require_placed(scheduler, "one", *_booted([moved]), exclude={node} | taken)
         grown = scheduler.migrations.resize("one", {"VCPU": 12, "MEMORY_MB": 1024})
-        at = _stands(scheduler, "one", *_booted([grown]), but=taken)
-        # It does not fit beside itself any more once it is to have more than what its node has left.
-        [beside] = _booted(scheduler.boot(parse({"instances": ["beside"], "force_nodes": [at], **size})))
-        assert beside.node == at
+        node = _require_placed(scheduler, "one", *_booted([grown]), exclude=taken)
+        # The resized instance does not fit on its node beside another one, so it moves.
+        [beside] = _booted(scheduler.boot(parse({"instances": ["beside"], "force_nodes": [node], **size})))
+        assert beside.node == node
         grown = scheduler.migrations.resize("one", {"VCPU": 16, "MEMORY_MB": 1024})
-        _stands(scheduler, "one", *_booted([grown]), but={at} | taken)
+        _require_placed(scheduler, "one", *_booted([grown]), exclude={node} | taken)
     courier.close()
 
 
@@ -277,14 +328,14 @@ def _booted(outcomes: Sequence[Any]) -> list[Booted]:
 def _shows(reader: Reader, instances: Sequence[str]) -> bool:
     view = reader.read(max_age=1e9, on_stale="flag")
     shown = {instance for node in view.nodes.values() for instance in node.state.get("allocations", {})}
-    return view.age < 2.0 and not view.incomplete and shown >= set(instances)
+    return view.age < VIEW_BOUND_S and not view.incomplete and shown >= set(instances)
 
 
-def _stands(scheduler: Scheduler, instance: str, outcome: Booted, *, but: set[str]) -> str:
-    """The instance is on the node of the outcome alone, as it was asked to be at its boot; returns the node."""
+def _require_placed(scheduler: Scheduler, instance: str, outcome: Booted, *, exclude: set[str]) -> str:
+    """Require that the instance is on the node of the outcome alone, as its boot asked for; returns the node."""
     wait_until(lambda: _nodes_of(scheduler, instance) == [outcome.node], lambda: f"{_nodes_of(scheduler, instance)}")
     state = scheduler.view.nodes[outcome.node].state
-    assert outcome.node not in but
+    assert outcome.node not in exclude
     assert state["zone"] == "az1"
     assert "HW_CPU_X86_AVX2" in state["traits"]
     allocation = state["allocations"][instance]
@@ -297,14 +348,3 @@ def _stands(scheduler: Scheduler, instance: str, outcome: Booted, *, but: set[st
 def _nodes_of(scheduler: Scheduler, instance: str) -> list[str]:
     view = scheduler.refresh()
     return [name for name, node in view.nodes.items() if instance in node.state.get("allocations", {})]
-
-
-def _claims_that_live(config: Config, store: MemcachedStore) -> list[Any]:
-    names = [
-        keys.claim(config.cell, f"host-{h}-{n:02}")
-        for h in range(HOSTS_COUNT)
-        for n in range(NODES_COUNT // HOSTS_COUNT)
-    ]
-    now = store.server_time()
-    records = [CLAIMS.unpack(item.value) for item in store.fetch(names).values()]
-    return [claim for record in records for claim in record.claims if claim.until > now]

@@ -188,7 +188,7 @@ def test_step_that_was_killed_half_way_reaches_its_state_when_it_is_repeated(
             member.kill()
             process.communicate()
             member.start()
-        run_design(cell.environment, *words, "--timeout", f"{PATIENCE_S}")
+        run_design(cell.environment, *words)
         status = run_design(cell.environment, "status")
         assert {name: status[name] for name in wanted} == wanted
         wait_until_followed(str(wanted["reads"]), watcher)
@@ -212,7 +212,7 @@ def test_cutover_and_retire_wait_for_a_design_that_consumers_keep_up_to_date(
             assert refusal["kind"] == "design-incomplete"
         for member in cell.members:
             member.start()
-        cutover = run_design(cell.environment, "cutover", "journal", "--timeout", f"{PATIENCE_S}")
+        cutover = run_design(cell.environment, "cutover", "journal")
         assert cutover["reads"] == "journal"
         cell.wait_until_recovered("after a cutover that had to wait for consumers")
 

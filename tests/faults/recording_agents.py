@@ -1,8 +1,8 @@
-"""Agents of given nodes in a process of their own, which write down all that they are told and all that they say.
+"""An agent of given nodes in a process of its own, which records all orders that it gets and all events that it sends.
 
-``python -m tests.faults.hosts FOLDER NAME``: the states of the nodes stand in FOLDER/NAME.states, the history goes to
-FOLDER/NAME.history, a msgpack map after the other: ``{"event": bytes}`` in the order in which a node's agent gave them out,
-and ``{"order": bytes, "at": seconds}`` before anything was done about it. Ends on SIGTERM.
+``python -m tests.faults.recording_agents FOLDER NAME``: FOLDER/NAME.states has the states of the nodes. FOLDER/NAME.history
+gets one msgpack map after the other: ``{"event": bytes}`` for each event, in the order in which the agent authored them, and
+``{"order": bytes, "at": seconds}`` for each order before it is carried out. Ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from nodestate.ports import SystemClock
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class WritingSink(KombuSink):
-    """The real one, with a witness: an event is on record before the broker has it."""
+class RecordingSink(KombuSink):
+    """A real sink that records each event before the broker has it."""
 
     def __init__(self, config: Config, history: BinaryIO) -> None:
         super().__init__(config)
@@ -37,7 +37,7 @@ class WritingSink(KombuSink):
 
     def publish(self, where: object, body: bytes, on_done: Callable[[bool], None]) -> None:
         self._history.write(_pack({"event": body}))
-        super().publish(where, body, on_done)  # type: ignore[arg-type]
+        super().publish(where, body, on_done)  # type: ignore[arg-type]  # a bucket
 
     def orders(self) -> list[Order]:
         orders = super().orders()
@@ -47,14 +47,14 @@ class WritingSink(KombuSink):
 
 
 def main(folder: Path, name: str) -> None:
-    """Until SIGTERM."""
+    """Run the agent until SIGTERM."""
     config, clock = load(), SystemClock()
     states = msgspec.json.decode((folder / f"{name}.states").read_bytes())
     fleet = StaticFleet(states, name=name, every_s=0.02, allocations=AllocationFile(state_directory(config), name))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     with (folder / f"{name}.history").open("ab", buffering=0) as history:
-        sink = WritingSink(config, history)
+        sink = RecordingSink(config, history)
         agent = Agent(config, [fleet], sink, clock, random.Random(name), inbox=sink)
         agent.run(lambda: bool(stopping))
         agent.close()
