@@ -63,7 +63,7 @@ class Tenant:
 
     def _wanted(self) -> dict[str, Any]:
         self._requests_count += 1
-        size = self.rng.choice([1, 1, 2, 4])
+        size = self.rng.choice([2, 2, 4, 8])
         return {
             "instances": [f"{self.name}-{self._requests_count}"],
             "resources": {"VCPU": size, "MEMORY_MB": 512 * size},

@@ -1,4 +1,4 @@
-"""What can go wrong with a database: an error that says what to do, nothing acked that is not written, nothing lost."""
+"""Faults of a database: the error says what to do, no event is acked before it is stored, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NODES_COUNT = 3
 
 @dataclass
 class Database:
-    """A database with nodestate's tables, and who administers it."""
+    """A database with nodestate's tables, and the rights of its administrator."""
 
     url: str
     server: SqlServer | None = None
@@ -60,7 +60,7 @@ class Database:
         return run_sql(str(sa.make_url(self.server.admin_url).set(database=name)), *statements)
 
     def hang_up(self) -> None:
-        """End all connections, so that new ones are made."""
+        """End all connections of PostgreSQL, so that clients connect again."""
         if isinstance(self.server, PostgresServer):
             self.admin(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -70,6 +70,11 @@ class Database:
 
 SQLITE = "sqlite"
 SERVERS = [pytest.param(name, marks=pytest.mark.service) for name in ("mariadb", "postgres")]
+FEW_SERVERS = [
+    pytest.param("mariadb", marks=pytest.mark.service),
+    pytest.param("postgres", marks=[pytest.mark.service, pytest.mark.thorough]),
+]
+"""For faults that a test repeats over and over: PostgreSQL in the thorough runs only."""
 
 
 @pytest.fixture(params=[SQLITE, *SERVERS])
@@ -79,7 +84,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 @pytest.fixture(params=SERVERS)
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """A database that has a server."""
+    """A database on a server."""
+    return made(request, request.param, tmp_path)
+
+
+@pytest.fixture(params=FEW_SERVERS)
+def faulty_server(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """A database on a server that the test stops, kills or freezes."""
     return made(request, request.param, tmp_path)
 
 
@@ -107,12 +118,12 @@ def served_store(served: Database) -> Iterator[SqlStore]:
     store.close()
 
 
-# -- troubles -------------------------------------------------------------------------------------
+# -- faults ---------------------------------------------------------------------------------------
 
 
 @contextmanager
 def unreachable(database: Database) -> Iterator[None]:
-    """Its server is stopped."""
+    """The server is stopped."""
     assert database.server is not None
     database.server.stop()
     try:
@@ -123,7 +134,7 @@ def unreachable(database: Database) -> Iterator[None]:
 
 @contextmanager
 def killed(database: Database) -> Iterator[None]:
-    """Its server is killed by SIGKILL."""
+    """The server is killed by SIGKILL."""
     assert database.server is not None
     database.server.kill()
     try:
@@ -134,7 +145,7 @@ def killed(database: Database) -> Iterator[None]:
 
 @contextmanager
 def frozen(database: Database) -> Iterator[None]:
-    """Its server takes bytes and answers none."""
+    """The server accepts bytes and answers nothing."""
     assert database.server is not None
     database.server.pause()
     try:
@@ -145,7 +156,7 @@ def frozen(database: Database) -> Iterator[None]:
 
 @contextmanager
 def read_only(database: Database) -> Iterator[None]:
-    """Nothing may be written, as by a user who may only read, or at a replica."""
+    """Writes are refused, as for a user who may only read, or on a replica."""
     if isinstance(database.server, MariadbServer):
         database.admin("SET GLOBAL read_only = 1")
     else:
@@ -167,7 +178,7 @@ def read_only(database: Database) -> Iterator[None]:
 
 @contextmanager
 def without_tables(database: Database) -> Iterator[None]:
-    """Somebody removed them."""
+    """The tables are gone."""
     downgrade(database.url, "base")
     yield
     upgrade(database.url)
@@ -175,7 +186,7 @@ def without_tables(database: Database) -> Iterator[None]:
 
 @contextmanager
 def of_another_revision(database: Database) -> Iterator[None]:
-    """Its tables were brought to those of a newer version."""
+    """The tables are those of a newer version of nodestate."""
     statement = f"UPDATE {REVISION_TABLE} SET version_num = "  # noqa: S608
     database.admin(f"{statement} '9999'")
     restart_connections(database)
@@ -184,14 +195,14 @@ def of_another_revision(database: Database) -> Iterator[None]:
 
 
 def restart_connections(database: Database) -> None:
-    """An upgrade is done with the cell stopped; a connection that lives does not ask again."""
+    """Restart the server: a store asks for the revision once per connection, as an upgrade happens while the cell is stopped."""
     if database.server is not None:
         database.server.restart()
 
 
 @contextmanager
 def locked(database: Database) -> Iterator[None]:
-    """Somebody else has all rows for themselves."""
+    """Another connection holds a lock on all rows."""
     if database.server is None:
         file = LockedFile(Path(str(sa.make_url(database.url).database)))
         file.lock()
@@ -205,12 +216,12 @@ def locked(database: Database) -> Iterator[None]:
         connection.rollback()
 
 
-Trouble = Callable[[Database], AbstractContextManager[None]]
-EVERYWHERE: list[tuple[Trouble, str]] = [
+DatabaseFault = Callable[[Database], AbstractContextManager[None]]
+EVERYWHERE: list[tuple[DatabaseFault, str]] = [
     (without_tables, r"nodestate sql upgrade|no such table|doesn't exist|does not exist"),
     (locked, r"does not answer: .*(lock|database is locked|timeout)"),
 ]
-WITH_A_SERVER: list[tuple[Trouble, str]] = [
+WITH_A_SERVER: list[tuple[DatabaseFault, str]] = [
     (read_only, r"refuses: .*The user must be able to SELECT, INSERT, UPDATE and DELETE"),
     (unreachable, r"does not answer: .*(refused|Can't connect|terminating|Lost connection)"),
     (killed, r"does not answer: .*(refused|Can't connect|closed|terminat|Lost connection)"),
@@ -226,26 +237,28 @@ def by_name(case: Any) -> str:
     return getattr(case, "__name__", "")
 
 
-@pytest.mark.parametrize(("trouble", "said"), EVERYWHERE, ids=by_name)
-def test_a_trouble_is_an_error_that_says_what_it_is(
-    database: Database, store: SqlStore, trouble: Trouble, said: str
+@pytest.mark.parametrize(("fault", "said"), EVERYWHERE, ids=by_name)
+def test_fault_is_an_error_that_names_its_cause(
+    database: Database, store: SqlStore, fault: DatabaseFault, said: str
 ) -> None:
-    """Within its time, in words, without the password; and when it is over, what was there is there."""
-    check_trouble(database, store, trouble, said)
+    """The error comes within the timeout and without the password; after the fault the stored rows are still there."""
+    check_fault(database, store, fault, said)
 
 
-@pytest.mark.parametrize(("trouble", "said"), WITH_A_SERVER, ids=by_name)
-def test_a_trouble_of_a_server_is_an_error_that_says_what_it_is(
-    served: Database, served_store: SqlStore, trouble: Trouble, said: str
+@pytest.mark.parametrize(("fault", "said"), WITH_A_SERVER, ids=by_name)
+def test_fault_of_a_server_is_an_error_that_names_its_cause(
+    faulty_server: Database, fault: DatabaseFault, said: str
 ) -> None:
-    """The same."""
-    check_trouble(served, served_store, trouble, said)
+    """The same, for faults that only a server has."""
+    store = faulty_server.store()
+    check_fault(faulty_server, store, fault, said)
+    store.close()
 
 
-def check_trouble(database: Database, store: SqlStore, trouble: Trouble, said: str) -> None:
+def check_fault(database: Database, store: SqlStore, fault: DatabaseFault, said: str) -> None:
     rows = (node_row(0), node_row(1))
     [before] = store.write([with_rows(*rows)])
-    with trouble(database):
+    with fault(database):
         told = []
         for _ in range(2):  # the first may only find its connection broken
             with pytest.raises((StoreUnavailableError, StoreRefusedError, SchemaError)) as caught:
@@ -253,7 +266,7 @@ def check_trouble(database: Database, store: SqlStore, trouble: Trouble, said: s
             told.append(str(caught.value))
         assert re.search(said, told[-1]), told
     store = retried(store)
-    if trouble is without_tables:
+    if fault is without_tables:
         assert store.fetch(["head"]) == {}
         return
     assert asked(store, ALL) == (0, records(*rows))
@@ -261,19 +274,21 @@ def check_trouble(database: Database, store: SqlStore, trouble: Trouble, said: s
     assert written.status is WriteStatus.STORED
 
 
-def test_a_read_of_a_frozen_server_ends_in_time(served: Database, served_store: SqlStore) -> None:
-    """A scheduler's refresh must not stand still with a database whose disk does; also on a connection that is there."""
-    served_store.write([Write(Put.ADD, "a", b"1")])
-    assert served_store.fetch(["a"])["a"].value == b"1"
-    with frozen(served):
+def test_read_from_a_frozen_server_fails_instead_of_waiting(faulty_server: Database) -> None:
+    """A scheduler's refresh must not hang with a database whose disk hangs, also not on an open connection."""
+    store = faulty_server.store()
+    store.write([Write(Put.ADD, "a", b"1")])
+    assert store.fetch(["a"])["a"].value == b"1"
+    with frozen(faulty_server):
         for _ in range(2):
             with pytest.raises(StoreUnavailableError):
-                served_store.fetch(["a"])
-    assert served_store.fetch(["a"])["a"].value == b"1"
+                store.fetch(["a"])
+    assert store.fetch(["a"])["a"].value == b"1"
+    store.close()
 
 
-def test_a_wrong_password_is_refused_in_words(served: Database) -> None:
-    """And the password is in no message."""
+def test_wrong_password_is_an_error_that_names_the_user(served: Database) -> None:
+    """The error does not contain the password."""
     assert served.server is not None
     if isinstance(served.server, MariadbServer):
         served.admin("CREATE OR REPLACE USER 'limited'@'127.0.0.1' IDENTIFIED BY 'right'")
@@ -289,8 +304,8 @@ def test_a_wrong_password_is_refused_in_words(served: Database) -> None:
     assert "wrong-secret" not in str(caught.value)
 
 
-def test_a_user_who_may_only_read_reads_and_is_refused_a_write(served: Database, served_store: SqlStore) -> None:
-    """As a scheduler's should be."""
+def test_user_who_may_only_read_can_read_and_is_refused_each_write(served: Database, served_store: SqlStore) -> None:
+    """A scheduler needs no more rights than that."""
     row = node_row(0)
     served_store.write([with_rows(row)])
     if isinstance(served.server, MariadbServer):
@@ -310,14 +325,14 @@ def test_a_user_who_may_only_read_reads_and_is_refused_a_write(served: Database,
     store.close()
 
 
-def test_a_database_that_does_not_exist_is_refused_in_words(served: Database) -> None:
+def test_database_that_does_not_exist_is_named_in_the_error(served: Database) -> None:
     store = served.store(database="nowhere")
     with pytest.raises(StoreRefusedError, match="nowhere"):
         store.fetch(["a"])
 
 
-def test_owners_that_move_the_same_heads_in_other_orders_all_get_through(served: Database) -> None:
-    """A deadlock undoes one of the transactions, which is tried again; nothing is done twice, and nothing is forgotten."""
+def test_owners_that_advance_the_same_heads_in_different_orders_all_succeed(served: Database) -> None:
+    """The database rolls one transaction of a deadlock back; the store repeats it, so each advance happens exactly once."""
     heads = [f"head-{n}" for n in range(6)]
     first = SqlStore(served.url, timeout_s=5.0)
     first.write([Write(Put.ADD, key, b"0") for key in heads])
@@ -352,8 +367,8 @@ def test_owners_that_move_the_same_heads_in_other_orders_all_get_through(served:
     last.close()
 
 
-def test_a_file_that_may_only_be_read_is_read_and_refuses_a_write(tmp_path: Path) -> None:
-    """SQLite's read-only user."""
+def test_read_only_sqlite_file_is_read_and_refuses_writes(tmp_path: Path) -> None:
+    """SQLite has no users: the rights of the file decide."""
     path = f"sqlite:///{tmp_path}/state.db"
     upgrade(path)
     row = node_row(0)
@@ -369,8 +384,8 @@ def test_a_file_that_may_only_be_read_is_read_and_refuses_a_write(tmp_path: Path
         SqlStore(f"sqlite:///{tmp_path}/no/such/folder/state.db", timeout_s=1.0).fetch(["a"])
 
 
-def test_a_store_goes_from_thread_to_thread(store: SqlStore) -> None:
-    """A reader is safe for several threads, one at a time."""
+def test_store_can_be_used_from_several_threads_in_turn(store: SqlStore) -> None:
+    """A reader may be used by several threads, one at a time."""
     store.write([Write(Put.ADD, "a", b"1")])
     found: list[bytes] = []
     threads = [threading.Thread(target=lambda: found.append(store.fetch(["a"])["a"].value)) for _ in range(3)]
@@ -383,8 +398,8 @@ def test_a_store_goes_from_thread_to_thread(store: SqlStore) -> None:
 # -- a cell ---------------------------------------------------------------------------------------
 
 
-class SqlCell:
-    """One partition, one consumer, nodes that report; on a real database."""
+class DatabaseCell:
+    """A cell of one partition on a real database: one consumer, a reader, and nodes that report."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -414,7 +429,7 @@ class SqlCell:
         return self.database.store()
 
     def publish(self) -> None:
-        """All nodes report another state."""
+        """Let all nodes report another state."""
         self.generation += 1
         for number in range(NODES_COUNT):
             report = {"kind": "report", "node": f"n{number}", "state": {"usage": {"VCPU": self.generation}}}
@@ -427,14 +442,14 @@ class SqlCell:
             self.clock.advance(max(0.5, RETRY_S))
 
     def unacked(self) -> int:
-        """Events that wait in the queue, or in the consumer's hands."""
+        """Return how many events wait in the queue or are not acked by the consumer."""
         bodies = [
             message.body for source in self.broker.queue(0).consumers for message in source._unacked.get(0, {}).values()
         ]
         return len([body for body in (*bodies, *self.broker.queued(0)) if not is_marker(body)])
 
     def seen(self) -> dict[str, int]:
-        """What a scheduler sees, within five seconds."""
+        """Return what a scheduler reads with a bound of five seconds."""
         view = self.reader.read(max_age=5.0, on_stale="refuse")
         assert view.incomplete == frozenset()
         return {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()}
@@ -449,42 +464,44 @@ def all_at(generation: int) -> dict[str, int]:
 
 
 @pytest.fixture
-def cell_on(database: Database) -> Iterator[SqlCell]:
-    cell = SqlCell(database)
+def cell_on(database: Database) -> Iterator[DatabaseCell]:
+    cell = DatabaseCell(database)
     yield cell
     cell.close()
 
 
 @pytest.fixture
-def cell_on_served(served: Database) -> Iterator[SqlCell]:
-    cell = SqlCell(served)
+def cell_on_faulty_server(faulty_server: Database) -> Iterator[DatabaseCell]:
+    cell = DatabaseCell(faulty_server)
     yield cell
     cell.close()
 
 
-@pytest.mark.parametrize(("trouble", "said"), EVERYWHERE, ids=by_name)
-def test_a_consumer_acks_nothing_in_trouble_and_goes_on_after_it(cell_on: SqlCell, trouble: Trouble, said: str) -> None:
-    """I6: the queue keeps what is on its way; the log says once what is the matter; nobody has to help."""
-    check_consumer(cell_on, trouble, said)
-
-
-@pytest.mark.parametrize(("trouble", "said"), WITH_A_SERVER, ids=by_name)
-def test_a_consumer_acks_nothing_while_the_server_is_in_trouble(
-    cell_on_served: SqlCell, trouble: Trouble, said: str
+@pytest.mark.parametrize(("fault", "said"), EVERYWHERE, ids=by_name)
+def test_consumer_acks_nothing_during_a_fault_and_goes_on_after_it(
+    cell_on: DatabaseCell, fault: DatabaseFault, said: str
 ) -> None:
-    """The same."""
-    check_consumer(cell_on_served, trouble, said)
+    """I6: the queue keeps the events; the log names the cause once; no operator has to help."""
+    check_consumer(cell_on, fault, said)
 
 
-def check_consumer(cell: SqlCell, trouble: Trouble, said: str) -> None:
+@pytest.mark.parametrize(("fault", "said"), WITH_A_SERVER, ids=by_name)
+def test_consumer_acks_nothing_while_its_database_server_fails(
+    cell_on_faulty_server: DatabaseCell, fault: DatabaseFault, said: str
+) -> None:
+    """The same, for faults that only a server has."""
+    check_consumer(cell_on_faulty_server, fault, said)
+
+
+def check_consumer(cell: DatabaseCell, fault: DatabaseFault, said: str) -> None:
     assert cell.seen() == all_at(1)
-    with trouble(cell.database), capture_logs() as told:
+    with fault(cell.database), capture_logs() as told:
         cell.publish()
         cell.step(2)
         assert cell.unacked() == NODES_COUNT
         cell.clock.advance(60)
         stale = cell.reader.read(max_age=5.0, on_stale="flag")
-        assert stale.stale == set(all_at(1)), "it ages, and is not taken away"
+        assert stale.stale == set(all_at(1)), "the view ages and stays"
     assert any(re.search(said, line.get("reason", "")) for line in told), told
     cell.publish()
     cell.step(12)
@@ -494,9 +511,9 @@ def check_consumer(cell: SqlCell, trouble: Trouble, said: str) -> None:
 
 
 @pytest.mark.service
-def test_a_database_that_is_killed_in_the_midst_of_commits_loses_none_of_them(cell_on_served: SqlCell) -> None:
-    """I6 and I1: what was acked is there when it comes back; what was not comes again, and counts once."""
-    cell, server = cell_on_served, cell_on_served.database.server
+def test_database_that_is_killed_during_commits_loses_no_acked_event(cell_on_faulty_server: DatabaseCell) -> None:
+    """I6 and I1: acked events are there when the database is back; the other events are delivered again and count once."""
+    cell, server = cell_on_faulty_server, cell_on_faulty_server.database.server
     assert server is not None
     ended = threading.Event()
 
@@ -521,12 +538,12 @@ def test_a_database_that_is_killed_in_the_midst_of_commits_loses_none_of_them(ce
     cell.step(8)
     assert cell.unacked() == 0
     assert cell.seen() == all_at(cell.generation)
-    assert cell.consumer.stats.epochs_begun == 1, "nothing was lost that would have to be begun again"
+    assert cell.consumer.stats.epochs_begun == 1, "an epoch was begun although nothing was lost"
 
 
 @pytest.mark.parametrize("what", ["torn", "deleted"])
-def test_a_row_that_somebody_spoilt_is_seen_by_new_readers_and_written_again(cell_on: SqlCell, what: str) -> None:
-    """I5: a row that can't be read or is not there is a loss, and its owner has it in memory."""
+def test_damaged_row_is_a_loss_to_new_readers_until_its_owner_writes_it_again(cell_on: DatabaseCell, what: str) -> None:
+    """I5: a row that cannot be read or is missing is a loss; its owner has it in memory."""
     place = keys.prefix("cell1", 1, 0, keys.DATABASE)
     spoilt = NODES.c.place == place, NODES.c.slot == 1
     with connected(cell_on.database.url) as connection:

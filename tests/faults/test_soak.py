@@ -1,6 +1,6 @@
-"""Faults at random, one or two at a time, for as long as one has patience: NODESTATE_SOAK=minutes.
+"""Random faults, one or two at a time, for NODESTATE_SOAK minutes; ``make test-all`` runs it for five.
 
-NODESTATE_SOAK_SEED repeats a choice of faults, though not the moments within the processes at which they strike.
+NODESTATE_SOAK_SEED repeats the same faults, though not at the same moments within the processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MINUTES = float(os.environ.get("NODESTATE_SOAK", "0"))
 pytestmark = [
     pytest.mark.service,
     pytest.mark.timeout(0),
-    pytest.mark.skipif(not MINUTES, reason="a soak takes long: set NODESTATE_SOAK to a number of minutes"),
+    pytest.mark.thorough,
+    pytest.mark.skipif(not MINUTES, reason="set NODESTATE_SOAK to a number of minutes, or run make test-all"),
 ]
 
 KINDS = [("journal", kind) for kind in ("epoch", "head", "life", "segment", "checkpoint")]
@@ -37,18 +38,19 @@ KINDS += [("snapshot", kind) for kind in ("epoch", "head", "life", "node", "inde
 
 
 @dataclass
-class Chaos:
-    """Faults that begin at a call and end by what they return; ``undo`` is called after a random time."""
+class RandomFaults:
+    """Injects faults into a cell. Each fault is a method that injects it and returns a function that ends it, if need be."""
 
     cell: Cell
     memcached: MemcachedServer
     rabbit: RabbitServer
-    relays: list[TcpProxy]
+    proxies: list[TcpProxy]
     rng: random.Random
     done: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds to recover, by the names of the faults."""
 
     def faults(self) -> dict[str, tuple[int, Callable[[], Callable[[], None] | None]]]:
-        """By name: how often it is chosen, and how it begins."""
+        """Return by name the weight of each fault and the method that injects it."""
         return {
             "consumer killed": (4, self.kill_consumer),
             "consumer frozen": (4, self.freeze_consumer),
@@ -81,19 +83,19 @@ class Chaos:
         return member.resume
 
     def hold_requests(self) -> Callable[[], None]:
-        relay = self.rng.choice(self.relays)
-        relay.hold_at(self.rng.choice([b":log:", b":s:node:", b":head:", b":life:", b":epoch"]), self.rng.randrange(5))
-        return relay.release
+        proxy = self.rng.choice(self.proxies)
+        proxy.hold_at(self.rng.choice([b":log:", b":s:node:", b":head:", b":life:", b":epoch"]), self.rng.randrange(5))
+        return proxy.release
 
     def cut_requests(self) -> None:
-        self.rng.choice(self.relays).cut()
+        self.rng.choice(self.proxies).cut()
 
     def slow_store(self) -> Callable[[], None]:
-        relay = self.rng.choice(self.relays)
-        relay.delay_s = self.rng.choice([0.01, 0.1, 0.5, 1.2])
+        proxy = self.rng.choice(self.proxies)
+        proxy.delay_s = self.rng.choice([0.01, 0.1, 0.5, 1.2])
 
         def fast() -> None:
-            relay.delay_s = 0.0
+            proxy.delay_s = 0.0
 
         return fast
 
@@ -129,12 +131,12 @@ class Chaos:
     def duplicates(self) -> None:
         sink = self.cell.fleet.sink
 
-        def again() -> None:
+        def resend() -> None:
             sent = list(sink.sent)
             for _ in range(1_000):
                 sink.inner.publish(*self.rng.choice(sent), lambda _ok: None)
 
-        self.cell.fleet.call(again)
+        self.cell.fleet.call(resend)
 
     def lose_changes(self) -> Callable[[], None]:
         sink = self.cell.fleet.sink
@@ -196,18 +198,18 @@ class Chaos:
     # -- rounds
 
     def round(self) -> str:
-        """One or two faults together; afterwards all must be well. Returns what it was."""
+        """Inject one or two faults and end them; then the cell must recover. Returns the names of the faults."""
         faults = self.faults()
         names = list(faults)
         chosen = self.rng.choices(names, [faults[name][0] for name in names], k=self.rng.choice([1, 1, 2]))
         chosen = list(dict.fromkeys(chosen))
         if len({name.split()[0] for name in chosen}) < len(chosen):
-            chosen = chosen[:1]  # two faults of one server would undo each other
+            chosen = chosen[:1]  # two faults of one server would end each other
         undo = []
         for name in chosen:
             try:
                 undo.append(faults[name][1]())
-            except AssertionError as error:  # a key that is not there just now, or a server that another fault ended
+            except AssertionError as error:  # a key that is not there now, or a server that another fault ended
                 chosen = [*chosen, f"not {name}: {error}"]
             except (BrokerUnavailableError, StoreUnavailableError) as error:  # another fault ended that server
                 chosen = [*chosen, f"not {name}: {error}"]
@@ -228,29 +230,31 @@ class Chaos:
 
 
 @pytest.fixture
-def chaos(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[Chaos]:
+def random_faults(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[RandomFaults]:
     seed = int(os.environ.get("NODESTATE_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-    print(f"\nNODESTATE_SOAK_SEED={seed}")  # noqa: T201 - to repeat it
+    print(f"\nNODESTATE_SOAK_SEED={seed}")  # noqa: T201 - needed to repeat the run
     with ExitStack() as opened:
         rabbit = opened.enter_context(RabbitServer())
-        relays = [opened.enter_context(TcpProxy(("127.0.0.1", memcached.port))) for _ in range(3)]
-        settings = [{"NODESTATE_STORE": relay.url} for relay in relays]
+        proxies = [opened.enter_context(TcpProxy(("127.0.0.1", memcached.port))) for _ in range(3)]
+        settings = [{"NODESTATE_STORE": proxy.url} for proxy in proxies]
         cell = opened.enter_context(
             cell_of(memcached.url, broker=rabbit.url, members=3, member_settings=settings, store_timeout_s=0.5)
         )
         cell.watch()
-        yield Chaos(cell, memcached, rabbit, relays, random.Random(seed))
+        yield RandomFaults(cell, memcached, rabbit, proxies, random.Random(seed))
 
 
-def test_random_faults(chaos: Chaos, record: Callable[[str], None]) -> None:
-    """Whatever comes together: no read shows old state as fresh, and afterwards all views are what the agents say."""
+def test_cell_recovers_from_random_faults(random_faults: RandomFaults, record: Callable[[str], None]) -> None:
+    """Whichever faults coincide: no read shows an old state as fresh, and afterwards all views equal what the agents say."""
     until = time.monotonic() + 60 * MINUTES
     rounds = 0
     while time.monotonic() < until:
-        what = chaos.round()
+        what = random_faults.round()
         rounds += 1
-        print(f"round {rounds}: {what}: well and equal after {chaos.done[what][-1]:.1f} s", flush=True)  # noqa: T201
-    record(f"{rounds} rounds, {chaos.cell.checked_reads()} reads checked, {chaos.cell.fleet.changes} changes")
-    slowest = sorted(chaos.done.items(), key=lambda one: -max(one[1]))
+        print(f"round {rounds}: {what}: well and equal after {random_faults.done[what][-1]:.1f} s", flush=True)  # noqa: T201 - shows progress
+    record(
+        f"{rounds} rounds, {random_faults.cell.checked_reads()} reads checked, {random_faults.cell.fleet.changes} changes"
+    )
+    slowest = sorted(random_faults.done.items(), key=lambda one: -max(one[1]))
     for what, times in slowest[:SHOWN_COUNT]:
         record(f"{what} ({len(times)} times): well and equal after at most {max(times):.1f} s")
