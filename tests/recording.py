@@ -1,4 +1,4 @@
-"""A sink that records what is published, and whose confirms and outages the test decides."""
+"""A sink that records each published event, and whose confirms and outages the test decides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodestate.ports import Resync
 class RecordingSink:
     """A ``ports.Sink`` and a ``ports.AgentInbox`` without orders.
 
-    With ``away`` every call fails; ``settle`` confirms or loses what was published.
+    With ``away`` every call fails; ``settle`` confirms or loses the published events.
     """
 
     def __init__(self) -> None:

@@ -154,7 +154,7 @@ def test_an_end_frees_the_resources_of_the_instance(bench: AdmissionBench) -> No
 
 
 def test_orders_of_one_step_are_checked_against_each_other(bench: AdmissionBench) -> None:
-    """The node has eight virtual CPUs. The third order must be checked against what the first two left."""
+    """The node has eight virtual CPUs. The third order must be checked against the rest that the first two left."""
     orders = [bench.build(f"vm-{number}", resources={"VCPU": 3}) for number in range(4)]
     answers = bench.give(*orders[:3], bench.end("vm-0"), orders[3])
     assert [answer.refused for answer in answers] == ["", "", "no-room", "", ""]

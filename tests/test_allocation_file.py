@@ -29,7 +29,7 @@ def allocations(tmp_path: Path) -> AllocationFile:
 
 
 def opened(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the next incarnation of the agent finds."""
+    """The allocations that the next incarnation of the agent finds."""
     allocations = AllocationFile(folder, "fleet")
     found = allocations.open()
     allocations.close()

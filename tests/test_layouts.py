@@ -163,7 +163,7 @@ def test_a_reader_ignores_a_wrong_number_of_partitions_in_its_settings() -> None
 
 
 def test_a_reader_stays_with_its_layout_while_the_new_one_is_incomplete() -> None:
-    """A cutover is forced to a layout that is not complete yet. The reader goes on with the old layout, and finds a
+    """A cutover is forced to a layout that is still incomplete. The reader goes on with the old layout, and finds a
     receipt that it waits for in either of them.
     """
     world = Switched()
@@ -314,7 +314,7 @@ def test_the_layout_of_readers_is_taken_over_at_once_after_all_consumers_were_do
 
 @pytest.mark.parametrize(("name", "other"), CHANGES)
 def test_the_operators_command_removes_a_layout_that_dead_members_left(name: str, other: str) -> None:
-    """The operator's command removes it. It leaves partitions whose heads were written recently, as they may be in use."""
+    """The operator's command removes it, except partitions whose heads are recent, because they may be in use."""
     world = retired_and_not_removed(name, other)
     of_layout = msgspec.structs.replace(world.config, partitions=2)
     left = forget_layout(of_layout, world.fresh_stores(), "", world.clock)

@@ -150,7 +150,7 @@ class Agent:
         self._silent: set[str] = set()
         """Nodes that do not answer their source: no events, and no answers to orders."""
         self._not_listened_for: list[str] = []
-        """New nodes, for which the inbox does not receive orders yet."""
+        """New nodes, which the inbox has to be told of so that it receives their orders."""
         self._admission = Admission(clock, self.publishers, self._admitting_source, self._publish_outcome)
         """Carries out orders."""
         try:

@@ -1,12 +1,12 @@
 r"""The allocations that an agent admitted, on disk: one file for each source of state.
 
     (no file) --open--> empty        file --open: read, and rewritten without ended allocations--> open
-    open --keep: one line, one fsync--> open        --keep fails: none of it is stored--> the next keep rewrites the
-    file
+    open --keep: one line, one fsync--> open
+    open --keep fails: none of it is stored--> the next keep rewrites the file
 
 Each line is a checksum (CRC-32, as eight hexadecimal digits), a space, and JSON. The first line is a header: it names
 the source, and the number of lines that were written together with it. Those lines are whole, or the file is damaged.
-Each later line is what one ``keep`` stored. The last line may be torn, if the agent died while it wrote; then its
+Each later line has the changes of one ``keep``. The last line may be torn, if the agent died while it wrote; then its
 orders were not answered. Any other damage stops the agent, because allocations that it promised to keep would be lost
 silently.
 """
@@ -43,7 +43,7 @@ class AllocationChange(NamedTuple):
     instance: str
     """The instance's id."""
     allocation: AllocationJson | None
-    """What the instance has from now on; None if the instance ended."""
+    """The instance's allocation from now on; None if the instance ended."""
 
 
 class _FileHeader(msgspec.Struct):

@@ -133,11 +133,10 @@ class IncarnationLock:
 
 
 def next_incarnation(directory: str | Path, node: str, now: float) -> int:
-    """Store and return the next incarnation of ``node``, without keeping its name locked. ``now`` in seconds since
-    1970.
+    """Store and return the next incarnation of ``node``, without keeping its name locked.
 
-    Raises ``ConfigError`` as ``IncarnationLock`` does. An agent keeps an ``IncarnationLock`` open instead, so that no
-    other agent can start under its name.
+    ``now`` is in seconds since 1970. Raises ``ConfigError`` as ``IncarnationLock`` does. An agent keeps an
+    ``IncarnationLock`` open instead, so that no other agent can start under its name.
     """
     with IncarnationLock(directory, node, now) as lock:
         return lock.incarnation

@@ -231,8 +231,9 @@ class Publisher:
     # -- delivery
 
     def tick(self) -> None:
-        """Send lost state again if the backoff allows it; read resync requests if the sink is our own. Never raises for
-        outages.
+        """Send lost state again if the backoff allows it; read resync requests if the sink is our own.
+
+        Never raises for outages.
         """
         if self._owns_sink:
             self._take_resyncs()

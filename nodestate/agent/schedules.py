@@ -24,9 +24,7 @@ class HeartbeatSchedule:
         heapq.heappush(self._heap, (now + self._rng.uniform(0.0, self._interval_s), node))
 
     def due(self, now: float) -> Iterator[str]:
-        """The nodes whose heartbeat is due, each rescheduled. Skips heartbeats that were missed; a node keeps its
-        phase.
-        """
+        """The nodes whose heartbeat is due, each rescheduled at its phase. Missed heartbeats are skipped."""
         while self._heap and self._heap[0][0] <= now:
             due_at, node = self._heap[0]
             missed = (now - due_at) // self._interval_s

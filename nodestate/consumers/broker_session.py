@@ -96,14 +96,14 @@ class BrokerSession:
         return True
 
     def give_up(self) -> None:
-        """Close the connection and drop all partitions. What this session holds in its buffers goes back to the queues,
+        """Close the connection and drop all partitions. Messages in the buffers of this session go back to the queues,
         for the consumers that are active now.
         """
         self._source.close()
         self._owned.drop_all()
 
     def close(self) -> None:
-        """Close the connection. What is not acknowledged goes to the next owner."""
+        """Close the connection. Unacknowledged messages go to the next owners."""
         self._source.close()
 
     def count_failure(self, error: BrokerUnavailableError) -> None:

@@ -31,7 +31,7 @@ from nodestate.store.wire import ENVELOPE_BYTES
 JOIN_RETRY_S: Final = 1.0
 """Pause before a new design is begun again after a failure."""
 ITEM_HEADER_BYTES: Final = 512
-"""What a stored item holds at most besides a record's parts or an event: format, stamp, lengths, the node's name."""
+"""Most bytes of a stored item besides a record's parts or an event: format, stamp, lengths, the node's name."""
 assert ITEM_HEADER_BYTES > ENVELOPE_BYTES + MAX_NODE_NAME_CHARS + 200
 
 
@@ -57,7 +57,7 @@ class Commits:
         self._storage = storage
         """The stores to write to."""
         self._session = session
-        """Acknowledges what is written."""
+        """Acknowledges written messages."""
         self._changes = changes
         """Learns when a new design was begun."""
         self._failures = failures

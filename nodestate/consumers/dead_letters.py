@@ -1,5 +1,4 @@
-"""Dead letters: refused messages go to the dead-letter queue, and are acknowledged only after the broker confirmed
-that.
+"""Dead letters: a refused message goes to the dead-letter queue, and is acknowledged once the broker confirmed it.
 
     refused --published and confirmed--> acknowledged
     refused --the broker takes no dead letters now--> refused, tried again after a pause

@@ -32,7 +32,7 @@ class DesignChanges:
         self._owned = owned
         """The partitions to change."""
         self._storage = storage
-        """Makes writers, and deletes what is no longer written."""
+        """Makes writers, and deletes designs that are no longer written."""
 
     def adopt(self, designs: Sequence[str]) -> None:
         """Write these designs from now on. A new design is begun partition by partition, from the nodes in memory. A
@@ -52,8 +52,8 @@ class DesignChanges:
         self.drop_leaving()
 
     def drop_leaving(self) -> None:
-        """Stop writing the designs that leave, in each partition that has another design already; delete what is stored
-        of them.
+        """Stop writing the designs that leave, in each partition that has another design already, and delete their
+        stored state.
         """
         unused: list[DesignOfPartition] = []
         for partition in self._owned:

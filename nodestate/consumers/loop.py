@@ -46,9 +46,8 @@ from nodestate.store.round_trips import Stores
 class Consumer:
     """Owns the partitions of one layout that the broker gives to it, and writes them in one or several designs.
 
-    The layout (number of partitions) is that of ``config``. The designs are those of ``config`` until ``follow`` names
-    others. ``source`` and ``stores`` are closed with the consumer. Give ``stats`` to count together with other
-    consumers.
+    ``config`` names the layout (its number of partitions), and the designs until ``follow`` names others. ``source``
+    and ``stores`` are closed with the consumer. Give ``stats`` to count together with other consumers.
     """
 
     def __init__(
@@ -120,8 +119,9 @@ class Consumer:
     # -- running --------------------------------------------------------------------------------
 
     def step(self) -> int:
-        """Receive, take over, fold, write, acknowledge, renew. Returns how many messages came; never raises for
-        outages.
+        """Receive, take over, fold, write, acknowledge, renew.
+
+        Returns how many messages came. Never raises for outages.
         """
         received = self._session.receive(self.config.batch_events, self.config.flush_s)
         taking_at = self._clock.monotonic()
@@ -139,7 +139,7 @@ class Consumer:
             self.step()
 
     def close(self) -> None:
-        """Close the connections. What is not acknowledged goes to the next owner."""
+        """Close the connections. Unacknowledged messages go to the next owners."""
         self._session.close()
         self._stores.close()
 
@@ -152,12 +152,10 @@ class Consumer:
 
         Args:
             designs: names of designs, at least one.
-            seed_layout: another layout, from which partitions begin that have no usable stored state. While that layout
-            is
-                incomplete such a partition waits for some time, then begins empty and asks all its agents to report.
-            serves_readers: True if readers use this layout. If False, stored state whose owner was not recently caught
-            up
-                is ignored: it may be left over from a layout whose queues were deleted.
+            seed_layout: another layout, whose nodes a partition without usable stored state begins with. While the seed
+                layout is incomplete the partition waits for some time, then begins empty and asks all agents to report.
+            serves_readers: True if readers use this layout. If False, stored state is ignored unless its owner was
+                caught up recently: it may be left over from a layout whose queues were deleted.
         """
         self._changes.adopt(designs)
         self._takeover.seed_layout = seed_layout

@@ -3,10 +3,9 @@
     (control record unknown) --a store has it, or this member is the first and writes it from the settings--> following
     following --the record names a new layout--> one more ``Consumer``, which begins with the nodes of another layout
     following --a layout is retired, and the layout that readers use is complete--> its ``Consumer`` leaves
-    following --the record changed, or the broker was lost--> following; some renewals later the member detaches the
-    queues
-        of the settings' layout unless the record names it: publishers may have made them on a new broker, and no
-        consumer takes from them
+    following --the record changed, or the broker was lost--> following, and some renewals later detached
+    detached: queues of the settings' layout take no more events, unless the record names that layout. Publishers may
+        have declared them on a new broker, and no consumer takes from them.
 
 Each layout has its own connection to the broker and its own owner name, so the consumers of two layouts are
 independent. In the usual case there is one layout, and this module costs nothing.
@@ -116,7 +115,7 @@ class Member:
             self.step()
 
     def close(self) -> None:
-        """Close the connections. What is not acknowledged goes to the next owner."""
+        """Close the connections. Unacknowledged messages go to the next owners."""
         for consumer in self.consumers.values():
             consumer.close()
         self._stores.close()

@@ -1,4 +1,4 @@
-"""The partitions that a consumer owns, and the deliveries of partitions that it has yet to take over.
+"""The partitions that a consumer owns, and the deliveries of partitions that it still has to take over.
 
 One partition, as this collection holds it::
 
@@ -17,7 +17,7 @@ from nodestate.ports import Delivery
 
 @dataclass(slots=True)
 class AwaitedPartition:
-    """A partition that the broker delivers to this consumer and that the consumer does not own yet."""
+    """A partition that the broker delivers to this consumer, before the consumer has taken it over."""
 
     first_delivery_at: float
     """When its first delivery came, in monotonic seconds. Its queue was bound by then."""
@@ -26,7 +26,7 @@ class AwaitedPartition:
 
 
 class OwnedPartitions:
-    """All partitions in the hands of one consumer. Iterates over those that it owns."""
+    """All partitions in the hands of one consumer. Iterates over the owned ones."""
 
     def __init__(self) -> None:
         self.by_number: dict[int, OwnedPartition] = {}

@@ -29,7 +29,7 @@ MAX_CLOCK_AHEAD_S = 86_400.0
 MIN_CLOCK_S = 1_000_000_000.0
 """An event or incarnation from before this time (2001) is refused: its clock was never set."""
 BIN_HEADER_BYTES: Final = 5
-"""What msgpack adds to each event of a segment."""
+"""Bytes that msgpack adds to each event of a segment."""
 
 
 class ResyncBackoff(NamedTuple):
@@ -50,7 +50,7 @@ class Pending:
     deliveries: list[Delivery]
     """Everything taken from the backlog for it, in order: events, markers and refused messages."""
     unconfirmed_designs: set[str]
-    """Designs that have not confirmed the work yet. When none is left, the deliveries are acknowledged."""
+    """Designs that still have to confirm the work. When none is left, the deliveries are acknowledged."""
     repair: frozenset[str] = frozenset()
     """Designs that write again what their store lost, instead of the batch."""
     bad: list[tuple[Delivery, BadEventError]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class OwnedPartition:
         """True if all nodes of the partition have to be asked for a report."""
 
         self.backlog: deque[Delivery] = deque()
-        """Delivered messages that are not folded yet."""
+        """Delivered messages that wait to be folded."""
         self.pending: Pending | None = None
         """The work that is being written; None if there is none."""
         self.refused: deque[tuple[Delivery, BadEventError]] = deque()
@@ -106,7 +106,7 @@ class OwnedPartition:
         self.lost: set[str] = set()
         """Designs whose epoch the store lost: a new one is to be begun."""
         self.joining: set[str] = set()
-        """Designs to be written from now on that are not begun yet."""
+        """Designs to be written from now on, whose first epoch still has to be begun."""
         self.leaving: set[str] = set()
         """Designs that are no longer wanted, and are written until another one is."""
         self.wants_repair: set[str] = set()
@@ -140,20 +140,20 @@ class OwnedPartition:
         self.complete, self.complete_after = False, max(self.complete_after, now)
 
     def status(self, now: float) -> OwnerStatus:
-        """What the owner writes into the head with the pending work: once that is written, the partition is as far as
-        the last watermark in it. Without signs of life, which only ``full_status`` has.
+        """The owner's status to write into the head with the pending work: once the work is written, the partition has
+        caught up to the last watermark in it. Without signs of life, which only ``full_status`` has.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
         return OwnerStatus(math.ceil(behind_ms), self.complete, said_at=now)
 
     def full_status(self, now: float) -> OwnerStatus:
-        """What the owner writes with a renewal: its status, and the age of each node's last sign of life."""
+        """The owner's status to write with a renewal, with the age of each node's last sign of life."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
         return replace(self.status(now), ages_ms=np.ceil(ages).astype("<u4").tobytes())
 
     def maintenance(self, designs: set[str], repair: frozenset[str] = frozenset()) -> Pending:
-        """Work without events for these designs: a new epoch, or for those in ``repair`` a repair."""
+        """Work without events for these designs: a repair for each design in ``repair``, a new epoch for the others."""
         return Pending(Batch((), (), len(self.records)), [], set(designs), repair)
 
     def take_batch(self, wall: float, partitions: int, room_bytes: int, owner: str, counts: EventCounts) -> Pending:

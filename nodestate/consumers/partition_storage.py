@@ -73,8 +73,8 @@ class PartitionStorage:
         return partition.writers[design].begin_epoch(epoch, partition, partition.status(now))
 
     def delete(self, unused: Iterable[DesignOfPartition]) -> None:
-        """Delete what the stores have of designs that this consumer no longer writes. If that fails, their heads are no
-        longer renewed and expire, and readers see that.
+        """Delete the stored state of designs that this consumer no longer writes. If that fails, their heads expire
+        because no owner renews them, and readers see that.
         """
         work: Mapping[DesignOfPartition, tuple[Store, Steps[None]]] = {
             (number, design): (

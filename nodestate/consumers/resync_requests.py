@@ -2,6 +2,8 @@
 
 partition began without stored state --> one request for all its nodes
 node with a gap in its generations   --> requests with a pause that doubles, until a report makes the node complete
+
+One request asks for all reports that are due.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class ResyncRequests:
         self._note_sent(partitions, nodes, now)
 
     def _incomplete_nodes(self, now: float) -> list[tuple[OwnedPartition, str]]:
-        """Incomplete nodes whose pause is over, without those of partitions that need a full resync."""
+        """Incomplete nodes whose pause is over, except in partitions that need a full resync."""
         return [
             (partition, name)
             for partition in self._owned

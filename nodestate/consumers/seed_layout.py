@@ -57,8 +57,8 @@ class SeedLayout:
             partitions: number of partitions of the new layout.
             wanted: by partition of the new layout, when its queue was bound at the latest, in monotonic seconds.
 
-        Returns those partitions for which this layout is complete as of a moment after the binding. The others can't be
-        given yet.
+        Returns those partitions for which this layout is complete as of a moment after the binding. The others have to
+        wait.
         """
         states = self._read()
         if not all(map(_is_complete, states)):

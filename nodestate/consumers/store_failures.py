@@ -1,8 +1,10 @@
-"""What a consumer does when a store fails a takeover, a write or a renewal of a partition.
+"""Reactions of a consumer to a store that fails a takeover, a write or a renewal of a partition.
 
 the store does not answer, is full, …  --> the partition is postponed; all others go on
 the store lost the epoch               --> the partition begins a new epoch from memory, and is incomplete until then
 another owner took the partition       --> the session with the broker ends, and every partition with it
+
+A store that fails one partition never delays the others.
 """
 
 from __future__ import annotations

@@ -35,11 +35,9 @@ from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Steps, run
 
 SEED_RETRY_S: Final = 0.2
-"""Pause before the seed layout is read again for a partition that it could not give yet."""
+"""Pause before the seed layout is read again for a partition that it was not ready to give."""
 SEED_WAIT_RENEWALS_COUNT: Final = 30
-"""Renewal intervals for which a partition waits for its seed layout; at least ``settle_s``, in which agents report all
-nodes.
-"""
+"""Renewal intervals for which a partition waits for its seed layout, if that is longer than ``settle_s``."""
 
 
 class Takeover:
@@ -112,8 +110,8 @@ class Takeover:
         return any_taken
 
     def _take_stored(self, new: Mapping[int, OwnedPartition]) -> dict[int, dict[str, TakeoverResult]]:
-        """Take the partitions in all their designs. Returns what the designs had, by partition and design; without the
-        partitions of which a store failed, which are postponed.
+        """Take the partitions in all their designs. Returns the stored state by partition and design, without the
+        partitions of which a store failed. These are postponed.
         """
         results = run(
             {
@@ -171,7 +169,7 @@ class Takeover:
         """Fill the partition with the newest record of each node, from all designs or from the seed layout. Ages in
         ``taken`` were true at ``asked_at`` (monotonic seconds) or later.
 
-        Returns the designs that need a new epoch: those that had nothing, lacked nodes, or had other records.
+        Returns the designs that need a new epoch: all that had nothing, lacked nodes, or had other records.
         """
         now = self._clock.monotonic()
         if taken:

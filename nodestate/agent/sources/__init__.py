@@ -47,7 +47,7 @@ Reading = FullState | StatePatch | NodeGone | NodeSilent
 
 
 class Room(NamedTuple):
-    """What admission needs to know of a node, as of now. Each field is that of a node's state."""
+    """The part of a node's state that admission needs, as of now."""
 
     status: str
     """``up``, ``draining``, ``maintenance`` or ``down``."""
@@ -60,7 +60,7 @@ class Room(NamedTuple):
 
 
 class StateSource(Protocol):
-    """Reads the state of one or many nodes. After the first ``poll`` it gives only changes, so that polls stay cheap."""
+    """Reads the state of one or many nodes. After the first ``poll`` it gives only changes, so polls stay cheap."""
 
     @property
     def name(self) -> str:

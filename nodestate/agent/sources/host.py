@@ -1,6 +1,4 @@
-"""This machine, as the operating system sees it. Its processes are not allocations, so usage is what the system
-measures.
-"""
+"""This machine, as the operating system sees it. Its processes are not allocations, so the system measures the usage."""
 
 from __future__ import annotations
 

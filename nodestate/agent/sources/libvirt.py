@@ -32,9 +32,9 @@ class LibvirtSource:
 
     An order defines and starts a domain of the instance's name, with CPUs and memory and nothing else; other tools
     attach disks and networks. The order is stored in the domain's metadata by libvirt, so no file is needed here. Such
-    a domain keeps its allocation while it is shut off. Other ordered amounts (``DISK_GB``) count in addition to what
-    the pools report. While the domain runs, its hints can change but not its amounts, which libvirt fixes at the start.
-    Domains that no order built are reported, but never changed or ended.
+    a domain keeps its allocation while it is shut off. Other ordered amounts (``DISK_GB``) count in addition to the
+    usage of the pools. While the domain runs, its hints can change but not its amounts, which libvirt fixes at the
+    start. Domains that no order built are reported, but never changed or ended.
     """
 
     def __init__(self, uri: str = "qemu:///system", *, name: str = "", zone: str = "", every_s: float = 5.0) -> None:
@@ -100,7 +100,7 @@ class LibvirtSource:
         return Room(state["status"], state["inventory"], state["usage"], state["allocations"])
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState:
-        """Define and start a domain, or change what can be changed of an existing one. Raises ``OrderFailedError``."""
+        """Define and start a domain, or change the changeable parts of an existing one. Raises ``OrderFailedError``."""
         resources = allocation["resources"]
         with self._failures_as_refusals():
             connection = self._writable()

@@ -59,7 +59,7 @@ class StaticFleet:
         self._polled = False
         """True after the first poll."""
         self._unkept: list[AllocationChange] = []
-        """What orders changed since the last ``keep``."""
+        """Changes by orders since the last ``keep``."""
         self._undo: list[AllocationChange] = []
         """The allocations before those changes, in the same order."""
 
@@ -120,7 +120,7 @@ class StaticFleet:
         return self._change(node, instance, None)
 
     def keep(self) -> None:
-        """Store what was built and ended since the last call, if the fleet has a file. Raises
+        """Store everything that was built and ended since the last call, if the fleet has a file. Raises
         ``SourceUnavailableError`` if the file can't be written; then all of it is undone.
         """
         unkept, self._unkept = self._unkept, []
