@@ -1,4 +1,4 @@
-"""Filters and weighers of installed packages: found by entry point, as the how-to page says; a bad one is named at the start."""
+"""Filters and weighers of installed packages are found by entry point, as the how-to page says."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Install = Callable[[str, dict[str, Any]], None]
 
 
 def block(language: str, number: int = 0) -> str:
-    """A block of the page in a language, the first by default."""
+    """Return a code block of the page in a language; the first one by default."""
     found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     return found[number]
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put a package where Python finds it, with what an installer would make of its ``pyproject.toml``."""
+    """Return a function that installs a module with the entry points of its ``pyproject.toml``."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "night_shift", raising=False)
 
@@ -44,7 +44,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return put
 
 
-def test_what_a_package_adds_comes_after_ours_and_may_be_weighed(install: Install) -> None:
+def test_installed_filters_and_weighers_come_after_the_built_in_ones(install: Install) -> None:
     install(block("python"), tomllib.loads(block("toml"))["project"])
     policies = installed()
     assert list(policies.filters) == [*FILTERS, "awake"]
@@ -56,12 +56,12 @@ def test_what_a_package_adds_comes_after_ours_and_may_be_weighed(install: Instal
         active_weighers(request, WEIGHERS)
 
 
-def test_the_page_s_package_is_one_module_whatever_lies_beside_it() -> None:
+def test_the_page_names_its_one_module_for_setuptools() -> None:
     """Regression: setuptools refuses to guess between several files, and ``pip install .`` failed."""
     assert tomllib.loads(block("toml"))["tool"]["setuptools"] == {"py-modules": ["night_shift"]}
 
 
-def test_they_are_tried_without_being_installed(install: Install) -> None:
+def test_the_example_of_the_page_runs_without_being_installed(install: Install) -> None:
     """Regression: the block alone ended with ``NameError: awake``."""
     install(block("python"), {"name": "night-shift", "entry-points": {}})
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -78,8 +78,8 @@ def test_they_are_tried_without_being_installed(install: Install) -> None:
         ("nodestate.filters", "doc", "night_shift:__doc__", r"'doc' of nodestate\.filters .* is a str"),
     ],
 )
-def test_a_bad_entry_point_is_named(install: Install, group: str, name: str, value: str, told: str) -> None:
-    """A scheduler that went on without a filter would place where nobody wants it."""
+def test_an_error_names_the_bad_entry_point(install: Install, group: str, name: str, value: str, told: str) -> None:
+    """A scheduler that ignored a filter would place instances on nodes that its operator excluded."""
     install(block("python"), {"name": "night-shift", "entry-points": {group: {name: value}}})
     with pytest.raises(ConfigError, match=told):
         installed()

@@ -1,4 +1,4 @@
-"""The scheduler that a user holds: what it says where something is not there, too old, unclear or new."""
+"""The scheduler's public facade: its operations, and its errors for unknown names, old views and bad requests."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def boot(scheduler: Scheduler, instance: str, vcpu: int = 1, **more: Any) -> Boo
     return outcome
 
 
-def test_it_exports_what_it_says() -> None:
+def test_every_name_of_all_is_defined_once() -> None:
     assert all(hasattr(scheduling, name) for name in scheduling.__all__)
     assert len(set(scheduling.__all__)) == len(scheduling.__all__)
 
 
-def test_who_only_reads_imports_no_scheduling() -> None:
-    """And who schedules imports no broker: it is given one."""
+def test_importing_nodestate_imports_no_scheduling() -> None:
+    """And importing the scheduler imports no broker: it is given a courier."""
     script = (
         "import nodestate, sys; assert not [name for name in sys.modules if name.startswith('nodestate.scheduling')]"
     )
@@ -46,7 +46,7 @@ def test_who_only_reads_imports_no_scheduling() -> None:
     assert imported_after("import nodestate.scheduling") == set()
 
 
-def test_one_object_does_from_the_reservation_to_the_move() -> None:
+def test_one_scheduler_reserves_confirms_migrates_and_evacuates() -> None:
     cell = cell_with_nodes(3)
     scheduler = cell.start_scheduler("s").scheduler
     cell.run_for(UNSURE_S)
@@ -67,8 +67,8 @@ def test_one_object_does_from_the_reservation_to_the_move() -> None:
     assert isinstance(outcome, Booted)
 
 
-def test_the_first_reservation_of_a_cell_waits_until_its_records_are_sure() -> None:
-    """Nobody can tell a new record from one that was lost, so it takes ``UNSURE_S``: less than the default timeout."""
+def test_the_first_reservation_of_a_cell_waits_until_no_claim_record_is_unsure() -> None:
+    """A new record can't be told from a lost one, so it waits ``UNSURE_S``: less than the default timeout."""
     cell = cell_with_nodes()
     scheduler = cell.start_scheduler("s").scheduler
     hasty = scheduler.reservations.reserve(parse_group({"members": [wanted("a")]}), timeout_s=1.0)
@@ -79,8 +79,8 @@ def test_the_first_reservation_of_a_cell_waits_until_its_records_are_sure() -> N
     assert isinstance(scheduler.reservations.reserve(parse_group({"members": [wanted("a")]})), Reservation)
 
 
-def test_a_boot_that_wants_a_fresher_view_fails_alone() -> None:
-    """Whoever asks for more than there is must not keep the others from what they asked for."""
+def test_only_the_boot_that_demands_a_fresher_view_fails() -> None:
+    """A demanding request must not hold back the others."""
     cell = cell_with_nodes()
     scheduler = cell.start_scheduler("s").scheduler
     [hasty] = scheduler.submit(parse(wanted("hasty", max_age=0.001)))
@@ -91,7 +91,7 @@ def test_a_boot_that_wants_a_fresher_view_fails_alone() -> None:
     assert isinstance(patient.outcome, Booted)
 
 
-def test_nodes_that_gave_no_sign_of_life_are_passed_over() -> None:
+def test_nodes_without_a_sign_of_life_are_not_selected() -> None:
     cell = cell_with_nodes()
     scheduler = cell.start_scheduler("s").scheduler
     scheduler.refresher.node_max_age = 25.0
@@ -102,7 +102,7 @@ def test_nodes_that_gave_no_sign_of_life_are_passed_over() -> None:
     assert {scheduler.select(parse(wanted(f"a{n}")))[0].node for n in range(10)} == {"n2"}
 
 
-def test_what_is_not_there_is_told_from_what_can_not_be_right() -> None:
+def test_unknown_names_raise_not_found_and_impossible_values_raise_bad_request() -> None:
     cell = cell_with_nodes()
     scheduler = cell.start_scheduler("s").scheduler
     for ask in (
@@ -127,7 +127,7 @@ def test_what_is_not_there_is_told_from_what_can_not_be_right() -> None:
         assert caught.value.field == field
 
 
-def test_a_resize_changes_the_classes_that_it_names() -> None:
+def test_a_resize_changes_only_the_resource_classes_that_it_names() -> None:
     cell = cell_with_nodes()
     scheduler = cell.start_scheduler("s").scheduler
     node = boot(scheduler, "a", 2).node
@@ -139,8 +139,9 @@ def test_a_resize_changes_the_classes_that_it_names() -> None:
     assert cell.fleet.room(node).allocations["a"]["resources"] == {"VCPU": 3}
 
 
-def test_an_evacuation_does_what_it_can_of_what_others_put_there() -> None:
-    """An allocation that nobody booted by a request can't be asked for again: that is its outcome, and no error."""
+def test_an_evacuation_fails_only_the_allocations_without_a_valid_request() -> None:
+    """An allocation that no scheduler made may have other hints: that is its outcome, and no error of the
+    evacuation."""
     odd = {
         **STATE,
         "usage": {"VCPU": 2},
@@ -157,7 +158,7 @@ def test_an_evacuation_does_what_it_can_of_what_others_put_there() -> None:
     assert "group.policy" in str(outcomes["odd"].reason)
 
 
-def test_a_node_that_was_asked_for_by_name_is_named_in_the_refusal() -> None:
+def test_the_failure_of_a_migration_to_a_named_node_names_that_node() -> None:
     cell = cell_with_nodes()
     scheduler = cell.start_scheduler("s").scheduler
     node = boot(scheduler, "a", 5).node
@@ -169,8 +170,8 @@ def test_a_node_that_was_asked_for_by_name_is_named_in_the_refusal() -> None:
     assert str(failed.reason) == f"{other} does not pass resources; VCPU: 5 wanted, 3 free"
 
 
-def test_the_room_of_an_instance_that_ended_is_free_at_once() -> None:
-    """Its claim would hold the room until ``claim_ttl_s`` is over: who ends it, or goes before it ends, drops that."""
+def test_the_room_of_a_terminated_instance_is_free_at_once() -> None:
+    """Its claim would hold the room for ``claim_ttl_s``: the terminating or the leaving scheduler drops it."""
     cell = cell_with_nodes(1)
     scheduler = cell.start_scheduler("s").scheduler
     for instance, ends in (("a", scheduler), ("b", cell.start_scheduler("another").scheduler)):
@@ -182,13 +183,13 @@ def test_the_room_of_an_instance_that_ended_is_free_at_once() -> None:
             assert cell.claims("n1") == []
         ends.terminations.terminate([("n1", instance)])
         cell.run_for(1.0)
-        other = cell.start_scheduler(f"who did not see {instance}").scheduler
+        other = cell.start_scheduler(f"without a view of {instance}").scheduler
         for one in (scheduler, other):
             assert one.select(parse(wanted("next", 8)))[0].node == "n1"
 
 
-def test_a_weigher_that_is_not_there_is_refused_before_anything_is_begun() -> None:
-    """Only a scheduler knows which there are. Found out in the midst of a step it took all other boots with it."""
+def test_a_request_with_an_unknown_weigher_is_refused_before_any_boot_begins() -> None:
+    """Regression: the error was raised within a step, and all other boots of that step failed with it."""
     cell = cell_with_nodes(2)
     scheduler = cell.start_scheduler("s").scheduler
     [other] = scheduler.submit(parse(wanted("vm1")))

@@ -1,7 +1,7 @@
-"""A cell with schedulers in one process: agents that admit, a consumer, schedulers that die, servers that forget.
+"""A simulated cell in one process: an agent that admits, a consumer, schedulers that crash, servers that lose data.
 
-What is judged comes from the agents alone (what they have, at every moment) and from the bytes of the claim records in the
-servers; nothing of a scheduler's own opinion is believed.
+Checks use two sources alone: the allocations that the agent has after every step, and the bytes of the claim records in
+the servers. The opinion of a scheduler is never used.
 """
 
 from __future__ import annotations
@@ -29,37 +29,40 @@ from nodestate.testing import ManualClock, MemoryBroker, MemoryCourier, MemorySe
 from nodestate.view.view import View
 
 CELL: Final = "cell1"
-LIFE_S: Final = 1.0
-"""Everybody else acts at least so often while somebody waits."""
+STEP_S: Final = 1.0
+"""The longest time that passes between two steps of the agent and the consumer."""
 
 
 class Crash(BaseException):
-    """The process dies here. Not an ``Exception``: nothing may survive it."""
+    """A simulated process dies here. It is no ``Exception``, so no handler of the product catches it."""
 
 
 class CooperativeClock(ManualClock):
-    """While somebody sleeps, the others go on."""
+    """A clock on which a sleep lets the other processes of the cell run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.run_others: Callable[[], None] = lambda: None
+        """Steps the other processes once."""
         self.busy = False
+        """Whether another process is being stepped now: its sleeps only advance the time."""
 
     def sleep(self, seconds: float) -> None:
-        if self.busy:  # one of the others waits itself
+        if self.busy:
             self.advance(seconds)
             return
         while seconds > 0:
             self.run_others()
-            self.advance(min(seconds, LIFE_S))
-            seconds -= LIFE_S
+            self.advance(min(seconds, STEP_S))
+            seconds -= STEP_S
         self.run_others()
 
 
 class CrashPoint:
-    """A scheduler's hands: with ``calls_left`` its process dies before that call of a server or the broker."""
+    """Raises ``Crash`` at one call of a server or of the broker, so that a process dies between any two calls."""
 
     calls_left: int | None = None
+    """How many calls still succeed; None: all of them."""
 
     def count_call(self) -> None:
         if self.calls_left is not None:
@@ -69,7 +72,7 @@ class CrashPoint:
 
 
 class CrashingClaimStore(MemoryStore):
-    """A connection of a process that may die, and so leave half of its writes undone."""
+    """A claim server's connection of a process that may die within a pipeline, so that only some writes are made."""
 
     def __init__(self, server: MemoryServer, crash_point: CrashPoint) -> None:
         super().__init__(server)
@@ -81,14 +84,14 @@ class CrashingClaimStore(MemoryStore):
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         written = []
-        for write in writes:  # one by one: a pipeline may break off anywhere
+        for write in writes:
             self._crash_point.count_call()
             written += super().write([write])
         return written
 
 
 class CrashingCourier:
-    """A ``ports.Courier`` of a process that may die between any two of its orders."""
+    """A courier of a process that may die between any two of its orders."""
 
     def __init__(self, inner: MemoryCourier, crash_point: CrashPoint) -> None:
         self._inner = inner
@@ -112,7 +115,7 @@ class CrashingCourier:
 
 
 class CrashingSink(MemorySink):
-    """The hands of an agent that may die after it stored what it admitted, and before it said so."""
+    """A sink of an agent that may die after it stored an allocation and before it reports it."""
 
     def __init__(self, broker: MemoryBroker, crash_point: CrashPoint) -> None:
         super().__init__(broker)
@@ -128,7 +131,7 @@ class CrashingSink(MemorySink):
 
 
 class LaggingReader(Reader):
-    """While it is ``lagging``, what it saw last is what it says, for as long as it is not too old for who asks."""
+    """A reader that, while ``lagging``, returns its last view as long as that view is within the caller's bound."""
 
     lagging = False
     last: View | None = None
@@ -140,7 +143,7 @@ class LaggingReader(Reader):
 
 
 class SchedulerProcess:
-    """One scheduler, and all that a user holds of it."""
+    """One scheduler with a reader and a courier of its own."""
 
     def __init__(self, cell: SchedulingCell, name: str, seed: int) -> None:
         config, clock = cell.config, cell.clock
@@ -166,7 +169,13 @@ class SchedulerProcess:
 
 
 class SchedulingCell:
-    """Everything: ``states`` of the nodes by name, claims and states on ``servers`` memcacheds."""
+    """The nodes, their agent, one consumer, the store, the broker and the schedulers.
+
+    Args:
+        states: The state of each node, by its name.
+        seed: Two cells with the same seed run in the same way.
+        servers: The number of memcached servers, for claims and states.
+    """
 
     def __init__(self, states: Mapping[str, Mapping[str, Any]], *, seed: int = 0, servers: int = 2) -> None:
         self.clock = CooperativeClock()
@@ -186,13 +195,16 @@ class SchedulingCell:
         )
         self.processes: list[SchedulerProcess] = []
         self.agent_frozen = False
+        """The agent does nothing."""
         self.consumer_frozen = False
+        """The consumer does nothing."""
         self.powered_off: set[str] = set()
+        """Nodes without power."""
         self.nodes_with_lost_claims: set[str] = set()
-        """Nodes whose claims were lost since the last rest."""
+        """Nodes whose claim record was lost at some time."""
         self.clock.run_others = self.step_agents
         self.overcommitments: list[str] = []
-        """What the agents had beyond a bound, ever."""
+        """Allocations of the agent that exceeded a bound, in words; must stay empty."""
 
     def _agent(self) -> Agent:
         self.sink = CrashingSink(self.broker, self.agent_crash_point)
@@ -210,7 +222,7 @@ class SchedulingCell:
         return random.Random(self.rng.getrandbits(32))
 
     def wait_until_complete(self) -> None:
-        """Until the consumer vouches for all nodes."""
+        """Step agent and consumer until the consumer has a complete state of every node."""
         for _ in range(60):
             self.step_agents()
             self.clock.advance(1.0)
@@ -218,7 +230,7 @@ class SchedulingCell:
         assert len(reader.read(max_age=5.0).nodes) == len(self.fleet.nodes())
 
     def step_agents(self) -> None:
-        """Agents and consumer do what is due."""
+        """Step the agent and the consumer once, and check the agent's allocations."""
         self.clock.busy = True
         if not self.agent_frozen:
             try:
@@ -231,14 +243,14 @@ class SchedulingCell:
         self.check_agents()
 
     def start_scheduler(self, name: str) -> SchedulerProcess:
-        """One more scheduler."""
+        """Start another scheduler."""
         process = SchedulerProcess(self, name, self.rng.getrandbits(32))
         self.processes.append(process)
         return process
 
     @contextmanager
     def crashing(self, process: SchedulerProcess, calls: int | None) -> Iterator[None]:
-        """What is done meanwhile ends with the process's death, after so many calls (None: it lives)."""
+        """Let a scheduler die after this number of calls within the block; None: it survives."""
         process.crash_point.calls_left = calls
         try:
             yield
@@ -248,24 +260,24 @@ class SchedulingCell:
             process.crash_point.calls_left = None
 
     def replace_dead(self, process: SchedulerProcess) -> None:
-        """It is dead; another of its kind comes."""
+        """Remove a scheduler that died, and start another in its place."""
         process.close()
         self.processes.remove(process)
         self.start_scheduler(f"{process.scheduler.name}'")
 
     def run_for(self, seconds: float) -> None:
-        """Time passes for everybody."""
+        """Let time pass; the agent, the consumer and all schedulers step once per second."""
         while seconds > 0:
             self.step_agents()
             for process in self.processes:
                 process.scheduler.step(0.0)
-            self.clock.advance(LIFE_S)
-            seconds -= LIFE_S
+            self.clock.advance(STEP_S)
+            seconds -= STEP_S
 
     # -- faults
 
     def restart_agent(self) -> None:
-        """The agent is killed, and another comes: with all instances of its nodes, in another life."""
+        """Kill the agent and start another, with all instances of its nodes, in a new incarnation."""
         self.agent_crash_point.calls_left = None
         self.sink.disconnect(lose=True)
         self.fleet = StaticFleet({node: self.fleet.state(node) for node in self.fleet.nodes()})
@@ -275,22 +287,22 @@ class SchedulingCell:
         self.agent = self._agent()
 
     def power_off(self, node: str) -> None:
-        """A node loses its power."""
+        """Take the power from a node."""
         self.powered_off.add(node)
         self.fleet.kill(node)
 
     def power_on_all(self) -> None:
-        """All nodes have power again."""
+        """Give all nodes their power back."""
         while self.powered_off:
             self.fleet.revive(self.powered_off.pop())
 
     def evict_claims(self, node: str) -> None:
-        """A server forgets one record."""
+        """Let a server lose one claim record."""
         if self.server(node).evict(keys.claim(CELL, node)):
             self.nodes_with_lost_claims.add(node)
 
     def flush_server(self, number: int) -> None:
-        """A server forgets everything."""
+        """Let a server lose all its items."""
         server = self.servers[number % len(self.servers)]
         server.flush()
         self.nodes_with_lost_claims |= {node for node in self.fleet.nodes() if self.server(node) is server}
@@ -298,10 +310,10 @@ class SchedulingCell:
     def server(self, node: str) -> MemoryServer:
         return self.servers[partitioning.partition_of(node, len(self.servers))]
 
-    # -- judging
+    # -- checking
 
     def claims(self, node: str) -> list[Claim]:
-        """The live claims in a node's record, as its server has it."""
+        """Return the live claims in a node's record, from the bytes in its server."""
         item = self.server(node).fetch([keys.claim(CELL, node)]).get(keys.claim(CELL, node))
         if item is None:
             return []
@@ -309,25 +321,26 @@ class SchedulingCell:
         return [claim for claim in CLAIMS.unpack(item.value).claims if claim.until > now]
 
     def check_agents(self) -> None:
-        """What agents have is within every bound, whatever was lost (I8)."""
+        """Assert that no node ever had more allocations than fit, whatever was lost (I8)."""
         for node in self.fleet.nodes():
             room = self.fleet.room(node)
             for name, amount in room.usage.items():
                 if amount > room.inventory[name]["total"]:
-                    self.overcommitments.append(f"{node} has {amount} of {name}")
+                    self.overcommitments.append(f"{node} has {amount} of {name}, over its inventory")
             had = Counter[str]()
             for allocation in room.allocations.values():
                 for name, amount in allocation["resources"].items():
                     had[name] += amount
             assert {n: a for n, a in had.items() if a} == {n: a for n, a in room.usage.items() if a}, node
-            for group, count in Counter(_anti(room.allocations)).items():
+            for group, count in Counter(_anti_affinity_groups(room.allocations)).items():
                 if count > 1:
                     self.overcommitments.append(f"{node} has {count} of group {group}")
         assert not self.overcommitments
 
     def check_claims(self) -> None:
-        """What is allocated or claimed of a node whose record was not lost is within its capacity (I8), and no claim outlives
-        its deadline.
+        """Assert that allocations and claims together fit each node whose claim record was never lost (I8).
+
+        Also that no claim lives longer than its deadline allows.
         """
         for node in self.fleet.nodes():
             claims = self.claims(node)
@@ -341,11 +354,11 @@ class SchedulingCell:
             room = self.fleet.room(node)
             held = Counter(room.usage)
             for claim in claims:
-                if claim.instance not in room.allocations:  # a resize is judged by what the agent has in the end
+                if claim.instance not in room.allocations:  # a resize is checked by the allocation that results
                     held.update(claim.resources)
             for name, amount in held.items():
                 assert amount <= room.inventory[name]["total"], f"{node}: {amount} of {name} held, {claims}"
-            members = Counter(_anti(room.allocations))
+            members = Counter(_anti_affinity_groups(room.allocations))
             members.update(
                 claim.group
                 for claim in claims
@@ -354,7 +367,7 @@ class SchedulingCell:
             assert all(count <= 1 for count in members.values()), f"{node}: {members}"
 
     def nodes_by_instance(self) -> dict[str, list[str]]:
-        """The nodes of each instance that an agent has."""
+        """Return, by instance, the nodes on which the agent has it."""
         found: dict[str, list[str]] = {}
         for node in self.fleet.nodes():
             for instance in self.fleet.room(node).allocations:
@@ -362,7 +375,7 @@ class SchedulingCell:
         return found
 
 
-def _anti(allocations: Mapping[str, Any]) -> Iterator[str]:
+def _anti_affinity_groups(allocations: Mapping[str, Any]) -> Iterator[str]:
     for allocation in allocations.values():
         if allocation.get("hints", {}).get("group_policy") == "anti-affinity":
             yield allocation["group"]

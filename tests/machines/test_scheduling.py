@@ -1,4 +1,5 @@
-"""Schedulers against each other, under faults, held to the invariants I8 to I10 of DESIGN.md section 9 (see ``cell``)."""
+"""Schedulers against each other, under faults, held to the invariants I8 to I10 of DESIGN.md section 9 (see
+``cell``)."""
 
 from __future__ import annotations
 
@@ -205,7 +206,8 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def disconnect(self, number: int) -> None:
-        """A scheduler loses its connection to the broker, and what agents answered; it gets another queue for answers."""
+        """A scheduler loses its connection to the broker, and what agents answered; it gets another queue for
+        answers."""
         self.process(number).courier.disconnect()
 
     @rule(number=numbers, seconds=st.sampled_from([1.0, 10.0, 40.0]))

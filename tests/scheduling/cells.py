@@ -1,4 +1,4 @@
-"""Cells with agents, a consumer and schedulers, for tests of what spans several of them (see ``tests.machines.scheduling_cell``)."""
+"""Simulated cells and short calls, for tests that need agents, a consumer and several schedulers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.scheduler import Scheduler
+from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 
 VCPU = 8
@@ -18,7 +19,7 @@ STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": VCPU}, 
 
 
 def cell_of(nodes: int = 3, schedulers: int = 2, **more: Any) -> tuple[SchedulingCell, list[SchedulerProcess]]:
-    """Nodes n0, n1, … and schedulers s0, s1, …, where no record is unsure any more."""
+    """Return a cell with nodes n0, n1, … and its schedulers s0, s1, …; no claim record is unsure any longer."""
     cell = SchedulingCell({f"n{number}": STATE for number in range(nodes)}, **more)
     cell.wait_until_complete()
     processes = [cell.start_scheduler(f"s{number}") for number in range(schedulers)]
@@ -29,19 +30,19 @@ def cell_of(nodes: int = 3, schedulers: int = 2, **more: Any) -> tuple[Schedulin
 
 
 def wanted(instance: str, vcpu: int = 1, **more: Any) -> dict[str, Any]:
-    """A request of one instance."""
+    """Return a request for one instance."""
     return {"instances": [instance], "resources": {"VCPU": vcpu, "MEMORY_MB": 100}, **more}
 
 
 def boot(scheduler: Scheduler, instance: str, vcpu: int = 1, **more: Any) -> Booted:
-    """Boot one instance; gives where it is."""
+    """Boot one instance that is expected to find a node."""
     [outcome] = scheduler.boot(parse(wanted(instance, vcpu, **more)))
     assert isinstance(outcome, Booted), outcome
     return outcome
 
 
 def reserve(scheduler: Scheduler, *instances: str, vcpu: int = 1, hold_s: float = 60.0) -> Reservation:
-    """Hold a node of its own for each of these."""
+    """Reserve a node for each of these instances, all of them on different nodes."""
     group = {"name": "apart", "policy": "anti-affinity"}
     members = [wanted(instance, vcpu) for instance in instances]
     held = scheduler.reservations.reserve(parse_group({"members": members, "group": group, "hold_s": hold_s}))
@@ -49,8 +50,8 @@ def reserve(scheduler: Scheduler, *instances: str, vcpu: int = 1, hold_s: float 
     return held
 
 
-def behind(cell: SchedulingCell, process: SchedulerProcess) -> None:
-    """From now on the process decides on what it sees now, within its bounds."""
+def freeze_view(cell: SchedulingCell, process: SchedulerProcess) -> None:
+    """Let a scheduler decide on its present view from now on, as long as that is within its bounds."""
     cell.run_for(2.0)
     process.scheduler.refresh()
     process.reader.lagging = True
@@ -58,8 +59,13 @@ def behind(cell: SchedulingCell, process: SchedulerProcess) -> None:
 
 @contextmanager
 def losing_answers(cell: SchedulingCell) -> Iterator[None]:
-    """Orders come, and what agents say of them does not."""
+    """Lose all answers of agents within the block; orders arrive."""
     arrive = cell.broker.transit.arrive
-    cell.broker.transit.arrive = lambda letter: None if letter.kind == "answer" else arrive(letter)  # type: ignore[method-assign]
+
+    def arrive_unless_answer(message: TransitMessage) -> None:
+        if message.kind != "answer":
+            arrive(message)
+
+    cell.broker.transit.arrive = arrive_unless_answer  # type: ignore[method-assign]  # for this block alone
     yield
-    cell.broker.transit.arrive = arrive  # type: ignore[method-assign]
+    cell.broker.transit.arrive = arrive  # type: ignore[method-assign]  # as it was

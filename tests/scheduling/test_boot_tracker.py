@@ -1,4 +1,4 @@
-"""Boots: each has its outcome in the end, and what was told to end ends."""
+"""Boots and terminations: every boot gets an outcome, and a terminated instance is gone in the end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse
 from nodestate.testing import TransitMessage
-from tests.scheduling.cells import behind, boot, cell_of
+from tests.scheduling.cells import boot, cell_of, freeze_view
 
 
-def test_who_cancels_a_boot_that_is_under_way_stops_nobody() -> None:
-    """``Future.cancel`` would make its outcome an error in ``step``, and others of the batch would never have theirs."""
+def test_cancelling_the_future_of_a_boot_changes_nothing() -> None:
+    """Otherwise ``set_result`` would raise in ``step``, and the other boots of the batch would never get an outcome."""
     _, (one, _) = cell_of(2)
     boots = one.scheduler.submit(parse({"count": 2, "resources": {"VCPU": 1}}))
     assert not boots[0].future.cancel()
@@ -23,32 +23,33 @@ def test_who_cancels_a_boot_that_is_under_way_stops_nobody() -> None:
     assert all(isinstance(boot.outcome, Booted) for boot in boots)
 
 
-def test_a_filter_that_fails_costs_no_boot_its_outcome() -> None:
-    """The error is its author's to see, and who waits for the boots hears of it, too."""
+def test_boots_get_an_outcome_although_a_filter_raises() -> None:
+    """``step`` raises the error for the filter's author, and the outcome of each boot names it."""
     cell, (one, _) = cell_of(2)
 
     def faulty(*_: object) -> bool:
-        raise ZeroDivisionError("as its author did not foresee")
+        raise ZeroDivisionError("an unforeseen case")
 
     filters = one.scheduler.selector.policies.filters
     boots = one.scheduler.submit(parse({"count": 2, "resources": {"VCPU": 1}}))
     filters["faulty"] = faulty
-    told = (
-        f"filter 'faulty' ({__name__}:{faulty.__qualname__}) failed: ZeroDivisionError('as its author did not foresee')"
-    )
+    message = f"filter 'faulty' ({__name__}:{faulty.__qualname__}) failed: ZeroDivisionError('an unforeseen case')"
     with pytest.raises(PolicyError) as raised:
         one.scheduler.step()
-    assert str(raised.value) == told
+    assert str(raised.value) == message
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     del filters["faulty"]
-    whys = [str(outcome.reason) for boot in boots if isinstance(outcome := boot.future.result(0), Failed)]
-    assert whys == [f"no node could be chosen: {told}"] * 2
+    reasons = [str(outcome.reason) for boot in boots if isinstance(outcome := boot.future.result(0), Failed)]
+    assert reasons == [f"no node could be chosen: {message}"] * 2
     cell.run_for(2.0)
     assert [claim for node in ("n0", "n1") for claim in cell.claims(node)] == []
 
 
-def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
-    """Its agent died between storing and saying so. The user was told that the move failed, so the instance stays where it was."""
+def test_instance_that_a_failed_migration_built_is_ended_when_its_node_returns() -> None:
+    """The target's agent died after it stored the instance and before it answered.
+
+    The user was told that the migration failed, so the original stays and the copy is ended.
+    """
     cell, (one, _) = cell_of(2)
     at = boot(one.scheduler, "a").node
     other = "n1" if at == "n0" else "n0"
@@ -57,13 +58,13 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
     taken: list[Build] = []
     arrive = cell.broker.transit.arrive
 
-    def watched(letter: TransitMessage) -> None:
+    def watch(letter: TransitMessage) -> None:
         order = decode_order(letter.body) if letter.kind == "order" else None
         if isinstance(order, Build) and order.node == other:
             taken.append(order)
         arrive(letter)
 
-    cell.broker.transit.arrive = watched  # type: ignore[method-assign]
+    cell.broker.transit.arrive = watch  # type: ignore[method-assign]  # observes orders
     assert isinstance(one.scheduler.migrations.migrate("a", to=other), Failed)
     [order] = taken
     cell.run_for(2 * TERMINATION_RETRY_S)
@@ -73,10 +74,10 @@ def test_what_a_dead_node_built_is_ended_when_it_comes_back() -> None:
     assert cell.nodes_by_instance() == {"a": [at]}
 
 
-def test_what_is_ended_before_a_view_shows_it_is_told_again() -> None:
-    """The first order to end it is lost."""
+def test_lost_termination_of_an_instance_that_no_view_shows_yet_is_sent_again() -> None:
+    """The first ``End`` is lost; the scheduler knows of the instance by the agent's answer alone."""
     cell, (one, _) = cell_of(2)
-    behind(cell, one)
+    freeze_view(cell, one)
     booted = boot(one.scheduler, "a")
     cell.broker.transit.holding = True
     one.scheduler.terminations.terminate([(booted.node, "a")])
@@ -87,8 +88,8 @@ def test_what_is_ended_before_a_view_shows_it_is_told_again() -> None:
     assert cell.nodes_by_instance() == {}
 
 
-def test_what_was_moved_is_ended_by_who_names_the_node_that_it_was_on() -> None:
-    """It is the instance that its user is done with."""
+def test_terminating_an_instance_on_its_former_node_ends_it_on_its_present_node() -> None:
+    """The user wants the instance gone and does not know that another scheduler has migrated it."""
     cell, (one, two) = cell_of(2)
     booted = boot(one.scheduler, "a")
     cell.run_for(2.0)
@@ -99,17 +100,17 @@ def test_what_was_moved_is_ended_by_who_names_the_node_that_it_was_on() -> None:
     assert cell.nodes_by_instance() == {}
 
 
-def test_an_instance_that_moves_while_it_is_ended_is_ended() -> None:
+def test_an_instance_that_is_migrated_while_it_is_terminated_is_ended() -> None:
     cell, (one, two) = cell_of(3)
     boot(one.scheduler, "a")
-    behind(cell, one)
+    freeze_view(cell, one)
     assert isinstance(two.scheduler.migrations.migrate("a"), Booted)
     cell.clock.run_others = lambda: (setattr(one.reader, "lagging", False), cell.step_agents())[1]
     one.scheduler.terminations.terminate_everywhere(["a"], 20.0)
     assert cell.nodes_by_instance() == {}
 
 
-def test_who_waits_in_vain_for_an_end_is_told_where_the_instance_is() -> None:
+def test_a_termination_that_times_out_names_the_node_that_still_has_the_instance() -> None:
     cell, (one, _) = cell_of(2)
     at = boot(one.scheduler, "a").node
     cell.run_for(2.0)

@@ -1,4 +1,4 @@
-"""Commands wait until a view shows what they did, and end nothing that counts meanwhile."""
+"""Commands wait until a view shows their result, and meanwhile end no authoritative allocation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Wait = Callable[[SchedulerProcess, Iterable[BootOutcome]], None]
 
 @pytest.fixture
 def waiting_cell(monkeypatch: pytest.MonkeyPatch) -> tuple[SchedulingCell, list[SchedulerProcess], Wait]:
-    """Four nodes and two schedulers, and how a command of one of them waits."""
+    """Return a cell of four nodes, two schedulers, and the function by which a command of one of them waits."""
     cell, processes = cell_of(4)
     monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=cell.clock.monotonic))
     run: Any = SimpleNamespace(err=SimpleNamespace(print=lambda *_, **__: None))
     return cell, processes, lambda process, outcomes: commands.wait_until_shown(run, process.scheduler, outcomes)
 
 
-def test_what_was_moved_before_the_boot_was_seen_stays_where_it_was_moved(
+def test_an_instance_that_was_migrated_before_its_boot_was_seen_stays_where_it_is(
     waiting_cell: tuple[SchedulingCell, list[SchedulerProcess], Wait],
 ) -> None:
-    """Whose boot it was sees it on two nodes, of which his is the older one."""
+    """The scheduler that booted it sees it on two nodes; the allocation of its own boot is the older one."""
     cell, (one, two), wait = waiting_cell
     booted = boot(one.scheduler, "a")
     cell.run_for(1.0)
@@ -39,10 +39,10 @@ def test_what_was_moved_before_the_boot_was_seen_stays_where_it_was_moved(
     assert cell.nodes_by_instance() == {"a": [moved.node]}
 
 
-def test_a_node_that_two_evacuate_at_once_loses_nothing(
+def test_a_node_that_two_schedulers_evacuate_at_once_loses_no_instance(
     waiting_cell: tuple[SchedulingCell, list[SchedulerProcess], Wait],
 ) -> None:
-    """Each of them sees the copy of the other."""
+    """Each scheduler sees the copy that the other made."""
     cell, (one, two), wait = waiting_cell
     at = boot(one.scheduler, "a").node
     cell.run_for(3.0)

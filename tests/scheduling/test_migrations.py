@@ -1,4 +1,4 @@
-"""Migrations, resizes and ends against each other."""
+"""Migrations, resizes and terminations that meet each other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from nodestate.scheduling.orders.boot import Boot, Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.reservations import Confirmed
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve
+from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve
 
 
-def begin_move(process: SchedulerProcess, instance: str) -> Boot:
-    """Its order is sent; somebody else decides when it comes."""
+def begin_migration(process: SchedulerProcess, instance: str) -> Boot:
+    """Send the order of a migration; the test decides when it arrives."""
     migrations = process.scheduler.migrations
     resident = migrations.find(instance)
     moving = migrations.boot_of(resident, resident.request)
@@ -24,8 +24,8 @@ def begin_move(process: SchedulerProcess, instance: str) -> Boot:
     return moving
 
 
-def test_what_was_resized_a_moment_ago_ends_when_it_is_told_to() -> None:
-    """Who ends it had read a view from before, and names the order that built what it is to end."""
+def test_an_instance_that_was_just_resized_can_be_terminated() -> None:
+    """The terminating scheduler has read an older view, and ends by order id; it refreshes first."""
     cell, (one, two) = cell_of(2)
     node = boot(one.scheduler, "a").node
     cell.run_for(2.0)
@@ -37,11 +37,11 @@ def test_what_was_resized_a_moment_ago_ends_when_it_is_told_to() -> None:
     assert cell.nodes_by_instance() == {}
 
 
-def test_what_was_resized_unseen_ends_all_the_same() -> None:
-    """The order of the view is not the one that built what is there; its life is."""
+def test_an_instance_that_was_resized_after_the_last_view_can_be_terminated() -> None:
+    """The allocation has a newer order id than in the view, and the same lifetime."""
     cell, (one, two) = cell_of(2)
     node = boot(one.scheduler, "a").node
-    behind(cell, two)
+    freeze_view(cell, two)
     assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
     two.scheduler.terminations.terminate([(node, "a")])
     two.reader.lagging = False
@@ -49,11 +49,11 @@ def test_what_was_resized_unseen_ends_all_the_same() -> None:
     assert cell.nodes_by_instance() == {}
 
 
-def test_what_was_ended_stays_ended_though_somebody_moves_it_on_a_view_from_before() -> None:
-    """Each of them did as told; the life of the instance is over."""
+def test_a_terminated_instance_stays_terminated_although_a_scheduler_with_an_old_view_migrates_it() -> None:
+    """The terminating scheduler sees the same lifetime on the other node, and ends it there."""
     cell, (one, two) = cell_of(3)
     at = boot(one.scheduler, "a").node
-    behind(cell, two)
+    freeze_view(cell, two)
     one.scheduler.terminations.terminate([(at, "a")])
     cell.step_agents()
     assert cell.nodes_by_instance() == {}
@@ -65,8 +65,8 @@ def test_what_was_ended_stays_ended_though_somebody_moves_it_on_a_view_from_befo
     assert cell.nodes_by_instance() == {}
 
 
-def test_a_move_looks_again_before_it_chooses_another_node() -> None:
-    """Its instance was ended while the first node was silent."""
+def test_a_migration_checks_its_instance_again_before_it_chooses_another_node() -> None:
+    """The instance was terminated while the first node did not answer."""
     cell, (one, two) = cell_of(3)
     at = boot(one.scheduler, "a").node
     cell.run_for(2.0)
@@ -75,7 +75,7 @@ def test_a_move_looks_again_before_it_chooses_another_node() -> None:
         cell.fleet.kill(node)
     ended: list[str] = []
 
-    def live() -> None:
+    def step_others() -> None:
         cell.step_agents()
         if not ended:
             ended.append("a")
@@ -83,14 +83,14 @@ def test_a_move_looks_again_before_it_chooses_another_node() -> None:
             two.scheduler.terminations.terminate([(at, "a")])
             cell.clock.busy = False
 
-    cell.clock.run_others = live
+    cell.clock.run_others = step_others
     moved = one.scheduler.migrations.migrate("a")
     assert isinstance(moved, Failed)
     assert str(moved.reason) == f"a was terminated, migrated or changed on {at} meanwhile"
 
 
-def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
-    """It is another life of it, which nobody ended."""
+def test_the_id_of_a_terminated_instance_can_be_booted_again_at_once() -> None:
+    """The repeated ``End`` of the first lifetime does not end the second one."""
     cell, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     cell.run_for(2.0)
@@ -102,11 +102,11 @@ def test_an_id_that_was_ended_may_be_booted_again_at_once() -> None:
     assert cell.nodes_by_instance() == {"a": [again.node]}
 
 
-def test_of_two_who_resize_at_once_the_second_is_told_and_undoes_nothing() -> None:
-    """It computed from what the first one changed."""
+def test_the_second_of_two_simultaneous_resizes_is_refused() -> None:
+    """It was computed from the resources that the first one has changed."""
     cell, (one, two) = cell_of(2)
     node = boot(one.scheduler, "a").node
-    behind(cell, two)
+    freeze_view(cell, two)
     assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
     second = two.scheduler.migrations.resize("a", {"VCPU": 2})
     assert isinstance(second, Failed)
@@ -117,15 +117,18 @@ def test_of_two_who_resize_at_once_the_second_is_told_and_undoes_nothing() -> No
     assert cell.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
 
 
-def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
-    """Before that nobody knows whether it stays; and a copy that was told of no mark would look as if it were the last one."""
+def test_a_member_of_a_reservation_can_be_migrated_and_resized_once_all_members_are_placed() -> None:
+    """Before that the reservation may still be rolled back.
+
+    A copy without the hint ``placed`` would also look like the last member of an incomplete reservation.
+    """
     cell, (one, two) = cell_of(4)
     held = reserve(one.scheduler, "a", "b")
     places = {member.instance: member.node for member in held.members}
     cell.fleet.kill(places["b"])
     refused: list[str] = []
 
-    def live() -> None:
+    def step_others() -> None:
         cell.step_agents()
         if "a" in cell.nodes_by_instance() and len(refused) < 3:
             cell.clock.busy = True
@@ -138,7 +141,7 @@ def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
             cell.clock.busy = False
             refused.append("a")
 
-    cell.clock.run_others = live
+    cell.clock.run_others = step_others
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert refused
     cell.clock.run_others = cell.step_agents
@@ -152,8 +155,8 @@ def test_a_member_moves_and_is_resized_once_all_are_placed() -> None:
     assert cell.nodes_by_instance().keys() == {"a", "b"}
 
 
-def test_a_resize_whose_answer_is_lost_is_known_by_the_view() -> None:
-    """It names the order that built what is there."""
+def test_a_resize_whose_answer_is_lost_is_completed_by_the_view() -> None:
+    """The view shows the allocation with the id of the resize's order."""
     cell, (one, _) = cell_of(2)
     node = boot(one.scheduler, "a").node
     cell.run_for(2.0)
@@ -165,12 +168,12 @@ def test_a_resize_whose_answer_is_lost_is_known_by_the_view() -> None:
     assert cell.claims(node) == []
 
 
-def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_resized_it_since() -> None:
-    """Its life is what it began, though another order built what is there."""
+def test_a_boot_whose_answer_is_lost_is_completed_by_the_view_although_another_scheduler_resized_it() -> None:
+    """The view shows the boot's lifetime under the order id of the resize."""
     cell, (one, two) = cell_of(2)
     resized: list[str] = []
 
-    def live() -> None:
+    def step_others() -> None:
         cell.step_agents()
         if "a" in cell.nodes_by_instance() and not resized:
             resized.append("a")
@@ -182,24 +185,27 @@ def test_a_boot_whose_answer_is_lost_is_known_by_the_view_also_where_somebody_re
             assert isinstance(two.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
             one.scheduler.refresh()
 
-    cell.clock.run_others = live
+    cell.clock.run_others = step_others
     with losing_answers(cell):
         outcome = boot(one.scheduler, "a")
     assert (resized, outcome.refusals) == (["a"], ())
     assert cell.nodes_by_instance() == {"a": [outcome.node]}
 
 
-def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too_many() -> None:
-    """Its agent built it, said so, and hung: who tidies up sees a later order there, and who moved it told its user that it stays."""
+def test_a_failed_migration_that_was_carried_out_late_ends_only_the_copy() -> None:
+    """The agent built the instance and died; the user was told that the migration failed.
+
+    The reconciler sees the newer order id on the copy and must not end the original.
+    """
     cell, (one, _) = cell_of(2)
     at = boot(one.scheduler, "a").node
     [to] = [node for node in cell.fleet.nodes() if node != at]
-    behind(cell, one)
+    freeze_view(cell, one)
     one.scheduler.refresher.max_age = 20.0
     cell.broker.transit.holding = True
     began, lost = cell.clock.monotonic(), []
 
-    def live() -> None:
+    def step_others() -> None:
         cell.step_agents()
         if cell.clock.monotonic() - began > 3.5 and not lost:
             lost.append(to)
@@ -212,7 +218,7 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
             cell.broker.transit.holding = False
             cell.clock.busy = False
 
-    cell.clock.run_others = live
+    cell.clock.run_others = step_others
     assert isinstance(one.scheduler.migrations.migrate("a", to=to), Failed)
     assert cell.nodes_by_instance() == {"a": sorted([at, to])}
     cell.clock.run_others = cell.step_agents
@@ -225,15 +231,15 @@ def test_a_move_that_was_given_up_and_carried_out_all_the_same_costs_no_copy_too
     assert cell.nodes_by_instance() == {"a": [at]}
 
 
-def test_a_move_that_comes_after_that_of_somebody_else_ends_nothing() -> None:
-    """Both go to the same node: the second order there is refused, so what is to undo it ends nothing."""
+def test_a_late_migration_after_another_scheduler_s_migration_ends_no_instance() -> None:
+    """Both go to the same node, which refuses the second order; so the ``End`` that undoes it finds nothing to end."""
     cell, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     [to] = [node for node in cell.fleet.nodes() if node != at]
-    behind(cell, one)
+    freeze_view(cell, one)
     two.scheduler.refresh()
     cell.broker.transit.holding = True
-    first, second = begin_move(one, "a"), begin_move(two, "a")
+    first, second = begin_migration(one, "a"), begin_migration(two, "a")
     cell.broker.transit.deliver(1)
     cell.agent.step(0.0)
     cell.broker.transit.deliver(1)
@@ -251,8 +257,8 @@ def test_a_move_that_comes_after_that_of_somebody_else_ends_nothing() -> None:
     assert cell.nodes_by_instance() == {"a": [to]}
 
 
-def test_what_was_evacuated_can_be_moved_and_is_evacuated_once_while_its_node_is_dead() -> None:
-    """Its node says still what it said last."""
+def test_an_instance_evacuated_from_a_dead_node_is_not_evacuated_again_and_can_be_migrated() -> None:
+    """The view still shows the last report of the dead node."""
     cell, (one, two) = cell_of(4)
     at = boot(one.scheduler, "a").node
     cell.run_for(2.0)
@@ -272,11 +278,11 @@ def test_what_was_evacuated_can_be_moved_and_is_evacuated_once_while_its_node_is
     assert cell.nodes_by_instance() == {"a": [moved.node]}
 
 
-def test_the_life_that_a_user_began_since_counts_more_than_what_was_moved_of_the_one_before() -> None:
-    """The scheduler that ended it is gone, and the mover's view was from before."""
+def test_a_newer_lifetime_takes_precedence_over_a_late_migration_of_an_older_one() -> None:
+    """The terminating scheduler is gone, and the migrating one has a view from before the termination."""
     cell, (one, two, three) = cell_of(3, 3)
     boot(one.scheduler, "a", 1)
-    behind(cell, two)
+    freeze_view(cell, two)
     one.scheduler.terminations.terminate_everywhere(["a"], 20.0)
     cell.replace_dead(one)
     three.scheduler.refresh()
@@ -288,8 +294,8 @@ def test_the_life_that_a_user_began_since_counts_more_than_what_was_moved_of_the
     assert cell.fleet.room(again.node).allocations["a"]["resources"]["VCPU"] == 4
 
 
-def built_by(cell: SchedulingCell, moving: Boot) -> str:
-    """The node of its order carries it out, and loses its power before it says so."""
+def build_and_power_off(cell: SchedulingCell, moving: Boot) -> str:
+    """Let the node carry out the order of a migration and lose its power before it answers; returns the node."""
     assert moving.order is not None
     node = moving.order.node
     cell.broker.transit.under_way.clear()
@@ -300,13 +306,13 @@ def built_by(cell: SchedulingCell, moving: Boot) -> str:
 
 
 @pytest.mark.parametrize("node_max_age", [None, 20.0])
-def test_what_a_dead_node_said_last_ends_nothing_that_lives(node_max_age: float | None) -> None:
-    """Whoever moved it there died, too; what it built has the later order."""
+def test_the_last_report_of_a_dead_node_does_not_end_the_living_instance(node_max_age: float | None) -> None:
+    """The migrating scheduler died, too; the copy on the dead node has the newer order id."""
     cell, (one, two) = cell_of(2)
     two.scheduler.refresher.node_max_age = node_max_age
     at = boot(one.scheduler, "a").node
     cell.run_for(2.0)
-    begin_move(one, "a")
+    begin_migration(one, "a")
     cell.agent.step(0.0)
     cell.consumer.step()
     [to] = [node for node in cell.nodes_by_instance()["a"] if node != at]
@@ -323,14 +329,14 @@ def test_what_a_dead_node_said_last_ends_nothing_that_lives(node_max_age: float 
     assert cell.nodes_by_instance() == {"a": [to]}
 
 
-def test_what_a_dead_node_built_of_an_instance_that_was_ended_since_ends_with_it() -> None:
-    """Its user saw one node with it; who moved it knows of the other."""
+def test_a_copy_on_a_dead_node_is_ended_with_its_terminated_instance_when_the_node_returns() -> None:
+    """The user saw the instance on one node; the migrating scheduler knows of the possible copy."""
     cell, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     cell.run_for(2.0)
     cell.broker.transit.holding = True
-    moving = begin_move(one, "a")
-    built_by(cell, moving)
+    moving = begin_migration(one, "a")
+    build_and_power_off(cell, moving)
     one.scheduler.run(lambda: moving.outcome is not None, 30.0)
     assert isinstance(moving.outcome, Failed)
     two.scheduler.refresh()
@@ -341,8 +347,8 @@ def test_what_a_dead_node_built_of_an_instance_that_was_ended_since_ends_with_it
     assert cell.nodes_by_instance() == {}
 
 
-def test_what_was_told_to_be_elsewhere_stays_there_when_the_node_it_was_on_is_back() -> None:
-    """Its evacuation was given up, and carried out all the same."""
+def test_an_evacuated_instance_stays_on_its_new_node_when_the_old_node_returns() -> None:
+    """The first evacuation failed and was carried out late; the second one found the copy."""
     cell, (one, two) = cell_of(2)
     for process in (one, two):
         process.scheduler.refresher.node_max_age = 25.0
@@ -350,8 +356,8 @@ def test_what_was_told_to_be_elsewhere_stays_there_when_the_node_it_was_on_is_ba
     cell.run_for(2.0)
     cell.power_off(at)
     cell.broker.transit.holding = True
-    moving = begin_move(one, "a")
-    to = built_by(cell, moving)
+    moving = begin_migration(one, "a")
+    to = build_and_power_off(cell, moving)
     one.scheduler.run(lambda: moving.outcome is not None, 30.0)
     cell.run_for(30.0)
     cell.powered_off.discard(to)

@@ -1,14 +1,14 @@
-"""Reconciler: what others left half done is finished, and nothing that lives is ended."""
+"""The reconciler finishes what other schedulers left unfinished, and ends no instance that a user counts on."""
 
 from __future__ import annotations
 
 from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.reservations import Confirmed
-from tests.scheduling.cells import behind, boot, cell_of, reserve
+from tests.scheduling.cells import boot, cell_of, freeze_view, reserve
 
 
-def test_a_mark_that_is_late_undoes_no_resize() -> None:
-    """The view of who tidies up was from before it."""
+def test_a_late_placement_hint_does_not_undo_a_resize() -> None:
+    """The scheduler that sends the hint has a view from before the resize."""
     cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a")
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
@@ -22,9 +22,10 @@ def test_a_mark_that_is_late_undoes_no_resize() -> None:
 
 
 def test_of_an_instance_that_was_booted_twice_the_later_boot_stays() -> None:
-    """Who tries again with another scheduler, as the first one did not answer, was told of the later one."""
+    """A user who tried again with another scheduler, as the first did not answer, was told the node of the later
+    boot."""
     cell, (one, two) = cell_of(2)
-    behind(cell, two)
+    freeze_view(cell, two)
     first = boot(one.scheduler, "a")
     second = boot(two.scheduler, "a", ignore_nodes=[first.node])
     assert set(cell.nodes_by_instance()["a"]) == {first.node, second.node}

@@ -1,4 +1,4 @@
-"""Groups: all members or none, whoever dies, is silent or interferes meanwhile."""
+"""Reservations: all members or none, although schedulers die, agents do not answer or other users interfere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
 from nodestate.testing import TransitMessage
-from tests.scheduling.cells import behind, boot, cell_of, losing_answers, reserve, wanted
+from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve, wanted
 
 
-def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
-    """It would be on two nodes in the end, and nobody could tell which one counts."""
+def test_an_instance_that_a_node_reports_is_not_reserved_again() -> None:
+    """It would end up on two nodes, and neither allocation would be the authoritative one."""
     cell, (one, two) = cell_of(2)
     at = boot(one.scheduler, "a").node
     cell.run_for(1.0)
@@ -28,8 +28,8 @@ def test_an_instance_that_a_node_has_is_not_reserved_again() -> None:
     assert [claim for node in ("n0", "n1") for claim in cell.claims(node) if claim.reservation] == []
 
 
-def test_what_was_not_confirmed_is_not_held() -> None:
-    """The claims of the members that were built are given back, as those are ended."""
+def test_a_reservation_that_could_not_be_confirmed_is_no_longer_held() -> None:
+    """The members that were built are ended, and their claims are given back."""
     cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b", vcpu=8)
     [last] = [member.node for member in held.members if member.instance == "b"]
@@ -42,8 +42,8 @@ def test_what_was_not_confirmed_is_not_held() -> None:
     assert cell.nodes_by_instance() == {}
 
 
-def test_what_was_released_does_not_come_back_with_a_lost_record() -> None:
-    """Who made the reservation saw no loss, but that somebody else released it."""
+def test_a_released_reservation_does_not_return_when_a_claim_record_is_lost() -> None:
+    """The scheduler that made it sees that another scheduler released it, so it does not write the claims again."""
     cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b", hold_s=600.0)
     two.scheduler.reservations.release(held.id)
@@ -54,8 +54,8 @@ def test_what_was_released_does_not_come_back_with_a_lost_record() -> None:
     assert two.scheduler.reservations.held() == []
 
 
-def test_nobody_ends_members_while_the_others_are_built() -> None:
-    """It takes longer than the grace of who tidies up, and goes to nodes on which that one has read no claim yet."""
+def test_the_reconciler_spares_members_while_others_are_still_being_built() -> None:
+    """The build takes longer than the reconciler's grace, on nodes whose claims the other scheduler has not read."""
     cell, (one, two) = cell_of(9)
     held = reserve(one.scheduler, "a", "b")
     [at] = [member.node for member in held.members if member.instance == "a"]
@@ -64,7 +64,7 @@ def test_nobody_ends_members_while_the_others_are_built() -> None:
         cell.fleet.kill(node)
     began = cell.clock.monotonic()
 
-    def live() -> None:
+    def step_others() -> None:
         if cell.clock.monotonic() - began > cell.config.claim_ttl_s + 5.0:
             while others:
                 cell.fleet.revive(others.pop())
@@ -73,21 +73,21 @@ def test_nobody_ends_members_while_the_others_are_built() -> None:
         two.scheduler.step(0.0)
         cell.clock.busy = False
 
-    cell.clock.run_others = live
+    cell.clock.run_others = step_others
     assert isinstance(one.scheduler.reservations.confirm(held.id, timeout_s=60.0), Confirmed)
     assert cell.clock.monotonic() - began > cell.config.claim_ttl_s
     assert cell.nodes_by_instance().keys() == {"a", "b"}
 
 
-def test_a_member_that_is_ended_while_the_others_are_built_ends_them() -> None:
-    """Whoever ended it: all members, or none."""
+def test_terminating_a_member_while_others_are_built_ends_all_members() -> None:
+    """All members or none, also if a user terminated the one."""
     cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
     places = {member.instance: member.node for member in held.members}
     cell.fleet.kill(places["b"])
     ended: list[str] = []
 
-    def live() -> None:
+    def step_others() -> None:
         cell.step_agents()
         if "a" in cell.nodes_by_instance() and not ended:
             ended.append("a")
@@ -96,7 +96,7 @@ def test_a_member_that_is_ended_while_the_others_are_built_ends_them() -> None:
             two.scheduler.terminations.terminate([(places["a"], "a")])
             cell.clock.busy = False
 
-    cell.clock.run_others = live
+    cell.clock.run_others = step_others
     outcome = one.scheduler.reservations.confirm(held.id)
     assert isinstance(outcome, NotConfirmed)
     assert [failed.instance for failed in outcome.failed] == ["a"]
@@ -104,8 +104,8 @@ def test_a_member_that_is_ended_while_the_others_are_built_ends_them() -> None:
     assert cell.nodes_by_instance() == {}
 
 
-def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> None:
-    """It would be on two nodes, neither of them the later one."""
+def test_a_member_that_was_booted_on_another_node_meanwhile_is_not_built_again() -> None:
+    """It would be on two nodes, and neither allocation would be the later one."""
     cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a")
     [member] = held.members
@@ -117,8 +117,8 @@ def test_a_member_that_was_booted_elsewhere_meanwhile_is_not_built_again() -> No
 
 
 @pytest.mark.parametrize("away", [0, 1])
-def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away: int) -> None:
-    """Also where claims were known there."""
+def test_while_a_claim_server_is_down_reservations_use_the_nodes_of_the_others(away: int) -> None:
+    """Also if claims on the server that is down are known."""
     cell, (one, two) = cell_of(8)
     reserve(two.scheduler, *"abcdef")
     one.scheduler.reservations.held()
@@ -129,22 +129,23 @@ def test_a_server_of_claims_that_is_away_costs_a_reservation_only_its_nodes(away
     assert cell.server(member.node) is not cell.servers[away]
 
 
-def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
-    """Its agents know by then, also where the first order to say so was lost: else the others would pass for the rest of one
-    that was never whole.
+def test_members_of_a_confirmed_reservation_can_be_terminated_one_by_one() -> None:
+    """The agents know that the reservation is placed, although the first orders that say so were lost.
+
+    Otherwise the remaining members would look like a reservation that was never complete, and would be ended.
     """
     cell, (one, two) = cell_of(2)
     held = reserve(one.scheduler, "a", "b")
     arrive, lost = cell.broker.transit.arrive, []
 
-    def lossy(letter: TransitMessage) -> None:
-        order = decode_order(letter.body) if letter.kind == "order" else None
+    def lose_two(message: TransitMessage) -> None:
+        order = decode_order(message.body) if message.kind == "order" else None
         if isinstance(order, Build) and order.in_place and len(lost) < 2:
             lost.append(order)
         else:
-            arrive(letter)
+            arrive(message)
 
-    cell.broker.transit.arrive = lossy  # type: ignore[method-assign]
+    cell.broker.transit.arrive = lose_two  # type: ignore[method-assign]
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
     assert len(lost) == 2
     cell.replace_dead(one)
@@ -155,8 +156,8 @@ def test_who_is_told_that_a_reservation_is_placed_may_end_its_members() -> None:
     assert cell.nodes_by_instance().keys() == {"b"}
 
 
-def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> None:
-    """A view from before could not have shown that somebody ended one meanwhile."""
+def test_confirm_waits_for_a_view_that_shows_all_members_before_it_marks_them_as_placed() -> None:
+    """An older view could not show that a user terminated a member meanwhile."""
     cell, (one, _) = cell_of(2)
     held = reserve(one.scheduler, "a", "b")
     cell.consumer_frozen = True
@@ -170,8 +171,8 @@ def test_nobody_is_told_that_members_are_placed_before_a_view_shows_them() -> No
         assert allocation["hints"]["placed"]
 
 
-def test_a_member_that_is_booted_again_is_another_life() -> None:
-    """What ended the first, or was to undo it, ends nothing of the second."""
+def test_a_member_that_is_booted_again_begins_another_lifetime() -> None:
+    """Terminations and roll-backs of the first lifetime do not end the second one."""
     cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b", hold_s=600.0)
     cell.agent_frozen = True
@@ -191,8 +192,8 @@ def test_a_member_that_is_booted_again_is_another_life() -> None:
     assert cell.nodes_by_instance() == {"a": [second.node]}
 
 
-def test_a_reservation_is_confirmed_once() -> None:
-    """It holds nothing from then on."""
+def test_a_reservation_can_be_confirmed_only_once() -> None:
+    """It holds no claim from then on."""
     cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
     assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
@@ -207,8 +208,8 @@ def test_a_reservation_is_confirmed_once() -> None:
     assert cell.nodes_by_instance().keys() == {"b"}
 
 
-def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() -> None:
-    """What they built meanwhile is what they were told the first time."""
+def test_confirming_again_after_a_timeout_builds_no_member_twice() -> None:
+    """The agents have carried out the orders of the first confirmation meanwhile."""
     cell, (one, _) = cell_of(3)
     held = reserve(one.scheduler, "a", "b")
     cell.consumer_frozen = True
@@ -222,7 +223,7 @@ def test_who_confirms_again_after_agents_were_too_slow_builds_nothing_twice() ->
     assert {name: len(nodes) for name, nodes in cell.nodes_by_instance().items()} == {"a": 1, "b": 1}
 
 
-def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
+def test_listing_and_confirming_fail_while_a_claim_server_is_down() -> None:
     cell, (one, _) = cell_of(8)
     held = reserve(one.scheduler, *"abcdef", hold_s=600.0)
     cell.servers[0].stop()
@@ -231,15 +232,17 @@ def test_what_no_server_of_claims_says_is_an_error_that_says_so() -> None:
             call()
 
 
-@pytest.mark.parametrize("answers", ["come", "are lost"])
-@pytest.mark.parametrize("view", ["is new", "is from before"])
+@pytest.mark.parametrize("answers", ["arrive", "are lost"])
+@pytest.mark.parametrize("view", ["is new", "is old"])
 @pytest.mark.parametrize("calls", range(2, 14, 2))
-def test_who_confirms_after_one_that_died_over_it_has_all_or_none(calls: int, view: str, answers: str) -> None:
-    """Wherever it died; what it built is known by the view, or by its agents' refusals."""
+def test_a_second_confirm_after_the_death_of_the_first_builds_all_members_or_none(
+    calls: int, view: str, answers: str
+) -> None:
+    """Wherever the first one died: its members are known by the view, or by the refusals of the agents."""
     cell, (one, two) = cell_of(3)
     held = reserve(one.scheduler, "a", "b", hold_s=120.0)
-    if view == "is from before":
-        behind(cell, two)
+    if view == "is old":
+        freeze_view(cell, two)
     with losing_answers(cell) if answers == "are lost" else nullcontext(), cell.crashing(one, calls):
         one.scheduler.reservations.confirm(held.id, timeout_s=12.0)
     cell.step_agents()
