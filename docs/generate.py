@@ -29,7 +29,7 @@ DOCS: Final = Path(__file__).parent
 REFERENCE: Final = DOCS / "reference"
 
 LIMITS: Final[dict[str, dict[str, str]]] = {
-    "nodestate.model": {
+    "nodestate.model.limits": {
         "MAX_EVENT_BYTES": "one event on the wire",
         "MAX_STATE_BYTES": "one state, as msgpack",
         "MAX_NODE_NAME_CHARS": "a node's name",
@@ -57,7 +57,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_CELL_CHARS": "a cell's name",
         "BUCKETS_COUNT": "buckets to which nodes hash, and the largest number of partitions",
     },
-    "nodestate.ports": {"MAX_TTL_S": "a time to live; memcached interprets a larger number as a date"},
+    "nodestate.ports.store": {"MAX_TTL_S": "a time to live; memcached interprets a larger number as a date"},
     "nodestate.store.wire": {"PART_BYTES": "intended size of one part of a checkpoint"},
     "nodestate.consumers.partition": {
         "MAX_SEGMENT_BYTES": "events of one commit; less where the server's items are smaller",
