@@ -1,19 +1,27 @@
-"""Every exception nodestate raises on purpose. Numbers are attributes, so that callers need not parse texts."""
+"""Every exception that nodestate raises on purpose. Numbers and names are attributes, so callers need not parse texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 SHOWN_COUNT: Final = 4
 """Partitions or nodes that a message names at most."""
 
 
 class NodestateError(Exception):
-    """Base of all errors below: catch this to catch nodestate's own. They can be pickled, with their numbers."""
+    """Base of all errors below; catch it to catch all errors of nodestate. Errors and their attributes can be pickled."""
 
     kind: ClassVar[str] = "error"
+    """Frozen word for the kind of error, printed by ``--json``."""
+
+    json_names: ClassVar[Mapping[str, str]] = {}
+    """Frozen names that ``--json`` prints for attributes with another name."""
+
+    def json_fields(self) -> dict[str, Any]:
+        """The attributes that ``--json`` prints, by their frozen names."""
+        return {self.json_names.get(name, name): value for name, value in vars(self).items()}
 
     def __reduce__(
         self,
@@ -22,12 +30,12 @@ class NodestateError(Exception):
 
 
 def _unpickled(kind: type[NodestateError], args: tuple[object, ...]) -> NodestateError:
-    """Anew without its constructor, whose arguments the text was made of."""
+    """Create an error without its constructor, because ``args`` holds the text and not the constructor's arguments."""
     return kind.__new__(kind, *args)
 
 
 class ConfigError(NodestateError):
-    """Raised when a setting is missing, unknown or does not fit; says which and where it came from."""
+    """Raised if a setting is missing, unknown or out of range. The message names the setting and its source."""
 
     kind: ClassVar[str] = "config"
 
@@ -36,9 +44,11 @@ class ConfigError(NodestateError):
 
 
 class BadEventError(NodestateError):
-    """Raised when an event breaks the format (DESIGN.md section 4).
+    """Raised if an event breaks the format (DESIGN.md section 4).
 
-    ``reason`` is a short frozen code for counters and headers, ``detail`` is for people.
+    Attributes:
+        reason: a short frozen code for counters and headers.
+        detail: text for people.
     """
 
     kind: ClassVar[str] = "bad-event"
@@ -53,24 +63,31 @@ class BadEventError(NodestateError):
 
 
 class DesignStepError(NodestateError):
-    """Raised when a step of a switch between designs can't be taken now; says what would have to be done first."""
+    """Raised if a step of a switch between designs is not possible now.
+
+    Attributes:
+        reason: why the step is not possible.
+        first: the command to run before the step.
+    """
 
     kind: ClassVar[str] = "design-step"
+    json_names: ClassVar[Mapping[str, str]] = {"reason": "why"}
 
-    def __init__(self, why: str, first: str) -> None:
-        super().__init__(f"{why}; first: {first}")
-        self.why = why
+    def __init__(self, reason: str, first: str) -> None:
+        super().__init__(f"{reason}; first: {first}")
+        self.reason = reason
         self.first = first
 
 
 class ControlLostError(NodestateError):
-    """Raised when the place that decides on the control record has none, or an old one."""
+    """Raised if the store that decides on the control record has no control record, or an old one."""
 
     kind: ClassVar[str] = "control-record-lost"
 
     def __init__(self, server: str) -> None:
         super().__init__(
-            f"{server} has no control record of this cell, or an old one; consumers write it within seconds: is one running?"
+            f"{server} has no control record of this cell, or an old one. A running consumer writes the record again "
+            "within seconds: start a consumer if none is running, then repeat the command"
         )
         self.server = server
 
@@ -79,13 +96,13 @@ class ControlLostError(NodestateError):
 
 
 class StoreError(NodestateError):
-    """Base of what can go wrong with the place where state is kept."""
+    """Base of the errors of the store."""
 
     kind: ClassVar[str] = "store"
 
 
 class StoreUnavailableError(StoreError):
-    """Raised when a server does not answer, or broke off: the outcome of writes under way is unknown."""
+    """Raised if a server does not answer, or the connection broke. The outcome of writes on their way is unknown."""
 
     kind: ClassVar[str] = "store-unavailable"
 
@@ -96,7 +113,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreRefusedError(StoreError):
-    """Raised when a database does not let this user in, or not write."""
+    """Raised if a database rejects the login, or does not allow the user to write."""
 
     kind: ClassVar[str] = "store-refused"
 
@@ -110,12 +127,15 @@ class StoreRefusedError(StoreError):
 
 
 class SchemaError(StoreError):
-    """Raised when a database's tables are not those that this version reads and writes."""
+    """Raised if the tables of a database are not of the revision that this version reads and writes."""
 
     kind: ClassVar[str] = "schema"
 
     def __init__(
-        self, server: str, cause: str, first: str = "run 'nodestate sql upgrade', or the version that its tables are of"
+        self,
+        server: str,
+        cause: str,
+        first: str = "run 'nodestate sql upgrade', or install the version that its tables are for",
     ) -> None:
         super().__init__(f"store {server}: {cause}; {first}")
         self.server = server
@@ -123,14 +143,14 @@ class SchemaError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """Raised when a server refused a write for want of memory (memcached under ``-M``, or a full slab class)."""
+    """Raised if a server has no memory for an item (memcached with ``-M``, or a full slab class)."""
 
     kind: ClassVar[str] = "store-full"
 
     def __init__(self, server: str, key: str, size: int) -> None:
         super().__init__(
-            f"store {server} has no memory left for {key} ({size:,} bytes): nothing was replaced; "
-            "raise its -m, or remove what else lives there"
+            f"store {server} has no memory left for {key} ({size:,} bytes); the old value is unchanged. "
+            "Raise memcached's -m, or remove other data from this server"
         )
         self.server = server
         self.key = key
@@ -138,27 +158,28 @@ class StoreFullError(StoreError):
 
 
 class DatabaseFullError(StoreFullError):
-    """Raised when a database found no room for a transaction on its disk, or in what it may use of it."""
+    """Raised if a database has no room for a transaction, on its disk or within its quota."""
 
     kind: ClassVar[str] = "database-full"
 
     def __init__(self, server: str, cause: str) -> None:
         StoreError.__init__(
-            self, f"store {server} is full: {cause}; nothing was written, and it goes on when there is room on its disk"
+            self,
+            f"store {server} is full: {cause}; nothing was written. Free space on its disk: consumers then continue",
         )
         self.server = server
         self.cause = cause
 
 
 class ItemTooLargeError(StoreError):
-    """Raised before writing an item that is over the server's item limit (memcached ``-I``)."""
+    """Raised before an item is written that is larger than the server's item limit (memcached ``-I``)."""
 
     kind: ClassVar[str] = "item-too-large"
 
     def __init__(self, server: str, key: str, size: int, limit: int) -> None:
         super().__init__(
-            f"{key} would be {size:,} bytes, over the item limit of {limit:,} of store {server}: "
-            "nothing was written; raise its -I"
+            f"{key} has {size:,} bytes, more than the item limit of {limit:,} of store {server}; nothing was written. "
+            "Raise memcached's -I"
         )
         self.server = server
         self.key = key
@@ -167,24 +188,24 @@ class ItemTooLargeError(StoreError):
 
 
 class CorruptItemError(StoreError):
-    """Raised when stored bytes fail their checksum or format; to a reader the same as a lost item."""
+    """Raised if stored bytes fail their checksum or format. Readers treat such an item as lost."""
 
     kind: ClassVar[str] = "corrupt-item"
 
 
 class FencedError(StoreError):
-    """Raised when an owner finds that its partition has a newer owner, or that it took part in another epoch."""
+    """Raised if an owner finds that its partition has a newer owner, or that another owner began an epoch."""
 
     kind: ClassVar[str] = "fenced"
 
     def __init__(self, partition: int, term: int, found: str) -> None:
-        super().__init__(f"partition {partition} is no longer ours (term {term}): {found}")
+        super().__init__(f"partition {partition} has another owner than this one (term {term}): {found}")
         self.partition = partition
         self.term = term
 
 
 class EpochLostError(StoreError):
-    """Raised when the head of a held partition is gone: the store lost it (restart, flush, eviction)."""
+    """Raised if the head of an owned partition is missing: the store restarted, was flushed, or evicted it."""
 
     kind: ClassVar[str] = "epoch-lost"
 
@@ -198,7 +219,7 @@ class EpochLostError(StoreError):
 
 
 class BrokerUnavailableError(NodestateError):
-    """Raised when the broker can't be reached, or the connection broke; unconfirmed publishes may be lost."""
+    """Raised if the broker cannot be reached, or the connection broke. Unconfirmed publishes may be lost."""
 
     kind: ClassVar[str] = "broker-unavailable"
 
@@ -209,25 +230,26 @@ class BrokerUnavailableError(NodestateError):
 
 
 class DeadLetterError(NodestateError):
-    """Raised when a message can't be given to the dead-letter queue just now. The session goes on; the message stays
-    unacked, to be tried again.
+    """Raised if the dead-letter queue does not accept a message now.
+
+    The session continues, and the message stays unacknowledged until a later try.
     """
 
     kind: ClassVar[str] = "dead-letter-refused"
 
     def __init__(self, broker: str, cause: str) -> None:
-        super().__init__(f"broker {broker} takes no dead letters: {cause}")
+        super().__init__(f"broker {broker} accepts no dead letters: {cause}")
         self.broker = broker
         self.cause = cause
 
 
 class UnconfirmedError(NodestateError):
-    """Raised when publishes were not confirmed in time; they are published again as one report."""
+    """Raised if publishes were not confirmed in time. Their state is published again, as one report."""
 
     kind: ClassVar[str] = "unconfirmed"
 
     def __init__(self, count: int, timeout: float) -> None:
-        super().__init__(f"{count} publishes not confirmed within {timeout:g} s")
+        super().__init__(f"the broker did not confirm {count} publishes within {timeout:g} s")
         self.count = count
         self.timeout_s = timeout
 
@@ -236,7 +258,7 @@ class UnconfirmedError(NodestateError):
 
 
 class SourceUnavailableError(NodestateError):
-    """Raised when the place an agent reads state from (a hypervisor) does not answer: its nodes get no heartbeats."""
+    """Raised if the hypervisor that an agent reads does not answer. The agent sends no heartbeats for its nodes."""
 
     kind: ClassVar[str] = "source-unavailable"
 
@@ -247,12 +269,12 @@ class SourceUnavailableError(NodestateError):
 
 
 class OrderFailedError(NodestateError):
-    """Raised when a source that answers could not carry out an order; nothing of it was done."""
+    """Raised if a hypervisor answers but could not carry out an order. The order has had no effect."""
 
     kind: ClassVar[str] = "order-failed"
 
     def __init__(self, source: str, cause: str) -> None:
-        super().__init__(f"{source} could not: {cause}")
+        super().__init__(f"{source} could not carry out the order: {cause}")
         self.source = source
         self.cause = cause
 
@@ -261,10 +283,14 @@ class OrderFailedError(NodestateError):
 
 
 class StaleViewError(NodestateError):
-    """Raised when a view can't be had within the bound that the caller set.
+    """Raised if no view within the caller's bound is available.
 
-    ``age`` and ``max_age`` are seconds; ``partitions`` those that are too old; ``nodes`` those over
-    ``node_max_age``; ``cause`` says why the refresh failed, where it did.
+    Attributes:
+        age: age of the view in seconds.
+        max_age: the bound in seconds.
+        partitions: the partitions that are too old.
+        nodes: the nodes that are over ``node_max_age``.
+        cause: why the refresh failed; empty if it did not.
     """
 
     kind: ClassVar[str] = "stale-view"
@@ -299,12 +325,19 @@ def _some(names: Sequence[object], kind: str) -> str:
 
 
 class BehindError(NodestateError):
-    """Raised when a view did not reach a receipt's version in time; ``reached`` is the version it has, or None."""
+    """Raised if a view did not reach a receipt's version in time.
+
+    Attributes:
+        node: the node.
+        wanted: the version of the receipt.
+        reached: the version that the view has; None if it has none.
+        timeout_s: how long the reader waited, in seconds.
+    """
 
     kind: ClassVar[str] = "behind"
 
     def __init__(self, node: str, wanted: tuple[int, int], reached: tuple[int, int] | None, timeout: float) -> None:
-        super().__init__(f"{node} is at {reached} where {tuple(wanted)} was wanted, after {timeout:g} s")
+        super().__init__(f"after {timeout:g} s, the view has version {reached} of {node}, not {tuple(wanted)} or newer")
         self.node = node
         self.wanted = wanted
         self.reached = reached
@@ -315,34 +348,46 @@ class BehindError(NodestateError):
 
 
 class BadRequestError(NodestateError):
-    """Raised when a request can't be right; ``field`` names what is wrong with it, ``why`` is for people."""
+    """Raised if a request cannot be right.
+
+    Attributes:
+        field: the field that is wrong.
+        reason: text for people.
+    """
 
     kind: ClassVar[str] = "bad-request"
+    json_names: ClassVar[Mapping[str, str]] = {"reason": "why"}
 
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(f"{field}: {why}")
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
         self.field = field
-        self.why = why
+        self.reason = reason
 
 
 class NotFoundError(BadRequestError):
-    """Raised when a request may be right, but what it names is not there for who asks: a reservation that is not held (any
-    more) or is somebody else's, an instance that no node reports, a node that nobody knows.
+    """Raised if a well-formed request names something that does not exist or is not the caller's.
+
+    For example a reservation that expired or belongs to another scheduler, an instance that no node reports, or a node
+    that no view contains.
     """
 
     kind: ClassVar[str] = "not-found"
 
 
 class PolicyError(NodestateError):
-    """Raised when a filter or a weigher fails, or gives what none may give: its author's to mend, and the cause is chained.
+    """Raised if a filter or weigher fails or returns an invalid value. Its author must repair it; the cause is chained.
 
-    ``policy``: its name; ``place``: module and function; ``why`` is for people.
+    Attributes:
+        policy: name of the filter or weigher.
+        place: its module and function.
+        reason: text for people.
     """
 
     kind: ClassVar[str] = "policy"
+    json_names: ClassVar[Mapping[str, str]] = {"reason": "why"}
 
-    def __init__(self, what: str, policy: str, place: str, why: str) -> None:
-        super().__init__(f"{what} {policy!r} ({place}) {why}")
+    def __init__(self, what: str, policy: str, place: str, reason: str) -> None:
+        super().__init__(f"{what} {policy!r} ({place}) {reason}")
         self.policy = policy
         self.place = place
-        self.why = why
+        self.reason = reason

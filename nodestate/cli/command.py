@@ -196,7 +196,7 @@ def _run(function: Callable[..., int | None], values: dict[str, Any]) -> int:
             return function(Run(load(flags, file=file), as_json, flags, file), **values) or 0
     except NodestateError as error:
         if as_json:
-            click.echo(_encode({"error": str(error), "kind": error.kind, **vars(error)}), err=True)
+            click.echo(_encode({"error": str(error), "kind": error.kind, **error.json_fields()}), err=True)
         else:
             click.echo(f"nodestate: {error}", err=True)
         bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotFoundError)

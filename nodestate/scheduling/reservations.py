@@ -98,7 +98,7 @@ class Reservations:
             try:
                 session.selector.check(member)
             except BadRequestError as error:
-                raise BadRequestError(f"members[{number}].{error.field}", error.why) from None
+                raise BadRequestError(f"members[{number}].{error.field}", error.reason) from None
         deadline = session.clock.monotonic() + timeout_s
         session.refresh(wanted.max_age)
         reservation = new_order_id(session.clock, session.ids)

@@ -81,7 +81,7 @@ def test_a_weigher_that_raises_is_named_too(ask: Callable[[Selector], object]) -
 def test_a_filter_gives_flags(gave: Any, told: str) -> None:
     with pytest.raises(PolicyError, match="'awake'") as raised:
         selector_with(lambda *_: gave).best(asked())
-    assert raised.value.why == f"returned {told}; want a bool, or an array of 3 of them"
+    assert raised.value.reason == f"returned {told}; want a bool, or an array of 3 of them"
 
 
 @pytest.mark.parametrize("gave", [True, np.True_, np.array(True), np.array([True, False, False])])
@@ -107,7 +107,7 @@ def test_a_weigher_gives_numbers_from_0_to_1(gave: Any, told: str) -> None:
     """What is larger outweighs all others, and nobody notices."""
     with pytest.raises(PolicyError, match="'roomy'") as raised:
         selector_with(weigher=Weigher(lambda *_: gave)).best(asked())
-    assert raised.value.why == told
+    assert raised.value.reason == told
 
 
 @pytest.mark.parametrize("gave", [0, 1, True, 0.5, np.float32(1.0), np.array([0, 1, 1]), np.array([True] * NODES)])

@@ -123,9 +123,9 @@ def test_a_request_without_resources_is_told_which_field_it_lacks() -> None:
 
 def test_a_word_that_is_nearly_right_is_answered_with_the_right_one() -> None:
     """Most of the unknown are misspelt."""
-    assert refusal({"resources": {"VCPUS": 1}}).why.endswith("did you mean VCPU?")
-    assert refusal({"resources": {"memory_mb": 1}}).why.endswith("did you mean MEMORY_MB?")
-    assert refusal({**SMALL, "required_traits": ["HW_CPU_X86_AVX_2"]}).why.endswith(f"did you mean {AVX}?")
+    assert refusal({"resources": {"VCPUS": 1}}).reason.endswith("did you mean VCPU?")
+    assert refusal({"resources": {"memory_mb": 1}}).reason.endswith("did you mean MEMORY_MB?")
+    assert refusal({**SMALL, "required_traits": ["HW_CPU_X86_AVX_2"]}).reason.endswith(f"did you mean {AVX}?")
 
 
 def test_the_largest_of_everything_that_is_accepted_reaches_an_agent() -> None:
@@ -341,19 +341,19 @@ GROUP = {"hold_s": 5, "members": [SMALL]}
 def test_a_request_of_the_other_kind_is_said_to_be_one_with_what_takes_it() -> None:
     """Regression: ``hold_s`` of a group request was no such field, and nobody said what it was a field of."""
     for refused in (refusal(GROUP), refusal({"members": 3}), refusal({**GROUP, **SMALL})):
-        assert (refused.field, "'nodestate reserve'" in refused.why) == ("members", True)
+        assert (refused.field, "'nodestate reserve'" in refused.reason) == ("members", True)
     refused = group_refusal({**SMALL, "count": 3})
-    assert (refused.field, "'nodestate boot'" in refused.why) == ("resources", True)
+    assert (refused.field, "'nodestate boot'" in refused.reason) == ("resources", True)
     assert group_refusal({"hold_s": 5}).field == "members"
     within = group_refusal({"members": [GROUP]})
-    assert (within.field, within.why.split(";")[0]) == ("members[0].hold_s", "unknown field")
+    assert (within.field, within.reason.split(";")[0]) == ("members[0].hold_s", "unknown field")
 
 
 def test_a_word_that_is_none_of_a_few_is_told_which_there_are() -> None:
     """Most of the wrong ones lack a hyphen."""
     wrong = {"name": "web", "policy": "antiaffinity"}
     policies = "affinity or anti-affinity or soft-affinity or soft-anti-affinity"
-    assert refusal({**SMALL, "group": wrong}).why == f"invalid enum value 'antiaffinity'; want {policies}"
+    assert refusal({**SMALL, "group": wrong}).reason == f"invalid enum value 'antiaffinity'; want {policies}"
     assert str(group_refusal({"members": [SMALL], "group": wrong})).endswith(policies)
     assert str(group_refusal({"members": [{**SMALL, "group": wrong}]})).endswith(policies)
     right = {"name": "web", "policy": "affinity"}

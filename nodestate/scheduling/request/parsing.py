@@ -69,7 +69,7 @@ def _member(number: int, content: Any) -> Request:
         return _request(_map_of(content))
     except BadRequestError as error:
         field = "" if error.field == "request" else f".{error.field}"
-        raise BadRequestError(f"members[{number}]{field}", error.why) from None
+        raise BadRequestError(f"members[{number}]{field}", error.reason) from None
 
 
 def _map_of(content: Any) -> Mapping[str, Any]:
