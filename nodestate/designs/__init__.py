@@ -1,4 +1,4 @@
-"""The designs there are, by name: the one place that knows them all."""
+"""The designs by name; the one module that knows all of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from nodestate.view.follower import DesignReader
 
 
 class Design(NamedTuple):
-    """A way to keep node state: its letter in keys, what writes and reads one partition of it, and where it lives."""
+    """A way to store node state."""
 
     letter: str
+    """Stands for the design in keys."""
     writer: Callable[[PartitionTarget], PartitionWriter]
+    """Creates the writer of one partition."""
     reader: Callable[[str], DesignReader]
+    """Creates the reader of one partition, from its key prefix."""
     store_role: StoreRole = StoreRole.STORE
+    """The server or servers that it is stored on."""
 
 
 DESIGNS: Final[dict[str, Design]] = {

@@ -1,11 +1,12 @@
-"""Comparing what should be equal: two designs' views of a cell node by node, and a view with what agents say.
+"""Comparison of views that should be equal: of two designs, node by node, and of a view with the reports of agents.
 
-Two views are read one after the other while events keep coming, so a difference proves nothing yet::
+Two views are read one after the other while events arrive, so a single difference proves nothing::
 
-    (equal) --differences--> suspect --persisting: equal now, or the one behind got where the other was--> cleared
-                             suspect --persisting: still so--> suspect
+    (equal) --differences--> suspect --persisting: equal now, or the older side reached the other--> cleared
+                             suspect --persisting: still different--> suspect
 
-What is suspect after many looks is a difference. Pure: the caller reads the views and decides how often.
+A node that is still suspect after many comparisons is different. The functions are pure: the caller reads the views and
+decides how often.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any, Final
 from nodestate.model import NEVER, NodeRecord, Version
 
 MISSED: Final = "missed"
-"""The left side knows a node that the right does not."""
+"""The left side has a node that the right side lacks."""
 REDUNDANT: Final = "redundant"
-"""The right side knows a node that the left does not."""
+"""The right side has a node that the left side lacks."""
 OLDER: Final = "older"
 """The right side has an older version than the left."""
 NEWER: Final = "newer"
 """The right side has a newer version than the left."""
 DIFFERENT: Final = "different"
-"""Both have the same version, and not the same state: that no delay can explain."""
+"""Both sides have the same version with different states. No delay can explain that."""
 KINDS: Final = (MISSED, REDUNDANT, OLDER, NEWER, DIFFERENT)
 
 Records = Mapping[str, NodeRecord]
@@ -33,30 +34,33 @@ Records = Mapping[str, NodeRecord]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How the two sides differ in one node, and the version that each has (``NEVER``: none)."""
+    """How the two sides differ in one node."""
 
     node: str
     kind: str
+    """One of ``KINDS``."""
     left: Version
+    """The version of the left side; ``NEVER`` if it lacks the node."""
     right: Version
+    """The version of the right side; ``NEVER`` if it lacks the node."""
 
 
 Differences = Mapping[str, Difference]
-"""By name of the node."""
+"""Differences by name of the node."""
 
 
 def differences(left: Records, right: Records) -> Differences:
-    """Where two designs' records of a cell differ. A node that is gone equals one that was never there."""
+    """The nodes in which two designs' records differ. A tombstone equals a node that never existed."""
     found = (_difference(name, left.get(name), right.get(name)) for name in left.keys() | right.keys())
     return {difference.node: difference for difference in found if difference is not None}
 
 
 def persisting(suspects: Differences, left: Records, right: Records) -> Differences:
-    """Those of ``suspects`` that a later look at both sides does not clear."""
+    """The suspects that are still different in later records of both sides."""
     remaining = {}
     for name, before in suspects.items():
         now = _difference(name, left.get(name), right.get(name))
-        if now is None or (DIFFERENT not in (before.kind, now.kind) and _passed(before, now)):
+        if now is None or (DIFFERENT not in (before.kind, now.kind) and _caught_up(before, now)):
             continue
         remaining[name] = Difference(name, now.kind, before.left, before.right)
     return remaining
@@ -65,10 +69,14 @@ def persisting(suspects: Differences, left: Records, right: Records) -> Differen
 def differences_from_agents(
     census: Mapping[str, Version], records: Records, states: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Differences:
-    """Where a view lags behind what agents said of themselves *before* it was read: ``missed`` or ``older``; with
-    their ``states`` also ``different``.
+    """The nodes in which a view is behind the reports of their agents: ``missed``, ``older`` or ``different``.
 
-    A view that is newer than the census is as it should be, as is a node whose agent did not answer.
+    A view that is newer than the census is correct. A node whose agent did not answer is not compared.
+
+    Args:
+        census: the version of each node, by its agent. The census must be taken before the view is read.
+        records: the records of the view.
+        states: the state of each node in the census; None to compare versions only.
     """
     found = {}
     for name, version in census.items():
@@ -82,7 +90,7 @@ def differences_from_agents(
 
 
 def by_kind(found: Differences, kinds: Iterable[str] = KINDS) -> dict[str, list[str]]:
-    """The names of the nodes for each kind, sorted."""
+    """For each kind, the sorted names of the nodes that differ in that way."""
     return {kind: sorted(name for name, difference in found.items() if difference.kind == kind) for kind in kinds}
 
 
@@ -101,13 +109,15 @@ def _version(record: NodeRecord | None) -> Version:
     return record.version if record is not None else NEVER
 
 
-def _passed(before: Difference, now: Difference) -> bool:
-    """True if the side that was behind has come to where the other was: it lost nothing, it was read earlier."""
+def _caught_up(before: Difference, now: Difference) -> bool:
+    """True if the side that was behind has reached the other's earlier version: it lost nothing and was only read
+    earlier.
+    """
     return min(now.left, now.right) >= max(before.left, before.right)
 
 
 def _same(left: NodeRecord, right: NodeRecord) -> bool:
-    """Bodies are compared as values where their bytes differ: the order of a map's keys means nothing."""
+    """True if two records of one version hold the same state. The order of the keys of a map does not matter."""
     return (left.gone, left.status, left.classes, left.columns) == (
         right.gone,
         right.status,

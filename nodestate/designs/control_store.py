@@ -1,9 +1,9 @@
-"""Where the control record lives: in the database if the cell has one, and on every memcached server.
+"""The stores of the control record: the database if the cell has one, and every memcached server.
 
-One place decides, by compare-and-swap: the database, else the first memcached server. The others hold copies, so that a
-reader finds the record wherever it reads its design. What the cell knows never goes back: of several copies the one
-of the highest version counts, and consumers, who hold it in memory, put back a copy that is lost or older with each
-renewal. So the loss of memcached is over when a consumer has renewed once (docs/adr/0015).
+One store decides, by compare-and-swap: the database, otherwise the first memcached server. The others hold copies, so a
+reader finds the record in the store where it reads its design. The cell never goes back to an older record: of several
+copies the one with the highest version is used, and consumers, which hold the record in memory, write a lost or older
+copy again with each renewal. So memcached may lose the record; it is complete again after one renewal (docs/adr/0015).
 """
 
 from __future__ import annotations
@@ -20,41 +20,48 @@ from nodestate.store.round_trips import Step, Steps, Stores
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """What one place has: the record, or None; ``cas`` of what is there, 0 for nothing; ``error`` if it does not answer."""
+    """The copy of the control record in one store."""
 
     store: Store
     control: Control | None = None
+    """The record; None if the store has none or does not answer."""
     cas: int = 0
+    """CAS id of the stored item; 0 if there is none."""
     error: StoreError | None = None
+    """Why the store did not answer; None if it did."""
 
 
 def newest(found: Sequence[Copy]) -> Control | None:
-    """The record of the highest version; of several such (clocks of operators may differ) that of the first place, which decides."""
+    """The record with the highest version; None if there is no record.
+
+    If several have that version (operators' clocks may differ), it is the one in the first store, which decides.
+    """
     records = [copy.control for copy in found if copy.control is not None]
     return max(records, key=lambda control: control.version, default=None)
 
 
-def look(cell: str) -> Steps[Control | None]:
-    """What one place has, for a reader that looks at its heads there at the same time."""
+def fetch_record(cell: str) -> Steps[Control | None]:
+    """Fetch the control record from one store, in a round trip that a reader shares with its heads."""
     key = keys.control(cell)
     return _record_in((yield Step(fetch=[key])).items.get(key))
 
 
 class ControlStore:
-    """All places of a cell; the first decides."""
+    """The control record in all stores of a cell. The first store decides."""
 
     def __init__(self, cell: str, stores: Stores) -> None:
         self._key = keys.control(cell)
         self._stores = stores.everywhere
-        assert self._stores, "a cell has a place"
+        assert self._stores, "a cell has a store"
 
     def read(self) -> list[Copy]:
-        """Ask every place; one that does not answer says so in its copy."""
+        """Read the copy of every store. The copy of a store that does not answer has an ``error``."""
         return [self._copy(store) for store in self._stores]
 
     def put_back(self, control: Control, found: Sequence[Copy]) -> None:
-        """Write the record wherever it is lost, older, or another of the same version. Best effort: who fails is asked again next
-        time.
+        """Write the record to every store whose copy is missing, older, or different with the same version.
+
+        Errors are ignored: the next renewal tries again.
         """
         for copy in found:
             if copy.error is None and (
@@ -63,15 +70,25 @@ class ControlStore:
                 self._put(copy, control)
 
     def begin(self, control: Control, found: Sequence[Copy]) -> bool:
-        """Write the first record of a cell where it is decided; False where another consumer was faster, or it failed."""
+        """Write the first record of a cell to the deciding store. Returns False if a record exists, or the write
+        failed.
+        """
         return self._put(found[0], control)
 
     def change(self, found: Sequence[Copy], control: Control, *, force: bool = False) -> bool:
-        """Replace what was ``found`` by ``control`` where it is decided; False where somebody else was faster.
+        """Replace the record in the deciding store, then in all others.
 
-        ``force``: decided by the first place that answers, if the one that decides does not. Raises ``StoreError`` where that
-        place does not answer or has no room (the outcome may be unknown: read again), and ``ControlLostError`` where it
-        has no record, or not the newest: consumers put it back.
+        Args:
+            found: the copies, as ``read`` returned them.
+            control: the new record.
+            force: if the deciding store does not answer, let the first store that answers decide.
+
+        Returns:
+            False if another process changed the record since it was read.
+
+        Raises:
+            StoreError: if the deciding store does not answer or is full. The outcome may be unknown: read again.
+            ControlLostError: if the deciding store has no record, or not the newest. Consumers write it again.
         """
         deciding = next((copy for copy in found if copy.error is None), found[0]) if force else found[0]
         if deciding.error is not None:

@@ -1,7 +1,7 @@
 """Removal of a retired layout: of its queues, and of its epochs in the stores.
 
-An epoch that stayed would look fresh if the layout were written again. Another operator may take the layout back into use at
-any time, so callers read the control record again before each try.
+An epoch that stayed would look fresh if the layout were written again. Another operator may take the layout back into
+use at any time, so callers read the control record again before each try.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def delete_queues(partitions: int, control: Control, delete: Callable[[int], boo
 
 
 def forget_layout(config: Config, stores: Stores, owner: str, clock: Clock) -> dict[tuple[int, str], NodestateError]:
-    """Remove the epochs of all designs of a layout, except those that another owner still writes.
+    """Remove the epochs of all designs of a layout, except epochs that another owner still writes.
 
     Args:
         config: settings of the cell, with the number of partitions of the layout.
@@ -51,8 +51,8 @@ def forget_layout(config: Config, stores: Stores, owner: str, clock: Clock) -> d
         clock: measures time.
 
     Returns:
-        By partition and design, why an epoch was not removed: ``FencedError`` if another owner writes it, otherwise an error
-        of its store.
+        By partition and design, why an epoch was not removed: ``FencedError`` if another owner writes it, otherwise an
+        error of its store.
     """
 
     def target(number: int, name: str) -> PartitionTarget:

@@ -1,4 +1,4 @@
-"""The reader: what a scheduler holds. Needs the store, no broker."""
+"""The reader of a cell: gives a scheduler views of all nodes. It needs the store, and no broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control
-from nodestate.designs.control_store import look
+from nodestate.designs.control_store import fetch_record
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
 from nodestate.model import NEVER, Receipt
@@ -26,54 +26,63 @@ from nodestate.view.view import View, stale_nodes
 
 OnStale = Literal["exclude", "refuse", "flag"]
 POLL_S = 0.005
-"""Pause between looks while a read waits for something to become visible."""
+"""Seconds between two refreshes while a read waits for its bounds to be met."""
 
 
-class _Following:
-    """The followers of one design in one layout: what a reader holds of it, refresh by refresh."""
+class _FollowedDesign:
+    """The followers of all partitions of one design in one layout."""
 
-    def __init__(self, kept: StoredDesign, cell: str, stores: Stores, clock: Clock) -> None:
-        self.kept = kept
-        self.troubles: dict[int, NodestateError] = {}
-        letter, make, where = DESIGNS[kept.design].letter, DESIGNS[kept.design].reader, DESIGNS[kept.design].store_role
-        prefixes = [keys.prefix(cell, kept.partitions, p, letter) for p in range(kept.partitions)]
-        self.places = [stores.of(p, where) for p in range(kept.partitions)]
+    def __init__(self, stored: StoredDesign, cell: str, stores: Stores, clock: Clock) -> None:
+        # The design and its layout.
+        self.stored = stored
+        # By partition, the error of the last refresh.
+        self.errors: dict[int, NodestateError] = {}
+        letter, make, where = (
+            DESIGNS[stored.design].letter,
+            DESIGNS[stored.design].reader,
+            DESIGNS[stored.design].store_role,
+        )
+        prefixes = [keys.prefix(cell, stored.partitions, p, letter) for p in range(stored.partitions)]
+        # By partition, the store that it is read from.
+        self.stores = [stores.of(p, where) for p in range(stored.partitions)]
+        # By partition, its follower.
         self.followers = [Follower(p, prefix, make(prefix), clock) for p, prefix in enumerate(prefixes)]
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
-        """A refresh of every partition."""
+        """The steps of a refresh of every partition."""
         return {
             p: (store, follower.refresh(with_life))
-            for p, (store, follower) in enumerate(zip(self.places, self.followers, strict=True))
+            for p, (store, follower) in enumerate(zip(self.stores, self.followers, strict=True))
         }
 
-    def settle(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
-        """Note what failed."""
-        self.troubles = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
+    def note_errors(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
+        """Note the partitions whose refresh failed."""
+        self.errors = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
 
     @property
     def states(self) -> tuple[PartitionState, ...]:
-        """What is known of each partition."""
-        if not self.troubles:
+        """The state of each partition; one whose refresh failed is marked as lost."""
+        if not self.errors:
             return tuple([follower.state for follower in self.followers])
         return tuple(
-            f.state._replace(lost=str(self.troubles[p])) if p in self.troubles else f.state
+            f.state._replace(lost=str(self.errors[p])) if p in self.errors else f.state
             for p, f in enumerate(self.followers)
         )
 
 
 class Reader:
-    """Follows a cell and gives views of it. Safe for several threads; each read is as fresh as it can be.
+    """Follows a cell and gives views of it. Safe for several threads; each read refreshes the view first.
 
-    A read costs one round trip where nothing changed, and what changed otherwise. Where a server does not
-    answer, its partitions keep what was read before, and age.
+    A read costs one round trip if nothing changed, and fetches only changes otherwise. If a server does not answer, its
+    partitions keep the state that was read before, and age.
 
-    ``design`` (as ``snapshot`` or, of a layout that is not the settings', ``snapshot@16``) pins it to one. Otherwise it reads
-    what the cell's control record says, or the settings where there is none, and follows the record within one refresh::
+    A reader with a ``design`` reads only that design: ``snapshot``, or ``snapshot@16`` in a layout that is not the
+    settings'. Without it, a reader reads the design that the cell's control record names, or the settings if there is
+    no record. It follows a change of the record within one refresh::
 
-        reads R --record says X--> reads R, and X beside it --X is whole, and no node older than in R--> reads X
+        reads R --record says X--> reads R, and X beside it --X is complete, and no node older than in R--> reads X
 
-    So a caller sees no error and no node go back (I1), whatever an operator switches.
+    So a switch between designs causes no error, and no node goes back to an older version (I1).
     """
 
     def __init__(
@@ -82,18 +91,25 @@ class Reader:
         self.config = config
         first = parse_stored_design(design or config.read_design, config.partitions)
         self._clock = clock or SystemClock()
+        # True if the caller chose the design, so that the control record does not matter.
         self._pinned = design is not None
+        # The stores that are open; more are opened for a switch.
         self._stores = stores or open_stores(config, self._clock, [first.design])
+        # Columns of the last view, which the next view updates.
         self._columns = ColumnStore()
+        # Held during a refresh.
         self._lock = threading.Lock()
-        self._live = _Following(first, config.cell, self._stores, self._clock)
-        self._coming: _Following | None = None
+        # The design that is read.
+        self._live = _FollowedDesign(first, config.cell, self._stores, self._clock)
+        # The design that the record names, until it can replace the one that is read; None if there is none.
+        self._coming: _FollowedDesign | None = None
+        # The newest control record that was read.
         self._control: Control | None = None
 
     @property
     def design(self) -> str:
         """The design that is read now."""
-        return self._live.kept.design
+        return self._live.stored.design
 
     def read(
         self,
@@ -104,20 +120,27 @@ class Reader:
         on_stale: OnStale = "refuse",
         timeout: float = 0.0,
     ) -> View:
-        """A view within the caller's bounds.
+        """Refresh, and return a view within the caller's bounds.
 
-        ``max_age``: seconds since each partition's owner is known to have been caught up; ``node_max_age``: seconds
-        since each node's last sign of life; one of them or ``at_least`` must be given, there is no "whatever is
-        there". ``at_least``: a receipt of a publish that the view must contain. ``on_stale``: leave stale nodes out
-        (``"exclude"``, with incomplete ones), raise (``"refuse"``), or only name them in ``view.stale`` (``"flag"``).
-        ``timeout``: how many seconds to wait for the bounds to be met.
+        At least one of ``max_age``, ``node_max_age`` and ``at_least`` must be given: there is no default bound.
 
-        Raises ``StaleViewError`` (with ``"refuse"``), ``BehindError``, and ``TypeError`` where no bound is given.
+        Args:
+            max_age: greatest number of seconds since each partition's owner is known to have been caught up.
+            node_max_age: greatest number of seconds since each node's last sign of life.
+            at_least: the receipt of a publish that the view must contain.
+            on_stale: what to do with stale nodes: ``"exclude"`` leaves them out, together with incomplete nodes;
+                ``"refuse"`` raises; ``"flag"`` only names them in ``view.stale``.
+            timeout: seconds to wait for the bounds to be met.
+
+        Raises:
+            StaleViewError: with ``"refuse"``, if the view is not within the bounds.
+            BehindError: if the view does not contain ``at_least``.
+            TypeError: if no bound is given.
         """
         if max_age is None and node_max_age is None and at_least is None:
-            raise TypeError("say what staleness you accept: max_age=…, node_max_age=… or at_least=…")
+            raise TypeError("read() needs a bound: give max_age=…, node_max_age=… or at_least=…")
         if on_stale not in ("exclude", "refuse", "flag"):
-            raise TypeError(f"on_stale is 'exclude', 'refuse' or 'flag', not {on_stale!r}")
+            raise TypeError(f"on_stale must be 'exclude', 'refuse' or 'flag', not {on_stale!r}")
         deadline = self._clock.monotonic() + timeout
         while True:
             try:
@@ -135,62 +158,66 @@ class Reader:
     def _refresh(self, max_age: float | None, *, with_life: bool) -> None:
         live = self._live
         work: dict[int, tuple[Store, Steps[Any]]] = {**live.work(with_life=with_life)}
-        if not self._pinned:  # the record is asked for with the heads, in the same round trip
-            places = {id(store): store for store in live.places}
-            work |= {-n: (store, look(self.config.cell)) for n, store in enumerate(places.values(), 1)}
+        if not self._pinned:  # fetch the record together with the heads, in the same round trip
+            servers = {id(store): store for store in live.stores}
+            work |= {-n: (store, fetch_record(self.config.cell)) for n, store in enumerate(servers.values(), 1)}
         results = run(work)
-        live.settle({p: results[p] for p in range(len(live.followers))})
+        live.note_errors({p: results[p] for p in range(len(live.followers))})
         records = [found for found in results.values() if isinstance(found, Control)]
         if not self._pinned and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
             records += self._records_elsewhere()
         control = max(records, key=lambda record: record.version, default=None)
-        # One of the same version that is another than was seen: that one was lost with its place.
+        # A different record of the same version: the one that was seen before was lost with its store.
         if (
             control is not None
             and control != self._control
             and (self._control is None or control.version >= self._control.version)
         ):
             self._control = control
-            self._coming = self._open(control.reads) if control.reads != live.kept else None
+            self._coming = self._open(control.reads) if control.reads != live.stored else None
         if self._coming is not None:
             self._come(self._coming, max_age, with_life=with_life)
 
     def _records_elsewhere(self) -> list[Control]:
-        """What places say that are not read now: asked while one of those that are does not answer, or nobody would hear
-        that the cell was switched away from it.
+        """Look for the control record in stores that this reader does not read now.
+
+        Needed while a store that it does read is down: otherwise the reader would not learn that the cell was switched
+        away from that store.
         """
         for name in configured(self.config):
-            with suppress(ConfigError):  # a driver that is not installed: then there is nothing to be heard from there
+            with suppress(ConfigError):  # its driver is not installed, so its record cannot be read
                 self._reach(name)
-        asked = {id(store): store for store in self._stores.everywhere if store not in self._live.places}
-        found = run({key: (store, look(self.config.cell)) for key, store in asked.items()})
+        asked = {id(store): store for store in self._stores.everywhere if store not in self._live.stores}
+        found = run({key: (store, fetch_record(self.config.cell)) for key, store in asked.items()})
         return [one for one in found.values() if isinstance(one, Control)]
 
     def _reach(self, design: str) -> None:
-        """Open where a design lives, if it is not open yet. Raises ``ConfigError``."""
+        """Open the stores of a design unless they are open. Raises ``ConfigError``."""
         if not self._stores.has(DESIGNS[design].store_role):
             self._stores = self._stores.and_those_of(open_stores(self.config, self._clock, [design]))
 
-    def _open(self, kept: StoredDesign) -> _Following | None:
-        """A design beside the one that is read; None where the settings name no place for it (the one that is read ages
-        when it is no longer written, and views say so).
+    def _open(self, stored: StoredDesign) -> _FollowedDesign | None:
+        """Open a design beside the one that is read.
+
+        Returns None, and logs an error, if the settings name no store for it. The design that is read then ages once it
+        is no longer written, and views show that.
         """
         try:
-            self._reach(kept.design)
-            return _Following(kept, self.config.cell, self._stores, self._clock)
+            self._reach(stored.design)
+            return _FollowedDesign(stored, self.config.cell, self._stores, self._clock)
         except (KeyError, ConfigError) as error:
-            import structlog  # noqa: PLC0415  half of the time that importing nodestate would take
+            import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate`
 
             structlog.get_logger("nodestate.designs.reader").error(
-                "can't follow the control record", design=str(kept), why=str(error)
+                "cannot follow the control record", design=str(stored), why=str(error)
             )
             return None
 
-    def _come(self, coming: _Following, max_age: float | None, *, with_life: bool) -> None:
-        """Read the coming design, and go over to it if it lacks nothing that was shown before or is asked for now."""
+    def _come(self, coming: _FollowedDesign, max_age: float | None, *, with_life: bool) -> None:
+        """Refresh the coming design, and switch to it if it can replace the live one (``_behind``)."""
         try:
-            coming.settle(run(coming.work(with_life=with_life)))
-        except ConfigError:  # a server that can't be used as it is set up: what is read now is right all the same
+            coming.note_errors(run(coming.work(with_life=with_life)))
+        except ConfigError:  # a server cannot be used with these settings; the design that is read is still right
             return
         fresh_since = self._clock.monotonic() - max_age if max_age is not None else -math.inf
         if not _behind(coming.states, self._live.states, fresh_since):
@@ -220,7 +247,7 @@ class Reader:
             raise BehindError(receipt.node, receipt.version, version if record is not None else None, timeout)
 
     def close(self) -> None:
-        """Close the connections. Views stay good."""
+        """Close the connections. Views that were read stay valid."""
         self._stores.close()
 
     def __enter__(self) -> Self:
@@ -233,8 +260,9 @@ class Reader:
 
 
 def _behind(coming: Sequence[PartitionState], live: Sequence[PartitionState], fresh_since: float) -> bool:
-    """Whether what is coming can't take the place of what is read: partition by partition where both have the same ones, or
-    else as a whole.
+    """True if the coming design cannot replace the live one.
+
+    Compares partition by partition if both have the same number of partitions, otherwise all partitions together.
     """
     if len(coming) == len(live):
         return any(_lacks([new], [old], fresh_since) for new, old in zip(coming, live, strict=True))
@@ -242,12 +270,14 @@ def _behind(coming: Sequence[PartitionState], live: Sequence[PartitionState], fr
 
 
 def _lacks(news: Sequence[PartitionState], olds: Sequence[PartitionState], fresh_since: float) -> bool:
-    """Whether these partitions are not whole, are confirmed neither as late as the old ones nor late enough, or have a node
-    at an earlier version than was shown.
+    """True if the new partitions cannot replace the old ones.
+
+    That is if they are not complete, if they are confirmed neither as late as the old ones nor since ``fresh_since``,
+    or if they have a node at an older version than the old ones showed.
     """
     if any(new.table is None or new.lost for new in news):
         return True
-    # Not of an epoch that is over: nothing is newer or older than it (I1).
+    # Nodes of an epoch that is over are not compared: versions of different epochs have no order (I1).
     shown = [old for old in olds if old.table is not None and old.lost != NO_HEAD]
     if (len(shown) < len(olds) or any(old.complete for old in shown)) and not all(new.complete for new in news):
         return True

@@ -59,7 +59,7 @@ class FollowingReader(JudgedReader):
             shown = [state.table for state in before.states if state.table is not None and state.lost != NO_HEAD]
             for record in (record for table in shown for record in table.records()):
                 now = view.nodes.record(record.name)
-                assert now is not None, f"I1: {record.name} vanished from {before.kept} to {kept_by(view)}"
+                assert now is not None, f"I1: {record.name} vanished from {before.stored} to {kept_by(view)}"
                 assert now.version >= record.version, f"I1: {record.name} is at {now.version} in {kept_by(view)}"
         return view
 
