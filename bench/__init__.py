@@ -1,1 +1,1 @@
-"""Benchmarks as code: each first shows that the run did what it claims, then times it. See bench/README.md."""
+"""Benchmarks: each first proves that the work has the right result, then times the work. See bench/README.md."""

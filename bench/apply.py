@@ -1,8 +1,8 @@
-"""How many events a second one consumer process takes from RabbitMQ into memcached or a database, and for how much CPU.
+"""Measures how many events a second one consumer process moves from RabbitMQ to a store, and its processor time.
 
-A round: a new consumer process takes over all partitions and finds their queues empty; the queues are filled with
-changes; the clock starts, and it drains them. Then the same with bare kombu, with the same messages, acking in batches
-of the same size.
+In each round a new consumer process takes over all partitions, whose queues are empty. Then the queues are filled with
+changes, the clock starts, and the consumer drains them. The same messages are then drained by bare kombu, which
+acknowledges in batches of the same size.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from nodestate.ports import SystemClock
 
 ROUNDS_MAX: Final = 3
 EVENTS_MIN: Final = 4_000
-"""In a round: some batches, so that the clock can start and stop between two."""
+"""Events of a round, which are several batches, so that the clock can start and stop between two of them."""
 EVENTS_PER_S: Final = 8_000
-"""The rate that is wanted: the timed seconds' worth of events is shared out to the rounds."""
+"""The goal. Its events during the seconds to measure are divided among the rounds."""
 PATIENCE_S: Final = 60.0
 SWEEP_S: Final = 0.2
 GOAL_NODES: Final = 10_000
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Each design alone, then those of memcached at once."""
+    """Measure each design alone, then all designs of memcached together."""
     runs = Runs()
     of_memcached = [design for design in settings.designs if design in DEFAULT_DESIGNS]
     together = [of_memcached] if len(of_memcached) > 1 else []
@@ -60,7 +60,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings()
 
 
-SCENARIO: Final = Scenario("apply", "one consumer process, from RabbitMQ into where a design lives", run)
+SCENARIO: Final = Scenario("apply", "one consumer process that moves events from RabbitMQ to a store", run)
 
 
 def _measure(
@@ -78,7 +78,7 @@ def _measure(
     wanted = int(settings.seconds * EVENTS_PER_S)
     rounds = max(1, min(ROUNDS_MAX, wanted // EVENTS_MIN))
     count = max(EVENTS_MIN, wanted // rounds)
-    ack_every = min(config.batch_events, config.prefetch)  # more would wait for ever at the end of a queue
+    ack_every = min(config.batch_events, config.prefetch)  # a larger batch would never fill at the end of a queue
     sizes: list[int] = []
     ours: list[_Consumed] = []
     bare: list[Stretch] = []
@@ -94,7 +94,7 @@ def _measure(
         )
         fill = partial(_fill, config, messages)
         drained = run_in_fresh_process(drain_queues, config.broker, queues, fill, config.prefetch, ack_every)
-        require(drained.size_bytes == sum(sizes[-count:]), "bare kombu took other messages than were published")
+        require(drained.size_bytes == sum(sizes[-count:]), "bare kombu received other messages than were published")
         _require_empty(config)
         bare.append(drained.stretch)
     measures = {
@@ -122,9 +122,9 @@ def _measure(
             "CPU, consumer / bare kombu": measures["consumer, CPU"].p50 / measures["bare kombu, CPU"].p50,
         },
         [
-            f"in each of {rounds} rounds all {count:,} events were applied, acked, and no other came",
+            f"in each of {rounds} rounds all {count:,} events were applied and acknowledged, and no other event came",
             f"after each, views of {name} showed version and state of the last event of all {nodes:,} nodes",
-            f"bare kombu took {count:,} messages of the same bytes, and left none",
+            f"bare kombu took {count:,} messages of the same bytes and left none",
             environment.require_nothing_lost(nodes),
         ],
         [
@@ -137,7 +137,7 @@ def _measure(
 
 
 def _fill(config: Config, messages: list[tuple[int, bytes]]) -> int:
-    """Publish, and wait for every confirm; returns how many there were."""
+    """Publish messages and wait for every confirm; return the number of messages."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
     for bucket, body in messages:
@@ -149,7 +149,7 @@ def _fill(config: Config, messages: list[tuple[int, bytes]]) -> int:
 
 
 def _sweep(config: Config) -> None:
-    """Take away the probes that a consumer sent to itself and did not see again."""
+    """Remove the watermark messages that the consumer sent to itself and did not receive before it ended."""
     source = KombuSource(config, range(config.partitions))
     while deliveries := source.receive(config.prefetch, SWEEP_S):
         require(all(is_marker(delivery.body) for delivery in deliveries), "events were left in queues")
@@ -158,7 +158,7 @@ def _sweep(config: Config) -> None:
 
 
 def _require_views(config: Config, fleet: SeededFleet) -> None:
-    # By receipt and not by age: the owner is gone, and the round before it was timed is over when its last event is.
+    # Read by receipt, not by age: the owner has ended, so no view is fresh.
     receipt = Receipt(fleet.names[0], fleet.version(0))
     for design in config.designs:
         with Reader(config, design=design) as reader:
@@ -168,7 +168,9 @@ def _require_views(config: Config, fleet: SeededFleet) -> None:
 def _require_applied(consumed: _Consumed, config: Config, count: int) -> None:
     _sweep(config)
     outcomes = {outcome: times for outcome, times in consumed.outcomes.items() if times}
-    require(outcomes == {"applied": count}, f"of {count} events came {outcomes}")
+    require(
+        outcomes == {"applied": count}, f"{count} events should have been applied, but the outcomes were {outcomes}"
+    )
     require(not consumed.dead_letters, f"events were dead-lettered: {consumed.dead_letters}")
     _require_empty(config)
 
@@ -183,7 +185,7 @@ def _require_empty(config: Config) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Consumed:
-    """What one consumer process did with what was in the queues."""
+    """The outcomes of one consumer process."""
 
     outcomes: dict[str, int]
     dead_letters: dict[str, int]
@@ -193,7 +195,7 @@ class _Consumed:
 
 
 class _Process:
-    """What a consumer process holds, and its loop."""
+    """The consumer of a process, and its loop."""
 
     def __init__(self, config: Config, seed: str) -> None:
         self._config = config
@@ -203,22 +205,22 @@ class _Process:
         self._consumer = Consumer(config, source, stores, self._resync, clock, random.Random(seed), "bench")
 
     def take_over(self) -> None:
-        """Own every partition, and vouch for it."""
+        """Step until the consumer owns every partition and has declared it complete."""
         self._step_until(lambda: self._owns_all)
 
     def drain(self, count: int) -> None:
-        """Fold, write and ack so many events."""
+        """Step until ``count`` events have been folded, written and acknowledged."""
         counts = self._consumer.stats.counts
         self._step_until(lambda: sum(counts.by_outcome.values()) + sum(counts.dead_letters.values()) >= count)
         self._step_until(lambda: not any(held.pending or held.backlog for held in self._consumer.owned.values()))
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self._consumer.close()
         self._resync.close()
 
     def consumed(self, takeover_s: float = 0.0, stretch: Stretch = NOTHING) -> _Consumed:
-        """What it did so far."""
+        """Return the outcomes so far."""
         stats = self._consumer.stats
         return _Consumed(stats.counts.by_outcome, stats.counts.dead_letters, stats.commits, takeover_s, stretch)
 
@@ -232,12 +234,15 @@ class _Process:
         while not done():
             if self._consumer.stats.acked > acked:
                 acked, deadline = self._consumer.stats.acked, time.monotonic() + PATIENCE_S
-            require(time.monotonic() < deadline, f"the consumer does not get on: {self._consumer.stats}")
+            require(
+                time.monotonic() < deadline,
+                f"the consumer acknowledged nothing for {PATIENCE_S:g} s: {self._consumer.stats}",
+            )
             self._consumer.step()
 
 
 def _load(config: Config, count: int, seed: str) -> _Consumed:
-    """Drain ``count`` events that wait, and go on until every partition is vouched for."""
+    """Drain ``count`` events from the queues, and step on until every partition is complete."""
     process = _Process(config, seed)
     process.drain(count)
     process.take_over()
@@ -246,7 +251,7 @@ def _load(config: Config, count: int, seed: str) -> _Consumed:
 
 
 def _drain(config: Config, messages: list[tuple[int, bytes]], seed: str) -> _Consumed:
-    """Take over, fill the queues, and drain them against the clock."""
+    """Take over all partitions, fill the queues, and time how long they take to drain."""
     began = time.perf_counter()
     process = _Process(config, seed)
     process.take_over()

@@ -1,6 +1,6 @@
-"""The least that reading can cost: what the figures of readers are held against. Here from memcached.
+"""Baseline for readers: the least that reading the same bytes from memcached can cost.
 
-``BaselineSocket`` asks for prepared keys and cuts the reply into values. It does not look at what it got.
+``BaselineSocket`` requests prepared keys and cuts the reply into values, without decoding them.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from typing import Final, Protocol, Self
 RECV_BYTES: Final = 256 * 1024
 TIMEOUT_S: Final = 30
 BLOCK_BYTES: Final = 160 * 1024
-"""10,000 states of 1 KB make 64 blocks of this."""
+"""Size of a block; 10,000 states of 1 KB fill 64 of them."""
 
 _ASK_END: Final = b"mn\r\n"
 _END: Final = b"MN\r\n"
 
 Question = tuple[bytes, ...]
-"""What a bare client sends, one after the other: prepared, so that it need not be put together on the clock."""
+"""The requests that a baseline client sends one after the other. They are prepared before the clock starts."""
 
 
 class BaselineClient(Protocol):
-    """A connection to where a design lives, with the least that a client must do."""
+    """A connection to the server of a design that does no more than a client must do."""
 
     def copy(self, bodies: Iterable[bytes]) -> None:
-        """Store a copy of each state, by its number, beside what nodestate stores."""
+        """Store a copy of each state under its number, beside the data of nodestate."""
 
     def copy_pieces(self, bodies: Iterable[bytes]) -> int:
-        """After ``copy``: the same bytes in as few pieces as the store likes. Returns the number of these."""
+        """After ``copy``, store the same bytes in as few pieces as suit the server; return the number of pieces."""
 
     def states(self, numbers: Sequence[int]) -> Question:
-        """Asks for copies by number, in this order, where it is a rising one."""
+        """Return the request for copies with these rising numbers."""
 
     def pieces(self, count: int) -> Question:
-        """Asks for all copies, as pieces."""
+        """Return the request for all copies as pieces."""
 
     def heads(self, keys: Sequence[str]) -> Question:
-        """Asks for what nodestate stored under these keys."""
+        """Return the request for the values that nodestate stored under these keys."""
 
     def read(self, question: Question) -> list[bytes]:
-        """The values that came."""
+        """Send a request and return the values of the reply."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
 class BaselineSocket:
-    """A connection to one memcached, with the least that a client must do. A context manager."""
+    """A connection to one memcached that does no more than a client must do. A context manager."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -58,9 +58,9 @@ class BaselineSocket:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", TIMEOUT_S, 0))
 
     def read(self, request: bytes) -> list[bytes]:
-        """The values of a prepared request, in order; those that are missing are left out.
+        """Send a prepared request and return the values in its order; missing keys are left out.
 
-        Sends as far as the socket takes it and reads meanwhile, as a server that can't send stops to receive.
+        The request is sent in parts while the reply is read, because a server that cannot send stops reading.
         """
         recv = self._socket.recv
         parts: list[bytes] = []
@@ -78,8 +78,8 @@ class BaselineSocket:
         return _values(b"".join(parts))
 
     def write(self, items: Iterable[tuple[str, bytes]]) -> None:
-        """Store values, whatever was there."""
-        for key, value in items:  # quiet: memcached answers only what it refuses
+        """Store values, and replace older values of the same keys."""
+        for key, value in items:  # q: memcached answers refused writes only
             self._socket.sendall(b"ms %s %d q\r\n%s\r\n" % (key.encode(), len(value), value))
         self._socket.sendall(_ASK_END)
         reply = self._socket.recv(RECV_BYTES)
@@ -98,7 +98,7 @@ class BaselineSocket:
 
 
 class BaselineMemcached:
-    """``BaselineSocket`` as a ``BaselineClient``: a copy is a key, a piece a block of ``BLOCK_BYTES``."""
+    """``BaselineSocket`` as a ``BaselineClient``. A copy is a key, and a piece is a block of ``BLOCK_BYTES``."""
 
     def __init__(self, address: str) -> None:
         self._socket = BaselineSocket(address)
@@ -136,18 +136,18 @@ class BaselineMemcached:
 
 
 def prepared(keys: Iterable[str]) -> bytes:
-    """A request for these keys, as ``BaselineSocket.read`` takes it."""
+    """Return a request for these keys, as ``BaselineSocket.read`` takes it."""
     return b"".join(b"mg %s v\r\n" % key.encode() for key in keys) + _ASK_END
 
 
 def _values(reply: bytes) -> list[bytes]:
-    """Cut ``VA <bytes>``, value and ``EN`` (a miss), up to ``MN``, into values."""
+    """Cut a reply into values: ``VA <bytes>`` precedes a value, ``EN`` is a miss, ``MN`` ends the reply."""
     values: list[bytes] = []
     at = 0
     while True:
         end = reply.find(b"\r\n", at)
         if end < 0:
-            raise ValueError(f"a reply broke off: {reply[at : at + 80]!r}")
+            raise ValueError(f"memcached sent an incomplete reply: {reply[at : at + 80]!r}")
         verb = reply[at : at + 2]
         if verb == b"VA":
             at = end + 2 + int(reply[at + 3 : end])
@@ -158,11 +158,11 @@ def _values(reply: bytes) -> list[bytes]:
         elif verb == b"MN":
             return values
         else:
-            raise ValueError(f"unexpected reply {reply[at:end][:80]!r}")
+            raise ValueError(f"memcached sent an unexpected reply: {reply[at:end][:80]!r}")
 
 
 def in_blocks(values: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, in few large pieces."""
+    """Join values to blocks of at least ``BLOCK_BYTES``."""
     parts: list[bytes] = []
     size = 0
     for value in values:

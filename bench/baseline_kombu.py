@@ -1,4 +1,4 @@
-"""The least that consuming with kombu can cost: what the figures of consumers are held against."""
+"""Baseline for consumers: the least that receiving the same messages with kombu can cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT_S: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """How many messages went through, in how long, for how much of one CPU."""
+    """A number of messages, with the wall time and processor time that they took."""
 
     messages: int
     seconds: float
@@ -29,7 +29,7 @@ class Stretch:
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of CPU per message."""
+        """Microseconds of processor time per message."""
         return self.cpu_s / self.messages * 1e6
 
 
@@ -37,29 +37,29 @@ NOTHING: Final = Stretch(0, 0.0, 0.0)
 
 
 class StopWatch:
-    """Runs from now on."""
+    """A stop watch that runs from its creation."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._cpu_began = time.process_time()
 
     def stretch(self, messages: int) -> Stretch:
-        """So many went through since."""
+        """Return the times since the creation, for this number of messages."""
         return Stretch(messages, time.perf_counter() - self._began, time.process_time() - self._cpu_began)
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What came out of the queues."""
+    """The messages that were received."""
 
     size_bytes: int
     stretch: Stretch
 
 
 def drain_queues(url: str, queues: Sequence[str], fill: Callable[[], int], prefetch: int, ack_every: int) -> Drained:
-    """Consume with kombu what ``fill`` puts into empty queues, ack batches with one frame, and look at nothing.
+    """Receive with kombu the messages that ``fill`` puts into empty queues, and acknowledge each batch with one frame.
 
-    The clock starts when the queues are full; ``fill`` says of how many messages.
+    ``fill`` returns the number of messages. The clock starts when ``fill`` has returned.
     """
     came = size = count = 0
 

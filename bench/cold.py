@@ -1,8 +1,8 @@
-"""How long a scheduler that was just started takes to its first view of all nodes.
+"""Measures how long a scheduler that has just been started takes until its first view of all nodes.
 
-Every sample is taken in a process of its own, so that allocator, caches and collector are as cold as they really
-are then. A round is three processes: one with a reader, one in which a bare client reads the same states as one
-key each, one in which it reads the same bytes in few pieces.
+Every sample is taken in a process of its own, so that allocator, caches and garbage collector are as cold as in a new
+scheduler. Each round starts three processes: one with a reader, one in which a baseline client reads the same states
+with one key each, and one in which it reads the same bytes in few pieces.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from nodestate import Reader
 from nodestate.journal.format import JOURNAL_SECTION
 
 ROUNDS_MIN: Final = 3
-"""… where a second or more is given; a smoke test is content with one."""
+"""Least number of rounds if the run has a second or more; a shorter run makes one round."""
 TAIL_SHARE: Final = 0.5
-"""A journal's tail grows to a limit and is cut then: on average, a reader meets half of that."""
+"""The tail of a journal grows up to a limit and is cut then, so on average a reader finds half of the limit."""
 GOAL_NODES: Final = 10_000
 LARGE_GOAL_NODES: Final = 100_000
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every design at every size; the journal right after a checkpoint, too."""
+    """Measure every design at every size, and the journal also right after a checkpoint."""
     runs = Runs()
     for design in settings.designs:
         for nodes in settings.nodes:
@@ -58,7 +58,7 @@ def _measure(cell: SteppedCell, settings: Settings, report_progress: ReportProgr
     picks = random.Random(settings.seed)
     changed = min(settings.changed, len(cell.fleet))
     if cell.design != "journal":
-        # As the journal below: what is stored comes from changes, not from the first reports alone.
+        # Store changes, too, not only the first reports, as for the journal below.
         for _ in range(10):
             cell.change(picks.sample(range(len(cell.fleet)), changed))
         return [_sample(cell, settings, report_progress, "", {})]
@@ -66,14 +66,14 @@ def _measure(cell: SteppedCell, settings: Settings, report_progress: ReportProgr
     cases = [_sample(cell, settings, report_progress, "no tail", {"tail_share": 0.0, "tail_events": 0})]
     events = 0
     while (share := _tail_share(cell)) < TAIL_SHARE:
-        report_progress(f"{cell.label}, {len(cell.fleet):,} nodes: lets the tail grow", share / TAIL_SHARE)
+        report_progress(f"{cell.label}, {len(cell.fleet):,} nodes: waiting for the tail to grow", share / TAIL_SHARE)
         cell.change(picks.sample(range(len(cell.fleet)), changed))
         events += changed
     return [*cases, _sample(cell, settings, report_progress, "tail", {"tail_share": share, "tail_events": events})]
 
 
 def _tail_share(cell: SteppedCell) -> float:
-    """How far the journal's tail is to its next checkpoint, on the average of partitions."""
+    """Return the length of the journal's tail as a share of its limit, as a mean over the partitions."""
     sections = [JOURNAL_SECTION.decode(head.section) for head in cell.heads()]
     return sum(s.tail_bytes / s.tail_limit_bytes for s in sections) / len(sections)
 
@@ -94,13 +94,13 @@ def _sample(
     while rounds < rounds_min or time.monotonic() - began < settings.seconds:
         report_progress(f"{name}, {len(fleet):,} nodes: rounds", (time.monotonic() - began) / settings.seconds)
         first = run_in_fresh_process(first_view, cell.config, cell.environment.imports)
-        require(first.digest == digest, f"a new reader of {cell.label} shows other states than the fleet's")
+        require(first.digest == digest, f"a new reader of {cell.label} shows other states than those of the fleet")
         memory.append(first.resident_bytes / copies.size_bytes)
         for measure, ms in first.ms.items():
             timings.note(measure, ms)
         for measure, pieces in (("bare keys", 0), ("bare blocks", copies.pieces)):
             ms, content = run_in_fresh_process(bare_read, cell.environment.baseline, len(fleet), pieces)
-            require(content == copies.digest, "the bare client read something else")
+            require(content == copies.digest, "the baseline client read other bytes than those that were stored")
             timings.note(measure, ms)
         rounds += 1
     measures = {**timings.measures, "memory / states": Measure.of("x", memory)}
@@ -121,8 +121,8 @@ def _sample(
             "first view / bare blocks": p50["first view"] / p50["bare blocks"],
         },
         [
-            f"all {len(fleet):,} nodes showed version and state of their last event, none stale or incomplete",
-            f"the new reader of each of {rounds} rounds showed the same, the bare client the same bytes",
+            f"all {len(fleet):,} nodes showed version and state of their last event, and none was stale or incomplete",
+            f"in each of {rounds} rounds the new reader showed the same states, and the baseline client read the same bytes",
             cell.environment.require_nothing_lost(len(fleet)),
         ],
         _goals(name, len(fleet), p50) if cell.label in DEFAULT_DESIGNS else [],
@@ -146,7 +146,7 @@ def _goals(name: str, nodes: int, p50: Mapping[str, float]) -> list[Goal]:
 
 
 class _Copies:
-    """The bodies of all states beside the cell, one by one and in pieces."""
+    """Copies of the bodies of all states, stored one by one and in pieces beside the data of the cell."""
 
     def __init__(self, cell: SteppedCell) -> None:
         fleet = cell.fleet
@@ -159,7 +159,7 @@ class _Copies:
 
 
 def _growth(cases: list[Case]) -> dict[str, float]:
-    """Per node, from the smallest fleet to each larger one."""
+    """Return ratios of the time for each node, of each larger fleet to the smallest one."""
     across: dict[str, float] = {}
     for design in dict.fromkeys(case.design for case in cases):
         first, *larger = sorted((case for case in cases if case.design == design), key=lambda case: case.nodes)

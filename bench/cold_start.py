@@ -1,5 +1,7 @@
-"""What runs in a process that was just started. It imports what a scheduler would, and no server, broker or consumer:
-the collector looks at everything that is imported.
+"""Functions that run in a new process, as a scheduler that has just been started.
+
+The module imports only modules that a scheduler needs, and no server, broker or consumer, because Python's garbage
+collector visits every object of an imported module.
 """
 
 from __future__ import annotations
@@ -25,15 +27,21 @@ MAX_AGE_S: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class FirstView:
-    """Milliseconds by what was timed, what the view showed, and by how much the process grew for the first."""
+    """The figures of the first view in a process."""
 
     ms: dict[str, float]
+    """Milliseconds, by name of the measure."""
     digest: int
+    """The digest of the view."""
     resident_bytes: int
+    """Growth of the process for the first view."""
 
 
 def first_view(config: Config, imports: Sequence[str]) -> FirstView:
-    """Make a reader and read, then again with a second one, to which the process is warm. ``imports`` come before."""
+    """Create a reader and read, then do the same with a second reader, for which the process is warm.
+
+    ``imports`` are modules to import before the clock starts.
+    """
     for name in imports:
         import_module(name)
     timings = Timings()
@@ -50,12 +58,15 @@ def first_view(config: Config, imports: Sequence[str]) -> FirstView:
         return view_digest(view)
 
     first = read("first view")
-    require(read("second reader") == first, "a second reader shows something else")
+    require(read("second reader") == first, "a second reader shows other states than the first")
     return FirstView({name: measure.p50 for name, measure in timings.measures.items()}, first, sizes[1] - sizes[0])
 
 
 def bare_read(opener: Callable[[], BaselineClient], states: int, pieces: int) -> tuple[float, int]:
-    """Milliseconds that it takes to read so many states, or (where there are any) pieces, and the digest of what came."""
+    """Return the milliseconds that reading all pieces takes, and the digest of their bytes.
+
+    If ``pieces`` is 0, the copies of ``states`` states are read one by one instead.
+    """
     with closing(opener()) as bare:
         began = time.perf_counter()
         values = bare.read(bare.pieces(pieces) if pieces else bare.states(range(states)))
@@ -64,7 +75,7 @@ def bare_read(opener: Callable[[], BaselineClient], states: int, pieces: int) ->
 
 
 def digest_of(values: list[bytes]) -> int:
-    """A number that values share if they are the same bytes one after the other, however they are cut."""
+    """Return a number that is equal for two lists of values if their joined bytes are equal."""
     whole = xxhash.xxh3_64()
     for value in values:
         whole.update(value)

@@ -1,4 +1,4 @@
-"""Consumers as an operator starts them, for what is measured from outside."""
+"""Consumers as an operator starts them, for scenarios that measure a whole cell from outside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nodestate.config import Config
 
 @contextmanager
 def failures_as_wrong_results() -> Iterator[None]:
-    """What the fault tests' parts assert is required here, too: raise ``WrongResultError`` instead."""
+    """Raise ``WrongResultError`` for a failed assertion of the harness, so that the benchmark gives no figures."""
     try:
         yield
     except AssertionError as error:
@@ -23,7 +23,7 @@ def failures_as_wrong_results() -> Iterator[None]:
 
 @contextmanager
 def consumer_running(config: Config) -> Iterator[Member]:
-    """``nodestate consume``, all partitions in one process, which must live to the end and end in order."""
+    """Run ``nodestate consume`` for all partitions in one process, which must stop by itself with exit code 0."""
     with failures_as_wrong_results(), tempfile.TemporaryDirectory(prefix="nodestate-bench-") as folder:
         member = Member(Path(folder), 1, 1, settings_as_environment(config))
         member.start()
@@ -35,7 +35,7 @@ def consumer_running(config: Config) -> Iterator[Member]:
 
 
 def settings_as_environment(config: Config) -> dict[str, str]:
-    """The settings as environment variables."""
+    """Return settings as environment variables."""
     values = {name: getattr(config, name) for name in config.__struct_fields__}
     return {
         f"NODESTATE_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,7 +1,7 @@
-"""What readers cost the consumer and each other, and what the consumer costs readers.
+"""Measures how much readers slow down the consumer and each other, and how much the consumer slows down readers.
 
-One consumer commits changes at a steady pace, or nothing at all, while readers in processes of their own read every so
-many milliseconds. All of them share the machine's cores: where there are few, that is most of what they do to each other.
+One consumer commits changes at a steady pace, or nothing, while readers in processes of their own read at a steady
+pace. All processes share the cores of the machine. With few cores, this is the main reason why they slow down.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from nodestate import Reader
 from nodestate.config import Config
 
 COMMIT_EVERY_S: Final = 0.05
-"""As a consumer does under steady traffic: it writes after its ``flush_s``."""
+"""Time between two commits: a consumer under steady traffic writes after its ``flush_s``."""
 OFTEN_S: Final = 0.05
 SELDOM_S: Final = 1.0
-"""Readers that look once in so many commits meet all of them at once."""
+"""Time between two reads. A reader that reads seldom finds the changes of many commits at once."""
 BRIEF_S: Final = 1.0
 """A run with fewer seconds has fewer readers."""
 
 
 class Crowd(NamedTuple):
-    """Readers beside a consumer: how many, how often each reads, whether anything is committed meanwhile."""
+    """The readers beside a consumer."""
 
     variant: str
+    """The variant in the label of the case."""
     readers: int
     every_s: float = OFTEN_S
+    """Time between two reads of one reader."""
     writes: bool = True
+    """Whether the consumer commits anything."""
 
 
 ALONE: Final = Crowd("", 0)
@@ -60,7 +63,7 @@ CROWDS_BRIEF: Final = (
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every crowd, in every design at every size. The timed seconds are shared out to crowds."""
+    """Measure every crowd, in every design at every size. The crowds share the seconds to measure."""
     runs = Runs()
     brief = settings.seconds < BRIEF_S
     crowds = CROWDS_BRIEF if brief else CROWDS
@@ -81,7 +84,9 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings(_compared(runs.cases))
 
 
-SCENARIO: Final = Scenario("contention", "many readers beside one consumer, and what each costs the other", run)
+SCENARIO: Final = Scenario(
+    "contention", "many readers beside one consumer, and how much they slow each other down", run
+)
 
 
 def _measure(
@@ -94,9 +99,9 @@ def _measure(
 ) -> Case:
     fleet, changed = cell.fleet, min(settings.changed, len(cell.fleet))
     label = f"{cell.label}: {crowd.variant}" if crowd.variant else cell.label
-    every_s = min(crowd.every_s, seconds / 2)  # or a reader might not come to read once
+    every_s = min(crowd.every_s, seconds / 2)  # otherwise a reader might not read at all
     timings = Timings()
-    report_progress(f"{label}, {crowd.readers} readers: they begin", 0.0)
+    report_progress(f"{label}, {crowd.readers} readers start", 0.0)
     with ExitStack() as stack:
         readers = [
             stack.enter_context(Worker(read_along, cell.config, every_s, settings.seed + number))
@@ -138,20 +143,23 @@ def _measure(
 
 
 def _require_same(cell: SteppedCell, followed: Sequence[Followed]) -> str:
-    """Every reader's last view is the fleet; returns what was shown."""
+    """Require that the last view of every reader shows the whole fleet; return the sentence that states it."""
     with Reader(cell.config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
         require_whole(view, cell.fleet)
     digest = view_digest(view)
-    require(all(one.digest == digest for one in followed), "a reader ended with other states than the fleet's")
+    require(
+        all(one.digest == digest for one in followed),
+        "the last view of a reader shows other states than those of the fleet",
+    )
     return (
-        f"at the end each of {len(followed)} readers showed version and state of the last event of all "
-        f"{len(cell.fleet):,} nodes, and vouched for them"
+        f"at the end the view of each of {len(followed)} readers was complete and showed version and state of the last "
+        f"event of all {len(cell.fleet):,} nodes"
     )
 
 
 def _compared(cases: Sequence[Case]) -> dict[str, float]:
-    """What readers do to commits, readers to each other, and a variant to as many readers without it: ratios."""
+    """Return ratios: commits with and without readers, many readers to one, and a variant to the same readers without it."""
     across: dict[str, float] = {}
     plain = {(one.design, one.nodes, one.settings["readers"]): one for one in cases if ": " not in one.design}
     for case in cases:
@@ -175,17 +183,18 @@ def _compared(cases: Sequence[Case]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What one reader saw: milliseconds of each read that found a change (refresh) and of the others (nothing), how many
-    views were incomplete, and the digest of the last.
-    """
+    """The reads of one reader."""
 
     ms: Mapping[str, Sequence[float]]
+    """Milliseconds of reads that found a change (``refresh``) and of reads that found none (``nothing``)."""
     incomplete: int
+    """Views that were incomplete."""
     digest: int
+    """The digest of the last view."""
 
 
 def read_along(parent: ParentLink, config: Config, every_s: float, seed: int) -> Followed:
-    """Read every so many seconds, beginning at a random moment of the first, until told to stop."""
+    """Read every ``every_s`` seconds until the parent asks to stop; start at a random moment of the first interval."""
     ms: dict[str, list[float]] = {"refresh": [], "nothing": []}
     incomplete = 0
     with Reader(config) as reader:
@@ -200,6 +209,6 @@ def read_along(parent: ParentLink, config: Config, every_s: float, seed: int) ->
             incomplete += bool(view.incomplete)
             due = max(due + every_s, time.monotonic())
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
-    require(any(ms.values()), "a reader did not come to read once: give it more seconds")
-    require(not view.incomplete and not view.stale, "a reader's last view does not vouch for all")
+    require(any(ms.values()), "a reader did not read once: measure for more seconds")
+    require(not view.incomplete and not view.stale, "the last view of a reader is incomplete or stale")
     return Followed(ms, incomplete, view_digest(view))

@@ -1,4 +1,4 @@
-"""What was written to memcached or a database, by kind of key; and what memcached itself says that it holds."""
+"""Counts the bytes that a consumer writes to memcached or a database, by kind of key."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ KINDS: Final = {
     "ckpt": "checkpoints",
     "index": "indexes",
 }
-"""The word of ``nodestate.store.keys`` for a key, and what it is called in figures. Rows come with the key of a head."""
+"""The kind of a key in figures, by the word for it in ``nodestate.store.keys``. Rows are written with the key of a head."""
 STAMPS_BYTES: Final = 4 * 8 + 4 + 8 + 1
-"""What a row has beside its texts and its record: epoch, incarnation, generation, offset; slot; time; whether it is gone."""
+"""Bytes of a row beside its texts and its record: epoch, incarnation, generation, offset; slot; time; the flag ``gone``."""
 
 
 class CountingStore:
-    """A ``ports.Store`` around another, that adds up what goes through it: bytes of keys and of values, by kind."""
+    """A ``ports.Store`` around another that adds up the bytes of keys and values written, by kind of key."""
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
+        # Bytes of keys and values written, by kind.
         self.written_bytes: Counter[str] = Counter()
+        # Keys deleted that existed, by kind.
         self.deleted: Counter[str] = Counter()
 
     @property
     def name(self) -> str:
-        """The inner store's."""
+        """The name of the inner store."""
         return self._inner.name
 
     @property
     def max_value_bytes(self) -> int:
-        """The inner store's."""
+        """The limit of the inner store."""
         return self._inner.max_value_bytes
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
@@ -46,7 +48,7 @@ class CountingStore:
         return self._inner.fetch(keys)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """See ``ports.Store``. What was refused went to memcached, too."""
+        """See ``ports.Store``. Refused writes count as well, because their bytes were sent."""
         written = self._inner.write(writes)
         for write, outcome in zip(writes, written, strict=True):
             kind = "other" if write.put is Put.DELETE_ROWS else KINDS.get(write.key.split(":", 5)[4], "other")
@@ -63,7 +65,7 @@ class CountingStore:
         self._inner.close()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Set all counts to zero."""
         self.written_bytes.clear()
         self.deleted.clear()
 

@@ -99,7 +99,7 @@ class DatabaseEnvironment:
                 self._query(f"SELECT pg_total_relation_size('{name}'), pg_indexes_size('{name}')")[0] for name in TABLES
             ]
         else:
-            self._query(f"ANALYZE TABLE {', '.join(TABLES)}")  # without it the sizes are those of the last analysis
+            self._query(f"ANALYZE TABLE {', '.join(TABLES)}")  # without it, the sizes date from the last analysis
             sizes = self._query(
                 "SELECT data_length + index_length, index_length FROM information_schema.tables "  # noqa: S608 - our own
                 f"WHERE table_schema = DATABASE() AND table_name IN {TABLES}"

@@ -1,4 +1,4 @@
-"""The names by which ``--design`` chooses what is measured, and the labels under which figures are shown."""
+"""The names that ``--design`` takes, and the labels of designs in figures."""
 
 from __future__ import annotations
 

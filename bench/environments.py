@@ -42,7 +42,7 @@ class Environment(Protocol):
     """Connects a baseline client. The callable can be pickled."""
 
     def require_nothing_lost(self, nodes: int) -> str:
-        """Raise ``WrongResultError`` if data of these nodes was lost; return a sentence that states what was proved."""
+        """Raise ``WrongResultError`` if data of these nodes was lost; return a sentence that states the proof."""
 
     def bytes_sent(self) -> int | None:
         """Return the bytes that the server has sent, by its own count; None if it does not count them."""

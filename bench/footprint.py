@@ -1,9 +1,10 @@
-"""What a cell costs in bytes: held by memcached or a database for each node, and written to it for each event.
+"""Measures the bytes of a cell: held in memcached or a database for each node, and written for each event.
 
-One consumer commits changes of K nodes, one commit after the other. Everything that it writes goes through a counter,
-which adds up bytes by kind of key. What is written now and then (the journal's checkpoints, the snapshot's indexes) is
-shared out to events justly: counting begins when each partition has just made one, and ends when each just has again. A
-database has nothing of the kind; there, each partition's next commit takes its environment.
+One consumer commits changes of K nodes, one commit after the other. Everything that the consumer writes passes a
+``CountingStore``, which adds up the bytes by kind of key. Checkpoints of the journal and indexes of the snapshot are
+written only from time to time. So that each event gets its fair share of them, counting starts when every partition has
+just written one, and ends when every partition has just written one again. A database writes neither; there, counting
+ends with the next commit of every partition.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from nodestate.snapshot.format import SNAPSHOT_SECTION
 from nodestate.store.head import Head
 
 CHANGE_BYTES: Final = (1_000, 4_000)
-"""Sizes of changes beside ``--change-bytes``, for those who have a second or more."""
+"""Sizes of changes that are measured beside ``--change-bytes``, unless the run is brief."""
 BRIEF_S: Final = 1.0
 WARM_UP_CHANGES_COUNT: Final = 2_000
-"""Changes in one commit, as far as there are nodes, until each partition has made a checkpoint or an index."""
+"""Largest number of changes in one commit until each partition has written its first checkpoint or index."""
 SAMPLE_EVERY_COMMITS: Final = 10
 PATIENCE_S: Final = 120.0
 REMAKES: Final = {"journal": "checkpoints", "snapshot": "indexes"}
-"""What a design writes now and then about all nodes of a partition, as ``ledger.KINDS`` calls it."""
+"""The kind of key that a design writes from time to time for all nodes of a partition, see ``counting_store.KINDS``."""
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every design at every size of fleet and of changes."""
+    """Measure every design at every size of fleet and of changes."""
     runs = Runs()
     others = CHANGE_BYTES if settings.seconds >= BRIEF_S else ()
     for design in settings.designs:
@@ -66,19 +67,22 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings()
 
 
-SCENARIO: Final = Scenario("footprint", "bytes held for each node, and written for each event", run)
+SCENARIO: Final = Scenario("footprint", "bytes held for each node and written for each event", run)
 
 
 @dataclass(slots=True)
 class _Counted:
-    """What was seen while it was counted."""
+    """The counts of a stretch of commits."""
 
     events: int = 0
     event_bytes: int = 0
     commits: int = 0
     remade: int = 0
+    """Checkpoints or indexes written, of all partitions."""
     held: list[Mapping[str, int]] = field(default_factory=list)
+    """Samples of the bytes that the server holds."""
     tail_bytes: list[int] = field(default_factory=list)
+    """Samples of the bytes of the journal's tail, all partitions together."""
     timings: Timings = field(default_factory=Timings)
 
 
@@ -104,10 +108,12 @@ def _measure(
     shown = []
     if (received := cell.environment.bytes_received()) is not None and received_before is not None:
         read_bytes = received - received_before
-        require(total_bytes <= read_bytes, f"the counter says {total_bytes:,} bytes, the server read {read_bytes:,}")
-        shown.append("the server read what the counter says, and commands")
+        require(
+            total_bytes <= read_bytes, f"{total_bytes:,} bytes were counted, but the server read only {read_bytes:,}"
+        )
+        shown.append("the server read at least the bytes that were counted")
     if remakes := REMAKES.get(cell.design):
-        shown.append(f"each partition wrote its {remakes} anew, {counted.remade} times in all")
+        shown.append(f"each partition wrote its {remakes} again, {counted.remade} times in all")
     if "segments" in written_bytes:
         require(written_bytes["segments"] >= counted.event_bytes, "the segments can't hold all events")
     with Reader(cell.config) as reader:
@@ -156,9 +162,12 @@ def _until_remade(
     picks: random.Random,
     changed: int,
     seconds: float,
-    say: Callable[[float], None],
+    report_share: Callable[[float], None],
 ) -> _Counted:
-    """Commit changes for so many seconds, and then until each partition has made a checkpoint, or an index, once more."""
+    """Commit changes for ``seconds``, and then until each partition has written its checkpoint or index once more.
+
+    ``report_share`` takes the share of the time that has passed.
+    """
     counted, remakes = _Counted(), REMAKES.get(cell.design, "")
     since = made = _made(cell)
     began = time.monotonic()
@@ -168,8 +177,11 @@ def _until_remade(
             since = made
         elif all(map(operator.ne, since, made)):
             return counted
-        require(passed_s < seconds + PATIENCE_S, f"the partitions of {cell.design} do not make {remakes or 'commits'}")
-        say(passed_s / max(seconds, 1.0))
+        require(
+            passed_s < seconds + PATIENCE_S,
+            f"the partitions of {cell.design} wrote no {remakes or 'commits'} within {PATIENCE_S:g} s",
+        )
+        report_share(passed_s / max(seconds, 1.0))
         numbers = picks.sample(range(len(cell.fleet)), changed)
         events = [(number, cell.fleet.change(number)) for number in numbers]
         before = counter.deleted.total(), counter.written_bytes[remakes]
@@ -189,7 +201,7 @@ def _until_remade(
 
 
 def _made(cell: SteppedCell) -> list[int]:
-    """By partition, the offset of its checkpoint or index; of its next commit, where a design makes neither."""
+    """Return, by partition, the offset of its checkpoint or index, or of its next commit if the design writes neither."""
     return [_offset_made(cell.design, head) for head in cell.heads()]
 
 
@@ -202,12 +214,12 @@ def _offset_made(design: str, head: Head) -> int:
 
 
 def _held(counted: _Counted, nodes: int) -> dict[str, Measure]:
-    """What the place held, from look to look."""
+    """Return the bytes that the server held, over all samples."""
     return {name: Measure.of("bytes/node", [held[name] / nodes for held in counted.held]) for name in counted.held[0]}
 
 
 def _parts(written_bytes: Mapping[str, int], event_bytes: int) -> dict[str, Measure]:
-    """The amplification, by kind of key."""
+    """Return the write amplification by kind of key."""
     parts = {kind: size / event_bytes for kind, size in written_bytes.items() if size}
     return {
         f"write amplification, {kind}": Measure.of("x", [part])

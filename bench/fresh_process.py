@@ -1,4 +1,4 @@
-"""One call in one new process, as a scheduler or consumer that has just been started: nothing warm, a small heap."""
+"""One call in one new process, like a scheduler that has just been started: caches are cold and the heap is small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def log_warnings_only() -> None:
-    """Log warnings and worse only, and to stderr: stdout is for the result."""
+    """Log warnings and errors only, to stderr, because stdout is for the result."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -24,6 +24,6 @@ def log_warnings_only() -> None:
 
 
 def run_in_fresh_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a process of its own; its result or its exception comes back."""
+    """Call a function in a new process; return its result or raise its exception."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=log_warnings_only) as process:
         return process.submit(function, *args, **kwargs).result()

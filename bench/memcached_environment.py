@@ -16,7 +16,7 @@ from nodestate.designs import DESIGNS
 from nodestate.store.memcached import MemcachedStore, ServerStats
 
 MEMORY_FACTOR: Final = 10
-"""Memory in multiples of the bytes of all states: the copies of both designs, those of the baseline, and slabs."""
+"""Memory in multiples of the bytes of all states: the copies of both designs, the copies of the baseline, and slabs."""
 SPARE_MEMORY_MB: Final = 128
 
 

@@ -1,7 +1,8 @@
-"""The servers of the peers: programs of this machine, on loopback, with folders of their own, ended by their pid.
+"""The servers of the peers: programs of this machine that listen on 127.0.0.1, each with a folder of its own.
 
-They keep their programs' own settings but for memory and what would reach beyond this machine: what a default makes
-durable stays durable. Run as root, those that refuse root become the user that their Debian package made.
+The servers keep the default settings of their programs, except for memory and for addresses beyond this machine: data
+that is durable by default stays durable. If bench runs as root, servers that refuse root run as the users that their
+Debian packages created. A server is ended by its process id.
 """
 
 from __future__ import annotations

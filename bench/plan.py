@@ -108,7 +108,7 @@ def wanted(quick: bool, known: Collection[str]) -> tuple[list[PlannedRun], list[
 def carry_out(
     runs: Sequence[PlannedRun], results: Path, print_line: PrintLine, limit_s: float = RUN_LIMIT_S
 ) -> list[str]:
-    """PlannedRun one after the other, each leaving ``results/NAME.json``; returns the names of those that failed."""
+    """Execute the runs one after the other, each writing ``results/NAME.json``; return the names of failed runs."""
     results.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
     for number, run in enumerate(runs, 1):

@@ -1,8 +1,9 @@
-"""How long it takes from publishing a change until a reader's view shows it, by the rate of changes.
+"""Measures the time from publishing a change until the view of a reader shows it, by the rate of changes.
 
-A publisher, a consumer (``nodestate consume``) and a reader that looks again as soon as it has looked are processes of
-their own, with RabbitMQ and memcached, or a database, between them. Publisher and reader note the time on the clock that all processes
-of a machine share: before the call of publish, and after the read whose view has the event's version.
+A publisher, a consumer (``nodestate consume``) and a reader that reads all the time are processes of their own, joined
+by RabbitMQ and by memcached or a database. Publisher and reader note times of the monotonic clock, which all processes
+of a machine share: the publisher before it publishes an event, the reader after the read whose view has the version of
+the event.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from nodestate.broker import connect_check
 from nodestate.config import Config
 
 RATES: Final = (100, 1_000, 4_000)
-"""Events per second, all nodes together. The timed seconds are shared out to them."""
+"""Events per second, all nodes together. The rates share the seconds to measure."""
 RATES_BRIEF: Final = (100, 1_000)
 BRIEF_S: Final = 1.0
-"""A run with fewer seconds leaves the highest rate out, and measures the others for so many of them, each."""
+"""A run with fewer seconds leaves out the highest rate and measures each of the others for all of the seconds."""
 PATIENCE_S: Final = 60.0
 PAUSE_S: Final = 0.02
 GOAL_NODES, GOAL_RATE = 10_000, 1_000
@@ -42,7 +43,7 @@ GOAL_OVER_FLUSH_MS: Final = 20.0
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every design at every size, at every rate."""
+    """Measure every design at every size and every rate."""
     runs = Runs()
     with RabbitServer() as rabbit:
         runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
@@ -58,7 +59,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings()
 
 
-SCENARIO: Final = Scenario("propagation", "from publishing a change to a reader's view that shows it", run)
+SCENARIO: Final = Scenario("propagation", "time from publishing a change until a view shows it", run)
 
 
 def _measure(
@@ -95,27 +96,27 @@ def _measure(
                     while not watcher.has_ended(0.1):
                         report_progress(f"{name}: {rate:,} events/s", (time.monotonic() - began) / seconds)
                         if sender.has_ended(0.0):
-                            sender.result()  # raises what went wrong with it, rather than wait for what won't come
+                            sender.result()  # raises the error of the sender, instead of waiting for events that will not come
                     cases.append(_case(environment, config, fleet, rate, sender.result(), watcher.result()))
             cases[-1] = replace(cases[-1], shown=[*cases[-1].shown, environment.require_nothing_lost(nodes)])
     return cases
 
 
 def _wait_until_whole(reader: Reader, fleet: SeededFleet) -> None:
-    """The owner vouches for all when it has listened for a while."""
+    """Wait until the view shows the whole fleet and the owner has declared all partitions complete."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
         if len(view.nodes) == len(fleet) and not view.incomplete:
             require_whole(view, fleet)
             return
-        require(time.monotonic() < deadline, f"the consumer did not get there: {view}")
+        require(time.monotonic() < deadline, f"the view was not complete within {PATIENCE_S:g} s: {view}")
         time.sleep(PAUSE_S)
 
 
 def _case(environment: Environment, config: Config, fleet: SeededFleet, rate: int, sent: Sent, shown: Shown) -> Case:
     ms = sorted((at - called) * 1e3 for at, called in zip(shown.at, sent.called, strict=True))
-    require(ms[0] > 0, "an event was seen before it was published: the processes do not share a clock")
+    require(ms[0] > 0, "a view showed an event before it was published: the processes do not share a clock")
     measures = {
         "propagation": Measure.of("ms", ms),
         "propagation, p99.9": Measure.of("ms", [ms[math.ceil(len(ms) * 0.999) - 1]]),
@@ -134,8 +135,8 @@ def _case(environment: Environment, config: Config, fleet: SeededFleet, rate: in
         measures,
         {"propagation, p99 / flush": measures["propagation"].p99 / flush_ms},
         [
-            f"all {len(ms):,} events were confirmed, and became visible in the reader's view",
-            f"after them it showed version and state of the last event of all {len(fleet):,} nodes",
+            f"all {len(ms):,} events were confirmed and became visible in the view of the reader",
+            f"afterwards the view showed version and state of the last event of all {len(fleet):,} nodes",
         ],
         [Goal.at_most(what, measures["propagation"].p99, bound_ms, "ms")]
         if (len(fleet), rate) == (GOAL_NODES, GOAL_RATE) and environment.label in DEFAULT_DESIGNS
@@ -146,21 +147,24 @@ def _case(environment: Environment, config: Config, fleet: SeededFleet, rate: in
 # -- in a process of its own ----------------------------------------------------------------------
 
 Planned = tuple[int, str, int]
-"""An event that will be published: its place among all, its node, and the node's generation with it."""
+"""An event that will be published: its index among all events, its node, and the generation of the node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """By event, on the machine's clock, when the read ended that showed it; and how long each read took."""
+    """The reads of the reader."""
 
     at: Sequence[float]
+    """For each event, the monotonic time at the end of the first read that showed it."""
     read_ms: Sequence[float]
+    """Milliseconds of each read."""
 
 
 def watch(parent: ParentLink, config: Config, planned: Sequence[deque[Planned]], fleet: SeededFleet) -> Shown:
-    """Read until a view shows every planned event, and the fleet as it is after the last.
+    """Read until a view shows every planned event, and require that it shows the whole fleet then.
 
-    The events of a partition are looked at in their order: one counts as shown when it and all before it are.
+    The events of a partition are checked in their order: an event counts as shown when a view shows it and all events of
+    the partition before it.
     """
     at = [0.0] * sum(map(len, planned))
     read_ms: list[float] = []
@@ -176,13 +180,15 @@ def watch(parent: ParentLink, config: Config, planned: Sequence[deque[Planned]],
             for index in _newly_shown(view, planned):
                 at[index] = now
                 deadline = now + PATIENCE_S
-            require(now < deadline, f"{sum(map(len, planned))} events of {len(at)} never became visible")
+            require(
+                now < deadline, f"{sum(map(len, planned))} events of {len(at)} were not visible after {PATIENCE_S:g} s"
+            )
         require_whole(view, fleet)
     return Shown(at, read_ms)
 
 
 def _newly_shown(view: View, planned: Sequence[deque[Planned]]) -> Iterator[int]:
-    """Take the events away that a view shows, and give their places."""
+    """Remove the events that a view shows from ``planned``, and yield their indexes."""
     for waiting in planned:
         while waiting:
             index, name, generation = waiting[0]

@@ -1,4 +1,4 @@
-"""A publisher in a process of its own, that keeps to a rate and notes when it called."""
+"""A publisher in a process of its own that keeps a rate and notes the time of each call."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ PATIENCE_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """For each event, on the clock that all processes of a machine share: when it was to be published, when it was."""
+    """Times of each event, in seconds of the monotonic clock, which all processes of a machine share."""
 
     due: Sequence[float]
+    """When the rate demanded it."""
     called: Sequence[float]
+    """When the publisher was called."""
 
 
 def send(parent: ParentLink, config: Config, events: Sequence[tuple[int, bytes]], rate: float = math.inf) -> Sent:
-    """Publish events, with their buckets, so many a second, and wait until the broker has confirmed all."""
+    """Publish events, each with its bucket, at ``rate`` a second, and wait until the broker has confirmed all."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
     sink.resyncs(0.0)  # connects

@@ -110,7 +110,7 @@ class Case:
     ratios: Mapping[str, float]
     """Ratios between medians of this case."""
     shown: Sequence[str]
-    """Sentences that state what was proved before and after the measurement."""
+    """Sentences on the proofs before and after the measurement."""
     goals: Sequence[Goal] = ()
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Values over time, all of the same length."""
@@ -146,7 +146,7 @@ class Record:
     goals: Sequence[Goal] = ()
     format: int = FORMAT
     skipped: Sequence[str] = ()
-    """Lines on what was not measured because something is not installed."""
+    """Lines on measurements that were left out because something is not installed."""
 
     def to_json(self) -> bytes:
         """Return the record as JSON, with one field and one case on each line, so that two versions can be compared."""

@@ -1,10 +1,10 @@
-"""How long after a fault a view is whole again: nothing incomplete, nothing over a bound, every version right.
+"""Measures how long after a fault views are complete, fresh and right again.
 
-Two consumers (``nodestate consume``), RabbitMQ and memcached, or a database, are processes of their own; the agents are a thread that
-changes nodes, gives their signs of life and answers resyncs. The clock starts when what failed is gone, or, where it was
-started again, is back. Just then some nodes of each partition change. A view is whole when it shows these changes, vouches
-for all nodes, and is within the bound: first that of a reader that lived through it, then that of a new one, which needs
-every key. After each fault all views are compared with what the agents say, node by node.
+Two consumers (``nodestate consume``), RabbitMQ, and memcached or a database are processes of their own. The agents are
+a thread that changes nodes, sends heartbeats and answers resyncs. The clock starts when the failed part is gone or, if it
+is started again, when it is back. At that moment some nodes of each partition change. A view has recovered when it shows
+these changes, is complete and is within the bound of age. First the view of an existing reader must recover, then that
+of a new reader, which needs every key. After each fault all views are compared with the agents, node by node.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from nodestate.model.partitioning import partition_of
 from nodestate.view.view import View
 
 BOUND_S: Final = 5.0
-"""Age that counts as fresh: a new reader knows ages to two seconds only, and owners renew every second."""
+"""Age up to which a view counts as fresh: a new reader knows ages to two seconds only, and owners renew every second."""
 BARE_STATE_BYTES: Final = 200
-"""What a state of the fault tests' fleet takes without padding."""
+"""Bytes of a state of the simulated fleet without padding."""
 RATE: Final = 100.0
-"""Changes per second, all nodes together, from beginning to end."""
+"""Changes per second, all nodes together, during the whole run."""
 SIGNS_PER_S: Final = 1_000.0
-"""Signs of life that one thread gives beside that; so a fleet's heartbeat is the longer the larger it is."""
+"""Heartbeats per second that one thread can send beside the changes. So a larger fleet has a longer heartbeat."""
 HEARTBEAT_MIN_S: Final = 0.5
 NO_MEMCACHED: Final = "memory://"
 PROBES_COUNT: Final = 3
@@ -50,13 +50,13 @@ PROBES_COUNT: Final = 3
 PAUSE_S: Final = 0.02
 PATIENCE_S: Final = 90.0
 BRIEF_S: Final = 1.0
-"""A run with fewer seconds is content with the faults that are marked for it, and with consumers that stand by sooner."""
+"""A run with fewer seconds causes only the faults that are marked as brief, and its consumers stand by sooner."""
 BRIEF_STANDBY_S: Final = 0.5
 GOAL_NODES, GOAL_S = 10_000, 10.0
 
 
 class FaultTarget(NamedTuple):
-    """What a fault is done to."""
+    """The cell that a fault hits."""
 
     cell: Cell
     environment: Environment
@@ -65,28 +65,35 @@ class FaultTarget(NamedTuple):
 
     @property
     def design(self) -> str:
-        """There is one."""
+        """The only design of the cell."""
         [design] = self.environment.designs
         return design
 
 
 class Fault(NamedTuple):
-    """``make`` does it and returns when the clock is to start; ``mend`` puts back, off the clock, what stays away."""
+    """A fault that can be caused."""
 
     name: str
     make: Callable[[FaultTarget], None]
-    mend: Callable[[FaultTarget], None] = lambda _scene: None
+    """Causes the fault; the clock starts when it returns."""
+    mend: Callable[[FaultTarget], None] = lambda _target: None
+    """Restores parts that do not recover by themselves, after the clock has stopped."""
     names: Sequence[str] = DEFAULT_DESIGNS
+    """Names of the designs that the fault applies to."""
     brief: bool = True
+    """Whether brief runs cause it, too."""
 
 
 def restart_store(target: FaultTarget) -> None:
-    """Of memcached all keys are gone, and consumers know the states; a database has what was committed."""
+    """Kill the server and start it again. memcached loses all keys; a database keeps committed data."""
     target.environment.restart()
 
 
 def lose_key(kind: str) -> Callable[[FaultTarget], None]:
-    """One key of this kind is gone; where it is a node's, of one that does not change, or that would heal it."""
+    """Return a fault that deletes one key of a kind.
+
+    A key of a node is taken from a node that does not change, because a change would write the key again.
+    """
 
     def lose(target: FaultTarget) -> None:
         assert isinstance(target.environment, MemcachedEnvironment), "only memcached loses keys"
@@ -103,32 +110,35 @@ def lose_key(kind: str) -> Callable[[FaultTarget], None]:
 
 
 def let_all_change(target: FaultTarget) -> None:
-    """The one that did not change does again."""
+    """Let the node change again whose key was deleted."""
     target.cell.fleet.unchanging = set()
 
 
 def kill_consumer(target: FaultTarget) -> None:
-    """The other one stands by. Who came late on a busy machine owns nothing, and would not be missed."""
+    """Kill the consumer that owns partitions; the other one stands by.
+
+    On a busy machine one consumer may start too late to own any partition; its death would change nothing.
+    """
     owner = next((member for member in target.cell.members if member.logged("partition taken over")), None)
-    require(owner is not None, "no consumer owns anything")
-    assert owner is not None, "as was required"
+    require(owner is not None, "no consumer owns a partition")
+    assert owner is not None, "required above"
     owner.kill()
 
 
 def start_consumer(target: FaultTarget) -> None:
-    """… and gives nothing back, until it dies itself."""
+    """Start the consumers that are dead; the owner keeps its partitions."""
     for member in target.cell.members:
         if not member.running:
             member.start()
 
 
 def restart_broker(target: FaultTarget) -> None:
-    """In order; queues are durable."""
+    """Stop RabbitMQ and start it again; its queues are durable."""
     target.rabbit.restart()
 
 
 def restart_all(target: FaultTarget) -> None:
-    """Nobody knows anything but the agents."""
+    """Kill all consumers and the server and start them again, so that only agents know the states."""
     for member in target.cell.members:
         member.kill()
     restart_store(target)
@@ -137,7 +147,7 @@ def restart_all(target: FaultTarget) -> None:
 
 
 SERVERS: Final = ("sql:mariadb", "sql:postgres")
-"""SQLite has no server that could die."""
+"""Designs whose database is a server; SQLite is not."""
 FAULTS: Final = (
     Fault("memcached restarted", restart_store),
     Fault("database restarted", restart_store, names=SERVERS),
@@ -152,11 +162,14 @@ FAULTS: Final = (
     Fault("consumers and memcached restarted", restart_all, brief=False),
     Fault("consumers and database restarted", restart_all, names=SERVERS, brief=False),
 )
-"""In this order: after the last, each consumer owns its own partitions again, as a consumer that is to die must."""
+"""All faults, in the order in which they are caused.
+
+After the last one each consumer owns its own partitions again, so ``consumer killed`` can be caused in the next round.
+"""
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every fault, in every design at every size."""
+    """Measure every fault in every design at every size."""
     runs = Runs()
     with RabbitServer() as rabbit:
         runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
@@ -164,7 +177,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
             if design not in DEFAULT_DESIGNS:
                 server = "" if design in SERVERS else ", and SQLite has no server to restart"
                 runs.skipped[
-                    f"{design_label([design])}: no faults that lose keys, as a database loses none{server}"
+                    f"{design_label([design])}: no faults that lose keys, because a database loses none{server}"
                 ] = None
             for nodes in settings.nodes:
 
@@ -191,7 +204,7 @@ SCENARIO: Final = Scenario("recovery", "from a fault to a view that is whole aga
 
 @contextmanager
 def _cell(environment: Environment, nodes: int, rabbit: RabbitServer, settings: Settings) -> Iterator[Cell]:
-    """The cell of the fault tests, with an operator's settings but for the signs of life."""
+    """Run the cell of the harness with default settings, except for heartbeats."""
     heartbeat_s = max(HEARTBEAT_MIN_S, nodes / SIGNS_PER_S)
     usual = {name: getattr(Config(), name) for name in SETTINGS}
     brief = {"standby_s": BRIEF_STANDBY_S} if settings.seconds < BRIEF_S else {}
@@ -217,7 +230,7 @@ def _measure(
 ) -> list[Case]:
     cell = target.cell
     name = f"{target.environment.label}, {len(cell.fleet.names):,} nodes"
-    report_progress(f"{name}: loads", 0.0)
+    report_progress(f"{name}: loading", 0.0)
     _until_at_rest(cell)
     cell.wait_until_equal(PATIENCE_S)
     times: dict[str, list[Recovered]] = {fault.name: [] for fault in faults}
@@ -235,7 +248,7 @@ def _measure(
 
 
 def _until_at_rest(cell: Cell) -> None:
-    """Wait until views are fresh and complete, and each consumer has queued up for every partition."""
+    """Wait until views are fresh and complete, and each consumer stands by for every partition that it does not own."""
     cell.wait_until_well(PATIENCE_S)
     queues = [queue for _, queue in Topology.of(cell.config).queues()]
 
@@ -247,10 +260,12 @@ def _until_at_rest(cell: Cell) -> None:
 
 
 class Recovered(NamedTuple):
-    """Seconds until the view of a reader that lived through it was whole, and until a new reader's was, too."""
+    """Seconds from the fault until two views were complete and fresh again."""
 
     following_s: float
+    """The view of a reader that existed before the fault."""
     new_s: float
+    """The view of a new reader, which is read after the other."""
 
 
 def _recovered(target: FaultTarget) -> Recovered:
@@ -264,7 +279,7 @@ def _recovered(target: FaultTarget) -> Recovered:
             lacks = _lacks(view, wanted)
             if not lacks:
                 return took_s
-            require(took_s < PATIENCE_S, f"not whole after {PATIENCE_S:g} s: {lacks}")
+            require(took_s < PATIENCE_S, f"a view had not recovered after {PATIENCE_S:g} s: {lacks}")
             time.sleep(PAUSE_S)
 
     following_s = until_whole(lambda: cell.read(target.design, BOUND_S))
@@ -272,7 +287,7 @@ def _recovered(target: FaultTarget) -> Recovered:
 
 
 def _change_some(cell: Cell) -> dict[str, Version]:
-    """Change the first nodes of each partition; returns, for all nodes, the versions that a view must show."""
+    """Change the first nodes of each partition; return the versions of all nodes that a view must show."""
     for names in cell.fleet.names_of_partition.values():
         for name in names[:PROBES_COUNT]:
             cell.fleet.change(name)
@@ -280,9 +295,9 @@ def _change_some(cell: Cell) -> dict[str, Version]:
 
 
 def _lacks(view: View, wanted: dict[str, Version]) -> str:
-    """What a view still lacks; empty where it is whole."""
+    """Return the reason why a view has not recovered; empty if it has."""
     if view.incomplete:
-        return f"it does not vouch for {sorted(view.incomplete)[:4]}"
+        return f"it is incomplete: {sorted(view.incomplete)[:4]}"
     if view.stale or view.age > BOUND_S:
         return f"it is {view.age:.1f} s old"
     behind = [
@@ -290,7 +305,7 @@ def _lacks(view: View, wanted: dict[str, Version]) -> str:
         for name, version in wanted.items()
         if (record := view.nodes.record(name)) is None or record.version < version
     ]
-    return f"{len(behind)} nodes are behind, as {behind[0]}" if behind else ""
+    return f"{len(behind)} nodes have old versions, such as {behind[0]}" if behind else ""
 
 
 def _case(target: FaultTarget, fault: Fault, times: Sequence[Recovered], shown: str) -> Case:
@@ -312,8 +327,8 @@ def _case(target: FaultTarget, fault: Fault, times: Sequence[Recovered], shown: 
         {"recovery": recovery, "recovery, following reader": Measure.of("s", [one.following_s for one in times])},
         {},
         [
-            f"after the fault, views of a following and a new reader vouched for all {nodes:,} nodes",
-            "then both showed version and state as the agents had them, node by node",
+            f"after the fault the views of an existing and of a new reader were complete, with all {nodes:,} nodes",
+            "then both views showed version and state of each node as its agent had them",
             shown,
         ],
         [Goal.at_most(f"{label}: recovery, worst", recovery.max, GOAL_S, "s")]

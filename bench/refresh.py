@@ -1,7 +1,7 @@
-"""How long a reader that follows along takes to see what changed.
+"""Measures how long a reader takes to refresh its view after some nodes have changed.
 
-A round: the consumer commits a change of K nodes; the reader reads; its columns are brought up to date; it reads
-again, with nothing changed. Beside it, in the same round, a bare client reads the heads that the reader asks for,
+In each round the consumer commits a change of K nodes, the reader reads, its columns are brought up to date, and the
+reader reads again with nothing changed. In the same round a baseline client reads the heads that the reader fetches,
 and then K states.
 """
 
@@ -28,12 +28,12 @@ from nodestate.view.columns import Columns
 ROUNDS_MIN: Final = 20
 WARM_UP_ROUNDS_MIN: Final = 20
 WARM_UP_SHARE: Final = 0.5
-"""Of the timed seconds: until the heads stop growing, or so long at most."""
+"""Longest warm-up, as a share of the seconds to measure; it ends earlier if the heads stop growing."""
 GOAL_NODES, GOAL_CHANGED = 10_000, 100
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every design at every size."""
+    """Measure every design at every size."""
     runs = Runs()
     for design in settings.designs:
         for nodes in settings.nodes:
@@ -52,7 +52,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings(*_growth(runs.cases, settings.changed))
 
 
-SCENARIO: Final = Scenario("refresh", "a warm reader sees what changed since its last read", run)
+SCENARIO: Final = Scenario("refresh", "a reader refreshes its view after some nodes have changed", run)
 
 
 def _measure(cell: SteppedCell, bare: BaselineClient, settings: Settings, report_progress: ReportProgress) -> Case:
@@ -61,7 +61,7 @@ def _measure(cell: SteppedCell, bare: BaselineClient, settings: Settings, report
     cell.load(report_progress)
     bare.copy(fleet.body(number, 1) for number in range(len(fleet)))
     heads = bare.heads(cell.head_keys())
-    # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
+    # Objects that exist now belong to the benchmark; the garbage collector of a scheduler would not visit them.
     gc.collect()
     gc.freeze()
     timings = Timings()
@@ -108,7 +108,7 @@ def _measure(cell: SteppedCell, bare: BaselineClient, settings: Settings, report
         },
         [
             f"in each of {rounds} rounds the {changed} changed nodes showed version and state of their last event",
-            f"before and after, all {len(fleet):,} nodes did, none stale or incomplete",
+            f"before and after the rounds all {len(fleet):,} nodes did, and none was stale or incomplete",
             cell.environment.require_nothing_lost(len(fleet)),
         ],
         _goals(cell.label, len(fleet), changed, p50),
@@ -120,7 +120,10 @@ def _read(reader: Reader) -> View:
 
 
 def _on_the_wire(cell: SteppedCell, reader: Reader, numbers: list[int]) -> dict[str, float]:
-    """Bytes that one refresh takes from the server, if it counts: with these nodes changed, and with nothing changed."""
+    """Return the bytes that the server sends for one refresh, with these nodes changed and with nothing changed.
+
+    Empty if the server does not count bytes.
+    """
     cell.change(numbers)
     sent = {
         "wire_bytes": bytes_sent_during(cell.environment, lambda: _read(reader)),
@@ -142,8 +145,9 @@ def _warm_up(
     settings: Settings,
     report_progress: ReportProgress,
 ) -> int:
-    """Rounds until the heads stop growing: what a head remembers of the last commits is a cost that a young cell
-    does not have yet. Returns the bytes of all heads, at the end.
+    """Run rounds until the heads stop growing; return the bytes of all heads then.
+
+    A head remembers the latest commits. In a new cell it has few of them, so a refresh would be faster than in use.
     """
     changed, largest, since = min(settings.changed, len(cell.fleet)), 0, 0
     deadline = time.monotonic() + max(settings.seconds * WARM_UP_SHARE, 0.1)
@@ -152,7 +156,7 @@ def _warm_up(
         cell.change(picks.sample(range(len(cell.fleet)), changed))
         _columns(_read(reader))
         values = bare.read(heads)
-        require(len(values) == 2 * cell.config.partitions, "a head or the key that names its epoch is missing")
+        require(len(values) == 2 * cell.config.partitions, "a head, or the key that names its epoch, is missing")
         size = sum(map(len, values))
         since = since + 1 if size <= largest else 0
         largest = max(largest, size)
@@ -161,8 +165,11 @@ def _warm_up(
 
 def _require_round(view: View, again: View, fleet: SeededFleet, numbers: list[int]) -> None:
     require_equal(view, fleet, numbers)
-    require(not view.stale and not view.incomplete, f"{view.design} flags {view.stale or view.incomplete}")
-    require(again.position == view.position, "something changed where nothing was to change")
+    require(
+        not view.stale and not view.incomplete,
+        f"the view of {view.design} is stale or incomplete: {view.stale or view.incomplete}",
+    )
+    require(again.position == view.position, "the view changed between two reads although no event was committed")
 
 
 def _goals(design: str, nodes: int, changed: int, p50: Mapping[str, float]) -> list[Goal]:
@@ -176,7 +183,7 @@ def _goals(design: str, nodes: int, changed: int, p50: Mapping[str, float]) -> l
 
 
 def _growth(cases: list[Case], changed: int) -> tuple[dict[str, float], list[Goal]]:
-    """From the smallest fleet to each larger one."""
+    """Return ratios of each larger fleet to the smallest one, and their goals."""
     across: dict[str, float] = {}
     goals: list[Goal] = []
     for design in dict.fromkeys(case.design for case in cases):

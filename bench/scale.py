@@ -1,8 +1,8 @@
-"""How costs grow with the fleet, and what that says of fleets that do not fit on this machine.
+"""Measures how costs grow with the fleet, and estimates the costs of fleets that are too large for this machine.
 
-Runs ``refresh`` and ``cold`` over growing fleets and fits a power law, ms = a * nodes ** exponent, to the medians of
-each measure: a straight line through their logarithms. ``apply`` is left out, as its RabbitMQ takes longer than all of
-this; what a fleet costs its consumer is in ``commit``.
+Runs ``refresh`` and ``cold`` with growing fleets and fits a power law, ms = a * nodes ** exponent, to the medians of
+each measure: a straight line through their logarithms. ``apply`` is left out because its RabbitMQ takes longer than
+everything else; the measure ``commit`` tells how much time a consumer takes.
 """
 
 from __future__ import annotations
@@ -19,37 +19,39 @@ from bench.record import Case, Measure
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
 
 SIZES_MIN: Final = 3
-"""Two points lie on a line, whatever they are."""
+"""Least number of sizes: any two points lie on a line."""
 SHARES: Final = (0.1, 0.3, 1.0, 3.0)
 ESTIMATE_NODES: Final = 1_000_000
 FITTED: Final = ("refresh", "columns", "nothing", "commit", "first view", "second reader")
 BARE: Final = ("bare states", "bare heads", "bare keys", "bare blocks")
-UNSHOWN: Final = "assumed, not shown: "
+UNSHOWN: Final = "assumed without proof: "
 ASSUMED: Final = (
     "the same changes in each commit, however large the fleet",
-    "memory for all states and a second copy of them, on the reader's side and in memcached",
-    "no step between the largest fleet measured and the one estimated (caches, network, swapping)",
+    "enough memory for all states and a second copy of them, for the reader and in memcached",
+    "no sudden change of costs beyond the largest measured fleet (caches, network, swapping)",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PowerLaw:
-    """y = factor * x ** exponent, fitted to ``count`` points. ``residual`` is the factor by which a point is off it,
-    root mean square: 1.0 fits exactly.
-    """
+    """The law y = factor * x ** exponent, fitted to points."""
 
     factor: float
     exponent: float
     residual: float
+    """The factor by which a point lies off the law, as root mean square; 1.0 is an exact fit."""
     count: int
+    """Number of points."""
     centre: float
+    """Mean of the logarithms of x."""
     spread: float
+    """Sum of the squared differences of these logarithms from their mean."""
 
     @classmethod
     def fit(cls, xs: Sequence[float], ys: Sequence[float]) -> Self:
-        """Least squares through the logarithms of at least two different x; all of them positive."""
+        """Fit a law by least squares of logarithms, to at least two different values of x. All values must be positive."""
         assert len(xs) == len(ys)
-        assert len(set(xs)) >= 2, "one size says nothing of growth"
+        assert len(set(xs)) >= 2, "a law needs two different sizes"
         x, y = np.log(np.asarray(xs, dtype=np.float64)), np.log(np.asarray(ys, dtype=np.float64))
         exponent, offset = np.polyfit(x, y, 1)
         off = y - (offset + exponent * x)
@@ -58,11 +60,11 @@ class PowerLaw:
         return cls(math.exp(float(offset)), float(exponent), residual, len(xs), float(x.mean()), spread)
 
     def at(self, x: float) -> float:
-        """The y that it says."""
+        """Return the value of y that the law predicts."""
         return float(self.factor * x**self.exponent)
 
     def within(self, x: float) -> float:
-        """The factor, up and down, of two standard errors of ``at(x)``. It grows with the way from what was measured."""
+        """Return two standard errors of ``at(x)`` as a factor, which grows with the distance of x from the measured values."""
         if self.count < SIZES_MIN:
             return math.inf
         error = math.log(self.residual) * math.sqrt(self.count / (self.count - 2))
@@ -70,7 +72,7 @@ class PowerLaw:
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Both scenarios at every size, then the law of each of their measures and what it says of a million nodes."""
+    """Run both scenarios at every size, fit a law to each measure, and estimate the measures for a million nodes."""
     settings = replace(settings, nodes=sizes(settings.nodes))
     following, starting = refresh.run(settings, report_progress), cold.run(settings, report_progress)
     cases = [*following.cases, *starting.cases]
@@ -83,11 +85,11 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return Findings([*cases, *_estimates(fitted, settings.nodes)], across, [], servers)
 
 
-SCENARIO: Final = Scenario("scale", "growth of refresh and cold with the fleet, up to an estimate", run)
+SCENARIO: Final = Scenario("scale", "growth of refresh and cold with the fleet, and an estimate for a larger one", run)
 
 
 def sizes(nodes: tuple[int, ...]) -> tuple[int, ...]:
-    """The fleets to measure: those given, or from a tenth of the largest to three times it if these are too few."""
+    """Return the sizes to measure: the given ones or, if they are too few, sizes from a tenth to three times the largest."""
     different = sorted(set(nodes))
     if len(different) >= SIZES_MIN:
         return tuple(different)
@@ -95,7 +97,7 @@ def sizes(nodes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def laws(cases: Sequence[Case]) -> dict[tuple[str, str], PowerLaw]:
-    """The law of each (design, measure) that has enough sizes."""
+    """Return the law of each design and measure that has enough sizes."""
     points: dict[tuple[str, str], dict[int, float]] = {}
     for case in cases:
         for name, measure in case.measures.items():
@@ -105,9 +107,9 @@ def laws(cases: Sequence[Case]) -> dict[tuple[str, str], PowerLaw]:
 
 
 def _estimates(fitted: dict[tuple[str, str], PowerLaw], nodes: Sequence[int]) -> list[Case]:
-    """One case for each design: p50 is the estimate, min and max its two standard errors."""
+    """Return a case for each design, in which p50 is the estimate, and min and max are two standard errors away."""
     claims = [
-        f"fitted to {len(nodes)} fleets from {nodes[0]:,} to {nodes[-1]:,} nodes, each shown to be right",
+        f"fitted to {len(nodes)} fleets from {nodes[0]:,} to {nodes[-1]:,} nodes, whose results were proved right",
         *(f"{UNSHOWN}{assumption}" for assumption in ASSUMED),
     ]
     cases: list[Case] = []

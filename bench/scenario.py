@@ -47,7 +47,7 @@ class Findings:
     servers: Mapping[str, str] = field(default_factory=dict)
     """Versions of the servers that were started."""
     skipped: Sequence[str] = ()
-    """Lines on what was not measured because something is not installed, and how to install it."""
+    """Lines on measurements that were left out because something is not installed, and how to install it."""
 
 
 @dataclass(frozen=True, slots=True)

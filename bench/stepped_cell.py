@@ -1,7 +1,7 @@
-"""A cell for measuring readers: a place of its own, and one consumer that commits when it is told to.
+"""A cell for measuring readers: an environment, and one consumer that works only when the benchmark steps it.
 
-The consumer is the real one, fed through a broker in memory and in this process, so that a round's changes are
-committed when ``commit`` returns and nothing else runs while a reader is timed.
+The consumer is the real one, in this process, fed through a broker in memory. So the changes of a round are committed
+when ``commit`` returns, and nothing else runs while a reader is timed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ from nodestate.store.round_trips import Stores, run_one
 from nodestate.testing import MemoryBroker
 
 MAX_AGE_S: Final = 3_600.0
+"""Age that readers of benchmarks accept: the owner renews its lease only when it is stepped."""
 LOAD_EVENTS: Final = 2_000
+"""Reports that are committed at once while the fleet is loaded."""
 
 
 class SteppedCell:
-    """One design over one fleet. A context manager; ``load`` first. ``seen_through`` may wrap the consumer's store."""
+    """One design with one fleet. A context manager; call ``load`` first.
+
+    ``wrap_store`` may wrap the store that the consumer writes to.
+    """
 
     def __init__(
         self,
         fleet: SeededFleet,
         environment: Environment,
         settings: Settings,
-        seen_through: Callable[[Store], Store] = lambda store: store,
+        wrap_store: Callable[[Store], Store] = lambda store: store,
     ) -> None:
         self.fleet = fleet
         self.environment = environment
@@ -47,9 +52,9 @@ class SteppedCell:
         self._broker = MemoryBroker(self.config.partitions)
         self._sink = self._broker.sink()
         self._stores = (
-            Stores((), seen_through(open_database(self.config)))
+            Stores((), wrap_store(open_database(self.config)))
             if self._where is StoreRole.SQL
-            else Stores([seen_through(store) for store in open_memcached(self.config, self.config.store)])
+            else Stores([wrap_store(store) for store in open_memcached(self.config, self.config.store)])
         )
         self._consumer = Consumer(
             self.config,
@@ -64,34 +69,35 @@ class SteppedCell:
     # -- writing --------------------------------------------------------------------------------
 
     def load(self, report_progress: ReportProgress) -> None:
-        """Commit a report of every node; returns when the owner vouches for all partitions."""
+        """Commit a report of every node; return when the owner has declared all partitions complete."""
         for at in range(0, len(self.fleet), LOAD_EVENTS):
             report_progress(f"{self.label}: reports of {len(self.fleet):,} nodes", at / len(self.fleet))
             numbers = range(at, min(at + LOAD_EVENTS, len(self.fleet)))
             self.commit((number, self.fleet.report(number)) for number in numbers)
-        report_progress(f"{self.label}: until the owner reports all partitions complete", 1.0)
+        report_progress(f"{self.label}: waiting for complete partitions", 1.0)
         self._step_until(lambda: all(owned.complete for owned in self._consumer.owned.values()))
 
     def change(self, numbers: Iterable[int]) -> float:
-        """Commit a change of each of these nodes; returns the seconds that the consumer took."""
+        """Commit a change of each of these nodes; return the seconds that the consumer took."""
         return self.commit((number, self.fleet.change(number)) for number in numbers)
 
     def commit(self, events: Iterable[tuple[int, bytes]]) -> float:
-        """Commit events of nodes; returns the seconds that the consumer took."""
+        """Commit events, each with the number of its node; return the seconds that the consumer took."""
         before = self._folded()
-        came = 0
+        count = 0
         for number, event in events:
             self._sink.publish(self._buckets[number], event, _require_confirmed)
-            came += 1
+            count += 1
         self._sink.flush(0.0)
         self._sink.resyncs(0.0)
         began = time.perf_counter()
-        self._step_until(lambda: self._folded() == before + came and not self._under_way())
+        self._step_until(lambda: self._folded() == before + count and not self._under_way())
         return time.perf_counter() - began
 
     def repair(self) -> None:
-        """Ask for a repair as a reader does that missed something: the journal answers with a fresh checkpoint, the
-        snapshot with a fresh index. (A database would begin another epoch.)
+        """Request a repair of every partition, as a reader does that misses an item.
+
+        The journal answers with a new checkpoint, the snapshot with a new index. (A database would begin a new epoch.)
         """
         before = self.heads()
         for prefix, partition in self._prefixes():
@@ -101,7 +107,10 @@ class SteppedCell:
     def _step_until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not done():
-            require(time.monotonic() < deadline, f"the consumer did not get there: {self._consumer.stats}")
+            require(
+                time.monotonic() < deadline,
+                f"the consumer did not finish within {PATIENCE_S:g} s: {self._consumer.stats}",
+            )
             if not self._consumer.step():
                 time.sleep(0.001)
 
@@ -114,7 +123,7 @@ class SteppedCell:
     def _under_way(self) -> bool:
         return any(held.pending or held.backlog for held in self._consumer.owned.values())
 
-    # -- what is stored -------------------------------------------------------------------------
+    # -- the stored heads -------------------------------------------------------------------------
 
     def _prefixes(self) -> list[tuple[str, int]]:
         letter, cell, partitions = DESIGNS[self.design].letter, self.config.cell, self.config.partitions
@@ -124,18 +133,18 @@ class SteppedCell:
         return self._stores.of(partition, self._where)
 
     def heads(self) -> list[Head]:
-        """The head of each partition, as stored."""
+        """Return the head of each partition, as it is stored."""
         found = [run_one(self._store_of(p), read_head(prefix, None)) for prefix, p in self._prefixes()]
         assert all(found), "a partition has no head"
         return [one[0] for one in found if one]
 
     def head_keys(self) -> list[str]:
-        """The keys that every refresh of a reader asks for."""
+        """Return the keys that a reader fetches in every refresh."""
         pairs = zip(self._prefixes(), self.heads(), strict=True)
         return [key for (prefix, _), head in pairs for key in (keys.epoch(prefix), keys.head(prefix, head.epoch))]
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the consumer and its connections."""
         self._consumer.close()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
-"""A seeded fleet: what its agents send, and what must come of it.
+"""A seeded fleet: the events that its agents send, and the states that views must show.
 
-Every state is a pure function of (seed, node, generation), written down here and not by nodestate's fold. So the
-oracle for a fleet of any size is one generation per node.
+Every state is a pure function of (seed, node, generation), computed here without nodestate's fold. So the expected
+content of a view follows from one generation per node, for a fleet of any size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nodestate.view.view import View
 
 INCARNATION: Final = 1_763_787_600
 ALLOCATION_EVERY: Final = 10
-"""Every so many changes of a node one VM goes and another comes; the others change usage and metrics only."""
+"""Every tenth change of a node replaces one VM by another; the other changes affect usage and metrics only."""
 CLASSES: Final = {"VCPU": (64, 2), "MEMORY_MB": (262_144, 4_096), "DISK_GB": (3_600, 0)}
 TRAITS: Final = ("HW_CPU_X86_AVX2", "HW_CPU_X86_AVX512F", "HW_NIC_SRIOV", "COMPUTE_VOLUME_ATTACH_WITH_TAG")
 METRIC_BYTES: Final = 5 + 9  # the key "m000", a double
@@ -34,7 +34,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class WrongResultError(Exception):
-    """Raised when a run did not do what it claims to time."""
+    """Raised when a run had a wrong result, so that its figures would mean nothing."""
 
 
 def require(claim: bool, otherwise: str) -> None:
@@ -46,15 +46,18 @@ def require(claim: bool, otherwise: str) -> None:
 class SeededFleet:
     """``nodes`` nodes with states of about ``state_bytes``, whose changes are events of about ``change_bytes``.
 
-    ``report`` and ``change`` give a node's next event and note that it was sent. Sizes can't fall below what the
-    fields of DESIGN.md section 4 take: about 700 bytes for a state, 190 for a change.
+    ``report`` and ``change`` return a node's next event and note that it was sent. Sizes cannot fall below the size of
+    the required fields (docs/reference/wire.md): about 700 bytes for a state and 190 bytes for a change.
     """
 
     def __init__(self, seed: int, nodes: int, *, state_bytes: int = 1_024, change_bytes: int = 200) -> None:
         self.seed = seed
         self.names = [f"compute-{number:07d}" for number in range(nodes)]
+        # The generation of each node's last event.
         self.generations = array("Q", [0]) * nodes
+        # Names of metrics that bring changes to their size.
         self._metrics: tuple[str, ...] = ()
+        # Length of the text that brings states to their size.
         self._pad_bytes = 0
         shortest = len(_encode(self._event(0, "change", 2, {"patch": self._patch(0, 2)})))
         self._metrics = tuple(f"m{n:03d}" for n in range(max(0, change_bytes - shortest) // METRIC_BYTES))
@@ -63,28 +66,28 @@ class SeededFleet:
     def __len__(self) -> int:
         return len(self.names)
 
-    # -- what agents send -----------------------------------------------------------------------
+    # -- events of the agents ---------------------------------------------------------------------
 
     def report(self, number: int) -> bytes:
-        """A node's next event, as a report of its whole state."""
+        """Return a node's next event as a report of its whole state."""
         self.generations[number] += 1
         generation = self.generations[number]
         return _encode(self._event(number, "report", generation, {"state": self.state(number, generation)}))
 
     def change(self, number: int) -> bytes:
-        """A node's next event, as a change."""
+        """Return a node's next event as a change."""
         self.generations[number] += 1
         generation = self.generations[number]
         return _encode(self._event(number, "change", generation, {"patch": self._patch(number, generation)}))
 
-    # -- what must come of it -------------------------------------------------------------------
+    # -- expected states -----------------------------------------------------------------------
 
     def version(self, number: int) -> Version:
-        """The version of the last event sent."""
+        """Return the version of a node's last event."""
         return Version(INCARNATION, self.generations[number])
 
     def state(self, number: int, generation: int) -> dict[str, Any]:
-        """The state of a node at a generation."""
+        """Return the state of a node at a generation."""
         lasting = {f"{self._draw(number, vm):032x}": VM for vm in range(LASTING_VMS_COUNT)}
         return {
             "status": "up",
@@ -102,13 +105,13 @@ class SeededFleet:
         }
 
     def body(self, number: int, generation: int) -> bytes:
-        """The same, as msgpack."""
+        """Return the state of a node at a generation as msgpack."""
         return _encode(self.state(number, generation))
 
     # -- inside ---------------------------------------------------------------------------------
 
     def _draw(self, number: int, generation: int) -> int:
-        """64 random bits."""
+        """Return 64 pseudo-random bits."""
         return xxhash.xxh3_64_intdigest(f"{self.seed}/{number}/{generation}".encode())
 
     def _usage(self, number: int, generation: int) -> dict[str, int]:
@@ -147,12 +150,12 @@ class SeededFleet:
 
 
 def buckets_of(fleet: SeededFleet) -> list[int]:
-    """The bucket of each node of a fleet."""
+    """Return the bucket of each node of a fleet."""
     return [bucket_of(name) for name in fleet.names]
 
 
 def require_equal(view: View, fleet: SeededFleet, numbers: Sequence[int]) -> None:
-    """Raise ``WrongResultError`` unless the view shows these nodes as the fleet sent them last."""
+    """Raise ``WrongResultError`` unless the view shows these nodes as their last events left them."""
     for number in numbers:
         name, version = fleet.names[number], fleet.version(number)
         record = view.nodes.record(name)
@@ -160,20 +163,20 @@ def require_equal(view: View, fleet: SeededFleet, numbers: Sequence[int]) -> Non
         assert record is not None
         require(record.version == version, f"{view.design} shows {name} at {record.version}, the agent is at {version}")
         state = fleet.state(number, version.generation)
-        require(record.state() == state, f"{view.design} shows {name} with another state than its agent sent")
+        require(record.state() == state, f"{view.design} shows {name} with a state that its agent did not send")
 
 
 def require_whole(view: View, fleet: SeededFleet) -> None:
-    """Raise ``WrongResultError`` unless the view shows the whole fleet, nothing else, and vouches for it."""
+    """Raise ``WrongResultError`` unless the view is complete and fresh and shows exactly the nodes of the fleet."""
     shown = sum(1 for _ in view.nodes.records())
     require(shown == len(fleet), f"{view.design} shows {shown} nodes of {len(fleet)}")
-    require(not view.stale, f"{view.design} calls {len(view.stale)} nodes stale")
-    require(not view.incomplete, f"{view.design} does not vouch for {sorted(view.incomplete)[:4]}")
+    require(not view.stale, f"the view of {view.design} has {len(view.stale)} stale nodes")
+    require(not view.incomplete, f"the view of {view.design} is incomplete: {sorted(view.incomplete)[:4]}")
     require_equal(view, fleet, range(len(fleet)))
 
 
 def view_digest(view: View) -> int:
-    """A number that two views share if they show the same states, in any order of nodes."""
+    """Return a number that is equal for two views if they show the same states, in any order of nodes."""
     return sum(_record_digests(view)) % 2**64
 
 

@@ -1,1 +1,1 @@
-"""What else could hold the state of nodes, each reached by its best native way; ``scenario`` measures them."""
+"""Other stores that could hold the state of nodes, each used in its fastest native way; ``peer_scenario`` measures them."""
