@@ -16,7 +16,7 @@ from bench.peers.openstack import measure_openstack
 from bench.peers.peer_scenario import (
     COMPARED,
     SOURCES,
-    Missing,
+    PeerMissingError,
     Source,
     Theirs,
     measure,
@@ -124,7 +124,10 @@ def test_a_peer_without_its_client_is_skipped_with_what_would_help(
     (tmp_path / "peer_without_client.py").write_text("import no_such_client\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     source = Source("absent", "peer_without_client", "Peer", NoServer)
-    with pytest.raises(Missing, match=r"absent: .*no_such_client.*pip install"), theirs(source, SeededFleet(1, 1)):
+    with (
+        pytest.raises(PeerMissingError, match=r"absent: .*no_such_client.*pip install"),
+        theirs(source, SeededFleet(1, 1)),
+    ):
         raise AssertionError
 
 
@@ -141,7 +144,10 @@ def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
         raise ServerMissingError("absentd is not installed: apt-get install absent-server")
 
     source = Source("absent", "bench.peers.interfaces", "Peer", missing)
-    with pytest.raises(Missing, match=r"absent: .*apt-get install absent-server"), theirs(source, SeededFleet(1, 1)):
+    with (
+        pytest.raises(PeerMissingError, match=r"absent: .*apt-get install absent-server"),
+        theirs(source, SeededFleet(1, 1)),
+    ):
         raise AssertionError
 
 
@@ -170,7 +176,7 @@ def side(request: pytest.FixtureRequest) -> Iterator[Theirs]:
     try:
         with theirs(request.param, SeededFleet(1, 200)) as found:
             yield found
-    except Missing as error:
+    except PeerMissingError as error:
         pytest.skip(str(error))
 
 

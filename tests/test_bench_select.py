@@ -15,7 +15,7 @@ from bench.report.page import compose
 from bench.report.records import Records
 from bench.scenario import Settings
 from bench.scheduling import reserve, select
-from bench.scheduling.claim_audit import Claimed
+from bench.scheduling.claim_audit import ClaimAudit
 from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
 from bench.workload import WrongResultError
 from harness.servers import MemcachedServer
@@ -100,20 +100,20 @@ def test_too_much_that_is_claimed_is_noticed(memcached: MemcachedServer) -> None
         store.write([Write(Put.DELETE, keys.claim("c", node))])
         store.write([Write(Put.ADD, keys.claim("c", node), CLAIMS.pack(ClaimRecord(1.0, claims=claims)))])
 
-    with Claimed(environment.address, "c", hosts) as claimed:
+    with ClaimAudit(environment.address, "c", hosts) as audit:
         claimed_are(one)
-        assert "exactly the 1 claims" in claimed.require_sound([(node, "a")])
-        with pytest.raises(WrongResultError, match="nobody's"):
-            claimed.require_sound([])
+        assert "exactly the 1 claims" in audit.require_sound([(node, "a")])
+        with pytest.raises(WrongResultError, match="belong to no scheduler"):
+            audit.require_sound([])
         claimed_are(one, Claim("b", "i-2", "me", 10.0, {"VCPU": 1}))
         with pytest.raises(WrongResultError, match=f"{node} is over its capacity"):
-            claimed.require_sound([(node, "a"), (node, "b")])
+            audit.require_sound([(node, "a"), (node, "b")])
         claimed_are(one, Claim("b", "i-2", "me", 10.0, {}, **group))  # type: ignore[arg-type]
-        with pytest.raises(WrongResultError, match="more of a group"):
-            claimed.require_sound([(node, "a"), (node, "b")])
-        claimed.forget()
+        with pytest.raises(WrongResultError, match="several members of an anti-affinity group"):
+            audit.require_sound([(node, "a"), (node, "b")])
+        audit.delete_records()
         with pytest.raises(WrongResultError, match="not in the records"):
-            claimed.require_sound([(node, "a")])
+            audit.require_sound([(node, "a")])
     store.close()
 
 

@@ -1,7 +1,8 @@
-"""etcd: a key for each node. What changed is read by revision, in one of two ways: a range of the keys whose last
-change is newer, for which etcd looks at all keys, or a watch, which follows its log.
+"""etcd, with a key for each node.
 
-The messages and stubs are those that aetcd ships, on gRPC's blocking channel: fewer steps than its asyncio client.
+Changes are read by revision in one of two ways: by a range of the keys whose last change is newer, for which etcd visits
+all keys, or by a watch, which follows the log. The messages and stubs of aetcd are used with gRPC's blocking channel,
+which takes fewer steps than the asyncio client of aetcd.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ __all__ = ["Etcd"]
 PREFIX: Final = b"nodes/"
 PREFIX_END: Final = b"nodes0"
 TXN_OPERATIONS_COUNT: Final = 100
-"""etcd takes 128 in one transaction, and 1.5 MiB."""
+"""Operations of one transaction; etcd accepts 128 operations and 1.5 MiB."""
 TIMEOUT_S: Final = 30.0
 UNLIMITED: Final = [("grpc.max_receive_message_length", -1)]
-"""gRPC's own limit of 4 MiB would cut a read of all nodes into pages."""
+"""gRPC's default limit of 4 MiB would be too small for a read of all nodes."""
 
 
 class _Range:
-    """Holds all nodes and the revision they are as of. Reads what is newer by a range."""
+    """A reader that holds all nodes and their revision, and reads newer keys by a range."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address, options=UNLIMITED)
@@ -54,11 +55,11 @@ class _Range:
             self._rows[name] = unpacked(name, one.value)
 
     def names(self) -> Iterable[str]:
-        """The nodes that are held."""
+        """Return the names of all nodes read."""
         return self._rows
 
     def node(self, name: str) -> Row:
-        """A node as it was read last; raises KeyError."""
+        """Return a node as it was read last. Raises KeyError if there is no such node."""
         return self._rows[name]
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ class _Range:
 
 
 class _Watch(_Range):
-    """The same, but what is newer comes by a watch that stays open; a refresh asks for the revision to wait for."""
+    """A reader that receives newer keys by an open watch; each refresh asks for the revision to wait for."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -80,7 +81,7 @@ class _Watch(_Range):
         self._events = rpc.WatchStub(self._channel).Watch(iter(self._asked.get, None))
 
     def refresh(self) -> None:
-        # Serializable would be answered by the member's own state, which may lag: this is a read as good as a range's.
+        # A linearizable read, as the range is: a serializable read could return an older revision.
         nothing = rpc.RangeRequest(key=PREFIX, count_only=True)
         revision = self._kv.Range(nothing, TIMEOUT_S).header.revision
         while self._revision < revision:
@@ -95,7 +96,7 @@ class _Watch(_Range):
 
 
 class Etcd:
-    """etcd over gRPC."""
+    """The etcd peer, over gRPC."""
 
     def __init__(self, server: Server) -> None:
         self.clients: Mapping[str, str] = {"aetcd": version("aetcd"), "grpcio": version("grpcio")}
@@ -107,7 +108,7 @@ class Etcd:
         self._kv = rpc.KVStub(self._channel)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Transactions of as many as etcd takes."""
+        """Write the nodes in transactions of ``TXN_OPERATIONS_COUNT`` operations."""
         for at in range(0, len(rows), TXN_OPERATIONS_COUNT):
             puts = [
                 rpc.RequestOp(request_put=rpc.PutRequest(key=PREFIX + row.name.encode(), value=packed(row)))
@@ -116,5 +117,5 @@ class Etcd:
             self._kv.Txn(rpc.TxnRequest(success=puts), TIMEOUT_S)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._channel.close()

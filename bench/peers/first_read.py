@@ -1,4 +1,4 @@
-"""What runs in a process that was just started; a module that imports little, as ``bench.cold_start``."""
+"""The function that runs in a new process; like ``bench.cold_start``, the module imports as little as possible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from bench.peers.interfaces import Opener, digest
 
 
 def first_read(opener: Opener, imports: Sequence[str]) -> tuple[float, int]:
-    """Milliseconds to connect and to read all nodes, and the digest of what came. ``imports`` come before."""
+    """Return the milliseconds of connecting and reading all nodes, and the digest of the nodes.
+
+    ``imports`` are modules to import before the clock starts.
+    """
     for name in imports:
         import_module(name)
     began = time.perf_counter()

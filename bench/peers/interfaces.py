@@ -1,4 +1,4 @@
-"""What a peer is to the scenario: a server, a writer, and readers that hold what they read."""
+"""A peer as the scenario uses it: a server, a writer, and readers that hold the nodes that they have read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final, NamedTuple, Protocol
 import xxhash
 
 STAMP: Final = struct.Struct(">QQ")
-"""Incarnation and generation, before the body, where a store has one value for each key."""
+"""Incarnation and generation, which precede the body in stores with one value for each key."""
 
 
 class Row(NamedTuple):
-    """A node as every peer stores it. ``body`` is the state as msgpack."""
+    """A node as every peer stores it. ``body`` is its state as msgpack."""
 
     name: str
     incarnation: int
@@ -22,34 +22,34 @@ class Row(NamedTuple):
 
 
 class Reader(Protocol):
-    """One scheduler's connection, with all that it has read."""
+    """The connection of one scheduler, with all nodes that it has read."""
 
     def cold(self) -> None:
-        """Read all nodes; the first call."""
+        """Read all nodes. This is the first call."""
 
     def refresh(self) -> None:
-        """Read what changed since the last read, if anything did."""
+        """Read the nodes that have changed since the last read."""
 
     def names(self) -> Iterable[str]:
-        """The nodes that are held."""
+        """Return the names of all nodes read."""
 
     def node(self, name: str) -> Row:
-        """A node as it was read last; raises KeyError."""
+        """Return a node as it was read last. Raises KeyError if there is no such node."""
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
 
 
 Opener = Callable[[], Reader]
-"""Connects a reader. It can be pickled, for readers in a new process."""
+"""Connects a reader. It can be pickled, so that a new process can use it."""
 
 
 class Server(Protocol):
-    """A server that runs."""
+    """A running server."""
 
     @property
     def url(self) -> str:
-        """As its client takes it."""
+        """The address in the form that the client takes."""
 
     @property
     def address(self) -> str:
@@ -57,36 +57,36 @@ class Server(Protocol):
 
 
 class Peer(Protocol):
-    """A store as its writer sees it. Its constructor takes the server that runs, and makes what has to be there."""
+    """A store as its writer uses it. Its constructor takes the running server and creates tables or streams."""
 
     @property
     def clients(self) -> Mapping[str, str]:
-        """The versions of what it is reached through, by name."""
+        """The versions of its client libraries, by name."""
 
     @property
     def openers(self) -> Mapping[str, Opener]:
-        """Each way to read it, by the label that it is shown with."""
+        """Each way to read the store, by its label in figures."""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Store these nodes, each once; returns when the store has said that it took them."""
+        """Store these nodes, each once; return when the store has confirmed them."""
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
 
 
 def packed(row: Row) -> bytes:
-    """Version and body as one value."""
+    """Return version and body as one value."""
     return STAMP.pack(row.incarnation, row.generation) + row.body
 
 
 def unpacked(name: str, value: bytes) -> Row:
-    """The inverse of ``packed``."""
+    """Return the row of a packed value."""
     incarnation, generation = STAMP.unpack_from(value)
     return Row(name, incarnation, generation, value[STAMP.size :])
 
 
 def digest(rows: Iterable[Row]) -> int:
-    """A number that two fleets share if they are the same, in any order."""
+    """Return a number that is equal for equal sets of rows, in any order."""
     return sum(map(_row_digest, rows)) % 2**64
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 
-import pymysql  # noqa: F401 - SQLAlchemy takes it when it connects, which is timed; importing is not
+import pymysql  # noqa: F401 - SQLAlchemy imports it while it connects, which is timed
 from sqlalchemy.dialects.mysql import insert
 
 from bench.peers.interfaces import Opener, Server
@@ -16,7 +16,7 @@ __all__ = ["Mariadb"]
 
 
 class Mariadb(SqlWriter):
-    """A table in MariaDB."""
+    """The MariaDB peer: a table with a row for each node."""
 
     def __init__(self, server: Server) -> None:
         into = insert(TABLE)

@@ -1,8 +1,8 @@
-"""NATS: a key-value bucket of JetStream, read through a consumer that first gives the last value of every key and
-from there on what follows in the stream's sequence.
+"""NATS, with a key-value bucket of JetStream.
 
-The consumer is a pull consumer that lasts, so that a refresh is one request. nats-py is asyncio alone; each side has
-a loop of its own, which runs while it is asked for something.
+The bucket is read through a consumer that first delivers the last value of every key and then every later value in the
+sequence of the stream. It is a durable pull consumer, so a refresh is one request. nats-py supports asyncio only; so
+writer and reader each have an event loop, which runs only during a call.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ BUCKET: Final = "nodes"
 STREAM: Final = f"KV_{BUCKET}"
 SUBJECT: Final = f"$KV.{BUCKET}."
 BATCH_COUNT: Final = 20_000
-"""Messages asked for at once: what comes before they can be taken waits in this process's memory."""
+"""Messages requested at once; they wait in the memory of this process until they are processed."""
 WINDOW_COUNT: Final = 1_000
-"""Messages published before their confirmations are waited for."""
+"""Messages published before the writer waits for their confirmations."""
 TIMEOUT_S: Final = 30.0
 NO_MORE: Final = frozenset({"404", "408"})
-"""None, and fewer than were asked for."""
+"""Statuses of an empty batch and of a batch with fewer messages than requested."""
 
 
 class _NatsReader:
-    """Holds all nodes. How far it has read is known to its consumer."""
+    """A reader that holds all nodes; the consumer on the server knows its position."""
 
     def __init__(self, url: str) -> None:
         self._rows: dict[str, Row] = {}
@@ -61,7 +61,7 @@ class _NatsReader:
         self._wanted = json.dumps({"batch": BATCH_COUNT, "no_wait": True}).encode()
 
     async def _take(self, message: Msg) -> None:
-        """A value; or the word that there are no more, which does not come after a full batch."""
+        """Process a value, or the status that ends a batch; no status follows a full batch."""
         if message.subject == self._inbox:
             self._ended.set_result((message.headers or {}).get("Status", ""))
             return
@@ -79,22 +79,22 @@ class _NatsReader:
             await self._nats.publish(self._next, self._wanted, self._inbox)
             status = await asyncio.wait_for(self._ended, TIMEOUT_S)
             if self._came < BATCH_COUNT and status not in NO_MORE:
-                raise nats.errors.Error(f"a batch ended by {status!r}")
+                raise nats.errors.Error(f"NATS ended a batch with the unexpected status {status!r}")
 
     def cold(self) -> None:
-        """The last value of each."""
+        """Read the last value of each key."""
         self._loop.run_until_complete(self._pull())
 
     def refresh(self) -> None:
-        """What follows."""
+        """Read the values that follow."""
         self._loop.run_until_complete(self._pull())
 
     def names(self) -> Iterable[str]:
-        """The nodes that are held."""
+        """Return the names of all nodes read."""
         return self._rows
 
     def node(self, name: str) -> Row:
-        """A node as it was read last; raises KeyError."""
+        """Return a node as it was read last. Raises KeyError if there is no such node."""
         return self._rows[name]
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class _NatsReader:
 
 
 class Nats:
-    """NATS JetStream through nats-py."""
+    """The NATS peer: JetStream through nats-py."""
 
     def __init__(self, server: Server) -> None:
         self.clients: Mapping[str, str] = {"nats-py": version("nats-py")}
@@ -117,7 +117,7 @@ class Nats:
         await self._stream.create_key_value(api.KeyValueConfig(BUCKET, history=1, storage=api.StorageType.FILE))
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Publish, and wait for the confirmations, a window at a time."""
+        """Publish the nodes in windows, and wait for all confirmations of each window."""
         self._loop.run_until_complete(self._write(rows))
 
     async def _write(self, rows: Sequence[Row]) -> None:
@@ -129,6 +129,6 @@ class Nats:
             await asyncio.wait_for(asyncio.gather(*taken), TIMEOUT_S)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._loop.run_until_complete(self._nats.close())
         self._loop.close()

@@ -1,4 +1,4 @@
-"""nodestate's own reader in the shape of the others'."""
+"""The reader of nodestate with the interface of a peer's reader."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ["OwnReader"]
 
 
 class OwnReader:
-    """Holds the view of the last read."""
+    """A reader that holds the view of its last read."""
 
     def __init__(self, config: Config) -> None:
         self._reader = Reader(config)
 
     def cold(self) -> None:
-        """The first view."""
+        """Read the first view."""
         self.refresh()
 
     def refresh(self) -> None:
-        """The next view."""
+        """Read the next view."""
         self._view = self._reader.read(max_age=MAX_AGE_S, on_stale="flag")
 
     def names(self) -> Iterable[str]:
-        """The nodes of the view."""
+        """Return the names of the nodes in the view."""
         return iter(self._view.nodes)
 
     def node(self, name: str) -> Row:
-        """A node of the view; raises KeyError."""
+        """Return a node of the view. Raises KeyError if there is no such node."""
         record = self._view.nodes.record(name)
         if record is None:
             raise KeyError(name)
         return Row(record.name, record.incarnation, record.generation, record.body)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self._reader.close()

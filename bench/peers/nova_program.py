@@ -1,7 +1,8 @@
-"""What OpenStack's scheduler decides, by its own code, on a given fleet: a program for the environment of ``openstack_program``.
+"""Measures decisions of OpenStack's scheduler, by its own code, on a given fleet.
 
-Nodes and flavours are in the folder's hosts.json. Arguments: folder, seconds, seed. Writes one JSON object: milliseconds by
-what was timed, for Nova and for Placement, and how many filters and weighers there were; or ``error``.
+A program that runs in the virtual environment of ``openstack_program``. The file hosts.json in the folder has nodes and
+flavours. Arguments: folder, seconds, seed. The program writes one JSON object: milliseconds by measure, for Nova and for
+Placement, and the numbers of filters and weighers; or ``error``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _spec = spec_from_file_location("openstack_program", Path(__file__).with_name("o
 assert _spec is not None
 assert _spec.loader is not None
 inside = module_from_spec(_spec)
-_spec.loader.exec_module(inside)  # before anything else of Nova's, which it patches
+_spec.loader.exec_module(inside)  # before any other import of Nova, because it patches the standard library
 
 import json
 import os
@@ -40,7 +41,7 @@ Note = Callable[[str, float], None]
 
 
 def rounds(seconds: float) -> Iterator[int]:
-    """One for each round, for at least so many rounds and so many seconds."""
+    """Yield the number of each round, for at least ``ROUNDS_MIN`` rounds and ``seconds``."""
     began, done = time.monotonic(), 0
     while done < ROUNDS_MIN or time.monotonic() - began < seconds:
         yield done
@@ -51,10 +52,10 @@ def rounds(seconds: float) -> Iterator[int]:
 
 
 def set_usage(context: Any, nodes: Sequence[Node]) -> None:
-    """Make the rows of all nodes say what the fleet does."""
+    """Set capacity and usage of all nodes in Nova's database as the fleet has them."""
     statement = sa.text(
-        "UPDATE compute_nodes SET vcpus = :vcpus, vcpus_used = :vcpus_used, memory_mb = :memory, memory_mb_used = :memory_used,"
-        " free_ram_mb = :memory - :memory_used, local_gb = :disk, local_gb_used = :disk_used,"
+        "UPDATE compute_nodes SET vcpus = :vcpus, vcpus_used = :vcpus_used, memory_mb = :memory,"
+        " memory_mb_used = :memory_used, free_ram_mb = :memory - :memory_used, local_gb = :disk, local_gb_used = :disk_used,"
         " free_disk_gb = :disk - :disk_used, disk_available_least = :disk - :disk_used WHERE uuid = :uuid"
     )
     rows = [
@@ -76,7 +77,7 @@ def set_usage(context: Any, nodes: Sequence[Node]) -> None:
 
 
 def wanted(context: Any, flavour: Mapping[str, int]) -> Any:
-    """A request as Nova's conductor makes it."""
+    """Return a request as Nova's conductor makes it."""
     given = objects.Flavor(
         id=1,
         flavorid="1",
@@ -139,7 +140,7 @@ def wanted(context: Any, flavour: Mapping[str, int]) -> Any:
 def measure_nova(
     nodes: Sequence[Node], flavours: Sequence[Mapping[str, int]], seconds: float, seed: int, note: Note
 ) -> dict[str, int]:
-    """Rounds of filtering and weighing host states of all nodes; how many filters and weighers."""
+    """Time filtering and weighing of the host states of all nodes; return the numbers of filters and weighers."""
     context = inside.fill_nova(len(nodes))
     set_usage(context, nodes)
     manager = inside.host_manager(len(nodes))
@@ -149,7 +150,8 @@ def measure_nova(
         shown = state.vcpus_used, state.free_ram_mb
         used = node["usage"]
         inside.require(
-            shown == (used["VCPU"], node["capacity"]["MEMORY_MB"] - used["MEMORY_MB"]), f"{state.host} shows {shown}"
+            shown == (used["VCPU"], node["capacity"]["MEMORY_MB"] - used["MEMORY_MB"]),
+            f"Nova's host state of {state.host} shows {shown}",
         )
     picks = random.Random(seed)
     for _ in rounds(seconds):
@@ -159,7 +161,9 @@ def measure_nova(
         weighed = manager.get_weighed_hosts(left, spec)
         note("filter and weigh", time.perf_counter() - began)
         weights = [one.weight for one in weighed]
-        inside.require(len(weights) == len(nodes), f"Nova's filters left {len(weights)} nodes of {len(nodes)}")
+        inside.require(
+            len(weights) == len(nodes), f"{len(weights)} of {len(nodes)} nodes passed Nova's filters; all should"
+        )
         inside.require(weights == sorted(weights, reverse=True), "Nova's nodes are not in the order of their weights")
     return {"filters": len(manager.enabled_filters), "weighers": len(manager.weighers)}
 
@@ -168,7 +172,7 @@ def measure_nova(
 
 
 def fill_placement(application: Any, url: str, nodes: Sequence[Node]) -> sa.Engine:
-    """A provider for each node, with what is used reserved."""
+    """Create a resource provider for each node; the usage of the node is reserved."""
     inside.ask(application, "POST", "/resource_providers", {"uuid": inside.provider(0), "name": inside.host(0)})
     path = f"/resource_providers/{inside.provider(0)}/inventories"
     inventories = {name: {"total": amount} for name, amount in nodes[0]["capacity"].items()}
@@ -205,8 +209,8 @@ def measure_placement(
     seed: int,
     note: Note,
 ) -> None:
-    """Rounds of candidates, and of claims by one client, each on a node that has room and no claim yet."""
-    from placement.wsgi import init_application  # noqa: PLC0415 - reads its configuration's place when it is imported
+    """Time requests for candidates, then claims of one client, each on a node that has room and no claim yet."""
+    from placement.wsgi import init_application  # noqa: PLC0415 - the import reads the path of its configuration
 
     application = init_application()
     engine = fill_placement(application, url, nodes)
@@ -220,7 +224,10 @@ def measure_placement(
         note("candidates", time.perf_counter() - began)
         fitting = sum(has_room(node, flavour) for node in nodes)
         count = len(found["allocation_requests"])
-        inside.require(count == min(fitting, CANDIDATES_COUNT), f"Placement found {count} candidates of {fitting}")
+        inside.require(
+            count == min(fitting, CANDIDATES_COUNT),
+            f"Placement found {count} candidates, but {fitting} nodes have room",
+        )
     order = list(range(len(nodes)))
     picks.shuffle(order)
     claims = 0
@@ -243,16 +250,16 @@ def measure_placement(
         claims += len(flavour)
     with engine.begin() as connection:
         held = connection.execute(sa.text("SELECT count(*) FROM allocations")).scalar()
-    inside.require(held == claims, f"Placement holds {held} amounts of {claims} that were claimed")
+    inside.require(held == claims, f"Placement holds {held} amounts, but {claims} were claimed")
 
 
 def has_room(node: Node, flavour: Mapping[str, int]) -> bool:
-    """Of every class."""
+    """Return whether a node has enough of every resource class."""
     return all(node["capacity"][name] - node["usage"][name] >= amount for name, amount in flavour.items())
 
 
 def main() -> None:
-    """Nova, then Placement."""
+    """Measure Nova, then Placement."""
     folder, seconds, seed = Path(sys.argv[1]), float(sys.argv[2]) / 3, int(sys.argv[3])
     given = json.loads((folder / "hosts.json").read_bytes())
     samples: dict[str, dict[str, list[float]]] = {"nova": {}, "placement": {}}

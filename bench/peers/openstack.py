@@ -1,8 +1,8 @@
-"""OpenStack's own path: Nova's host states over MariaDB, and Placement's candidates.
+"""Measures OpenStack: Nova's host states over MariaDB, and Placement's allocation candidates.
 
-Both come from a virtual environment of their own, named by NODESTATE_BENCH_OPENSTACK: what they need would not fit
-beside what nodestate needs. The payload is theirs, of about the size that Nova's takes for such a node without NUMA; with NUMA, as libvirt
-reports it of every host, decoding takes most of the time.
+Both run in a virtual environment of their own, whose folder NODESTATE_BENCH_OPENSTACK names, because their dependencies
+conflict with nodestate's. The payload is Nova's own. Without NUMA it is about as large as a state of nodestate; with
+NUMA, which libvirt reports for every host, decoding takes most of the time.
 """
 
 from __future__ import annotations
@@ -31,54 +31,59 @@ NEEDED: Final = "a virtual environment with PyPI's nova, openstack-placement and
 DATABASES: Final = ("nova_api", "nova_cell0", "nova", "placement")
 PROGRAM_TIMEOUT_S: Final = 1_800
 STEPS_COUNT: Final = 6
-"""Five commands that make tables, and the measuring."""
+"""Five commands that create tables, and the measurement."""
 ERROR_BYTES: Final = 2_000
 
 
 class Openstack(NamedTuple):
-    """An environment with databases that have their tables; ``folder`` is its own."""
+    """OpenStack's virtual environment, with databases that have their tables."""
 
     python: Path
     folder: Path
-    around: Mapping[str, str]
+    """A folder with the configurations."""
+    variables: Mapping[str, str]
+    """Environment variables for programs."""
     versions: Mapping[str, str]
 
     def run(self, script: str, *arguments: object) -> Any:
-        """What a script of this package writes as its last line, in JSON. Raises ``WrongResultError`` with its ``error``."""
-        # Isolated, or this folder would be where that program looks for packages named openstack and redis.
-        inside = [self.python, "-I", Path(__file__).with_name(script), self.folder]
-        samples = json.loads(_run([*inside, *map(str, arguments)], self.around).splitlines()[-1])
+        """Run a program of this package; return the JSON of its last line.
+
+        Raises ``WrongResultError`` if the program writes an ``error``.
+        """
+        # -I: otherwise the program would import openstack.py and redis.py of this folder instead of the libraries.
+        command = [self.python, "-I", Path(__file__).with_name(script), self.folder]
+        samples = json.loads(_run([*command, *map(str, arguments)], self.variables).splitlines()[-1])
         require("error" not in samples, str(samples.get("error")))
         return samples
 
 
 @contextmanager
 def openstack(report_progress: ReportProgress) -> Iterator[Openstack]:
-    """Nova and Placement on a MariaDB of their own. Raises ServerMissingError."""
+    """Set up Nova and Placement on a MariaDB of their own. Raises ServerMissingError if something is not installed."""
     environment = Path(os.environ.get(VARIABLE) or "/dev/null")
     programs = {name: environment / "bin" / name for name in ("python", "nova-manage", "placement-manage")}
     if absent := [name for name, path in programs.items() if not path.exists()]:
         where = f"has no bin/{absent[0]}" if os.environ.get(VARIABLE) else "is not set"
-        raise ServerMissingError(f"{VARIABLE} {where}: make {NEEDED}, and name its folder there")
+        raise ServerMissingError(f"{VARIABLE} {where}: make {NEEDED}, and set the variable to its folder")
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nodestate-openstack-")))
         server = held.enter_context(MariadbServer(DATABASES))
         urls = {name: f"{server.url.removesuffix(DATABASE)}{name}?charset=utf8mb4" for name in DATABASES}
-        around = _configure(folder, urls)
+        variables = _configure(folder, urls)
         for step, command in enumerate(_schema(programs, folder, urls)):
             report_progress(f"openstack: {command[0].name} {command[3]}", step / STEPS_COUNT)
-            _run(command, around)
+            _run(command, variables)
         versions = {**_versions(programs["python"]), "mariadb": server.version}
-        yield Openstack(programs["python"], folder, around, versions)
+        yield Openstack(programs["python"], folder, variables, versions)
 
 
 def measure_openstack(
     nodes: int, settings: Settings, report_progress: ReportProgress
 ) -> tuple[list[Case], dict[str, str]]:
-    """Both cases, with versions. Raises ServerMissingError."""
+    """Measure Nova, with and without NUMA, and Placement; return the cases and the versions. Raises ServerMissingError."""
     changed = min(settings.changed, nodes)
     with openstack(report_progress) as own:
-        report_progress(f"openstack, {nodes:,} nodes: measures", (STEPS_COUNT - 1) / STEPS_COUNT)
+        report_progress(f"openstack, {nodes:,} nodes: measuring", (STEPS_COUNT - 1) / STEPS_COUNT)
         samples = own.run("openstack_program.py", nodes, changed, settings.seconds, settings.seed)
     cases = [
         _nova("nova host states", samples["nova"], nodes, changed),
@@ -89,7 +94,7 @@ def measure_openstack(
 
 
 def _configure(folder: Path, urls: Mapping[str, str]) -> dict[str, str]:
-    """Write the configurations; returns the environment to run programs in."""
+    """Write the configurations; return the environment variables for programs."""
     (folder / "nova.conf").write_text(
         "[DEFAULT]\ntransport_url = fake://\n"
         f"state_path = {folder}\nlog_file = {folder / 'nova.log'}\n"
@@ -113,7 +118,7 @@ def _configure(folder: Path, urls: Mapping[str, str]) -> dict[str, str]:
 
 
 def _schema(programs: Mapping[str, Path], folder: Path, urls: Mapping[str, str]) -> Iterator[list[Any]]:
-    """The commands that make the tables, as an operator runs them."""
+    """Yield the commands that create the tables, as an operator runs them."""
     nova = [programs["nova-manage"], "--config-file", folder / "nova.conf"]
     yield [*nova, "api_db", "sync"]
     yield [*nova, "cell_v2", "map_cell0", "--database_connection", urls["nova_cell0"]]
@@ -123,18 +128,18 @@ def _schema(programs: Mapping[str, Path], folder: Path, urls: Mapping[str, str])
 
 
 def _run(command: list[Any], environment: Mapping[str, str]) -> str:
-    """What it printed; raises ServerFailedError with the end of what it complained of."""
-    done = subprocess.run(  # noqa: S603 - the caller's own environment
+    """Run a command and return its output. Raises ServerFailedError with the end of its output if it fails."""
+    done = subprocess.run(  # noqa: S603 - programs of the environment that the user named
         command, env=environment, capture_output=True, text=True, check=False, timeout=PROGRAM_TIMEOUT_S
     )
     if done.returncode != 0:
         said = (done.stdout[-ERROR_BYTES:] + done.stderr[-ERROR_BYTES:]).strip()
-        raise ServerFailedError(f"{Path(command[0]).name} ended with {done.returncode}:\n{said}")
+        raise ServerFailedError(f"{Path(command[0]).name} ended with exit code {done.returncode}:\n{said}")
     return done.stdout
 
 
 def _versions(python: Path) -> dict[str, str]:
-    """Of both, as that environment has them."""
+    """Return the versions of nova and openstack-placement in that environment."""
     names = ("nova", "openstack-placement")
     asked = f"from importlib.metadata import version; print(*map(version, {names}))"
     return dict(zip(names, _run([python, "-c", asked], os.environ).split(), strict=True))
@@ -145,10 +150,10 @@ def _measures(samples: Mapping[str, list[float]]) -> dict[str, Measure]:
 
 
 def _nova(label: str, samples: Mapping[str, list[float]], nodes: int, changed: int) -> Case:
-    claim = f"each time, all {nodes:,} host states showed the usage that was saved last"
+    claim = f"in each read all {nodes:,} host states showed the usage that was saved last"
     return Case(label, nodes, {"changed": changed}, _measures(samples), {}, [claim])
 
 
 def _placement(samples: Mapping[str, list[float]], nodes: int) -> Case:
-    claim = "each time, as many nodes were candidates as there are, up to the limit"
+    claim = "each answer had all nodes as candidates, up to the limit"
     return Case("placement candidates", nodes, {"limit": 1_000}, _measures(samples), {}, [claim])

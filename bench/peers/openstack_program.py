@@ -1,17 +1,20 @@
-"""What OpenStack's scheduler reads, by its own code: a program for a virtual environment that has nova, openstack-placement
-and PyMySQL, run by ``openstack``. It is given a folder with nova.conf and placement.conf, over databases with tables.
+"""Measures the reads of OpenStack's scheduler, by its own code.
 
-Nova has no way to read only what changed: every request reads the host states of all nodes, decoded into objects. The
-first node is made by Nova's and Placement's own code, the others are copies of its rows.
+A program that ``openstack`` runs in a virtual environment with nova, openstack-placement and PyMySQL. Its folder has
+nova.conf and placement.conf, which name databases with tables.
 
-Arguments: folder, nodes, changed, seconds, seed. Writes one JSON object: milliseconds by what was timed, or ``error``.
+Nova cannot read only the nodes that have changed: every request reads the host states of all nodes and decodes them into
+objects. Nova's and Placement's own code creates the first node; the other nodes are copies of its rows.
+
+Arguments: folder, nodes, changed, seconds, seed. The program writes one JSON object: milliseconds by measure, or
+``error``.
 """
 
 from __future__ import annotations
 
 from nova import monkey_patch
 
-monkey_patch.patch(backend="threading")  # before anything else is imported, as nova-scheduler does
+monkey_patch.patch(backend="threading")  # before all other imports, as nova-scheduler does
 
 import json
 import os
@@ -36,7 +39,7 @@ from oslo_utils import timeutils
 ROUNDS_MIN: Final = 3
 INSERT_ROWS: Final = 1_000
 CANDIDATES_COUNT: Final = 1_000
-"""Nova's default for max_placement_results."""
+"""The default of Nova's option max_placement_results."""
 SERVICE_DOWN_S: Final = 86_400
 PLACEMENT_VERSION: Final = "placement 1.39"
 WANTED: Final = {"VCPU": 1, "MEMORY_MB": 1_024, "DISK_GB": 10}
@@ -45,24 +48,27 @@ TOTALS: Final = {"VCPU": 64, "MEMORY_MB": 262_144, "DISK_GB": 3_600}
 
 
 def host(number: int) -> str:
-    """The name of a node."""
+    """Return the name of a node."""
     return f"compute-{number:07d}"
 
 
 def provider(number: int) -> str:
-    """The id of a node, in Nova and Placement alike."""
+    """Return the id of a node, which Nova and Placement share."""
     return str(uuid.uuid5(uuid.NAMESPACE_DNS, host(number)))
 
 
 def require(claim: bool, otherwise: str) -> None:
-    """End with an error instead of figures unless the claim holds. Who reads it raises, so the exit is a good one."""
+    """Unless the claim holds, write an error instead of figures and end.
+
+    The exit code is 0, because the caller reads the error and raises it.
+    """
     if not claim:
         print(json.dumps({"error": otherwise}))
         sys.exit(0)
 
 
 def copy_rows(engine: sa.Engine, table: str, changes: Iterable[dict[str, Any]]) -> None:
-    """Insert the table's first row again, once for each of these changes of it."""
+    """Insert copies of the first row of a table, one for each of these changes of the row."""
     reflected = sa.Table(table, sa.MetaData(), autoload_with=engine)
     with engine.begin() as connection:
         first = dict(connection.execute(sa.select(reflected).limit(1)).mappings().one())
@@ -76,7 +82,7 @@ def copy_rows(engine: sa.Engine, table: str, changes: Iterable[dict[str, Any]]) 
 
 
 def first_node(context: Any, cell: Any, admin: Any) -> None:
-    """Node 0, by Nova's own objects. Without NUMA for now."""
+    """Create node 0 by Nova's own objects, without NUMA."""
     node = objects.ComputeNode(
         context,
         uuid=provider(0),
@@ -117,7 +123,7 @@ def first_node(context: Any, cell: Any, admin: Any) -> None:
 
 
 def fill_nova(nodes: int) -> Any:
-    """All nodes; returns the context to read and write them in."""
+    """Create all nodes; return the context in which to read and write them."""
     admin = nova_context.get_admin_context()
     cell = next(one for one in objects.CellMappingList.get_all(admin) if not one.is_cell0())
     context = nova_context.get_admin_context()
@@ -136,7 +142,10 @@ def fill_nova(nodes: int) -> Any:
 
 
 def host_manager(nodes: int) -> HostManager:
-    """A scheduler's, that has heard from every node which instances it has: none. Else it would ask for each."""
+    """Return a scheduler's host manager to which every node has reported that it has no instances.
+
+    Without these reports the host manager would query the instances of each node.
+    """
     manager = HostManager()
     context = nova_context.get_admin_context()
     for number in range(nodes):
@@ -145,13 +154,13 @@ def host_manager(nodes: int) -> HostManager:
 
 
 def host_states(manager: HostManager) -> dict[str, Any]:
-    """What every scheduling request begins with where Placement's answer is not limited."""
+    """Read all host states, which is the first step of every scheduling request if Placement's answer is not limited."""
     states = manager.get_host_states_by_uuids(nova_context.get_admin_context(), None, None)
     return {state.host: state for state in states}
 
 
 def with_numa(context: Any) -> None:
-    """Give all nodes what the libvirt driver reports of a host with two sockets of 16 cores with two threads each."""
+    """Set the NUMA topology of all nodes to that of a host with two sockets of 16 cores with two threads each."""
     cells = [
         objects.NUMACell(
             id=cell,
@@ -180,7 +189,7 @@ def with_numa(context: Any) -> None:
 def measure_nova(
     context: Any, nodes: int, changed: int, seconds: float, seed: int, note: Callable[[str, float], None]
 ) -> None:
-    """Rounds of K saved nodes, and of all host states read."""
+    """Time rounds in which K nodes are saved and all host states are read."""
     picks = random.Random(seed)
     computes = {node.host: node for node in objects.ComputeNodeList.get_all(context)}
     manager = host_manager(nodes)
@@ -190,7 +199,10 @@ def measure_nova(
         began = time.perf_counter()
         states = host_states(manager)
         note(name, time.perf_counter() - began)
-        require({one: state.vcpus_used for one, state in states.items()} == used, "Nova shows something else")
+        require(
+            {one: state.vcpus_used for one, state in states.items()} == used,
+            "a host state of Nova shows another usage than was saved",
+        )
 
     timed("cold")
     began = time.monotonic()
@@ -212,7 +224,7 @@ def measure_nova(
 
 
 def ask(application: Any, method: str, path: str, body: Any = None) -> Any:
-    """One request, through Placement's whole stack but without a socket."""
+    """Send a request through all of Placement, but without a socket; return the decoded answer."""
     request = webob.Request.blank(path, method=method)
     request.headers.update({"X-Auth-Token": "admin", "OpenStack-API-Version": PLACEMENT_VERSION})
     if body is not None:
@@ -224,8 +236,8 @@ def ask(application: Any, method: str, path: str, body: Any = None) -> Any:
 
 
 def measure_placement(url: str, nodes: int, seconds: float, note: Callable[[str, float], None]) -> None:
-    """Rounds of candidates for a small instance."""
-    from placement.wsgi import init_application  # noqa: PLC0415 - reads its configuration's place when it is imported
+    """Time requests for candidates for a small instance."""
+    from placement.wsgi import init_application  # noqa: PLC0415 - the import reads the path of its configuration
 
     application = init_application()
     ask(application, "POST", "/resource_providers", {"uuid": provider(0), "name": host(0)})

@@ -1,8 +1,8 @@
-"""The same payload, on the same machine, in the same run: how fast each peer does what nodestate does.
+"""Measures the work of nodestate in other stores (peers), with the same data on the same machine in the same run.
 
-A round: the store takes in K changes; a reader that follows along catches up; it looks again, with nothing changed;
-the store takes in K more, and the reader catches up and decodes the K states. After the rounds, new processes read
-all nodes. Every side is given the same events of the same seeded fleet, one after the other.
+In each round the store takes K changes, a reader refreshes, and the reader refreshes again with nothing changed. Then
+the store takes K more changes, and the reader refreshes and decodes the K states. After the rounds new processes read
+all nodes. Every store gets the events of the same seeded fleet, one store after the other.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from harness.servers import ServerMissingError
 
 ROUNDS_MIN: Final = 10
 COLD_ROUNDS_MIN: Final = 3
-"""… where a second or more is given; a smoke test is content with one."""
+"""Least number of rounds if the run has a second or more; a shorter run makes one round."""
 WARM_UP_SHARE: Final = 0.2
 COLD_SHARE: Final = 0.3
-"""Of the timed seconds, beside the rounds."""
+"""Shares of the seconds to measure; the rounds get the rest."""
 LOAD_ROWS: Final = 1_000
 GOAL_NODES, GOAL_CHANGED = 10_000, 100
 OURS: Final = "nodestate"
 BESIDE_SELECT: Final = ("sql:mariadb", "sql:postgres")
-"""nodestate's own, measured beside the plain SELECT also where nobody names them."""
+"""Designs of nodestate that are always measured, because the peers include a plain SELECT."""
 OWN_WITH_GOALS: Final = tuple(f"{OURS} {design}" for design in DEFAULT_DESIGNS)
 COMPARED: Final = ("refresh", "refresh, decoded", "nothing", "cold", "write")
 
 _decode = msgspec.msgpack.Decoder().decode
 
 
-# -- the sides ------------------------------------------------------------------------------------
+# -- the stores -----------------------------------------------------------------------------------
 
 
 class PeerServer(Server, Protocol):
-    """A server that this run owns; ended with its context."""
+    """A server that ends with its context."""
 
     @property
     def version(self) -> str:
-        """What it says that it is."""
+        """The version that the server reports."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
@@ -66,7 +66,7 @@ class PeerServer(Server, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a peer comes from. Its module is imported only here, since its client may be missing."""
+    """The origin of a peer. Its module is imported only when it is used, because its client may be missing."""
 
     name: str
     module: str
@@ -83,41 +83,41 @@ SOURCES: Final = (
 )
 
 
-class Missing(Exception):  # noqa: N818 - reads as what it is
-    """Raised when a peer's server or client is not installed; says what to install."""
+class PeerMissingError(Exception):
+    """Raised when the server or the client of a peer is not installed; the message says what to install."""
 
 
 class Side(Protocol):
-    """One store under one fleet."""
+    """One store with one fleet."""
 
     @property
     def fleet(self) -> SeededFleet:
-        """What it is told to store."""
+        """The nodes to store."""
 
     @property
     def openers(self) -> Mapping[str, Opener]:
-        """Each way to read it, by its label."""
+        """Each way to read the store, by its label."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Server and clients."""
+        """Versions of server and clients."""
 
     @property
     def imports(self) -> Sequence[str]:
-        """What its readers import late, if anything: importing is not timed."""
+        """Modules that its readers import when they connect; importing is not timed."""
 
     def load(self, report_progress: ReportProgress) -> None:
         """Store every node."""
 
     def change(self, numbers: Sequence[int]) -> float:
-        """Bring these nodes one generation on; returns the seconds that the store took."""
+        """Raise the generation of these nodes by one; return the seconds that the store took."""
 
     def shown(self) -> Sequence[str]:
-        """What was found to be right of the store as a whole, in the end."""
+        """Return sentences on what the store proved at the end."""
 
 
 class Theirs:
-    """A peer. Who writes to it has folded the events already, which nodestate's consumer has to do."""
+    """A peer. It is given states, so it need not fold events, as nodestate's consumer must."""
 
     def __init__(self, peer: Peer, fleet: SeededFleet, versions: Mapping[str, str]) -> None:
         self.fleet = fleet
@@ -127,13 +127,13 @@ class Theirs:
         self._peer = peer
 
     def load(self, report_progress: ReportProgress) -> None:
-        """Write all, in portions."""
+        """Write all nodes, in portions."""
         for at in range(0, len(self.fleet), LOAD_ROWS):
             report_progress(f"{next(iter(self.openers))}: {len(self.fleet):,} nodes", at / len(self.fleet))
             self.change(range(at, min(at + LOAD_ROWS, len(self.fleet))))
 
     def change(self, numbers: Sequence[int]) -> float:
-        """Write the next state of each."""
+        """Write the next state of each node."""
         for number in numbers:
             self.fleet.generations[number] += 1
         rows = [row_of(self.fleet, number) for number in numbers]
@@ -142,12 +142,12 @@ class Theirs:
         return time.perf_counter() - began
 
     def shown(self) -> Sequence[str]:
-        """Nothing but what its readers show."""
+        """Return nothing: only the readers of a peer prove anything."""
         return []
 
 
 class Ours:
-    """nodestate, one design of it."""
+    """One design of nodestate."""
 
     def __init__(self, cell: SteppedCell) -> None:
         self.fleet = cell.fleet
@@ -161,52 +161,52 @@ class Ours:
         self._cell.load(report_progress)
 
     def change(self, numbers: Sequence[int]) -> float:
-        """Commit a change of each: the consumer decodes, folds and writes."""
+        """Commit a change of each node: the consumer decodes, folds and writes the events."""
         return self._cell.change(numbers)
 
     def shown(self) -> Sequence[str]:
-        """That all was kept."""
+        """Return the proof that nothing was lost."""
         return [self._cell.environment.require_nothing_lost(len(self.fleet))]
 
 
 @contextmanager
 def theirs(source: Source, fleet: SeededFleet) -> Iterator[Theirs]:
-    """A peer that runs, and its end. Raises Missing."""
+    """Run a peer. Raises PeerMissingError if its server or client is not installed."""
     with ExitStack() as held:
         try:
             module = import_module(source.module)
             server = held.enter_context(source.server())
             peer: Peer = getattr(module, source.peer)(server)
         except ServerMissingError as error:
-            raise Missing(f"{source.name}: {error}") from error
+            raise PeerMissingError(f"{source.name}: {error}") from error
         except ImportError as error:
-            raise Missing(f"{source.name}: {error}: pip install -e '.[bench]'") from error
+            raise PeerMissingError(f"{source.name}: {error}: pip install -e '.[bench]'") from error
         held.callback(peer.close)
         yield Theirs(peer, fleet, {source.name: server.version, **peer.clients})
 
 
 @contextmanager
 def ours(design: str, fleet: SeededFleet, settings: Settings) -> Iterator[Ours]:
-    """One design in a place of its own, and its end. Raises Missing."""
+    """Run one design in an environment of its own. Raises PeerMissingError if its server is not installed."""
     with ExitStack() as held:
         try:
             place = held.enter_context(open_environment([design], len(fleet) * settings.state_bytes))
         except ServerMissingError as error:
-            raise Missing(f"{OURS} {design_label([design])}: {error}") from error
+            raise PeerMissingError(f"{OURS} {design_label([design])}: {error}") from error
         yield Ours(held.enter_context(SteppedCell(fleet, place, settings)))
 
 
-# -- the oracle -----------------------------------------------------------------------------------
+# -- proofs ---------------------------------------------------------------------------------------
 
 
 def row_of(fleet: SeededFleet, number: int) -> Row:
-    """A node as the fleet sent it last."""
+    """Return a node as its last event left it."""
     version = fleet.version(number)
     return Row(fleet.names[number], *version, fleet.body(number, version.generation))
 
 
 def require_shown(label: str, reader: Reader, fleet: SeededFleet, numbers: Sequence[int]) -> None:
-    """Raise ``WrongResultError`` unless the reader holds these nodes as the fleet sent them last."""
+    """Raise ``WrongResultError`` unless the reader holds these nodes as their last events left them."""
     for number in numbers:
         want = row_of(fleet, number)
         try:
@@ -216,12 +216,12 @@ def require_shown(label: str, reader: Reader, fleet: SeededFleet, numbers: Seque
         require(got is not None, f"{label} does not show {want.name}")
         assert got is not None
         require(got[:3] == want[:3], f"{label} shows {got[:3]}, the fleet is at {want[:3]}")
-        # Compared decoded: a fold may keep the keys of a map in another order.
-        require(_decode(got.body) == _decode(want.body), f"{label} shows {want.name} with another state")
+        # Decoded states are compared, because a fold may change the order of keys.
+        require(_decode(got.body) == _decode(want.body), f"{label} shows {want.name} with a wrong state")
 
 
 def require_all_shown(label: str, reader: Reader, fleet: SeededFleet) -> int:
-    """The same for the whole fleet, and nothing else; returns the digest of what is held."""
+    """Require the same of all nodes of the fleet, and no further nodes; return the digest of the nodes."""
     count = sum(1 for _ in reader.names())
     require(count == len(fleet), f"{label} shows {count} nodes of {len(fleet)}")
     require_shown(label, reader, fleet, range(len(fleet)))
@@ -232,7 +232,7 @@ def require_all_shown(label: str, reader: Reader, fleet: SeededFleet) -> int:
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """Every side at every size."""
+    """Measure every store at every size."""
     cases: list[Case] = []
     versions: dict[str, str] = {}
     skipped: dict[str, None] = {}
@@ -254,7 +254,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
                         measure(side, label, opener, settings, report_progress)
                         for label, opener in side.openers.items()
                     ]
-            except Missing as error:
+            except PeerMissingError as error:
                 skipped[str(error)] = None
         try:
             found, with_versions = measure_openstack(nodes, settings, report_progress)
@@ -267,22 +267,22 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return Findings(cases, across, goals, versions, tuple(skipped))
 
 
-SCENARIO: Final = Scenario("peers", "what other stores take for the same, each by its best native way", run)
+SCENARIO: Final = Scenario("peers", "the same work in other stores, each used in its fastest native way", run)
 
 
 def measure(side: Side, label: str, opener: Opener, settings: Settings, report_progress: ReportProgress) -> Case:
-    """One way to read one store."""
+    """Measure one way to read one store."""
     fleet, changed = side.fleet, min(settings.changed, len(side.fleet))
     picks = random.Random(settings.seed)
     timings = Timings()
-    # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
+    # Objects that exist now belong to the benchmark; the garbage collector of a scheduler would not visit them.
     gc.collect()
     gc.freeze()
     reader = opener()
     try:
         reader.cold()
         require_all_shown(label, reader, fleet)
-        for _ in _rounds(settings.seconds * WARM_UP_SHARE, 1, f"{label}: warms up", report_progress):
+        for _ in _rounds(settings.seconds * WARM_UP_SHARE, 1, f"{label}: warming up", report_progress):
             _follow(side, label, reader, picks.sample(range(len(fleet)), changed), None)
         share = 1 - WARM_UP_SHARE - COLD_SHARE
         for _ in _rounds(
@@ -296,7 +296,7 @@ def measure(side: Side, label: str, opener: Opener, settings: Settings, report_p
     least = COLD_ROUNDS_MIN if settings.seconds >= 1 else 1
     for _ in _rounds(settings.seconds * COLD_SHARE, least, f"{label}: new processes", report_progress):
         ms, shown = run_in_fresh_process(first_read, opener, side.imports)
-        require(shown == wanted, f"a new reader of {label} shows other states than the one that followed along")
+        require(shown == wanted, f"a new reader of {label} shows other states than the reader that refreshed")
         timings.note("cold", ms)
     measures = timings.measures
     return Case(
@@ -306,16 +306,19 @@ def measure(side: Side, label: str, opener: Opener, settings: Settings, report_p
         measures,
         {},
         [
-            f"in each of {measures['nothing'].count} rounds the {changed} changed nodes showed version and state of their last event, twice",
-            f"before and after, all {len(fleet):,} nodes did, and nothing else was there",
-            f"the new reader of each of {measures['cold'].count} new processes showed the same",
+            (
+                f"in each of {measures['nothing'].count} rounds the {changed} changed nodes showed version and state of their "
+                "last event, twice"
+            ),
+            f"before and after the rounds all {len(fleet):,} nodes did, and there were no others",
+            f"the reader in each of {measures['cold'].count} new processes showed the same nodes",
             *side.shown(),
         ],
     )
 
 
 def _rounds(seconds: float, least: int, what: str, report_progress: ReportProgress) -> Iterator[None]:
-    """One for each round, for at least so many rounds and so many seconds."""
+    """Yield once for each round, for at least ``least`` rounds and ``seconds``."""
     began = time.monotonic()
     done = 0
     while done < least or time.monotonic() - began < seconds:
@@ -342,7 +345,7 @@ def _refresh_and_decode(reader: Reader, names: Sequence[str]) -> list[object]:
 
 
 def _beside_ours(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
-    """Every peer by each design of nodestate: above 1, the peer takes longer."""
+    """Return ratios of every peer to each design of nodestate; above 1, the peer takes longer."""
     across: dict[str, float] = {}
     goals: list[Goal] = []
     for own in (case for case in cases if case.design.startswith(OURS)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 
-import psycopg  # noqa: F401 - SQLAlchemy takes it when it connects, which is timed; importing is not
+import psycopg  # noqa: F401 - SQLAlchemy imports it while it connects, which is timed
 from sqlalchemy.dialects.postgresql import insert
 
 from bench.peers.interfaces import Opener, Server
@@ -16,7 +16,7 @@ __all__ = ["Postgres"]
 
 
 class Postgres(SqlWriter):
-    """A table in PostgreSQL."""
+    """The PostgreSQL peer: a table with a row for each node."""
 
     def __init__(self, server: Server) -> None:
         into = insert(TABLE)

@@ -1,4 +1,4 @@
-"""Redis: a value for each node, a set of their names, and a stream that carries what changed, bodies included."""
+"""Redis, with a value for each node, a set of their names, and a stream of all changes with their bodies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Final
 
-import hiredis  # noqa: F401 - redis-py takes it where it is there, and says nothing where it is not
+import hiredis  # noqa: F401 - redis-py uses it if it is installed, and is slower without a message otherwise
 import redis
 
 from bench.peers.interfaces import Opener, Row, Server, packed, unpacked
@@ -18,18 +18,18 @@ NAMES: Final = "names"
 STREAM: Final = "changes"
 NODE: Final = "node:"
 STREAM_ENTRIES_COUNT: Final = 50_000
-"""What the stream keeps, about: a reader that was away for longer starts anew."""
+"""Approximate length of the stream; a reader that falls behind by more must read all nodes again."""
 READ_BYTES: Final = 256 * 1024
 TIMEOUT_S: Final = 30.0
 
 
 def _connect(url: str) -> redis.Redis:
-    # RESP2, whose replies have one shape in every redis-py; the newer protocol was no faster.
+    # RESP2, whose replies have the same shape in every version of redis-py; RESP3 was not faster.
     return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_read_size=READ_BYTES, protocol=2)
 
 
 class _RedisReader:
-    """Holds all nodes and the id of the last entry seen."""
+    """A reader that holds all nodes and the id of the last entry of the stream that it has read."""
 
     def __init__(self, url: str) -> None:
         self._redis = _connect(url)
@@ -37,8 +37,8 @@ class _RedisReader:
         self._seen: bytes = b"0-0"
 
     def cold(self) -> None:
-        """The stream's end, all names, all values."""
-        # The stream's end first: what comes between it and the values is read twice, not never.
+        """Read the id of the last entry of the stream, then all names and values."""
+        # The id is read first. So a change that comes before the values are read is read twice, but never missed.
         with self._redis.pipeline(transaction=False) as both:
             last, names = both.xrevrange(STREAM, count=1).smembers(NAMES).execute()
         texts = [name.decode() for name in names]
@@ -48,18 +48,18 @@ class _RedisReader:
             self._seen = last[0][0]
 
     def refresh(self) -> None:
-        """What the stream has after the last entry seen."""
+        """Read the entries of the stream after the last one read."""
         for _, entries in self._redis.xread({STREAM: self._seen}):
             for self._seen, fields in entries:
                 name = fields[b"n"].decode()
                 self._rows[name] = unpacked(name, fields[b"v"])
 
     def names(self) -> Iterable[str]:
-        """The nodes that are held."""
+        """Return the names of all nodes read."""
         return self._rows
 
     def node(self, name: str) -> Row:
-        """A node as it was read last; raises KeyError."""
+        """Return a node as it was read last. Raises KeyError if there is no such node."""
         return self._rows[name]
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class _RedisReader:
 
 
 class Redis:
-    """Redis through redis-py, which parses by hiredis."""
+    """The Redis peer, through redis-py with hiredis."""
 
     def __init__(self, server: Server) -> None:
         self.clients: Mapping[str, str] = {"redis-py": version("redis"), "hiredis": version("hiredis")}
@@ -75,7 +75,7 @@ class Redis:
         self._redis = _connect(server.url)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """One transaction."""
+        """Write the nodes in one transaction."""
         with self._redis.pipeline(transaction=True) as commands:
             commands.sadd(NAMES, *(row.name for row in rows))
             commands.mset({NODE + row.name: packed(row) for row in rows})
@@ -84,5 +84,5 @@ class Redis:
             commands.execute()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._redis.close()

@@ -1,6 +1,7 @@
-"""SQL by plain SELECT: a row for each node, and in it the number of the commit that wrote it, indexed.
+"""A SQL database, with a row for each node that has the number of the commit that wrote it, with an index.
 
-SQLAlchemy's core without its ORM. The reader's connection commits by itself, so that a read is one round trip.
+Rows are read by a plain SELECT through SQLAlchemy Core. The connection of the reader is in autocommit mode, so that a
+read is one round trip.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bench.peers.interfaces import Row
 __all__ = ["OTHERS", "TABLE", "SqlReader", "SqlWriter"]
 
 BODY_BYTES: Final = 16_000_000
-"""What MariaDB takes for the choice among its types; PostgreSQL has one."""
+"""Length from which MariaDB chooses the column's type; PostgreSQL has one type."""
 TABLE: Final = sa.Table(
     "nodes",
     sa.MetaData(),
@@ -29,7 +30,7 @@ OTHERS: Final = tuple(column.name for column in TABLE.c if not column.primary_ke
 
 
 class SqlReader:
-    """Holds all rows and the highest commit number among them."""
+    """A reader that holds all rows and the highest commit number among them."""
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
@@ -38,11 +39,11 @@ class SqlReader:
         self._seen = 0
 
     def cold(self) -> None:
-        """All rows."""
+        """Read all rows."""
         self._take(sa.select(TABLE))
 
     def refresh(self) -> None:
-        """The rows of later commits."""
+        """Read the rows of later commits."""
         self._take(sa.select(TABLE).where(TABLE.c.commit_number > self._seen))
 
     def _take(self, select: sa.Select[Any]) -> None:
@@ -53,21 +54,21 @@ class SqlReader:
         self._seen = seen
 
     def names(self) -> Iterable[str]:
-        """The nodes that are held."""
+        """Return the names of all nodes read."""
         return self._rows
 
     def node(self, name: str) -> Row:
-        """A node as it was read last; raises KeyError."""
+        """Return a node as it was read last. Raises KeyError if there is no such node."""
         return self._rows[name]
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._connection.close()
         self._engine.dispose()
 
 
 class SqlWriter:
-    """Makes the table and fills it. It is the only writer, so commits become visible in the order of their numbers."""
+    """The only writer of the table, so that commits become visible in the order of their numbers."""
 
     def __init__(self, url: str, upsert: sa.Insert) -> None:
         self._engine = sa.create_engine(url)
@@ -76,11 +77,11 @@ class SqlWriter:
         TABLE.metadata.create_all(self._engine)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """One transaction, one commit number."""
+        """Write the nodes in one transaction with one commit number."""
         self._number += 1
         with self._engine.begin() as connection:
             connection.execute(self._upsert, [row._asdict() | {"commit_number": self._number} for row in rows])
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self._engine.dispose()

@@ -1,4 +1,4 @@
-"""The claim records of a cell, read as they are, apart from any scheduler; and the bounds that they must keep."""
+"""Reads the claim records of a cell without any scheduler, and checks the bounds that they must keep."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
 
-PIECE: Final = 2_000
-"""Records of one round trip."""
+BATCH_RECORDS: Final = 2_000
+"""Records read or deleted in one round trip."""
 
-Held = tuple[str, str]
-"""A claim as who holds it knows it: node and id."""
+HeldClaim = tuple[str, str]
+"""A claim as its scheduler knows it: node and claim id."""
 
 
-class Claimed:
-    """A memcached's claims on a fleet. A context manager."""
+class ClaimAudit:
+    """The claims on a fleet in one memcached. A context manager."""
 
     def __init__(self, address: str, cell: str, hosts: Hosts) -> None:
         self._store = MemcachedStore(address, timeout_s=PATIENCE_S)
@@ -30,28 +30,31 @@ class Claimed:
         self._hosts = hosts
 
     def records(self) -> Iterator[tuple[int, ClaimRecord]]:
-        """By number of the node; of nodes that have one."""
+        """Yield the claim records, each with the number of its node."""
         names = self._hosts.names
-        for at in range(0, len(names), PIECE):
-            asked: dict[Key, int] = {
-                keys.claim(self._cell, name): n for n, name in enumerate(names[at : at + PIECE], at)
+        for at in range(0, len(names), BATCH_RECORDS):
+            number_of: dict[Key, int] = {
+                keys.claim(self._cell, name): n for n, name in enumerate(names[at : at + BATCH_RECORDS], at)
             }
-            for key, item in self._store.fetch(list(asked)).items():
-                yield asked[key], CLAIMS.unpack(item.value)
+            for key, item in self._store.fetch(list(number_of)).items():
+                yield number_of[key], CLAIMS.unpack(item.value)
 
-    def require_sound(self, held: Collection[Held]) -> str:
-        """Raise ``WrongResultError`` unless exactly these claims are there, within every bound; returns what was shown."""
-        found: set[Held] = set()
+    def require_sound(self, held: Collection[HeldClaim]) -> str:
+        """Raise ``WrongResultError`` unless the records hold exactly these claims and keep every bound.
+
+        Returns a sentence that states the proof.
+        """
+        found: set[HeldClaim] = set()
         for number, record in self.records():
             self._require_within(number, record.claims)
             found |= {(self._hosts.names[number], claim.id) for claim in record.claims}
-        require(len(held) == len(set(held)), "a claim is held twice")
+        require(len(held) == len(set(held)), "two schedulers hold the same claim")
         missing, odd = set(held) - found, found - set(held)
-        require(not missing, f"{len(missing)} claims are not in the records, as {next(iter(missing), None)}")
-        require(not odd, f"{len(odd)} claims are nobody's, as {next(iter(odd), None)}")
+        require(not missing, f"{len(missing)} claims are not in the records, such as {next(iter(missing), None)}")
+        require(not odd, f"{len(odd)} claims belong to no scheduler, such as {next(iter(odd), None)}")
         return (
-            f"all claim records hold exactly the {len(held):,} claims that schedulers hold, no node is over its capacity, and "
-            "none has two of an anti-affinity group"
+            f"the claim records hold exactly the {len(held):,} claims of the schedulers, no node is over its capacity, and "
+            "no node has two members of an anti-affinity group"
         )
 
     def _require_within(self, number: int, claims: Iterable[Claim]) -> None:
@@ -63,13 +66,18 @@ class Claimed:
         name, capacity = self._hosts.names[number], self._hosts.kind(number).capacity
         for of, amount in used.items():
             require(amount <= capacity[of], f"{name} is over its capacity: {amount} of {capacity[of]} {of}")
-        require(all(count == 1 for count in groups.values()), f"{name} has more of a group than it may: {groups}")
+        require(
+            all(count == 1 for count in groups.values()),
+            f"{name} has several members of an anti-affinity group: {groups}",
+        )
 
-    def forget(self) -> None:
-        """Delete all records: nobody ever claimed."""
+    def delete_records(self) -> None:
+        """Delete all claim records."""
         names = self._hosts.names
-        for at in range(0, len(names), PIECE):
-            self._store.write([Write(Put.DELETE, keys.claim(self._cell, name)) for name in names[at : at + PIECE]])
+        for at in range(0, len(names), BATCH_RECORDS):
+            self._store.write(
+                [Write(Put.DELETE, keys.claim(self._cell, name)) for name in names[at : at + BATCH_RECORDS]]
+            )
 
     def close(self) -> None:
         """Close the connection."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.scheduling.claim_audit import Held
+from bench.scheduling.claim_audit import HeldClaim
 from bench.scheduling.hosts import Wants
 from bench.stepped_cell import MAX_AGE_S
 from bench.worker import ParentLink
@@ -56,7 +56,7 @@ class Raced:
     lost: int
     seconds: float
     cpu_s: float
-    held: Sequence[Held]
+    held: Sequence[HeldClaim]
 
 
 def race(parent: ParentLink, config: Config, name: str, own: Race) -> Raced:

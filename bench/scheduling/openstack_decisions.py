@@ -1,7 +1,7 @@
-"""OpenStack's own decisions on the fleet that nodestate's schedulers are given: Nova's filters and weighers over host states
-of all nodes, and Placement's candidates and claims.
+"""Measures decisions of OpenStack on the fleet on which nodestate's schedulers decide.
 
-Nova leaves room and traits to Placement, so its filters look at less than nodestate's do.
+Nova filters and weighs the host states of all nodes; Placement finds candidates and takes claims. Nova leaves resources
+and traits to Placement, so its filters check less than nodestate's filters.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from bench.scenario import ReportProgress, Settings
 from bench.scheduling.hosts import FLAVOURS, Hosts
 
 OPENSTACK: Final = ("nova scheduler", "placement")
-"""What its cases are called."""
+"""Labels of the cases."""
 SHARE: Final = 0.5
-"""Of the timed seconds; a third of it for each of the three."""
+"""Share of the seconds to measure; filtering, candidates and claims get a third of it each."""
 
 
 def measure_nova(
     hosts: Hosts, settings: Settings, report_progress: ReportProgress
 ) -> tuple[list[Case], dict[str, str]]:
-    """Both cases, with versions. Raises ServerMissingError."""
+    """Return both cases and the versions. Raises ServerMissingError if OpenStack is not installed."""
     for number in range(len(hosts)):
         hosts.report(number)
     nodes = [
@@ -32,13 +32,13 @@ def measure_nova(
     ]
     flavours = [flavour.resources for flavour in FLAVOURS if not flavour.traits]
     with openstack(report_progress) as own:
-        report_progress(f"openstack, {len(hosts):,} nodes: decides", 0.8)
+        report_progress(f"openstack, {len(hosts):,} nodes: deciding", 0.8)
         asked = own.folder / "hosts.json"
         asked.write_bytes(msgspec.json.encode({"nodes": nodes, "flavours": flavours}))
         found = own.run("nova_program.py", settings.seconds * SHARE, settings.seed)
     given = {"full": hosts.full, "filters": found["filters"], "weighers": found["weighers"]}
-    decided = "each time all nodes passed Nova's filters and came back in the order of their weights"
-    claimed = f"Placement's database held all {len(found['placement']['claim'])} claims, and no other"
+    decided = "for each request all nodes passed Nova's filters and were returned in the order of their weights"
+    claimed = f"the database of Placement held all {len(found['placement']['claim'])} claims and no others"
     return [
         Case(OPENSTACK[0], len(hosts), given, _measures(found["nova"]), {}, [decided]),
         Case(OPENSTACK[1], len(hosts), {"full": hosts.full}, _measures(found["placement"]), {}, [claimed]),

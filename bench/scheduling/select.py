@@ -27,7 +27,7 @@ from bench.memcached_environment import MemcachedEnvironment, memcached_for
 from bench.record import Case, Goal, Measure, Timings
 from bench.runs import Runs
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
-from bench.scheduling.claim_audit import Claimed
+from bench.scheduling.claim_audit import ClaimAudit
 from bench.scheduling.claim_race import BATCH_COUNT, Race, Raced, race
 from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, worth
 from bench.scheduling.openstack_decisions import OPENSTACK, measure_nova
@@ -116,7 +116,7 @@ class ClaimCell(NamedTuple):
     hosts: Hosts
     config: Config
     address: str
-    claimed: Claimed
+    audit: ClaimAudit
     settings: Settings
     report_progress: ReportProgress
 
@@ -147,11 +147,11 @@ def _claim_cell(
         else:
             server = held.enter_context(memcached_for(0))
             address, config = server.address, msgspec.structs.replace(config, store=server.url)
-        claimed = held.enter_context(Claimed(address, config.cell, hosts))
+        audit = held.enter_context(ClaimAudit(address, config.cell, hosts))
         # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
         gc.collect()
         gc.freeze()
-        yield ClaimCell(cell, hosts, config, address, claimed, settings, report_progress)
+        yield ClaimCell(cell, hosts, config, address, audit, settings, report_progress)
 
 
 # -- one scheduler, one request after the other ---------------------------------------------------
@@ -191,7 +191,7 @@ def _one(claim_cell: ClaimCell) -> Case:
             scheduler.placer.give_back([placing])
             baseline.look(timings)
         again = _require_best(claim_cell, scheduler, wants)
-        claim_cell.claimed.require_sound([])
+        claim_cell.audit.require_sound([])
     baseline.close()
     kept = cell.environment.require_nothing_lost(len(hosts))
     measures = timings.measures
@@ -299,7 +299,7 @@ def _batch(claim_cell: ClaimCell, batch: int) -> Case:
     with claim_cell.scheduler() as scheduler:
         scheduler.placer.give_back(_slice(scheduler, wants, batch).held)
         held = _slice(scheduler, wants, batch).held
-        shown = claim_cell.claimed.require_sound(
+        shown = claim_cell.audit.require_sound(
             [(one.node or "", one.claim.id) for one in held if one.claim is not None]
         )
         scheduler.placer.give_back(held)
@@ -312,7 +312,7 @@ def _batch(claim_cell: ClaimCell, batch: int) -> Case:
             scheduler.placer.give_back(done.held)
             rates.append(len(done.held) / done.seconds)
             cpu_us.append(done.cpu_s / len(done.held) * 1e6)
-    claim_cell.claimed.require_sound([])
+    claim_cell.audit.require_sound([])
     measures = {"claims": Measure.of("claims/s", rates), "claims, CPU": Measure.of("us/claim", cpu_us)}
     label = f"{claim_cell.label}: batches"
     goals = (
@@ -363,7 +363,7 @@ def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: boo
     hosts, settings = claim_cell.hosts, claim_cell.settings
     label = f"{claim_cell.label}: schedulers" + ("" if shared else ", sharing nothing")
     claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} of them begin", 0.0)
-    claim_cell.claimed.forget()
+    claim_cell.audit.delete_records()
     own = Race(seconds, int(HELD_SHARE * room(hosts) / schedulers), shared, settings.seed)
     with ExitStack() as stack:
         racers = [
@@ -377,8 +377,8 @@ def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: boo
             racer.send(start)
         claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} of them", 0.5)
         raced = [racer.result() for racer in racers]
-    shown = claim_cell.claimed.require_sound([claim for one in raced for claim in one.held])
-    claim_cell.claimed.forget()
+    shown = claim_cell.audit.require_sound([claim for one in raced for claim in one.held])
+    claim_cell.audit.delete_records()
     return Case(
         label,
         len(hosts),
