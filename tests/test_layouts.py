@@ -408,7 +408,7 @@ def test_a_member_that_is_slow_to_leave_removes_nothing_of_a_layout_that_is_in_u
     assert ((view.design, len(view.partitions)), versions(view)) == (K("journal"), published_versions(world))
 
 
-def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_detached() -> None:
+def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_unbound() -> None:
     """Regression (I6): on a new broker the first agent declared the queues of its settings' layout, and events went
     there for ever. The events that wait in these queues are kept.
     """
@@ -430,7 +430,7 @@ def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_detached() -
 
 
 def test_queues_of_the_settings_layout_are_kept_while_the_record_names_it_or_a_consumer_reads_them() -> None:
-    """Queues of a consumer that follows no control record are not detached either."""
+    """Queues of a consumer that follows no control record are not unbound either."""
     world = Switched()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))

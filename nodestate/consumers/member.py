@@ -3,8 +3,8 @@
     (control record unknown) --a store has it, or this member is the first and writes it from the settings--> following
     following --the record names a new layout--> one more ``Consumer``, which begins with the nodes of another layout
     following --a layout is retired, and the layout that readers use is complete--> its ``Consumer`` leaves
-    following --the record changed, or the broker was lost--> following, and some renewals later detached
-    detached: queues of the settings' layout take no more events, unless the record names that layout. Publishers may
+    following --the record changed, or the broker was lost--> following, and some renewals later unbound
+    unbound: queues of the settings' layout take no more events, unless the record names that layout. Publishers may
         have declared them on a new broker, and no consumer takes from them.
 
 Each layout has its own connection to the broker and its own owner name, so the consumers of two layouts are
@@ -34,7 +34,7 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import Clock, Layouts, ResyncSender
 from nodestate.store.round_trips import Stores
 
-DETACH_RENEWALS_COUNT: Final = 5
+UNBIND_RENEWALS_COUNT: Final = 5
 """Renewal intervals after a change of the record or a loss of the broker, by when all consumers and publishers have
 declared their queues.
 """
@@ -89,10 +89,10 @@ class Member:
         """When the control record is read again, in monotonic seconds."""
         self._retired: set[StoredDesign] = set()
         """Leaving designs that this member has stopped to write, until the record writes them again."""
-        self._detach_at = math.inf
-        """When to detach unused queues of the settings' layout, in monotonic seconds."""
-        self._detach_cause = (0, 0)
-        """The record's version and the count of broker errors that ``_detach_at`` was set for."""
+        self._unbind_at = math.inf
+        """When to unbind unused queues of the settings' layout, in monotonic seconds."""
+        self._unbind_cause = (0, 0)
+        """The record's version and the count of broker errors that ``_unbind_at`` was set for."""
 
     @property
     def designs(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class Member:
             self._adopt(known)
         if self.control is not None:
             self._apply(self.control)
-            self._detach_unused_queues(self.control)
+            self._unbind_unused_queues(self.control)
             self._control_store.put_back(self.control, copies)
 
     def _adopt(self, control: Control) -> None:
@@ -240,15 +240,15 @@ class Member:
         known = newest(self._control_store.read())
         return known is not None and partitions in known.layouts
 
-    def _detach_unused_queues(self, control: Control) -> None:
+    def _unbind_unused_queues(self, control: Control) -> None:
         """Let no more events into the queues of the settings' layout if no consumer takes from them: an event that only
         these queues have is in no view.
         """
         now, cause = self._clock.monotonic(), (control.version, self.stats.broker_errors)
-        if cause != self._detach_cause:
-            self._detach_cause, self._detach_at = cause, now + DETACH_RENEWALS_COUNT * self.config.renew_s
+        if cause != self._unbind_cause:
+            self._unbind_cause, self._unbind_at = cause, now + UNBIND_RENEWALS_COUNT * self.config.renew_s
         ours = self.config.partitions
-        if now < self._detach_at or ours in {design.partitions for design in (*control.writes, *control.leaving)}:
+        if now < self._unbind_at or ours in {design.partitions for design in (*control.writes, *control.leaving)}:
             return
         try:
             waiting = self._layouts.set_aside(ours, control.reads.partitions)
@@ -256,7 +256,7 @@ class Member:
             self._transitions.failing(SETTINGS_QUEUES, str(error))
             return
         self._transitions.recovered(SETTINGS_QUEUES)
-        self._detach_at = math.inf
+        self._unbind_at = math.inf
         if waiting:
             self._log.warning(
                 "events wait in queues of a layout that no consumer takes from",
