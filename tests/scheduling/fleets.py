@@ -1,4 +1,4 @@
-"""Nodes, views and fleets for tests: views are made of tables as a reader makes them, without a reader."""
+"""Nodes, views and fleets for tests. Views are made of tables, as a reader makes them, but without a reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.tables import advanced, table_of
 
 
 def node(name: str, generation: int = 1, state: Mapping[str, Any] | None = None, **fields: Any) -> NodeRecord:
-    """A node as its agent's events make it; it left where there is no state at all."""
+    """A node as its agent's events make it; a node that left if there is no state at all."""
     event = {"node": name, "incarnation": 1, "generation": generation, "reported_at": 1.0}
     whole = None if state is None and not fields else {**(state or {}), **fields}
     more = {"kind": "leave"} if whole is None else {"kind": "report", "state": whole}
@@ -39,7 +39,9 @@ def host(
     instances: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> NodeRecord:
-    """A node with ``vcpu`` processors, of which ``used`` are. ``instances``: its allocations, or their groups alone."""
+    """A node with ``vcpu`` processors, of which ``used`` are in use. ``instances`` maps each instance to its
+    allocation, or only to its group.
+    """
     allocations = {
         instance: what if isinstance(what, dict) else {"resources": {"VCPU": 1}, "group": what}
         for instance, what in (instances or {}).items()
@@ -55,21 +57,21 @@ def view_of_tables(tables: Sequence[Table | None], left_out: Collection[str] = (
 
 
 class Cell:
-    """One partition whose nodes change; each ``view`` shares with the one before what did not."""
+    """One partition whose nodes change; each ``view`` shares unchanged rows with the one before."""
 
     def __init__(self, *records: NodeRecord) -> None:
         self.table = table_of(1, 1, list(records))
         self.left_out: frozenset[str] = frozenset()
 
     def change(self, *records: NodeRecord) -> None:
-        """These are so from now on."""
+        """Replace these nodes' states from now on."""
         for record in records:
             slot = self.table.slots.get(record.name, self.table.size)
             self.table = advanced(self.table, self.table.offset + 1, {slot: record})
 
     @property
     def view(self) -> View:
-        """As it is now."""
+        """The partition as it is now."""
         return view_of_tables([self.table], self.left_out)
 
 
@@ -81,15 +83,15 @@ def fleet_of(*records: NodeRecord) -> Fleet:
 
 
 def selector_of(*records: NodeRecord, seed: int = 1) -> Selector:
-    """What chooses among these nodes."""
+    """A selector over a fleet of these nodes."""
     return Selector(fleet_of(*records), own(), seed)
 
 
 def asked(vcpu: int = 1, **more: Any) -> Request:
-    """A request of some processors."""
+    """A request for this number of processors."""
     return parse({"resources": {"VCPU": vcpu}, **more})
 
 
 def chosen(selector: Selector, request: Request) -> list[str | None]:
-    """The nodes for its instances."""
+    """The nodes chosen for the request's instances."""
     return [choice.node for choice in selector.choices(request)]

@@ -1,4 +1,4 @@
-"""AffinitySeed: schedulers that begin the same affinity group at the same time agree on one node."""
+"""The affinity seed: schedulers that begin the same affinity group at the same time agree on one node."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.scheduling.claim_tables import Connection
 
 
-def two(servers: int = 1) -> tuple[ManualClock, list[Connection], AffinitySeed, AffinitySeed]:
-    """The anchors of two schedulers, and the connections of the first."""
+def two_schedulers(servers: int = 1) -> tuple[ManualClock, list[Connection], AffinitySeed, AffinitySeed]:
+    """The clock, the connections of the first scheduler, and the affinity seeds of two schedulers."""
     clock = ManualClock()
     there = [MemoryServer(f"m{number}", clock=clock) for number in range(servers)]
     connections = [Connection(server) for server in there]
@@ -20,9 +20,9 @@ def two(servers: int = 1) -> tuple[ManualClock, list[Connection], AffinitySeed, 
     )
 
 
-def test_who_comes_second_is_told_where_the_first_began() -> None:
-    """Neither sees the other's claim yet."""
-    _, _, one, other = two(servers=3)
+def test_second_scheduler_gets_the_node_that_the_first_one_chose() -> None:
+    """At that time neither scheduler has seen the other's claim."""
+    _, _, one, other = two_schedulers(servers=3)
     for group in ("web", "db", "a group of any name, äöü", "g" * 255):
         first = one.claim_or_get(group, "a", 30.0)
         assert first.node == "a"
@@ -30,9 +30,9 @@ def test_who_comes_second_is_told_where_the_first_began() -> None:
         assert one.claim_or_get(group, "c", 30.0) == first
 
 
-def test_an_anchor_is_over_after_its_time() -> None:
-    """It bridges the time until the first member is seen, and no longer: the group may be gone."""
-    clock, _, one, other = two()
+def test_seed_is_gone_after_its_time_to_live() -> None:
+    """The seed bridges the time until the first member is seen. It must not outlive that: the group may have ended."""
+    clock, _, one, other = two_schedulers()
     one.claim_or_get("web", "a", 29.5)
     clock.advance(28.0)
     assert other.claim_or_get("web", "b", 30.0).node == "a"
@@ -40,9 +40,11 @@ def test_an_anchor_is_over_after_its_time() -> None:
     assert other.claim_or_get("web", "b", 30.0).node == "b"
 
 
-def test_a_group_that_can_t_begin_there_begins_elsewhere_by_who_is_first() -> None:
-    """Two find that the node can't take it: one of them says where to, the other looks again."""
-    _, _, one, other = two()
+def test_one_of_two_schedulers_replaces_a_seed_on_a_full_node() -> None:
+    """Two schedulers find that the seed's node cannot take a member. One replaces the seed, the other one fails to and
+    reads it again.
+    """
+    _, _, one, other = two_schedulers()
     one.claim_or_get("web", "a", 30.0)
     there, also = one.claim_or_get("web", "b", 30.0), other.claim_or_get("web", "c", 30.0)
     assert one.replace("web", there, "b", 30.0)
@@ -50,9 +52,9 @@ def test_a_group_that_can_t_begin_there_begins_elsewhere_by_who_is_first() -> No
     assert other.claim_or_get("web", "c", 30.0).node == "b"
 
 
-def test_a_server_that_does_not_answer_has_no_say() -> None:
-    """Then the policy holds as far as this scheduler sees; a boot must not fail for an anchor."""
-    _, [connection], one, _ = two()
+def test_group_begins_anywhere_if_the_server_does_not_answer() -> None:
+    """The policy then holds as far as this scheduler sees: a boot must not fail for want of a seed."""
+    _, [connection], one, _ = two_schedulers()
     connection.faults.append(Fault(0))
     assert one.claim_or_get("web", "a", 30.0) == SeedNode("a", 0)
     one.claim_or_get("web", "a", 30.0)
@@ -62,9 +64,9 @@ def test_a_server_that_does_not_answer_has_no_say() -> None:
     assert not one.replace("web", SeedNode("a", 1), "b", 30.0)
 
 
-def test_what_nobody_said_can_t_be_moved() -> None:
-    """The anchor is gone, or was never heard of: there is nothing to compare with."""
-    clock, _, one, _ = two()
+def test_seed_that_does_not_exist_is_not_replaced() -> None:
+    """The seed is gone, or was never written: there is nothing to compare with."""
+    clock, _, one, _ = two_schedulers()
     there = one.claim_or_get("web", "a", 5.0)
     clock.advance(6.0)
     assert not one.replace("web", there, "b", 30.0)

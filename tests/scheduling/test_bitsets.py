@@ -1,4 +1,4 @@
-"""Bits for words: equal to plain sets, however many words there are."""
+"""Word bits: they equal plain sets, however many words there are."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ rows = st.just(slice(0, ROWS)) | st.lists(st.integers(0, ROWS - 1), min_size=1, 
 
 
 def flags(answer: np.ndarray | bool, which: slice | np.ndarray) -> list[bool]:
-    """One flag for each of the rows, also where one stands for all."""
+    """One flag for each of the rows, also if the answer is one flag for all."""
     count = ROWS if isinstance(which, slice) else len(which)
     return [bool(answer)] * count if isinstance(answer, bool) else answer.tolist()
 
 
 @given(puts, words, rows, st.integers(1, 10))
-def test_rows_by_words_are_those_of_plain_sets(
+def test_word_bits_answer_as_plain_sets_do(
     puts: list[tuple[int, tuple[str, ...]]], words: list[str], which: slice | np.ndarray, first: int
 ) -> None:
-    """More words than one plane has bits, words that no row has, rows that change theirs, and room that grows meanwhile."""
+    """There are more words than one plane has bits, words that no row has, rows whose words change, and room that
+    grows.
+    """
     bits, model = WordBits(), [set[str]() for _ in range(ROWS)]
     bits.grow(first)
     for row, there in puts:
@@ -45,10 +47,8 @@ def test_rows_by_words_are_those_of_plain_sets(
 
 
 @given(puts, st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 3)))
-def test_members_are_counted_for_each_word_of_their_rows(
-    puts: list[tuple[int, tuple[str, ...]]], counts: dict[int, int]
-) -> None:
-    """A rack has as many of a group as its nodes together."""
+def test_counts_are_summed_up_for_each_word(puts: list[tuple[int, tuple[str, ...]]], counts: dict[int, int]) -> None:
+    """A rack has as many members of a group as its nodes together."""
     bits, model = WordBits(), [set[str]() for _ in range(ROWS)]
     bits.grow(ROWS)
     for row, there in puts:
@@ -58,8 +58,8 @@ def test_members_are_counted_for_each_word_of_their_rows(
     assert bits.count_by_word(counts) == {word: count for word, count in expected.items() if count}
 
 
-def test_a_word_takes_the_last_bit_of_a_plane() -> None:
-    """The 64th bit is the sign of a signed number, and no word of the next plane."""
+def test_sixty_fourth_word_takes_the_last_bit_of_the_first_plane() -> None:
+    """Bit 64 would be the sign of a signed integer, and the next word is in the next plane."""
     bits = WordBits()
     bits.grow(2)
     bits.put(0, tuple(WORDS[:64]))

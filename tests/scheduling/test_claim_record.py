@@ -1,4 +1,4 @@
-"""The record of a node's claims: what counts, for how long, and what may be dropped from it."""
+"""The record of a node's claims: which claims count, for how long, and when they may be removed."""
 
 from __future__ import annotations
 
@@ -45,39 +45,41 @@ def claim(number: str = "1", until: float = 110.0, vcpu: int = 1, **more: object
     return Claim(number, f"vm{number}", "me", until, {"VCPU": vcpu}, **more)  # type: ignore[arg-type]
 
 
-def test_a_claim_counts_until_nobody_can_think_that_it_still_does() -> None:
-    """Each knows the server's clock to the second: a holder must not count on what another has dropped."""
+def test_claim_counts_until_its_deadline_has_passed_by_every_clock() -> None:
+    """Each client knows the server's clock to the second. A claim that its holder still counts on must not be ignored
+    by others.
+    """
     assert live_claims([claim(until=100.0)], 100.0 + CLOCK_S / 2) == [claim(until=100.0)]
     assert live_claims([claim(until=100.0)], 100.0 + CLOCK_S) == []
 
 
-def test_a_record_that_was_begun_lately_is_unsure() -> None:
-    """Claims from before may be missing from it until their holders have put them back."""
+def test_record_is_unsure_for_a_while_after_its_creation() -> None:
+    """Claims from before may be missing until their holders have written them again."""
     assert is_unsure(ClaimRecord(100.0), 100.0)
     assert is_unsure(ClaimRecord(100.0), 100.0 + UNSURE_S - 0.1)
     assert not is_unsure(ClaimRecord(100.0), 100.0 + UNSURE_S)
 
 
-def test_what_the_node_shows_is_claimed_no_more() -> None:
-    """It is in its usage already; twice would be a node that looks full and is not."""
+def test_claim_that_became_an_allocation_no_longer_counts() -> None:
+    """The node's usage includes the instance. Counted twice, the node would look full."""
     two = [claim("1", vcpu=2, group="web"), claim("2", vcpu=3)]
     assert outstanding_claims(two, 100.0, ()) == OutstandingClaims({"VCPU": 5}, {"vm1": "web", "vm2": None})
     assert outstanding_claims(two, 100.0, {"1"}) == OutstandingClaims({"VCPU": 3}, {"vm2": None})
     assert outstanding_claims(two, 120.0, ()) == OutstandingClaims()
 
 
-def test_what_a_resize_takes_is_beyond_what_the_instance_has() -> None:
-    """The instance is on the node already, and in its group: it is not there twice."""
+def test_claim_of_a_resize_adds_resources_and_no_instance() -> None:
+    """The instance is on the node and in its group already, and must not count twice."""
     assert outstanding_claims([claim(vcpu=2, resize=True, group="web")], 100.0, ()) == OutstandingClaims(
         {"VCPU": 2}, {}
     )
 
 
 @given(records, st.sets(ids), st.integers(0, 9))
-def test_settling_changes_nothing_for_who_has_seen_as_much(
+def test_removal_of_ended_claims_changes_nothing_for_schedulers_with_the_same_view(
     record: ClaimRecord, shown: set[str], generation: int
 ) -> None:
-    """What is dropped counted for nothing; who has seen less must not claim on the node until he has seen it."""
+    """The removed claims did not count. A scheduler with an older view must refresh before it claims on the node."""
     before = outstanding_claims(record.claims, 100.0, shown)
     after = without_ended_claims(record, 100.0, shown, Version(1, generation))
     assert outstanding_claims(after.claims, 100.0, shown) == outstanding_claims(after.claims, 100.0, ()) == before
@@ -88,8 +90,8 @@ def test_settling_changes_nothing_for_who_has_seen_as_much(
 
 
 @given(records, st.lists(claims, max_size=2), st.sets(ids))
-def test_edits_replace_by_id_and_drop_by_id(record: ClaimRecord, add: list[Claim], drop: set[str]) -> None:
-    """Extending a claim must not be a second one. What is both dropped and added is there: a drop comes first."""
+def test_changes_replace_and_remove_claims_by_id(record: ClaimRecord, add: list[Claim], drop: set[str]) -> None:
+    """An extended claim must not count as a second one. A claim that is both removed and added is in the record."""
     fresh = {one.id: one for one in add}
     after = with_changes(record, add=add, drop=drop, seen=Version(1, 5))
     expected = {one.id: one for one in record.claims if one.id not in drop} | fresh
@@ -101,13 +103,13 @@ def test_edits_replace_by_id_and_drop_by_id(record: ClaimRecord, add: list[Claim
 
 
 @given(records)
-def test_a_record_comes_back_from_its_bytes(record: ClaimRecord) -> None:
-    """Other schedulers read it."""
+def test_record_survives_encoding_and_decoding(record: ClaimRecord) -> None:
+    """Other schedulers read the bytes."""
     assert CLAIMS.unpack(CLAIMS.pack(record)) == record
 
 
-def test_members_of_a_reservation_are_found_over_all_nodes() -> None:
-    """There is no record of a reservation but its claims; those that are over do not count."""
+def test_claims_of_a_reservation_are_found_on_all_nodes() -> None:
+    """A reservation has no record but its claims. Expired claims do not count."""
     found = claims_by_reservation(
         {
             "a": ClaimRecord(1.0, claims=(claim("1", reservation="r1"), claim("2"))),
@@ -120,8 +122,8 @@ def test_members_of_a_reservation_are_found_over_all_nodes() -> None:
     }
 
 
-def test_only_anti_affinity_sets_a_bound_to_a_node_s_members() -> None:
-    """Hints are anybody's: a bound that is no number is that of the policy."""
+def test_only_anti_affinity_limits_the_members_on_a_node() -> None:
+    """Hints may come from other services: a limit that is no number is ignored, and the policy's default holds."""
     assert max_group_members(claim()) is None
     assert max_group_members(claim(group="web")) is None
     assert max_group_members(claim(group="web", hints={"group_policy": "affinity"})) is None

@@ -1,4 +1,4 @@
-"""Filters: each by itself, on all rows and on some, also by the words that no node has."""
+"""Filters: each by itself, on all rows and on some, also for words that no node has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ ROWS = ["a", "b", "c", "d"]
 
 
 def passing(name: str, fleet: Fleet, request: Request) -> str:
-    """The nodes that pass, as one word; asked of all rows at once, of each alone, and of all by their numbers."""
+    """The nodes that pass, joined to one word. The filter must agree on all rows at once, on each row alone, and on row
+    numbers.
+    """
     whole = np.zeros(len(fleet), np.bool_) | FILTERS[name](fleet, fleet.all, request)
     numbered = np.zeros(len(fleet), np.bool_) | FILTERS[name](fleet, np.arange(len(fleet)), request)
     alone = [bool(np.all(FILTERS[name](fleet, np.array([row]), request))) for row in range(len(fleet))]
@@ -27,7 +29,7 @@ def passing(name: str, fleet: Fleet, request: Request) -> str:
 
 @pytest.fixture
 def fleet() -> Fleet:
-    """a is the smallest, with AVX; b has both traits; c is elsewhere; d is draining."""
+    """Four nodes: a is the smallest and has AVX; b has both traits; c is in another zone; d is draining."""
     return fleet_of(
         host("a", vcpu=2, traits=[AVX], zone="az1", aggregates=["r1"], instances={"vm1": "web"}),
         host(
@@ -86,13 +88,15 @@ def fleet() -> Fleet:
         ("group", 1, {"group": {"name": "web", "policy": "soft-anti-affinity"}}, "abcd"),
     ],
 )
-def test_a_filter_lets_pass(fleet: Fleet, name: str, vcpu: int, more: dict[str, Any], expected: str) -> None:
-    """And the same whether it is asked of all rows or of few: a ranking asks again for those that changed."""
+def test_filter_passes_exactly_the_expected_nodes(
+    fleet: Fleet, name: str, vcpu: int, more: dict[str, Any], expected: str
+) -> None:
+    """The result is the same for all rows and for few: a ranking asks again only for rows that changed."""
     assert passing(name, fleet, asked(vcpu, **{"resources": {"VCPU": vcpu}, **more})) == expected
 
 
-def test_what_is_claimed_is_taken(fleet: Fleet) -> None:
-    """Room, members of groups, and the instances themselves: as if the agent had said so already."""
+def test_filters_see_claims_as_if_they_were_allocations(fleet: Fleet) -> None:
+    """The claimed room is gone, and the claimed instances and group members are on the node."""
     fleet.overlay(1, OutstandingClaims({"VCPU": 3}, {"vm5": "db"}))
     assert passing("resources", fleet, asked(2)) == "acd"
     assert passing("group", fleet, asked(group={"name": "db", "policy": "anti-affinity"})) == "ad"
@@ -101,20 +105,20 @@ def test_what_is_claimed_is_taken(fleet: Fleet) -> None:
     assert passing("status", fleet, asked()) == "ab"
 
 
-def test_an_overcommitted_node_takes_nothing() -> None:
-    """More is used than there is; an unsigned difference would be a great deal of room."""
+def test_overcommitted_node_has_no_room() -> None:
+    """More is used than there is. As an unsigned number the difference would be a large amount of room."""
     assert passing("resources", fleet_of(host("a", vcpu=2, used=5), host("b")), asked(1)) == "b"
 
 
 def test_no_filter_fails_on_a_cell_without_nodes() -> None:
-    """The first request of a new cell."""
+    """This is the first request of a new cell."""
     request = asked(required_traits=[AVX], zone="az1", same_host=["vm"], ignore_nodes=["a"], force_nodes=["b"])
     for name in FILTERS:
         assert passing(name, fleet_of(), request) == ""
 
 
-def test_words_and_zones_of_nodes_that_changed_theirs_are_forgotten() -> None:
-    """A node without AVX any more must not pass for one with it."""
+def test_traits_zones_and_aggregates_that_a_node_lost_no_longer_count() -> None:
+    """A node that no longer has AVX must not pass for one that has it."""
     cell = Cell(host("a", traits=[AVX], zone="az1", aggregates=["r1"]), host("b", traits=[AVX], zone="az1"))
     fleet = Fleet()
     fleet.advance(cell.view)

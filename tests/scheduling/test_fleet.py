@@ -1,4 +1,4 @@
-"""The fleet: however it came to be what it is, it equals one that was made of the last view and the claims at once."""
+"""The fleet: after any history it equals a fleet that is made of the last view and the claims at once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ numbers = st.integers(0, 1_000)
 
 
 def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[str, Any]:
-    """All that is known of a row; a class that it has nothing of, and nobody claims, is not there."""
+    """All that a fleet says of a row. A resource class of which the row has nothing, and nothing is claimed, is left
+    out.
+    """
     name = fleet.names[row]
     zones = {code: zone for zone, code in fleet.zones.items()}
     here = {
@@ -71,10 +73,10 @@ def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[s
         "groups": {group: counts[row] for group, counts in fleet.groups.items() if row in counts},
         "tenants": dict(fleet.instances.reported[row]),
         "here": [instance for instance in INSTANCES if row in fleet.instances.rows_with(instance)],
-        "gangs": sorted(
+        "placement_marks": sorted(
             (g, i, mark)
-            for g, gang in fleet.placement_marks.by_reservation.items()
-            for (r, i), mark in gang.items()
+            for g, marks in fleet.placement_marks.by_reservation.items()
+            for (r, i), mark in marks.items()
             if r == row
         ),
         "amounts": {
@@ -87,7 +89,7 @@ def row_of(fleet: Fleet, row: int, classes: Collection[str] = CLASSES) -> dict[s
 
 
 def contents(fleet: Fleet, classes: Collection[str] = CLASSES) -> dict[str, Any]:
-    """All that a fleet says, by node. A node that is not there says as much as one that was never seen."""
+    """All that a fleet says, by node. A node that is gone is left out, like a node that was never seen."""
     rows = {name: here for row in range(len(fleet)) for name, here in row_of(fleet, row, classes).items()}
     nothing = row_of(fleet_of(node("nobody")), 0)["nobody"]
     rows = {name: here for name, here in rows.items() if {**here, "version": nothing["version"]} != nothing}
@@ -103,7 +105,7 @@ def contents(fleet: Fleet, classes: Collection[str] = CLASSES) -> dict[str, Any]
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Views of two partitions whose nodes appear, change, move and leave; claims and lifts in between."""
+    """Views of two partitions whose nodes appear, change, move and leave, with claims and exclusions in between."""
 
     @initialize(states=st.lists(states, min_size=2, max_size=4))
     def begin(self, states: list[dict[str, Any] | None]) -> None:
@@ -137,13 +139,13 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(partition=st.integers(0, 1))
     def lose(self, partition: int) -> None:
-        """Nothing of it can be read."""
+        """Nothing of a partition can be read."""
         if partition < len(self.tables):
             self.tables[partition] = None
 
     @rule()
     def repartition(self) -> None:
-        """All nodes of two partitions in one, or the other way round: another design, moved to other partitions."""
+        """Move all nodes of two partitions to one, or the other way round, as after a switch to another layout."""
         records = [record for table in self.tables if table is not None for record in table.records()]
         self.epoch += 2
         if len(self.tables) == 2:
@@ -160,7 +162,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(partition=numbers, state=states, many=st.sampled_from([1, 1, 1, FIRST_ROWS + 1]))
     def appear(self, partition: int, state: dict[str, Any] | None, many: int) -> None:
-        """One node, or more than the arrays have room for."""
+        """One node appears, or more nodes than the arrays have room for."""
         partition %= len(self.tables)
         table = self.tables[partition]
         if table is None or len(self.fleet) > 2 * FIRST_ROWS:
@@ -171,7 +173,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(picks=st.lists(numbers, max_size=3))
     def leave_out(self, picks: list[int]) -> None:
-        """Nodes that are stale, or incomplete; some that nobody knows yet."""
+        """The view leaves out some nodes, which are stale or incomplete, and some that the fleet has never seen."""
         names = self.names()
         self.left_out = {names[pick % len(names)] for pick in picks if names} | {"n3", "nobody"}
 
@@ -185,7 +187,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(pick=numbers, outstanding=outstandings)
     def claim(self, pick: int, outstanding: OutstandingClaims | None) -> None:
-        """The fleet shows it at once."""
+        """The fleet shows an overlay at once."""
         self.look()
         if not len(self.fleet):
             return
@@ -196,27 +198,27 @@ class FleetMachine(RuleBasedStateMachine):
             self.overlays[self.fleet.names[row]] = outstanding
 
     @rule(picks=st.lists(st.tuples(numbers, instances, amounts), max_size=3))
-    def lift(self, picks: list[tuple[int, str, dict[str, int]]]) -> None:
-        """Thought away and put back: as if nothing had been."""
+    def exclude(self, picks: list[tuple[int, str, dict[str, int]]]) -> None:
+        """Instances are left out of the fleet and put back; afterwards the fleet is as before."""
         self.look()
         if not len(self.fleet):
             return
-        lifts = [Exclusion(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
+        exclusions = [Exclusion(pick % len(self.fleet), instance, amounts) for pick, instance, amounts in picks]
         before = contents(self.fleet)
-        with self.fleet.excluding(lifts):
-            for row, instance, *_ in lifts:
+        with self.fleet.excluding(exclusions):
+            for row, instance, *_ in exclusions:
                 assert row not in self.fleet.instances.rows_with(instance)
             free = {c: array.copy() for c, array in self.fleet.free.items()}
         assert contents(self.fleet) == before
         for c, array in free.items():
             more = np.zeros(len(array), np.int64)
-            for row, _, amounts, _ in lifts:
+            for row, _, amounts, _ in exclusions:
                 more[row] += amounts.get(c, 0)
             assert (array == self.fleet.free[c] + more).all()
 
     @rule()
     def remember(self) -> None:
-        """A ranking was worked out."""
+        """A ranking was computed; from now on the log must name every row that changes."""
         self.look()
         self.remembered = (self.fleet.changes, self.rows())
 
@@ -226,20 +228,20 @@ class FleetMachine(RuleBasedStateMachine):
         return {name: here for row in range(len(self.fleet)) for name, here in row_of(self.fleet, row).items()}
 
     def compare(self, view: View) -> None:
-        anew = Fleet()
-        anew.advance(view)
+        fresh = Fleet()
+        fresh.advance(view)
         for name, outstanding in self.overlays.items():
-            if name in anew.rows:
-                anew.overlay(anew.rows[name], outstanding)
+            if name in fresh.rows:
+                fresh.overlay(fresh.rows[name], outstanding)
         changes, before = self.remembered
         changed = self.fleet.changed_since(changes)
         if changed is not None:
             now = self.rows()
             assert {name for name in now if now[name] != before.get(name)} <= {self.fleet.names[row] for row in changed}
-        gone = set(self.fleet.names) - set(anew.names)
-        classes = anew.amounts.keys()  # once known, a class of which no node has any more stays known
+        gone = set(self.fleet.names) - set(fresh.names)
+        classes = fresh.amounts.keys()  # once known, a class of which no node has any more stays known
         assert not any(self.fleet.amounts[name].any() for name in self.fleet.amounts.keys() - classes)
-        ours, theirs = contents(self.fleet, classes), contents(anew, classes)
+        ours, theirs = contents(self.fleet, classes), contents(fresh, classes)
         if not gone & self.overlays.keys():  # claims outlive a node that is gone, and lie over it when it comes back
             assert ours == theirs
         else:
@@ -255,8 +257,8 @@ TestFleet = FleetMachine.TestCase
 TestFleet.settings = settings(settings(), stateful_step_count=15)
 
 
-def test_a_class_that_appears_elsewhere_makes_no_room_where_it_is_claimed() -> None:
-    """A claim is read before the view that shows the class: its row must not look as if nothing were claimed."""
+def test_claim_counts_for_a_resource_class_that_appears_later() -> None:
+    """The claim is read before the first view with the class: its row must not look as if nothing were claimed."""
     cell = Cell(host("a"), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
@@ -268,8 +270,8 @@ def test_a_class_that_appears_elsewhere_makes_no_room_where_it_is_claimed() -> N
     assert set(fleet.changed_since(before) or ()) == {0, 1}
 
 
-def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
-    """Hints are anybody's: one that is not understood must not make a node's reservations look unmarked."""
+def test_invalid_hint_of_another_service_hides_no_other_marks() -> None:
+    """Hints may come from any service. One invalid hint must not make the node's reservations look unmarked."""
     mark = {"reservation": "r1", "members": 2, "placed": True}
     allocations = {
         "ours": {"resources": {"VCPU": 1}, "group": "web", "hints": {**mark, "order": "o1"}},
@@ -281,8 +283,8 @@ def test_a_hint_of_others_under_a_name_of_ours_hides_no_other_mark() -> None:
     assert fleet.groups == {"web": {0: 1}, "db": {0: 1}}
 
 
-def test_an_instance_on_two_nodes_is_on_both_and_counts_twice_until_one_reports_its_end() -> None:
-    """It takes room on both, and tidying must see it."""
+def test_instance_that_two_nodes_report_counts_on_both_until_one_reports_its_end() -> None:
+    """The instance takes room on both nodes, and the reconciler must see the duplicate."""
     cell = Cell(host("a", instances={"vm": "web"}), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
@@ -298,8 +300,8 @@ def test_an_instance_on_two_nodes_is_on_both_and_counts_twice_until_one_reports_
     assert (fleet.instances.rows_with("vm"), fleet.instances.duplicates(), fleet.groups) == ([1], {}, {"web": {1: 1}})
 
 
-def test_a_fleet_that_grows_keeps_what_it_knew() -> None:
-    """Its arrays are made anew, all of them."""
+def test_fleet_keeps_all_values_when_its_arrays_grow() -> None:
+    """All arrays are replaced by longer ones."""
     state: dict[str, Any] = {
         "zone": "az1",
         "traits": ["w1"],
@@ -320,8 +322,8 @@ def test_a_fleet_that_grows_keeps_what_it_knew() -> None:
     assert fleet.usable[fleet.all].all()
 
 
-def test_changes_that_are_too_long_ago_to_be_known_are_said_to_be() -> None:
-    """The log of changes has an end; who asks for more weighs everything anew."""
+def test_change_log_tells_when_it_no_longer_has_the_changes() -> None:
+    """The log is bounded. A ranking that needs older changes weighs all rows."""
     fleet = fleet_of(host("a"), host("b"))
     start = fleet.changes
     for number in range(5 * FIRST_ROWS):
@@ -331,8 +333,8 @@ def test_changes_that_are_too_long_ago_to_be_known_are_said_to_be() -> None:
     assert fleet.changed_since(fleet.changes) == []
 
 
-def test_a_node_that_left_and_came_back_has_its_old_row_and_its_claims() -> None:
-    """A claim on a node that restarts still counts when it is back."""
+def test_node_that_comes_back_gets_its_old_row_and_its_claims() -> None:
+    """A claim on a node that restarts still counts when the node is back."""
     cell = Cell(host("a"), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
@@ -346,8 +348,10 @@ def test_a_node_that_left_and_came_back_has_its_old_row_and_its_claims() -> None
     assert fleet.instances.rows_with("vm") == [0]
 
 
-def test_a_node_that_a_view_leaves_out_is_not_usable_until_one_does_not() -> None:
-    """Stale or incomplete: its numbers stay, but nothing goes there. Also where it is left out before it is first seen."""
+def test_node_is_unusable_while_views_leave_it_out() -> None:
+    """The node is stale or incomplete: its numbers stay, but nothing may be placed there. A node may also be left out
+    before it is first seen.
+    """
     cell = Cell(host("a"))
     cell.left_out = frozenset({"a", "b"})
     fleet = Fleet()

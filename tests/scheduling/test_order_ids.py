@@ -1,4 +1,4 @@
-"""Names that tell their order, whatever clocks say."""
+"""Order ids: they sort by time, also if schedulers' clocks differ."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nodestate.testing import ManualClock
 
 
 @given(steps=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
-def test_each_is_later_than_the_one_it_comes_after_whatever_clocks_say(steps: list[float]) -> None:
-    """Schedulers' clocks differ: what one gave, another takes the place of."""
+def test_new_order_id_is_larger_than_its_predecessor_by_any_clock(steps: list[float]) -> None:
+    """Schedulers' clocks differ, and one scheduler's order supersedes another's."""
     name = ""
     for step in steps:
         clock = ManualClock(time=2e9 + step)
@@ -23,13 +23,15 @@ def test_each_is_later_than_the_one_it_comes_after_whatever_clocks_say(steps: li
 
 
 @given(after=st.text(max_size=30) | st.from_regex(r"[0-9a-f]{12}-[0-9a-f]{12}", fullmatch=True))
-def test_whatever_it_comes_after_it_is_a_name_like_others(after: str) -> None:
-    """Hints are anybody's: what is no name of ours moves no clock, and the last one there is breaks none."""
+def test_order_id_has_its_usual_form_after_any_text(after: str) -> None:
+    """Hints may come from any service: a text that is no order id must not move the clock, and the last possible id
+    must not break it.
+    """
     assert len(new_order_id(ManualClock(), SystemIds(), after)) == len(new_order_id(ManualClock(), SystemIds()))
 
 
-def test_a_life_is_named_by_its_first_order() -> None:
-    """A move gives another order, and the same life."""
+def test_lifetime_is_named_by_its_first_order() -> None:
+    """A migration gives the instance another order within the same lifetime."""
     assert (order_id_of({"order": "o1"}), lifetime_id_of({"order": "o1"})) == ("o1", "o1")
     assert (order_id_of({"order": "o2", "boot": "o1"}), lifetime_id_of({"order": "o2", "boot": "o1"})) == ("o2", "o1")
     assert (order_id_of({}), lifetime_id_of({"zone": "az1"})) == ("", "")

@@ -1,4 +1,4 @@
-"""Plug-ins: filters and weighers of installed packages, found by entry point; what does not fit is refused by name."""
+"""Plug-ins: filters and weighers of installed packages are found by entry points, and invalid ones are refused by name."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return put
 
 
-def test_a_plugged_in_filter_and_weigher_decide_with_ours(install: Install) -> None:
-    """A cloud's own rule is a function in a package of its own; a request may set its multiplier by name."""
+def test_installed_filter_and_weigher_take_part_in_decisions(install: Install) -> None:
+    """A cloud's own rule is a function in a package of its own. A request may set the weigher's multiplier by name."""
     install("[nodestate.filters]\nodd = plugged_for_test:odd\n[nodestate.weighers]\nfar = plugged_for_test:strong\n")
     policies = installed()
     assert list(policies.filters) == [*FILTERS, "odd"]
@@ -58,8 +58,8 @@ def test_a_plugged_in_filter_and_weigher_decide_with_ours(install: Install) -> N
     assert {step.filter: step.nodes for step in selector.remaining(asked(1))}["odd"] == 3
 
 
-def test_a_plain_function_is_a_weigher_of_multiplier_1(install: Install) -> None:
-    """The least that there is to write."""
+def test_plain_function_becomes_a_weigher_of_multiplier_1(install: Install) -> None:
+    """This is the shortest way to write a weigher."""
     install("[nodestate.weighers]\nfar = plugged_for_test:far\n")
     assert installed().weighers["far"].multiplier == Weigher(lambda *_: 0.0).multiplier == 1.0
 
@@ -75,15 +75,17 @@ def test_a_plain_function_is_a_weigher_of_multiplier_1(install: Install) -> None
         ("[nodestate.weighers]\ncpu = plugged_for_test:far\n", "'cpu'"),
     ],
 )
-def test_an_entry_point_that_does_not_fit_is_refused_by_name(install: Install, entry_points: str, named: str) -> None:
-    """A rule that silently does not hold is worse than a scheduler that does not start; and none takes the place of ours."""
+def test_invalid_entry_point_is_refused_by_name(install: Install, entry_points: str, named: str) -> None:
+    """A scheduler that does not start is better than a rule that silently does not hold. An entry point cannot replace
+    a policy of nodestate.
+    """
     install(entry_points)
     with pytest.raises(ConfigError, match=named):
         installed()
 
 
-def test_what_is_plugged_in_changes_nobody_else_s_policies() -> None:
-    """Each scheduler has its own."""
+def test_changes_of_one_schedulers_policies_do_not_affect_another() -> None:
+    """Each scheduler has its own copy."""
     policies = own()
     del policies.filters["status"]
     policies.weighers["mine"] = Weigher(lambda *_: 0.0)

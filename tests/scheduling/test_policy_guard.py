@@ -1,4 +1,4 @@
-"""Asking filters and weighers: what an own one must give, and that it is named where it does not."""
+"""The policy guard: filters and weighers of other packages whose exceptions and invalid results name the policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NODES = 3
 
 
 def selector_with(filter_: Filter | None = None, weigher: Weigher | None = None) -> Selector:
-    """Three nodes, and policies of somebody's beside ours."""
+    """A selector over three nodes, with the policies of nodestate and one of another package."""
     policies = own()
     if filter_ is not None:
         policies.filters["awake"] = filter_
@@ -35,7 +35,7 @@ def awake(*_: object) -> bool:
 
 
 class Roomy:
-    """A weigher that is an object."""
+    """A weigher that is an object and no function."""
 
     def __call__(self, *_: object) -> float:
         return {}["nowhere"]  # type: ignore[no-any-return]
@@ -49,8 +49,8 @@ ASK: list[Callable[[Selector], object]] = [
 
 
 @pytest.mark.parametrize("ask", [*ASK, lambda selector: selector.remaining(asked())])
-def test_a_filter_that_raises_is_named_with_its_place_and_cause(ask: Callable[[Selector], object]) -> None:
-    """A traceback from within nodestate looked like a fault of nodestate."""
+def test_error_of_a_filter_names_the_filter_its_function_and_the_cause(ask: Callable[[Selector], object]) -> None:
+    """Regression: the traceback came from within nodestate, so the error looked like a fault of nodestate."""
     with pytest.raises(PolicyError) as raised:
         ask(selector_with(awake))
     assert str(raised.value) == f"filter 'awake' ({__name__}:awake) failed: ZeroDivisionError('by zero')"
@@ -60,8 +60,8 @@ def test_a_filter_that_raises_is_named_with_its_place_and_cause(ask: Callable[[S
 
 
 @pytest.mark.parametrize("ask", ASK)
-def test_a_weigher_that_raises_is_named_too(ask: Callable[[Selector], object]) -> None:
-    """Also one that is no function, which has no name of its own."""
+def test_error_of_a_weigher_names_the_weigher_and_its_class(ask: Callable[[Selector], object]) -> None:
+    """The weigher here is an object, which has no name of its own as a function has."""
     with pytest.raises(PolicyError) as raised:
         ask(selector_with(weigher=Weigher(Roomy())))
     assert str(raised.value) == f"weigher 'roomy' ({__name__}:Roomy) failed: KeyError('nowhere')"
@@ -78,14 +78,16 @@ def test_a_weigher_that_raises_is_named_too(ask: Callable[[Selector], object]) -
         (np.ones((NODES, 1), np.bool_), "an array of bool, shape (3, 1)"),
     ],
 )
-def test_a_filter_gives_flags(gave: Any, told: str) -> None:
+def test_filter_that_returns_no_flags_is_refused(gave: Any, told: str) -> None:
+    """A number or a list would be taken for an index of rows."""
     with pytest.raises(PolicyError, match="'awake'") as raised:
         selector_with(lambda *_: gave).best(asked())
     assert raised.value.reason == f"returned {told}; want a bool, or an array of 3 of them"
 
 
 @pytest.mark.parametrize("gave", [True, np.True_, np.array(True), np.array([True, False, False])])
-def test_a_flag_may_be_one_for_all_or_one_of_numpy(gave: Any) -> None:
+def test_filter_may_return_one_flag_for_all_rows_or_flags_of_numpy(gave: Any) -> None:
+    """A filter that holds for the whole cell need not build an array."""
     assert "n0" in chosen(selector_with(lambda *_: gave), asked(8, count=3))
 
 
@@ -103,20 +105,23 @@ def test_a_flag_may_be_one_for_all_or_one_of_numpy(gave: Any) -> None:
         (np.array([0.0, np.nan, 1.0]), "returned weights from nan to nan; want 0 to 1"),
     ],
 )
-def test_a_weigher_gives_numbers_from_0_to_1(gave: Any, told: str) -> None:
-    """What is larger outweighs all others, and nobody notices."""
+def test_weigher_that_returns_no_numbers_from_0_to_1_is_refused(gave: Any, told: str) -> None:
+    """A larger weight would outweigh all other weighers without a visible error."""
     with pytest.raises(PolicyError, match="'roomy'") as raised:
         selector_with(weigher=Weigher(lambda *_: gave)).best(asked())
     assert raised.value.reason == told
 
 
 @pytest.mark.parametrize("gave", [0, 1, True, 0.5, np.float32(1.0), np.array([0, 1, 1]), np.array([True] * NODES)])
-def test_a_weight_may_be_any_number_of_python_or_numpy(gave: Any) -> None:
+def test_weigher_may_return_any_number_of_python_or_numpy(gave: Any) -> None:
+    """The author of a weigher should not have to convert an integer or a flag."""
     assert chosen(selector_with(weigher=Weigher(lambda *_: gave)), asked()) != [None]
 
 
-def test_a_row_that_changed_is_weighed_without_a_look_at_the_range() -> None:
-    """That would be a large part of what one row costs; the shape is looked at, as all that comes after builds upon it."""
+def test_range_of_weights_is_not_checked_for_single_rows_but_their_shape_is() -> None:
+    """A check of the range would be a large part of the cost of one row. The shape is checked, as later steps rely on
+    it.
+    """
     weights: list[Any] = [0.5]
     nodes = [host(f"n{number}") for number in range(32)]
     policies = own()

@@ -1,4 +1,4 @@
-"""The ranking: kept up to date it equals one that was weighed anew, and it never offers what a filter is against."""
+"""The ranking: kept up to date, it equals a new one, and it never offers a node that a filter refuses."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ names = st.sampled_from(NODES)
 
 
 class RankingMachine(RuleBasedStateMachine):
-    """A fleet that changes in few rows at a time, and rankings that look after any number of changes."""
+    """A fleet that changes in few rows at a time, and rankings that are refreshed after any number of changes."""
 
     @initialize(states=st.lists(states, min_size=2, max_size=5), size=st.sampled_from([5, 30, 40]))
     def begin(self, states: list[dict[str, Any] | None], size: int) -> None:
@@ -92,7 +92,7 @@ class RankingMachine(RuleBasedStateMachine):
 
     @rule(name=names, instance=instances, amounts=resources, which=st.integers(0, len(REQUESTS) - 1))
     def look_without(self, name: str, instance: str, amounts: dict[str, int], which: int) -> None:
-        """One ranking looks while an instance is thought away; nothing of that may stay in it."""
+        """One ranking is refreshed while an instance is excluded; no trace of that may stay in it."""
         if name in self.fleet.rows:
             with self.fleet.excluding([Exclusion(self.fleet.rows[name], instance, amounts)]):
                 self.compare(which)
@@ -136,8 +136,8 @@ TestRanking.settings = settings(settings(), stateful_step_count=15)
         asked(1, group={"name": "web", "policy": "soft-affinity"}, spread_by="aggregate"),
     ],
 )
-def test_the_first_member_of_a_group_changes_what_all_nodes_are_worth(request_: Request) -> None:
-    """Nothing on the other nodes changed, and yet they pass no more, or are in a crowded zone."""
+def test_first_member_of_a_group_changes_the_scores_of_all_nodes(request_: Request) -> None:
+    """Nothing changed on the other nodes, and yet they are refused now, or are in a crowded zone."""
     fleet = fleet_of(*(host(name, zone=f"az{n % 2}", aggregates=[f"r{n % 3}"]) for n, name in enumerate(NODES)))
     ranking = Ranking(fleet, request_, FILTERS, WEIGHERS)
     shuffle = np.zeros(len(NODES))
@@ -157,9 +157,9 @@ def ranking_of(fleet: Fleet, request: Request, weighers: dict[str, Weigher] | No
     return ranking
 
 
-def test_a_class_that_appears_on_one_node_changes_what_the_others_are_worth() -> None:
-    """``spare`` asks what a node has of all that is rare in the fleet: its answer about a row moves with the first GPU
-    anywhere. Rows kept their old weights until they changed themselves.
+def test_new_resource_class_on_one_node_changes_the_scores_of_the_others() -> None:
+    """Regression: the weigher ``spare`` reads all rare classes of the fleet, so its weight for each row changes with
+    the first GPU anywhere. Rows kept their old weights until they changed themselves.
     """
     cell = Cell(*(host(name, inventory={"VCPU": {"total": 8}, "CUSTOM_FPGA": {"total": 1}}) for name in NODES))
     fleet = Fleet()
@@ -176,8 +176,8 @@ def test_a_class_that_appears_on_one_node_changes_what_the_others_are_worth() ->
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=12), st.integers(1, 14), st.sets(st.integers(0, 11)))
-def test_the_best_are_those_with_the_highest_scores(used: list[int], count: int, but: set[int]) -> None:
-    """In order, without those that were to be left out, and no more than there are."""
+def test_best_rows_have_the_highest_scores(used: list[int], count: int, but: set[int]) -> None:
+    """They come in order, without excluded rows, and no more than there are."""
     fleet = fleet_of(*(host(f"n{n}", vcpu=8, used=used_here) for n, used_here in enumerate(used)))
     ranking = ranking_of(fleet, asked(1))
     but = {row for row in but if row < len(fleet)}
@@ -186,14 +186,14 @@ def test_the_best_are_those_with_the_highest_scores(used: list[int], count: int,
     assert ranking.best(count, but) == expected
 
 
-def test_nobody_is_best_where_there_is_nobody() -> None:
-    """A cell without nodes, and one where all are left out."""
+def test_no_row_is_best_in_a_cell_without_usable_nodes() -> None:
+    """One cell has no nodes; in the other all nodes are left out."""
     assert ranking_of(fleet_of(), asked(1)).best(3) == []
     assert ranking_of(fleet_of(host("a")), asked(1)).best(3, {0}) == []
 
 
-def test_nodes_that_are_equally_good_are_shuffled() -> None:
-    """Schedulers that all took the first of 1,000 empty nodes would lose it to each other all day."""
+def test_equally_good_nodes_are_shuffled() -> None:
+    """If all schedulers took the first of 1,000 empty nodes, they would lose it to each other all day."""
     fleet = fleet_of(*(host(f"n{n}") for n in range(64)))
     orders = {tuple(ranking_of(fleet, asked(1), seed=seed).best(64)) for seed in range(5)}
     assert len(orders) == 5
@@ -201,29 +201,29 @@ def test_nodes_that_are_equally_good_are_shuffled() -> None:
     assert ranking_of(fleet, asked(1), seed=3).best(64) == ranking_of(fleet, asked(1), seed=3).best(64)
 
 
-def test_a_node_that_is_clearly_better_is_not_shuffled_away() -> None:
-    """The shuffle decides between equals only."""
+def test_shuffle_does_not_outweigh_a_better_score() -> None:
+    """The shuffle decides only between equals."""
     fleet = fleet_of(*(host(f"n{n}", vcpu=100, used=n % 50) for n in range(64)))
     firsts = {ranking_of(fleet, asked(1), seed=seed).best(1)[0] for seed in range(20)}
     assert firsts == {0, 50}, "0 and 50 have nothing on them; the next is a hundredth worse, more than a tie is wide"
 
 
-def test_a_multiplier_turns_a_weigher_round() -> None:
-    """Stacking instead of spreading, for one request."""
+def test_negative_multiplier_reverses_a_weigher() -> None:
+    """One request stacks instances that others spread."""
     fleet = fleet_of(host("a", used=1), host("b", used=5), host("c", used=3))
     assert ranking_of(fleet, asked(1)).best(3) == [0, 2, 1]
     assert ranking_of(fleet, asked(1, weights={"cpu": -1.0})).best(3) == [1, 2, 0]
 
 
-def test_an_unknown_weigher_is_refused_by_name() -> None:
-    """A misspelt one would silently weigh nothing."""
+def test_weight_of_an_unknown_weigher_is_refused_by_name() -> None:
+    """A misspelt name would otherwise have no effect at all."""
     with pytest.raises(BadRequestError) as refused:
         ranking_of(fleet_of(host("a")), asked(1, weights={"cpus": 1.0}))
     assert refused.value.field == "weights.cpus"
 
 
-def test_a_weigher_of_no_use_is_not_asked() -> None:
-    """Each costs an array of all nodes: without the field that it needs, or with a multiplier of 0, it is left alone."""
+def test_weigher_that_cannot_count_is_not_called() -> None:
+    """Each call costs an array of all nodes. A weigher whose field is not set, or whose multiplier is 0, is not called."""
 
     def fail(*_: object) -> float:
         raise AssertionError("asked")

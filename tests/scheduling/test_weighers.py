@@ -16,7 +16,7 @@ from tests.scheduling.fleets import asked, fleet_of, host
 
 
 def weights(name: str, fleet: Fleet, request: Request) -> list[float]:
-    """By row; asked of all rows at once, and of each alone."""
+    """The weight of each row. The weigher must agree on all rows at once and on each row alone."""
     weigh = WEIGHERS[name].weigh
     whole = np.zeros(len(fleet)) + weigh(fleet, fleet.all, request)
     alone = [float(np.sum(weigh(fleet, np.array([row]), request))) for row in range(len(fleet))]
@@ -29,8 +29,10 @@ def inventory(**totals: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["cpu", "ram", "disk"])
-def test_the_share_that_would_be_left_counts_not_the_amount(name: str) -> None:
-    """Half of a small node is as good as half of a large one; what is asked and what is claimed is gone already."""
+def test_weight_is_the_share_that_would_be_left_free_and_not_the_amount(name: str) -> None:
+    """Half of a small node is as good as half of a large one. The requested and the claimed amounts are taken off
+    first.
+    """
     resource = {"cpu": "VCPU", "ram": "MEMORY_MB", "disk": "DISK_GB"}[name]
     fleet = fleet_of(
         host("a", **inventory(**{resource: 8}), usage={resource: 3}),
@@ -43,14 +45,14 @@ def test_the_share_that_would_be_left_counts_not_the_amount(name: str) -> None:
     assert weights(name, fleet, asked(resources={"CUSTOM_X": 1})) == [0.625, 0.2625, 0.0, 0.0]
 
 
-def test_a_class_that_no_node_has_weighs_nothing() -> None:
-    """A cell whose agents report no disk."""
+def test_weight_of_a_class_that_no_node_has_is_0() -> None:
+    """In some cells agents report no disk."""
     fleet = fleet_of(host("a"), host("b"))
     assert weights("disk", fleet, asked()) == [0.0, 0.0]
 
 
-def test_pack_is_high_where_little_would_be_left() -> None:
-    """Best fit, over what is asked for."""
+def test_pack_is_high_if_little_would_be_left() -> None:
+    """Best fit, over the requested classes."""
     fleet = fleet_of(
         host("a", **inventory(VCPU=4, MEMORY_MB=8), usage={"VCPU": 2, "MEMORY_MB": 4}),
         host("b", **inventory(VCPU=4, MEMORY_MB=8), usage={}),
@@ -58,8 +60,8 @@ def test_pack_is_high_where_little_would_be_left() -> None:
     assert weights("pack", fleet, asked(resources={"VCPU": 2, "MEMORY_MB": 2})) == [0.875, 0.375]
 
 
-def test_balance_is_high_where_all_classes_would_be_used_alike() -> None:
-    """So that no node is left with memory that no processor can use."""
+def test_balance_is_high_if_all_classes_would_be_used_alike() -> None:
+    """No node should be left with memory that no processor can use."""
     fleet = fleet_of(
         host("a", **inventory(VCPU=4, MEMORY_MB=8), usage={"VCPU": 2}),
         host("b", **inventory(VCPU=4, MEMORY_MB=8), usage={"VCPU": 1, "MEMORY_MB": 2}),
@@ -69,8 +71,8 @@ def test_balance_is_high_where_all_classes_would_be_used_alike() -> None:
     assert weights("balance", fleet, asked(1)) == [0.0, 0.0]
 
 
-def test_spare_is_low_where_rare_things_would_stand_idle() -> None:
-    """Who needs no GPU leaves the node that has one to those who do, while it is free."""
+def test_spare_is_low_if_rare_resources_would_stay_idle() -> None:
+    """An instance without a GPU leaves the node with a free GPU to instances that need one."""
     fleet = fleet_of(
         host("a", **inventory(VCPU=4, CUSTOM_GPU=2, CUSTOM_FPGA=1), usage={}),
         host("b", **inventory(VCPU=4, CUSTOM_GPU=2), usage={"CUSTOM_GPU": 2}),
@@ -81,7 +83,7 @@ def test_spare_is_low_where_rare_things_would_stand_idle() -> None:
 
 
 def test_soft_policies_count_the_members_on_a_node() -> None:
-    """More is better, or fewer; claimed ones among them."""
+    """More members are better, or fewer. Claimed members count."""
     fleet = fleet_of(host("a", instances={"1": "web", "2": "web"}), host("b"), host("c", instances={"3": "db"}))
     fleet.overlay(2, OutstandingClaims({"VCPU": 1}, {"4": "web"}))
     near = asked(group={"name": "web", "policy": "soft-affinity"})
@@ -91,8 +93,8 @@ def test_soft_policies_count_the_members_on_a_node() -> None:
     assert weights("soft_affinity", fleet, apart) == weights("soft_anti_affinity", fleet, near) == [0.0, 0.0, 0.0]
 
 
-def test_spread_counts_the_members_of_a_zone_or_of_aggregates() -> None:
-    """Zones and racks fail as a whole; a node in two racks is as crowded as both."""
+def test_spread_counts_the_members_of_a_zone_or_of_an_aggregate() -> None:
+    """Zones and racks fail as a whole. A node in two racks is as crowded as both together."""
     fleet = fleet_of(
         host("a", zone="az1", aggregates=["r1"], instances={"1": "web"}),
         host("b", zone="az1", aggregates=["r2"]),
@@ -113,8 +115,8 @@ def test_spread_counts_the_members_of_a_zone_or_of_aggregates() -> None:
     st.integers(1, 9),
     st.integers(-9, 9),
 )
-def test_weights_are_from_0_to_1(nodes: list[tuple[int, int, int, int]], vcpu: int, claimed: int) -> None:
-    """Whatever is asked of whatever: empty, full and overcommitted nodes. Multipliers mean something only so."""
+def test_all_weights_are_from_0_to_1(nodes: list[tuple[int, int, int, int]], vcpu: int, claimed: int) -> None:
+    """This holds for empty, full and overcommitted nodes and any request: otherwise multipliers would mean nothing."""
     fleet = fleet_of(
         *(
             host(
