@@ -1,4 +1,4 @@
-"""Ledgers for tests: several schedulers' sides of the same claim records, each with its own fleet and connections."""
+"""Claim tables for tests: several schedulers on the same claim records, each with its own fleet and connections."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CLAIM_TTL_S = 30.0
 
 
 class Connection(FaultyStore):
-    """Counts its calls; fails by those of ``faults``, in turn; its clock may be off by what clients may differ in.
-    ``before_write``: what others do just then.
+    """A connection that counts its calls, and fails by its ``faults`` in turn. Its clock may differ from other
+    clients'. ``before_write`` is called before each write: other schedulers act at that moment.
     """
 
     def __init__(self, server: MemoryServer, ahead_s: float = 0.0) -> None:
@@ -54,7 +54,7 @@ class Connection(FaultyStore):
 
 
 class Party:
-    """One scheduler's ledger and all around it. What it takes is ``VCPU`` alone."""
+    """One scheduler's claim table with its fleet and placer. It claims ``VCPU`` only."""
 
     def __init__(self, name: str, servers: Iterable[MemoryServer], clock: Clock, *, ahead_s: float = 0.0) -> None:
         self.name = name
@@ -64,14 +64,12 @@ class Party:
         self.claim_table = ClaimTable(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
         affinity_seed = AffinitySeed(CELL, self.connections)
-        self.placer = Placer(
-            name, self.fleet, selector, self.claim_table, affinity_seed, self.look_again, clock, self.ids
-        )
-        self.looked_again = 0
+        self.placer = Placer(name, self.fleet, selector, self.claim_table, affinity_seed, self.refresh, clock, self.ids)
+        self.refreshes = 0
         self._numbers = itertools.count(1)
 
     def look(self, view: View) -> None:
-        """Decide on this view from now on; what nodes appear in it are read about."""
+        """Advance to this view, and read the records of nodes that are new in it."""
         known = len(self.fleet)
         self.fleet.advance(view)
         self.claim_table.on_fleet_advanced()
@@ -79,7 +77,7 @@ class Party:
             self.claim_table.read_records(self.fleet.names[known:])
 
     def claim(self, node: str, vcpu: int = 1, seconds: float = CLAIM_TTL_S, **more: Any) -> Claim:
-        """A claim that is not taken yet."""
+        """A new claim, which the caller may add."""
         number = f"{self.name}-{next(self._numbers)}"
         until = self.claim_table.servers.time(node) + seconds
         return Claim(
@@ -96,15 +94,15 @@ class Party:
     def take(
         self, node: str, vcpu: int = 1, *, avoid_unsure: bool = False, **more: Any
     ) -> Claim | WriteStatus | NodestateError:
-        """Take one and write it: the claim where it was stored, else why not."""
+        """Add a claim and write it. Returns the claim if it was stored, else the outcome."""
         claim = self.claim(node, vcpu, **more)
         self.claim_table.add_claim(node, claim, avoid_unsure=avoid_unsure)
         outcome = self.claim_table.flush()[node]
         return claim if outcome is WriteStatus.STORED else outcome
 
-    def look_again(self) -> bool:
-        """Read the claims of others as they are now."""
-        self.looked_again += 1
+    def refresh(self) -> bool:
+        """Read the records that have claims again."""
+        self.refreshes += 1
         before = self.fleet.changes
         self.claim_table.read_records(
             [node for node, known in self.claim_table.records.known.items() if known.record.claims]
@@ -112,7 +110,7 @@ class Party:
         return self.fleet.changes != before
 
     def place(self, *requests: Request, **more: Any) -> list[Placing]:
-        """A node for every instance of these, all at once."""
+        """A placing for every instance of these requests, all placed at once."""
         placings = [
             Placing(request, one, CLAIM_TTL_S, **more) for request in requests for one in request.instance_ids(self.ids)
         ]
@@ -120,20 +118,20 @@ class Party:
         return placings
 
     def free(self, node: str) -> int:
-        """What it sees as free."""
+        """The free processors of a node, as this scheduler's fleet shows them."""
         return int(self.fleet.free["VCPU"][self.fleet.rows[node]])
 
     def usable(self, node: str) -> bool:
-        """Whether anything may go there."""
+        """Whether this scheduler may place anything on a node."""
         return bool(self.fleet.usable[self.fleet.rows[node]])
 
     def own(self) -> set[tuple[str, str]]:
-        """Its claims by node and id."""
+        """The claims that this scheduler holds, as (node, id)."""
         return {(node, claim.id) for node, claim in self.claim_table.own}
 
 
 class Parties:
-    """Some schedulers on the same servers, all at the view that was shown last."""
+    """Several schedulers on the same servers, all at the view that was shown last."""
 
     def __init__(self, *names: str, servers: int = 1, server: MemoryServer | None = None) -> None:
         self.clock = ManualClock()
@@ -141,28 +139,28 @@ class Parties:
         self.parties = [Party(name, self.servers, self.clock) for name in names]
 
     def show(self, view: View) -> None:
-        """All see this view."""
+        """All schedulers advance to this view."""
         for party in self.parties:
             party.look(view)
 
     def record(self, node: str) -> ClaimRecord:
-        """As its bytes in the server say."""
+        """The record of a node, as the server has it."""
         return CLAIMS.unpack(self.server_of(node).fetch([keys.claim(CELL, node)])[keys.claim(CELL, node)].value)
 
     def ids(self, node: str) -> list[str]:
-        """The ids of the claims in the server."""
+        """The ids of the claims in the server's record of a node."""
         return [claim.id for claim in self.record(node).claims]
 
     def server_of(self, node: str) -> MemoryServer:
-        """Where it lives."""
+        """The server of a node's record."""
         return self.servers[partitioning.partition_of(node, len(self.servers))]
 
     def evict(self, node: str) -> None:
-        """The server loses its record."""
+        """Let the server lose a node's record."""
         assert self.server_of(node).evict(keys.claim(CELL, node))
 
     def put(self, node: str, value: bytes) -> None:
-        """Other bytes in place of its record."""
+        """Replace the bytes of a node's record."""
         server, key = self.server_of(node), keys.claim(CELL, node)
         [written] = server.write([Write(Put.CAS, key, value, server.fetch([key])[key].cas)])
         assert written.status is WriteStatus.STORED

@@ -1,4 +1,6 @@
-"""The ledger: of schedulers that take the same room one gets it (I8), what is lost is seen, and nothing stays taken for long."""
+"""The claim table: of schedulers that take the same room one gets it (I8), losses are seen, and no room stays taken for
+long.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ EFFECTS = {"nothing done": Fault(0), "all done": Fault(None)}
 
 
 def begun(*names: str, servers: int = 1, vcpu: int = 8, nodes: str = "a") -> Parties:
-    """Schedulers that all know these nodes, whose records are old enough to be sure."""
+    """Schedulers that all know these nodes, whose records are old enough not to be unsure."""
     parties = Parties(*names, servers=servers)
     parties.show(Cell(*(host(name, vcpu=vcpu) for name in nodes)).view)
     parties.clock.advance(UNSURE_S)
@@ -26,15 +28,16 @@ def begun(*names: str, servers: int = 1, vcpu: int = 8, nodes: str = "a") -> Par
 
 
 def taken(outcome: object) -> Claim:
+    """The claim that was stored."""
     assert isinstance(outcome, Claim), outcome
     return outcome
 
 
-# -- taking ---------------------------------------------------------------------------------------
+# -- adding claims ---------------------------------------------------------------------------------
 
 
-def test_what_one_claims_others_see_when_they_read() -> None:
-    """And the claimant at once, before it is written."""
+def test_other_schedulers_see_a_claim_when_they_read_the_record() -> None:
+    """The claimant's own fleet shows the claim at once, before it is written."""
     parties = begun("one", "two")
     one, two = parties.parties
     claim = one.claim("a", 3, group="web")
@@ -47,8 +50,8 @@ def test_what_one_claims_others_see_when_they_read() -> None:
     assert (one.own(), two.own()) == ({("a", claim.id)}, set())
 
 
-def test_of_two_that_take_the_last_room_one_gets_it_and_the_other_sees_why() -> None:
-    """I8: the second writes nothing, and does not have to ask for what to do next."""
+def test_of_two_schedulers_that_take_the_last_room_one_gets_it_and_the_other_sees_the_claim() -> None:
+    """I8: the second writes nothing, and needs no further read to choose again."""
     parties = begun("one", "two")
     one, two = parties.parties
     first = taken(one.take("a", 5))
@@ -59,8 +62,8 @@ def test_of_two_that_take_the_last_room_one_gets_it_and_the_other_sees_why() -> 
     assert (one.claim_table.stats.conflicts, two.claim_table.stats.conflicts) == (0, 1)
 
 
-def test_a_conflict_over_a_node_with_room_for_both_is_one_more_try() -> None:
-    """Compare-and-swap knows nothing of room, so also the second write of two that fit is lost, once."""
+def test_conflict_on_a_node_with_room_for_both_costs_one_more_try() -> None:
+    """Compare-and-swap knows nothing of room, so the second write fails once even if both claims fit."""
     parties = begun("one", "two")
     one, two = parties.parties
     taken(one.take("a", 2))
@@ -69,8 +72,8 @@ def test_a_conflict_over_a_node_with_room_for_both_is_one_more_try() -> None:
     assert (two.free("a"), len(parties.ids("a"))) == (4, 2)
 
 
-def test_what_does_not_fit_by_what_is_known_is_not_even_sent() -> None:
-    """Several of one batch may choose the same room, each by itself."""
+def test_claim_that_does_not_fit_the_known_record_is_not_sent() -> None:
+    """Several instances of one batch may choose the same room, each by itself."""
     parties = begun("one")
     [one] = parties.parties
     one.connections[0].calls.clear()
@@ -79,14 +82,14 @@ def test_what_does_not_fit_by_what_is_known_is_not_even_sent() -> None:
     assert (one.free("a"), parties.ids("a")) == (8, [])
 
 
-def test_a_class_that_a_node_does_not_have_can_t_be_claimed_there() -> None:
-    """0 of it is free, and 0 is not less than 0."""
+def test_resource_class_that_a_node_lacks_cannot_be_claimed() -> None:
+    """Its free amount is 0, and 0 is not less than 0."""
     parties = begun("one")
     [one] = parties.parties
     assert one.take("a", resources={"VCPU": 1, "CUSTOM_GPU": 1}) is WriteStatus.CONFLICT
 
 
-def test_a_batch_costs_one_round_trip_to_each_server() -> None:
+def test_batch_costs_one_round_trip_to_each_server() -> None:
     """The network is batched (house rule 14)."""
     parties = begun("one", servers=2, nodes="abcdefgh")
     [one] = parties.parties
@@ -100,8 +103,8 @@ def test_a_batch_costs_one_round_trip_to_each_server() -> None:
     assert min(here) > 0
 
 
-def test_the_bound_of_an_anti_affinity_group_holds_against_others() -> None:
-    """There is room, but the group has its member on the node by now."""
+def test_anti_affinity_limit_holds_against_other_schedulers() -> None:
+    """There is room, but another scheduler has placed a member of the group on the node."""
     parties = begun("one", "two", "three")
     one, two, three = parties.parties
     policy = {"group": "web", "hints": {"group_policy": "anti-affinity", "max_per_node": 2}}
@@ -113,7 +116,7 @@ def test_the_bound_of_an_anti_affinity_group_holds_against_others() -> None:
     taken(three.take("a", group="web"))
 
 
-def test_a_claim_is_extended_by_taking_it_again() -> None:
+def test_claim_is_extended_by_adding_it_again() -> None:
     """The same id with another deadline takes no more room."""
     parties = begun("one")
     [one] = parties.parties
@@ -127,8 +130,8 @@ def test_a_claim_is_extended_by_taking_it_again() -> None:
     assert (one.free("a"), one.own(), parties.record("a").claims) == (0, {("a", claim.id)}, (longer,))
 
 
-def test_a_record_takes_no_more_than_so_many_claims_and_says_so() -> None:
-    """Told from a conflict, as who tries again would try for ever."""
+def test_full_record_is_told_from_a_conflict() -> None:
+    """A scheduler that took it for a conflict would try for ever."""
     parties = begun("one", vcpu=2 * MAX_CLAIMS_COUNT)
     [one] = parties.parties
     for _ in range(MAX_CLAIMS_COUNT):
@@ -140,8 +143,8 @@ def test_a_record_takes_no_more_than_so_many_claims_and_says_so() -> None:
     taken(one.take("a"))
 
 
-def test_a_record_that_would_not_fit_an_item_hurts_no_other_node() -> None:
-    """One claim too large for the server must not fail a batch that has it."""
+def test_record_that_does_not_fit_an_item_fails_by_itself() -> None:
+    """One claim that is too large for the server must not fail the whole batch."""
     clock = ManualClock()
     parties = Parties("one", server=MemoryServer(clock=clock, max_value_bytes=4_000))
     parties.show(Cell(host("a"), host("b")).view)
@@ -154,8 +157,8 @@ def test_a_record_that_would_not_fit_an_item_hurts_no_other_node() -> None:
     assert (one.free("a"), one.own()) == (8, {("b", small.id)})
 
 
-def test_a_server_without_memory_is_told_from_one_where_others_are_faster() -> None:
-    """Under -M a claim is refused, and what was there stays."""
+def test_server_without_memory_is_told_from_a_conflict() -> None:
+    """Under memcached's option -M the server refuses the claim and keeps the old record."""
     clock = ManualClock()
     parties = Parties("one", server=MemoryServer(clock=clock, max_bytes=700, no_evict=True))
     parties.show(Cell(host("a")).view)
@@ -165,11 +168,11 @@ def test_a_server_without_memory_is_told_from_one_where_others_are_faster() -> N
     assert (parties.ids("a"), one.free("a")) == ([claim.id], 7)
 
 
-# -- giving back ----------------------------------------------------------------------------------
+# -- dropping claims -------------------------------------------------------------------------------
 
 
-def test_what_is_given_back_is_given_back_whoever_is_faster() -> None:
-    """What was to be taken is decided anew after a conflict; what was to be dropped is not wanted in any case."""
+def test_dropped_claim_is_removed_although_another_scheduler_wrote_first() -> None:
+    """After a conflict a new claim is decided again, but a dropped claim is unwanted in any case."""
     parties = begun("one", "two")
     one, two = parties.parties
     kept, dropped = taken(one.take("a", 2)), taken(one.take("a", 2))
@@ -184,8 +187,8 @@ def test_what_is_given_back_is_given_back_whoever_is_faster() -> None:
     assert (one.free("a"), one.own(), one.claim_table.edited) == (5, {("a", kept.id)}, False)
 
 
-def test_a_claim_that_is_dropped_before_it_was_written_never_is() -> None:
-    """A choice that was given up in the same batch."""
+def test_claim_that_is_dropped_before_it_was_written_is_never_written() -> None:
+    """The instance was given up within the same batch."""
     parties = begun("one")
     [one] = parties.parties
     claim = one.claim("a", 5)
@@ -196,8 +199,8 @@ def test_a_claim_that_is_dropped_before_it_was_written_never_is() -> None:
     assert (parties.ids("a"), one.own()) == ([], set())
 
 
-def test_giving_back_gives_up_where_others_are_always_faster() -> None:
-    """Every loop has an end: the claim is over at its deadline anyway."""
+def test_flush_all_ends_although_other_schedulers_keep_writing_first() -> None:
+    """Every loop has an end: the claim expires at its deadline anyway."""
     parties = begun("one", "two", vcpu=100)
     one, two = parties.parties
     claim = taken(one.take("a"))
@@ -215,8 +218,8 @@ def test_giving_back_gives_up_where_others_are_always_faster() -> None:
 # -- time -----------------------------------------------------------------------------------------
 
 
-def test_a_claim_is_over_at_its_deadline_for_everybody() -> None:
-    """Its scheduler may be dead. The record is cleared with the next write."""
+def test_claim_expires_at_its_deadline_for_every_scheduler() -> None:
+    """Its scheduler may be dead. The next write removes the claim from the record."""
     parties = begun("one", "two")
     one, two = parties.parties
     taken(one.take("a", 8))
@@ -232,8 +235,8 @@ def test_a_claim_is_over_at_its_deadline_for_everybody() -> None:
     assert parties.ids("a") == [claim.id]
 
 
-def test_a_server_that_does_not_answer_stops_no_other_claims_from_being_over() -> None:
-    """Each server has its own clock, and one of them may be silent."""
+def test_claims_expire_on_each_server_by_itself() -> None:
+    """Each server has its own clock, and one of them may not answer."""
     parties = begun("one", servers=2, nodes="abcdefgh")
     [one] = parties.parties
     near, far = (next(n for n in "abcdefgh" if parties.server_of(n) is server) for server in parties.servers)
@@ -248,8 +251,8 @@ def test_a_server_that_does_not_answer_stops_no_other_claims_from_being_over() -
     assert one.free(near) == 8
 
 
-def test_what_is_looked_after_for_a_day_costs_no_more_memory_than_at_first() -> None:
-    """A reservation is held for 24 hours, and read every few seconds."""
+def test_claim_that_is_held_for_a_day_takes_no_growing_memory() -> None:
+    """A reservation may be held for 24 hours, and its records are read every few seconds."""
     parties = begun("one")
     [one] = parties.parties
     taken(one.take("a", seconds=24 * 3600.0))
@@ -264,7 +267,7 @@ def test_what_is_looked_after_for_a_day_costs_no_more_memory_than_at_first() -> 
 
 
 def test_a_claim_that_became_an_allocation_counts_once() -> None:
-    """First as a claim, then in the node's usage; and the record is cleared with the next write."""
+    """It counts first as a claim, then in the node's usage; the next write removes it from the record."""
     cell = Cell(host("a"))
     parties = Parties("one")
     parties.show(cell.view)
@@ -278,8 +281,8 @@ def test_a_claim_that_became_an_allocation_counts_once() -> None:
     assert parties.record("a").seen == Version(1, 2)
 
 
-def test_who_has_not_seen_what_a_claim_became_must_not_claim_on_the_node() -> None:
-    """The claim is gone from the record, and the allocation is not in the older view: for it the room would look free (I8)."""
+def test_scheduler_that_has_not_seen_an_allocation_may_not_claim_on_its_node() -> None:
+    """The claim is gone from the record, and the allocation is not in the older view: the room would look free (I8)."""
     cell = Cell(host("a"))
     parties = Parties("one", "two")
     parties.show(cell.view)
@@ -298,8 +301,8 @@ def test_who_has_not_seen_what_a_claim_became_must_not_claim_on_the_node() -> No
     taken(two.take("a", 1))
 
 
-def test_who_meets_such_a_record_in_the_midst_of_a_write_does_not_claim_on_it_either() -> None:
-    """He learns of it by the conflict."""
+def test_scheduler_that_reads_a_newer_seen_after_a_conflict_may_not_claim_either() -> None:
+    """The scheduler learns of the allocation by the conflict."""
     cell = Cell(host("a"))
     parties = Parties("one", "two")
     parties.show(cell.view)
@@ -314,8 +317,8 @@ def test_who_meets_such_a_record_in_the_midst_of_a_write_does_not_claim_on_it_ei
     assert not two.usable("a")
 
 
-def test_a_node_that_refused_by_a_newer_state_is_not_claimed_by_an_older() -> None:
-    """The agent knows of something that no view shows yet; what is in the same batch must not go there either."""
+def test_node_that_refused_by_a_newer_state_is_not_claimed_by_an_older_view() -> None:
+    """The agent knows something that no view shows; other claims of the same batch must not go there either."""
     parties = begun("one")
     [one] = parties.parties
     claim = taken(one.take("a"))
@@ -326,8 +329,8 @@ def test_a_node_that_refused_by_a_newer_state_is_not_claimed_by_an_older() -> No
     assert (parties.ids("a"), parties.record("a").seen) == ([], Version(1, 4))
 
 
-def test_what_an_instance_had_is_free_when_it_ended() -> None:
-    """Its claim is in the record yet, and must not count again."""
+def test_room_of_an_ended_instance_is_free() -> None:
+    """Its claim is still in the record, and must not count again."""
     cell = Cell(host("a"))
     parties = Parties("one")
     parties.show(cell.view)
@@ -341,8 +344,8 @@ def test_what_an_instance_had_is_free_when_it_ended() -> None:
     taken(one.take("a", 8))
 
 
-def test_what_a_resize_takes_counts_beside_the_allocation_until_it_is_dropped() -> None:
-    """The node shows the instance before and after; only who resized knows when it is done."""
+def test_claim_of_a_resize_counts_until_it_is_dropped() -> None:
+    """The node reports the instance before and after: only the scheduler that resizes it knows when it is done."""
     cell = Cell(host("a", used=2, instances={"vm": None}))
     parties = Parties("one", "two")
     parties.show(cell.view)
@@ -358,8 +361,8 @@ def test_what_a_resize_takes_counts_beside_the_allocation_until_it_is_dropped() 
     assert (one.free("a"), two.free("a"), parties.ids("a")) == (2, 2, [])
 
 
-def test_claims_on_a_node_that_no_view_shows_yet_lie_over_it_when_one_does() -> None:
-    """Another scheduler's view is newer."""
+def test_claims_count_on_a_node_that_appears_later() -> None:
+    """The other scheduler's view is newer."""
     parties = Parties("one", "two")
     one, two = parties.parties
     cell = Cell(host("a"))
@@ -368,15 +371,15 @@ def test_claims_on_a_node_that_no_view_shows_yet_lie_over_it_when_one_does() -> 
     two.claim_table.read_records(["a"])
     two.look(cell.view)
     assert two.free("a") == 2
-    assert two.take("b") is WriteStatus.CONFLICT, "no view shows it, so nobody knows what it has"
+    assert two.take("b") is WriteStatus.CONFLICT, "no view shows the node, so its capacity is unknown"
 
 
-# -- loss -----------------------------------------------------------------------------------------
+# -- lost records ----------------------------------------------------------------------------------
 
 
 @LOST
-def test_own_claims_that_went_with_a_record_are_put_back(lose: Loss) -> None:
-    """By their holder, as soon as it looks: memcached may lose any item at any time."""
+def test_own_claims_that_were_lost_with_a_record_are_written_again(lose: Loss) -> None:
+    """The holder does so as soon as it looks: memcached may lose any item at any time."""
     parties = begun("one", "two")
     one, two = parties.parties
     claim = taken(one.take("a", 5))
@@ -394,8 +397,8 @@ def test_own_claims_that_went_with_a_record_are_put_back(lose: Loss) -> None:
 
 
 @LOST
-def test_a_loss_that_is_met_in_the_midst_of_a_write_is_seen(lose: Loss) -> None:
-    """The write finds nothing to compare with; it is not carried out on what the record was."""
+def test_loss_that_a_write_meets_is_seen(lose: Loss) -> None:
+    """The write finds no item to compare with, and must not be repeated on the old record."""
     parties = begun("one")
     [one] = parties.parties
     claim = taken(one.take("a", 5))
@@ -407,8 +410,8 @@ def test_a_loss_that_is_met_in_the_midst_of_a_write_is_seen(lose: Loss) -> None:
     assert parties.ids("a") == [claim.id]
 
 
-def test_a_loss_is_seen_whatever_the_clock_of_who_began_anew() -> None:
-    """Clients know the server's clock to the second: a record begun after another may say that it was before."""
+def test_loss_is_seen_by_any_clock_of_the_scheduler_that_created_the_record() -> None:
+    """Clients know the server's clock to the second, so a newer record may have the earlier time of creation."""
     parties = Parties("one")
     [one] = parties.parties
     two = Party("two", parties.servers, parties.clock, ahead_s=-0.9)
@@ -425,9 +428,9 @@ def test_a_loss_is_seen_whatever_the_clock_of_who_began_anew() -> None:
 
 
 @LOST
-def test_nothing_is_promised_on_a_record_from_which_claims_may_be_missing(lose: Loss) -> None:
-    """A reservation asks no agent, so it passes over such a node for as long as holders need to put back what they hold; a
-    boot goes on, as the agent knows.
+def test_unsure_record_takes_no_claim_that_avoids_unsure_records(lose: Loss) -> None:
+    """A reservation asks no agent, so it passes over such a node until the holders of lost claims have written them
+    again. A boot goes on, as the agent knows its node.
     """
     parties = begun("one", "two")
     one, two = parties.parties
@@ -446,8 +449,8 @@ def test_nothing_is_promised_on_a_record_from_which_claims_may_be_missing(lose: 
     assert two.claim_table.unsure_nodes() == []
 
 
-def test_nothing_is_promised_on_a_record_that_the_write_itself_begins() -> None:
-    """The server was silent when the node was read about first."""
+def test_record_that_a_write_creates_takes_no_claim_that_avoids_unsure_records() -> None:
+    """The server did not answer when the node's record was to be read first."""
     parties = Parties("one")
     [one] = parties.parties
     parties.servers[0].stop()
@@ -457,8 +460,8 @@ def test_nothing_is_promised_on_a_record_that_the_write_itself_begins() -> None:
     taken(one.take("a"))
 
 
-def test_what_others_took_while_a_record_was_lost_is_not_taken_twice() -> None:
-    """Put back comes too late: the node is full. The holder keeps trying until there is room, or it is over."""
+def test_lost_claim_is_not_written_again_on_a_node_that_is_full_by_now() -> None:
+    """The holder is late. It tries again until there is room, or the claim has expired."""
     parties = begun("one", "two")
     one, two = parties.parties
     mine = taken(one.take("a", 5))
@@ -477,8 +480,8 @@ def test_what_others_took_while_a_record_was_lost_is_not_taken_twice() -> None:
     assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (1, 1)
 
 
-def test_a_claim_that_others_cleared_away_is_not_put_back() -> None:
-    """It became an allocation: the record is the same, only the claim is gone."""
+def test_claim_that_another_scheduler_removed_is_not_written_again() -> None:
+    """The claim became an allocation: the record is the same one, without the claim."""
     cell = Cell(host("a"))
     parties = Parties("one", "two")
     parties.show(cell.view)
@@ -494,8 +497,8 @@ def test_a_claim_that_others_cleared_away_is_not_put_back() -> None:
     assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (0, 0)
 
 
-def test_bytes_that_are_no_record_are_the_same_as_lost() -> None:
-    """A node must not be out of reach for as long as memcached lives."""
+def test_corrupt_record_is_replaced_like_a_lost_one() -> None:
+    """A node must not stay unreachable for as long as memcached lives."""
     parties = begun("one", "two")
     one, two = parties.parties
     claim = taken(one.take("a", 5))
@@ -508,10 +511,10 @@ def test_bytes_that_are_no_record_are_the_same_as_lost() -> None:
     assert parties.ids("a") == [claim.id]
 
 
-def test_after_a_restart_no_record_of_before_takes_the_place_of_a_new_one() -> None:
-    """memcached's ids start again at 1, and schedulers read nodes in the same order: the id that one of them knows may be
-    that of the new record. Its write would bring back what the record was, without what others put there since, and looking
-    sure (I8).
+def test_record_from_before_a_restart_never_replaces_a_new_one() -> None:
+    """After a restart memcached's ids start at 1 again, and schedulers read nodes in the same order: an id that a
+    scheduler knows may be the id of the new record. Its write would restore the old record, without the claims written
+    since, and it would not look unsure (I8).
     """
     parties = begun("one", "two", nodes="abc")
     one, two = parties.parties
@@ -524,12 +527,12 @@ def test_after_a_restart_no_record_of_before_takes_the_place_of_a_new_one() -> N
     assert sorted(one.claim_table.unsure_nodes()) == ["a", "b", "c"]
 
 
-# -- silence --------------------------------------------------------------------------------------
+# -- servers that do not answer --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", EFFECTS.values(), ids=EFFECTS)
-def test_a_claim_that_was_not_answered_is_none(fault: Fault) -> None:
-    """Timed out, outcome unknown: whoever asked goes elsewhere, and what was written all the same is dropped."""
+def test_claim_whose_write_was_not_answered_does_not_count(fault: Fault) -> None:
+    """The outcome is unknown: the scheduler goes elsewhere, and drops the claim if it was stored after all."""
     parties = begun("one")
     [one] = parties.parties
     one.connections[0].faults.append(fault)
@@ -543,7 +546,7 @@ def test_a_claim_that_was_not_answered_is_none(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", EFFECTS.values(), ids=EFFECTS)
-def test_what_is_given_back_in_a_silence_is_given_back_after_it(fault: Fault) -> None:
+def test_unanswered_removal_is_repeated(fault: Fault) -> None:
     """A release that was not answered must not hold nodes for a day."""
     parties = begun("one", "two")
     one, two = parties.parties
@@ -559,9 +562,9 @@ def test_what_is_given_back_in_a_silence_is_given_back_after_it(fault: Fault) ->
 
 
 @pytest.mark.parametrize("fault", EFFECTS.values(), ids=EFFECTS)
-def test_what_is_held_stays_held_where_its_extension_was_not_answered(fault: Fault) -> None:
-    """The claim is the same one, longer: with or without the answer its holder counts on it (I9). It was dropped at the next
-    read, as one of which nobody knew.
+def test_claim_stays_held_if_its_extension_was_not_answered(fault: Fault) -> None:
+    """It is the same claim with a later deadline: its holder counts on it in any case (I9). Regression: the next read
+    dropped it as a claim of unknown outcome.
     """
     parties = begun("one")
     [one] = parties.parties
@@ -577,8 +580,8 @@ def test_what_is_held_stays_held_where_its_extension_was_not_answered(fault: Fau
     assert (parties.record("a").claims, one.own()) == ((longer,), {("a", claim.id)})
 
 
-def test_a_write_that_arrives_late_leaks_nothing_beyond_its_deadline() -> None:
-    """It was still under way when its sender gave up, and nobody looked at the record since."""
+def test_claim_of_a_late_write_expires_at_its_deadline() -> None:
+    """The write was still under way when its sender gave up, and no scheduler read the record since."""
     parties = begun("one", "two")
     one, two = parties.parties
     one.connections[0].faults.append(Fault(0, late=True))
@@ -593,7 +596,7 @@ def test_a_write_that_arrives_late_leaks_nothing_beyond_its_deadline() -> None:
     taken(two.take("a", 8))
 
 
-def test_a_write_that_arrives_after_another_changes_nothing() -> None:
+def test_late_write_after_another_write_changes_nothing() -> None:
     """Its comparison fails."""
     parties = begun("one", "two")
     one, two = parties.parties
@@ -604,8 +607,8 @@ def test_a_write_that_arrives_after_another_changes_nothing() -> None:
     assert parties.ids("a") == [claim.id]
 
 
-def test_a_server_that_does_not_answer_costs_its_own_nodes_only() -> None:
-    """What lives elsewhere is claimed as if nothing were."""
+def test_server_that_does_not_answer_affects_only_its_own_nodes() -> None:
+    """Nodes whose records are on other servers are claimed as usual."""
     parties = begun("one", servers=2, nodes="abcdefgh")
     [one] = parties.parties
     parties.servers[0].stop()
@@ -622,8 +625,8 @@ def test_a_server_that_does_not_answer_costs_its_own_nodes_only() -> None:
     assert {node for node, _ in one.own()} == {node for node in "abcdefgh" if outcomes[node] is WriteStatus.STORED}
 
 
-def test_a_node_whose_server_was_silent_is_claimed_when_it_answers() -> None:
-    """Nothing was read of it before: that is done with the write."""
+def test_node_is_claimed_once_its_server_answers_again() -> None:
+    """Its record was never read: the write reads it first."""
     parties = begun("one", "two")
     one, two = parties.parties
     theirs = taken(two.take("a", 5))
@@ -634,8 +637,8 @@ def test_a_node_whose_server_was_silent_is_claimed_when_it_answers() -> None:
     assert parties.ids("a") == [theirs.id, mine.id]
 
 
-def test_connections_count_what_they_should() -> None:
-    """The double itself."""
+def test_connection_counts_its_calls() -> None:
+    """This is a test of the double itself."""
     connection = Connection(MemoryServer(clock=ManualClock()), ahead_s=0.5)
     connection.fetch(["a", "b"])
     assert connection.calls == [("fetch", 2)]

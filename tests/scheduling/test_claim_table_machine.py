@@ -1,4 +1,4 @@
-"""Ledgers against each other in any order, held to I8 by what agents have and holders count on, not by their own opinion."""
+"""Claim tables against each other in any order, judged by the agents' allocations and the holders' claims (I8)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class Order:
 
 
 class ClaimsMachine(RuleBasedStateMachine):
-    """Schedulers with views of different ages, agents that build, end and resize, servers that are silent; nothing is lost.
+    """Schedulers with views of different ages, agents that build, end and resize, servers that do not answer; no record
+    is lost.
 
-    No agent ever has to refuse: what was claimed is there (I8).
+    No agent ever has to refuse an order: the claimed room is there (I8).
     """
 
     @initialize(skews=skews)
@@ -83,7 +84,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     @rule(which=numbers)
     def carry_out(self, which: int) -> None:
-        """An order arrives, if it is not overdue."""
+        """An order arrives, unless its deadline has passed."""
         if not self.orders:
             return
         order = self.orders.pop(which % len(self.orders))
@@ -110,13 +111,13 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, steps=st.integers(1, 3))
     def look(self, number: int, steps: int) -> None:
-        """At a view that is newer, but not always the newest."""
+        """Advance a scheduler to a newer view, which need not be the newest."""
         party = self.of(number)
         self.at[party] = min(self.at[party] + steps, len(self.views) - 1)
         party.look(self.views[self.at[party]][0])
 
     def ready(self, number: int, steps: int = 0) -> Party:
-        """One whose view is not too old to decide on."""
+        """A scheduler whose view is not too old to decide on."""
         self.look(number, steps)
         party = self.of(number)
         oldest = self.clock.monotonic() - OLDEST_VIEW_S
@@ -130,7 +131,7 @@ class ClaimsMachine(RuleBasedStateMachine):
     @rule(number=numbers, size=sizes, build=st.sampled_from(["no", "later", "now"]), steps=st.integers(0, 3))
     def claim(self, number: int, size: int, build: str, steps: int) -> None:
         party = self.ready(number, steps)
-        for _ in range(2):  # who is told of a conflict looks, and tries again
+        for _ in range(2):  # after a conflict, look and try again
             if not party.usable(NODE) or party.free(NODE) < size:
                 return
             claim = party.take(NODE, size)
@@ -143,7 +144,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, sizes=st.lists(sizes, min_size=2, max_size=3))
     def claim_many(self, number: int, sizes: list[int]) -> None:
-        """In one batch, each without a look at the others."""
+        """Add several claims in one batch, without looking at the others."""
         party = self.ready(number)
         if party.usable(NODE):
             for size in sizes:
@@ -160,7 +161,7 @@ class ClaimsMachine(RuleBasedStateMachine):
                 self.orders.append(Order(party, claim, self.clock.monotonic()))
 
     def unordered(self, party: Party) -> list[Claim]:
-        """What it counts on, and has not given to an agent."""
+        """The claims that a scheduler holds and has given to no agent."""
         ordered = {order.claim.id for order in self.orders} | self.over
         now = party.claim_table.servers.time(NODE)
         return [claim for _, claim in party.claim_table.own if claim.id not in ordered and claim.until > now]
@@ -175,7 +176,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, which=numbers)
     def extend(self, number: int, which: int) -> None:
-        """Until it is told that it is, or is not."""
+        """Extend a claim until the outcome is known."""
         party = self.ready(number)
         if held := self.unordered(party):
             claim = held[which % len(held)]
@@ -191,29 +192,30 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def die(self, number: int) -> None:
-        """Another comes in its place, and knows nothing."""
+        """A scheduler dies, and a new one without any knowledge starts."""
         self.parties[number % len(self.parties)] = self.new(0.0)
 
     # -- time and faults
 
     @rule(seconds=st.sampled_from([1.0, ANSWER_TIMEOUT_S, CLAIM_TTL_S - 0.5, CLAIM_TTL_S + 0.5]))
     def wait(self, seconds: float) -> None:
+        """Let time pass, in which every scheduler reasserts its claims each ``REASSERT_S``."""
         self.clock.advance(seconds)
 
     @rule(number=numbers, fault=faults)
     def fail(self, number: int, fault: Fault) -> None:
-        """The next call of a scheduler goes unanswered."""
+        """The next call of a scheduler is not answered."""
         self.of(number).connections[0].faults.append(fault)
 
     @rule(number=numbers)
     def arrive(self, number: int) -> None:
         self.of(number).connections[0].arrive()
 
-    # -- what is judged
+    # -- invariants
 
     @invariant()
     def the_node_is_not_claimed_beyond_its_capacity(self) -> None:
-        """By the bytes in the server, and what the agent has."""
+        """Judged by the bytes in the server and the agent's allocations."""
         if not hasattr(self, "server"):
             return
         now = self.clock.monotonic()
@@ -222,8 +224,10 @@ class ClaimsMachine(RuleBasedStateMachine):
         assert claimed + sum(self.allocations.values()) <= VCPU
 
     @invariant()
-    def what_is_counted_on_is_in_the_record(self) -> None:
-        """Until it is over by its holder's clock, given back, or became an allocation."""
+    def held_claims_are_in_the_record(self) -> None:
+        """A held claim stays in its record until it expires by its holder's clock, is dropped, or becomes an
+        allocation.
+        """
         if not hasattr(self, "server"):
             return
         there = {claim.id for claim in CLAIMS.unpack(self.server.fetch([KEY])[KEY].value).claims}
@@ -231,7 +235,7 @@ class ClaimsMachine(RuleBasedStateMachine):
             assert {claim.id for claim in self.unordered(party)} <= there
 
     def teardown(self) -> None:
-        """Left alone, everybody sees the same, and nothing stays taken."""
+        """Without further events all schedulers see the same, and no room stays taken."""
         if not hasattr(self, "server"):
             return
         for party in self.parties:
@@ -251,9 +255,10 @@ TestClaims.settings = settings(settings(), max_examples=2 * settings().max_examp
 
 
 class LossMachine(RuleBasedStateMachine):
-    """Schedulers that promise a node without asking its agent, on a server that forgets. Holders look after what they hold.
+    """Schedulers that promise a node without asking its agent, on a server that loses records. Holders reassert their
+    claims.
 
-    What they all count on together is never more than there is (I8, I9).
+    All claims that are held never exceed the node's capacity together (I8, I9).
     """
 
     @initialize(skews=skews)
@@ -273,13 +278,13 @@ class LossMachine(RuleBasedStateMachine):
     @rule(number=numbers, size=sizes, seconds=st.sampled_from([CLAIM_TTL_S, 10 * CLAIM_TTL_S]))
     def promise(self, number: int, size: int, seconds: float) -> None:
         party = self.of(number)
-        for _ in range(2):  # who is told of a conflict looks, and tries again
+        for _ in range(2):  # after a conflict, look and try again
             if party.free(NODE) < size or isinstance(party.take(NODE, size, avoid_unsure=True, seconds=seconds), Claim):
                 return
 
     @rule(number=numbers, size=sizes)
     def boot(self, number: int, size: int) -> None:
-        """It asks the agent, so it may go where claims are missing. The agent refuses it at once."""
+        """Claim for a boot, which may use an unsure record because it asks the agent. The agent refuses at once."""
         party = self.of(number)
         if party.free(NODE) >= size:
             claim = party.take(NODE, size)
@@ -295,7 +300,7 @@ class LossMachine(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from(["evict", "flush", "restart"]), finder=numbers, seconds=pauses)
     def lose(self, how: str, finder: int, seconds: float) -> None:
-        """And somebody finds that it is gone."""
+        """Lose the record; one scheduler finds that it is gone."""
         self.clock.advance(0.001)
         self.server.evict(KEY) if how == "evict" else getattr(self.server, how)()
         self.of(finder).claim_table.read_records([NODE])
@@ -303,7 +308,7 @@ class LossMachine(RuleBasedStateMachine):
 
     @rule(seconds=pauses)
     def wait(self, seconds: float) -> None:
-        """As schedulers step: each looks after its own so often."""
+        """Let time pass, in which every scheduler reasserts its claims each ``REASSERT_S``."""
         while seconds > 0:
             self.clock.advance(min(seconds, REASSERT_S))
             seconds -= REASSERT_S

@@ -239,10 +239,10 @@ class FleetMachine(RuleBasedStateMachine):
             now = self.rows()
             assert {name for name in now if now[name] != before.get(name)} <= {self.fleet.names[row] for row in changed}
         gone = set(self.fleet.names) - set(fresh.names)
-        classes = fresh.amounts.keys()  # once known, a class of which no node has any more stays known
+        classes = fresh.amounts.keys()  # a class stays known after the last node with it has left
         assert not any(self.fleet.amounts[name].any() for name in self.fleet.amounts.keys() - classes)
         ours, theirs = contents(self.fleet, classes), contents(fresh, classes)
-        if not gone & self.overlays.keys():  # claims outlive a node that is gone, and lie over it when it comes back
+        if not gone & self.overlays.keys():  # claims outlive a node, and count again when it comes back
             assert ours == theirs
         else:
             assert {n: r for n, r in ours["rows"].items() if n not in gone} == theirs["rows"]

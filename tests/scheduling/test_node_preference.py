@@ -43,7 +43,9 @@ def test_single_scheduler_prefers_no_node() -> None:
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_each_node_belongs_to_one_scheduler_and_each_scheduler_gets_its_share(count: int) -> None:
     """A node of two schedulers would still collide; a node of none would be used late."""
-    shares = [own_nodes(preference) for preference in active_schedulers(*(f"scheduler-{number}" for number in range(count)))]
+    shares = [
+        own_nodes(preference) for preference in active_schedulers(*(f"scheduler-{number}" for number in range(count)))
+    ]
     assert (sum(share.astype(int) for share in shares) == 1).all()
     assert all(share.sum() == pytest.approx(len(NAMES) / count, rel=0.15) for share in shares)
 
@@ -84,7 +86,7 @@ def test_nodes_that_appear_later_are_divided_as_well() -> None:
 
 
 def test_schedulers_that_claim_in_turn_seldom_collide() -> None:
-    """The best nodes are the same for all: without nodes of their own, half of each scheduler's claims met the other's."""
+    """The best nodes are the same for all: without own nodes, half of each scheduler's claims met the other's."""
     states = {
         name: {
             "status": "up",

@@ -1,4 +1,4 @@
-"""The placer: nodes for many at once, among others that want the same, in bounded time."""
+"""The placer: nodes for many instances at once, among schedulers that want the same nodes, in bounded time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANTI = {"name": "web", "policy": "anti-affinity"}
 
 
 def ready(*names: str, servers: int = 1, vcpu: int = 8, nodes: str = "abcdefgh", **more: Any) -> Parties:
-    """Schedulers that know these nodes for long."""
+    """Schedulers that have known these nodes for long, so that no record is unsure."""
     parties = Parties(*names, servers=servers)
     parties.show(Cell(*(host(name, vcpu=vcpu, **more) for name in nodes)).view)
     parties.clock.advance(UNSURE_S)
@@ -31,31 +31,32 @@ def ready(*names: str, servers: int = 1, vcpu: int = 8, nodes: str = "abcdefgh",
 
 
 def claimed(parties: Parties, nodes: str = "abcdefgh") -> dict[str, int]:
-    """What is claimed, as the servers have it."""
+    """The claimed processors of each node, as the servers have them."""
     return {node: sum(claim.resources["VCPU"] for claim in parties.record(node).claims) for node in nodes}
 
 
-def where(placings: list[Placing]) -> list[str | None]:
+def nodes_of(placings: list[Placing]) -> list[str | None]:
+    """The node of each placing."""
     return [placing.node for placing in placings]
 
 
 # -- many at once ---------------------------------------------------------------------------------
 
 
-def test_many_at_once_cost_one_round_trip_where_nobody_interferes() -> None:
-    """Each counts for the next, without a look at the server in between."""
+def test_many_instances_cost_one_round_trip_without_competitors() -> None:
+    """Each instance counts for the next, without a read in between."""
     parties = ready("one")
     [one] = parties.parties
     one.connections[0].calls.clear()
     placings = one.place(asked(2, count=32))
-    assert Counter(where(placings)) == dict.fromkeys("abcdefgh", 4)
+    assert Counter(nodes_of(placings)) == dict.fromkeys("abcdefgh", 4)
     assert claimed(parties) == dict.fromkeys("abcdefgh", 8)
     assert one.connections[0].calls == [("write", 8)]
     assert all(placing.settled and placing.failure is None and placing.conflicts == 0 for placing in placings)
 
 
-def test_a_claim_says_all_that_its_agent_needs() -> None:
-    """It may be another scheduler that finishes it."""
+def test_claim_has_everything_that_an_order_needs() -> None:
+    """Another scheduler may finish the placement."""
     parties = ready("one")
     [one] = parties.parties
     request = asked(2, instances=["vm"], zone="", group=ANTI, required_traits=[], weights={"cpu": 2.0})
@@ -69,8 +70,8 @@ def test_a_claim_says_all_that_its_agent_needs() -> None:
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=20), st.integers(0, 3))
-def test_none_is_refused_while_there_is_room_and_no_node_is_overfilled(sizes: list[int], seed: int) -> None:
-    """Two schedulers, each knowing nothing of what the other does meanwhile."""
+def test_no_instance_fails_while_there_is_room_and_no_node_is_overfilled(sizes: list[int], seed: int) -> None:
+    """Two schedulers, neither of which sees the other's claims in advance."""
     parties = ready(f"one{seed}", f"two{seed}", nodes="abc", vcpu=6)
     placings = []
     for number, size in enumerate(sizes):
@@ -80,11 +81,13 @@ def test_none_is_refused_while_there_is_room_and_no_node_is_overfilled(sizes: li
     assert sum(taken.values()) == sum(size for size, placing in zip(sizes, placings, strict=True) if placing.claim)
     for size, placing in zip(sizes, placings, strict=True):
         if placing.failure is not None:
-            assert all(6 - amount < size for amount in taken.values()), "at the end there is less room than then"
+            assert all(6 - amount < size for amount in taken.values()), (
+                "there is less room at the end than when the instance failed"
+            )
 
 
-def test_what_does_not_fit_fails_by_itself() -> None:
-    """The others of its batch go on, and it is told why."""
+def test_instance_that_does_not_fit_fails_by_itself() -> None:
+    """The others of its batch go on, and the failure has a reason."""
     parties = ready("one", nodes="ab", vcpu=4)
     [one] = parties.parties
     large, small = one.place(asked(9, instances=["large"]), asked(1, instances=["small"]))
@@ -95,9 +98,9 @@ def test_what_does_not_fit_fails_by_itself() -> None:
     assert sum(claimed(parties, "ab").values()) == 1
 
 
-def test_a_request_that_can_t_be_weighed_fails_by_itself() -> None:
-    """It was booted with a weigher that is not installed any more. It took the whole batch with it, and the claims of
-    those before it.
+def test_request_with_an_unknown_weigher_fails_by_itself() -> None:
+    """The instance was booted with a weigher that is no longer installed. Regression: the whole batch failed, with the
+    claims of the instances before it.
     """
     parties = ready("one", nodes="ab")
     [one] = parties.parties
@@ -109,8 +112,8 @@ def test_a_request_that_can_t_be_weighed_fails_by_itself() -> None:
     assert not one.claim_table.edited
 
 
-def test_what_is_settled_already_is_left_alone() -> None:
-    """A step begins where the one before ended."""
+def test_settled_placings_are_left_alone() -> None:
+    """Each step goes on where the one before ended."""
     parties = ready("one")
     [one] = parties.parties
     placings = one.place(asked(1, count=2))
@@ -119,20 +122,20 @@ def test_what_is_settled_already_is_left_alone() -> None:
     assert claimed(parties) == before
 
 
-# -- others ---------------------------------------------------------------------------------------
+# -- other schedulers ------------------------------------------------------------------------------
 
 
-def test_who_is_beaten_looks_and_takes_another() -> None:
-    """Or the same again, where there is room for both."""
+def test_scheduler_that_loses_a_node_takes_another() -> None:
+    """It may take the same node again if there is room for both."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     first = one.place(asked(8, count=1))
     second = two.place(asked(8, count=1))
-    assert sorted(map(str, [*where(first), *where(second)])) == ["a", "b"]
+    assert sorted(map(str, [*nodes_of(first), *nodes_of(second)])) == ["a", "b"]
     assert claimed(parties, "ab") == {"a": 8, "b": 8}
 
 
-def test_who_is_always_beaten_gives_up_and_says_so() -> None:
+def test_instance_that_always_loses_its_node_fails_after_a_number_of_tries() -> None:
     """Every loop has an end."""
     parties = ready("one", "two", nodes="a", vcpu=1_000)
     one, two = parties.parties
@@ -144,8 +147,8 @@ def test_who_is_always_beaten_gives_up_and_says_so() -> None:
     assert claimed(parties, "a") == {"a": MAX_TRIES_COUNT}
 
 
-def test_before_a_node_is_refused_for_a_claim_it_is_looked_at_again() -> None:
-    """Nobody tells when a claim of somebody else goes."""
+def test_records_are_read_again_before_an_instance_fails() -> None:
+    """Schedulers do not announce that they dropped a claim."""
     parties = ready("one", "two", nodes="a")
     one, two = parties.parties
     [theirs] = two.place(asked(8))
@@ -153,23 +156,23 @@ def test_before_a_node_is_refused_for_a_claim_it_is_looked_at_again() -> None:
     assert one.free("a") == 0
     two.placer.give_back([theirs])
     [mine] = one.place(asked(8))
-    assert (mine.node, one.looked_again) == ("a", 1)
+    assert (mine.node, one.refreshes) == ("a", 1)
     [none] = one.place(asked(8))
     assert none.failure is not None
-    assert one.looked_again == 2
+    assert one.refreshes == 2
 
 
-def test_a_batch_looks_again_once_however_many_fail() -> None:
-    """It reads all records that have claims."""
+def test_batch_reads_the_records_again_once_however_many_instances_fail() -> None:
+    """That reads all records with claims."""
     parties = ready("one", nodes="ab", vcpu=2)
     [one] = parties.parties
     placings = one.place(asked(1, count=50))
-    assert Counter(where(placings)) == {"a": 2, "b": 2, None: 46}
-    assert one.looked_again == 1
+    assert Counter(nodes_of(placings)) == {"a": 2, "b": 2, None: 46}
+    assert one.refreshes == 1
 
 
-def test_claims_of_the_dead_are_over_in_time() -> None:
-    """And who waits for one finds the room, without being told."""
+def test_claims_of_a_dead_scheduler_expire() -> None:
+    """A scheduler that waits for their room finds it without a message."""
     parties = ready("one", "two", nodes="a")
     one, two = parties.parties
     two.place(asked(8))
@@ -180,43 +183,43 @@ def test_claims_of_the_dead_are_over_in_time() -> None:
     assert placing.node == "a"
 
 
-def test_what_is_given_back_is_free_for_all() -> None:
-    """All of a group, where one of it found none."""
+def test_room_that_is_given_back_is_free_for_all_schedulers() -> None:
+    """A group gives back all its claims if one member finds no node."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     placings = one.place(asked(8, count=2))
     one.placer.give_back(placings)
     assert [(placing.claim, placing.node) for placing in placings] == [(None, None)] * 2
     assert claimed(parties, "ab") == {"a": 0, "b": 0}
-    assert None not in where(two.place(asked(8, count=2)))
+    assert None not in nodes_of(two.place(asked(8, count=2)))
 
 
 # -- servers --------------------------------------------------------------------------------------
 
 
-def test_nodes_of_a_silent_server_are_passed_over() -> None:
-    """What lives elsewhere is as good."""
+def test_nodes_of_an_unresponsive_server_are_avoided() -> None:
+    """Nodes whose records are on other servers are as good."""
     parties = ready("one", servers=2, nodes="abcdefghijkl")
     [one] = parties.parties
     parties.servers[0].stop()
     placings = one.place(asked(1, count=12))
-    assert {parties.server_of(node or "").name for node in where(placings)} == {parties.servers[1].name}
+    assert {parties.server_of(node or "").name for node in nodes_of(placings)} == {parties.servers[1].name}
 
 
-def test_nodes_of_a_server_that_falls_silent_in_the_midst_are_passed_over() -> None:
-    """Its clock was asked, its answer to the write did not come. What it wrote all the same is dropped later."""
+def test_nodes_of_a_server_that_stops_answering_are_avoided() -> None:
+    """The server told its time, but did not answer the write. Claims that it stored all the same are dropped later."""
     parties = ready("one", servers=2, nodes="abcdefghijkl")
     [one] = parties.parties
     one.connections[0].faults.append(Fault(None))
     placings = one.place(asked(1, count=12))
-    assert {parties.server_of(node or "").name for node in where(placings)} == {parties.servers[1].name}
+    assert {parties.server_of(node or "").name for node in nodes_of(placings)} == {parties.servers[1].name}
     one.claim_table.read_records("abcdefghijkl")
     one.claim_table.flush_all()
     assert sum(claimed(parties, "abcdefghijkl").values()) == 12
 
 
-def test_who_finds_all_servers_silent_is_told_so() -> None:
-    """Not that no node fits."""
+def test_failure_tells_that_no_server_answers() -> None:
+    """The reason is not that no node fits."""
     parties = ready("one", nodes="ab")
     [one] = parties.parties
     parties.servers[0].stop()
@@ -224,21 +227,21 @@ def test_who_finds_all_servers_silent_is_told_so() -> None:
     assert str(placing.failure).startswith("no claim can be written: store m0 does not answer")
 
 
-def test_a_record_that_takes_no_more_is_passed_over() -> None:
-    """There is room on the node, and none in its item; that is no conflict, and the next node is as good."""
+def test_node_with_a_full_record_is_avoided() -> None:
+    """There is room on the node, and none in its record: that is no conflict, and the next node is as good."""
     parties = Parties("one", server=MemoryServer(max_value_bytes=1_000))
     parties.show(Cell(host("a", vcpu=80), host("b", vcpu=80)).view)
     [one] = parties.parties
     placings = [placing for _ in range(5) for placing in one.place(asked(1, different_host=["x" * 255]))]
-    assert Counter(where(placings)) == {"a": 2, "b": 2, None: 1}
+    assert Counter(nodes_of(placings)) == {"a": 2, "b": 2, None: 1}
     assert [placing.conflicts for placing in placings] == [0] * 5
 
 
-# -- only, sure, avoid, lifts ---------------------------------------------------------------------
+# -- constraints of a placing ----------------------------------------------------------------------
 
 
-def test_who_may_go_to_one_node_only_goes_there_or_nowhere() -> None:
-    """And is told what is against it."""
+def test_instance_restricted_to_one_node_goes_there_or_fails() -> None:
+    """The failure names the reason against the node."""
     parties = ready("one", nodes="abc", vcpu=4)
     [one] = parties.parties
     [there] = one.place(asked(1), only_row=one.fleet.rows["b"])
@@ -249,8 +252,8 @@ def test_who_may_go_to_one_node_only_goes_there_or_nowhere() -> None:
     assert str(passed_over.failure) == "b is passed over"
 
 
-def test_who_must_be_sure_waits_for_records_that_are() -> None:
-    """A record was begun just now: claims may be missing from it."""
+def test_placing_that_avoids_unsure_records_waits_until_they_are_older() -> None:
+    """The records were just created: claims may be missing from them."""
     parties = Parties("one")
     parties.show(Cell(host("a"), host("b")).view)
     [one] = parties.parties
@@ -267,11 +270,11 @@ def test_who_must_be_sure_waits_for_records_that_are() -> None:
     parties.evict("a")
     one.claim_table.read_records(["a"])
     placings = one.place(asked(1, count=4), avoid_unsure=True)
-    assert set(where(placings)) == {"b"}
+    assert set(nodes_of(placings)) == {"b"}
 
 
-def test_a_record_that_is_lost_in_the_midst_is_not_sure() -> None:
-    """Who must be sure finds it out by the write, and goes elsewhere."""
+def test_record_that_is_lost_during_a_write_is_unsure() -> None:
+    """A placing that avoids unsure records learns of the loss by the write, and goes elsewhere."""
     parties = ready("one", nodes="ab")
     [one] = parties.parties
     parties.clock.advance(1.0)
@@ -279,18 +282,18 @@ def test_a_record_that_is_lost_in_the_midst_is_not_sure() -> None:
     parties.evict("b")
     [placing] = one.place(asked(1), avoid_unsure=True)
     assert "claims may be missing" in str(placing.failure)
-    assert placing.conflicts == 1, "after one loss the others are looked at, too"
+    assert placing.conflicts == 1, "after one loss the other records are read, too"
 
 
-def test_an_instance_that_moves_is_thought_away_from_where_it_is() -> None:
-    """It needs no room beside itself, and is no member of its group that stands in its own way."""
+def test_excluded_instance_takes_no_room_on_its_own_node() -> None:
+    """A migrating instance needs no room beside itself, and is no group member that stands in its own way."""
     parties = Parties("one")
     parties.show(Cell(host("a", used=8, instances={"vm": "web"}), host("b", used=8)).view)
     [one] = parties.parties
-    lift = Exclusion(0, "vm", {"VCPU": 6})
-    [stays] = one.place(asked(7, instances=["vm"], group=ANTI), exclusions=(lift,))
-    assert (stays.node, stays.claim) == (None, None), "7 where 6 are lifted of 8 that are used"
-    [stays] = one.place(asked(5, instances=["vm"], group=ANTI), exclusions=(lift,))
+    original = Exclusion(0, "vm", {"VCPU": 6})
+    [stays] = one.place(asked(7, instances=["vm"], group=ANTI), exclusions=(original,))
+    assert (stays.node, stays.claim) == (None, None), "7 are asked for, and 6 of the 8 that are used are excluded"
+    [stays] = one.place(asked(5, instances=["vm"], group=ANTI), exclusions=(original,))
     assert stays.node == "a"
     assert stays.claim is not None
     assert (stays.claim.resize, stays.claim.resources) == (True, {})
@@ -298,8 +301,8 @@ def test_an_instance_that_moves_is_thought_away_from_where_it_is() -> None:
     assert one.fleet.groups == {"web": {0: 1}}
 
 
-def test_what_a_resize_takes_is_what_it_has_not_yet() -> None:
-    """The rest is in the node's usage."""
+def test_claim_of_a_resize_has_only_the_additional_resources() -> None:
+    """The rest is in the node's usage already."""
     parties = Parties("one")
     parties.show(Cell(host("a", used=2, instances={"vm": None})).view)
     [one] = parties.parties
@@ -312,26 +315,26 @@ def test_what_a_resize_takes_is_what_it_has_not_yet() -> None:
 
 
 @pytest.mark.parametrize("attempt", range(8))
-def test_two_that_begin_an_affinity_group_begin_it_on_one_node(attempt: int) -> None:
-    """Neither sees the other's claim when it chooses; each would choose the node that it likes best."""
+def test_two_schedulers_begin_an_affinity_group_on_one_node(attempt: int) -> None:
+    """Neither sees the other's claim when it chooses, and each would choose its own best node."""
     parties = ready(f"one{attempt}", f"two{attempt}")
     one, two = parties.parties
     placings: list[Placing] = []
     calls = iter(range(10))
 
     def begin_too() -> None:
-        if next(calls) == attempt % 2:  # before it is agreed where to, or before the claim
+        if next(calls) == attempt % 2:  # before the seed is written, or before the claim is
             placings.extend(two.place(asked(1, group=NEAR)))
 
     one.connections[0].before_write = begin_too
     placings += one.place(asked(1, group=NEAR))
     assert len(placings) == 2
-    assert len(set(where(placings))) == 1
-    assert None not in where(placings)
+    assert len(set(nodes_of(placings))) == 1
+    assert None not in nodes_of(placings)
 
 
-def test_an_affinity_group_that_lost_its_first_node_begins_on_another() -> None:
-    """Somebody else was faster there, and nobody of the group is there: what was agreed must not keep it from beginning."""
+def test_affinity_group_that_loses_its_first_node_begins_on_another() -> None:
+    """Another scheduler took that node, and no member is there: the seed must not keep the group from beginning."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     [probe] = one.place(asked(8))
@@ -340,7 +343,7 @@ def test_an_affinity_group_that_lost_its_first_node_begins_on_another() -> None:
     calls = iter(range(10))
 
     def race() -> None:
-        if next(calls) == 1:  # the anchor is set, the claim is about to be written
+        if next(calls) == 1:  # the seed is written, the claim is about to be
             two.place(asked(8), only_row=two.fleet.rows[first])
 
     one.connections[0].before_write = race
@@ -349,14 +352,14 @@ def test_an_affinity_group_that_lost_its_first_node_begins_on_another() -> None:
     assert {first, placing.node} == {"a", "b"}
 
 
-def test_who_began_a_group_and_finds_it_moved_meanwhile_steps_back() -> None:
-    """The other could not see its claim, and may have members elsewhere by now."""
+def test_scheduler_whose_seed_was_replaced_drops_its_claim() -> None:
+    """The other scheduler could not see its claim, and may have members elsewhere by now."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     calls = iter(range(10))
 
     def move() -> None:
-        if next(calls) != 1:  # the anchor is set, the claim is about to be written
+        if next(calls) != 1:  # the seed is written, the claim is about to be
             return
         there = two.placer._affinity_seed.claim_or_get("web", "", CLAIM_TTL_S)
         elsewhere = "b" if there.node == "a" else "a"
@@ -371,8 +374,10 @@ def test_who_began_a_group_and_finds_it_moved_meanwhile_steps_back() -> None:
     assert claimed(parties, "ab") == {expected[0]: 1, "ab".replace(expected[0], ""): 0}
 
 
-def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins_elsewhere() -> None:
-    """A member of the group may have filled it: it has begun, and not to the knowledge of who comes second."""
+def test_record_of_the_seeds_node_is_read_before_the_seed_is_replaced() -> None:
+    """A member of the group may have filled the node: then the group has begun, and the second scheduler does not know
+    it.
+    """
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     [first] = one.place(asked(8, group=NEAR))
@@ -381,19 +386,19 @@ def test_an_agreed_node_that_can_t_take_it_is_read_about_before_the_group_begins
     assert second.node is None
     assert two.fleet.groups == {"web": {row: 1}}
     assert two.placer._affinity_seed.claim_or_get("web", "c", CLAIM_TTL_S).node == first.node, (
-        "others still follow to where it is"
+        "other schedulers still follow the seed to the first node"
     )
 
 
-def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
-    """Who moves the beginning of a group looks once more at where it was to be."""
+def test_member_that_is_claimed_while_the_seed_is_replaced_is_seen() -> None:
+    """The scheduler that replaces a seed reads the claims on the old node once more."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     one.placer._affinity_seed.claim_or_get("web", "a", CLAIM_TTL_S)
     calls = iter(range(10))
 
     def claim_on_a() -> None:
-        if next(calls) == 1:  # two agreed to a, looked at it, and is about to move away
+        if next(calls) == 1:  # two read the seed and a's record, and is about to replace the seed
             taken = one.claim("a", 1, group="web")
             one.claim_table.add_claim("a", taken)
             one.claim_table.flush()
@@ -404,8 +409,8 @@ def test_a_member_that_is_claimed_while_the_group_is_moved_is_seen() -> None:
     assert claimed(parties, "ab") == {"a": 1, "b": 0}
 
 
-def test_who_may_go_to_one_node_only_does_not_follow_its_group_to_another() -> None:
-    """It was agreed elsewhere, and nobody is there yet: it begins where it may, or nowhere."""
+def test_instance_restricted_to_one_node_does_not_follow_the_seed() -> None:
+    """The seed is another node, which has no member: the group begins on the allowed node, or nowhere."""
     parties = ready("one", "two", nodes="ab")
     one, two = parties.parties
     one.placer._affinity_seed.claim_or_get("web", "a", CLAIM_TTL_S)
@@ -413,21 +418,21 @@ def test_who_may_go_to_one_node_only_does_not_follow_its_group_to_another() -> N
     assert placing.node == "b"
 
 
-def test_members_that_do_not_fit_where_the_group_began_go_nowhere() -> None:
-    """Hard affinity: on that node or none."""
+def test_members_that_do_not_fit_on_the_groups_node_fail() -> None:
+    """Hard affinity means that node or none."""
     parties = ready("one", "two", nodes="ab", vcpu=4)
     one, two = parties.parties
     first = one.place(asked(1, count=3, group=NEAR))
     second = two.place(asked(1, count=3, group=NEAR))
-    assert len({node for node in [*where(first), *where(second)] if node}) == 1
-    assert where(second).count(None) == 2
+    assert len({node for node in [*nodes_of(first), *nodes_of(second)] if node}) == 1
+    assert nodes_of(second).count(None) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2), st.booleans()), max_size=8), st.integers(0, 5))
-def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
+def test_affinity_group_is_on_one_node_in_any_order_of_placements(
     steps: list[tuple[int, int, bool]], seed: int
 ) -> None:
-    """Three schedulers in any order; some of its members do not fit where it is."""
+    """Three schedulers place members in any order; some do not fit on the group's node."""
     parties = ready(*(f"s{number}-{seed}" for number in range(3)), nodes="abc", vcpu=4)
     members: set[str] = set()
     for number, size, other in steps:
@@ -437,7 +442,7 @@ def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
     assert len(members) <= 1
 
 
-# -- why ------------------------------------------------------------------------------------------
+# -- reasons of a failure --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -462,20 +467,23 @@ def test_an_affinity_group_is_on_one_node_whoever_places_whatever(
         ),
         (
             NoHostFound((Remaining("all", 3), Remaining("resources", 0))),
-            "no node passes resources: of 3, 3 were left before it; there is enough of each, and nowhere of all at once",
+            (
+                "no node passes resources: of 3, 3 were left before it; "
+                "there is enough of each, and nowhere of all at once"
+            ),
         ),
         (NoHostFound(reason="all is lost"), "all is lost"),
         (NoHostFound((Remaining("all", 1), Remaining("status", 0)), node="a"), "a does not pass status"),
         (NoHostFound((Remaining("all", 0), Remaining("status", 0)), node="a"), "a is passed over"),
     ],
 )
-def test_a_refusal_says_which_filter_left_none(failure: NoHostFound, text: str) -> None:
-    """Who reads it must know what to change."""
+def test_text_of_a_failure_names_the_filter_that_left_no_node(failure: NoHostFound, text: str) -> None:
+    """The reader must know what to change."""
     assert str(failure) == text
 
 
-def test_what_refuses_a_forced_node_is_told_and_not_that_it_was_forced() -> None:
-    """Regression: of 52 nodes, all but the forced one had room, and ``force_nodes`` was named."""
+def test_failure_of_a_forced_node_names_the_filter_that_refused_it() -> None:
+    """Regression: of 52 nodes all but the forced one had room, and the text named ``force_nodes``."""
     parties = Parties("one")
     parties.show(Cell(host("a"), host("b", used=8)).view)
     [full, nowhere] = parties.parties[0].place(asked(1, force_nodes=["b"]), asked(1, force_nodes=["c"]))
@@ -487,8 +495,8 @@ def test_what_refuses_a_forced_node_is_told_and_not_that_it_was_forced() -> None
     assert nowhere.failure.remaining[1] == Remaining("force_nodes", 0)
 
 
-def test_a_scheduler_without_nodes_says_so() -> None:
-    """It came up first."""
+def test_failure_without_any_node_says_so() -> None:
+    """The scheduler was started first."""
     parties = Parties("one")
     parties.show(Cell().view)
     assert isinstance(parties.parties[0], Party)

@@ -1,4 +1,4 @@
-"""Plug-ins: filters and weighers of installed packages are found by entry points, and invalid ones are refused by name."""
+"""Plug-ins: filters and weighers of installed packages are found by entry points, and refused by name if invalid."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ TestRanking.settings = settings(settings(), stateful_step_count=15)
     ],
 )
 def test_first_member_of_a_group_changes_the_scores_of_all_nodes(request_: Request) -> None:
-    """Nothing changed on the other nodes, and yet they are refused now, or are in a crowded zone."""
+    """Nothing changed on the other nodes, but they are refused now, or are in a crowded zone."""
     fleet = fleet_of(*(host(name, zone=f"az{n % 2}", aggregates=[f"r{n % 3}"]) for n, name in enumerate(NODES)))
     ranking = Ranking(fleet, request_, FILTERS, WEIGHERS)
     shuffle = np.zeros(len(NODES))
@@ -223,7 +223,7 @@ def test_weight_of_an_unknown_weigher_is_refused_by_name() -> None:
 
 
 def test_weigher_that_cannot_count_is_not_called() -> None:
-    """Each call costs an array of all nodes. A weigher whose field is not set, or whose multiplier is 0, is not called."""
+    """Each call costs an array of all nodes. A weigher without its field, or with a multiplier of 0, is not called."""
 
     def fail(*_: object) -> float:
         raise AssertionError("asked")

@@ -1,4 +1,6 @@
-"""Requests: what can't be right is refused when it comes in, by the name of its field; what was asked for comes back."""
+"""Requests: an invalid one is refused when it is made, by the name of its field; a valid one comes back from an
+allocation's hints.
+"""
 
 from __future__ import annotations
 
@@ -98,39 +100,39 @@ def group_refusal(content: Any) -> BadRequestError:
         ("1", {1: 2}),
     ],
 )
-def test_a_bad_field_is_named(field: str, more: dict[Any, Any]) -> None:
-    """Who asks must see what to change, and nothing of a request that can't be right goes any further."""
+def test_invalid_field_is_named(field: str, more: dict[Any, Any]) -> None:
+    """The user must see what to change, and nothing of an invalid request may go any further."""
     assert refusal({**SMALL, **more}).field == field
 
 
 @pytest.mark.parametrize("content", ["", "{", "nope", "[]", "3", "null", b"\xff\xfe", "[" * 100_000, None, 5, [SMALL]])
-def test_what_is_no_map_is_refused_as_a_whole(content: Any) -> None:
+def test_content_that_is_no_map_is_refused_as_a_whole(content: Any) -> None:
     """No field is to blame."""
     assert refusal(content).field == "request"
 
 
-def test_numbers_that_json_can_carry_and_nobody_can_have_are_refused() -> None:
-    """2**70 of something would not fit the columns; 1e400 no number at all."""
+def test_numbers_that_fit_json_but_no_node_are_refused() -> None:
+    """2**70 would not fit the columns; 1e400 is no number of Python."""
     assert refusal('{"resources": {"VCPU": 1180591620717411303424}}').field == "resources.VCPU"
     assert refusal('{"resources": {"VCPU": 1e400}}').field == "request"
 
 
-def test_a_request_without_resources_is_told_which_field_it_lacks() -> None:
-    """An empty request is the first that everybody makes."""
+def test_error_of_an_empty_request_names_the_missing_field() -> None:
+    """An empty request is the first that many users try."""
     assert refusal({}).field == "resources"
     assert refusal({"count": 3}).field == "resources"
 
 
-def test_a_word_that_is_nearly_right_is_answered_with_the_right_one() -> None:
-    """Most of the unknown are misspelt."""
+def test_error_of_a_misspelt_word_suggests_the_right_one() -> None:
+    """Most unknown words are misspelt."""
     assert refusal({"resources": {"VCPUS": 1}}).reason.endswith("did you mean VCPU?")
     assert refusal({"resources": {"memory_mb": 1}}).reason.endswith("did you mean MEMORY_MB?")
     assert refusal({**SMALL, "required_traits": ["HW_CPU_X86_AVX_2"]}).reason.endswith(f"did you mean {AVX}?")
 
 
-def test_the_largest_of_everything_that_is_accepted_reaches_an_agent() -> None:
-    """What is accepted here and refused as too large by the agent would fail on one node after the other; and one report
-    must carry it.
+def test_largest_valid_request_fits_an_order_and_a_report() -> None:
+    """An agent would refuse a larger order, so the instance would fail on one node after the other. Reports must carry
+    the hints as well.
     """
     names = [f"CUSTOM_{n:0{MAX_WORD_CHARS - 7}}" for n in range(MAX_CLASSES_COUNT)]
     instances = [f"{n:04}{'i' * 251}" for n in range(MAX_HINTS_BYTES // 259)]
@@ -150,8 +152,8 @@ def test_the_largest_of_everything_that_is_accepted_reaches_an_agent() -> None:
     parse_state(msgspec.msgpack.encode({"allocations": {order.instance: allocation}}))
 
 
-def test_hints_that_no_order_could_carry_are_refused_by_the_largest() -> None:
-    """They would fail on one node after the other; names of instances alone could be megabytes."""
+def test_too_large_hints_are_refused_by_the_name_of_the_largest_field() -> None:
+    """They would fail on one node after the other: the names of instances alone could be megabytes."""
     refused = refusal({**SMALL, "same_host": [f"i{n}" for n in range(200)], "ignore_nodes": ["n" * 200] * 200})
     assert refused.field == "ignore_nodes"
 
@@ -197,19 +199,19 @@ def test_hints_that_no_order_could_carry_are_refused_by_the_largest() -> None:
         ("request", []),
     ],
 )
-def test_a_bad_field_of_a_group_is_named_with_its_member(field: str, content: Any) -> None:
-    """Of 256 members one is misspelt."""
+def test_invalid_field_of_a_group_request_is_named_with_its_member(field: str, content: Any) -> None:
+    """Of 256 members one may be misspelt."""
     assert group_refusal(content).field == field
 
 
-def test_a_group_of_the_most_members_is_one() -> None:
-    """The bound itself is inside."""
+def test_group_request_may_have_the_maximum_number_of_members() -> None:
+    """The limit itself is allowed."""
     assert len(parse_group({"members": [SMALL] * MAX_GROUP_COUNT}).members) == MAX_GROUP_COUNT
     [member] = parse_group({"members": [{**SMALL, "count": MAX_GROUP_COUNT}]}).members
     assert len(set(member.instance_ids(SystemIds()))) == MAX_GROUP_COUNT
 
 
-# -- what comes back ------------------------------------------------------------------------------
+# -- requests from hints ---------------------------------------------------------------------------
 
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 traits = st.lists(st.sampled_from([AVX, SSE, "CUSTOM_A", "CUSTOM_B", "STORAGE_DISK_SSD"]), unique=True, max_size=3)
@@ -226,7 +228,7 @@ groups = st.one_of(
 
 @st.composite
 def requests(draw: st.DrawFn) -> dict[str, Any]:
-    """Anything that is right."""
+    """Any valid request, as a map."""
     required, forbidden = draw(apart)
     content = {
         "resources": draw(
@@ -248,8 +250,10 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(requests())
-def test_what_was_asked_for_comes_back_from_the_hints_of_an_allocation(content: dict[str, Any]) -> None:
-    """I10: a move is scheduled under the same hints as the boot. They go through msgpack, JSON and the agent's state."""
+def test_request_is_rebuilt_from_the_hints_of_its_allocation(content: dict[str, Any]) -> None:
+    """I10: a migration is scheduled under the same hints as the boot. The hints go through msgpack, JSON and the
+    agent's state.
+    """
     request = parse({**content, "instances": ["vm"]})
     hints = json.loads(json.dumps(msgspec.msgpack.decode(msgspec.msgpack.encode(hints_of(request)))))
     group = request.group.name if request.group is not None else None
@@ -257,15 +261,15 @@ def test_what_was_asked_for_comes_back_from_the_hints_of_an_allocation(content: 
 
 
 @given(requests())
-def test_json_and_a_map_are_the_same_request(content: dict[str, Any]) -> None:
-    """Over the command line, a message, or from Python."""
+def test_json_and_a_map_give_the_same_request(content: dict[str, Any]) -> None:
+    """Requests come from the command line, from messages and from Python."""
     assert parse(json.dumps(content)) == parse(content) == parse(json.dumps(content).encode())
 
 
 @given(requests(), st.integers(1, 9))
-def test_requests_that_every_node_is_as_good_for_have_one_shape(content: dict[str, Any], count: int) -> None:
-    """Who asks, how many, and how fresh says nothing of a node; so what was worked out for one serves the others. Nor does
-    the order in which maps were written.
+def test_requests_that_rank_nodes_alike_have_the_same_shape(content: dict[str, Any], count: int) -> None:
+    """The count, the ids and the age say nothing about a node, and neither does the order of maps: the ranking of one
+    such request serves the others.
     """
     turned = {
         name: dict(reversed(value.items())) if isinstance(value, dict) else value for name, value in content.items()
@@ -286,13 +290,15 @@ def test_requests_that_every_node_is_as_good_for_have_one_shape(content: dict[st
         {"ignore_nodes": ["n1"]},
     ],
 )
-def test_requests_that_nodes_differ_for_have_different_shapes(more: dict[str, Any]) -> None:
-    """Or one would be placed by the ranking of the other."""
+def test_requests_that_rank_nodes_differently_have_different_shapes(more: dict[str, Any]) -> None:
+    """Otherwise one would be placed by the ranking of the other."""
     assert parse({**SMALL, **more}).shape != parse(SMALL).shape
 
 
-def test_hints_hold_what_was_asked_and_no_more() -> None:
-    """They travel with every report for the instance's whole life. Group names stand beside them; policies as in Nova."""
+def test_hints_hold_only_the_constraints_that_are_set() -> None:
+    """Hints travel with every report for the instance's lifetime. The group's name is a field beside them; policies are
+    named as in Nova.
+    """
     assert hints_of(parse(SMALL)) == {}
     group = {"name": "web", "policy": "anti-affinity", "max_per_node": 2}
     assert hints_of(parse({**SMALL, "zone": "az1", "required_traits": [AVX], "group": group})) == {
@@ -303,21 +309,21 @@ def test_hints_hold_what_was_asked_and_no_more() -> None:
     }
 
 
-def test_hints_of_others_are_passed_over() -> None:
-    """Other services put theirs into the same map; a group without a policy is no policy."""
+def test_hints_of_other_services_are_ignored() -> None:
+    """Other services store theirs in the same map. A group without a policy hint has no policy."""
     request = request_of("vm", {"VCPU": 1}, "web", {"build_id": 7, "move": 3, "zone": "az1"})
     assert request == parse({"resources": {"VCPU": 1}, "instances": ["vm"], "zone": "az1"})
 
 
-def test_hints_that_nobody_understands_are_refused_by_name() -> None:
-    """A move must not go anywhere because what was asked for could not be read."""
+def test_invalid_hint_is_refused_by_name() -> None:
+    """An instance must not be migrated to any node because its constraints could not be read."""
     with pytest.raises(BadRequestError) as refused:
         request_of("vm", {"VCPU": 1}, "web", {"group_policy": "antiaffinity"})
     assert refused.value.field == "group.policy"
 
 
-def test_instances_without_names_get_them_once() -> None:
-    """Asked twice for its ids a request must not become twice as many instances."""
+def test_request_without_ids_makes_them_once() -> None:
+    """A request that is asked twice for its ids must not become twice as many instances."""
     request = parse({**SMALL, "count": 3})
     assert len(set(request.instance_ids(SystemIds()))) == 3
     assert request.instance_ids(SystemIds()) == request.instance_ids(SystemIds())
@@ -325,7 +331,7 @@ def test_instances_without_names_get_them_once() -> None:
     assert len(parse({**SMALL, "instances": []}).instance_ids(SystemIds())) == 1
 
 
-def test_a_request_made_in_python_is_checked_as_one_that_was_read() -> None:
+def test_request_made_in_python_is_validated_as_a_parsed_one() -> None:
     """Users of the library need no JSON."""
     with pytest.raises(BadRequestError) as refused:
         Request(resources={"VCPU": 0})
@@ -338,8 +344,8 @@ def test_a_request_made_in_python_is_checked_as_one_that_was_read() -> None:
 GROUP = {"hold_s": 5, "members": [SMALL]}
 
 
-def test_a_request_of_the_other_kind_is_said_to_be_one_with_what_takes_it() -> None:
-    """Regression: ``hold_s`` of a group request was no such field, and nobody said what it was a field of."""
+def test_error_of_a_request_of_the_other_kind_names_the_command_for_it() -> None:
+    """Regression: ``hold_s`` of a group request was an unknown field, and the error did not mention group requests."""
     for refused in (refusal(GROUP), refusal({"members": 3}), refusal({**GROUP, **SMALL})):
         assert (refused.field, "'nodestate reserve'" in refused.reason) == ("members", True)
     refused = group_refusal({**SMALL, "count": 3})
@@ -349,8 +355,8 @@ def test_a_request_of_the_other_kind_is_said_to_be_one_with_what_takes_it() -> N
     assert (within.field, within.reason.split(";")[0]) == ("members[0].hold_s", "unknown field")
 
 
-def test_a_word_that_is_none_of_a_few_is_told_which_there_are() -> None:
-    """Most of the wrong ones lack a hyphen."""
+def test_error_of_an_invalid_choice_lists_the_choices() -> None:
+    """Most of the invalid ones lack a hyphen."""
     wrong = {"name": "web", "policy": "antiaffinity"}
     policies = "affinity or anti-affinity or soft-affinity or soft-anti-affinity"
     assert refusal({**SMALL, "group": wrong}).reason == f"invalid enum value 'antiaffinity'; want {policies}"

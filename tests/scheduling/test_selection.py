@@ -1,4 +1,6 @@
-"""Selection: instances of one request as if those before were there already, and why a node was taken or none was."""
+"""Selection: instances of one request are placed as if the earlier ones were on their nodes, and a failure has its
+reasons.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ def left(remaining: tuple[Remaining, ...]) -> dict[str, int]:
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 12), st.integers(0, 9))
-def test_a_count_never_overfills_a_node_and_finds_all_the_room(
+def test_instances_of_one_request_fill_all_room_and_overfill_no_node(
     sizes: list[int], vcpu: int, count: int, seed: int
 ) -> None:
-    """Each instance counts for the next. Where some find nothing, there is nothing; and the fleet is as before."""
+    """Each instance counts for the next. An instance fails only if there is no room, and the fleet is afterwards as
+    before.
+    """
     selector = selector_of(*(host(f"n{n}", vcpu=size) for n, size in enumerate(sizes)), seed=seed)
     before = selector.fleet.free["VCPU"].copy()
     nodes = chosen(selector, asked(vcpu, count=count))
@@ -44,16 +48,16 @@ def test_a_count_never_overfills_a_node_and_finds_all_the_room(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_no_node_gets_more_of_an_anti_affinity_group_than_it_may(limit: int) -> None:
-    """Also together with those that are there, and those that are claimed."""
+def test_anti_affinity_limit_holds_on_every_node(limit: int) -> None:
+    """Members that are on the node already, and claimed ones, count."""
     selector = selector_of(host("a", instances={"1": "web"}), host("b"), host("c"))
     selector.fleet.overlay(1, OutstandingClaims({"VCPU": 1}, {"2": "web"}))
     nodes = chosen(selector, asked(count=12, group={**ANTI, "max_per_node": limit}))
     assert Counter(nodes) == Counter({"a": limit - 1, "b": limit - 1, "c": limit, None: 14 - 3 * limit})
 
 
-def test_an_affinity_group_stays_on_the_node_that_it_begins_on() -> None:
-    """What does not fit there goes nowhere."""
+def test_affinity_group_stays_on_its_first_node() -> None:
+    """Members that do not fit there are not placed."""
     selector = selector_of(host("a", vcpu=3), host("b", vcpu=3), host("c", vcpu=3))
     nodes = chosen(selector, asked(count=4, group=NEAR))
     assert nodes == [nodes[0]] * 3 + [None]
@@ -61,8 +65,8 @@ def test_an_affinity_group_stays_on_the_node_that_it_begins_on() -> None:
     assert chosen(where, asked(count=3, group=NEAR)) == ["b", "b", "b"]
 
 
-def test_soft_policies_prefer_and_do_not_insist() -> None:
-    """Near as long as there is room; apart as long as there are nodes."""
+def test_soft_policies_are_preferences() -> None:
+    """Members are together while there is room, or apart while there are nodes."""
     near = chosen(
         selector_of(host("a", vcpu=3), host("b", vcpu=3)), asked(count=6, group={**NEAR, "policy": "soft-affinity"})
     )
@@ -74,8 +78,8 @@ def test_soft_policies_prefer_and_do_not_insist() -> None:
 
 
 @pytest.mark.parametrize("by", ["zone", "aggregate"])
-def test_a_group_is_spread_over_zones_or_aggregates(by: str) -> None:
-    """One zone has more, larger and emptier nodes; without spreading they would get all."""
+def test_group_is_spread_over_zones_or_aggregates(by: str) -> None:
+    """One zone has more, larger and emptier nodes, which would get all members without spreading."""
     small = [host(f"s{n}", vcpu=8, used=4, zone="az2", aggregates=["r2"]) for n in range(2)]
     large = [host(f"l{n}", vcpu=80, zone="az1", aggregates=["r1"]) for n in range(4)]
     group = {"name": "web", "policy": "soft-anti-affinity"}
@@ -84,8 +88,8 @@ def test_a_group_is_spread_over_zones_or_aggregates(by: str) -> None:
     assert len(set(nodes)) == 4
 
 
-def test_alternates_are_the_next_best_and_pass_every_filter() -> None:
-    """With them a build that fails need not begin again."""
+def test_alternates_are_the_next_best_nodes_that_pass_every_filter() -> None:
+    """With alternates, a failed build need not start over."""
     selector = selector_of(host("a", used=1), host("b", used=7), host("c", used=8), host("d", used=4))
     [choice] = selector.choices(asked(1, alternates=5))
     assert (choice.node, choice.alternates) == ("a", ("d", "b"))
@@ -93,8 +97,8 @@ def test_alternates_are_the_next_best_and_pass_every_filter() -> None:
     assert (choice.node, choice.alternates) == ("a", ("d",))
 
 
-def test_who_gets_no_node_is_told_which_filter_left_none() -> None:
-    """No false "no valid host": every filter with what it left, in the order in which they were asked."""
+def test_choice_without_a_node_lists_what_each_filter_left() -> None:
+    """Instead of an unexplained "no valid host": every filter in its order, with the number of nodes that it left."""
     selector = selector_of(
         host("a", zone="az1"),
         host("b", zone="az1", status="down"),
@@ -132,8 +136,10 @@ def test_who_gets_no_node_is_told_which_filter_left_none() -> None:
         ({"same_host": ["vm1", "vm9"]}, ""),
     ],
 )
-def test_a_name_that_is_nowhere_is_said_to_be_so(more: dict[str, Any], unknown: str) -> None:
-    """It is misspelt, most of the time: no filter's name helps, whatever else is against the instance. az0 was a zone once."""
+def test_name_that_does_not_exist_is_reported(more: dict[str, Any], unknown: str) -> None:
+    """Most such names are misspelt: then no filter's name helps, whatever else refuses the instance. az0 was a zone
+    once.
+    """
     cell = Cell(host("a", zone="az0", instances={"vm1": None}), host("b", zone="az1"))
     selector = Selector(Fleet(), own(), 1)
     selector.fleet.advance(cell.view)
@@ -143,8 +149,8 @@ def test_a_name_that_is_nowhere_is_said_to_be_so(more: dict[str, Any], unknown: 
     assert choice.unknown == unknown
 
 
-def test_who_finds_no_room_is_told_of_which_class_and_how_much_there_is() -> None:
-    """On a node that is up and may be taken: that a node that is down has more helps nobody."""
+def test_choice_without_a_node_lists_the_scarce_resource_classes() -> None:
+    """Only nodes that are up and allowed count: more room on a node that is down does not help."""
     selector = selector_of(host("a", vcpu=4), host("b", vcpu=6), host("c", vcpu=80, status="down"), host("d", used=9))
 
     def lacks(vcpu: int, exclude: list[int] | None = None, **more: Any) -> tuple[Lack, ...]:
@@ -158,18 +164,18 @@ def test_who_finds_no_room_is_told_of_which_class_and_how_much_there_is() -> Non
     assert lacks(1, force_nodes=["c"]) == (), "it is down"
     [first, second] = selector.choices(asked(6, count=2))
     assert (first.node, first.lacks) == ("b", ())
-    assert second.lacks == (Lack("VCPU", 6, 4),), "less what those before it took"
+    assert second.lacks == (Lack("VCPU", 6, 4),), "less the room of the instance before"
 
 
-def test_nodes_that_are_not_asked_for_are_not_counted() -> None:
-    """A node that refused the instance before is none that a filter could have left."""
+def test_excluded_nodes_are_not_counted() -> None:
+    """A node that refused the instance before is not one that a filter could leave."""
     selector = selector_of(host("a"), host("b"), host("c", vcpu=1))
     assert left(selector.remaining(asked(2), exclude=[0]))["all"] == 2
     assert left(selector.remaining(asked(2), exclude=[0]))["resources"] == 1
 
 
-def test_an_explanation_adds_up_to_the_order() -> None:
-    """Weights of each weigher by its multiplier: their sum is what the ranking orders by, up to the width of a tie."""
+def test_weights_of_an_explanation_add_up_to_the_ranking() -> None:
+    """The sum of the weights, each by its multiplier, is the score of a node, up to the width of a tie."""
     selector = selector_of(
         *(host(f"n{n}", used=n, zone=f"az{n % 2}", instances={f"{n}": "web"} if n < 3 else {}) for n in range(8))
     )
@@ -190,18 +196,18 @@ def test_an_explanation_adds_up_to_the_order() -> None:
     assert left(found.remaining)["group"] == 8
 
 
-def test_a_node_that_nothing_may_be_claimed_on_stays_so_while_something_is_chosen() -> None:
-    """What a choice lays over it says nothing of that."""
+def test_blocked_node_stays_blocked_during_a_selection() -> None:
+    """The assumed instance replaces the row's overlay, which says that the node is blocked."""
     selector = selector_of(host("a"), host("b"))
-    laid_over: dict[int, OutstandingClaims | None] = {}
+    replaced: dict[int, OutstandingClaims | None] = {}
     selector.fleet.overlay(0, OutstandingClaims(blocked=True))
-    selector.assume(0, "vm", asked(1), laid_over)
+    selector.assume(0, "vm", asked(1), replaced)
     assert selector.fleet.usable[selector.fleet.all].tolist() == [False, True]
-    assert laid_over == {0: OutstandingClaims(blocked=True)}
+    assert replaced == {0: OutstandingClaims(blocked=True)}
 
 
-def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
-    """What a choice lays over the fleet is for that choice alone."""
+def test_failed_selection_leaves_the_fleet_as_it_was() -> None:
+    """The instances that a selection assumes are for that selection alone."""
 
     def fail(*_: object) -> float:
         raise ZeroDivisionError
@@ -217,8 +223,8 @@ def test_choosing_leaves_the_fleet_as_it_was_also_where_it_fails() -> None:
     assert fleet.groups == {"web": {0: 1}}
 
 
-def test_what_was_worked_out_for_one_request_follows_the_fleet() -> None:
-    """The same shape again, after nodes changed, appeared and left."""
+def test_kept_ranking_follows_the_fleet() -> None:
+    """The same shape is selected again after nodes changed, appeared and left."""
     cell = Cell(host("a", used=1), host("b", used=2))
     selector = selector_of()
     selector.fleet.advance(cell.view)
@@ -231,22 +237,22 @@ def test_what_was_worked_out_for_one_request_follows_the_fleet() -> None:
     assert str(chosen(selector, asked(1))[0])[0] == "c"
 
 
-def test_only_so_many_shapes_are_kept() -> None:
-    """Each is an array of all nodes; shapes come from users."""
+def test_number_of_kept_rankings_is_bounded() -> None:
+    """Each ranking is an array over all nodes, and shapes come from users."""
     selector = selector_of(host("a", vcpu=1_000))
     for vcpu in range(1, 3 * KEPT_RANKINGS_COUNT):
         assert chosen(selector, asked(vcpu)) == ["a"]
     assert len(selector._rankings) == KEPT_RANKINGS_COUNT
 
 
-def test_schedulers_with_other_seeds_take_other_nodes_of_equals() -> None:
-    """So that they do not all go for the same."""
+def test_schedulers_with_different_seeds_take_different_nodes_among_equals() -> None:
+    """Otherwise all would take the same one."""
     firsts = {chosen(selector_of(*(host(f"n{n}") for n in range(64)), seed=seed), asked(1))[0] for seed in range(8)}
     assert len(firsts) >= 6
 
 
-def test_the_largest_count_is_chosen_in_a_fleet_of_many() -> None:
-    """1,000 at once, each on one of its own."""
+def test_largest_count_is_placed_on_as_many_nodes() -> None:
+    """1,000 instances at once, each on a node of its own."""
     selector = selector_of(*(host(f"n{n}") for n in range(1_000)))
     nodes: list[Any] = chosen(selector, asked(8, count=1_000))
     assert sorted(nodes) == sorted(f"n{n}" for n in range(1_000))
