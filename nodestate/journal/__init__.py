@@ -1,1 +1,1 @@
-"""The journal design: an append-only record of events, with checkpoints."""
+"""The journal design: an append-only log of events, with checkpoints."""

@@ -1,4 +1,4 @@
-"""What the journal stores: segments of events, checkpoints, and its section of the head."""
+"""Stored formats of the journal: segments of events, checkpoints, and the journal's section of the head."""
 
 from __future__ import annotations
 
@@ -11,36 +11,44 @@ from nodestate.store.head import TermStart
 from nodestate.store.wire import Codec
 
 TAIL_SHARE: Final = 8
-"""A checkpoint is due when the tail is larger than one of so many parts of the last checkpoint: folding an event costs a
-new reader 14 us where loading a folded node costs 2, so the tail is kept short (docs/adr/0004)."""
+"""A checkpoint is due when the tail is larger than 1 / TAIL_SHARE of the last checkpoint.
+
+Folding an event costs a new reader 14 us, loading a folded node 2 us, so the tail is kept short (docs/adr/0004).
+"""
 MIN_TAIL_BYTES: Final = 64 * 1024
-"""Below so many bytes of segments a checkpoint is not worth its writing (docs/adr/0004)."""
+"""A tail with fewer bytes of segments than this is not worth a checkpoint (docs/adr/0004)."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
-    """Names a checkpoint: all nodes as of ``offset``, in ``parts`` items, of ``size_bytes`` together."""
+    """Names a checkpoint: all nodes of the partition, folded."""
 
     term: int
+    """The term that wrote it."""
     offset: int
+    """The first commit that it does not contain."""
     parts: int
+    """Number of its items."""
     size_bytes: int
+    """Size of all its items together."""
 
 
 class JournalSection(msgspec.Struct, frozen=True, array_like=True):
-    """The journal's part of a head. Segments from ``first`` on are kept; ``terms`` tell who wrote which.
-
-    ``previous`` is kept, with the segments since, for readers that are just loading it.
-    """
+    """The journal's part of a head."""
 
     first: int
+    """The first commit whose segment is kept."""
     tail_bytes: int
+    """Size of the segments since the last checkpoint."""
     terms: tuple[TermStart, ...]
+    """The terms that wrote the segments."""
     checkpoint: Checkpoint
+    """The last checkpoint."""
     previous: Checkpoint | None = None
+    """The checkpoint before. It is kept, with the segments since, for readers that are loading it at the moment."""
 
     @property
     def tail_limit_bytes(self) -> int:
-        """A checkpoint is due when the tail is larger than this."""
+        """A checkpoint is due when the tail is larger than this number of bytes."""
         return max(MIN_TAIL_BYTES, self.checkpoint.size_bytes // TAIL_SHARE)
 
 

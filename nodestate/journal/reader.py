@@ -1,4 +1,4 @@
-"""Reading one partition's journal: fold the tail that was not seen yet, or begin at a checkpoint.
+"""Reader of one partition's journal: folds the segments that it has not read yet, or starts at a checkpoint.
 
 A view at offset n is exactly the fold of commits 0 to n-1 (invariant I2).
 """
@@ -21,23 +21,23 @@ from nodestate.view.follower import Loaded
 from nodestate.view.table import Table
 
 MAX_FETCH_PARTS_COUNT: Final = 8
-"""Parts of a checkpoint asked for at a time: what they came as can go when they are decoded (docs/adr/0010)."""
+"""Parts of a checkpoint that one fetch asks for. Their bytes can be freed once they are decoded (docs/adr/0010)."""
 MAX_FETCH_SEGMENTS_COUNT: Final = 32
-"""Segments asked for at a time, for the same reason."""
+"""Segments that one fetch asks for, for the same reason."""
 
 
 class JournalReader:
-    """Follows the journal of one partition. Holds nothing: all it knows is in the table it is given."""
+    """Follows the journal of one partition. It has no state of its own; all of it is in the table."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
 
     def next_keys(self, head: Head, table: Table) -> Sequence[Key]:
-        """See ``DesignReader``. Where the next commit is written if its owner stays the same."""
+        """See ``DesignReader``. The key of the next commit, if the owner stays the same."""
         return (keys.segment(self._prefix, head.epoch, head.term, table.offset),)
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
-        """Bring ``table`` to the head's offset. What is missing ends the prefix there and is named in the answer."""
+        """See ``DesignReader``. If a segment is missing, the table ends before it, and the answer names its key."""
         section = JOURNAL_SECTION.decode(head.section)
         if table is not None and (table.epoch != head.epoch or table.offset < section.first):
             table = None
@@ -45,12 +45,12 @@ class JournalReader:
             loaded = yield from self._follow(head, section, table, items)
             if not loaded.missing or table.offset >= section.checkpoint.offset:
                 return loaded
-        # New here, trimmed away, or a hole that the newest checkpoint covers.
-        anew = yield from self._at_checkpoint(head, section)
-        if anew.table is None:
-            return Loaded(table, anew.missing)
-        following = self._follow(head, section, anew.table, {})
-        del anew  # so that rows can go as later ones take their places
+        # A new reader, or segments that were trimmed or lost and that the newest checkpoint covers.
+        from_checkpoint = yield from self._at_checkpoint(head, section)
+        if from_checkpoint.table is None:
+            return Loaded(table, from_checkpoint.missing)
+        following = self._follow(head, section, from_checkpoint.table, {})
+        del from_checkpoint  # so that rows which later segments replace can be freed
         return (yield from following)
 
     def _at_checkpoint(self, head: Head, section: JournalSection) -> Steps[Loaded]:
@@ -88,7 +88,7 @@ class JournalReader:
 
 
 def _fold_segments(table: Table, wanted: list[str], items: Mapping[Key, Item]) -> tuple[Table, str]:
-    """The table after these segments, and the key of the one that ended it because it is missing."""
+    """The table after these segments, and the key of the first segment that is missing or corrupt."""
     rows: dict[int, NodeRecord] = {}
     size, offset, missing = table.size, table.offset, ""
     slots = table.slots

@@ -1,4 +1,4 @@
-"""Writing one partition's journal: a segment per commit, a checkpoint when the tail outgrows the last one."""
+"""Writer of one partition's journal: a segment per commit, and a checkpoint when the tail gets too long."""
 
 from __future__ import annotations
 
@@ -26,24 +26,27 @@ class JournalWriter:
     """Writes the journal of one partition."""
 
     def __init__(self, target: PartitionTarget) -> None:
+        # The partition that it writes.
         self._target = target
+        # Set by ``take_over`` and ``begin_epoch``.
         self._ownership: Ownership | None = None
+        # The journal's part of the stored head.
         self._section: JournalSection | None = None
 
     @property
     def ownership(self) -> Ownership:
-        """The ownership held. Only after ``take`` or ``begin``."""
-        assert self._ownership is not None, "take or begin first"
+        """The present ownership. Valid after ``take_over`` or ``begin_epoch``."""
+        assert self._ownership is not None, "call take_over or begin_epoch first"
         return self._ownership
 
     @property
     def section(self) -> JournalSection:
-        """The journal's part of the head as last stored."""
-        assert self._section is not None, "take or begin first"
+        """The journal's part of the stored head."""
+        assert self._section is not None, "call take_over or begin_epoch first"
         return self._section
 
     def take_over(self) -> Steps[TakeoverResult | None]:
-        """See ``PartitionWriter``. A journal with a hole that no checkpoint covers is not built upon."""
+        """See ``PartitionWriter``. Returns None if segments are missing that no checkpoint covers."""
         taken = yield from Ownership.take_over(self._target)
         if taken is None:
             return None
@@ -65,7 +68,7 @@ class JournalWriter:
         )
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of everything."""
+        """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of all nodes."""
         yield from Ownership.replaced_epoch_cas(self._target)
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
         yield from self._add(writes)
@@ -82,7 +85,9 @@ class JournalWriter:
         return (yield from self.ownership.renew(status))
 
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """See ``PartitionWriter``. A commit without events and with a checkpoint covers any hole before it."""
+        """See ``PartitionWriter``. Writes a commit without events and a checkpoint, which covers any missing segment
+        before it.
+        """
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, checkpoint_now=True)
 
     def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, checkpoint_now: bool) -> Steps[None]:
@@ -102,8 +107,8 @@ class JournalWriter:
         ours = yield from ownership.advance(after, status)
         self._section = after if ours else JOURNAL_SECTION.decode(ownership.head.section)
         if trimmed:
-            # Best effort: what stays behind here is never read again and falls to memcached's LRU. An error must not
-            # show: the commit is done, and tried again it would be another.
+            # Errors are ignored. The commit is done, so the caller must not try it again; keys that stay are never read
+            # again, and memcached evicts them.
             with suppress(StoreUnavailableError):
                 yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
@@ -120,7 +125,11 @@ class JournalWriter:
         return gone + (checkpoint_keys(prefix, epoch, section.previous) if section.previous else [])
 
     def _add(self, writes: list[Write]) -> Steps[None]:
-        """Add new keys. One that is there already is ours from a try whose reply was lost, or it is fatal."""
+        """Add new keys.
+
+        A key may exist already from an earlier try whose reply was lost. Raises ``FencedError`` if its value is
+        different.
+        """
         reply = yield Step(write=writes)
         require_stored(self._target, writes, list(reply.written))
         there = [
@@ -132,5 +141,5 @@ class JournalWriter:
                 item = reply.items.get(write.key)
                 if item is None or item.value != write.value:
                     raise FencedError(
-                        self._target.partition, self.ownership.head.term, f"{write.key} is not what we wrote"
+                        self._target.partition, self.ownership.head.term, f"another process wrote {write.key}"
                     )

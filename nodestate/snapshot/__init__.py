@@ -1,1 +1,1 @@
-"""The snapshot design: one item per node with its full state, and an index of which commit wrote it."""
+"""The snapshot design: one item per node with its full state, and an index of the commits that wrote them."""

@@ -1,8 +1,8 @@
-"""What the snapshot design stores: an item per node, an index, and its section of the head.
+"""Stored formats of the snapshot design: an item per node, an index, and the design's section of the head.
 
-A stamp (term and offset in one integer) names the commit that wrote a node's item. The index names the stamp of every node as of
-one offset; the ring in the head names those of the commits since, so that a reader that follows along learns
-what changed from the head alone.
+A stamp (term and offset in one integer) names the commit that wrote a node's item. The index has the stamp of every
+node as of one offset. The ring in the head has the slots that the commits since then wrote, so a reader that keeps up
+learns from the head alone which nodes changed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from nodestate.store.head import TermStart, term_of
 from nodestate.store.wire import Codec
 
 RING_SLOTS: Final = 1024
-"""Changes that the ring of a head holds at most: 4 KB, read at each refresh (docs/adr/0003)."""
+"""Largest number of slots in the ring of a head: 4 KB, read at each refresh (docs/adr/0003)."""
 MAX_APPEARED_COUNT: Final = 64
-"""New nodes whose names a head carries at most."""
+"""Largest number of names of new nodes in a head."""
 RING_COMMITS: Final = 2048
-"""Commits that it holds at most."""
+"""Largest number of commits in the ring of a head."""
 assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"
 
 
 Stamp = NewType("Stamp", int)
-"""Which commit wrote an item: term << 40 | offset. Ordered, since a later owner has a higher term. One integer and no
-pair, because a reader holds one per node, and the collector would look at every pair (docs/adr/0010)."""
+"""The commit that wrote an item: term << 40 | offset. Stamps are ordered, because a later owner has a higher term.
+
+It is one integer and not a pair, because a reader holds one per node, and Python's garbage collector would visit every
+pair (docs/adr/0010).
+"""
 OFFSET_BITS: Final = 40
-"""30 years at a thousand commits a second, and 16 million owners after one another, in one epoch of one partition."""
+"""Enough, in one epoch of one partition, for 30 years of a thousand commits a second, and for 16 million owners."""
 
 
 def stamp_of(term: int, offset: int) -> Stamp:
@@ -43,7 +46,7 @@ def stamp_of(term: int, offset: int) -> Stamp:
 
 
 class StoredNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is stored at a node's key."""
+    """The record at a node's key."""
 
     epoch: int
     stamp: Stamp
@@ -52,7 +55,7 @@ class StoredNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StoredHeading(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The same without what only those need who look into the node."""
+    """The first fields of a ``StoredNode``: enough to decide whether the item is valid, without decoding the state."""
 
     epoch: int
     stamp: Stamp
@@ -61,14 +64,14 @@ class StoredHeading(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Appeared(msgspec.Struct, frozen=True, array_like=True):
-    """A node that is new with the commit ``offset``; its slot follows the last one."""
+    """A node that the commit ``offset`` added; its slot follows the last one."""
 
     offset: int
     name: str
 
 
 class Index(msgspec.Struct, frozen=True, array_like=True):
-    """Names an index: all commits before ``offset``, in ``parts`` items."""
+    """Names an index, which has all commits before ``offset``, in ``parts`` items."""
 
     term: int
     offset: int
@@ -85,18 +88,24 @@ class IndexPart(msgspec.Struct, frozen=True, array_like=True):
 class SnapshotSection(msgspec.Struct, frozen=True, array_like=True):
     """The snapshot's part of a head.
 
-    The ring names, for every commit from ``ring_from`` on, the slots that it wrote: ``counts`` how many (by commit,
-    little-endian uint16), ``slots`` which (all commits' one after the other, little-endian uint32). Flat, since
-    it is read at every refresh (docs/adr/0003).
+    The ring has the slots that each commit from ``ring_from`` on wrote. It is flat bytes, because it is read at every
+    refresh (docs/adr/0003).
     """
 
     ring_from: int
+    """The first commit in the ring."""
     counts: bytes
+    """By commit, the number of slots that it wrote, as little-endian uint16."""
     slots: bytes
+    """The slots of all commits, one commit after the other, as little-endian uint32."""
     appeared: tuple[Appeared, ...]
+    """The nodes that the commits of the ring added."""
     terms: tuple[TermStart, ...]
+    """The terms that wrote the commits of the ring."""
     index: Index
+    """The last index."""
     previous: Index | None = None
+    """The index before, kept for readers that are loading it at the moment."""
 
 
 SNAPSHOT_SECTION: Final = msgspec.msgpack.Decoder(SnapshotSection)
@@ -104,12 +113,13 @@ NODE: Final = Codec(StoredNode)
 NODE_HEADING: Final = Codec(StoredHeading)
 INDEX_PART: Final = Codec(IndexPart)
 PART_NODES: Final = 2_000
-"""Nodes in one part of an index: at 200 characters a name still under half of memcached's item limit."""
+"""Nodes in one part of an index. With names of 200 characters that is less than half of memcached's item limit."""
 
 
 def ring_after(section: SnapshotSection, offset: int) -> dict[int, Stamp]:
-    """By slot, the newest stamp that the commits from ``offset`` on gave it."""
-    # Plain struct: a reader that follows along asks for one or two commits, for which numpy takes three times as long.
+    """By slot, the stamp of the last commit from ``offset`` on that wrote it."""
+    # struct and not numpy: a reader that keeps up asks for one or two commits, for which numpy takes three times as
+    # long.
     first = max(offset, section.ring_from)
     tail = section.counts[2 * (first - section.ring_from) :]
     counts = struct.unpack(f"<{len(tail) // 2}H", tail)
@@ -122,7 +132,9 @@ def ring_after(section: SnapshotSection, offset: int) -> dict[int, Stamp]:
 
 
 def ring_with(section: SnapshotSection, slots: Sequence[int]) -> tuple[int, bytes, bytes]:
-    """``ring_from``, ``counts`` and ``slots`` after one more commit, without the oldest where the ring is full."""
+    """``ring_from``, ``counts`` and ``slots`` after one more commit. If the ring is full, its oldest commits are
+    dropped.
+    """
     counts = np.append(np.frombuffer(section.counts, "<u2"), np.array([min(len(slots), RING_SLOTS + 1)], "<u2"))
     kept = np.cumsum(counts[::-1], dtype=np.int64) <= RING_SLOTS
     dropped = len(counts) - min(int(kept.sum()), RING_COMMITS)
@@ -134,7 +146,7 @@ def ring_with(section: SnapshotSection, slots: Sequence[int]) -> tuple[int, byte
 
 
 def pack_index(names: Sequence[str], stamps: Sequence[Stamp]) -> list[bytes]:
-    """An index as the values of its parts."""
+    """Encode an index as the values of its parts."""
     parts = []
     for at in range(0, len(names), PART_NODES):
         some = np.array(stamps[at : at + PART_NODES], "<u8").tobytes()
@@ -143,7 +155,7 @@ def pack_index(names: Sequence[str], stamps: Sequence[Stamp]) -> list[bytes]:
 
 
 def unpack_index_part(raw: bytes) -> tuple[list[str], list[Stamp]]:
-    """Names and stamps of one part. Raises ``CorruptItemError``."""
+    """Decode one part of an index to names and stamps. Raises ``CorruptItemError``."""
     part = INDEX_PART.unpack(raw)
     return part.names, np.frombuffer(part.stamps, "<u8").tolist()
 

@@ -1,8 +1,8 @@
-"""Reading one partition's snapshot: fetch just the nodes whose stamp moved.
+"""Reader of one partition's snapshot: fetches only the nodes whose stamp changed.
 
-A view at offset n has every node at or after the stamp that n names (invariant I3). An item counts if its
-stamp is exactly the one named, or newer and by an owner no older than the head's: so what a fenced owner
-still writes never passes for the node's state.
+A view at offset n has every node at or after the stamp that the head at n gives it (invariant I3). The reader accepts
+an item if its stamp is exactly that one, or if it is newer and of the head's term or a later one. So items that a
+fenced owner still writes are never accepted.
 """
 
 from __future__ import annotations
@@ -35,47 +35,59 @@ from nodestate.view.table import Table
 UNKNOWN = Stamp(0)
 _heading_of = NODE_HEADING.unpack
 MAX_FETCH_COUNT: Final = 512
-"""Nodes asked for at a time. What they came as can go when they are decoded, so a first load takes little more memory than
-it leaves behind, and works in what the processor's cache holds (docs/adr/0010)."""
+"""Nodes that one fetch asks for. Replies can be freed in between, so a first load needs little more memory than its
+result, and works within the processor's cache (docs/adr/0010).
+"""
 
 
 class _Named(NamedTuple):
-    """What a head asks for: by slot the stamp, and the names of slots beyond the table."""
+    """The nodes to fetch for a head."""
 
     stamps: dict[int, Stamp]
+    """By slot, the stamp that the head gives the node."""
     appeared: list[str]
+    """Names of the slots after the last one of the table."""
 
 
 class _Read(NamedTuple):
-    """What the items of a load gave, by slot. ``ahead``: the stamps of those newer than the head named; ``unread``: those
-    that are lost or do not count, with their names; ``incomplete``: nodes that are so by their items.
-    """
+    """The items that a load read."""
 
     rows: dict[int, Row]
+    """By slot, the accepted items."""
     ahead: dict[int, Stamp]
+    """By slot, the stamps of accepted items that are newer than the head's."""
     cas_ids: dict[int, int] | None
+    """By slot, the CAS ids of accepted items; None for a reader that does not write."""
     unread: dict[int, str]
+    """By slot, the names of nodes whose items are lost or not accepted."""
     incomplete: list[str]
+    """Names of nodes whose items say that they are incomplete."""
 
 
 class SnapshotReader:
-    """Follows the snapshot of one partition. Holds the stamp of each node as read, what could not be read, and
-    which of the last load were newer than the head named. ``cas_ids`` (a writer's) are filled in by slot.
+    """Follows the snapshot of one partition.
+
+    Args:
+        prefix: the partition and design.
+        cas_ids: a writer's dict, which loads fill with the CAS id of each slot's item; None for readers.
     """
 
     def __init__(self, prefix: str, cas_ids: dict[int, int] | None = None) -> None:
         self._prefix = prefix
         self._cas_ids = cas_ids
+        # By slot, the stamp of the item that was read.
         self.stamps: list[Stamp] = []
+        # By slot, the stamp that the head gives a node whose item could not be read.
         self.unread: dict[int, Stamp] = {}
+        # The slots of the last load whose items were newer than the head.
         self.ahead: set[int] = set()
 
-    def next_keys(self, head: Head, table: Table) -> Sequence[str]:  # noqa: ARG002 - what others go by
-        """See ``DesignReader``. Which nodes changed, only the head tells."""
+    def next_keys(self, head: Head, table: Table) -> Sequence[str]:  # noqa: ARG002 - other designs use them
+        """See ``DesignReader``. Only the head tells which nodes changed, so there are no keys."""
         return ()
 
-    def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:  # noqa: ARG002 - none came
-        """Bring ``table`` to the head's offset or later."""
+    def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:  # noqa: ARG002 - empty
+        """See ``DesignReader``."""
         section = SNAPSHOT_SECTION.decode(head.section)
         if table is None:
             self.stamps, self.unread = [], {}
@@ -99,14 +111,15 @@ class SnapshotReader:
             reply = yield Step(fetch=wanted)
             for slot, name, item in zip(some, names, map(reply.items.get, wanted), strict=True):
                 _accept(head, slot, name, named.stamps[slot], item, read)
-        # Written for a commit that the head does not name yet. That they come to count is certain only if their owner was
-        # not overtaken before they were written: its heir may never have seen them, and go back behind them.
+        # Items of a commit that the head does not name yet. They are valid only if their owner still owned the
+        # partition when it wrote them: the next owner may have taken over without seeing them, and continue from older
+        # states.
         if read.ahead and self._cas_ids is None and not (yield from self._still_owned(head)):
             for slot in read.ahead:
                 del read.rows[slot]
                 read.unread[slot] = known[slot] if slot < size else appeared[slot - size]
             read.ahead.clear()
-        return self._brought(head, base, named, read)
+        return self._apply(head, base, named, read)
 
     def _still_owned(self, head: Head) -> Steps[bool]:
         try:
@@ -116,10 +129,10 @@ class SnapshotReader:
         return now is not None and (now[0].epoch, now[0].term) == (head.epoch, head.term)
 
     def _from_ring(self, section: SnapshotSection, table: Table) -> _Named | None:
-        """What changed since ``table``, or None where the ring does not reach back so far."""
+        """The nodes that changed since ``table``; None if the ring does not reach back to its offset."""
         if table.offset < section.ring_from:
             return None
-        return self._along(section, table.offset, _Named(dict(self.unread), []))
+        return self._with_ring(section, table.offset, _Named(dict(self.unread), []))
 
     def _from_index(
         self, epoch: int, section: SnapshotSection, items: Mapping[Key, Item], table: Table | None
@@ -134,10 +147,13 @@ class SnapshotReader:
         changed = {slot: stamp for slot, stamp in enumerate(stamps) if slot >= len(held) or held[slot] < stamp}
         size = table.size if table is not None else 0
         named = _Named({**self.unread, **changed}, names[size:])
-        # The ring may name slots that are in the index already: those of commits before the index are passed over.
-        return self._along(section, section.index.offset, named)
+        # The index has all commits before its offset, so only the ring's later commits are added.
+        return self._with_ring(section, section.index.offset, named)
 
-    def _along(self, section: SnapshotSection, offset: int, named: _Named) -> _Named:
+    def _with_ring(self, section: SnapshotSection, offset: int, named: _Named) -> _Named:
+        """Add the nodes that the ring's commits from ``offset`` on wrote, if they are newer than the items read
+        before.
+        """
         held = self.stamps
         named.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
         for slot, stamp in ring_after(section, offset).items():
@@ -145,8 +161,11 @@ class SnapshotReader:
                 named.stamps[slot] = stamp
         return named
 
-    def _brought(self, head: Head, base: Table, named: _Named, read: _Read) -> Loaded:
-        """The table with what was read. Only here, after the last fetch, is anything of it noted."""
+    def _apply(self, head: Head, base: Table, named: _Named, read: _Read) -> Loaded:
+        """Update the table and the state of this reader.
+
+        Called after the last fetch, so a failed load changes nothing.
+        """
         stamps = self.stamps
         stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
         for slot in read.rows:
@@ -166,16 +185,17 @@ class SnapshotReader:
 
 
 def unknown_node(name: str) -> NodeRecord:
-    """A node that is known to exist, and nothing else: incomplete, without a state."""
+    """The record of a node of which only the name is known: incomplete, without a state."""
     return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"", b"", b"")
 
 
 def _accept(head: Head, slot: int, name: str, stamp: Stamp, item: Item | None, read: _Read) -> None:
+    """Note the item of a node in ``read``, as accepted or unread."""
     try:
         stored = _heading_of(item.value) if item is not None else None
     except CorruptItemError:
         stored = None
-    if item is None or stored is None or not _counts(stored, slot, name, stamp, head):
+    if item is None or stored is None or not _is_valid(stored, slot, name, stamp, head):
         read.unread[slot] = name
         return
     read.rows[slot] = item.value
@@ -187,7 +207,8 @@ def _accept(head: Head, slot: int, name: str, stamp: Stamp, item: Item | None, r
         read.cas_ids[slot] = item.cas
 
 
-def _counts(stored: StoredHeading, slot: int, name: str, stamp: Stamp, head: Head) -> bool:
+def _is_valid(stored: StoredHeading, slot: int, name: str, stamp: Stamp, head: Head) -> bool:
+    """True if a stored item is the node's state as of the head, or a later one of its term or a later term."""
     if stored.epoch != head.epoch or stored.slot != slot or stored.record.name != name:
         return False
     return stored.stamp == stamp or stored.stamp >= max(stamp, stamp_of(head.term, 0))

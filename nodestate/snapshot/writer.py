@@ -1,4 +1,4 @@
-"""Writing one partition's snapshot: the items of the nodes that changed, then the head with its ring."""
+"""Writer of one partition's snapshot: the items of the nodes that changed, then the head with its ring."""
 
 from __future__ import annotations
 
@@ -33,31 +33,38 @@ from nodestate.store.round_trips import Step, Steps
 
 
 class SnapshotWriter:
-    """Writes the snapshot of one partition. Holds, by slot, the stamp and CAS id of each item it wrote (0: unknown)."""
+    """Writes the snapshot of one partition."""
 
     def __init__(self, target: PartitionTarget) -> None:
+        # The partition that it writes.
         self._target = target
+        # Set by ``take_over`` and ``begin_epoch``.
         self._ownership: Ownership | None = None
+        # The snapshot's part of the stored head.
         self._section: SnapshotSection | None = None
+        # By slot, the stamp of the stored item.
         self._stamps: list[Stamp] = []
+        # By slot, the CAS id of the stored item; 0: the item does not exist.
         self._cas_ids: dict[int, int] = {}
-        self._owed: set[int] = set()
+        # Slots whose items must be written again with the next commit.
+        self._unwritten: set[int] = set()
+        # CAS conflicts of items so far.
         self.conflicts = 0
 
     @property
     def ownership(self) -> Ownership:
-        """The ownership held. Only after ``take`` or ``begin``."""
-        assert self._ownership is not None, "take or begin first"
+        """The present ownership. Valid after ``take_over`` or ``begin_epoch``."""
+        assert self._ownership is not None, "call take_over or begin_epoch first"
         return self._ownership
 
     @property
     def section(self) -> SnapshotSection:
-        """The snapshot's part of the head as last stored."""
-        assert self._section is not None, "take or begin first"
+        """The snapshot's part of the stored head."""
+        assert self._section is not None, "call take_over or begin_epoch first"
         return self._section
 
     def take_over(self) -> Steps[TakeoverResult | None]:
-        """See ``PartitionWriter``. Nodes whose items are lost come as unknown."""
+        """See ``PartitionWriter``. Nodes whose items are lost are returned as unknown nodes."""
         taken = yield from Ownership.take_over(self._target)
         if taken is None:
             return None
@@ -72,9 +79,9 @@ class SnapshotWriter:
         terms = (*section.terms, TermStart(ownership.head.term, found.next))
         self._ownership, self._section = ownership, msgspec.structs.replace(section, terms=terms)
         self._stamps, self._cas_ids = reader.stamps, cas_ids
-        # Written again under our term with the first commit are those whose item is ahead of what the head names (its
-        # writer died between the two): readers can't accept them under the new term.
-        self._owed = reader.ahead
+        # An item is ahead of the head if its writer died between writing the item and the head. Readers do not accept
+        # it under the new term, so the first commit writes it again.
+        self._unwritten = reader.ahead
         whole = not reader.unread
         return TakeoverResult(
             records, found.vouched and whole, ownership.inherited_ages_ms, ownership.inherited_behind_ms, whole
@@ -84,7 +91,7 @@ class SnapshotWriter:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""
         yield from Ownership.replaced_epoch_cas(self._target)
         size = len(nodes.records)
-        self._ownership, self._owed = None, set()
+        self._ownership, self._unwritten = None, set()
         self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}
         yield from self._put_nodes(range(size), stamp_of(1, 0), epoch, nodes)
         index, writes = self._index(epoch, 1, 1, nodes)
@@ -100,34 +107,37 @@ class SnapshotWriter:
     def renew(self, status: OwnerStatus) -> Steps[bool]:
         """See ``PartitionWriter``."""
         asked = yield from self.ownership.renew(status)
-        return asked or bool(self._owed)
+        return asked or bool(self._unwritten)
 
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """See ``PartitionWriter``. Looks at every item and writes those that are lost or not ours, then a new index."""
+        """See ``PartitionWriter``.
+
+        Compares every item, writes lost and different ones again, then writes a new index.
+        """
         head = self.ownership.head
         names = [keys.node(self._target.prefix, record.name) for record in nodes.records]
         reply = yield Step(fetch=names)
         for slot, name in enumerate(names):
             item = reply.items.get(name)
             if item is None or item.value != self._stored(slot, self._stamps[slot], head.epoch, nodes):
-                self._owed.add(slot)
+                self._unwritten.add(slot)
                 self._cas_ids[slot] = item.cas if item else 0
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, index_now=True)
 
     def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, index_now: bool) -> Steps[None]:
         ownership, section, head = self.ownership, self.section, self.ownership.head
         stamp = stamp_of(head.term, head.next)
-        changed = sorted({*batch.changed, *self._owed})
+        changed = sorted({*batch.changed, *self._unwritten})
         grown = len(nodes.records) - len(self._stamps)
         self._stamps += [stamp] * grown
-        self._owed.update(changed)
+        self._unwritten.update(changed)
         yield from self._put_nodes(changed, stamp, head.epoch, nodes)
         for slot in changed:
             self._stamps[slot] = stamp
         ring_from, counts, slots = ring_with(section, changed)
         appeared = [one for one in section.appeared if one.offset >= ring_from]
         appeared += [Appeared(head.next, nodes.records[slot].name) for slot in changed if slot >= batch.size_before]
-        if len(appeared) > MAX_APPEARED_COUNT:  # names are bulky: a fleet that boots is better read from the index
+        if len(appeared) > MAX_APPEARED_COUNT:  # names are long, so for a fleet that boots the index is cheaper
             ring_from, counts, slots, appeared = head.next + 1, b"", b"", []
         index, previous, trimmed = section.index, section.previous, []
         if index_now or index.offset < ring_from:
@@ -139,9 +149,9 @@ class SnapshotWriter:
         after = SnapshotSection(ring_from, counts, slots, tuple(appeared), terms, index, previous)
         ours = yield from ownership.advance(after, status)
         self._section = after if ours else SNAPSHOT_SECTION.decode(ownership.head.section)
-        self._owed.clear()
+        self._unwritten.clear()
         if trimmed:
-            # Best effort, and no error may show: the commit is done, and tried again it would be another.
+            # Errors are ignored: the commit is done, so the caller must not try it again.
             with suppress(StoreUnavailableError):
                 yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
 
@@ -149,7 +159,7 @@ class SnapshotWriter:
         return NODE.pack(StoredNode(epoch, stamp, slot, nodes.records[slot]))
 
     def _put_nodes(self, slots: Iterable[int], stamp: Stamp, epoch: int, nodes: HeldNodes) -> Steps[None]:
-        """Write items by CAS, so that a refused write leaves what is there, and another owner's is noticed."""
+        """Write items by CAS: a rejected write keeps the old item, and another owner's item is noticed."""
         todo = list(slots)
         for _ in range(MAX_TRIES_COUNT):
             if not todo:
@@ -179,9 +189,7 @@ class SnapshotWriter:
                 for slot, name in zip(todo, names, strict=True):
                     item = reply.items.get(name)
                     self._cas_ids[slot] = item.cas if item else 0
-        raise FencedError(
-            self._target.partition, stamp >> OFFSET_BITS, "items change under our hands: somebody else writes them"
-        )
+        raise FencedError(self._target.partition, stamp >> OFFSET_BITS, "another process writes the items of its nodes")
 
     def _index(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Index, list[Write]]:
         blocks = pack_index([record.name for record in nodes.records], self._stamps)

@@ -1,1 +1,1 @@
-"""What a reader holds: the immutable view of all nodes, and what follows a partition for it."""
+"""The immutable view of all nodes that a scheduler reads, and the followers that refresh it partition by partition."""

@@ -1,8 +1,8 @@
-"""A list that is never changed and cheap to change: what differs from the one before is new, all else is shared.
+"""An immutable list with cheap changed copies: a copy shares with its original all that did not change.
 
-Rows stand in chunks, chunks in groups, so that replacing k of n rows copies k chunks, at most k groups, and the list of
-n / 1,024 groups: of a million nodes in eight partitions a hundred pointers each, where one list of chunks would copy
-thousands, most of them not in the processor's cache (docs/adr/0013).
+The list holds groups of chunks of rows. Replacing k of n rows copies k chunks, at most k groups, and the list of n /
+1,024 groups. For a million nodes in eight partitions that list has about a hundred pointers per partition. A plain list
+of chunks would have thousands of pointers to copy, most of them outside of the processor's cache (docs/adr/0013).
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ CHUNK_SLOTS: Final = 32
 GROUP_SLOTS: Final = 32 * CHUNK_SLOTS
 
 Row = NodeRecord | bytes
-"""What is held of a node: a record, or the bytes that the store gave, as they are until somebody looks."""
+"""A node: its record, or the bytes from the store, which stay encoded until the record is needed."""
 Chunk = list[Row]
 Group = list[Chunk]
 
 
-class Rows:
-    """Rows by slot, from 0 without a hole."""
+class ChunkedList:
+    """Rows by slot, from slot 0 on without a hole."""
 
     __slots__ = ("groups", "size")
 
     def __init__(self, groups: list[Group], size: int) -> None:
-        self.groups = groups  # like all that is in them never changed once this has them
+        # The rows. Neither this list nor the lists in it are changed after this constructor.
+        self.groups = groups
+        # Number of rows.
         self.size = size
 
     @classmethod
     def of(cls, rows: Sequence[Row] = ()) -> Self:
-        """These rows."""
+        """A list of these rows."""
         chunks = [list(rows[at : at + CHUNK_SLOTS]) for at in range(0, len(rows), CHUNK_SLOTS)]
         per_group = GROUP_SLOTS // CHUNK_SLOTS
         return cls([chunks[at : at + per_group] for at in range(0, len(chunks), per_group)], len(rows))
@@ -46,12 +48,12 @@ class Rows:
                 yield from chunk
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rows) and self.groups == other.groups
+        return isinstance(other, ChunkedList) and self.groups == other.groups
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, and large
 
     def changed(self, rows: Mapping[int, Row]) -> Self:
-        """With these rows in their slots; those beyond the end must follow it without a hole."""
+        """A copy with these rows in their slots. Slots after the end must continue it without a hole."""
         before = self.groups
         groups, size = before.copy(), self.size
         copied: set[int] = set()
@@ -68,15 +70,15 @@ class Rows:
                 group[place // CHUNK_SLOTS] = group[place // CHUNK_SLOTS].copy()
             group[place // CHUNK_SLOTS][slot % CHUNK_SLOTS] = row
         new = [slot for slot in rows if slot >= size]
-        if new:  # the last group is made anew, with what follows it
+        if new:  # rebuild the last group and append the new rows
             assert sorted(new) == list(range(size, size + len(new))), f"{sorted(new)[:3]} leave a hole after {size}"
             full = size // GROUP_SLOTS
             last = [row for group in groups[full:] for chunk in group for row in chunk]
             groups[full:] = type(self).of([*last, *(rows[slot] for slot in sorted(new))]).groups
         return type(self)(groups, size + len(new))
 
-    def differing(self, before: Rows | None) -> Iterator[tuple[int, Row]]:
-        """Slots and rows that are not the very same object as in ``before``."""
+    def differing(self, before: ChunkedList | None) -> Iterator[tuple[int, Row]]:
+        """The slots and rows whose object is not the same one as in ``before``."""
         old_groups = before.groups if before is not None else []
         for number, group in enumerate(self.groups):
             old_group = old_groups[number] if number < len(old_groups) else []

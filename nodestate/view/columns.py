@@ -1,7 +1,8 @@
 """The scheduler's columns: capacity and usage by resource class, as numpy arrays over all nodes.
 
-A row is a node's slot, partitions one after the other. From view to view the arrays are copied and the rows that changed are
-written again, as arrays that a view gave out never change; where nothing changed they are the same arrays.
+The rows are the slots of the partitions, one partition after the other. Arrays that a view returned never change: for
+the next view they are copied, and the rows that changed are written into the copies. If nothing changed, the next view
+returns the same arrays.
 """
 
 from __future__ import annotations
@@ -22,45 +23,52 @@ Amounts = npt.NDArray[np.int64]
 
 _STATUS_CODE = {status: code for code, status in enumerate(STATUSES)}
 NOT_THERE = 255
+"""Status of a row to skip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """``names[row]`` is a node; ``capacity[c][row]`` and ``usage[c][row]`` its amounts of resource class c, 0 where it
-    has none. ``status[row]`` indexes ``model.STATUSES``; 255 marks rows to pass over: gone, unknown, or left out.
-    """
+    """The columns of a view, all with the same rows."""
 
     names: Sequence[str]
+    """Name of each row's node."""
     capacity: Mapping[str, Amounts]
+    """By resource class, the capacity of each row; 0 if the node does not have the class."""
     usage: Mapping[str, Amounts]
+    """By resource class, the usage of each row; 0 if the node does not have the class."""
     status: npt.NDArray[np.uint8]
+    """Index into ``model.STATUSES``; ``NOT_THERE`` for rows to skip: gone, without a state, or left out of the view."""
 
     @property
     def free(self) -> dict[str, Amounts]:
-        """Capacity minus usage by resource class; may be negative where a node is overcommitted."""
+        """Capacity minus usage by resource class; negative if a node is overcommitted."""
         return {name: self.capacity[name] - self.usage[name] for name in self.capacity}
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """The columns of all nodes of some tables; row = where the partition starts + slot."""
+    """The columns of all nodes of some tables."""
 
     tables: tuple[Table | None, ...]
+    """By partition, its table."""
     starts: tuple[int, ...]
+    """By partition, its first row; the row of a node is this plus its slot."""
     names: list[str]
     status: npt.NDArray[np.uint8]
     amounts: dict[str, Amounts]
+    """By resource class, capacity and usage as an array of two rows."""
 
 
 class ColumnStore:
-    """Makes columns for views, from those of the view before. Belongs to one reader; safe for several threads."""
+    """Computes the columns of each view from the view before. Belongs to one reader; safe for several threads."""
 
     def __init__(self) -> None:
+        # Columns of the last view, before nodes are left out.
         self._base = _Base((), (), [], np.zeros(0, np.uint8), {})
         self._lock = threading.Lock()
 
     def of(self, tables: Sequence[Table | None], left_out: Collection[str] = ()) -> Columns:
-        """The columns of a view's tables."""
+        """The columns of a view's tables, without the nodes named in ``left_out``."""
         with self._lock:
             base = self._base = _advanced(self._base, tuple(tables))
         status = base.status
@@ -75,10 +83,10 @@ class ColumnStore:
 
 
 def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
-    """The columns of these tables: a copy of those before, in which rows that changed are written again."""
+    """The columns of these tables: a copy of the columns before, with the changed rows written again."""
     if len(before.tables) == len(tables) and all(map(operator.is_, before.tables, tables)):
         return before
-    if len(before.tables) != len(tables):  # of another layout, or of none: nothing of it is where it was
+    if len(before.tables) != len(tables):  # another number of partitions: no row keeps its number
         before = _Base((None,) * len(tables), (0,) * len(tables), [], np.zeros(0, np.uint8), {})
     kept = [
         old if old and new and old.epoch == new.epoch and old.size <= new.size else None
@@ -116,15 +124,19 @@ def _advanced(before: _Base, tables: tuple[Table | None, ...]) -> _Base:
 
 
 def write_rows(rows: list[tuple[int, NodeRecord]], status: npt.NDArray[np.uint8], amounts: dict[str, Amounts]) -> None:
-    """Write records into their rows of ``status`` and of ``amounts`` (capacity and usage by class); classes that no row had
-    so far are added.
+    """Write records into their rows of ``status`` and ``amounts``. Adds arrays for new resource classes.
+
+    Args:
+        rows: row numbers and records.
+        status: the array of statuses.
+        amounts: by resource class, capacity and usage.
     """
-    alike: dict[str, tuple[list[int], list[NodeRecord]]] = {}
+    by_classes: dict[str, tuple[list[int], list[NodeRecord]]] = {}
     for row, record in rows:
-        where, records = alike.setdefault(record.classes, ([], []))
+        where, records = by_classes.setdefault(record.classes, ([], []))
         where.append(row)
         records.append(record)
-    for joined, (where, records) in alike.items():
+    for joined, (where, records) in by_classes.items():
         at_rows = np.array(where)
         status[at_rows] = [_STATUS_CODE[record.status] if record.live else NOT_THERE for record in records]
         classes = joined.split()

@@ -1,18 +1,21 @@
-"""Following one partition of one design: what every design's reader shares.
+"""The follower of one partition of one design: the part that all designs' readers share.
 
-What a follower knows of its partition::
+The states of a follower::
 
     (nothing) --head and contents--> following --a new commit--> following
-    following --contents missing--> lost (table kept as it was, and said to be so) --healed--> following
+    following --contents missing--> lost (it keeps the table, and marks it as lost) --repaired--> following
     following --another epoch--> (nothing)
 
-Ages run on the reader's own clock. What a head says was said
+Ages run on the reader's own clock. There are two bounds for the time at which an owner made the statements of a head:
 
-- at most as long ago as memcached's time to live says (which the store's adapter counts from the sending);
-- not before the last look that did not find the head that it follows: its owner said it after that one was stored.
-  Not the last look that did not find the head itself: an owner may freeze between writing it down and storing it.
+- It was at most as long ago as the time to live that is left says. The store's adapter counts that time from the
+  sending.
+- It was after the last refresh that did not yet find the head's predecessor (``Head.follows``), because the owner made
+  the
+  statements after that one was stored. The last refresh that did not find the head itself is no bound: an owner may
+  freeze between packing the head and storing it.
 
-The later of the two counts. Both err on the old side, so a view may look older than it is but never fresher.
+The later of the two is used. Both err on the old side, so a view may look older than it is but never fresher.
 """
 
 from __future__ import annotations
@@ -32,73 +35,82 @@ from nodestate.store.round_trips import Step, Steps
 from nodestate.view.table import Table
 
 MAX_ROUNDS_COUNT = 3
-"""How often a refresh looks again when contents were not where the head said: a commit may have overtaken it."""
+"""Tries of one refresh if contents are not where the head says: a commit may have overtaken the refresh."""
 REPAIR_TTL_S = 60
+"""Time to live of a request for a repair, in seconds."""
 NO_HEAD = (
-    "the store holds no head of it: no consumer has begun, the store lost it, or there is another number of partitions"
+    "the store has no head of it: no consumer has begun it, the store lost it, or the number of partitions is wrong"
 )
 
 
 class Loaded(NamedTuple):
-    """A table brought forward.
-
-    ``missing``: a key without which the table can't be brought to the head's offset. ``unread``: a key of a
-    node whose newest state can't be read; the table names such nodes as incomplete and is right otherwise.
-    """
+    """The result of a load."""
 
     table: Table | None
+    """The table at the head's offset or later; the old one, or None, if something is missing."""
     missing: str = ""
+    """Name of an item without which the table cannot reach the head's offset; empty if nothing is missing."""
     unread: str = ""
+    """Key of a node whose newest state cannot be read. The table marks such nodes as incomplete and is right otherwise.
+    """
 
 
 class DesignReader(Protocol):
-    """One design's way of reading one partition."""
+    """The reader of one partition that a design provides."""
 
     def next_keys(self, head: Head, table: Table) -> Sequence[Key]:
-        """What the next commit after ``table`` will be found under, if that can be told: asked for with the head, so that
-        a reader that follows along needs one round trip.
+        """The keys of the next commit after ``table``, if the design can tell them.
+
+        They are fetched with the head, so a reader that is one commit behind needs one round trip.
         """
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
-        """Bring ``table`` (None: from nothing) to what ``head`` names, by as few fetches as can be; ``items`` came with
-        the head.
+        """Bring a table to the offset of a head, with as few fetches as possible.
+
+        Args:
+            head: the head to reach.
+            table: the table of the same epoch to start from; None to load all nodes.
+            items: the items of ``next_keys``, fetched with the head.
         """
 
 
 class PartitionState(NamedTuple):
-    """What is known of one partition after a refresh; immutable, part of a view.
-
-    ``confirmed_at``: the reader's monotonic time from which on the owner is known to have been caught up;
-    minus infinity if never. ``lost``: why the table may lack what the position names. ``heard_at``: by slot, the
-    reader's monotonic time of each node's last sign of life; None until it was asked for.
-    """
+    """The state of one partition after a refresh; immutable, part of a view."""
 
     partition: int
     table: Table | None = None
+    """All nodes; None if none could be read."""
     confirmed_at: float = -math.inf
+    """The latest time, by the reader's monotonic clock, at which the owner is known to have been caught up."""
     complete: bool = False
+    """True if the owner knows all nodes of the partition."""
     lost: str = "never read"
+    """Why the table may be incomplete at its position; empty if it is not."""
     heard_at: np.ndarray | None = None
+    """By slot, the reader's monotonic time of the node's last sign of life; None until a read needs it."""
 
 
 class Follower:
-    """Reads one partition of one design, refresh by refresh."""
+    """Reads one partition of one design, and refreshes its state."""
 
     def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
+        # The state after the last refresh.
         self.state = PartitionState(partition)
         self._prefix = prefix
         self._reader = reader
         self._clock = clock
-        self._looked_at = -math.inf  # the last look that found the head as it is
-        self._before = -math.inf  # the last look that found another
-        self._found_at = math.inf  # when the head was first found
-        self._head: Head | None = None
-        self._head_cas = 0
-        self._again = ""
-        self._left: dict[int, int] = {}  # how far epochs were when another came: a backup may bring one back
+        self._looked_at = -math.inf  # time of the last refresh that found the present head
+        self._before = -math.inf  # time of the last refresh that found an earlier head of this epoch
+        self._found_at = math.inf  # time at which the present head was first found
+        self._head: Head | None = None  # the present head
+        self._head_cas = 0  # CAS id of the present head
+        self._again = ""  # name of an item that was missing or unread, so the next refresh loads again
+        self._left: dict[int, int] = {}  # by former epoch, its last offset: a backup may bring the epoch back
 
     def refresh(self, with_life: bool) -> Steps[PartitionState]:
-        """Bring the state up to date; on a ``StoreUnavailableError`` it stays, and ages."""
+        """Bring the state up to date, with signs of life if ``with_life``. After an error of the store it stays, and
+        ages.
+        """
         for attempt in range(1, MAX_ROUNDS_COUNT + 1):
             looked_at = self._clock.monotonic()
             known, held = self._head, self.state.table
@@ -122,7 +134,7 @@ class Follower:
             if held is not None and table is None and loaded.table is not None:
                 self._left[held.epoch] = held.offset
             if loaded.missing:
-                # What the table lacks is not confirmed by this head: the age goes on from where it was, within an epoch.
+                # The head does not confirm a table that lacks something, so the table's age continues within the epoch.
                 lost = f"{loaded.missing} is missing"
                 if loaded.table is not None and table is None:
                     self.state = PartitionState(self.state.partition, loaded.table, lost=lost)
@@ -138,29 +150,29 @@ class Follower:
             if attempt == MAX_ROUNDS_COUNT:
                 yield Step(write=[Write(Put.ADD, keys.repair(self._prefix), self._again.encode(), 0, REPAIR_TTL_S)])
         if with_life:
-            yield from self._hear()
+            yield from self._read_liveness()
         return self.state
 
-    def _lose(self, why: str) -> PartitionState:
+    def _lose(self, reason: str) -> PartitionState:
         self._head = None
-        self.state = self.state._replace(lost=why)
+        self.state = self.state._replace(lost=reason)
         return self.state
 
     def _confirm(self, head: Head, item: Item, looked_at: float) -> None:
-        # More than it was given to live: the database's clock was set back, and says nothing of this head's age.
+        # If more time is left than the lease, the database's clock was set back, and the head's age is unknown.
         known = item.ttl_s is not None and item.ttl_s <= head.lease_s
         age_s = head.lease_s - item.ttl_s + 1 if known and item.ttl_s is not None else math.inf
         said_at = looked_at - age_s
         before = self._head
         if before is not None and (head.term, head.beat) < (before.term, before.beat):
-            before = None  # a database was set back to what it was: this was not said after what is known
+            before = None  # the database was set back, so this head was not written after the one before
         if before is None or before.epoch != head.epoch:
             self._before, self._found_at = -math.inf, self._clock.monotonic()
         elif item.cas != self._head_cas:
             direct = head.follows in (before.beat, -1)
             said_at = max(said_at, self._before if direct else self._looked_at)
             self._before, self._found_at = self._looked_at, self._clock.monotonic()
-        # A memcached that was frozen may for a moment count on from where it stopped.
+        # After a freeze, memcached's clock may for a moment continue from where it stopped.
         confirmed_at = min(said_at, self._found_at) - head.behind_ms / 1000
         if before is not None and before.epoch == head.epoch:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
@@ -170,7 +182,7 @@ class Follower:
         )
         self._head, self._head_cas, self._looked_at = head, item.cas, looked_at
 
-    def _hear(self) -> Steps[None]:
+    def _read_liveness(self) -> Steps[None]:
         head = self._head
         if head is None:
             return
@@ -184,8 +196,10 @@ class Follower:
             life = None
         size = self.state.table.size if self.state.table else 0
         heard_at = np.full(size, -math.inf)
-        told = item is not None and item.ttl_s is not None and item.ttl_s <= head.lease_s  # more: a clock was set back
-        if life is not None and told and item is not None and item.ttl_s is not None and life.term == head.term:
+        age_known = (
+            item is not None and item.ttl_s is not None and item.ttl_s <= head.lease_s
+        )  # more left than the lease: a clock was set back
+        if life is not None and age_known and item is not None and item.ttl_s is not None and life.term == head.term:
             ages_ms = np.frombuffer(life.ages_ms[: 4 * size], "<u4")
             written_at = looked_at - (head.lease_s - item.ttl_s + 1)
             known = np.where(ages_ms == NEVER_HEARD, -math.inf, written_at - ages_ms / 1000)

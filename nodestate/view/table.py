@@ -1,7 +1,7 @@
-"""All nodes of one partition, by slot: an immutable table that shares what did not change with the one before.
+"""All nodes of one partition, by slot: an immutable table that shares unchanged rows with the table before.
 
-A slot is a node's place in its partition, given in the order in which nodes first appear and kept for the
-whole epoch. A refresh costs what changed, and an old view stays as it was.
+A slot is a node's number in its partition. Slots are given in the order in which nodes first appear, and stay the same
+for the whole epoch. A refresh costs as much as the changed rows, and older views keep their tables.
 """
 
 from __future__ import annotations
@@ -10,24 +10,29 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nodestate.model import NodeRecord
-from nodestate.view.chunked_list import Row, Rows
+from nodestate.view.chunked_list import ChunkedList, Row
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``slots`` and ``names`` are shared between the tables of an epoch and only ever grow: a name whose slot is not
-    below ``size`` is not in this table. ``offset`` is the first commit that is not in it. ``decode`` makes a record
-    of a row in the form of the design that the table was read from; it raises ``CorruptItemError``.
-    """
+    """The nodes of one partition as of a commit."""
 
     epoch: int
     offset: int
+    """The first commit that is not in the table."""
     size: int
+    """Number of slots."""
     slots: dict[str, int]
+    """By name, the slot. All tables of an epoch share it, and it only grows: slots from ``size`` on are not in this
+    table.
+    """
     names: list[str]
-    rows: Rows
+    """By slot, the name; shared in the same way."""
+    rows: ChunkedList
     incomplete: frozenset[str]
+    """Nodes of which a newer version is known to exist, or whose newest state could not be read."""
     decode: Callable[[bytes], NodeRecord]
+    """Decodes a row in the form of the design that it was read from. Raises ``CorruptItemError``."""
 
     @classmethod
     def of(
@@ -39,12 +44,12 @@ class Table:
         rows: Sequence[Row] = (),
         incomplete: Collection[str] = (),
     ) -> Table:
-        """A table of rows in slot order; by default the empty one that every other of an epoch is advanced from."""
+        """A table of rows in slot order. Without rows: the empty table that others of an epoch are advanced from."""
         slots = dict(zip(names, range(len(rows)), strict=True))
-        return cls(epoch, offset, len(rows), slots, list(names), Rows.of(rows), frozenset(incomplete), decode)
+        return cls(epoch, offset, len(rows), slots, list(names), ChunkedList.of(rows), frozenset(incomplete), decode)
 
     def get(self, name: str) -> NodeRecord | None:
-        """The record of a node, or None where it is not known here."""
+        """The record of a node; None if the table does not have it."""
         slot = self.slots.get(name)
         if slot is None or slot >= self.size:
             return None
@@ -57,7 +62,7 @@ class Table:
         return self.record(self.rows[slot])
 
     def record(self, row: Row) -> NodeRecord:
-        """The record that a row of this table is."""
+        """The record of a row, decoded if it is encoded."""
         return self.decode(row) if isinstance(row, bytes) else row
 
     def records(self) -> Iterator[NodeRecord]:
@@ -67,17 +72,20 @@ class Table:
     def advanced(
         self, offset: int, rows: Mapping[int, Row], appeared: Sequence[str] = (), incomplete: Collection[str] = ()
     ) -> Table:
-        """The table after ``rows`` by slot.
+        """The table after some commits.
 
-        ``appeared`` are the names of new slots, which follow the last one: each needs its row. ``incomplete`` names the
-        nodes that are so in these rows, and those whose newest state could not be read: they count as incomplete
-        until they have another row.
+        Args:
+            offset: the first commit that is not in the new table.
+            rows: by slot, the rows that changed or are new.
+            appeared: names of the new slots, which follow the last one. Each must have a row.
+            incomplete: the nodes that are incomplete in ``rows``, and the nodes whose newest state could not be read.
+                They count as incomplete until they get another row.
         """
         size = self.size + len(appeared)
         changed = self.rows.changed(rows)
         assert changed.size == size, f"{changed.size - self.size} rows of {len(appeared)} new nodes"
         if appeared:
-            del self.names[self.size :]  # of a load that did not come to its end
+            del self.names[self.size :]  # names that a load added before it failed
             self.names.extend(appeared)
             self.slots.update(zip(appeared, range(self.size, size), strict=True))
         still = self.incomplete

@@ -18,7 +18,7 @@ from nodestate.view.follower import PartitionState
 
 
 class Position(NamedTuple):
-    """What one partition of a view is as of; offsets of different epochs can't be compared."""
+    """The commit that one partition of a view is as of. Offsets of different epochs cannot be compared."""
 
     epoch: int
     offset: int
@@ -40,22 +40,22 @@ class Node:
 
     @property
     def version(self) -> Version:
-        """Which state of the node this is."""
+        """The version of the node's state."""
         return self._record.version
 
     @property
     def status(self) -> str:
-        """up, draining, maintenance or down."""
+        """``up``, ``draining``, ``maintenance`` or ``down``."""
         return self._record.status
 
     @property
     def reported_at(self) -> float:
-        """When the agent says that it sent the last event, by its own clock; advisory."""
+        """When the agent sent the last event, by the agent's own clock, in seconds since 1970; advisory."""
         return self._record.reported_at
 
     @property
     def incomplete(self) -> bool:
-        """True where a newer version is known to exist."""
+        """True if a newer version is known to exist."""
         return self._record.incomplete
 
     @property
@@ -70,7 +70,7 @@ class Node:
 
 
 def _frozen(value: Any) -> Any:
-    """The same value with maps that can't be changed, and lists as tuples."""
+    """The same value with read-only maps, and tuples in place of lists."""
     if isinstance(value, dict):
         return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
     if isinstance(value, list):
@@ -79,7 +79,7 @@ def _frozen(value: Any) -> Any:
 
 
 class Nodes(Mapping[str, Node]):
-    """The live nodes of a view, by name; those in ``left_out`` are not there."""
+    """The live nodes of a view by name, without the nodes in ``left_out``."""
 
     def __init__(self, partitions: tuple[PartitionState, ...], left_out: Collection[str]) -> None:
         self._partitions = partitions
@@ -96,12 +96,12 @@ class Nodes(Mapping[str, Node]):
         return node
 
     def record(self, name: str) -> NodeRecord | None:
-        """A node's record, also of nodes that are gone, without a state, or left out; None where it was never seen."""
+        """A node's record, also if the node is gone, has no state, or was left out. None if the node is unknown."""
         table = self._partitions[partition_of(name, len(self._partitions))].table
         return table.get(name) if table is not None else None
 
     def records(self) -> Iterator[NodeRecord]:
-        """All records: tombstones, nodes without a state and nodes left out as well."""
+        """All records; also of tombstones, nodes without a state, and nodes that were left out."""
         for partition in self._partitions:
             if partition.table is not None:
                 yield from partition.table.records()
@@ -117,12 +117,14 @@ class Nodes(Mapping[str, Node]):
 
 
 class View:
-    """All nodes as of ``position``; never changes, cheap to keep.
+    """All nodes as of ``position``. A view never changes and is cheap to keep.
 
-    ``stale``: names over the bounds of the read that made it. ``incomplete``: names of nodes of which a newer
-    version is known to exist, or whose state can't be read, and ``partition N`` where the partition as a whole
-    can't be vouched for (its owner does not know all nodes yet, or the store lost part of it). ``left_out``: names of nodes
-    that the caller did not want to see in that state.
+    Attributes:
+        design: name of the design that the view was read from.
+        partitions: the state of each partition.
+        stale: names of the nodes that are over the bounds of the read.
+        left_out: names of the nodes that the read excluded because they are stale or incomplete.
+        nodes: the live nodes by name.
     """
 
     def __init__(
@@ -144,17 +146,21 @@ class View:
 
     @cached_property
     def position(self) -> tuple[Position | None, ...]:
-        """By partition, what the view is as of; None where nothing could be read."""
+        """By partition, the commit that the view is as of; None if the partition could not be read."""
         return tuple(Position(p.table.epoch, p.table.offset) if p.table else None for p in self.partitions)
 
     @property
     def age(self) -> float:
-        """Seconds since every partition's owner is known to have been caught up; infinite where one never was."""
+        """Seconds since all partitions' owners are known to have been caught up; infinite if one never was."""
         return self._clock.monotonic() - min(p.confirmed_at for p in self.partitions)
 
     @cached_property
     def incomplete(self) -> frozenset[str]:
-        """What the view can't vouch for; see the class."""
+        """The names of incomplete nodes, and ``partition N`` for each incomplete partition.
+
+        A node is incomplete if a newer version is known to exist, or if its newest state cannot be read. A partition is
+        incomplete if its owner does not know all nodes yet, or if the store lost part of it.
+        """
         names: set[str] = set()
         for partition in self.partitions:
             if partition.lost or not partition.complete:
@@ -164,7 +170,7 @@ class View:
         return frozenset(names)
 
     def node_age(self, name: str) -> float:
-        """Seconds since the node's last sign of life; infinite where none is known, or ``node_max_age`` was not asked."""
+        """Seconds since the node's last sign of life; infinite if unknown, or if the read gave no ``node_max_age``."""
         partition = self.partitions[partition_of(name, len(self.partitions))]
         if partition.table is None or partition.heard_at is None:
             return math.inf
@@ -175,7 +181,7 @@ class View:
 
     @cached_property
     def columns(self) -> Columns:
-        """Capacity and usage of all nodes as numpy arrays, kept up to date from view to view."""
+        """Capacity and usage of all nodes as numpy arrays; computed from the columns of the view before."""
         return self._columns.of([p.table for p in self.partitions], self.left_out)
 
     def __repr__(self) -> str:
@@ -185,7 +191,7 @@ class View:
 
 
 def stale_nodes(partition: PartitionState, now: float, max_age: float | None, node_max_age: float | None) -> list[str]:
-    """The live nodes of a partition that are over a bound."""
+    """The live nodes of a partition that are over one of the bounds (seconds; None: no bound) at the time ``now``."""
     table = partition.table
     if table is None:
         return []
@@ -194,7 +200,7 @@ def stale_nodes(partition: PartitionState, now: float, max_age: float | None, no
     if node_max_age is None:
         return []
     heard_at = np.full(table.size, -math.inf)
-    if partition.heard_at is not None:  # shorter than the table where nodes appeared since signs of life were asked for
+    if partition.heard_at is not None:  # shorter than the table if nodes appeared after the signs of life were read
         heard_at[: len(partition.heard_at)] = partition.heard_at[: table.size]
     silent = np.flatnonzero(now - heard_at > node_max_age)
     return [record.name for record in map(table.at, silent.tolist()) if record.live]
