@@ -1,6 +1,6 @@
-# Nothing here needs BuildKit, which Debian's engine has, but does not use by default.
+# This file does not need BuildKit, which Debian's engine has but does not use by default.
 
-# Everything that is installed is fetched here, and every file is checked against the lock's hashes.
+# This stage downloads all packages and checks each file against the hashes of the lock.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY requirements.lock ./
@@ -8,17 +8,18 @@ RUN pip download --no-cache-dir --require-hashes --requirement requirements.lock
  && pip install --no-cache-dir --no-index --find-links /wheels hatchling
 COPY pyproject.toml LICENSE ./
 COPY nodestate ./nodestate
-# The only source of packages is now what was checked; of that, pip takes what running needs. So the environment has
-# the versions of the lock and none of the tools for development, not even pip. pip compiles it, too: who runs it can't
-# write there, and a health check that compiled everything anew would cost more than what it checks.
+# From here on pip uses only the checked files, and installs only the packages that nodestate needs to run. So the
+# environment has the versions of the lock, and no development tools, not even pip. pip compiles the modules as well:
+# the user of the image can't write there, and a health check would otherwise compile everything each time.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/nodestate \
  && pip --python /opt/nodestate/bin/python install --no-cache-dir --no-index --find-links /wheels \
         'nodestate[redis,sql]'
 
-# The same image again, so that the environment finds the very Python that it was made with.
+# The same base image, because the environment refers to its Python.
 FROM python:3.11-slim-bookworm
-# An agent keeps its incarnation, and must find it again: mount a volume here. A new named volume takes over the owner.
+# An agent keeps its incarnation here and must find it after a restart: mount a volume. A new named volume takes over
+# the owner of the folder.
 RUN useradd --uid 10001 --no-create-home nodestate \
  && install --directory --owner nodestate --group nodestate /var/lib/nodestate
 COPY --from=build /opt/nodestate /opt/nodestate

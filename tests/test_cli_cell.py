@@ -34,8 +34,8 @@ DESIGNS = ("journal", "snapshot")
 State = dict[str, Any]
 
 
-class Cell:
-    """One cell's settings, and its processes, which end with it."""
+class ProcessCell:
+    """Settings of a cell, and commands as separate processes that end with the test."""
 
     def __init__(self, name: str, broker: str, store: str, folder: Path, processes: ExitStack) -> None:
         self._env = {
@@ -52,7 +52,7 @@ class Cell:
         self._processes = processes
 
     def start(self, *words: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
-        """A command that runs on; killed at the end of the test if it still does."""
+        """Start a command that keeps running; it is killed at the end of the test."""
         log = self._processes.enter_context((self._folder / f"{words[0]}.{time.monotonic_ns()}.log").open("wb"))
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "nodestate.cli", *words],
@@ -67,7 +67,7 @@ class Cell:
         return process
 
     def run(self, *words: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
-        """A command that ends by itself, with this exit code (None: with any)."""
+        """Run a command that ends by itself, and check its exit code; None: any."""
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "nodestate.cli", *words],
             env=self._env,
@@ -82,38 +82,38 @@ class Cell:
         return done
 
     def ask(self, *words: str, stdin: bytes = b"", code: int = 0) -> Any:
-        """The JSON answer of a command."""
+        """Run a command with ``--json`` and return its answer."""
         return json.loads(self.run(*words, "--json", stdin=stdin, code=code).stdout)
 
     def states(self, design: str) -> dict[str, tuple[int, State]]:
-        """Generation and state of each node in a view."""
+        """Return the generation and state of each node in a view."""
         nodes = self.ask("view", "--design", design, "--max-age", "5", "--on-stale", "flag")["nodes"]
         return {name: (node["generation"], node["state"]) for name, node in nodes.items()}
 
 
 @pytest.fixture
-def cell_run(cell: str, rabbit: RabbitServer, memcached: MemcachedServer, tmp_path: Path) -> Iterator[Cell]:
+def cell_run(cell: str, rabbit: RabbitServer, memcached: MemcachedServer, tmp_path: Path) -> Iterator[ProcessCell]:
     with ExitStack() as processes:
-        yield Cell(cell, rabbit.url, memcached.url, tmp_path, processes)
+        yield ProcessCell(cell, rabbit.url, memcached.url, tmp_path, processes)
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    """Poll until it is so, or the deadline: a claim about an end state, not about how long it takes."""
+def eventually(condition: Callable[[], bool]) -> None:
+    """Poll a condition until it is true; fail after a deadline. The claim is the end state, not the time until then."""
     deadline = time.monotonic() + DEADLINE_S
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline, "not within the deadline"
         time.sleep(0.2)
 
 
 def end(process: subprocess.Popen[bytes]) -> Any:
-    """SIGTERM; the JSON that the process leaves."""
+    """Send SIGTERM and return the JSON that the process prints at its end."""
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     return json.loads(out)
 
 
-# -- an independent fold: RFC 7396 by its own pseudo code, events in the order of the file, nothing of nodestate ---
+# -- an independent fold: the pseudo code of RFC 7396, events in the order of the file, no code of nodestate ------
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -145,13 +145,11 @@ def fold_by_hand(lines: list[bytes]) -> dict[str, tuple[int, State]]:
 @pytest.fixture(scope="module")
 def trace() -> list[bytes]:
     if not TRACE.is_file():
-        pytest.skip(f"no trace at {TRACE}: it may not be shipped (NODESTATE_TRACE names another place)")
+        pytest.skip(f"there is no trace file {TRACE}; NODESTATE_TRACE can name another one")
     return gzip.decompress(TRACE.read_bytes()).splitlines(keepends=True)
 
 
-def test_a_real_trace_through_two_consumers_is_what_an_independent_fold_says(
-    cell_run: Cell, trace: list[bytes]
-) -> None:
+def test_trace_through_two_consumers_equals_an_independent_fold(cell_run: ProcessCell, trace: list[bytes]) -> None:
     members = [cell_run.start("consume", "--design", ",".join(DESIGNS), "--member", f"{n}/2", "--json") for n in (1, 2)]
 
     published = cell_run.ask("publish", "-", stdin=b"".join(trace))
@@ -176,16 +174,16 @@ def test_a_real_trace_through_two_consumers_is_what_an_independent_fold_says(
     assert sum(count["by_outcome"]["applied"] for count in counts) == len(trace)
 
 
-def test_a_publish_through_a_broker_that_dies_keeps_every_nodes_order(
-    cell_run: Cell, trace: list[bytes], rabbit: RabbitServer
+def test_publish_keeps_the_order_of_each_node_when_the_broker_dies(
+    cell_run: ProcessCell, trace: list[bytes], rabbit: RabbitServer
 ) -> None:
-    """Events of a node that overtook each other would be gaps, and nobody lives who could report these nodes again."""
+    """Events of a node in the wrong order would be gaps, and no agent exists that could report these nodes again."""
     publishing = cell_run.start("publish", "-", "--json", "--timeout", "120", stdin=subprocess.PIPE)
     assert publishing.stdin is not None
     half = len(trace) // 2
     publishing.stdin.write(b"".join(trace[:half]))
     publishing.stdin.flush()
-    # From a thread: a publisher that waits for its broker reads no more, and a pipe holds less than the rest.
+    # In a thread: a publisher that waits for its broker does not read, and the pipe is too small for the rest.
     with ThreadPoolExecutor(1) as feeding:
         rabbit.kill()
         try:
@@ -211,7 +209,7 @@ def test_a_publish_through_a_broker_that_dies_keeps_every_nodes_order(
 GOOD = {"v": 1, "kind": "report", "node": "good", "incarnation": 1_700_000_000, "generation": 1, "reported_at": 1.7e9}
 BAD = [
     (b"\xd9 cut off", "undecodable"),
-    (b"not json", "wrong-type"),  # but its first byte is a number in msgpack
+    (b"not json", "wrong-type"),  # its first byte is a number in msgpack
     (b'{"v":1,"kind":"report"}', "wrong-type"),
     (json.dumps({**GOOD, "state": {}, "v": 9}).encode(), "unknown-version"),
     (json.dumps({**GOOD, "state": {}, "node": "two words"}).encode(), "bad-name"),
@@ -220,7 +218,7 @@ BAD = [
 ]
 
 
-def test_what_is_no_event_ends_in_the_dead_letter_queue_and_stops_nothing(cell_run: Cell) -> None:
+def test_invalid_events_go_to_the_dead_letter_queue_and_stop_nothing(cell_run: ProcessCell) -> None:
     lines = [line for line, _ in BAD] + [json.dumps({**GOOD, "state": {"zone": "az7"}}).encode()]
     member = cell_run.start("consume", "--json")
 
@@ -240,7 +238,7 @@ def test_what_is_no_event_ends_in_the_dead_letter_queue_and_stops_nothing(cell_r
     assert end(member)["dead_letters"] == wanted
 
 
-def test_agents_are_asked_watched_and_leave(cell_run: Cell) -> None:
+def test_agents_answer_resyncs_and_leave_the_view(cell_run: ProcessCell) -> None:
     member = cell_run.start("consume", "--json")
     agent = cell_run.start(
         "agent", "--source", "simulated", "--nodes", "30", "--rate", "50", "--seed", "7", "--leave", "--json"
@@ -249,7 +247,7 @@ def test_agents_are_asked_watched_and_leave(cell_run: Cell) -> None:
     eventually(lambda: len(cell_run.states("snapshot")) == 31)
     assert cell_run.states("journal")["this-host"][1]["zone"] == "here"
 
-    # Agents that were just met may not have their control queues yet: a census is repeated, as an operator would.
+    # New agents may not have their control queues yet, so the census is repeated, as an operator would do.
     eventually(lambda: cell_run.ask("check", "--agents", "1")["agents"] == {"answered": 31, "silent": []})
 
     before = cell_run.states("snapshot")["this-host"][0]
@@ -274,15 +272,17 @@ def test_agents_are_asked_watched_and_leave(cell_run: Cell) -> None:
 
 
 def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
-    cell: str, cell_run: Cell, rabbit: RabbitServer
+    cell: str, cell_run: ProcessCell, rabbit: RabbitServer
 ) -> None:
-    """I10, with every part real: what was answered as done is in the next life's first report, its hints with it."""
+    """I10 with real servers: after kill -9, the agent's first report has the instance that it had confirmed, with its
+    hints.
+    """
     agent_words = ("agent", "--source", "simulated", "--nodes", "20", "--rate", "0", "--json")
     hints = {"group_policy": "anti-affinity", "max_per_node": 2}
     courier = KombuCourier(Config(broker=rabbit.url, cell=cell))
 
     def give(order: Order, wanted: str = "") -> Answer:
-        """Repeat an order until it is answered so: agents come to be known, and known as gone, a little later."""
+        """Repeat an order until the answer is as wanted: the broker learns of new and dead agents a little later."""
         deadline, mine = time.monotonic() + DEADLINE_S, set()
         while True:
             assert time.monotonic() < deadline
@@ -329,10 +329,10 @@ def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
     assert (stats["admitted"], stats["refused"], stats["ended"]) == (0, 0, 1)
 
 
-def test_the_doctor_tells_of_events_in_queues_of_the_settings_that_nobody_reads(
-    cell_run: Cell, cell: str, rabbit: RabbitServer
+def test_doctor_reports_events_in_queues_without_a_reader(
+    cell_run: ProcessCell, cell: str, rabbit: RabbitServer
 ) -> None:
-    """Where the first agent of a broker that was built anew made them."""
+    """The first agent after a reinstallation of the broker creates queues from its own settings."""
     member = cell_run.start("consume", "--json")
     cell_run.ask("view", "--on-stale", "refuse", "--max-age", "4", "--timeout", "30")
     open_session(Config(broker=rabbit.url, cell=cell, partitions=3), "test", layout=True).close()
@@ -346,7 +346,7 @@ def test_the_doctor_tells_of_events_in_queues_of_the_settings_that_nobody_reads(
     end(member)
 
 
-def test_a_stale_view_is_refused_and_the_doctor_says_why(cell_run: Cell) -> None:
+def test_stale_view_is_refused_and_doctor_reports_the_cause(cell_run: ProcessCell) -> None:
     member = cell_run.start("consume", "--json")
     fresh = ("view", "--on-stale", "refuse", "--max-age", "4", "--timeout", "30")
     cell_run.ask(*fresh)

@@ -1,4 +1,4 @@
-"""The commands that schedule, as an operator gives them: real memcached and RabbitMQ, and agents that admit."""
+"""The scheduling commands against real memcached and RabbitMQ, with agents that carry out orders."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ STATE: Mapping[str, Any] = {
 DEADLINE_S = 20.0
 
 
-class Cell:
-    """A cell of three nodes for each of ``PLACES``, so that tests do not take each other's room. It runs in threads."""
+class ThreadedCell:
+    """A cell in threads, with three nodes for each of ``PLACES``, so that no test takes the room of another."""
 
     def __init__(self, broker: str, store: str, folder: Path) -> None:
         name = f"t-{uuid.uuid4().hex[:12]}"
@@ -68,11 +68,11 @@ class Cell:
         self.fleet = StaticFleet(
             {f"{place}-{n}": {**STATE, "zone": f"az{n}", "aggregates": [place]} for place in PLACES for n in (1, 2, 3)}
         )
-        self._forget_that_it_is_new()
+        self._write_old_claim_records()
         self._cell = EmbeddedCell(self.config, [self.fleet])
 
-    def _forget_that_it_is_new(self) -> None:
-        """Claim records that nobody began lately: a reservation waits ten seconds for those of a new cell."""
+    def _write_old_claim_records(self) -> None:
+        """Write old, empty claim records: in a new cell, the first reservation would wait ten seconds."""
         [server] = open_claims(self.config, SystemClock())
         value = CLAIMS.pack(ClaimRecord(0.0))
         server.write([Write(Put.ADD, keys.claim(self.config.cell, node), value) for node in self.fleet.nodes()])
@@ -82,23 +82,23 @@ class Cell:
         self._cell.close()
 
     def run(self, *words: str, stdin: Any = None, code: int = 0) -> Result:
-        """A command with this exit code."""
+        """Run a command and check its exit code."""
         given = stdin if isinstance(stdin, str | None) else json.dumps(stdin)
         answer = CliRunner().invoke(main, words, env=self.env, input=given)
         assert answer.exit_code == code, f"{words}\n{answer.stdout}\n{answer.stderr}\n{answer.exception!r}"
         return answer
 
     def ask(self, *words: str, stdin: Any = None, code: int = 0) -> Any:
-        """The JSON answer of a command."""
+        """Run a command with ``--json`` and return its answer."""
         return json.loads(self.run(*words, "--json", stdin=stdin, code=code).stdout)
 
     def boot(self, instance: str, place: str, vcpu: int = 1, **more: Any) -> str:
-        """Boot one instance; its node."""
+        """Boot one instance and return its node."""
         [one] = self.ask("boot", "-", stdin=wanted(place, vcpu, instances=[instance], **more))["instances"]
         return str(one["node"])
 
     def on(self, node: str) -> dict[str, Any]:
-        """What the agent says of a node's allocations."""
+        """Return the allocations of a node, as its agent has them."""
         return dict(self.fleet.room(node).allocations)
 
 
@@ -109,33 +109,33 @@ def wanted(place: str, vcpu: int = 1, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def site(
     rabbit: RabbitServer, memcached_factory: MemcachedFactory, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cell]:
-    set_up_logs("critical", "console")  # what the cell's threads say must not get into the answers of commands
-    cell = Cell(rabbit.url, memcached_factory().url, tmp_path_factory.mktemp("agents"))
+) -> Iterator[ThreadedCell]:
+    set_up_logs("critical", "console")  # logs of the cell's threads must not get into the output of commands
+    cell = ThreadedCell(rabbit.url, memcached_factory().url, tmp_path_factory.mktemp("agents"))
     with Reader(cell.config) as reader:
         deadline = time.monotonic() + DEADLINE_S
         while len(reader.read(max_age=5.0, node_max_age=5.0, on_stale="exclude").nodes) < 3 * len(PLACES):
-            assert time.monotonic() < deadline, "agents do not come up"
+            assert time.monotonic() < deadline, "not all agents reported in time"
             time.sleep(0.05)
     yield cell
     cell.close()
 
 
 class TestSelect:
-    def test_it_names_nodes_and_alternates_and_claims_nothing(self, site: Cell) -> None:
+    def test_select_prints_nodes_and_alternates_and_claims_nothing(self, site: ThreadedCell) -> None:
         request = wanted("select", 5, count=3, alternates=2)
-        for _ in range(2):  # had it claimed, the second could not be placed
+        for _ in range(2):  # if the first one had claimed, the second one would fail
             answer = site.ask("select", "-", stdin=request)
             nodes = [choice["node"] for choice in answer["choices"]]
             assert sorted(nodes) == ["select-1", "select-2", "select-3"]
             assert 0 <= answer["age"] < 5
         assert set(answer["choices"][0]["alternates"]) == set(nodes[1:])
 
-    def test_a_few_words_do_for_a_file(self, site: Cell) -> None:
+    def test_resources_option_replaces_a_request_file(self, site: ThreadedCell) -> None:
         told = site.run("select", "--resources", "VCPU=2,MEMORY_MB=1000").stdout
         assert told.splitlines()[0].split() == ["instance", "node", "alternates"]
 
-    def test_where_nothing_fits_it_says_which_filter_left_none(self, site: Cell) -> None:
+    def test_select_without_a_node_names_the_filter_that_left_none(self, site: ThreadedCell) -> None:
         lack = "; VCPU: 9 wanted, at most 8 free on a node"
         told = site.run("select", "-", stdin=wanted("select", 9, zone="az1"), code=1).stdout.splitlines()
         assert (
@@ -152,7 +152,7 @@ class TestSelect:
         [choice] = site.ask("select", "-", stdin=wanted("select"))["choices"]
         assert "why" not in choice
 
-    def test_explained_filter_by_filter_and_weigher_by_weigher(self, site: Cell) -> None:
+    def test_explanation_has_all_filters_and_weighers(self, site: ThreadedCell) -> None:
         explanation = site.ask("select", "-", "--explain", stdin=wanted("select", zone="az1"))["explanation"]
         assert {"filter": "zone", "nodes": len(PLACES)} in explanation["remaining"]
         [best] = explanation["best"]
@@ -163,13 +163,13 @@ class TestSelect:
         assert f"{3 * len(PLACES)} nodes, 1 pass all filters" in told
         assert "0.875" in told
 
-    def test_a_view_that_is_too_old_is_refused(self, site: Cell) -> None:
+    def test_select_refuses_a_view_that_is_too_old(self, site: ThreadedCell) -> None:
         answer = site.run("select", "--resources", "VCPU=1", "--max-age", "0.000001", "--json", code=1)
         assert json.loads(answer.stderr)["kind"] == "stale-view"
 
 
 class TestBoot:
-    def test_agents_build_what_was_placed_and_the_next_command_sees_it(self, site: Cell) -> None:
+    def test_boot_returns_when_the_next_command_sees_the_instances(self, site: ThreadedCell) -> None:
         request = wanted("boot", 5, instances=["b-1", "b-2"], group={"name": "b", "policy": "anti-affinity"})
         answer = site.ask("boot", "-", "--explain", stdin=request)
         assert answer["under_way"] == []
@@ -181,13 +181,15 @@ class TestBoot:
         [choice] = site.ask("select", "-", stdin=wanted("boot", 5))["choices"]
         assert choice["node"] not in nodes.values()
 
-    def test_what_no_node_has_room_for_is_said(self, site: Cell) -> None:
+    def test_boot_without_room_prints_the_reason(self, site: ThreadedCell) -> None:
         told = site.run("boot", "-", stdin=wanted("boot", 9, instances=["b-3"]), code=1).stdout
         assert told.startswith("no node passes resources: of ")
         assert "(b-3)" in told.splitlines()[0]
 
-    def test_an_agents_refusal_is_told_with_its_reason(self, site: Cell) -> None:
-        """The view of the scheduler says up, as the agent's word is under way: so the agent refuses."""
+    def test_boot_prints_the_reason_of_an_agent_that_refuses(self, site: ThreadedCell) -> None:
+        """The agent's change of status is still under way, so the scheduler's view has the old one and the agent
+        refuses.
+        """
         for n in (1, 2, 3):
             site.fleet._nodes[f"refuse-{n}"].fixed["status"] = "maintenance"
         told = site.run("boot", "-", stdin=wanted("refuse", instances=["r-1"], zone="az1"), code=1).stdout
@@ -199,7 +201,7 @@ class TestBoot:
         assert {refused["reason"] for refused in one["refused"]} == {"status"}
         assert one["booted"] is False
 
-    def test_what_has_no_outcome_in_time_is_said_to_be_under_way(self, site: Cell) -> None:
+    def test_boot_without_an_answer_in_time_lists_the_instance_as_under_way(self, site: ThreadedCell) -> None:
         site.fleet.kill("silent-1")
         while site.fleet._new_readings:  # until the agent has noticed
             time.sleep(0.01)
@@ -212,7 +214,7 @@ class TestBoot:
 
 @pytest.fixture
 def asleep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package whose filter fails."""
+    """Install a package whose filter fails."""
     (tmp_path / "asleep_for_test.py").write_text("def awake(fleet, rows, request):\n    return 1 / 0\n")
     metadata = tmp_path / "asleep_for_test-1.0.dist-info"
     metadata.mkdir()
@@ -223,8 +225,8 @@ def asleep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("asleep")
 @pytest.mark.parametrize(("command", "member"), [("select", False), ("boot", False), ("reserve", True)])
-def test_an_own_filter_that_fails_is_told_in_one_line(site: Cell, command: str, member: bool) -> None:
-    """As any other error, and no traceback from within nodestate."""
+def test_failing_filter_of_a_plugin_is_an_error_of_one_line(site: ThreadedCell, command: str, member: bool) -> None:
+    """The error of a plugin is printed like any other error, without a traceback of nodestate."""
     request: dict[str, Any] = {"members": [wanted("select")]} if member else wanted("select")
     told = site.run(command, "-", stdin=request, code=1)
     line = "filter 'awake' (asleep_for_test:awake) failed: ZeroDivisionError('division by zero')"
@@ -234,7 +236,7 @@ def test_an_own_filter_that_fails_is_told_in_one_line(site: Cell, command: str, 
 
 
 class TestReservations:
-    def test_what_is_held_is_listed_extended_and_released(self, site: Cell, tmp_path: Path) -> None:
+    def test_reservation_is_listed_extended_and_released(self, site: ThreadedCell, tmp_path: Path) -> None:
         file = tmp_path / "group.json"
         member = wanted("reserve", 5)
         file.write_text(json.dumps({"members": [{**member, "instances": [f"v-{n}"]} for n in (1, 2, 3)]}))
@@ -248,7 +250,7 @@ class TestReservations:
         assert held["id"] in site.run("reservations").stdout
 
         none = site.run("reserve", str(file), "--timeout", "0.1", code=1).stdout
-        assert none.startswith("no node passes aggregates: of ")  # others have room, these have none left
+        assert none.startswith("no node passes aggregates: of ")  # other nodes have room, but these three have none
         assert "nothing is reserved" in none
         assert site.ask("select", "-", stdin=member, code=1)["choices"][0]["node"] is None
 
@@ -260,7 +262,7 @@ class TestReservations:
         gone = site.run("confirm", held["id"], "--json", code=1)
         assert json.loads(gone.stderr)["kind"] == "not-found"
 
-    def test_all_members_are_built_when_it_is_confirmed(self, site: Cell) -> None:
+    def test_confirm_builds_all_members_on_their_nodes(self, site: ThreadedCell) -> None:
         group = {
             "members": [wanted("confirm", 5, instances=["c-1"]), wanted("confirm", 5, instances=["c-2"])],
             "group": {"name": "c", "policy": "anti-affinity"},
@@ -274,7 +276,7 @@ class TestReservations:
         nodes = {one["instance"]: one["node"] for one in held["members"]}
         assert nodes == {one["instance"]: one["node"] for one in answer["instances"]}
 
-    def test_a_member_is_built_by_itself_where_it_is_held(self, site: Cell) -> None:
+    def test_boot_builds_one_member_on_the_node_held_for_it(self, site: ThreadedCell) -> None:
         group = {"members": [wanted("members", instances=["m-1"]), wanted("members", instances=["m-2"])]}
         held = site.ask("reserve", "-", stdin=group)
         nodes = {one["instance"]: one["node"] for one in held["members"]}
@@ -285,8 +287,8 @@ class TestReservations:
         site.run("release", held["id"])
 
 
-class TestMoves:
-    def test_a_move_keeps_what_was_asked_for(self, site: Cell) -> None:
+class TestMigrations:
+    def test_migration_keeps_hints_and_group_policy(self, site: ThreadedCell) -> None:
         away = site.boot("v-anchor", "move", group={"name": "mv", "policy": "anti-affinity"})
         before = site.boot("v-moved", "move", group={"name": "mv", "policy": "anti-affinity"})
         answer = site.ask("migrate", "v-moved", "--explain")
@@ -300,7 +302,7 @@ class TestMoves:
         assert "no node reports v-none" in site.run("migrate", "v-none", code=1).stderr
         assert site.run("migrate", "v-moved", "--to", "nowhere", code=1).stderr.startswith("nodestate: to: ")
 
-    def test_everything_goes_off_a_node(self, site: Cell) -> None:
+    def test_evacuate_moves_all_instances_off_a_node(self, site: ThreadedCell) -> None:
         for n in (1, 2, 3):
             site.boot(f"e-{n}", "evacuate", 2, force_nodes=["evacuate-1"])
         answer = site.ask("evacuate", "evacuate-1")
@@ -309,13 +311,13 @@ class TestMoves:
         assert site.on("evacuate-1") == {}
         assert "there are no instances on evacuate-1" in site.run("evacuate", "evacuate-1").stdout
 
-    def test_a_node_that_died_is_evacuated_by_what_it_said_last(self, site: Cell) -> None:
+    def test_evacuate_uses_the_last_report_of_a_dead_node(self, site: ThreadedCell) -> None:
         site.boot("d-1", "dead", 2, force_nodes=["dead-1"])
         site.fleet.kill("dead-1")
         [one] = site.ask("evacuate", "dead-1")["instances"]
         assert one["node"] in {"dead-2", "dead-3"}
 
-    def test_a_resize_takes_room_where_it_is_or_elsewhere(self, site: Cell) -> None:
+    def test_resize_stays_on_the_node_if_there_is_room_else_moves(self, site: ThreadedCell) -> None:
         node = site.boot("r-1", "resize", 2)
         [one] = site.ask("resize", "r-1", "VCPU=4")["instances"]
         assert one["node"] == node
@@ -326,10 +328,10 @@ class TestMoves:
         assert "r-1" not in site.on(node)
         assert "does not pass" not in site.run("resize", "r-1", "VCPU=9", code=1).stderr
 
-    def test_what_is_ended_is_on_no_node(self, site: Cell) -> None:
+    def test_terminated_instances_are_on_no_node(self, site: ThreadedCell) -> None:
         places = {name: site.boot(name, "end") for name in ("x-1", "x-2", "x-3")}
         assert "no node reports x-9" in site.run("terminate", "x-1", "x-9", code=1).stderr
-        assert "x-1" in site.on(places["x-1"]), "none is ended where one is nowhere"
+        assert "x-1" in site.on(places["x-1"]), "none is terminated if no node reports one of them"
         answer = site.ask("terminate", "x-1", "x-2")
         assert answer["instances"] == [{"instance": name, "nodes": [places[name]]} for name in ("x-1", "x-2")]
         assert not {"x-1", "x-2"} & {name for node in places.values() for name in site.on(node)}
@@ -361,8 +363,8 @@ class TestMoves:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_is_wrong_with_a_request_is_named(site: Cell, words: list[str], stdin: Any, field: str) -> None:
-    """Exit code 2, the field in the message, and in JSON by itself."""
+def test_error_of_a_bad_request_names_the_field(site: ThreadedCell, words: list[str], stdin: Any, field: str) -> None:
+    """The exit code is 2; the field begins the message and is a key of its own in JSON."""
     given = stdin if stdin is not None else ""
     told = site.run(*words, stdin=given, code=2)
     assert told.stderr.startswith(f"nodestate: {field}: ")

@@ -1,4 +1,4 @@
-"""What every command shares: help with an example, exit codes, errors in words or JSON, logs in both forms."""
+"""Parts that all commands share: help with an example, exit codes, errors as text or JSON, logs in both formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REAL = ["--broker", "amqp://127.0.0.1:1", "--store", "memcached://127.0.0.1:1"]
 
 
 @pytest.fixture(autouse=True)
-def _settings_of_this_test_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("BROKER", "STORE", "CELL", "PARTITIONS", "CONFIG", "DESIGNS", "SQL", "READ_DESIGN"):
         monkeypatch.delenv(f"NODESTATE_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -45,14 +45,14 @@ def run(*words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> R
     return CliRunner().invoke(main, words, env=env, input=stdin)
 
 
-def test_there_are_these_commands() -> None:
+def test_list_of_commands_is_complete_and_in_order() -> None:
     assert list(every_command()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestHelp:
-    def test_it_ends_with_an_example_that_works(self, name: str) -> None:
-        """As far as it can be seen without servers: the example is parsed, and the help shows it."""
+    def test_help_ends_with_an_example_that_parses(self, name: str) -> None:
+        """The help shows the example, and its options and arguments are accepted. The example is not run."""
         answer = run(*name.split(), "--help")
         assert answer.exit_code == 0
         _, _, example = answer.output.partition("Example:\n")
@@ -63,7 +63,7 @@ class TestHelp:
             command = every_command()[name]
             command.make_context(name, [word for word in given if word != "-"] + ["-"] * ("-" in given))
 
-    def test_the_common_options_are_there(self, name: str) -> None:
+    def test_common_options_exist_for_every_command(self, name: str) -> None:
         options = {option for param in every_command()[name].params for option in param.opts}
         common = {"--json", "--config", "--broker", "--store", "--cell", "--partitions", "--log-level", "--log-format"}
         assert common <= options
@@ -112,7 +112,7 @@ class TestHelp:
     ],
     ids=" ".join,
 )
-def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
+def test_bad_usage_exits_with_2_and_a_reason(words: list[str]) -> None:
     answer = run(*words)
     assert answer.exit_code == 2
     assert answer.stderr
@@ -132,8 +132,8 @@ def test_bad_usage_exits_with_2_and_says_why(words: list[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_usage_is_json_for_programs(words: list[str], told: str) -> None:
-    """Regression: it was text, also where the words that can't be understood stood before ``--json``."""
+def test_bad_usage_with_json_prints_an_error_object(words: list[str], told: str) -> None:
+    """Regression: the error was printed as text if the wrong word stood before ``--json``."""
     answer = run(*words)
     assert answer.exit_code == 2
     error = json.loads(answer.stderr)
@@ -226,8 +226,8 @@ def test_list_of_commands_shows_the_summary_of_each_command() -> None:
         assert main.load(name).get_short_help_str(200) == entry.summary
 
 
-def test_who_says_twice_what_is_wanted_is_told_so() -> None:
-    """Regression: who gave both was told to give one of the two."""
+def test_request_file_and_resources_together_are_refused_with_a_reason() -> None:
+    """Regression: the message for both was the one for none of them."""
     answer = run("select", *REAL, "request.json", "--resources", "VCPU=1")
     assert "give one of them, not both" in answer.stderr
     assert "no request was given" in run("select", *REAL).stderr
@@ -252,7 +252,7 @@ def test_who_says_twice_what_is_wanted_is_told_so() -> None:
         ("migrate", ["migrate", "web-1"]),
     ],
 )
-def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: list[str]) -> None:
+def test_command_of_its_own_process_refuses_memory_urls(name: str, words: list[str]) -> None:
     """A memory:// broker exists within one process: what a command publishes there is lost when the command ends."""
     answer = run(*words)
     assert answer.exit_code == 2
@@ -260,7 +260,7 @@ def test_a_command_that_would_talk_to_itself_alone_is_refused(name: str, words: 
     assert name in every_command()
 
 
-def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
+def test_error_is_one_line_of_text_or_one_json_object() -> None:
     words = ["view", *REAL, "--on-stale", "refuse"]
 
     told = run(*words)
@@ -279,13 +279,13 @@ def test_a_refusal_is_one_line_for_people_and_json_for_programs() -> None:
     assert error["partitions"] == list(range(8))
 
 
-def test_an_outage_is_told_without_a_traceback() -> None:
+def test_outage_of_the_broker_is_an_error_without_traceback() -> None:
     answer = run("resync", "--all", *REAL, "--json")
     assert answer.exit_code == 1
     assert json.loads(answer.stderr)["kind"] == "broker-unavailable"
 
 
-def test_a_view_that_flags_says_what_it_could_not_read() -> None:
+def test_flagged_view_names_partitions_that_could_not_be_read() -> None:
     answer = run("view", *REAL, "--partitions", "2", "--on-stale", "flag", "--json")
     assert answer.exit_code == 0
     assert json.loads(answer.stdout) == {
@@ -297,24 +297,24 @@ def test_a_view_that_flags_says_what_it_could_not_read() -> None:
     }
 
 
-def test_a_view_of_nothing_at_all_is_refused() -> None:
-    """It would pass for an empty cloud with whoever does not look at what is incomplete."""
+def test_view_without_any_readable_partition_is_refused() -> None:
+    """A program that ignores ``incomplete`` would take an empty view for a cell without nodes."""
     answer = run("view", *REAL, "--partitions", "2", "--json")
     assert answer.exit_code == 1
     assert answer.stdout == ""
     assert json.loads(answer.stderr)["kind"] == "nothing-read"
 
 
-def test_a_simulated_cell_keeps_out_of_the_cell_of_the_environment() -> None:
-    """Regression: with the settings of a real cell at hand, its fleet overwrote the real nodes of the same names."""
+def test_up_ignores_broker_and_store_of_the_environment() -> None:
+    """Regression: the simulated fleet overwrote nodes of the same names in the real cell of the environment."""
     where = {"NODESTATE_BROKER": "amqp://127.0.0.1:1", "NODESTATE_STORE": "memcached://127.0.0.1:1"}
     answer = CliRunner().invoke(main, ["up", "--nodes", "3", "--seconds", "1", "--json"], env=where)
     assert answer.exit_code == 0, answer.output
     assert "embedded broker and store" in answer.stderr
 
 
-def test_a_compressed_file_is_told_from_events(tmp_path: Path) -> None:
-    """One line that says what to do, and not one for each line feed in it."""
+def test_publish_refuses_a_compressed_file_with_a_remedy(tmp_path: Path) -> None:
+    """The error is one line with the remedy, not one for each line feed in the compressed data."""
     file = tmp_path / "events.jsonl.gz"
     file.write_bytes(gzip.compress(b"{}\n" * 99))
     answer = run("publish", *REAL, str(file))
@@ -322,14 +322,14 @@ def test_a_compressed_file_is_told_from_events(tmp_path: Path) -> None:
     assert f"zcat {file} | nodestate publish -" in answer.stderr
 
 
-def test_a_check_that_could_read_nothing_is_no_pass() -> None:
-    """Two views of nothing are equal; that says nothing of the cell."""
+def test_check_without_any_readable_partition_fails() -> None:
+    """Two empty views are equal, but that does not show that the designs agree."""
     answer = run("check", *REAL, "--timeout", "0", "--json")
     assert answer.exit_code == 1
     assert json.loads(answer.stdout)["agree"] is False
 
 
-def test_the_doctor_fails_what_does_not_answer() -> None:
+def test_doctor_reports_servers_that_do_not_answer_as_failures() -> None:
     answer = run("doctor", *REAL, "--json")
     assert answer.exit_code == 1
     found = json.loads(answer.stdout)
@@ -369,7 +369,7 @@ def test_settings_come_from_options_then_environment_then_file(tmp_path: Path) -
 GOOD = '{"v":1,"kind":"report","node":"n1","incarnation":1700000000,"generation":1,"reported_at":1.7e9,"state":{}}'
 
 
-def test_lines_that_are_no_events_are_named_with_their_reasons() -> None:
+def test_publish_prints_line_numbers_and_reasons_of_invalid_events() -> None:
     lines = ["", "not json", GOOD.replace('"n1"', '"two words"'), GOOD.replace('"v":1', '"v":9'), GOOD[:-3], "[]"]
     answer = run("publish", *REAL, "--json", "-", stdin="\n".join(lines))
 
@@ -386,7 +386,7 @@ def test_lines_that_are_no_events_are_named_with_their_reasons() -> None:
     assert (summary["published"], summary["refused"]) == (0, 5)
 
 
-def test_a_broker_that_stays_away_fails_the_publish_and_what_was_done_is_told() -> None:
+def test_publish_fails_with_a_summary_if_the_broker_stays_away() -> None:
     answer = run("publish", *REAL, "--timeout", "0.1", "--json", "--log-level", "error", "-", stdin=GOOD)
 
     assert answer.exit_code == 1
@@ -418,7 +418,7 @@ def test_logs_go_to_stderr_in_both_forms(form: str, capsys: pytest.CaptureFixtur
         assert "partition=3" in told.err
 
 
-def test_the_first_signal_asks_and_the_second_insists() -> None:
+def test_first_signal_requests_a_stop_and_the_second_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as stop:
         assert not stop()
@@ -429,7 +429,7 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_numbers_that_json_lacks_are_null() -> None:
+def test_infinite_numbers_are_null_in_json() -> None:
     @cell_command("ask", example="nodestate ask")
     def ask(run: Run) -> None:
         """Ask."""
@@ -442,7 +442,7 @@ def test_numbers_that_json_lacks_are_null() -> None:
     assert json.loads(answer.stderr)["age"] is None
 
 
-def test_python_dash_m_is_the_same_program() -> None:
+def test_python_dash_m_runs_the_same_program() -> None:
     command = [sys.executable, "-m", "nodestate.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
     assert done.stdout.startswith("nodestate, version ")

@@ -1,4 +1,4 @@
-"""What the documents claim: that their examples run, their links lead somewhere, and nothing in the code is left out."""
+"""Checks of the documents: examples run, links lead to existing pages, and everything in the code is documented."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ADRS = sorted((DOCS / "adr").glob("*.md"))
 CONSISTENCY = DOCS / "concepts" / "consistency.md"
 TO_COME = "(test to come)"
 ONLY_PUBLISHERS = frozenset({"no-state"})
-"""Reasons that never reach the dead-letter queue."""
+"""Reasons that only publishers give, so that they never reach the dead-letter queue."""
 
 
 def page_id(path: Path) -> str:
@@ -43,7 +43,7 @@ def text_of(name: str) -> str:
 
 
 def table_rows(text: str) -> Iterator[list[str]]:
-    """The cells of every row of every table, heads and rules left out."""
+    """Yield the cells of every row of every table, without head and separator rows."""
     lines = text.split("\n")
     for above, line in pairwise(lines):
         is_rule = re.fullmatch(r"\|[-:| ]+\|", line) is not None
@@ -64,7 +64,7 @@ def load_generator() -> ModuleType:
 
 
 def python_blocks(path: Path) -> list[tuple[int, str, str]]:
-    """The Python of a page, each block with the line on which it begins, and the file that it is said to be, if any."""
+    """Return the Python blocks of a page: the line before each, its text, and the file name above it, if there is one."""
     text = path.read_text(encoding="utf-8")
     return [
         (text[: match.start(2)].count("\n"), match[2], match[1] or "")
@@ -73,9 +73,10 @@ def python_blocks(path: Path) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("path", [page for page in PAGES if python_blocks(page)], ids=page_id)
-def test_the_python_of_a_page_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Blocks run in their order, in one namespace, as a reader would paste them; a traceback shows the page's line. Those that
-    are files can be imported.
+def test_python_of_a_page_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Blocks run in order in one namespace, as a reader would paste them. Blocks with a file name can be imported.
+
+    A traceback shows the line of the page.
     """
     monkeypatch.setenv("NODESTATE_STATE_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -93,8 +94,8 @@ def test_the_tutorial_has_python_to_run() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_commands_that_a_page_shows_exist(path: Path) -> None:
-    """Of ``nodestate NAME --option …`` in code, the name and each option."""
+def test_commands_and_options_in_shell_blocks_exist(path: Path) -> None:
+    """In ``nodestate NAME --option …``, both the command and each option must exist."""
     code = "\n".join(re.findall(r"^```(?:sh|console|bash)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE))
     for line in code.replace("\\\n", " ").split("\n"):
         for call in re.findall(r"(?:^|\s|/)nodestate ((?:[a-z]+)(?: [^|&;#]*)?)", line.split(" # ")[0]):
@@ -110,25 +111,25 @@ def test_commands_that_a_page_shows_exist(path: Path) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """Return the anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_lead_to_existing_files_and_headings(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if re.match(r"[a-z]+:", link):
             continue
         target, _, anchor = link.partition("#")
         there = (path.parent / target).resolve() if target else path
-        assert there.exists(), f"{link} leads nowhere"
+        assert there.exists(), f"{link}: there is no such file"
         if anchor:
             assert anchor in anchors(there), f"{link}: {page_id(there)} has no such heading"
 
 
 def names_in(path: Path) -> set[str]:
-    """Tests, classes and ``Class::test`` of a file."""
+    """Return the names of tests, of classes and of ``Class::test`` in a file."""
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -141,23 +142,23 @@ def names_in(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_tests_that_a_page_names_exist(path: Path) -> None:
+def test_every_test_named_on_a_page_exists(path: Path) -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::([\w:]+))?`", path.read_text(encoding="utf-8")):
         assert (ROOT / file).is_file(), f"there is no {file}"
         assert not name or name in names_in(ROOT / file), f"{file} has no {name}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_code_that_a_page_names_exists(path: Path) -> None:
+def test_every_source_file_named_on_a_page_exists(path: Path) -> None:
     for file in re.findall(r"`((?:nodestate|bench|docs)/[\w/]+(?:\.\w+)?/?)`", path.read_text(encoding="utf-8")):
         assert (ROOT / file).exists(), f"there is no {file}"
 
 
-def test_every_fault_has_a_test_or_says_that_it_is_to_come() -> None:
+def test_every_row_of_the_fault_table_names_a_test() -> None:
     faults = [row for row in table_rows(CONSISTENCY.read_text(encoding="utf-8")) if len(row) == 4 and row[1]]
     assert len(faults) >= 30
     for fault, _seen, _healed, proof in faults:
-        assert "`tests/" in proof or TO_COME in proof, f"{fault}: neither a test nor {TO_COME}"
+        assert "`tests/" in proof or TO_COME in proof, f"the row {fault!r} names neither a test nor {TO_COME}"
 
 
 # -- reference ------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def test_every_fault_has_a_test_or_says_that_it_is_to_come() -> None:
 
 @pytest.mark.parametrize("path", sorted((DOCS / "reference").glob("*.md")), ids=page_id)
 def test_generated_parts_are_up_to_date(path: Path) -> None:
-    """Run ``python docs/generate.py`` where this fails."""
+    """If this fails, run ``python docs/generate.py``."""
     text = path.read_text(encoding="utf-8")
     assert text == load_generator().generated(text)
 
@@ -218,7 +219,7 @@ PARAMETERS = {
 SHOWN = {"e90c4": "{epoch}", "7777": "{term}", "8888": "{offset}", "9999": "{part}", "5555": "{first}", "6666": "{end}"}
 
 
-def test_every_key_function_is_documented_as_it_is() -> None:
+def test_every_key_function_is_documented_with_its_pattern() -> None:
     documented = {
         row[0].strip("`"): row[1].strip("`") for row in table_rows(text_of("reference/keys.md")) if len(row) == 5
     }
@@ -236,7 +237,7 @@ def test_every_key_function_is_documented_as_it_is() -> None:
 
 
 def raised_reasons() -> set[str]:
-    """Every first argument of a ``BadEventError`` in the code."""
+    """Return every first argument of a ``BadEventError`` in the code."""
     reasons = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -255,7 +256,7 @@ def test_every_reason_of_a_dead_letter_is_documented() -> None:
 
 
 def test_every_limit_is_documented() -> None:
-    """Of the modules that set limits for users: each public constant that begins with MAX or MIN."""
+    """In modules that define limits for users, each public constant MAX_… or MIN_… must be in the table."""
     for module, documented in load_generator().LIMITS.items():
         source = Path(str(importlib.import_module(module).__file__)).read_text(encoding="utf-8")
         for name in re.findall(r"^(M(?:AX|IN)_\w+)(?:: Final)? = ", source, re.MULTILINE):
@@ -266,7 +267,7 @@ def test_every_limit_is_documented() -> None:
 
 
 @pytest.mark.parametrize("path", ADRS, ids=page_id)
-def test_a_decision_has_the_house_form(path: Path) -> None:
+def test_every_adr_has_the_agreed_sections(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     number = path.name[:4]
     assert re.match(rf"# {int(number)}\. .+\n\nStatus: ", text)
@@ -276,14 +277,14 @@ def test_a_decision_has_the_house_form(path: Path) -> None:
         assert figures in {*adr_figures.DECISIONS, "all"}
 
 
-def test_decisions_are_numbered_without_a_hole() -> None:
+def test_adr_numbers_are_consecutive() -> None:
     assert [int(path.name[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
 
 
-# -- what the pages say in passing ----------------------------------------------------------------
+# -- events on pages ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_events_that_a_page_shows_are_events(path: Path) -> None:
+def test_events_shown_on_a_page_are_valid(path: Path) -> None:
     for line in re.findall(r'^\{"v": ?1.*\}$', path.read_text(encoding="utf-8"), re.MULTILINE):
         event_from_json(line)

@@ -1,4 +1,4 @@
-"""The how-to pages, carried out line by line over real servers while agents report."""
+"""The how-to pages: every command of a page is run with real servers while agents report."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ DEADLINE_S = 240.0
 
 
 def lines_of(page: Path) -> Iterator[str]:
-    """Every line of every shell block."""
+    """Yield every line of every shell block."""
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         yield from block.splitlines()
 
 
 def as_script(page: Path) -> str:
-    """All shell blocks of a page as one script for bash, which ends at the first command that does not do what it should: a line
-    that begins with ``!`` must fail.
+    """Return all shell blocks of a page as one bash script, which ends at the first command that fails.
+
+    A line that begins with ``!`` must fail.
     """
     lines = [re.sub(r"^! (.*)$", r"if \1; then exit 99; fi", line) for line in lines_of(page)]
     return "\n".join(["set -e", "trap 'kill $(jobs -p)' EXIT", *lines, ""])
 
 
-def test_the_how_to_of_scheduling_does_what_it_says(
+def test_all_commands_of_the_scheduling_page_succeed(
     memcached: MemcachedServer, rabbit: RabbitServer, cell: str, tmp_path: Path
 ) -> None:
-    """From a cell that is new to a node that is empty: the page as one script, as bash would carry it out."""
+    """Run the whole page as one bash script, from a new cell to an evacuated node."""
     servers = {"NODESTATE_STORE": memcached.url, "NODESTATE_BROKER": rabbit.url}
     env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
     env |= {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
@@ -47,9 +48,9 @@ def test_the_how_to_of_scheduling_does_what_it_says(
     for name, url in servers.items():
         script, count = re.subn(rf"(?m)^export {name}=.*$", f"export {name}={shlex.quote(url)}", script)
         assert count == 1
-    env["PS4"] = r"+ \t "  # when each command began
+    env["PS4"] = r"+ \t "  # the log shows when each command started
     with (tmp_path / "script.log").open("w+") as log:
-        done = subprocess.run(  # noqa: S603 - our own page; GNU timeout ends what bash waits for, too
+        done = subprocess.run(  # noqa: S603 - our own page; GNU timeout also ends the commands that bash waits for
             ["timeout", f"{DEADLINE_S:.0f}", "bash", "-x", "-c", script],  # noqa: S607
             env=env, cwd=tmp_path, stdout=log, stderr=log, check=False,
         )  # fmt: skip
@@ -60,18 +61,18 @@ def test_the_how_to_of_scheduling_does_what_it_says(
     assert script.count("\nnodestate ") > 10, "the page has lost its commands"
 
 
-def test_the_how_to_of_a_switch_does_what_it_says(
+def test_all_commands_of_the_design_switch_page_succeed(
     mariadb: MariadbServer, memcached: MemcachedServer, rabbit: RabbitServer, cell: str, tmp_path: Path
 ) -> None:
-    """From the database to no-DB and back: each command as it stands there, in its order; each must end well."""
+    """Run each command of the page in order, from the database to memcached and back; each must succeed."""
     servers = {"NODESTATE_SQL": mariadb.url, "NODESTATE_STORE": memcached.url, "NODESTATE_BROKER": rabbit.url}
     env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
     env |= {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
-    carried_out: list[str] = []
+    executed: list[str] = []
     with ExitStack() as processes:
 
         def start(*words: str) -> None:
-            log = processes.enter_context((tmp_path / f"{len(carried_out)}.log").open("wb"))
+            log = processes.enter_context((tmp_path / f"{len(executed)}.log").open("wb"))
             command = [sys.executable, "-m", "nodestate.cli", *words]
             process = processes.enter_context(subprocess.Popen(command, env=env, stdout=log, stderr=log))  # noqa: S603
             processes.callback(process.kill)
@@ -84,7 +85,7 @@ def test_the_how_to_of_a_switch_does_what_it_says(
             assert words.pop(0) == "nodestate", line
             if words[-1] == "&":
                 start(*words[:-1])
-                if words[:-1] == ["consume", "--member", "2/2"]:  # beside the page: a fleet that changes all the while
+                if words[:-1] == ["consume", "--member", "2/2"]:  # not on the page: a fleet that changes all the time
                     start("agent", "--source", "simulated", "--nodes", "100", "--rate", "100")
             else:
                 done = subprocess.run(  # noqa: S603
@@ -96,5 +97,5 @@ def test_the_how_to_of_a_switch_does_what_it_says(
                     check=False,
                 )
                 assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-            carried_out.append(line)
-    assert len(carried_out) > 15, "the page has lost its commands"
+            executed.append(line)
+    assert len(executed) > 15, "the page has lost its commands"

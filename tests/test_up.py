@@ -1,4 +1,4 @@
-"""``nodestate up``, which is also ``make demo``: a whole cell in one process, and whether it agrees with itself."""
+"""``nodestate up``, which ``make demo`` runs: a whole cell in one process, and the comparison at its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMEOUT_S = 90
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Its own process: memory:// is the process's, and so is what signals do."""
+    """Start the command in a process of its own, because of its memory:// broker and its signal handlers."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
     env["NODESTATE_STATE_DIR"] = str(folder)
     command = [sys.executable, "-m", "nodestate.cli", "up", *words]
@@ -37,7 +37,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -> None:
-    """The claim of the demo, at its size: every node, and this host's own, in every view, as its agent says."""
+    """The claim of ``make demo``, at its size: every view has all nodes and this host, as their agents report them."""
     process = start(tmp_path, "--nodes", "1000", "--rate", "300", "--seconds", "9", "--json")
     out, err = process.communicate(timeout=TIMEOUT_S)
 
@@ -51,7 +51,7 @@ def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -
     for design in result["designs"].values():
         assert design["nodes"] == 1001
         assert design["missing"] == []
-        assert design["incomplete"] == [], "vouched for within the run"
+        assert design["incomplete"] == [], "all partitions are complete within the run"
         assert design["stale"] == 0
         assert 0 < design["refresh_p50_ms"] <= design["refresh_p95_ms"]
     pairs = [(pair.pop("left"), pair.pop("right")) for pair in result["pairs"]]
@@ -59,8 +59,8 @@ def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -
     assert not any(names for pair in result["pairs"] for names in pair.values())
 
 
-def test_an_order_to_one_of_its_nodes_is_carried_out_and_seen_in_a_view(cell: str) -> None:
-    """A boot is a message: nobody stands between the scheduler and the node's agent, also in this small a cell."""
+def test_embedded_agents_carry_out_orders(cell: str) -> None:
+    """A boot is a message from the scheduler to the node's agent, in an embedded cell as well."""
     config = Config(cell=cell, partitions=2, heartbeat_s=0.5, resync_jitter_s=0.1)
     whole, courier = EmbeddedCell(config, [SimulatedFleet(20, changes_per_s=0.0)]), KombuCourier(config)
     try:
@@ -79,21 +79,21 @@ def test_an_order_to_one_of_its_nodes_is_carried_out_and_seen_in_a_view(cell: st
         whole.close()
 
 
-def test_without_a_terminal_it_says_a_line_a_second_and_a_summary(tmp_path: Path) -> None:
+def test_without_a_terminal_one_line_a_second_and_a_summary_are_printed(tmp_path: Path) -> None:
     process = start(tmp_path, "--nodes", "20", "--seconds", "3")
     out, err = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 0, err
     lines = out.splitlines()
-    ticks = [line for line in lines if " events/s " in line]
-    assert 2 <= len(ticks) <= 4
-    assert all("journal: " in tick and "snapshot: " in tick for tick in ticks)
+    samples = [line for line in lines if " events/s " in line]
+    assert 2 <= len(samples) <= 4
+    assert all("journal: " in sample and "snapshot: " in sample for sample in samples)
     assert lines[-1] == "agree: journal and snapshot are equal node by node, and equal to the reports of the agents"
     assert "\x1b" not in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_its_summary(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_ends_the_command_with_its_summary(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "--nodes", "20")
     assert process.stdout is not None
     assert " events/s " in process.stdout.readline()
@@ -106,7 +106,7 @@ def test_a_signal_ends_it_with_its_summary(tmp_path: Path, number: signal.Signal
     assert out.splitlines()[-1].startswith("agree: ")
 
 
-def test_one_design_is_compared_with_the_agents_alone(tmp_path: Path) -> None:
+def test_single_design_is_compared_with_the_agents_only(tmp_path: Path) -> None:
     (tmp_path / "nodestate.toml").write_text('designs = ["journal"]\nread_design = "journal"\n')
     words = ["--log-level", "info", "--log-format", "json"]
     process = start(tmp_path, "--nodes", "20", "--seconds", "2", "--json", *words)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run tests as on a machine that has Docker, and neither memcached nor RabbitMQ: harness/servers/ then takes
-# containers, through testcontainers. Arguments are pytest's; without any, the tests of the servers themselves.
+# Run tests as on a machine with Docker but without memcached and RabbitMQ: harness/servers/ then starts containers
+# with testcontainers. The arguments are those of pytest; without any, the tests of the servers run.
 #
 #   containers.sh [--stand-ins] [PYTEST ARGUMENT...]
 #
-# Needs root, and the environment that `make` makes. Exit code: pytest's.
+# Needs root, and the environment that `make fast` creates. The exit code is that of pytest.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -19,7 +19,7 @@ if [ "${1:-}" = --stand-ins ]; then
 fi
 [ $# -gt 0 ] || set -- tests/services -v
 if [ ! -x "$root/.venv/bin/python" ]; then
-    echo "there is no environment yet: run 'make fast' first" >&2
+    echo "there is no environment .venv: run 'make fast' first" >&2
     exit 1
 fi
 
@@ -29,8 +29,8 @@ engine
 # shellcheck disable=SC2086 # empty is no argument
 "$here/stand_ins.sh" $pull
 
-# Hidden in a mount namespace of its own, and so from this run only: a file that nobody can execute lies over each
-# program. PATH alone would not do, as the servers are also looked for where Debian keeps them.
+# Hide the servers in a mount namespace of this run: a file that can't be executed is mounted over each program. A
+# changed PATH is not enough, because the servers are also searched for in Debian's folders.
 cd "$root"
 before="$(docker ps --quiet --all | sort)"
 code=0

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Prove docker-compose.yml on a real engine: all services become healthy, both designs show what the agents report,
-# `nodestate check` finds no difference, and a killed consumer and a new agent container take up where the last ended.
+# Test docker-compose.yml on a real engine: all services become healthy, both designs have the nodes of the agents,
+# `nodestate check` finds no difference, and a killed consumer and an agent in a new container continue their work.
 #
-#   run.sh                 images that can't be pulled are replaced by stand-ins (see stand_ins.sh)
-#   run.sh --stand-ins     pull none: all images are stand-ins
+#   run.sh                 build stand-ins for images that can't be pulled (see stand_ins.sh)
+#   run.sh --stand-ins     pull no image: all images are stand-ins
 #
-# Exit 0: all of it is so. Everything that was started is removed again.
+# Exit code 0 if all claims hold. Everything that was started is removed again.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -13,16 +13,16 @@ root="$(cd "$here/../.." && pwd)"
 # shellcheck source=tests/compose/engine.sh
 . "$here/engine.sh"
 
-HEALTHY_TIMEOUT_S=300 # two cores that build, start six containers and check their health take their time
-WHOLE_TIMEOUT_S=120   # a consumer that began with nothing listens for 25 s before it vouches for what it knows
-NODES_COUNT=51        # agent-simulated has 50, agent-host is the last
+HEALTHY_TIMEOUT_S=300 # enough for two cores that build and start six containers
+COMPLETE_TIMEOUT_S=120   # a consumer that starts without stored state waits 25 s for reports before its partitions are complete
+NODES_COUNT=51        # agent-simulated has 50 nodes, agent-host one
 SERVICES="memcached rabbitmq consumer agent-host agent-simulated view"
 
 require docker.io docker-compose python3
 project="nodestate-test-$$"
 scratch="$(mktemp -d)"
 
-# Of another folder's project nothing is touched: the name has this process's number.
+# The name has the number of this process, so that the project of another folder is not touched.
 compose() { docker-compose --project-name "$project" --file "$root/docker-compose.yml" "$@"; }
 nodestate() { compose exec -T view nodestate "$@"; }
 # container SERVICE FORMAT: what docker inspect says of the service's container.
@@ -62,10 +62,10 @@ healthy() {
     done
 }
 
-# whole DESIGN [NODE INCARNATION GENERATION]: wait for a fresh view of all nodes, none incomplete, and of that node
-# something newer; print what it says. The test is Python's, on the JSON that the command prints for programs.
-whole() {
-    local deadline=$((SECONDS + WHOLE_TIMEOUT_S))
+# complete_view DESIGN [NODE INCARNATION GENERATION]: wait for a view of all nodes that is current and complete and has
+# a newer version of NODE, then print it. A Python program checks the JSON of the command.
+complete_view() {
+    local deadline=$((SECONDS + COMPLETE_TIMEOUT_S))
     until nodestate view --design "$1" --max-age 5 --on-stale flag --json >"$scratch/view.json" 2>"$scratch/why" &&
         python3 - "$scratch/view.json" "$NODES_COUNT" "$@" >"$scratch/says" 2>>"$scratch/why" <<'PYTHON'; do
 import json
@@ -93,21 +93,27 @@ for node in ("compute-host", "compute-0001"):
     found = nodes[node]
     print(f"  {node}: version {found['incarnation']}.{found['generation']}, usage {found['state']['usage']}")
 PYTHON
-        [ "$SECONDS" -lt "$deadline" ] || { cat "$scratch/why" >&2; fail "no whole view of $1 within $WHOLE_TIMEOUT_S s"; }
+        [ "$SECONDS" -lt "$deadline" ] || {
+            cat "$scratch/why" >&2
+            fail "no complete view of $1 within $COMPLETE_TIMEOUT_S s"
+        }
         sleep 1
     done
     cat "$scratch/says"
 }
 
-# version NODE: its incarnation and generation in the last view that `whole` waited for.
+# version NODE: print the incarnation and generation of NODE in the last view that `complete_view` waited for.
 version() {
-    python3 -c 'import json, sys; n = json.load(open(sys.argv[1]))["nodes"][sys.argv[2]]; print(n["incarnation"], n["generation"])' \
-        "$scratch/view.json" "$1"
+    python3 -c '
+import json, sys
+node = json.load(open(sys.argv[1]))["nodes"][sys.argv[2]]
+print(node["incarnation"], node["generation"])
+' "$scratch/view.json" "$1"
 }
 
 both_designs() {
-    whole journal "$@"
-    whole snapshot "$@"
+    complete_view journal "$@"
+    complete_view snapshot "$@"
 }
 
 clean() {
@@ -127,7 +133,10 @@ engine
 "$here/stand_ins.sh" $pull
 
 say "docker-compose up"
-compose build --quiet consumer >"$scratch/build" 2>&1 || { tail -40 "$scratch/build" >&2; fail "the image does not build"; }
+compose build --quiet consumer >"$scratch/build" 2>&1 || {
+    tail -40 "$scratch/build" >&2
+    fail "the image does not build"
+}
 echo "image nodestate:local: $(($(docker image inspect --format '{{.Size}}' nodestate:local) / 1000000)) MB"
 say "built"
 compose up --detach >"$scratch/up" 2>&1 || { tail -40 "$scratch/up" >&2; fail "docker-compose up"; }
@@ -138,28 +147,30 @@ say "all healthy"
 both_designs
 clean
 nodestate doctor || fail "doctor has a FAIL"
-# As the file's head says, and from a container of its own.
+# As the first lines of docker-compose.yml say, in a container of its own.
 compose run --rm -T view view --design journal --max-age 5 --on-stale refuse --limit 3 2>"$scratch/why" ||
     { cat "$scratch/why" >&2; fail "docker-compose run view"; }
 
 say "the consumer is killed"
 read -r incarnation generation <<<"$(version compute-0001)"
 restarts="$(container consumer '{{.RestartCount}}')"
-# `docker kill` would count as the user's wish, after which nothing restarts. And a container's first process is safe
-# from its own kin. So the signal comes from a container that sees the engine's whole machine.
-docker run --rm --pid host --user 0 --entrypoint sh nodestate:local -c "kill -KILL $(container consumer '{{.State.Pid}}')"
+# After `docker kill`, the engine does not restart a container, and no process of a container can kill its first process.
+# So a container that sees all processes of the machine sends the signal.
+docker run --rm --pid host --user 0 --entrypoint sh nodestate:local \
+    -c "kill -KILL $(container consumer '{{.State.Pid}}')"
 killed="$SECONDS"
-until [ "$(container consumer '{{.RestartCount}}')" -gt "$restarts" ] && [ "$(container consumer '{{.State.Running}}')" = true ]; do
-    [ $((SECONDS - killed)) -lt "$WHOLE_TIMEOUT_S" ] || fail "the consumer was not started again"
+until [ "$(container consumer '{{.RestartCount}}')" -gt "$restarts" ] &&
+    [ "$(container consumer '{{.State.Running}}')" = true ]; do
+    [ $((SECONDS - killed)) -lt "$COMPLETE_TIMEOUT_S" ] || fail "the consumer was not started again"
     sleep 0.2
 done
 echo "started again within $((SECONDS - killed)) s"
 both_designs compute-0001 "$incarnation" "$generation"
-echo "both designs whole and newer than before within $((SECONDS - killed)) s of the kill"
+echo "both designs complete and newer than before within $((SECONDS - killed)) s of the kill"
 nodestate top --once --json | python3 -c '
 import json, sys
-for design, look in json.load(sys.stdin)["designs"].items():
-    terms = sorted({partition["term"] for partition in look["partitions"]})
+for design, status in json.load(sys.stdin)["designs"].items():
+    terms = sorted({partition["term"] for partition in status["partitions"]})
     print(f"{design}: terms {terms}")
     assert terms == [2], "a new owner has the next term"
 '
@@ -167,8 +178,11 @@ clean
 
 say "an agent gets a new container"
 read -r incarnation generation <<<"$(version compute-host)"
-compose up --detach --force-recreate --no-deps agent-host >"$scratch/up" 2>&1 || { cat "$scratch/up" >&2; fail "recreate"; }
-# A new life, not only a later event of the last one: no generation may count.
+compose up --detach --force-recreate --no-deps agent-host >"$scratch/up" 2>&1 || {
+    cat "$scratch/up" >&2
+    fail "docker-compose up --force-recreate agent-host"
+}
+# The agent must have a new incarnation, not only a later event: no generation of the old one is accepted.
 both_designs compute-host "$incarnation" 999999999
 clean
 healthy

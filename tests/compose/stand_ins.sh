@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Build stand-ins for the images that the Dockerfile, docker-compose.yml and harness/servers/ name, out of
-# Debian's own packages, into the engine that DOCKER_HOST names: for machines that can't pull images.
-# A stand-in keeps what our files rely on (programs, users, ports, environment) and nothing else of the real one.
+# Build stand-ins from Debian's packages for the images that the Dockerfile, docker-compose.yml and harness/servers/
+# name, in the engine of DOCKER_HOST: for machines that can't pull images. A stand-in has only the programs, users,
+# ports and variables of the real image that our files use.
 #
-#   stand_ins.sh           those that are missing and can't be pulled
-#   stand_ins.sh --all     all, and pull none
+#   stand_ins.sh           build the images that are missing and can't be pulled
+#   stand_ins.sh --all     build all images, and pull none
 #
-# Needs root, debootstrap and docker. Exit 0: the engine has them all.
+# Needs root, debootstrap and docker. Exit code 0 if the engine has all images.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
-PATH="$PATH:/usr/sbin:/sbin" # debootstrap's place, which is not on everybody's PATH
+PATH="$PATH:/usr/sbin:/sbin" # debootstrap is there; not every PATH has it
 
 PULL_TIMEOUT_S=300
 
-# The names are read from the files that use them, so that a new tag there is a new stand-in here.
+# The names come from the files that use them, so that a new tag gets a new stand-in.
 python_image="$(sed -n 's/^FROM \(python:[^ ]*\).*/\1/p' "$root/Dockerfile" | sort -u)"
 memcached_image="$(sed -n 's/^ *image: \(memcached:.*\)/\1/p' "$root/docker-compose.yml")"
 rabbit_image="$(sed -n 's/^ *image: \(rabbitmq:.*\)/\1/p' "$root/docker-compose.yml")"
@@ -26,12 +26,12 @@ trap 'rm -rf "$folder"' EXIT
 
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# A bare Debian, which all stand-ins share.
+# Build the bare Debian image that all stand-ins use.
 base() {
     have "$base_image" && return
     debootstrap --variant=minbase bookworm "$folder/root" >"$folder/debootstrap.log" 2>&1 ||
         { tail -20 "$folder/debootstrap.log" >&2; return 1; }
-    # Debian starts a service as soon as its package is there. Nothing should run while an image is built.
+    # Debian starts a service when its package is installed; this prevents it while an image is built.
     printf '#!/bin/sh\nexit 101\n' >"$folder/root/usr/sbin/policy-rc.d"
     chmod 755 "$folder/root/usr/sbin/policy-rc.d"
     rm -rf "$folder"/root/var/cache/apt/archives/*.deb "$folder"/root/var/lib/apt/lists/*
@@ -39,7 +39,7 @@ base() {
     rm -rf "$folder/root"
 }
 
-# build NAME FOLDER: what the Dockerfile in the folder says. The classic builder needs no plugin and no frontend image.
+# build NAME FOLDER: build the Dockerfile in the folder. The classic builder needs no plugin and no frontend image.
 build() {
     DOCKER_BUILDKIT=0 docker build --quiet --tag "$1" "$2" >"$folder/build.log" 2>&1 ||
         { tail -20 "$folder/build.log" >&2; return 1; }
@@ -47,11 +47,11 @@ build() {
 
 python_stand_in() {
     mkdir "$folder/python"
-    # What this machine trusts, the image trusts: where a proxy opens TLS, pip would reach nothing otherwise.
+    # The image trusts the certificates of this machine: behind a proxy that opens TLS, pip would fail otherwise.
     cp /etc/ssl/certs/ca-certificates.crt "$folder/python/"
     cat >"$folder/python/Dockerfile" <<'DOCKERFILE'
 FROM nodestate-stand-in-base:bookworm
-# The real image's Python is in /usr/local and its own master: no marker tells pip to keep its hands off.
+# Debian marks its Python as EXTERNALLY-MANAGED, so that pip refuses to install; the real image does not.
 RUN apt-get update -qq \
  && apt-get install -y -qq --no-install-recommends ca-certificates python3 python3-pip python3-venv \
  && rm -rf /var/lib/apt/lists/* /usr/lib/python3*/EXTERNALLY-MANAGED \
@@ -78,13 +78,13 @@ DOCKERFILE
 
 rabbit_stand_in() {
     mkdir "$folder/rabbitmq"
-    # RabbitMQ itself reads RABBITMQ_DEFAULT_USER and _PASS. Beside it the real image gives "guest" to the network, too.
+    # RabbitMQ reads RABBITMQ_DEFAULT_USER and _PASS. The real image also lets "guest" log in from the network.
     cat >"$folder/rabbitmq/10-defaults.conf" <<'CONF'
 loopback_users.guest = false
 log.console = true
 CONF
-    # The volume that is mounted on its folder belongs to root at first. Debian's own wrapper is passed by: it logs
-    # into files, and is not the process that a signal should reach.
+    # A new volume on the data folder belongs to root. Debian's wrapper is not used: it logs into files, and a signal to
+    # it does not reach the server.
     cat >"$folder/rabbitmq/entrypoint.sh" <<'ENTRYPOINT'
 #!/bin/bash
 set -e
@@ -109,12 +109,12 @@ DOCKERFILE
     build "$rabbit_image" "$folder/rabbitmq"
 }
 
-# provide NAME FUNCTION: an image that is there already, or is pulled, or is built by the function.
+# provide NAME FUNCTION: use the image if it exists, else pull it, else build it with the function.
 provide() {
     local started="$SECONDS"
     if [ "$all" = no ]; then
         if have "$1"; then
-            echo "image $1: there"
+            echo "image $1: exists"
             return
         elif timeout "$PULL_TIMEOUT_S" docker pull --quiet "$1" >/dev/null 2>&1; then
             echo "image $1: pulled in $((SECONDS - started)) s"
@@ -123,7 +123,8 @@ provide() {
     fi
     base
     "$2"
-    echo "image $1: a stand-in, built in $((SECONDS - started)) s, $(($(docker image inspect -f '{{.Size}}' "$1") / 1000000)) MB"
+    local size_mb="$(($(docker image inspect -f '{{.Size}}' "$1") / 1000000))"
+    echo "image $1: a stand-in, built in $((SECONDS - started)) s, $size_mb MB"
 }
 
 case "${1:-}" in

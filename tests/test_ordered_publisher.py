@@ -1,4 +1,4 @@
-"""Publishing a stream: outages and refusals may repeat events, and never take one out of its order."""
+"""Publishing a stream: outages and refusals may repeat events, but never change the order of a partition."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OnDone = Callable[[bool], None]
 
 
 class ScriptedSink:
-    """Does with each event what ``fates`` say next, and afterwards all is well.
+    """Sink that treats each event as the next word of ``fates`` says; after the last word, all events are "ok".
 
-    ok: it arrives, confirmed by a later call. lost: it arrives nowhere, and that is told by a later call. unsure: it
-    arrives, and the confirm is lost with it told as lost. break: the connection breaks, half of what was unconfirmed
-    arrived, and this event is not taken. down: nothing can be sent.
+    ok: the event arrives, and a later call confirms it. lost: it does not arrive, and a later call reports it as lost.
+    unsure: it arrives, but a later call reports it as lost. break: the connection breaks; unconfirmed events are
+    reported as lost, and this event is not accepted. down: nothing can be sent.
     """
 
     def __init__(self, fates: Iterator[str], told: Iterator[int] = iter(())) -> None:  # noqa: B008
@@ -41,7 +41,7 @@ class ScriptedSink:
             self.arrived.append((partition, body))
         self._waiting.append((on_done, fate == "ok"))
 
-    def flush(self, timeout_s: float) -> None:  # noqa: ARG002 - no time passes here
+    def flush(self, timeout_s: float) -> None:  # noqa: ARG002 - no time passes in this test
         if next(self._fates, "ok") == "break":
             self._break()
             raise BrokerUnavailableError("scripted", "break")
@@ -56,7 +56,7 @@ class ScriptedSink:
         pass
 
     def _settle_some(self) -> None:
-        """Confirms come late, and several at a time: as many as ``told`` says next, or all."""
+        """Report the outcome of the oldest events: the next number of ``told``, or all."""
         count = next(self._told, len(self._waiting))
         settled, self._waiting = self._waiting[:count], self._waiting[count:]
         for on_done, ok in settled:
@@ -79,10 +79,10 @@ def is_subsequence(wanted: list[bytes], arrived: list[bytes]) -> bool:
     fates=st.lists(st.sampled_from(["ok", "ok", "lost", "unsure", "break", "down"]), max_size=40),
     told=st.lists(st.integers(0, 4), max_size=40),
 )
-def test_every_event_arrives_behind_all_that_came_before_it(
+def test_every_partition_receives_the_whole_stream_in_order(
     partitions: list[int], fates: list[str], told: list[int]
 ) -> None:
-    """What consumers need of a partition: among all that arrived, the whole stream in its order."""
+    """A consumer drops duplicates, so among the events that arrive, the whole stream must be there in order."""
     sink = ScriptedSink(iter(fates), iter(told))
     publisher = OrderedPublisher(sink, ManualClock(), timeout_s=1_000.0)
 
@@ -98,9 +98,10 @@ def test_every_event_arrives_behind_all_that_came_before_it(
 
 
 @pytest.mark.parametrize("told", [[0, 0, 2, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 1, 1]], ids=["in time", "late"])
-def test_a_confirm_of_an_earlier_sending_says_nothing_of_the_order(told: list[int]) -> None:
-    """Event 0 is lost and sent again, and with it 1, of which the second sending is lost. That the first one was
-    confirmed, be it before or after, does not help: it arrived before 0.
+def test_confirm_of_an_earlier_attempt_does_not_settle_an_event(told: list[int]) -> None:
+    """Events 0 and 1 are sent again because 0 was lost, and the second copy of 1 is lost.
+
+    The first copy of 1 was confirmed, but it arrived before 0, so 1 must be sent a third time.
     """
     sink = ScriptedSink(iter(["lost", "ok", "ok", "ok", "lost", "ok"]), iter(told))
     publisher = OrderedPublisher(sink, ManualClock(), timeout_s=10.0)
@@ -112,7 +113,7 @@ def test_a_confirm_of_an_earlier_sending_says_nothing_of_the_order(told: list[in
     assert is_subsequence([b"0", b"1", b"2", b"3", b"4"], [body for _, body in sink.arrived])
 
 
-def test_without_trouble_each_event_is_sent_once() -> None:
+def test_without_an_outage_each_event_is_sent_once() -> None:
     sink = ScriptedSink(iter(()))
     publisher = OrderedPublisher(sink, ManualClock(), timeout_s=1.0)
 
@@ -124,8 +125,8 @@ def test_without_trouble_each_event_is_sent_once() -> None:
     assert publisher.sent_again == 0
 
 
-def test_a_refused_event_takes_those_behind_it_along() -> None:
-    """A change counts only on exactly its predecessor: 5 behind 6 and 7 would leave both without effect."""
+def test_events_after_a_refused_one_are_sent_again() -> None:
+    """A consumer applies a change only after its predecessor: if 1 arrived after 2 and 3, both would be dropped."""
     sink = ScriptedSink(iter(["ok", "lost", "ok", "ok"]))
     publisher = OrderedPublisher(sink, ManualClock(), timeout_s=10.0)
 
@@ -138,7 +139,7 @@ def test_a_refused_event_takes_those_behind_it_along() -> None:
 
 
 @pytest.mark.parametrize(("fate", "error"), [("down", BrokerUnavailableError), ("lost", UnconfirmedError)])
-def test_trouble_that_lasts_is_given_up(fate: str, error: type[Exception]) -> None:
+def test_publisher_gives_up_after_a_long_outage(fate: str, error: type[Exception]) -> None:
     clock = ManualClock()
     sink = ScriptedSink(itertools.repeat(fate))
     publisher = OrderedPublisher(sink, clock, timeout_s=30.0)
@@ -155,8 +156,8 @@ def test_trouble_that_lasts_is_given_up(fate: str, error: type[Exception]) -> No
     assert publisher.settled == 0
 
 
-def test_the_patience_is_for_each_trouble_anew() -> None:
-    """A file that takes hours may meet many short outages."""
+def test_timeout_applies_to_each_outage_separately() -> None:
+    """Publishing a file may take hours and meet many short outages."""
     clock = ManualClock()
     sink = ScriptedSink(itertools.cycle(["ok"] * 20 + ["down"] * 4))
     publisher = OrderedPublisher(sink, clock, timeout_s=5.0)
