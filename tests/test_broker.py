@@ -1,4 +1,4 @@
-"""The broker adapter: one contract for RabbitMQ, Redis and memory://, then what only RabbitMQ promises."""
+"""The broker adapter: tests over RabbitMQ, Redis and memory://, then tests of promises that only RabbitMQ keeps."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ PATIENCE_S = 30.0
 Opened = Callable[..., Any]
 
 
-# -- what is under way, without a broker ----------------------------------------------------------
+# -- confirms and acks, without a broker ----------------------------------------------------------
 
 
-def test_a_confirm_of_many_settles_all_up_to_it_once() -> None:
+def test_a_multiple_confirm_settles_each_earlier_publish_once() -> None:
     confirms, done = Confirms(), []
     for number in range(1, 6):
         confirms.sent(lambda ok, number=number: done.append((number, ok)))  # type: ignore[misc]
@@ -60,7 +60,7 @@ def test_a_confirm_of_many_settles_all_up_to_it_once() -> None:
     assert len(confirms) == 0
 
 
-def test_a_confirm_of_tag_zero_means_all_that_were_sent() -> None:
+def test_a_multiple_confirm_of_tag_zero_settles_all_publishes() -> None:
     confirms, done = Confirms(), []
     for _ in range(3):
         confirms.sent(done.append)
@@ -69,7 +69,7 @@ def test_a_confirm_of_tag_zero_means_all_that_were_sent() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans())), st.integers(0, 40))
-def test_every_publish_is_settled_exactly_once_whatever_the_broker_says(
+def test_every_publish_is_settled_exactly_once_for_any_sequence_of_confirms(
     answers: list[tuple[int, bool, bool]], sent: int
 ) -> None:
     confirms, done = Confirms(), [0] * (sent + 1)
@@ -83,11 +83,11 @@ def test_every_publish_is_settled_exactly_once_whatever_the_broker_says(
 
 
 @given(st.permutations(range(1, 13)), st.lists(st.integers(1, 4)))
-def test_an_ack_never_covers_what_was_not_acked(order: list[int], sizes: list[int]) -> None:
-    """And none is sent twice, which RabbitMQ answers by closing the channel."""
+def test_an_ack_never_covers_an_unacked_delivery(order: list[int], sizes: list[int]) -> None:
+    """And no tag is acked twice, at which RabbitMQ would close the channel."""
     unacked = Unacked()
     asked: set[int] = set()
-    held = set(range(1, 13))  # what the broker waits for
+    held = set(range(1, 13))  # tags that the broker waits for
     for size in [*sizes, 12]:
         tags, order = order[:size], order[size:]
         asked.update(tags)
@@ -100,7 +100,7 @@ def test_an_ack_never_covers_what_was_not_acked(order: list[int], sizes: list[in
         assert held == set(range(1, 13)) - asked
 
 
-def test_acks_in_order_take_one_frame() -> None:
+def test_acks_in_order_need_one_frame() -> None:
     unacked = Unacked()
     assert unacked.ack(range(1, 2001)) == (2000, [])
     assert unacked.ack(range(2001, 2003)) == (2002, [])
@@ -134,7 +134,7 @@ def rabbit_config(rabbit: RabbitServer, cell: str) -> Config:
 
 @pytest.fixture
 def opened() -> Iterator[Opened]:
-    """Closes at the end what the test opened."""
+    """A function that returns its argument, and closes it at the end of the test."""
     closers: list[Any] = []
 
     def keep(thing: Any) -> Any:
@@ -147,7 +147,7 @@ def opened() -> Iterator[Opened]:
 
 
 def _receive(source: Source, count: int, *, activations: bool = False) -> list[Delivery]:
-    """``count`` messages, activation messages not counted and not kept unless asked for."""
+    """Receive ``count`` messages. Activation messages are skipped unless ``activations`` is True."""
     deliveries: list[Delivery] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(deliveries) < count and time.monotonic() < deadline:
@@ -165,14 +165,14 @@ def _publish(sink: Sink, *bodies: bytes, partition: int = 0) -> list[bool]:
 
 
 def _becomes_unavailable(call: Callable[[], object]) -> BrokerUnavailableError:
-    """Repeat a call until it finds that the broker is gone."""
+    """Repeat a call until it raises BrokerUnavailableError."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             call()
         except BrokerUnavailableError as error:
             return error
-    pytest.fail("the broker seemed to be there all the time")
+    pytest.fail("the broker was available all the time")
 
 
 def _numbered(start: int, stop: int) -> list[bytes]:
@@ -183,7 +183,7 @@ def _bodies(deliveries: list[Delivery], partition: int = 0) -> list[bytes]:
     return [delivery.body for delivery in deliveries if delivery.partition == partition]
 
 
-def test_what_is_published_is_confirmed_and_delivered_in_order(config: Config, opened: Opened) -> None:
+def test_published_events_are_confirmed_and_delivered_in_order(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0, 1])), opened(KombuSink(config))
     done: list[bool] = []
     for number in range(200):
@@ -196,7 +196,7 @@ def test_what_is_published_is_confirmed_and_delivered_in_order(config: Config, o
 
 
 def test_events_published_before_any_consumer_existed_are_kept(config: Config, opened: Opened) -> None:
-    """The publisher declares the queues too."""
+    """The publisher declares the queues as well."""
     _publish(opened(KombuSink(config)), b"early")
     assert _bodies(_receive(opened(KombuSource(config, [0, 1])), 1)) == [b"early"]
 
@@ -212,7 +212,7 @@ def test_a_consumer_gets_one_activation_message_from_each_of_its_partitions(conf
     assert (message.partition, message.body) == (1, ACTIVATION)
 
 
-def test_what_was_not_acked_comes_again_in_order_in_a_new_session(config: Config, opened: Opened) -> None:
+def test_unacked_events_are_redelivered_in_order_in_a_new_session(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     _publish(sink, *_numbered(0, 10))
     first = _receive(source, 10)
@@ -225,7 +225,7 @@ def test_what_was_not_acked_comes_again_in_order_in_a_new_session(config: Config
     assert {delivery.session for delivery in again} == {first[0].session + 1}
 
 
-def test_what_was_acked_does_not_come_again(config: Config, opened: Opened) -> None:
+def test_acked_events_are_not_redelivered(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     _publish(sink, *_numbered(0, 10))
     source.ack(_receive(source, 10))
@@ -233,8 +233,8 @@ def test_what_was_acked_does_not_come_again(config: Config, opened: Opened) -> N
     assert [one for one in source.receive(100, 0.5) if not one.body.startswith(ACTIVATION)] == []
 
 
-def test_acks_of_an_older_session_are_passed_over(config: Config, opened: Opened) -> None:
-    """Their tags would mean other messages now."""
+def test_acks_of_an_older_session_are_ignored(config: Config, opened: Opened) -> None:
+    """Their tags would refer to other messages now."""
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     _publish(sink, *_numbered(0, 5))
     old = _receive(source, 5)
@@ -245,7 +245,7 @@ def test_acks_of_an_older_session_are_passed_over(config: Config, opened: Opened
     assert _bodies(_receive(source, 5)) == _numbered(0, 5)
 
 
-def test_acks_out_of_order_never_take_others_with_them(config: Config, opened: Opened) -> None:
+def test_acks_out_of_order_ack_no_other_events(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 6))
@@ -255,7 +255,7 @@ def test_acks_out_of_order_never_take_others_with_them(config: Config, opened: O
     assert _bodies(_receive(source, 3)) == [b"event 1", b"event 3", b"event 4"]
 
 
-def test_receive_gives_no_more_than_its_limit_and_keeps_the_rest(config: Config, opened: Opened) -> None:
+def test_receive_returns_at_most_its_limit_and_keeps_the_rest(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 25))
@@ -268,7 +268,7 @@ def test_receive_gives_no_more_than_its_limit_and_keeps_the_rest(config: Config,
     assert bodies == _numbered(0, 25)
 
 
-def test_a_consumer_holds_no_more_unacked_messages_than_it_may(config: Config, cell: str, opened: Opened) -> None:
+def test_a_consumer_holds_at_most_its_prefetch_of_unacked_messages(config: Config, cell: str, opened: Opened) -> None:
     narrow = Config(broker=config.broker, cell=cell, partitions=2, prefetch=5, standby_s=PATIENCE_S)
     source, sink = opened(KombuSource(narrow, [0])), opened(KombuSink(narrow))
     source.ack(_receive(source, 1, activations=True))
@@ -282,16 +282,16 @@ def test_a_consumer_holds_no_more_unacked_messages_than_it_may(config: Config, c
     assert bodies == _numbered(0, 12)
 
 
-def test_a_message_of_the_consumers_own_comes_behind_all_that_waits(config: Config, opened: Opened) -> None:
-    """How a consumer knows that it has caught up: what was there when it asked came before the answer."""
+def test_a_marker_message_arrives_behind_all_waiting_events(config: Config, opened: Opened) -> None:
+    """So a consumer that receives its watermark message knows that it has received all earlier events."""
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     source.ack(_receive(source, 1, activations=True))
     _publish(sink, *_numbered(0, 50))
-    source.send_marker(0, b"probe")
-    assert _bodies(_receive(source, 51)) == [*_numbered(0, 50), b"probe"]
+    source.send_marker(0, b"marker")
+    assert _bodies(_receive(source, 51)) == [*_numbered(0, 50), b"marker"]
 
 
-def test_a_dead_letter_keeps_its_body_and_says_why(config: Config, opened: Opened) -> None:
+def test_a_dead_letter_has_the_body_and_the_reason(config: Config, opened: Opened) -> None:
     source, sink = opened(KombuSource(config, [0, 1])), opened(KombuSink(config))
     _publish(sink, b"\xff not an event", partition=1)
     [delivery] = _receive(source, 1)
@@ -302,11 +302,11 @@ def test_a_dead_letter_keeps_its_body_and_says_why(config: Config, opened: Opene
     assert letter.detail.startswith("byte 0: xxx")
     assert len(letter.detail) == 1_000
     assert before <= letter.at <= time.time()
-    assert read_dead_letters(config, 10) == [letter]  # looking takes nothing away
+    assert read_dead_letters(config, 10) == [letter]  # reading removes nothing
 
 
-def test_a_dead_letter_is_no_ack(config: Config, opened: Opened) -> None:
-    """Ack is the loop's, after the batch: a crash in between gives two dead letters, never none."""
+def test_dead_lettering_a_message_does_not_ack_it(config: Config, opened: Opened) -> None:
+    """The consumer loop acks after the batch: a crash in between leaves two dead letters, never none."""
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     _publish(sink, b"bad")
     [delivery] = _receive(source, 1)
@@ -315,7 +315,7 @@ def test_a_dead_letter_is_no_ack(config: Config, opened: Opened) -> None:
     assert _bodies(_receive(source, 1)) == [b"bad"]
 
 
-def test_a_resync_reaches_every_agent_that_is_connected(config: Config, opened: Opened) -> None:
+def test_a_resync_reaches_every_connected_agent(config: Config, opened: Opened) -> None:
     sinks = [opened(KombuSink(config)) for _ in range(3)]
     deaf = opened(KombuSink(config, control=False))
     for sink in (*sinks, deaf):
@@ -335,13 +335,13 @@ def test_a_resync_reaches_every_agent_that_is_connected(config: Config, opened: 
     assert deaf.resyncs(0.1) == []
 
 
-def test_a_resync_that_nobody_hears_is_gone(config: Config, opened: Opened) -> None:
+def test_a_resync_without_connected_agents_is_lost(config: Config, opened: Opened) -> None:
     opened(KombuResyncSender(config)).request_resync(Resync())
     sink = opened(KombuSink(config))
     assert sink.resyncs(0.2) == []
 
 
-def test_a_census_collects_the_version_of_each_node_that_answers(config: Config, opened: Opened) -> None:
+def test_a_census_collects_the_newest_version_of_each_node_that_answers(config: Config, opened: Opened) -> None:
     agents = [opened(KombuSink(config)) for _ in range(2)]
     for agent in agents:
         agent.resyncs(0)
@@ -364,13 +364,13 @@ def test_a_census_collects_the_version_of_each_node_that_answers(config: Config,
     assert census == {"n0": Version(5, 4), "n1": Version(5, 5)}
 
 
-def test_an_answer_to_a_census_that_is_over_harms_nobody(config: Config, opened: Opened) -> None:
+def test_an_answer_to_a_finished_census_has_no_effect(config: Config, opened: Opened) -> None:
     sink = opened(KombuSink(config))
     sink.answer_census("nodestate.box.gone", b"late")
     assert _publish(sink, b"still here") == [True]
 
 
-def test_the_doctor_sees_who_answers_and_what_waits(config: Config, opened: Opened) -> None:
+def test_the_doctor_sees_the_server_and_the_waiting_messages(config: Config, opened: Opened) -> None:
     facts = connect_check(config)
     assert facts.product.lower() in {"memory", "rabbitmq", "redis"}
     assert facts.fails_over == (facts.product == "RabbitMQ")
@@ -392,8 +392,8 @@ def test_a_closed_sink_connects_again(config: Config, opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00", bytes(range(256)) * 1_000])
-def test_bodies_of_all_sizes_arrive_as_they_were(config: Config, opened: Opened, body: bytes) -> None:
-    """RabbitMQ cuts those above its frame size in pieces; Redis carries text only."""
+def test_bodies_of_all_sizes_arrive_unchanged(config: Config, opened: Opened, body: bytes) -> None:
+    """RabbitMQ splits bodies above its frame size; Redis carries text only."""
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     source.ack(_receive(source, 1, activations=True))
     _publish(sink, body)
@@ -405,8 +405,8 @@ def test_bodies_of_all_sizes_arrive_as_they_were(config: Config, opened: Opened,
 # -- memory:// ------------------------------------------------------------------------------------
 
 
-def test_memory_carries_a_publisher_and_a_consumer_in_two_threads(cell: str, opened: Opened) -> None:
-    """The demo is one process. The consumer loses its connection now and then; nothing is lost or out of order."""
+def test_memory_serves_a_publisher_and_a_consumer_in_two_threads(cell: str, opened: Opened) -> None:
+    """The demo is one process. The consumer reconnects now and then; no event is lost or out of order."""
     config = Config(cell=cell, partitions=3, prefetch=500)
     source, sink = opened(KombuSource(config, [0, 1, 2])), opened(KombuSink(config))
     total = 6_000
@@ -433,8 +433,8 @@ def test_memory_carries_a_publisher_and_a_consumer_in_two_threads(cell: str, ope
     assert seen == {0: total - 3, 1: total - 2, 2: total - 1}
 
 
-def test_memory_sinks_that_come_and_go_leave_nothing_behind(cell: str, opened: Opened) -> None:
-    """kombu keeps the bindings of a deleted queue, and fills it again with each broadcast."""
+def test_closed_memory_sinks_leave_no_queues_behind(cell: str, opened: Opened) -> None:
+    """kombu keeps the bindings of a deleted queue, so that each broadcast would fill the queue again."""
     config = Config(cell=cell, partitions=1)
     sender, keeper = opened(KombuResyncSender(config)), opened(KombuSink(config))
     keeper.resyncs(0)
@@ -452,24 +452,24 @@ def test_memory_sinks_that_come_and_go_leave_nothing_behind(cell: str, opened: O
     assert len(keeper.resyncs(1.0)) == 5
 
 
-def test_standby_partitions_are_left_alone_where_the_broker_does_not_fail_over(cell: str, opened: Opened) -> None:
+def test_standby_partitions_are_not_consumed_if_the_broker_does_not_fail_over(cell: str, opened: Opened) -> None:
     config = Config(cell=cell, partitions=2, standby_s=0.05)
     source = opened(KombuSource(config, [0], [1]))
     time.sleep(0.1)
     assert {delivery.partition for _ in range(3) for delivery in source.receive(10, 0.05)} == {0}
 
 
-# -- what can't work ------------------------------------------------------------------------------
+# -- wrong settings, absent brokers ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", ["carrier-pigeon://loft", "memory", "amqp://guest:secret@127.0.0.1:notaport//"])
-def test_a_url_that_means_nothing_is_a_mistake_in_the_settings(url: str) -> None:
+def test_a_malformed_url_raises_config_error(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         connect_check(Config(broker=url))
     assert "secret" not in str(caught.value)
 
 
-def test_a_broker_that_is_not_there_is_unavailable_and_its_password_stays_secret() -> None:
+def test_an_absent_broker_is_unavailable_and_its_password_stays_secret() -> None:
     [port] = free_ports(1)
     config = Config(broker=f"amqp://guest:secret@127.0.0.1:{port}//", broker_timeout_s=1.0)
     source, sink = KombuSource(config, [0]), KombuSink(config)
@@ -497,7 +497,7 @@ def test_a_broker_that_is_not_there_is_unavailable_and_its_password_stays_secret
 
 
 def _cut(thing: KombuSource | KombuSink) -> None:
-    """The network between it and the broker is cut, and the broker told."""
+    """Cut the connection between it and the broker, so that the broker notices."""
     _connection(thing).socket.shutdown(socket.SHUT_RDWR)
 
 
@@ -516,7 +516,7 @@ def _rabbit_session(config: Config, *, layout: bool = False) -> RabbitSession:
 
 
 @pytest.mark.service
-def test_wrong_credentials_are_unavailable_and_say_so(rabbit: RabbitServer) -> None:
+def test_wrong_credentials_raise_broker_unavailable_with_the_reason(rabbit: RabbitServer) -> None:
     config = Config(broker=rabbit.url.replace("guest:guest", "guest:secret"))
     with pytest.raises(BrokerUnavailableError, match="ACCESS_REFUSED") as caught:
         connect_check(config)
@@ -524,14 +524,14 @@ def test_wrong_credentials_are_unavailable_and_say_so(rabbit: RabbitServer) -> N
 
 
 @pytest.mark.service
-def test_the_first_url_that_answers_is_taken(rabbit: RabbitServer, cell: str) -> None:
+def test_the_first_url_that_answers_is_used(rabbit: RabbitServer, cell: str) -> None:
     [port] = free_ports(1)
     config = Config(broker=f"amqp://guest:guest@127.0.0.1:{port}//;{rabbit.url}", cell=cell)
     assert connect_check(config).product == "RabbitMQ"
 
 
 @pytest.mark.service
-def test_queues_of_another_kind_are_a_mistake_in_the_settings(rabbit_config: Config) -> None:
+def test_queues_of_another_type_raise_config_error(rabbit_config: Config) -> None:
     connect_check(rabbit_config)
     other = Config(broker=rabbit_config.broker, cell=rabbit_config.cell, partitions=2, queue_type="quorum")
     with pytest.raises(ConfigError, match="queue_type"):
@@ -539,14 +539,14 @@ def test_queues_of_another_kind_are_a_mistake_in_the_settings(rabbit_config: Con
 
 
 @pytest.mark.service
-def test_quorum_queues_keep_the_contract_too(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+def test_quorum_queues_confirm_and_deliver_in_order(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
     """They refuse global QoS and auto-delete."""
     config = Config(broker=rabbit.url, cell=cell, partitions=2, queue_type="quorum")
-    test_what_is_published_is_confirmed_and_delivered_in_order(config, opened)
+    test_published_events_are_confirmed_and_delivered_in_order(config, opened)
 
 
 @pytest.mark.service
-def test_never_more_than_the_window_is_unconfirmed(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+def test_at_most_the_confirm_window_is_unconfirmed(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
     config = Config(broker=rabbit.url, cell=cell, partitions=2, confirm_window=7)
     sink = opened(KombuSink(config))
     open_, most, done = 0, 0, []
@@ -566,8 +566,8 @@ def test_never_more_than_the_window_is_unconfirmed(rabbit: RabbitServer, cell: s
 
 
 @pytest.mark.service
-def test_a_message_that_the_broker_refuses_is_told_as_lost(rabbit_config: Config) -> None:
-    """A queue at its limit nacks: the connection stays, and only those messages are lost."""
+def test_a_refused_message_is_reported_as_lost(rabbit_config: Config) -> None:
+    """A queue at its limit refuses messages: the connection stays, and only the refused messages are lost."""
     connection = _rabbit_session(rabbit_config).connection
     name = f"{Topology.of(rabbit_config).exchange}.small"
     arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
@@ -585,13 +585,13 @@ def test_a_message_that_the_broker_refuses_is_told_as_lost(rabbit_config: Config
 
 
 @pytest.mark.service
-def test_a_lost_connection_tells_every_unconfirmed_publish_exactly_once(
+def test_a_lost_connection_reports_every_unconfirmed_publish_exactly_once(
     rabbit: RabbitServer, rabbit_config: Config, opened: Opened
 ) -> None:
     sink = opened(KombuSink(rabbit_config))
     assert _publish(sink, b"first") == [True]
     done: list[bool] = []
-    rabbit.pause()  # so that nothing is confirmed
+    rabbit.pause()  # so that it confirms nothing
     try:
         for _ in range(20):
             sink.publish(0, b"x", done.append)
@@ -606,9 +606,7 @@ def test_a_lost_connection_tells_every_unconfirmed_publish_exactly_once(
 
 
 @pytest.mark.service
-def test_a_connection_that_broke_while_nothing_was_under_way_is_made_anew_unseen(
-    rabbit_config: Config, opened: Opened
-) -> None:
+def test_an_idle_connection_that_broke_is_replaced_without_an_error(rabbit_config: Config, opened: Opened) -> None:
     sink = opened(KombuSink(rabbit_config))
     _publish(sink, b"one")
     _cut(sink)
@@ -616,8 +614,10 @@ def test_a_connection_that_broke_while_nothing_was_under_way_is_made_anew_unseen
 
 
 @pytest.mark.service
-def test_a_queue_that_was_deleted_loses_nothing_unseen(rabbit_config: Config, opened: Opened) -> None:
-    """RabbitMQ confirms what it can't route; only ``mandatory`` shows it. The next consumer that connects makes it anew."""
+def test_an_event_for_a_deleted_queue_is_reported_as_lost(rabbit_config: Config, opened: Opened) -> None:
+    """RabbitMQ confirms even events that no queue takes; only ``mandatory`` reveals them. The next consumer that
+    connects declares the queue again.
+    """
     sink = opened(KombuSink(rabbit_config))
     _publish(sink, b"one")
     session = _rabbit_session(rabbit_config)
@@ -634,7 +634,7 @@ def test_a_queue_that_was_deleted_loses_nothing_unseen(rabbit_config: Config, op
 
 
 @pytest.mark.service
-def test_only_one_consumer_at_a_time_gets_a_partition(rabbit_config: Config, opened: Opened) -> None:
+def test_one_consumer_at_a_time_gets_a_partition(rabbit_config: Config, opened: Opened) -> None:
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
     _receive(first, 1, activations=True)
     for _ in range(5):
@@ -645,7 +645,9 @@ def test_only_one_consumer_at_a_time_gets_a_partition(rabbit_config: Config, ope
 
 
 @pytest.mark.service
-def test_the_next_consumer_gets_what_the_last_had_not_acked_in_order(rabbit_config: Config, opened: Opened) -> None:
+def test_the_next_consumer_gets_the_unacked_events_of_the_last_one_in_order(
+    rabbit_config: Config, opened: Opened
+) -> None:
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
     sink = opened(KombuSink(rabbit_config))
     _receive(first, 1, activations=True)
@@ -661,13 +663,17 @@ def test_the_next_consumer_gets_what_the_last_had_not_acked_in_order(rabbit_conf
     assert all(delivery.redelivered for delivery in came[:20])
     with pytest.raises(BrokerUnavailableError):
         first.receive(10, 0.1)
-    assert [delivery.body for delivery in first.receive(10, 0.2)] == []  # back, and last in the line
+    assert [delivery.body for delivery in first.receive(10, 0.2)] == []  # it reconnected, behind the other consumer
     first.ack(taken)
 
 
 @pytest.mark.service
-def test_the_next_consumer_of_an_idle_partition_learns_that_it_is_active(rabbit_config: Config, opened: Opened) -> None:
-    """RabbitMQ says nothing; without an activation message an idle partition would have no owner until somebody publishes."""
+def test_the_next_consumer_of_an_idle_partition_gets_an_activation_message(
+    rabbit_config: Config, opened: Opened
+) -> None:
+    """RabbitMQ does not tell the next consumer. Without an activation message an idle partition would have no owner
+    until its next event.
+    """
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
     first.ack(_receive(first, 1, activations=True))
     second.receive(10, 0.1)
@@ -681,9 +687,7 @@ def test_the_next_consumer_of_an_idle_partition_learns_that_it_is_active(rabbit_
 
 
 @pytest.mark.service
-def test_activation_messages_do_not_pile_up_behind_a_consumer_that_stands_still(
-    rabbit_config: Config, opened: Opened
-) -> None:
+def test_activation_messages_do_not_pile_up_behind_a_stalled_consumer(rabbit_config: Config, opened: Opened) -> None:
     first, second = (opened(KombuSource(rabbit_config, [0])) for _ in range(2))
     narrow = Config(broker=rabbit_config.broker, cell=rabbit_config.cell, partitions=2, prefetch=1)
     first = opened(KombuSource(narrow, [0]))
@@ -694,7 +698,7 @@ def test_activation_messages_do_not_pile_up_behind_a_consumer_that_stands_still(
 
 
 @pytest.mark.service
-def test_standby_partitions_are_subscribed_after_their_time(rabbit_config: Config, opened: Opened) -> None:
+def test_standby_partitions_are_subscribed_after_standby_s(rabbit_config: Config, opened: Opened) -> None:
     clock = ManualClock()
     source = opened(KombuSource(rabbit_config, [0], [0, 1], clock))
     _receive(source, 1, activations=True)
@@ -707,8 +711,8 @@ def test_standby_partitions_are_subscribed_after_their_time(rabbit_config: Confi
 
 
 @pytest.mark.service
-def test_a_consumer_that_stands_still_is_given_up(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
-    """Paused, swapped out, cut off without a word: its heartbeats stop, and its partition goes to the next."""
+def test_a_stalled_consumer_loses_its_partition(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    """It may be paused, swapped out or cut off: its heartbeats stop, and its partition goes to the next consumer."""
     config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_heartbeat_s=1)
     first, second = (opened(KombuSource(config, [0])) for _ in range(2))
     _receive(first, 1, activations=True)
@@ -723,8 +727,8 @@ def test_a_consumer_that_stands_still_is_given_up(rabbit: RabbitServer, cell: st
 
 
 @pytest.mark.service
-def test_a_frozen_broker_is_given_up(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
-    """It takes connections and answers nothing; only missing heartbeats and confirms tell."""
+def test_a_frozen_broker_is_reported_as_unavailable(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    """It accepts connections and answers nothing. Only missing heartbeats and confirms reveal it."""
     config = Config(
         broker=rabbit.url, cell=cell, partitions=1, broker_heartbeat_s=2, broker_timeout_s=1.0, confirm_window=50
     )
@@ -741,22 +745,22 @@ def test_a_frozen_broker_is_given_up(rabbit: RabbitServer, cell: str, opened: Op
         _becomes_unavailable(lambda: sink.publish(0, b"x", done.append))
         assert done == [False] * 50
         with pytest.raises(BrokerUnavailableError):
-            source.receive(10, 0.1)  # can't connect either, and says so in time
+            source.receive(10, 0.1)  # it cannot connect either, and raises in time
     finally:
         rabbit.resume()
 
 
 @pytest.mark.service
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_a_broker_that_ends_under_a_publisher_loses_nothing_that_it_confirmed(
+def test_a_broker_that_ends_under_a_publisher_keeps_every_confirmed_event(
     rabbit: RabbitServer, cell: str, opened: Opened, end: str
 ) -> None:
-    """I6, and the newest state arrives: the way of one event through a broker that dies and comes back."""
+    """I6, and the newest state arrives, although the broker dies and restarts."""
     config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=2.0)
     sink, confirmed = opened(KombuSink(config)), []
 
     class Noting:
-        """The sink, with every confirmed event written down."""
+        """The sink, with a list of all confirmed events."""
 
         def publish(self, partition: int, body: bytes, on_done: Callable[[bool], None]) -> None:
             def note(ok: bool) -> None:
@@ -807,7 +811,7 @@ def test_a_broker_that_ends_under_a_publisher_loses_nothing_that_it_confirmed(
 
 
 @pytest.mark.service
-def test_a_consumer_finds_its_broker_again(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+def test_a_consumer_reconnects_to_a_restarted_broker(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
     config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=2.0)
     source = opened(KombuSource(config, [0]))
     sender = opened(KombuResyncSender(config))
@@ -820,11 +824,11 @@ def test_a_consumer_finds_its_broker_again(rabbit: RabbitServer, cell: str, open
     again = _receive(source, 3)
     assert _bodies(again) == _numbered(0, 3)
     assert again[0].session == session + 1
-    sender.request_resync(Resync())  # its connection went stale: it makes another
+    sender.request_resync(Resync())  # its connection broke at the restart, so it opens another
 
 
 @pytest.mark.service
-def test_flush_says_how_many_are_not_confirmed(rabbit_config: Config, opened: Opened) -> None:
+def test_flush_reports_the_number_of_unconfirmed_events(rabbit_config: Config, opened: Opened) -> None:
     sink = opened(KombuSink(rabbit_config))
     _publish(sink, b"first")
     # Before they are published: a broker on a busy machine may confirm the first while the third is under way.
@@ -838,8 +842,10 @@ def test_flush_says_how_many_are_not_confirmed(rabbit_config: Config, opened: Op
     del connection.has_input
 
 
-def test_what_a_consumer_says_costs_its_deliveries_little() -> None:
-    """Regression: with its own connection alive, but no new one to be had, each marker message waited for another timeout."""
+def test_a_failing_publish_connection_delays_deliveries_little() -> None:
+    """Regression: while the first connection was alive and no second one could be opened, each marker message waited
+    for another timeout.
+    """
     clock, config = ManualClock(), Config(broker="amqp://127.0.0.1:1")
     tries: list[float] = []
 
@@ -859,8 +865,8 @@ def test_what_a_consumer_says_costs_its_deliveries_little() -> None:
 
 
 @pytest.mark.service
-def test_a_queue_whose_consumer_came_between_the_look_and_the_deletion_stays(rabbit_config: Config) -> None:
-    """The broker itself has the last word on whether somebody consumes."""
+def test_a_queue_that_gains_a_consumer_before_its_deletion_stays(rabbit_config: Config) -> None:
+    """The broker itself decides last whether the queue has a consumer."""
     topology = Topology.of(rabbit_config)
     source, session = KombuSource(rabbit_config, [0, 1], [], SystemClock()), _rabbit_session(rabbit_config, layout=True)
     try:
@@ -874,7 +880,7 @@ def test_a_queue_whose_consumer_came_between_the_look_and_the_deletion_stays(rab
 
 @pytest.mark.service
 def test_a_layout_of_quorum_queues_is_deleted(rabbit_config: Config) -> None:
-    """RabbitMQ refuses to delete such a queue under a condition."""
+    """RabbitMQ accepts no conditions when it deletes such a queue."""
     config = msgspec.structs.replace(rabbit_config, queue_type="quorum")
     open_session(config, "test", layout=True).close()
     assert KombuLayouts(config, 1, 1, SystemClock()).delete(2)
@@ -883,12 +889,15 @@ def test_a_layout_of_quorum_queues_is_deleted(rabbit_config: Config) -> None:
 
 @pytest.mark.service
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_queues_that_nobody_consumes_are_set_aside(rabbit_config: Config, queue_type: str) -> None:
-    """They get nothing more; what waits in one stays, and one that is empty goes. Those of another consumer are not touched."""
+def test_queues_without_consumers_are_set_aside(rabbit_config: Config, queue_type: str) -> None:
+    """They get no more events.
+
+    Queues with messages stay, empty ones are deleted. If one has a consumer, all stay as they are.
+    """
     config = msgspec.structs.replace(rabbit_config, queue_type=queue_type)
     layouts = KombuLayouts(config, 1, 1, SystemClock())
     sink, confirmed = KombuSink(config, control=False), list[bool]()
-    sink.publish(1, b"before", confirmed.append)  # makes the layout of the settings
+    sink.publish(1, b"before", confirmed.append)  # declares the layout of the settings
     sink.flush(PATIENCE_S)
     other = _rabbit_session(config)
     other.connection.channel().basic_consume(Topology.of(config).queue(0), callback=lambda _message: None)
@@ -904,9 +913,10 @@ def test_queues_that_nobody_consumes_are_set_aside(rabbit_config: Config, queue_
     assert sum(depth.ready for depth in queue_depths(msgspec.structs.replace(config, partitions=3))[:3]) == 1
 
 
-def test_the_first_to_leave_a_layout_takes_no_queue_from_under_the_others(config: Config) -> None:
-    """Regression (I6): where a transport can't tell who consumes, it passed for nobody, and what was published then was in no queue that
-    was read."""
+def test_the_first_member_to_leave_a_layout_deletes_no_queue(config: Config) -> None:
+    """Regression (I6): a transport that cannot count consumers reported none, and the queues were deleted. Events that
+    were published then reached no queue with a consumer.
+    """
     layouts, other = KombuLayouts(config, 1, 1, SystemClock()), msgspec.structs.replace(config, partitions=3)
     source, sink, confirmed = layouts.open(2), KombuSink(config, control=False), list[bool]()
     source.receive(10, 0.1)

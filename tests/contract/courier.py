@@ -1,4 +1,4 @@
-"""What every Courier and AgentInbox promise, as tests: subclass the contract and give it a ``post``."""
+"""The contract of Courier and AgentInbox, as tests: subclass the contract and define its fixture ``broker``."""
 
 from __future__ import annotations
 
@@ -17,74 +17,77 @@ from nodestate.ports import AgentInbox, Courier, Sink
 PATIENCE_S = 10.0
 QUIET_S = 0.1
 LOST_S = 2.0
-"""What nobody heard and what did not come back by then was lost."""
+"""An order that has neither arrived nor come back within this time was lost."""
 DEADLINE = 2e9
 
 
 class ListeningSink(Sink, AgentInbox, Protocol):
-    """What an agent holds."""
+    """An agent's connection."""
 
     bad_orders: int
 
 
-class Post(Protocol):
-    """A broker between schedulers and agents; the test closes what it gets."""
+class OrderBroker(Protocol):
+    """A broker between schedulers and agents. The test closes its connections."""
 
     def sink(self) -> ListeningSink:
-        """An agent's connection, of its own."""
+        """A new connection of an agent."""
 
     def courier(self) -> Courier:
-        """A scheduler's connection, of its own."""
+        """A new connection of a scheduler."""
 
     def restart(self) -> None:
-        """Stop and start; what is under way is lost."""
+        """Stop and start the broker; messages under way are lost."""
 
 
-class Office:
-    """Sinks and couriers of one test, with the patience that real brokers need."""
+class OrderBench:
+    """Sinks and couriers of one test, with waits that suffice for real brokers."""
 
-    def __init__(self, post: Post) -> None:
-        self.post = post
+    def __init__(self, broker: OrderBroker) -> None:
+        self.broker = broker
         self._open = ExitStack()
 
     def courier(self) -> Courier:
-        courier = self.post.courier()
+        courier = self.broker.courier()
         self._open.callback(courier.close)
         assert courier.reply_to
         return courier
 
     def agent(self, *nodes: str) -> ListeningSink:
-        """A sink that listens for these nodes, known to the broker."""
-        sink = self.post.sink()
+        """A sink that listens for these nodes, as the broker knows."""
+        sink = self.broker.sink()
         self._open.callback(sink.close)
         sink.resyncs(0)
         sink.listen_for(nodes)
-        self.until_heard(sink, nodes[-1])
+        self.wait_until_listened_for(sink, nodes[-1])
         return sink
 
-    def until_heard(self, sink: ListeningSink, node: str) -> None:
-        """Until the broker knows that the sink listens for the node. Asks one order at a time, so that none is left over."""
+    def wait_until_listened_for(self, sink: ListeningSink, node: str) -> None:
+        """Wait until the broker knows that the sink listens for the node.
+
+        Sends one order at a time, so that none is left.
+        """
         courier = self.courier()
         deadline = time.monotonic() + PATIENCE_S
-        heard: list[Order] = []
-        while not heard:
+        orders: list[Order] = []
+        while not orders:
             assert time.monotonic() < deadline
             courier.send([End(id="who is there", node=node, instance="none")], PATIENCE_S)
             again_at = time.monotonic() + LOST_S
-            while not heard and not courier.answers(0.01) and time.monotonic() < again_at:
+            while not orders and not courier.answers(0.01) and time.monotonic() < again_at:
                 sink.resyncs(0.01)
-                heard = sink.orders()
+                orders = sink.orders()
 
-    def until_silent(self, node: str) -> None:
-        """Until the broker says that nobody listens for the node."""
+    def wait_until_unlistened(self, node: str) -> None:
+        """Wait until the broker reports that no agent listens for the node."""
         courier = self.courier()
         deadline = time.monotonic() + PATIENCE_S
-        told: list[Answer] = []
-        while not told:
+        answers: list[Answer] = []
+        while not answers:
             assert time.monotonic() < deadline
             courier.send([End(id="who is there", node=node, instance="none")], PATIENCE_S)
-            told = courier.answers(QUIET_S)
-        assert {answer.refused for answer in told} == {"no-agent"}
+            answers = courier.answers(QUIET_S)
+        assert {answer.refused for answer in answers} == {"no-agent"}
 
     def close(self) -> None:
         self._open.close()
@@ -104,7 +107,7 @@ def build(courier: Courier | None, number: int, node: str = "n1") -> Build:
 
 
 def take_orders(sink: ListeningSink, count: int) -> list[Order]:
-    """Exactly ``count`` orders."""
+    """Receive exactly ``count`` orders."""
     orders: list[Order] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(orders) < count:
@@ -116,7 +119,7 @@ def take_orders(sink: ListeningSink, count: int) -> list[Order]:
 
 
 def take_answers(courier: Courier, count: int) -> list[Answer]:
-    """Exactly ``count`` answers."""
+    """Receive exactly ``count`` answers."""
     answers: list[Answer] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(answers) < count:
@@ -131,16 +134,16 @@ def done(order: Order, generation: int = 1) -> Answer:
 
 
 class CourierContract:
-    """Subclasses give the fixture ``post``."""
+    """The contract of every broker. Subclasses define the fixture ``broker``."""
 
     @pytest.fixture
-    def office(self, post: Post) -> Iterator[Office]:
-        office = Office(post)
-        yield office
-        office.close()
+    def bench(self, broker: OrderBroker) -> Iterator[OrderBench]:
+        bench = OrderBench(broker)
+        yield bench
+        bench.close()
 
-    def test_an_order_reaches_its_nodes_agent_as_it_was_given_and_the_answer_comes_back(self, office: Office) -> None:
-        courier, agent, other = office.courier(), office.agent("n1", "n2"), office.agent("n3")
+    def test_an_order_reaches_its_agent_unchanged_and_the_answer_comes_back(self, bench: OrderBench) -> None:
+        courier, agent, other = bench.courier(), bench.agent("n1", "n2"), bench.agent("n3")
         orders = [build(courier, 1), End(id="order-2", node="n2", instance="vm-0", reply_to=courier.reply_to)]
         courier.send(orders, PATIENCE_S)
         assert take_orders(agent, 2) == orders
@@ -153,10 +156,10 @@ class CourierContract:
         other.resyncs(QUIET_S)
         assert other.orders() == []
 
-    def test_an_order_that_nobody_listens_for_comes_back_at_once(self, office: Office) -> None:
-        """Who waited for its deadline would hold its claim for nothing."""
-        courier = office.courier()
-        office.agent("n1")
+    def test_an_order_without_a_listening_agent_is_answered_at_once(self, bench: OrderBench) -> None:
+        """A scheduler that waited for the deadline would hold its claim in vain."""
+        courier = bench.courier()
+        bench.agent("n1")
         started = time.monotonic()
         courier.send([build(courier, 1, "elsewhere")], 60.0)
         [answer] = take_answers(courier, 1)
@@ -169,9 +172,9 @@ class CourierContract:
         assert answer.version == Version(0, 0)
         assert time.monotonic() - started < 2.0
 
-    def test_thousands_of_orders_reach_each_their_agent_in_order(self, office: Office) -> None:
-        courier = office.courier()
-        agents = {f"n{number}": office.agent(f"n{number}") for number in range(3)}
+    def test_thousands_of_orders_reach_their_agents_in_order(self, bench: OrderBench) -> None:
+        courier = bench.courier()
+        agents = {f"n{number}": bench.agent(f"n{number}") for number in range(3)}
         orders = [build(courier, number, f"n{number % 3}") for number in range(3_000)]
         courier.send(orders, PATIENCE_S)
         for node, agent in agents.items():
@@ -181,8 +184,8 @@ class CourierContract:
                 agent.answer(order.reply_to, done(order))
         assert {answer.id for answer in take_answers(courier, 3_000)} == {order.id for order in orders}
 
-    def test_answers_go_to_who_asked(self, office: Office) -> None:
-        one, two, agent = office.courier(), office.courier(), office.agent("n1")
+    def test_answers_go_to_the_courier_that_sent_the_order(self, bench: OrderBench) -> None:
+        one, two, agent = bench.courier(), bench.courier(), bench.agent("n1")
         for number, courier in enumerate((one, two)):
             courier.send([build(courier, number)], PATIENCE_S)
         for order in take_orders(agent, 2):
@@ -192,9 +195,9 @@ class CourierContract:
             ["order-1"],
         ]
 
-    def test_waiting_ends_with_the_first_that_comes(self, office: Office) -> None:
-        """An order must not wait until an agent's step is over, nor its answer for a scheduler's."""
-        courier, agent = office.courier(), office.agent("n1")
+    def test_waiting_ends_with_the_first_arrival(self, bench: OrderBench) -> None:
+        """An order must not wait until the agent's current wait ends, nor its answer until the scheduler's does."""
+        courier, agent = bench.courier(), bench.agent("n1")
         assert courier.answers(0.05) == []
         started = time.monotonic()
         courier.send([build(courier, 1)], PATIENCE_S)
@@ -204,53 +207,53 @@ class CourierContract:
         assert courier.answers(PATIENCE_S) == [done(order)]
         assert time.monotonic() - started < PATIENCE_S / 2
 
-    def test_who_is_told_later_to_listen_hears_from_then_on(self, office: Office) -> None:
-        courier, agent = office.courier(), office.agent("n1")
-        office.until_silent("n2")
+    def test_an_agent_gets_orders_for_a_node_that_it_listens_for_later(self, bench: OrderBench) -> None:
+        courier, agent = bench.courier(), bench.agent("n1")
+        bench.wait_until_unlistened("n2")
         agent.listen_for(["n1", "n2"])
-        office.until_heard(agent, "n2")
+        bench.wait_until_listened_for(agent, "n2")
         courier.send([build(courier, 1), build(courier, 2, "n2")], PATIENCE_S)
         assert [order.id for order in take_orders(agent, 2)] == ["order-1", "order-2"]
 
-    def test_who_stops_listening_leaves_its_orders_to_others(self, office: Office) -> None:
-        """A node that moved to another agent must not be answered for by the old one."""
-        courier, old = office.courier(), office.agent("n1", "n2")
+    def test_an_agent_that_stops_listening_gets_no_more_orders_for_the_node(self, bench: OrderBench) -> None:
+        """The old agent must not answer for a node that moved to another agent."""
+        courier, old = bench.courier(), bench.agent("n1", "n2")
         old.stop_listening_for(["n2", "n3"])
-        new = office.agent("n2")
+        new = bench.agent("n2")
         courier.send([build(courier, 2, "n2"), build(courier, 1)], PATIENCE_S)
         assert [order.id for order in take_orders(old, 1)] == ["order-1"]
         assert [order.id for order in take_orders(new, 1)] == ["order-2"]
 
-    def test_orders_end_with_the_agents_connection_and_come_again_with_the_next(self, office: Office) -> None:
-        courier, agent = office.courier(), office.agent("n1", "n2")
+    def test_an_agent_gets_orders_again_after_it_reconnects(self, bench: OrderBench) -> None:
+        courier, agent = bench.courier(), bench.agent("n1", "n2")
         agent.close()
-        office.until_silent("n2")
+        bench.wait_until_unlistened("n2")
         agent.resyncs(0)
-        office.until_heard(agent, "n2")
+        bench.wait_until_listened_for(agent, "n2")
         courier.send([build(courier, 1)], PATIENCE_S)
         assert [order.id for order in take_orders(agent, 1)] == ["order-1"]
 
-    def test_what_is_no_order_is_answered_where_it_says_to_whom(self, office: Office) -> None:
-        courier, agent = office.courier(), office.agent("n1")
-        nobodys = End(id="order-1", node="n1", instance="")
-        somebodys = End(id="order-2", node="n1", instance="", reply_to=courier.reply_to)
-        courier.send([nobodys, somebodys, build(courier, 3)], PATIENCE_S)
+    def test_a_malformed_order_is_answered_if_it_names_a_queue(self, bench: OrderBench) -> None:
+        courier, agent = bench.courier(), bench.agent("n1")
+        without_queue = End(id="order-1", node="n1", instance="")
+        with_queue = End(id="order-2", node="n1", instance="", reply_to=courier.reply_to)
+        courier.send([without_queue, with_queue, build(courier, 3)], PATIENCE_S)
         assert [order.id for order in take_orders(agent, 1)] == ["order-3"]
         [answer] = take_answers(courier, 1)
         assert (answer.id, answer.node, answer.refused) == ("order-2", "n1", "bad-order")
         assert "instance" in answer.detail
         assert agent.bad_orders == 2
 
-    def test_an_order_that_is_too_large_is_refused_before_any_is_sent(self, office: Office) -> None:
-        courier, agent = office.courier(), office.agent("n1")
+    def test_a_too_large_order_is_refused_before_any_order_is_sent(self, bench: OrderBench) -> None:
+        courier, agent = bench.courier(), bench.agent("n1")
         huge = Build(id="huge", node="n1", instance="vm", resources={}, hints={"x": "x" * 70_000}, deadline=DEADLINE)
         with pytest.raises(BadEventError, match="too-large"):
             courier.send([build(courier, 1), huge], PATIENCE_S)
         agent.resyncs(QUIET_S)
         assert agent.orders() == []
 
-    def test_an_answer_to_somebody_who_is_gone_harms_nobody(self, office: Office) -> None:
-        gone, courier, agent = office.courier(), office.courier(), office.agent("n1")
+    def test_an_answer_to_a_closed_courier_has_no_effect(self, bench: OrderBench) -> None:
+        gone, courier, agent = bench.courier(), bench.courier(), bench.agent("n1")
         gone.send([build(gone, 1)], PATIENCE_S)
         [late] = take_orders(agent, 1)
         gone.close()
@@ -264,27 +267,27 @@ class CourierContract:
 
 
 class RestartingCourierContract(CourierContract):
-    """Of brokers that can go away and come back, and that forget who stopped listening."""
+    """The contract of brokers that can be restarted, and that remove the bindings of agents that stop listening."""
 
-    def test_an_order_for_a_node_that_nobody_listens_for_any_more_comes_back(self, office: Office) -> None:
-        agent = office.agent("n1", "n2")
+    def test_an_order_for_a_node_that_is_no_longer_listened_for_is_answered(self, bench: OrderBench) -> None:
+        agent = bench.agent("n1", "n2")
         agent.stop_listening_for(["n2"])
-        office.until_silent("n2")
-        office.until_heard(agent, "n1")
+        bench.wait_until_unlistened("n2")
+        bench.wait_until_listened_for(agent, "n1")
 
-    def test_after_an_outage_agents_listen_again_and_answers_come_to_another_queue(self, office: Office) -> None:
-        """A courier is told once, as what it asked may be lost; one that only asks for its queue need not know."""
-        told, untold, agent = office.courier(), office.courier(), office.agent("n1", "n2")
-        before = {told.reply_to, untold.reply_to}
-        office.post.restart()
+    def test_after_an_outage_agents_listen_again_and_answers_use_another_queue(self, bench: OrderBench) -> None:
+        """A courier's next call raises once, as its orders may be lost. Reading ``reply_to`` alone does not raise."""
+        waiting, idle, agent = bench.courier(), bench.courier(), bench.agent("n1", "n2")
+        before = {waiting.reply_to, idle.reply_to}
+        bench.broker.restart()
         with pytest.raises(BrokerUnavailableError):
-            take_answers(told, 1)
-        assert len({told.reply_to, untold.reply_to} | before) == 4
+            take_answers(waiting, 1)
+        assert len({waiting.reply_to, idle.reply_to} | before) == 4
         for _ in range(2):
             with suppress(BrokerUnavailableError):
                 agent.resyncs(0)
-        office.until_heard(agent, "n2")
-        told.send([build(told, 1)], PATIENCE_S)
+        bench.wait_until_listened_for(agent, "n2")
+        waiting.send([build(waiting, 1)], PATIENCE_S)
         [order] = take_orders(agent, 1)
         agent.answer(order.reply_to, done(order))
-        assert take_answers(told, 1) == [done(order)]
+        assert take_answers(waiting, 1) == [done(order)]

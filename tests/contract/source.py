@@ -1,4 +1,4 @@
-"""What every Source, Sink and ResyncSender promises, as tests: subclass a contract and give it a ``broker``."""
+"""The contract of Source, Sink and ResyncSender, as tests: subclass a contract and define its fixture ``broker``."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ STANDBY_S = 0.2
 
 
 class Broker(Protocol):
-    """A broker with ``PARTITIONS`` queues, empty at the beginning; the test closes what it gets."""
+    """A broker with ``PARTITIONS`` queues, empty at the beginning. The test closes its connections."""
 
     def source(self, partitions: Sequence[int], standby: Sequence[int] = (), layout: int = PARTITIONS) -> Source:
-        """A consumer of its own; standby after ``STANDBY_S``."""
+        """A new consumer; it subscribes its standby partitions after ``STANDBY_S``."""
 
     def delete(self, layout: int) -> bool:
-        """Delete a layout's queues; False where somebody consumes from them."""
+        """Delete a layout's queues. Returns False if one has a consumer."""
 
     def sink(self) -> Sink:
-        """A publisher of its own."""
+        """A new publisher."""
 
     def resync_sender(self) -> ResyncSender:
-        """A sender of resync requests."""
+        """A new sender of resync requests."""
 
     def dead_letters(self) -> list[tuple[int, bytes, str, str]]:
-        """Partition, body, reason and detail of each, the oldest first."""
+        """Partition, body, reason and detail of each dead letter, oldest first."""
 
     def restart(self) -> None:
-        """Stop and start; what was confirmed survives."""
+        """Stop and start the broker; confirmed events survive."""
 
 
-class Bench:
-    """Sources and sinks of one test, with the patience that real brokers need."""
+class BrokerBench:
+    """Sources and sinks of one test, with waits that suffice for real brokers."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -54,7 +54,7 @@ class Bench:
     ) -> Source:
         source = self.broker.source(partitions, standby, layout)
         self._open.callback(source.close)
-        source.receive(0, 0)  # connected, and so in its place in the order of consumers
+        source.receive(0, 0)  # connects it, so that it takes its place among the consumers
         return source
 
     def sink(self) -> Sink:
@@ -64,17 +64,17 @@ class Bench:
         return sink
 
     def publish(self, bodies: dict[int, list[bytes]]) -> None:
-        """Publish, by bucket, and wait for all confirms."""
+        """Publish bodies by bucket, and wait for all confirms."""
         sink = self.sink()
-        told: list[bool] = []
+        confirms: list[bool] = []
         for bucket, its_bodies in bodies.items():
             for body in its_bodies:
-                sink.publish(bucket, body, told.append)
+                sink.publish(bucket, body, confirms.append)
         sink.flush(PATIENCE_S)
-        assert told == [True] * sum(map(len, bodies.values()))
+        assert confirms == [True] * sum(map(len, bodies.values()))
 
     def take(self, source: Source, count: int) -> list[Delivery]:
-        """Exactly ``count`` events; marker messages are acked and passed over."""
+        """Receive exactly ``count`` events. Marker messages are acked and skipped."""
         events: list[Delivery] = []
         deadline = time.monotonic() + PATIENCE_S
         while len(events) < count:
@@ -83,13 +83,13 @@ class Bench:
         return events
 
     def assert_quiet(self, source: Source) -> None:
-        """No event comes."""
+        """Assert that no event arrives within ``QUIET_S``."""
         deadline = time.monotonic() + QUIET_S
         while time.monotonic() < deadline:
             assert self._events(source, 10, 0.05) == []
 
-    def told_active(self, source: Source) -> set[int]:
-        """The partitions that anything comes from within ``QUIET_S``."""
+    def active_partitions(self, source: Source) -> set[int]:
+        """The partitions from which any message arrives within ``QUIET_S``."""
         partitions: set[int] = set()
         deadline = time.monotonic() + QUIET_S
         while time.monotonic() < deadline:
@@ -109,7 +109,7 @@ class Bench:
 
 
 def eventually(look: Callable[[], bool]) -> None:
-    """Wait until it is so."""
+    """Wait until ``look`` returns True."""
     deadline = time.monotonic() + PATIENCE_S
     while not look():
         assert time.monotonic() < deadline
@@ -117,15 +117,15 @@ def eventually(look: Callable[[], bool]) -> None:
 
 
 class BrokerContract:
-    """Subclasses give the fixture ``broker``."""
+    """The contract of every broker. Subclasses define the fixture ``broker``."""
 
     @pytest.fixture
-    def bench(self, broker: Broker) -> Iterator[Bench]:
-        bench = Bench(broker)
+    def bench(self, broker: Broker) -> Iterator[BrokerBench]:
+        bench = BrokerBench(broker)
         yield bench
         bench.close()
 
-    def test_confirmed_events_come_in_order_in_each_partition(self, bench: Bench) -> None:
+    def test_confirmed_events_arrive_in_order_within_each_partition(self, bench: BrokerBench) -> None:
         sent = {partition: [b"%d/%d" % (partition, number) for number in range(200)] for partition in range(3)}
         source = bench.source()
         bench.publish(sent)
@@ -135,33 +135,33 @@ class BrokerContract:
         assert not any(delivery.redelivered for delivery in came)
         bench.assert_quiet(source)
 
-    def test_events_wait_for_their_consumer(self, bench: Bench) -> None:
+    def test_events_wait_for_their_consumer(self, bench: BrokerBench) -> None:
         bench.publish({1: [b"early"], 2: [b"elsewhere"]})
         [event] = bench.take(bench.source([1, 3]), 1)
         assert (event.partition, event.body) == (1, b"early")
 
     @pytest.mark.parametrize("size", [1, 200_000])
-    def test_bodies_are_opaque(self, bench: Bench, size: int) -> None:
+    def test_bodies_arrive_unchanged(self, bench: BrokerBench, size: int) -> None:
         body = (bytes(range(256)) * (size // 256 + 1))[-size:]
         bench.publish({0: [body]})
         assert [event.body for event in bench.take(bench.source(), 1)] == [body]
 
-    def test_no_more_than_the_limit_comes(self, bench: Bench) -> None:
+    def test_receive_returns_at_most_its_limit(self, bench: BrokerBench) -> None:
         bench.publish({0: [b"%d" % number for number in range(10)]})
         source = bench.source()
         first = bench.take(source, 3)  # checks the limit
         rest = bench.take(source, 7)
         assert [event.body for event in first + rest] == [b"%d" % number for number in range(10)]
 
-    def test_what_was_acked_is_gone(self, bench: Bench) -> None:
+    def test_acked_events_are_gone(self, bench: BrokerBench) -> None:
         bench.publish({0: [b"1", b"2"], 1: [b"3"]})
         source = bench.source()
         source.ack(bench.take(source, 3))
         source.close()
         bench.assert_quiet(bench.source())
 
-    def test_what_was_not_acked_comes_again_in_order_before_what_is_new(self, bench: Bench) -> None:
-        """Changes build on each other: after a crash they must come in the same order."""
+    def test_unacked_events_are_redelivered_in_order_before_new_ones(self, bench: BrokerBench) -> None:
+        """Changes build on each other: after a crash they must arrive in the same order."""
         bench.publish({0: [b"%d" % number for number in range(6)]})
         source = bench.source()
         events = bench.take(source, 5)
@@ -173,8 +173,8 @@ class BrokerContract:
         assert [event.redelivered for event in again[:3]] == [True] * 3
         assert not again[-1].redelivered
 
-    def test_acks_may_come_in_any_order(self, bench: Bench) -> None:
-        """Partitions are acked as their designs are written, events of one in several batches."""
+    def test_events_may_be_acked_in_any_order(self, bench: BrokerBench) -> None:
+        """Partitions are acked when their designs are written, and the events of one partition in several batches."""
         bench.publish({0: [b"a", b"b", b"c"], 1: [b"d"]})
         source = bench.source()
         events = {event.body: event for event in bench.take(source, 4)}
@@ -185,8 +185,8 @@ class BrokerContract:
         source.close()
         bench.assert_quiet(bench.source())
 
-    def test_an_ack_of_an_older_session_is_passed_over(self, bench: Bench) -> None:
-        """Its tags may be those of other events now: acking these would lose them."""
+    def test_an_ack_of_an_older_session_is_ignored(self, bench: BrokerBench) -> None:
+        """Its tags may refer to other events now, and acking these would lose them."""
         bench.publish({0: [b"1", b"2"]})
         source = bench.source()
         old = bench.take(source, 2)
@@ -200,7 +200,7 @@ class BrokerContract:
         source.ack(again)
         assert [event.body for event in bench.take(bench.source(), 2)] == [b"1", b"2"]
 
-    def test_a_dead_letter_is_kept_with_its_reason_and_is_no_ack(self, bench: Bench) -> None:
+    def test_a_dead_letter_is_kept_with_its_reason_and_not_acked(self, bench: BrokerBench) -> None:
         bench.publish({2: [b"bad"]})
         source = bench.source()
         [event] = bench.take(source, 1)
@@ -209,20 +209,20 @@ class BrokerContract:
         source.close()
         assert [again.body for again in bench.take(bench.source(), 1)] == [b"bad"]
 
-    def test_a_consumer_of_empty_queues_is_told_that_they_are_its_own(self, bench: Bench) -> None:
-        """By an empty message: otherwise an owner would not know of its partition before the first event."""
-        assert bench.told_active(bench.source([0, 2])) == {0, 2}
+    def test_a_consumer_of_empty_queues_gets_an_activation_message_from_each(self, bench: BrokerBench) -> None:
+        """Otherwise an owner would not know of its partition before the first event."""
+        assert bench.active_partitions(bench.source([0, 2])) == {0, 2}
 
-    def test_a_marker_message_arrives_behind_everything_that_waits(self, bench: Bench) -> None:
-        """So its coming proves that the consumer has seen all that was there before."""
+    def test_a_marker_message_arrives_behind_all_waiting_events(self, bench: BrokerBench) -> None:
+        """So its arrival proves that the consumer has received all events before it."""
         source = bench.source()
         bench.publish({0: [b"1", b"2"]})
-        source.send_marker(0, b"probe")
+        source.send_marker(0, b"marker")
         bench.publish({0: [b"3"]})
-        assert [event.body for event in bench.take(source, 4)] == [b"1", b"2", b"probe", b"3"]
+        assert [event.body for event in bench.take(source, 4)] == [b"1", b"2", b"marker", b"3"]
 
-    def test_an_event_goes_into_one_queue_of_each_layout(self, bench: Bench) -> None:
-        """And is confirmed once, when it is in all of them: whoever publishes knows of no layout."""
+    def test_an_event_goes_into_one_queue_of_each_layout(self, bench: BrokerBench) -> None:
+        """It is confirmed once, when it is in all of them: publishers do not know the layouts."""
         source, other = bench.source(), bench.source(range(OTHER), layout=OTHER)
         bench.publish({7: [b"1", b"2"], 238: [b"3"]})
         for each, partitions in ((source, {3: [b"1", b"2"], 2: [b"3"]}), (other, {1: [b"1", b"2", b"3"]})):
@@ -232,8 +232,8 @@ class BrokerContract:
             each.ack(came)
             bench.assert_quiet(each)
 
-    def test_a_layout_gets_what_is_published_after_its_first_consumer_came(self, bench: Bench) -> None:
-        """So what a new layout lacks is what was there before, and nothing else."""
+    def test_a_new_layout_gets_events_from_its_first_consumer_on(self, bench: BrokerBench) -> None:
+        """So a new layout lacks exactly the events that were published before."""
         sink = bench.sink()
         sink.publish(0, b"before", lambda _ok: None)
         sink.flush(PATIENCE_S)
@@ -243,30 +243,33 @@ class BrokerContract:
         assert [event.body for event in bench.take(other, 1)] == [b"after"]
         assert [event.body for event in bench.take(bench.source(), 2)] == [b"before", b"after"]
 
-    def test_what_comes_again_or_is_a_consumer_s_own_stays_in_its_layout(self, bench: Bench) -> None:
-        """Or layouts would see old events behind newer ones, and each other's probes."""
+    def test_redelivered_events_and_marker_messages_stay_in_their_layout(self, bench: BrokerBench) -> None:
+        """Otherwise layouts would get old events behind newer ones, and each other's watermark messages."""
         source, other = bench.source(), bench.source(range(OTHER), layout=OTHER)
         bench.publish({0: [b"1"]})
         bench.take(source, 1)
         source.close()
-        source.send_marker(0, b"probe")
-        assert sorted(event.body for event in bench.take(source, 2)) == [b"1", b"probe"]
+        source.send_marker(0, b"marker")
+        assert sorted(event.body for event in bench.take(source, 2)) == [b"1", b"marker"]
         other.ack(bench.take(other, 1))
         bench.assert_quiet(other)
 
-    def test_a_layout_is_deleted_when_nobody_consumes_it(self, bench: Bench) -> None:
-        """With what waits there; the other layouts don't notice. Whoever consumes it again begins with nothing."""
+    def test_a_layout_without_consumers_is_deleted(self, bench: BrokerBench) -> None:
+        """Its events are deleted with it, and the other layouts keep theirs.
+
+        A later consumer of it begins with no events.
+        """
         bench.source().close()
         other = bench.source(range(OTHER), layout=OTHER)
         bench.publish({0: [b"1"]})
         other.close()
         eventually(lambda: bench.broker.delete(OTHER))
-        assert bench.broker.delete(OTHER), "twice is once"
+        assert bench.broker.delete(OTHER), "deleting it twice is no error"
         bench.publish({0: [b"2"]})
         bench.assert_quiet(bench.source(range(OTHER), layout=OTHER))
         assert [event.body for event in bench.take(bench.source(), 2)] == [b"1", b"2"]
 
-    def test_a_resync_reaches_all_sinks_that_are_connected(self, bench: Bench) -> None:
+    def test_a_resync_reaches_all_connected_sinks(self, bench: BrokerBench) -> None:
         first, second = bench.sink(), bench.sink()
         request = Resync(nodes=("n1", "n2"), partitions=(3,), layout=4, jitter_s=1.5, census="box")
         bench.broker.resync_sender().request_resync(request)
@@ -282,23 +285,23 @@ class BrokerContract:
 
 
 class SingleActiveContract(BrokerContract):
-    """Of brokers that give a queue to one consumer at a time, and let another take over."""
+    """The contract of brokers that give a queue to one consumer at a time, and let another take over."""
 
-    def test_one_consumer_at_a_time(self, bench: Bench) -> None:
+    def test_one_consumer_at_a_time_gets_events(self, bench: BrokerBench) -> None:
         first, second = bench.source(), bench.source()
-        assert bench.told_active(first) == set(range(PARTITIONS))
+        assert bench.active_partitions(first) == set(range(PARTITIONS))
         bench.publish({0: [b"1"], 1: [b"2"]})
         bench.assert_quiet(second)
         assert {event.body for event in bench.take(first, 2)} == {b"1", b"2"}
 
-    def test_a_layout_that_is_consumed_is_not_deleted(self, bench: Bench) -> None:
-        """Nor is a part of it."""
+    def test_a_layout_with_a_consumer_is_not_deleted(self, bench: BrokerBench) -> None:
+        """Not even in part."""
         other = bench.source([2], layout=OTHER)
         assert not bench.broker.delete(OTHER)
         bench.publish({2: [b"1"]})
         assert [event.body for event in bench.take(other, 1)] == [b"1"]
 
-    def test_the_next_consumer_takes_over_where_the_one_before_left(self, bench: Bench) -> None:
+    def test_the_next_consumer_takes_over_where_the_last_one_left(self, bench: BrokerBench) -> None:
         first, second, third = bench.source(), bench.source(), bench.source()
         bench.publish({0: [b"%d" % number for number in range(4)]})
         events = bench.take(first, 3)
@@ -309,30 +312,30 @@ class SingleActiveContract(BrokerContract):
         assert again[0].redelivered
         bench.assert_quiet(third)
 
-    def test_who_takes_over_empty_queues_is_told(self, bench: Bench) -> None:
+    def test_consumer_that_takes_over_empty_queues_gets_an_activation_message(self, bench: BrokerBench) -> None:
         first, second = bench.source(), bench.source()
-        assert bench.told_active(first) == set(range(PARTITIONS))
-        assert bench.told_active(second) == set()
+        assert bench.active_partitions(first) == set(range(PARTITIONS))
+        assert bench.active_partitions(second) == set()
         first.close()
-        told: set[int] = set()
+        activated: set[int] = set()
 
-        def all_told() -> bool:
-            told.update(bench.told_active(second))
-            return told == set(range(PARTITIONS))
+        def all_activated() -> bool:
+            activated.update(bench.active_partitions(second))
+            return activated == set(range(PARTITIONS))
 
-        eventually(all_told)
+        eventually(all_activated)
 
-    def test_standby_partitions_are_taken_where_nobody_is(self, bench: Bench) -> None:
-        """Each member has its own partitions first; so two that start together share the work."""
+    def test_standby_consumes_partitions_without_another_consumer(self, bench: BrokerBench) -> None:
+        """Each member first takes its own partitions, so two members that start together share the work."""
         first, second = bench.source([0, 1], [2, 3]), bench.source([2, 3], [0, 1])
-        assert bench.told_active(first) == {0, 1}
-        assert bench.told_active(second) == {2, 3}
+        assert bench.active_partitions(first) == {0, 1}
+        assert bench.active_partitions(second) == {2, 3}
         bench.publish({2: [b"1"]})
         bench.assert_quiet(first)
         second.close()
         assert [event.body for event in bench.take(first, 1)] == [b"1"]
 
-    def test_after_an_outage_everything_confirmed_is_still_there(self, bench: Bench) -> None:
+    def test_confirmed_events_survive_an_outage(self, bench: BrokerBench) -> None:
         source, sink = bench.source(), bench.sink()
         bench.publish({0: [b"1", b"2"], 1: [b"3"]})
         before = bench.take(source, 3)
@@ -345,13 +348,13 @@ class SingleActiveContract(BrokerContract):
         assert sorted(event.body for event in again) == sorted({b"1", b"2", b"3"} - {acked})
         assert all(event.session > before[0].session for event in again)
 
-        told: list[bool] = []
-        for _ in range(3):  # the break may show only when something is sent
+        confirms: list[bool] = []
+        for _ in range(3):  # the sink may notice the broken connection only when it sends
             try:
-                sink.publish(3, b"after", told.append)
+                sink.publish(3, b"after", confirms.append)
                 sink.flush(PATIENCE_S)
             except BrokerUnavailableError:
                 continue
             break
-        assert told[-1]
+        assert confirms[-1]
         assert bench.take(source, 1)[0].body == b"after"

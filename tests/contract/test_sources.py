@@ -1,4 +1,4 @@
-"""The broker contracts over memory, kombu's own memory transport, and RabbitMQ; then memory's faults on demand."""
+"""The contract of brokers over MemoryBroker, memory:// and RabbitMQ; then the faults of MemoryBroker."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class OverKombu:
         return KombuSource(self._of(layout), partitions, standby)
 
     def delete(self, layout: int) -> bool:
-        # Over memory:// nobody can tell who consumes: there whoever asks must know.
+        # memory:// cannot count consumers: there the caller must know that there are none.
         return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout, unseen=self._server is None)
 
     def _of(self, layout: int) -> Config:
@@ -101,26 +101,26 @@ class TestRabbit(SingleActiveContract):
 
 
 def _bodies(source: Source, limit: int = 100) -> list[bytes]:
-    """What comes now, without marker messages."""
+    """The bodies that arrive now, without marker messages."""
     deliveries = source.receive(limit, 0)
     source.ack([delivery for delivery in deliveries if delivery.body.startswith(ACTIVATION)])
     return [delivery.body for delivery in deliveries if not delivery.body.startswith(ACTIVATION)]
 
 
-def _unheard(_confirmed: bool) -> None:
-    """For publishes whose confirm the test does not look at."""
+def _ignore_confirm(_confirmed: bool) -> None:
+    """For publishes whose confirm does not matter to the test."""
 
 
 def _filled(bodies: Sequence[bytes]) -> MemoryBroker:
     broker = MemoryBroker(1)
     sink = broker.sink()
     for body in bodies:
-        sink.publish(0, body, _unheard)
+        sink.publish(0, body, _ignore_confirm)
     sink.close()
     return broker
 
 
-def test_waiting_messages_can_be_doubled_swapped_and_dropped() -> None:
+def test_waiting_messages_can_be_duplicated_swapped_and_dropped() -> None:
     broker = _filled([b"1", b"2", b"3"])
     broker.duplicate(0, 1)
     assert broker.queued(0) == [b"1", b"2", b"2", b"3"]
@@ -130,7 +130,7 @@ def test_waiting_messages_can_be_doubled_swapped_and_dropped() -> None:
     assert _bodies(broker.source([0])) == [b"2", b"2", b"1"]
 
 
-def test_a_crashed_consumers_messages_go_to_the_next_in_order() -> None:
+def test_messages_of_a_crashed_consumer_go_to_the_next_one_in_order() -> None:
     broker = _filled([b"1", b"2", b"3"])
     first, second = broker.source([0]), broker.source([0])
     assert _bodies(first, 2) == [b"1", b"2"]
@@ -141,8 +141,8 @@ def test_a_crashed_consumers_messages_go_to_the_next_in_order() -> None:
         first.receive(1, 0)
 
 
-def test_a_cut_off_consumer_does_not_know_that_another_took_over() -> None:
-    """The zombie of the fault table: it still has its batch in hand, and writes."""
+def test_a_disconnected_consumer_does_not_know_that_another_took_over() -> None:
+    """The zombie of the fault table: it still holds its batch, and writes."""
     broker = _filled([b"1"])
     zombie, heir = broker.source([0]), broker.source([0])
     deliveries = zombie.receive(10, 0)
@@ -155,11 +155,11 @@ def test_a_cut_off_consumer_does_not_know_that_another_took_over() -> None:
     assert _bodies(zombie) == [b"1"]
 
 
-def test_no_more_than_the_prefetch_is_out_unacked() -> None:
+def test_at_most_the_prefetch_is_unacked() -> None:
     broker = MemoryBroker(1, prefetch=2)
     sink = broker.sink()
     for body in (b"1", b"2", b"3"):
-        sink.publish(0, body, _unheard)
+        sink.publish(0, body, _ignore_confirm)
     source = broker.source([0])
     deliveries = source.receive(10, 0)
     assert [delivery.body for delivery in deliveries] == [b"1", b"2"]
@@ -169,29 +169,29 @@ def test_no_more_than_the_prefetch_is_out_unacked() -> None:
 
 
 @pytest.mark.parametrize("lose", [True, False])
-def test_an_unconfirmed_event_may_be_lost_or_not(lose: bool) -> None:
-    """A publisher that got no confirm can't know; it says so to whoever asked, once."""
+def test_an_unconfirmed_event_is_lost_or_kept_as_the_test_says(lose: bool) -> None:
+    """A publisher without a confirm cannot know which, and reports the event as lost, once."""
     broker = MemoryBroker(1)
     sink = broker.sink()
-    told: list[tuple[bytes, bool]] = []
-    sink.publish(0, b"1", lambda ok: told.append((b"1", ok)))
+    confirms: list[tuple[bytes, bool]] = []
+    sink.publish(0, b"1", lambda ok: confirms.append((b"1", ok)))
     sink.flush(0)
     broker.confirming = False
-    sink.publish(0, b"2", lambda ok: told.append((b"2", ok)))
+    sink.publish(0, b"2", lambda ok: confirms.append((b"2", ok)))
     with pytest.raises(UnconfirmedError) as caught:
         sink.flush(3.0)
     assert (caught.value.count, caught.value.timeout_s) == (1, 3.0)
     broker.stop(lose_unconfirmed=lose)
     with pytest.raises(BrokerUnavailableError):
-        sink.publish(0, b"3", lambda ok: told.append((b"3", ok)))
-    assert told == [(b"1", True), (b"2", False)]
+        sink.publish(0, b"3", lambda ok: confirms.append((b"3", ok)))
+    assert confirms == [(b"1", True), (b"2", False)]
     broker.start()
     assert _bodies(broker.source([0])) == ([b"1"] if lose else [b"1", b"2"])
-    sink.publish(0, b"4", _unheard)
-    assert told == [(b"1", True), (b"2", False)]
+    sink.publish(0, b"4", _ignore_confirm)
+    assert confirms == [(b"1", True), (b"2", False)]
 
 
-def test_a_stopped_broker_takes_no_calls_until_it_starts() -> None:
+def test_a_stopped_broker_refuses_calls_until_it_starts() -> None:
     broker = MemoryBroker(1)
     broker.stop()
     source, sink = broker.source([0]), broker.sink()
@@ -201,10 +201,10 @@ def test_a_stopped_broker_takes_no_calls_until_it_starts() -> None:
     broker.start()
     assert _bodies(source) == []
     broker.request_resync(Resync())
-    assert sink.resyncs(0) == []  # it was not connected yet
+    assert sink.resyncs(0) == []  # it was not yet connected
 
 
-def test_waiting_takes_the_time_of_the_brokers_clock() -> None:
+def test_waiting_sleeps_on_the_brokers_clock() -> None:
     clock = ManualClock()
     broker = MemoryBroker(1, clock=clock)
     source = broker.source([0])
