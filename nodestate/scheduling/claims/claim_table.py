@@ -153,7 +153,7 @@ class ClaimTable:
         Args:
             node: The node that was claimed.
             claim_id: The claim's id.
-            seen: The version of the node's state that shows what the claim became, or that made the agent refuse;
+            seen: The version of the node's state that shows the claim's allocation, or that made the agent refuse;
                 ``NEVER`` if there is none. Schedulers with an older state must refresh before they claim there.
         """
         self._edits.drop_claim(node, claim_id, seen)

@@ -74,7 +74,7 @@ class Placer:
         self._affinity_seed = affinity_seed
         """Tells where affinity groups without members begin."""
         self._unsure: set[int] | None = None
-        """The rows of nodes with an unsure record, in this round; None if they were not looked up yet."""
+        """The rows of nodes with an unsure record, in this round; None before they are looked up."""
 
     def place(self, placings: Iterable[Placing]) -> None:
         """Choose and claim nodes until each placing is settled. Costs one round trip to each server, unless another

@@ -139,7 +139,7 @@ class Placing:
         self.node = self.claim = None
 
     def locate(self, node: str) -> None:
-        """Note that a view shows the instance on ``node``, where no claim is needed for it."""
+        """Note that a view shows the instance on ``node``; no claim is needed there."""
         self.node = node
 
     def fail(self, reason: NoHostFound) -> None:

@@ -9,7 +9,7 @@ choice of a node to its end::
 
 All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers take the same
 room, the second write fails: that scheduler reads the first one's claim and chooses again. The room left on a node is
-its capacity, less the usage in the view, less the live claims that the node's allocations do not include yet.
+its capacity, less the usage in the view, less the live claims that are not among the node's allocations yet.
 
 Three rules make this sound:
 
@@ -61,7 +61,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     until: float
     """The deadline, in seconds of the server's clock."""
     resources: dict[str, int]
-    """The claimed amounts by resource class; for a resize only what the instance takes beyond its allocation."""
+    """The claimed amounts by resource class; for a resize only the amounts beyond the instance's allocation."""
     group: str | None = None
     """The instance's group; the agent stores it with the allocation."""
     hints: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collectio
 
 
 def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[str], version: Version) -> ClaimRecord:
-    """The record without the claims that no longer count: expired ones, and those that became allocations.
+    """The record without the claims that no longer count: expired claims, and claims that became allocations.
 
     Args:
         record: The record as it was read.
@@ -154,8 +154,8 @@ def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[
 def with_changes(
     record: ClaimRecord, *, add: Iterable[Claim] = (), drop: Collection[str] = (), seen: Version = NEVER
 ) -> ClaimRecord:
-    """The record without the claims whose ids are in ``drop``, with those in ``add``, and with a ``seen`` no older than
-    given. An added claim replaces one with the same id.
+    """The record without the claims whose ids are in ``drop``, with the claims in ``add``, and with ``seen`` if it is
+    newer. An added claim replaces one with the same id.
     """
     added = {claim.id: claim for claim in add}
     kept = [claim for claim in record.claims if claim.id not in drop and claim.id not in added]

@@ -1,4 +1,4 @@
-"""The difference between what nodes report and what schedulers decide on: claims to add, instances to leave out."""
+"""The claim overlay: the claims to add to the nodes' reports, and the instances to leave out of them."""
 
 from __future__ import annotations
 

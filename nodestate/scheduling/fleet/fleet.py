@@ -30,7 +30,7 @@ from nodestate.view.view import View
 
 
 class Fleet:
-    """All nodes of one view, less what is claimed on them. Belongs to one scheduler::
+    """All nodes of one view, less the claims on them. Belongs to one scheduler::
 
         empty --advance(view)--> exactly that view, less the claims known for its nodes
               --overlay(row, claims of its node)--> the same view, less these claims
@@ -38,10 +38,10 @@ class Fleet:
               --advance(next view)--> exactly the next view, less the same claims
 
     Between two calls of ``advance`` the fleet shows nothing of another view. The fleet is composed of parts, each with
-    one job: the arrays (``NodeColumns``), where instances are (``instances``), what nodes report of their allocations
-    (``reports``), marks of reservations (``placement_marks``), outstanding claims and exclusions (``claim_overlay``),
-    and the log of changed rows. A filter or weigher reads the arrays: index them by ``all``, or by fewer rows, because
-    they are longer than there are rows.
+    one job: the arrays (``NodeColumns``), the locations of instances (``instances``), the nodes' reports of their
+    allocations (``reports``), the marks of reservations (``placement_marks``), outstanding claims and exclusions
+    (``claim_overlay``), and the log of changed rows. A filter or weigher reads the arrays: index them by ``all``, or by
+    fewer rows, because they are longer than there are rows.
     """
 
     def __init__(self) -> None:

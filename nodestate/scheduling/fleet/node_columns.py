@@ -22,7 +22,7 @@ FIRST_ROWS = 256
 
 
 class NodeColumns:
-    """What is known of each node, by row. A node gets its row when it first appears and keeps it, also if the node
+    """The state of each node, by row. A node gets its row when it first appears and keeps it, also if the node
     moves to another partition, or readers follow another design. The arrays are longer than there are rows.
     """
 
@@ -93,7 +93,7 @@ class NodeColumns:
             self.free[resource][row] = amounts[0][row] - amounts[1][row] - claimed
 
     def set_placement(self, row: int, zone: str, traits: tuple[str, ...], aggregates: tuple[str, ...]) -> None:
-        """Write zone, traits and aggregates of a row, in place of those that it had."""
+        """Write zone, traits and aggregates of a row, in place of its earlier ones."""
         self.zone[row] = self.zones.setdefault(zone, len(self.zones))
         self.traits.put(row, traits)
         self.aggregates.put(row, aggregates)

@@ -43,8 +43,8 @@ _NOTHING = PlacementFields()
 def placement_fields_of(record: NodeRecord) -> PlacementFields:
     """The placement fields of a node's state; all of them empty if the node is gone.
 
-    Hints belong to whoever booted the instance. If a foreign hint bears the name of one of ours and has another type,
-    all hints of that allocation are ignored, so the other allocations of the node keep their marks.
+    Any service may store hints. If another service's hint has the name of one of ours and another type, all hints of
+    that allocation are ignored, and the other allocations of the node keep their marks.
     """
     if not record.live:
         return _NOTHING

@@ -28,7 +28,7 @@ class PlacementMarks:
         """For each row the (reservation, instance) pairs of its marks."""
 
     def replace(self, row: int, marks: Iterable[tuple[str, PlacementMark]]) -> None:
-        """Note the marks that a row's node reports, as (instance, mark), in place of those that it reported before."""
+        """Note the marks that a row's node reports, as (instance, mark), in place of its earlier marks."""
         for reservation, instance in self._by_row.pop(row, ()):
             others = self.by_reservation[reservation]
             del others[row, instance]

@@ -1,4 +1,4 @@
-"""The request types. A request says what a user wants placed; it is validated when it is made, and does not change."""
+"""The request types. A request names the instances that a user wants placed; it is validated when it is made."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PREFERENCE_BONUS: Final = 1 / 16
 """The weight that a scheduler adds for each of its own nodes."""
 _MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _HALF: Final = np.uint64(31)
-"""Constants of the hash's final mixing, those of splitmix64 and a common shift."""
+"""Constants of the hash's final mixing: the factors of splitmix64, with one shift for all rounds."""
 
 
 class NodePreference:

@@ -97,7 +97,7 @@ class Selector:
             row: The row.
             instance: The instance's id.
             request: The request, for the instance's resources and group.
-            replaced: Gets the outstanding claims that the row had before, unless it has those of an earlier call.
+            replaced: Gets the outstanding claims that the row had before, unless an earlier call has put them there.
         """
         before = self.fleet.claim_overlay.outstanding.get(row)
         replaced.setdefault(row, before)
