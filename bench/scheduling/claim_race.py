@@ -18,7 +18,7 @@ from bench.stepped_cell import MAX_AGE_S
 from bench.worker import ParentLink
 from bench.workload import require
 from nodestate.config import Config
-from nodestate.scheduling.claims.placing import Placing
+from nodestate.scheduling.claims import Placing
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection import node_preference, ranking
 

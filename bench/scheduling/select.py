@@ -37,7 +37,7 @@ from bench.workload import require
 from harness.servers import ServerMissingError
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
-from nodestate.scheduling.claims.placing import Placing
+from nodestate.scheduling.claims import Placing
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection.ranking import TIE_WIDTH

@@ -16,19 +16,27 @@ A user holds one ``Scheduler``, and follows an instance through it from its requ
 A scheduler makes claims, an agent reports allocations; ``claims`` explains how a claim becomes an allocation.
 """
 
-from nodestate.scheduling.claims.placing import NoHostFound, Placing
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.fleet.row_types import Flags, RowIndex, Scores
+from nodestate.scheduling.claims import NoHostFound, Placing
+from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed, NodeRefusal
 from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved, Reservations
 from nodestate.scheduling.scheduler import Scheduler
-from nodestate.scheduling.selection import Choice, Explanation, Lack, Remaining
-from nodestate.scheduling.selection.filters import FILTERS, Filter
-from nodestate.scheduling.selection.plugins import Policies, installed, own
-from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
+from nodestate.scheduling.selection import (
+    FILTERS,
+    WEIGHERS,
+    Choice,
+    Explanation,
+    Filter,
+    Lack,
+    Policies,
+    Remaining,
+    Weigher,
+    installed,
+    own,
+)
 from nodestate.scheduling.terminations import Terminations
 
 __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter

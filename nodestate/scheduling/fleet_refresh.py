@@ -14,8 +14,7 @@ from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, StaleViewError
 from nodestate.model import Receipt
 from nodestate.ports import Clock
-from nodestate.scheduling.claims import CLOCK_S
-from nodestate.scheduling.claims.claim_table import ClaimTable
+from nodestate.scheduling.claims import CLOCK_S, ClaimTable
 from nodestate.scheduling.fleet import Fleet
 from nodestate.view.view import View
 

@@ -21,14 +21,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError, NotFoundError
-from nodestate.scheduling.claims.placing import NoHostFound, Placing
+from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.orders.reconciler import is_complete
 from nodestate.scheduling.orders.termination_orders import Termination
-from nodestate.scheduling.request import Request, request_of
-from nodestate.scheduling.request.vocabulary import check_class
+from nodestate.scheduling.request import Request, check_class, request_of
 from nodestate.scheduling.selection import Explanation
 from nodestate.scheduling.session import Session
 

@@ -12,8 +12,7 @@ import msgspec
 
 from nodestate.errors import NodestateError, NotFoundError
 from nodestate.ports import WriteStatus
-from nodestate.scheduling.claims import Claim, claims_by_reservation
-from nodestate.scheduling.claims.placing import Placing
+from nodestate.scheduling.claims import Claim, Placing, claims_by_reservation
 from nodestate.scheduling.session import Session
 
 MAX_KEEP_TRIES_COUNT: Final = 8

@@ -31,7 +31,7 @@ import msgspec
 
 from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleViewError
 from nodestate.model import Receipt
-from nodestate.scheduling.claims.placing import NoHostFound, Placing
+from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold

@@ -19,10 +19,7 @@ from nodestate.designs.connections import open_claims
 from nodestate.designs.reader import Reader
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.ports.ids import IdSource, SystemIds
-from nodestate.scheduling.claims.affinity_seed import AffinitySeed
-from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.placer import Placer
-from nodestate.scheduling.claims.placing import Placing
+from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet_refresh import FleetRefresher
 from nodestate.scheduling.migrations import Migrations
@@ -30,9 +27,7 @@ from nodestate.scheduling.orders.boot import Boot, BootOutcome
 from nodestate.scheduling.orders.order_tracker import OrderTracker
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.reservations import Reservations
-from nodestate.scheduling.selection import Choice, Explanation, Selector
-from nodestate.scheduling.selection.node_preference import NodePreference
-from nodestate.scheduling.selection.plugins import Policies, installed
+from nodestate.scheduling.selection import Choice, Explanation, NodePreference, Policies, Selector, installed
 from nodestate.scheduling.session import Session
 from nodestate.scheduling.terminations import Terminations
 from nodestate.view.view import View

@@ -19,8 +19,7 @@ from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError
 from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
-from nodestate.scheduling.claims import REASSERT_S, Claim
-from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.claims import REASSERT_S, Claim, Placer
 from nodestate.scheduling.fleet_refresh import FleetRefresher
 from nodestate.scheduling.orders.boot import Boot, BootOutcome, outcomes_of
 from nodestate.scheduling.orders.order_tracker import OrderTracker

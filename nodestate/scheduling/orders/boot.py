@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from nodestate.model import Version
 from nodestate.model.orders import Build
-from nodestate.scheduling.claims.placing import NoHostFound, Placing
+from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.orders.termination_orders import Termination
 
 NO_ANSWER: Final = "silent"

@@ -34,9 +34,7 @@ from nodestate.model import Version
 from nodestate.model.orders import Answer, Build
 from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
-from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.placer import Placer
-from nodestate.scheduling.claims.placing import NoHostFound, Placing
+from nodestate.scheduling.claims import ClaimTable, NoHostFound, Placer, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, NodeRefusal

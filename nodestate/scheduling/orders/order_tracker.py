@@ -5,9 +5,7 @@ from __future__ import annotations
 from nodestate.config import Config
 from nodestate.ports import Clock, Courier
 from nodestate.ports.ids import IdSource
-from nodestate.scheduling.claims import REASSERT_S
-from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.placer import Placer
+from nodestate.scheduling.claims import REASSERT_S, ClaimTable, Placer
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.orders.boot_tracker import BootTracker
 from nodestate.scheduling.orders.hint_updates import HintUpdates

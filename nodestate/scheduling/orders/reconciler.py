@@ -21,8 +21,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from nodestate.model import Receipt
-from nodestate.scheduling.claims import REASSERT_S
-from nodestate.scheduling.claims.claim_table import ClaimTable
+from nodestate.scheduling.claims import REASSERT_S, ClaimTable
 from nodestate.scheduling.fleet import Fleet, PlacementMark
 
 Marks = Mapping[tuple[int, str], PlacementMark]

@@ -1,18 +1,24 @@
 """Selection: filters and weighers, and the best nodes for a request by them."""
 
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
+from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import Policies, installed, own
 from nodestate.scheduling.selection.selector import Selector
+from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 
 __all__ = [
+    "FILTERS",
+    "WEIGHERS",
     "Choice",
     "Explanation",
+    "Filter",
     "Lack",
     "NodePreference",
     "Policies",
     "Remaining",
     "Selector",
+    "Weigher",
     "installed",
     "own",
 ]

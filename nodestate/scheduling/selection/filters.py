@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.fleet.row_types import Flags, RowIndex, count_of
+from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, count_of
 from nodestate.scheduling.request import Request
 
 Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]

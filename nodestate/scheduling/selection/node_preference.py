@@ -22,7 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from nodestate.ports import Clock
-from nodestate.scheduling.fleet.row_types import Scores
+from nodestate.scheduling.fleet import Scores
 
 PREFERENCE_BONUS: Final = 1 / 16
 """The weight that a scheduler adds for each of its own nodes."""

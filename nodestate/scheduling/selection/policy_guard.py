@@ -12,8 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from nodestate.errors import PolicyError
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.fleet.row_types import Flags, RowIndex, Scores, count_of
+from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher

@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 
 from nodestate.errors import BadRequestError
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.fleet.row_types import RowIndex, Scores, count_of
+from nodestate.scheduling.fleet import Fleet, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import Filter
 from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_weigher

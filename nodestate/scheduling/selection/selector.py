@@ -11,8 +11,7 @@ import numpy as np
 
 from nodestate.errors import SHOWN_COUNT
 from nodestate.ports.ids import IdSource, SystemIds
-from nodestate.scheduling.fleet import Fleet, OutstandingClaims
-from nodestate.scheduling.fleet.row_types import Flags, Scores
+from nodestate.scheduling.fleet import Flags, Fleet, OutstandingClaims, Scores
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.node_preference import NodePreference

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.fleet.row_types import RowAmounts, RowIndex, Scores, count_of
+from nodestate.scheduling.fleet import Fleet, RowAmounts, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
 
 
