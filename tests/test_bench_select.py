@@ -16,7 +16,7 @@ from bench.report.records import Records
 from bench.scenario import Settings
 from bench.scheduling import reserve, select
 from bench.scheduling.claim_audit import ClaimAudit
-from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, Wants, best_worth, fits
+from bench.scheduling.hosts import FLAVOURS, GROUP_SIZE, KINDS, Hosts, RequestStream, best_worth, fits
 from bench.workload import WrongResultError
 from harness.servers import MemcachedServer
 from nodestate.model import FoldOutcome, fold, parse_event
@@ -49,11 +49,11 @@ def test_hosts_are_as_full_as_was_asked_for_and_as_their_events_say(full: float)
 
 def test_wants_are_their_seeds_and_name() -> None:
     def drawn(*of: str | int) -> list[bytes]:
-        return [request.shape for request in Wants(*of).take(200)]  # type: ignore[arg-type]
+        return [request.shape for request in RequestStream(*of).take(200)]  # type: ignore[arg-type]
 
     assert drawn(1) == drawn(1)
     assert drawn(1, "one") != drawn(1, "two")
-    wants = Wants(1)
+    wants = RequestStream(1)
     groups = [request.group.name for request in wants.take(2_000) if request.group is not None]
     sizes = [len(list(of)) for _, of in itertools.groupby(groups)]
     assert set(sizes[:-1]) == {GROUP_SIZE}
@@ -80,7 +80,7 @@ def test_groups_are_reserved_alone_and_by_several() -> None:
     for case in findings.cases:
         assert case.measures["reserve"].count == reserve.GROUPS_BRIEF_COUNT
         assert 0 < case.measures["held"].p50 <= 100
-        assert "are whole" in case.shown[0]
+        assert "are complete" in case.shown[0]
     assert findings.goals == []
 
 

@@ -124,8 +124,8 @@ def _one_state(records: Sequence[NodeRecord]) -> list[Result]:
             {
                 "one state": name,
                 "bytes": len(raws[0]),
-                "encode, µs": median_us(lambda encode=encode, value=value: encode(value)),  # type: ignore[misc]
-                "decode, dropped, µs": median_us(lambda decode=decode, raw=raws[0]: decode(raw)),  # type: ignore[misc]
+                "encode, µs": median_us(lambda encode=encode, value=value: encode(value)),  # type: ignore[misc]  # a lambda's default has no type
+                "decode, dropped, µs": median_us(lambda decode=decode, raw=raws[0]: decode(raw)),  # type: ignore[misc]  # a lambda's default has no type
                 "decode, 10,000 kept, GC on, µs each": kept_on,
                 "GC off, µs each": kept_off,
             }
@@ -170,7 +170,7 @@ def _blocks(records: list[NodeRecord]) -> list[Result]:
                     "10,000 records": name,
                     "MB": len(raw) / 1e6,
                     "encode, ms": median_ms(pack, 5),
-                    "decode, ms": median_ms(lambda unpack=unpack, raw=raw: unpack(raw), 9),  # type: ignore[misc]
+                    "decode, ms": median_ms(lambda unpack=unpack, raw=raw: unpack(raw), 9),  # type: ignore[misc]  # a lambda's default has no type
                 }
             )
     return table("10,000 records, header and opaque body of 1 KB, kept, GC on", rows)
@@ -220,9 +220,9 @@ def _hostile_cases() -> list[Result]:
         rows.append(
             {
                 "hostile bytes": name,
-                "nodestate": _outcome(lambda raw=raw: fold(None, parse_event(raw))),  # type: ignore[misc]
-                "msgspec, untyped": _outcome(lambda raw=raw: msgspec.msgpack.decode(raw)),  # type: ignore[misc]
-                "msgpack-python": _outcome(lambda raw=raw: msgpack.unpackb(raw)),  # type: ignore[misc]
+                "nodestate": _outcome(lambda raw=raw: fold(None, parse_event(raw))),  # type: ignore[misc]  # a lambda's default has no type
+                "msgspec, untyped": _outcome(lambda raw=raw: msgspec.msgpack.decode(raw)),  # type: ignore[misc]  # a lambda's default has no type
+                "msgpack-python": _outcome(lambda raw=raw: msgpack.unpackb(raw)),  # type: ignore[misc]  # a lambda's default has no type
             }
         )
     return table("Hostile events: the reason given, or the exception's type", rows)

@@ -76,7 +76,7 @@ def ring() -> Result:
             {
                 "nodes in the partition": nodes,
                 "index, KB": sum(map(len, parts)) / 1e3,
-                "decode, µs": median_us(lambda parts=parts: [unpack_index_part(part) for part in parts]),  # type: ignore[misc]
+                "decode, µs": median_us(lambda parts=parts: [unpack_index_part(part) for part in parts]),  # type: ignore[misc]  # a lambda's default has no type
             }
         )
     return {

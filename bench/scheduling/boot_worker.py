@@ -1,4 +1,4 @@
-"""A scheduler in a process of its own that boots and ends what it is told, by messages to agents."""
+"""A scheduler in a process of its own that boots and terminates tasks on request, by messages to agents."""
 
 from __future__ import annotations
 
@@ -15,59 +15,64 @@ from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
 
 IDLE_S: Final = 0.02
+"""Longest wait for a request between two steps of the scheduler."""
 BOOT_S: Final = 60.0
 MAX_AGE_S: Final = 5.0
 
 
-class BootThese(NamedTuple):
-    """To be answered with one ``Told`` for each."""
+class BootRequest(NamedTuple):
+    """A request to boot tasks. The answer is a list with a ``BootResult`` for each task."""
 
     tasks: Sequence[Task]
 
 
-class EndThese(NamedTuple):
-    """On these nodes; not answered, as who asks sees it in what agents have."""
+class TerminationRequest(NamedTuple):
+    """A request to terminate tasks. There is no answer: the caller watches the agents."""
 
     tasks: Sequence[tuple[str, Task]]
+    """Each task with its node."""
 
 
-class Told(NamedTuple):
-    """What became of a boot: ``node``, or ``why`` there is none."""
+class BootResult(NamedTuple):
+    """The outcome of a boot."""
 
     task: str
     node: str
-    why: str
+    """The node, or empty if the task was not booted."""
+    reason: str
+    """Why the task was not booted, or empty."""
     conflicts: int
     refused: tuple[str, ...]
+    """The reasons of agents that refused the boot."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """Counters of one scheduler."""
+class ClaimCounts:
+    """Counts of compare-and-swaps of one scheduler."""
 
     written: int
     conflicts: int
 
 
-def serve(parent: ParentLink, config: Config, name: str, weights: Mapping[str, float], seed: int) -> Served:
-    """Do what is said until told to stop; be a scheduler meanwhile."""
+def serve(parent: ParentLink, config: Config, name: str, weights: Mapping[str, float], seed: int) -> ClaimCounts:
+    """Execute requests of the parent until it asks to stop, and step the scheduler in between."""
     courier = KombuCourier(config)
     with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S, courier=courier) as scheduler:
         scheduler.refresh()
         parent.report_ready()
         while not parent.should_stop():
             asked = parent.receive(IDLE_S)
-            if isinstance(asked, BootThese):
+            if isinstance(asked, BootRequest):
                 parent.send(_boot(scheduler, asked.tasks, weights))
-            elif isinstance(asked, EndThese):
+            elif isinstance(asked, TerminationRequest):
                 scheduler.terminations.terminate((node, task.name) for node, task in asked.tasks)
             scheduler.step()
         stats = scheduler.claim_table.stats
     courier.close()
-    return Served(stats.written, stats.conflicts)
+    return ClaimCounts(stats.written, stats.conflicts)
 
 
-def _boot(scheduler: Scheduler, tasks: Sequence[Task], weights: Mapping[str, float]) -> list[Told]:
+def _boot(scheduler: Scheduler, tasks: Sequence[Task], weights: Mapping[str, float]) -> list[BootResult]:
     boots = [
         boot
         for task in tasks
@@ -76,11 +81,11 @@ def _boot(scheduler: Scheduler, tasks: Sequence[Task], weights: Mapping[str, flo
         )
     ]
     scheduler.run(lambda: all(boot.outcome is not None for boot in boots), BOOT_S)
-    told = []
+    results = []
     for boot in boots:
         outcome = boot.outcome
-        assert outcome is not None, "it ran until there was one"
+        assert outcome is not None, "the scheduler ran until every boot had an outcome"
         refused = tuple(str(one.reason) for one in outcome.refusals)
-        node, why = (outcome.node, "") if isinstance(outcome, Booted) else ("", str(outcome.reason))
-        told.append(Told(outcome.instance, node, why, outcome.conflicts, refused))
-    return told
+        node, reason = (outcome.node, "") if isinstance(outcome, Booted) else ("", str(outcome.reason))
+        results.append(BootResult(outcome.instance, node, reason, outcome.conflicts, refused))
+    return results

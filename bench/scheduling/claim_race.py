@@ -1,7 +1,7 @@
-"""Schedulers in processes of their own, all claiming on the same fleet at the same time.
+"""Schedulers in processes of their own that all claim on the same fleet at the same time.
 
-Each claims batch after batch of what its tenants want, and gives back its oldest claims, so that the fleet stays as full as
-it is. It learns of the others' claims as any scheduler does: from records that changed under it.
+Each scheduler claims batch after batch of requests and gives back its oldest claims, so that the fleet stays equally
+full. It learns of the claims of the others as any scheduler does: from records that have changed since it read them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.scheduling.claim_audit import HeldClaim
-from bench.scheduling.hosts import Wants
+from bench.scheduling.hosts import RequestStream
 from bench.stepped_cell import MAX_AGE_S
 from bench.worker import ParentLink
 from bench.workload import require
@@ -23,49 +23,56 @@ from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection import node_preference, ranking
 
 BATCH_COUNT: Final = 10
-"""Requests that a scheduler decides on at a time."""
+"""Requests of one batch."""
 WARM_UP_BATCHES: Final = 20
 NO_WIDTH: Final = 1e-9
-"""Only nodes that are exactly alike count as equally good."""
+"""Width of ties with which only nodes of exactly equal weight count as equally good."""
 GO_S: Final = 60.0
+"""Longest wait for the start of a race."""
 
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What a scheduler is to do. ``shared``: as it does, nodes that are about equally good are in an order of its own, and
-    some of them its own; without, all schedulers take the very best, in the same order.
-    """
+    """The task of each scheduler in a race."""
 
     seconds: float
     held_most: int
+    """Claims that a scheduler holds at most."""
     shared: bool
+    """Whether each scheduler orders nearly equal nodes in its own way and prefers some of them, as in production.
+
+    If false, all schedulers take the very best nodes in the same order.
+    """
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
-class Raced:
-    """What one scheduler did, and what it holds in the end. ``lost``: compare-and-swaps that somebody else was faster
-    with, of ``written`` and these; ``nowhere``: wants that no node had room for.
-    """
+class RaceResult:
+    """The outcome of a race for one scheduler."""
 
     name: str
     claims: int
     nowhere: int
+    """Requests for which no node had room."""
     given_up: int
+    """Requests for which some node had room, but that the scheduler gave up after conflicts."""
     written: int
+    """Compare-and-swaps that succeeded."""
     lost: int
+    """Compare-and-swaps that failed because another scheduler had written first."""
     seconds: float
     cpu_s: float
     held: Sequence[HeldClaim]
+    """Claims that the scheduler holds at the end."""
 
 
-def race(parent: ParentLink, config: Config, name: str, own: Race) -> Raced:
-    """Begin, wait for the start, race, and tell. The start is a time of the machine's monotonic clock."""
+def race(parent: ParentLink, config: Config, name: str, own: Race) -> RaceResult:
+    """Warm up, wait for the start, and claim until the time is over. The start is a time of the monotonic clock."""
     if not own.shared:
-        vars(ranking)["TIE_WIDTH"] = NO_WIDTH  # this process exists for nothing else
+        vars(ranking)["TIE_WIDTH"] = NO_WIDTH  # changes this process only, which runs one race and ends
         vars(node_preference)["PREFERENCE_BONUS"] = 0.0
     seed = hash_of(name, own.seed) if own.shared else own.seed
-    wants = Wants(own.seed, name)
+    wants = RequestStream(own.seed, name)
     with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S) as scheduler:
         held: deque[Placing] = deque()
         for _ in range(WARM_UP_BATCHES):
@@ -74,7 +81,7 @@ def race(parent: ParentLink, config: Config, name: str, own: Race) -> Raced:
         held.clear()
         parent.report_ready()
         start = parent.receive(GO_S)
-        require(start is not None, "nobody said when to start")
+        require(start is not None, f"the parent did not start the race within {GO_S:g} s")
         time.sleep(max(0.0, start - time.monotonic()))
         stats = scheduler.claim_table.stats
         written, lost = stats.written, stats.conflicts
@@ -96,8 +103,8 @@ def race(parent: ParentLink, config: Config, name: str, own: Race) -> Raced:
                     given_up += 1
         took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_began
         scheduler.claim_table.flush_all()
-        require(not scheduler.claim_table.edited, f"{name} could not give back all that it wanted to")
-        return Raced(
+        require(not scheduler.claim_table.edited, f"{name} could not write all of its claims")
+        return RaceResult(
             name,
             claims,
             nowhere,
@@ -111,5 +118,5 @@ def race(parent: ParentLink, config: Config, name: str, own: Race) -> Raced:
 
 
 def hash_of(name: str, seed: int) -> int:
-    """A seed of its own for each name; the same in every run."""
+    """Return a seed that differs between names and is equal in every run."""
     return seed * 1_000 + sum(name.encode())

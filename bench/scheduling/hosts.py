@@ -1,7 +1,7 @@
-"""A seeded fleet to schedule on, and what a cloud's tenants want of it; and which node is right for it, worked out apart.
+"""A seeded fleet for schedulers, the requests of its tenants, and a plain search for the best node of a request.
 
-Nodes are of three kinds, each as full as was asked for on average. Wants are drawn by weight from flavours as clouds have
-them; some come as anti-affinity groups, member by member.
+Nodes are of three kinds and have a given mean usage. Requests are drawn by weight from flavours that are typical of
+clouds; some belong to anti-affinity groups, whose members come one after the other.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from bench.workload import SeededFleet
 from nodestate.scheduling.request import InstanceGroup, Request
 
 TENANTS_COUNT: Final = 3
-"""Instances that a node tells of; its usage says how full it is."""
+"""Instances in the state of a node. They are fewer than its usage would need, to keep states small."""
 GROUP_SIZE: Final = 4
 GROUP_SHARE: Final = 0.1
-"""Of all wants: members of groups."""
+"""Share of requests that start a group or belong to one."""
 WEIGHED: Final = ("VCPU", "MEMORY_MB", "DISK_GB")
-"""What the default weighers look at."""
+"""Resource classes that the default weighers use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Nodes that are alike. ``capacity``: amounts by class; of VCPU a quarter is there, and shared by four."""
+    """A kind of node."""
 
     capacity: Mapping[str, int]
+    """Amounts by resource class, after allocation ratios: a node has a quarter of its VCPUs, with a ratio of 4."""
     traits: tuple[str, ...]
 
 
@@ -42,22 +43,22 @@ VCPU_RATIO: Final = 4.0
 
 
 class Hosts(SeededFleet):
-    """A fleet whose nodes are ``full`` (0 to 1) on average, each in its own way, and anew with every change."""
+    """A fleet with a mean usage of ``full`` (0 to 1). The usage of a node is random and changes with every event."""
 
     def __init__(self, seed: int, nodes: int, full: float, *, state_bytes: int = 1_024) -> None:
         self.full = full
         super().__init__(seed, nodes, state_bytes=state_bytes)
 
     def kind(self, number: int) -> Kind:
-        """What a node is like."""
+        """Return the kind of a node."""
         return KINDS[self._draw(number, -1) % len(KINDS)]
 
     def usage(self, number: int) -> dict[str, int]:
-        """What a node has used up, as it said last."""
+        """Return the usage of a node as of its last event."""
         return self._usage(number, self.generations[number])
 
     def state(self, number: int, generation: int) -> dict[str, Any]:
-        """The state of a node at a generation."""
+        """Return the state of a node at a generation."""
         kind = self.kind(number)
         ratios = {name: VCPU_RATIO if name == "VCPU" else 1.0 for name in kind.capacity}
         return {
@@ -82,13 +83,14 @@ class Hosts(SeededFleet):
         return {"usage": self._usage(number, generation), "metrics": self._measured(number, generation)}
 
 
-# -- what is wanted -------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------
 
 
 class Flavour(NamedTuple):
-    """What many ask for alike, and how many in a hundred."""
+    """A size of instance that many tenants request."""
 
     weight: int
+    """How many of a hundred requests have it."""
     vcpus: int
     memory_mb: int
     disk_gb: int
@@ -96,7 +98,7 @@ class Flavour(NamedTuple):
 
     @property
     def resources(self) -> dict[str, int]:
-        """By class."""
+        """Amounts by resource class."""
         return {"VCPU": self.vcpus, "MEMORY_MB": self.memory_mb, "DISK_GB": self.disk_gb}
 
 
@@ -113,8 +115,8 @@ FLAVOURS: Final = (
 )
 
 
-class Wants:
-    """Requests for one instance each, without end. ``name`` makes the groups' names this drawer's own."""
+class RequestStream:
+    """An endless stream of requests for one instance each. ``name`` makes the names of its groups unique."""
 
     def __init__(self, seed: int | str, name: str = "") -> None:
         self._random = random.Random(f"wants {seed} {name}")
@@ -124,11 +126,11 @@ class Wants:
         self._stream = self._drawn()
 
     def take(self, count: int) -> list[Request]:
-        """The next so many."""
+        """Return the next ``count`` requests."""
         return [next(self._stream) for _ in range(count)]
 
     def unseen(self) -> Request:
-        """Of a shape that nobody had before."""
+        """Return a request with resources that no earlier request had."""
         self._unseen += 1
         flavour = self._flavour()
         resources = flavour.resources | {"MEMORY_MB": flavour.memory_mb + self._unseen}
@@ -155,11 +157,11 @@ class Wants:
             yield open_groups.pop()
 
 
-# -- what is right --------------------------------------------------------------------------------
+# -- the plain search -----------------------------------------------------------------------------
 
 
 def fits(hosts: Hosts, number: int, request: Request) -> bool:
-    """Whether a node has the traits and the room, as it said last; nobody's claims counted."""
+    """Return whether a node has the traits and the room for a request, as of its last event and without claims."""
     kind, usage = hosts.kind(number), hosts.usage(number)
     return set(request.required_traits) <= set(kind.traits) and all(
         kind.capacity[name] - usage[name] >= amount for name, amount in request.resources.items()
@@ -167,7 +169,7 @@ def fits(hosts: Hosts, number: int, request: Request) -> bool:
 
 
 def worth(hosts: Hosts, number: int, request: Request) -> float:
-    """What the default weighers make of a node: the free shares, after the request, added up."""
+    """Return the weight that the default weighers give a node: the sum of its free shares after the request."""
     kind, usage = hosts.kind(number), hosts.usage(number)
     return math.fsum(
         (kind.capacity[name] - usage[name] - request.resources[name]) / kind.capacity[name] for name in WEIGHED
@@ -175,5 +177,5 @@ def worth(hosts: Hosts, number: int, request: Request) -> float:
 
 
 def best_worth(hosts: Hosts, request: Request) -> float:
-    """Of all nodes that fit; minus infinity where none does."""
+    """Return the largest weight of the nodes that fit, or minus infinity if no node fits."""
     return max((worth(hosts, n, request) for n in range(len(hosts)) if fits(hosts, n, request)), default=-math.inf)

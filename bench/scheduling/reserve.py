@@ -1,8 +1,9 @@
-"""Groups that are reserved all or nothing, by several schedulers against each other, on a fleet with hardly room for them.
+"""Measures reservations of groups, all or nothing, by competing schedulers on a fleet that has hardly enough room.
 
-The same reservations in the same order, once by one scheduler alone and once shared out to four. Each is held while a
-number of further ones is tried, so that together they want about all there is: some find no room, and which depends on
-who comes first. What is held in the end is read from the claim records, apart from any scheduler: every group whole, or not there.
+The same reservations are made in the same order, once by one scheduler and once divided among four. Each reservation is
+held while a number of further ones is tried, so that all together want slightly more than the fleet has. Some find no
+room; which ones depends on their order. At the end the claim records are read without any scheduler, which proves that
+every group is reserved completely or not at all.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ GROUPS_COUNT: Final = 1_000
 GROUPS_BRIEF_COUNT: Final = 24
 BRIEF_S: Final = 1.0
 SIZES: Final = (2, 64)
-"""Members of a group, from and to."""
+"""Smallest and largest number of members of a group."""
 VCPUS: Final = (8, 16, 32, 64)
 MEMORY_MB_PER_VCPU: Final = 1_000
 WANTED_SHARE: Final = 1.1
-"""Of all VCPUs: what is wanted at the same time."""
+"""VCPUs that are wanted at the same time, as a share of all VCPUs."""
 SCHEDULERS: Final = 4
 TIMEOUT_S: Final = 10.0
 HOLD_S: Final = 3_600.0
@@ -52,7 +53,7 @@ GOAL_POINTS: Final = 5.0
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """One scheduler alone, then four, in the first design that lives in memcached, at every size."""
+    """Measure one scheduler alone, then four, in the first design, at every size."""
     runs = Runs()
     for nodes in settings.nodes:
 
@@ -66,11 +67,11 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings(*_compared(runs.cases))
 
 
-SCENARIO: Final = Scenario("reserve", "groups all or nothing, by schedulers against each other", run, NODES)
+SCENARIO: Final = Scenario("reserve", "reservations of groups, all or nothing, by competing schedulers", run, NODES)
 
 
 def wanted(seed: int, count: int) -> list[dict[str, Any]]:
-    """So many group requests, as their JSON; half of them anti-affinity over the whole group."""
+    """Return ``count`` requests for groups, as decoded JSON; half of them are anti-affinity groups."""
     rng = random.Random(f"groups {seed}")
     groups = []
     for number in range(count):
@@ -89,18 +90,21 @@ def wanted(seed: int, count: int) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Reserved:
-    """What one scheduler did: milliseconds and success of each reservation, and what it holds in the end."""
+class ReserveResult:
+    """The reservations of one scheduler."""
 
     ms: Sequence[float]
+    """Milliseconds of each reservation."""
     good: Sequence[bool]
+    """Whether each reservation succeeded."""
     held: Sequence[str]
+    """Ids of the reservations that the scheduler holds at the end."""
 
 
 def reserve_along(
     parent: ParentLink, config: Config, name: str, seed: int, groups: list[dict[str, Any]], most: int
-) -> Reserved:
-    """Reserve one after the other; each is held for as long as ``most`` further ones are tried."""
+) -> ReserveResult:
+    """Reserve one group after the other, and hold each while ``most`` further groups are tried."""
     wants = [parse_group(group) for group in groups]
     with Scheduler(config, name=name, seed=seed, max_age=MAX_AGE_S) as scheduler:
         scheduler.refresh()
@@ -116,12 +120,12 @@ def reserve_along(
             if isinstance(found, Reservation):
                 _require_whole(want, found)
                 held.append((number, found))
-        return Reserved(ms, good, [one.id for _, one in held])
+        return ReserveResult(ms, good, [one.id for _, one in held])
 
 
 def _require_whole(want: GroupRequest, found: Reservation) -> None:
     asked = {instance for member in want.members for instance in member.instances}
-    require({member.instance for member in found.members} == asked, "a reservation has other members than were asked")
+    require({member.instance for member in found.members} == asked, "a reservation has other members than its request")
     if want.group is not None:
         nodes = Counter(member.node for member in found.members)
         require(max(nodes.values()) == 1, f"two of an anti-affinity group share a node: {nodes.most_common(1)}")
@@ -138,7 +142,7 @@ def _raced(
     room = sum(hosts.kind(number).capacity["VCPU"] for number in range(len(hosts)))
     most = max(schedulers, round(WANTED_SHARE * room / (sum(vcpus) / len(vcpus))))
     report_progress(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.0)
-    # The cell's consumer writes when it is told to; a scheduler takes no view that is older than claims count.
+    # The consumer writes only when it is stepped. A scheduler refuses views that are older than ``claim_ttl_s``.
     config = msgspec.structs.replace(cell.config, claim_ttl_s=HOLD_S)
     store = MemcachedStore(environment.address, timeout_s=PATIENCE_S)
     _begin_records(store, cell.config, hosts)
@@ -161,7 +165,7 @@ def _raced(
         began = time.monotonic()
         while not all(process.has_ended(0.2) for process in processes):
             report_progress(f"{cell.label}: {count} reservations, {schedulers} schedulers", 0.5)
-            require(time.monotonic() - began < count * TIMEOUT_S, "they do not come to an end")
+            require(time.monotonic() - began < count * TIMEOUT_S, "the schedulers did not finish in time")
         took_s = time.monotonic() - began
         found = [process.result() for process in processes]
     shown = _require_sound(store, cell.config, hosts, {one for each in found for one in each.held})
@@ -182,7 +186,7 @@ def _raced(
 
 
 def _begin_records(store: MemcachedStore, config: Config, hosts: Hosts) -> None:
-    """Every node has an empty record that is old enough: the fleet was scheduled on before."""
+    """Give every node an empty claim record, old enough that schedulers need not wait for lost claims."""
     value = CLAIMS.pack(ClaimRecord(store.server_time() - 2 * UNSURE_S))
     claims = [keys.claim(config.cell, name) for name in hosts.names]
     store.write([Write(Put.DELETE, key) for key in claims])
@@ -197,27 +201,31 @@ def _claims(store: MemcachedStore, config: Config, hosts: Hosts) -> Iterator[tup
 
 
 def _require_sound(store: MemcachedStore, config: Config, hosts: Hosts, held: set[str]) -> str:
-    """Exactly what schedulers hold is in the records, each group whole, and no node is over its capacity."""
+    """Require that the records hold exactly the reservations of the schedulers, each complete, within all capacities."""
     members: dict[str, list[Claim]] = {}
     used: dict[int, Counter[str]] = {}
     for number, claim in _claims(store, config, hosts):
         members.setdefault(claim.reservation, []).append(claim)
         used.setdefault(number, Counter()).update(claim.resources)
     require(
-        members.keys() == held, f"{len(members.keys() ^ held)} reservations are held that nobody knows, or the reverse"
+        members.keys() == held,
+        f"{len(members.keys() ^ held)} reservations are in the records or with a scheduler, but not both",
     )
     for reservation, claims in members.items():
-        require(len(claims) == claims[0].members, f"{reservation} is not whole: {len(claims)} of {claims[0].members}")
+        require(
+            len(claims) == claims[0].members,
+            f"{reservation} is incomplete: {len(claims)} of {claims[0].members} members",
+        )
         require(all(claim.kept for claim in claims), f"{reservation} is not kept")
     for number, amounts in used.items():
         capacity = hosts.kind(number).capacity
         over = {name for name, amount in amounts.items() if amount > capacity[name]}
         require(not over, f"{hosts.names[number]} is over its capacity of {over}")
-    return f"all {len(held)} reservations that are held in the end are whole, and no node is over its capacity"
+    return f"all {len(held)} reservations that are held at the end are complete, and no node is over its capacity"
 
 
 def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
-    """How many points fewer succeed where several compete, and how much longer it takes."""
+    """Return how many percentage points fewer succeed if several schedulers compete, and how much longer they take."""
     across: dict[str, float] = {}
     goals = []
     alone = {case.nodes: case for case in cases if case.settings["schedulers"] == 1}
@@ -230,7 +238,7 @@ def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
         across[f"{case.nodes:,} nodes: reserve p99 / alone"] = (
             case.measures["reserve"].p99 / before.measures["reserve"].p99
         )
-        if case.settings["reservations"] == GROUPS_COUNT:  # of a few, one more or less says nothing
+        if case.settings["reservations"] == GROUPS_COUNT:  # of few reservations, one more or less would decide
             goals.append(
                 Goal.at_most(
                     f"{case.nodes:,} nodes: {SCHEDULERS} schedulers hold less than one", points, GOAL_POINTS, "points"

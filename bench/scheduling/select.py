@@ -1,9 +1,9 @@
-"""What a decision costs a scheduler, by itself and among others, and how often schedulers get in each other's way.
+"""Measures the cost of decisions and claims, for one scheduler and for several that claim at the same time.
 
-First one scheduler: it chooses for one request after the other, with and without reading what changed; it claims in
-batches of several sizes. Then several in processes of their own claim on the same fleet, on fleets that are empty, half
-full, nearly full and full. What it chooses is compared with the best node of a plain search; what is claimed is read from
-the records, apart from any scheduler.
+First one scheduler chooses nodes for one request after the other, with and without reading changes, and claims in
+batches of several sizes. Then several schedulers in processes of their own claim on the same fleet, which is empty, half
+full, nearly full or full. The chosen nodes are compared with the best node of a plain search. The claims are read from
+the records without any scheduler.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from bench.record import Case, Goal, Measure, Timings
 from bench.runs import Runs
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.scheduling.claim_audit import ClaimAudit
-from bench.scheduling.claim_race import BATCH_COUNT, Race, Raced, race
-from bench.scheduling.hosts import FLAVOURS, Hosts, Wants, best_worth, fits, worth
+from bench.scheduling.claim_race import BATCH_COUNT, Race, RaceResult, race
+from bench.scheduling.hosts import FLAVOURS, Hosts, RequestStream, best_worth, fits, worth
 from bench.scheduling.openstack_decisions import OPENSTACK, measure_nova
 from bench.stepped_cell import MAX_AGE_S, SteppedCell
 from bench.worker import Worker
@@ -43,7 +43,7 @@ from nodestate.scheduling.scheduler import Scheduler
 from nodestate.scheduling.selection.ranking import TIE_WIDTH
 
 HALF: Final = 0.5
-"""How full the fleet is that one scheduler decides on."""
+"""Mean usage of the fleet on which one scheduler decides."""
 FULL: Final = (0.0, HALF, 0.9, 0.99)
 SCHEDULERS: Final = (1, 2, 4, 8)
 BATCHES: Final = (1, 10, 100)
@@ -55,15 +55,15 @@ ROUNDS_MIN: Final = 20
 ONE_SHARE: Final = 0.5
 BATCH_SHARE: Final = 0.15
 RACE_SHARE: Final = 0.2
-"""Of the timed seconds: for one request at a time, for each size of batch, and for each race."""
+"""Shares of the seconds to measure: for single requests, for each size of batch, and for each race."""
 SLICE_CLAIMS: Final = 500
-"""Claims of one sample of a rate; given back after it, so that all samples begin on the same fleet."""
+"""Claims of one sample of a rate. They are given back afterwards, so that all samples start with the same fleet."""
 HELD_SHARE: Final = 0.25
-"""Of the room that a fleet has: what all schedulers of a race hold at most."""
+"""Largest share of the free room that all schedulers of a race hold together."""
 COMPARED_COUNT: Final = 12
-"""Requests whose choice is compared with a plain search over all nodes, where these are few."""
+"""Largest number of requests whose chosen node is compared with a plain search."""
 COMPARED_NODES: Final = 100_000
-"""… and over how many nodes altogether."""
+"""Largest number of nodes that these searches visit, all together."""
 START_AFTER_S: Final = 0.2
 CLAIM_TTL_S: Final = 3_600.0
 NOVA_NODES_MAX: Final = 10_000
@@ -73,8 +73,9 @@ GOAL_SHARE: Final = 0.7
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """One scheduler in every design at every size; races in the first design, on the smallest fleet; and OpenStack's own
-    on fleets that it can hold.
+    """Measure one scheduler in every design at every size, races, and OpenStack.
+
+    Races take place in the first design with the smallest fleet, OpenStack with fleets of up to ``NOVA_NODES_MAX`` nodes.
     """
     runs = Runs()
     brief = settings.seconds < BRIEF_S
@@ -106,11 +107,11 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     return runs.findings(*_compared(runs.cases))
 
 
-SCENARIO: Final = Scenario("select", "what decisions and claims cost, alone and among other schedulers", run)
+SCENARIO: Final = Scenario("select", "decisions and claims of one scheduler and of several at once", run)
 
 
 class ClaimCell(NamedTuple):
-    """A loaded cell, where its claims live, and what reads these apart from any scheduler."""
+    """A loaded cell, the memcached with its claims, and an audit of the claims."""
 
     cell: SteppedCell
     hosts: Hosts
@@ -122,11 +123,11 @@ class ClaimCell(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What figures are shown with."""
+        """The label of the cell in figures."""
         return self.cell.label
 
     def scheduler(self) -> Scheduler:
-        """A new one, with the fleet in it."""
+        """Return a new scheduler that has read the fleet."""
         scheduler = Scheduler(self.config, name="bench", seed=self.settings.seed, max_age=MAX_AGE_S)
         scheduler.refresh()
         return scheduler
@@ -136,11 +137,11 @@ class ClaimCell(NamedTuple):
 def _claim_cell(
     cell: SteppedCell, hosts: Hosts, settings: Settings, report_progress: ReportProgress
 ) -> Iterator[ClaimCell]:
-    """Claims live in the design's memcached; where it has none, in one of their own."""
+    """Load a cell. Its claims are stored in the memcached of the design or, if the design uses none, in one of their own."""
     cell.load(report_progress)
     with ExitStack() as held:
         environment = cell.environment
-        # The cell's consumer writes when it is told to, and a scheduler takes no view that is older than claims count.
+        # The consumer writes only when it is stepped. A scheduler refuses views that are older than ``claim_ttl_s``.
         config = msgspec.structs.replace(cell.config, claim_ttl_s=CLAIM_TTL_S)
         if isinstance(environment, MemcachedEnvironment):
             address = environment.address
@@ -148,7 +149,7 @@ def _claim_cell(
             server = held.enter_context(memcached_for(0))
             address, config = server.address, msgspec.structs.replace(config, store=server.url)
         audit = held.enter_context(ClaimAudit(address, config.cell, hosts))
-        # What stands on the heap now is the benchmark's own; a scheduler's collector would not look at it either.
+        # Objects that exist now belong to the benchmark; the garbage collector of a scheduler would not visit them.
         gc.collect()
         gc.freeze()
         yield ClaimCell(cell, hosts, config, address, audit, settings, report_progress)
@@ -161,7 +162,7 @@ def _one(claim_cell: ClaimCell) -> Case:
     cell, hosts, settings = claim_cell.cell, claim_cell.hosts, claim_cell.settings
     changed = min(settings.changed, len(hosts))
     picks, timings = random.Random(settings.seed), Timings()
-    wants = Wants(settings.seed)
+    wants = RequestStream(settings.seed)
     baseline = _Baseline(claim_cell)
     with claim_cell.scheduler() as scheduler:
         best = _require_best(claim_cell, scheduler, wants)
@@ -189,7 +190,7 @@ def _one(claim_cell: ClaimCell) -> Case:
             scheduler.refresh()
             [placing] = timings.time("claim", _claim, scheduler, [seen])
             scheduler.placer.give_back([placing])
-            baseline.look(timings)
+            baseline.sample(timings)
         again = _require_best(claim_cell, scheduler, wants)
         claim_cell.audit.require_sound([])
     baseline.close()
@@ -208,8 +209,11 @@ def _one(claim_cell: ClaimCell) -> Case:
             "claim / bare cas": p50["claim"] / p50["bare cas"],
         },
         [
-            f"{best + again} choices, before and after, were as good as the best of a plain search over all {nodes:,} nodes",
-            "after the last claim was given back no record held one",
+            (
+                f"{best + again} choices before and after the rounds were as good as the best of a plain search over all "
+                f"{nodes:,} nodes"
+            ),
+            "after the last claim had been given back, no record held a claim",
             kept,
         ],
         [
@@ -226,8 +230,8 @@ def _claim(scheduler: Scheduler, requests: Sequence[Request]) -> list[Placing]:
     return placings
 
 
-def _require_best(claim_cell: ClaimCell, scheduler: Scheduler, wants: Wants) -> int:
-    """Compare choices with a search through what the fleet said last; returns how many."""
+def _require_best(claim_cell: ClaimCell, scheduler: Scheduler, wants: RequestStream) -> int:
+    """Compare the scheduler's choices with a plain search over the fleet; return the number of choices."""
     hosts = claim_cell.hosts
     number_of = {name: number for number, name in enumerate(hosts.names)}
     scheduler.refresh()
@@ -236,14 +240,14 @@ def _require_best(claim_cell: ClaimCell, scheduler: Scheduler, wants: Wants) -> 
         [choice] = scheduler.select(request)
         require(choice.node is not None, f"no node was chosen for {request.resources}")
         number = number_of[choice.node or ""]
-        require(fits(hosts, number, request), f"{choice.node} was chosen for {request.resources}, and has no room")
+        require(fits(hosts, number, request), f"{choice.node} was chosen for {request.resources}, but it has no room")
         best, got = best_worth(hosts, request), worth(hosts, number, request)
-        require(got > best - TIE_WIDTH, f"{choice.node} was chosen, worth {got}, where the best is worth {best}")
+        require(got > best - TIE_WIDTH, f"{choice.node} was chosen with weight {got}, but the best weight is {best}")
     return count
 
 
 class _Baseline:
-    """The least: one compare-and-swap through the client library, one look for the largest of as many numbers as nodes."""
+    """Baseline: one compare-and-swap through the client library, and one search for the largest of as many numbers as nodes."""
 
     KEY: Final = "bare:claim"
 
@@ -253,10 +257,13 @@ class _Baseline:
         self._client.set(self.KEY, b"x" * 200, noreply=False)
         self._scores = np.random.default_rng(claim_cell.settings.seed).random(len(claim_cell.hosts))
 
-    def look(self, timings: Timings) -> None:
-        """One sample of each."""
+    def sample(self, timings: Timings) -> None:
+        """Take one sample of each."""
         value, cas = self._client.gets(self.KEY)
-        require(timings.time("bare cas", self._client.cas, self.KEY, value, cas, noreply=False), "a bare cas was lost")
+        require(
+            timings.time("bare cas", self._client.cas, self.KEY, value, cas, noreply=False),
+            "the compare-and-swap of the baseline failed",
+        )
         timings.time("bare argmax", self._scores.argmax)
 
     def close(self) -> None:
@@ -264,12 +271,12 @@ class _Baseline:
 
 
 def _memory(claim_cell: ClaimCell) -> float:
-    """Bytes for each node that a scheduler takes beyond its reader, with some kinds of requests seen."""
+    """Return the bytes for each node that a scheduler needs beyond its reader, after requests of several shapes."""
     return run_in_fresh_process(scheduler_bytes, claim_cell.config, claim_cell.settings.seed) / len(claim_cell.hosts)
 
 
 def scheduler_bytes(config: Config, seed: int) -> int:
-    """In a process of its own: what is allocated between the reader's first view and the tenth kind of request."""
+    """Return the bytes allocated after the reader's first view until a request of each shape; runs in a new process."""
     with Reader(config) as reader:
         reader.read(max_age=MAX_AGE_S, on_stale="flag")
         gc.collect()
@@ -295,7 +302,7 @@ def _batches(claim_cell: ClaimCell) -> list[Case]:
 def _batch(claim_cell: ClaimCell, batch: int) -> Case:
     hosts, settings = claim_cell.hosts, claim_cell.settings
     seconds = settings.seconds * BATCH_SHARE
-    wants, rates, cpu_us = Wants(settings.seed, f"batch {batch}"), list[float](), list[float]()
+    wants, rates, cpu_us = RequestStream(settings.seed, f"batch {batch}"), list[float](), list[float]()
     with claim_cell.scheduler() as scheduler:
         scheduler.placer.give_back(_slice(scheduler, wants, batch).held)
         held = _slice(scheduler, wants, batch).held
@@ -337,8 +344,8 @@ class _Slice(NamedTuple):
     cpu_s: float
 
 
-def _slice(scheduler: Scheduler, wants: Wants, batch: int) -> _Slice:
-    """So many claims, batch after batch, against the clock."""
+def _slice(scheduler: Scheduler, wants: RequestStream, batch: int) -> _Slice:
+    """Time ``SLICE_CLAIMS`` claims, batch after batch."""
     batches = [wants.take(batch) for _ in range(max(1, SLICE_CLAIMS // batch))]
     held: list[Placing] = []
     cpu_began, began = time.process_time(), time.perf_counter()
@@ -362,7 +369,7 @@ def _races(claim_cell: ClaimCell, *, brief: bool) -> Iterator[Case]:
 def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: bool) -> Case:
     hosts, settings = claim_cell.hosts, claim_cell.settings
     label = f"{claim_cell.label}: schedulers" + ("" if shared else ", sharing nothing")
-    claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} of them begin", 0.0)
+    claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} schedulers start", 0.0)
     claim_cell.audit.delete_records()
     own = Race(seconds, int(HELD_SHARE * room(hosts) / schedulers), shared, settings.seed)
     with ExitStack() as stack:
@@ -375,7 +382,7 @@ def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: boo
         start = time.monotonic() + START_AFTER_S
         for racer in racers:
             racer.send(start)
-        claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} of them", 0.5)
+        claim_cell.report_progress(f"{label}, {hosts.full:.0%} full, {schedulers} schedulers", 0.5)
         raced = [racer.result() for racer in racers]
     shown = claim_cell.audit.require_sound([claim for one in raced for claim in one.held])
     claim_cell.audit.delete_records()
@@ -390,17 +397,17 @@ def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: boo
 
 
 def room(hosts: Hosts) -> int:
-    """How many of the usual instances the fleet has room for, about."""
+    """Return for about how many instances of mean size the fleet has room."""
     weights = sum(flavour.weight for flavour in FLAVOURS)
     mean_mb = sum(flavour.weight * flavour.memory_mb for flavour in FLAVOURS) / weights
     free_mb = sum(hosts.kind(n).capacity["MEMORY_MB"] - hosts.usage(n)["MEMORY_MB"] for n in range(len(hosts)))
     return int(free_mb / mean_mb)
 
 
-def _raced(raced: Sequence[Raced]) -> dict[str, Measure]:
-    """Rates of each scheduler, and of all; shares of all."""
+def _raced(raced: Sequence[RaceResult]) -> dict[str, Measure]:
+    """Return the rates of each scheduler, the rate of all together, and shares of all requests and writes."""
     claims = sum(one.claims for one in raced)
-    require(claims > 0, "nobody claimed anything")
+    require(claims > 0, "no scheduler claimed anything")
     wanted = claims + sum(one.nowhere + one.given_up for one in raced)
     written, lost = sum(one.written for one in raced), sum(one.lost for one in raced)
     return {
@@ -413,11 +420,11 @@ def _raced(raced: Sequence[Raced]) -> dict[str, Measure]:
     }
 
 
-# -- between cases --------------------------------------------------------------------------------
+# -- ratios --------------------------------------------------------------------------------------
 
 
 def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
-    """More schedulers to one, nothing shared to nodes shared out, and OpenStack's to ours."""
+    """Return ratios and goals: of several schedulers to one, without sharing to with sharing, and of OpenStack to nodestate."""
     across: dict[str, float] = {}
     goals: list[Goal] = []
     races = {
@@ -472,5 +479,5 @@ def _beside(own: Case, theirs: Case) -> dict[str, float]:
 
 
 def cores_here() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))

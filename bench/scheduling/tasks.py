@@ -1,7 +1,7 @@
-"""A list of nodes and of tasks that start and end on them, from a file of events (DESIGN.md section 4); and how a placement of
-these tasks packs the nodes.
+"""A task list: nodes and tasks that start and end on them, read from a file of events, and the packing of nodes.
 
-What a task asks for, when it starts and when it ends is taken from the file; where it went there is one placement of many.
+The file has events in JSON as docs/reference/wire.md describes them. Resources, start and end of each task come from the
+file. The node of a task in the file is only one of many possible placements.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ import numpy.typing as npt
 GPU: Final = "CUSTOM_GPU_MILLI"
 DAY_S: Final = 86_400.0
 SAMPLES_COUNT: Final = 60
-"""Moments of the trace's time, evenly, at which nodes are looked at."""
+"""Number of moments, evenly spaced over the time of the trace, at which the packing is sampled."""
 
 _decode = msgspec.json.Decoder().decode
 
 
 class BadTraceError(Exception):
-    """Raised when a file is no trace; says which line."""
+    """Raised when a file is not a trace; the message names the line."""
 
 
 class Task(NamedTuple):
-    """What is asked for. ``node``: where the trace had it."""
+    """A task of the trace."""
 
     name: str
     resources: dict[str, int]
     any_traits: tuple[str, ...]
     node: str
+    """The node that ran it in the trace."""
 
 
 class Happening(NamedTuple):
-    """A task starts or ends, ``at`` seconds since the first."""
+    """The start or the end of a task, ``at`` seconds after the first one."""
 
     at: float
     task: Task
@@ -49,7 +50,7 @@ class Happening(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """Starts without an end between them, after the ``ends`` that come right before them."""
+    """Starts of tasks without an end between them, and the ends that come just before these starts."""
 
     ends: list[Task]
     starts: list[Task]
@@ -57,18 +58,20 @@ class Wave(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """``nodes``: their states, empty; ``happenings`` in their order."""
+    """A whole task list."""
 
     nodes: Mapping[str, dict[str, Any]]
+    """States of the nodes, without tasks."""
     happenings: Sequence[Happening]
+    """Starts and ends in their order."""
 
     @property
     def tasks(self) -> list[Task]:
-        """All that start."""
+        """All tasks, in the order of their starts."""
         return [happening.task for happening in self.happenings if happening.starts]
 
     def first(self, tasks: int) -> Trace:
-        """What happens until so many tasks have started."""
+        """Return the part of the trace in which the first ``tasks`` tasks start."""
         started = 0
         for place, happening in enumerate(self.happenings):
             started += happening.starts
@@ -77,11 +80,11 @@ class Trace:
         return self
 
     def on(self, nodes: Iterable[str]) -> Trace:
-        """The same on these nodes alone."""
+        """Return the same tasks with these nodes only."""
         return Trace({name: self.nodes[name] for name in nodes}, self.happenings)
 
     def waves(self) -> Iterator[Wave]:
-        """All happenings: who starts finds room that was left before, and nobody else's."""
+        """Yield all starts and ends in waves. Tasks that start find the room of tasks that ended before them."""
         ends: list[Task] = []
         for starts, of in groupby(self.happenings, key=lambda happening: happening.starts):
             run = list(of)
@@ -94,19 +97,19 @@ class Trace:
             yield Wave(ends, [])
 
     def moments(self) -> list[float]:
-        """When nodes are looked at."""
+        """Return the times at which the packing is sampled."""
         last = self.happenings[-1].at if self.happenings else 0.0
         return [last * place / (SAMPLES_COUNT - 1) for place in range(SAMPLES_COUNT)]
 
 
 def read(path: Path) -> Trace:
-    """A trace from JSON lines, compressed or not. Raises ``BadTraceError`` and ``OSError``."""
+    """Read a trace from a file of JSON lines, which may be compressed. Raises BadTraceError or OSError."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         return parse(lines)
 
 
 def parse(lines: Iterable[bytes]) -> Trace:
-    """A trace from its lines. Raises ``BadTraceError``."""
+    """Return the trace of these lines. Raises BadTraceError if they are not a trace."""
     nodes: dict[str, dict[str, Any]] = {}
     running: dict[str, Task] = {}
     happenings: list[Happening] = []
@@ -128,17 +131,17 @@ def parse(lines: Iterable[bytes]) -> Trace:
                     task = running[name] = Task(name, wanted, traits, event["node"])
                 happenings.append(Happening(event["reported_at"] - began, task, allocation is not None))
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
-            raise BadTraceError(f"line {number} is no event of a trace: {error!r}") from error
+            raise BadTraceError(f"line {number} is not an event of a trace: {error!r}") from error
     if not nodes or not happenings:
-        raise BadTraceError("no nodes, or nothing that happens on them")
+        raise BadTraceError("the file has no nodes or no tasks")
     return Trace(nodes, happenings)
 
 
-# -- how nodes are packed -------------------------------------------------------------------------
+# -- the packing of nodes -------------------------------------------------------------------------
 
 
 class Packing:
-    """What is used of each node. ``median``: the usual GPU task, class by class."""
+    """The usage of each node while tasks start and end."""
 
     def __init__(self, trace: Trace) -> None:
         self.classes = sorted({name for state in trace.nodes.values() for name in state["inventory"]})
@@ -151,18 +154,19 @@ class Packing:
         self.used: npt.NDArray[np.int64] = np.zeros_like(self.total)
         self._traits = [set(state.get("traits", ())) for state in trace.nodes.values()]
         gpu_tasks = [task.resources for task in trace.tasks if task.resources.get(GPU)]
+        # The typical GPU task: the median of each resource class over all GPU tasks.
         self.median = {
             name: int(statistics.median(task.get(name, 0) for task in gpu_tasks)) for name in self.classes if gpu_tasks
         }
 
     def put(self, node: str, resources: Mapping[str, int], sign: int) -> None:
-        """A task came (1) or went (-1)."""
+        """Add (``sign`` 1) or remove (``sign`` -1) a task of a node."""
         row = self._row[node]
         for name, amount in resources.items():
             self.used[row, self._column[name]] += sign * amount
 
     def fitting(self, resources: Mapping[str, int], any_traits: Sequence[str] = ()) -> npt.NDArray[np.bool_]:
-        """The nodes that have room."""
+        """Return, for each node, whether it has room for these resources and one of these traits."""
         asked = np.array([resources.get(name, 0) for name in self.classes])
         fits: npt.NDArray[np.bool_] = ((self.total - self.used >= asked) | (asked == 0)).all(axis=1)
         if set(resources) - self._column.keys():
@@ -173,17 +177,17 @@ class Packing:
 
     @property
     def over(self) -> int:
-        """Nodes of which more is used than there is."""
+        """Number of nodes that are over their capacity."""
         return int((self.used > self.total).any(axis=1).sum())
 
     @property
     def in_use(self) -> int:
-        """Nodes that have at least one task."""
+        """Number of nodes that have at least one task."""
         return int((self.used > 0).any(axis=1).sum())
 
     @property
     def stranded(self) -> float:
-        """The percentage of free GPUs that is on nodes which could not take the usual GPU task."""
+        """Percentage of free GPUs on nodes without room for the typical GPU task."""
         if GPU not in self._column:
             return 0.0
         free = (self.total - self.used)[:, self._column[GPU]]
@@ -191,21 +195,23 @@ class Packing:
         return 100.0 * float(free[~self.fitting(self.median)].sum()) / every if every else 0.0
 
 
-class Watch:
-    """Looks at a packing at the trace's moments. ``until`` before what happens at a time is done. ``peak``: most nodes in use;
-    ``over``: how often one was over its capacity.
-    """
+class PackingLog:
+    """Samples a packing at the moments of a trace."""
 
     def __init__(self, trace: Trace, packing: Packing) -> None:
         self._packing = packing
         self._moments = trace.moments()
+        # Nodes in use, at each moment so far.
         self.in_use: list[float] = []
+        # Percentage of stranded GPUs, at each moment so far.
         self.stranded: list[float] = []
+        # Largest number of nodes in use at any time.
         self.peak = 0
+        # Number of nodes found over their capacity, summed over all starts and ends.
         self.over = 0
 
     def until(self, at: float) -> None:
-        """Note what was so at all moments before this time."""
+        """Sample the packing for all moments before this time. Call it before each change of the packing."""
         self.peak = max(self.peak, self._packing.in_use)
         while len(self.in_use) < len(self._moments) and self._moments[len(self.in_use)] < at:
             self.in_use.append(float(self._packing.in_use))
@@ -213,7 +219,7 @@ class Watch:
 
     @property
     def series(self) -> dict[str, list[float]]:
-        """All moments, by day."""
+        """All samples, with their days."""
         return {
             "day": [round(at / DAY_S, 3) for at in self._moments[: len(self.in_use)]],
             "nodes in use": self.in_use,
@@ -221,21 +227,24 @@ class Watch:
         }
 
 
-def replay(trace: Trace, where: Mapping[str, str]) -> Watch:
-    """What came of a placement over the trace's time; a task that is nowhere takes nothing. Node by node, ``where`` says."""
+def replay(trace: Trace, where: Mapping[str, str]) -> PackingLog:
+    """Return the samples of a placement over the time of the trace.
+
+    ``where`` has the node of each task; a task that is not in it takes no room.
+    """
     packing = Packing(trace)
-    watch = Watch(trace, packing)
+    log = PackingLog(trace, packing)
     for happening in trace.happenings:
-        watch.until(happening.at)
+        log.until(happening.at)
         if happening.task.name in where:
             packing.put(where[happening.task.name], happening.task.resources, 1 if happening.starts else -1)
-            watch.over += packing.over
-    watch.until(float("inf"))
-    return watch
+            log.over += packing.over
+    log.until(float("inf"))
+    return log
 
 
 def scatter(trace: Trace, rng: random.Random) -> dict[str, str]:
-    """Where tasks are that go to any node that has room; those that found none are left out."""
+    """Place each task on any node that has room; return the node of each task that found one."""
     packing, where = Packing(trace), dict[str, str]()
     names = list(trace.nodes)
     for happening in trace.happenings:

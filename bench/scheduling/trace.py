@@ -1,12 +1,12 @@
-"""A real task list through the whole cell: scheduled, booted by messages, ended, and how its nodes are packed.
+"""Runs a real task list through a whole cell: tasks are scheduled, booted by messages, and ended.
 
-Agents have the trace's nodes, all empty; two schedulers boot each task when it starts and end it when it ends, in the trace's
-order, without the time in which nothing happens. Before tasks start, those that ended before them have ended, and
-views show it: as it would be where minutes pass between. What the agents have is the truth that everything is held against.
-The same tasks where the trace had them are packed beside it, by sums alone.
+Agents have the nodes of the trace, all empty at first. Two schedulers boot each task when it starts and terminate it when
+it ends, in the order of the trace, without the times in which nothing happens. Before tasks start, the tasks that ended
+before them have ended on the agents, and views show that, as they would if minutes passed in between. Every result is
+checked against the state of the agents. For comparison, the packing of the placement in the trace is computed.
 
-The trace's fleet is nearly empty, so the same is done on few of its nodes, where it matters how they are packed; there, what
-stands beside it goes to any node that has room.
+The fleet of the trace is nearly empty. So the same is done on a few of its nodes, so that it matters how tasks are
+packed; there the comparison is a placement on any node that has room.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from bench.consumer_process import consumer_running, settings_as_environment
@@ -29,8 +30,8 @@ from bench.environments import BRIEF_S, Environment
 from bench.record import Case, Measure
 from bench.runs import Runs, open_environment
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
-from bench.scheduling.boot_worker import BootThese, EndThese, Served, Told, serve
-from bench.scheduling.tasks import BadTraceError, Packing, Task, Trace, Watch, Wave, read, replay, scatter
+from bench.scheduling.boot_worker import BootRequest, BootResult, ClaimCounts, TerminationRequest, serve
+from bench.scheduling.tasks import BadTraceError, Packing, PackingLog, Task, Trace, Wave, read, replay, scatter
 from bench.worker import Worker
 from bench.workload import WrongResultError, require
 from harness.servers import RabbitServer, ServerMissingError
@@ -52,31 +53,31 @@ WEIGHTS: Final[Mapping[str, Mapping[str, float]]] = {
     "pack 1 and spare 1": {"pack": 1.0, "spare": 1.0},
     "only pack 1 and spare 1": {"pack": 1.0, "spare": 1.0, **NO_SPREAD},
 }
-"""Multipliers stand beside those of the default weighers, which spread and count 1 each where they are not named."""
+"""Multipliers of weighers. The default weighers spread tasks, and have the multiplier 1 unless they are named."""
 OWN: Final = "the trace's own placement"
 RANDOM: Final = "any node with room"
 FEW_NODES: Final = 24
-"""Of the trace's, drawn by seed: about as many as its tasks need when most of them run."""
+"""Number of nodes, drawn by seed: about as many as the tasks need when most of them run at the same time."""
 BRIEF_TASKS: Final = 200
 BRIEF_WEIGHTS: Final = ("spread", "only pack 1 and spare 1")
-"""A run with less than a second has so many tasks, and these weights."""
+"""A run with less than a second boots ``BRIEF_TASKS`` tasks, with these weights."""
 FLUSH_S: Final = 0.005
-"""A consumer waits so long for a batch to fill: here the next wave waits for it."""
+"""``flush_s`` of the consumer: the next wave of tasks waits for it."""
 SIGNS_PER_S: Final = 200.0
-"""Signs of life, all nodes together."""
+"""Heartbeats per second, all nodes together."""
 HEARTBEAT_MIN_S: Final = 1.0
 STEP_S: Final = 0.001
 PATIENCE_S: Final = 60.0
 AGAIN_AFTER_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
-"""Waits before a task that got no node is tried again, where an agent has room for it."""
+"""Waits before a task that got no node is tried again, if an agent has room for it."""
 CHECK_S: Final = 3.0
 CHECK_BRIEF_S: Final = 1.0
-"""``nodestate check`` waits so long for what agents say."""
+"""Seconds for which ``nodestate check`` waits for answers of agents."""
 STATE_BYTES: Final = 2_048
 
 
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
-    """The trace under each of the weights, in a cell of its own each time: on all nodes, then on few."""
+    """Run the trace with each set of weights in a cell of its own, first on all nodes, then on a few."""
     brief = settings.seconds < BRIEF_S
     whole = _trace(settings, brief=brief)
     rng = random.Random(settings.seed)
@@ -98,15 +99,19 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
 
 
 SCENARIO: Final = Scenario(
-    "trace", f"a real task list (FILE, or {VARIABLE}) booted and ended, and how it packs nodes", run, takes_file=True
+    "trace", f"a real task list (FILE or {VARIABLE}), booted and ended, and the packing of nodes", run, takes_file=True
 )
 
 
 def _trace(settings: Settings, *, brief: bool) -> Trace:
     if settings.file is None:
-        raise ServerMissingError(f"no task list: python -m bench trace FILE, or {VARIABLE}=FILE")
+        raise ServerMissingError(
+            f"no task list is given: run `python -m bench trace FILE`, or set {VARIABLE} to a file"
+        )
     if others := sorted(set(settings.designs) - set(DEFAULT_DESIGNS)):
-        raise ServerMissingError(f"the trace needs designs in memcached, where claims live, too: not {others[0]}")
+        raise ServerMissingError(
+            f"the trace needs designs in memcached, because claims are stored there: {others[0]} is not one"
+        )
     try:
         trace = read(settings.file)
     except (BadTraceError, OSError) as error:
@@ -134,17 +139,20 @@ def _config(environment: Environment, cell: str, broker: str, nodes: int) -> Con
 
 
 class WatchedFleet(StaticFleet):
-    """Agents' nodes, and everything that ever happened on them, held against what they have."""
+    """The nodes of the agents, which check after each boot that no node is over its capacity."""
 
     def __init__(self, trace: Trace, packing: Packing) -> None:
         super().__init__(trace.nodes)
         self.packing = packing
+        # Each time that a node was over its capacity.
         self.over: list[str] = []
+        # Tasks built so far.
         self.built = 0
+        # Tasks ended so far.
         self.ended = 0
 
     def build(self, node: str, instance: str, allocation: AllocationJson) -> FullState | StatePatch:
-        """As its base does."""
+        """Build a task as the base class does, and check the node."""
         self._count(node, instance, -1)
         reading = super().build(node, instance, allocation)
         self._count(node, instance, 1)
@@ -153,7 +161,7 @@ class WatchedFleet(StaticFleet):
         return reading
 
     def end(self, node: str, instance: str) -> FullState | StatePatch:
-        """As its base does."""
+        """End a task as the base class does."""
         self._count(node, instance, -1)
         self.ended += 1
         return super().end(node, instance)
@@ -172,43 +180,50 @@ class WatchedFleet(StaticFleet):
 
 @dataclass(slots=True)
 class Tally:
-    """What came of it. ``where``: the node that each task got."""
+    """The outcomes of all tasks so far."""
 
     where: dict[str, str] = field(default_factory=dict)
+    """The node of each task that was booted."""
     nowhere: list[str] = field(default_factory=list)
-    why: dict[str, str] = field(default_factory=dict)
+    """Tasks for which no node had room."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why each task was not booted at its last attempt; empty if it was."""
     again: int = 0
+    """Attempts after the first one, of all tasks."""
     conflicts: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    """Reasons of agents that refused boots."""
     wave_ms: list[float] = field(default_factory=list)
     boot_ms: list[float] = field(default_factory=list)
 
 
 class TraceReplay(NamedTuple):
-    """One pass through the trace: who does what, all driven by one thread, which is the agents' as well. So what agents have
-    does not change while it looks.
+    """One pass through the trace.
+
+    One thread drives everything and is the agents as well. So the state of the agents does not change while the thread
+    checks it.
     """
 
     trace: Trace
     fleet: WatchedFleet
     agent: Agent
     reader: Reader
-    schedulers: Sequence[Worker[Served]]
+    schedulers: Sequence[Worker[ClaimCounts]]
     where: dict[str, str]
-    """The node of each task that runs."""
-    by: dict[str, Worker[Served]]
-    """Which scheduler booted it."""
+    """The node of each running task."""
+    by: dict[str, Worker[ClaimCounts]]
+    """The scheduler that booted each of these tasks."""
     tally: Tally
 
     def until(self, done: Callable[[], bool], what: str) -> None:
-        """Be the agents until something is so."""
+        """Step the agents until ``done`` returns true. ``what`` names the condition in the error."""
         deadline = time.monotonic() + PATIENCE_S
         while not done():
-            require(time.monotonic() < deadline, f"{what} within {PATIENCE_S:g} s: not done")
+            require(time.monotonic() < deadline, f"{what}: not done within {PATIENCE_S:g} s")
             self.agent.step(STEP_S)
 
     def wave(self, wave: Wave) -> None:
-        """End what ends, then start what starts."""
+        """Terminate the tasks that end, then boot the tasks that start."""
         began = time.monotonic()
         endings = [(self.where.pop(task.name), task) for task in wave.ends if task.name in self.where]
         self._end(endings)
@@ -221,18 +236,22 @@ class TraceReplay(NamedTuple):
                 break
             self.tally.again += len(left)
             again_at = time.monotonic() + wait_s
-            self.until(lambda at=again_at: time.monotonic() >= at, "waiting")  # type: ignore[misc]
+            self.until(partial(_has_passed, again_at), "waiting")
             self.until_seen(self.where.values())
             left = self._boot(left)
         left = self._that_fit(left)
         require(
-            not left, f"no node where an agent has room: {[(task.name, self.tally.why[task.name]) for task in left]}"
+            not left,
+            f"tasks got no node although agents have room: {[(task.name, self.tally.reasons[task.name]) for task in left]}",
         )
         self.until_seen({self.where[task.name] for task in wave.starts if task.name in self.where})
         self.tally.wave_ms.append((time.monotonic() - began) * 1e3)
 
     def _that_fit(self, left: Sequence[Task]) -> list[Task]:
-        """Those for which a node has room by its agent's account, while nobody is at work; the others are proved to have none."""
+        """Return the tasks for which an agent has room now; note that the other tasks have no room anywhere.
+
+        All schedulers are idle, so the state of the agents is final.
+        """
         fitting = []
         for task in left:
             if self.fleet.packing.fitting(task.resources, task.any_traits).any():
@@ -242,7 +261,7 @@ class TraceReplay(NamedTuple):
         return fitting
 
     def _boot(self, tasks: Sequence[Task]) -> list[Task]:
-        """Returns those that got no node."""
+        """Boot tasks, divided among the schedulers; return the tasks that got no node."""
         if not tasks:
             return []
         turn = len(self.tally.boot_ms)
@@ -253,31 +272,31 @@ class TraceReplay(NamedTuple):
         asked = [scheduler for scheduler, share in shares if share]
         for scheduler, share in shares:
             if share:
-                scheduler.send(BootThese(share))
-        told: list[Told] = []
+                scheduler.send(BootRequest(share))
+        results: list[BootResult] = []
 
         def all_new_readings() -> bool:
             for scheduler in list(asked):
                 answer = scheduler.receive(0.0)
                 if answer is not None:
-                    told.extend(answer)
+                    results.extend(answer)
                     self.by.update((one.task, scheduler) for one in answer)
                     asked.remove(scheduler)
             return not asked
 
         self.until(all_new_readings, f"booting {len(tasks)} tasks")
         self.tally.boot_ms.append((time.monotonic() - began) * 1e3)
-        for one in told:
+        for one in results:
             self.tally.conflicts += one.conflicts
             self.tally.refused.update(one.refused)
-            self.tally.why[one.task] = one.why
+            self.tally.reasons[one.task] = one.reason
             if one.node:
                 require(one.task in self.fleet.room(one.node).allocations, f"{one.task} is not on {one.node}")
                 self.where[one.task] = one.node
                 self.tally.where[one.task] = one.node
         return [task for task in tasks if task.name not in self.where]
 
-    def _in_turn(self, turn: int) -> list[Worker[Served]]:
+    def _in_turn(self, turn: int) -> list[Worker[ClaimCounts]]:
         at = turn % len(self.schedulers)
         return [*self.schedulers[at:], *self.schedulers[:at]]
 
@@ -287,13 +306,13 @@ class TraceReplay(NamedTuple):
         for scheduler in self.schedulers:
             own = [(node, task) for node, task in endings if self.by[task.name] is scheduler]
             if own:
-                scheduler.send(EndThese(own))
+                scheduler.send(TerminationRequest(own))
         self.until(
             lambda: all(task.name not in self.fleet.room(node).allocations for node, task in endings), "ending tasks"
         )
 
     def until_seen(self, nodes: Iterable[str]) -> None:
-        """Until views show these nodes as their agents have them."""
+        """Step the agents until views show these nodes as their agents have them."""
         wanted = {node: self.agent.publishers[node].version for node in nodes}
 
         def seen() -> bool:
@@ -304,7 +323,12 @@ class TraceReplay(NamedTuple):
             )
 
         if wanted:
-            self.until(seen, "what agents say is seen")
+            self.until(seen, "views that show all events of the agents")
+
+
+def _has_passed(at: float) -> bool:
+    """Return whether a monotonic time has passed."""
+    return time.monotonic() >= at
 
 
 def _measure(
@@ -328,9 +352,9 @@ def _measure(
         took_s = time.monotonic() - began
         for scheduler in run.schedulers:
             scheduler.stop()
-        run.until(lambda: all(scheduler.has_ended(0.0) for scheduler in run.schedulers), "schedulers end")
+        run.until(lambda: all(scheduler.has_ended(0.0) for scheduler in run.schedulers), "the end of the schedulers")
         served = [scheduler.result() for scheduler in run.schedulers]
-        watch = replay(trace, tally.where)
+        log = replay(trace, tally.where)
         check_s = CHECK_BRIEF_S if settings.seconds < BRIEF_S else CHECK_S
         shown = [
             *_require_sound(run),
@@ -349,17 +373,17 @@ def _measure(
             "refused": tally.refused.total(),
             "conflicts": sum(one.conflicts for one in served),
             "seconds": round(took_s, 1),
-            "peak nodes in use": watch.peak,
+            "peak nodes in use": log.peak,
         },
         {
-            **_packed(watch),
+            **_packed(log),
             "boots": Measure.of("boots/s", [len(tally.where) / took_s]),
             "boot": Measure.of("ms", tally.boot_ms),
             "wave": Measure.of("ms", tally.wave_ms),
         },
         {},
         shown,
-        series=watch.series,
+        series=log.series,
     )
 
 
@@ -373,8 +397,8 @@ def _running(
     tally: Tally,
     report_progress: ReportProgress,
 ) -> Iterator[TraceReplay]:
-    """Agents that report, a reader that is whole, and schedulers that have begun."""
-    report_progress(f"{label}: agents report", 0.0)
+    """Start agents, a reader and schedulers; wait until the view is complete and the schedulers are ready."""
+    report_progress(f"{label}: agents are reporting", 0.0)
     fleet = WatchedFleet(trace, packing)
     with ExitStack() as held:
         sink = KombuSink(config)
@@ -388,7 +412,7 @@ def _running(
             view = reader.read(max_age=PATIENCE_S, on_stale="flag")
             return len(view.nodes) == len(trace.nodes) and not view.incomplete
 
-        run.until(whole, "a consumer vouches for all nodes")
+        run.until(whole, "a complete view of all nodes")
         schedulers = [
             held.enter_context(
                 Worker(serve, config, f"scheduler-{number}", dict(WEIGHTS[label]), settings.seed + number)
@@ -396,39 +420,39 @@ def _running(
             for number in range(SCHEDULERS_COUNT)
         ]
         for scheduler in schedulers:
-            run.until(lambda one=scheduler: one.is_ready(0.0), "a scheduler begins")  # type: ignore[misc]
+            run.until(partial(scheduler.is_ready, 0.0), "a scheduler that is ready")
         yield run._replace(schedulers=schedulers)
 
 
-# -- what is shown --------------------------------------------------------------------------------
+# -- proofs --------------------------------------------------------------------------------------
 
 
 def _require_sound(run: TraceReplay) -> list[str]:
-    """What agents have, and ever had."""
+    """Require that agents have and had the right tasks; return sentences that state it."""
     fleet, tally = run.fleet, run.tally
     require(not fleet.over, f"nodes were over their capacity: {fleet.over[:4]}")
     have = {task: node for node in fleet.nodes() for task in fleet.room(node).allocations}
-    require(have == run.where, "agents have other tasks than those that were booted and not ended")
+    require(have == run.where, "agents have other tasks than the running ones")
     require(fleet.built == len(tally.where), f"{fleet.built} tasks were built, {len(tally.where)} booted")
     placed = len(tally.where) + len(tally.nowhere)
     require(placed == len(run.trace.tasks), f"{placed} of {len(run.trace.tasks)} tasks have an outcome")
     nowhere = len(tally.nowhere)
     return [
-        f"all {fleet.built:,} builds of the agents' histories left their node within its capacity",
-        f"agents ended {fleet.ended:,} tasks, and have the {len(have)} that should run, where they were booted",
+        f"after each of {fleet.built:,} boots the node was within its capacity",
+        f"agents ended {fleet.ended:,} tasks and have the {len(have)} tasks that should run, on their nodes",
         (
-            f"for each of the {nowhere} tasks that got no node, no agent had room at that moment: nobody was at work, all "
-            "that had ended before was seen, and all nodes were looked through"
+            f"for each of the {nowhere} tasks that got no node, no agent had room: all schedulers were idle, all earlier "
+            "ends were visible, and all nodes were checked"
         ),
     ]
 
 
 def _require_clean(run: TraceReplay, config: Config, wait_s: float) -> str:
-    """``nodestate check`` finds no difference between the designs, and what agents say."""
+    """Require that ``nodestate check`` finds no difference between the designs and the agents; return a sentence on it."""
     run.until_seen(run.trace.nodes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
     command = [sys.executable, "-m", "nodestate.cli", "check", "--agents", f"{wait_s:g}", "--json"]
-    with subprocess.Popen(  # noqa: S603 - our own
+    with subprocess.Popen(  # noqa: S603 - nodestate's own command
         command, env={**environment, **settings_as_environment(config)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         run.until(lambda: process.poll() is not None, "nodestate check")
@@ -441,37 +465,39 @@ def _require_clean(run: TraceReplay, config: Config, wait_s: float) -> str:
         record, state = view.nodes.record(node), run.fleet.state(node)
         shown = record.state() if record is not None else {}
         same = all(shown.get(name) == state[name] for name in ("usage", "allocations"))
-        require(same, f"the view shows {node} otherwise than its agent has it")
-    return f"nodestate check found no difference between {', '.join(config.designs)} and what {answered:,} agents say"
+        require(same, f"the view shows {node} with another state than its agent has")
+    return (
+        f"nodestate check found no difference between {', '.join(config.designs)} and the states of {answered:,} agents"
+    )
 
 
 # -- packing --------------------------------------------------------------------------------------
 
 
-def _packed(watch: Watch) -> dict[str, Measure]:
+def _packed(log: PackingLog) -> dict[str, Measure]:
     return {
-        "nodes in use": Measure.of("nodes", watch.in_use),
-        "stranded GPUs": Measure.of("%", watch.stranded),
+        "nodes in use": Measure.of("nodes", log.in_use),
+        "stranded GPUs": Measure.of("%", log.stranded),
     }
 
 
 def _beside(trace: Trace, label: str, where: Mapping[str, str]) -> Case:
-    """Another placement of the same tasks."""
-    watch, tasks = replay(trace, where), len(trace.tasks)
-    require(watch.over == 0, f"{label} overcommits nodes")
+    """Return the case of another placement of the same tasks."""
+    log, tasks = replay(trace, where), len(trace.tasks)
+    require(log.over == 0, f"{label} overcommits nodes")
     return Case(
         label,
         len(trace.nodes),
-        {"tasks": tasks, "placed": len(where), "not placed": tasks - len(where), "peak nodes in use": watch.peak},
-        _packed(watch),
+        {"tasks": tasks, "placed": len(where), "not placed": tasks - len(where), "peak nodes in use": log.peak},
+        _packed(log),
         {},
         ["no node was ever over its capacity"],
-        series=watch.series,
+        series=log.series,
     )
 
 
 def _compared(cases: Sequence[Case]) -> dict[str, float]:
-    """Each to what stands beside it."""
+    """Return ratios of each case to the placement that it is compared with."""
     across = {}
     for other in (case for case in cases if case.design in {OWN, RANDOM}):
         for case in (case for case in cases if case.nodes == other.nodes and case is not other):
