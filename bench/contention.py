@@ -159,7 +159,11 @@ def _require_same(cell: SteppedCell, followed: Sequence[Followed]) -> str:
 
 
 def _compared(cases: Sequence[Case]) -> dict[str, float]:
-    """Return ratios: commits with and without readers, many readers to one, and a variant to the same readers without it."""
+    """Return ratios of cases.
+
+    Commits with readers are compared with commits without, many readers with one, and variants with the same number of
+    readers without the variant.
+    """
     across: dict[str, float] = {}
     plain = {(one.design, one.nodes, one.settings["readers"]): one for one in cases if ": " not in one.design}
     for case in cases:

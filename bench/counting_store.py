@@ -18,9 +18,11 @@ KINDS: Final = {
     "ckpt": "checkpoints",
     "index": "indexes",
 }
-"""The kind of a key in figures, by the word for it in ``nodestate.store.keys``. Rows are written with the key of a head."""
+"""The kind of a key in figures, by the word for it in ``nodestate.store.keys``. Rows are written with the key of a
+head."""
 STAMPS_BYTES: Final = 4 * 8 + 4 + 8 + 1
-"""Bytes of a row beside its texts and its record: epoch, incarnation, generation, offset; slot; time; the flag ``gone``."""
+"""Bytes of a row beside its texts and its record: epoch, incarnation, generation, offset; slot; time; the flag
+``gone``."""
 
 
 class CountingStore:

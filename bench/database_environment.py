@@ -31,7 +31,7 @@ TABLES: Final = (HEADS.name, NODES.name)
 
 @contextmanager
 def open_database_environment(design: str, database: str) -> Iterator[Environment]:
-    """Start a database and create nodestate's tables. Raises ServerMissingError if server or driver is not installed."""
+    """Start a database with nodestate's tables. Raises ServerMissingError if server or driver is not installed."""
     try:
         import_module(DRIVERS[database])
     except ImportError as error:
@@ -129,7 +129,7 @@ class DatabaseEnvironment:
         return int(value)
 
     def _query(self, statement: str) -> list[Any]:
-        """Run a statement over a connection of its own, so that no open connection is left when the server is killed."""
+        """Run a statement over a connection of its own, so that a killed server breaks no open connection."""
         engine = sa.create_engine(self._url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with engine.connect() as connection:
             return [tuple(row) for row in connection.exec_driver_sql(statement)]

@@ -25,7 +25,7 @@ INSTALL_EXTRA: Final = "pip install -e '.[bench]'"
 
 
 def full_design_name(name: str) -> str:
-    """Return the full name of a design, with its database if it has one. Raises ValueError if there is no such design."""
+    """Return the full name of a design, with its database. Raises ValueError if there is no such design."""
     full = f"{name}:{next(iter(DRIVERS))}" if name in DESIGNS and DESIGNS[name].store_role is StoreRole.SQL else name
     if full not in DESIGN_NAMES:
         raise ValueError(f"no design is named {name!r}; choose from {', '.join(dict.fromkeys(('sql', *DESIGN_NAMES)))}")

@@ -201,7 +201,10 @@ def _until_remade(
 
 
 def _made(cell: SteppedCell) -> list[int]:
-    """Return, by partition, the offset of its checkpoint or index, or of its next commit if the design writes neither."""
+    """Return the offset of the checkpoint or index of each partition.
+
+    If the design writes neither, return the offset of the next commit.
+    """
     return [_offset_made(cell.design, head) for head in cell.heads()]
 
 

@@ -95,7 +95,8 @@ QUICK: Final = (
     PlannedRun("peers", "peers", {}, quick=True),
     PlannedRun("recovery", "recovery", {"designs": ("snapshot",)}, quick=True),
 )
-"""The runs of ``--quick``, which show that everything works, in two minutes. ``scale`` runs ``refresh`` and ``cold``."""
+"""The runs of ``--quick``, which show that everything works, in two minutes. ``scale`` runs ``refresh`` and
+``cold``."""
 
 
 def wanted(quick: bool, known: Collection[str]) -> tuple[list[PlannedRun], list[str]]:

@@ -96,7 +96,7 @@ def _measure(
                     while not watcher.has_ended(0.1):
                         report_progress(f"{name}: {rate:,} events/s", (time.monotonic() - began) / seconds)
                         if sender.has_ended(0.0):
-                            sender.result()  # raises the error of the sender, instead of waiting for events that will not come
+                            sender.result()  # if the sender failed, raise its error instead of waiting
                     cases.append(_case(environment, config, fleet, rate, sender.result(), watcher.result()))
             cases[-1] = replace(cases[-1], shown=[*cases[-1].shown, environment.require_nothing_lost(nodes)])
     return cases
@@ -163,8 +163,8 @@ class Shown:
 def watch(parent: ParentLink, config: Config, planned: Sequence[deque[Planned]], fleet: SeededFleet) -> Shown:
     """Read until a view shows every planned event, and require that it shows the whole fleet then.
 
-    The events of a partition are checked in their order: an event counts as shown when a view shows it and all events of
-    the partition before it.
+    The events of a partition are checked in their order: an event counts as shown when a view shows it and all events
+    of the partition before it.
     """
     at = [0.0] * sum(map(len, planned))
     read_ms: list[float] = []

@@ -1,10 +1,10 @@
 """Measures how long after a fault views are complete, fresh and right again.
 
 Two consumers (``nodestate consume``), RabbitMQ, and memcached or a database are processes of their own. The agents are
-a thread that changes nodes, sends heartbeats and answers resyncs. The clock starts when the failed part is gone or, if it
-is started again, when it is back. At that moment some nodes of each partition change. A view has recovered when it shows
-these changes, is complete and is within the bound of age. First the view of an existing reader must recover, then that
-of a new reader, which needs every key. After each fault all views are compared with the agents, node by node.
+a thread that changes nodes, sends heartbeats and answers resyncs. The clock starts when the failed part is gone or, if
+it is started again, when it is back. At that moment some nodes of each partition change. A view has recovered when it
+shows these changes, is complete and is within the bound of age. First the view of an existing reader must recover, then
+that of a new reader, which needs every key. After each fault all views are compared with the agents, node by node.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from nodestate.model.partitioning import partition_of
 from nodestate.view.view import View
 
 BOUND_S: Final = 5.0
-"""Age up to which a view counts as fresh: a new reader knows ages to two seconds only, and owners renew every second."""
+"""Age up to which a view counts as fresh: a new reader knows ages to two seconds only, and owners renew every
+second."""
 BARE_STATE_BYTES: Final = 200
 """Bytes of a state of the simulated fleet without padding."""
 RATE: Final = 100.0

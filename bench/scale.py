@@ -49,7 +49,7 @@ class PowerLaw:
 
     @classmethod
     def fit(cls, xs: Sequence[float], ys: Sequence[float]) -> Self:
-        """Fit a law by least squares of logarithms, to at least two different values of x. All values must be positive."""
+        """Fit a law by least squares of logarithms. There must be two different x; all values must be positive."""
         assert len(xs) == len(ys)
         assert len(set(xs)) >= 2, "a law needs two different sizes"
         x, y = np.log(np.asarray(xs, dtype=np.float64)), np.log(np.asarray(ys, dtype=np.float64))
@@ -64,7 +64,10 @@ class PowerLaw:
         return float(self.factor * x**self.exponent)
 
     def within(self, x: float) -> float:
-        """Return two standard errors of ``at(x)`` as a factor, which grows with the distance of x from the measured values."""
+        """Return two standard errors of ``at(x)``, as a factor.
+
+        The factor grows with the distance of x from the measured values.
+        """
         if self.count < SIZES_MIN:
             return math.inf
         error = math.log(self.residual) * math.sqrt(self.count / (self.count - 2))
@@ -89,7 +92,10 @@ SCENARIO: Final = Scenario("scale", "growth of refresh and cold with the fleet, 
 
 
 def sizes(nodes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sizes to measure: the given ones or, if they are too few, sizes from a tenth to three times the largest."""
+    """Return the sizes to measure.
+
+    If fewer than three different sizes are given, return sizes from a tenth of the largest to three times the largest.
+    """
     different = sorted(set(nodes))
     if len(different) >= SIZES_MIN:
         return tuple(different)

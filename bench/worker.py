@@ -90,7 +90,7 @@ class Worker(Generic[T]):
         self._inbox: deque[Any] = deque()
 
     def wait_until_ready(self) -> None:
-        """Return when the function has reported that it is ready. Raises the function's exception if it failed first."""
+        """Wait until the function has reported that it is ready. Raises the function's exception if it fails first."""
         require(self.is_ready(READY_TIMEOUT_S), f"a worker was not ready within {READY_TIMEOUT_S:g} s")
 
     def is_ready(self, wait_s: float) -> bool:

@@ -162,9 +162,9 @@ def test_the_page_names_files_that_are_no_records(results: Path) -> None:
 def test_the_answer_has_five_points_with_the_figures_of_the_records() -> None:
     choose, follow, start, consumers, lose = answer(Records(SOME))
     assert choose == (
-        "**Run the journal**, unless the table below names your reason for another design: the journal refreshes schedulers "
-        "faster and takes consumers less processor time, while the snapshot gives new schedulers their first view sooner, "
-        "and in 1 of 4 comparisons no design is ahead by 1.5× or more."
+        "**Run the journal**, unless the table below names your reason for another design: the journal refreshes "
+        "schedulers faster and takes consumers less processor time, while the snapshot gives new schedulers their "
+        "first view sooner, and in 1 of 4 comparisons no design is ahead by 1.5× or more."
     )
     assert (
         "10,000 nodes, of which 100 have changed, that takes 2 ms with the journal and 4 ms with the snapshot" in follow

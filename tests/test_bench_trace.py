@@ -216,7 +216,7 @@ def test_a_file_is_for_the_scenario_that_takes_one(tmp_path: Path, monkeypatch: 
     assert trace.VARIABLE in done.output
     done = CliRunner().invoke(main, ["trace", str(path)])
     assert done.exit_code == 1
-    assert "line 1 is no event" in done.output
+    assert "line 1 is not an event" in done.output
     with pytest.raises(WrongResultError, match="missing"):
         trace.run(replace(BRIEF, file=tmp_path / "missing"), in_silence)
 

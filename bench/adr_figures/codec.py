@@ -27,7 +27,7 @@ from nodestate.errors import BadEventError
 from nodestate.model import NodeRecord, State, fold, parse_event
 from nodestate.store.wire import ENVELOPE_BYTES, Codec, pack_records, unpack_block, unpack_record
 
-_STRUCT_HEADER: Final = struct.Struct("<4Qd?BHH4I")  # versions, reported_at, gone, and the lengths of what follows
+_STRUCT_HEADER: Final = struct.Struct("<4Qd?BHH4I")  # versions, reported_at, gone, and the lengths of the texts
 _STATUSES: Final = ("up", "draining", "maintenance", "down")
 
 
@@ -134,7 +134,7 @@ def _one_state(records: Sequence[NodeRecord]) -> list[Result]:
 
 
 def _blocks(records: list[NodeRecord]) -> list[Result]:
-    """Measure header and opaque body of all nodes, which is what a first read of the journal decodes."""
+    """Measure header and opaque body of all nodes, as a first read of the journal decodes them."""
     typed_json = msgspec.json.Decoder(list[NodeRecord]).decode
     part_bytes = 2**30
     forms: list[tuple[str, Callable[[], bytes], Callable[[bytes], Any]]] = [

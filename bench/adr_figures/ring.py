@@ -65,7 +65,7 @@ def _list_after(section: ListSection, offset: int) -> dict[int, Stamp]:
 
 
 def ring() -> Result:
-    """Measure docs/adr/0003: what a refresh decodes of a head, by the form of the ring; and the index without a ring."""
+    """Measure docs/adr/0003: the time to decode a head, by the form of its ring, and to decode a whole index."""
     rng = random.Random(SEED)
     rows = [_ring_row(commits, rng) for commits in _COMMITS]
     indexes = []

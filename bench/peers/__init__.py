@@ -1,1 +1,1 @@
-"""Other stores that could hold the state of nodes, each used in its fastest native way; ``peer_scenario`` measures them."""
+"""Other stores that could hold the state of nodes, each used in its fastest native way. See ``peer_scenario``."""

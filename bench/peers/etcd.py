@@ -1,8 +1,8 @@
 """etcd, with a key for each node.
 
-Changes are read by revision in one of two ways: by a range of the keys whose last change is newer, for which etcd visits
-all keys, or by a watch, which follows the log. The messages and stubs of aetcd are used with gRPC's blocking channel,
-which takes fewer steps than the asyncio client of aetcd.
+Changes are read by revision in one of two ways: by a range of the keys whose last change is newer, for which etcd
+visits all keys, or by a watch, which follows the log. The messages and stubs of aetcd are used with gRPC's blocking
+channel, which takes fewer steps than the asyncio client of aetcd.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measures decisions of OpenStack's scheduler, by its own code, on a given fleet.
 
 A program that runs in the virtual environment of ``openstack_program``. The file hosts.json in the folder has nodes and
-flavours. Arguments: folder, seconds, seed. The program writes one JSON object: milliseconds by measure, for Nova and for
-Placement, and the numbers of filters and weighers; or ``error``.
+flavours. Arguments: folder, seconds, seed. The program writes one JSON object: milliseconds by measure, for Nova and
+for Placement, and the numbers of filters and weighers; or ``error``.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def set_usage(context: Any, nodes: Sequence[Node]) -> None:
     """Set capacity and usage of all nodes in Nova's database as the fleet has them."""
     statement = sa.text(
         "UPDATE compute_nodes SET vcpus = :vcpus, vcpus_used = :vcpus_used, memory_mb = :memory,"
-        " memory_mb_used = :memory_used, free_ram_mb = :memory - :memory_used, local_gb = :disk, local_gb_used = :disk_used,"
-        " free_disk_gb = :disk - :disk_used, disk_available_least = :disk - :disk_used WHERE uuid = :uuid"
+        " memory_mb_used = :memory_used, free_ram_mb = :memory - :memory_used, local_gb = :disk, local_gb_used = "
+        ":disk_used, free_disk_gb = :disk - :disk_used, disk_available_least = :disk - :disk_used WHERE uuid = :uuid"
     )
     rows = [
         {
@@ -209,7 +209,7 @@ def measure_placement(
     seed: int,
     note: Note,
 ) -> None:
-    """Time requests for candidates, then claims of one client, each on a node that has room and no claim yet."""
+    """Time requests for candidates, then claims of one client, each on a node that has room and no earlier claim."""
     from placement.wsgi import init_application  # noqa: PLC0415 - the import reads the path of its configuration
 
     application = init_application()

@@ -80,7 +80,7 @@ def openstack(report_progress: ReportProgress) -> Iterator[Openstack]:
 def measure_openstack(
     nodes: int, settings: Settings, report_progress: ReportProgress
 ) -> tuple[list[Case], dict[str, str]]:
-    """Measure Nova, with and without NUMA, and Placement; return the cases and the versions. Raises ServerMissingError."""
+    """Measure Nova, with and without NUMA, and Placement; return cases and versions. Raises ServerMissingError."""
     changed = min(settings.changed, nodes)
     with openstack(report_progress) as own:
         report_progress(f"openstack, {nodes:,} nodes: measuring", (STEPS_COUNT - 1) / STEPS_COUNT)

@@ -3,8 +3,8 @@
 A program that ``openstack`` runs in a virtual environment with nova, openstack-placement and PyMySQL. Its folder has
 nova.conf and placement.conf, which name databases with tables.
 
-Nova cannot read only the nodes that have changed: every request reads the host states of all nodes and decodes them into
-objects. Nova's and Placement's own code creates the first node; the other nodes are copies of its rows.
+Nova cannot read only the nodes that have changed: every request reads the host states of all nodes and decodes them
+into objects. Nova's and Placement's own code creates the first node; the other nodes are copies of its rows.
 
 Arguments: folder, nodes, changed, seconds, seed. The program writes one JSON object: milliseconds by measure, or
 ``error``.
@@ -154,7 +154,7 @@ def host_manager(nodes: int) -> HostManager:
 
 
 def host_states(manager: HostManager) -> dict[str, Any]:
-    """Read all host states, which is the first step of every scheduling request if Placement's answer is not limited."""
+    """Read all host states. A scheduling request begins with this unless Placement's answer is limited."""
     states = manager.get_host_states_by_uuids(nova_context.get_admin_context(), None, None)
     return {state.host: state for state in states}
 

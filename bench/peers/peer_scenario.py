@@ -113,7 +113,7 @@ class Side(Protocol):
         """Raise the generation of these nodes by one; return the seconds that the store took."""
 
     def shown(self) -> Sequence[str]:
-        """Return sentences on what the store proved at the end."""
+        """Return sentences on proofs of the store as a whole, at the end."""
 
 
 class Theirs:
@@ -307,8 +307,8 @@ def measure(side: Side, label: str, opener: Opener, settings: Settings, report_p
         {},
         [
             (
-                f"in each of {measures['nothing'].count} rounds the {changed} changed nodes showed version and state of their "
-                "last event, twice"
+                f"in each of {measures['nothing'].count} rounds the {changed} changed nodes showed version and state "
+                "of their last event, twice"
             ),
             f"before and after the rounds all {len(fleet):,} nodes did, and there were no others",
             f"the reader in each of {measures['cold'].count} new processes showed the same nodes",

@@ -1,6 +1,7 @@
 """The conclusions from the records, in words: the answer, when to choose which design, and which goals are met.
 
-Every figure in a sentence is looked up. If no record has a figure, the sentence names the command that would measure it.
+Every figure in a sentence is looked up. If no record has a figure, the sentence names the command that would measure
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Question:
     when: str
     """The circumstance, as a row of a table."""
     advantage: str
-    """What the better design does, as a verb with its object."""
+    """The advantage of the better design, as a verb with its object."""
     scenarios: tuple[str, ...]
     measures: tuple[str, ...]
     """The measure that answers it: the first that a record has."""
@@ -141,8 +142,8 @@ def _choose(records: Records) -> str:
     else:
         reasons = f"{rest}, but {clauses}" if clauses else rest
         advice = (
-            f"**Take either design of memcached**: {reasons}. Choose the journal if you need every change in order, and the "
-            "snapshot otherwise"
+            f"**Take either design of memcached**: {reasons}. Choose the journal if you need every change in order, "
+            "and the snapshot otherwise"
         )
     return advice + _database(compared) + "."
 
@@ -215,7 +216,7 @@ def _consumers(records: Records) -> str:
 def _lose(records: Records) -> str:
     found = answered(records, HEAL)
     restart = "A restart of memcached or of the database makes views stale for a while but never wrong"
-    later = "You can change your mind later, because consumers can write several designs at once and each reader chooses one."
+    later = "You can change your mind later: consumers can write several designs at once, and each reader chooses one."
     if found is None:
         return f"{restart}; for how long {_missing(HEAL)}. {later}"
     return f"{restart}: a new view is complete and fresh again after {found.in_words()}. {later}"
@@ -262,8 +263,8 @@ def choice(records: Records) -> Section:
         ],
     ]
     lead = (
-        f"Designs whose medians differ by less than {NOISE:g}× count as even, because the machines drift by about that much "
-        "between minutes."
+        f"Designs whose medians differ by less than {NOISE:g}× count as even, because the machines drift by about that "
+        "much between minutes."
     )
     table = Table(["if", "take", "because"], rows, words=True)
     return Section("When to choose which design", lead, tables=[table], commands=list(commands))
@@ -273,8 +274,8 @@ def wins(records: Records) -> Section:
     """Return tables of every measure of both designs, ordered by the advantage of the journal."""
     title = "Where the journal is better and worse"
     lead = (
-        "All measures that one run took of both designs of memcached, with those of databases if the run took them, for the "
-        "size of fleet that this page quotes. Databases store on disk, the other designs in memory."
+        "All measures that one run took of both designs of memcached, with those of databases if the run took them, "
+        "for the size of fleet that this page quotes. Databases store on disk, the other designs in memory."
     )
     grouped = by_measure(records, *sorted({record.scenario for record in records.by_run.values()}, key=_rank))
     quoted = {key: headline(of) for key, of in grouped.items()}
@@ -313,15 +314,15 @@ def hybrid(records: Records) -> Section:
     title = "What a hybrid would cost"
     text = [
         (
-            "In both designs the head of a partition tells a reader what changed since its last read, and the reader fetches "
-            "just that. The designs differ in what a *new* reader fetches. The journal writes all nodes again from time to "
-            "time (a checkpoint), so that a new reader need not fold every event since the beginning. The snapshot always has "
-            "the state of every node, but keeps no history."
+            "In both designs the head of a partition tells a reader what changed since its last read, and the reader "
+            "fetches just that. The designs differ in what a *new* reader fetches. The journal writes all nodes again "
+            "from time to time (a checkpoint), so that a new reader need not fold every event since the beginning. The "
+            "snapshot always has the state of every node, but keeps no history."
         ),
         (
-            "A hybrid would be a snapshot whose partitions also keep their latest events: a new reader would fetch the items, "
-            "a reader that needs every change would fetch the segments, and no checkpoints would be needed. Segments would be "
-            "deleted by age, and a reader that fell behind would read the items."
+            "A hybrid would be a snapshot whose partitions also keep their latest events: a new reader would fetch the "
+            "items, a reader that needs every change would fetch the segments, and no checkpoints would be needed. "
+            "Segments would be deleted by age, and a reader that fell behind would read the items."
         ),
     ]
     costs = [cost for cost in (_cost_of_both(records), _bytes_of_hybrid(records)) if cost]
@@ -344,9 +345,10 @@ def _cost_of_both(records: Records) -> str:
     alone = max(costs[JOURNAL].p50("consumer, CPU"), costs[SNAPSHOT].p50("consumer, CPU"))
     spent = both.p50("consumer, CPU")
     return (
-        f"Today a consumer can write both designs, which takes {quantity(spent, 'us')} of processor time for each event: "
-        f"{times(spent / alone)} the time of the more expensive design alone (`{command_of(both.run, both.record)}`). The "
-        "hybrid would take less than that, because it writes no checkpoints."
+        f"Today a consumer can write both designs, which takes {quantity(spent, 'us')} of processor time for each "
+        f"event: {times(spent / alone)} the time of the more expensive design alone "
+        f"(`{command_of(both.run, both.record)}`). The hybrid would take less than that, because it writes no "
+        "checkpoints."
     )
 
 
@@ -358,9 +360,9 @@ def _bytes_of_hybrid(records: Records) -> str:
     log = found.journal.case.measures.get(f"{found.measure}, segments")
     hybrid = snapshot + (log.p50 if log else 1.0)
     return (
-        f"For each byte of events the journal writes {figure(journal)} bytes and the snapshot {figure(snapshot)}. The hybrid "
-        f"would write about {figure(hybrid)}: the items of the snapshot and the segments of the journal (computed from "
-        f"`{found.command}`)."
+        f"For each byte of events the journal writes {figure(journal)} bytes and the snapshot {figure(snapshot)}. The "
+        f"hybrid would write about {figure(hybrid)}: the items of the snapshot and the segments of the journal "
+        f"(computed from `{found.command}`)."
     )
 
 

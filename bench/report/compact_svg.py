@@ -22,8 +22,8 @@ _COMMON: Final = ("font-size: 10px", "font-family: 'DejaVu Sans'", "stroke-linec
 def compact_svg(written: str, caption: str) -> str:
     """Return the picture that matplotlib has written, with the theme's colours as variables and a caption.
 
-    Groups, invisible shapes and names are dropped. Coordinates are rounded to a tenth of a point, and equal styles become
-    one class of the style sheet.
+    Groups, invisible shapes and names are dropped. Coordinates are rounded to a tenth of a point, and equal styles
+    become one class of the style sheet.
     """
     root = ET.fromstring(written)  # noqa: S314 - written by matplotlib in this process
     classes: dict[str, str] = {}

@@ -44,7 +44,7 @@ EQUIVALENT_FAULTS: Final = {
 }
 """The fault of a database that corresponds to a fault of memcached."""
 NEAR: Final = 1.05
-"""Settings that differ by less than this factor are the same: some are means of what was drawn by chance."""
+"""Settings that differ by less than this factor are the same: some are means of random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def near(self) -> list[str]:
-        """The labels of the best design and of those that are within noise of it."""
+        """The labels of the best design and of all designs within noise of it."""
         best = self.order[0]
         return [label for label in self.values if self.times_better(best, label) < NOISE]
 
@@ -114,7 +114,10 @@ class Comparison:
 
     @property
     def lead(self) -> float:
-        """How many times better the best design is than the journal; than the next best if the journal is best or near."""
+        """How many times better the best design is than the journal.
+
+        If the journal is the best or within noise of the best, the best is compared with the next one instead.
+        """
         best, second, *_ = self.order
         return self.times_better(best, second if best == JOURNAL or JOURNAL in self.near else JOURNAL)
 
@@ -129,7 +132,7 @@ def named(label: str) -> str:
 
 
 def comparisons(records: Records, *scenarios: str) -> Iterator[Comparison]:
-    """Yield each measure that a case of the journal shares with a case of the snapshot, and those of databases."""
+    """Yield each measure that a case of the journal shares with a case of the snapshot, with the cases of databases."""
     cases = list(records.of_scenarios(*scenarios))
     for journal in (one for one in cases if one.design == JOURNAL):
         beside: dict[str, RecordedCase] = {}

@@ -20,8 +20,8 @@ def applying(records: Records) -> Section:
     """Return the section on the rate of one consumer process."""
     title = "Applying events"
     lead = (
-        "How many events one consumer process takes from RabbitMQ and writes, beside a plain kombu consumer that takes the "
-        "same messages and writes nothing (“bare kombu”)."
+        "How many events one consumer process takes from RabbitMQ and writes, beside a plain kombu consumer that takes "
+        "the same messages and writes nothing (“bare kombu”)."
     )
     cases = typical(list(records.of_scenarios("apply")))
     if not cases:

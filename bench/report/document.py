@@ -86,7 +86,7 @@ class Section:
     commands: Sequence[str] = ()
     """The commands that measured the figures; if there are none, the commands that would."""
     missing: str = ""
-    """What the section lacks, if there are no records for it."""
+    """The sentence that names the missing records, if there are none."""
 
 
 @dataclass(frozen=True, slots=True)

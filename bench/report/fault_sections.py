@@ -24,8 +24,8 @@ def recovering(records: Records) -> Section:
     """Return the section on the time until views are complete after a fault."""
     title = "Recovery from faults"
     lead = (
-        "How long after a fault the view of a new reader is complete and fresh again. Until then the view says that it is "
-        "not, or the read is refused."
+        "How long after a fault the view of a new reader is complete and fresh again. Until then the view says that it "
+        "is not, or the read is refused."
     )
     cases = [one for one in typical(list(records.of_scenarios("recovery"))) if "recovery" in one.case.measures]
     if not cases:

@@ -11,8 +11,9 @@ from bench.report.document import Page, Section, Table
 TITLE: Final = "Journal, snapshot or database?"
 INTRODUCTION: Final = (
     "nodestate can keep the state of every compute node in one of three designs: the journal and the snapshot live in "
-    "memcached, the third lives in a SQL database. This page compares them by measurement and says which one to choose. "
-    "`python -m bench report` writes the page from the records in `bench/results/`; every figure comes from a record."
+    "memcached, the third lives in a SQL database. This page compares them by measurement and says which one to "
+    "choose. `python -m bench report` writes the page from the records in `bench/results/`; every figure comes from a "
+    "record."
 )
 COLUMNS: Final = 120
 

@@ -48,18 +48,19 @@ def caveats(records: Records) -> Section:
     cores = ", ".join(sorted({f"{machine.cores} cores of {machine.cpu}" for machine in machines}))
     text = [
         (
-            f"Every run used {cores}, shared by servers, consumers, readers and the benchmark. A rate therefore depends on "
-            "the servers as much as on nodestate; processor time is the better figure for nodestate alone."
+            f"Every run used {cores}, shared by servers, consumers, readers and the benchmark. A rate therefore "
+            "depends on the servers as much as on nodestate; processor time is the better figure for nodestate alone."
         ),
         (
             "The machine is shared with other work. A fixed loop in plain Python, timed before each run, took "
-            f"{calibrations[0]:.1f} to {calibrations[-1]:.1f} ms (a factor of {calibrations[-1] / calibrations[0]:.2f}), and "
-            f"the load average was up to {max(machine.load_1min for machine in machines):.1f}. Compare figures only within "
-            f"one run, and treat differences of less than {NOISE:g}× as noise."
+            f"{calibrations[0]:.1f} to {calibrations[-1]:.1f} ms (a factor of "
+            f"{calibrations[-1] / calibrations[0]:.2f}), and the load average was up to "
+            f"{max(machine.load_1min for machine in machines):.1f}. Compare figures only within one run, and treat "
+            f"differences of less than {NOISE:g}× as noise."
         ),
         (
-            "Figures are medians. Bands and whiskers reach from the minimum to the 99th percentile (p99); with few rounds, "
-            "p99 is the slowest round."
+            "Figures are medians. Bands and whiskers reach from the minimum to the 99th percentile (p99); with few "
+            "rounds, p99 is the slowest round."
         ),
         "Each run used one memcached or database and one RabbitMQ on the same machine, without network or replication.",
         (

@@ -1,4 +1,4 @@
-"""Sections on what a scheduler waits for: a refresh, its first view, growth of the fleet, and news of a change."""
+"""Sections on the waits of a scheduler: for a refresh, for its first view, and for a change to become visible."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def starting(records: Records) -> Section:
     bare = ("bare blocks", "bare socket, in blocks")
     text = [
         (
-            "A journal that has just written a checkpoint has no tail of events to fold (“no tail”). On average a new reader "
-            "finds a tail of half its largest length (“tail”)."
+            "A journal that has just written a checkpoint has no tail of events to fold (“no tail”). On average a new "
+            "reader finds a tail of half its largest length (“tail”)."
         )
     ]
     return Section(
@@ -81,8 +81,8 @@ def growing(records: Records) -> Section:
     """Return the section on fitted exponents, and the costs that they predict for a larger fleet."""
     title = "Growth with the fleet"
     lead = (
-        "A cost grows with the number of nodes to the power of its exponent: with 0 it does not grow, with 1 it grows in "
-        "proportion."
+        "A cost grows with the number of nodes to the power of its exponent: with 0 it does not grow, with 1 it grows "
+        "in proportion."
     )
     estimates = list(records.estimates())
     if not estimates:

@@ -32,8 +32,8 @@ def deciding(records: Records) -> Section:
     """Return the section on one scheduler: decisions by kind and size, claims by batch, and OpenStack's figures."""
     title = "Scheduling decisions"
     lead = (
-        "What one request costs a scheduler that keeps its view up to date, with the default filters and weighers, and how "
-        "many claims it writes."
+        "What one request costs a scheduler that keeps its view up to date, with the default filters and weighers, and "
+        "how many claims it writes."
     )
     cases = list(records.of_scenarios("select"))
     one = [case for case in cases if case.variant == ONE]
@@ -64,8 +64,8 @@ def deciding(records: Records) -> Section:
         charts.append(BarPlot("select-batches", "Claims a second of one scheduler.", "claims/s", batched))
     theirs = [case for case in cases if case.variant == "" and not case.design.startswith("snapshot")]
     text = [
-        f"With {exact(case.case.nodes)} nodes a scheduler needs {quantity(case.p50(MEMORY), 'bytes')} of memory for each "
-        "node, beyond the memory of its reader."
+        f"With {exact(case.case.nodes)} nodes a scheduler needs {quantity(case.p50(MEMORY), 'bytes')} of memory for "
+        "each node, beyond the memory of its reader."
         for case in one
     ]
     tables = []
@@ -86,8 +86,8 @@ def racing(records: Records) -> Section:
     title = "Several schedulers at once"
     lead = (
         "Several schedulers, each in a process of its own, claim on the same fleet at the same time. A conflict is a "
-        "compare-and-swap that fails because another scheduler has written first. It costs another round trip, and never "
-        "overcommits a node."
+        "compare-and-swap that fails because another scheduler has written first. It costs another round trip, and "
+        "never overcommits a node."
     )
     cases = [case for case in records.of_scenarios("select") if case.variant in {RACES, RACES_UNSHARED}]
     races = [case for case in cases if case.variant == RACES]
@@ -126,9 +126,9 @@ def reserving(records: Records) -> Section:
     """Return the section on reservations of groups: one scheduler alone, and several that compete."""
     title = "Reservations of groups"
     lead = (
-        "Reservations of 2 to 64 members each, all or nothing, on a fleet that has hardly enough room: once made by one "
-        "scheduler, once shared out to several. Afterwards a process that wrote no claims reads the claim records and proves "
-        "that each group is reserved completely or not at all, and that no node is over its capacity."
+        "Reservations of 2 to 64 members each, all or nothing, on a fleet that has hardly enough room: once made by "
+        "one scheduler, once shared out to several. Afterwards a process that wrote no claims reads the claim records "
+        "and proves that each group is reserved completely or not at all, and that no node is over its capacity."
     )
     cases = list(records.of_scenarios("reserve"))
     if not cases:

@@ -1,4 +1,4 @@
-"""The colours of the page and of the plots. Designs also differ in lightness, so that they can be told apart in grey."""
+"""The colours of the page and of the plots. Designs differ in lightness, too, so they are distinct in grey."""
 
 from __future__ import annotations
 

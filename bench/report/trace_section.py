@@ -13,7 +13,7 @@ from bench.report.records import RecordedCase, Records
 SHADES: Final = ("journal", "snapshot", "other", "mariadb")
 """Colours for lines that are not designs."""
 COMPARED: Final = "bare"
-"""The colour of placements that are compared with those of nodestate's schedulers."""
+"""The colour of placements that nodestate's schedulers did not make."""
 COUNTED: Final = ("placed", "not placed", "tried again", "refused", "conflicts")
 
 
@@ -22,8 +22,8 @@ def packing(records: Records) -> Section:
     title = "A real task list"
     lead = (
         "Two schedulers boot and end the tasks of Alibaba's cluster-trace-gpu-v2023 in the order of the trace, through "
-        "RabbitMQ, agents, a consumer and memcached: once on all nodes of the trace, and once on a few of them, so that it "
-        "matters how tasks are packed."
+        "RabbitMQ, agents, a consumer and memcached: once on all nodes of the trace, and once on a few of them, so "
+        "that it matters how tasks are packed."
     )
     cases = list(records.of_scenarios("trace"))
     if not cases:
@@ -50,7 +50,8 @@ def packing(records: Records) -> Section:
     table = Table(head, [_row(one) for one in cases], "Outcomes of the tasks, and medians over the time of the trace")
     text = [
         (
-            "For each task that was not placed, the run proves that no agent had room for it while all schedulers were idle."
+            "For each task that was not placed, the run proves that no agent had room for it while all schedulers were "
+            "idle."
         ),
         "The file of the task list is the argument of the command, or the value of NODESTATE_TRACE.",
         "The typical GPU task needs the median of each resource over all tasks that need GPUs.",

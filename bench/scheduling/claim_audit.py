@@ -53,8 +53,8 @@ class ClaimAudit:
         require(not missing, f"{len(missing)} claims are not in the records, such as {next(iter(missing), None)}")
         require(not odd, f"{len(odd)} claims belong to no scheduler, such as {next(iter(odd), None)}")
         return (
-            f"the claim records hold exactly the {len(held):,} claims of the schedulers, no node is over its capacity, and "
-            "no node has two members of an anti-affinity group"
+            f"the claim records hold exactly the {len(held):,} claims of the schedulers, no node is over its capacity, "
+            "and no node has two members of an anti-affinity group"
         )
 
     def _require_within(self, number: int, claims: Iterable[Claim]) -> None:

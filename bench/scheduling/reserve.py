@@ -201,7 +201,7 @@ def _claims(store: MemcachedStore, config: Config, hosts: Hosts) -> Iterator[tup
 
 
 def _require_sound(store: MemcachedStore, config: Config, hosts: Hosts, held: set[str]) -> str:
-    """Require that the records hold exactly the reservations of the schedulers, each complete, within all capacities."""
+    """Require that the records hold exactly the schedulers' reservations, each complete and within all capacities."""
     members: dict[str, list[Claim]] = {}
     used: dict[int, Counter[str]] = {}
     for number, claim in _claims(store, config, hosts):

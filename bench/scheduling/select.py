@@ -1,9 +1,9 @@
 """Measures the cost of decisions and claims, for one scheduler and for several that claim at the same time.
 
 First one scheduler chooses nodes for one request after the other, with and without reading changes, and claims in
-batches of several sizes. Then several schedulers in processes of their own claim on the same fleet, which is empty, half
-full, nearly full or full. The chosen nodes are compared with the best node of a plain search. The claims are read from
-the records without any scheduler.
+batches of several sizes. Then several schedulers in processes of their own claim on the same fleet, which is empty,
+half full, nearly full or full. The chosen nodes are compared with the best node of a plain search. The claims are read
+from the records without any scheduler.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ GOAL_SHARE: Final = 0.7
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Measure one scheduler in every design at every size, races, and OpenStack.
 
-    Races take place in the first design with the smallest fleet, OpenStack with fleets of up to ``NOVA_NODES_MAX`` nodes.
+    Races take place in the first design with the smallest fleet, OpenStack with fleets of up to ``NOVA_NODES_MAX``
+    nodes.
     """
     runs = Runs()
     brief = settings.seconds < BRIEF_S
@@ -137,7 +138,7 @@ class ClaimCell(NamedTuple):
 def _claim_cell(
     cell: SteppedCell, hosts: Hosts, settings: Settings, report_progress: ReportProgress
 ) -> Iterator[ClaimCell]:
-    """Load a cell. Its claims are stored in the memcached of the design or, if the design uses none, in one of their own."""
+    """Load a cell. Claims are stored in the memcached of the design or, if it uses none, in one of their own."""
     cell.load(report_progress)
     with ExitStack() as held:
         environment = cell.environment
@@ -210,8 +211,8 @@ def _one(claim_cell: ClaimCell) -> Case:
         },
         [
             (
-                f"{best + again} choices before and after the rounds were as good as the best of a plain search over all "
-                f"{nodes:,} nodes"
+                f"{best + again} choices before and after the rounds were as good as the best of a plain search over "
+                f"all {nodes:,} nodes"
             ),
             "after the last claim had been given back, no record held a claim",
             kept,
@@ -247,7 +248,7 @@ def _require_best(claim_cell: ClaimCell, scheduler: Scheduler, wants: RequestStr
 
 
 class _Baseline:
-    """Baseline: one compare-and-swap through the client library, and one search for the largest of as many numbers as nodes."""
+    """Baseline: a compare-and-swap through the client library, and a search for the largest of as many numbers as nodes."""
 
     KEY: Final = "bare:claim"
 
@@ -424,7 +425,11 @@ def _raced(raced: Sequence[RaceResult]) -> dict[str, Measure]:
 
 
 def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
-    """Return ratios and goals: of several schedulers to one, without sharing to with sharing, and of OpenStack to nodestate."""
+    """Return ratios of cases, and goals.
+
+    Several schedulers are compared with one, schedulers without sharing with schedulers that share, and OpenStack
+    with nodestate.
+    """
     across: dict[str, float] = {}
     goals: list[Goal] = []
     races = {

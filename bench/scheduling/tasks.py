@@ -1,7 +1,7 @@
 """A task list: nodes and tasks that start and end on them, read from a file of events, and the packing of nodes.
 
-The file has events in JSON as docs/reference/wire.md describes them. Resources, start and end of each task come from the
-file. The node of a task in the file is only one of many possible placements.
+The file has events in JSON as docs/reference/wire.md describes them. Resources, start and end of each task come from
+the file. The node of a task in the file is only one of many possible placements.
 """
 
 from __future__ import annotations

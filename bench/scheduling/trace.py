@@ -1,9 +1,10 @@
 """Runs a real task list through a whole cell: tasks are scheduled, booted by messages, and ended.
 
-Agents have the nodes of the trace, all empty at first. Two schedulers boot each task when it starts and terminate it when
-it ends, in the order of the trace, without the times in which nothing happens. Before tasks start, the tasks that ended
-before them have ended on the agents, and views show that, as they would if minutes passed in between. Every result is
-checked against the state of the agents. For comparison, the packing of the placement in the trace is computed.
+Agents have the nodes of the trace, all empty at first. Two schedulers boot each task when it starts and terminate it
+when it ends, in the order of the trace, without the times in which nothing happens. Before tasks start, the tasks that
+ended before them have ended on the agents, and views show that, as they would if minutes passed in between. Every
+result is checked against the state of the agents. For comparison, the packing of the placement in the trace is
+computed.
 
 The fleet of the trace is nearly empty. So the same is done on a few of its nodes, so that it matters how tasks are
 packed; there the comparison is a placement on any node that has room.
@@ -242,7 +243,8 @@ class TraceReplay(NamedTuple):
         left = self._that_fit(left)
         require(
             not left,
-            f"tasks got no node although agents have room: {[(task.name, self.tally.reasons[task.name]) for task in left]}",
+            "tasks got no node although agents have room: "
+            f"{[(task.name, self.tally.reasons[task.name]) for task in left]}",
         )
         self.until_seen({self.where[task.name] for task in wave.starts if task.name in self.where})
         self.tally.wave_ms.append((time.monotonic() - began) * 1e3)
@@ -441,14 +443,14 @@ def _require_sound(run: TraceReplay) -> list[str]:
         f"after each of {fleet.built:,} boots the node was within its capacity",
         f"agents ended {fleet.ended:,} tasks and have the {len(have)} tasks that should run, on their nodes",
         (
-            f"for each of the {nowhere} tasks that got no node, no agent had room: all schedulers were idle, all earlier "
-            "ends were visible, and all nodes were checked"
+            f"for each of the {nowhere} tasks that got no node, no agent had room: all schedulers were idle, all "
+            "earlier ends were visible, and all nodes were checked"
         ),
     ]
 
 
 def _require_clean(run: TraceReplay, config: Config, wait_s: float) -> str:
-    """Require that ``nodestate check`` finds no difference between the designs and the agents; return a sentence on it."""
+    """Require that ``nodestate check`` finds no difference between designs and agents; return a sentence on it."""
     run.until_seen(run.trace.nodes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
     command = [sys.executable, "-m", "nodestate.cli", "check", "--agents", f"{wait_s:g}", "--json"]
