@@ -45,7 +45,7 @@ def test_a_request_without_instance_ids_keeps_the_ones_that_it_got_first() -> No
 
 
 def test_a_seeded_simulation_of_two_schedulers_repeats_exactly() -> None:
-    """Boots without instance ids, a reservation, a move and an end: every id in every agent's state is the same again."""
+    """After boots without instance ids, a reservation, a migration and a termination, all ids are the same again."""
 
     def allocations_after_a_run() -> dict[str, object]:
         cell, [one, two] = cell_of(nodes=4, seed=7)

@@ -1,8 +1,11 @@
-"""Schedulers against each other, under faults, held to the invariants I8 to I10 of DESIGN.md section 9 (see
-``cell``)."""
+"""A state machine of several schedulers under faults, which checks the invariants I8 (no overcommit) and I9 (groups).
+
+See ``scheduling_cell`` for the simulated cell, and docs/concepts/consistency.md for the invariants.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from hypothesis import settings
@@ -22,12 +25,12 @@ STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 4}, "ME
 numbers = st.integers(0, 10_000)
 sizes = st.integers(1, 3)
 groups = st.sampled_from([None, None, ("anti", "anti-affinity"), ("near", "affinity"), ("apart", "soft-anti-affinity")])
-lives = st.one_of(*[st.none()] * 5, st.integers(0, 30))
-"""After how many calls the process dies."""
+deaths = st.one_of(*[st.none()] * 5, st.integers(0, 30))
+"""After how many calls a scheduler dies; mostly None: it survives."""
 
 
 def wanted(instance: str, size: int, group: tuple[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A request of one instance."""
+    """Return a request for one instance."""
     content: dict[str, Any] = {"instances": [instance], "resources": {"VCPU": size, "MEMORY_MB": 500 * size}, **more}
     if group is not None:
         content["group"] = {"name": group[0], "policy": group[1]}
@@ -35,22 +38,28 @@ def wanted(instance: str, size: int, group: tuple[str, str] | None = None, **mor
 
 
 class SchedulingMachine(RuleBasedStateMachine):
-    """Boots, reservations and moves of several schedulers in any order, with deaths and losses in between."""
+    """Boots, reservations and migrations by several schedulers in any order, with deaths and losses in between."""
 
     def __init__(self) -> None:
         super().__init__()
         self._logs = capture_logs()
         self._logs.__enter__()
         self.booted = 0
+        """The number of instance ids used so far."""
         self.reserved: list[Reservation] = []
-        self.gangs: dict[str, set[str]] = {}
+        """Reservations that were neither confirmed nor released."""
+        self.unconfirmed: dict[str, set[str]] = {}
+        """The members of reservations whose confirmation began and did not succeed."""
         self.boots: list[Boot] = []
-        self.told: set[str] = set()
-        """Whose users were told that they are there, by a confirmation."""
-        self.ended: set[str] = set()
-        self.twice: set[str] = set()
-        self.enders: dict[str, SchedulerProcess] = {}
-        """By what was ended, where it was seen, by somebody who lives on."""
+        """All boots that began."""
+        self.confirmed: set[str] = set()
+        """Instances whose users were told by a confirmation that they are placed."""
+        self.terminated: set[str] = set()
+        """Instances that a user terminated."""
+        self.booted_again: set[str] = set()
+        """Instances whose id was booted more than once."""
+        self.terminated_by: dict[str, SchedulerProcess] = {}
+        """The scheduler of each termination that saw the instance on all of its nodes."""
 
     @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
     def begin(self, seed: int, servers: int, schedulers: int) -> None:
@@ -58,43 +67,47 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.cell.wait_until_complete()
         for number in range(schedulers):
             self.cell.start_scheduler(f"s{number}").scheduler.refresh()
-        self.cell.run_for(12.0)  # no record is unsure any more
+        self.cell.run_for(12.0)  # no claim record is unsure any longer
 
-    def process(self, number: int) -> Any:
+    def process(self, number: int) -> SchedulerProcess:
         return self.cell.processes[number % len(self.cell.processes)]
 
-    @rule(number=numbers, size=sizes, group=groups, dies=lives)
+    @rule(number=numbers, size=sizes, group=groups, dies=deaths)
     def submit(self, number: int, size: int, group: tuple[str, str] | None, dies: int | None) -> None:
-        """A boot begins; others go on before it ends."""
+        """Begin a boot; other rules run before it has an outcome."""
         self.booted += 1
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             self.boots += process.scheduler.submit(parse(wanted(f"i{self.booted}", size, group)))
             process.scheduler.step(0.0)
         self.cell.check_claims()
 
-    @rule(number=numbers, which=numbers, size=sizes, dies=lives)
+    @rule(number=numbers, which=numbers, size=sizes, dies=deaths)
     def submit_again(self, number: int, which: int, size: int, dies: int | None) -> None:
-        """Somebody boots an id that is there already, or was."""
+        """Boot an id that exists already, or existed."""
         if not self.booted:
             return
         process = self.process(number)
         instance = f"i{which % self.booted + 1}"
-        self.twice.add(instance)
-        with self.cell.crashing(process, dies), _staleness():
+        self.booted_again.add(instance)
+        with self.cell.crashing(process, dies), allowed_errors():
             self.boots += process.scheduler.submit(parse(wanted(instance, size)))
             process.scheduler.step(0.0)
         self.cell.check_claims()
 
-    @rule(number=numbers, dies=lives)
+    @rule(number=numbers, dies=deaths)
     def step(self, number: int, dies: int | None) -> None:
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             process.scheduler.step(0.0)
         self.cell.check_claims()
 
     @rule(
-        number=numbers, members=st.lists(sizes, min_size=1, max_size=4), group=groups, dies=lives, confirm=st.booleans()
+        number=numbers,
+        members=st.lists(sizes, min_size=1, max_size=4),
+        group=groups,
+        dies=deaths,
+        confirm=st.booleans(),
     )
     def reserve(
         self, number: int, members: list[int], group: tuple[str, str] | None, dies: int | None, confirm: bool
@@ -106,7 +119,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         if group is not None:
             content["group"] = {"name": f"{group[0]} {self.booted}", "policy": group[1]}
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             held = process.scheduler.reservations.reserve(parse_group(content), timeout_s=2.0)
             if isinstance(held, Reservation):
                 self.reserved.append(held)
@@ -115,78 +128,80 @@ class SchedulingMachine(RuleBasedStateMachine):
         if confirm:
             self.confirm(number, len(self.reserved) - 1, dies)
 
-    @rule(number=numbers, which=numbers, dies=lives)
+    @rule(number=numbers, which=numbers, dies=deaths)
     def confirm(self, number: int, which: int, dies: int | None) -> None:
         if not self.reserved:
             return
         held = self.reserved.pop(which % len(self.reserved))
-        self.gangs[held.id] = {member.instance for member in held.members}
+        self.unconfirmed[held.id] = {member.instance for member in held.members}
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             outcome = process.scheduler.reservations.confirm(held.id, timeout_s=30.0)
             if isinstance(outcome, Confirmed):
-                self.told |= self.gangs.pop(held.id)  # each may end by itself from here on
+                self.confirmed |= self.unconfirmed.pop(held.id)  # from here on, each member may be terminated by itself
         self.cell.check_claims()
 
-    @rule(number=numbers, which=numbers, dies=lives)
+    @rule(number=numbers, which=numbers, dies=deaths)
     def release(self, number: int, which: int, dies: int | None) -> None:
         if not self.reserved:
             return
         held = self.reserved.pop(which % len(self.reserved))
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             process.scheduler.reservations.release(held.id)
         self.cell.check_claims()
 
-    @rule(number=numbers, which=numbers, dies=lives)
+    @rule(number=numbers, which=numbers, dies=deaths)
     def move(self, number: int, which: int, dies: int | None) -> None:
         placed = sorted(self.cell.nodes_by_instance())
         if not placed:
             return
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             process.scheduler.migrations.migrate(placed[which % len(placed)], timeout_s=20.0)
         self.cell.check_claims()
 
-    @rule(number=numbers, which=numbers, size=sizes, dies=lives)
+    @rule(number=numbers, which=numbers, size=sizes, dies=deaths)
     def resize(self, number: int, which: int, size: int, dies: int | None) -> None:
         placed = sorted(self.cell.nodes_by_instance())
         if not placed:
             return
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             instance = placed[which % len(placed)]
             process.scheduler.migrations.resize(instance, {"VCPU": size, "MEMORY_MB": 500 * size}, timeout_s=20.0)
         self.cell.check_claims()
 
     @rule(number=numbers, which=numbers)
     def end(self, number: int, which: int) -> None:
-        """A user is done with one. A member that goes before its gang is confirmed may take the others with it."""
+        """Terminate an instance; not a member of an unconfirmed reservation, as the others would end with it."""
         placed = self.cell.nodes_by_instance()
-        free = sorted(placed.keys() - {member for gang in self.gangs.values() for member in gang})
+        free = sorted(placed.keys() - {member for members in self.unconfirmed.values() for member in members})
         if free:
             instance = free[which % len(free)]
             process = self.process(number)
-            self.ended.add(instance)
+            self.terminated.add(instance)
             process.scheduler.terminations.terminate([(node, instance) for node in placed[instance]])
             fleet = process.scheduler.fleet
             if {fleet.names[row] for row in fleet.instances.reporting_rows(instance)} >= set(placed[instance]):
-                self.enders[instance] = process
+                self.terminated_by[instance] = process
 
     @rule(number=numbers, which=numbers, seconds=st.sampled_from([1.0, 50.0]))
     def extend(self, number: int, which: int, seconds: float) -> None:
         if self.reserved:
-            with _staleness():
-                self.process(number).groups.extend(self.reserved[which % len(self.reserved)].id, seconds)
+            with allowed_errors():
+                self.process(number).scheduler.reservations.extend(
+                    self.reserved[which % len(self.reserved)].id, seconds
+                )
         self.cell.check_claims()
 
-    @rule(number=numbers, node=st.sampled_from(NODES), dead=st.booleans(), dies=lives)
+    @rule(number=numbers, node=st.sampled_from(NODES), dead=st.booleans(), dies=deaths)
     def evacuate(self, number: int, node: str, dead: bool, dies: int | None) -> None:
-        """A node that is to be emptied, or one that lost its power; it may come back with all that it had."""
+        """Evacuate a node, which may have lost its power and may return with all its instances."""
         if dead:
             self.cell.power_off(node)
         process = self.process(number)
-        with self.cell.crashing(process, dies), _staleness():
+        with self.cell.crashing(process, dies), allowed_errors():
             process.scheduler.migrations.evacuate(node, timeout_s=30.0)
         self.cell.check_claims()
 
@@ -196,23 +211,22 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @rule(calls=st.integers(0, 10))
     def kill_agent(self, calls: int) -> None:
-        """After it stored what it admitted, and before it said so, or at another moment; it comes again."""
+        """Kill the agent after this number of calls, for example between storing and reporting; another one starts."""
         self.cell.agent_crash_point.calls_left = calls
 
     @rule(number=numbers, lagging=st.booleans())
     def lag(self, number: int, lagging: bool) -> None:
-        """The view of one scheduler is older than those of the others, within its bound."""
+        """Let one scheduler decide on an older view than the others, within its bound."""
         self.process(number).reader.lagging = lagging
 
     @rule(number=numbers)
     def disconnect(self, number: int) -> None:
-        """A scheduler loses its connection to the broker, and what agents answered; it gets another queue for
-        answers."""
+        """Cut a scheduler's connection to the broker: answers are lost, and its answer queue is a new one."""
         self.process(number).courier.disconnect()
 
     @rule(number=numbers, seconds=st.sampled_from([1.0, 10.0, 40.0]))
     def cut_off(self, number: int, seconds: float) -> None:
-        """A server answers nobody for a while."""
+        """Stop a server for some seconds."""
         server = self.cell.servers[number % len(self.cell.servers)]
         server.stop()
         self.cell.run_for(seconds)
@@ -237,7 +251,7 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @rule(holding=st.booleans())
     def hold(self, holding: bool) -> None:
-        """Orders and answers are under way for long, or not any more."""
+        """Hold back orders and answers, or deliver all that were held back."""
         self.cell.broker.transit.holding = holding
         if not holding:
             while self.cell.broker.transit.under_way:
@@ -255,11 +269,11 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "cell"):
-            self._judge_the_end()
+            self._check_final_state()
         self._logs.__exit__(None, None, None)
 
-    def _judge_the_end(self) -> None:
-        """After a long rest without faults nothing is half done (I9)."""
+    def _check_final_state(self) -> None:
+        """Assert that nothing is unfinished after a long time without faults (I9)."""
         cell = self.cell
         cell.agent_frozen = False
         cell.power_on_all()
@@ -267,29 +281,25 @@ class SchedulingMachine(RuleBasedStateMachine):
         cell.run_for(200.0)
         placed = cell.nodes_by_instance()
         assert {instance: nodes for instance, nodes in placed.items() if len(nodes) > 1} == {}
-        told = self.told | {boot.placing.instance for boot in self.boots if isinstance(boot.outcome, Booted)}
-        assert told - self.ended <= placed.keys(), f"{told - self.ended - placed.keys()} are lost"
-        over = {instance for instance, ender in self.enders.items() if ender in cell.processes} - self.twice
-        assert not over & placed.keys(), f"{over & placed.keys()} were ended, and live"
-        for gang, members in self.gangs.items():
-            if members & self.twice:  # what somebody booted alone is there alone
+        reported = self.confirmed | {boot.placing.instance for boot in self.boots if isinstance(boot.outcome, Booted)}
+        expected = reported - self.terminated
+        assert expected <= placed.keys(), f"{expected - placed.keys()} were lost"
+        surely_terminated = {
+            instance for instance, process in self.terminated_by.items() if process in cell.processes
+        } - self.booted_again
+        assert not surely_terminated & placed.keys(), f"{surely_terminated & placed.keys()} live after their end"
+        for reservation, members in self.unconfirmed.items():
+            if members & self.booted_again:  # such a member may be placed alone, by its own boot
                 continue
             assert members <= placed.keys() or not members & placed.keys(), (
-                f"{gang}: {members & placed.keys()} of {members}"
+                f"{reservation}: {members & placed.keys()} of {members} are placed"
             )
         assert [claim for node in NODES for claim in cell.claims(node)] == []
 
 
-class _staleness:  # noqa: N801 - reads as what it allows
-    """What a scheduler may say while consumer or agents are away."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is not None and issubclass(
-            kind, (StaleViewError, BadRequestError, TimeoutError, StoreUnavailableError)
-        )
+def allowed_errors() -> AbstractContextManager[None]:
+    """Accept the errors that a scheduler may raise while the consumer, the agent or servers are away."""
+    return suppress(StaleViewError, BadRequestError, TimeoutError, StoreUnavailableError)
 
 
 TestScheduling = SchedulingMachine.TestCase
