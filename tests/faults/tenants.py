@@ -116,7 +116,7 @@ def main(name: str, seed: int, confirm_s: float) -> None:
         ) as error:  # servers are away, or the request took too long
             tenant.counters[type(error).__name__] += 1
     claim_table = tenant.scheduler.claim_table.stats
-    sys.stdout.write(json.dumps({**tenant.counters, "lost": claim_table.lost, "put back": claim_table.put_back}))
+    sys.stdout.write(json.dumps({**tenant.counters, "lost": claim_table.lost, "put back": claim_table.restored}))
     sys.stdout.flush()
     tenant.scheduler.close()
     tenant.courier.close()

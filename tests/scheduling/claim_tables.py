@@ -28,7 +28,7 @@ CELL = "cell1"
 CLAIM_TTL_S = 30.0
 
 
-class Connection(FaultyStore):
+class CountingConnection(FaultyStore):
     """A connection that counts its calls, and fails by its ``faults`` in turn. Its clock may differ from other
     clients'. ``before_write`` is called before each write: other schedulers act at that moment.
     """
@@ -60,7 +60,7 @@ class Party:
         self.name = name
         self.fleet = Fleet()
         self.ids = SeededIds(name)
-        self.connections = [Connection(server, ahead_s) for server in servers]
+        self.connections = [CountingConnection(server, ahead_s) for server in servers]
         self.claim_table = ClaimTable(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
         affinity_seed = AffinitySeed(CELL, self.connections)

@@ -56,7 +56,7 @@ def view_of_tables(tables: Sequence[Table | None], left_out: Collection[str] = (
     return View("journal", partitions, frozenset(), frozenset(left_out), ColumnStore(), ManualClock())
 
 
-class Cell:
+class ChangingPartition:
     """One partition whose nodes change; each ``view`` shares unchanged rows with the one before."""
 
     def __init__(self, *records: NodeRecord) -> None:
@@ -78,7 +78,7 @@ class Cell:
 def fleet_of(*records: NodeRecord) -> Fleet:
     """A fleet of these nodes, in rows of their order."""
     fleet = Fleet()
-    fleet.advance(Cell(*records).view)
+    fleet.advance(ChangingPartition(*records).view)
     return fleet
 
 

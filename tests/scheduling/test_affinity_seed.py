@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed, SeedNode
 from nodestate.testing import Fault, ManualClock, MemoryServer
-from tests.scheduling.claim_tables import Connection
+from tests.scheduling.claim_tables import CountingConnection
 
 
-def two_schedulers(servers: int = 1) -> tuple[ManualClock, list[Connection], AffinitySeed, AffinitySeed]:
+def two_schedulers(servers: int = 1) -> tuple[ManualClock, list[CountingConnection], AffinitySeed, AffinitySeed]:
     """The clock, the connections of the first scheduler, and the affinity seeds of two schedulers."""
     clock = ManualClock()
     there = [MemoryServer(f"m{number}", clock=clock) for number in range(servers)]
-    connections = [Connection(server) for server in there]
+    connections = [CountingConnection(server) for server in there]
     return (
         clock,
         connections,
         AffinitySeed("cell1", connections),
-        AffinitySeed("cell1", [Connection(server) for server in there]),
+        AffinitySeed("cell1", [CountingConnection(server) for server in there]),
     )
 
 

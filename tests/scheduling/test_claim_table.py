@@ -12,8 +12,8 @@ from nodestate.ports import WriteStatus
 from nodestate.scheduling.claims import CLOCK_S, MAX_CLAIMS_COUNT, REASSERT_S, UNSURE_S, Claim
 from nodestate.scheduling.claims.claim_table import MAX_FLUSHES_COUNT
 from nodestate.testing import Fault, ManualClock, MemoryServer
-from tests.scheduling.claim_tables import CLAIM_TTL_S, LOSSES, Connection, Loss, Parties, Party
-from tests.scheduling.fleets import Cell, host
+from tests.scheduling.claim_tables import CLAIM_TTL_S, LOSSES, CountingConnection, Loss, Parties, Party
+from tests.scheduling.fleets import ChangingPartition, host
 
 LOST = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
 EFFECTS = {"nothing done": Fault(0), "all done": Fault(None)}
@@ -22,7 +22,7 @@ EFFECTS = {"nothing done": Fault(0), "all done": Fault(None)}
 def begun(*names: str, servers: int = 1, vcpu: int = 8, nodes: str = "a") -> Parties:
     """Schedulers that all know these nodes, whose records are old enough not to be unsure."""
     parties = Parties(*names, servers=servers)
-    parties.show(Cell(*(host(name, vcpu=vcpu) for name in nodes)).view)
+    parties.show(ChangingPartition(*(host(name, vcpu=vcpu) for name in nodes)).view)
     parties.clock.advance(UNSURE_S)
     return parties
 
@@ -147,7 +147,7 @@ def test_record_that_does_not_fit_an_item_fails_by_itself() -> None:
     """One claim that is too large for the server must not fail the whole batch."""
     clock = ManualClock()
     parties = Parties("one", server=MemoryServer(clock=clock, max_value_bytes=4_000))
-    parties.show(Cell(host("a"), host("b")).view)
+    parties.show(ChangingPartition(host("a"), host("b")).view)
     [one] = parties.parties
     large, small = one.claim("a", hints={"same_host": ["i" * 200] * 20}), one.claim("b")
     one.claim_table.add_claim("a", large)
@@ -161,7 +161,7 @@ def test_server_without_memory_is_told_from_a_conflict() -> None:
     """Under memcached's option -M the server refuses the claim and keeps the old record."""
     clock = ManualClock()
     parties = Parties("one", server=MemoryServer(clock=clock, max_bytes=700, no_evict=True))
-    parties.show(Cell(host("a")).view)
+    parties.show(ChangingPartition(host("a")).view)
     [one] = parties.parties
     claim = taken(one.take("a"))
     assert one.take("a", hints={"same_host": ["i" * 200] * 3}) is WriteStatus.FULL
@@ -268,7 +268,7 @@ def test_claim_that_is_held_for_a_day_takes_no_growing_memory() -> None:
 
 def test_a_claim_that_became_an_allocation_counts_once() -> None:
     """It counts first as a claim, then in the node's usage; the next write removes it from the record."""
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     parties = Parties("one")
     parties.show(cell.view)
     [one] = parties.parties
@@ -283,7 +283,7 @@ def test_a_claim_that_became_an_allocation_counts_once() -> None:
 
 def test_scheduler_that_has_not_seen_an_allocation_may_not_claim_on_its_node() -> None:
     """The claim is gone from the record, and the allocation is not in the older view: the room would look free (I8)."""
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     parties = Parties("one", "two")
     parties.show(cell.view)
     one, two = parties.parties
@@ -303,7 +303,7 @@ def test_scheduler_that_has_not_seen_an_allocation_may_not_claim_on_its_node() -
 
 def test_scheduler_that_reads_a_newer_seen_after_a_conflict_may_not_claim_either() -> None:
     """The scheduler learns of the allocation by the conflict."""
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     parties = Parties("one", "two")
     parties.show(cell.view)
     one, two = parties.parties
@@ -331,7 +331,7 @@ def test_node_that_refused_by_a_newer_state_is_not_claimed_by_an_older_view() ->
 
 def test_room_of_an_ended_instance_is_free() -> None:
     """Its claim is still in the record, and must not count again."""
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     parties = Parties("one")
     parties.show(cell.view)
     [one] = parties.parties
@@ -346,7 +346,7 @@ def test_room_of_an_ended_instance_is_free() -> None:
 
 def test_claim_of_a_resize_counts_until_it_is_dropped() -> None:
     """The node reports the instance before and after: only the scheduler that resizes it knows when it is done."""
-    cell = Cell(host("a", used=2, instances={"vm": None}))
+    cell = ChangingPartition(host("a", used=2, instances={"vm": None}))
     parties = Parties("one", "two")
     parties.show(cell.view)
     one, two = parties.parties
@@ -365,7 +365,7 @@ def test_claims_count_on_a_node_that_appears_later() -> None:
     """The other scheduler's view is newer."""
     parties = Parties("one", "two")
     one, two = parties.parties
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     one.look(cell.view)
     taken(one.take("a", 6))
     two.claim_table.read_records(["a"])
@@ -393,7 +393,7 @@ def test_own_claims_that_were_lost_with_a_record_are_written_again(lose: Loss) -
     assert parties.record("a").claims == (claim,)
     two.claim_table.read_records(["a"])
     assert two.free("a") == 3
-    assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (1, 1)
+    assert (one.claim_table.stats.lost, one.claim_table.stats.restored) == (1, 1)
 
 
 @LOST
@@ -415,7 +415,7 @@ def test_loss_is_seen_by_any_clock_of_the_scheduler_that_created_the_record() ->
     parties = Parties("one")
     [one] = parties.parties
     two = Party("two", parties.servers, parties.clock, ahead_s=-0.9)
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     one.look(cell.view)
     claim = taken(one.take("a", 5))
     parties.clock.advance(0.5)
@@ -454,7 +454,7 @@ def test_record_that_a_write_creates_takes_no_claim_that_avoids_unsure_records()
     parties = Parties("one")
     [one] = parties.parties
     parties.servers[0].stop()
-    one.look(Cell(host("a")).view)
+    one.look(ChangingPartition(host("a")).view)
     parties.servers[0].start()
     assert one.take("a", avoid_unsure=True) is WriteStatus.CONFLICT
     taken(one.take("a"))
@@ -477,12 +477,12 @@ def test_lost_claim_is_not_written_again_on_a_node_that_is_full_by_now() -> None
     one.claim_table.reassert_own_claims()
     one.claim_table.flush_all()
     assert parties.ids("a") == [mine.id]
-    assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (1, 1)
+    assert (one.claim_table.stats.lost, one.claim_table.stats.restored) == (1, 1)
 
 
 def test_claim_that_another_scheduler_removed_is_not_written_again() -> None:
     """The claim became an allocation: the record is the same one, without the claim."""
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     parties = Parties("one", "two")
     parties.show(cell.view)
     one, two = parties.parties
@@ -494,7 +494,7 @@ def test_claim_that_another_scheduler_removed_is_not_written_again() -> None:
     one.claim_table.reassert_own_claims()
     one.claim_table.flush_all()
     assert parties.ids("a") == [theirs.id]
-    assert (one.claim_table.stats.lost, one.claim_table.stats.put_back) == (0, 0)
+    assert (one.claim_table.stats.lost, one.claim_table.stats.restored) == (0, 0)
 
 
 def test_corrupt_record_is_replaced_like_a_lost_one() -> None:
@@ -639,7 +639,7 @@ def test_node_is_claimed_once_its_server_answers_again() -> None:
 
 def test_connection_counts_its_calls() -> None:
     """This is a test of the double itself."""
-    connection = Connection(MemoryServer(clock=ManualClock()), ahead_s=0.5)
+    connection = CountingConnection(MemoryServer(clock=ManualClock()), ahead_s=0.5)
     connection.fetch(["a", "b"])
     assert connection.calls == [("fetch", 2)]
     assert connection.server_time() == 1_000.5

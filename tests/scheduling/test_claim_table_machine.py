@@ -15,7 +15,7 @@ from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from nodestate.view.view import View
 from tests.scheduling.claim_tables import CELL, CLAIM_TTL_S, Party
-from tests.scheduling.fleets import Cell, host
+from tests.scheduling.fleets import ChangingPartition, host
 
 ANSWER_TIMEOUT_S: Final = 5.0
 OLDEST_VIEW_S: Final = CLAIM_TTL_S - ANSWER_TIMEOUT_S - CLOCK_S
@@ -33,7 +33,7 @@ skews = st.lists(st.sampled_from([0.0, -0.5, -CLOCK_S + 0.01]), min_size=2, max_
 
 
 @dataclass
-class Order:
+class PendingOrder:
     """A claim on its way to become an allocation."""
 
     party: Party
@@ -52,10 +52,10 @@ class ClaimsMachine(RuleBasedStateMachine):
     def begin(self, skews: list[float]) -> None:
         self.clock = ManualClock()
         self.server = MemoryServer(clock=self.clock)
-        self.cell = Cell(host(NODE, vcpu=VCPU))
+        self.cell = ChangingPartition(host(NODE, vcpu=VCPU))
         self.views: list[tuple[View, float]] = [(self.cell.view, self.clock.monotonic())]
         self.allocations: dict[str, int] = {}
-        self.orders: list[Order] = []
+        self.orders: list[PendingOrder] = []
         self.over: set[str] = set()
         self.parties: list[Party] = []
         self.at: dict[Party, int] = {}
@@ -137,7 +137,7 @@ class ClaimsMachine(RuleBasedStateMachine):
             claim = party.take(NODE, size)
             if isinstance(claim, Claim):
                 if build != "no":
-                    self.orders.append(Order(party, claim, self.clock.monotonic()))
+                    self.orders.append(PendingOrder(party, claim, self.clock.monotonic()))
                 if build == "now":
                     self.carry_out(len(self.orders) - 1)
                 return
@@ -158,7 +158,7 @@ class ClaimsMachine(RuleBasedStateMachine):
         if tenants and party.usable(NODE) and party.free(NODE) >= size:
             claim = party.take(NODE, size, instance=tenants[which % len(tenants)], resize=True)
             if isinstance(claim, Claim):
-                self.orders.append(Order(party, claim, self.clock.monotonic()))
+                self.orders.append(PendingOrder(party, claim, self.clock.monotonic()))
 
     def unordered(self, party: Party) -> list[Claim]:
         """The claims that a scheduler holds and has given to no agent."""
@@ -269,7 +269,7 @@ class LossMachine(RuleBasedStateMachine):
             Party(f"s{number}", [self.server], self.clock, ahead_s=skew) for number, skew in enumerate(skews)
         ]
         for party in self.parties:
-            party.look(Cell(host(NODE, vcpu=VCPU)).view)
+            party.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
         self.wait(UNSURE_S + CLOCK_S)
 
     def of(self, number: int) -> Party:

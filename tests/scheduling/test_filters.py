@@ -10,7 +10,7 @@ import pytest
 from nodestate.scheduling.fleet import Fleet, OutstandingClaims
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import FILTERS
-from tests.scheduling.fleets import Cell, asked, fleet_of, host
+from tests.scheduling.fleets import ChangingPartition, asked, fleet_of, host
 
 AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"
 ROWS = ["a", "b", "c", "d"]
@@ -119,7 +119,9 @@ def test_no_filter_fails_on_a_cell_without_nodes() -> None:
 
 def test_traits_zones_and_aggregates_that_a_node_lost_no_longer_count() -> None:
     """A node that no longer has AVX must not pass for one that has it."""
-    cell = Cell(host("a", traits=[AVX], zone="az1", aggregates=["r1"]), host("b", traits=[AVX], zone="az1"))
+    cell = ChangingPartition(
+        host("a", traits=[AVX], zone="az1", aggregates=["r1"]), host("b", traits=[AVX], zone="az1")
+    )
     fleet = Fleet()
     fleet.advance(cell.view)
     cell.change(host("a", 2, traits=[SSE], zone="az2"))

@@ -16,7 +16,7 @@ from nodestate.scheduling.fleet.node_columns import FIRST_ROWS
 from nodestate.scheduling.order_ids import order_id_of
 from nodestate.view.table import Table
 from nodestate.view.view import View
-from tests.scheduling.fleets import Cell, fleet_of, host, node, view_of_tables
+from tests.scheduling.fleets import ChangingPartition, fleet_of, host, node, view_of_tables
 from tests.tables import advanced, table_of
 
 CLASSES = ["VCPU", "DISK_GB", "CUSTOM_GPU"]
@@ -259,7 +259,7 @@ TestFleet.settings = settings(settings(), stateful_step_count=15)
 
 def test_claim_counts_for_a_resource_class_that_appears_later() -> None:
     """The claim is read before the first view with the class: its row must not look as if nothing were claimed."""
-    cell = Cell(host("a"), host("b"))
+    cell = ChangingPartition(host("a"), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
     fleet.overlay(0, OutstandingClaims({"CUSTOM_GPU": 3}))
@@ -285,7 +285,7 @@ def test_invalid_hint_of_another_service_hides_no_other_marks() -> None:
 
 def test_instance_that_two_nodes_report_counts_on_both_until_one_reports_its_end() -> None:
     """The instance takes room on both nodes, and the reconciler must see the duplicate."""
-    cell = Cell(host("a", instances={"vm": "web"}), host("b"))
+    cell = ChangingPartition(host("a", instances={"vm": "web"}), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
     fleet.overlay(1, OutstandingClaims({"VCPU": 1}, {"vm": "web"}))
@@ -309,7 +309,7 @@ def test_fleet_keeps_all_values_when_its_arrays_grow() -> None:
         "used": 3,
         "instances": {"a": "web"},
     }
-    cell = Cell(host("n0", **state), host("n1", **state))
+    cell = ChangingPartition(host("n0", **state), host("n1", **state))
     fleet = Fleet()
     fleet.advance(cell.view)
     fleet.overlay(0, OutstandingClaims({"VCPU": 2}, {"b": "db"}))
@@ -335,7 +335,7 @@ def test_change_log_tells_when_it_no_longer_has_the_changes() -> None:
 
 def test_node_that_comes_back_gets_its_old_row_and_its_claims() -> None:
     """A claim on a node that restarts still counts when the node is back."""
-    cell = Cell(host("a"), host("b"))
+    cell = ChangingPartition(host("a"), host("b"))
     fleet = Fleet()
     fleet.advance(cell.view)
     fleet.overlay(0, OutstandingClaims({"VCPU": 5}, {"vm": None}))
@@ -352,7 +352,7 @@ def test_node_is_unusable_while_views_leave_it_out() -> None:
     """The node is stale or incomplete: its numbers stay, but nothing may be placed there. A node may also be left out
     before it is first seen.
     """
-    cell = Cell(host("a"))
+    cell = ChangingPartition(host("a"))
     cell.left_out = frozenset({"a", "b"})
     fleet = Fleet()
     fleet.advance(cell.view)

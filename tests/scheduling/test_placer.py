@@ -16,7 +16,7 @@ from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.selection import Lack, Remaining
 from nodestate.testing import Fault, MemoryServer
 from tests.scheduling.claim_tables import CLAIM_TTL_S, Parties, Party
-from tests.scheduling.fleets import Cell, asked, host
+from tests.scheduling.fleets import ChangingPartition, asked, host
 
 NEAR = {"name": "web", "policy": "affinity"}
 ANTI = {"name": "web", "policy": "anti-affinity"}
@@ -25,7 +25,7 @@ ANTI = {"name": "web", "policy": "anti-affinity"}
 def ready(*names: str, servers: int = 1, vcpu: int = 8, nodes: str = "abcdefgh", **more: Any) -> Parties:
     """Schedulers that have known these nodes for long, so that no record is unsure."""
     parties = Parties(*names, servers=servers)
-    parties.show(Cell(*(host(name, vcpu=vcpu, **more) for name in nodes)).view)
+    parties.show(ChangingPartition(*(host(name, vcpu=vcpu, **more) for name in nodes)).view)
     parties.clock.advance(UNSURE_S)
     return parties
 
@@ -230,7 +230,7 @@ def test_failure_tells_that_no_server_answers() -> None:
 def test_node_with_a_full_record_is_avoided() -> None:
     """There is room on the node, and none in its record: that is no conflict, and the next node is as good."""
     parties = Parties("one", server=MemoryServer(max_value_bytes=1_000))
-    parties.show(Cell(host("a", vcpu=80), host("b", vcpu=80)).view)
+    parties.show(ChangingPartition(host("a", vcpu=80), host("b", vcpu=80)).view)
     [one] = parties.parties
     placings = [placing for _ in range(5) for placing in one.place(asked(1, different_host=["x" * 255]))]
     assert Counter(nodes_of(placings)) == {"a": 2, "b": 2, None: 1}
@@ -255,7 +255,7 @@ def test_instance_restricted_to_one_node_goes_there_or_fails() -> None:
 def test_placing_that_avoids_unsure_records_waits_until_they_are_older() -> None:
     """The records were just created: claims may be missing from them."""
     parties = Parties("one")
-    parties.show(Cell(host("a"), host("b")).view)
+    parties.show(ChangingPartition(host("a"), host("b")).view)
     [one] = parties.parties
     [placing] = one.place(asked(1), avoid_unsure=True)
     assert str(placing.failure) == (
@@ -288,7 +288,7 @@ def test_record_that_is_lost_during_a_write_is_unsure() -> None:
 def test_excluded_instance_takes_no_room_on_its_own_node() -> None:
     """A migrating instance needs no room beside itself, and is no group member that stands in its own way."""
     parties = Parties("one")
-    parties.show(Cell(host("a", used=8, instances={"vm": "web"}), host("b", used=8)).view)
+    parties.show(ChangingPartition(host("a", used=8, instances={"vm": "web"}), host("b", used=8)).view)
     [one] = parties.parties
     original = Exclusion(0, "vm", {"VCPU": 6})
     [stays] = one.place(asked(7, instances=["vm"], group=ANTI), exclusions=(original,))
@@ -304,7 +304,7 @@ def test_excluded_instance_takes_no_room_on_its_own_node() -> None:
 def test_claim_of_a_resize_has_only_the_additional_resources() -> None:
     """The rest is in the node's usage already."""
     parties = Parties("one")
-    parties.show(Cell(host("a", used=2, instances={"vm": None})).view)
+    parties.show(ChangingPartition(host("a", used=2, instances={"vm": None})).view)
     [one] = parties.parties
     [placing] = one.place(asked(5, instances=["vm"]), exclusions=(Exclusion(0, "vm", {"VCPU": 2}),))
     assert placing.claim is not None
@@ -485,7 +485,7 @@ def test_text_of_a_failure_names_the_filter_that_left_no_node(failure: NoHostFou
 def test_failure_of_a_forced_node_names_the_filter_that_refused_it() -> None:
     """Regression: of 52 nodes all but the forced one had room, and the text named ``force_nodes``."""
     parties = Parties("one")
-    parties.show(Cell(host("a"), host("b", used=8)).view)
+    parties.show(ChangingPartition(host("a"), host("b", used=8)).view)
     [full, nowhere] = parties.parties[0].place(asked(1, force_nodes=["b"]), asked(1, force_nodes=["c"]))
     assert str(full.failure) == (
         "no node passes resources: of 2, 1 was left before it; VCPU: 1 wanted, at most 0 free on a node"
@@ -498,7 +498,7 @@ def test_failure_of_a_forced_node_names_the_filter_that_refused_it() -> None:
 def test_failure_without_any_node_says_so() -> None:
     """The scheduler was started first."""
     parties = Parties("one")
-    parties.show(Cell().view)
+    parties.show(ChangingPartition().view)
     assert isinstance(parties.parties[0], Party)
     [placing] = parties.parties[0].place(asked(1))
     assert str(placing.failure) == "no node is known"

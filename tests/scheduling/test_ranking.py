@@ -16,7 +16,7 @@ from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import FILTERS
 from nodestate.scheduling.selection.ranking import TIE_WIDTH, Ranking
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
-from tests.scheduling.fleets import Cell, asked, fleet_of, host, node
+from tests.scheduling.fleets import ChangingPartition, asked, fleet_of, host, node
 
 ALL = dict.fromkeys(WEIGHERS, 3.0)
 NODES = [f"n{number}" for number in range(40)]
@@ -66,7 +66,9 @@ class RankingMachine(RuleBasedStateMachine):
 
     @initialize(states=st.lists(states, min_size=2, max_size=5), size=st.sampled_from([5, 30, 40]))
     def begin(self, states: list[dict[str, Any] | None], size: int) -> None:
-        self.cell = Cell(*(node(name, 1, states[number % len(states)]) for number, name in enumerate(NODES[:size])))
+        self.cell = ChangingPartition(
+            *(node(name, 1, states[number % len(states)]) for number, name in enumerate(NODES[:size]))
+        )
         self.fleet = Fleet()
         self.fleet.advance(self.cell.view)
         self.generation = 1
@@ -161,7 +163,9 @@ def test_new_resource_class_on_one_node_changes_the_scores_of_the_others() -> No
     """Regression: the weigher ``spare`` reads all rare classes of the fleet, so its weight for each row changes with
     the first GPU anywhere. Rows kept their old weights until they changed themselves.
     """
-    cell = Cell(*(host(name, inventory={"VCPU": {"total": 8}, "CUSTOM_FPGA": {"total": 1}}) for name in NODES))
+    cell = ChangingPartition(
+        *(host(name, inventory={"VCPU": {"total": 8}, "CUSTOM_FPGA": {"total": 1}}) for name in NODES)
+    )
     fleet = Fleet()
     fleet.advance(cell.view)
     request = asked(1, weights={"spare": 1.0, "cpu": 0.0, "ram": 0.0, "disk": 0.0})

@@ -19,7 +19,7 @@ from nodestate.scheduling.selection.plugins import Policies, own
 from nodestate.scheduling.selection.ranking import TIE_WIDTH
 from nodestate.scheduling.selection.selector import KEPT_RANKINGS_COUNT
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
-from tests.scheduling.fleets import Cell, asked, chosen, fleet_of, host, selector_of
+from tests.scheduling.fleets import ChangingPartition, asked, chosen, fleet_of, host, selector_of
 
 ANTI = {"name": "web", "policy": "anti-affinity"}
 NEAR = {"name": "web", "policy": "affinity"}
@@ -140,7 +140,7 @@ def test_name_that_does_not_exist_is_reported(more: dict[str, Any], unknown: str
     """Most such names are misspelt: then no filter's name helps, whatever else refuses the instance. az0 was a zone
     once.
     """
-    cell = Cell(host("a", zone="az0", instances={"vm1": None}), host("b", zone="az1"))
+    cell = ChangingPartition(host("a", zone="az0", instances={"vm1": None}), host("b", zone="az1"))
     selector = Selector(Fleet(), own(), 1)
     selector.fleet.advance(cell.view)
     cell.change(host("a", 2, zone="az1", instances={"vm1": None}))
@@ -225,7 +225,7 @@ def test_failed_selection_leaves_the_fleet_as_it_was() -> None:
 
 def test_kept_ranking_follows_the_fleet() -> None:
     """The same shape is selected again after nodes changed, appeared and left."""
-    cell = Cell(host("a", used=1), host("b", used=2))
+    cell = ChangingPartition(host("a", used=1), host("b", used=2))
     selector = selector_of()
     selector.fleet.advance(cell.view)
     assert chosen(selector, asked(1)) == ["a"]

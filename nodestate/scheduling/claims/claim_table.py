@@ -45,11 +45,11 @@ class ClaimTableStats:
     """Records that were written."""
     conflicts: int = 0
     """Writes that failed because another scheduler had written first."""
-    begun: int = 0
+    created: int = 0
     """Records that were missing or corrupt, and that this scheduler created."""
     lost: int = 0
     """Records that were known, got lost and were created again, by this scheduler or another."""
-    put_back: int = 0
+    restored: int = 0
     """Own claims that were lost with their record and written again."""
     unanswered: int = 0
     """Writes that a server did not answer."""
@@ -186,7 +186,7 @@ class ClaimTable:
         again = []
         for node, written in zip(missing, created.written, strict=True):
             if written.status is WriteStatus.STORED:
-                self.stats.begun += 1
+                self.stats.created += 1
                 self._cache_record(node, record, written.cas)
             else:
                 again.append(node)
@@ -361,7 +361,7 @@ class ClaimTable:
         self.stats.written += 1
         self.records.update(node, record, cas)
         if edit.add:
-            self.stats.put_back += self.own.add(node, edit.add, record.born)
+            self.stats.restored += self.own.add(node, edit.add, record.born)
         self._schedule_deadline(node, time_or_zero(self.servers.of(node)))
         self._overlay.apply([node])
 

@@ -19,7 +19,7 @@ from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Times that an instance may lose its node to other schedulers before it fails."""
-LOOK_AROUND_COUNT: Final = 64
+NEXT_BEST_COUNT: Final = 64
 """Nodes whose records are read again after a conflict: the best ones for the request that met it."""
 
 
@@ -102,7 +102,7 @@ class Placer:
         have claimed others as well.
         """
         shapes = {placing.request.shape: placing.request for placing in beaten}
-        rows = {row for request in shapes.values() for row in self._selector.best(request, LOOK_AROUND_COUNT)}
+        rows = {row for request in shapes.values() for row in self._selector.best(request, NEXT_BEST_COUNT)}
         if rows:
             self._claim_table.read_records(self._fleet.names[row] for row in rows)
 
