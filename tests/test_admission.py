@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from harness.waiting import PATIENCE_S
 from nodestate.agent.admission import KEPT_REFUSALS_COUNT
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocation_file import AllocationChange, AllocationFile
@@ -661,7 +662,7 @@ def test_an_instance_stored_before_the_agent_was_killed_is_reported_by_the_next_
 ) -> None:
     """I10. The scheduler got no answer and repeats the order, which is answered as done."""
     command = [sys.executable, "-c", AGENT_THAT_DIES, str(tmp_path), where]
-    died = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603 - our own script
+    died = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)  # noqa: S603 - our own script
     assert (died.returncode, died.stdout) == (-signal.SIGKILL, b"told\n"), died.stderr
     hints = {"group_policy": "anti-affinity", "anything": [1, None]}
     asked = {"resources": {"VCPU": 2}, "group": "web", "hints": hints}

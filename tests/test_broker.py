@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.servers import RabbitServer, free_ports
+from harness.waiting import PATIENCE_S
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import (
     KombuLayouts,
@@ -39,8 +40,6 @@ from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedErr
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
 from nodestate.ports import ACTIVATION, Delivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
-
-PATIENCE_S = 30.0
 
 Opened = Callable[..., Any]
 
@@ -453,9 +452,9 @@ def test_closed_memory_sinks_leave_no_queues_behind(cell: str, opened: Opened) -
 
 
 def test_standby_partitions_are_not_consumed_if_the_broker_does_not_fail_over(cell: str, opened: Opened) -> None:
-    config = Config(cell=cell, partitions=2, standby_s=0.05)
-    source = opened(KombuSource(config, [0], [1]))
-    time.sleep(0.1)
+    config, clock = Config(cell=cell, partitions=2), ManualClock()
+    source = opened(KombuSource(config, [0], [1], clock))
+    clock.advance(2 * config.standby_s)
     assert {delivery.partition for _ in range(3) for delivery in source.receive(10, 0.05)} == {0}
 
 
@@ -482,11 +481,9 @@ def test_an_absent_broker_is_unavailable_and_its_password_stays_secret() -> None
         lambda: collect_census(config, Resync(), 0.1),
     ]
     for call in calls:
-        started = time.monotonic()
         with pytest.raises(BrokerUnavailableError) as caught:
             call()
         assert "secret" not in str(caught.value)
-        assert time.monotonic() - started < 3.0
     source.ack([Delivery(0, b"", 1, 1)])
     sink.flush(0.1)
     source.close()
@@ -680,10 +677,8 @@ def test_the_next_consumer_of_an_idle_partition_gets_an_activation_message(
     time.sleep(0.2)
     first.ack(first.receive(10, 0.1))  # the second's own activation message went to the first
     first.close()
-    started = time.monotonic()
     [message] = _receive(second, 1, activations=True)
     assert message.body == ACTIVATION
-    assert time.monotonic() - started < rabbit_config.standby_s + 1.0
 
 
 @pytest.mark.service
@@ -719,9 +714,7 @@ def test_a_stalled_consumer_loses_its_partition(rabbit: RabbitServer, cell: str,
     second.receive(10, 0.1)
     _publish(opened(KombuSink(config)), b"one")
     _receive(first, 1)
-    started = time.monotonic()
     assert _bodies(_receive(second, 1)) == [b"one"]
-    assert time.monotonic() - started < 8.0
     with pytest.raises(BrokerUnavailableError):
         first.receive(10, 0.1)
 
@@ -739,9 +732,7 @@ def test_a_frozen_broker_is_reported_as_unavailable(rabbit: RabbitServer, cell: 
     done: list[bool] = []
     rabbit.pause()
     try:
-        started = time.monotonic()
         _becomes_unavailable(lambda: source.receive(10, 0.1))
-        assert time.monotonic() - started <= 7.0
         _becomes_unavailable(lambda: sink.publish(0, b"x", done.append))
         assert done == [False] * 50
         with pytest.raises(BrokerUnavailableError):
@@ -751,7 +742,7 @@ def test_a_frozen_broker_is_reported_as_unavailable(rabbit: RabbitServer, cell: 
 
 
 @pytest.mark.service
-@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize("end", [pytest.param("stop", marks=pytest.mark.thorough), "kill"])
 def test_a_broker_that_ends_under_a_publisher_keeps_every_confirmed_event(
     rabbit: RabbitServer, cell: str, opened: Opened, end: str
 ) -> None:

@@ -20,15 +20,15 @@ import pytest
 from msgspec import structs
 
 from harness.servers import MemcachedServer, RabbitServer
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.broker import KombuCourier
 from nodestate.broker.connector import open_session
 from nodestate.config import Config
 from nodestate.model.orders import Answer, Build, End, Order
 
-pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.service]
 
 TRACE = Path(os.environ.get("NODESTATE_TRACE", Path(__file__).parent.parent.parent / "shared/data/openb.jsonl.gz"))
-DEADLINE_S = 60.0
 DESIGNS = ("journal", "snapshot")
 
 State = dict[str, Any]
@@ -74,7 +74,7 @@ class ProcessCell:
             cwd=self._folder,
             input=stdin,
             capture_output=True,
-            timeout=DEADLINE_S,
+            timeout=PATIENCE_S,
             check=False,
         )
         told = f"{words} gave {done.returncode}\n{done.stdout[-2000:]!r}\n{done.stderr[-2000:]!r}"
@@ -99,16 +99,13 @@ def cell_run(cell: str, rabbit: RabbitServer, memcached: MemcachedServer, tmp_pa
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Poll a condition until it is true; fail after a deadline. The claim is the end state, not the time until then."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.2)
+    wait_until(condition, "what the test waits for did not happen", poll_s=0.2)
 
 
 def end(process: subprocess.Popen[bytes]) -> Any:
     """Send SIGTERM and return the JSON that the process prints at its end."""
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=DEADLINE_S)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     return json.loads(out)
 
@@ -187,7 +184,7 @@ def test_publish_keeps_the_order_of_each_node_when_the_broker_dies(
     with ThreadPoolExecutor(1) as feeding:
         rabbit.kill()
         try:
-            fed = feeding.submit(publishing.communicate, b"".join(trace[half:]), DEADLINE_S)
+            fed = feeding.submit(publishing.communicate, b"".join(trace[half:]), PATIENCE_S)
             time.sleep(1.0)
         finally:
             rabbit.start()
@@ -283,11 +280,11 @@ def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
 
     def give(order: Order, wanted: str = "") -> Answer:
         """Repeat an order until the answer is as wanted: the broker learns of new and dead agents a little later."""
-        deadline, mine = time.monotonic() + DEADLINE_S, set()
+        deadline, mine = time.monotonic() + PATIENCE_S, set()
         while True:
             assert time.monotonic() < deadline
             mine.add(name := uuid.uuid4().hex)
-            courier.send([structs.replace(order, id=name, reply_to=courier.reply_to)], DEADLINE_S)
+            courier.send([structs.replace(order, id=name, reply_to=courier.reply_to)], PATIENCE_S)
             for answer in courier.answers(1.0):
                 if answer.id in mine and answer.refused == wanted:
                     return answer

@@ -16,6 +16,7 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
+from harness.waiting import PATIENCE_S
 from nodestate.cli import COMMANDS, every_command, main
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.command_group import USAGE_KIND
@@ -213,7 +214,9 @@ def test_help_loads_no_library_that_only_a_command_needs() -> None:
         "main(['--help'], standalone_mode=False)\n"
         "print(*(name for name in ('kombu', 'numpy', 'sqlalchemy', 'rich') if name in sys.modules), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert all(name in done.stdout for name in COMMANDS)
     assert done.stderr.strip() == ""
 
@@ -444,5 +447,5 @@ def test_infinite_numbers_are_null_in_json() -> None:
 
 def test_python_dash_m_runs_the_same_program() -> None:
     command = [sys.executable, "-m", "nodestate.cli", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)  # noqa: S603
     assert done.stdout.startswith("nodestate, version ")

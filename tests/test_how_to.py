@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from harness.servers import MariadbServer, MemcachedServer, RabbitServer
+from harness.waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.service, pytest.mark.thorough]
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
+PAGE_TIMEOUT_S = 4 * PATIENCE_S
 PAGE = HOW_TO / "switch-designs.md"
-DEADLINE_S = 240.0
 
 
 def lines_of(page: Path) -> Iterator[str]:
@@ -51,7 +52,7 @@ def test_all_commands_of_the_scheduling_page_succeed(
     env["PS4"] = r"+ \t "  # the log shows when each command started
     with (tmp_path / "script.log").open("w+") as log:
         done = subprocess.run(  # noqa: S603 - our own page; GNU timeout also ends the commands that bash waits for
-            ["timeout", f"{DEADLINE_S:.0f}", "bash", "-x", "-c", script],  # noqa: S607
+            ["timeout", f"{PAGE_TIMEOUT_S:.0f}", "bash", "-x", "-c", script],  # noqa: S607
             env=env, cwd=tmp_path, stdout=log, stderr=log, check=False,
         )  # fmt: skip
         log.seek(0)
@@ -93,7 +94,7 @@ def test_all_commands_of_the_design_switch_page_succeed(
                     env=env,
                     capture_output=True,
                     text=True,
-                    timeout=DEADLINE_S,
+                    timeout=PAGE_TIMEOUT_S,
                     check=False,
                 )
                 assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"

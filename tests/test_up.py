@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from harness.waiting import PATIENCE_S
 from nodestate import Reader
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.broker import KombuCourier
@@ -22,8 +23,6 @@ from nodestate.cli.up import quantiles
 from nodestate.config import Config
 from nodestate.model import Receipt
 from nodestate.model.orders import Answer, Build
-
-TIMEOUT_S = 90
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -39,7 +38,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -> None:
     """The claim of ``make demo``, at its size: every view has all nodes and this host, as their agents report them."""
     process = start(tmp_path, "--nodes", "1000", "--rate", "300", "--seconds", "9", "--json")
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     result = json.loads(out)
@@ -72,7 +71,7 @@ def test_embedded_agents_carry_out_orders(cell: str) -> None:
         [answer] = answers
         assert (answer.refused, answer.instance) == ("", "vm-1")
         seen = Receipt(answer.node, answer.version)
-        view = Reader(config).read(max_age=60.0, at_least=seen, timeout=20.0)
+        view = Reader(config).read(max_age=60.0, at_least=seen, timeout=PATIENCE_S)
         assert view.nodes["compute-0011"].state["allocations"]["vm-1"] == {"resources": {"VCPU": 1}}
     finally:
         courier.close()
@@ -81,7 +80,7 @@ def test_embedded_agents_carry_out_orders(cell: str) -> None:
 
 def test_without_a_terminal_one_line_a_second_and_a_summary_are_printed(tmp_path: Path) -> None:
     process = start(tmp_path, "--nodes", "20", "--seconds", "3")
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     lines = out.splitlines()
@@ -99,7 +98,7 @@ def test_signal_ends_the_command_with_its_summary(tmp_path: Path, number: signal
     assert " events/s " in process.stdout.readline()
     time.sleep(1.0)
     process.send_signal(number)
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     assert "Traceback" not in err
@@ -110,7 +109,7 @@ def test_single_design_is_compared_with_the_agents_only(tmp_path: Path) -> None:
     (tmp_path / "nodestate.toml").write_text('designs = ["journal"]\nread_design = "journal"\n')
     words = ["--log-level", "info", "--log-format", "json"]
     process = start(tmp_path, "--nodes", "20", "--seconds", "2", "--json", *words)
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     result = json.loads(out)

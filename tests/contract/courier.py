@@ -9,12 +9,14 @@ from typing import Protocol
 
 import pytest
 
+from harness.waiting import PATIENCE_S
 from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.model import Version
 from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import AgentInbox, Courier, Sink
 
-PATIENCE_S = 10.0
+FOREVER_S = 3_600.0
+"""A wait that ends early: one that lasted so long would end by the timeout of the test."""
 QUIET_S = 0.1
 LOST_S = 2.0
 """An order that has neither arrived nor come back within this time was lost."""
@@ -160,8 +162,7 @@ class CourierContract:
         """A scheduler that waited for the deadline would hold its claim in vain."""
         courier = bench.courier()
         bench.agent("n1")
-        started = time.monotonic()
-        courier.send([build(courier, 1, "elsewhere")], 60.0)
+        courier.send([build(courier, 1, "elsewhere")], FOREVER_S)
         [answer] = take_answers(courier, 1)
         assert (answer.id, answer.node, answer.instance, answer.refused) == (
             "order-1",
@@ -170,7 +171,6 @@ class CourierContract:
             "no-agent",
         )
         assert answer.version == Version(0, 0)
-        assert time.monotonic() - started < 2.0
 
     def test_thousands_of_orders_reach_their_agents_in_order(self, bench: OrderBench) -> None:
         courier = bench.courier()
@@ -199,13 +199,11 @@ class CourierContract:
         """An order must not wait until the agent's current wait ends, nor its answer until the scheduler's does."""
         courier, agent = bench.courier(), bench.agent("n1")
         assert courier.answers(0.05) == []
-        started = time.monotonic()
         courier.send([build(courier, 1)], PATIENCE_S)
-        agent.resyncs(PATIENCE_S)
+        agent.resyncs(FOREVER_S)
         [order] = agent.orders()
         agent.answer(order.reply_to, done(order))
-        assert courier.answers(PATIENCE_S) == [done(order)]
-        assert time.monotonic() - started < PATIENCE_S / 2
+        assert courier.answers(FOREVER_S) == [done(order)]
 
     def test_an_agent_gets_orders_for_a_node_that_it_listens_for_later(self, bench: OrderBench) -> None:
         courier, agent = bench.courier(), bench.agent("n1")

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import pytest
 
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import ACTIVATION, Delivery, Resync, ResyncSender, Sink, Source
 
 PARTITIONS = 4
 OTHER = 3
 """Another layout of the same cell."""
-PATIENCE_S = 10.0
 QUIET_S = 0.3
 STANDBY_S = 0.2
 
@@ -110,10 +110,7 @@ class BrokerBench:
 
 def eventually(look: Callable[[], bool]) -> None:
     """Wait until ``look`` returns True."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(look, "what the test waits for did not happen")
 
 
 class BrokerContract:

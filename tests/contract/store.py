@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol, cast
@@ -363,9 +364,11 @@ class ClaimStoreContract:
 
     def test_the_clock_counts_seconds(self, server: Server, store: ClaimStore) -> None:
         """Deadlines are made by it: what counts for 30 s must count for 30 s."""
+        began = time.monotonic()
         before = store.server_time()
         server.wait(1.25)
-        assert 1.2 <= store.server_time() - before < 1.75
+        passed_s = store.server_time() - before
+        assert 1.2 <= passed_s < max(1.25, time.monotonic() - began) + 0.5
 
     def test_all_who_are_connected_have_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
         """Whenever they came. That is what a claim counts for longer than its deadline says (``claims.CLOCK_S``)."""
@@ -374,17 +377,21 @@ class ClaimStoreContract:
             others.append(claim_store(server))
             others[-1].server_time()
             server.wait(0.3)
+        began = time.monotonic()
         times = [each.server_time() for each in (store, *others)]
-        assert max(times) - min(times) < CLOCK_S
+        asking_s = time.monotonic() - began
+        assert max(times) - min(times) < CLOCK_S + asking_s
         for other in others:
             other.close()
 
     def test_who_connects_again_has_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
         """A connection that broke is no other life of the server."""
+        began = time.monotonic()
         before = store.server_time()
         store.close()
         server.wait(0.3)
-        assert -CLOCK_S < store.server_time() - before - 0.3 < CLOCK_S
+        passed_s = store.server_time() - before
+        assert 0.3 - CLOCK_S < passed_s < max(0.3, time.monotonic() - began) + CLOCK_S
 
     def test_the_clock_of_a_server_that_does_not_answer_is_unknown(self, server: Server) -> None:
         """A deadline by any other clock could be anything."""

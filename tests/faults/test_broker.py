@@ -17,16 +17,9 @@ from tests.faults.conftest import CellFactory
 pytestmark = pytest.mark.service
 
 
-@pytest.fixture(scope="module")
-def own_rabbit() -> Iterator[RabbitServer]:
-    """A RabbitMQ for this module alone, which its tests kill."""
-    with RabbitServer() as server:
-        yield server
-
-
 @pytest.fixture
-def cell_of_its_own(cell_of: CellFactory, memcached: MemcachedServer, own_rabbit: RabbitServer) -> Iterator[Cell]:
-    with cell_of(memcached.url, broker=own_rabbit.url) as cell:
+def watched_cell(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[Cell]:
+    with cell_of(memcached.url) as cell:
         cell.watch()
         yield cell
 
@@ -41,21 +34,19 @@ def wait_until_stale(cell: Cell) -> None:
 
 @pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.thorough), "killed", "frozen"])
 def test_views_are_stale_while_the_broker_is_away_and_recover_when_it_returns(
-    cell_of_its_own: Cell, own_rabbit: RabbitServer, how: str
+    watched_cell: Cell, rabbit: RabbitServer, how: str
 ) -> None:
     """I5, I6: agents keep their newest states in memory while the broker is away, and report them when it is back."""
-    cell = cell_of_its_own
-    {"stopped": own_rabbit.stop, "killed": own_rabbit.kill, "frozen": own_rabbit.pause}[how]()
+    cell = watched_cell
+    {"stopped": rabbit.stop, "killed": rabbit.kill, "frozen": rabbit.pause}[how]()
     wait_until_stale(cell)
-    (own_rabbit.resume if how == "frozen" else own_rabbit.start)()
+    (rabbit.resume if how == "frozen" else rabbit.start)()
     cell.wait_until_recovered(f"after RabbitMQ was {how}")
 
 
-def test_confirmed_events_survive_the_death_of_broker_and_consumers(
-    cell_of_its_own: Cell, own_rabbit: RabbitServer
-) -> None:
+def test_confirmed_events_survive_the_death_of_broker_and_consumers(watched_cell: Cell, rabbit: RabbitServer) -> None:
     """I6, without help of the agents: they send nothing more, so all states must come from the queues on disk."""
-    cell = cell_of_its_own
+    cell = watched_cell
     for member in cell.members:
         member.kill()
     wait_until(lambda: ready_messages(cell) > 200, "no events wait in the queues")
@@ -63,8 +54,8 @@ def test_confirmed_events_survive_the_death_of_broker_and_consumers(
     cell.fleet.flush()
     cell.fleet.mute = True
     waiting = ready_messages(cell)
-    own_rabbit.kill()
-    own_rabbit.start()
+    rabbit.kill()
+    rabbit.start()
     for member in cell.members:
         member.start()
     answers = cell.fleet.answers
@@ -80,27 +71,27 @@ def ready_messages(cell: Cell) -> int:
 
 
 def test_consumers_drain_the_queues_of_a_broker_that_is_short_of_memory(
-    cell_of_its_own: Cell, own_rabbit: RabbitServer
+    watched_cell: Cell, rabbit: RabbitServer
 ) -> None:
     """A RabbitMQ under a memory or disk alarm reads nothing from connections that publish. If that kept consumers from
     acking, the queues that filled its memory would never become empty.
     """
-    cell = cell_of_its_own
+    cell = watched_cell
     for member in cell.members:
         member.pause()
     # The events behind it matter: the broker accepts no dead letters either, and consumers must not wait for that.
     poison = b"\xc1 is no event"
     cell.fleet.call(lambda: cell.fleet.sink.inner.publish(0, poison, lambda _ok: None))
-    wait_until(lambda: unfinished(own_rabbit, cell) > 100, "no events wait in the queues")
-    control(own_rabbit, "set_vm_memory_high_watermark", "absolute", "1MiB")
+    wait_until(lambda: unfinished(rabbit, cell) > 100, "no events wait in the queues")
+    control(rabbit, "set_vm_memory_high_watermark", "absolute", "1MiB")
     try:
         for member in cell.members:
             member.resume()
-        took_s = wait_until(lambda: unfinished(own_rabbit, cell) <= 1, "consumers do not drain their queues")
+        took_s = wait_until(lambda: unfinished(rabbit, cell) <= 1, "consumers do not drain their queues")
         wait_until_stale(cell)
         assert read_dead_letters(cell.config, 10) == []
     finally:
-        control(own_rabbit, "set_vm_memory_high_watermark", "absolute", "1000MiB")
+        control(rabbit, "set_vm_memory_high_watermark", "absolute", "1000MiB")
     cell.record(f"queues empty {took_s:.1f} s after consumers found the broker short of memory")
     cell.wait_until_recovered("after RabbitMQ's memory alarm")
     wait_until(
