@@ -1,4 +1,4 @@
-"""Settings: one frozen Config, passed down. This is the only reader of the environment."""
+"""Settings: one frozen ``Config``, passed to every part. No other module reads the environment."""
 
 from __future__ import annotations
 
@@ -24,93 +24,95 @@ Count = Annotated[int, Meta(ge=1)]
 
 DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
 LEASE_RENEWALS_COUNT: Final = 5
-"""Renewals that may be late or lost before a head runs out."""
+"""Number of renewals that may be late or lost before a head expires."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All settings of a cell and of the processes in it. Names here are those of the TOML file and,
-    in capitals behind ``NODESTATE_``, of the environment.
+    """All settings of a cell and of the processes in it.
+
+    The TOML file uses the names below. The environment uses the same names in capitals after ``NODESTATE_``.
     """
 
     broker: str = "memory://"
-    """URL of the message broker as kombu takes it: amqp://user:password@host:5672//, memory://, redis://…"""
+    """URL of the message broker, in kombu's form: amqp://user:password@host:5672//, memory://, redis://…"""
     store: str = "memory://"
-    """memcached://host:port,host:port (partitions map to servers by their place in this list), or memory://."""
+    """memcached://host:port,host:port or memory://. Partition p is stored on server p modulo their number."""
     store_b: str = ""
-    """Other memcached servers that the cell is being moved to or came from, where the designs journal_b and snapshot_b live."""
+    """Other memcached servers, for a move of the cell: the designs journal_b and snapshot_b are stored there."""
     sql: str = ""
-    """SQLAlchemy URL of the database design; empty where it is not used."""
+    """SQLAlchemy URL of the database for the design sql; empty if it is not used."""
     cell: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,24}\Z")] = "cell1"
-    """One independent deployment: its own keys, exchange and queues."""
+    """Name of the cell: one independent deployment with its own keys, exchange and queues."""
     partitions: Annotated[int, Meta(ge=1, le=BUCKETS_COUNT)] = 8
-    """How many partitions, the unit of ordering and ownership, a cell begins with; its control record says how many it has."""
+    """Number of partitions of a new cell; later the control record has the number. Each has one owner at a time."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
-    """What consumers write: journal, snapshot, sql, journal_b, snapshot_b; several by comma."""
+    """The designs that consumers write, separated by commas: journal, snapshot, sql, journal_b, snapshot_b."""
     read_design: str = "snapshot"
-    """What readers read where they are not told."""
+    """The design that readers read if the cell has no control record."""
     state_dir: str = ""
-    """Where agents keep what must survive them (incarnations). Empty: ~/.local/state/nodestate, as root /var/lib."""
+    """Directory of the agents' incarnation files. Empty: ~/.local/state/nodestate, for root /var/lib/nodestate."""
 
     queue_type: Annotated[str, Meta(pattern=r"\A(classic|quorum)\Z")] = "classic"
-    """RabbitMQ queue type; quorum survives the loss of a broker node."""
+    """Type of RabbitMQ's queues, classic or quorum. A quorum queue survives the loss of a broker node."""
     prefetch: Annotated[int, Meta(ge=1, le=65535)] = 2000
-    """Unacked messages a consumer holds at most, per partition."""
+    """Largest number of unacknowledged messages per partition that a consumer holds."""
     batch_events: Annotated[int, Meta(ge=1, le=100_000)] = 2000
-    """A batch is written at this many events …"""
+    """A consumer writes a batch when it has this many events …"""
     flush_s: Positive = 0.05
-    """… or this many seconds after its first, whichever comes first."""
+    """… or this many seconds after the first event of the batch."""
     confirm_window: Count = 1000
-    """Unconfirmed publishes an agent has under way at most."""
+    """Largest number of publishes that an agent sends without waiting for their confirms."""
     broker_heartbeat_s: Annotated[int, Meta(ge=1)] = 4
-    """AMQP heartbeat: a frozen peer is given up after two to three of these."""
+    """Interval of AMQP heartbeats, in seconds. A frozen peer is noticed after two to three of them."""
     broker_timeout_s: Positive = 5.0
-    """How long a connect or a synchronous call of the broker may take."""
+    """Longest time in seconds for a connect to the broker, or for a call that waits for its reply."""
 
     renew_s: Positive = 1.0
-    """How often an owner confirms its partitions also when nothing happens."""
+    """Interval in seconds at which an owner renews its partitions, also without events."""
     standby_s: Positive = 3.0
-    """How long a consumer's member waits before it queues up for the partitions of other members."""
+    """Seconds that a member waits before it subscribes to the partitions of other members, as their standby."""
     claim_ttl_s: Annotated[float, Meta(ge=5, le=3600)] = 30.0
-    """How long a scheduler's claim on a node counts, if its agent says nothing."""
+    """Seconds after which a scheduler's claim on a node expires if the agent does not confirm it."""
     answer_timeout_s: Positive = 5.0
-    """How long a scheduler waits for an agent's answer before it tries another node."""
+    """Seconds that a scheduler waits for an agent's answer before it tries another node."""
     heartbeat_s: Positive = 10.0
-    """How often an agent gives a sign of life."""
+    """Interval in seconds at which an agent sends a sign of life for each node."""
     resync_jitter_s: Annotated[float, Meta(ge=0)] = 5.0
-    """Agents spread their answers to a resync over this many seconds."""
+    """Agents spread their answers to a resync request over this many seconds."""
     store_timeout_s: Positive = 1.0
-    """How long a memcached server may take for a reply."""
+    """Longest time in seconds for a memcached server's reply."""
     sql_timeout_s: Positive = 10.0
-    """How long a database may take for a statement."""
+    """Longest time in seconds for a database's reply to a statement."""
     lease_s: Annotated[float, Meta(ge=10, le=MAX_TTL_S)] = 86_400.0
-    """Time to live of what an owner renews; a partition without an owner for so long is forgotten."""
+    """Time to live in seconds of the items that an owner renews. A partition without an owner expires after it."""
 
     @property
     def settle_s(self) -> float:
-        """How long an owner that began with nothing listens before it vouches for its partition: a resync and
-        two heartbeats of every living node fall into it.
+        """Seconds after which an owner that started without stored nodes calls its partition complete.
+
+        Every living node answers a resync request and sends two heartbeats within this time.
         """
         return self.resync_jitter_s + 2 * self.heartbeat_s
 
     @property
     def store_servers(self) -> tuple[str, ...]:
-        """The servers of ``store``."""
+        """host:port of each server in ``store``."""
         return servers_of(self.store)
 
     @property
     def broker_safe(self) -> str:
-        """The broker's URL without its password, for messages."""
+        """The broker's URL without the password, for messages."""
         parts = urlsplit(self.broker)
         return self.broker.replace(f":{parts.password}@", ":***@") if parts.password else self.broker
 
 
 def servers_of(url: str) -> tuple[str, ...]:
-    """host:port of each memcached server, in the order that maps partitions to them; empty for memory://."""
+    """host:port of each memcached server in a URL, in the order that maps partitions to them; empty for memory://."""
     parts = urlsplit(url)
     if parts.scheme == "memory":
         return ()
     if parts.scheme != "memcached" or not parts.netloc:
-        raise ConfigError(f"store {url!r}: want memcached://host:port[,host:port…] or memory://")
+        raise ConfigError(f"store {url!r} is no URL of a store; give memcached://host:port[,host:port…] or memory://")
     return tuple(server if ":" in server else f"{server}:11211" for server in parts.netloc.split(","))
 
 
@@ -120,8 +122,15 @@ def load(
     environ: Mapping[str, str] | None = None,
     file: str | Path | None = None,
 ) -> Config:
-    """Settings by flag, then environment, then TOML file (``file``, or NODESTATE_CONFIG, or the first default
-    file that exists). Raises ``ConfigError`` naming the setting and where it came from.
+    """Load the settings. Flags override the environment, and the environment overrides the TOML file.
+
+    Args:
+        flags: settings from the command line, by name; None values are ignored. environ: the environment; by default
+            this process'. file: the TOML file; by default the file that NODESTATE_CONFIG names, or the first of
+            ``DEFAULT_FILES`` that exists.
+
+    Raises:
+        ConfigError: names the setting, its source and its value.
     """
     environ = os.environ if environ is None else environ
     path = file or environ.get(ENV_PREFIX + "CONFIG")
@@ -130,10 +139,10 @@ def load(
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
 
-    def take(name: str, value: Any, source: str) -> None:
+    def add(name: str, value: Any, source: str) -> None:
         if name not in Config.__struct_fields__:
             raise ConfigError(
-                f"{source}: there is no setting {name!r}; there are {', '.join(Config.__struct_fields__)}"
+                f"{source}: there is no setting {name!r}; give one of {', '.join(Config.__struct_fields__)}"
             )
         if isinstance(value, str) and name == "designs":
             value = [part.strip() for part in value.split(",") if part.strip()]
@@ -145,13 +154,13 @@ def load(
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"settings file {path}: {error}") from None
         for name, value in content.items():
-            take(name, value, str(path))
+            add(name, value, str(path))
     for variable, value in environ.items():
         if variable.startswith(ENV_PREFIX) and variable != ENV_PREFIX + "CONFIG":
-            take(variable.removeprefix(ENV_PREFIX).lower(), value, variable)
+            add(variable.removeprefix(ENV_PREFIX).lower(), value, variable)
     for name, value in (flags or {}).items():
         if value is not None:
-            take(name, value, f"--{name.replace('_', '-')}")
+            add(name, value, f"--{name.replace('_', '-')}")
     try:
         config = msgspec.convert(settings, Config, strict=False)
     except msgspec.ValidationError as error:
@@ -160,17 +169,18 @@ def load(
     unknown = [name for name in (*config.designs, config.read_design) if name not in DESIGN_NAMES]
     if unknown:
         raise ConfigError(
-            f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; there are {', '.join(DESIGN_NAMES)}"
+            f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; give one of {', '.join(DESIGN_NAMES)}"
         )
     if config.lease_s < LEASE_RENEWALS_COUNT * config.renew_s:
         raise ConfigError(
             f"{sources.get('lease_s') or sources.get('renew_s')}: lease_s {config.lease_s:g} must be at least "
-            f"{LEASE_RENEWALS_COUNT} times renew_s {config.renew_s:g}, or partitions run out between two renewals"
+            f"{LEASE_RENEWALS_COUNT} times renew_s {config.renew_s:g}, or partitions expire between two renewals"
         )
     if config.answer_timeout_s > config.claim_ttl_s / 2:
         raise ConfigError(
-            f"{sources.get('answer_timeout_s') or sources.get('claim_ttl_s')}: answer_timeout_s {config.answer_timeout_s:g} must be at most half of "
-            f"claim_ttl_s {config.claim_ttl_s:g}, or claims expire before the orders that they are for"
+            f"{sources.get('answer_timeout_s') or sources.get('claim_ttl_s')}: answer_timeout_s "
+            f"{config.answer_timeout_s:g} must be at most half of claim_ttl_s {config.claim_ttl_s:g}, or claims expire "
+            "before the answers to their orders arrive"
         )
     _ = config.store_servers
     if config.store_b:

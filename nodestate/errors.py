@@ -1,4 +1,7 @@
-"""Every exception that nodestate raises on purpose. Numbers and names are attributes, so callers need not parse texts."""
+"""Every exception that nodestate raises on purpose.
+
+Numbers and names are attributes, so callers need not parse texts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ SHOWN_COUNT: Final = 4
 
 
 class NodestateError(Exception):
-    """Base of all errors below; catch it to catch all errors of nodestate. Errors and their attributes can be pickled."""
+    """Base of all errors below; catch it to catch all errors of nodestate.
+
+    Errors and their attributes can be pickled.
+    """
 
     kind: ClassVar[str] = "error"
     """Frozen word for the kind of error, printed by ``--json``."""
@@ -119,8 +125,8 @@ class StoreRefusedError(StoreError):
 
     def __init__(self, server: str, cause: str) -> None:
         super().__init__(
-            f"store {server} refuses: {cause}; nothing was written. The user must be able to SELECT, INSERT, UPDATE and "
-            "DELETE, and the database must not be read-only"
+            f"store {server} refuses: {cause}; nothing was written. The user must be able to SELECT, INSERT, UPDATE "
+            "and DELETE, and the database must not be read-only"
         )
         self.server = server
         self.cause = cause

@@ -137,9 +137,9 @@ def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:
 def test_a_database_without_tables_says_what_to_do(url: str) -> None:
     store = SqlStore(url, timeout_s=5.0)
     for _ in range(2):
-        with pytest.raises(SchemaError, match="no tables of nodestate yet; run 'nodestate sql upgrade'"):
+        with pytest.raises(SchemaError, match="no tables of nodestate; run 'nodestate sql upgrade'"):
             store.fetch(["a"])
-    with pytest.raises(ConfigError, match="no downgrade to 0815"):
+    with pytest.raises(ConfigError, match="cannot downgrade to revision 0815"):
         downgrade(url, "0815")
 
 

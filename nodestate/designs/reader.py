@@ -194,7 +194,7 @@ class Reader:
     def _reach(self, design: str) -> None:
         """Open the stores of a design unless they are open. Raises ``ConfigError``."""
         if not self._stores.has(DESIGNS[design].store_role):
-            self._stores = self._stores.and_those_of(open_stores(self.config, self._clock, [design]))
+            self._stores = self._stores.merged_with(open_stores(self.config, self._clock, [design]))
 
     def _open(self, stored: StoredDesign) -> _FollowedDesign | None:
         """Open a design beside the one that is read.

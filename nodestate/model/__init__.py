@@ -1,7 +1,8 @@
 """Events, node records and the fold: the data of nodestate, without clock, I/O or randomness.
 
-An agent publishes an ``Event`` (event.py) with a ``State`` (state.py) or a patch (patch.py); ``fold`` (event_fold.py) applies
-the event to the node's ``NodeRecord`` (record.py). Orders to agents are in orders.py, partitions in partitioning.py.
+An agent publishes an ``Event`` (event.py) with a ``State`` (state.py) or a patch (patch.py); ``fold`` (event_fold.py)
+applies the event to the node's ``NodeRecord`` (record.py). Orders to agents are in orders.py, partitions in
+partitioning.py.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Orders: what a scheduler asks of a node, and what its agent answers. The messages between the two, and nothing else.
+"""Orders of schedulers to agents, and the agents' answers: the messages, and nothing else.
 
-An order goes to the node's agent, and to nobody in between; what became of it is told twice: at once by an ``Answer``
-to who asked, and for good by the node's next event, whose version the answer names::
+An order goes to the agent of its node. The agent reports its outcome twice: at once by an ``Answer`` to the scheduler,
+and durably by the node's next event, whose version the answer names::
 
-    Build --fits--> allocation, in every report from then on         Build --does not--> refused, nothing changed
-    Build in place of what is here --fits--> takes the place of that allocation (a resize; the same again changes nothing)
-    End --> the instance's allocation is gone (also where there was none: the order may have come before)
+    Build --fits--> allocation, in every report from then on
+    Build --does not fit--> refused, nothing changed
+    Build in place --fits--> replaces the instance's allocation (a resize; a repeated order changes nothing)
+    End --> the instance has no allocation (also if it had none, because the order may have been carried out before)
 
-The agent is the only one who knows what the node has, so its answer is the last word.
+Only the agent knows the state of its node, so its answer decides.
 """
 
 from __future__ import annotations
@@ -36,41 +37,52 @@ MAX_DETAIL_CHARS: Final = 1_000
 Refusal = Literal[
     "no-room", "group", "expired", "status", "here", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
 ]
-"""``no-room``: it does not fit; ``group``: the node has as many of its group as its policy allows; ``expired``: the
-deadline is over; ``status``: the node takes nothing new; ``here``: another order built the instance on it; ``not-here``: the instance has nothing on the node that could be
-changed in place; ``unknown-node``: the agent has no such node; ``no-agent``: no agent listens for the node (the broker
-says so, not an agent); ``bad-order``: it was not understood; ``failed``: the hypervisor could not.
+"""Why an agent refused an order:
+
+- ``no-room``: the resources do not fit.
+- ``group``: the node has as many members of the group as its policy allows.
+- ``expired``: the deadline of the order has passed.
+- ``status``: the node accepts no new instances.
+- ``here``: another order built the instance on this node.
+- ``not-here``: the instance has no allocation on the node that could be changed in place.
+- ``unknown-node``: the agent has no such node.
+- ``no-agent``: no agent listens for the node. The broker's adapter says so, not an agent.
+- ``bad-order``: the order could not be decoded.
+- ``failed``: the hypervisor could not carry it out.
 """
 
 
 class _Order(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True, kw_only=True):
-    """``id`` names the order in its answer; ``reply_to`` is the queue that it goes to, empty where nobody waits."""
+    """The fields that all orders have."""
 
     id: Word
+    """Names the order in its answer."""
     node: NodeName
     instance: Word
     reply_to: str = ""
+    """The queue for the answer; empty if no scheduler waits for it."""
 
 
 class Build(_Order, frozen=True, tag="build", kw_only=True):
-    """Give the instance these resources. ``hints`` and ``group`` stay with the allocation for its life. ``deadline`` is in
-    seconds since 1970: who gave the order no longer counts on it then, so it is refused. ``in_place``: only where the
-    instance has an allocation on the node, which this takes the place of; with ``of`` only if that is what the order of
-    this id built, so that a mark which is late undoes no resize.
-    """
+    """Allocate resources to an instance."""
 
     resources: Annotated[dict[ClassName, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
     group: str | None = None
+    """Stays with the allocation for its life, like ``hints``."""
     hints: dict[str, Any] = {}
     deadline: Seconds
+    """Seconds since 1970. The agent refuses a later order, because its scheduler has given up waiting."""
     in_place: bool = False
+    """Carry the order out only if the instance has an allocation on the node, and replace that one."""
     of: str = ""
+    """With ``in_place``: replace only the allocation that the order with this id built.
+
+    So a late order cannot undo a resize.
+    """
 
 
 class End(_Order, frozen=True, tag="end", kw_only=True):
-    """Take away what the instance has on the node. ``of``: only what the order of this id built (its ``order`` among the hints),
-    so that an End which is late, or given again, ends nothing else; empty: whatever it has.
-    """
+    """Remove the instance\'s allocation from the node."""
 
     of: str = ""
 
@@ -79,9 +91,7 @@ Order = Build | End
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an order. ``version``: the state of the node that shows it, or that it was refused in; ``NEVER`` where
-    no agent answered. ``refused`` is empty where it was carried out.
-    """
+    """The outcome of an order."""
 
     id: str
     node: str
@@ -89,16 +99,18 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 0
     generation: int = 0
     refused: Refusal | Literal[""] = ""
+    """Why it was refused; empty if it was carried out."""
     detail: str = ""
+    """Text for people."""
 
     @property
     def version(self) -> Version:
-        """The state of the node that the answer is of."""
+        """The version of the node that shows the outcome; ``NEVER`` if no agent answered."""
         return Version(self.incarnation, self.generation) if self.generation else NEVER
 
 
-class _Asked(msgspec.Struct):
-    """What is read of an order only to answer it."""
+class _OrderAddress(msgspec.Struct):
+    """The fields of an order that its answer needs, read without validating the rest."""
 
     id: str
     node: str = ""
@@ -107,60 +119,67 @@ class _Asked(msgspec.Struct):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_asked = msgspec.msgpack.Decoder(_Asked).decode
+_decode_address = msgspec.msgpack.Decoder(_OrderAddress).decode
 _decode_order = msgspec.msgpack.Decoder(Order).decode
 _decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
 def encode(message: Order | Answer) -> bytes:
-    """As it goes on the wire: a msgpack map of its fields. Raises ``BadEventError`` where an order is too large."""
+    """Encode a message as a msgpack map of its fields. Raises ``BadEventError`` if an order is too large."""
     body = _encode(message)
     if len(body) > MAX_ORDER_BYTES:
-        raise BadEventError("too-large", f"an order of {len(body):,} bytes, over {MAX_ORDER_BYTES:,}")
+        raise BadEventError("too-large", f"an order of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
     return body
 
 
 def decode_order(body: bytes) -> Order:
-    """Validate and decode an order. Raises ``BadEventError`` with reason ``wrong-type``, ``undecodable``, ``too-deep`` or
-    ``too-large``.
+    """Validate and decode an order.
+
+    Raises ``BadEventError`` with reason ``wrong-type``, ``undecodable``, ``too-deep`` or ``too-large``.
     """
     if len(body) > MAX_ORDER_BYTES:
-        raise BadEventError("too-large", f"an order of {len(body):,} bytes, over {MAX_ORDER_BYTES:,}")
+        raise BadEventError("too-large", f"an order of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
     try:
         order: Order = _decode_order(body)
     except msgspec.ValidationError as error:
         raise BadEventError("wrong-type", f"order: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"order: {error}") from None
-    if isinstance(order, Build) and order.hints:  # what no report could carry must not become an allocation
+    if (
+        isinstance(order, Build) and order.hints
+    ):  # hints that no report could carry must not become part of an allocation
         parse_state(_encode({"allocations": {order.instance: {"resources": {}, "hints": order.hints}}}))
     return order
 
 
 def bad_order(body: bytes, error: BadEventError) -> tuple[str, Answer] | None:
-    """Where to say that an order was not understood, and what; None where it does not tell who gave it."""
+    """The queue and the answer for an order that could not be decoded; None if it names no queue for answers."""
     try:
-        asked = _decode_asked(body)
+        address = _decode_address(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
-    if not asked.reply_to:
+    if not address.reply_to:
         return None
     detail = str(error)[:MAX_DETAIL_CHARS]
-    return asked.reply_to, Answer(
-        id=asked.id, node=asked.node, instance=asked.instance, refused="bad-order", detail=detail
+    return address.reply_to, Answer(
+        id=address.id, node=address.node, instance=address.instance, refused="bad-order", detail=detail
     )
 
 
 def no_agent(body: bytes) -> Answer:
-    """What the way to an agent answers in its place where nobody listens for the node of an order."""
-    asked = _decode_asked(body)
+    """The answer that the broker's adapter gives if no agent listens for the node of an order."""
+    address = _decode_address(body)
     return Answer(
-        id=asked.id, node=asked.node, instance=asked.instance, refused="no-agent", detail="nobody listens for it"
+        id=address.id,
+        node=address.node,
+        instance=address.instance,
+        refused="no-agent",
+        detail="no agent listens for this node",
     )
 
 
 def decode_answer(body: bytes) -> Answer:
-    """The reverse of ``encode``. Raises ``BadEventError``."""
+    """Decode an answer. Raises ``BadEventError``."""
     try:
         return _decode_answer(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Which partition a node belongs to: its name decides a bucket, and a layout deals the buckets out to its partitions."""
+"""The partition of a node: its name determines a bucket, and a layout distributes the buckets over its partitions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import zlib
 from typing import Final
 
 BUCKETS_COUNT: Final = 240
-"""Number of buckets that nodes hash to; it never changes. Publishers know buckets only, never partitions. A layout deals
-the buckets out to its partitions in turn; 240 has many divisors, so most layouts get equal shares (docs/adr/0017). No
-layout has more partitions than buckets.
+"""Number of buckets that nodes hash to; it never changes, and no layout has more partitions.
+
+Publishers know buckets only, never partitions. Bucket b belongs to partition b modulo the number of partitions. 240 has
+many divisors, so most layouts get equal shares (docs/adr/0017).
 """
 
 
 def bucket_of(node: str) -> int:
-    """The bucket of a node: CRC-32 of its name modulo ``BUCKETS_COUNT``, so publishers in any language can compute it."""
+    """The bucket of a node: CRC-32 of its name modulo ``BUCKETS_COUNT``, so publishers in any language can
+    compute it.
+    """
     return zlib.crc32(node.encode()) % BUCKETS_COUNT
 
 

@@ -48,7 +48,8 @@ class DoublingPause:
 class Backoff:
     """Exponential pauses with jitter, so that the agents of a fleet do not all reconnect at the same moment::
 
-        ready --failed--> pausing (up to 0.2, 0.4, 0.8 … 10 s) --time--> ready     any --worked--> ready, from 0.2 s again
+        ready --failed--> pausing (up to 0.2, 0.4, 0.8 … 10 s) --time--> ready
+        any --worked--> ready, from 0.2 s again
 
     Args:
         clock: measures the pauses.

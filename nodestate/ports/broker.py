@@ -31,8 +31,8 @@ class Delivery:
 class Resync:
     """A request to agents for full reports.
 
-    It concerns the named ``nodes``, or all nodes of ``partitions`` in a layout of ``layout`` partitions, or, if both are
-    empty, all nodes.
+    It concerns the named ``nodes``, or all nodes of ``partitions`` in a layout of ``layout`` partitions, or, if both
+    are empty, all nodes.
     """
 
     nodes: tuple[str, ...] = ()
@@ -60,8 +60,8 @@ class Source(Protocol):
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
         """Publish the message to the dead-letter queue, with the reason in a header, and wait for the confirm.
 
-        This does not acknowledge the delivery. Raises ``DeadLetterError`` if the dead-letter queue cannot take the message
-        now and the session goes on.
+        This does not acknowledge the delivery. Raises ``DeadLetterError`` if the dead-letter queue cannot take the
+        message now and the session goes on.
         """
 
     def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
@@ -112,8 +112,8 @@ class Sink(Protocol):
     def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         """Send one event of a node of this bucket into one queue of each layout that exists.
 
-        Calls ``on_done(True)`` when the broker confirmed that the event is in all of these queues, ``on_done(False)`` if
-        the event was lost or rejected. Blocks only while the window of unconfirmed publishes is full.
+        Calls ``on_done(True)`` when the broker confirmed that the event is in all of these queues, ``on_done(False)``
+        if the event was lost or rejected. Blocks only while the window of unconfirmed publishes is full.
         """
 
     def flush(self, timeout_s: float) -> None:
@@ -126,8 +126,8 @@ class Sink(Protocol):
 class AgentInbox(Protocol):
     """An agent's input: resync requests to all agents and orders for its nodes, and the way to answer both.
 
-    Methods raise ``BrokerUnavailableError``; the next call reconnects. Messages that wait at a connection that breaks are
-    lost.
+    Methods raise ``BrokerUnavailableError``; the next call reconnects. Messages that wait at a connection that breaks
+    are lost.
     """
 
     def resyncs(self, timeout_s: float) -> list[Resync]:

@@ -32,7 +32,8 @@ class RowSelection(enum.Enum):
 
 
 class RowQuery(NamedTuple):
-    """A query for rows of one partition. ``Store.fetch`` takes it in place of a key; ``Put.DELETE_ROWS`` deletes the rows.
+    """A query for rows of one partition. ``Store.fetch`` takes it in place of a key; ``Put.DELETE_ROWS`` deletes the
+    rows.
 
     The answer is an item whose value is a packed ``store.wire.FoundRows``. Only databases answer row queries.
     """

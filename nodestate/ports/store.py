@@ -86,16 +86,16 @@ class WriteResult(NamedTuple):
 
     status: WriteStatus
     cas: int = 0
-    """The new compare-and-swap id of a stored item. 0, an id that no item ever has, if the item was not stored or another
-    client replaced it before its id could be read.
+    """The new compare-and-swap id of a stored item. 0, an id that no item ever has, if the item was not stored or
+    another client replaced it before its id could be read.
     """
 
 
 class Store(Protocol):
     """One memcached server or database, or its double. Every call is one pipelined round trip, whatever its length.
 
-    Methods raise ``StoreUnavailableError`` if the server does not answer (the outcome of the writes of that call is then
-    unknown), and ``ItemTooLargeError`` before anything is written. Not safe for several threads.
+    Methods raise ``StoreUnavailableError`` if the server does not answer (the outcome of the writes of that call is
+    then unknown), and ``ItemTooLargeError`` before anything is written. Not safe for several threads.
     """
 
     @property

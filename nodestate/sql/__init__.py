@@ -1,4 +1,4 @@
-"""The database design: a row for each node, heads beside them, in MariaDB, PostgreSQL or SQLite by SQLAlchemy.
+"""The database design: one row per node, and the heads of the partitions, in MariaDB, PostgreSQL or SQLite.
 
-Imported only where a database is used: a scheduler that reads memcached has nothing of SQL in its process.
+Imported only if a database is used: the process of a scheduler that reads memcached contains no SQLAlchemy.
 """

@@ -1,4 +1,4 @@
-"""What differs between databases: how a row replaces another, what the time is, how long to wait, and what errors mean."""
+"""Differences between databases: how to replace a row, read the clock, limit waiting times, and interpret errors."""
 
 from __future__ import annotations
 
@@ -18,29 +18,35 @@ DRIVERS: Final = {"mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psyco
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One kind of database. ``now``: its clock, seconds since 1970; ``add`` leaves a row that is there as it is, ``put``
-    replaces it. Codes are those of the driver's errors.
-    """
+    """One kind of database. Error codes are the driver's (``code_of``)."""
 
     now: str
+    """SQL expression for its clock, in seconds since 1970."""
     insert: Callable[[sa.Table], Any]
+    """Creates its INSERT statement."""
     connect_args: Callable[[float], dict[str, Any]]
+    """Arguments for a connect whose waiting times are limited to this number of seconds."""
     isolation: str | None
+    """Isolation level; None for the driver's default."""
     again: frozenset[str]
+    """Codes of errors after which the transaction was rolled back and can be tried again."""
     full: frozenset[str]
+    """Codes of errors for lack of space."""
     refused: frozenset[str]
-    refused_in_words: re.Pattern[str] = re.compile(r"(?!)")  # errors of a connect that come without a code
+    """Codes of errors for lack of rights."""
+    refused_in_words: re.Pattern[str] = re.compile(r"(?!)")
+    """Texts of connect errors without a code that mean a lack of rights."""
 
     def add(self, table: sa.Table) -> Any:
-        """An INSERT that does nothing where the row is there."""
+        """An INSERT that does nothing if the row exists."""
         into = self.insert(table)
-        if isinstance(into, mysql.Insert):  # its way to do nothing: an update that changes nothing counts no row
+        if isinstance(into, mysql.Insert):  # an update that changes nothing counts as no row
             key = next(iter(table.primary_key))
             return into.on_duplicate_key_update({key.name: key})
         return into.on_conflict_do_nothing()
 
     def put(self, table: sa.Table) -> Any:
-        """An INSERT that replaces the row that is there."""
+        """An INSERT that replaces the row if it exists."""
         into, key = self.insert(table), list(table.primary_key)
         others = [column.name for column in table.c if not column.primary_key]
         if isinstance(into, mysql.Insert):
@@ -55,8 +61,8 @@ _MYSQL: Final = Dialect(
         "connect_timeout": max(1, round(s)),
         "read_timeout": s,
         "write_timeout": s,
-        # Shorter than what this side waits: a transaction that it gave up would keep its locks for as long as it waits
-        # for another's, by default 50 seconds.
+        # Shorter than this side's limit. Otherwise a transaction that this side gave up would keep its locks while it
+        # waits for the locks of another, by default for 50 seconds.
         "init_command": f"SET SESSION innodb_lock_wait_timeout = {max(1, round(s / 2))}",
     },
     isolation="READ COMMITTED",
@@ -69,7 +75,7 @@ _POSTGRES: Final = Dialect(
     insert=postgresql.insert,
     connect_args=lambda s: {
         "connect_timeout": max(1, round(s)),
-        # A little shorter than what this side waits, as a server that gives up says why.
+        # A little shorter than this side's limit, because a server that gives up says why.
         "options": f"-c statement_timeout={round(s * 800)} -c lock_timeout={round(s * 800)}",
         "tcp_user_timeout": round(s * 1000),
     },
@@ -99,28 +105,28 @@ _DIALECTS: Final[Mapping[str, Dialect]] = {
 
 
 def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
-    """The URL with the driver that nodestate uses, and its dialect. Raises ``ConfigError``."""
+    """Complete the URL with the driver that nodestate uses, and choose the dialect. Raises ``ConfigError``."""
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError:
-        raise ConfigError(f"sql {url!r}: want {_EXAMPLES}") from None
+        raise ConfigError(f"sql {url!r} is no URL of a database; give {_EXAMPLES}") from None
     name = parsed.get_backend_name()
     if name not in _DIALECTS:
-        raise ConfigError(f"sql {name!r} is no database that nodestate knows: want {_EXAMPLES}")
+        raise ConfigError(f"sql {name!r} is no kind of database that nodestate supports; give {_EXAMPLES}")
     if "+" not in parsed.drivername:
         parsed = parsed.set(drivername=f"{name}+{DRIVERS[name]}")
     return parsed, _DIALECTS[name]
 
 
 def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
-    """An engine with the dialect's timeouts; nothing is connected yet. Raises ``ConfigError``."""
+    """An SQLAlchemy engine with limited waiting times. Its first use connects. Raises ``ConfigError``."""
     parsed, dialect = dialect_of(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise ConfigError(f"sql {url!r} lives and ends with one connection: want sqlite:////path/to/file.db")
+        raise ConfigError(f"sql {url!r} exists only within one connection; give sqlite:////path/to/file.db")
     try:
         engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
         if parsed.drivername == "postgresql+psycopg":
-            from nodestate.sql.waiting import connection_with  # noqa: PLC0415  its driver is nobody else's
+            from nodestate.sql.waiting import connection_with  # noqa: PLC0415  only PostgreSQL needs its driver
 
             sa.event.listen(
                 engine, "do_connect", lambda _dialect, _record, given, named: connection_with(timeout_s, given, named)
@@ -136,10 +142,10 @@ _EXAMPLES: Final = (
 
 
 def code_of(error: exc.DBAPIError) -> str:
-    """The driver's own code of an error, empty where it has none."""
+    """The driver's code of an error; empty if it has none."""
     original: Any = error.orig
     first = next(iter(getattr(original, "args", ())), "")
-    if isinstance(first, int):  # MariaDB's, which says more than its sqlstate
+    if isinstance(first, int):  # MariaDB: its number says more than its sqlstate
         return str(first)
     for name in ("sqlstate", "sqlite_errorname"):
         if code := getattr(original, name, None):
@@ -148,7 +154,7 @@ def code_of(error: exc.DBAPIError) -> str:
 
 
 def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, server: str) -> StoreError:
-    """What a database's error is to whoever uses the store."""
+    """Translate a database's error to an error of the store."""
     cause = str(getattr(error, "orig", None) or error)
     if isinstance(error, exc.DBAPIError):
         code = code_of(error)

@@ -1,4 +1,4 @@
-"""What the database design keeps beside its rows: the section of its head."""
+"""The database design's section of the head."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import msgspec
 
 
 class SqlSection(msgspec.Struct, frozen=True, array_like=True):
-    """The database's part of a head. ``size``: how many rows there are, so that a reader sees if some are missing. ``term``
-    wrote it, and ``began`` with this commit: a reader that saw later commits under another ownership sees that they are gone.
-    """
+    """The database's part of a head."""
 
     size: int
+    """Number of rows, by which a reader notices missing rows."""
     term: int = 1
+    """The ownership that wrote it."""
     began: int = 1
+    """The first commit of that ownership.
+
+    A reader that saw later commits of another ownership notices that they are lost.
+    """
 
 
 SQL_SECTION: Final = msgspec.msgpack.Decoder(SqlSection)

@@ -1,4 +1,4 @@
-"""Making the tables, and bringing those of an older version up to date: Alembic, without a file of settings."""
+"""Creation and migration of the tables, by Alembic without a settings file."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ MIGRATIONS: Final = Path(__file__).with_name("migrations")
 
 
 def upgrade(url: str, timeout_s: float = 30.0) -> None:
-    """Bring the database's tables to this version's revision. What is there is kept. Raises ``StoreError``."""
+    """Create the tables, or migrate them to this version's revision. Rows are kept. Raises ``StoreError``."""
 
     def act(connection: sa.Connection) -> None:
         found = _revision(connection)
         if found is not None and not is_known(found):
             raise SchemaError(
                 safe(url),
-                f"its tables are of revision {found}, which is newer than this version",
-                "use the version that made them",
+                f"its tables have revision {found}, which is newer than this version",
+                "use the version of nodestate that created them",
             )
         if found is None and (left := [name for name in TABLES.tables if sa.inspect(connection).has_table(name)]):
             raise SchemaError(
                 safe(url),
-                f"it has {' and '.join(left)} and no revision, as an upgrade that broke off leaves it",
-                "remove what is left by 'nodestate sql downgrade base --yes', then upgrade again",
+                f"it has {' and '.join(left)} and no revision, as after an upgrade that was interrupted",
+                "remove these tables by 'nodestate sql downgrade base --yes', then upgrade again",
             )
         command.upgrade(_settings(connection), "head")
 
@@ -46,16 +46,16 @@ def upgrade(url: str, timeout_s: float = 30.0) -> None:
 
 
 def downgrade(url: str, revision: str, timeout_s: float = 30.0) -> None:
-    """Back to an older revision; ``base`` removes the tables, also what a migration that broke off left of them.
+    """Migrate the tables back to an older revision; ``base`` removes them, also after an interrupted migration.
 
-    Raises ``StoreError``, and ``ConfigError`` where there is no such revision.
+    Raises ``StoreError``, and ``ConfigError`` if there is no such revision.
     """
 
     def act(connection: sa.Connection) -> None:
         try:
             command.downgrade(_settings(connection), revision)
         except CommandError as error:
-            raise ConfigError(f"no downgrade to {revision}: {error}") from None
+            raise ConfigError(f"cannot downgrade to revision {revision}: {error}") from None
         if revision == "base":
             TABLES.drop_all(connection)
             connection.execute(sa.text(f"DROP TABLE IF EXISTS {REVISION_TABLE}"))
@@ -64,12 +64,12 @@ def downgrade(url: str, revision: str, timeout_s: float = 30.0) -> None:
 
 
 def revision_of(url: str, timeout_s: float = 30.0) -> str | None:
-    """The revision that the database's tables are of; None where it has none. Raises ``StoreError``."""
+    """The revision of the database's tables; None if it has no tables. Raises ``StoreError``."""
     return _within(url, timeout_s, _revision)
 
 
 def is_known(revision: str) -> bool:
-    """Whether this version has that revision."""
+    """True if this version knows the revision."""
     return revision in {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
 
 
@@ -94,7 +94,7 @@ def _settings(connection: sa.Connection) -> AlembicConfig:
 
 
 def _within(url: str, timeout_s: float, act: Callable[[sa.Connection], T]) -> T:
-    """Do something in one transaction, as far as the database has such for tables (MariaDB has not)."""
+    """Run ``act`` in one transaction. In MariaDB, changes of tables are not part of a transaction."""
     _, dialect = dialect_of(url)
     engine = engine_of(url, timeout_s)
     try:

@@ -1,9 +1,9 @@
-"""Reading one partition from the database: the rows of the commits since the last look.
+"""Reader of one partition in the database: reads the rows of the commits since the last refresh.
 
-A view at offset n has every row at or after what commit n - 1 left (invariant I3): rows are read after the head, so
-they may be of later commits. That they are not of older ones is seen by what the newest of them is of: each commit writes
-at least one row, so the head's last commit is there, or a later one, or the rows are not those that the head is about
-(somebody began another epoch and removed these, or set the database back, between the two questions).
+A view at offset n has every row as of commit n - 1 or later (invariant I3): rows are read after the head, so they may
+be of later commits. The reader must also notice if they are older than the head. Each commit writes at least one row.
+So the latest commit among the rows is the head's last commit or a later one, unless the rows do not belong to the head:
+another owner began a new epoch and removed them, or the database was set back to a backup, between the two queries.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from nodestate.view.follower import Loaded
 from nodestate.view.table import Table
 
 MAX_FETCH_ROWS_COUNT: Final = 2_000
-"""Rows of a partition asked for at a time by a first load: what they came as can go when they are in the table."""
+"""Rows of a partition that one query of a first load asks for. Its reply can be freed before the next query."""
 
 
 class SqlReader:
-    """Follows the rows of one partition. Holds the ownership that wrote what its table is as of."""
+    """Follows the rows of one partition."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
+        # Term and first commit of the ownership that wrote the state in the table.
         self._ownership = (0, 0)
 
     def next_keys(self, head: Head, table: Table) -> Sequence[Key]:
-        """See ``DesignReader``. Whatever changed is one question."""
+        """See ``DesignReader``. One query returns all rows that changed."""
         return (RowQuery.since(self._prefix, head.epoch, table.offset),)
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
-        """Bring ``table`` to the head's offset or later; where that can't be, it stays as it is."""
+        """See ``DesignReader``. Returns the old table if it cannot be brought to the head's offset."""
         section, newest = SQL_SECTION.decode(head.section), -1
         ownership = section.term, section.began
         try:
             if table is not None and table.epoch == head.epoch:
-                # A copy that lags behind, or a backup; or somebody went on from one: not what this epoch was.
+                # The database was set back to a backup, or replaced by a copy that lags behind, and an owner may have
+                # continued from there. Commits that this reader saw are lost.
                 if head.next < table.offset or (ownership != self._ownership and section.began < table.offset):
                     return Loaded(table, f"commit {table.offset - 1}")
                 query = RowQuery.since(self._prefix, head.epoch, table.offset)
@@ -68,8 +70,9 @@ class SqlReader:
 
 
 def _with_rows(table: Table, item: Item | None, offset: int) -> tuple[Table, int]:
-    """The table with rows that came (of new slots, those that leave no hole), and the newest commit among them. Raises
-    ``CorruptItemError``.
+    """Add the rows of a reply to a table. Returns the table and the latest commit among the rows.
+
+    Rows of new slots are added as far as they continue the table without a hole. Raises ``CorruptItemError``.
     """
     found = unpack_found_rows(item.value) if item is not None else FoundRows(-1, [])
     rows: dict[int, Row] = {}
@@ -79,7 +82,7 @@ def _with_rows(table: Table, item: Item | None, offset: int) -> tuple[Table, int
         try:
             heading = unpack_heading(row)
         except CorruptItemError:
-            raise CorruptItemError(f"a whole row {slot}") from None
+            raise CorruptItemError(f"an intact row {slot}") from None
         rows[slot] = row
         if slot >= table.size:
             appeared[slot] = heading.name

@@ -1,6 +1,7 @@
-"""The tables, and the revision of them that this version reads and writes.
+"""The tables of the database design, in the revision that this version reads and writes.
 
-A database may hold several cells: ``place`` and ``key`` begin with what keys of memcached begin with (``nodestate.store.keys``).
+A database may hold several cells: the columns ``place`` and ``key`` begin with the same prefix as memcached's keys
+(``nodestate.store.keys``).
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from nodestate.model import MAX_NODE_NAME_CHARS
 from nodestate.store.keys import MAX_KEY_BYTES
 
 REVISION: Final = "0001"
-"""The newest one in ``migrations/versions``."""
+"""The newest revision in ``migrations/versions``."""
 REVISION_TABLE: Final = "nodestate_revision"
 MAX_VALUE_BYTES: Final = 4 * 1024 * 1024
-"""Of one head or record. What MariaDB takes in one packet by default is four times as much."""
+"""Largest head or record. MariaDB accepts four times as much in one packet by default."""
 MAX_PLACE_CHARS: Final = 64
 
 
 def _name(chars: int) -> sa.types.TypeEngine[str]:
-    """Text that is compared byte for byte: MariaDB's default would find ``Node-A`` where ``node-a`` is asked for."""
+    """Text that is compared byte by byte. MariaDB's default would also find ``Node-A`` for ``node-a``."""
     exact = mysql.VARCHAR(chars, charset="ascii", collation="ascii_bin")
     return sa.String(chars).with_variant(exact, "mysql", "mariadb")
 
@@ -39,7 +40,7 @@ HEADS: Final = sa.Table(
     sa.Column("cas", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, index=True),  # the database's clock, whole seconds
 )
-"""What one partition's owner and readers agree on, by key: the same records as in memcached, moved by compare-and-swap."""
+"""The heads and other shared items by key: the same values as in memcached, also changed by compare-and-swap."""
 
 NODES: Final = sa.Table(
     "nodestate_nodes",
@@ -57,6 +58,9 @@ NODES: Final = sa.Table(
     sa.Column("record", _bytes, nullable=False),
     sa.Index("nodestate_nodes_commit", "place", "epoch", "commit_offset"),
 )
-"""A row for each node. ``commit_offset``: the commit that wrote it, by which a reader finds what changed. ``record``: all
-of it, as an element of a checkpoint is encoded; the columns before are for the database's own users.
+"""One row per node.
+
+``place`` is the prefix of the partition and design. ``commit_offset`` is the commit that wrote the row, by which
+readers find changed rows. ``record`` is the whole node record, encoded like an element of a checkpoint. The columns
+between the two are for people and programs that query the database.
 """

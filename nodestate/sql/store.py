@@ -1,16 +1,20 @@
-"""The Store on a database, by SQLAlchemy.
+"""The store on a database, by SQLAlchemy.
 
-Keys are rows of ``schema.HEADS``; a write's own ``rows`` go to ``schema.NODES`` in the transaction that moves the key.
-All writes of a call are one transaction, all fetches one question to each table. What follows from that:
+Keys are rows of the table ``schema.HEADS``. The ``rows`` of a write go to ``schema.NODES``, in the transaction that
+writes the key. All writes of a call are one transaction, and all fetches are one query to each table.
 
-- An id that compare-and-swap compares is random, so that it never comes again: not for a key that was deleted and
-  added, nor after a backup was restored.
-- Times to live are the database's clock, which all sides share, and count from the sending, not from when a lock was
-  had. Its distance from this process' clock is asked again every minute, as somebody may set it, and known to within the
-  time that the question took: who writes takes the lower bound, who reads the upper one, so that nothing looks younger.
-- Heads are read before rows, so rows are never older than the head that came with them.
-- A deadlock or a lock that is not to be had undoes the transaction; it is tried again, a few times, as long as all of them
-  together take no longer than one wait for an answer.
+- CAS ids are random, so an id is never used again: not for a key that was deleted and added again, and not after a
+  backup
+  was restored.
+- Times to live use the database's clock, which all processes share, and count from the sending, not from the moment at
+  which
+  a lock was granted. The difference between the database's clock and this process' clock is measured again every
+  minute, because an operator may set a clock. It is known to within the duration of the measurement. Writes use the
+  lower bound, and reads use the upper one, so no item looks younger than it is.
+- Heads are read before rows, so rows are never older than the head that was read with them.
+- A deadlock, or a lock that is not granted, rolls the transaction back. It is tried again a few times, as long as all
+  tries
+  together take no longer than ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -36,30 +40,41 @@ T = TypeVar("T")
 
 MAX_TRIES_COUNT: Final = 5
 MAX_KEYS_COUNT: Final = 500
-"""Keys that one statement asks for."""
+"""Keys that one statement reads."""
 MAX_ROWS_COUNT: Final = 1_000
 """Rows that one statement writes."""
 CLOCK_TRUSTED_S: Final = 60.0
+"""Seconds between two measurements of the database's clock."""
 
 
 class SqlStore:
     """One database behind ``ports.Store``; see there for the contract.
 
-    ``timeout_s`` bounds a connect and each wait for an answer. The connections are made at the first call, and again
-    at the first call after an error. Raises ``SchemaError`` where the tables are not those of this version;
-    ``make_tables`` makes them in a SQLite file, which has no operator who would.
+    It connects at the first call, and again at the first call after an error. The first call raises ``SchemaError`` if
+    the tables do not have this version's revision.
+
+    Args:
+        url: SQLAlchemy URL of the database.
+        timeout_s: bounds a connect, and each wait for an answer, in seconds.
+        make_tables: create the tables in a SQLite file. Other databases have an operator who does.
     """
 
     def __init__(self, url: str, *, timeout_s: float, make_tables: bool = False) -> None:
         self._make_tables = make_tables
         self._url, self._dialect = dialect_of(url)
+        # The URL without its password.
         self.name = self._url.render_as_string(hide_password=True)
         self.max_value_bytes = MAX_VALUE_BYTES
         self._timeout_s = timeout_s
+        # None until the first call, and after an error.
         self._engine: sa.Engine | None = None
+        # Connection for fetches, with autocommit.
         self._reading: sa.Connection | None = None
+        # Connection for writes.
         self._writing: sa.Connection | None = None
+        # Lower and upper bound of the database's clock minus this process' monotonic clock, in seconds.
         self._ahead_s = 0.0, 0.0
+        # Monotonic time of the last measurement of the database's clock.
         self._asked_at = -math.inf
         self._add = self._dialect.add(HEADS)
         self._put_rows = self._dialect.put(NODES)
@@ -78,10 +93,10 @@ class SqlStore:
                     items.update(self._rows(connection, queries))
                 return items
 
-        return self._tried(ask)
+        return self._with_retries(ask)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """Carry out the writes in order; one outcome each."""
+        """See ``ports.Store``. All writes are one transaction."""
         if not writes:
             return []
         for write in writes:
@@ -93,10 +108,10 @@ class SqlStore:
             with self._writer() as connection, connection.begin():
                 return self._carried_out(connection, writes, asked_at)
 
-        return self._tried(carry_out)
+        return self._with_retries(carry_out)
 
     def close(self) -> None:
-        """Give back the connections. Using the store again reconnects."""
+        """Close the connections. The next call reconnects."""
         for connection in (self._reading, self._writing):
             if connection is not None:
                 connection.invalidate() if connection.in_transaction() else connection.close()
@@ -162,13 +177,13 @@ class SqlStore:
     def _added(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> WriteResult:
         connection.execute(sa.delete(HEADS).where(HEADS.c.key == write.key, HEADS.c.expires_at <= now))
         done = connection.execute(self._add, {"key": write.key, **values})
-        # A database's count of an insert that did nothing is not to be relied on; the id is ours alone.
+        # Databases' counts of rows are unreliable for an insert that did nothing, so compare the id, which is unique.
         there = connection.execute(sa.select(HEADS.c.cas).where(HEADS.c.key == write.key)).scalar()
         stored = done.rowcount != 0 and there == values["cas"]
         return WriteResult(WriteStatus.STORED, values["cas"]) if stored else WriteResult(WriteStatus.CONFLICT)
 
     def _swapped(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> WriteResult:
-        if write.cas >= 2**63:  # no id that was ever given, and none that a column takes
+        if write.cas >= 2**63:  # no such id was ever given, and the column cannot hold it
             write = write._replace(cas=0)
         mine = (HEADS.c.key == write.key, HEADS.c.cas == write.cas, _live(now))
         if connection.execute(sa.update(HEADS).where(*mine).values(values)).rowcount:
@@ -189,7 +204,7 @@ class SqlStore:
 
     # -- connections
 
-    def _tried(self, call: Callable[[], T]) -> T:
+    def _with_retries(self, call: Callable[[], T]) -> T:
         until = time.monotonic() + self._timeout_s
         for tries_left in range(MAX_TRIES_COUNT - 1, -1, -1):
             try:
@@ -201,14 +216,14 @@ class SqlStore:
 
     @contextmanager
     def _reader(self) -> Iterator[sa.Connection]:
-        with self._meant(asks_only=True):
+        with self._translating_errors(read_only=True):
             if self._reading is None:
                 self._reading = self._connected().execution_options(isolation_level="AUTOCOMMIT")
             yield self._reading
 
     @contextmanager
     def _writer(self) -> Iterator[sa.Connection]:
-        with self._meant():
+        with self._translating_errors():
             if self._writing is None:
                 self._writing = self._connected()
             yield self._writing
@@ -231,9 +246,11 @@ class SqlStore:
         return self._engine.connect()
 
     @contextmanager
-    def _meant(self, *, asks_only: bool = False) -> Iterator[None]:
-        """A database's errors as the store's; after any of them the connections are made anew. A question whose connection
-        broke, as those do that were idle for long, can be asked again; of a write nobody knows what became of it.
+    def _translating_errors(self, *, read_only: bool = False) -> Iterator[None]:
+        """Translate a database's errors to the store's, and close the connections after any error.
+
+        A fetch whose connection broke, for example because it was idle for long, can be tried again. The outcome of a
+        write is then unknown, so it cannot.
         """
         try:
             yield
@@ -243,7 +260,7 @@ class SqlStore:
             self._drop()
             meaning = meaning_of(error, self._dialect, self.name)
             undone = isinstance(error, exc.DBAPIError) and code_of(error) in self._dialect.again
-            if undone or (asks_only and isinstance(error, exc.DBAPIError) and error.connection_invalidated):
+            if undone or (read_only and isinstance(error, exc.DBAPIError) and error.connection_invalidated):
                 raise _AgainError(meaning) from error
             raise meaning from error
         except BaseException:
@@ -257,7 +274,7 @@ class SqlStore:
             self._reading = self._writing = self._engine = None
 
     def _now(self, connection: sa.Connection) -> float:
-        """The database's clock, or up to a moment later, as far as it is known without asking each time."""
+        """An upper bound of the database's clock, in seconds since 1970."""
         now = time.monotonic()
         if now - self._asked_at > CLOCK_TRUSTED_S:
             said = float(connection.execute(sa.text(f"SELECT {self._dialect.now}")).scalar_one())
@@ -267,7 +284,7 @@ class SqlStore:
 
 
 class _AgainError(StoreError):
-    """Raised inside when a transaction was undone for the sake of another, or a question can be asked again."""
+    """Raised within this module if a transaction was rolled back or a fetch failed, and can be tried again."""
 
     def __init__(self, meaning: StoreError) -> None:
         super().__init__(str(meaning))
@@ -299,8 +316,9 @@ def _values_of(query: RowQuery) -> dict[str, str | int]:
     return {name: getattr(query, name) for name in _VALUES[query.selection]}
 
 
-# As text: a reader asks the same all day, and an expression would be built and looked up anew each time, which takes longer
-# than the answer. And not as one condition with OR, for which PostgreSQL reads the whole table.
+# The statement is text, because a reader sends the same query again and again: to build an SQLAlchemy expression and
+# look it up would each time take longer than the answer. It has no condition with OR, for which PostgreSQL reads the
+# whole table.
 @lru_cache(maxsize=256)
 def _select_of(selections: tuple[RowSelection, ...]) -> sa.TextClause:
     columns = "SELECT place, slot, commit_offset, record FROM nodestate_nodes WHERE "
@@ -311,7 +329,8 @@ def _select_of(selections: tuple[RowSelection, ...]) -> sa.TextClause:
 
 @lru_cache
 def _delete_of(selection: RowSelection) -> sa.TextClause:
-    return sa.text("DELETE FROM nodestate_nodes WHERE " + _CONDITIONS[selection].format(n=0))  # noqa: S608 - our own conditions
+    condition = _CONDITIONS[selection].format(n=0)
+    return sa.text(f"DELETE FROM nodestate_nodes WHERE {condition}")  # noqa: S608 - the conditions are constants
 
 
 def _columns(row: NodeRow) -> dict[str, Any]:
@@ -332,11 +351,11 @@ def _columns(row: NodeRow) -> dict[str, Any]:
 
 
 def require_revision(engine: sa.Engine, name: str) -> None:
-    """Raise ``SchemaError`` unless the tables are those that this version reads and writes."""
+    """Raise ``SchemaError`` unless the tables have the revision that this version reads and writes."""
     revision = sa.table(REVISION_TABLE, sa.column("version_num"))
     with engine.connect() as connection:
         if not sa.inspect(connection).has_table(REVISION_TABLE):
-            raise SchemaError(name, "it has no tables of nodestate yet")
+            raise SchemaError(name, "it has no tables of nodestate")
         found = connection.execute(sa.select(revision.c.version_num)).scalar()
     if found != REVISION:
-        raise SchemaError(name, f"its tables are of revision {found}, and this version wants {REVISION}")
+        raise SchemaError(name, f"its tables have revision {found}, and this version needs {REVISION}")

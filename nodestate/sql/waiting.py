@@ -1,4 +1,6 @@
-"""PostgreSQL's driver with an end to its waiting: it has none for an answer, as long as the other side's kernel lives."""
+"""PostgreSQL's driver with a time limit for answers; the driver itself waits as long as the server's kernel
+responds.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ WAIT_INTERVAL_S: Final = 0.1
 
 
 class ReadTimeoutConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # Any to mypy, see pyproject.toml
-    """A connection that is closed when an answer takes longer than ``max_wait_s``; that is a ``psycopg.OperationalError``."""
+    """A connection that closes itself and raises ``psycopg.OperationalError`` if an answer takes too long."""
 
     max_wait_s = 10.0
+    """Longest time for an answer, in seconds."""
 
     def wait(self, gen: Generator[Any, Any, Any], interval: float = WAIT_INTERVAL_S) -> Any:
         """See ``psycopg.Connection``."""
@@ -35,7 +38,7 @@ class ReadTimeoutConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # A
 
 
 def connection_with(timeout_s: float, arguments: Any, settings: dict[str, Any]) -> ReadTimeoutConnection:
-    """Connect as ``psycopg.connect`` does."""
+    """Connect as ``psycopg.connect`` does, with a limit of ``timeout_s`` seconds for each answer."""
     connection: ReadTimeoutConnection = ReadTimeoutConnection.connect(*arguments, **settings)
     connection.max_wait_s = timeout_s
     return connection

@@ -1,7 +1,7 @@
-"""Writing one partition into the database: a commit's rows and its head in one transaction.
+"""Writer of one partition in the database: the rows of a commit and its head, in one transaction.
 
-The head is moved by compare-and-swap, as in memcached, and takes its rows along or leaves them: an owner that lost
-its partition changes neither (invariant I7), and no reader meets a commit that is half there.
+The head is changed by compare-and-swap, as in memcached. If the CAS fails, the transaction stores no rows either. So an
+owner that lost its partition changes neither (invariant I7), and readers never see part of a commit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 
 MAX_SILENT_S: Final = 60
-"""A head that nobody renewed for longer may come from a backup: unlike memcached's contents, a database's survive whoever
-wrote them, and may be set back while nobody owns them. What was acked after the backup is in no queue any more. So such
-rows are a beginning and no claim: another epoch begins, and all agents are asked. The same goes for what was not vouched for
-already, as it may be what a takeover that died half-way left of that.
+"""A head that was not renewed for longer than this may come from a backup.
+
+The contents of a database, unlike those of memcached, outlive their writers, and may be set back while they have no
+owner. Events that were acknowledged after the backup are in no queue. So the rows are used, but as incomplete: another
+epoch begins, and all agents are asked for reports. The same applies to rows whose owner was not complete: they may be
+left from a takeover of a backup that was interrupted.
 """
 
 
@@ -32,16 +34,21 @@ class SqlWriter:
     """Writes the rows of one partition."""
 
     def __init__(self, target: PartitionTarget) -> None:
+        # The partition that it writes.
         self._target = target
+        # Set by ``take_over`` and ``begin_epoch``.
         self._ownership: Ownership | None = None
-        self._began = 1  # the first commit of this ownership
-        self._former: set[int] = set()  # epochs whose rows are to be removed
-        self._lost: Head | None = None  # the last that is known to have been stored, of an epoch that is to be replaced
+        # The first commit of the ownership.
+        self._began = 1
+        # Former epochs whose rows are to be removed.
+        self._former: set[int] = set()
+        # The last head that is known to have been stored in the epoch that is replaced; None if there is none.
+        self._lost: Head | None = None
 
     @property
     def ownership(self) -> Ownership:
-        """The ownership held. Only after ``take`` or ``begin``."""
-        assert self._ownership is not None, "take or begin first"
+        """The present ownership. Valid after ``take_over`` or ``begin_epoch``."""
+        assert self._ownership is not None, "call take_over or begin_epoch first"
         return self._ownership
 
     def take_over(self) -> Steps[TakeoverResult | None]:
@@ -62,7 +69,7 @@ class SqlWriter:
         return TakeoverResult(records, sure, ownership.inherited_ages_ms, behind_ms, whole=sure)
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; those of older epochs are removed."""
+        """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; rows of former epochs are removed."""
         self._lost = self._ownership.head if self._ownership is not None else self._lost
         yield from Ownership.replaced_epoch_cas(self._target, self._lost)
         pointer = keys.epoch(self._target.prefix)
@@ -71,8 +78,9 @@ class SqlWriter:
         rows = self._rows(range(len(nodes.records)), epoch, 0, nodes)
         section = SqlSection(len(nodes.records))
         self._ownership = yield from Ownership.begin_epoch(self._target, epoch, section, status, rows, self._lost)
-        # Those that ours took the place of, and no others: somebody may have overtaken us since. Best effort, as nobody
-        # reads them any more; and the epoch is begun, which must not be done twice.
+        # Remove the rows of the epochs that this one replaced, and of no others: another owner may have begun an epoch
+        # since. Errors are ignored, as readers do not use these rows, and the new epoch, which has begun, must not
+        # begin twice.
         self._former |= {before} if before is not None else set()
         with suppress(StoreError):
             queries = [RowQuery.of_epoch(self._target.prefix, one) for one in sorted(self._former)]
@@ -87,13 +95,15 @@ class SqlWriter:
         """See ``PartitionWriter``."""
         return (yield from self.ownership.renew(status))
 
-    def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:  # noqa: ARG002 - what others go by
-        """See ``PartitionWriter``. A database that lacks what it had may have been set back, and readers may have seen what
-        was written since under offsets that are given again: another epoch begins.
+    def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:  # noqa: ARG002 - other designs use them
+        """See ``PartitionWriter``. Raises ``EpochLostError``, so that another epoch begins.
+
+        A database that lacks rows may have been set back to a backup. Readers may have seen the commits since then,
+        whose offsets would be used again.
         """
         yield from self.ownership.require_still_owned()
         if self.ownership.head.beat <= 1:
-            return  # asked for of the epoch before: this one was written whole a moment ago
+            return  # the request concerns the former epoch: all of this one was written a moment ago
         raise EpochLostError(self._target.partition, self.ownership.head.epoch)
 
     def _commit(self, slots: Iterable[int], nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:

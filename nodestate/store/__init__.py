@@ -1,1 +1,1 @@
-"""The store: the adapter to memcached and what every design keeps there."""
+"""The store: the adapter to memcached, and the head and keys that all designs share."""

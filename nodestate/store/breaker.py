@@ -1,4 +1,4 @@
-"""A store that does not answer is left alone for a while, so that it costs its own partitions and nobody's time."""
+"""Circuit breakers: a store that does not answer is not called for a while, so that it does not delay other stores."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ LONGEST_PAUSE_S: Final = 2.0
 
 
 class Breaker:
-    """A ``ports.Store`` around another::
+    """A ``ports.Store`` that guards another::
 
-        closed --StoreUnavailableError--> open, for a pause --pause over: next call tries--> closed, or open for twice as long
+        closed --StoreUnavailableError--> open, for a pause
+        open --pause over: the next call tries--> closed, or open for twice as long
 
-    While open, every call raises the last error at once. A frozen server would otherwise cost its timeout with
-    each read and each step of all partitions, those of healthy servers too. A pause is at least as long as the call
-    that failed, so that the healthy ones have half of the time.
+    While open, every call raises the last error at once. Without the breaker, a frozen server would delay each read and
+    each step of all partitions by its timeout, also of partitions on other servers. A pause is at least as long as the
+    call that failed, so at least half of the time remains for the other servers.
     """
 
     def __init__(self, inner: Store, clock: Clock) -> None:
+        # The guarded store.
         self._inner = inner
         self._clock = clock
+        # The error of the last call; None if it succeeded.
         self._error: StoreUnavailableError | None = None
+        # Length of the next pause.
         self._pause = DoublingPause(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        # Monotonic time at which the pause is over.
         self._open_until = 0.0
 
     @property
     def name(self) -> str:
-        """The inner store's."""
+        """See ``ports.Store``."""
         return self._inner.name
 
     @property
     def max_value_bytes(self) -> int:
-        """The inner store's."""
+        """See ``ports.Store``."""
         return self._guarded(lambda: self._inner.max_value_bytes)
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
@@ -71,7 +76,7 @@ class Breaker:
 
 
 class ClaimBreaker(Breaker):
-    """The same around a ``ports.ClaimStore``."""
+    """A breaker around a ``ports.ClaimStore``."""
 
     def __init__(self, inner: ClaimStore, clock: Clock) -> None:
         super().__init__(inner, clock)
@@ -85,7 +90,7 @@ class ClaimBreaker(Breaker):
 def guarded(
     stores: Sequence[Store], clock: Clock, database: Store | None = None, stores_b: Sequence[Store] = ()
 ) -> Stores:
-    """The servers of a cell, each behind a breaker."""
+    """The stores of a cell, each server behind a breaker of its own."""
     return Stores(
         [Breaker(store, clock) for store in stores],
         Breaker(database, clock) if database is not None else None,

@@ -37,7 +37,10 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     section: msgspec.Raw
     """The design's own part."""
     follows: int = -1
-    """The beat of the stored head that this one replaces. The owner made the statements above after that one was stored."""
+    """The beat of the stored head that this one replaces.
+
+    The owner made the statements above after that one was stored.
+    """
 
 
 class TermStart(msgspec.Struct, frozen=True, array_like=True):

@@ -23,8 +23,9 @@ FRESH_RENEWALS_COUNT: Final = 5
 AGE_ROUNDING_S: Final = 2.0
 """The age of a head is overestimated by up to this many seconds.
 
-The store counts the time to live in whole seconds, so the true age lies within a second on either side of lease minus time
-left. Ages must never look younger than they are, so one second is added (``age_ms_of``), and the sum may be two too high.
+The store counts the time to live in whole seconds, so the true age lies within a second on either side of lease minus
+time left. Ages must never look younger than they are, so one second is added (``age_ms_of``), and the sum may be two
+too high.
 """
 
 

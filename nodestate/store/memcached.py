@@ -1,21 +1,24 @@
 """The Store on a memcached server: pipelined commands over the socket that pymemcache connects.
 
-What memcached 1.6 does, found by experiment (``tests/contract/``), and what follows from it:
+How memcached 1.6 behaves, found by experiment (``tests/contract/``), and what this adapter does about it:
 
-- ``ms`` removes the old value when the server has no memory for the new one: also in add mode, and also
-  when its CAS id is wrong, so a fenced-off owner could delete a head. The classic ``add`` and ``cas`` keep
-  the old value, so those are used, and no ``set`` at all.
-- The classic commands do not tell the new CAS id. Each is followed by ``mg key c f u``, which may already see
-  a later writer's item; so every write carries a random tag as the item's client flags, and the id counts
-  only beside our own tag. ``u`` keeps this look from passing for a use of the item.
-- A relative time to live counts from the arrival. A request may be under way for long (a frozen process, a network
-  that stalls), and readers tell the age of what was said by it; so times to live are sent as absolute times of the
-  server's clock, and count from the sending. It is asked once in a connection.
-- Replies come in the order of the requests, one per ``mg``, so they need not repeat the keys.
-- A server that can't send stops to receive. So requests are sent only as far as the socket takes them,
-  and replies are read meanwhile: no length of a call can dead-lock.
+- ``ms`` removes the old value if the server has no memory for the new one, also in add mode and also if the CAS id is
+  wrong.
+  So a fenced owner could delete a head. The classic ``add`` and ``cas`` keep the old value, so the adapter uses these,
+  and never ``set``.
+- The classic commands do not return the new CAS id. Each is followed by ``mg key c f u``, which may already see a later
+  writer's item. So every write has a random tag as the item's client flags, and the returned id is used only if the tag
+  is the writer's own. ``u`` prevents that memcached counts this read as a use of the item.
+- A relative time to live counts from the arrival. A request may be on its way for long (a frozen process, a stalled
+  network),
+  and readers derive the age of an item from the time that is left. So the adapter sends absolute times of the server's
+  clock, which count from the sending. It asks the server for its clock once per connection.
+- Replies arrive in the order of the requests, one per ``mg``, so they need not repeat the keys.
+- A server that cannot send stops receiving. So the adapter sends requests only as far as the socket accepts them and
+  reads
+  replies meanwhile: no call can dead-lock, whatever its length.
 
-A connection is used again only after a call read all its replies; anything else closes it.
+A connection is reused only after a call has read all its replies; after any other end of a call it is closed.
 """
 
 from __future__ import annotations
@@ -40,8 +43,10 @@ from nodestate.ports import MAX_TTL_S, ClaimStore, Item, Key, Put, Write, WriteR
 from nodestate.store.keys import MAX_KEY_BYTES
 from nodestate.store.memory import MemoryStore, process_server
 
-ITEM_HEADER_BYTES: Final = 48 + 8  # struct and CAS id, on 64 bits
-ITEM_ENDINGS_BYTES: Final = 1 + 2  # NUL behind the key, CR LF behind the value
+ITEM_HEADER_BYTES: Final = 48 + 8
+"""memcached's struct of an item and the CAS id, on a 64-bit machine."""
+ITEM_ENDINGS_BYTES: Final = 1 + 2
+"""NUL after the key, CR LF after the value."""
 ITEM_FLAGS_BYTES: Final = 4
 ITEM_OVERHEAD_BYTES: Final = ITEM_HEADER_BYTES + ITEM_ENDINGS_BYTES + ITEM_FLAGS_BYTES
 RECV_BYTES: Final = 256 * 1024
@@ -51,7 +56,7 @@ KEEPALIVE: Final = KeepaliveOpts(idle=5, intvl=2, cnt=3)
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What a server says of itself, for people. Counters are since its start, sizes in bytes."""
+    """Statistics of a server, for people. Counters are since its start, sizes are in bytes."""
 
     version: str
     uptime_s: int
@@ -71,37 +76,46 @@ class ServerStats:
 class MemcachedStore:
     """One memcached server behind ``ports.Store``; see there for the contract.
 
-    ``timeout_s`` bounds a connect and each wait for the server to send or take more. The connection is made
-    at the first call, and again at the first call after an error. The item limit is asked at each connect, and which life
-    of the server it is: an id of another life never fits, as memcached counts them from 1 again.
+    It connects at the first call, and again at the first call after an error. At each connect it asks for the item
+    limit and for the start time and process id of the server, which become part of all CAS ids: memcached counts its
+    ids from 1 again after a restart, so an id from before a restart must not match.
+
+    Args:
+        address: host:port.
+        timeout_s: bounds a connect, and each wait for the server to send or accept more.
     """
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
-            raise ConfigError(f"store {address!r}: want host:port")
+            raise ConfigError(f"store {address!r} is no address of a memcached server; give host:port")
         self._name = address
         self._host, self._port = host.strip("[]"), int(port)
         self._timeout_s = timeout_s
+        # The connection; None if it is closed.
         self._client: Client | None = None
+        # The server's item limit, with header and key.
         self._item_max_bytes = 0
+        # False if the server runs with -C.
         self._cas_enabled = False
+        # The server's clock minus this process' monotonic clock, in seconds; None until it was asked.
         self._server_ahead_s: float | None = None
+        # Upper bits of all CAS ids: which start of the server they belong to.
         self._life = 0
 
     @property
     def name(self) -> str:
-        """host:port, for people."""
+        """host:port, for messages."""
         return self._name
 
     @property
     def max_value_bytes(self) -> int:
-        """The largest value that fits an item under any key."""
+        """The largest value that fits an item, whatever the length of its key."""
         with self._whole_replies():
             return self._item_max_bytes - ITEM_OVERHEAD_BYTES - MAX_KEY_BYTES
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
-        """The items that are there; a key that is absent is not in the answer."""
+        """See ``ports.Store``."""
         if not keys:
             return {}
         names = item_keys(keys)
@@ -111,7 +125,7 @@ class MemcachedStore:
             return _items(names, _exchange(client.sock, iter((request,)), self._timeout_s), self._life)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """Carry out the writes in order; one outcome each."""
+        """See ``ports.Store``."""
         if not writes:
             return []
         _check_keys([write.key for write in writes])
@@ -124,14 +138,14 @@ class MemcachedStore:
             return _outcomes(writes, _lines(writes, _exchange(client.sock, blocks, self._timeout_s)), tag, self._life)
 
     def server_time(self) -> float:
-        """Seconds by the server's clock, at most a second behind it; it is asked once in a connection."""
+        """See ``ports.ClaimStore``. The server is asked for its clock once per connection."""
         if self._client is not None and self._server_ahead_s is not None:
             return time.monotonic() + self._server_ahead_s
         with self._whole_replies() as client:
             return time.monotonic() + self._ahead_s(client)
 
     def stats(self) -> ServerStats:
-        """Ask the server about itself."""
+        """Fetch the server's statistics."""
         with self._whole_replies() as client:
             stats, settings = _ask(client), _ask(client, "settings")
             return ServerStats(
@@ -151,12 +165,12 @@ class MemcachedStore:
             )
 
     def flush_all(self) -> None:
-        """Forget everything on the server, also what is not ours. For tests and tools."""
+        """Delete all items of the server, also those of other cells and programs. For tests and tools."""
         with self._whole_replies() as client:
             client.flush_all(noreply=False)
 
     def close(self) -> None:
-        """Give back the connection. Using the store again reconnects."""
+        """Close the connection. The next call reconnects."""
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -165,10 +179,13 @@ class MemcachedStore:
 
     @contextmanager
     def _whole_replies(self) -> Iterator[Client]:
-        """A connection with nothing left to read on it, which stays only if the call read all its replies."""
+        """A connection without unread replies. It is closed unless the call reads all of its replies.
+
+        Translates the errors of the connection to ``StoreUnavailableError``.
+        """
         try:
             if self._client is not None and _poller(self._client.sock, select.POLLIN).poll(0):
-                self.close()  # the server closed it while it was idle: nothing was under way
+                self.close()  # the server closed it while it was idle, so no request is lost
             if self._client is None:
                 self._client, settings, stats = _connect(self._host, self._port, self._timeout_s)
                 self._server_ahead_s = None
@@ -193,13 +210,13 @@ class MemcachedStore:
         return self._server_ahead_s
 
     def _server_time(self) -> int:
-        """What the server's clock, which counts whole seconds, shows at least."""
-        assert self._server_ahead_s is not None, "asked before the first write with a time to live"
+        """A lower bound of the server's clock, in whole seconds."""
+        assert self._server_ahead_s is not None, "the clock is asked before the first write with a time to live"
         return math.floor(time.monotonic() + self._server_ahead_s)
 
     def _check_cas(self) -> None:
         if not self._cas_enabled:
-            raise ConfigError(f"store {self._name} has no compare-and-swap: start memcached without -C")
+            raise ConfigError(f"store {self._name} has compare-and-swap switched off: start memcached without -C")
 
     def _check_sizes(self, writes: Sequence[Write]) -> None:
         room = self._item_max_bytes - ITEM_OVERHEAD_BYTES
@@ -209,8 +226,10 @@ class MemcachedStore:
 
 
 def open_stores(config: Config, url: str = "") -> Sequence[ClaimStore]:
-    """A connection to each server of ``url`` (by default the setting ``store``); partition p lives on the one at
-    ``p % len(stores)``. For memory:// the one server of this process.
+    """A connection to each server of ``url``, by default of the setting ``store``; for memory:// to this process'
+    server.
+
+    Partition p is stored on the server at ``p % len(stores)``.
     """
     servers = servers_of(url or config.store)
     if not servers:
@@ -219,9 +238,9 @@ def open_stores(config: Config, url: str = "") -> Sequence[ClaimStore]:
 
 
 def _connect(host: str, port: int, timeout_s: float) -> tuple[Client, dict[str, str], dict[str, str]]:
-    """A connected client, and what its server says of its settings and of itself."""
+    """A connected client, with the settings and the statistics of its server."""
     failure: Exception | None = None
-    # All addresses in turn: pymemcache tries the first only, and 'localhost' has two.
+    # Try all addresses: pymemcache tries the first only, and 'localhost' has two.
     for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         client = Client(
             (address[0], port),
@@ -239,7 +258,7 @@ def _connect(host: str, port: int, timeout_s: float) -> tuple[Client, dict[str, 
         except BaseException:
             client.close()
             raise
-    assert failure is not None, "getaddrinfo gives an address or raises"
+    assert failure is not None, "getaddrinfo returns an address or raises"
     raise failure
 
 
@@ -249,7 +268,7 @@ def _ask(client: Client, *topic: str) -> dict[str, str]:
 
 
 def _life_of(stats: dict[str, str]) -> int:
-    """What ids of a server's life begin with: its process and when that began, above the 64 bits of memcached's own."""
+    """The upper bits of the CAS ids of a server's run: its process id and start time, above memcached's own 64 bits."""
     return (int(stats["time"]) - int(stats["uptime"]) << 32 | int(stats["pid"])) << _CAS_BITS
 
 
@@ -259,7 +278,7 @@ _CAS_BITS: Final = 64
 
 
 def _check_keys(keys: Sequence[str]) -> None:
-    """A key that the protocol would read as something else is a mistake in ``keys.py``, not an outcome."""
+    """Assert that the protocol cannot misread a key; that would be a mistake in ``keys.py``."""
     joined = " ".join(keys)
     assert joined.isascii(), "keys are ASCII"
     assert joined.isprintable(), "keys are printable"
@@ -275,9 +294,9 @@ def _poller(sock: socket.socket, events: int) -> select.poll:
 
 
 def _exchange(sock: socket.socket, requests: Iterator[bytes], timeout_s: float) -> Iterator[bytes]:
-    """Send the requests and give the pieces of the reply as they come, for as long as the caller wants more."""
+    """Send the requests, and yield pieces of the reply as they arrive, until the caller stops asking."""
     unsent = memoryview(next(requests))
-    unsent = unsent[sock.send(unsent) :]  # most calls are short: everything goes at once
+    unsent = unsent[sock.send(unsent) :]  # most calls are short and are sent at once
     poller = None
     while True:
         while not unsent and (block := next(requests, None)) is not None:
@@ -287,7 +306,7 @@ def _exchange(sock: socket.socket, requests: Iterator[bytes], timeout_s: float) 
             ready = poller.poll(timeout_s * 1000)
             if not ready:
                 raise TimeoutError
-            if ready[0][1] & select.POLLOUT:  # replies can wait: fewer and larger pieces come cheaper
+            if ready[0][1] & select.POLLOUT:  # send first: replies that wait arrive in fewer and larger pieces
                 unsent = unsent[sock.send(unsent) :]
                 continue
         piece = sock.recv(RECV_BYTES)
@@ -301,7 +320,7 @@ _MISS: Final = b"EN\r\n"
 
 
 def _items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[Key, Item]:
-    """Parse one reply per key: a head of bytes, CAS id and time to live before the value, or a miss."""
+    """Parse one reply per key: size, CAS id and time to live before the value, or a miss."""
     items: dict[Key, Item] = {}
     reply, at = b"", 0
     head_of = _VALUE.match
@@ -330,8 +349,9 @@ def _items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[
 
 
 def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int], life: int) -> Iterator[bytes]:
-    """The requests of some writes, in blocks of about ``BLOCK_BYTES``. In place of ids of another life goes 0, which fits
-    nothing.
+    """Encode the requests of some writes, in blocks of about ``BLOCK_BYTES``.
+
+    A CAS id of another run of the server is sent as 0, which matches no item.
     """
     parts: list[bytes] = []
     size = 0
@@ -356,7 +376,7 @@ def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int], l
 
 
 def _lines(writes: Sequence[Write], pieces: Iterator[bytes]) -> list[bytes]:
-    """The reply lines of some writes: one for a delete, two for the others."""
+    """Read the reply lines of some writes: one for a delete, two for each other write."""
     wanted = sum(1 if write.put is Put.DELETE else 2 for write in writes)
     parts: list[bytes] = []
     while wanted > 0:
@@ -374,7 +394,7 @@ _STATUS_OF_PUT: Final = {
     b"EXISTS": WriteStatus.CONFLICT,
     b"NOT_FOUND": WriteStatus.MISSING,
     b"SERVER_ERROR out of memory storing object": WriteStatus.FULL,
-    b"SERVER_ERROR Out of memory during read": WriteStatus.FULL,  # a value of several chunks
+    b"SERVER_ERROR Out of memory during read": WriteStatus.FULL,  # for a value of several chunks
 }
 _STATUS_OF_DELETE: Final = {b"HD": WriteStatus.STORED, b"NF": WriteStatus.MISSING}
 _WRITTEN: Final = {status: WriteResult(status) for status in WriteStatus}
@@ -395,6 +415,6 @@ def _outcomes(writes: Sequence[Write], lines: Sequence[bytes], tag: int, life: i
         seen = next(replies)  # HD c<cas> f<tag>
         if status is WriteStatus.STORED and seen.endswith(ours):
             outcomes.append(WriteResult(status, life | int(seen[4 : -len(ours)])))
-        else:  # stored, but lost or replaced since: without an id, a later CAS finds that out
+        else:  # stored, but lost or replaced since; without an id, the caller's next CAS fails and shows it
             outcomes.append(_WRITTEN[status])
     return outcomes

@@ -1,4 +1,6 @@
-"""memcached in this process: what ``memory://`` is, and the store double that ``nodestate.testing`` offers to tests."""
+"""memcached in this process: the store behind ``memory://``, and the double that ``nodestate.testing`` offers to
+tests.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +28,34 @@ from nodestate.ports import (
     item_keys,
 )
 
-ITEM_OVERHEAD_BYTES: Final = 63  # as memcached
+ITEM_OVERHEAD_BYTES: Final = 63
+"""Size of an item's header, as in memcached."""
 
 
 @dataclass(slots=True)
 class StoredItem:
-    """A key's value, its compare-and-swap id and the whole second at which it expires (None: never)."""
+    """An item as the server holds it."""
 
     value: bytes
     cas: int
+    """Compare-and-swap id."""
     expires_at: int | None
+    """The whole second at which it expires; None if it never does."""
 
 
 class MemoryServer:
-    """The contents that several ``MemoryStore`` share: what memcached does, in this process.
+    """A memcached server in this process, which several ``MemoryStore`` connections share.
 
-    CAS ids count up over all keys, from 1 in each life; those of before a ``restart`` fit nothing. An item written with a time
-    to live of n lives for n - 1 to n seconds, as memcached's clock ticks in whole seconds. With
-    ``max_bytes`` the items unused for longest are evicted, or with ``no_evict`` writes find it full.
+    CAS ids count up over all keys. After a ``restart`` they start at a much larger number, so ids from before match no
+    item. An item written with a time to live of n lives for n - 1 to n seconds, because memcached's clock ticks in
+    whole seconds.
+
+    Args:
+        name: name for messages.
+        max_value_bytes: largest value of an item.
+        clock: the clock that items expire by.
+        max_bytes: size of the memory; the least recently used items are evicted. None: no limit.
+        no_evict: do not evict; writes find the server full (memcached's ``-M``).
     """
 
     def __init__(
@@ -57,18 +69,19 @@ class MemoryServer:
     ) -> None:
         self.name = name
         self.max_value_bytes = max_value_bytes
+        # False while the server does not answer.
         self.running = True
         self._clock = clock or SystemClock()
         self._max_bytes = max_bytes
         self._no_evict = no_evict
-        self._entries: OrderedDict[str, StoredItem] = OrderedDict()  # unused for longest first
-        self._used_bytes = 0
-        self._last_cas = 0
-        self._life = 0
+        self._entries: OrderedDict[str, StoredItem] = OrderedDict()  # by key, least recently used first
+        self._used_bytes = 0  # size of all items
+        self._last_cas = 0  # CAS id of the last write
+        self._life = 0  # number of restarts
         self._lock = threading.Lock()
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
-        """As ``ports.Store``."""
+        """See ``ports.Store``."""
         with self._lock:
             self._check_running()
             items: dict[Key, Item] = {}
@@ -81,7 +94,7 @@ class MemoryServer:
             return items
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """As ``ports.Store``; other connections see all of it or nothing."""
+        """See ``ports.Store``. Other connections see all of the writes or none."""
         with self._lock:
             self._check_running()
             for write in writes:
@@ -98,7 +111,7 @@ class MemoryServer:
     # -- faults
 
     def stop(self) -> None:
-        """Answer nobody, until ``start``; the contents stay (a network that is down, a frozen process)."""
+        """Stop answering until ``start``; the contents stay, as with a broken network or a frozen process."""
         self.running = False
 
     def start(self) -> None:
@@ -106,7 +119,7 @@ class MemoryServer:
         self.running = True
 
     def restart(self) -> None:
-        """Lose everything, and begin another life."""
+        """Lose all items, and start again."""
         with self._lock:
             self._clear()
             self._life += 1
@@ -114,17 +127,17 @@ class MemoryServer:
             self.running = True
 
     def flush(self) -> None:
-        """Lose everything; CAS ids count on."""
+        """Lose all items. CAS ids continue to count."""
         with self._lock:
             self._clear()
 
     def evict(self, key: str) -> bool:
-        """Lose one item; False if it is not there."""
+        """Lose one item. Returns False if it does not exist."""
         with self._lock:
             return self._remove(key)
 
     def keys(self) -> list[str]:
-        """The keys that are there, sorted."""
+        """The keys of all items, sorted."""
         with self._lock:
             return sorted(key for key in list(self._entries) if self._live(key) is not None)
 
@@ -162,7 +175,7 @@ class MemoryServer:
         if put is Put.DELETE:
             self._live(key)
             return WriteResult(WriteStatus.STORED if self._remove(key) else WriteStatus.MISSING)
-        # Memory first, then the comparison: so does memcached, and there is no second answer for it to give.
+        # Like memcached, which looks for memory before it compares, and answers only the first failure.
         if not self._make_room(item_size(key, value)):
             return WriteResult(WriteStatus.FULL)
         entry = self._live(key)
@@ -191,12 +204,12 @@ class MemoryServer:
 
 
 def item_size(key: str, value: bytes) -> int:
-    """Bytes that memcached takes for an item, its header included."""
+    """Bytes that memcached needs for an item, with its header."""
     return len(key) + len(value) + ITEM_OVERHEAD_BYTES
 
 
 class MemoryStore:
-    """A connection to a ``MemoryServer`` (a new one where none is given); a ``ports.Store``."""
+    """A connection to a ``MemoryServer``, by default a new one; a ``ports.ClaimStore``."""
 
     def __init__(self, server: MemoryServer | None = None) -> None:
         self.server = server or MemoryServer()
@@ -208,15 +221,15 @@ class MemoryStore:
 
     @property
     def max_value_bytes(self) -> int:
-        """The largest value the server takes."""
+        """The largest value that the server accepts."""
         return self.server.max_value_bytes
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
-        """The items that are there; a key that is absent is not in the answer."""
+        """See ``ports.Store``."""
         return self.server.fetch(keys)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """Carry out the writes in order; one outcome each."""
+        """See ``ports.Store``."""
         return self.server.write(writes)
 
     def server_time(self) -> float:
@@ -224,10 +237,10 @@ class MemoryStore:
         return self.server.time()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """There is no connection to close."""
 
 
 @functools.cache
 def process_server() -> MemoryServer:
-    """The one server of this process, behind ``memory://``."""
+    """The server of this process that ``memory://`` means."""
     return MemoryServer()

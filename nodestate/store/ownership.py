@@ -3,7 +3,7 @@
 A partition in one design, as its head shows it::
 
     (nothing) --begin: contents, head, epoch key--> owned, term 1
-    owned, term t --take over: CAS by a new owner--> owned, term t+1   unless another owner wrote the head since we own it
+    owned, term t --take over: CAS by a new owner--> owned, term t+1
     owned --advance: CAS, offset+1--> owned        owned --renew: CAS, same offset--> owned
     any --the store lost the head or the epoch key--> (nothing), or the owner begins another epoch
 
@@ -12,7 +12,7 @@ last; readers accept only what a head names. So an owner that lost its term chan
 compare-and-swap of the head fails, and no head refers to its contents.
 
 If the reply to a CAS is lost, its outcome is unknown. The owner then reads the head: ``beat`` rises with every write of
-the head, so (owner, term, beat) distinguishes the owner's own writes from those of others.
+the head, so (owner, term, beat) distinguishes the owner's own writes from all other writes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class PartitionTarget:
-    """One design of one partition as the target of writes: where it is stored, and who writes it."""
+    """One design of one partition as the target of writes: where it is stored, and the owner that writes it."""
 
     prefix: str
     """First part of all its keys (``keys.prefix``)."""
@@ -60,8 +60,8 @@ class PartitionTarget:
     store: Store
     clock: Clock = _SYSTEM_CLOCK
     owned_since: float | None = None
-    """Monotonic time since which no other owner should have written here, because this owner holds the partition and now
-    adds a design to it. None at a takeover from another owner.
+    """Monotonic time since which no other owner should have written here, because this owner holds the partition
+    and now adds a design to it. None at a takeover from another owner.
     """
 
     def ms_since(self, moment: float | None) -> int:
@@ -71,7 +71,7 @@ class PartitionTarget:
 
 @dataclass(frozen=True, slots=True)
 class OwnerStatus:
-    """What an owner states about its partition with each write of a head."""
+    """The statements of an owner about its partition, sent with each write of a head."""
 
     behind_ms: int
     """Milliseconds since the owner had last taken everything in its queue."""
@@ -122,12 +122,12 @@ class Ownership:
     def take_over(cls, target: PartitionTarget, max_silent_s: float = math.inf) -> Steps[tuple[Ownership, Head] | None]:
         """Become the owner of what is stored: raise the term by CAS.
 
-        Returns the ownership and the head as it was found. Returns None if no head is stored or it is corrupt. If the head
-        was not renewed for more than ``max_silent_s`` seconds, the ownership starts as incomplete.
+        Returns the ownership and the head as it was found. Returns None if no head is stored or it is corrupt. If the
+        head was not renewed for more than ``max_silent_s`` seconds, the ownership starts as incomplete.
 
         Raises:
-            FencedError: if another owner wrote the head after ``target.owned_since``. That owner took the partition while
-                this process slept, and memory from before must not raise its term.
+            FencedError: if another owner wrote the head after ``target.owned_since``. That owner took the partition
+                while this process slept, and memory from before must not raise its term.
         """
         for _ in range(MAX_TRIES_COUNT):
             asked_at = target.clock.monotonic()
@@ -227,9 +227,9 @@ class Ownership:
         another owner began since.
 
         Args:
-            target: the design and partition.
-            lost: the last head that this owner stored, if a database lost it. A stored head of the same epoch and a lower
-                term comes from a backup that the database was set back to, and does not prevent a new epoch.
+            target: the design and partition. lost: the last head that this owner stored, if a database lost it. A
+                stored head of the same epoch and a lower term comes from a backup that the database was set back to,
+                and does not prevent a new epoch.
 
         Raises:
             FencedError: if another owner has a head in the current epoch.
@@ -258,9 +258,9 @@ class Ownership:
     def advance(self, section: msgspec.Struct, status: OwnerStatus, rows: tuple[NodeRow, ...] = ()) -> Steps[bool]:
         """Commit: publish the next offset and the design's section, with ``rows``. Readers see all of it or nothing.
 
-        Returns False if an earlier try of the same commit, whose reply was lost, turned out to be stored; the stored head's
-        section is then the valid one. After an unknown outcome the caller must try the same commit again, with the same
-        contents, before any other.
+        Returns False if an earlier try of the same commit, whose reply was lost, turned out to be stored; the stored
+        head's section is then the valid one. After an unknown outcome the caller must try the same commit again, with
+        the same contents, before any other.
         """
         content = msgspec.Raw(_encode(section))
         yield from self._swap(self.head.next + 1, content, status, rows)
@@ -339,7 +339,9 @@ class Ownership:
     def _swap(
         self, next_offset: int, section: msgspec.Raw, status: OwnerStatus, rows: tuple[NodeRow, ...]
     ) -> Steps[None]:
-        """Move the head to ``next_offset`` by CAS, after resolving the outcome of an earlier try whose reply was lost."""
+        """Move the head to ``next_offset`` by CAS, after resolving the outcome of an earlier try whose reply was
+        lost.
+        """
         for _ in range(MAX_TRIES_COUNT):
             head = self._next_head(next_offset, section, status)
             put = self._head_put(head)._replace(rows=rows)

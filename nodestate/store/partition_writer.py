@@ -1,10 +1,10 @@
-"""Writing one partition of one design: what every design's writer shares with its consumer.
+"""The interface between a consumer and the writer of one partition that each design provides.
 
-A design's writer, as its owner uses it::
+The states of a writer::
 
-    (new) --take--> holding what was stored --commit, renew, repair--> holding
-    (new) --take: nothing there--> --begin--> holding
-    holding --EpochLostError--> --begin--> holding          holding --FencedError--> (to be dropped)
+    (new) --take_over--> owning what was stored --commit, renew, repair--> owning
+    (new) --take_over: nothing stored--> --begin_epoch--> owning
+    owning --EpochLostError--> --begin_epoch--> owning          owning --FencedError--> (to be discarded)
 """
 
 from __future__ import annotations
@@ -19,59 +19,64 @@ from nodestate.store.round_trips import Steps
 
 
 class HeldNodes(Protocol):
-    """All nodes of a held partition, as folded so far; ``records`` stand in slot order."""
+    """All nodes of an owned partition, as folded so far."""
 
     @property
     def records(self) -> Sequence[NodeRecord]:
-        """Every node that was ever seen in this epoch."""
+        """The records of all nodes that appeared in this epoch, in slot order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one commit adds: the accepted ``events`` in order, and the slots whose records they ``changed``.
-
-    ``size_before``: slots from here on are new with this commit.
-    """
+    """The content of one commit."""
 
     events: tuple[bytes, ...]
+    """The accepted events, in order."""
     changed: tuple[int, ...]
+    """The slots whose records the events changed."""
     size_before: int
+    """Number of slots before this commit; slots from here on are new."""
 
 
 class TakeoverResult(NamedTuple):
-    """What a takeover found.
-
-    All nodes in slot order; whether the owner before vouched for them; by slot the milliseconds since each was
-    last heard of (little-endian uint32; may be shorter); how many milliseconds ago what is stored was known to
-    be all that the queue had (None: unknown); and whether no node's state was lost. Where one was, nobody knows
-    any more which of its events are old: another epoch begins, and is not vouched for yet.
-    """
+    """The stored state that a takeover found."""
 
     records: list[NodeRecord]
+    """All nodes, in slot order."""
     complete: bool
+    """True if the owner before knew all nodes of the partition."""
     ages_ms: bytes
+    """By slot, milliseconds since the node's last sign of life, as little-endian uint32; may have fewer slots."""
     behind_ms: int | None
+    """Milliseconds since the owner before had taken everything in its queue; None if unknown."""
     whole: bool = True
+    """False if the state of a node was lost.
+
+    The owner then cannot tell which of that node's events are old, so it begins another epoch, as incomplete.
+    """
 
 
 class PartitionWriter(Protocol):
-    """One design of one partition. All methods are steps for ``lockstep.run``; errors are those of the store,
-    ``FencedError`` and ``EpochLostError``.
+    """The writer of one partition of one design.
+
+    All methods return steps for ``round_trips.run``. They raise the errors of the store, ``FencedError`` and
+    ``EpochLostError``.
     """
 
     def take_over(self) -> Steps[TakeoverResult | None]:
-        """Become the owner. None where nothing is stored that can be built upon: then ``begin``."""
+        """Become the owner of what is stored. Returns None if nothing usable is stored: then call ``begin_epoch``."""
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """Write everything anew as another epoch."""
+        """Write all nodes as a new epoch."""
 
     def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """Write a batch, all or nothing. After an error that left the outcome unknown, call it again with the
-        same batch before anything else.
+        """Write a batch, all or nothing.
+
+        After an error whose outcome is unknown, call it again with the same batch before anything else.
         """
 
     def renew(self, status: OwnerStatus) -> Steps[bool]:
-        """Confirm the ownership. True where a repair is asked for."""
+        """Confirm the ownership. Returns True if a reader asked for a repair."""
 
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """Write again what the store has lost of this partition."""
+        """Write again all items of this partition that the store has lost."""

@@ -1,8 +1,8 @@
-"""Round trips: many partitions' steps, each written as straight code, run side by side in few pipelined calls.
+"""Round trips side by side: the work of many partitions, each written as straight code, in few pipelined calls.
 
-A partition's work is a generator: it yields what it wants of its store (``Step``) and is sent what came back
-(``Reply``). ``run`` advances all generators together and makes one call per server and round, so 16 partitions
-cost the round trips of one. A server that does not answer fails only the partitions that live on it.
+The work of a partition is a generator. It yields the requests to its store (``Step``) and receives the answers
+(``Reply``). ``run`` advances all generators together and makes one call per server and round, so 16 partitions need no
+more round trips than one. A server that does not answer fails only the partitions that are stored on it.
 """
 
 from __future__ import annotations
@@ -18,31 +18,34 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Step(NamedTuple):
-    """One round trip: the writes are carried out in order, then the keys are fetched."""
+    """The requests of one round trip."""
 
     write: Sequence[Write] = ()
+    """Carried out in order, before the fetch."""
     fetch: Sequence[Key] = ()
 
 
 class Reply(NamedTuple):
-    """What came back: an outcome for each write, and the items that are there."""
+    """The answer to a step."""
 
     written: Sequence[WriteResult]
+    """One result for each write."""
     items: Mapping[Key, Item]
+    """The items that exist."""
 
 
 Steps = Generator[Step, Reply, T]
 
 
 class Stores:
-    """The servers of a cell: memcached's, those that it is moved to or came from, and a database; each where a design needs
-    it.
+    """The stores of a cell that are open: memcached servers (``store`` and ``store_b``) and a database.
 
-    Partition p lives on memcached p modulo their number: a static map, so that a server that is down is an outage of its
-    partitions and never a miss, and never moves a key.
+    Partition p is stored on memcached server p modulo their number. The map is static: a server that is down makes its
+    partitions unavailable, but its keys never move to another server, and reads of them never look like misses.
     """
 
     def __init__(self, stores: Sequence[Store], database: Store | None = None, stores_b: Sequence[Store] = ()) -> None:
+        # By role, the servers in the order that maps partitions to them.
         self._at = {
             StoreRole.STORE: tuple(stores),
             StoreRole.STORE_B: tuple(stores_b),
@@ -50,11 +53,11 @@ class Stores:
         }
 
     def has(self, where: StoreRole) -> bool:
-        """Whether there is a place for a design."""
+        """True if a server with this role is open."""
         return len(self._at[where]) > 0
 
     def at(self, where: StoreRole) -> tuple[Store, ...]:
-        """The servers of one place, in the order that maps partitions to them."""
+        """The servers with this role, in the order that maps partitions to them."""
         return self._at[where]
 
     @property
@@ -63,13 +66,13 @@ class Stores:
         return (*self._at[StoreRole.SQL], *self._at[StoreRole.STORE], *self._at[StoreRole.STORE_B])
 
     def of(self, partition: int, where: StoreRole = StoreRole.STORE) -> Store:
-        """Where a partition of a design lives."""
+        """The server that a partition is stored on."""
         servers = self._at[where]
         assert servers, f"nothing of {where.value} was opened"
         return servers[partition % len(servers)]
 
-    def and_those_of(self, others: Stores) -> Stores:
-        """Both, where each place is of the first that has it."""
+    def merged_with(self, others: Stores) -> Stores:
+        """The stores of both. If both have servers with a role, this object's servers are used."""
         at = {where: self._at[where] or others.at(where) for where in StoreRole}
         return Stores(at[StoreRole.STORE], next(iter(at[StoreRole.SQL]), None), at[StoreRole.STORE_B])
 
@@ -80,7 +83,14 @@ class Stores:
 
 
 def run(work: Mapping[K, tuple[Store, Steps[T]]]) -> dict[K, T | NodestateError]:
-    """Run all generators to their ends. A ``NodestateError`` that ends one is its result, and no other's."""
+    """Run all generators to their ends.
+
+    Args:
+        work: by any key, the store and the generator.
+
+    Returns:
+        By the same keys, what each generator returned, or the ``NodestateError`` that ended it.
+    """
     results: dict[K, T | NodestateError] = {}
     replies: dict[K, Reply | NodestateError | None] = dict.fromkeys(work)
     while replies:
@@ -88,7 +98,7 @@ def run(work: Mapping[K, tuple[Store, Steps[T]]]) -> dict[K, T | NodestateError]
         for key in replies:
             by_store.setdefault(id(work[key][0]), []).append(key)
         for keys in by_store.values():
-            # A step is asked for when it is its server's turn, and not before: it may say what time it is.
+            # Advance a generator only when it is its server's turn: steps may contain the time.
             asked: dict[K, Step] = {}
             for key in keys:
                 _resume(key, work[key][1], replies.pop(key), asked, results)
@@ -98,7 +108,7 @@ def run(work: Mapping[K, tuple[Store, Steps[T]]]) -> dict[K, T | NodestateError]
 
 
 def run_one(store: Store, steps: Steps[T]) -> T:
-    """Run one generator to its end; its error is raised."""
+    """Run one generator to its end. Raises the error that ended it."""
     result = run({0: (store, steps)})[0]
     if isinstance(result, NodestateError):
         raise result
@@ -114,15 +124,15 @@ def _call(store: Store, asked: Mapping[K, Step]) -> dict[K, Reply | NodestateErr
     except ItemTooLargeError as error:
         if len(asked) == 1:
             return dict.fromkeys(asked, error)
-        # Sizes are checked before anything is sent, so nothing was written: let each partition answer for itself.
+        # Sizes are checked before anything is sent, so nothing was written. Call again for each partition alone.
         return {key: reply for key, step in asked.items() for reply in _call(store, {key: step}).values()}
     except StoreError as error:
         return dict.fromkeys(asked, error)
     replies: dict[K, Reply | NodestateError] = {}
-    begin = 0
+    start = 0
     for key, step in asked.items():
-        replies[key] = Reply(written[begin : begin + len(step.write)], items)
-        begin += len(step.write)
+        replies[key] = Reply(written[start : start + len(step.write)], items)
+        start += len(step.write)
     return replies
 
 

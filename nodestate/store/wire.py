@@ -1,8 +1,8 @@
-"""Stored bytes <-> records: a format byte, a checksum, msgpack.
+"""Encoding of stored values: a format version, a checksum, and msgpack.
 
-Every value in memcached is ``b"N" + format version + xxh3-64 of the payload (big endian) + payload``, the
-payload a msgpack array of the record's fields. Decoding is typed, so hostile or torn bytes end in
-``CorruptItemError`` and never in a half-right record (docs/reference/wire.md).
+Every value in memcached is ``b"N" + format version + xxh3-64 of the payload (big endian) + payload``. The payload is a
+msgpack array of the record's fields. Decoding is typed, so damaged or hostile bytes raise ``CorruptItemError`` and
+never produce a wrong record (docs/reference/wire.md).
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ from nodestate.model import Heading, NodeRecord
 T = TypeVar("T")
 
 STORED_VERSION: Final = 2
-"""Of what stands in memcached; that of events is ``model.FORMAT_VERSION``."""
+"""Version of the format of stored values. The version of events is ``model.FORMAT_VERSION``."""
 _MAGIC: Final = b"N" + bytes([STORED_VERSION])
 ENVELOPE_BYTES: Final = len(_MAGIC) + 8
 PART_BYTES: Final = 60 * 1024
-"""Aim for the size of one item of a checkpoint: large enough that reading costs no more than its bytes, small enough that
-memcached's slab classes of large items, of a few chunks each, are left alone: with parts of 512 KiB a server evicted
-checkpoints at half of its memory (docs/adr/0004)."""
+"""Intended size of one item of a checkpoint.
+
+Larger items would not be read faster per byte. Much larger items would use memcached's slab classes of large items,
+which hold few chunks: with parts of 512 KiB, a server evicted checkpoints at half of its memory (docs/adr/0004).
+"""
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Codec(Generic[T]):
-    """Packs and unpacks one type of record."""
+    """Encodes and decodes records of one type."""
 
     def __init__(self, record_type: type[T]) -> None:
         self._decode = msgspec.msgpack.Decoder(record_type).decode
+        # Name of the type, for messages.
         self._name = getattr(record_type, "__name__", str(record_type))
 
     def pack(self, record: T) -> bytes:
-        """The bytes to store."""
+        """Encode a record as a stored value."""
         return seal(_encoder.encode(record))
 
     def unpack(self, raw: bytes) -> T:
-        """The record of stored bytes. Raises ``CorruptItemError``."""
+        """Decode a stored value. Raises ``CorruptItemError``."""
         payload = memoryview(raw)[ENVELOPE_BYTES:]
         if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
             raise CorruptItemError(
-                f"not a {self._name} of format {STORED_VERSION}, or its checksum fails: {raw[:24]!r}"
+                f"not a {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
             )
         try:
             return self._decode(payload)
@@ -55,7 +58,7 @@ class Codec(Generic[T]):
 
 
 def seal(payload: bytes) -> bytes:
-    """Put format and checksum before a payload."""
+    """Prepend format version and checksum to a payload."""
     return b"".join((_MAGIC, xxhash.xxh3_64_digest(payload), payload))
 
 
@@ -65,19 +68,23 @@ _decode_heading = msgspec.msgpack.Decoder(Heading).decode
 
 
 pack_record: Final = _encoder.encode
-"""One record, as ``unpack_record`` takes it."""
+"""Encode one record, for ``unpack_record``."""
 
 
 def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
-    """Records as blocks of about ``part_bytes`` each, in order: few large items are read far faster than many small.
+    """Encode records as blocks of about ``part_bytes`` each, in order. Few large items are read far faster than many
+    small.
 
-    No block is larger than ``part_bytes`` unless one single record is.
+    No block is larger than ``part_bytes`` unless it holds a single record.
     """
     return [_seal_array(part) for part in _parts(records, part_bytes - ENVELOPE_BYTES - 5)]
 
 
 def unpack_block(raw: bytes) -> list[tuple[Heading, bytes]]:
-    """The records of one block, each as its heading and the bytes that ``unpack_record`` takes. Raises ``CorruptItemError``."""
+    """Decode one block to the heading and the bytes of each record; ``unpack_record`` decodes the bytes.
+
+    Raises ``CorruptItemError``.
+    """
     try:
         return [(_decode_heading(record), bytes(record)) for record in _raw_records.unpack(raw)]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -85,7 +92,7 @@ def unpack_block(raw: bytes) -> list[tuple[Heading, bytes]]:
 
 
 def unpack_heading(encoded: bytes) -> Heading:
-    """What such a record begins with. Raises ``CorruptItemError``."""
+    """Decode the heading of an encoded record. Raises ``CorruptItemError``."""
     try:
         return _decode_heading(encoded)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -93,7 +100,7 @@ def unpack_heading(encoded: bytes) -> Heading:
 
 
 def unpack_record(encoded: bytes) -> NodeRecord:
-    """One record out of a block, whose checksum was good. Raises ``CorruptItemError``."""
+    """Decode one record of a block, whose checksum was checked before. Raises ``CorruptItemError``."""
     try:
         return _decode_record(encoded)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -101,12 +108,12 @@ def unpack_record(encoded: bytes) -> NodeRecord:
 
 
 class FoundRows(msgspec.Struct, frozen=True, array_like=True):
-    """A database's answer to a question for rows: slots and records, and the newest commit that one of them is of (-1:
-    there are none). It goes from a store to its caller and is stored nowhere.
-    """
+    """A database's answer to a ``RowQuery``. It is passed from a store to its caller and never stored."""
 
     newest: int
+    """The latest commit that wrote one of the rows; -1 if there are none."""
     rows: list[tuple[int, bytes]]
+    """Slots and encoded records."""
 
 
 pack_found_rows: Final = _encoder.encode
@@ -128,5 +135,5 @@ def _parts(records: Iterable[NodeRecord], part_bytes: int) -> Iterator[list[byte
 
 
 def _seal_array(encoded: list[bytes]) -> bytes:
-    """A msgpack array of elements that are encoded already (array 32 header: 0xdd and the count)."""
+    """A stored value whose payload is an array of elements that are encoded already (array 32: 0xdd and the count)."""
     return seal(b"".join((b"\xdd" + len(encoded).to_bytes(4, "big"), *encoded)))

@@ -226,7 +226,7 @@ WITH_A_SERVER: list[tuple[DatabaseFault, str]] = [
     (unreachable, r"does not answer: .*(refused|Can't connect|terminating|Lost connection)"),
     (killed, r"does not answer: .*(refused|Can't connect|closed|terminat|Lost connection)"),
     (frozen, r"does not answer: .*(timed out|timeout|no answer)"),
-    (of_another_revision, r"does not answer|revision 9999, and this version wants"),
+    (of_another_revision, r"does not answer|revision 9999, and this version needs"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Alembic runs this; the connection is ``migrate``'s."""
+"""Run by Alembic, on the connection that ``nodestate.sql.migrate`` opened."""
 
 from alembic import context
 

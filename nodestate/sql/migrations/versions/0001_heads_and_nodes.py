@@ -1,4 +1,7 @@
-"""Heads and nodes. Written out: a migration stays what it was when the schema goes on."""
+"""Creates the tables of heads and nodes.
+
+It does not use ``schema``, so that later changes of the schema do not change it.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,7 +24,7 @@ def _name(chars: int) -> sa.types.TypeEngine[str]:
 
 
 def upgrade() -> None:
-    """Make both tables."""
+    """Create both tables."""
     op.create_table(
         "nodestate_heads",
         sa.Column("key", _name(250), primary_key=True),
@@ -47,6 +50,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove both."""
+    """Remove both tables."""
     op.drop_table("nodestate_nodes")
     op.drop_table("nodestate_heads")
