@@ -82,9 +82,13 @@ class Build(_Order, frozen=True, tag="build", kw_only=True):
 
 
 class End(_Order, frozen=True, tag="end", kw_only=True):
-    """Remove the instance\'s allocation from the node."""
+    """Remove the instance's allocation from the node."""
 
     of: str = ""
+    """Remove only the allocation that the order with this id built (``order`` among its hints).
+
+    So a late or repeated ``End`` removes no other. Empty: remove any allocation of the instance.
+    """
 
 
 Order = Build | End
