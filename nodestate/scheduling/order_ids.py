@@ -1,9 +1,8 @@
 """Order ids: ids that sort by time, for claims, for orders and the allocations that they build, and for reservations.
 
 An order id is twelve hexadecimal digits of milliseconds since 1970, a dash, and twelve random digits. So the later of
-two ids
-is the larger one when they are compared as text. Every allocation that a scheduler ordered has up to two ids in its
-hints::
+two ids is the larger one when they are compared as text. Every allocation that a scheduler ordered has up to two ids in
+its hints::
 
     order   the order that built the allocation as it is; each boot, migration and resize has a new id, larger than the
             instance's last one, whichever scheduler gives the order

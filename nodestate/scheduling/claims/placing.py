@@ -13,18 +13,16 @@ from nodestate.scheduling.selection import Lack, Remaining
 
 @dataclass(frozen=True, slots=True)
 class NoHostFound:
-    """Why an instance got no node.
-
-    ``remaining``: how many nodes each filter left; empty if ``reason`` says all.
-    ``reason``: the cause in words, if no filter was the cause; else empty.
-    ``node``: the only node that was allowed, if the instance was restricted to one; else empty.
-    ``lacks``: the resource classes that no node had enough of, if the filter ``resources`` left no node.
-    """
+    """Why an instance got no node. As text, a sentence that names the filter that left no node, or the cause."""
 
     remaining: tuple[Remaining, ...] = ()
+    """How many nodes each filter left; empty if ``reason`` says all."""
     reason: str = ""
+    """The cause in words if no filter is the cause; else empty."""
     node: str = ""
+    """The only node that was allowed, if the instance was restricted to one; else empty."""
     lacks: tuple[Lack, ...] = ()
+    """The resource classes that no node had enough of, if the filter ``resources`` left no node."""
 
     def __str__(self) -> str:
         if self.reason:

@@ -9,7 +9,7 @@ choice of a node to its end::
 
 All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers take the same
 room, the second write fails: that scheduler reads the first one's claim and chooses again. The room left on a node is
-its capacity, less the usage in the view, less the live claims that are not among the node's allocations yet.
+its capacity, less the usage in the view, less the live claims that are not yet among the node's allocations.
 
 Three rules make this sound:
 

@@ -1,8 +1,7 @@
 """Node preference: which of about equally good nodes a scheduler takes while other schedulers claim at the same time.
 
 If every scheduler takes the best node, all take the same one, and each meets the claims of all others as conflicts. So
-while
-several schedulers are active, the nodes are divided among them, and each prefers its own nodes by a small bonus::
+while several schedulers are active, the nodes are divided among them, and each prefers its own nodes by a small bonus::
 
     alone: no bonus --a claim of another scheduler is read--> the nodes are divided among all active schedulers
     another scheduler is active --no claim of it is read for a while--> it is no longer active

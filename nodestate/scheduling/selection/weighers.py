@@ -1,11 +1,10 @@
 """Weighers: how good is this node for this request, from 0 to 1?
 
 Each weigher is a pure function of a fleet, rows and a request. A weigher judges each row by itself, as a filter does,
-and may also read which resource classes the fleet has. Nova
-normalizes each weight over the nodes that passed the filters, so one unusual node changes the weights of all others.
-Nodestate does not normalize: a row is weighed again only if it changed. The score of a node is the sum of multiplier
-times weight over all weighers; a negative multiplier reverses a weigher. Installed packages add weighers by the entry
-point ``nodestate.weighers``.
+and may also read which resource classes the fleet has. Nova normalizes each weight over the nodes that passed the
+filters, so one unusual node changes the weights of all others. Nodestate does not normalize: a row is weighed again
+only if it changed. The score of a node is the sum of multiplier times weight over all weighers; a negative multiplier
+reverses a weigher. Installed packages add weighers by the entry point ``nodestate.weighers``.
 """
 
 from __future__ import annotations
