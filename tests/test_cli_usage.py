@@ -64,6 +64,13 @@ class TestHelp:
             command = every_command()[name]
             command.make_context(name, [word for word in given if word != "-"] + ["-"] * ("-" in given))
 
+    def test_every_option_has_a_help_text(self, name: str) -> None:
+        """The text must say by itself what the option does."""
+        for param in every_command()[name].params:
+            if isinstance(param, click.Option):
+                assert param.help, f"nodestate {name} {param.opts[0]}"
+                assert param.help.endswith("."), f"nodestate {name} {param.opts[0]}: the help text is no sentence"
+
     def test_common_options_exist_for_every_command(self, name: str) -> None:
         options = {option for param in every_command()[name].params for option in param.opts}
         common = {"--json", "--config", "--broker", "--store", "--cell", "--partitions", "--log-level", "--log-format"}

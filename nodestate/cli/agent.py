@@ -43,11 +43,11 @@ from nodestate.ports import SystemClock
     help="Simulated fleet: seed; two runs with the same seed have the same nodes and changes.",
 )
 @click.option("--prefix", default="compute-", help="Simulated fleet: text before the number in a node's name.")
-@click.option("--name", metavar="NAME", help="Host, libvirt: name of the node.  [default: name of this machine]")
-@click.option("--zone", default="", metavar="ZONE", help="Host, libvirt: zone of the node.  [default: none]")
+@click.option("--name", metavar="NAME", help="Host, libvirt: name of the node.", show_default="name of this machine")
+@click.option("--zone", default="", metavar="ZONE", help="Host, libvirt: zone of the node.", show_default="none")
 @click.option("--uri", default="qemu:///system", metavar="URI", help="libvirt: URI of the hypervisor.")
 @click.option(
-    "--seconds", type=SECONDS, metavar="S", help="End after S seconds.  [default: run until SIGTERM or Ctrl-C]"
+    "--seconds", type=SECONDS, metavar="S", help="End after S seconds.", show_default="run until SIGTERM or Ctrl-C"
 )
 @click.option(
     "--leave",

@@ -13,7 +13,6 @@ from nodestate.cli.scheduling import (
     explain_option,
     explanation_json,
     file_type,
-    max_age_option,
     node_max_age_option,
     open_scheduler,
     outcome_json,
@@ -22,6 +21,7 @@ from nodestate.cli.scheduling import (
     print_outcomes,
     progress,
     request_from,
+    request_max_age_option,
     resources_option,
     timeout_option,
     wait_until_shown,
@@ -44,7 +44,7 @@ from nodestate.scheduling import Booted, BootOutcome, Explanation
 @owner_option
 @timeout_option
 @explain_option
-@max_age_option
+@request_max_age_option
 @node_max_age_option
 def command(
     run: Run,

@@ -133,7 +133,8 @@ def _compare_once(
     "--agents",
     type=SECONDS,
     metavar="S",
-    help="Compare with the agents as well: ask all of them, and wait S seconds for answers.  [default: do not ask]",
+    help="Compare with the agents as well: ask all of them, and wait S seconds for answers.",
+    show_default="do not ask",
 )
 @click.option(
     "--timeout",

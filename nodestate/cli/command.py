@@ -149,27 +149,28 @@ def _common_options(log_level: str) -> list[click.Option]:
         click.Option(
             ["--config", "settings_file"],
             metavar="FILE",
-            help="TOML file of settings.  [default: NODESTATE_CONFIG, else nodestate.toml, else "
-            "/etc/nodestate/nodestate.toml]",
+            help="TOML file of settings.",
+            show_default="NODESTATE_CONFIG, else nodestate.toml, else /etc/nodestate/nodestate.toml",
         ),
         click.Option(
             ["--broker"],
             metavar="URL",
-            help="URL of the message broker, as amqp://user:password@host:5672// or redis://host:6379.  [default: "
-            "NODESTATE_BROKER]",
+            help="URL of the message broker, as amqp://user:password@host:5672// or redis://host:6379.",
+            show_default="NODESTATE_BROKER",
         ),
         click.Option(
             ["--store"],
             metavar="URL",
-            help="Servers of the store, as memcached://host1:11211,host2:11211.  [default: NODESTATE_STORE]",
+            help="Servers of the store, as memcached://host1:11211,host2:11211.",
+            show_default="NODESTATE_STORE",
         ),
-        click.Option(["--cell"], metavar="NAME", help="Name of the cell.  [default: NODESTATE_CELL, else cell1]"),
+        click.Option(["--cell"], metavar="NAME", help="Name of the cell.", show_default="NODESTATE_CELL, else cell1"),
         click.Option(
             ["--partitions"],
             metavar="N",
             type=int,
-            help="Number of partitions of a new cell; an existing cell has the number in its control record.  "
-            "[default: NODESTATE_PARTITIONS, else 8]",
+            help="Number of partitions of a new cell; an existing cell has the number in its control record.",
+            show_default="NODESTATE_PARTITIONS, else 8",
         ),
         click.Option(
             ["--log-level"],

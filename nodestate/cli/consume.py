@@ -42,7 +42,8 @@ class MemberNumber(click.ParamType[tuple[int, int]]):
 @click.option(
     "--design",
     metavar="NAMES",
-    help="Write these designs, separated by commas, and ignore the control record.  [default: the control record's]",
+    help="Write these designs, separated by commas, and ignore the control record.",
+    show_default="the control record's",
 )
 @click.option(
     "--member",
@@ -51,14 +52,16 @@ class MemberNumber(click.ParamType[tuple[int, int]]):
     help="Number of this consumer, and number of all consumers of the cell.",
 )
 @click.option(
-    "--seconds", type=SECONDS, metavar="S", help="End after S seconds.  [default: run until SIGTERM or Ctrl-C]"
+    "--seconds", type=SECONDS, metavar="S", help="End after S seconds.", show_default="run until SIGTERM or Ctrl-C"
 )
 def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
-    """Take events from the broker, fold them, and write them into the store.
+    """Write events from the broker into the store, as one of the consumers of the cell.
 
-    Member i of n takes every n-th partition at once and stands by for the others: when a member dies, those left
-    take over within seconds. With --design it writes these, of --partitions partitions, and follows no record. SIGTERM
-    ends it after the step under way. --json prints its counters at the end.
+    Consumer i of n takes every n-th partition at once and stands by for the others: when a consumer dies, the remaining
+    ones take over its partitions within seconds.
+
+    The designs come from the control record. With --design, the consumer writes those designs in --partitions partitions
+    and ignores the record. SIGTERM ends it after the present step; --json then prints its counters.
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)

@@ -154,9 +154,9 @@ def prepare(run: Run, name: str, timeout: float) -> None:
 @click.argument("name", required=False)
 @_COMPARE_TIMEOUT_OPTION
 def verify(run: Run, name: str | None, timeout: float) -> int:
-    """Compare design NAME with the one that readers read, node by node. Exit code 0 if they do not differ, else 1.
+    """Compare design NAME node by node with the design that readers read.
 
-    Without NAME, each other design that consumers write is compared.
+    Without NAME, each other design that consumers write is compared. Exit code 0 if there is no difference, else 1.
     """
     with DesignSwitch(run) as switch:
         control, _ = switch.record()

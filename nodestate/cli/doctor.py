@@ -67,12 +67,13 @@ class Finding(NamedTuple):
     "--design",
     "designs",
     metavar="NAMES",
-    help="Designs to examine, separated by commas, as journal,snapshot.  [default: all that consumers write]",
+    help="Designs to examine, separated by commas, as journal,snapshot.",
+    show_default="all that consumers write",
 )
 def command(run: Run, designs: str | None) -> int:
     """Examine the broker, each store, each partition and the agents, and print one line for each finding.
 
-    FAIL: this part does not work; the exit code is 1. WARN: it works, but needs attention. Below each stands a remedy.
+    FAIL: the part does not work; the exit code is 1. WARN: it works, but needs attention. The line below has the remedy.
     """
     config = run.config
     examined = selected_designs(config, designs)

@@ -30,7 +30,7 @@ from nodestate.scheduling import Booted, BootOutcome, Explanation
     example="nodestate migrate web-1 --explain\nnodestate migrate web-1 --to compute-0002",
 )
 @click.argument("instance")
-@click.option("--to", default="", metavar="NODE", help="Move to this node only.  [default: the best node]")
+@click.option("--to", default="", metavar="NODE", help="Move to this node only.", show_default="the best node")
 @timeout_option
 @explain_option
 @max_age_option

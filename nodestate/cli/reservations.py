@@ -12,7 +12,6 @@ from nodestate.cli.command import SECONDS, Run, cell_command, operator_name
 from nodestate.cli.scheduling import (
     file_type,
     make_table,
-    max_age_option,
     node_max_age_option,
     open_scheduler,
     outcome_json,
@@ -22,6 +21,7 @@ from nodestate.cli.scheduling import (
     progress,
     read_file,
     remaining_json,
+    request_max_age_option,
     timeout_option,
     wait_until_shown,
 )
@@ -35,13 +35,13 @@ EXAMPLE_ID = "019ab2c3d4e5-0123456789ab"
     example="nodestate reserve group.json --hold 300",
 )
 @click.argument("group_file", metavar="GROUP", type=file_type)
-@click.option("--owner", metavar="NAME", help="Owner of the reservation.  [default: user@host]")
+@click.option("--owner", metavar="NAME", help="Owner of the reservation.", show_default="user@host")
 @click.option(
     "--hold",
     type=float,
     metavar="S",
-    help="Release the nodes after S seconds unless the reservation is confirmed or extended.  [default: hold_s of "
-    "GROUP]",
+    help="Release the nodes after S seconds unless the reservation is confirmed or extended.",
+    show_default="hold_s of GROUP",
 )
 @click.option(
     "--timeout",
@@ -50,7 +50,7 @@ EXAMPLE_ID = "019ab2c3d4e5-0123456789ab"
     metavar="S",
     help="Try for at most S seconds if other reservations take nodes at the same time.",
 )
-@max_age_option
+@request_max_age_option
 @node_max_age_option
 def reserve(
     run: Run,

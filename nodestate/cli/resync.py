@@ -25,7 +25,8 @@ from nodestate.ports import Resync
     "--jitter",
     type=SECONDS,
     metavar="S",
-    help="Spread the reports over S seconds.  [default: 0 with --node, else the setting resync_jitter_s]",
+    help="Spread the reports over S seconds.",
+    show_default="0 with --node, else the setting resync_jitter_s",
 )
 def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everything: bool, jitter: float | None) -> None:
     """Ask agents for full reports of some nodes, of all nodes of some partitions, or of all nodes.

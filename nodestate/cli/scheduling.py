@@ -57,13 +57,22 @@ max_age_option = click.option(
     "--max-age",
     type=AGE,
     metavar="S",
-    help=f"Accepted age of the view of all nodes, in seconds.  [default: max_age of the request, else {MAX_AGE_S:g}]",
+    help="Accepted age of the view of all nodes, in seconds.",
+    show_default=f"{MAX_AGE_S:g}",
+)
+request_max_age_option = click.option(
+    "--max-age",
+    type=AGE,
+    metavar="S",
+    help="Accepted age of the view of all nodes, in seconds.",
+    show_default=f"max_age of the request, else {MAX_AGE_S:g}",
 )
 node_max_age_option = click.option(
     "--node-max-age",
     type=AGE,
     metavar="S",
-    help="Choose no node without a sign of life for S seconds.  [default: three heartbeats and 5 seconds]",
+    help="Choose no node without a sign of life for S seconds.",
+    show_default="three heartbeats and 5 seconds",
 )
 resources_option = click.option(
     "--resources",
@@ -80,7 +89,8 @@ owner_option = click.option(
     "--owner",
     default="",
     metavar="NAME",
-    help="Refuse if the reservation belongs to another owner.  [default: any owner]",
+    help="Refuse if the reservation belongs to another owner.",
+    show_default="any owner",
 )
 file_type = click.Path(dir_okay=False, allow_dash=True)
 

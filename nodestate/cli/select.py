@@ -13,13 +13,13 @@ from nodestate.cli.scheduling import (
     explanation_json,
     file_type,
     make_table,
-    max_age_option,
     node_max_age_option,
     open_scheduler,
     print_explanation,
     print_no_host,
     remaining_json,
     request_from,
+    request_max_age_option,
     resources_option,
 )
 from nodestate.scheduling import Choice, NoHostFound
@@ -32,7 +32,7 @@ from nodestate.scheduling import Choice, NoHostFound
 @click.argument("request_file", metavar="[REQUEST]", required=False, type=file_type)
 @resources_option
 @explain_option
-@max_age_option
+@request_max_age_option
 @node_max_age_option
 def command(
     run: Run,
@@ -42,7 +42,7 @@ def command(
     max_age: float | None,
     node_max_age: float | None,
 ) -> int:
-    """Choose a node and alternates for each instance of REQUEST, a JSON file ("-" for stdin), without claiming them.
+    """Choose a node and alternates for each instance of REQUEST, a JSON file ("-" for stdin). Nothing is claimed.
 
     Exit code 1 if there is no node for one of the instances; the output names the filter that removed the last node.
 

@@ -24,8 +24,8 @@ def _url(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--sql",
         metavar="URL",
-        help="URL of the database, as mariadb://user:password@host/nodestate, postgresql://… or sqlite:////path.  "
-        "[default: NODESTATE_SQL]",
+        help="URL of the database, as mariadb://user:password@host/nodestate, postgresql://… or sqlite:////path.",
+        show_default="NODESTATE_SQL",
     )(function)
 
 

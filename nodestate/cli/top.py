@@ -26,10 +26,11 @@ NEVER_CAUGHT_UP_S: Final = 1_000_000.0
     "--design",
     "designs",
     metavar="NAMES",
-    help="Designs to show, separated by commas, as journal,snapshot.  [default: all that consumers write]",
+    help="Designs to show, separated by commas, as journal,snapshot.",
+    show_default="all that consumers write",
 )
 @click.option("--once", is_flag=True, help="Print the table once and end.")
-@click.option("--seconds", type=SECONDS, metavar="S", help="End after S seconds.  [default: run until Ctrl-C]")
+@click.option("--seconds", type=SECONDS, metavar="S", help="End after S seconds.", show_default="run until Ctrl-C")
 @click.option("--every", type=SECONDS, default=1.0, metavar="S", help="Refresh the table every S seconds.")
 def command(run: Run, designs: str | None, once: bool, seconds: float | None, every: float) -> None:
     """Show the owner, the offset, the lag and the age of each partition, and refresh the table until Ctrl-C.

@@ -53,7 +53,7 @@ QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
     default=0,
     help="Seed of the simulation; two runs with the same seed have the same nodes and changes.",
 )
-@click.option("--seconds", type=float, metavar="S", help="End after S seconds.  [default: run until Ctrl-C]")
+@click.option("--seconds", type=float, metavar="S", help="End after S seconds.", show_default="run until Ctrl-C")
 def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None) -> int:
     """Run a cell in one process: a simulated fleet and this host as nodes, a consumer, and a reader for each design.
 

@@ -40,8 +40,8 @@ class NothingReadError(NodestateError):
 @click.option(
     "--design",
     metavar="NAME",
-    help="Design to read: journal, snapshot or sql; snapshot@12 is the one of 12 partitions.  [default: from the "
-    "control record]",
+    help="Design to read: journal, snapshot or sql; snapshot@12 is the one of 12 partitions.",
+    show_default="from the control record",
 )
 @click.option(
     "--max-age",
@@ -54,13 +54,14 @@ class NothingReadError(NodestateError):
     "--node-max-age",
     type=SECONDS,
     metavar="S",
-    help="Accepted age of a node: seconds since its last sign of life.  [default: any]",
+    help="Accepted age of a node: seconds since its last sign of life.",
+    show_default="any",
 )
 @click.option(
     "--on-stale",
     type=click.Choice(["flag", "exclude", "refuse"]),
-    help="If a node or partition is older than accepted: list it as stale (flag), leave its nodes out (exclude), or "
-    "print no view and exit with 1 (refuse).  [default: flag; refuse if nothing can be read]",
+    help="If a node or partition is older than accepted: list it as stale (flag), leave its nodes out (exclude), or print no view and exit with 1 (refuse).",
+    show_default="flag; refuse if nothing can be read",
 )
 @click.option(
     "--timeout",
