@@ -85,8 +85,11 @@ class SessionHolder(Generic[S]):
         self, config: Config, open_connection: Callable[[], CellSession], prepare: Callable[[CellSession], S]
     ) -> None:
         self._config = config
+        """The settings; errors name its broker."""
         self._open_connection = open_connection
+        """Connects to the broker. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
         self._prepare = prepare
+        """Makes the session of the job from a new connection."""
         self._session: S | None = None
         """The session, None while away."""
 
@@ -143,11 +146,15 @@ def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> CellSes
     scheme = urlsplit(url).scheme
     try:
         if "://" not in url:
-            raise ValueError("no URL")  # noqa: TRY301 - reported like everything else that is wrong with a URL
+            raise ValueError("no scheme")  # noqa: TRY301 - reported like everything else that is wrong with a URL
         if scheme in RABBITMQ_SCHEMES:
             return RabbitSession.connect(config, url, role, heartbeat_s, partial(open_session, config))
         return VirtualSession.connect(config, url)
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"broker {config.broker_safe!r}: {error}; want amqp://, redis:// or memory://") from error
+        raise ConfigError(
+            f"setting broker, {config.broker_safe!r}, is not a usable URL: {error}; use amqp://, redis:// or memory://"
+        ) from error
     except ImportError as error:
-        raise ConfigError(f"broker {config.broker_safe!r}: {error}; try pip install nodestate[redis]") from error
+        raise ConfigError(
+            f"setting broker, {config.broker_safe!r}, needs a package: {error}; try pip install nodestate[redis]"
+        ) from error

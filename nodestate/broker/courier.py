@@ -35,7 +35,9 @@ class KombuCourier:
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self._config = config
+        """The cell's settings."""
         self._clock = clock or SystemClock()
+        """The clock for timeouts."""
         self._sessions: SessionHolder[OrderSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
         self._answers: list[Answer] = []
@@ -85,7 +87,7 @@ class KombuCourier:
         try:
             self._answers.append(decode_answer(body))
         except BadEventError as error:
-            structlog.get_logger("nodestate.broker").warning("answer not understood", why=str(error))
+            structlog.get_logger("nodestate.broker").warning("cannot decode an answer to an order", reason=str(error))
 
     def _on_unroutable(self, body: bytes) -> None:
         self._answers.append(no_agent(body))

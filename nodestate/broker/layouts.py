@@ -19,11 +19,13 @@ class KombuLayouts:
 
     def __init__(self, config: Config, number: int, members: int, clock: Clock) -> None:
         self._config = config
+        """The cell's settings."""
         self._number = number
         """This member's number, from 1."""
         self._members = members
         """Number of members."""
         self._clock = clock
+        """The clock of the sources that it opens."""
         self.sees_consumers = True
         """False once ``delete`` has found that the transport cannot count a queue's consumers."""
 

@@ -38,6 +38,7 @@ class KombuResyncSender:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        """The cell's settings."""
         self._sessions: SessionHolder[CellSession] = SessionHolder(
             config, lambda: open_session(config, "resync"), lambda connection: connection
         )
@@ -81,7 +82,7 @@ def collect_census(config: Config, resync: Resync, seconds: float, clock: Clock 
         try:
             event = parse_event(body)
         except BadEventError as error:
-            structlog.get_logger("nodestate.broker").warning("census answer not understood", why=str(error))
+            structlog.get_logger("nodestate.broker").warning("cannot decode an answer to a census", reason=str(error))
             continue
         versions[event.node] = max(versions.get(event.node, NEVER), event.version)
     return versions

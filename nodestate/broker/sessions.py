@@ -71,7 +71,7 @@ class TransportSession(Protocol):
         """Close the connection properly. Messages that were not acked go back to their queue, in order."""
 
     def drop(self) -> None:
-        """Give up the connection without a word to the server, which may be gone."""
+        """Give up the connection without notifying the server, which may be gone."""
 
 
 class OwnQueue(Protocol):

@@ -47,9 +47,11 @@ class KombuSink:
 
     def __init__(self, config: Config, control: bool = True, clock: Clock | None = None) -> None:
         self._config = config
+        """The cell's settings."""
         self._control = control
         """Whether to read resync requests."""
         self._clock = clock or SystemClock()
+        """The clock for timeouts and heartbeats."""
         self._sessions: SessionHolder[PublisherSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
         self._order_queue: OwnQueue | None = None
@@ -195,11 +197,11 @@ class KombuSink:
         try:
             self._resyncs.append(decode_resync(body))
         except msgspec.DecodeError as error:
-            structlog.get_logger("nodestate.broker").warning("control message not understood", why=str(error))
+            structlog.get_logger("nodestate.broker").warning("cannot decode a resync request", reason=str(error))
 
     def _refuse(self, body: bytes, error: BadEventError) -> None:
         self.bad_orders += 1
-        structlog.get_logger("nodestate.broker").warning("order not understood", why=str(error))
+        structlog.get_logger("nodestate.broker").warning("cannot decode an order", reason=str(error))
         refusal = bad_order(body, error)
         if refusal is not None:
             with suppress(BrokerUnavailableError):  # the next call raises it again

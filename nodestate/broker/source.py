@@ -41,12 +41,15 @@ class KombuSource:
         clock: Clock | None = None,
     ) -> None:
         self._config = config
+        """The cell's settings."""
         self._first = tuple(partitions_first)
         """Partitions that are subscribed when a session begins."""
         self._standby = tuple(partition for partition in partitions_standby if partition not in self._first)
         """Partitions that are subscribed ``standby_s`` later."""
         self._clock = clock or SystemClock()
+        """The clock of sessions, and of the time in dead letters' headers."""
         self._log = structlog.get_logger("nodestate.broker")
+        """The broker's log."""
         self._session_number = 0
         """Number of the last session, counted from 1."""
         self._sessions: SessionHolder[ConsumerSession] = SessionHolder(config, self._open_connection, self._subscribe)

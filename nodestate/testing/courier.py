@@ -31,6 +31,7 @@ class MemoryCourier:
         self.arrived: list[Answer] = []
         """Answers that arrived and are not yet returned."""
         self._broker = broker
+        """The broker that it connects to."""
         self._queue = ""
         """Name of the queue for answers; empty unless connected."""
         self._broken = False

@@ -42,6 +42,7 @@ class MemorySink:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
+        """The broker that it connects to."""
         self._unconfirmed: list[_UnconfirmedEvent] = []
         """Events that were not confirmed yet, oldest first."""
         self._lost: list[Callable[[bool], None]] = []

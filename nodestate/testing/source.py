@@ -46,6 +46,7 @@ class MemorySource:
         self.session = 0
         """Number of the last session, counted from 1."""
         self._broker = broker
+        """The broker that it connects to."""
         self._state = "away"
         """A state of the diagram above."""
         self._has_received = False

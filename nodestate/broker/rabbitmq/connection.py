@@ -173,7 +173,7 @@ class RabbitConnection:
         self.drop()
 
     def drop(self) -> None:
-        """Give up the connection without a word to the server, which may be gone."""
+        """Give up the connection without notifying the server, which may be gone."""
         self._kombu.collect()
 
     def _on_blocked(self, reason: str) -> None:

@@ -54,10 +54,13 @@ class RabbitConsumerSession:
         self.connection = connection
         """The connection of the deliveries and acks. It publishes nothing."""
         self._config = config
+        """The cell's settings."""
         self._topology = Topology.of(config)
+        """The names of the cell's exchanges and queues."""
         self._number = number
         """The session number that deliveries carry."""
         self._clock = clock
+        """The clock for deadlines, standby and heartbeats."""
         self._queues = RabbitQueues(connection)
         """Counts the messages of silent partitions' queues."""
         self._publisher = PublishConnection(config, connect_publisher, clock)

@@ -31,7 +31,9 @@ class RabbitOrderSession:
         self.connection = connection
         """The connection that all goes over."""
         self._config = config
+        """The cell's settings."""
         self._clock = clock
+        """The clock for deadlines and pauses."""
         self._answers = RabbitOwnQueue(connection, on_answer)
         """The queue that answers come back to."""
         self._channel = returning_channel(connection, on_unroutable)

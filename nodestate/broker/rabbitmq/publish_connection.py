@@ -40,11 +40,15 @@ class PublishConnection:
 
     def __init__(self, config: Config, connect: Callable[[], RabbitConnection], clock: Clock) -> None:
         self._config = config
+        """The cell's settings."""
         self._connect = connect
         """Opens the connection. Raises ``BrokerUnavailableError``."""
         self._topology = Topology.of(config)
+        """The names of the cell's exchanges and queues."""
         self._clock = clock
+        """The clock for deadlines and pauses."""
         self._log = structlog.get_logger("nodestate.broker")
+        """The broker's log."""
         self._connection: RabbitConnection | None = None
         """The connection, None while away."""
         self._channel: Any = None
@@ -102,7 +106,9 @@ class PublishConnection:
     def _connected(self) -> RabbitConnection:
         if self._connection is None:
             if self._clock.monotonic() < self._retry_at:
-                raise BrokerUnavailableError(self._config.broker_safe, "it did not answer a moment ago")
+                raise BrokerUnavailableError(
+                    self._config.broker_safe, "the last attempt to publish failed, and the next one is not due"
+                )
             self._connection, self._confirms = self._connect(), Confirms()
             # Opened before anything is published: RabbitMQ blocks a connection only once it has published, and the
             # answer to opening a channel would then not come.
@@ -132,7 +138,7 @@ class PublishConnection:
             if not pausing:
                 pause_s = self._pause.lengthen()
                 self._retry_at = self._clock.monotonic() + pause_s
-                self._log.warning("a consumer cannot publish", why=str(error), again_in_s=pause_s)
+                self._log.warning("a consumer cannot publish; it will try again", reason=str(error), again_in_s=pause_s)
             if isinstance(error, BrokerUnavailableError):
                 raise
             raise unavailable(self._config.broker_safe, error) from error

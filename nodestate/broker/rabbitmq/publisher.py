@@ -24,6 +24,7 @@ class RabbitPublisherSession:
         self._timeout_s = config.broker_timeout_s
         """Longest wait for a confirm while the window is full."""
         self._clock = clock
+        """The clock for heartbeats."""
         self._confirms = Confirms()
         """Events that are not yet confirmed."""
         self._channel = confirming_channel(connection, self._confirms.settle)

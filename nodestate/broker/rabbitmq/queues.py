@@ -98,6 +98,7 @@ class RabbitOwnQueue:
 
     def __init__(self, connection: RabbitConnection, on_body: OnBody, exchange: str = "") -> None:
         self._connection = connection
+        """The connection that the queue belongs to."""
         self._binder: Any = None
         """A channel for bindings alone, opened at the first: the broker processes a channel's frames in their order."""
         channel = connection.channel()

@@ -29,6 +29,7 @@ class RabbitSession:
 
     def __init__(self, config: Config, connection: RabbitConnection, open_session: SessionOpener) -> None:
         self._config = config
+        """The cell's settings."""
         self.connection = connection
         """The connection that all goes over."""
         self.queues = RabbitQueues(connection)

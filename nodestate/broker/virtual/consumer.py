@@ -30,10 +30,13 @@ class VirtualConsumerSession:
         self.connection = connection
         """The connection that all goes over."""
         self._config = config
+        """The cell's settings."""
         self._topology = Topology.of(config)
+        """The names of the cell's exchanges and queues."""
         self._number = number
         """The session number that deliveries carry."""
         self._clock = clock
+        """The clock for deadlines and pauses."""
         self._turns: deque[int] = deque()
         """The partitions; the next one to look into is the first."""
         self._outstanding: dict[int, int] = {}
@@ -50,7 +53,7 @@ class VirtualConsumerSession:
         """See ``ConsumerSession``. Logs that the ``standby`` partitions are not subscribed."""
         if standby:
             structlog.get_logger("nodestate.broker").info(
-                "no standby: this transport gives a queue to several consumers at a time",
+                "standby partitions are ignored: this transport gives a queue to several consumers at a time",
                 broker=self._config.broker_safe,
                 partitions=standby,
             )

@@ -19,6 +19,7 @@ class VirtualPublisherSession:
         self.connection = connection
         """The connection that all goes over."""
         self._clock = clock
+        """The clock for deadlines and pauses."""
         self._exchange = Topology.of(config).exchange
         """The exchange for events."""
         self._has_own_queue = False

@@ -18,6 +18,7 @@ class VirtualQueues:
 
     def __init__(self, connection: VirtualConnection) -> None:
         self._connection = connection
+        """The connection that fetches messages and reads bindings."""
         self._channel: Any = connection.channel
         """The connection's channel for declarations."""
 

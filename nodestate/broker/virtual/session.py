@@ -17,6 +17,7 @@ class VirtualSession:
 
     def __init__(self, config: Config, connection: VirtualConnection) -> None:
         self._config = config
+        """The cell's settings."""
         self.connection = connection
         """The connection that all goes over."""
         self.queues = VirtualQueues(connection)
