@@ -21,7 +21,7 @@ from nodestate.agent.admission import KEPT_REFUSALS_COUNT
 from nodestate.agent.agent import Agent
 from nodestate.agent.allocation_file import AllocationChange, AllocationFile
 from nodestate.agent.incarnation import state_directory
-from nodestate.agent.sources import FullState, NodeGone, Room, StatePatch, StateSource
+from nodestate.agent.sources import FullState, NodeGone, NodeResources, StatePatch, StateSource
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.config import Config
@@ -429,7 +429,7 @@ def test_a_dead_node_publishes_nothing_and_answers_no_order(bench: AdmissionBenc
 
 
 class FailingFleet(StaticFleet):
-    """A fleet whose ``build`` or ``room`` fails, as ``failing`` says."""
+    """A fleet whose ``build`` or ``resources_of`` fails, as ``failing`` says."""
 
     failing = ""
 
@@ -438,13 +438,13 @@ class FailingFleet(StaticFleet):
             raise OrderFailedError(self.name, "no such disk")
         return super().build(node, instance, allocation)
 
-    def room(self, node: str) -> Room:
-        if self.failing == "room":
+    def resources_of(self, node: str) -> NodeResources:
+        if self.failing == "resources_of":
             raise SourceUnavailableError(self.name, "connection refused")
-        return super().room(node)
+        return super().resources_of(node)
 
 
-@pytest.mark.parametrize(("failing", "cause"), [("build", "no such disk"), ("room", "connection refused")])
+@pytest.mark.parametrize(("failing", "cause"), [("build", "no such disk"), ("resources_of", "connection refused")])
 def test_an_order_that_the_hypervisor_could_not_carry_out_is_refused_as_failed(failing: str, cause: str) -> None:
     fleet = FailingFleet({"n1": NODE})
     bench = AdmissionBench(fleet)
@@ -461,10 +461,10 @@ class FullDisk(AllocationFile):
 
     full = False
 
-    def keep(self, changes: Sequence[AllocationChange]) -> None:
+    def save(self, changes: Sequence[AllocationChange]) -> None:
         if self.full:
             raise OSError(28, "No space left on device")
-        super().keep(changes)
+        super().save(changes)
 
 
 def test_an_order_that_could_not_be_stored_is_undone_and_refused(tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_an_order_that_could_not_be_stored_is_undone_and_refused(tmp_path: Path)
     assert [(answer.refused, "No space" in answer.detail) for answer in answers] == [("failed", True)] * 4
     assert (bench.state()["allocations"], bench.state()["usage"]) == (before["allocations"], before["usage"])
     assert bench.source.state("n1")["allocations"] == before["allocations"]
-    assert bench.source.room("n1").usage == before["usage"]
+    assert bench.source.resources_of("n1").usage == before["usage"]
     disk.full = False
     assert bench.refused(bench.build("vm-1", resources={"VCPU": 4})) == ""
     bench.agent.close()
@@ -630,9 +630,9 @@ def die(at):
         os.kill(os.getpid(), signal.SIGKILL)
 
 class Dying(AllocationFile):
-    def keep(self, changes):
+    def save(self, changes):
         die("before it is stored")
-        super().keep(changes)
+        super().save(changes)
         die("before it is published")
 
 class DyingSink(MemorySink):

@@ -39,8 +39,8 @@ def opened(folder: Path) -> dict[str, dict[str, Any]]:
 def test_stored_allocations_with_their_hints_are_there_in_the_next_incarnation(
     allocations: AllocationFile, tmp_path: Path
 ) -> None:
-    allocations.keep([AllocationChange("n1", "vm-1", VM), AllocationChange("n2", "vm-2", SMALL)])
-    allocations.keep(
+    allocations.save([AllocationChange("n1", "vm-1", VM), AllocationChange("n2", "vm-2", SMALL)])
+    allocations.save(
         [
             AllocationChange("n1", "vm-3", SMALL),
             AllocationChange("n2", "vm-2", None),
@@ -60,10 +60,10 @@ def test_a_torn_last_line_is_dropped_and_everything_before_it_is_kept(
     allocations: AllocationFile, tmp_path: Path
 ) -> None:
     """The last line may end at any byte. Its orders were not answered, so nothing that was promised is lost."""
-    allocations.keep([AllocationChange("n1", "vm-1", VM)])
+    allocations.save([AllocationChange("n1", "vm-1", VM)])
     path = tmp_path / "fleet.allocations"
     whole = path.read_bytes()
-    allocations.keep([AllocationChange("n1", "vm-2", SMALL), AllocationChange("n1", "vm-1", None)])
+    allocations.save([AllocationChange("n1", "vm-2", SMALL), AllocationChange("n1", "vm-1", None)])
     content = path.read_bytes()
     allocations.close()
     for end in range(len(whole), len(content)):
@@ -80,8 +80,8 @@ def test_a_torn_last_line_is_dropped_and_everything_before_it_is_kept(
 def test_a_file_that_is_damaged_before_its_last_line_stops_the_agent(
     allocations: AllocationFile, tmp_path: Path
 ) -> None:
-    allocations.keep([AllocationChange("n1", "vm-1", VM)])
-    allocations.keep([AllocationChange("n1", "vm-2", SMALL)])
+    allocations.save([AllocationChange("n1", "vm-1", VM)])
+    allocations.save([AllocationChange("n1", "vm-2", SMALL)])
     allocations.close()
     opened(tmp_path)  # rewrites the file: one line for n1
     path = tmp_path / "fleet.allocations"
@@ -107,11 +107,11 @@ def test_an_unwritable_folder_is_refused_and_the_error_names_the_setting(tmp_pat
 
 def test_an_allocation_file_is_compacted_while_the_agent_runs(allocations: AllocationFile, tmp_path: Path) -> None:
     path = tmp_path / "fleet.allocations"
-    allocations.keep([AllocationChange("n1", "stays", VM)])
+    allocations.save([AllocationChange("n1", "stays", VM)])
     sizes = []
     for _ in range(MIN_LINES_COUNT):
-        allocations.keep([AllocationChange("n1", "comes and goes", SMALL)])
-        allocations.keep([AllocationChange("n1", "comes and goes", None)])
+        allocations.save([AllocationChange("n1", "comes and goes", SMALL)])
+        allocations.save([AllocationChange("n1", "comes and goes", None)])
         sizes.append(path.read_bytes().count(b"\n"))
     allocations.close()
     assert max(sizes) <= MIN_LINES_COUNT + 3
@@ -136,13 +136,13 @@ def test_the_write_after_a_failed_one_rewrites_the_file(tmp_path: Path) -> None:
     """After a failed write the end of the file is unknown, so nothing may be appended to it."""
     allocations = FullDisk(tmp_path, "fleet")
     allocations.open()
-    allocations.keep([AllocationChange("n1", "vm-1", VM)])
+    allocations.save([AllocationChange("n1", "vm-1", VM)])
     allocations.full = True
     with pytest.raises(OSError, match="No space"):
-        allocations.keep([AllocationChange("n1", "vm-2", SMALL), AllocationChange("n1", "vm-1", None)])
+        allocations.save([AllocationChange("n1", "vm-2", SMALL), AllocationChange("n1", "vm-1", None)])
     assert opened(tmp_path) == {"n1": {"vm-1": VM}}
     allocations.full = False
-    allocations.keep([AllocationChange("n1", "vm-3", SMALL)])
+    allocations.save([AllocationChange("n1", "vm-3", SMALL)])
     assert opened(tmp_path) == {"n1": {"vm-1": VM, "vm-3": SMALL}}
     allocations.close()
 
@@ -159,7 +159,7 @@ def test_every_incarnation_finds_the_allocations_of_the_one_before(
     for batch in batches:
         allocations = AllocationFile(folder, "fleet")
         allocations.open()
-        allocations.keep([AllocationChange(*change) for change in batch])
+        allocations.save([AllocationChange(*change) for change in batch])
         model.update({(node, instance): allocation for node, instance, allocation in batch})
     found = {(node, name): one for node, instances in opened(folder).items() for name, one in instances.items()}
     assert found == {key: allocation for key, allocation in model.items() if allocation is not None}

@@ -145,9 +145,9 @@ def test_an_order_changes_the_nodes_state_and_returns_the_change_as_a_reading() 
     used = before["usage"]["VCPU"]
     assert built == StatePatch(name, {"usage": {"VCPU": used + 8}, "allocations": {"vm-1": allocation}})
     assert fleet.state(name)["allocations"]["vm-1"] == allocation
-    assert fleet.room(name).usage["VCPU"] == used + 8
+    assert fleet.resources_of(name).usage["VCPU"] == used + 8
     assert fleet.end(name, "vm-1") == StatePatch(name, {"usage": {"VCPU": used}, "allocations": {"vm-1": None}})
-    assert fleet.room(name).allocations.keys() == before["allocations"].keys()
+    assert fleet.resources_of(name).allocations.keys() == before["allocations"].keys()
     assert list(fleet.poll(1.0)) == []
 
 
@@ -194,7 +194,7 @@ def test_nodes_of_a_static_fleet_change_only_when_they_are_told_to() -> None:
     fleet.set_status("n1", "draining")
     fleet.kill("n2")
     assert list(fleet.poll(61.0)) == [StatePatch("n1", {"status": "draining"}), NodeSilent("n2")]
-    assert fleet.room("n1").status == "draining"
+    assert fleet.resources_of("n1").status == "draining"
     fleet.revive("n2")
     [reading] = fleet.poll(62.0)
     assert (reading.node, type(reading)) == ("n2", FullState)

@@ -168,12 +168,12 @@ class WatchedFleet(StaticFleet):
         return super().end(node, instance)
 
     def _count(self, node: str, instance: str, sign: int) -> None:
-        allocation = self.room(node).allocations.get(instance)
+        allocation = self.resources_of(node).allocations.get(instance)
         if allocation is not None:
             self.packing.put(node, allocation["resources"], sign)
 
     def _judge(self, node: str) -> None:
-        room = self.room(node)
+        room = self.resources_of(node)
         for name, amount in room.usage.items():
             if amount > room.inventory[name]["total"]:
                 self.over.append(f"{node} had {amount} of {name}")
@@ -293,7 +293,7 @@ class TraceReplay(NamedTuple):
             self.tally.refused.update(one.refused)
             self.tally.reasons[one.task] = one.reason
             if one.node:
-                require(one.task in self.fleet.room(one.node).allocations, f"{one.task} is not on {one.node}")
+                require(one.task in self.fleet.resources_of(one.node).allocations, f"{one.task} is not on {one.node}")
                 self.where[one.task] = one.node
                 self.tally.where[one.task] = one.node
         return [task for task in tasks if task.name not in self.where]
@@ -310,7 +310,8 @@ class TraceReplay(NamedTuple):
             if own:
                 scheduler.send(TerminationRequest(own))
         self.until(
-            lambda: all(task.name not in self.fleet.room(node).allocations for node, task in endings), "ending tasks"
+            lambda: all(task.name not in self.fleet.resources_of(node).allocations for node, task in endings),
+            "ending tasks",
         )
 
     def until_seen(self, nodes: Iterable[str]) -> None:
@@ -433,7 +434,7 @@ def _require_sound(run: TraceReplay) -> list[str]:
     """Require that agents have and had the right tasks; return sentences that state it."""
     fleet, tally = run.fleet, run.tally
     require(not fleet.over, f"nodes were over their capacity: {fleet.over[:4]}")
-    have = {task: node for node in fleet.nodes() for task in fleet.room(node).allocations}
+    have = {task: node for node in fleet.nodes() for task in fleet.resources_of(node).allocations}
     require(have == run.where, "agents have other tasks than the running ones")
     require(fleet.built == len(tally.where), f"{fleet.built} tasks were built, {len(tally.where)} booted")
     placed = len(tally.where) + len(tally.nowhere)

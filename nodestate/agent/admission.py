@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from nodestate.agent.publisher import Publisher
-from nodestate.agent.sources import AdmittingSource, FullState, Room, StatePatch
+from nodestate.agent.sources import AdmittingSource, FullState, NodeResources, StatePatch
 from nodestate.errors import OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
 from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
@@ -63,9 +63,9 @@ def allocation_of(order: Build) -> dict[str, Any]:
     return allocation
 
 
-def is_done(order: Order, room: Room) -> bool:
+def is_done(order: Order, node: NodeResources) -> bool:
     """True if the node is in the state that the order asks for already."""
-    here = room.allocations.get(order.instance)
+    here = node.allocations.get(order.instance)
     if isinstance(order, End):
         return here is None or order.of not in ("", _built_by(here))
     return (
@@ -76,21 +76,21 @@ def is_done(order: Order, room: Room) -> bool:
     )
 
 
-def judge(order: Build, room: Room, now: float) -> Rejection | None:
+def rejection_of(order: Build, node: NodeResources, now: float) -> Rejection | None:
     """Why the node must refuse the order; None if it may carry it out. ``now`` in seconds since 1970."""
     if now > order.deadline:
         return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
     if order.in_place:
-        here = room.allocations.get(order.instance)
+        here = node.allocations.get(order.instance)
         if here is None:
             return Rejection("not-here", "the instance has no allocation on this node, so it can't be changed in place")
         if order.of not in ("", _built_by(here)):
             return Rejection("not-here", f"the instance's allocation on this node was not built by order {order.of}")
-    elif order.instance in room.allocations and _built_by(room.allocations[order.instance]) != order.hints.get("order"):
+    elif order.instance in node.allocations and _built_by(node.allocations[order.instance]) != order.hints.get("order"):
         return Rejection("here", "the instance is on this node already, built by another order")
-    elif room.status != "up":
-        return Rejection("status", f"the node's status is {room.status}, not up")
-    return _too_many_of_its_group(order, room) or _does_not_fit(order, room)
+    elif node.status != "up":
+        return Rejection("status", f"the node's status is {node.status}, not up")
+    return _too_many_of_its_group(order, node) or _does_not_fit(order, node)
 
 
 def _built_by(allocation: Mapping[str, Any]) -> object:
@@ -98,7 +98,7 @@ def _built_by(allocation: Mapping[str, Any]) -> object:
     return (allocation.get("hints") or {}).get("order")
 
 
-def _too_many_of_its_group(order: Build, room: Room) -> Rejection | None:
+def _too_many_of_its_group(order: Build, node: NodeResources) -> Rejection | None:
     if order.group is None or order.hints.get("group_policy") != "anti-affinity":
         return None
     limit = order.hints.get("max_per_node", 1)
@@ -106,7 +106,7 @@ def _too_many_of_its_group(order: Build, room: Room) -> Rejection | None:
         return Rejection("bad-order", f"max_per_node is {limit!r:.40}; it must be a whole number of at least 1")
     others = sum(
         allocation.get("group") == order.group
-        for instance, allocation in room.allocations.items()
+        for instance, allocation in node.allocations.items()
         if instance != order.instance
     )
     if others < limit:
@@ -114,14 +114,14 @@ def _too_many_of_its_group(order: Build, room: Room) -> Rejection | None:
     return Rejection("group", f"the node has {others} members of group {order.group}, and the group allows {limit}")
 
 
-def _does_not_fit(order: Build, room: Room) -> Rejection | None:
-    had = room.allocations.get(order.instance, {}).get("resources", {})
+def _does_not_fit(order: Build, node: NodeResources) -> Rejection | None:
+    had = node.allocations.get(order.instance, {}).get("resources", {})
     for name, amount in order.resources.items():
         more = amount - had.get(name, 0)
         if more <= 0:  # allowed also if the node is over its capacity because its inventory shrank
             continue
-        capacity = msgspec.convert(room.inventory[name], Inventory).capacity if name in room.inventory else 0
-        left = capacity - room.usage.get(name, 0)
+        capacity = msgspec.convert(node.inventory[name], Inventory).capacity if name in node.inventory else 0
+        left = capacity - node.usage.get(name, 0)
         if more > left:
             return Rejection(
                 "no-room", f"the order needs {more} more of {name}, and {max(0, left)} of {capacity} are left"
@@ -224,7 +224,7 @@ class Admission:
         for source in {id(outcome.source): outcome.source for outcome in outcomes}.values():
             if source is not None:
                 try:
-                    source.keep()
+                    source.save()
                 except SourceUnavailableError as error:
                     not_stored[id(source)] = Rejection("failed", str(error))
         return [
@@ -244,16 +244,16 @@ class Admission:
         if source is None:
             return _OrderResult(order, refused=Rejection("failed", f"the source of {order.node} takes no orders"))
         try:
-            room = source.room(order.node)
-            if is_done(order, room):
+            node = source.resources_of(order.node)
+            if is_done(order, node):
                 return _OrderResult(order, source)
             if isinstance(order, End):
                 return _OrderResult(order, source, reading=source.end(order.node, order.instance))
             allocation = allocation_of(order)
             size = promised.get(order.node, 0) + len(_encode({order.instance: allocation}))
-            refused = judge(order, room, self._clock.time())
+            refused = rejection_of(order, node, self._clock.time())
             if refused is None and (
-                size + SPARE_BYTES > publisher.spare_bytes or len(room.allocations) >= MAX_ALLOCATIONS_COUNT
+                size + SPARE_BYTES > publisher.spare_bytes or len(node.allocations) >= MAX_ALLOCATIONS_COUNT
             ):
                 refused = Rejection("no-room", f"the allocations of {order.node} would not fit into a report")
             if refused is not None:

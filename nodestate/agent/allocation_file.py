@@ -1,12 +1,12 @@
 r"""The allocations that an agent admitted, on disk: one file for each source of state.
 
     (no file) --open--> empty        file --open: read, and rewritten without ended allocations--> open
-    open --keep: one line, one fsync--> open
-    open --keep fails: none of it is stored--> the next keep rewrites the file
+    open --save: one line, one fsync--> open
+    open --save fails: none of it is stored--> the next save rewrites the file
 
 Each line is a checksum (CRC-32, as eight hexadecimal digits), a space, and JSON. The first line is a header: it names
 the source, and the number of lines that were written together with it. Those lines are whole, or the file is damaged.
-Each later line has the changes of one ``keep``. The last line may be torn, if the agent died while it wrote; then its
+Each later line has the changes of one ``save``. The last line may be torn, if the agent died while it wrote; then its
 orders were not answered. Any other damage stops the agent, because allocations that it promised to keep would be lost
 silently.
 """
@@ -75,7 +75,7 @@ class AllocationFile:
         self._by_node: dict[str, dict[str, AllocationJson]] = {}
         """All stored allocations, by node and instance."""
         self._file: int | None = None
-        """Descriptor to append with; None if the next ``keep`` rewrites the file."""
+        """Descriptor to append with; None if the next ``save`` rewrites the file."""
         self._lines = 0
         """Lines of the file, without its header."""
 
@@ -93,7 +93,7 @@ class AllocationFile:
             ) from error
         return {node: dict(instances) for node, instances in self._by_node.items()}
 
-    def keep(self, changes: Sequence[AllocationChange]) -> None:
+    def save(self, changes: Sequence[AllocationChange]) -> None:
         """Store these changes, all or none. They are on disk when this returns. Raises ``OSError``."""
         before = [(node, instance, self._by_node.get(node, {}).get(instance)) for node, instance, _ in changes]
         self._apply(changes)
@@ -104,7 +104,7 @@ class AllocationFile:
                 self._append(changes)
         except OSError:
             self._apply([AllocationChange(*one) for one in reversed(before)])
-            self.close()  # the end of the file is unknown now: the next keep rewrites the file
+            self.close()  # the end of the file is unknown now: the next save rewrites the file
             raise
 
     def close(self) -> None:

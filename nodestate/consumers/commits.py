@@ -6,7 +6,8 @@ One batch of one partition::
     pending --a store failed--> pending: the same batch is written again after a pause; other partitions go on
     pending in no design --> the messages are acknowledged, the refused ones only after they are dead letters
 
-Work without events goes the same way, before new events: under steady traffic there would be no time for it after them.
+New epochs, new designs and repairs are written in the same way. They come before new events: under a steady stream of
+events there would be no time for them afterwards.
 """
 
 from __future__ import annotations

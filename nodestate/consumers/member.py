@@ -3,9 +3,9 @@
     (control record unknown) --a store has it, or this member is the first and writes it from the settings--> following
     following --the record names a new layout--> one more ``Consumer``, which begins with the nodes of another layout
     following --a layout is retired, and the layout that readers use is complete--> its ``Consumer`` leaves
-    following --the record changed, or the broker was lost--> following, and some renewals later unbound
-    unbound: queues of the settings' layout take no more events, unless the record names that layout. Publishers may
-        have declared them on a new broker, and no consumer takes from them.
+    following --some renewals after a change of the record or a loss of the broker--> following, with the queues of the
+        settings' layout unbound unless the record names that layout: publishers may have declared the queues on a new
+        broker, and no consumer takes from them
 
 Each layout has its own connection to the broker and its own owner name, so the consumers of two layouts are
 independent. In the usual case there is one layout, and this module costs nothing.
@@ -35,8 +35,8 @@ from nodestate.ports import Clock, Layouts, ResyncSender
 from nodestate.store.round_trips import Stores
 
 UNBIND_RENEWALS_COUNT: Final = 5
-"""Renewal intervals after a change of the record or a loss of the broker, by when all consumers and publishers have
-declared their queues.
+"""Renewal intervals to wait after a change of the record or a loss of the broker: by then all consumers and publishers
+have declared their queues.
 """
 CONTROL_RETRY_S: Final = 0.2
 """Pause before the control record is read again while it is unknown."""
@@ -88,7 +88,7 @@ class Member:
         self._read_control_at = clock.monotonic()
         """When the control record is read again, in monotonic seconds."""
         self._retired: set[StoredDesign] = set()
-        """Leaving designs that this member has stopped to write, until the record writes them again."""
+        """Leaving designs that this member no longer writes, until the record says to write them again."""
         self._unbind_at = math.inf
         """When to unbind unused queues of the settings' layout, in monotonic seconds."""
         self._unbind_cause = (0, 0)
@@ -172,8 +172,8 @@ class Member:
         """Run a consumer in every layout that is to be written, and in no other.
 
         A retired design is written until the design that readers use is complete: no event may be acknowledged that
-        only an unfinished layout has. A design that this member stopped to write stays so until the record writes it
-        again: its queues may be deleted, so writing it would be of no use.
+        only an unfinished layout has. A leaving design that this member no longer writes is written again only when the
+        record says so: its queues may be deleted, so writing it would be of no use.
         """
         self._retired.difference_update(control.writes)
         leaving = [design for design in control.leaving if self._has_store(design) and design not in self._retired]
@@ -218,8 +218,8 @@ class Member:
         )
 
     def _leave(self, partitions: int) -> None:
-        """Stop consuming a layout, and delete its queues if no other member consumes from them, or they would fill for
-        ever. (``nodestate design`` deletes them as well, as the last member may have died.)
+        """Stop consuming a layout. The last member that leaves also deletes its queues, which would otherwise fill for
+        ever. (``nodestate design`` deletes them as well, because the last member may have died.)
 
         The record is read again before each step: an operator may have taken the layout back into use meanwhile. Then
         nothing more is removed, and the next reading of the record follows it.

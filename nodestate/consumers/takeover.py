@@ -5,7 +5,7 @@ One partition that the broker began to deliver::
     awaiting takeover --take in every design (CAS of the term)--> states found
     states found --one can be built upon--> merged by the newest version of each node
     states found --none can, and another layout has the nodes--> seeded from that layout
-    states found --none can, and that layout has them not yet--> postponed, for at most ``_seed_wait_s``; then empty
+    states found --none can, and the other layout is incomplete--> postponed, at most for ``_seed_wait_s``; then empty
     merged, seeded, empty --designs that differ begin a new epoch--> owned
     any --a store failed--> postponed by ``RETRY_S``
 
@@ -37,7 +37,7 @@ from nodestate.store.round_trips import Steps, run
 SEED_RETRY_S: Final = 0.2
 """Pause before the seed layout is read again for a partition that it was not ready to give."""
 SEED_WAIT_RENEWALS_COUNT: Final = 30
-"""Renewal intervals for which a partition waits for its seed layout, if that is longer than ``settle_s``."""
+"""Renewal intervals for which a partition waits for its seed layout; it waits for ``settle_s`` if that is longer."""
 
 
 class Takeover:
@@ -54,8 +54,7 @@ class Takeover:
         log: Any,
     ) -> None:
         self.seed_layout: SeedLayout | None = None
-        """Another layout that gives the nodes of partitions of which nothing usable is stored; None if there is none.
-        """
+        """The layout whose nodes a partition without usable stored state begins with; None if there is no other."""
         self.serves_readers = False
         """True if readers use this layout. Then stored state counts however long its owner was behind."""
         self._config = config
@@ -131,7 +130,7 @@ class Takeover:
         return stored
 
     def _seed_partitions(self, stored: dict[int, dict[str, TakeoverResult]], now: float) -> None:
-        """Replace stored state that can't be built upon by the nodes that the seed layout has. Removes the partitions
+        """Replace unusable stored state by the nodes of the seed layout. Removes the partitions
         that still have to wait for the seed layout, and postpones them.
         """
         if self.seed_layout is None:

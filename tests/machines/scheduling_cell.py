@@ -323,7 +323,7 @@ class SchedulingCell:
     def check_agents(self) -> None:
         """Assert that no node ever had more allocations than fit, whatever was lost (I8)."""
         for node in self.fleet.nodes():
-            room = self.fleet.room(node)
+            room = self.fleet.resources_of(node)
             for name, amount in room.usage.items():
                 if amount > room.inventory[name]["total"]:
                     self.overcommitments.append(f"{node} has {amount} of {name}, over its inventory")
@@ -351,7 +351,7 @@ class SchedulingCell:
                 assert claim.until <= self.server(node).time() + longest + CLOCK_S
             if node in self.nodes_with_lost_claims:
                 continue
-            room = self.fleet.room(node)
+            room = self.fleet.resources_of(node)
             held = Counter(room.usage)
             for claim in claims:
                 if claim.instance not in room.allocations:  # a resize is checked by the allocation that results
@@ -370,7 +370,7 @@ class SchedulingCell:
         """Return, by instance, the nodes on which the agent has it."""
         found: dict[str, list[str]] = {}
         for node in self.fleet.nodes():
-            for instance in self.fleet.room(node).allocations:
+            for instance in self.fleet.resources_of(node).allocations:
                 found.setdefault(instance, []).append(node)
         return found
 

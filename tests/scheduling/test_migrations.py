@@ -114,7 +114,7 @@ def test_the_second_of_two_simultaneous_resizes_is_refused() -> None:
     two.reader.lagging = False
     cell.run_for(10.0)
     assert cell.nodes_by_instance() == {"a": [node]}
-    assert cell.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
+    assert cell.fleet.resources_of(node).allocations["a"]["resources"]["VCPU"] == 3
 
 
 def test_a_member_of_a_reservation_can_be_migrated_and_resized_once_all_members_are_placed() -> None:
@@ -148,7 +148,7 @@ def test_a_member_of_a_reservation_can_be_migrated_and_resized_once_all_members_
     cell.run_for(2.0)
     moved = two.scheduler.migrations.migrate("a")
     assert isinstance(moved, Booted)
-    [hints] = [cell.fleet.room(moved.node).allocations["a"]["hints"]]
+    [hints] = [cell.fleet.resources_of(moved.node).allocations["a"]["hints"]]
     assert (hints["reservation"], hints["placed"], hints["boot"] < hints["order"]) == (held.id, True, True)
     cell.replace_dead(one)
     cell.run_for(3 * cell.config.claim_ttl_s)
@@ -163,7 +163,7 @@ def test_a_resize_whose_answer_is_lost_is_completed_by_the_view() -> None:
     with losing_answers(cell):
         outcome = one.scheduler.migrations.resize("a", {"VCPU": 3})
     assert (isinstance(outcome, Booted), outcome.refusals) == (True, ())
-    assert cell.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
+    assert cell.fleet.resources_of(node).allocations["a"]["resources"]["VCPU"] == 3
     cell.run_for(2.0)
     assert cell.claims(node) == []
 
@@ -291,7 +291,7 @@ def test_a_newer_lifetime_takes_precedence_over_a_late_migration_of_an_older_one
     two.reader.lagging = False
     cell.run_for(3 * cell.config.claim_ttl_s)
     assert cell.nodes_by_instance() == {"a": [again.node]}
-    assert cell.fleet.room(again.node).allocations["a"]["resources"]["VCPU"] == 4
+    assert cell.fleet.resources_of(again.node).allocations["a"]["resources"]["VCPU"] == 4
 
 
 def build_and_power_off(cell: SchedulingCell, moving: Boot) -> str:

@@ -46,7 +46,7 @@ Reading = FullState | StatePatch | NodeGone | NodeSilent
 """One thing that a source found out about one node."""
 
 
-class Room(NamedTuple):
+class NodeResources(NamedTuple):
     """The part of a node's state that admission needs, as of now."""
 
     status: str
@@ -88,12 +88,12 @@ class StateSource(Protocol):
 class AdmittingSource(Protocol):
     """A ``StateSource`` that can also carry out orders. ``Admission`` decides whether it should, and calls it.
 
-    ``room``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError``, and then have changed
-    nothing. The readings that ``build`` and ``end`` return are not given by ``poll`` again, and are published only
-    after ``keep``.
+    ``resources_of``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError``, and then have
+    changed nothing. The readings that ``build`` and ``end`` return are not given by ``poll`` again, and are published
+    only after ``save``.
     """
 
-    def room(self, node: str) -> Room:
+    def resources_of(self, node: str) -> NodeResources:
         """The node's resources and allocations as of now."""
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState | StatePatch:
@@ -102,7 +102,7 @@ class AdmittingSource(Protocol):
     def end(self, node: str, instance: str) -> FullState | StatePatch:
         """Remove the instance's allocation. It must have one."""
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Store everything that was built and ended since the last call, so that it survives the agent.
 
         Raises ``SourceUnavailableError`` if that fails; then all of it is undone.
@@ -113,9 +113,9 @@ __all__ = [
     "AdmittingSource",
     "FullState",
     "NodeGone",
+    "NodeResources",
     "NodeSilent",
     "Reading",
-    "Room",
     "StatePatch",
     "StateSource",
 ]

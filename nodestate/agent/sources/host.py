@@ -1,4 +1,4 @@
-"""This machine, as the operating system sees it. Its processes are not allocations, so the system measures the usage."""
+"""This machine, as the operating system sees it. Its processes are not allocations, so usage is measured."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
-from nodestate.agent.sources import FullState, Reading, Room
+from nodestate.agent.sources import FullState, NodeResources, Reading
 from nodestate.agent.sources.host import GIB, clean_name
 from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableError
 
@@ -94,10 +94,10 @@ class LibvirtSource:
 
     # -- AdmittingSource
 
-    def room(self, node: str) -> Room:  # noqa: ARG002 - there is one node
+    def resources_of(self, node: str) -> NodeResources:  # noqa: ARG002 - there is one node
         """The hypervisor's resources and allocations as of now. Raises ``SourceUnavailableError``."""
         state = self.state()
-        return Room(state["status"], state["inventory"], state["usage"], state["allocations"])
+        return NodeResources(state["status"], state["inventory"], state["usage"], state["allocations"])
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState:
         """Define and start a domain, or change the changeable parts of an existing one. Raises ``OrderFailedError``."""
@@ -129,7 +129,7 @@ class LibvirtSource:
                 domain.undefine()
         return FullState(node, self.state())
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Nothing to do: libvirt stores each definition itself."""
 
     # -- inside

@@ -8,7 +8,7 @@ from typing import Any
 
 from nodestate.agent.allocation_file import AllocationChange, AllocationFile, AllocationJson
 from nodestate.agent.diff import InexpressibleError, diff_patch
-from nodestate.agent.sources import FullState, NodeSilent, Reading, Room, StatePatch
+from nodestate.agent.sources import FullState, NodeResources, NodeSilent, Reading, StatePatch
 from nodestate.errors import SourceUnavailableError
 
 
@@ -58,8 +58,8 @@ class StaticFleet:
         """Readings that the next poll gives."""
         self._polled = False
         """True after the first poll."""
-        self._unkept: list[AllocationChange] = []
-        """Changes by orders since the last ``keep``."""
+        self._unsaved: list[AllocationChange] = []
+        """Changes by orders since the last ``save``."""
         self._undo: list[AllocationChange] = []
         """The allocations before those changes, in the same order."""
 
@@ -104,10 +104,10 @@ class StaticFleet:
 
     # -- AdmittingSource
 
-    def room(self, node: str) -> Room:
+    def resources_of(self, node: str) -> NodeResources:
         """The node's resources and allocations as of now."""
         static = self._nodes[node]
-        return Room(
+        return NodeResources(
             static.fixed.get("status", "up"), static.fixed.get("inventory", {}), static.usage, static.allocations
         )
 
@@ -119,16 +119,16 @@ class StaticFleet:
         """Remove the instance's allocation."""
         return self._change(node, instance, None)
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Store everything that was built and ended since the last call, if the fleet has a file. Raises
         ``SourceUnavailableError`` if the file can't be written; then all of it is undone.
         """
-        unkept, self._unkept = self._unkept, []
+        unsaved, self._unsaved = self._unsaved, []
         undo, self._undo = self._undo, []
-        if self._allocations is None or not unkept:
+        if self._allocations is None or not unsaved:
             return
         try:
-            self._allocations.keep(unkept)
+            self._allocations.save(unsaved)
         except OSError as error:
             for node, instance, allocation in reversed(undo):
                 put(self._nodes[node], instance, allocation)
@@ -164,7 +164,7 @@ class StaticFleet:
             node.ordered.discard(instance)
         else:
             node.ordered.add(instance)
-        self._unkept.append(AllocationChange(name, instance, allocation))
+        self._unsaved.append(AllocationChange(name, instance, allocation))
         self._undo.append(AllocationChange(name, instance, before))
         usage = {resource: amount for resource, amount in node.usage.items() if used.get(resource) != amount}
         patch: dict[str, Any] = {"usage": usage} if usage else {}
