@@ -43,7 +43,12 @@ class VirtualOrderSession:
         """See ``OrderSession``."""
         return False
 
-    def send(self, orders: Sequence[Order], bodies: Sequence[bytes], expires_s: float) -> None:  # noqa: ARG002
+    def send(
+        self,
+        orders: Sequence[Order],
+        bodies: Sequence[bytes],
+        expires_s: float,  # noqa: ARG002 - orders do not expire here
+    ) -> None:
         """See ``OrderSession``. Orders do not expire here, so ``expires_s`` is not used."""
         queues: dict[str, list[str]] = {}
         for node, _, queue in self.connection.bindings(self._exchange):

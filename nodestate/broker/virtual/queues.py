@@ -104,8 +104,8 @@ class VirtualOwnQueue:
         for exchange, keys in self._bound.items():
             self.unbind(exchange, keys)
             for key in keys:
-                # Calls a hook of virtual channels, as ``delete_queue`` does.
-                self._channel._delete(self.name, exchange, key, "", self.name)  # noqa: SLF001
+                # A hook of virtual channels, as in ``delete_queue``.
+                self._channel._delete(self.name, exchange, key, "", self.name)  # noqa: SLF001 - see above
         delete_queue(self._channel, self.name, self._exchange, "")
 
 

@@ -62,12 +62,21 @@ class VirtualSession:
         """See ``CellSession``."""
         return VirtualConsumerSession(self._config, self.connection, number, clock)
 
-    def publisher(self, heartbeat_s: float, clock: Clock) -> VirtualPublisherSession:  # noqa: ARG002
+    def publisher(
+        self,
+        heartbeat_s: float,  # noqa: ARG002 - a virtual connection has no heartbeat
+        clock: Clock,
+    ) -> VirtualPublisherSession:
         """See ``CellSession``. A virtual connection has no heartbeat."""
         return VirtualPublisherSession(self._config, self.connection, clock)
 
-    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> VirtualOrderSession:  # noqa: ARG002
-        """See ``CellSession``. Sending takes no time here, so it needs no clock."""
+    def orders(
+        self,
+        on_answer: OnBody,
+        on_unroutable: OnBody,
+        clock: Clock,  # noqa: ARG002 - sending has no deadline here
+    ) -> VirtualOrderSession:
+        """See ``CellSession``. Sending has no deadline here, so it needs no clock."""
         return VirtualOrderSession(self._config, self.connection, on_answer, on_unroutable)
 
     def close(self) -> None:
