@@ -23,7 +23,7 @@ from nodestate.model import NodeRecord, Version, fold, merge_patch, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Resync
 from nodestate.testing import ManualClock
-from tests.recording import RecordingSink
+from tests.recording_sink import RecordingSink
 
 CONFIG = Config(partitions=4, heartbeat_s=10.0)
 STATE: dict[str, Any] = {"inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 1}}

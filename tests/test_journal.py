@@ -13,7 +13,7 @@ from nodestate.ports import Put, Write
 from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.machines.world import at_call, small_limits
-from tests.owning import Owner, Watcher, change, held, prefix_of, report
+from tests.partition_owner import Owner, Watcher, change, held, prefix_of, report
 
 J = prefix_of("journal")
 

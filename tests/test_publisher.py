@@ -19,7 +19,7 @@ from nodestate.model.partitioning import bucket_of
 from nodestate.ports import ACTIVATION, Resync
 from nodestate.ports.backoff import MAX_PAUSE_S, Backoff
 from nodestate.testing import ManualClock
-from tests.recording import RecordingSink, kind_of
+from tests.recording_sink import RecordingSink, kind_of
 
 CONFIG = Config(partitions=4)
 STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 8}}, "usage": {"VCPU": 1}}

@@ -14,7 +14,7 @@ from nodestate.store import keys
 from nodestate.store.head import TermStart
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.machines.world import at_call, small_limits
-from tests.owning import Owner, Watcher, change, held, prefix_of, report
+from tests.partition_owner import Owner, Watcher, change, held, prefix_of, report
 
 S = prefix_of("snapshot")
 
