@@ -203,7 +203,7 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
                 if not force:
                     raise
                 structlog.get_logger("nodestate.design").warning(
-                    "forced", step="cutover", design=str(design), why=str(error)
+                    "step forced", step="cutover", design=str(design), why=str(error)
                 )
         after = switch.change(lambda now: cut_over(now, design, operator_name()), force=force)
         _print_result(run, after, done=f"readers read {after.names[design]}")

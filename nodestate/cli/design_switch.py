@@ -113,10 +113,14 @@ class DesignSwitch:
             if self._copies.change(found, after, force=force):
                 if found[0].error is not None:
                     structlog.get_logger("nodestate.design").warning(
-                        "forced", why=str(found[0].error), decided="by another store"
+                        "step forced", why=str(found[0].error), decided="by another store"
                     )
                 structlog.get_logger("nodestate.design").info(
-                    "control record", version=after.version, writes=after.writes, reads=after.reads, by=after.said_by
+                    "control record changed",
+                    version=after.version,
+                    writes=after.writes,
+                    reads=after.reads,
+                    by=after.said_by,
                 )
                 return after
         raise DesignStepError(

@@ -80,7 +80,7 @@ def command(run: Run, designs: str | None) -> int:
     run.require_shared(broker=True, designs=[stored.design for stored in examined])
     control = read_control(config, [stored.design for stored in examined])
     findings: list[Finding] = []
-    for finding in _examine(config, control, examined):
+    for finding in _examine_cell(config, control, examined):
         findings.append(finding)
         if not run.as_json:
             _print(run, finding)
@@ -106,28 +106,28 @@ def _print(run: Run, finding: Finding) -> None:
         run.out.print(Text(f"     → {finding.advice}", style="dim"), soft_wrap=True)
 
 
-def _examine(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
+def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(stored.partitions for stored in designs))
-    yield from _guarded("broker", lambda: _broker(config, layouts))
+    yield from _findings_or_error("broker", lambda: _examine_broker(config, layouts))
     if config.partitions not in {one.partitions for one in (*designs, *control.writes, *control.leaving)}:
-        yield from _guarded("queues", lambda: _queues_of_settings(config))
+        yield from _findings_or_error("queues", lambda: _examine_queues_of_settings(config))
     for one in control.leaving:
         says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
-        yield from _guarded(f"store {address}", lambda address=address: _store(config, address))  # type: ignore[misc]
+        yield from _findings_or_error(f"store {address}", lambda address=address: _examine_store(config, address))  # type: ignore[misc]  # mypy infers no type for a default
     inspector = CellInspector(config, designs)
     try:
         statuses = inspector.inspect(node_max_age=math.inf)
         for status in statuses:
-            yield from _design(config, status)
+            yield from _examine_design(config, status)
         # All designs should have the same nodes. The one with the most is used to examine the agents.
-        yield from _agents(config, max((status.view for status in statuses), key=lambda view: len(view.nodes)))
+        yield from _examine_agents(config, max((status.view for status in statuses), key=lambda view: len(view.nodes)))
     finally:
         inspector.close()
 
 
-def _guarded(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
+def _findings_or_error(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
     """Return the findings of an examination; if it fails, the error is the finding."""
     try:
         return examine()
@@ -138,7 +138,7 @@ def _guarded(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
 # -- broker ---------------------------------------------------------------------------------------
 
 
-def _broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
+def _examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     facts = connect_check(config)
     findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
     if not facts.fails_over:
@@ -150,12 +150,12 @@ def _broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     depths = {n: queue_depths(msgspec.structs.replace(config, partitions=n)) for n in layouts}
     for partitions, (*queues, _) in depths.items():
         about = "queues" if len(layouts) == 1 else f"queues of {partitions}"
-        findings += _queues(config, about, queues, fails_over=facts.fails_over)
+        findings += _examine_queues(config, about, queues, fails_over=facts.fails_over)
     dead = depths[layouts[0]][-1]
-    return [*findings, _dead_letters(config, dead.queue, dead.ready)]
+    return [*findings, _examine_dead_letters(config, dead.queue, dead.ready)]
 
 
-def _queues_of_settings(config: Config) -> list[Finding]:
+def _examine_queues_of_settings(config: Config) -> list[Finding]:
     """Examine the queues for the number of partitions in the settings, which the control record does not name."""
     left = [queue for queue in queue_depths(config) if queue.partition is not None and not queue.missing]
     waiting = sum(queue.ready for queue in left)
@@ -181,7 +181,7 @@ def _queues_of_settings(config: Config) -> list[Finding]:
     return [Finding(WARN, "queues", says, advice)]
 
 
-def _queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
+def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
     waiting, longest = sum(q.ready for q in queues), max(queues, key=lambda q: q.ready)
     alone = [q.partition for q in queues if q.consumers == 0]
     counts = [q.consumers for q in queues if q.consumers is not None]
@@ -199,7 +199,7 @@ def _queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_o
         yield Finding(WARN, about, says, "start another member of 'nodestate consume'")
 
 
-def _dead_letters(config: Config, queue: str, count: int) -> Finding:
+def _examine_dead_letters(config: Config, queue: str, count: int) -> Finding:
     if not count:
         return Finding(OK, "dead letters", "none")
     letters = read_dead_letters(config, PEEKED_LETTERS)
@@ -220,7 +220,7 @@ def _dead_letters(config: Config, queue: str, count: int) -> Finding:
 # -- store ----------------------------------------------------------------------------------------
 
 
-def _store(config: Config, address: str) -> list[Finding]:
+def _examine_store(config: Config, address: str) -> list[Finding]:
     about = f"store {address}"
     store = MemcachedStore(address, timeout_s=config.store_timeout_s)
     try:
@@ -232,10 +232,10 @@ def _store(config: Config, address: str) -> list[Finding]:
         f"memcached {stats.version}, up {_span(stats.uptime_s)}, {used}, "
         f"item limit {stats.item_max_bytes / 1024:,.0f} KB, {stats.evictions:,} evictions"
     )
-    return [Finding(OK, about, says), *(Finding(level, about, *texts) for level, *texts in _warnings(stats))]
+    return [Finding(OK, about, says), *(Finding(level, about, *texts) for level, *texts in _store_warnings(stats))]
 
 
-def _warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
+def _store_warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
     if tuple(int(part) for part in stats.version.split(".")[:2] if part.isdigit()) < OLDEST_MEMCACHED:
         yield FAIL, f"version {stats.version} has no meta commands", "use memcached 1.6 or newer"
     if stats.uptime_s < YOUNG_S:
@@ -279,7 +279,7 @@ def _warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
 # -- designs --------------------------------------------------------------------------------------
 
 
-def _design(config: Config, status: DesignStatus) -> Iterator[Finding]:
+def _examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
     about = status.name
     heads = {number: head for number, head in enumerate(status.heads) if isinstance(head, HeadStatus)}
     absent = {number: why for number, why in enumerate(status.heads) if isinstance(why, str)}
@@ -289,7 +289,7 @@ def _design(config: Config, status: DesignStatus) -> Iterator[Finding]:
         begin = "start 'nodestate consume', with the same --cell and --store"
         yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see the lines about the store")
     if heads:
-        yield from _owners(config, about, heads)
+        yield from _examine_owners(config, about, heads)
     view = status.view
     lost = {p.partition: p.lost for p in view.partitions if p.lost and p.partition in heads}
     if lost:
@@ -311,7 +311,7 @@ def _design(config: Config, status: DesignStatus) -> Iterator[Finding]:
         )
 
 
-def _owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterator[Finding]:
+def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterator[Finding]:
     members = Counter(head.member for head in heads.values())
     oldest = max(heads, key=lambda number: heads[number].age_s)
     behind = max(heads, key=lambda number: heads[number].behind_s)
@@ -335,8 +335,8 @@ def _owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterato
         since = f"for {_span(heads[behind].behind_s)}" if heads[behind].behind_s < 1e6 else "since it started"
         says = f"the owner of partition {behind} has not been caught up with its queue {since}"
         yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
-    if unvouched := [number for number, head in heads.items() if not head.vouched]:
-        says = f"{len(unvouched)} partitions may not know all their nodes yet, for example {unvouched[:4]}"
+    if doubtful := [number for number, head in heads.items() if not head.complete]:
+        says = f"{len(doubtful)} partitions may not know all their nodes yet, for example {doubtful[:4]}"
         advice = (
             f"their owners started without stored state and wait for reports, at most {config.settle_s:g} s; no "
             f"action is needed"
@@ -344,7 +344,7 @@ def _owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterato
         yield Finding(WARN, about, says, advice)
 
 
-def _agents(config: Config, view: View) -> Iterator[Finding]:
+def _examine_agents(config: Config, view: View) -> Iterator[Finding]:
     now = time.time()
     if all(partition.table is None for partition in view.partitions):
         yield Finding(WARN, "agents", "not known, because no partition can be read", "see the lines above")

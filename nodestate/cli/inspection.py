@@ -37,7 +37,7 @@ class HeadStatus(NamedTuple):
     """Offset of the next commit."""
     behind_s: float
     """Seconds from the moment at which the owner was last caught up with its queue to its last renewal."""
-    vouched: bool
+    complete: bool
     """True if the owner knows all nodes of the partition."""
     age_s: float
     """Seconds since the owner's last renewal, in whole seconds of the store's clock; infinite if that is not known."""

@@ -13,14 +13,12 @@ from nodestate.ports import Clock, Sink
 from nodestate.ports.backoff import DoublingPause
 
 FIRST_PAUSE_S: Final = 0.1
-"""Pause before events are sent again for the first time; it doubles …"""
+"""Pause before events are sent again for the first time; it doubles up to ``LONGEST_PAUSE_S``."""
 LONGEST_PAUSE_S: Final = 2.0
-"""… up to this."""
 FLUSH_S: Final = 0.5
 """How long one wait for confirms takes."""
 UNSETTLED_COUNT: Final = 20_000
-"""Events that are sent but not settled, at most: without a limit, one unconfirmed event would hold back all later ones.
-"""
+"""Events that may be sent but not settled. Without a limit, one unconfirmed event would let all later ones pile up."""
 
 
 @dataclass(slots=True)

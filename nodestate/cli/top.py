@@ -80,7 +80,7 @@ def _as_json(status: DesignStatus) -> dict[str, Any]:
                 "epoch": f"{head.epoch:x}",
                 "offset": head.next,
                 "behind": head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf,
-                "vouched": head.vouched,
+                "vouched": head.complete,
             }
         partitions.append(row | {"lost": status.view.partitions[number].lost})
     view = status.view
@@ -100,11 +100,11 @@ def _renderable(statuses: Sequence[DesignStatus]) -> RenderableType:
         len(status.heads): [one for one in statuses if len(one.heads) == len(status.heads)] for status in statuses
     }
     tables = [part for of_layout in layouts.values() for part in ("", _table(of_layout))]
-    unvouched = any(not partition.complete for status in statuses for partition in status.view.partitions)
+    doubtful = any(not partition.complete for status in statuses for partition in status.view.partitions)
     return Group(
         *lines,
         *tables,
-        Text("* the owner of this partition may not know all nodes yet" if unvouched else "", style="yellow"),
+        Text("* the owner of this partition may not know all nodes yet" if doubtful else "", style="yellow"),
     )
 
 
@@ -149,8 +149,8 @@ def _owners(statuses: Sequence[DesignStatus], number: int) -> Text:
 def _cells(status: DesignStatus, number: int) -> list[RenderableType]:
     head = status.heads[number]
     _, incomplete = _nodes(status, number)
-    vouched = status.view.partitions[number].complete
-    about = Text(f"{incomplete:,}" + ("" if vouched else "*"), style="yellow" if incomplete or not vouched else "")
+    complete = status.view.partitions[number].complete
+    about = Text(f"{incomplete:,}" + ("" if complete else "*"), style="yellow" if incomplete or not complete else "")
     if not isinstance(head, HeadStatus):
         return ["-", "-", "-", _duration(_age(status, number), 5.0), about]
     behind = head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf

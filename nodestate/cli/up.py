@@ -174,7 +174,7 @@ class _CellSampler:
             refresh_p95_s=p95_s,
             stale=len(view.stale),
             incomplete=len(view.incomplete),
-            vouched=sum(partition.complete for partition in view.partitions),
+            complete=sum(partition.complete for partition in view.partitions),
         )
 
 

@@ -44,7 +44,7 @@ class DesignSample:
     """Nodes without a recent sign of life."""
     incomplete: int
     """Nodes and partitions of which the view misses an event."""
-    vouched: int
+    complete: int
     """Partitions whose owner knows all nodes."""
 
 
@@ -117,8 +117,8 @@ def _facts(sample: CellSample) -> Table:
         f"[cyan]{sample.events_per_s:,.0f}/s[/], {sample.published:,} published, {sample.applied:,} applied{dead}",
     )
     partitions = sample.config.partitions
-    vouched = min((one.vouched for one in sample.designs), default=0)
-    known = "all complete" if vouched == partitions else f"{vouched} complete, the others wait for reports of nodes"
+    complete = min((one.complete for one in sample.designs), default=0)
+    known = "all complete" if complete == partitions else f"{complete} complete, the others wait for reports of nodes"
     table.add_row("consumer", f"owns {sample.owned} of {partitions} partitions, {known}")
     metrics = ", ".join(f"{name} {value:g}" for name, value in sorted(sample.host_metrics.items()))
     table.add_row(

@@ -128,9 +128,7 @@ def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: 
 
 
 def _require_read(run: Run, view: View, *, or_refuse: bool) -> None:
-    """Print which partitions can't be read. Raises ``NothingReadError`` if no partition was read and ``or_refuse`` is
-    true.
-    """
+    """Print which partitions can't be read. With ``or_refuse``, raise ``NothingReadError`` if that is all of them."""
     unread = [partition for partition in view.partitions if partition.lost]
     if not unread:
         return
