@@ -167,6 +167,14 @@ def test_hints_that_no_patch_can_set_come_as_a_full_state() -> None:
     assert reading.state["allocations"]["vm-1"]["hints"] == {"boot_volume": None}
 
 
+def test_a_node_that_is_revived_before_the_first_poll_is_not_silent() -> None:
+    """Regression: a simulated agent that restarted between the two stayed silent, and its copies were never ended."""
+    fleet = StaticFleet({"n1": {"inventory": {"VCPU": {"total": 8}}}})
+    fleet.kill("n1")
+    fleet.revive("n1")
+    assert not any(isinstance(reading, NodeSilent) for reading in fleet.poll(0.0))
+
+
 def test_an_ordered_instance_does_not_end_by_itself() -> None:
     fleet = SimulatedFleet(3, changes_per_s=1_000.0)
     _states(fleet)

@@ -90,7 +90,7 @@ class StaticFleet:
         self._restore_allocations()
         for name in self._names:
             yield FullState(name, self.state(name))
-        yield from (reading for reading in readings if isinstance(reading, NodeSilent))
+        yield from (NodeSilent(name) for name in self._names if self._nodes[name].silent)
 
     def state(self, name: str) -> dict[str, Any]:
         """The full state of one node."""
