@@ -1,4 +1,4 @@
-"""A cell that runs as its control record says, for tests that play its operator."""
+"""A cell that follows its control record, for tests that act as its operator."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PARTITIONS = 2
 
 
 def K(name: str) -> StoredDesign:  # noqa: N802  stands in every line
-    """What an operator names; of the layout that these cells begin with where the name says none."""
+    """The design that a name means; without a number, in the layout that these cells begin with."""
     return parse_stored_design(name, PARTITIONS)
 
 
 class Switched(World):
-    """A cell that runs as its control record says, its operator, and a reader that follows."""
+    """A cell that follows its control record, its operator, and a reader that follows the record."""
 
     def __init__(self, designs: Sequence[str] = ("journal",), **settings: Any) -> None:
         super().__init__(designs=tuple(designs), follows_control=True, **settings)
@@ -44,18 +44,18 @@ class Switched(World):
 
     @property
     def record(self) -> Control:
-        """As an operator sees it."""
+        """The record as an operator sees it."""
         found = newest(self.operator.read())
         assert found is not None
         return found
 
     def take(self, control: Control) -> None:
-        """A step of the operator's, and a moment for consumers to go along."""
+        """Take a step of the operator, and let consumers follow."""
         assert self.operator.change(self.operator.read(), control)
         self.run_well(3)
 
     def whole(self, design: str) -> bool:
-        """Whether all partitions of a design are there for a reader that never looked before."""
+        """True if all partitions of a design are complete for a new reader."""
         reader = Reader(self.config, design=design, stores=self.fresh_stores(), clock=self.clock)
         view = reader.read(max_age=3.0, on_stale="flag")
         return sorted(view.nodes) == NODES and not view.incomplete and not view.stale

@@ -1,4 +1,4 @@
-"""Tables for tests, made as a design's reader makes them."""
+"""Tables for tests, created as a design's reader creates them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PART_BYTES = 60_000
 
 
 def encoded(record: NodeRecord) -> bytes:
-    """A record as a row that nobody has looked at."""
+    """A record as a row that was not decoded."""
     [block] = pack_records([record], PART_BYTES)
     [(_, row)] = unpack_block(block)
     return row
 
 
 def advanced(table: Table, offset: int, records: dict[int, NodeRecord], lost: Sequence[str] = ()) -> Table:
-    """The table after these records by slot, every other one of them still encoded."""
+    """The table after these records by slot, every other one of them encoded."""
     rows: dict[int, Row] = {slot: encoded(one) if slot % 2 else one for slot, one in records.items()}
     new = [records[slot].name for slot in sorted(records) if slot >= table.size]
     return table.advanced(offset, rows, new, [*lost, *(one.name for one in records.values() if one.incomplete)])

@@ -1,4 +1,4 @@
-"""The columns: incremental equals from scratch, and arrays that were handed out never change."""
+"""The columns: incremental results equal computed ones, and arrays that were returned never change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = ["A", "B", "C"]
 
 
 def node(name: str, generation: int, state: dict | None) -> NodeRecord:
-    """A node as it would be folded; None: it left."""
+    """The record of a node after a report; None: after it left."""
     fields = {"node": name, "incarnation": 1, "generation": generation, "reported_at": 1.0}
     more = {"kind": "leave"} if state is None else {"kind": "report", "state": state}
     record = fold(None, parse_event(msgpack.packb({**fields, **more}))).record
@@ -37,7 +37,7 @@ states = st.none() | st.fixed_dictionaries(
 
 
 def from_scratch(tables: list[Table | None], left_out: set[str]) -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
-    """By name: status code, and by class capacity and usage. Nothing but the records is asked."""
+    """By name: status code, and by class capacity and usage, computed from the records alone."""
     rows = {}
     for table in tables:
         for record in table.records() if table is not None else ():
@@ -74,7 +74,7 @@ def copied(columns: Columns) -> tuple:
 
 
 class ColumnsMachine(RuleBasedStateMachine):
-    """Two partitions whose nodes change, appear and leave; partitions that are lost and begin anew."""
+    """Two partitions whose nodes change, appear and leave; partitions that are lost and begin again."""
 
     @initialize()
     def begin(self) -> None:
@@ -138,7 +138,7 @@ class ColumnsMachine(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 1_000))
     def look_at_an_older_view(self, pick: int) -> None:
-        """Columns are made on first use: a scheduler may ask an old view for them after a newer one."""
+        """Columns are computed on first use: a scheduler may ask an older view for them after a newer one."""
         tables = self.seen[pick % len(self.seen)]
         assert rows_of(self.store.of(tables)) == from_scratch(tables, set())
 
@@ -165,7 +165,7 @@ def test_free_is_capacity_minus_usage_and_may_be_negative() -> None:
     assert {name: array.tolist() for name, array in columns.free.items()} == {"A": [-2], "B": [-1]}
 
 
-def test_no_scheduler_can_write_into_another_s_columns() -> None:
+def test_columns_are_read_only() -> None:
     """Views share their arrays."""
     columns = ColumnStore().of([table_of(1, 1, [node("n", 1, {"usage": {"A": 5}})])])
     for array in (columns.usage["A"], columns.capacity["A"], columns.status):
@@ -173,7 +173,7 @@ def test_no_scheduler_can_write_into_another_s_columns() -> None:
             array[0] = 1
 
 
-def test_a_cell_of_which_nothing_is_known_has_empty_columns() -> None:
-    """The first read of a scheduler that came up first."""
+def test_columns_of_an_unknown_cell_are_empty() -> None:
+    """The first read of a scheduler that started before any consumer."""
     columns = ColumnStore().of([None, None])
     assert (list(columns.names), columns.status.tolist(), dict(columns.capacity)) == ([], [], {})

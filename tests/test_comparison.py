@@ -1,4 +1,4 @@
-"""Two views differ only where no delay explains it."""
+"""Comparison of two views: they differ only where a delay cannot explain it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def record(name: str, generation: int, *, usage: int = 0, gone: bool = False) ->
 
 
 def only_seen(name: str) -> NodeRecord:
-    """A node of which a change came, and no report yet."""
+    """A node of which a change arrived, and no report yet."""
     return NodeRecord(name, 0, 0, 1_700_000_000, 5, 1.7e9, False, "down", "", b"", b"", b"", b"")
 
 
@@ -50,7 +50,7 @@ NOTHING: dict[str, list[str]] = {"missed": [], "redundant": [], "older": [], "ne
         (record("a", 2), record("a", 2, gone=True), "different"),
     ],
 )
-def test_a_difference_is_named(left: NodeRecord | None, right: NodeRecord | None, kind: str) -> None:
+def test_each_kind_of_difference_is_named(left: NodeRecord | None, right: NodeRecord | None, kind: str) -> None:
     found = differences({"a": left} if left else {}, {"a": right} if right else {})
     assert by_kind(found) == NOTHING | {kind: ["a"]}
 
@@ -64,14 +64,14 @@ def test_a_difference_is_named(left: NodeRecord | None, right: NodeRecord | None
         (only_seen("a"), None),
     ],
 )
-def test_what_a_scheduler_can_not_tell_apart_is_no_difference(
+def test_nodes_that_look_the_same_to_a_scheduler_do_not_differ(
     left: NodeRecord | None, right: NodeRecord | None
 ) -> None:
     assert differences({"a": left} if left else {}, {"a": right} if right else {}) == {}
 
 
-def test_the_order_of_keys_in_a_state_is_no_difference() -> None:
-    """msgpack keeps the order in which a map was made, which depends on the way that events took."""
+def test_order_of_keys_in_a_state_is_no_difference() -> None:
+    """msgpack keeps the order in which a map was built, which depends on the order of events."""
     one = msgspec.structs.replace(record("a", 2), rest=msgspec.msgpack.encode({"status": "up", "zone": "a"}))
     fields = msgspec.msgpack.decode(one.rest)
     other = msgspec.structs.replace(one, rest=msgspec.msgpack.encode(dict(reversed(fields.items()))))
@@ -80,42 +80,42 @@ def test_the_order_of_keys_in_a_state_is_no_difference() -> None:
 
 
 class TestPersisting:
-    """Views are read one after the other while events keep coming."""
+    """Views are read one after the other while events arrive."""
 
-    def test_a_side_that_came_to_where_the_other_was_lost_nothing(self) -> None:
+    def test_side_that_reaches_the_version_of_the_other_is_cleared(self) -> None:
         suspects = differences(records(record("a", 7)), records(record("a", 5)))
         assert suspects["a"].kind == "older"
 
         assert persisting(suspects, records(record("a", 9)), records(record("a", 7))) == {}
 
-    def test_a_side_that_stays_behind_stays_suspect(self) -> None:
+    def test_side_that_stays_behind_stays_suspect(self) -> None:
         suspects = differences(records(record("a", 7)), records(record("a", 5)))
 
         for newest in (8, 9, 10):
             suspects = persisting(suspects, records(record("a", newest)), records(record("a", 6)))
             assert by_kind(suspects)["older"] == ["a"]
 
-    def test_the_same_version_with_another_state_is_never_a_delay(self) -> None:
-        """Even where both sides moved on: a version names one state for ever."""
+    def test_same_version_with_another_state_is_never_a_delay(self) -> None:
+        """Even if both sides advanced: a version names one state for ever."""
         suspects = differences(records(record("a", 5, usage=1)), records(record("a", 5, usage=2)))
 
         suspects = persisting(suspects, records(record("a", 9)), records(record("a", 8)))
         assert list(suspects) == ["a"]
         assert persisting(suspects, records(record("a", 9)), records(record("a", 9))) == {}
 
-    def test_a_side_that_caught_up_with_another_state_stays_suspect(self) -> None:
+    def test_side_that_catches_up_with_another_state_stays_suspect(self) -> None:
         suspects = differences(records(record("a", 7)), records(record("a", 5)))
 
         suspects = persisting(suspects, records(record("a", 7, usage=1)), records(record("a", 7, usage=2)))
         assert by_kind(suspects)["different"] == ["a"]
 
-    def test_what_differs_for_the_first_time_is_left_to_a_later_check(self) -> None:
+    def test_new_difference_is_left_to_a_later_comparison(self) -> None:
         suspects = differences(records(record("a", 7)), records(record("a", 5)))
 
         left, right = records(record("a", 7), record("b", 2)), records(record("a", 7))
         assert persisting(suspects, left, right) == {}
 
-    def test_a_node_that_leaves_meanwhile_is_cleared(self) -> None:
+    def test_node_that_leaves_meanwhile_is_cleared(self) -> None:
         suspects = differences(records(record("a", 7)), {})
         assert suspects["a"].kind == "missed"
 
@@ -124,7 +124,7 @@ class TestPersisting:
 
 
 class TestAgents:
-    def test_a_view_must_be_as_new_as_the_census_before_it(self) -> None:
+    def test_view_must_be_as_new_as_the_census_before_it(self) -> None:
         census = {"a": version(5), "b": version(5), "c": version(5), "d": version(1)}
         view = records(record("a", 5), record("b", 6), record("c", 4))
 
@@ -132,10 +132,10 @@ class TestAgents:
 
         assert by_kind(found) == NOTHING | {"missed": ["d"], "older": ["c"]}
 
-    def test_a_node_whose_agent_is_silent_is_no_difference(self) -> None:
+    def test_node_whose_agent_did_not_answer_is_not_compared(self) -> None:
         assert differences_from_agents({}, records(record("a", 5))) == {}
 
-    def test_with_their_states_agents_have_the_last_word(self) -> None:
+    def test_states_of_agents_are_compared_with_the_view(self) -> None:
         view = records(record("a", 5, usage=1), record("b", 5, usage=1))
         census = {"a": version(5), "b": version(5)}
 

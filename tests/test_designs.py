@@ -1,4 +1,4 @@
-"""The control record: which steps follow which, where it lives, and how consumers and readers go along."""
+"""The control record: the order of its steps, its stores, and how consumers and readers follow it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ START = Control(3, (K("journal"),), K("journal"))
 # -- steps ----------------------------------------------------------------------------------------
 
 
-def test_a_switch_there_and_back() -> None:
-    """As drawn in the module; each change is one version more, so that the newest copy is known."""
+def test_switch_to_another_design_and_back() -> None:
+    """As drawn in the module. Each change raises the version, so the newest copy is known."""
     both = prepared(START, K("snapshot"), "me")
     assert both == Control(4, (K("journal"), K("snapshot")), K("journal"), None, "me")
     over = cut_over(both, K("snapshot"), "me")
@@ -52,8 +52,8 @@ def test_a_switch_there_and_back() -> None:
     assert retired(over, K("journal"), "me") == Control(6, (K("snapshot"),), K("snapshot"), None, "me")
 
 
-def test_a_step_taken_twice_is_taken_once() -> None:
-    """Whoever was interrupted repeats the command."""
+def test_repeated_step_changes_nothing() -> None:
+    """After an interruption the operator repeats the command."""
     both = prepared(START, K("snapshot"), "me")
     over = cut_over(both, K("snapshot"), "me")
     gone = retired(over, K("journal"), "me")
@@ -63,7 +63,7 @@ def test_a_step_taken_twice_is_taken_once() -> None:
     assert rolled_back(START, "you") is START
 
 
-def test_a_refusal_names_the_step_that_is_missing() -> None:
+def test_refusal_names_the_missing_step() -> None:
     """House rule 8."""
     with pytest.raises(DesignStepError, match="prepare snapshot") as caught:
         cut_over(START, K("snapshot"), "me")
@@ -74,8 +74,10 @@ def test_a_refusal_names_the_step_that_is_missing() -> None:
         retired(prepared(START, K("snapshot@3"), "me"), K("journal"), "me")
 
 
-def test_a_name_that_is_written_in_another_layout_is_not_taken_for_retired() -> None:
-    """Regression: ``retire journal`` said that it was done while journal@2 went on, as a name without a number is of what is read."""
+def test_design_written_in_another_layout_does_not_count_as_retired() -> None:
+    """Regression: ``retire journal`` reported success while journal@2 was still written, because a name without a
+    number means the layout that is read.
+    """
     both = cut_over(prepared(START, K("snapshot@3"), "me"), K("snapshot@3"), "me")
     with pytest.raises(DesignStepError, match=r"do not write journal@3: .* They write journal@2") as refused:
         require_named(both, K("journal@3"))
@@ -88,20 +90,22 @@ def test_a_name_that_is_written_in_another_layout_is_not_taken_for_retired() -> 
 @pytest.mark.parametrize(
     "text", ["tape", "tape@2", "@2", "", "snapshot@", "snapshot@0", "snapshot@241", "snapshot@x", "snapshot@-1"]
 )
-def test_a_name_that_means_nothing_is_refused(text: str) -> None:
+def test_invalid_name_of_a_design_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"no design|names no design in a layout"):
         parse_stored_design(text, 8)
 
 
-def test_a_name_says_its_layout_where_there_are_several() -> None:
-    """And is short as long as it can't be mistaken."""
+def test_names_have_a_number_only_if_there_are_several_layouts() -> None:
+    """A name is short as long as it is not ambiguous."""
     assert display_names([K("journal"), K("sql")]) == {K("journal"): "journal", K("sql"): "sql"}
     assert display_names([K("journal@2"), K("journal@3")]) == {K("journal@2"): "journal@2", K("journal@3"): "journal@3"}
     assert parse_stored_design(str(K("journal@3")), 2) == K("journal@3")
 
 
-def test_the_queues_of_a_layout_that_was_taken_back_into_use_stay() -> None:
-    """Regression (I6): the command that retired it waited for consumers to leave, and when all began anew it deleted what they read."""
+def test_queues_of_a_layout_that_is_used_again_are_not_deleted() -> None:
+    """Regression (I6): the command that retired the layout waited for consumers to leave; when all of them restarted,
+    it deleted queues that they read again.
+    """
     broker = MemoryBroker(2)
     over = cut_over(prepared(START, K("journal@3"), "one"), K("journal@3"), "one")
     gone = retired(over, K("journal"), "one")
@@ -115,8 +119,8 @@ def test_the_queues_of_a_layout_that_was_taken_back_into_use_stay() -> None:
     assert list(broker.layouts) == []
 
 
-def test_the_last_of_a_layout_leaves_its_queues_behind_until_they_are_cleared() -> None:
-    """So whoever was interrupted before they were deleted can see it, and repeat the command."""
+def test_last_design_of_a_layout_stays_in_the_record_until_its_queues_are_deleted() -> None:
+    """An operator whose command was interrupted before that can see it, and repeat the command."""
     both = prepared(prepared(START, K("snapshot"), "me"), K("snapshot@3"), "me")
     over = cut_over(both, K("snapshot@3"), "me")
     one_left = retired(over, K("snapshot"), "me")
@@ -140,9 +144,10 @@ EVERY = st.builds(StoredDesign, st.sampled_from(DESIGN_NAMES), st.sampled_from([
 
 
 @given(st.lists(st.tuples(st.sampled_from(STEPS), EVERY), max_size=20))
-def test_whatever_an_operator_does_what_is_read_is_written(steps: list[Any]) -> None:
-    """And what a rollback would go back to, too, and no layout is written and leaving; the version counts changes, and nothing
-    else.
+def test_design_that_is_read_is_always_written(steps: list[Any]) -> None:
+    """So is the design that a rollback returns to, and no layout is both written and leaving.
+
+    The version counts changes, and nothing else.
     """
     control = START
     for step, kept in steps:
@@ -177,15 +182,15 @@ def versions(places: ControlStore) -> list[int | None]:
     return [copy.control.version if copy.control else None for copy in places.read()]
 
 
-def test_a_change_is_decided_in_one_place_and_copied_to_all(places: ControlStore) -> None:
+def test_change_is_decided_in_one_store_and_copied_to_all(places: ControlStore) -> None:
     places.put_back(START, places.read())
     assert versions(places) == [3, 3, 3]
     assert places.change(places.read(), prepared(START, K("snapshot"), "me"))
     assert versions(places) == [4, 4, 4]
 
 
-def test_of_two_operators_one_is_too_late(places: ControlStore) -> None:
-    """By compare-and-swap: neither overwrites what they have not seen."""
+def test_second_of_two_simultaneous_changes_fails(places: ControlStore) -> None:
+    """By compare-and-swap: neither overwrites a change that it has not seen."""
     places.put_back(START, places.read())
     seen = places.read()
     assert places.change(seen, prepared(START, K("snapshot"), "me"))
@@ -193,10 +198,8 @@ def test_of_two_operators_one_is_too_late(places: ControlStore) -> None:
     assert newest(places.read()) == prepared(START, K("snapshot"), "me")
 
 
-def test_a_copy_that_is_lost_or_old_is_put_back_and_never_wins(
-    places: ControlStore, servers: list[MemoryServer]
-) -> None:
-    """memcached was flushed; or a server comes back with what it had before an outage."""
+def test_lost_or_old_copy_is_replaced_and_never_used(places: ControlStore, servers: list[MemoryServer]) -> None:
+    """memcached was flushed, or a server comes back with its copy from before an outage."""
     later = prepared(START, K("snapshot"), "me")
     places.put_back(START, places.read())
     servers[2].stop()
@@ -209,8 +212,10 @@ def test_a_copy_that_is_lost_or_old_is_put_back_and_never_wins(
     assert versions(places) == [4, 4, 4]
 
 
-def test_nobody_changes_what_only_a_copy_knows(places: ControlStore, servers: list[MemoryServer]) -> None:
-    """The database was set back: a change on top of its old record would count as one that was made already."""
+def test_change_fails_if_the_deciding_store_has_an_older_record(
+    places: ControlStore, servers: list[MemoryServer]
+) -> None:
+    """The database was set back. A change of its old record would get a version that was used already."""
     places.put_back(prepared(START, K("snapshot"), "me"), places.read())
     servers[0].flush()
     with pytest.raises(ControlLostError, match="store-0"):
@@ -220,7 +225,7 @@ def test_nobody_changes_what_only_a_copy_knows(places: ControlStore, servers: li
         places.change(places.read(), prepared(START, K("sql"), "you"))
 
 
-def test_the_place_that_decides_must_answer(places: ControlStore, servers: list[MemoryServer]) -> None:
+def test_deciding_store_must_answer(places: ControlStore, servers: list[MemoryServer]) -> None:
     places.put_back(START, places.read())
     servers[0].stop()
     found = places.read()
@@ -229,8 +234,8 @@ def test_the_place_that_decides_must_answer(places: ControlStore, servers: list[
         places.change(found, prepared(START, K("snapshot"), "me"))
 
 
-def test_rubbish_is_no_record(places: ControlStore, servers: list[MemoryServer]) -> None:
-    """It is replaced, not believed."""
+def test_corrupt_record_counts_as_missing(places: ControlStore, servers: list[MemoryServer]) -> None:
+    """It is replaced, not used."""
     MemoryStore(servers[0]).write([Write(Put.ADD, keys.control("cell1"), b"rubbish")])
     places.put_back(START, places.read())
     assert versions(places) == [3, 3, 3]
@@ -239,8 +244,8 @@ def test_rubbish_is_no_record(places: ControlStore, servers: list[MemoryServer])
 # -- consumers and readers ------------------------------------------------------------------------
 
 
-def test_consumers_make_the_record_from_the_settings_once() -> None:
-    """Later settings don't count: two members with different ones would take turns."""
+def test_consumers_create_the_record_from_the_settings_once() -> None:
+    """Later settings are ignored: two members with different ones would otherwise alternate."""
     world = Switched()
     assert world.record == first(world.config, world.record.version)
     assert [member.consumer.designs for member in world.members] == [("journal",), ("journal",)]
@@ -250,15 +255,15 @@ def test_consumers_make_the_record_from_the_settings_once() -> None:
     assert newcomer.consumer.designs == ("journal",)
 
 
-def test_the_first_record_reads_what_is_written() -> None:
-    """The default of read_design may be a design that these settings don't write."""
+def test_first_record_reads_a_design_that_is_written() -> None:
+    """The default of read_design may be a design that these settings do not write."""
     assert first(Config(designs=("journal",), read_design="snapshot", partitions=2), 1.5) == Control(
         1, (K("journal"),), K("journal"), None, "settings"
     )
 
 
-def test_a_consumer_that_can_not_know_the_record_takes_nothing() -> None:
-    """Its settings may be out of date, and what they don't say would be forgotten in the stores that do answer."""
+def test_consumer_that_cannot_read_the_record_takes_no_partition() -> None:
+    """Its settings may be out of date, and designs that they do not name would be removed."""
     world = Switched()
     world.take(prepared(world.record, K("snapshot"), "me"))
     for member in list(world.members):
@@ -276,8 +281,8 @@ def test_a_consumer_that_can_not_know_the_record_takes_nothing() -> None:
     assert world.whole("snapshot")
 
 
-def test_a_reader_goes_over_when_the_caller_s_bound_allows_it() -> None:
-    """A design that was never looked at has an age that is known to two seconds only: no refusal for that."""
+def test_reader_switches_if_the_callers_bound_allows_it() -> None:
+    """The age of a design that was never read is known to two seconds only, which is no reason to refuse."""
     world = Switched()
     world.take(prepared(world.record, K("snapshot"), "me"))
     ages = []
@@ -293,8 +298,8 @@ def test_a_reader_goes_over_when_the_caller_s_bound_allows_it() -> None:
     assert designs[-1] == "snapshot"
 
 
-def test_a_design_that_is_prepared_is_begun_from_memory_and_kept_up() -> None:
-    """While the other goes on without a pause: nothing is asked of the agents."""
+def test_prepared_design_is_written_from_memory_and_kept_current() -> None:
+    """The other design continues without a pause, and agents are not asked for reports."""
     world = Switched()
     resyncs = [member.consumer.stats.resyncs for member in world.members]
     world.take(prepared(world.record, K("snapshot"), "me"))
@@ -307,9 +312,10 @@ def test_a_design_that_is_prepared_is_begun_from_memory_and_kept_up() -> None:
 
 
 @pytest.mark.parametrize("call", range(8))
-def test_a_member_that_slept_before_it_joined_a_design_overruns_nobody(call: int) -> None:
-    """Regression (I6, I7): it raised the term over the head of who has the partition by now, found other nodes than its own, and
-    began another epoch from memory, vouched for. What was acked in between was gone."""
+def test_member_that_slept_before_it_added_a_design_does_not_overrun_the_new_owner(call: int) -> None:
+    """Regression (I6, I7): it raised the term over the head of the present owner, found other nodes than its own, and
+    began another epoch from memory, as complete. Events that were acknowledged in between were lost.
+    """
     world = Switched()
     sleeper = world.members[1]
     world.clock.advance(1.1)
@@ -339,8 +345,8 @@ def test_a_member_that_slept_before_it_joined_a_design_overruns_nobody(call: int
     assert not view.incomplete
 
 
-def test_a_design_whose_place_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its begin is tried again; events and the designs that are there go on."""
+def test_design_whose_store_fails_does_not_delay_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its begin is tried again; events and the other designs continue."""
     world = Switched()
     failing = DESIGNS["snapshot"].writer
 
@@ -367,7 +373,7 @@ def test_a_design_whose_place_fails_keeps_nobody_waiting(monkeypatch: pytest.Mon
     assert world.whole("snapshot")
 
 
-def test_a_reader_follows_within_one_refresh() -> None:
+def test_reader_follows_a_cutover_within_one_refresh() -> None:
     """No restart, no error, no node older; and back again."""
     world = Switched()
     world.reader.read(max_age=3.0)
@@ -379,8 +385,8 @@ def test_a_reader_follows_within_one_refresh() -> None:
     assert world.reader.read(max_age=3.0).design == "journal"
 
 
-def test_a_reader_stays_where_it_is_until_the_other_design_lacks_nothing() -> None:
-    """A forced cutover to what is not there: old and whole is better than new and nothing."""
+def test_reader_stays_with_its_design_until_the_other_is_complete() -> None:
+    """After a forced cutover to a design that is not written, an old complete view is better than an empty new one."""
     world = Switched()
     world.reader.read(max_age=3.0)
     both = prepared(world.record, K("snapshot"), "me")
@@ -392,8 +398,8 @@ def test_a_reader_stays_where_it_is_until_the_other_design_lacks_nothing() -> No
     assert world.reader.read(max_age=3.0).design == "snapshot"
 
 
-def test_a_pinned_reader_follows_nobody() -> None:
-    """Whoever compares designs names them."""
+def test_reader_with_a_design_ignores_the_record() -> None:
+    """Commands that compare designs name them."""
     world = Switched()
     pinned = Reader(world.config, design="journal", stores=world.fresh_stores(), clock=world.clock)
     world.take(prepared(world.record, K("snapshot"), "me"))
@@ -401,8 +407,8 @@ def test_a_pinned_reader_follows_nobody() -> None:
     assert pinned.read(max_age=3.0).design == "journal"
 
 
-def test_a_design_that_is_retired_is_forgotten() -> None:
-    """Its readers see a loss, not an old state that passes for fresh (I5)."""
+def test_retired_design_is_removed() -> None:
+    """Its readers see a loss, not an old state that looks fresh (I5)."""
     world = Switched(["journal", "snapshot"])
     pinned = Reader(world.config, design="snapshot", stores=world.fresh_stores(), clock=world.clock)
     assert not pinned.read(max_age=3.0).incomplete
@@ -416,8 +422,8 @@ def test_a_design_that_is_retired_is_forgotten() -> None:
     assert world.whole("journal")
 
 
-def test_the_record_survives_the_loss_of_memcached() -> None:
-    """Consumers hold it; the settings, which say something else by now, don't come back."""
+def test_record_survives_the_loss_of_memcached() -> None:
+    """Consumers have it in memory; the settings, which are different by now, are not used."""
     world = Switched()
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
@@ -435,7 +441,7 @@ def test_the_record_survives_the_loss_of_memcached() -> None:
 
 
 class Failing:
-    """A design that can't be begun while ``fails``."""
+    """A design that cannot be begun while ``fails``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.fails = True
@@ -455,8 +461,11 @@ class Failing:
         return writer
 
 
-def test_nothing_is_acked_for_a_design_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """I6: a forced cutover to what can't be begun, and the old design retired. It stays until the other is there."""
+def test_no_event_is_acknowledged_for_a_design_that_is_not_written_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: after a forced cutover to a design that cannot be begun, the old design is retired.
+
+    It stays until the other is written.
+    """
     world = Switched()
     snapshot = Failing(monkeypatch, "snapshot")
     for step in (prepared, cut_over):
@@ -475,8 +484,8 @@ def test_nothing_is_acked_for_a_design_that_is_not_there_yet(monkeypatch: pytest
     assert (view.design, {name: node.version for name, node in view.nodes.items()}) == ("snapshot", wanted)
 
 
-def test_events_wait_where_no_design_is_there_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was left was lost meanwhile, with its consumer: what comes is not acked for nothing."""
+def test_events_wait_while_no_design_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last design was lost together with its consumer: new events must not be acknowledged."""
     world = Switched()
     member = world.members[0]
     held = next(iter(member.consumer.owned.values()))
@@ -493,7 +502,7 @@ def test_events_wait_where_no_design_is_there_at_all(monkeypatch: pytest.MonkeyP
     assert (held.pending, member.consumer.stats.commits) == (None, before)
 
 
-def test_a_place_that_is_away_and_not_written_keeps_no_partition_from_being_taken() -> None:
+def test_store_that_is_down_and_not_written_does_not_prevent_takeovers() -> None:
     """After the database was retired, an operator switches it off."""
     world = Switched(["sql", "snapshot"])
     world.take(cut_over(world.record, K("snapshot"), "me"))
@@ -506,8 +515,8 @@ def test_a_place_that_is_away_and_not_written_keeps_no_partition_from_being_take
     assert world.whole("snapshot")
 
 
-def test_a_reader_whose_servers_are_away_hears_of_the_rollback_elsewhere() -> None:
-    """memcached died after the cutover, and the operator goes back to the database: that is what a rollback is for."""
+def test_reader_whose_servers_are_down_learns_of_a_rollback_from_another_store() -> None:
+    """memcached died after the cutover, and the operator rolls back to the database."""
     world = Switched(["sql"])
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
@@ -519,8 +528,11 @@ def test_a_reader_whose_servers_are_away_hears_of_the_rollback_elsewhere() -> No
     assert world.reader.read(max_age=60.0, on_stale="flag").design == "sql"
 
 
-def test_an_operator_may_decide_elsewhere_by_force(places: ControlStore, servers: list[MemoryServer]) -> None:
-    """The database that decides is dead, and the cell is to leave it; when it is back its copy is old, and put back."""
+def test_force_lets_another_store_decide(places: ControlStore, servers: list[MemoryServer]) -> None:
+    """The deciding database is dead, and the cell is to leave it.
+
+    When the database is back, its old copy is replaced.
+    """
     places.put_back(START, places.read())
     servers[0].stop()
     later = prepared(START, K("snapshot"), "me")
@@ -531,8 +543,8 @@ def test_an_operator_may_decide_elsewhere_by_force(places: ControlStore, servers
     assert versions(places) == [4, 4, 4]
 
 
-def test_a_place_that_is_full_is_an_error_and_not_a_rival() -> None:
-    """Or the operator's command would try for ever."""
+def test_full_store_is_an_error_and_not_a_conflict() -> None:
+    """Otherwise the operator's command would try for ever."""
     server = MemoryServer(max_bytes=400, no_evict=True)
     places = ControlStore("cell1", Stores([MemoryStore(server)]))
     places.put_back(START, places.read())
@@ -541,8 +553,8 @@ def test_a_place_that_is_full_is_an_error_and_not_a_rival() -> None:
         places.change(places.read(), prepared(START, K("snapshot"), "me" * 200))
 
 
-def test_a_record_that_can_not_be_followed_ends_no_consumer() -> None:
-    """A design of a later version, or one that this consumer's settings name no place for."""
+def test_record_with_an_unknown_design_does_not_end_a_consumer() -> None:
+    """A design of a later version, or one for which this consumer's settings name no store."""
     for unknown in ("tape", "sql"):
         world = Switched()
         for member in list(world.members):
@@ -559,9 +571,11 @@ def test_a_record_that_can_not_be_followed_ends_no_consumer() -> None:
 
 
 @pytest.mark.parametrize("behind_s", [0.0, 1e6], ids=["clocks", "no-clocks"])
-def test_whoever_saw_a_record_that_was_lost_follows_the_next(behind_s: float) -> None:
-    """Regression: consumers put back the record before it, and the next change had the version that was lost. A reader that had seen
-    it stayed with a layout that was gone, for ever. So it is, too, where an operator's clock is behind."""
+def test_reader_that_saw_a_lost_record_follows_the_next(behind_s: float) -> None:
+    """Regression: consumers wrote the record from before again, and the next change got the version that was lost. A
+    reader that had seen the lost one stayed with a removed layout for ever. It also works if an operator's clock is
+    behind.
+    """
     world = Switched(servers=1)
 
     def change(after: Control) -> None:
@@ -579,10 +593,10 @@ def test_whoever_saw_a_record_that_was_lost_follows_the_next(behind_s: float) ->
     assert len(world.reader.read(max_age=5.0).partitions) == 2
 
 
-def test_of_two_records_of_one_version_that_of_the_place_that_decides_counts(
+def test_deciding_store_wins_between_two_records_of_one_version(
     places: ControlStore, servers: list[MemoryServer]
 ) -> None:
-    """And is copied over the other."""
+    """Its record is copied over the other."""
     one, two = prepared(START, K("snapshot"), "one"), prepared(START, K("sql"), "two")
     places.put_back(two, places.read())
     key = keys.control("cell1")
@@ -593,8 +607,10 @@ def test_of_two_records_of_one_version_that_of_the_place_that_decides_counts(
     assert [copy.control for copy in places.read()] == [two] * 3
 
 
-def test_readers_follow_a_record_that_had_to_begin_anew() -> None:
-    """memcached and all consumers are lost, and no database: the settings count again, for those who saw the old record, too."""
+def test_readers_follow_a_record_that_was_created_again() -> None:
+    """memcached and all consumers are lost, and there is no database: the settings apply again, also for readers that
+    saw the old record.
+    """
     world = Switched()
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
@@ -609,8 +625,8 @@ def test_readers_follow_a_record_that_had_to_begin_anew() -> None:
 
 
 @pytest.mark.parametrize("design", ["snapshot", "journal"])
-def test_a_cell_moves_to_other_servers_while_it_runs(design: str) -> None:
-    """One server becomes three, of which one may be the old one: the same design under other keys, and the same steps."""
+def test_cell_moves_to_other_memcached_servers_while_it_runs(design: str) -> None:
+    """One server becomes three, of which one may be the old one: the same design, under other keys."""
     world = Switched([design], servers=1, servers_b=3)
     moved = f"{design}_b"
     world.take(prepared(world.record, K(moved), "me"))
@@ -629,8 +645,10 @@ def test_a_cell_moves_to_other_servers_while_it_runs(design: str) -> None:
     assert newcomer.read(max_age=60.0, on_stale="flag").design == moved
 
 
-def test_a_driver_that_is_missing_elsewhere_is_no_error_of_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings name a database, this scheduler has no SQLAlchemy, and memcached is away: it ages, and raises nothing."""
+def test_missing_driver_of_another_store_does_not_fail_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings name a database, this scheduler has no SQLAlchemy, and memcached is down: the view ages, and no
+    error is raised.
+    """
     world = Switched()
     world.reader.read(max_age=5.0)
     world.reader.config = msgspec.structs.replace(world.config, sql="mariadb://nobody@nowhere/nothing")

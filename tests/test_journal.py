@@ -1,4 +1,4 @@
-"""The journal: prefixes and nothing else, checkpoints, trimming, and what happens when keys get lost."""
+"""The journal: exact prefixes, checkpoints, trimming, and lost keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def keys_of(server: MemoryServer, kind: str) -> list[str]:
 
 
 def grow(owner: Owner, commits: int, first: int = 1) -> None:
-    """Commits that change one node again and again."""
+    """Commit changes of one node again and again."""
     for generation in range(first, first + commits):
         owner.commit(
             report("n", generation, zone=f"z{generation}")
@@ -60,8 +60,11 @@ def grow(owner: Owner, commits: int, first: int = 1) -> None:
         )
 
 
-def test_a_reader_that_follows_pays_for_what_is_new(owner: Owner, watcher: Watcher) -> None:
-    """Nothing new, or one commit: one round trip, as the head is asked for with what comes next. k commits: one more."""
+def test_reader_that_keeps_up_needs_one_round_trip(owner: Owner, watcher: Watcher) -> None:
+    """Without news or with one commit: one round trip, because the next segment is fetched with the head.
+
+    With more commits: one more.
+    """
     owner.commit(report("n", 1))
     watcher.look()
     owner.commit(change("n", 2, zone="a"))
@@ -72,8 +75,8 @@ def test_a_reader_that_follows_pays_for_what_is_new(owner: Owner, watcher: Watch
     assert (held(watcher.look()), watcher.fetches) == (owner.records, [3])
 
 
-def test_a_segment_is_never_written_twice(owner: Owner, server: MemoryServer) -> None:
-    """Append-only: whoever read a key once has read it for ever."""
+def test_segment_is_never_written_twice(owner: Owner, server: MemoryServer) -> None:
+    """The journal is append-only: a key that was read once never changes."""
     grow(owner, 5)
     before = server.fetch(keys_of(server, "log"))
     grow(owner, 5, first=6)
@@ -82,8 +85,8 @@ def test_a_segment_is_never_written_twice(owner: Owner, server: MemoryServer) ->
 
 
 @pytest.mark.usefixtures("tight")
-def test_what_two_checkpoints_cover_is_trimmed(owner: Owner, server: MemoryServer, watcher: Watcher) -> None:
-    """A journal that only grew would be evicted from its unread end, that is, in the middle of its life."""
+def test_segments_covered_by_two_checkpoints_are_trimmed(owner: Owner, server: MemoryServer, watcher: Watcher) -> None:
+    """A journal that only grew would be evicted from its unread end, in the middle of its life."""
     grow(owner, 60)
     assert isinstance(owner.writer, JournalWriter)
     section = owner.writer.section
@@ -98,8 +101,8 @@ def test_what_two_checkpoints_cover_is_trimmed(owner: Owner, server: MemoryServe
     assert held(watcher.look()) == owner.records
 
 
-def test_a_checkpoint_waits_until_it_is_worth_its_writing(owner: Owner) -> None:
-    """A small partition would otherwise write all of itself with each change."""
+def test_checkpoint_is_written_only_if_the_tail_is_long_enough(owner: Owner) -> None:
+    """Otherwise a small partition would write all of itself with each change."""
     grow(owner, 20)
     assert isinstance(owner.writer, JournalWriter)
     assert owner.writer.section.tail_bytes < MIN_TAIL_BYTES
@@ -107,8 +110,8 @@ def test_a_checkpoint_waits_until_it_is_worth_its_writing(owner: Owner) -> None:
 
 
 @pytest.mark.usefixtures("tight")
-def test_a_reader_that_was_trimmed_from_under_begins_at_the_checkpoint(owner: Owner, watcher: Watcher) -> None:
-    """A scheduler that paused for long is not told that the store lost something: it did not."""
+def test_reader_whose_segments_were_trimmed_starts_at_the_checkpoint(owner: Owner, watcher: Watcher) -> None:
+    """A scheduler that paused for long gets no loss reported, because the store lost nothing."""
     owner.commit(report("n", 1))
     watcher.look()
     grow(owner, 60, first=2)
@@ -117,8 +120,8 @@ def test_a_reader_that_was_trimmed_from_under_begins_at_the_checkpoint(owner: Ow
 
 
 @pytest.mark.usefixtures("tight")
-def test_a_reader_that_is_trimmed_while_it_reads_looks_again(owner: Owner, watcher: Watcher) -> None:
-    """The head it read names segments that are gone a moment later; the next head is right."""
+def test_reader_whose_segments_are_trimmed_during_a_refresh_tries_again(owner: Owner, watcher: Watcher) -> None:
+    """The head that it read names segments that are deleted a moment later; the next head is right."""
     owner.commit(report("n", 1))
     watcher.look()
     owner.commit(change("n", 2, zone="a"))
@@ -133,10 +136,11 @@ def test_a_reader_that_is_trimmed_while_it_reads_looks_again(owner: Owner, watch
     assert (held(state), state.lost, state.table and state.table.offset) == (owner.records, "", 64)
 
 
-def test_a_lost_segment_ends_the_prefix_and_is_healed_by_a_repair(
-    owner: Owner, server: MemoryServer, watcher: Watcher
-) -> None:
-    """I5: the view stays the prefix that it was, says so, and asks; the owner covers the hole with a checkpoint."""
+def test_lost_segment_ends_the_prefix_until_a_repair(owner: Owner, server: MemoryServer, watcher: Watcher) -> None:
+    """I5: the view stays at its prefix, is marked as lost, and the reader asks for a repair.
+
+    The owner covers the hole with a checkpoint.
+    """
     owner.commit(report("n", 1))
     before = watcher.look()
     owner.commit(change("n", 2, zone="a"))
@@ -151,10 +155,10 @@ def test_a_lost_segment_ends_the_prefix_and_is_healed_by_a_repair(
     assert (held(healed), healed.lost) == (owner.records, "")
 
 
-def test_a_hole_does_not_look_fresh_however_often_the_owner_renews(
+def test_view_with_a_missing_segment_ages_although_the_owner_renews(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """The age of what a reader holds goes on; the head's own freshness is not the table's."""
+    """The age of the reader's table continues; the freshness of the head is not that of the table."""
     owner.commit(report("n", 1))
     confirmed_at = watcher.look().confirmed_at
     owner.commit(change("n", 2, zone="a"))
@@ -166,8 +170,8 @@ def test_a_hole_does_not_look_fresh_however_often_the_owner_renews(
 
 
 @pytest.mark.parametrize("damage", ["evicted", "corrupt", "no event"])
-def test_a_damaged_segment_is_a_lost_one(owner: Owner, server: MemoryServer, watcher: Watcher, damage: str) -> None:
-    """Torn bytes never become half a commit."""
+def test_damaged_segment_counts_as_lost(owner: Owner, server: MemoryServer, watcher: Watcher, damage: str) -> None:
+    """Damaged bytes never become half a commit."""
     owner.commit(report("n", 1), report("m", 1))
     key = keys.segment(J, 7, 1, 1)
     value = server.fetch([key])[key].value
@@ -179,10 +183,13 @@ def test_a_damaged_segment_is_a_lost_one(owner: Owner, server: MemoryServer, wat
 
 
 @pytest.mark.usefixtures("tight")
-def test_a_lost_part_of_a_checkpoint_stops_new_readers_only(
+def test_lost_part_of_a_checkpoint_affects_only_new_readers(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """Rarely read items go first; whoever follows along does not need them. A repair writes another."""
+    """memcached evicts rarely read items first; readers that keep up do not need them.
+
+    A repair writes another checkpoint.
+    """
     for n in range(12):
         owner.commit(report(f"n{n}", 1, zone="z" * 60))
     watcher.look()
@@ -199,18 +206,20 @@ def test_a_lost_part_of_a_checkpoint_stops_new_readers_only(
     assert (held(late.look()), late.look().lost) == (owner.records, "")
 
 
-def test_a_journal_with_a_hole_is_not_built_upon(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
-    """An heir that began with half a history would write it on as if it were whole."""
+def test_journal_with_a_missing_segment_is_not_taken_over(
+    owner: Owner, server: MemoryServer, clock: ManualClock
+) -> None:
+    """An heir that started with half of the history would continue it as if it were whole."""
     owner.commit(report("n", 1))
     owner.commit(change("n", 2, zone="a"))
     server.evict(keys.segment(J, 7, 1, 1))
     assert Owner("journal", server, clock, "b").take() is None
 
 
-def test_an_heir_goes_on_where_the_owner_stopped(
+def test_new_owner_continues_where_the_old_one_stopped(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """Readers that follow along notice nothing but the term in the names of segments."""
+    """Readers that keep up notice only the term in the keys of segments."""
     owner.commit(report("n", 1))
     watcher.look()
     heir = Owner("journal", server, clock, "b")
@@ -223,10 +232,10 @@ def test_an_heir_goes_on_where_the_owner_stopped(
     assert held(Watcher("journal", server, clock).look()) == heir.records
 
 
-def test_a_zombie_s_segment_is_nobody_s(
+def test_segment_of_a_zombie_is_ignored(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """I7: both wrote a commit of the same number; the head says whose counts."""
+    """I7: both owners wrote a commit of the same number; the head says whose is valid."""
     owner.commit(report("n", 1))
     heir = Owner("journal", server, clock, "b")
     heir.take()
@@ -240,10 +249,10 @@ def test_a_zombie_s_segment_is_nobody_s(
 @pytest.mark.usefixtures("tight")
 @pytest.mark.parametrize("fault", [Fault(0), Fault(1), Fault(None), Fault(0, late=True), Fault(1, late=True)])
 @pytest.mark.parametrize("call", range(4))
-def test_a_commit_that_went_unanswered_anywhere_is_there_once(
+def test_unanswered_commit_takes_effect_once(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock, fault: Fault, call: int
 ) -> None:
-    """I2 and I6 through the row that matters most: at each call, carried out, partly, later or never."""
+    """I2 and I6 through the most important fault: at each call, whether it was carried out, partly, later or never."""
     grow(owner, 20)
     for generation in range(21, 40):
         try:
@@ -259,8 +268,8 @@ def test_a_commit_that_went_unanswered_anywhere_is_there_once(
     assert watcher.look().lost == ""
 
 
-def test_a_full_store_keeps_what_was_there(clock: ManualClock) -> None:
-    """A commit that finds no room is refused whole, and goes through once there is some."""
+def test_full_store_keeps_the_old_state(clock: ManualClock) -> None:
+    """A commit for which there is no memory is refused as a whole, and succeeds once there is memory."""
     server = MemoryServer(clock=clock, max_bytes=4_000, no_evict=True)
     owner, watcher = Owner("journal", server, clock), Watcher("journal", server, clock)
     owner.begin()
@@ -275,10 +284,11 @@ def test_a_full_store_keeps_what_was_there(clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("key", [keys.head(J, 7), keys.epoch(J)], ids=["head", "epoch key"])
-def test_what_names_the_contents_may_get_lost_too(
-    owner: Owner, server: MemoryServer, watcher: Watcher, key: str
-) -> None:
-    """A new reader is refused; the owner puts back the epoch key, and begins anew without the head."""
+def test_lost_epoch_key_or_head_is_repaired(owner: Owner, server: MemoryServer, watcher: Watcher, key: str) -> None:
+    """A new reader finds nothing.
+
+    The owner writes a lost epoch key again, and begins another epoch after a lost head.
+    """
     owner.commit(report("n", 1))
     server.evict(key)
     assert held(watcher.look()) == []
@@ -290,10 +300,10 @@ def test_what_names_the_contents_may_get_lost_too(
     assert held(watcher.look()) == owner.records
 
 
-def test_checkpoints_hold_incomplete_nodes_and_tombstones(
+def test_checkpoints_contain_incomplete_nodes_and_tombstones(
     owner: Owner, server: MemoryServer, clock: ManualClock
 ) -> None:
-    """A reader that begins there must know no less than one that followed along (I2)."""
+    """A reader that starts there must know as much as one that followed all commits (I2)."""
     owner.commit(report("n", 1), change("m", 9, zone="lost before"))
     owner.repair()
     late = Watcher("journal", server, clock).look()

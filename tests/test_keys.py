@@ -1,4 +1,4 @@
-"""The key space: which keys there are, and that none are alike."""
+"""The key space: which keys exist, and that all are different."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PREFIXES = [
 ]
 
 
-def test_the_key_space_is_what_the_reference_says() -> None:
-    """Other readers are written against these; changing one is a change of format."""
+def test_key_space_is_the_documented_one() -> None:
+    """Readers in other languages use these keys; a changed key is a changed format."""
     journal, snapshot = keys.prefix("cell1", 8, 3, keys.JOURNAL), keys.prefix("cell1", 8, 3, keys.SNAPSHOT)
     assert [
         keys.epoch(journal),
@@ -44,8 +44,8 @@ def test_the_key_space_is_what_the_reference_says() -> None:
     ]
 
 
-def test_no_two_things_share_a_key() -> None:
-    """Numbers are told apart by what stands between, and no name of a node can look like another key."""
+def test_different_things_have_different_keys() -> None:
+    """Separators keep numbers apart, and no name of a node can look like another key."""
     names = ["1", "1:1", "epoch", "head:1", ":", "..", "log:1:1:1"]
     every = [f(prefix) for prefix in PREFIXES for f in (keys.epoch, keys.repair)]
     every += [f(prefix, epoch) for prefix in PREFIXES for f in (keys.head, keys.life) for epoch in (1, 17, 2**63 - 1)]
@@ -62,8 +62,8 @@ def test_no_two_things_share_a_key() -> None:
     assert len(set(every)) == len(every)
 
 
-def test_the_longest_key_is_one_that_memcached_takes() -> None:
-    """An item that can't be named would be lost without a trace."""
+def test_memcached_accepts_the_longest_key() -> None:
+    """An item with a longer key would be lost without a trace."""
     prefix = keys.prefix(
         "c" * keys.MAX_CELL_CHARS, partitioning.BUCKETS_COUNT, partitioning.BUCKETS_COUNT - 1, keys.SNAPSHOT + keys.B
     )
@@ -76,17 +76,18 @@ def test_the_longest_key_is_one_that_memcached_takes() -> None:
 
 
 @given(st.text(alphabet="abcXYZ019._:-", min_size=1, max_size=200), st.integers(1, partitioning.BUCKETS_COUNT))
-def test_a_node_has_one_bucket_that_any_language_can_work_out(name: str, partitions: int) -> None:
-    """CRC-32 is in every standard library; Python's own hash differs from process to process. Partitions follow from it, in
-    any layout.
+def test_bucket_of_a_node_can_be_computed_in_any_language(name: str, partitions: int) -> None:
+    """CRC-32 is in every standard library; Python's own hash differs from process to process.
+
+    The bucket determines the partition in every layout.
     """
     assert partitioning.bucket_of(name) == zlib.crc32(name.encode()) % 240
     assert partitioning.partition_of(name, partitions) == partitioning.bucket_of(name) % partitions
 
 
 @given(st.integers(1, partitioning.BUCKETS_COUNT))
-def test_a_layout_deals_out_every_bucket_once_and_evenly(partitions: int) -> None:
-    """So no event is in two partitions of a layout, or in none; and no partition has two buckets more than another."""
+def test_layout_distributes_every_bucket_once_and_evenly(partitions: int) -> None:
+    """No event is in two partitions of a layout, or in none, and no partition has two buckets more than another."""
     topology = Topology("c", partitions, "classic")
     shares = [topology.buckets(partition) for partition in range(partitions)]
     assert sorted(bucket for share in shares for bucket in share) == list(range(partitioning.BUCKETS_COUNT))

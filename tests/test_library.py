@@ -1,4 +1,4 @@
-"""What a scheduler imports is a library: no broker, no database, no command line."""
+"""The scheduler's library imports no broker, no database and no command line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ FOREIGN = ("kombu", "amqp", "pymemcache", "sqlalchemy", "alembic", "click", "ric
 
 
 def imported_after(script: str) -> set[str]:
-    """Which of the foreign packages a new process has after a script."""
+    """The foreign packages that a new process has imported after a script."""
     told = f"{script}\nimport sys, json; print(json.dumps([name for name in {FOREIGN!r} if name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)  # noqa: S603
     return set(json.loads(done.stdout))
 
 
-def test_importing_nodestate_imports_none_of_what_it_may_never_need() -> None:
-    """A scheduler starts in milliseconds, and has no driver in it that it does not use."""
+def test_importing_nodestate_imports_no_drivers() -> None:
+    """A scheduler starts in milliseconds, and contains no driver that it does not use."""
     assert imported_after("import nodestate") == set()
 
 
@@ -31,7 +31,7 @@ def test_importing_nodestate_imports_none_of_what_it_may_never_need() -> None:
         ("sql='sqlite://'", "sql", {"sqlalchemy"}),
     ],
 )
-def test_a_reader_imports_what_its_design_needs(settings: str, design: str, expected: set[str]) -> None:
-    """And nothing of the others."""
+def test_reader_imports_only_the_driver_of_its_design(settings: str, design: str, expected: set[str]) -> None:
+    """And no other."""
     script = f"import nodestate; nodestate.Reader(nodestate.Config({settings}), design={design!r})"
     assert imported_after(script) - {"asyncio"} == expected

@@ -1,4 +1,6 @@
-"""What is memcached's own, beyond the store contract: the protocol, its failures, and the facts it is built upon."""
+"""The memcached adapter beyond the store contract: the protocol, its failures, and the facts about memcached that it
+relies on.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ VALUES = st.one_of(st.none(), st.binary(max_size=40), st.sampled_from([b"EN\r\n"
 
 
 @given(st.lists(VALUES, min_size=1, max_size=8), st.lists(st.integers(0, 10_000)))
-def test_a_reply_may_come_in_any_pieces(values: list[bytes | None], cuts: list[int]) -> None:
-    """TCP keeps no boundaries: a line, a number or a CR LF may be cut anywhere."""
+def test_reply_to_a_fetch_may_arrive_in_any_pieces(values: list[bytes | None], cuts: list[int]) -> None:
+    """TCP keeps no boundaries: a line, a number or a CR LF may be split anywhere."""
     reply, expected = b"", {}
     for number, value in enumerate(values):
         if value is None:
@@ -50,7 +52,7 @@ def test_a_reply_may_come_in_any_pieces(values: list[bytes | None], cuts: list[i
 @given(
     st.lists(st.sampled_from([Put.ADD, Put.CAS, Put.DELETE]), min_size=1, max_size=8), st.lists(st.integers(0, 10_000))
 )
-def test_outcomes_may_come_in_any_pieces(puts: list[Put], cuts: list[int]) -> None:
+def test_reply_to_writes_may_arrive_in_any_pieces(puts: list[Put], cuts: list[int]) -> None:
     reply, expected = b"", []
     for number, put in enumerate(puts, 1):
         reply += b"HD\r\n" if put is Put.DELETE else b"STORED\r\nHD c%d f77\r\n" % number
@@ -60,8 +62,11 @@ def test_outcomes_may_come_in_any_pieces(puts: list[Put], cuts: list[int]) -> No
 
 
 @pytest.mark.parametrize("seen", [b"HD c9 f78", b"HD c9 f177", b"EN"])
-def test_another_writers_id_is_not_taken_for_ours(seen: bytes) -> None:
-    """Between our write and the look at its id, another may have written: with its id we would overwrite it unseen."""
+def test_cas_id_of_another_writer_is_not_used_as_ours(seen: bytes) -> None:
+    """Another client may write between our write and the read of its id.
+
+    With that id we would overwrite its value unseen.
+    """
     assert adapter._outcomes([Write(Put.ADD, "k")], [b"STORED", seen], 77) == [WriteResult(WriteStatus.STORED, 0)]
 
 
@@ -73,7 +78,9 @@ STATS = b"STAT pid 1\r\nSTAT uptime 5\r\nSTAT time 1763787605\r\nEND\r\n"
 
 @contextlib.contextmanager
 def scripted(*replies: bytes) -> Iterator[str]:
-    """The address of a server that answers what is asked at a connect, one request with each reply, and then hangs up."""
+    """The address of a server that answers the questions of a connect, then one request with each reply, and then
+    closes.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -103,8 +110,8 @@ def scripted(*replies: bytes) -> Iterator[str]:
         b"EN\r\nEN\r\n",
     ],
 )
-def test_a_wrong_reply_to_a_fetch_is_an_outage(reply: bytes) -> None:
-    """Never a miss: a miss makes an owner rebuild its partition."""
+def test_wrong_reply_to_a_fetch_is_an_outage(reply: bytes) -> None:
+    """It must not count as a miss, because a miss makes an owner rebuild its partition."""
     with scripted(reply) as address, contextlib.closing(MemcachedStore(address, timeout_s=5.0)) as store:
         with pytest.raises(StoreUnavailableError) as caught:
             store.fetch(["a"])
@@ -124,7 +131,7 @@ def test_a_wrong_reply_to_a_fetch_is_an_outage(reply: bytes) -> None:
         b"STORED\r\nEN\r\nEN\r\n",
     ],
 )
-def test_a_wrong_reply_to_a_write_is_an_unknown_outcome(reply: bytes) -> None:
+def test_wrong_reply_to_a_write_is_an_unknown_outcome(reply: bytes) -> None:
     with (
         scripted(reply) as address,
         contextlib.closing(MemcachedStore(address, timeout_s=5.0)) as store,
@@ -133,8 +140,8 @@ def test_a_wrong_reply_to_a_write_is_an_unknown_outcome(reply: bytes) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
 
 
-def test_a_server_that_hung_up_on_an_idle_connection_is_asked_again() -> None:
-    """memcached closes idle connections where it is told to (-o idle_timeout): nothing was lost by that."""
+def test_idle_connection_that_the_server_closed_is_reopened() -> None:
+    """memcached with -o idle_timeout closes idle connections, which loses no request."""
     with scripted(b"EN\r\n") as address:
         store = MemcachedStore(address, timeout_s=5.0)
         assert store.fetch(["a"]) == {}
@@ -143,7 +150,7 @@ def test_a_server_that_hung_up_on_an_idle_connection_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\r\nflush_all", "tab\t", "naïve", "k" * 251])
-def test_what_is_no_key_never_reaches_the_wire(key: str) -> None:
+def test_invalid_key_is_never_sent(key: str) -> None:
     store = MemcachedStore("127.0.0.1:1", timeout_s=1.0)
     with pytest.raises(AssertionError, match="keys"):
         store.fetch(["a", key])
@@ -152,7 +159,7 @@ def test_what_is_no_key_never_reaches_the_wire(key: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":11211", "host:name"])
-def test_an_address_is_host_and_port(address: str) -> None:
+def test_address_must_be_host_and_port(address: str) -> None:
     with pytest.raises(ConfigError):
         MemcachedStore(address, timeout_s=1.0)
 
@@ -167,7 +174,9 @@ def store(memcached: MemcachedServer) -> Iterator[MemcachedStore]:
 
 
 def _freeze(server: MemcachedServer) -> None:
-    """Pause, and wait until it is so: a thread that is running when the signal is sent stops a little later."""
+    """Stop the process and wait until it has stopped: a thread that is running when the signal is sent stops a little
+    later.
+    """
     server.pause()
     with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as probe, contextlib.suppress(TimeoutError):
         while True:
@@ -176,10 +185,10 @@ def _freeze(server: MemcachedServer) -> None:
 
 
 @pytest.mark.service
-def test_a_frozen_server_is_given_up_in_time_and_never_answers_out_of_step(
+def test_frozen_server_times_out_and_its_late_reply_is_not_used(
     memcached: MemcachedServer, store: MemcachedStore
 ) -> None:
-    """The reply to a call that was given up comes later: it must not be taken for the next call's."""
+    """The reply to the call that timed out arrives later, and must not be taken for the reply to the next call."""
     store.write([Write(Put.ADD, "a", b"1"), Write(Put.ADD, "b", b"2")])
     _freeze(memcached)
     with pytest.raises(StoreUnavailableError, match=r"no reply within 0\.3 s"):
@@ -189,8 +198,8 @@ def test_a_frozen_server_is_given_up_in_time_and_never_answers_out_of_step(
 
 
 @pytest.mark.service
-def test_a_write_to_a_frozen_server_may_be_carried_out_later(memcached: MemcachedServer, store: MemcachedStore) -> None:
-    """Why an owner looks before it writes again, and why the head goes by CAS."""
+def test_write_to_a_frozen_server_may_take_effect_later(memcached: MemcachedServer, store: MemcachedStore) -> None:
+    """This is why an owner reads before it writes again, and why the head is written by CAS."""
     [first] = store.write([Write(Put.ADD, "a", b"1")])
     _freeze(memcached)
     with pytest.raises(StoreUnavailableError):
@@ -204,7 +213,7 @@ def test_a_write_to_a_frozen_server_may_be_carried_out_later(memcached: Memcache
 
 
 @pytest.mark.service
-def test_a_frozen_server_does_not_block_a_call_that_no_buffer_holds(
+def test_frozen_server_does_not_block_a_call_larger_than_the_socket_buffers(
     memcached: MemcachedServer, store: MemcachedStore
 ) -> None:
     assert store.fetch(["a"]) == {}
@@ -215,8 +224,8 @@ def test_a_frozen_server_does_not_block_a_call_that_no_buffer_holds(
 
 
 @pytest.mark.service
-def test_an_interrupted_call_leaves_nothing_to_read(store: MemcachedStore) -> None:
-    """Ctrl-C in the middle of a reply, caught further up: the next call must not read the rest of it."""
+def test_interrupted_call_leaves_no_unread_reply(store: MemcachedStore) -> None:
+    """Ctrl-C in the middle of a reply, caught further up: the next call must not read the rest of that reply."""
     store.write([Write(Put.ADD, f"k{number}", b"x" * 1_000_000) for number in range(10)])
 
     class Interrupting(str):
@@ -234,10 +243,10 @@ def test_an_interrupted_call_leaves_nothing_to_read(store: MemcachedStore) -> No
 @pytest.mark.service
 @pytest.mark.parametrize("item_max", ["512k", "1m", "4m"])
 @pytest.mark.parametrize("key", ["k", "k" * 250])
-def test_the_limit_is_the_servers_to_the_byte(
+def test_size_limit_is_exactly_the_servers(
     memcached_factory: Callable[..., MemcachedServer], item_max: str, key: str
 ) -> None:
-    """What passes our check must be taken by the server: it tells a value too large only after having read it."""
+    """The server must accept every value that passes our check: it rejects a value only after it has read all of it."""
     server = memcached_factory(item_max=item_max)
     with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
         largest = store.max_value_bytes + 250 - len(key)
@@ -255,7 +264,7 @@ def test_the_limit_is_the_servers_to_the_byte(
 
 @contextlib.contextmanager
 def interrupted(port: int, meanwhile: Callable[[], None]) -> Iterator[str]:
-    """The address of a way to the server on which ``meanwhile`` happens between a write and the look at its id."""
+    """The address of a proxy to the server on which ``meanwhile`` happens between a write and the read of its id."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def forward() -> None:
@@ -278,10 +287,13 @@ def interrupted(port: int, meanwhile: Callable[[], None]) -> Iterator[str]:
 
 @pytest.mark.service
 @pytest.mark.parametrize("their_write", [Put.CAS, Put.DELETE])
-def test_a_write_that_was_replaced_at_once_is_stored_without_an_id(
+def test_write_that_was_replaced_at_once_is_stored_without_an_id(
     memcached: MemcachedServer, store: MemcachedStore, their_write: Put
 ) -> None:
-    """The id that is to be seen then is that of another's write: a CAS with it would overwrite what nobody read."""
+    """The id that can be read then belongs to another client's write.
+
+    A CAS with it would overwrite a value that was never read.
+    """
 
     def meanwhile() -> None:
         ours = store.fetch(["a"])["a"]
@@ -303,7 +315,7 @@ def test_localhost_is_found_on_either_of_its_addresses(memcached: MemcachedServe
 
 
 @pytest.mark.service
-def test_a_server_without_compare_and_swap_is_a_mistake_of_its_settings(
+def test_server_without_compare_and_swap_is_a_config_error(
     memcached_factory: Callable[..., MemcachedServer],
 ) -> None:
     server = memcached_factory(extra=["-C"])
@@ -314,7 +326,7 @@ def test_a_server_without_compare_and_swap_is_a_mistake_of_its_settings(
 
 
 @pytest.mark.service
-def test_stats_tell_what_a_doctor_asks(memcached_factory: Callable[..., MemcachedServer]) -> None:
+def test_stats_have_the_figures_that_doctor_needs(memcached_factory: Callable[..., MemcachedServer]) -> None:
     server = memcached_factory(memory_mb=32, item_max="2m", no_evict=True)
     with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:
         store.write([Write(Put.ADD, "a", b"1")])
@@ -329,10 +341,11 @@ def test_stats_tell_what_a_doctor_asks(memcached_factory: Callable[..., Memcache
 
 @pytest.mark.service
 @pytest.mark.parametrize("flags", ["C1", "ME"])
-def test_why_no_meta_set(memcached_factory: Callable[..., MemcachedServer], flags: str) -> None:
-    """``ms`` on a full server removes the old value, though its id is wrong or only adding was asked.
-
-    Were it ever otherwise, ``ms`` with the ``c`` flag would save the look at the id behind each write.
+def test_meta_set_on_a_full_server_removes_the_old_value(
+    memcached_factory: Callable[..., MemcachedServer], flags: str
+) -> None:
+    """This is why the adapter does not use ``ms``: it removes the old value even in add mode and even if the CAS id is
+    wrong. If memcached changed that, ``ms`` with the ``c`` flag would save the read of the id after each write.
     """
     server = memcached_factory(memory_mb=8, no_evict=True)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5.0) as raw:
@@ -353,7 +366,7 @@ def test_why_no_meta_set(memcached_factory: Callable[..., MemcachedServer], flag
         pytest.skip("this memcached keeps it")
 
 
-def test_nothing_is_left_open(recwarn: Any) -> None:
+def test_unused_and_unconnected_stores_hold_no_socket(recwarn: Any) -> None:
     """A store that was never used, or that could not connect, holds no socket."""
     store = MemcachedStore("127.0.0.1:1", timeout_s=1.0)
     with pytest.raises(StoreUnavailableError):

@@ -1,4 +1,4 @@
-"""The database's tables: made as ``schema`` says, kept through what is done twice, and removed without a trace."""
+"""The database's tables: created as ``schema`` says, kept when a command is repeated, and removed without a trace."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ def set_revision(url: str, revision: str) -> None:
 # -- migrations -----------------------------------------------------------------------------------
 
 
-def test_the_schema_s_revision_is_the_newest_migration() -> None:
-    """The store refuses every other, so a migration that was added and not named would refuse its own tables."""
+def test_revision_of_the_schema_is_the_newest_migration() -> None:
+    """The store refuses every other revision, so a migration that was added without it would make the store refuse its
+    own tables.
+    """
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == REVISION
 
 
-def test_migrations_make_exactly_the_tables_of_the_schema(url: str) -> None:
-    """They are written out twice, as a migration stays what it was: columns, types, keys and indexes."""
+def test_migrations_create_exactly_the_tables_of_the_schema(url: str) -> None:
+    """Columns, types, keys and indexes are written twice, because a migration must not change with the schema."""
     upgrade(url)
     with connected(url) as connection:
         context = MigrationContext.configure(
@@ -64,7 +66,7 @@ def test_migrations_make_exactly_the_tables_of_the_schema(url: str) -> None:
     assert revision_of(url) == REVISION
 
 
-def test_an_upgrade_that_is_done_already_keeps_everything(url: str) -> None:
+def test_repeated_upgrade_keeps_everything(url: str) -> None:
     """An operator who is not sure runs it again, also while the cell runs."""
     upgrade(url)
     store = SqlStore(url, timeout_s=5.0)
@@ -78,8 +80,8 @@ def test_an_upgrade_that_is_done_already_keeps_everything(url: str) -> None:
     store.close()
 
 
-def test_a_downgrade_to_base_leaves_nothing(url: str) -> None:
-    """And the way up again is open."""
+def test_downgrade_to_base_removes_all_tables(url: str) -> None:
+    """An upgrade afterwards works."""
     upgrade(url)
     run_sql(url, "CREATE TABLE somebody_else (id INTEGER)")
     downgrade(url, "base")
@@ -90,7 +92,7 @@ def test_a_downgrade_to_base_leaves_nothing(url: str) -> None:
     assert revision_of(url) == REVISION
 
 
-def test_a_store_whose_tables_were_made_anew_goes_on(url: str) -> None:
+def test_store_continues_after_its_tables_were_created_again(url: str) -> None:
     """Its connections are from before."""
     upgrade(url)
     store = SqlStore(url, timeout_s=5.0)
@@ -106,8 +108,8 @@ def test_a_store_whose_tables_were_made_anew_goes_on(url: str) -> None:
     store.close()
 
 
-def test_an_upgrade_that_broke_off_says_how_to_go_on(url: str) -> None:
-    """MariaDB has no transactions for tables: what a killed upgrade leaves is a part of them, and no revision."""
+def test_interrupted_upgrade_says_how_to_continue(url: str) -> None:
+    """MariaDB has no transactions for tables: a killed upgrade leaves some of them, and no revision."""
     upgrade(url)
     run_sql(url, f"DROP TABLE {REVISION_TABLE}", "DROP TABLE nodestate_nodes")
     with pytest.raises(SchemaError, match=r"nodestate_heads and no revision.*downgrade base"):
@@ -117,14 +119,14 @@ def test_an_upgrade_that_broke_off_says_how_to_go_on(url: str) -> None:
     assert tables_in(url) == {*TABLES.tables, REVISION_TABLE}
 
 
-def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:
-    """By the store, and by an older version's upgrade."""
+def test_tables_of_a_newer_version_are_not_touched(url: str) -> None:
+    """Neither by the store nor by an older version's upgrade."""
     upgrade(url)
     set_revision(url, "9999")
     with pytest.raises(SchemaError, match="9999, which is newer"):
         upgrade(url)
     store = SqlStore(url, timeout_s=5.0)
-    for _ in range(2):  # regression: the second call asked for no revision any more
+    for _ in range(2):  # regression: the second call did not check the revision
         with pytest.raises(SchemaError, match="revision 9999"):
             store.fetch(["a"])
     with pytest.raises(SchemaError, match="revision 9999"):
@@ -134,7 +136,7 @@ def test_tables_of_a_newer_version_are_left_alone(url: str) -> None:
     store.close()
 
 
-def test_a_database_without_tables_says_what_to_do(url: str) -> None:
+def test_error_for_a_database_without_tables_names_the_command(url: str) -> None:
     store = SqlStore(url, timeout_s=5.0)
     for _ in range(2):
         with pytest.raises(SchemaError, match="no tables of nodestate; run 'nodestate sql upgrade'"):
@@ -143,8 +145,8 @@ def test_a_database_without_tables_says_what_to_do(url: str) -> None:
         downgrade(url, "0815")
 
 
-def test_a_database_that_lives_in_one_connection_is_refused() -> None:
-    """SQLite's ``:memory:`` would be another one at each connection, and gone with it."""
+def test_in_memory_sqlite_is_refused() -> None:
+    """SQLite's ``:memory:`` is a different database in each connection, and ends with it."""
     for url in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(ConfigError, match=r"sqlite:////path/to/file\.db"):
             upgrade(url)
@@ -163,8 +165,8 @@ def said(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def test_the_commands_go_there_and_back(url: str) -> None:
-    """With exit codes for scripts: 0 only where the tables are what this version wants."""
+def test_sql_commands_upgrade_and_downgrade(url: str) -> None:
+    """With exit codes for scripts: 0 only if the tables have this version's revision."""
     status = run("status", "--json", sql=url)
     assert (status.exit_code, said(status)["revision"], said(status)["wanted"]) == (1, None, REVISION)
     done = run("upgrade", "--json", sql=url)
@@ -181,7 +183,7 @@ def test_the_commands_go_there_and_back(url: str) -> None:
     assert (left.exit_code, "nodestate sql upgrade" in left.stdout) == (1, True)
 
 
-def test_a_command_without_a_database_is_bad_usage(tmp_path: Path) -> None:
+def test_sql_command_without_a_database_is_bad_usage(tmp_path: Path) -> None:
     for words in (["upgrade"], ["downgrade", "base", "--yes"], ["status"]):
         result = run(*words)
         assert (result.exit_code, "NODESTATE_SQL" in result.stderr) == (2, True)
@@ -192,7 +194,7 @@ def test_a_command_without_a_database_is_bad_usage(tmp_path: Path) -> None:
     assert (unknown.exit_code, "0815" in unknown.stderr) == (2, True)
 
 
-def test_a_database_that_does_not_answer_is_a_failure_and_shows_no_password() -> None:
+def test_database_that_does_not_answer_is_a_failure_without_its_password() -> None:
     for url in ("mariadb://me:secret@127.0.0.1:1/db", "postgresql://me:secret@127.0.0.1:1/db"):
         for result in (run("status", "--json", sql=url), run("upgrade", sql=url)):
             assert result.exit_code == 1

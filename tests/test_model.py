@@ -1,4 +1,4 @@
-"""Events and the fold: every row of the state machine, every limit, and bytes from hostile hands."""
+"""Events and the fold: every transition of the state machine, every limit, and malformed input."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def refused(reason: str, record: NodeRecord | None, one: Event) -> None:
 
 
 def test_a_report_of_an_unknown_node_makes_it_live() -> None:
-    """The first row: all that a scheduler needs is there, and the state is what the agent sent."""
+    """The first transition: the record has everything that a scheduler needs, and the state is the one that the agent
+    sent.
+    """
     record, outcome = fold(None, report(1, at=7.5))
     assert outcome is FoldOutcome.APPLIED
     assert record == NodeRecord(
@@ -107,7 +109,7 @@ def test_a_report_of_an_unknown_node_makes_it_live() -> None:
 
 
 @pytest.mark.parametrize("kind", ["change", "heartbeat"])
-def test_news_of_an_unknown_node_leave_it_incomplete_and_without_a_state(kind: str) -> None:
+def test_change_or_heartbeat_of_an_unknown_node_makes_it_incomplete_without_a_state(kind: str) -> None:
     """A node that is heard of but not known must be asked for, and must not be scheduled on."""
     record, outcome = fold(None, event(kind, 3, **({"patch": {}} if kind == "change" else {})))
     assert outcome is FoldOutcome.GAP
@@ -115,15 +117,15 @@ def test_news_of_an_unknown_node_leave_it_incomplete_and_without_a_state(kind: s
     assert (record.version, record.wanted, record.live, record.incomplete) == (NEVER, (LIFE, 3), False, True)
 
 
-def test_a_leave_of_an_unknown_node_is_remembered() -> None:
-    """Its report may still be on its way, redelivered: it must not bring the node back."""
+def test_leave_of_an_unknown_node_leaves_a_tombstone() -> None:
+    """A redelivered report of the node may still arrive, and must not bring the node back."""
     record = folded(event("leave", 5))
     assert (record.gone, record.live, record.status, record.body) == (True, False, "down", b"")
     assert fold(record, report(4)) == Folded(record, FoldOutcome.DUPLICATE)
 
 
-def test_a_change_applies_on_exactly_its_predecessor() -> None:
-    """The everyday row."""
+def test_change_applies_to_exactly_its_predecessor() -> None:
+    """The most frequent transition."""
     record = folded(report(1), change(2, {"usage": {"VCPU": 16}, "status": "draining"}))
     assert record.version == (LIFE, 2)
     assert record.state() == {**STATE, "usage": {"VCPU": 16}, "status": "draining"}
@@ -135,8 +137,8 @@ def test_a_change_applies_on_exactly_its_predecessor() -> None:
     [change(3, {"usage": {"VCPU": 1}}), event("heartbeat", 2), change(2, {}, incarnation=LIFE + 1)],
     ids=["a change too far", "a heartbeat ahead", "a change of a later life"],
 )
-def test_news_of_a_later_version_show_that_one_is_missing(later: Event) -> None:
-    """The state stays at what was whole, and is said to be incomplete: old state never passes for fresh (I5)."""
+def test_event_of_a_later_version_makes_the_record_incomplete(later: Event) -> None:
+    """The record keeps its last whole state and is marked incomplete: old state never looks fresh (I5)."""
     before = folded(report(1))
     record, outcome = fold(before, later)
     assert outcome is FoldOutcome.GAP
@@ -145,14 +147,15 @@ def test_news_of_a_later_version_show_that_one_is_missing(later: Event) -> None:
     assert record.incomplete
 
 
-def test_a_report_heals_a_gap_only_if_it_is_as_new_as_what_was_heard_of() -> None:
-    """A late report between the two is progress, but something is still missing."""
+def test_report_closes_a_gap_only_if_it_is_as_new_as_the_newest_known_version() -> None:
+    """A late report in between is progress, but a newer version is still missing."""
     gap = folded(report(1), change(5, {}))
-    assert [fold(gap, report(n)).record.incomplete for n in (3, 5, 6)] == [True, False, False]  # type: ignore[union-attr]
+    records = [fold(gap, report(n)).record for n in (3, 5, 6)]
+    assert [record.incomplete for record in records] == [True, False, False]  # type: ignore[union-attr]
 
 
-def test_changes_that_come_late_fill_a_gap_in_order() -> None:
-    """Two messages that swapped places need no resync once both are there and the second comes again."""
+def test_late_changes_close_a_gap_if_they_are_applied_in_order() -> None:
+    """Two messages that swapped places need no resync once both have arrived and the second arrives again."""
     record = folded(report(1), change(3, {"zone": "b"}), change(2, {"zone": "a"}))
     assert (record.version, record.incomplete) == ((LIFE, 2), True)
     record = folded(report(1), change(3, {"zone": "b"}), change(2, {"zone": "a"}), change(3, {"zone": "b"}))
@@ -162,28 +165,28 @@ def test_changes_that_come_late_fill_a_gap_in_order() -> None:
 @pytest.mark.parametrize(
     "old", [report(2), change(2, {"usage": {}}), event("leave", 2), report(9, incarnation=LIFE - 1)]
 )
-def test_what_is_not_newer_changes_nothing(old: Event) -> None:
-    """Redelivery is the normal case after any crash; a life that is over can't speak any more."""
+def test_event_that_is_not_newer_changes_nothing(old: Event) -> None:
+    """Redelivery is normal after any crash, and events of an earlier incarnation have no effect."""
     record = folded(report(2, {"zone": "new"}))
     assert fold(record, old) == Folded(record, FoldOutcome.DUPLICATE)
 
 
-def test_a_heartbeat_of_the_present_version_is_a_sign_of_life_and_no_change() -> None:
-    """Signs of life are the most frequent events by far: they must not cost a write each."""
+def test_heartbeat_of_the_current_version_is_a_sign_of_life_and_no_change() -> None:
+    """Heartbeats are by far the most frequent events, so they must not cause a write each."""
     record = folded(report(2))
     again = fold(record, event("heartbeat", 2, at=99.0))
     assert again.outcome is FoldOutcome.ALIVE
     assert again.record is record
 
 
-def test_a_later_life_wins_whatever_its_generation() -> None:
-    """Versions are ordered by incarnation first: an agent that starts again begins at generation 1."""
+def test_later_incarnation_wins_with_any_generation() -> None:
+    """Versions are ordered by incarnation first: an agent that restarts begins at generation 1."""
     record = folded(report(900), report(1, {"zone": "z"}, incarnation=LIFE + 1))
     assert (record.version, record.state()) == ((LIFE + 1, 1), {"zone": "z"})
 
 
-def test_a_node_that_left_comes_back_only_by_a_report() -> None:
-    """A change has nothing to be applied on, and a heartbeat of a tombstone proves nothing."""
+def test_node_that_left_comes_back_only_by_a_report() -> None:
+    """A change has no state to apply to, and a heartbeat of a tombstone proves nothing."""
     gone = folded(report(1), event("leave", 2))
     assert (gone.gone, gone.live, gone.columns, gone.classes) == (True, False, b"", "")
     assert fold(gone, event("heartbeat", 2)) == Folded(gone, FoldOutcome.DUPLICATE)
@@ -217,8 +220,8 @@ def test_a_node_that_left_comes_back_only_by_a_report() -> None:
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_a_patch_merges_as_in_the_appendix_of_rfc_7396(target: Any, patch: Any, result: Any) -> None:
-    """The examples of the RFC, all fifteen, so that any other language's agent means the same."""
+def test_patch_merges_as_in_the_appendix_of_rfc_7396(target: Any, patch: Any, result: Any) -> None:
+    """All fifteen examples of the RFC, so that agents in other languages mean the same."""
     assert merge_patch(target, patch) == result
 
 
@@ -252,7 +255,7 @@ patches = patches.map(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[Event, Any]]:
-    """One agent's events in the order of their making, each with the whole state after it (None: gone)."""
+    """The events of one agent in the order of their creation, each with the whole state after it (None: gone)."""
     events: list[tuple[Event, Any]] = []
     incarnation, generation, state = LIFE, 0, None
     for kind in draw(
@@ -300,10 +303,12 @@ arrivals = (
 
 
 @given(arrivals)
-def test_whatever_arrives_a_record_is_a_state_that_the_agent_had_and_says_if_it_had_a_newer_one(
+def test_record_is_always_a_real_state_and_incomplete_if_a_newer_one_is_known(
     given_: tuple[list[tuple[Event, Any]], list[int]],
 ) -> None:
-    """Lost, doubled and swapped messages never make up a state, and never hide that one is missing (I5)."""
+    """Lost, duplicated and swapped messages never produce an invented state, and never hide that a message is missing
+    (I5).
+    """
     history, order = given_
     states = {one.version: state for one, state in history}
     record = None
@@ -325,8 +330,8 @@ def test_whatever_arrives_a_record_is_a_state_that_the_agent_had_and_says_if_it_
 
 
 @given(arrivals)
-def test_whatever_arrived_the_next_report_ends_in_its_state(given_: tuple[list[tuple[Event, Any]], list[int]]) -> None:
-    """This is what makes a resync a cure for everything."""
+def test_report_leads_to_its_state_after_any_history(given_: tuple[list[tuple[Event, Any]], list[int]]) -> None:
+    """This makes a resync the remedy for every loss."""
     history, order = given_
     last = report(1, {"zone": "last"}, incarnation=LIFE + 1_000)
     noise = [history[index][0] for index in order]
@@ -334,8 +339,8 @@ def test_whatever_arrived_the_next_report_ends_in_its_state(given_: tuple[list[t
 
 
 @given(st.permutations([report(n, {"zone": str(n)}) for n in range(1, 6)]))
-def test_reports_may_come_in_any_order(reports: list[Event]) -> None:
-    """The newest wins, and nothing is missing: a report needs no predecessor."""
+def test_reports_may_arrive_in_any_order(reports: list[Event]) -> None:
+    """The newest wins, and nothing is missing, because a report needs no predecessor."""
     assert folded(*reports) == folded(report(5, {"zone": "5"}))
 
 
@@ -348,10 +353,10 @@ def recomputed(record: NodeRecord) -> tuple[str, str, bytes]:
 
 
 @given(first=patches, steps=st.lists(patches, min_size=1, max_size=6))
-def test_a_change_leads_to_what_a_report_of_the_same_state_would(
+def test_change_leads_to_the_same_record_as_a_report_of_that_state(
     first: dict[str, Any], steps: list[dict[str, Any]]
 ) -> None:
-    """The patches of every day are applied without looking at the rest of the state; the outcome must not differ."""
+    """Frequent patches are applied without decoding the rest of the state; the result must not differ."""
     state = merge_patch(msgpack.unpackb(msgpack.packb(STATE)), first)
     if not valid(state):
         return
@@ -366,9 +371,10 @@ def test_a_change_leads_to_what_a_report_of_the_same_state_would(
         assert (record.status, record.classes, record.columns) == recomputed(record)
 
 
-def test_a_change_may_use_as_many_classes_as_a_report_and_no_more() -> None:
-    """Regression: the quick way counted inventory and usage together, so it refused what a report may say, and let
-    a usage grow to what no report may say: such a node could never be resynced."""
+def test_change_may_have_as_many_classes_as_a_report_and_no_more() -> None:
+    """Regression: the fast path counted inventory and usage together. It refused states that a report may have, and let
+    a usage grow beyond the limit of a report: such a node could never be resynced.
+    """
     inventory = {f"I{n}": {"total": 1} for n in range(MAX_CLASSES_COUNT)}
     usage = {f"U{n}": n for n in range(MAX_CLASSES_COUNT - 1)}
     record = folded(report(1, {"inventory": inventory, "usage": usage}), change(2, {"usage": {"I0": 7}}))
@@ -376,16 +382,16 @@ def test_a_change_may_use_as_many_classes_as_a_report_and_no_more() -> None:
     refused("too-large", record, change(3, {"usage": {"I1": 7}}))
 
 
-def test_a_change_may_bring_no_more_metrics_than_a_report_may() -> None:
-    """A node that grows its metrics for ever ends at the limit, not in an item that no server takes."""
+def test_change_may_have_no_more_metrics_than_a_report() -> None:
+    """A node that adds metrics for ever ends at the limit, not in an item that no server accepts."""
     record = folded(report(1, {"metrics": {f"m{n}": 0.0 for n in range(MAX_METRICS_COUNT)}}))
     assert fold(record, change(2, {"metrics": {"m0": 1.0}})).outcome is FoldOutcome.APPLIED
     refused("too-large", record, change(2, {"metrics": {"more": 1.0}}))
 
 
 @pytest.mark.parametrize("more", [{"usage": {"VCPU": 1}}, {"zone": "a"}], ids=["quick", "long"])
-def test_a_state_that_changes_let_grow_ends_at_the_limit(more: dict[str, Any]) -> None:
-    """Each change fits an event; only together they would not fit an item."""
+def test_state_that_grows_by_changes_ends_at_the_limit(more: dict[str, Any]) -> None:
+    """Each change fits into an event; together they would not fit into an item."""
     part = {"x" * 3: "y" * (MAX_EVENT_BYTES - 2_000)}
     record = folded(report(1, {"namespaces": {"a": part}}))
     grown = {"namespaces": {"b": {"z": "y" * (MAX_STATE_BYTES - len(record.body) - 40)}}}
@@ -393,8 +399,8 @@ def test_a_state_that_changes_let_grow_ends_at_the_limit(more: dict[str, Any]) -
     refused("too-large", record, change(3, {**more, "metrics": {"m" * 200: 1.0}, "usage": {"V" * 200: 1}}))
 
 
-def test_a_patch_that_could_never_be_right_is_refused_even_where_it_can_not_be_applied() -> None:
-    """Otherwise the same message would be a gap before and poison after: it must end in the dead letters, once."""
+def test_invalid_patch_is_refused_even_if_it_could_not_be_applied() -> None:
+    """Otherwise the same message would first count as a gap and later be poison. It must become a dead letter once."""
     refused("wrong-type", None, change(3, {"usage": {"VCPU": -1}}))
     refused("wrong-type", folded(report(1)), change(2, {"nonsense": 1}))
 
@@ -431,10 +437,12 @@ BAD_STATES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("reason", "state"), BAD_STATES, ids=[f"{next(iter(s))} {n}" for n, (_, s) in enumerate(BAD_STATES)]
 )
-def test_a_state_that_breaks_the_format_is_refused_as_a_report_and_as_a_change(
+def test_state_that_breaks_the_format_is_refused_as_a_report_and_as_a_change(
     reason: str, state: dict[str, Any]
 ) -> None:
-    """A bad amount in a view would be worse than a missing one; NaN compares false with every bound, and JSON has none."""
+    """A bad amount in a view would be worse than a missing one; NaN compares false with every bound, and JSON has no
+    NaN.
+    """
     refused(reason, None, report(1, state))
     patch = {key: value for key, value in state.items() if value is not None}
     if patch and "inventory" not in patch:
@@ -446,13 +454,13 @@ def test_a_state_that_breaks_the_format_is_refused_as_a_report_and_as_a_change(
 
 
 def test_amounts_at_their_limits_fit_the_columns() -> None:
-    """The largest capacity there can be is an int64."""
+    """The largest possible capacity is an int64."""
     state = {"inventory": {"A": {"total": MAX_AMOUNT, "allocation_ratio": MAX_RATIO}}, "usage": {"A": MAX_AMOUNT}}
     assert folded(report(1, state)).columns == struct.pack("<2q", int(MAX_AMOUNT * MAX_RATIO), MAX_AMOUNT)
 
 
-def test_a_capacity_is_never_negative() -> None:
-    """More reserved than there is means that nothing can be given out."""
+def test_capacity_is_never_negative() -> None:
+    """If more is reserved than the total, nothing can be allocated."""
     state = {"inventory": {"A": {"total": 1, "reserved": 5}, "B": {"total": 3, "allocation_ratio": 0.5}}}
     assert folded(report(1, state)).columns == struct.pack("<4q", 0, 1, 0, 0)
 
@@ -469,8 +477,8 @@ def packed_nest(depth: int) -> bytes:
 
 
 @pytest.mark.parametrize("where", ["namespaces", "hints"])
-def test_what_is_never_interpreted_may_nest_so_deep_and_no_deeper(where: str) -> None:
-    """Every reader would have to walk it, in any language."""
+def test_namespaces_and_hints_may_nest_up_to_the_limit(where: str) -> None:
+    """Readers in every language would have to walk deeper values."""
 
     def state(depth: int) -> dict[str, Any]:
         return (
@@ -486,8 +494,8 @@ def test_what_is_never_interpreted_may_nest_so_deep_and_no_deeper(where: str) ->
 
 @pytest.mark.parametrize("depth", [100, 400, 500, 700, 800, 850, 900, 940, 960, 980, 1_000, 5_000, 50_000])
 @pytest.mark.parametrize("kind", ["report", "change"])
-def test_no_nest_is_deep_enough_to_break_a_consumer(kind: str, depth: int) -> None:
-    """A few kilobytes of nested maps must end in the dead letters, whichever of our recursions they reach first."""
+def test_deeply_nested_value_is_refused_and_does_not_break_a_consumer(kind: str, depth: int) -> None:
+    """A few kilobytes of nested maps must become a dead letter, whichever recursion of ours they reach first."""
     name = "state" if kind == "report" else "patch"
     head = {"kind": kind, "node": "n", "incarnation": LIFE, "generation": 2, "reported_at": 1.0}
     for inner in (b"\x81\xaanamespaces", b"\x81\xabadlocations"[:0] + b"\x81\xaballocations\x81\xa2vm"):
@@ -523,7 +531,7 @@ BAD_EVENTS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("reason", "wrong"), BAD_EVENTS, ids=[str(wrong)[:40] for _, wrong in BAD_EVENTS])
-def test_a_bad_event_is_refused_with_its_reason(reason: str, wrong: dict[str, Any]) -> None:
+def test_bad_event_is_refused_with_its_reason(reason: str, wrong: dict[str, Any]) -> None:
     """The reason is a header of the dead letter and the label of a counter, so its words are frozen."""
     good = {"v": 1, "kind": "heartbeat", "node": "n", "incarnation": 1, "generation": 1, "reported_at": 1.0}
     with pytest.raises(BadEventError) as caught:
@@ -532,15 +540,15 @@ def test_a_bad_event_is_refused_with_its_reason(reason: str, wrong: dict[str, An
 
 
 @pytest.mark.parametrize("missing", ["kind", "node", "incarnation", "generation", "reported_at", "state"])
-def test_an_event_without_one_of_its_fields_is_refused(missing: str) -> None:
-    """Nothing is guessed."""
+def test_event_without_one_of_its_fields_is_refused(missing: str) -> None:
+    """Missing fields are never guessed."""
     good = {"kind": "report", "node": "n", "incarnation": 1, "generation": 1, "reported_at": 1.0, "state": {}}
     with pytest.raises(BadEventError):
         parse_event(msgpack.packb({key: value for key, value in good.items() if key != missing}))
 
 
-def test_an_event_over_the_size_limit_is_refused_before_it_is_decoded() -> None:
-    """Its size is the first thing an attacker controls."""
+def test_event_over_the_size_limit_is_refused_before_it_is_decoded() -> None:
+    """Its size is the first thing that an attacker controls."""
     with pytest.raises(BadEventError) as caught:
         parse_event(b"\xc1" * (MAX_EVENT_BYTES + 1))
     assert caught.value.reason == "too-large"
@@ -590,7 +598,7 @@ REASONS = {"too-large", "undecodable", "unknown-version", "bad-name", "wrong-typ
 
 
 def survives(raw: bytes) -> None:
-    """Parsing and folding end in a record or in ``BadEventError``, and in nothing else."""
+    """Assert that parsing and folding return a record or raise ``BadEventError``, and nothing else."""
     for record in (None, folded(report(1)), folded(report(1), event("leave", 2))):
         reason = ""
         try:
@@ -603,14 +611,14 @@ def survives(raw: bytes) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_random_bytes_are_refused_or_fold(raw: bytes) -> None:
-    """One bad message never stops its partition: there is one exception for all of them."""
+def test_random_bytes_are_refused_or_folded(raw: bytes) -> None:
+    """One bad message never stops its partition, because all bad messages raise one exception."""
     survives(raw)
 
 
 @given(st.sampled_from(GOOD), st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
-def test_damaged_events_are_refused_or_fold(raw: bytes, damage: list[tuple[int, int]]) -> None:
-    """Bytes that are nearly right reach deeper than random ones."""
+def test_damaged_events_are_refused_or_folded(raw: bytes, damage: list[tuple[int, int]]) -> None:
+    """Bytes that are nearly right reach deeper code than random ones."""
     damaged = bytearray(raw)
     for at, byte in damage:
         damaged[at % len(damaged)] = byte
@@ -618,8 +626,8 @@ def test_damaged_events_are_refused_or_fold(raw: bytes, damage: list[tuple[int, 
 
 
 @given(st.sampled_from(["report", "change", "heartbeat", "leave"]), values, st.booleans())
-def test_events_with_any_content_are_refused_or_fold(kind: str, content: Any, inside: bool) -> None:
-    """The right frame around the wrong content, and the right name of a part around the wrong part."""
+def test_events_with_any_content_are_refused_or_folded(kind: str, content: Any, inside: bool) -> None:
+    """The right frame around the wrong content, and the right name of a field with the wrong value."""
     parts = ["usage", "inventory", "metrics", "allocations", "namespaces", "traits", "zone"]
     for part in parts if inside else [None]:
         fields = {"kind": kind, "node": "n", "incarnation": LIFE, "generation": 2, "reported_at": 1.0}
@@ -627,8 +635,8 @@ def test_events_with_any_content_are_refused_or_fold(kind: str, content: Any, in
         survives(msgpack.packb({**fields, name: content if part is None else {part: content}}))
 
 
-def test_an_event_cut_short_anywhere_is_undecodable() -> None:
-    """Torn bytes never pass for a shorter event."""
+def test_truncated_event_is_undecodable() -> None:
+    """Truncated bytes never decode to a shorter event."""
     for raw, end in itertools.chain.from_iterable(((raw, n) for n in range(len(raw))) for raw in GOOD):
         with pytest.raises(BadEventError):
             parse_event(raw[:end])
@@ -638,7 +646,7 @@ def test_an_event_cut_short_anywhere_is_undecodable() -> None:
 
 
 @given(patches.filter(lambda state: valid({k: v for k, v in state.items() if v is not None})))
-def test_another_msgpack_reads_what_we_write_and_the_other_way_round(state: dict[str, Any]) -> None:
+def test_another_msgpack_library_reads_and_writes_the_same_bytes(state: dict[str, Any]) -> None:
     """Agents and readers in other languages use other libraries."""
     line = msgspec.json.encode(
         {"v": 1, "kind": "report", "node": "n", "incarnation": 1, "generation": 1, "reported_at": 1.0, "state": STATE}
@@ -648,13 +656,13 @@ def test_another_msgpack_reads_what_we_write_and_the_other_way_round(state: dict
     assert msgpack.unpackb(record.body) == record.state()
 
 
-def test_a_line_of_json_that_is_no_event_is_refused() -> None:
-    """``nodestate publish FILE`` names the line; it must get a ``BadEventError`` to do so."""
+def test_json_line_that_is_no_event_is_refused() -> None:
+    """``nodestate publish FILE`` names the line, and needs a ``BadEventError`` to do so."""
     for line in ("", "{", "[]", "1e999", '{"v":1}', '{"a":' * 2_000 + "1" + "}" * 2_000, "\udcff", "9" * 400):
         with pytest.raises(BadEventError):
             event_from_json(line)
 
 
-def test_versions_are_ordered_by_life_first() -> None:
-    """The whole consistency rests on this order."""
+def test_versions_are_ordered_by_incarnation_first() -> None:
+    """All consistency relies on this order."""
     assert sorted([Version(2, 1), Version(1, 9), Version(1, 1)]) == [(1, 1), (1, 9), (2, 1)]

@@ -1,4 +1,4 @@
-"""The head of a partition: who may move it, and what a lost reply leaves to be settled."""
+"""The ownership of a partition: which owner may move the head, and how lost replies are resolved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEASE_S = 100
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True):
-    """What a design might store in a head."""
+    """A section that a design might store in a head."""
 
     text: str
 
@@ -43,7 +43,7 @@ WELL = OwnerStatus(0, complete=True)
 
 
 class Owner:
-    """One process that owns, or thinks it owns, the partition; its connection fails by script."""
+    """A process that owns the partition, or believes that it does. Its connection fails by script."""
 
     def __init__(
         self, server: MemoryServer, name: str, lease_s: int = LEASE_S, clock: ManualClock | None = None
@@ -53,7 +53,7 @@ class Owner:
         self.ownership: Ownership
 
     def run(self, steps: Steps[T], *faults: Fault | None) -> T:
-        """Carry out steps; one fault (None: a good call) for each call of the store in turn."""
+        """Run steps, with one fault (None: success) for each call of the store in turn."""
         self.store.plan = script(*faults)
         return run_one(self.store, steps)
 
@@ -85,7 +85,7 @@ def text_of(head: Head) -> str:
 
 
 UNKNOWN_DONE = Fault(done=None)
-"""The writes are carried out, and nobody is told."""
+"""The writes are carried out without an answer."""
 UNKNOWN_LATE = Fault(done=0, late=True)
 """The writes are under way still."""
 LOST = Fault(done=0)
@@ -94,21 +94,21 @@ LOST = Fault(done=0)
 # -- taking and beginning -------------------------------------------------------------------------
 
 
-def test_nothing_stored_can_not_be_taken(server: MemoryServer) -> None:
-    """Absence is an answer: the owner begins an epoch then."""
+def test_partition_without_a_head_cannot_be_taken_over(server: MemoryServer) -> None:
+    """The absence of a head is an answer: the owner then begins an epoch."""
     owner = Owner(server, "a")
     assert owner.run(Ownership.take_over(owner.place)) is None
 
 
-def test_a_take_raises_the_term_and_leaves_the_contents(server: MemoryServer) -> None:
-    """The term fences the owner before; what it committed stays what readers see."""
+def test_takeover_raises_the_term_and_keeps_the_contents(server: MemoryServer) -> None:
+    """The term fences the owner before; readers still see its commits."""
     Owner(server, "a").begin(7)
     Owner(server, "b").take()
     head = stored(server)
     assert (head.epoch, head.term, head.owner, head.next, text_of(head)) == (7, 2, "b", 1, "begun")
 
 
-def test_an_owner_that_lost_its_partition_moves_nothing(server: MemoryServer) -> None:
+def test_owner_that_lost_its_partition_cannot_move_the_head(server: MemoryServer) -> None:
     """I7, the zombie: whatever it tries, the stored head stays as its successor wrote it."""
     zombie, heir = Owner(server, "a"), Owner(server, "b")
     zombie.begin(7)
@@ -122,9 +122,10 @@ def test_an_owner_that_lost_its_partition_moves_nothing(server: MemoryServer) ->
     assert stored(server).epoch == 7
 
 
-def test_a_takeover_does_not_make_the_partition_look_fresher(server: MemoryServer, clock: ManualClock) -> None:
-    """Regression (I5): the new owner's first head repeated the old one's ``behind_ms`` under a time to live that began
-    anew, so an hour's backlog passed for a second's."""
+def test_takeover_does_not_make_the_partition_look_fresher(server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I5): the new owner's first head repeated the old ``behind_ms`` with a new time to live, so a backlog
+    of an hour looked like one of a second.
+    """
     owner = Owner(server, "a")
     owner.begin(7)
     owner.renew(says=OwnerStatus(250, complete=True))
@@ -134,8 +135,10 @@ def test_a_takeover_does_not_make_the_partition_look_fresher(server: MemoryServe
     assert heir.inherited_behind_ms == 250 + 61_000
 
 
-def test_signs_of_life_are_inherited_older_by_the_time_since(server: MemoryServer, clock: ManualClock) -> None:
-    """A node that was silent stays so through a takeover."""
+def test_inherited_signs_of_life_are_older_by_the_time_since_their_writing(
+    server: MemoryServer, clock: ManualClock
+) -> None:
+    """A silent node stays silent through a takeover."""
     owner = Owner(server, "a")
     owner.begin(7)
     owner.renew(says=OwnerStatus(0, complete=True, ages_ms=np.array([500, NEVER_HEARD], "<u4").tobytes()))
@@ -144,10 +147,10 @@ def test_signs_of_life_are_inherited_older_by_the_time_since(server: MemoryServe
     assert ages == [500 + 11_000, NEVER_HEARD]
 
 
-def test_signs_of_life_of_another_lease_are_inherited_older_or_not_at_all(
+def test_signs_of_life_written_with_another_lease_are_inherited_older_or_ignored(
     server: MemoryServer, clock: ManualClock
 ) -> None:
-    """Regression: with a shorter lease than before, an age came out negative and ended the consumer, again and again."""
+    """Regression: with a shorter lease than before, an age became negative and ended the consumer, again and again."""
     owner = Owner(server, "a")
     owner.begin(7)
     owner.renew(says=OwnerStatus(0, complete=True, ages_ms=np.array([500], "<u4").tobytes()))
@@ -158,8 +161,8 @@ def test_signs_of_life_of_another_lease_are_inherited_older_or_not_at_all(
     assert ages == [500 + (5 * LEASE_S - (LEASE_S - 10) + 1) * 1000]
 
 
-def test_a_second_beginning_at_the_same_time_is_refused(server: MemoryServer) -> None:
-    """Two owners found nothing, and both wrote an epoch: the epoch key goes to one."""
+def test_second_epoch_that_begins_at_the_same_time_is_refused(server: MemoryServer) -> None:
+    """Two owners found nothing, and both wrote an epoch. One of them gets the epoch key."""
     first, second = Owner(server, "a"), Owner(server, "b")
     moments = iter([lambda: first.begin(7)])
 
@@ -173,8 +176,8 @@ def test_a_second_beginning_at_the_same_time_is_refused(server: MemoryServer) ->
     assert (stored(server).epoch, stored(server).owner) == (7, "a")
 
 
-def test_an_owner_begins_again_after_its_own_epoch_was_lost(server: MemoryServer) -> None:
-    """A flush of the store: the owner still holds everything in memory."""
+def test_owner_begins_another_epoch_after_its_own_was_lost(server: MemoryServer) -> None:
+    """After a flush of the store, the owner still has everything in memory."""
     owner = Owner(server, "a")
     owner.begin(7)
     server.flush()
@@ -184,16 +187,19 @@ def test_an_owner_begins_again_after_its_own_epoch_was_lost(server: MemoryServer
     assert (stored(server).epoch, stored(server).term) == (8, 1)
 
 
-def test_an_epoch_that_is_forgotten_is_a_loss_to_all(server: MemoryServer) -> None:
-    """A design that is no longer written must not go on passing for fresh, and its writer must notice."""
+def test_removed_epoch_is_a_loss_to_readers_and_owner(server: MemoryServer) -> None:
+    """A design that is no longer written must not look fresh, and its writer must notice."""
     owner = Owner(server, "a")
     owner.begin(7)
     owner.run(remove_epoch(owner.place, rows=False))
     assert run_one(MemoryStore(server), read_head(PREFIX, None)) is None
 
 
-def test_what_another_owner_keeps_up_is_not_forgotten_by_who_was_slow(server: MemoryServer) -> None:
-    """Nor by an operator: somebody took it back into use. It is when nobody renewed it for as long as was said."""
+def test_epoch_that_another_owner_renews_is_not_removed(server: MemoryServer) -> None:
+    """Neither a slow consumer nor an operator may remove it, because another owner took it back into use.
+
+    Once it was not renewed for ``fresh_s``, it is removed.
+    """
     owner, late = Owner(server, "a"), Owner(server, "b")
     owner.begin(7)
     with pytest.raises(FencedError):
@@ -206,8 +212,10 @@ def test_what_another_owner_keeps_up_is_not_forgotten_by_who_was_slow(server: Me
 
 
 @pytest.mark.parametrize("fault", [UNKNOWN_DONE, UNKNOWN_LATE, LOST], ids=["done", "late", "lost"])
-def test_an_advance_that_was_not_answered_is_carried_out_once(server: MemoryServer, fault: Fault) -> None:
-    """The row that matters most: tried again, the same commit is there exactly once, whatever became of the first."""
+def test_unanswered_advance_takes_effect_once(server: MemoryServer, fault: Fault) -> None:
+    """The most important fault: when the commit is tried again it is stored exactly once, whatever happened to the
+    first try.
+    """
     owner = Owner(server, "a")
     owner.begin(7)
     with pytest.raises(StoreUnavailableError):
@@ -218,8 +226,8 @@ def test_an_advance_that_was_not_answered_is_carried_out_once(server: MemoryServ
     assert (stored(server).next, text_of(stored(server))) == (3, "two")
 
 
-def test_an_advance_that_arrives_while_it_is_tried_again_is_carried_out_once(server: MemoryServer) -> None:
-    """The delayed packet wins the race against its own repetition."""
+def test_advance_that_arrives_during_its_retry_takes_effect_once(server: MemoryServer) -> None:
+    """The delayed packet overtakes its own repetition."""
     owner = Owner(server, "a")
     owner.begin(7)
     with pytest.raises(StoreUnavailableError):
@@ -229,8 +237,8 @@ def test_an_advance_that_arrives_while_it_is_tried_again_is_carried_out_once(ser
     assert (stored(server).next, text_of(stored(server))) == (2, "one")
 
 
-def test_a_renewal_that_arrives_late_does_not_undo_a_commit(server: MemoryServer) -> None:
-    """It carries the head as of before the commit: its CAS id has to be stale."""
+def test_late_renewal_does_not_undo_a_commit(server: MemoryServer) -> None:
+    """It carries the head from before the commit, so its CAS id must be stale."""
     owner = Owner(server, "a")
     owner.begin(7)
     with pytest.raises(StoreUnavailableError):
@@ -242,8 +250,8 @@ def test_a_renewal_that_arrives_late_does_not_undo_a_commit(server: MemoryServer
     assert (stored(server).next, text_of(stored(server))) == (3, "two")
 
 
-def test_a_renewal_that_arrives_first_does_not_stop_a_commit(server: MemoryServer) -> None:
-    """The owner recognises its own write by term, owner and beat, and goes on from there."""
+def test_renewal_that_arrives_before_a_commit_does_not_prevent_it(server: MemoryServer) -> None:
+    """The owner recognizes its own write by term, owner and beat, and continues from there."""
     owner = Owner(server, "a")
     owner.begin(7)
     with pytest.raises(StoreUnavailableError):
@@ -253,7 +261,7 @@ def test_a_renewal_that_arrives_first_does_not_stop_a_commit(server: MemoryServe
     assert (stored(server).next, text_of(stored(server)), owner.ownership.conflicts) == (2, "one", 1)
 
 
-def test_while_an_advance_is_unsettled_a_renewal_stands_back(server: MemoryServer) -> None:
+def test_renewal_waits_while_the_outcome_of_an_advance_is_unknown(server: MemoryServer) -> None:
     """It does not know which head it would confirm."""
     owner = Owner(server, "a")
     owner.begin(7)
@@ -266,8 +274,13 @@ def test_while_an_advance_is_unsettled_a_renewal_stands_back(server: MemoryServe
 
 @pytest.mark.parametrize("fault", [UNKNOWN_DONE, UNKNOWN_LATE, LOST], ids=["done", "late", "lost"])
 @pytest.mark.parametrize("call", range(6))
-def test_any_call_of_a_beginning_may_go_unanswered(server: MemoryServer, fault: Fault, call: int) -> None:
-    """The owner draws another epoch and begins again; there is one epoch in the end, and nothing of the first stays."""
+def test_epoch_begins_again_after_any_of_its_calls_was_unanswered(
+    server: MemoryServer, fault: Fault, call: int
+) -> None:
+    """The owner chooses another epoch number and begins again.
+
+    In the end there is one epoch, and nothing of the first is used.
+    """
     owner = Owner(server, "a")
     faults = [None] * call + [fault]
     try:
@@ -282,7 +295,7 @@ def test_any_call_of_a_beginning_may_go_unanswered(server: MemoryServer, fault: 
 
 
 @pytest.mark.parametrize("fault", [UNKNOWN_DONE, UNKNOWN_LATE, LOST], ids=["done", "late", "lost"])
-def test_a_take_that_was_not_answered_is_taken_again(server: MemoryServer, fault: Fault) -> None:
+def test_unanswered_takeover_is_repeated(server: MemoryServer, fault: Fault) -> None:
     """Terms may be skipped; they must not repeat."""
     Owner(server, "a").begin(7)
     heir = Owner(server, "b")
@@ -294,8 +307,8 @@ def test_a_take_that_was_not_answered_is_taken_again(server: MemoryServer, fault
     assert (stored(server).owner, stored(server).next) == ("b", 2)
 
 
-def test_a_full_store_refuses_a_commit_and_keeps_the_head(clock: ManualClock) -> None:
-    """The failed write leaves what was there (I5); the error says which key found no room."""
+def test_full_store_refuses_a_commit_and_keeps_the_head(clock: ManualClock) -> None:
+    """The failed write keeps the old value (I5), and the error names the key."""
     server = MemoryServer(clock=clock, max_bytes=600, no_evict=True)
     owner = Owner(server, "a")
     owner.begin(7)
@@ -311,8 +324,8 @@ def test_a_full_store_refuses_a_commit_and_keeps_the_head(clock: ManualClock) ->
 # -- what the store loses -------------------------------------------------------------------------
 
 
-def test_a_lost_epoch_key_is_put_back_by_the_next_renewal(server: MemoryServer) -> None:
-    """One evicted key of twenty bytes must not cost an epoch; readers that know the epoch go on meanwhile."""
+def test_next_renewal_writes_a_lost_epoch_key_again(server: MemoryServer) -> None:
+    """One evicted key of twenty bytes must not cost an epoch. Readers that know the epoch continue meanwhile."""
     owner = Owner(server, "a")
     owner.begin(7)
     server.evict(keys.epoch(PREFIX))
@@ -324,8 +337,8 @@ def test_a_lost_epoch_key_is_put_back_by_the_next_renewal(server: MemoryServer) 
 
 
 @pytest.mark.parametrize("act", ["advance", "renew", "require_still_owned"])
-def test_a_lost_head_is_a_lost_epoch(server: MemoryServer, act: str) -> None:
-    """Nothing else in the store can be trusted without it."""
+def test_lost_head_is_a_lost_epoch(server: MemoryServer, act: str) -> None:
+    """Nothing else in the store can be trusted without the head."""
     owner = Owner(server, "a")
     owner.begin(7)
     server.evict(keys.head(PREFIX, 7))
@@ -338,8 +351,8 @@ def test_a_lost_head_is_a_lost_epoch(server: MemoryServer, act: str) -> None:
         steps[act]()
 
 
-def test_a_corrupt_head_is_a_lost_one(server: MemoryServer) -> None:
-    """Torn bytes are a miss, never a half-right head."""
+def test_corrupt_head_is_a_lost_epoch(server: MemoryServer) -> None:
+    """Damaged bytes count as missing, and never decode to a wrong head."""
     owner = Owner(server, "a")
     owner.begin(7)
     key = keys.head(PREFIX, 7)
@@ -350,8 +363,8 @@ def test_a_corrupt_head_is_a_lost_one(server: MemoryServer) -> None:
     assert owner.run(Ownership.take_over(owner.place)) is None
 
 
-def test_a_cas_id_of_before_a_restart_can_not_hit_the_epoch_of_after(server: MemoryServer) -> None:
-    """CAS ids start again at 1, so an owner of before may hold the right number by accident: its key is another."""
+def test_cas_id_from_before_a_restart_cannot_match_the_next_epoch(server: MemoryServer) -> None:
+    """CAS ids start again at 1, so an owner from before may hold a matching number by chance. It uses another key."""
     zombie = Owner(server, "a")
     zombie.begin(7)
     server.restart()
@@ -368,16 +381,16 @@ def test_a_cas_id_of_before_a_restart_can_not_hit_the_epoch_of_after(server: Mem
     assert (stored(server).epoch, text_of(stored(server))) == (8, "begun")
 
 
-def test_a_reader_s_repair_is_told_to_the_owner_once(server: MemoryServer) -> None:
-    """It is taken away with the renewal that sees it."""
+def test_owner_gets_a_readers_repair_request_once(server: MemoryServer) -> None:
+    """The renewal that sees the request deletes it."""
     owner = Owner(server, "a")
     owner.begin(7)
     server.write([Write(Put.ADD, keys.repair(PREFIX), b"something")])
     assert [owner.renew(), owner.renew()] == [True, False]
 
 
-def test_an_epoch_key_that_another_owner_wrote_fences(server: MemoryServer) -> None:
-    """Our head is still there, but no reader follows it any more."""
+def test_epoch_key_of_another_owner_fences_this_one(server: MemoryServer) -> None:
+    """This owner's head still exists, but readers no longer follow it."""
     owner = Owner(server, "a")
     owner.begin(7)
     server.evict(keys.epoch(PREFIX))
@@ -386,8 +399,8 @@ def test_an_epoch_key_that_another_owner_wrote_fences(server: MemoryServer) -> N
         owner.renew()
 
 
-def test_signs_of_life_survive_whoever_wrote_them_last(server: MemoryServer) -> None:
-    """A zombie's packet may have changed the item under its owner: the renewal after the next writes it again."""
+def test_owner_replaces_signs_of_life_that_a_zombie_wrote(server: MemoryServer) -> None:
+    """A zombie's packet may have changed the item. The owner writes its own by the second renewal after that."""
     owner = Owner(server, "a")
     owner.begin(7)
     key = keys.life(PREFIX, 7)
@@ -402,22 +415,22 @@ def test_signs_of_life_survive_whoever_wrote_them_last(server: MemoryServer) -> 
 # -- terms ----------------------------------------------------------------------------------------
 
 
-def test_a_commit_s_term_is_that_of_the_last_owner_before_it() -> None:
-    """Segments and stamps carry their term in their names: a wrong one reads as a hole."""
+def test_term_of_a_commit_is_that_of_the_owner_at_its_offset() -> None:
+    """Keys of segments and stamps contain the term: a wrong one would look like a missing segment."""
     terms = (TermStart(1, 1), TermStart(3, 5), TermStart(4, 5), TermStart(6, 9))
     assert [term_of(terms, n) for n in (1, 4, 5, 8, 9, 100)] == [1, 1, 4, 4, 6, 6]
 
 
-def test_terms_of_what_was_trimmed_are_dropped() -> None:
-    """The list would grow with every takeover for ever."""
+def test_terms_before_the_first_kept_commit_are_dropped() -> None:
+    """Otherwise the list would grow with every takeover for ever."""
     terms = (TermStart(1, 1), TermStart(3, 5), TermStart(4, 5), TermStart(6, 9))
     assert terms_from(terms, 5) == (TermStart(4, 5), TermStart(6, 9))
     assert terms_from(terms, 7) == (TermStart(4, 7), TermStart(6, 9))
     assert terms_from(terms, 9) == (TermStart(6, 9),)
 
 
-def test_what_an_owner_says_gets_older_until_it_is_written(server: MemoryServer, clock: ManualClock) -> None:
-    """Regression (I5): vitals were worked out at the start of a step, and a step may wait for another server."""
+def test_owner_status_ages_until_it_is_written(server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I5): the status was computed at the start of a step, and a step may wait for another server."""
     owner = Owner(server, "a", clock=clock)
     owner.begin(7)
     said = OwnerStatus(250, complete=True, said_at=clock.monotonic())
@@ -426,7 +439,7 @@ def test_what_an_owner_says_gets_older_until_it_is_written(server: MemoryServer,
     assert stored(server).behind_ms == 1_750
 
 
-def test_a_head_survives_its_bytes() -> None:
-    """The round trip, with all fields different."""
+def test_head_survives_encoding_and_decoding() -> None:
+    """With a different value in each field."""
     head = Head(1, 2, "o", 3, 4, 5, vouched=True, lease_s=6, section=msgspec.Raw(b"\x90"))
     assert HEAD.unpack(HEAD.pack(head)) == head

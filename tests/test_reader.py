@@ -1,4 +1,4 @@
-"""Reading within bounds: what is refused, left out or said, and that ages err on the old side."""
+"""Reads within bounds: which nodes are refused, left out or named, and that ages err on the old side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Wired(Reader):
 
 
 def stores_of(world: World, connections: Sequence[Store]) -> Stores:
-    """Connections to the world's places as a reader takes them."""
+    """Connections to the world's stores, as a reader uses them."""
     return Stores((), connections[0]) if world.places[0] is world.database else Stores(connections)
 
 
@@ -60,7 +60,7 @@ def of_partition(number: int) -> list[str]:
     return [name for name in NODES if partition_of(name, 2) == number]
 
 
-def test_a_caller_must_say_what_staleness_it_accepts(reader: Reader) -> None:
+def test_read_needs_a_bound(reader: Reader) -> None:
     """There is no default of "whatever is there" (DESIGN.md section 6)."""
     with pytest.raises(TypeError, match="max_age"):
         reader.read()
@@ -68,7 +68,7 @@ def test_a_caller_must_say_what_staleness_it_accepts(reader: Reader) -> None:
         reader.read(max_age=1.0, on_stale="whatever")  # type: ignore[arg-type]
 
 
-def test_a_cell_that_is_well_is_read_whole(reader: Reader) -> None:
+def test_healthy_cell_is_read_completely(reader: Reader) -> None:
     """Every node, nothing stale, nothing incomplete."""
     view = reader.read(max_age=5.0, node_max_age=15.0)
     assert sorted(view.nodes) == NODES
@@ -76,7 +76,7 @@ def test_a_cell_that_is_well_is_read_whole(reader: Reader) -> None:
     assert view.nodes["node-0"].state["usage"] == {"VCPU": 1}
 
 
-def test_a_view_that_is_too_old_is_refused_with_its_age(world: World, reader: Reader) -> None:
+def test_too_old_view_is_refused_with_its_age(world: World, reader: Reader) -> None:
     """A refusal says what would satisfy it (house rule 8)."""
     before = reader.read(max_age=5.0).age
     world.pass_time(30)
@@ -88,7 +88,7 @@ def test_a_view_that_is_too_old_is_refused_with_its_age(world: World, reader: Re
 
 
 def test_stale_nodes_are_left_out_or_named_as_asked(world: World, reader: Reader) -> None:
-    """The same view under three words."""
+    """The same view with each value of ``on_stale``."""
     world.pass_time(30)
     excluding = reader.read(max_age=5.0, on_stale="exclude")
     assert (len(excluding.nodes), sorted(excluding.stale)) == (0, NODES)
@@ -97,8 +97,8 @@ def test_stale_nodes_are_left_out_or_named_as_asked(world: World, reader: Reader
     assert (sorted(flagging.nodes), sorted(flagging.stale)) == (NODES, NODES)
 
 
-def test_a_node_that_is_silent_is_stale_by_itself(world: World, reader: Reader) -> None:
-    """``node_max_age`` bounds each node by its last sign of life; the others have theirs."""
+def test_silent_node_is_stale_by_itself(world: World, reader: Reader) -> None:
+    """``node_max_age`` bounds each node by its own last sign of life."""
     del world.agents["node-3"]
     world.run_well(60)
     view = reader.read(max_age=5.0, node_max_age=15.0, on_stale="exclude")
@@ -111,8 +111,8 @@ def test_a_node_that_is_silent_is_stale_by_itself(world: World, reader: Reader) 
     assert caught.value.nodes == ("node-3",)
 
 
-def test_messages_that_waited_in_the_queue_are_no_signs_of_life(world: World, reader: Reader) -> None:
-    """Regression (I5): a node that died while no consumer ran was heard of when its last heartbeats were delivered."""
+def test_messages_that_waited_in_the_queue_are_no_new_signs_of_life(world: World, reader: Reader) -> None:
+    """Regression (I5): a node that died while no consumer ran counted as alive when its heartbeats were delivered."""
     silent = world.clock.monotonic()
     world.pass_time(20)
     del world.agents["node-3"]
@@ -123,8 +123,8 @@ def test_messages_that_waited_in_the_queue_are_no_signs_of_life(world: World, re
     assert view.node_age("node-3") >= world.clock.monotonic() - silent - 20
 
 
-def test_a_backlog_does_not_pass_for_fresh_when_a_new_owner_takes_it(world: World, reader: Reader) -> None:
-    """Regression (I5): the head that a takeover writes said what the owner before had said, as of now."""
+def test_backlog_does_not_look_fresh_after_a_takeover(world: World, reader: Reader) -> None:
+    """Regression (I5): the head of a takeover repeated the statements of the owner before, as of now."""
     reader.read(max_age=5.0)
     world.members[0].die()
     world.pass_time(120)
@@ -139,8 +139,8 @@ def test_a_backlog_does_not_pass_for_fresh_when_a_new_owner_takes_it(world: Worl
     assert caught.value.age >= 120
 
 
-def test_a_consumer_that_slept_does_not_make_its_partition_look_fresh(world: World, reader: Reader) -> None:
-    """I5: frozen between what it says and the writing of it, with nobody to take over; while the queue fills."""
+def test_consumer_that_froze_does_not_make_its_partition_look_fresh(world: World, reader: Reader) -> None:
+    """I5: it froze between computing its status and writing it, without a standby, while the queue filled."""
     reader.read(max_age=5.0)
     calls = iter(range(1_000))
 
@@ -156,8 +156,8 @@ def test_a_consumer_that_slept_does_not_make_its_partition_look_fresh(world: Wor
     assert reader.read(max_age=1e9, on_stale="flag").age >= 120
 
 
-def test_a_read_waits_for_a_receipt(world: World, reader: Reader) -> None:
-    """Read your own writes: the view contains what was published, or the error says what was reached."""
+def test_read_waits_for_a_receipt(world: World, reader: Reader) -> None:
+    """Read your own writes: the view contains the publish, or the error names the version that was reached."""
     receipt = world.agents["node-2"].publisher.change({"zone": "mine"})
     with pytest.raises(BehindError) as caught:
         reader.read(at_least=receipt, timeout=0.5)
@@ -169,8 +169,8 @@ def test_a_read_waits_for_a_receipt(world: World, reader: Reader) -> None:
     assert reader.read(at_least=receipt).nodes["node-2"].state["zone"] == "mine"
 
 
-def test_a_receipt_of_a_node_that_nobody_knows_is_behind(world: World, reader: Reader) -> None:
-    """Nothing was reached, and the wait ends in time."""
+def test_receipt_of_an_unknown_node_is_behind(world: World, reader: Reader) -> None:
+    """No version was reached, and the wait ends in time."""
     began_at = world.clock.monotonic()
     with pytest.raises(BehindError) as caught:
         reader.read(at_least=Receipt("nobody", Version(1, 1)), timeout=0.5)
@@ -178,7 +178,7 @@ def test_a_receipt_of_a_node_that_nobody_knows_is_behind(world: World, reader: R
     assert world.clock.monotonic() - began_at == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) -> None:
+def test_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) -> None:
     """A tombstone has a version like any other state."""
     receipt = world.agents["node-2"].publisher.leave()
     world.run_well(1)
@@ -186,8 +186,8 @@ def test_a_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) 
 
 
 @IN_MEMCACHED
-def test_one_server_down_costs_the_freshness_of_its_partitions_and_nothing_else(world: World, reader: Reader) -> None:
-    """The other half of the fleet stays within every bound; what was read before stays to be looked at."""
+def test_server_down_costs_only_the_freshness_of_its_partitions(world: World, reader: Reader) -> None:
+    """The other half of the fleet stays within every bound; the state that was read before can still be read."""
     reader.read(max_age=5.0)
     world.servers[1].stop()
     world.agents[of_partition(0)[0]].publisher.change({"zone": "seen"})
@@ -211,8 +211,10 @@ def test_one_server_down_costs_the_freshness_of_its_partitions_and_nothing_else(
     [("journal", "flush"), ("journal", "restart"), ("snapshot", "flush"), ("snapshot", "restart"), ("sql", "flush")],
     indirect=["design"],
 )
-def test_a_store_that_lost_everything_is_seen_as_loss(world: World, reader: Reader, lose: str, design: str) -> None:
-    """I5: what was read before may still be looked at, but it ages, and the view says that it can't vouch for it."""
+def test_store_that_lost_everything_is_reported_as_a_loss(world: World, reader: Reader, lose: str, design: str) -> None:
+    """I5: the state that was read before can still be read, but it ages, and the view names its partitions as
+    incomplete.
+    """
     reader.read(max_age=5.0)
     for server in world.places:
         getattr(server, lose)()
@@ -225,7 +227,7 @@ def test_a_store_that_lost_everything_is_seen_as_loss(world: World, reader: Read
 
 
 def test_ages_err_on_the_old_side(world: World, reader: Reader) -> None:
-    """At any moment, everything that was in the queue as long ago as the view is old has to be in it (I5)."""
+    """At any moment, everything that was in the queue as long ago as the view is old must be in the view (I5)."""
     published: dict[int, float] = {}
     for n in range(60):
         world.agents["node-1"].publisher.change({"usage": {"VCPU": n}})
@@ -240,8 +242,8 @@ def test_ages_err_on_the_old_side(world: World, reader: Reader) -> None:
                 assert seen >= number
 
 
-def test_a_database_that_is_away_ages_what_was_read_of_it() -> None:
-    """All of it, as all partitions live there; and no error but that."""
+def test_database_down_makes_all_partitions_age() -> None:
+    """All partitions are stored there, and no other error is raised."""
     world = World(designs=("sql",))
     world.start_member([0, 1], [])
     for name in NODES:
@@ -262,8 +264,8 @@ def test_a_database_that_is_away_ages_what_was_read_of_it() -> None:
     assert sorted(reader.read(max_age=5.0).nodes) == NODES
 
 
-def test_a_view_never_changes(world: World, reader: Reader) -> None:
-    """Cheap to keep, whatever happens after."""
+def test_view_never_changes(world: World, reader: Reader) -> None:
+    """It is cheap to keep, whatever happens later."""
     view = reader.read(max_age=5.0)
     before = {name: (node.version, dict(node.state)) for name, node in view.nodes.items()}
     columns = {name: array.tolist() for name, array in view.columns.usage.items()}
@@ -279,8 +281,8 @@ def test_a_view_never_changes(world: World, reader: Reader) -> None:
         view.nodes["node-0"].state["usage"] = {}  # type: ignore[index]
 
 
-def test_a_read_that_fails_half_way_leaves_the_reader_as_it_was(world: World, design: str) -> None:
-    """Any call may go unanswered; the next read goes on from there."""
+def test_failed_read_leaves_the_reader_unchanged(world: World, design: str) -> None:
+    """Any call may be unanswered; the next read continues from there."""
     for call in range(4):
         reader = Wired(world, design)
         reader.read(max_age=5.0)
@@ -296,7 +298,7 @@ def test_a_read_that_fails_half_way_leaves_the_reader_as_it_was(world: World, de
         assert {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()} == dict.fromkeys(NODES, call)
 
 
-def test_an_unknown_design_is_refused(world: World) -> None:
-    """By its name, with those that there are."""
+def test_unknown_design_is_refused(world: World) -> None:
+    """By its name, with the names that exist."""
     with pytest.raises(ConfigError, match="journal, snapshot"):
         Reader(world.config, design="tape", stores=Stores([MemoryStore()]), clock=world.clock)

@@ -1,4 +1,4 @@
-"""Many partitions side by side: one call per server and round, and nobody pays for another's server."""
+"""Round trips of many partitions side by side: one call per server and round, and failures stay within a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodestate.testing import Fault, FaultyStore, MemoryServer, MemoryStore, scr
 
 
 class CountingStore(MemoryStore):
-    """Notes the length of each call."""
+    """Records the length of each call."""
 
     def __init__(self, server: MemoryServer) -> None:
         super().__init__(server)
@@ -33,7 +33,7 @@ def put(key: str, value: bytes) -> Write:
 
 
 def put_then_fetch(key: str, rounds: int) -> Steps[list[bytes]]:
-    """In each round writes a key and fetches it in the same step."""
+    """In each round, write a key and fetch it in the same step."""
     seen = []
     for n in range(rounds):
         reply = yield Step(write=[put(f"{key}{n}", f"{key}{n}".encode())], fetch=[f"{key}{n}"])
@@ -42,15 +42,15 @@ def put_then_fetch(key: str, rounds: int) -> Steps[list[bytes]]:
     return seen
 
 
-def test_sixteen_partitions_cost_the_round_trips_of_one() -> None:
-    """The network is batched (house rule 14); each gets its own answers."""
+def test_sixteen_partitions_need_as_many_round_trips_as_one() -> None:
+    """The network is batched (house rule 14); each partition gets its own answers."""
     store = CountingStore(MemoryServer())
     results = run({n: (store, put_then_fetch(f"p{n}-", 1 + n % 3)) for n in range(16)})
     assert results == {n: [f"p{n}-{r}".encode() for r in range(1 + n % 3)] for n in range(16)}
     assert store.calls == [("write", 16), ("fetch", 16), ("write", 10), ("fetch", 10), ("write", 5), ("fetch", 5)]
 
 
-def test_a_server_that_does_not_answer_fails_only_its_own_partitions() -> None:
+def test_server_that_does_not_answer_fails_only_its_own_partitions() -> None:
     """One server down costs the freshness of its partitions and nothing else."""
     well, ill = MemoryStore(), FaultyStore(MemoryStore(), script(None, None, Fault()))
     stores = Stores([well, ill])
@@ -60,14 +60,14 @@ def test_a_server_that_does_not_answer_fails_only_its_own_partitions() -> None:
 
 
 def test_partitions_are_mapped_to_servers_by_their_number_alone() -> None:
-    """A map that moved with outages would bring stale values back with the server (DESIGN.md section 5)."""
+    """A map that changed with outages would bring back stale values together with the server (DESIGN.md section 5)."""
     servers = [MemoryStore() for _ in range(3)]
     stores = Stores(servers)
     assert [servers.index(stores.of(n)) for n in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_a_partition_may_answer_for_an_outage_itself() -> None:
-    """The error is raised where the step was yielded, so a partition can clean up or try something else."""
+def test_partition_may_catch_the_error_of_an_outage() -> None:
+    """The error is raised where the step was yielded, so the partition can clean up or try something else."""
 
     def steps() -> Steps[str]:
         try:
@@ -81,8 +81,8 @@ def test_a_partition_may_answer_for_an_outage_itself() -> None:
     assert run({0: (store, steps())}) == {0: "went on"}
 
 
-def test_an_item_that_is_too_large_fails_the_partition_that_wrote_it() -> None:
-    """Sizes are checked before anything is sent; the others' writes go out as if nothing had been."""
+def test_too_large_item_fails_only_the_partition_that_wrote_it() -> None:
+    """Sizes are checked before anything is sent, so the writes of the other partitions are still carried out."""
     store = MemoryStore(MemoryServer(max_value_bytes=10))
 
     def steps(key: str, size: int) -> Steps[WriteStatus]:
@@ -95,8 +95,8 @@ def test_an_item_that_is_too_large_fails_the_partition_that_wrote_it() -> None:
     assert store.server.keys() == ["k0", "k2"]
 
 
-def test_an_error_of_nodestate_ends_one_partition_and_a_bug_ends_all() -> None:
-    """What is expected is a result; what is impossible must not be passed over."""
+def test_expected_error_ends_one_partition_and_a_bug_ends_all() -> None:
+    """Expected errors are results; other exceptions must not be ignored."""
 
     def refuse() -> Steps[None]:
         yield Step(fetch=["a"])
@@ -116,8 +116,8 @@ def test_an_error_of_nodestate_ends_one_partition_and_a_bug_ends_all() -> None:
         run_one(store, refuse())
 
 
-def test_work_that_needs_no_store_costs_no_call() -> None:
-    """Nothing to do is done at once."""
+def test_work_without_steps_makes_no_call() -> None:
+    """A generator that yields nothing returns at once."""
 
     def nothing() -> Steps[int]:
         return 7

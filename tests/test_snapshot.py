@@ -1,4 +1,4 @@
-"""The snapshot: every node at its stamp or later, and what happens when keys get lost or others write them."""
+"""The snapshot: every node at its stamp or later, lost keys, and items that another owner wrote."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def section_of(owner: Owner) -> SnapshotSection:
     return owner.writer.section
 
 
-def test_a_reader_that_follows_fetches_just_the_nodes_that_changed(owner: Owner, watcher: Watcher) -> None:
-    """Cost follows change: of a hundred nodes two changed, one of them twice."""
+def test_reader_that_keeps_up_fetches_only_changed_nodes(owner: Owner, watcher: Watcher) -> None:
+    """Cost follows change: two of a hundred nodes changed, one of them twice."""
     owner.commit(*[report(f"n{n}", 1) for n in range(100)])
     watcher.look()
     owner.commit(change("n3", 2, zone="a"))
@@ -66,8 +66,8 @@ def test_a_reader_that_follows_fetches_just_the_nodes_that_changed(owner: Owner,
 
 @pytest.mark.usefixtures("tight")
 @pytest.mark.parametrize("behind", [1, 2, 5, 6, 7, 30])
-def test_a_reader_may_be_behind_by_any_number_of_commits(owner: Owner, watcher: Watcher, behind: int) -> None:
-    """While the ring reaches back, the head alone tells what changed; beyond it the index does."""
+def test_reader_may_be_behind_by_any_number_of_commits(owner: Owner, watcher: Watcher, behind: int) -> None:
+    """As far as the ring reaches back, the head alone tells which nodes changed; beyond that the index does."""
     owner.commit(report("n", 1), report("m", 1))
     watcher.look()
     for generation in range(2, 2 + behind):
@@ -79,10 +79,10 @@ def test_a_reader_may_be_behind_by_any_number_of_commits(owner: Owner, watcher: 
 
 
 @pytest.mark.usefixtures("tight")
-def test_a_commit_larger_than_the_ring_is_followed_through_the_index(
+def test_reader_follows_a_commit_larger_than_the_ring_by_the_index(
     owner: Owner, watcher: Watcher, server: MemoryServer, clock: ManualClock
 ) -> None:
-    """Thousands of nodes come at once after an outage."""
+    """After an outage, thousands of nodes arrive at once."""
     owner.commit(report("first", 1))
     watcher.look()
     owner.commit(*[report(f"n{n}", 1) for n in range(50)])
@@ -92,10 +92,8 @@ def test_a_commit_larger_than_the_ring_is_followed_through_the_index(
     assert held(Watcher("snapshot", server, clock).look()) == owner.records
 
 
-def test_a_lost_node_is_said_to_be_incomplete_and_healed_by_a_repair(
-    owner: Owner, server: MemoryServer, watcher: Watcher
-) -> None:
-    """I5: a missing item is a loss, never "no such node"; all others are right meanwhile."""
+def test_lost_node_is_incomplete_until_a_repair(owner: Owner, server: MemoryServer, watcher: Watcher) -> None:
+    """I5: a missing item is a loss, never "no such node"; all other nodes are right meanwhile."""
     owner.commit(report("n", 1, zone="a"), report("m", 1))
     server.evict(keys.node(S, "n"))
     state = watcher.look()
@@ -109,10 +107,10 @@ def test_a_lost_node_is_said_to_be_incomplete_and_healed_by_a_repair(
     assert (held(healed), healed.table.incomplete) == (owner.records, set())
 
 
-def test_a_node_lost_between_two_looks_keeps_its_old_state_and_is_said_to_be_incomplete(
+def test_node_lost_between_two_refreshes_keeps_its_old_state_as_incomplete(
     owner: Owner, server: MemoryServer, watcher: Watcher
 ) -> None:
-    """Whoever asks to leave incomplete nodes out must not get it; whoever wants hints may."""
+    """A read that excludes incomplete nodes must not return it; a read that does not may use it as a hint."""
     owner.commit(report("n", 1, zone="old"))
     before = watcher.look()
     owner.commit(change("n", 2, zone="new"))
@@ -123,10 +121,12 @@ def test_a_node_lost_between_two_looks_keeps_its_old_state_and_is_said_to_be_inc
 
 
 @pytest.mark.parametrize("damage", ["torn", "of another epoch", "older", "of another node"])
-def test_an_item_that_is_not_what_the_head_names_does_not_count(
+def test_item_that_the_head_does_not_name_is_not_accepted(
     owner: Owner, server: MemoryServer, watcher: Watcher, damage: str
 ) -> None:
-    """I3 and I7: only the stamp named, or a later one by an owner that is no older, passes for the node's state."""
+    """I3 and I7: only the named stamp, or a later one of the head's term or a later term, is accepted as the node's
+    state.
+    """
     owner.commit(report("n", 1, zone="old"))
     owner.commit(change("n", 2, zone="new"))
     key = keys.node(S, "n")
@@ -147,9 +147,9 @@ def test_an_item_that_is_not_what_the_head_names_does_not_count(
     assert held(watcher.look()) == owner.records
 
 
-def test_a_refresh_across_a_takeover_does_not_go_back(server: MemoryServer, clock: ManualClock) -> None:
-    """Regression (I1): its head was read before the takeover, its items after the overtaken owner wrote two commits' worth
-    into them. The heir, which took what was there before, may come to a state between the two.
+def test_refresh_during_a_takeover_does_not_go_back(server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I1): the reader read the head before the takeover, and the items after the fenced owner had written
+    two more commits into them. The heir took over the state before these, and may reach a state between the two.
     """
     old, heir = Owner("snapshot", server, clock, "old"), Owner("snapshot", server, clock, "heir")
     old.begin()
@@ -172,10 +172,10 @@ def test_a_refresh_across_a_takeover_does_not_go_back(server: MemoryServer, cloc
     assert held(watcher.look())[0].version >= before.version
 
 
-def test_a_lost_index_stops_new_readers_only(
+def test_lost_index_affects_only_new_readers(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """Whoever follows along learns everything from the ring."""
+    """Readers that keep up learn all changes from the ring."""
     owner.commit(report("n", 1), report("m", 1))
     owner.repair()
     watcher.look()
@@ -188,8 +188,8 @@ def test_a_lost_index_stops_new_readers_only(
     assert Owner("snapshot", server, clock, "b").take() is None
 
 
-def test_a_lost_index_is_healed_by_its_owner(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
-    """A reader's request is all that it takes."""
+def test_owner_writes_a_lost_index_again(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
+    """A reader's request is enough."""
     owner.commit(report("n", 1))
     owner.repair()
     assert server.evict(keys.index(S, 7, 1, 3, 0))
@@ -200,11 +200,13 @@ def test_a_lost_index_is_healed_by_its_owner(owner: Owner, server: MemoryServer,
     assert (held(late.look()), late.look().lost) == (owner.records, "")
 
 
-def test_items_that_a_dead_owner_wrote_ahead_of_its_head_are_written_again_by_its_heir(
+def test_new_owner_rewrites_items_that_the_old_one_wrote_ahead_of_its_head(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """The crash between the items and the head. The state is true, so the heir holds it; under its own term readers
-    can accept it, and none of them goes back (I1)."""
+    """The owner crashed between the items and the head.
+
+    The state is true, so the heir keeps it; under its own term readers accept it, and no reader goes back (I1).
+    """
     owner.commit(report("n", 1, zone="old"), report("m", 1))
     with pytest.raises(StoreUnavailableError):
         owner.commit(change("n", 2, zone="new"), plan=at_call(1, Fault(0)))
@@ -221,9 +223,10 @@ def test_items_that_a_dead_owner_wrote_ahead_of_its_head_are_written_again_by_it
         assert (held(state), state.table.incomplete) == (heir.records, set())
 
 
-def test_a_takeover_that_finds_a_node_lost_says_so(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
-    """Regression (I1): the node was written again as unknown in the same epoch, so readers that had its state went
-    back; and an old report that came again passed for its newest."""
+def test_takeover_reports_that_a_node_was_lost(owner: Owner, server: MemoryServer, clock: ManualClock) -> None:
+    """Regression (I1): the node was written again as unknown in the same epoch. Readers that had its state went back,
+    and an old redelivered report counted as its newest.
+    """
     owner.commit(report("n", 1), report("m", 1))
     server.evict(keys.node(S, "n"))
     taken = Owner("snapshot", server, clock, "b").take()
@@ -232,10 +235,10 @@ def test_a_takeover_that_finds_a_node_lost_says_so(owner: Owner, server: MemoryS
     assert [(r.name, r.live, r.incomplete) for r in taken.records] == [("n", False, True), ("m", True, False)]
 
 
-def test_a_zombie_s_item_does_not_count_and_is_healed(
+def test_item_of_a_zombie_is_ignored_and_replaced(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """I7: it may write over an item; it can't make a reader take it."""
+    """I7: a zombie may overwrite an item, but readers do not accept it."""
     owner.commit(report("n", 1, zone="old"), report("m", 1))
     heir = Owner("snapshot", server, clock, "b")
     heir.take()
@@ -253,10 +256,10 @@ def test_a_zombie_s_item_does_not_count_and_is_healed(
     assert (held(healed), healed.table.incomplete) == (heir.records, set())
 
 
-def test_a_zombie_does_not_write_over_what_its_heir_wrote(
+def test_zombie_does_not_overwrite_items_of_the_new_owner(
     owner: Owner, server: MemoryServer, clock: ManualClock
 ) -> None:
-    """Its CAS ids are stale, and looking why shows it the heir."""
+    """Its CAS ids are stale, and when it looks why, it sees the new owner."""
     owner.commit(report("n", 1, zone="old"))
     heir = Owner("snapshot", server, clock, "b")
     heir.take()
@@ -270,11 +273,12 @@ def test_a_zombie_does_not_write_over_what_its_heir_wrote(
 @pytest.mark.usefixtures("tight")
 @pytest.mark.parametrize("fault", [Fault(0), Fault(1), Fault(None), Fault(0, late=True), Fault(1, late=True)])
 @pytest.mark.parametrize("call", range(5))
-def test_a_commit_that_went_unanswered_anywhere_is_there_once(
+def test_unanswered_commit_takes_effect_once(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock, fault: Fault, call: int
 ) -> None:
-    """The row that matters most: at each call, carried out, partly, later or never; with a reader that follows every
-    commit, one that sees every third, and a new one."""
+    """The most important fault: at each call, whether it was carried out, partly, later or never; for a reader that
+    follows every commit, one that reads every third, and a new one.
+    """
     slow = Watcher("snapshot", server, clock)
     owner.commit(report("n", 1))
     slow.look()
@@ -294,11 +298,12 @@ def test_a_commit_that_went_unanswered_anywhere_is_there_once(
 
 
 @pytest.mark.usefixtures("tight")
-def test_an_index_that_could_not_be_trimmed_does_not_make_another_commit(
+def test_unanswered_deletion_of_an_index_does_not_repeat_the_commit(
     owner: Owner, watcher: Watcher, server: MemoryServer
 ) -> None:
-    """Regression: the deletion went unanswered, the commit was tried again and named its new nodes twice, and readers
-    that were behind gave the next new node a name that was not its own."""
+    """Regression: the deletion was not answered, so the commit was tried again and added its new nodes twice. Readers
+    that were behind gave the next new node a wrong name.
+    """
     owner.commit(report("n", 1))
     watcher.look()
     for generation in range(1, 40):
@@ -313,13 +318,13 @@ def test_an_index_that_could_not_be_trimmed_does_not_make_another_commit(
 
 
 def deletes(server: MemoryServer, owner: Owner) -> bool:
-    """True once the head of the commit under way is stored: what follows are deletions."""
+    """True once the head of the present commit is stored: all later writes are deletions."""
     head = server.fetch([keys.head(S, 7)])[keys.head(S, 7)]
     return head.cas != owner.writer.ownership._head_cas  # type: ignore[attr-defined]
 
 
-def test_a_full_store_keeps_what_was_there(clock: ManualClock) -> None:
-    """A failed set would have deleted the old state; a failed CAS leaves it, and the commit goes through later."""
+def test_full_store_keeps_the_old_state(clock: ManualClock) -> None:
+    """A failed set would have deleted the old state; a failed CAS keeps it, and the commit succeeds later."""
     server = MemoryServer(clock=clock, max_bytes=3_000, no_evict=True)
     owner, watcher = Owner("snapshot", server, clock), Watcher("snapshot", server, clock)
     owner.begin()
@@ -335,10 +340,11 @@ def test_a_full_store_keeps_what_was_there(clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("key", [keys.head(S, 7), keys.epoch(S)], ids=["head", "epoch key"])
-def test_what_names_the_contents_may_get_lost_too(
-    owner: Owner, server: MemoryServer, watcher: Watcher, key: str
-) -> None:
-    """A new reader is refused; the owner puts back the epoch key, and begins anew without the head."""
+def test_lost_epoch_key_or_head_is_repaired(owner: Owner, server: MemoryServer, watcher: Watcher, key: str) -> None:
+    """A new reader finds nothing.
+
+    The owner writes a lost epoch key again, and begins another epoch after a lost head.
+    """
     owner.commit(report("n", 1))
     server.evict(key)
     assert held(watcher.look()) == []
@@ -349,10 +355,10 @@ def test_what_names_the_contents_may_get_lost_too(
     assert held(watcher.look()) == owner.records
 
 
-def test_items_of_an_epoch_that_was_lost_do_not_count_in_the_next(
+def test_items_of_a_lost_epoch_are_not_accepted_in_the_next(
     owner: Owner, server: MemoryServer, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """Keys of nodes are the same in all epochs; what they hold says which it belongs to."""
+    """Keys of nodes are the same in all epochs; the items say which epoch they belong to."""
     owner.commit(report("n", 1, zone="old"))
     server.evict(keys.epoch(S))
     heir = Owner("snapshot", server, clock, "b")
@@ -363,8 +369,8 @@ def test_items_of_an_epoch_that_was_lost_do_not_count_in_the_next(
     assert held(watcher.look()) == heir.records
 
 
-def test_the_ring_tells_the_newest_stamp_of_each_slot() -> None:
-    """Against the naive way, with commits that are empty, repeat slots, or do not fit at all."""
+def test_ring_has_the_newest_stamp_of_each_slot() -> None:
+    """Compared with a naive implementation, for commits that are empty, repeat slots, or do not fit at all."""
     with small_limits():
         commits = [[0], [1, 2], [], [1], [3, 4, 5], list(range(9)), [2], [2, 3], [0]]
         owner_of = {offset: 1 if offset < 6 else 3 for offset in range(1, 20)}

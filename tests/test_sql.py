@@ -1,4 +1,4 @@
-"""The database design: a commit's head and rows are one, and what happens when others remove them or set them back."""
+"""The database design: head and rows of a commit are one transaction, and rows may be removed or set back by others."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def head_of(database: MemoryDatabase) -> tuple[int, int, int]:
 # -- following ------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_follows_gets_just_what_changed_in_one_round_trip(
+def test_reader_that_keeps_up_gets_changed_rows_in_one_round_trip(
     owner: Owner, watcher: Watcher, database: MemoryDatabase
 ) -> None:
-    """Cost follows change: of a hundred nodes two changed, one of them twice."""
+    """Cost follows change: two of a hundred nodes changed, one of them twice."""
     owner.commit(*[report(f"n{n}", 1) for n in range(100)])
     watcher.look()
     owner.commit(change("n3", 2, zone="a"))
@@ -76,7 +76,7 @@ def test_a_reader_that_follows_gets_just_what_changed_in_one_round_trip(
 
 @pytest.mark.usefixtures("tight")
 @pytest.mark.parametrize("behind", [1, 2, 6, 30])
-def test_a_reader_may_be_behind_by_any_number_of_commits(
+def test_reader_may_be_behind_by_any_number_of_commits(
     owner: Owner, watcher: Watcher, database: MemoryDatabase, clock: ManualClock, behind: int
 ) -> None:
     """With nodes that changed, others that appeared, and a first load in several parts beside it."""
@@ -90,11 +90,13 @@ def test_a_reader_may_be_behind_by_any_number_of_commits(
 
 
 @pytest.mark.usefixtures("tight")
-def test_commits_in_the_midst_of_a_first_load_do_not_tear_it(
+def test_commits_during_a_first_load_do_not_corrupt_it(
     owner: Owner, database: MemoryDatabase, clock: ManualClock
 ) -> None:
-    """I3: its parts are read one after the other, while nodes change and appear. Nothing is older than the head said, and
-    the next look has all of it."""
+    """I3: its parts are read one after the other, while nodes change and appear.
+
+    No node is older than the head says, and the next refresh has all of it.
+    """
     owner.commit(*[report(f"n{n}", 1) for n in range(7)])
     generations = iter(range(2, 100))
 
@@ -115,11 +117,12 @@ def test_commits_in_the_midst_of_a_first_load_do_not_tear_it(
 
 
 @pytest.mark.parametrize("what", ["removed", "set back"])
-def test_rows_that_are_not_those_of_the_head_do_not_pass_for_them(
+def test_rows_that_do_not_belong_to_the_head_are_not_accepted(
     owner: Owner, watcher: Watcher, database: MemoryDatabase, what: str
 ) -> None:
-    """Regression (I3, I5): between the head and the rows the owner began another epoch and removed these, or the database
-    was set back. No row came, which passed for 'nothing changed'."""
+    """Regression (I3, I5): between the head and the rows, the owner began another epoch and removed these rows, or the
+    database was set back. The empty answer counted as 'nothing changed'.
+    """
     owner.commit(report("n", 1, zone="old"))
     backup = database.backup()
     before = watcher.look()
@@ -146,10 +149,10 @@ def test_rows_that_are_not_those_of_the_head_do_not_pass_for_them(
 # -- owning ---------------------------------------------------------------------------------------
 
 
-def test_a_fenced_owner_changes_nothing(
+def test_fenced_owner_changes_neither_head_nor_rows(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """I7: neither the head nor a row, whatever it tries; and its heir does not notice."""
+    """I7: whatever it tries, and its heir does not notice."""
     owner.commit(report("n", 1, zone="old"), report("m", 1))
     heir = Owner("sql", database, clock, "heir")
     heir.take()
@@ -169,10 +172,13 @@ def test_a_fenced_owner_changes_nothing(
 
 @pytest.mark.parametrize("fault", [Fault(0), Fault(None), Fault(0, late=True)], ids=["lost", "done", "late"])
 @pytest.mark.parametrize("call", range(3))
-def test_a_commit_that_went_unanswered_is_there_once(
+def test_unanswered_transaction_takes_effect_once(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock, fault: Fault, call: int
 ) -> None:
-    """The row that matters most: carried out, never, or later than the next try; and no offset is used twice."""
+    """The most important fault: the commit was carried out, or never, or later than the next try.
+
+    No offset is used twice.
+    """
     owner.commit(report("n", 1))
     for generation in range(2, 12):
         events = [change("n", generation, zone=f"z{generation}"), report(f"new-{generation}", 1)]
@@ -188,10 +194,10 @@ def test_a_commit_that_went_unanswered_is_there_once(
     assert len(database.rows(D)) == len(owner.records)
 
 
-def test_a_write_that_arrives_after_a_takeover_changes_nothing(
+def test_write_that_arrives_after_a_takeover_changes_nothing(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """I7: it was under way while its sender froze."""
+    """I7: it was on its way while its sender froze."""
     owner.commit(report("n", 1, zone="old"))
     with pytest.raises(StoreUnavailableError):
         owner.commit(change("n", 2, zone="late"), plan=script(Fault(0, late=True)))
@@ -203,10 +209,10 @@ def test_a_write_that_arrives_after_a_takeover_changes_nothing(
     assert held(watcher.look()) == heir.records
 
 
-def test_an_heir_goes_on_where_the_owner_stopped(
+def test_new_owner_continues_in_the_same_epoch(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """In the same epoch, with what was vouched for; readers follow across the takeover in one round trip."""
+    """With the same completeness; readers follow across the takeover in one round trip."""
     owner.commit(report("n", 1), report("m", 1))
     owner.commit(change("n", 2, zone="a"))
     watcher.look()
@@ -223,8 +229,8 @@ def test_an_heir_goes_on_where_the_owner_stopped(
     assert watcher.fetches == [3]
 
 
-def test_a_new_epoch_removes_the_rows_of_those_before(owner: Owner, database: MemoryDatabase) -> None:
-    """A database loses nothing by itself, so somebody has to."""
+def test_new_epoch_removes_the_rows_of_former_epochs(owner: Owner, database: MemoryDatabase) -> None:
+    """A database evicts nothing by itself."""
     owner.commit(report("n", 1), report("m", 1))
     other = NodeRow("ns:cell1:8.1:d", 3, 0, 0, owner.records[0])
     database.write([Write(Put.ADD, "other", rows=(other,))])
@@ -233,10 +239,10 @@ def test_a_new_epoch_removes_the_rows_of_those_before(owner: Owner, database: Me
     assert database.rows("ns:cell1:8.1:d") == [other]
 
 
-def test_an_epoch_whose_former_rows_could_not_be_removed_is_begun_all_the_same(
+def test_epoch_begins_even_if_former_rows_cannot_be_removed(
     owner: Owner, database: MemoryDatabase, watcher: Watcher
 ) -> None:
-    """They are nobody's; a second begin would ask all agents again. The next one removes them."""
+    """Readers do not use these rows, and a second begin would ask all agents again. The next epoch removes them."""
     owner.commit(report("n", 1))
     is_delete = iter([False, False, True])
     owner.run(
@@ -253,10 +259,10 @@ def test_an_epoch_whose_former_rows_could_not_be_removed_is_begun_all_the_same(
 
 @pytest.mark.parametrize("call", range(6))
 @pytest.mark.parametrize("fault", [Fault(0), Fault(None), Fault(0, late=True)], ids=["lost", "done", "late"])
-def test_a_begin_that_went_unanswered_anywhere_is_begun_again(
+def test_epoch_begins_again_after_any_of_its_calls_was_unanswered_in_a_database(
     database: MemoryDatabase, watcher: Watcher, clock: ManualClock, call: int, fault: Fault
 ) -> None:
-    """Under another epoch, as consumers do; what the first left behind counts for nobody."""
+    """Under another number, as consumers do it; nothing that the first try left behind is used."""
     owner = Owner("sql", database, clock)
     try:
         owner.run(owner.writer.begin_epoch(7, owner, WELL), at_call(call, fault))
@@ -273,11 +279,13 @@ def test_a_begin_that_went_unanswered_anywhere_is_begun_again(
 
 
 @pytest.mark.parametrize("key", [keys.head(D, 7), keys.epoch(D)], ids=["head", "epoch key"])
-def test_a_lost_head_or_epoch_key_is_seen_and_healed(
+def test_deleted_head_or_epoch_key_is_repaired(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, key: str
 ) -> None:
-    """Somebody deleted a row that is not theirs: a new reader is refused; the owner puts back the epoch key, and begins
-    anew without the head."""
+    """Another program deleted a row.
+
+    A new reader finds nothing. The owner writes a lost epoch key again, and begins another epoch after a lost head.
+    """
     owner.commit(report("n", 1))
     database.evict(key)
     state = watcher.look()
@@ -291,11 +299,13 @@ def test_a_lost_head_or_epoch_key_is_seen_and_healed(
 
 @pytest.mark.usefixtures("tight")
 @pytest.mark.parametrize("slot", [0, 3, 6])
-def test_rows_that_somebody_deleted_are_a_loss_to_new_readers_and_healed(
+def test_deleted_rows_are_a_loss_to_new_readers_until_a_repair(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock, slot: int
 ) -> None:
-    """I5: at the beginning, in the middle, at the end. A missing row is never "no such node"; whoever follows along has
-    all of it."""
+    """I5: at the beginning, in the middle, at the end.
+
+    A missing row is never "no such node"; readers that keep up have all of it.
+    """
     owner.commit(*[report(f"n{n}", 1) for n in range(7)])
     watcher.look()
     database.evict_rows(D, {slot})
@@ -311,10 +321,10 @@ def test_rows_that_somebody_deleted_are_a_loss_to_new_readers_and_healed(
     assert (held(late.look()), late.look().lost) == (owner.records, "")
 
 
-def test_an_heir_of_rows_that_are_not_whole_begins_anew(
+def test_new_owner_begins_an_epoch_if_rows_are_missing(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """Nothing can be built upon a state with a hole."""
+    """A state with a hole cannot be continued."""
     owner.commit(report("n", 1), report("m", 1))
     database.evict_rows(D, {0})
     heir = Owner("sql", database, clock, "heir")
@@ -326,10 +336,10 @@ def test_an_heir_of_rows_that_are_not_whole_begins_anew(
         owner.renew()
 
 
-def test_a_full_database_refuses_a_commit_and_takes_it_later(
+def test_full_database_refuses_a_commit_and_accepts_it_later(
     owner: Owner, database: MemoryDatabase, watcher: Watcher
 ) -> None:
-    """Nothing of it is there meanwhile, and its refusal is no unknown outcome: a renewal may go before it."""
+    """No part of it is stored meanwhile, and its refusal is no unknown outcome: a renewal may come before it."""
     owner.commit(report("n", 1, zone="old"))
     before = watcher.look()
     database._max_bytes = database._used_bytes + 1_000
@@ -351,7 +361,7 @@ def a_change(owner: Owner) -> None:
 
 @pytest.mark.parametrize("next_write", [Owner.renew, a_change], ids=["renewal", "commit"])
 @pytest.mark.parametrize("commits_since", [1, 2, 3])
-def test_a_backup_that_was_restored_is_seen_as_loss(
+def test_restored_backup_counts_as_a_loss(
     owner: Owner,
     database: MemoryDatabase,
     watcher: Watcher,
@@ -359,9 +369,10 @@ def test_a_backup_that_was_restored_is_seen_as_loss(
     commits_since: int,
     next_write: Callable[[Owner], object],
 ) -> None:
-    """Regression (I5): the owner took its own older head for a write of its that came late, and committed on top of rows
-    that lacked all commits between. Readers that followed along see that the head went back; the owner sees it at its
-    next write, and begins another epoch with all that it holds."""
+    """Regression (I5): the owner took its own older head for a late write of its own, and committed on top of rows that
+    lacked all commits in between. Readers that keep up notice that the head went back. The owner notices at its next
+    write, and begins another epoch with all nodes that it has.
+    """
     owner.commit(report("n", 1), report("m", 1))
     backup = database.backup()
     for generation in range(2, 2 + commits_since):
@@ -380,11 +391,12 @@ def test_a_backup_that_was_restored_is_seen_as_loss(
         assert (held(state), state.lost) == (owner.records, "")
 
 
-def test_a_backup_that_is_restored_twice_brings_no_reader_back_to_an_epoch_that_it_left(
+def test_backup_restored_twice_does_not_bring_a_reader_back_to_an_epoch_that_it_left(
     owner: Owner, database: MemoryDatabase, watcher: Watcher
 ) -> None:
-    """Regression (I1): found by the cell machine. The reader was in the next epoch by then, so nothing told it that it had
-    seen more of this one."""
+    """Regression (I1), found by the cell machine: the reader was in the next epoch by then, so nothing told it that it
+    had seen later commits of the former epoch.
+    """
     owner.commit(report("n", 1))
     backup = database.backup()
     owner.commit(change("n", 2, zone="after"))
@@ -400,11 +412,13 @@ def test_a_backup_that_is_restored_twice_brings_no_reader_back_to_an_epoch_that_
     assert held(watcher.look()) == owner.records
 
 
-def test_a_backup_from_before_the_takeover_is_seen_by_the_heir(
+def test_new_owner_notices_a_backup_from_before_its_takeover(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """The head that is there is another's, of an earlier term: whoever holds a later one was there after it, and may
-    begin."""
+    """The stored head is another owner's, of an earlier term.
+
+    An owner with a later term came after it, and may begin an epoch.
+    """
     owner.commit(report("n", 1))
     backup = database.backup()
     heir = Owner("sql", database, clock, "heir")
@@ -421,12 +435,13 @@ def test_a_backup_from_before_the_takeover_is_seen_by_the_heir(
 
 
 @pytest.mark.parametrize("silent_s", [MAX_SILENT_S + 2, LEASE_S - 10])
-def test_a_backup_that_was_restored_while_nobody_was_there_is_no_claim(
+def test_backup_restored_while_no_owner_ran_is_taken_over_as_incomplete(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock, silent_s: int
 ) -> None:
-    """Regression (I5): what was acked after the backup is in no queue, and the rows passed for the newest; readers that
-    followed along missed the commits that took the numbers of those they had. Nobody can tell, so whoever takes a head
-    that was silent for so long begins another epoch, and does not vouch."""
+    """Regression (I5): events that were acknowledged after the backup are in no queue, and the rows counted as the
+    newest. Readers that kept up missed the commits that used the same offsets again. An owner cannot tell, so it takes
+    a head that was silent for long as incomplete, and begins another epoch.
+    """
     owner.commit(report("n", 1))
     backup = database.backup()
     owner.commit(change("n", 2, zone="acked"))
@@ -443,10 +458,10 @@ def test_a_backup_that_was_restored_while_nobody_was_there_is_no_claim(
     assert held(watcher.look()) == heir.records
 
 
-def test_a_backup_from_before_the_epoch_leaves_its_owner_nothing(
+def test_owner_writes_all_nodes_again_after_a_backup_from_before_its_epoch(
     owner: Owner, database: MemoryDatabase, watcher: Watcher
 ) -> None:
-    """A database as new: what readers hold ages, and the owner writes all anew."""
+    """The database is as new: readers' views age, and the owner writes all nodes again."""
     owner.commit(report("n", 1))
     before = watcher.look()
     database.flush()
@@ -458,8 +473,8 @@ def test_a_backup_from_before_the_epoch_leaves_its_owner_nothing(
     assert held(watcher.look()) == owner.records
 
 
-def test_a_backup_of_what_is_there_changes_nothing(owner: Owner, database: MemoryDatabase, watcher: Watcher) -> None:
-    """The same head, the same rows, the same id: nobody has to begin anew."""
+def test_backup_of_the_current_state_changes_nothing(owner: Owner, database: MemoryDatabase, watcher: Watcher) -> None:
+    """The same head, rows and CAS id: no owner begins another epoch."""
     owner.commit(report("n", 1))
     database.restore(database.backup())
     owner.commit(change("n", 2, zone="a"))
@@ -471,7 +486,7 @@ def test_a_backup_of_what_is_there_changes_nothing(owner: Owner, database: Memor
 
 
 class SetClock(ManualClock):
-    """A database's own clock, which somebody sets."""
+    """The clock of a database that an operator sets."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__()
@@ -483,9 +498,10 @@ class SetClock(ManualClock):
 
 
 @pytest.mark.parametrize("set_by_s", [-3_600.0, -60.0, 60.0, 3_600.0])
-def test_a_database_s_clock_that_is_set_makes_nothing_look_fresher(clock: ManualClock, set_by_s: float) -> None:
-    """Regression (I5): set back by an hour, the head of an owner that was gone for a minute had more to live than it was
-    given, and passed for said just now. An age that can't be told is none that can be accepted."""
+def test_setting_a_databases_clock_makes_nothing_look_fresher(clock: ManualClock, set_by_s: float) -> None:
+    """Regression (I5): when the clock was set back by an hour, the head of an owner that had stopped a minute ago had
+    more time left than its lease, and counted as just written. An unknown age must not be accepted.
+    """
     of_database = SetClock(clock)
     database = MemoryDatabase(clock=of_database)
     owner, follower = Owner("sql", database, clock), Watcher("sql", database, clock)
@@ -514,11 +530,12 @@ def test_a_database_s_clock_that_is_set_makes_nothing_look_fresher(clock: Manual
     assert (taken.complete, taken.behind_ms) == (False, None), "nobody can tell how long it was silent"
 
 
-def test_who_goes_on_from_a_backup_is_no_heir_to_readers_that_saw_more(
+def test_readers_that_saw_more_do_not_follow_an_owner_that_continues_from_a_backup(
     owner: Owner, database: MemoryDatabase, watcher: Watcher, clock: ManualClock
 ) -> None:
-    """I1, I5: offsets are given again with other contents, and slots to other nodes. The reader does not wait until the
-    new history has passed its own, but asks for another epoch.
+    """I1, I5: offsets are used again with other contents, and slots for other nodes.
+
+    The reader does not wait until the new history passes the old one, but asks for another epoch.
     """
     owner.commit(report("x", 1))
     backup = database.backup()
@@ -539,16 +556,16 @@ def test_who_goes_on_from_a_backup_is_no_heir_to_readers_that_saw_more(
     assert (held(watcher.look()), watcher.look().lost) == (heir.records, "")
 
 
-def test_a_begin_that_was_overtaken_removes_nobody_else_s_rows(
+def test_owner_that_was_overtaken_while_it_began_an_epoch_removes_no_other_rows(
     owner: Owner, database: MemoryDatabase, clock: ManualClock
 ) -> None:
-    """I7: frozen before it could clear up after its new epoch, and back when the next owner's epoch counts."""
+    """I7: it froze before the clean-up after its new epoch, and came back when the next owner's epoch was current."""
     owner.commit(report("n", 1))
 
     writes = iter(range(100))
 
     def overtaken_before_the_third(operation: str, _count: int) -> None:
-        if operation == "write" and next(writes) == 2:  # the head, the epoch key, and now what was before
+        if operation == "write" and next(writes) == 2:  # the head, the epoch key, and then the rows of the former epoch
             heir = Owner("sql", database, clock, "heir")
             heir.take()
             heir.begin(9)
@@ -560,8 +577,8 @@ def test_a_begin_that_was_overtaken_removes_nobody_else_s_rows(
     assert (state.lost, [record.name for record in held(state)]) == ("", ["n", "m"])
 
 
-def test_a_row_that_is_no_record_is_begun_anew(owner: Owner, database: MemoryDatabase, clock: ManualClock) -> None:
-    """One bad row must not keep a partition from ever being taken."""
+def test_corrupt_row_leads_to_a_new_epoch(owner: Owner, database: MemoryDatabase, clock: ManualClock) -> None:
+    """One bad row must not prevent takeovers of a partition for ever."""
     owner.commit(report("n", 1))
     for key, row in database._rows[D].items():
         database._rows[D][key] = row._replace(record=msgspec.structs.replace(row.record, status="nonsense"))
@@ -569,7 +586,7 @@ def test_a_row_that_is_no_record_is_begun_anew(owner: Owner, database: MemoryDat
     assert heir.take() is None
 
 
-def test_an_empty_partition_that_is_renewed_is_whole(owner: Owner, watcher: Watcher) -> None:
+def test_empty_partition_is_complete_after_a_renewal(owner: Owner, watcher: Watcher) -> None:
     """A cell that has no nodes yet."""
     assert watcher.look().lost == ""
     owner.commit()

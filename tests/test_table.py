@@ -1,4 +1,4 @@
-"""The table of a partition: equal to a plain dict, and never changed once it is handed out."""
+"""The table of a partition: equal to a plain dict, and immutable once it was returned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def name_of(slot: int) -> str:
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Every table ever made, beside the plain dict it must equal for good."""
+    """Every table that was created, beside the plain dict that it must equal for ever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_differs_is_what_was_changed(self) -> None:
-        """Columns are written again for these rows alone, and found without a look at the others."""
+        """Columns are written again for these rows alone, and the others are not visited to find them."""
         for (before, *_), (after, *_) in zip(self.made[-2:], self.made[-1:], strict=False):
             assert [slot for slot, _ in after.rows.differing(before.rows)] == self.touched
             assert all(row is after.rows[slot] for slot, row in after.rows.differing(before.rows))
@@ -85,8 +85,8 @@ TestTable.settings = settings(settings(), stateful_step_count=12)
 
 
 @given(st.integers(0, 3 * CHUNK_SLOTS + 1) | st.sampled_from([GROUP_SLOTS - 1, GROUP_SLOTS, GROUP_SLOTS + 1]))
-def test_a_table_made_at_once_equals_one_that_grew(size: int) -> None:
-    """A new reader loads a checkpoint, an old one followed along: same view (I4)."""
+def test_table_created_at_once_equals_one_that_grew(size: int) -> None:
+    """A new reader loads a checkpoint, an older one followed the commits: both have the same view (I4)."""
     records = [record(name_of(slot), 1) for slot in range(size)]
     grown = table_of(9, 1, [])
     for slot, one in enumerate(records):
@@ -94,7 +94,7 @@ def test_a_table_made_at_once_equals_one_that_grew(size: int) -> None:
     assert table_of(9, size + 1, records) == grown
 
 
-def test_a_slot_that_would_leave_a_hole_is_a_bug() -> None:
-    """It would put every later node in another's place."""
+def test_slot_that_would_leave_a_hole_is_refused() -> None:
+    """It would move every later node to another slot."""
     with pytest.raises(AssertionError):
         advanced(table_of(9, 1, []), 2, {1: record("n1", 1)})

@@ -1,4 +1,4 @@
-"""Stored bytes and records: the round trip, and bytes that rotted."""
+"""Encoding of stored values: round trips, and damaged bytes."""
 
 from __future__ import annotations
 
@@ -38,23 +38,26 @@ RECORD = NodeRecord("n", 1, 2, 1, 2, 0.5, False, "up", "VCPU", bytes(16), b"", b
 
 
 @given(records, counters, counters, counters)
-def test_a_record_survives_its_bytes(record: NodeRecord, epoch: int, stamp: int, slot: int) -> None:
-    """What is read is what was written, whatever it holds."""
+def test_record_survives_encoding_and_decoding(record: NodeRecord, epoch: int, stamp: int, slot: int) -> None:
+    """A reader gets exactly the record that was written, whatever it holds."""
     stored = StoredNode(epoch, Stamp(stamp), slot, record)
     assert NODE.unpack(NODE.pack(stored)) == stored
 
 
 @given(st.lists(records, max_size=30), st.integers(50, 2_000))
-def test_blocks_hold_all_records_in_order_and_their_size(many: list[NodeRecord], part_bytes: int) -> None:
-    """A block over the item limit could never be written; only a single record may be larger than was asked."""
+def test_blocks_hold_all_records_in_order_within_the_size_limit(many: list[NodeRecord], part_bytes: int) -> None:
+    """A block over the item limit could never be written.
+
+    Only a block of a single record may be larger than intended.
+    """
     blocks = pack_records(many, part_bytes)
     assert [unpack_record(row) for block in blocks for _, row in unpack_block(block)] == many
     for block in blocks:
         assert len(block) <= part_bytes or len(unpack_block(block)) == 1
 
 
-def test_the_format_is_what_the_reference_says() -> None:
-    """Magic, format version, xxh3-64 of the payload in big endian, payload: a reader in another language builds on it."""
+def test_stored_format_is_the_documented_one() -> None:
+    """Magic, format version, xxh3-64 of the payload in big endian, payload: readers in other languages rely on it."""
     raw = NODE.pack(StoredNode(1, Stamp(2), 3, RECORD))
     payload = raw[ENVELOPE_BYTES:]
     assert raw[:ENVELOPE_BYTES] == b"N\x02" + xxhash.xxh3_64(payload).intdigest().to_bytes(8, "big")
@@ -69,8 +72,8 @@ def test_the_format_is_what_the_reference_says() -> None:
     )
 
 
-def test_each_flipped_bit_is_found() -> None:
-    """Memory without ECC, a buggy proxy: a changed amount must not be scheduled on."""
+def test_every_flipped_bit_is_detected() -> None:
+    """Memory without ECC or a faulty proxy may change an amount, and no scheduler must use it."""
     raw = NODE.pack(StoredNode(1, Stamp(2), 3, RECORD))
     for bit in range(8 * len(raw)):
         flipped = bytearray(raw)
@@ -79,8 +82,8 @@ def test_each_flipped_bit_is_found() -> None:
             NODE.unpack(bytes(flipped))
 
 
-def test_bytes_cut_short_anywhere_are_corrupt() -> None:
-    """A torn write is a miss."""
+def test_truncated_bytes_are_corrupt() -> None:
+    """An incomplete write counts as a missing item."""
     raw = NODE.pack(StoredNode(1, Stamp(2), 3, RECORD))
     for end in range(len(raw)):
         with pytest.raises(CorruptItemError):
@@ -89,7 +92,7 @@ def test_bytes_cut_short_anywhere_are_corrupt() -> None:
 
 @given(st.binary(max_size=80))
 def test_random_bytes_are_corrupt(raw: bytes) -> None:
-    """Whatever else lives in that memcached."""
+    """Other programs may use the same memcached."""
     for unpack in (NODE.unpack, HEAD.unpack, unpack_block):
         with pytest.raises(CorruptItemError):
             unpack(raw)
@@ -102,16 +105,16 @@ def test_random_bytes_are_corrupt(raw: bytes) -> None:
         max_leaves=12,
     )
 )
-def test_a_good_checksum_on_any_content_ends_in_a_record_or_in_corrupt(content: object) -> None:
-    """Another program may seal by the same rule; types are checked all the same, and nothing else is raised."""
+def test_any_content_with_a_good_checksum_is_decoded_or_corrupt(content: object) -> None:
+    """Another program may use the same envelope. Types are checked all the same, and no other exception is raised."""
     raw = seal(msgpack.packb(content))
     for unpack in (NODE.unpack, HEAD.unpack, Codec(list[bytes]).unpack, unpack_block):
         with suppress(CorruptItemError):
             unpack(raw)
 
 
-def test_a_nest_that_is_too_deep_is_corrupt() -> None:
-    """Not a RecursionError in a scheduler."""
+def test_too_deeply_nested_content_is_corrupt() -> None:
+    """It must not raise a RecursionError in a scheduler."""
     with pytest.raises(CorruptItemError):
         Codec(msgspec.Raw).unpack(seal(b"\x91" * 100_000))
     with pytest.raises(CorruptItemError):

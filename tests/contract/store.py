@@ -1,4 +1,4 @@
-"""What stores promise, as tests: subclass ``MemcachedContract`` or ``DatabaseContract`` and give it a ``server``."""
+"""The contracts of stores, as tests: subclass one of the contracts and give it a ``server``."""
 
 from __future__ import annotations
 
@@ -25,40 +25,41 @@ SMALL, CHUNKED = 50_000, 700_000  # memcached keeps values over 512 KiB in sever
 
 
 class Server(Protocol):
-    """A store's other side, as the tests need it."""
+    """The server behind a store, as the tests control it."""
 
     def connect(self) -> Store:
-        """A connection of its own, closed by the test."""
+        """Open a connection that the test closes."""
 
     def stop(self) -> None:
-        """Answer nobody; what is stored may be lost."""
+        """Stop answering. Items may be lost."""
 
     def start(self) -> None:
         """Answer again."""
 
     def restart(self) -> None:
-        """Stop and start. memcached loses everything, and its CAS ids start anew; a database loses nothing."""
+        """Stop and start. memcached loses everything, and its CAS ids start again; a database loses nothing."""
 
     def flush(self) -> None:
         """Lose everything."""
 
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Wait."""
 
 
 class DatabaseServer(Server, Protocol):
-    """A database's other side."""
+    """The database behind a store."""
 
     def backup(self) -> Any:
-        """What is stored now."""
+        """The present contents."""
 
     def restore(self, backup: Any) -> None:
-        """Set everything back to a backup, below the feet of all connections."""
+        """Replace all contents by a backup, while connections are open."""
 
 
 class StoreContract:
-    """What all stores promise. Subclasses give the fixtures ``server`` (empty) and ``full_server`` (few MB, refuses
-    instead of evicting).
+    """The contract of all stores.
+
+    Subclasses have the fixtures ``server`` (empty) and ``full_server`` (a few MB, refuses instead of evicting).
     """
 
     many = MANY
@@ -77,17 +78,17 @@ class StoreContract:
 
     # -- outcomes
 
-    def test_what_was_added_is_fetched(self, store: Store) -> None:
+    def test_added_items_are_fetched(self, store: Store) -> None:
         [written] = store.write([Write(Put.ADD, "a", b"1")])
         assert written.status is WriteStatus.STORED
         assert store.fetch(["a", "b"]) == {"a": Item(b"1", written.cas, None)}
 
-    def test_add_leaves_what_is_there(self, store: Store) -> None:
+    def test_add_keeps_an_existing_item(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
         assert store.write([Write(Put.ADD, "a", b"2")]) == [WriteResult(WriteStatus.CONFLICT)]
         assert store.fetch(["a"]) == {"a": Item(b"1", first.cas, None)}
 
-    def test_cas_replaces_only_what_it_saw(self, store: Store) -> None:
+    def test_cas_replaces_only_the_item_that_it_read(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
         [second] = store.write([Write(Put.CAS, "a", b"2", first.cas)])
         assert second.status is WriteStatus.STORED
@@ -95,7 +96,7 @@ class StoreContract:
         assert store.write([Write(Put.CAS, "a", b"3", first.cas)]) == [WriteResult(WriteStatus.CONFLICT)]
         assert store.fetch(["a"]) == {"a": Item(b"2", second.cas, None)}
 
-    def test_the_id_of_a_write_serves_the_next_without_a_fetch(self, store: Store) -> None:
+    def test_cas_id_of_a_write_can_be_used_for_the_next_write(self, store: Store) -> None:
         """An owner rewrites its head for hours; a fetch each time would be a round trip and a race."""
         [written] = store.write([Write(Put.ADD, "a", b"0")])
         for value in (b"1", b"2", b"3"):
@@ -104,25 +105,25 @@ class StoreContract:
         assert store.fetch(["a"]) == {"a": Item(b"3", written.cas, None)}
 
     @pytest.mark.parametrize("cas", [0, 1, NEVER_GIVEN])
-    def test_cas_on_nothing_is_missing(self, store: Store, cas: int) -> None:
+    def test_cas_of_a_missing_item_is_missing(self, store: Store, cas: int) -> None:
         assert store.write([Write(Put.CAS, "a", b"1", cas)]) == [WriteResult(WriteStatus.MISSING)]
         assert store.fetch(["a"]) == {}
 
     @pytest.mark.parametrize("cas", [0, NEVER_GIVEN])
-    def test_an_id_that_was_never_given_conflicts(self, store: Store, cas: int) -> None:
-        """0 stands for an id that is not known: it must not pass for 'any'."""
+    def test_cas_id_that_was_never_given_conflicts(self, store: Store, cas: int) -> None:
+        """0 stands for an unknown id, and must not match every item."""
         store.write([Write(Put.ADD, "a", b"1")])
         assert store.write([Write(Put.CAS, "a", b"2", cas)]) == [WriteResult(WriteStatus.CONFLICT)]
         assert store.fetch(["a"])["a"].value == b"1"
 
-    def test_delete_says_whether_something_was_there(self, store: Store) -> None:
+    def test_delete_says_if_an_item_existed(self, store: Store) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
         assert store.write([Write(Put.DELETE, "a")]) == [WriteResult(WriteStatus.STORED)]
         assert store.write([Write(Put.DELETE, "a")]) == [WriteResult(WriteStatus.MISSING)]
         assert store.fetch(["a"]) == {}
 
     def test_writes_are_carried_out_in_order(self, store: Store) -> None:
-        """The head comes last in its call: whoever sees it must find what it names."""
+        """The head is the last write of its call: a reader that sees it must find its contents."""
         outcomes = store.write(
             [
                 Write(Put.ADD, "a", b"1"),
@@ -147,7 +148,7 @@ class StoreContract:
         assert fetched["a"] == Item(b"4", outcomes[5].cas, None)
         assert fetched["b"] == Item(b"5", outcomes[6].cas, None)
 
-    def test_of_two_writers_with_the_same_id_one_wins(self, server: Server, store: Store) -> None:
+    def test_one_of_two_writers_with_the_same_cas_id_wins(self, server: Server, store: Store) -> None:
         other = server.connect()
         store.write([Write(Put.ADD, "a", b"0")])
         seen, seen_by_other = store.fetch(["a"])["a"], other.fetch(["a"])["a"]
@@ -182,15 +183,15 @@ class StoreContract:
         assert {key: item.value for key, item in fetched.items()} == {"a": value, "b": b"next", "c": value}
         assert all(type(item.value) is bytes for item in fetched.values())
 
-    def test_nothing_asked_is_nothing_done(self, store: Store) -> None:
+    def test_empty_calls_do_nothing(self, store: Store) -> None:
         assert store.fetch([]) == {}
         assert store.write([]) == []
 
-    def test_a_key_asked_twice_is_answered(self, store: Store) -> None:
+    def test_key_may_be_fetched_twice_in_one_call(self, store: Store) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
         assert store.fetch(["a", "a", "b", "b", "a"])["a"].value == b"1"
 
-    def test_the_longest_key_is_a_key(self, store: Store) -> None:
+    def test_longest_key_is_accepted(self, store: Store) -> None:
         first, second = "k" * (MAX_KEY_BYTES - 1) + "1", "k" * (MAX_KEY_BYTES - 1) + "2"
         store.write([Write(Put.ADD, first, b"1"), Write(Put.ADD, second, b"2")])
         assert {key: item.value for key, item in store.fetch([second, first]).items()} == {first: b"1", second: b"2"}
@@ -211,20 +212,20 @@ class StoreContract:
         for number, written in enumerate(again):
             assert written.status is (WriteStatus.STORED if number % 7 else WriteStatus.MISSING)
 
-    def test_any_number_of_keys_is_one_call(self, store: Store) -> None:
+    def test_any_number_of_keys_may_be_fetched_in_one_call(self, store: Store) -> None:
         keys = [f"{number:0{MAX_KEY_BYTES}}" for number in range(10 * self.many)]
         store.write([Write(Put.ADD, keys[0], b"first"), Write(Put.ADD, keys[-1], b"last")])
         assert {key: item.value for key, item in store.fetch(keys).items()} == {keys[0]: b"first", keys[-1]: b"last"}
 
     def test_megabytes_flow_both_ways_in_one_call(self, store: Store) -> None:
-        """More than any socket buffer takes, with values of one and of several chunks."""
+        """More than any socket buffer holds, with values of one and of several chunks."""
         value = b"\r\nEN\r\n" * (store.max_value_bytes // 6)
         writes = [Write(Put.ADD, f"large-{number}", value[: len(value) - number]) for number in range(20)]
         assert {written.status for written in store.write(writes)} == {WriteStatus.STORED}
         fetched = store.fetch([write.key for write in writes])
         assert {key: item.value for key, item in fetched.items()} == {write.key: write.value for write in writes}
 
-    def test_the_largest_value_fits_under_the_longest_key(self, store: Store) -> None:
+    def test_largest_value_fits_with_the_longest_key(self, store: Store) -> None:
         key, value = "k" * MAX_KEY_BYTES, b"x" * store.max_value_bytes
         [written] = store.write([Write(Put.ADD, key, value)])
         assert written.status is WriteStatus.STORED
@@ -232,7 +233,7 @@ class StoreContract:
         assert written.status is WriteStatus.STORED
         assert store.fetch([key])[key].value == value
 
-    def test_too_large_an_item_is_refused_before_anything_is_written(self, store: Store) -> None:
+    def test_too_large_item_is_refused_before_anything_is_written(self, store: Store) -> None:
         [old] = store.write([Write(Put.ADD, "a", b"old")])
         value = b"x" * (store.max_value_bytes + MAX_KEY_BYTES + 1)
         with pytest.raises(ItemTooLargeError) as caught:
@@ -243,7 +244,7 @@ class StoreContract:
 
     # -- time
 
-    def test_time_to_live_is_told_and_renewed(self, store: Store) -> None:
+    def test_time_to_live_is_reported_and_renewed(self, store: Store) -> None:
         [written] = store.write([Write(Put.ADD, "a", b"1", ttl_s=100)])
         assert store.fetch(["a"])["a"].ttl_s in (99, 100)
         [written] = store.write([Write(Put.CAS, "a", b"1", written.cas, ttl_s=1_000)])
@@ -251,12 +252,12 @@ class StoreContract:
         store.write([Write(Put.CAS, "a", b"1", written.cas)])
         assert store.fetch(["a"])["a"].ttl_s is None
 
-    def test_more_than_a_month_is_a_month(self, store: Store) -> None:
-        """memcached reads a larger number as a date, long past: the item would be gone at once."""
+    def test_time_to_live_of_more_than_a_month_is_a_month(self, store: Store) -> None:
+        """memcached reads a larger number as a date long ago: the item would be lost at once."""
         store.write([Write(Put.ADD, "a", b"1", ttl_s=10 * MAX_TTL_S)])
         assert store.fetch(["a"])["a"].ttl_s in (MAX_TTL_S - 1, MAX_TTL_S)
 
-    def test_an_expired_item_is_gone(self, server: Server, store: Store) -> None:
+    def test_expired_item_does_not_exist(self, server: Server, store: Store) -> None:
         [written] = store.write([Write(Put.ADD, "a", b"1", ttl_s=2)])
         store.write([Write(Put.ADD, "b", b"2", ttl_s=100)])
         server.wait(2.1)
@@ -268,7 +269,7 @@ class StoreContract:
 
     # -- loss and outage
 
-    def test_an_outage_is_an_error_and_no_miss(self, server: Server, store: Store) -> None:
+    def test_outage_is_an_error_and_no_miss(self, server: Server, store: Store) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
         server.stop()
         with pytest.raises(StoreUnavailableError) as caught:
@@ -281,7 +282,7 @@ class StoreContract:
         [written] = store.write([Write(Put.ADD, "b", b"2")])
         assert written.status is WriteStatus.STORED
 
-    def test_a_closed_store_reconnects(self, store: Store) -> None:
+    def test_closed_store_reconnects(self, store: Store) -> None:
         store.write([Write(Put.ADD, "a", b"1")])
         store.close()
         store.close()
@@ -289,11 +290,13 @@ class StoreContract:
 
 
 class MemcachedContract(StoreContract):
-    """What memcached and its double do beside: refuse single writes, and lose everything."""
+    """The contract of memcached and its double beyond ``StoreContract``: they refuse single writes, and may lose
+    everything.
+    """
 
     @pytest.mark.parametrize("size", [SMALL, CHUNKED])
-    def test_a_full_server_keeps_what_it_has(self, full_store: Store, size: int) -> None:
-        """Not so with memcached's ``set`` and ``ms``: they remove the old value first, even if its id is wrong."""
+    def test_full_server_keeps_its_items(self, full_store: Store, size: int) -> None:
+        """memcached's ``set`` and ``ms`` would not: they remove the old value first, even if its id is wrong."""
         keys = ["added", "replaced", "fenced"]
         old = dict(zip(keys, full_store.write([Write(Put.ADD, key, b"old") for key in keys]), strict=True))
         value = b"x" * size
@@ -317,7 +320,7 @@ class MemcachedContract(StoreContract):
         [written] = full_store.write([Write(Put.CAS, "replaced", value, old["replaced"].cas)])
         assert written.status is WriteStatus.STORED
 
-    def test_a_flush_loses_everything(self, server: Server, store: Store) -> None:
+    def test_flush_loses_everything(self, server: Server, store: Store) -> None:
         [before] = store.write([Write(Put.ADD, "a", b"1")])
         server.flush()
         assert store.fetch(["a"]) == {}
@@ -325,9 +328,10 @@ class MemcachedContract(StoreContract):
         [after] = store.write([Write(Put.ADD, "a", b"2")])
         assert after.cas > before.cas
 
-    def test_after_a_restart_no_old_id_fits_a_new_item(self, server: Server, store: Store) -> None:
-        """memcached counts its ids from 1 again, so who was paused would write what was over what is. Claims have no epoch in
-        their keys that would keep them from it.
+    def test_cas_id_from_before_a_restart_matches_no_item(self, server: Server, store: Store) -> None:
+        """memcached counts its ids from 1 again, so a client that was paused could overwrite a new item.
+
+        The keys of claims contain no epoch that would prevent that.
         """
         befores = [store.write([Write(Put.ADD, key, b"before")])[0].cas for key in "abc"]
         server.restart()
@@ -343,8 +347,9 @@ class MemcachedContract(StoreContract):
 
 
 class ClaimStoreContract:
-    """What those that keep claims promise beyond it: one clock for all. Subclasses give the fixture ``server`` (empty), whose
-    connections are ``ports.ClaimStore``.
+    """The contract of stores that keep claims beyond ``StoreContract``: one clock for all clients.
+
+    Subclasses have the fixture ``server`` (empty), whose connections are ``ports.ClaimStore``.
     """
 
     @pytest.fixture
@@ -353,8 +358,8 @@ class ClaimStoreContract:
         yield store
         store.close()
 
-    def test_the_clock_never_goes_back_between_calls(self, store: ClaimStore) -> None:
-        """A claim that is over must not come back to life."""
+    def test_clock_never_goes_back_between_calls(self, store: ClaimStore) -> None:
+        """An expired claim must not become valid again."""
         times = []
         for number in range(50):
             times.append(store.server_time())
@@ -362,16 +367,16 @@ class ClaimStoreContract:
             store.fetch([f"k{number}"])
         assert times == sorted(times)
 
-    def test_the_clock_counts_seconds(self, server: Server, store: ClaimStore) -> None:
-        """Deadlines are made by it: what counts for 30 s must count for 30 s."""
+    def test_clock_counts_seconds(self, server: Server, store: ClaimStore) -> None:
+        """Deadlines use it: a claim of 30 s must be valid for 30 s."""
         began = time.monotonic()
         before = store.server_time()
         server.wait(1.25)
         passed_s = store.server_time() - before
         assert 1.2 <= passed_s < max(1.25, time.monotonic() - began) + 0.5
 
-    def test_all_who_are_connected_have_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
-        """Whenever they came. That is what a claim counts for longer than its deadline says (``claims.CLOCK_S``)."""
+    def test_all_clients_have_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
+        """Whenever they connected. A claim is valid that much longer than its deadline says (``claims.CLOCK_S``)."""
         others = []
         for _ in range(4):
             others.append(claim_store(server))
@@ -384,8 +389,8 @@ class ClaimStoreContract:
         for other in others:
             other.close()
 
-    def test_who_connects_again_has_the_same_clock_to_the_second(self, server: Server, store: ClaimStore) -> None:
-        """A connection that broke is no other life of the server."""
+    def test_client_has_the_same_clock_to_the_second_after_a_reconnect(self, server: Server, store: ClaimStore) -> None:
+        """A broken connection is no restart of the server."""
         began = time.monotonic()
         before = store.server_time()
         store.close()
@@ -393,8 +398,8 @@ class ClaimStoreContract:
         passed_s = store.server_time() - before
         assert 0.3 - CLOCK_S < passed_s < max(0.3, time.monotonic() - began) + CLOCK_S
 
-    def test_the_clock_of_a_server_that_does_not_answer_is_unknown(self, server: Server) -> None:
-        """A deadline by any other clock could be anything."""
+    def test_clock_of_a_server_that_does_not_answer_is_unknown(self, server: Server) -> None:
+        """A deadline by another clock would mean nothing."""
         server.stop()
         late = claim_store(server)
         with pytest.raises(StoreUnavailableError):
@@ -403,7 +408,7 @@ class ClaimStoreContract:
 
 
 def claim_store(server: Server) -> ClaimStore:
-    """Not asked by ``isinstance``, which looks at ``max_value_bytes``, and so at the server."""
+    """Typed as a ``ClaimStore`` without ``isinstance``, which would read ``max_value_bytes`` and so call the server."""
     return cast("ClaimStore", server.connect())
 
 
@@ -425,7 +430,7 @@ def with_rows(*rows: NodeRow, key: str = "head", put: Put = Put.ADD, cas: int = 
 
 
 def asked(store: Store, question: RowQuery) -> tuple[int, dict[int, NodeRecord]]:
-    """The newest commit and the records by slot that a question for rows is answered with."""
+    """The latest commit and the records by slot in the answer to a row query."""
     found = unpack_found_rows(store.fetch([question])[question].value)
     assert len(dict(found.rows)) == len(found.rows), "a slot came twice"
     return found.newest, {slot: unpack_record(raw) for slot, raw in found.rows}
@@ -439,7 +444,9 @@ ALL = RowQuery.since(PLACE, EPOCH, 0)
 
 
 class DatabaseContract(StoreContract):
-    """What databases and their double promise beside: nothing is lost, a call is one transaction, and rows."""
+    """The contract of databases and their double beyond ``StoreContract``: nothing is lost, a call is one transaction,
+    and writes have rows.
+    """
 
     many = 1_000
 
@@ -448,7 +455,7 @@ class DatabaseContract(StoreContract):
         raise NotImplementedError  # a subclass's; here so that the tests below have its type
 
     def test_everything_survives_a_restart(self, server: DatabaseServer, store: Store) -> None:
-        """And what was stored before it can be replaced after it by the id that it had."""
+        """An item from before the restart can be replaced after it by its id."""
         rows = (node_row(0), node_row(1))
         [written] = store.write([with_rows(*rows)])
         server.restart()
@@ -457,9 +464,9 @@ class DatabaseContract(StoreContract):
         [again] = store.write([Write(Put.CAS, "head", b"2", written.cas)])
         assert again.status is WriteStatus.STORED
 
-    def test_an_id_never_comes_again(self, server: DatabaseServer, store: Store) -> None:
-        """Not for a key that was deleted and added, nor after the database was set back to a backup: an owner that wrote
-        in the meantime must not hit what it has not seen.
+    def test_cas_id_is_never_used_again(self, server: DatabaseServer, store: Store) -> None:
+        """Not for a key that was deleted and added, nor after the database was set back to a backup: an owner that
+        wrote in the meantime must not overwrite an item that it has not read.
         """
         [first] = store.write([Write(Put.ADD, "a", b"1")])
         backup = server.backup()
@@ -479,8 +486,8 @@ class DatabaseContract(StoreContract):
         assert after.cas not in seen | {added.cas}
         assert len(seen) == 6
 
-    def test_a_full_database_undoes_the_whole_call(self, full_server: DatabaseServer, full_store: Store) -> None:
-        """Nothing of it is there, and what was there before is."""
+    def test_full_database_rolls_the_whole_call_back(self, full_server: DatabaseServer, full_store: Store) -> None:
+        """No part of the call is stored, and all items from before it exist."""
         [old] = full_store.write([with_rows(node_row(0, zone="old"))])
         large = {"namespaces": {"x": "y" * 20_000}}
         for number in range(1, 1_000):
@@ -510,8 +517,8 @@ class DatabaseContract(StoreContract):
 
     # -- rows
 
-    def test_rows_are_stored_if_their_write_is(self, store: Store) -> None:
-        """A commit is its head and its rows: who does not move the head leaves no row."""
+    def test_rows_are_stored_only_with_their_write(self, store: Store) -> None:
+        """A commit is its head and its rows: an owner that does not move the head stores no row."""
         row = node_row(0, 0, usage={"VCPU": 4}, zone="\u00e4\u4e2d")
         [written] = store.write([with_rows(row)])
         assert asked(store, ALL) == (0, records(row))
@@ -524,8 +531,8 @@ class DatabaseContract(StoreContract):
         assert store.write([missing]) == [WriteResult(WriteStatus.MISSING)]
         assert asked(store, ALL) == (0, records(row))
 
-    def test_of_a_call_s_writes_each_has_its_own_rows(self, store: Store) -> None:
-        """Partitions commit together: one that lost its head costs none of the others its rows."""
+    def test_each_write_of_a_call_has_its_own_rows(self, store: Store) -> None:
+        """Partitions commit together: one that lost its head does not affect the rows of the others."""
         store.write([Write(Put.ADD, "head-1", b"taken")])
         rows = [node_row(0, place=PLACE), node_row(0, place=OTHER_PLACE), node_row(5, place=PLACE)]
         outcomes = store.write(
@@ -539,20 +546,20 @@ class DatabaseContract(StoreContract):
         assert asked(store, ALL) == (0, records(rows[0], rows[2]))
         assert asked(store, RowQuery.since(OTHER_PLACE, EPOCH, 0)) == (-1, {})
 
-    def test_a_row_replaces_the_one_in_its_slot(self, store: Store) -> None:
+    def test_row_replaces_the_row_in_its_slot(self, store: Store) -> None:
         [first] = store.write([with_rows(*[node_row(slot, zone="old") for slot in range(3)])])
         new = node_row(1, 1, zone="new")
         store.write([with_rows(new, put=Put.CAS, cas=first.cas)])
         assert asked(store, ALL) == (1, records(node_row(0, zone="old"), new, node_row(2, zone="old")))
         assert asked(store, RowQuery.since(PLACE, EPOCH, 1)) == (1, records(new))
 
-    def test_a_slot_that_two_writes_of_a_call_have_is_the_later_s(self, store: Store) -> None:
+    def test_later_write_of_a_call_wins_a_slot(self, store: Store) -> None:
         first, second = node_row(0, 0, zone="first"), node_row(0, 1, zone="second")
         store.write([with_rows(first, key="a"), with_rows(second, key="b")])
         assert asked(store, ALL) == (1, records(second))
 
-    def test_questions_are_answered_with_rows_of_that_place_and_epoch_only(self, store: Store) -> None:
-        """What others write must not be taken for one's own, whatever its slots and commits are."""
+    def test_row_query_returns_rows_of_its_partition_and_epoch_only(self, store: Store) -> None:
+        """Rows of other partitions and cells must not be returned, whatever their slots and commits are."""
         own = [node_row(slot, slot) for slot in range(6)]
         others = [node_row(slot, slot, place=OTHER_PLACE, zone="other") for slot in range(6)]
         former = [node_row(slot, slot, epoch=OTHER_EPOCH, zone="former") for slot in range(6)]
@@ -565,8 +572,8 @@ class DatabaseContract(StoreContract):
         assert asked(store, RowQuery.between(OTHER_PLACE, EPOCH, 0, 2)) == (1, records(*others[:2]))
         assert asked(store, RowQuery.since(keys.prefix("cell2", 8, 0, "d"), EPOCH, 0)) == (-1, {})
 
-    def test_places_are_told_apart_by_every_letter(self, store: Store) -> None:
-        """MariaDB's default would find ``Cell1`` where ``cell1`` is asked for."""
+    def test_prefixes_are_compared_by_every_letter(self, store: Store) -> None:
+        """MariaDB's default would find ``Cell1`` for ``cell1``."""
         places = [keys.prefix(cell, 8, 0, "d") for cell in ("cell1", "Cell1", "CELL1", "cell1_", "cell1-")]
         store.write([with_rows(*[node_row(0, place=place, zone=place) for place in places])])
         heads = ["Head", "HEAD", "head"]
@@ -579,8 +586,8 @@ class DatabaseContract(StoreContract):
             "head": b"head",
         }
 
-    def test_several_partitions_ask_in_one_call(self, store: Store) -> None:
-        """With heads among the questions, as a refresh asks: sixteen partitions cost the round trips of one."""
+    def test_one_call_has_row_queries_of_several_partitions(self, store: Store) -> None:
+        """With heads in the same call, as in a refresh: sixteen partitions need as many round trips as one."""
         places = [keys.prefix("cell1", 40, number, "d") for number in range(40)]
         rows = [node_row(slot, slot, place=place, zone=place) for place in places for slot in range(3)]
         store.write([with_rows(*rows)])
@@ -597,8 +604,8 @@ class DatabaseContract(StoreContract):
             assert {slot: unpack_record(raw) for slot, raw in answer.rows} == expected
             assert answer.newest == max(slots)
 
-    def test_rows_of_an_epoch_are_deleted_by_a_question(self, store: Store) -> None:
-        """As a new epoch does with the one before it; other epochs and places keep theirs."""
+    def test_rows_of_an_epoch_are_deleted_by_a_query(self, store: Store) -> None:
+        """As a new epoch does with the one before it; rows of other epochs and partitions stay."""
         own = [node_row(slot) for slot in range(3)]
         others = [node_row(slot, place=OTHER_PLACE, epoch=OTHER_EPOCH) for slot in range(3)]
         former = [node_row(slot, epoch=epoch) for epoch in (OTHER_EPOCH, EPOCH - 1) for slot in range(3)]
@@ -612,7 +619,7 @@ class DatabaseContract(StoreContract):
         assert asked(store, RowQuery.since(PLACE, EPOCH - 1, 0)) == (0, records(*former[3:]))
 
     def test_thousands_of_rows_are_one_commit(self, store: Store) -> None:
-        """More than one statement takes, of sizes from small to large."""
+        """More than one statement can write, of sizes from small to large."""
         rows = [node_row(slot, 0, namespaces={"x": "y" * (slot % 500)}) for slot in range(2_500)]
         [written] = store.write([with_rows(*rows)])
         assert written.status is WriteStatus.STORED
@@ -622,8 +629,8 @@ class DatabaseContract(StoreContract):
         assert asked(store, RowQuery.since(PLACE, EPOCH, 1)) == (1, records(*again))
         assert asked(store, RowQuery.between(PLACE, EPOCH, 1_000, 2_000)) == (1, records(*rows[1_000:2_000]))
 
-    def test_a_node_with_nothing_but_a_name_is_a_row(self, store: Store) -> None:
-        """A tombstone, and a node that is only known to be incomplete: their columns are as empty as can be."""
+    def test_node_with_only_a_name_is_a_row(self, store: Store) -> None:
+        """A tombstone, and a node that is only known to be incomplete: their columns are as empty as possible."""
         heartbeat = {"kind": "heartbeat", "node": "n" * 200, "incarnation": 1, "generation": 1, "reported_at": 0.0}
         unknown = fold(None, parse_event(msgspec.msgpack.encode(heartbeat))).record
         gone = fold(
@@ -640,7 +647,7 @@ class DatabaseContract(StoreContract):
 
 
 def retried(store: Store) -> Store:
-    """A connection that has noticed that the server was away: the first write after it may fail."""
+    """A connection that has noticed that the server was down: the first write after that may fail."""
     with suppress(StoreUnavailableError):
         store.write([Write(Put.DELETE, "nothing")])
     return store

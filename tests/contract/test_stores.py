@@ -1,4 +1,4 @@
-"""The store contracts over memory, a store that could fail, memcached and databases; then memory against memcached."""
+"""The store contracts over all stores, and comparisons of the doubles with memcached and SQLite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FULL_MB = 8
 
 
 class InMemory:
-    """A ``MemoryServer`` behind ``contract.store.Server``."""
+    """A ``MemoryServer`` as a ``contract.store.Server``."""
 
     def __init__(self, wrap: Callable[[Store], Store], *, full: bool = False) -> None:
         self._clock = ManualClock()
@@ -65,7 +65,7 @@ class TestFaultyStoreWithoutFaults(MemcachedContract):
 
 
 class OnMemcached:
-    """A ``MemcachedServer`` behind ``contract.store.Server``."""
+    """A ``MemcachedServer`` as a ``contract.store.Server``."""
 
     def __init__(self, server: MemcachedServer) -> None:
         self._server = server
@@ -131,7 +131,7 @@ class TestClaimsInMemcached(ClaimStoreContract):
 
 
 class InMemoryDatabase:
-    """A ``MemoryDatabase`` behind ``contract.store.DatabaseServer``."""
+    """A ``MemoryDatabase`` as a ``contract.store.DatabaseServer``."""
 
     def __init__(self, *, full: bool = False) -> None:
         self._clock = ManualClock()
@@ -160,7 +160,7 @@ class TestMemoryDatabase(DatabaseContract):
 
 
 class OnDatabase:
-    """A database with nodestate's tables behind ``contract.store.DatabaseServer``."""
+    """A database with nodestate's tables as a ``contract.store.DatabaseServer``."""
 
     wait = staticmethod(time.sleep)
 
@@ -195,7 +195,7 @@ class OnDatabase:
 
 
 class OnSqlite(OnDatabase):
-    """A SQLite file. It has no server: an outage is somebody who holds it for themselves."""
+    """A SQLite file. It has no server: an outage is a process that locks the file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"sqlite:///{path}")
@@ -206,7 +206,7 @@ class OnSqlite(OnDatabase):
         return SqlStore(self.url, timeout_s=0.02)
 
     def restart(self) -> None:
-        """Nothing runs that could be stopped."""
+        """There is no process to stop."""
 
 
 class TestSqlStoreOnSqlite(DatabaseContract):
@@ -280,7 +280,7 @@ CALLS = st.tuples(st.sampled_from((0, 1)), st.lists(OPERATIONS, min_size=1, max_
 
 
 class Twin:
-    """Runs the same calls on both stores. CAS ids differ between them, so each side is asked with its own."""
+    """Makes the same calls to both stores. CAS ids differ between them, so each side gets its own."""
 
     def __init__(self, pairs: list[tuple[Store, Store]], prefix: str) -> None:
         self._pairs = pairs
@@ -320,7 +320,7 @@ class Twin:
 
 @pytest.mark.service
 def test_memory_and_memcached_give_the_same_outcomes(memcached: MemcachedServer) -> None:
-    """What holds over the double holds over memcached: tests on the one speak for the other."""
+    """Tests with the double are valid for memcached."""
     server = MemoryServer()
     pairs: list[tuple[Store, Store]] = [
         (MemoryStore(server), MemcachedStore(memcached.address, timeout_s=5.0)) for _ in range(2)
@@ -338,8 +338,8 @@ def test_memory_and_memcached_give_the_same_outcomes(memcached: MemcachedServer)
         real.close()
 
 
-def test_a_memory_database_and_sqlite_give_the_same_outcomes(tmp_path: Path) -> None:
-    """And of databases those over the double do, too."""
+def test_memory_database_and_sqlite_give_the_same_outcomes(tmp_path: Path) -> None:
+    """Tests with the double are valid for databases."""
     url = f"sqlite:///{tmp_path}/state.db"
     upgrade(url)
     database = MemoryDatabase()
@@ -363,8 +363,8 @@ WRITES = [Write(Put.ADD, key, b"1") for key in KEYS]
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, None])
-def test_a_failed_write_may_have_been_carried_out(done: int | None) -> None:
-    """'Timed out, outcome unknown' is the row of the fault table that matters most."""
+def test_failed_write_may_have_taken_effect(done: int | None) -> None:
+    """'Timed out, outcome unknown' is the most important row of the fault table."""
     memory = MemoryStore()
     store = FaultyStore(memory, script(None, Fault(done=done)))
     assert store.fetch(KEYS) == {}
@@ -374,7 +374,7 @@ def test_a_failed_write_may_have_been_carried_out(done: int | None) -> None:
     assert store.write([Write(Put.DELETE, "z")]) == [WriteResult(WriteStatus.MISSING)]
 
 
-def test_a_late_write_arrives_after_its_sender_went_on() -> None:
+def test_late_write_arrives_after_its_sender_continued() -> None:
     store = FaultyStore(MemoryStore(), script(Fault(done=1, late=True)))
     with pytest.raises(StoreUnavailableError):
         store.write(WRITES)
@@ -384,7 +384,7 @@ def test_a_late_write_arrives_after_its_sender_went_on() -> None:
     assert store.arrive() == []
 
 
-def test_a_lost_write_never_arrives() -> None:
+def test_lost_write_never_arrives() -> None:
     store = FaultyStore(MemoryStore(), script(Fault(late=True)))
     with pytest.raises(StoreUnavailableError):
         store.write(WRITES)
@@ -393,7 +393,7 @@ def test_a_lost_write_never_arrives() -> None:
     assert store.fetch(KEYS) == {}
 
 
-def test_chance_is_the_same_for_the_same_seed() -> None:
+def test_random_faults_repeat_with_the_same_seed() -> None:
     first, second = chance(7, 0.5), chance(7, 0.5)
     faults = [first("write", 3) for _ in range(100)]
     assert faults == [second("write", 3) for _ in range(100)]
@@ -405,7 +405,7 @@ def test_chance_is_the_same_for_the_same_seed() -> None:
 # -- a memory server's own faults -----------------------------------------------------------------
 
 
-def test_what_is_unused_for_longest_is_evicted_first() -> None:
+def test_least_recently_used_item_is_evicted_first() -> None:
     server = MemoryServer(max_bytes=4_000)
     store = MemoryStore(server)
     store.write([Write(Put.ADD, key, b"x" * 1_000) for key in ("a", "b", "c")])
