@@ -10,7 +10,7 @@ from bench.scheduling.tasks import Task
 from bench.worker import ParentLink
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
-from nodestate.scheduling.orders.boot import Booted
+from nodestate.scheduling.orders import Booted
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.scheduler import Scheduler
 

@@ -19,7 +19,7 @@ A scheduler makes claims, an agent reports allocations; ``claims`` explains how 
 from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed, NodeRefusal
+from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed, NodeRefusal
 from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved, Reservations

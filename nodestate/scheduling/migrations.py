@@ -24,9 +24,7 @@ from nodestate.errors import BadRequestError, NotFoundError
 from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
-from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, BootOutcome, Failed
-from nodestate.scheduling.orders.reconciler import is_complete
-from nodestate.scheduling.orders.termination_orders import Termination
+from nodestate.scheduling.orders import NO_ANSWER, Boot, Booted, BootOutcome, Failed, Termination, is_complete
 from nodestate.scheduling.request import Request, check_class, request_of
 from nodestate.scheduling.selection import Explanation
 from nodestate.scheduling.session import Session

@@ -33,7 +33,7 @@ from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleV
 from nodestate.model import Receipt
 from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
-from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
+from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold
 from nodestate.scheduling.reservation_claims import Reservation, ReservationClaims
 from nodestate.scheduling.session import Session

@@ -23,8 +23,7 @@ from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placin
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet_refresh import FleetRefresher
 from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.orders.boot import Boot, BootOutcome
-from nodestate.scheduling.orders.order_tracker import OrderTracker
+from nodestate.scheduling.orders import Boot, BootOutcome, OrderTracker
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.reservations import Reservations
 from nodestate.scheduling.selection import Choice, Explanation, NodePreference, Policies, Selector, installed

@@ -21,9 +21,7 @@ from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import REASSERT_S, Claim, Placer
 from nodestate.scheduling.fleet_refresh import FleetRefresher
-from nodestate.scheduling.orders.boot import Boot, BootOutcome, outcomes_of
-from nodestate.scheduling.orders.order_tracker import OrderTracker
-from nodestate.scheduling.orders.reconciler import Reconciler
+from nodestate.scheduling.orders import Boot, BootOutcome, OrderTracker, Reconciler, outcomes_of
 from nodestate.scheduling.selection import Selector
 from nodestate.view.view import View
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from nodestate.errors import NotFoundError, StaleViewError
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
-from nodestate.scheduling.orders.termination_orders import Termination
+from nodestate.scheduling.orders import Termination
 from nodestate.scheduling.session import Session
 
 

@@ -4,3 +4,30 @@ Each kind of order has a module of its own: ``boot`` (the state of one boot) and
 ``termination_orders``, ``supersession``, ``hint_updates``. ``order_sender`` sends them, ``order_tracker`` holds one of
 each for a scheduler, and ``reconciler`` finds operations that a dead scheduler left unfinished.
 """
+
+from nodestate.scheduling.orders.boot import (
+    NO_ANSWER,
+    Boot,
+    Booted,
+    BootOutcome,
+    Failed,
+    NodeRefusal,
+    outcomes_of,
+)
+from nodestate.scheduling.orders.order_tracker import OrderTracker
+from nodestate.scheduling.orders.reconciler import Reconciler, is_complete
+from nodestate.scheduling.orders.termination_orders import Termination
+
+__all__ = [
+    "NO_ANSWER",
+    "Boot",
+    "BootOutcome",
+    "Booted",
+    "Failed",
+    "NodeRefusal",
+    "OrderTracker",
+    "Reconciler",
+    "Termination",
+    "is_complete",
+    "outcomes_of",
+]
