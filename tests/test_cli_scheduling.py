@@ -99,7 +99,7 @@ class ThreadedCell:
 
     def on(self, node: str) -> dict[str, Any]:
         """Return the allocations of a node, as its agent has them."""
-        return dict(self.fleet.room(node).allocations)
+        return dict(self.fleet.resources_of(node).allocations)
 
 
 def wanted(place: str, vcpu: int = 1, **more: Any) -> dict[str, Any]:

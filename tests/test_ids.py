@@ -55,7 +55,7 @@ def test_a_seeded_simulation_of_two_schedulers_repeats_exactly() -> None:
         one.scheduler.reservations.confirm(held.id)
         two.scheduler.migrations.migrate("named")
         _end(one.scheduler, made[0].instance)
-        return {node: dict(cell.fleet.room(node).allocations) for node in cell.fleet.nodes()}
+        return {node: dict(cell.fleet.resources_of(node).allocations) for node in cell.fleet.nodes()}
 
     first = allocations_after_a_run()
     assert sum(map(len, first.values())) == 5  # type: ignore[arg-type]  # the values are maps of allocations

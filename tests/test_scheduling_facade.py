@@ -133,10 +133,10 @@ def test_a_resize_changes_only_the_resource_classes_that_it_names() -> None:
     node = boot(scheduler, "a", 2).node
     cell.run_for(2.0)
     assert isinstance(scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
-    assert cell.fleet.room(node).allocations["a"]["resources"] == {"VCPU": 3, "MEMORY_MB": 500}
+    assert cell.fleet.resources_of(node).allocations["a"]["resources"] == {"VCPU": 3, "MEMORY_MB": 500}
     cell.run_for(2.0)
     assert isinstance(scheduler.migrations.resize("a", {"MEMORY_MB": 0}), Booted)
-    assert cell.fleet.room(node).allocations["a"]["resources"] == {"VCPU": 3}
+    assert cell.fleet.resources_of(node).allocations["a"]["resources"] == {"VCPU": 3}
 
 
 def test_an_evacuation_fails_only_the_allocations_without_a_valid_request() -> None:

@@ -18,7 +18,7 @@ def test_a_late_placement_hint_does_not_undo_a_resize() -> None:
     assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 3}), Booted)
     two.scheduler.session.orders.hint_updates.set_placed(node, "a")
     cell.run_for(2.0)
-    assert cell.fleet.room(node).allocations["a"]["resources"]["VCPU"] == 3
+    assert cell.fleet.resources_of(node).allocations["a"]["resources"]["VCPU"] == 3
 
 
 def test_of_an_instance_that_was_booted_twice_the_later_boot_stays() -> None:

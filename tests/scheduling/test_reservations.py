@@ -167,7 +167,7 @@ def test_confirm_waits_for_a_view_that_shows_all_members_before_it_marks_them_as
     cell.consumer_frozen = False
     cell.run_for(2 * cell.config.claim_ttl_s)
     for [node] in cell.nodes_by_instance().values():
-        [allocation] = cell.fleet.room(node).allocations.values()
+        [allocation] = cell.fleet.resources_of(node).allocations.values()
         assert allocation["hints"]["placed"]
 
 
