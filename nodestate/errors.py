@@ -310,12 +310,12 @@ class StaleViewError(NodestateError):
         cause: str = "",
     ) -> None:
         if partitions:
-            old = f"is {age:.1f} s old" if math.isfinite(age) else "was never known to be caught up"
-            what = f"the view {old}, over the {max_age:g} s that were asked, in {_some(partitions, 'partition')}"
-            advice = "are consumers running and caught up? see 'nodestate doctor'"
+            old = f"is {age:.1f} s old" if math.isfinite(age) else "was never current"
+            what = f"the view {old} in {_some(partitions, 'partition')}, and the accepted age is {max_age:g} s"
+            advice = "consumers may be stopped or behind: run 'nodestate doctor'"
         else:
-            what = f"{_some(nodes, 'node')} gave no sign of life within the {max_age:g} s that were asked"
-            advice = "are their agents running?"
+            what = f"{_some(nodes, 'node')} gave no sign of life within the accepted {max_age:g} s"
+            advice = "check that their agents run"
         super().__init__(f"{what}: {cause}" if cause else f"{what}; {advice}")
         self.age = age
         self.max_age = max_age
