@@ -113,7 +113,7 @@ def test_rabbitmq_drops_an_order_that_waited_longer_than_expires_s(rabbit: Rabbi
 
 @pytest.mark.service
 def test_a_frozen_broker_does_not_block_a_scheduler(rabbit: RabbitServer, cell: str) -> None:
-    config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=1.0)
+    config = Config(broker=rabbit.url, cell=cell, partitions=1, broker_timeout_s=3.0)
     courier = KombuCourier(config)
     hints = {"user_data": "x" * 60_000}
     orders = [
