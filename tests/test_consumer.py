@@ -16,7 +16,7 @@ from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
 from nodestate.store import keys
 from nodestate.testing import Fault
-from tests.machines.world import JudgedReader, Member, World, at_call
+from tests.machines.simulated_cell import JudgedReader, SimulatedCell, SimulatedMember, at_call
 
 NODES = [f"node-{n}" for n in range(6)]
 ZERO = [name for name in NODES if partition_of(name, 2) == 0]
@@ -25,19 +25,19 @@ PLACES = {"memcached": ("journal", "snapshot"), "database": ("sql",)}
 
 
 @pytest.fixture(params=PLACES)
-def world(request: pytest.FixtureRequest) -> World:
+def world(request: pytest.FixtureRequest) -> SimulatedCell:
     """A cell of two partitions in one kind of store, with one consumer, that has run for a minute."""
     return begun(designs=PLACES[request.param])
 
 
 @pytest.fixture
-def two_designs() -> World:
+def two_designs() -> SimulatedCell:
     """The same cell with both designs of memcached."""
     return begun()
 
 
-def begun(**settings: Any) -> World:
-    world = World(servers=1, **settings)
+def begun(**settings: Any) -> SimulatedCell:
+    world = SimulatedCell(servers=1, **settings)
     world.start_member([0, 1], [])
     world.readers = [JudgedReader(world, design) for design in world.config.designs]
     for name in NODES:
@@ -46,7 +46,7 @@ def begun(**settings: Any) -> World:
     return world
 
 
-def waiting(world: World, partition: int) -> list[bytes]:
+def waiting(world: SimulatedCell, partition: int) -> list[bytes]:
     """The events of a queue that are not acknowledged, delivered or not; without markers."""
     unacked = [
         message.body
@@ -56,7 +56,7 @@ def waiting(world: World, partition: int) -> list[bytes]:
     return [body for body in (*unacked, *world.broker.queued(partition)) if not is_marker(body)]
 
 
-def dead_letters(member: Member) -> dict[str, int]:
+def dead_letters(member: SimulatedMember) -> dict[str, int]:
     return member.consumer.stats.counts.dead_letters
 
 
@@ -90,7 +90,7 @@ INVALID: list[tuple[str, bytes | dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("reason", "wrong"), INVALID, ids=[f"{n} {reason}" for n, (reason, _) in enumerate(INVALID)])
 def test_an_invalid_message_becomes_a_dead_letter_with_its_reason_and_later_events_are_written(
-    world: World, reason: str, wrong: bytes | dict[str, Any]
+    world: SimulatedCell, reason: str, wrong: bytes | dict[str, Any]
 ) -> None:
     """An invalid message never stops its partition, and is never dropped silently."""
     publisher = world.agents[ZERO[0]].publisher
@@ -108,7 +108,7 @@ def test_an_invalid_message_becomes_a_dead_letter_with_its_reason_and_later_even
     assert world.converge() < 5
 
 
-def test_a_refused_event_makes_its_node_incomplete(world: World) -> None:
+def test_a_refused_event_makes_its_node_incomplete(world: SimulatedCell) -> None:
     """I5: the agent published a newer state, so the state before must not pass for the newest one."""
     publisher = world.agents[ZERO[0]].publisher
     generation = publisher.version.generation + 1
@@ -119,7 +119,7 @@ def test_a_refused_event_makes_its_node_incomplete(world: World) -> None:
     assert world.converge() < 15
 
 
-def test_a_state_that_fits_no_item_of_the_store_is_a_dead_letter(world: World) -> None:
+def test_a_state_that_fits_no_item_of_the_store_is_a_dead_letter(world: SimulatedCell) -> None:
     """The dead letter names the limit, only this node is affected, and the event is kept for the operator."""
     world.places[0].max_value_bytes = 20_000
     publisher = world.agents[ZERO[0]].publisher
@@ -135,7 +135,7 @@ def test_a_state_that_fits_no_item_of_the_store_is_a_dead_letter(world: World) -
     assert world.readers[0].read(5.0).nodes[ZERO[0]].state["zone"] == "after"
 
 
-def test_an_invalid_message_is_not_acked_before_it_is_a_dead_letter(world: World) -> None:
+def test_an_invalid_message_is_not_acked_before_it_is_a_dead_letter(world: SimulatedCell) -> None:
     """The broker fails between the dead letter and the ack. The message comes again and makes a second dead letter."""
     world.poisoned(0, b"poison")
     member = world.members[0]
@@ -167,7 +167,7 @@ def test_no_event_is_acked_before_every_design_has_it(call: int, designs: tuple[
         assert reader.read(5.0).nodes[ZERO[0]].state["zone"] == "new"
 
 
-def test_while_the_store_is_down_no_event_is_acked_and_afterwards_all_are_written(world: World) -> None:
+def test_while_the_store_is_down_no_event_is_acked_and_afterwards_all_are_written(world: SimulatedCell) -> None:
     """An outage of the store costs only freshness: the queue keeps the events."""
     world.places[0].stop()
     for name in NODES:
@@ -246,7 +246,7 @@ def test_a_consumer_that_starts_on_a_restored_database_asks_all_agents() -> None
     assert world.members[0].consumer.stats.resyncs >= 1
 
 
-def test_the_time_of_writing_a_batch_counts_towards_the_wait_for_the_next(world: World) -> None:
+def test_the_time_of_writing_a_batch_counts_towards_the_wait_for_the_next(world: SimulatedCell) -> None:
     """Events that came while the last batch was written have waited for that long already."""
     [member] = world.members
     receive, write = member.source.receive, member.stores[-1].inner.write
@@ -270,7 +270,7 @@ def test_the_time_of_writing_a_batch_counts_towards_the_wait_for_the_next(world:
     assert 0 < waits[-1] < world.config.flush_s - 0.003
 
 
-def test_death_before_the_ack_causes_only_duplicates(world: World) -> None:
+def test_death_before_the_ack_causes_only_duplicates(world: SimulatedCell) -> None:
     """The next consumer folds the same events again, onto the state that has them already."""
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
@@ -285,7 +285,7 @@ def test_death_before_the_ack_causes_only_duplicates(world: World) -> None:
 # -- ownership ------------------------------------------------------------------------------------
 
 
-def test_a_fenced_consumer_drops_all_its_partitions(world: World) -> None:
+def test_a_fenced_consumer_drops_all_its_partitions(world: SimulatedCell) -> None:
     """I7: a consumer that was frozen during a commit finds a newer term, gives up its session, and joins again."""
     world.start_member([0, 1], [])
     old, new = world.members
@@ -302,7 +302,7 @@ def test_a_fenced_consumer_drops_all_its_partitions(world: World) -> None:
     assert world.converge() < 5
 
 
-def test_a_consumer_whose_session_ends_at_an_ack_takes_its_partitions_over_again(world: World) -> None:
+def test_a_consumer_whose_session_ends_at_an_ack_takes_its_partitions_over_again(world: SimulatedCell) -> None:
     """Regression (I5): only a failure of ``receive`` dropped the partitions. The consumer did not know events that
     another one wrote and acked meanwhile. When the store then lost everything, the old memory became the new epoch,
     complete and fresh.
@@ -334,7 +334,7 @@ def test_a_consumer_whose_session_ends_at_an_ack_takes_its_partitions_over_again
     assert world.converge() < 60
 
 
-def test_a_consumer_recovers_from_a_lost_session_without_a_resync(world: World) -> None:
+def test_a_consumer_recovers_from_a_lost_session_without_a_resync(world: SimulatedCell) -> None:
     """The broker restarts. The partitions are taken over from the stores, and no agent is asked."""
     resyncs = world.members[0].consumer.stats.resyncs
     world.broker.stop()
@@ -346,7 +346,7 @@ def test_a_consumer_recovers_from_a_lost_session_without_a_resync(world: World) 
     assert world.converge() < 5
 
 
-def test_a_partition_stays_complete_through_a_takeover(world: World) -> None:
+def test_a_partition_stays_complete_through_a_takeover(world: SimulatedCell) -> None:
     """A normal handover must not make every scheduler's view incomplete for half a minute."""
     world.members[0].die()
     world.run_well(2)
@@ -354,7 +354,7 @@ def test_a_partition_stays_complete_through_a_takeover(world: World) -> None:
         assert reader.read(5.0).incomplete == frozenset()
 
 
-def test_a_partition_whose_epoch_was_lost_is_incomplete_until_a_watermark_comes_back(world: World) -> None:
+def test_a_partition_whose_epoch_was_lost_is_incomplete_until_a_watermark_comes_back(world: SimulatedCell) -> None:
     """I5: the store lost the owner's term as well. If the owner had been frozen, another consumer could have taken the
     partition and acked events that the owner never saw, so its old memory must not become a complete epoch.
     """
@@ -373,7 +373,7 @@ def test_a_partition_whose_epoch_was_lost_is_incomplete_until_a_watermark_comes_
     assert member.consumer.stats.resyncs == resyncs
 
 
-def test_partitions_whose_heads_expired_are_filled_by_a_resync(world: World) -> None:
+def test_partitions_whose_heads_expired_are_filled_by_a_resync(world: SimulatedCell) -> None:
     """No consumer ran for longer than a lease. The age of the stored state is unknown, so the next consumer asks all
     agents.
     """
@@ -387,7 +387,7 @@ def test_partitions_whose_heads_expired_are_filled_by_a_resync(world: World) -> 
     assert world.converge() < world.config.settle_s + 5
 
 
-def test_a_node_whose_new_incarnation_is_older_goes_stale(world: World) -> None:
+def test_a_node_whose_new_incarnation_is_older_goes_stale(world: SimulatedCell) -> None:
     """The agent's clock was set back and its incarnation file was lost, so its events count as old duplicates. Its
     heartbeats do not count as signs of life either, so ``node_max_age`` shows the node as stale.
     """
@@ -413,7 +413,7 @@ def test_a_watermark_from_before_a_lost_epoch_never_makes_a_partition_complete()
     the partition, wrote, acked and died, and the store was flushed. The watermark in the first consumer's buffers
     proves nothing.
     """
-    world = World(servers=1)
+    world = SimulatedCell(servers=1)
     first = world.start_member([0, 1], [])
     world.start_agent(ZERO[0], {"usage": {"VCPU": 1}})
     node = world.agents[ZERO[0]].publisher
@@ -456,7 +456,7 @@ def test_a_watermark_from_before_a_lost_epoch_never_makes_a_partition_complete()
     assert world.converge() < 60
 
 
-def test_a_design_that_lost_a_node_does_not_prove_that_the_partition_was_caught_up(two_designs: World) -> None:
+def test_a_design_that_lost_a_node_does_not_prove_that_the_partition_was_caught_up(two_designs: SimulatedCell) -> None:
     """I5: the snapshot had a batch and its watermark, the journal did not, and the snapshot then lost the node's item.
     Only a design that still has the batch may say that the partition has caught up to the watermark.
     """
@@ -498,7 +498,7 @@ def test_a_design_that_lost_a_node_does_not_prove_that_the_partition_was_caught_
     assert world.converge() < 60
 
 
-def test_a_consumer_goes_on_after_the_item_limit_was_lowered(world: World) -> None:
+def test_a_consumer_goes_on_after_the_item_limit_was_lowered(world: SimulatedCell) -> None:
     """The node's state no longer fits an item, and an event comes that can't be stored: it becomes a dead letter."""
     node = world.agents[ZERO[0]].publisher
     node.change({"namespaces": {"x": "y" * 25_000}})
@@ -510,7 +510,7 @@ def test_a_consumer_goes_on_after_the_item_limit_was_lowered(world: World) -> No
     assert dead_letters(world.members[0]) == {"too-large": 1}
 
 
-def test_a_blocked_dead_letter_queue_does_not_stop_other_events(world: World) -> None:
+def test_a_blocked_dead_letter_queue_does_not_stop_other_events(world: SimulatedCell) -> None:
     """The broker takes no dead letters: the refused message stays unacked, and everything else goes on."""
     [member] = world.members
     dead_letter = member.source.dead_letter
@@ -531,7 +531,7 @@ def test_a_blocked_dead_letter_queue_does_not_stop_other_events(world: World) ->
 
 def test_a_consumer_without_stored_state_is_complete_only_after_every_agent_could_have_reported() -> None:
     """I5: a consumer can't tell an empty cell from a cell whose store was lost."""
-    world = World(servers=1)
+    world = SimulatedCell(servers=1)
     world.start_member([0, 1], [])
     world.readers = [JudgedReader(world, "journal")]
     began_at = world.clock.monotonic()
@@ -544,7 +544,7 @@ def test_a_consumer_without_stored_state_is_complete_only_after_every_agent_coul
 
 
 @pytest.mark.parametrize("design", ["journal", "snapshot"])
-def test_a_design_that_a_crash_left_behind_begins_a_new_epoch(two_designs: World, design: str) -> None:
+def test_a_design_that_a_crash_left_behind_begins_a_new_epoch(two_designs: SimulatedCell, design: str) -> None:
     """The events come again, but folded into the state of the design that has them they are duplicates."""
     world = two_designs
     key = f":{'j' if design == 'journal' else 's'}:"
@@ -585,7 +585,7 @@ def _die(write: Any, writes: Any) -> Any:
     raise _Death
 
 
-def test_readers_see_a_design_that_is_no_longer_written_as_lost(two_designs: World) -> None:
+def test_readers_see_a_design_that_is_no_longer_written_as_lost(two_designs: SimulatedCell) -> None:
     """Readers that still use the design must not take its last state for fresh."""
     world = two_designs
     view = next(reader for reader in world.readers if reader.design == "snapshot").read(5.0)

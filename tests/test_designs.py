@@ -34,7 +34,7 @@ from nodestate.store import keys
 from nodestate.store.head import read_head
 from nodestate.store.round_trips import Stores, run_one
 from nodestate.testing import MemoryBroker, MemoryServer, MemoryStore
-from tests.switched import NODES, K, Switched
+from tests.switched_cell import NODES, K, SwitchedCell
 
 START = Control(3, (K("journal"),), K("journal"))
 
@@ -246,7 +246,7 @@ def test_corrupt_record_counts_as_missing(places: ControlStore, servers: list[Me
 
 def test_consumers_create_the_record_from_the_settings_once() -> None:
     """Later settings are ignored: two members with different ones would otherwise alternate."""
-    world = Switched()
+    world = SwitchedCell()
     assert world.record == first(world.config, world.record.version)
     assert [member.consumer.designs for member in world.members] == [("journal",), ("journal",)]
     world.config = Config(partitions=2, designs=("snapshot",))
@@ -264,7 +264,7 @@ def test_first_record_reads_a_design_that_is_written() -> None:
 
 def test_consumer_that_cannot_read_the_record_takes_no_partition() -> None:
     """Its settings may be out of date, and designs that they do not name would be removed."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("snapshot"), "me"))
     for member in list(world.members):
         member.source.inner.crash()
@@ -283,7 +283,7 @@ def test_consumer_that_cannot_read_the_record_takes_no_partition() -> None:
 
 def test_reader_switches_if_the_callers_bound_allows_it() -> None:
     """The age of a design that was never read is known to two seconds only, which is no reason to refuse."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("snapshot"), "me"))
     ages = []
     for _ in range(20):
@@ -300,7 +300,7 @@ def test_reader_switches_if_the_callers_bound_allows_it() -> None:
 
 def test_prepared_design_is_written_from_memory_and_kept_current() -> None:
     """The other design continues without a pause, and agents are not asked for reports."""
-    world = Switched()
+    world = SwitchedCell()
     resyncs = [member.consumer.stats.resyncs for member in world.members]
     world.take(prepared(world.record, K("snapshot"), "me"))
     assert world.whole("snapshot")
@@ -316,7 +316,7 @@ def test_member_that_slept_before_it_added_a_design_does_not_overrun_the_new_own
     """Regression (I6, I7): it raised the term over the head of the present owner, found other nodes than its own, and
     began another epoch from memory, as complete. Events that were acknowledged in between were lost.
     """
-    world = Switched()
+    world = SwitchedCell()
     sleeper = world.members[1]
     world.clock.advance(1.1)
     assert world.operator.change(world.operator.read(), prepared(world.record, K("snapshot"), "me"))
@@ -347,7 +347,7 @@ def test_member_that_slept_before_it_added_a_design_does_not_overrun_the_new_own
 
 def test_design_whose_store_fails_does_not_delay_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its begin is tried again; events and the other designs continue."""
-    world = Switched()
+    world = SwitchedCell()
     failing = DESIGNS["snapshot"].writer
 
     def refuses(place: Any) -> Any:
@@ -375,7 +375,7 @@ def test_design_whose_store_fails_does_not_delay_the_others(monkeypatch: pytest.
 
 def test_reader_follows_a_cutover_within_one_refresh() -> None:
     """No restart, no error, no node older; and back again."""
-    world = Switched()
+    world = SwitchedCell()
     world.reader.read(max_age=3.0)
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
@@ -387,7 +387,7 @@ def test_reader_follows_a_cutover_within_one_refresh() -> None:
 
 def test_reader_stays_with_its_design_until_the_other_is_complete() -> None:
     """After a forced cutover to a design that is not written, an old complete view is better than an empty new one."""
-    world = Switched()
+    world = SwitchedCell()
     world.reader.read(max_age=3.0)
     both = prepared(world.record, K("snapshot"), "me")
     assert world.operator.change(world.operator.read(), both)
@@ -400,7 +400,7 @@ def test_reader_stays_with_its_design_until_the_other_is_complete() -> None:
 
 def test_reader_with_a_design_ignores_the_record() -> None:
     """Commands that compare designs name them."""
-    world = Switched()
+    world = SwitchedCell()
     pinned = Reader(world.config, design="journal", stores=world.fresh_stores(), clock=world.clock)
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
@@ -409,7 +409,7 @@ def test_reader_with_a_design_ignores_the_record() -> None:
 
 def test_retired_design_is_removed() -> None:
     """Its readers see a loss, not an old state that looks fresh (I5)."""
-    world = Switched(["journal", "snapshot"])
+    world = SwitchedCell(["journal", "snapshot"])
     pinned = Reader(world.config, design="snapshot", stores=world.fresh_stores(), clock=world.clock)
     assert not pinned.read(max_age=3.0).incomplete
     world.take(retired(world.record, K("snapshot"), "me"))
@@ -424,7 +424,7 @@ def test_retired_design_is_removed() -> None:
 
 def test_record_survives_the_loss_of_memcached() -> None:
     """Consumers have it in memory; the settings, which are different by now, are not used."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
@@ -466,7 +466,7 @@ def test_no_event_is_acknowledged_for_a_design_that_is_not_written_yet(monkeypat
 
     It stays until the other is written.
     """
-    world = Switched()
+    world = SwitchedCell()
     snapshot = Failing(monkeypatch, "snapshot")
     for step in (prepared, cut_over):
         world.take(step(world.record, K("snapshot"), "me"))
@@ -486,7 +486,7 @@ def test_no_event_is_acknowledged_for_a_design_that_is_not_written_yet(monkeypat
 
 def test_events_wait_while_no_design_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last design was lost together with its consumer: new events must not be acknowledged."""
-    world = Switched()
+    world = SwitchedCell()
     member = world.members[0]
     held = next(iter(member.consumer.owned.values()))
     held.joining = set(held.writers)
@@ -504,7 +504,7 @@ def test_events_wait_while_no_design_is_written(monkeypatch: pytest.MonkeyPatch)
 
 def test_store_that_is_down_and_not_written_does_not_prevent_takeovers() -> None:
     """After the database was retired, an operator switches it off."""
-    world = Switched(["sql", "snapshot"])
+    world = SwitchedCell(["sql", "snapshot"])
     world.take(cut_over(world.record, K("snapshot"), "me"))
     world.take(retired(world.record, K("sql"), "me"))
     assert world.database is not None
@@ -517,7 +517,7 @@ def test_store_that_is_down_and_not_written_does_not_prevent_takeovers() -> None
 
 def test_reader_whose_servers_are_down_learns_of_a_rollback_from_another_store() -> None:
     """memcached died after the cutover, and the operator rolls back to the database."""
-    world = Switched(["sql"])
+    world = SwitchedCell(["sql"])
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
     assert world.reader.read(max_age=5.0).design == "snapshot"
@@ -556,7 +556,7 @@ def test_full_store_is_an_error_and_not_a_conflict() -> None:
 def test_record_with_an_unknown_design_does_not_end_a_consumer() -> None:
     """A design of a later version, or one for which this consumer's settings name no store."""
     for unknown in ("tape", "sql"):
-        world = Switched()
+        world = SwitchedCell()
         for member in list(world.members):
             member.source.inner.crash()
             world.members.remove(member)
@@ -576,7 +576,7 @@ def test_reader_that_saw_a_lost_record_follows_the_next(behind_s: float) -> None
     reader that had seen the lost one stayed with a removed layout for ever. It also works if an operator's clock is
     behind.
     """
-    world = Switched(servers=1)
+    world = SwitchedCell(servers=1)
 
     def change(after: Control) -> None:
         assert world.operator.change(world.operator.read(), dated(after, world.clock.time() - behind_s))
@@ -611,7 +611,7 @@ def test_readers_follow_a_record_that_was_created_again() -> None:
     """memcached and all consumers are lost, and there is no database: the settings apply again, also for readers that
     saw the old record.
     """
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("snapshot"), "me"))
     world.take(cut_over(world.record, K("snapshot"), "me"))
     assert world.reader.read(max_age=5.0).design == "snapshot"
@@ -627,7 +627,7 @@ def test_readers_follow_a_record_that_was_created_again() -> None:
 @pytest.mark.parametrize("design", ["snapshot", "journal"])
 def test_cell_moves_to_other_memcached_servers_while_it_runs(design: str) -> None:
     """One server becomes three, of which one may be the old one: the same design, under other keys."""
-    world = Switched([design], servers=1, servers_b=3)
+    world = SwitchedCell([design], servers=1, servers_b=3)
     moved = f"{design}_b"
     world.take(prepared(world.record, K(moved), "me"))
     assert world.whole(moved)
@@ -649,7 +649,7 @@ def test_missing_driver_of_another_store_does_not_fail_a_read(monkeypatch: pytes
     """The settings name a database, this scheduler has no SQLAlchemy, and memcached is down: the view ages, and no
     error is raised.
     """
-    world = Switched()
+    world = SwitchedCell()
     world.reader.read(max_age=5.0)
     world.reader.config = msgspec.structs.replace(world.config, sql="mariadb://nobody@nowhere/nothing")
     monkeypatch.setitem(sys.modules, "nodestate.sql.store", None)

@@ -12,7 +12,7 @@ from nodestate.journal.writer import JournalWriter
 from nodestate.ports import Put, Write
 from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
-from tests.machines.world import at_call, small_limits
+from tests.machines.simulated_cell import at_call, small_limits
 from tests.partition_owner import Owner, Watcher, change, held, prefix_of, report
 
 J = prefix_of("journal")

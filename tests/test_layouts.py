@@ -19,7 +19,7 @@ from nodestate.ports import Source
 from nodestate.store import keys
 from nodestate.store.liveness import fresh_s
 from nodestate.view.view import View
-from tests.switched import NODES, K, Switched
+from tests.switched_cell import NODES, K, SwitchedCell
 
 CHANGES = [("journal", "journal@3"), ("snapshot", "snapshot@5"), ("sql", "sql@3"), ("journal@2", "snapshot@1")]
 
@@ -28,17 +28,17 @@ def versions(view: View) -> dict[str, Version]:
     return {name: node.version for name, node in view.nodes.items()}
 
 
-def published_versions(world: Switched) -> dict[str, Version]:
+def published_versions(world: SwitchedCell) -> dict[str, Version]:
     """By node of a running agent that has not left, the version that the agent last published."""
     return {name: agent.publisher.version for name, agent in world.agents.items() if agent.publisher.live}
 
 
-def pinned_reader(world: Switched, name: str) -> Reader:
+def pinned_reader(world: SwitchedCell, name: str) -> Reader:
     """A new reader of one design."""
     return Reader(world.config, design=name, stores=world.fresh_stores(), clock=world.clock)
 
 
-def layouts_with_queues(world: Switched) -> list[int]:
+def layouts_with_queues(world: SwitchedCell) -> list[int]:
     """The layouts that have queues, by number of partitions."""
     return sorted(world.broker.layouts)
 
@@ -52,7 +52,7 @@ def test_a_new_layout_begins_with_the_nodes_of_the_old_one_and_without_a_resync(
     gone. The new layout is complete after about three renewals, because it need not wait until all agents have
     reported.
     """
-    world = Switched([K(name).design])
+    world = SwitchedCell([K(name).design])
     dead = world.agents.pop("node-3")
     world.agents["node-4"].publisher.leave()
     world.run_well(30)
@@ -74,7 +74,7 @@ def test_a_new_layout_begins_with_the_nodes_of_the_old_one_and_without_a_resync(
 
 def test_a_layout_begins_empty_if_its_seed_layout_stays_incomplete() -> None:
     """The store lost the old layout and its owner died. Two layouts that wait for each other would wait for ever."""
-    world = Switched(database=True)  # the control record survives in the database
+    world = SwitchedCell(database=True)  # the control record survives in the database
     world.take(prepared(world.record, K("journal@3"), "me"))
     for number in range(len(world.servers)):
         world.restart_server(number)
@@ -90,7 +90,7 @@ def test_a_layout_begins_empty_if_its_seed_layout_stays_incomplete() -> None:
 
 def test_a_layout_is_not_begun_from_an_incomplete_seed_layout() -> None:
     """I5: half of the old layout is on a server that is down. A layout begun with the rest would pass for complete."""
-    world = Switched()
+    world = SwitchedCell()
     world.servers[1].stop()
     assert world.operator.change(world.operator.read(), prepared(world.record, K("journal@1"), "me"))
     world.run_well(6)
@@ -104,7 +104,7 @@ def test_a_layout_begins_only_after_the_seed_layout_has_all_events_from_before_i
     """I5: an event that still waits in a queue of the old layout, because its owner is slow, is in no queue of the new
     one.
     """
-    world = Switched()
+    world = SwitchedCell()
     fast, slow = world.members
     assert world.operator.change(world.operator.read(), prepared(world.record, K("journal@3"), "me"))
     for agent in world.agents.values():
@@ -124,7 +124,7 @@ def test_a_layout_begins_only_after_the_seed_layout_has_all_events_from_before_i
 
 def test_the_next_owner_of_a_new_layouts_partition_continues_from_its_stored_state() -> None:
     """A member dies before it has begun all partitions. The next owner need not read the old layout again."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     for member in list(world.members):
         member.die()
@@ -139,7 +139,7 @@ def test_the_next_owner_of_a_new_layouts_partition_continues_from_its_stored_sta
 @pytest.mark.parametrize(("name", "other"), CHANGES)
 def test_a_reader_follows_to_another_number_of_partitions_and_back(name: str, other: str) -> None:
     """The reader follows within one refresh, and no node becomes older or disappears (I1)."""
-    world = Switched([K(name).design])
+    world = SwitchedCell([K(name).design])
     world.agents["node-4"].publisher.leave()
     before = world.reader.read(max_age=5.0)
     world.take(prepared(world.record, K(other), "me"))
@@ -155,7 +155,7 @@ def test_a_reader_follows_to_another_number_of_partitions_and_back(name: str, ot
 
 def test_a_reader_ignores_a_wrong_number_of_partitions_in_its_settings() -> None:
     """The control record counts, and not the settings, even for a reader that never read before."""
-    world = Switched()
+    world = SwitchedCell()
     config = msgspec.structs.replace(world.config, partitions=7, read_design="snapshot")
     reader = Reader(config, stores=world.fresh_stores(), clock=world.clock)
     view = reader.read(max_age=60.0)
@@ -166,7 +166,7 @@ def test_a_reader_stays_with_its_layout_while_the_new_one_is_incomplete() -> Non
     """A cutover is forced to a layout that is still incomplete. The reader goes on with the old layout, and finds a
     receipt that it waits for in either of them.
     """
-    world = Switched()
+    world = SwitchedCell()
     world.reader.read(max_age=5.0)
     both = prepared(world.record, K("snapshot@3"), "me")
     assert world.operator.change(world.operator.read(), both)
@@ -186,7 +186,7 @@ def test_a_retired_layout_is_left_and_its_state_and_queues_are_deleted() -> None
     """The last member that leaves does it: queues without a consumer would fill for ever. Readers of it see a loss
     (I5).
     """
-    world = Switched(["journal", "sql"])
+    world = SwitchedCell(["journal", "sql"])
     old = pinned_reader(world, "sql")
     assert not old.read(max_age=5.0).incomplete
     world.take(prepared(world.record, K("snapshot@3"), "me"))
@@ -213,7 +213,7 @@ def test_a_retired_layout_is_written_until_the_layout_of_readers_is_complete(mon
     """I6: cutover and retirement are forced before the new layout could be begun. No event is acked for the new one
     alone.
     """
-    world = Switched()
+    world = SwitchedCell()
     make, failing = DESIGNS["snapshot"].writer, [True]
 
     def refusing_writer(target: Any) -> Any:
@@ -247,7 +247,7 @@ def test_a_retired_layout_is_written_until_the_layout_of_readers_is_complete(mon
 
 def test_a_retired_layout_can_be_used_again_before_it_was_removed() -> None:
     """A cell goes from two to three partitions, and back to two before the old layout was removed."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
@@ -260,9 +260,9 @@ def test_a_retired_layout_can_be_used_again_before_it_was_removed() -> None:
     assert ((view.design, len(view.partitions)), versions(view)) == (K("snapshot"), published_versions(world))
 
 
-def retired_and_not_removed(name: str, other: str) -> Switched:
+def retired_and_not_removed(name: str, other: str) -> SwitchedCell:
     """A cell that changed from one layout to another, and whose members died before they removed the old one."""
-    world = Switched([K(name).design])
+    world = SwitchedCell([K(name).design])
     world.take(prepared(world.record, K(other), "me"))
     world.take(cut_over(world.record, K(other), "me"))
     assert world.operator.change(world.operator.read(), retired(world.record, K(name), "me"))
@@ -297,7 +297,7 @@ def test_a_layout_whose_stored_state_was_left_over_begins_from_its_seed_layout(n
 
 def test_the_layout_of_readers_is_taken_over_at_once_after_all_consumers_were_down() -> None:
     """Two layouts without consumers for some time do not wait for each other: the one that readers use begins."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     members = list(world.members)
     for member in members:
@@ -331,7 +331,7 @@ def test_a_layout_that_was_left_is_opened_again_only_when_it_is_prepared() -> No
     """Regression: while the layout of readers was incomplete, each change of the control record declared the queues of
     the retired layout again, and all agents were asked. Only preparing the layout may open it again.
     """
-    world = Switched()
+    world = SwitchedCell()
     for step in (prepared, cut_over):
         world.take(step(world.record, K("journal@3"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
@@ -350,7 +350,7 @@ def test_a_layout_that_was_left_is_opened_again_only_when_it_is_prepared() -> No
 
 def test_a_member_with_old_settings_follows_the_layout_of_the_control_record() -> None:
     """The member was away while the cell changed its layout, and restarts with its old settings."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
@@ -363,7 +363,7 @@ def test_a_member_with_old_settings_follows_the_layout_of_the_control_record() -
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_member_that_is_slow_to_leave_removes_nothing_of_a_layout_that_is_in_use_again(when: str) -> None:
     """Regression (I5, I6): it removed state that others had written meanwhile, and deleted queues that were in use."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
     slow, other = world.members
@@ -412,7 +412,7 @@ def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_unbound() ->
     """Regression (I6): on a new broker the first agent declared the queues of its settings' layout, and events went
     there for ever. The events that wait in these queues are kept.
     """
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
@@ -431,7 +431,7 @@ def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_unbound() ->
 
 def test_queues_of_the_settings_layout_are_kept_while_the_record_names_it_or_a_consumer_reads_them() -> None:
     """Queues of a consumer that follows no control record are not unbound either."""
-    world = Switched()
+    world = SwitchedCell()
     world.take(prepared(world.record, K("journal@3"), "me"))
     world.take(cut_over(world.record, K("journal@3"), "me"))
     world.run_well(10)
@@ -450,7 +450,7 @@ def test_queues_of_the_settings_layout_are_kept_while_the_record_names_it_or_a_c
 
 def test_a_member_leaves_a_layout_even_while_the_broker_is_away() -> None:
     """The operator's command deletes the queues that the member could not delete."""
-    world = Switched()
+    world = SwitchedCell()
 
     class Away:
         def open(self, partitions: int) -> Source:

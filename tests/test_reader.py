@@ -14,7 +14,7 @@ from nodestate.model.partitioning import partition_of
 from nodestate.ports import Store
 from nodestate.store.round_trips import Stores
 from nodestate.testing import Fault, FaultyStore, MemoryStore, script
-from tests.machines.world import World
+from tests.machines.simulated_cell import SimulatedCell
 
 NODES = [f"node-{n}" for n in range(6)]
 
@@ -22,12 +22,12 @@ NODES = [f"node-{n}" for n in range(6)]
 class Wired(Reader):
     """A reader whose connections can be made to fail."""
 
-    def __init__(self, world: World, design: str) -> None:
+    def __init__(self, world: SimulatedCell, design: str) -> None:
         self.wires = [FaultyStore(MemoryStore(server), script()) for server in world.places]
         super().__init__(world.config, design=design, stores=stores_of(world, self.wires), clock=world.clock)
 
 
-def stores_of(world: World, connections: Sequence[Store]) -> Stores:
+def stores_of(world: SimulatedCell, connections: Sequence[Store]) -> Stores:
     """Connections to the world's stores, as a reader uses them."""
     return Stores((), connections[0]) if world.places[0] is world.database else Stores(connections)
 
@@ -41,9 +41,9 @@ IN_MEMCACHED = pytest.mark.parametrize("design", ["journal", "snapshot"], indire
 
 
 @pytest.fixture
-def world(design: str) -> World:
+def world(design: str) -> SimulatedCell:
     """A cell of two partitions, on two servers or in a database, that has run for a minute."""
-    world = World(designs=("sql",) if design == "sql" else ("journal", "snapshot"))
+    world = SimulatedCell(designs=("sql",) if design == "sql" else ("journal", "snapshot"))
     world.start_member([0, 1], [])
     for name in NODES:
         world.start_agent(name, {"usage": {"VCPU": 1}})
@@ -52,7 +52,7 @@ def world(design: str) -> World:
 
 
 @pytest.fixture
-def reader(world: World, design: str) -> Reader:
+def reader(world: SimulatedCell, design: str) -> Reader:
     return Wired(world, design)
 
 
@@ -76,7 +76,7 @@ def test_healthy_cell_is_read_completely(reader: Reader) -> None:
     assert view.nodes["node-0"].state["usage"] == {"VCPU": 1}
 
 
-def test_too_old_view_is_refused_with_its_age(world: World, reader: Reader) -> None:
+def test_too_old_view_is_refused_with_its_age(world: SimulatedCell, reader: Reader) -> None:
     """A refusal says what would satisfy it (house rule 8)."""
     before = reader.read(max_age=5.0).age
     world.pass_time(30)
@@ -87,7 +87,7 @@ def test_too_old_view_is_refused_with_its_age(world: World, reader: Reader) -> N
     assert reader.read(max_age=math.ceil(caught.value.age)).stale == frozenset()
 
 
-def test_stale_nodes_are_left_out_or_named_as_asked(world: World, reader: Reader) -> None:
+def test_stale_nodes_are_left_out_or_named_as_asked(world: SimulatedCell, reader: Reader) -> None:
     """The same view with each value of ``on_stale``."""
     world.pass_time(30)
     excluding = reader.read(max_age=5.0, on_stale="exclude")
@@ -97,7 +97,7 @@ def test_stale_nodes_are_left_out_or_named_as_asked(world: World, reader: Reader
     assert (sorted(flagging.nodes), sorted(flagging.stale)) == (NODES, NODES)
 
 
-def test_silent_node_is_stale_by_itself(world: World, reader: Reader) -> None:
+def test_silent_node_is_stale_by_itself(world: SimulatedCell, reader: Reader) -> None:
     """``node_max_age`` bounds each node by its own last sign of life."""
     del world.agents["node-3"]
     world.run_well(60)
@@ -111,7 +111,7 @@ def test_silent_node_is_stale_by_itself(world: World, reader: Reader) -> None:
     assert caught.value.nodes == ("node-3",)
 
 
-def test_messages_that_waited_in_the_queue_are_no_new_signs_of_life(world: World, reader: Reader) -> None:
+def test_messages_that_waited_in_the_queue_are_no_new_signs_of_life(world: SimulatedCell, reader: Reader) -> None:
     """Regression (I5): a node that died while no consumer ran counted as alive when its heartbeats were delivered."""
     silent = world.clock.monotonic()
     world.pass_time(20)
@@ -123,7 +123,7 @@ def test_messages_that_waited_in_the_queue_are_no_new_signs_of_life(world: World
     assert view.node_age("node-3") >= world.clock.monotonic() - silent - 20
 
 
-def test_backlog_does_not_look_fresh_after_a_takeover(world: World, reader: Reader) -> None:
+def test_backlog_does_not_look_fresh_after_a_takeover(world: SimulatedCell, reader: Reader) -> None:
     """Regression (I5): the head of a takeover repeated the statements of the owner before, as of now."""
     reader.read(max_age=5.0)
     world.members[0].die()
@@ -139,7 +139,7 @@ def test_backlog_does_not_look_fresh_after_a_takeover(world: World, reader: Read
     assert caught.value.age >= 120
 
 
-def test_consumer_that_froze_does_not_make_its_partition_look_fresh(world: World, reader: Reader) -> None:
+def test_consumer_that_froze_does_not_make_its_partition_look_fresh(world: SimulatedCell, reader: Reader) -> None:
     """I5: it froze between computing its status and writing it, without a standby, while the queue filled."""
     reader.read(max_age=5.0)
     calls = iter(range(1_000))
@@ -156,7 +156,7 @@ def test_consumer_that_froze_does_not_make_its_partition_look_fresh(world: World
     assert reader.read(max_age=1e9, on_stale="flag").age >= 120
 
 
-def test_read_waits_for_a_receipt(world: World, reader: Reader) -> None:
+def test_read_waits_for_a_receipt(world: SimulatedCell, reader: Reader) -> None:
     """Read your own writes: the view contains the publish, or the error names the version that was reached."""
     receipt = world.agents["node-2"].publisher.change({"zone": "mine"})
     with pytest.raises(BehindError) as caught:
@@ -169,7 +169,7 @@ def test_read_waits_for_a_receipt(world: World, reader: Reader) -> None:
     assert reader.read(at_least=receipt).nodes["node-2"].state["zone"] == "mine"
 
 
-def test_receipt_of_an_unknown_node_is_behind(world: World, reader: Reader) -> None:
+def test_receipt_of_an_unknown_node_is_behind(world: SimulatedCell, reader: Reader) -> None:
     """No version was reached, and the wait ends in time."""
     began_at = world.clock.monotonic()
     with pytest.raises(BehindError) as caught:
@@ -178,7 +178,7 @@ def test_receipt_of_an_unknown_node_is_behind(world: World, reader: Reader) -> N
     assert world.clock.monotonic() - began_at == pytest.approx(0.5, abs=0.02)
 
 
-def test_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) -> None:
+def test_receipt_of_a_node_that_left_is_reached(world: SimulatedCell, reader: Reader) -> None:
     """A tombstone has a version like any other state."""
     receipt = world.agents["node-2"].publisher.leave()
     world.run_well(1)
@@ -186,7 +186,7 @@ def test_receipt_of_a_node_that_left_is_reached(world: World, reader: Reader) ->
 
 
 @IN_MEMCACHED
-def test_server_down_costs_only_the_freshness_of_its_partitions(world: World, reader: Reader) -> None:
+def test_server_down_costs_only_the_freshness_of_its_partitions(world: SimulatedCell, reader: Reader) -> None:
     """The other half of the fleet stays within every bound; the state that was read before can still be read."""
     reader.read(max_age=5.0)
     world.servers[1].stop()
@@ -211,7 +211,9 @@ def test_server_down_costs_only_the_freshness_of_its_partitions(world: World, re
     [("journal", "flush"), ("journal", "restart"), ("snapshot", "flush"), ("snapshot", "restart"), ("sql", "flush")],
     indirect=["design"],
 )
-def test_store_that_lost_everything_is_reported_as_a_loss(world: World, reader: Reader, lose: str, design: str) -> None:
+def test_store_that_lost_everything_is_reported_as_a_loss(
+    world: SimulatedCell, reader: Reader, lose: str, design: str
+) -> None:
     """I5: the state that was read before can still be read, but it ages, and the view names its partitions as
     incomplete.
     """
@@ -226,7 +228,7 @@ def test_store_that_lost_everything_is_reported_as_a_loss(world: World, reader: 
     assert (len(fresh.nodes), fresh.age) == (0, math.inf)
 
 
-def test_ages_err_on_the_old_side(world: World, reader: Reader) -> None:
+def test_ages_err_on_the_old_side(world: SimulatedCell, reader: Reader) -> None:
     """At any moment, everything that was in the queue as long ago as the view is old must be in the view (I5)."""
     published: dict[int, float] = {}
     for n in range(60):
@@ -244,7 +246,7 @@ def test_ages_err_on_the_old_side(world: World, reader: Reader) -> None:
 
 def test_database_down_makes_all_partitions_age() -> None:
     """All partitions are stored there, and no other error is raised."""
-    world = World(designs=("sql",))
+    world = SimulatedCell(designs=("sql",))
     world.start_member([0, 1], [])
     for name in NODES:
         world.start_agent(name, {})
@@ -264,7 +266,7 @@ def test_database_down_makes_all_partitions_age() -> None:
     assert sorted(reader.read(max_age=5.0).nodes) == NODES
 
 
-def test_view_never_changes(world: World, reader: Reader) -> None:
+def test_view_never_changes(world: SimulatedCell, reader: Reader) -> None:
     """It is cheap to keep, whatever happens later."""
     view = reader.read(max_age=5.0)
     before = {name: (node.version, dict(node.state)) for name, node in view.nodes.items()}
@@ -281,7 +283,7 @@ def test_view_never_changes(world: World, reader: Reader) -> None:
         view.nodes["node-0"].state["usage"] = {}  # type: ignore[index]
 
 
-def test_failed_read_leaves_the_reader_unchanged(world: World, design: str) -> None:
+def test_failed_read_leaves_the_reader_unchanged(world: SimulatedCell, design: str) -> None:
     """Any call may be unanswered; the next read continues from there."""
     for call in range(4):
         reader = Wired(world, design)
@@ -298,7 +300,7 @@ def test_failed_read_leaves_the_reader_unchanged(world: World, design: str) -> N
         assert {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()} == dict.fromkeys(NODES, call)
 
 
-def test_unknown_design_is_refused(world: World) -> None:
+def test_unknown_design_is_refused(world: SimulatedCell) -> None:
     """By its name, with the names that exist."""
     with pytest.raises(ConfigError, match="journal, snapshot"):
         Reader(world.config, design="tape", stores=Stores([MemoryStore()]), clock=world.clock)

@@ -13,7 +13,7 @@ from nodestate.snapshot.writer import SnapshotWriter
 from nodestate.store import keys
 from nodestate.store.head import TermStart
 from nodestate.testing import Fault, ManualClock, MemoryServer
-from tests.machines.world import at_call, small_limits
+from tests.machines.simulated_cell import at_call, small_limits
 from tests.partition_owner import Owner, Watcher, change, held, prefix_of, report
 
 S = prefix_of("snapshot")

@@ -14,7 +14,7 @@ from nodestate.store import keys
 from nodestate.store.head import read_head
 from nodestate.store.round_trips import run_one
 from nodestate.testing import Fault, ManualClock, MemoryDatabase, MemoryStore, script
-from tests.machines.world import at_call, small_limits
+from tests.machines.simulated_cell import at_call, small_limits
 from tests.partition_owner import LEASE_S, WELL, Owner, Watcher, change, held, prefix_of, report
 
 D = prefix_of("sql")

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from nodestate.consumers.watermarks import is_marker
 from nodestate.testing import Fault
-from tests.machines.world import JudgedReader, World, at_call, small_limits
+from tests.machines.simulated_cell import JudgedReader, SimulatedCell, at_call, small_limits
 
 NODES = [f"node-{number}" for number in range(6)]
 numbers = st.integers(min_value=0, max_value=10_000)
@@ -36,7 +36,7 @@ KINDS_OF_KEYS = [":", ":epoch", ":head:", ":life:", ":log:", ":ckpt:", ":node:",
 faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans())
 
 
-class CellMachine(RuleBasedStateMachine):
+class CellStateMachine(RuleBasedStateMachine):
     """Agents, queues, consumers, servers and readers in any order, with faults; every read is judged."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class CellMachine(RuleBasedStateMachine):
         self, seed: int, limit: tuple[int, bool] | None, servers: int, warm: bool, designs: tuple[str, ...]
     ) -> None:
         max_bytes, no_evict = limit or (None, False)
-        self.world = World(seed=seed, servers=servers, max_bytes=max_bytes, no_evict=no_evict, designs=designs)
+        self.world = SimulatedCell(seed=seed, servers=servers, max_bytes=max_bytes, no_evict=no_evict, designs=designs)
         self.designs = sorted(designs)
         self.world.start_member([0], [1])
         self.world.start_member([1], [0])
@@ -304,5 +304,5 @@ class CellMachine(RuleBasedStateMachine):
             self._limits.close()
 
 
-TestCell = CellMachine.TestCase
+TestCell = CellStateMachine.TestCase
 TestCell.settings = settings(settings(), max_examples=2 * settings().max_examples)

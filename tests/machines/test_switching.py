@@ -25,7 +25,7 @@ from nodestate.store.round_trips import Stores
 from nodestate.testing import Fault, Plan
 from nodestate.view.follower import NO_HEAD
 from nodestate.view.view import View
-from tests.machines.world import JudgedReader, World, all_well, at_call, small_limits
+from tests.machines.simulated_cell import JudgedReader, SimulatedCell, all_well, at_call, small_limits
 
 NODES = [f"node-{number}" for number in range(5)]
 NAMES = ["journal", "snapshot", "snapshot_b", "sql"]
@@ -42,7 +42,7 @@ class FollowingReader(JudgedReader):
     another, no node is older than it was (I1), save in an epoch that is over.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedCell) -> None:
         super().__init__(world, world.config.read_design)
         self._reader = Reader(world.config, stores=self._reader._stores, clock=world.clock)
 
@@ -69,7 +69,7 @@ def kept_by(view: View) -> StoredDesign:
     return StoredDesign(view.design, len(view.partitions))
 
 
-class SwitchingMachine(RuleBasedStateMachine):
+class SwitchingStateMachine(RuleBasedStateMachine):
     """Any steps in any order, while consumers die, servers lose everything, and calls fail."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class SwitchingMachine(RuleBasedStateMachine):
 
     @initialize(seed=numbers, first=st.sampled_from(FIRST), servers=st.integers(1, 2), servers_b=st.integers(1, 3))
     def begin(self, seed: int, first: str, servers: int, servers_b: int) -> None:
-        self.world = World(
+        self.world = SimulatedCell(
             seed=seed, servers=servers, servers_b=servers_b, designs=(first,), follows_control=True, database=True
         )
         self.world.start_member([0], [1])
@@ -195,5 +195,5 @@ class SwitchingMachine(RuleBasedStateMachine):
             self._held.close()
 
 
-TestSwitching = SwitchingMachine.TestCase
+TestSwitching = SwitchingStateMachine.TestCase
 TestSwitching.settings = settings(settings(), stateful_step_count=25)

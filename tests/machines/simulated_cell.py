@@ -423,10 +423,10 @@ class MortalStore(FaultyStore):
         self._sent_at.clear()
 
 
-class Member:
+class SimulatedMember:
     """One consumer process."""
 
-    def __init__(self, world: World, name: str, partitions: Sequence[int], standby: Sequence[int]) -> None:
+    def __init__(self, world: SimulatedCell, name: str, partitions: Sequence[int], standby: Sequence[int]) -> None:
         self.name = name
         self.partitions = tuple(partitions)
         self.standby = tuple(standby)
@@ -510,7 +510,7 @@ def at_call(number: int, fault: Fault) -> Plan:
 class JudgedReader:
     """A reader that is held to the invariants at each read."""
 
-    def __init__(self, world: World, design: str) -> None:
+    def __init__(self, world: SimulatedCell, design: str) -> None:
         self.design = design
         self._letter = DESIGNS[design].letter
         self._world = world
@@ -588,7 +588,7 @@ class _Beating:
     beat_at: float
 
 
-class World:
+class SimulatedCell:
     """Everything, and the truth about it. Partition p lives on server p modulo their number."""
 
     def __init__(
@@ -624,7 +624,7 @@ class World:
         self.broker = MemoryBroker(partitions, clock=self.clock)
         self.poison: set[bytes] = set()
         self.agents: dict[str, _Beating] = {}
-        self.members: list[Member] = []
+        self.members: list[SimulatedMember] = []
         self.readers: list[JudgedReader] = []
         self.wires: list[MortalStore] = []
         """Connections of the dead, with packets under way."""
@@ -734,14 +734,14 @@ class World:
 
     # -- consumers and readers
 
-    def start_member(self, partitions: Sequence[int], standby: Sequence[int]) -> Member:
+    def start_member(self, partitions: Sequence[int], standby: Sequence[int]) -> SimulatedMember:
         """Another consumer process, behind those that stand in already."""
         self._births += 1
-        member = Member(self, f"member-{self._births}", partitions, standby)
+        member = SimulatedMember(self, f"member-{self._births}", partitions, standby)
         self.members.append(member)
         return member
 
-    def overtaken(self, member: Member, call: int, meanwhile: Callable[[], None]) -> None:
+    def overtaken(self, member: SimulatedMember, call: int, meanwhile: Callable[[], None]) -> None:
         """One step of a member that is frozen in the midst of it, at a call of a store, for so long that the broker
         gives its queues to others; the world goes on meanwhile.
         """

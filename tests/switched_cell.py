@@ -12,7 +12,7 @@ from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.store.round_trips import Stores
 from nodestate.testing import MemoryStore
-from tests.machines.world import World
+from tests.machines.simulated_cell import SimulatedCell
 
 NODES = [f"node-{n}" for n in range(6)]
 PARTITIONS = 2
@@ -23,7 +23,7 @@ def K(name: str) -> StoredDesign:  # noqa: N802  stands in every line
     return parse_stored_design(name, PARTITIONS)
 
 
-class Switched(World):
+class SwitchedCell(SimulatedCell):
     """A cell that follows its control record, its operator, and a reader that follows the record."""
 
     def __init__(self, designs: Sequence[str] = ("journal",), **settings: Any) -> None:
