@@ -24,8 +24,8 @@ from bench.scheduling import trace
 from bench.scheduling.tasks import GPU, BadTraceError, Packing, Trace, parse, replay, scatter
 from bench.workload import WrongResultError
 from harness.servers import MemcachedServer, RabbitServer
-from tests.test_bench_report import record
-from tests.test_bench_scenarios import in_silence
+from tests.bench.test_report import record
+from tests.bench.test_scenarios import in_silence
 
 BRIEF = Settings(("snapshot", "journal"), (1,), 0.1, 1, 1, 1, 1)
 FULL = {"VCPU": 1, "MEMORY_MB": 4_096}

@@ -25,8 +25,8 @@ from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.request import Request
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
-from tests.test_bench_report import measure, record
-from tests.test_bench_scenarios import in_silence
+from tests.bench.test_report import measure, record
+from tests.bench.test_scenarios import in_silence
 
 BRIEF = Settings(("snapshot",), (200,), 0.1, 1, 10, 1_024, 200)
 

@@ -157,7 +157,7 @@ def bench(*arguments: str) -> tuple[dict[str, Any], str]:
     """Run the command as users do; its record and what it printed for them."""
     command = [sys.executable, "-m", "bench", *arguments, "--quick", "--seconds", "0.2", "--json", "-"]
     done = subprocess.run(  # noqa: S603 - our own
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=110
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=110
     )
     assert done.returncode == 0, done.stderr
     record: dict[str, Any] = json.loads(done.stdout)
