@@ -1,4 +1,4 @@
-"""The benchmarks do what they say that they time. How fast anything is, no test asserts."""
+"""The command, the records and the proofs of benchmarks. No test asserts how fast anything is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -17,27 +18,24 @@ from hypothesis import strategies as st
 from bench.baseline import BaselineSocket, prepared
 from bench.command import SCENARIOS, main
 from bench.memcached_environment import MemcachedEnvironment, memcached_for
-from bench.record import Goal, Measure
+from bench.record import Case, Goal, Machine, Measure, Record
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.stepped_cell import SteppedCell
 from bench.workload import ALLOCATION_EVERY, SeededFleet, WrongResultError, require, require_equal, require_whole
-from harness.servers import MemcachedServer, RabbitServer
+from harness.servers import MemcachedServer
 from nodestate import Reader
 from nodestate.model import FoldOutcome, NodeRecord, fold, parse_event
+from tests.bench.quick_runs import ignore_progress
 
 SETTINGS = Settings(("journal",), (50,), 0.1, 1, 10, 1_024, 200)
-
-
-def in_silence(_what: str, _done: float) -> None:
-    """Nobody waits for a test."""
 
 
 # -- the fleet ------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(), size=st.integers(0, 3_000), changes=st.integers(0, 3 * ALLOCATION_EVERY))
-def test_the_oracle_says_what_the_fold_makes_of_the_events(seed: int, size: int, changes: int) -> None:
-    """The oracle is written down apart from the fold: if both were one, a wrong fold would be timed as right."""
+def test_expected_states_equal_the_fold_of_the_events(seed: int, size: int, changes: int) -> None:
+    """The expected states are computed without the fold; otherwise a wrong fold would be timed as right."""
     fleet = SeededFleet(seed, 2, state_bytes=1_500, change_bytes=size)
     for number in range(len(fleet)):
         record: NodeRecord | None = None
@@ -49,7 +47,7 @@ def test_the_oracle_says_what_the_fold_makes_of_the_events(seed: int, size: int,
         assert record.state() == fleet.state(number, record.generation)
 
 
-def test_a_fleet_is_its_seeds() -> None:
+def test_the_seed_determines_the_events_of_a_fleet() -> None:
     def events(seed: int) -> list[bytes]:
         fleet = SeededFleet(seed, 5)
         return [event for number in range(5) for event in (fleet.report(number), fleet.change(number))]
@@ -59,7 +57,7 @@ def test_a_fleet_is_its_seeds() -> None:
 
 
 @pytest.mark.parametrize(("state_bytes", "change_bytes"), [(1_024, 200), (5_000, 1_000), (8_000, 5_000)])
-def test_states_and_changes_have_the_size_that_was_asked_for(state_bytes: int, change_bytes: int) -> None:
+def test_states_and_changes_have_the_requested_sizes(state_bytes: int, change_bytes: int) -> None:
     fleet = SeededFleet(1, 1, state_bytes=state_bytes, change_bytes=change_bytes)
     fleet.report(0)
     assert len(fleet.body(0, 1)) == pytest.approx(state_bytes, abs=10)
@@ -67,11 +65,11 @@ def test_states_and_changes_have_the_size_that_was_asked_for(state_bytes: int, c
 
 
 @pytest.mark.service
-def test_a_view_that_lags_is_not_timed_as_right(memcached: MemcachedServer) -> None:
-    """What every scenario leans on: an event that was sent and not committed makes the check fail."""
+def test_a_view_without_the_last_event_is_a_wrong_result(memcached: MemcachedServer) -> None:
+    """Every scenario relies on this: an event that was sent but not committed fails the check."""
     fleet = SeededFleet(1, 50)
     with SteppedCell(fleet, MemcachedEnvironment(["snapshot"], memcached), SETTINGS) as cell:
-        cell.load(in_silence)
+        cell.load(ignore_progress)
         cell.change([3, 4])
         with Reader(cell.config) as reader:
             view = reader.read(max_age=60.0, on_stale="flag")
@@ -82,12 +80,12 @@ def test_a_view_that_lags_is_not_timed_as_right(memcached: MemcachedServer) -> N
             require_whole(view, fleet)
 
 
-# -- the bare socket ------------------------------------------------------------------------------
+# -- the baseline --------------------------------------------------------------------------------
 
 
 @pytest.mark.service
-def test_the_bare_socket_reads_what_is_there(memcached: MemcachedServer) -> None:
-    """Many times what socket buffers hold, so that requests and replies must flow at the same time."""
+def test_the_baseline_reads_all_stored_values(memcached: MemcachedServer) -> None:
+    """The request and the reply exceed the socket buffers, so both must flow at the same time."""
     values = [random.Random(number).randbytes(1_000) for number in range(20_000)]
     values[7] = b"MN\r\nVA 3\r\nEN\r\n"
     with BaselineSocket(memcached.address) as socket:
@@ -98,7 +96,7 @@ def test_the_bare_socket_reads_what_is_there(memcached: MemcachedServer) -> None
 
 
 @pytest.mark.service
-def test_the_bare_socket_notices_a_refused_write() -> None:
+def test_the_baseline_raises_an_error_for_a_refused_write() -> None:
     with (
         memcached_for(1) as memcached,
         BaselineSocket(memcached.address) as socket,
@@ -110,12 +108,12 @@ def test_the_bare_socket_notices_a_refused_write() -> None:
 # -- the record -----------------------------------------------------------------------------------
 
 
-def test_percentiles_are_of_the_samples() -> None:
+def test_percentiles_are_samples_by_nearest_rank() -> None:
     assert Measure.of("ms", [3.0, 1.0, 2.0]) == Measure("ms", 3, 1.0, 2.0, 3.0, 3.0)
     assert Measure.of("ms", list(range(1, 201))) == Measure("ms", 200, 1, 100, 198, 200)
 
 
-def test_a_goal_on_its_bound_is_met() -> None:
+def test_a_figure_equal_to_its_bound_meets_the_goal() -> None:
     assert [Goal.at_most("x", got, 2.0, "ms").met for got in (1.9, 2.0, 2.1)] == [True, True, False]
     assert [Goal.at_least("x", got, 2.0, "x").met for got in (1.9, 2.0, 2.1)] == [False, True, True]
 
@@ -141,7 +139,7 @@ def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_a_wrong_result_exits_with_1_and_gives_no_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def run(_settings: Settings, _tell: ReportProgress) -> Findings:
+    def run(_settings: Settings, _report_progress: ReportProgress) -> Findings:
         require(claim=False, otherwise="the view shows something else")
         raise AssertionError
 
@@ -153,29 +151,25 @@ def test_a_wrong_result_exits_with_1_and_gives_no_figures(monkeypatch: pytest.Mo
     assert not (tmp_path / "record.json").exists()
 
 
-def bench(*arguments: str) -> tuple[dict[str, Any], str]:
-    """Run the command as users do; its record and what it printed for them."""
-    command = [sys.executable, "-m", "bench", *arguments, "--quick", "--seconds", "0.2", "--json", "-"]
-    done = subprocess.run(  # noqa: S603 - our own
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=110
+@pytest.mark.service
+@pytest.mark.usefixtures("memcached")  # skips the test if there is no memcached
+def test_a_run_prints_tables_and_writes_its_record() -> None:
+    """The only test that starts ``python -m bench`` as users do; the other tests call scenarios in this process."""
+    arguments = ["refresh", "--nodes", "100,200", "--changed", "7", "--seed", "5"]
+    done = subprocess.run(  # noqa: S603 - a command of bench
+        [sys.executable, "-m", "bench", *arguments, "--quick", "--seconds", "0.2", "--json", "-"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
     )
     assert done.returncode == 0, done.stderr
     record: dict[str, Any] = json.loads(done.stdout)
-    assert (record["scenario"], record["format"]) == (arguments[0], 1)
+    assert (record["scenario"], record["format"], record["seed"]) == ("refresh", 1, 5)
     assert {"python", "nodestate", "memcached"} <= record["versions"].keys()
     assert record["machine"]["cores"] >= 1
     assert record["began_at"].endswith("+00:00")
-    for case in record["cases"]:
-        assert case["shown"], "a figure without a claim that was checked"
-        for name, measure in case["measures"].items():
-            assert 0 < measure["min"] <= measure["p50"] <= measure["p99"] <= measure["max"], name
-        assert all(ratio > 0 for ratio in case["ratios"].values())
-    return record, done.stderr
-
-
-@pytest.mark.service
-def test_refresh(memcached: MemcachedServer) -> None:  # noqa: ARG001 - it shows that there is one
-    record, printed = bench("refresh", "--nodes", "100,200", "--changed", "7", "--seed", "5")
     assert [(case["design"], case["nodes"]) for case in record["cases"]] == [
         ("journal", 100),
         ("journal", 200),
@@ -183,28 +177,20 @@ def test_refresh(memcached: MemcachedServer) -> None:  # noqa: ARG001 - it shows
         ("snapshot", 200),
     ]
     for case in record["cases"]:
+        assert case["shown"], "a case without a proof"
         assert case["measures"].keys() == {"commit", "refresh", "columns", "nothing", "bare states", "bare heads"}
+        assert all(0 < one["min"] <= one["p50"] <= one["p99"] <= one["max"] for one in case["measures"].values())
         assert case["settings"]["changed"] == 7
         assert {"refresh / bare states", "nothing / bare heads"} < case["ratios"].keys()
+        assert all(ratio > 0 for ratio in case["ratios"].values())
     assert "snapshot: refresh, 200 / 100 nodes" in record["across"]
-    assert record["seed"] == 5
-    assert "refresh: journal, 100 nodes" in printed
+    assert "refresh: journal, 100 nodes" in done.stderr
 
 
-@pytest.mark.service
-def test_cold(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
-    record, _ = bench("cold", "--nodes", "100")
-    assert [case["design"] for case in record["cases"]] == ["journal, no tail", "journal, tail", "snapshot"]
-    fresh, tailed, _ = record["cases"]
-    assert fresh["settings"]["tail_events"] == 0
-    assert tailed["settings"]["tail_share"] >= 0.5
-    assert all({"first view", "bare keys", "bare blocks"} < case["measures"].keys() for case in record["cases"])
-
-
-@pytest.mark.service
-def test_apply(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # noqa: ARG001 - ditto
-    record, _ = bench("apply", "--design", "snapshot", "--nodes", "100")
-    [case] = record["cases"]
-    assert case["measures"].keys() == {"consumer", "consumer, CPU", "bare kombu", "bare kombu, CPU", "takeover"}
-    assert case["ratios"].keys() == {"consumer / bare kombu", "CPU, consumer / bare kombu"}
-    assert "rabbitmq" in record["versions"]
+def test_a_record_is_read_back_unchanged_and_has_one_case_on_a_line() -> None:
+    """Readers of a diff see which cases changed."""
+    cases = [Case(design, 10, {}, {"refresh": Measure.of("ms", [1.0])}, {}, ["a proof"]) for design in ("one", "two")]
+    record = Record("refresh", 1, 0.2, "now", "c0ffee", {}, Machine("a core", 2, 2**33, "Linux", 0.5, 12.0), cases)
+    written = record.to_json()
+    assert msgspec.json.decode(written, type=Record).to_json() == written
+    assert sum(line.startswith(b'{"design":') for line in written.splitlines()) == 2

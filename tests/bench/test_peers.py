@@ -1,4 +1,4 @@
-"""Every peer that is installed does the same work as nodestate, and none is needed."""
+"""Every installed peer does the same work as nodestate, and no peer is required."""
 
 from __future__ import annotations
 
@@ -28,16 +28,13 @@ from bench.record import Case, Measure
 from bench.scenario import Settings
 from bench.workload import SeededFleet, WrongResultError
 from harness.servers import MemcachedServer, ServerMissingError
+from tests.bench.quick_runs import ignore_progress
 
 SETTINGS = Settings(("snapshot",), (200,), 0.2, 1, 10, 1_024, 200)
 
 
-def in_silence(_what: str, _done: float) -> None:
-    """Nobody waits for a test."""
-
-
 def fleet_of(nodes: int) -> SeededFleet:
-    """All of them reported once."""
+    """A fleet whose nodes have all reported once."""
     fleet = SeededFleet(1, nodes)
     for number in range(nodes):
         fleet.report(number)
@@ -45,7 +42,7 @@ def fleet_of(nodes: int) -> SeededFleet:
 
 
 class HeldRows:
-    """A reader that shows what it was made with."""
+    """A reader that shows the rows that it was created with."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = {row.name: row for row in rows}
@@ -62,7 +59,7 @@ class HeldRows:
 
 
 class ForgetfulPeer:
-    """A peer that takes every write, and whose readers see the first generation for ever."""
+    """A peer that accepts every write, but whose readers see only the first generation of each node."""
 
     def __init__(self) -> None:
         self.clients: dict[str, str] = {}
@@ -77,7 +74,7 @@ class ForgetfulPeer:
 
 
 class NoServer:
-    """A server that is there where it is not needed."""
+    """A server for peers that need none."""
 
     url = address = version = "nowhere"
 
@@ -95,8 +92,8 @@ def test_a_value_carries_version_and_body() -> None:
     assert unpacked(row.name, packed(row)) == row
 
 
-def test_a_reader_that_shows_something_else_is_not_timed_as_right() -> None:
-    """One node missing, one too many, one old version, one wrong state: each of them is seen."""
+def test_a_reader_that_shows_wrong_nodes_gives_no_figures() -> None:
+    """A missing node, an extra node, an old version and a wrong state are each noticed."""
     fleet = fleet_of(3)
     right = [row_of(fleet, number) for number in range(3)]
     require_all_shown("right", HeldRows(right), fleet)
@@ -110,15 +107,15 @@ def test_a_reader_that_shows_something_else_is_not_timed_as_right() -> None:
             require_all_shown("wrong", HeldRows(wrong), fleet)
 
 
-def test_a_peer_that_does_not_show_what_was_written_gives_no_figures() -> None:
+def test_a_peer_that_loses_writes_gives_no_figures() -> None:
     peer = ForgetfulPeer()
     side = Theirs(peer, SeededFleet(1, 20), {})
-    side.load(in_silence)
+    side.load(ignore_progress)
     with pytest.raises(WrongResultError, match="forgetful shows"):
-        measure(side, "forgetful", peer.openers["forgetful"], SETTINGS, in_silence)
+        measure(side, "forgetful", peer.openers["forgetful"], SETTINGS, ignore_progress)
 
 
-def test_a_peer_without_its_client_is_skipped_with_what_would_help(
+def test_a_peer_without_its_client_is_skipped_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "peer_without_client.py").write_text("import no_such_client\n", encoding="utf-8")
@@ -131,15 +128,15 @@ def test_a_peer_without_its_client_is_skipped_with_what_would_help(
         raise AssertionError
 
 
-def test_openstack_without_its_environment_is_skipped_with_what_would_help(
+def test_openstack_without_its_environment_is_skipped_with_instructions(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NODESTATE_BENCH_OPENSTACK", str(tmp_path))
     with pytest.raises(ServerMissingError, match=r"has no bin/python: make .*openstack-placement"):
-        measure_openstack(10, SETTINGS, in_silence)
+        measure_openstack(10, SETTINGS, ignore_progress)
 
 
-def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
+def test_a_peer_without_its_server_is_skipped_with_the_command_that_installs_it() -> None:
     def missing() -> NoServer:
         raise ServerMissingError("absentd is not installed: apt-get install absent-server")
 
@@ -151,7 +148,7 @@ def test_a_peer_without_its_server_is_skipped_with_what_would_help() -> None:
         raise AssertionError
 
 
-def test_ratios_are_above_one_where_the_peer_takes_longer() -> None:
+def test_ratios_are_above_one_if_the_peer_takes_longer() -> None:
     def case(design: str, ms: float) -> Case:
         measures = {name: Measure.of("ms", [ms]) for name in COMPARED}
         return Case(design, 10_000, {"changed": 100}, measures, {}, [])
@@ -170,21 +167,23 @@ def test_ratios_are_above_one_where_the_peer_takes_longer() -> None:
 # -- with servers ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=SOURCES, ids=lambda source: source.name)
-def side(request: pytest.FixtureRequest) -> Iterator[Theirs]:
-    """Each peer in turn; skipped where it is not installed."""
+@pytest.fixture(params=[source.name for source in SOURCES])
+def side(request: pytest.FixtureRequest, shared_servers: None) -> Iterator[Theirs]:  # noqa: ARG001 - replaces servers
+    """Each peer in turn. The test is skipped if the peer is not installed."""
+    [source] = [source for source in peer_scenario.SOURCES if source.name == request.param]
     try:
-        with theirs(request.param, SeededFleet(1, 200)) as found:
+        with theirs(source, SeededFleet(1, 200)) as found:
             yield found
     except PeerMissingError as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.service
-def test_a_peer_shows_what_was_written_to_it(side: Theirs) -> None:
-    side.load(in_silence)
+@pytest.mark.usefixtures("in_this_process")
+def test_readers_of_a_peer_show_the_written_nodes(side: Theirs) -> None:
+    side.load(ignore_progress)
     for label, opener in side.openers.items():
-        case = measure(side, label, opener, SETTINGS, in_silence)
+        case = measure(side, label, opener, SETTINGS, ignore_progress)
         assert case.measures.keys() == set(COMPARED)
         assert len(case.shown) == 3
 
@@ -192,10 +191,10 @@ def test_a_peer_shows_what_was_written_to_it(side: Theirs) -> None:
 @pytest.mark.service
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not os.environ.get("NODESTATE_BENCH_OPENSTACK"), reason="NODESTATE_BENCH_OPENSTACK is not set")
-def test_openstack_reads_what_was_saved_to_it() -> None:
-    """Its own commands take most of the time that this takes: they make the tables."""
+def test_openstack_reads_the_saved_usage() -> None:
+    """OpenStack's commands that create the tables take most of the time of this test."""
     try:
-        [nova, numa, placement], versions = measure_openstack(200, SETTINGS, in_silence)
+        [nova, numa, placement], versions = measure_openstack(200, SETTINGS, ignore_progress)
     except ServerMissingError as error:
         pytest.skip(str(error))
     assert nova.measures.keys() == numa.measures.keys() == {"cold", "write", "refresh, decoded", "nothing"}
@@ -204,11 +203,12 @@ def test_openstack_reads_what_was_saved_to_it() -> None:
 
 
 @pytest.mark.service
-def test_what_is_missing_is_said_and_does_not_stop_the_run(
+@pytest.mark.usefixtures("in_this_process")
+def test_a_missing_peer_is_reported_and_does_not_stop_the_run(
     monkeypatch: pytest.MonkeyPatch,
-    memcached: MemcachedServer,  # noqa: ARG001 - it shows that there is one
+    memcached: MemcachedServer,  # noqa: ARG001 - skips the test if there is none
 ) -> None:
-    """nodestate itself is measured even where nothing else is installed."""
+    """nodestate itself is measured even if nothing else is installed."""
 
     def missing() -> Any:
         raise ServerMissingError("absentd is not installed: apt-get install absent-server")
@@ -218,7 +218,7 @@ def test_what_is_missing_is_said_and_does_not_stop_the_run(
     )
     monkeypatch.setattr(peer_scenario, "BESIDE_SELECT", ())
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
-    findings = peer_scenario.run(replace(SETTINGS, nodes=(50, 60)), in_silence)
+    findings = peer_scenario.run(replace(SETTINGS, nodes=(50, 60)), ignore_progress)
     assert [(case.design, case.nodes) for case in findings.cases] == [
         ("nodestate snapshot", 50),
         ("nodestate snapshot", 60),
@@ -230,14 +230,15 @@ def test_what_is_missing_is_said_and_does_not_stop_the_run(
 
 
 @pytest.mark.service
-def test_the_database_design_stands_beside_the_plain_select(
+@pytest.mark.thorough
+def test_the_database_design_is_measured_beside_the_plain_select(
     monkeypatch: pytest.MonkeyPatch,
-    memcached: MemcachedServer,  # noqa: ARG001 - ditto
+    memcached: MemcachedServer,  # noqa: ARG001 - skips the test if there is none
 ) -> None:
-    """On each server that there is, without being named; one that is missing is said."""
+    """It is measured on each installed server, although the run does not name it."""
     monkeypatch.setattr(peer_scenario, "SOURCES", [])
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
-    findings = peer_scenario.run(replace(SETTINGS, nodes=(50,)), in_silence)
+    findings = peer_scenario.run(replace(SETTINGS, nodes=(50,)), ignore_progress)
     wanted = [f"nodestate sql on {database}" for database in ("mariadb", "postgres")]
     said = [line.partition(":")[0] for line in findings.skipped]
     there = [case.design for case in findings.cases]

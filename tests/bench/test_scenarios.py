@@ -1,57 +1,67 @@
-"""The scenarios over whole cells measure what they say. How fast anything is, no test asserts."""
+"""The scenarios of designs in memcached measure the work that they claim to measure. No test asserts how fast anything is."""
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 
 import pytest
 
-from bench import contention, footprint, propagation, recovery
+from bench import apply, cold, contention, footprint, propagation, recovery, refresh
 from bench.command import SCENARIOS
 from bench.counting_store import CountingStore
 from bench.memcached_stats import memcached_sizes
 from bench.record import Case
-from bench.scenario import Findings, Settings
+from bench.scenario import Findings
 from bench.worker import ParentLink, Worker
 from bench.workload import WrongResultError, require
-from harness.servers import MemcachedServer, RabbitServer
+from harness.servers import MemcachedServer
 from nodestate.ports import Put, Write
 from nodestate.store.memcached import MemcachedStore
-
-BRIEF = Settings(("journal", "snapshot"), (60,), 0.2, 1, 10, 1_024, 200)
-
-
-def in_silence(_what: str, _done: float) -> None:
-    """Nobody waits for a test."""
+from tests.bench.quick_runs import BRIEF, ignore_progress, new_size, require_sound
 
 
-def test_all_four_are_scenarios_of_the_command() -> None:
-    wanted = {one.SCENARIO.name: one.SCENARIO for one in (propagation, footprint, recovery, contention)}
-    assert wanted.items() <= SCENARIOS.items()
-
-
-def require_sound(findings: Findings) -> None:
-    """What holds of every scenario."""
-    for case in findings.cases:
-        assert case.shown, "a figure without a claim that was checked"
-        assert all(isinstance(value, (int, float)) for value in case.settings.values())
-        for name, measure in case.measures.items():
-            assert 0 < measure.min <= measure.p50 <= measure.p99 <= measure.max, name
+def test_the_command_knows_every_scenario_of_designs() -> None:
+    modules = (refresh, cold, apply, footprint, propagation, recovery, contention)
+    assert {one.SCENARIO.name: one.SCENARIO for one in modules}.items() <= SCENARIOS.items()
 
 
 def of_design(findings: Findings, design: str) -> list[Case]:
     return [case for case in findings.cases if case.design.partition(":")[0] == design]
 
 
+# -- cold and apply -------------------------------------------------------------------------------
+
+
+@pytest.mark.service
+def test_cold_measures_the_journal_with_and_without_a_tail_and_the_snapshot() -> None:
+    findings = cold.run(BRIEF, ignore_progress)
+    require_sound(findings)
+    assert [case.design for case in findings.cases] == ["journal, no tail", "journal, tail", "snapshot"]
+    fresh, tailed, _ = findings.cases
+    assert fresh.settings["tail_events"] == 0
+    assert tailed.settings["tail_share"] >= 0.5
+    assert all({"first view", "bare keys", "bare blocks"} < case.measures.keys() for case in findings.cases)
+
+
+@pytest.mark.service
+@pytest.mark.usefixtures("few_events")
+def test_apply_measures_a_consumer_and_bare_kombu_with_the_same_messages() -> None:
+    findings = apply.run(replace(BRIEF, designs=("snapshot",), nodes=new_size()), ignore_progress)
+    require_sound(findings)
+    [case] = findings.cases
+    assert case.measures.keys() == {"consumer", "consumer, CPU", "bare kombu", "bare kombu, CPU", "takeover"}
+    assert case.ratios.keys() == {"consumer / bare kombu", "CPU, consumer / bare kombu"}
+    assert {"rabbitmq", "memcached"} == findings.servers.keys()
+
+
 # -- propagation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.service
-def test_propagation(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # noqa: ARG001 - there is one
-    """Every event is timed: as many samples as were published, at each rate."""
-    findings = propagation.run(replace(BRIEF, designs=("snapshot",)), in_silence)
+def test_propagation_times_every_event_at_each_rate() -> None:
+    """There are as many samples as events were published."""
+    findings = propagation.run(replace(BRIEF, designs=("snapshot",), nodes=new_size()), ignore_progress)
     require_sound(findings)
     assert [case.settings["rate"] for case in findings.cases] == list(propagation.RATES_BRIEF)
     for case in findings.cases:
@@ -66,8 +76,8 @@ def test_propagation(memcached: MemcachedServer, rabbit: RabbitServer) -> None: 
 
 
 @pytest.mark.service
-def test_footprint(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
-    findings = footprint.run(BRIEF, in_silence)
+def test_footprint_adds_up_all_kinds_of_keys() -> None:
+    findings = footprint.run(BRIEF, ignore_progress)
     require_sound(findings)
     for case in findings.cases:
         kinds = [name for name in case.measures if name.startswith("write amplification, ")]
@@ -84,8 +94,8 @@ def test_footprint(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
 
 
 @pytest.mark.service
-def test_the_ledger_counts_what_went_to_memcached(memcached: MemcachedServer) -> None:
-    """Keys and values, also of writes that were refused; and what was there to be deleted."""
+def test_a_counting_store_counts_the_bytes_sent_to_memcached(memcached: MemcachedServer) -> None:
+    """It counts keys and values, also of refused writes, and the deletion of keys that existed."""
     counter = CountingStore(MemcachedStore(memcached.address, timeout_s=5.0))
     node, segment = "ns:c:8.1:s:node:a:b", "ns:c:8.1:j:log:1:1:7"
     counter.write([Write(Put.ADD, node, b"x" * 100), Write(Put.ADD, node, b"y" * 100), Write(Put.ADD, segment, b"")])
@@ -103,9 +113,9 @@ def test_the_ledger_counts_what_went_to_memcached(memcached: MemcachedServer) ->
 
 
 @pytest.mark.service
-def test_recovery(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # noqa: ARG001 - ditto
-    """A new reader needs every key that a following one has read already: it is never whole before."""
-    findings = recovery.run(replace(BRIEF, designs=("journal",)), in_silence)
+def test_recovery_of_a_new_reader_is_never_sooner_than_that_of_an_existing_one() -> None:
+    """A new reader needs every key; an existing one has read some of them before the fault."""
+    findings = recovery.run(replace(BRIEF, designs=("journal",), nodes=new_size()), ignore_progress)
     require_sound(findings)
     faults = [f"journal: {one.name}" for one in recovery.FAULTS if one.brief and "journal" in one.names]
     assert [case.design for case in findings.cases] == faults
@@ -114,8 +124,20 @@ def test_recovery(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # 
 
 
 @pytest.mark.service
-def test_recovery_from_all_faults(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # noqa: ARG001 - ditto
-    findings = recovery.run(replace(BRIEF, designs=("snapshot",), seconds=recovery.BRIEF_S), in_silence)
+def test_recovery_of_the_snapshot_from_the_death_of_a_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thorough test causes all other faults as well."""
+    faults = tuple(one for one in recovery.FAULTS if one.name == "consumer killed")
+    monkeypatch.setattr(recovery, "FAULTS", faults)
+    findings = recovery.run(replace(BRIEF, designs=("snapshot",), nodes=new_size()), ignore_progress)
+    require_sound(findings)
+    assert [case.design for case in findings.cases] == ["snapshot: consumer killed"]
+
+
+@pytest.mark.service
+@pytest.mark.thorough
+def test_recovery_measures_every_fault_of_the_snapshot() -> None:
+    settings = replace(BRIEF, designs=("snapshot",), nodes=new_size(), seconds=recovery.BRIEF_S)
+    findings = recovery.run(settings, ignore_progress)
     require_sound(findings)
     assert len(findings.cases) == sum("snapshot" in one.names for one in recovery.FAULTS)
 
@@ -124,8 +146,8 @@ def test_recovery_from_all_faults(memcached: MemcachedServer, rabbit: RabbitServ
 
 
 @pytest.mark.service
-def test_contention(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
-    findings = contention.run(replace(BRIEF, designs=("journal",)), in_silence)
+def test_contention_measures_every_crowd_of_readers() -> None:
+    findings = contention.run(replace(BRIEF, designs=("journal",)), ignore_progress)
     require_sound(findings)
     crowds = [(crowd.variant, crowd.readers) for crowd in contention.CROWDS_BRIEF]
     assert [(case.design.partition(": ")[2], case.settings["readers"]) for case in findings.cases] == crowds
@@ -138,22 +160,22 @@ def test_contention(memcached: MemcachedServer) -> None:  # noqa: ARG001 - ditto
     assert "journal, 60 nodes: commit p99, 2 readers / 0" in findings.across
 
 
-# -- processes beside -----------------------------------------------------------------------------
+# -- workers ------------------------------------------------------------------------------------
 
 
-def count_until_told(parent: ParentLink, beginning: int) -> int:
+def count_until_stopped(parent: ParentLink, beginning: int) -> int:
     parent.report_ready()
     while not parent.should_stop(0.01):
         beginning += 1
     return beginning
 
 
-def fail_before_it_begins(_parent: ParentLink) -> None:
-    require(claim=False, otherwise="there was nothing to begin with")
+def fail_before_ready(_parent: ParentLink) -> None:
+    require(claim=False, otherwise="the worker cannot start")
 
 
-def test_a_process_beside_goes_on_until_it_is_told_to_stop() -> None:
-    with Worker(count_until_told, 1_000) as counter:
+def test_a_worker_runs_until_it_is_asked_to_stop() -> None:
+    with Worker(count_until_stopped, 1_000) as counter:
         counter.wait_until_ready()
         assert not counter.has_ended(0.1)
         counter.stop()
@@ -161,14 +183,12 @@ def test_a_process_beside_goes_on_until_it_is_told_to_stop() -> None:
         counter.stop()
 
 
-def test_what_a_process_beside_raises_is_raised_here() -> None:
-    with Worker(fail_before_it_begins) as failing, pytest.raises(WrongResultError, match="nothing to begin with"):
+def test_an_error_of_a_worker_is_raised_in_the_parent() -> None:
+    with Worker(fail_before_ready) as failing, pytest.raises(WrongResultError, match="cannot start"):
         failing.wait_until_ready()
 
 
-def test_a_process_beside_that_is_left_alone_ends_with_its_context() -> None:
-    began = time.monotonic()
-    with Worker(count_until_told, 0) as counter:
+def test_a_running_worker_ends_with_its_context() -> None:
+    with Worker(count_until_stopped, 0) as counter:
         counter.wait_until_ready()
     assert not counter._process.is_alive()
-    assert time.monotonic() - began < 30

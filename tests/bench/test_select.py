@@ -1,4 +1,4 @@
-"""``select`` times what it says, and notices when schedulers claim more than there is. How fast anything is, no test asserts."""
+"""``select`` and ``reserve`` measure decisions and reservations, and notice claims beyond the capacity of a node."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.request import Request
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore
+from tests.bench.quick_runs import ignore_progress
 from tests.bench.test_report import measure, record
-from tests.bench.test_scenarios import in_silence
 
 BRIEF = Settings(("snapshot",), (200,), 0.1, 1, 10, 1_024, 200)
 
 
 @pytest.mark.parametrize("full", select.FULL)
-def test_hosts_are_as_full_as_was_asked_for_and_as_their_events_say(full: float) -> None:
+def test_hosts_have_the_requested_mean_usage_in_their_events(full: float) -> None:
     hosts = Hosts(1, 300, full)
     shares = []
     for number in range(len(hosts)):
@@ -47,7 +47,7 @@ def test_hosts_are_as_full_as_was_asked_for_and_as_their_events_say(full: float)
     assert all(0 <= share <= 1 for share in shares)
 
 
-def test_wants_are_their_seeds_and_name() -> None:
+def test_seed_and_name_determine_a_stream_of_requests() -> None:
     def drawn(*of: str | int) -> list[bytes]:
         return [request.shape for request in RequestStream(*of).take(200)]  # type: ignore[arg-type]
 
@@ -60,7 +60,7 @@ def test_wants_are_their_seeds_and_name() -> None:
     assert len({wants.unseen().shape for _ in range(50)}) == 50
 
 
-def test_the_plain_search_knows_room_and_traits() -> None:
+def test_the_plain_search_respects_room_and_traits() -> None:
     hosts = Hosts(1, 200, 0.5)
     for number in range(len(hosts)):
         hosts.report(number)
@@ -74,8 +74,8 @@ def test_the_plain_search_knows_room_and_traits() -> None:
 
 
 @pytest.mark.service
-def test_groups_are_reserved_alone_and_by_several() -> None:
-    findings = reserve.run(replace(BRIEF, nodes=(30,)), in_silence)
+def test_groups_are_reserved_by_one_scheduler_and_by_several() -> None:
+    findings = reserve.run(replace(BRIEF, nodes=(30,)), ignore_progress)
     assert [case.settings["schedulers"] for case in findings.cases] == [1, reserve.SCHEDULERS]
     for case in findings.cases:
         assert case.measures["reserve"].count == reserve.GROUPS_BRIEF_COUNT
@@ -85,8 +85,8 @@ def test_groups_are_reserved_alone_and_by_several() -> None:
 
 
 @pytest.mark.service
-def test_too_much_that_is_claimed_is_noticed(memcached: MemcachedServer) -> None:
-    """What the races lean on: the records are read by nobody who wrote them."""
+def test_an_audit_notices_wrong_and_excessive_claims(memcached: MemcachedServer) -> None:
+    """The races rely on this: the audit reads the records without any scheduler."""
     hosts, environment = Hosts(1, 10, 0.5), MemcachedEnvironment(["snapshot"], memcached)
     for number in range(len(hosts)):
         hosts.report(number)
@@ -118,9 +118,9 @@ def test_too_much_that_is_claimed_is_noticed(memcached: MemcachedServer) -> None
 
 
 @pytest.mark.service
-def test_select(memcached: MemcachedServer, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - there is one
+def test_select_measures_requests_batches_and_races(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
-    findings = select.run(BRIEF, in_silence)
+    findings = select.run(BRIEF, ignore_progress)
     labels = [case.design for case in findings.cases]
     assert labels.count("snapshot: one request") == 1
     assert [case.settings["batch"] for case in findings.cases if case.design == "snapshot: batches"] == [1, 10, 100]

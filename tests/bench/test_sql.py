@@ -1,4 +1,4 @@
-"""The database design goes through the same scenarios as the others, on each database that is installed."""
+"""The scenarios measure the design in a database, on each database that is installed."""
 
 from __future__ import annotations
 
@@ -20,57 +20,44 @@ from bench.stepped_cell import SteppedCell
 from bench.workload import SeededFleet, WrongResultError
 from harness.servers import ServerMissingError
 from nodestate import Reader
-from tests.conftest import skip_or_fail
+from tests.bench.quick_runs import BRIEF, ignore_progress, new_size, require_sound
 
-BRIEF = Settings(("sql:sqlite",), (60,), 0.2, 1, 10, 1_024, 200)
 DESIGNS = [
-    pytest.param(f"sql:{name}", marks=[] if name == "sqlite" else [pytest.mark.service], id=name) for name in DRIVERS
+    pytest.param("sql:sqlite", id="sqlite"),
+    pytest.param("sql:mariadb", marks=pytest.mark.service, id="mariadb"),
+    pytest.param("sql:postgres", marks=pytest.mark.service, id="postgres"),
 ]
+"""Each database."""
+SQLITE_FIRST = [
+    pytest.param("sql:sqlite", id="sqlite"),
+    pytest.param("sql:mariadb", marks=[pytest.mark.service, pytest.mark.thorough], id="mariadb"),
+    pytest.param("sql:postgres", marks=[pytest.mark.service, pytest.mark.thorough], id="postgres"),
+]
+"""Each database, but a server only in thorough runs. Environments hide their differences from a scenario."""
 Run = Callable[[Settings, ReportProgress], Findings]
 
 
-def some(*names: str) -> list[Any]:
-    """Some of the designs: scenarios that start a broker or many processes take long, so each is tried on one or two, and each
-    database by several of them. Which is which is the place's affair, not the scenario's.
-    """
-    return [one for one in DESIGNS if one.id in names]
-
-
-def in_silence(_what: str, _done: float) -> None:
-    """Nobody waits for a test."""
-
-
 def found_by(run: Run, design: str, **others: Any) -> Findings:
-    """What came of a scenario, with what holds of every one; skipped where the database is not installed."""
-    try:
-        findings = run(replace(BRIEF, designs=(design,), **others), in_silence)
-    except ServerMissingError as error:
-        skip_or_fail(error)
-    assert findings.cases
-    for case in findings.cases:
-        assert case.design.startswith(design_label([design]))
-        assert case.shown, "a figure without a claim that was checked"
-        for name, measure in case.measures.items():
-            assert 0 < measure.min <= measure.p50 <= measure.p99 <= measure.max, name
+    """Run a scenario and assert the properties that all its results have."""
+    findings = run(replace(BRIEF, **{"designs": (design,), "nodes": new_size(), **others}), ignore_progress)
+    require_sound(findings)
+    assert all(case.design.startswith(design_label([design])) for case in findings.cases)
     assert design.partition(":")[2] in findings.servers
     assert "memcached" not in findings.servers
     return findings
 
 
 @pytest.fixture(params=DESIGNS)
-def environment(request: pytest.FixtureRequest) -> Iterator[Environment]:
-    """Each database in turn; skipped where it is not installed."""
-    try:
-        with open_environment([request.param], 0) as found:
-            yield found
-    except ServerMissingError as error:
-        skip_or_fail(error)
+def environment(request: pytest.FixtureRequest, shared_servers: None) -> Iterator[Environment]:  # noqa: ARG001 - first
+    """Each database in turn."""
+    with open_environment([request.param], 0) as opened:
+        yield opened
 
 
 # -- names ----------------------------------------------------------------------------------------
 
 
-def test_a_design_in_a_database_is_named_with_it() -> None:
+def test_a_design_in_a_database_is_named_with_the_database() -> None:
     assert DESIGN_NAMES == ("journal", "snapshot", "sql:sqlite", "sql:mariadb", "sql:postgres")
     assert (full_design_name("sql"), full_design_name("sql:mariadb"), full_design_name("journal")) == (
         "sql:sqlite",
@@ -81,18 +68,18 @@ def test_a_design_in_a_database_is_named_with_it() -> None:
     assert design_label(["journal", "snapshot"]) == "journal and snapshot"
 
 
-# -- without what it needs ------------------------------------------------------------------------
+# -- missing programs ----------------------------------------------------------------------------
 
 
-def test_a_driver_that_is_missing_is_said_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported_and_the_other_databases_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DRIVERS, "mariadb", "no_such_driver")
-    findings = refresh.run(replace(BRIEF, designs=("sql:mariadb", "sql:sqlite")), in_silence)
+    findings = refresh.run(replace(BRIEF, designs=("sql:mariadb", "sql:sqlite")), ignore_progress)
     assert [case.design for case in findings.cases] == ["sql on sqlite"]
     [line] = findings.skipped
     assert line == "sql on mariadb: No module named 'no_such_driver': pip install -e '.[bench]'"
 
 
-def test_a_server_that_is_missing_is_said_and_nothing_measured_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_measured_nothing_fails_and_names_the_missing_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise ServerMissingError("postgres is not installed: apt-get install postgresql")
 
@@ -100,17 +87,17 @@ def test_a_server_that_is_missing_is_said_and_nothing_measured_is_no_success(mon
     with pytest.raises(
         ServerMissingError, match="sql on postgres: postgres is not installed: apt-get install postgresql"
     ):
-        refresh.run(replace(BRIEF, designs=("sql:postgres",)), in_silence)
+        refresh.run(replace(BRIEF, designs=("sql:postgres",)), ignore_progress)
 
 
-# -- places ---------------------------------------------------------------------------------------
+# -- environments---------------------------------------------------------------------------------
 
 
-def test_a_place_shows_what_it_keeps_and_that_something_is_missing(environment: Environment) -> None:
-    """A row that is gone must not be timed as right; and statistics are of what is there."""
+def test_an_environment_counts_bytes_and_notices_a_missing_row(environment: Environment) -> None:
+    """A lost row must be a wrong result, and statistics must be of the stored data."""
     fleet = SeededFleet(1, 50)
     with SteppedCell(fleet, environment, BRIEF) as cell:
-        cell.load(in_silence)
+        cell.load(ignore_progress)
         logged = environment.log_bytes()
         cell.change(range(50))
         assert environment.require_nothing_lost(50) == "the database has one row for each of 50 nodes"
@@ -125,8 +112,8 @@ def test_a_place_shows_what_it_keeps_and_that_something_is_missing(environment: 
             environment.require_nothing_lost(51)
 
 
-def test_the_bare_client_reads_what_is_there(environment: Environment) -> None:
-    """The same bytes as rows by key and as all of them, here and in a new process."""
+def test_the_baseline_reads_copies_by_key_and_as_a_whole(environment: Environment) -> None:
+    """It reads the same bytes in both ways, in this process and in a new one."""
     bodies = [bytes([number % 256]) * (number + 1) for number in range(300)]
     with closing(environment.baseline()) as bare:
         bare.copy(bodies)
@@ -134,15 +121,14 @@ def test_the_bare_client_reads_what_is_there(environment: Environment) -> None:
         assert bare.read(bare.states(range(300))) == bodies
         assert bare.read(bare.states([7, 200])) == [bodies[7], bodies[200]]
         assert bare.read(bare.pieces(pieces)) == bodies
-    for count in (0, pieces):
-        assert run_in_fresh_process(bare_read, environment.baseline, 300, count)[1] == digest_of(bodies)
+    assert bare_read(environment.baseline, 300, 0)[1] == digest_of(bodies)
+    assert run_in_fresh_process(bare_read, environment.baseline, 300, pieces)[1] == digest_of(bodies)
 
 
-def test_a_server_that_was_killed_has_all_again(environment: Environment) -> None:
-    if environment.slug == "sqlite":
-        pytest.skip("SQLite has no server")
+@pytest.mark.parametrize("environment", DESIGNS[1:], indirect=True)
+def test_a_killed_database_has_all_rows_after_its_restart(environment: Environment) -> None:
     with SteppedCell(SeededFleet(1, 50), environment, BRIEF) as cell:
-        cell.load(in_silence)
+        cell.load(ignore_progress)
         environment.restart()
         assert environment.require_nothing_lost(50)
 
@@ -150,8 +136,8 @@ def test_a_server_that_was_killed_has_all_again(environment: Environment) -> Non
 # -- scenarios ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-def test_refresh(design: str) -> None:
+@pytest.mark.parametrize("design", SQLITE_FIRST)
+def test_refresh_of_a_database(design: str) -> None:
     [case] = found_by(refresh.run, design).cases
     assert case.measures.keys() == {"commit", "refresh", "columns", "nothing", "bare states", "bare heads"}
     assert case.settings["head_bytes"] > 0
@@ -159,14 +145,15 @@ def test_refresh(design: str) -> None:
     assert not case.goals
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-def test_cold(design: str) -> None:
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("design", SQLITE_FIRST)
+def test_cold_of_a_database(design: str) -> None:
     [case] = found_by(cold.run, design).cases
     assert {"first view", "bare keys", "bare blocks", "memory / states"} < case.measures.keys()
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-def test_footprint(design: str) -> None:
+@pytest.mark.parametrize("design", SQLITE_FIRST)
+def test_footprint_of_a_database(design: str) -> None:
     [case] = found_by(footprint.run, design).cases
     kinds = [name for name in case.measures if name.startswith("write amplification, ")]
     written = {"write amplification, rows", "write amplification, heads"}
@@ -176,41 +163,44 @@ def test_footprint(design: str) -> None:
     assert ("written to the database's log" in case.measures) == (design != "sql:sqlite")
 
 
-@pytest.mark.parametrize("design", some("sqlite", "mariadb"))
-def test_contention(design: str) -> None:
+@pytest.mark.parametrize("design", SQLITE_FIRST[:2])
+def test_contention_of_a_database(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd of one reader, which reads while the consumer commits; the test of the journal has all crowds."""
+    monkeypatch.setattr(contention, "CROWDS_BRIEF", contention.CROWDS_BRIEF[:2])
     findings = found_by(contention.run, design)
-    assert len(findings.cases) == len(contention.CROWDS_BRIEF)
+    assert [case.settings["readers"] for case in findings.cases] == [0, 1]
     assert all(case.settings["reads_incomplete"] == 0 for case in findings.cases)
 
 
-def test_scale() -> None:
-    """It runs the two above: one database says that laws are found by label."""
+@pytest.mark.usefixtures("in_this_process")
+def test_scale_fits_laws_by_label() -> None:
+    """It runs ``refresh`` and ``cold``, so one database is enough."""
     findings = found_by(scale.run, "sql:sqlite", nodes=(20, 40, 60), seconds=0.1)
     assert findings.cases[-1].settings["estimated"]
     assert "sql on sqlite: refresh, exponent of nodes" in findings.across
 
 
 @pytest.mark.service
-@pytest.mark.usefixtures("rabbit")  # it shows that there is one
-@pytest.mark.parametrize("design", some("sqlite", "mariadb"))
-def test_apply(design: str) -> None:
+@pytest.mark.usefixtures("few_events")
+@pytest.mark.parametrize("design", SQLITE_FIRST[:2])
+def test_apply_of_a_database(design: str) -> None:
     [case] = found_by(apply.run, design).cases
     assert case.measures.keys() == {"consumer", "consumer, CPU", "bare kombu", "bare kombu, CPU", "takeover"}
 
 
 @pytest.mark.service
-@pytest.mark.usefixtures("rabbit")
-@pytest.mark.parametrize("design", some("postgres"))
-def test_propagation(design: str) -> None:
+@pytest.mark.parametrize("design", [SQLITE_FIRST[0], SQLITE_FIRST[2]])
+def test_propagation_of_a_database(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one rate; the test of the snapshot has several."""
+    monkeypatch.setattr(propagation, "RATES_BRIEF", (100,))
     findings = found_by(propagation.run, design)
-    assert [case.settings["rate"] for case in findings.cases] == list(propagation.RATES_BRIEF)
+    assert [case.settings["rate"] for case in findings.cases] == [100]
 
 
 @pytest.mark.service
-@pytest.mark.usefixtures("rabbit")
-@pytest.mark.parametrize("design", some("sqlite", "postgres"))
-def test_recovery(design: str) -> None:
-    """What can fail there does, a server among it; of what can't, a line is left. One database meets all of it."""
+@pytest.mark.parametrize("design", [SQLITE_FIRST[0], SQLITE_FIRST[2]])
+def test_recovery_of_a_database_leaves_out_faults_that_lose_keys(design: str) -> None:
+    """A line names the faults that a database cannot have. PostgreSQL meets all the others, SQLite the brief ones."""
     seconds = recovery.BRIEF_S if design == "sql:postgres" else BRIEF.seconds
     findings = found_by(recovery.run, design, seconds=seconds)
     label = design_label([design])

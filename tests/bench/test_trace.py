@@ -1,4 +1,4 @@
-"""``trace`` carries out a task list through a whole cell, and its packing is added up right."""
+"""``trace`` runs a task list through a whole cell, and computes the packing of nodes correctly."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from bench.scenario import Settings
 from bench.scheduling import trace
 from bench.scheduling.tasks import GPU, BadTraceError, Packing, Trace, parse, replay, scatter
 from bench.workload import WrongResultError
-from harness.servers import MemcachedServer, RabbitServer
+from tests.bench.quick_runs import ignore_progress
 from tests.bench.test_report import record
-from tests.bench.test_scenarios import in_silence
 
 BRIEF = Settings(("snapshot", "journal"), (1,), 0.1, 1, 1, 1, 1)
 FULL = {"VCPU": 1, "MEMORY_MB": 4_096}
@@ -33,7 +32,7 @@ FULL = {"VCPU": 1, "MEMORY_MB": 4_096}
 
 
 def events(nodes: int, tasks: int, seed: int = 1, running: int = 12) -> Iterator[dict[str, Any]]:
-    """Tasks that come and go on nodes of two kinds, on any node that has room."""
+    """Events of tasks that start and end on nodes of two kinds, each on any node that has room."""
     rng = random.Random(seed)
     free = {}
     for number in range(nodes):
@@ -78,8 +77,8 @@ def excerpt(nodes: int = 40, tasks: int = 40) -> Trace:
 # -- the file -------------------------------------------------------------------------------------
 
 
-def test_a_trace_has_its_tasks_in_waves() -> None:
-    """Starts of a wave have no end between them, and ends come before the starts that they precede."""
+def test_a_trace_is_divided_into_waves_of_ends_and_starts() -> None:
+    """No task ends between the starts of a wave, and a wave keeps the order of ends and starts."""
     whole = excerpt()
     names = [happening.task.name for happening in whole.happenings if happening.starts]
     ended = [happening.task.name for happening in whole.happenings if not happening.starts]
@@ -105,7 +104,7 @@ def test_a_trace_has_its_tasks_in_waves() -> None:
         [],
     ],
 )
-def test_what_is_no_trace_is_refused_with_its_line(bad: list[bytes]) -> None:
+def test_a_file_that_is_not_a_trace_is_refused(bad: list[bytes]) -> None:
     with pytest.raises(BadTraceError):
         parse(bad)
 
@@ -113,7 +112,7 @@ def test_what_is_no_trace_is_refused_with_its_line(bad: list[bytes]) -> None:
 # -- packing --------------------------------------------------------------------------------------
 
 
-def test_the_traces_own_placement_is_added_up() -> None:
+def test_the_placement_of_the_trace_is_sampled() -> None:
     whole = excerpt()
     own = replay(whole, {task.name: task.node for task in whole.tasks})
     running: dict[str, str] = {}
@@ -130,7 +129,7 @@ def test_the_traces_own_placement_is_added_up() -> None:
     assert len(own.series["day"]) == len(own.in_use) == len(own.stranded)
 
 
-def test_gpus_are_stranded_where_the_usual_task_does_not_fit() -> None:
+def test_free_gpus_are_stranded_on_nodes_without_room_for_the_typical_task() -> None:
     whole = excerpt(4, 30)
     packing = Packing(whole)
     assert packing.stranded == 0.0
@@ -142,7 +141,7 @@ def test_gpus_are_stranded_where_the_usual_task_does_not_fit() -> None:
     assert packing.fitting({"VCPU": 1}, ["CUSTOM_KIND_0"]).tolist() == [True, False, True, False]
 
 
-def test_any_node_with_room_takes_what_fits() -> None:
+def test_a_random_placement_never_exceeds_the_capacity_of_a_node() -> None:
     whole = excerpt()
     few = whole.on(list(whole.nodes)[:3])
     where = scatter(few, random.Random(1))
@@ -161,7 +160,7 @@ def require_sound(cases: list[Case], tasks: int) -> None:
 
 
 def crowded() -> list[dict[str, Any]]:
-    """Seven small tasks that the trace has on one node, so that a large one fits another; and then some that come and go."""
+    """Seven small tasks on one node of the trace and a large one on another, then tasks that start and end."""
     others = list(events(3, 12, running=2))
     small, large = ({of: share * total for of, total in FULL.items()} for share in (1, 16))
     placed = [("node-000", f"small-{number}", small) for number in range(7)] + [("node-001", "large", large)]
@@ -177,17 +176,12 @@ def crowded() -> list[dict[str, Any]]:
 
 
 @pytest.mark.service
-def test_trace(
-    memcached: MemcachedServer,  # noqa: ARG001 - there is one
-    rabbit: RabbitServer,  # noqa: ARG001 - ditto
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Who spreads has a small task on every node when the large one comes: that it finds no room is proved."""
+def test_a_task_without_room_is_proved_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers that spread have a small task on every node when the large one starts."""
     monkeypatch.setattr(trace, "BRIEF_WEIGHTS", ("spread",))
     path = tmp_path / "excerpt.jsonl"
     path.write_bytes(b"\n".join(lines(*crowded())))
-    findings = trace.run(replace(BRIEF, file=path), in_silence)
+    findings = trace.run(replace(BRIEF, file=path), ignore_progress)
     [spread, own] = findings.cases
     require_sound([spread, own], len(parse(lines(*crowded())).tasks))
     assert own.design == trace.OWN
@@ -199,12 +193,13 @@ def test_trace(
 @pytest.mark.service
 @pytest.mark.skipif(trace.VARIABLE not in os.environ, reason=f"{trace.VARIABLE} names no task list")
 @pytest.mark.timeout(600)
-def test_the_real_trace(memcached: MemcachedServer, rabbit: RabbitServer) -> None:  # noqa: ARG001 - there is one
-    findings = trace.run(replace(BRIEF, file=Path(os.environ[trace.VARIABLE])), in_silence)
+@pytest.mark.thorough
+def test_the_real_trace_runs_through_a_whole_cell() -> None:
+    findings = trace.run(replace(BRIEF, file=Path(os.environ[trace.VARIABLE])), ignore_progress)
     require_sound(list(findings.cases), trace.BRIEF_TASKS)
 
 
-def test_a_file_is_for_the_scenario_that_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_trace_scenario_takes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(trace.VARIABLE, raising=False)
     path = tmp_path / "no-trace.jsonl"
     path.write_text("nonsense")
@@ -218,13 +213,13 @@ def test_a_file_is_for_the_scenario_that_takes_one(tmp_path: Path, monkeypatch: 
     assert done.exit_code == 1
     assert "line 1 is not an event" in done.output
     with pytest.raises(WrongResultError, match="missing"):
-        trace.run(replace(BRIEF, file=tmp_path / "missing"), in_silence)
+        trace.run(replace(BRIEF, file=tmp_path / "missing"), ignore_progress)
 
 
 # -- the report -----------------------------------------------------------------------------------
 
 
-def test_the_report_shows_the_packing_over_time(tmp_path: Path) -> None:
+def test_the_report_shows_packing_over_time(tmp_path: Path) -> None:
     whole = excerpt()
     few = whole.on(list(whole.nodes)[:3])
     cases = [
