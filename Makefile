@@ -56,8 +56,8 @@ bench: $(READY) .venv/.bench  ## run the whole evaluation and write its report, 
 # environment, not in it: nobody else needs it.
 lock:  ## pin all dependencies again, with hashes
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
-	    --custom-compile-command "make lock" --extra dev --output-file requirements.lock pyproject.toml
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	    --no-emit-index-url --custom-compile-command "make lock" --extra dev --output-file requirements.lock pyproject.toml
 
 clean:  ## remove what the other targets made
 	rm -rf .venv .venv-lock $(INSTALL_LOG) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -68,7 +68,8 @@ clean:  ## remove what the other targets made
 INSTALL_LOG := .venv-install.log
 PIP         := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# $(call step,TEXT,COMMAND): print the text, run the command with its output in the log; if it fails, show the log's end.
+# $(call step,TEXT,COMMAND): print the text, run the command with its output in the log; if it fails, show the end of
+# the log.
 define step
 @printf '%s\n' '$(1)'
 @{ $(2); } >>$(INSTALL_LOG) 2>&1 || { \

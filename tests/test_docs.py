@@ -64,7 +64,7 @@ def load_generator() -> ModuleType:
 
 
 def python_blocks(path: Path) -> list[tuple[int, str, str]]:
-    """Return the Python blocks of a page: the line before each, its text, and the file name above it, if there is one."""
+    """Return the Python blocks of a page: the line before the block, its text, and the file name above it or ""."""
     text = path.read_text(encoding="utf-8")
     return [
         (text[: match.start(2)].count("\n"), match[2], match[1] or "")

@@ -60,8 +60,8 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     Consumer i of n takes every n-th partition at once and stands by for the others: when a consumer dies, the remaining
     ones take over its partitions within seconds.
 
-    The designs come from the control record. With --design, the consumer writes those designs in --partitions partitions
-    and ignores the record. SIGTERM ends it after the present step; --json then prints its counters.
+    The designs come from the control record. With --design, the consumer writes those designs in --partitions
+    partitions and ignores the record. SIGTERM ends it after the present step; --json then prints its counters.
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)

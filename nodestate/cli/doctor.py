@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import click
@@ -73,7 +74,7 @@ class Finding(NamedTuple):
 def command(run: Run, designs: str | None) -> int:
     """Examine the broker, each store, each partition and the agents, and print one line for each finding.
 
-    FAIL: the part does not work; the exit code is 1. WARN: it works, but needs attention. The line below has the remedy.
+    FAIL: the part does not work; the exit code is 1. WARN: it works, but needs attention. Each has a remedy.
     """
     config = run.config
     examined = selected_designs(config, designs)
@@ -115,7 +116,7 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
-        yield from _findings_or_error(f"store {address}", lambda address=address: _examine_store(config, address))  # type: ignore[misc]  # mypy infers no type for a default
+        yield from _findings_or_error(f"store {address}", partial(_examine_store, config, address))
     inspector = CellInspector(config, designs)
     try:
         statuses = inspector.inspect(node_max_age=math.inf)

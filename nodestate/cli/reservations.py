@@ -1,4 +1,4 @@
-"""The commands ``reserve``, ``confirm``, ``extend``, ``release`` and ``reservations``: nodes for groups, all or none."""
+"""The commands ``reserve``, ``confirm``, ``extend``, ``release`` and ``reservations``, which hold nodes for groups."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def open_scheduler(
 
 
 def read_file(path: str) -> bytes:
-    """Return the content of a file, or of stdin if the path is ``-``. Raises ``BadRequestError`` if it can't be read."""
+    """Return the content of a file, or of stdin for ``-``. Raises ``BadRequestError`` if it can't be read."""
     try:
         with click.open_file(path, "rb") as file:
             content: bytes = file.read()

@@ -60,7 +60,8 @@ class NothingReadError(NodestateError):
 @click.option(
     "--on-stale",
     type=click.Choice(["flag", "exclude", "refuse"]),
-    help="If a node or partition is older than accepted: list it as stale (flag), leave its nodes out (exclude), or print no view and exit with 1 (refuse).",
+    help="If a node or partition is older than accepted: list it as stale (flag), leave its nodes out (exclude), or "
+    "print no view and exit with 1 (refuse).",
     show_default="flag; refuse if nothing can be read",
 )
 @click.option(

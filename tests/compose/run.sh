@@ -14,7 +14,7 @@ root="$(cd "$here/../.." && pwd)"
 . "$here/engine.sh"
 
 HEALTHY_TIMEOUT_S=300 # enough for two cores that build and start six containers
-COMPLETE_TIMEOUT_S=120   # a consumer that starts without stored state waits 25 s for reports before its partitions are complete
+COMPLETE_TIMEOUT_S=120   # a consumer without stored state waits 25 s for reports of agents
 NODES_COUNT=51        # agent-simulated has 50 nodes, agent-host one
 SERVICES="memcached rabbitmq consumer agent-host agent-simulated view"
 
@@ -154,8 +154,8 @@ compose run --rm -T view view --design journal --max-age 5 --on-stale refuse --l
 say "the consumer is killed"
 read -r incarnation generation <<<"$(version compute-0001)"
 restarts="$(container consumer '{{.RestartCount}}')"
-# After `docker kill`, the engine does not restart a container, and no process of a container can kill its first process.
-# So a container that sees all processes of the machine sends the signal.
+# The engine does not restart a container after `docker kill`, and no process of a container can kill its first
+# process. So a container that sees all processes of the machine sends the signal.
 docker run --rm --pid host --user 0 --entrypoint sh nodestate:local \
     -c "kill -KILL $(container consumer '{{.State.Pid}}')"
 killed="$SECONDS"
