@@ -115,7 +115,7 @@ class SessionHolder(Generic[S]):
     def use(self) -> Iterator[S]:
         """Call the session within the ``with`` block; opens one first if there is none.
 
-        An error of the transport says nothing certain about the connection, so the session is dropped, and
+        After an error of the transport the state of the connection is unknown, so the session is dropped, and
         ``BrokerUnavailableError`` is raised.
         """
         session = self.get()

@@ -7,8 +7,8 @@ decides what happens when a connection is opened or lost. The other modules of t
     KombuSink      -> PublisherSession        KombuResyncSender, census -> CellSession itself
     KombuCourier   -> OrderSession
 
-A session lives once: connected --close, drop--> gone. Its user opens another one. A session is not safe for several
-threads.
+The life of a session: connected --close, drop--> gone. It cannot be connected again; its user opens another one. A
+session is not safe for several threads.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TransportSession(Protocol):
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """Exception classes that the transport raises. After one of them nothing is known of the connection."""
+        """Exception classes that the transport raises. After one of them the state of the connection is unknown."""
 
     def close(self) -> None:
         """Close the connection properly. Messages that were not acked go back to their queue, in order."""

@@ -11,13 +11,17 @@ import pytest
 
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import ACTIVATION, Delivery, Resync, ResyncSender, Sink, Source
+from nodestate.ports import ACTIVATION, AgentInbox, Delivery, Resync, ResyncSender, Sink, Source
 
 PARTITIONS = 4
 OTHER = 3
 """Another layout of the same cell."""
 QUIET_S = 0.3
 STANDBY_S = 0.2
+
+
+class AgentConnection(Sink, AgentInbox, Protocol):
+    """An agent's connection: it publishes events and reads resync requests."""
 
 
 class Broker(Protocol):
@@ -29,7 +33,7 @@ class Broker(Protocol):
     def delete(self, layout: int) -> bool:
         """Delete a layout's queues. Returns False if one has a consumer."""
 
-    def sink(self) -> Sink:
+    def sink(self) -> AgentConnection:
         """A new publisher."""
 
     def resync_sender(self) -> ResyncSender:
@@ -57,7 +61,7 @@ class BrokerBench:
         source.receive(0, 0)  # connects it, so that it takes its place among the consumers
         return source
 
-    def sink(self) -> Sink:
+    def sink(self) -> AgentConnection:
         sink = self.broker.sink()
         self._open.callback(sink.close)
         sink.resyncs(0)
