@@ -18,8 +18,8 @@ from nodestate.designs.control import (
     cleared,
     cut_over,
     dated,
-    first,
     prepared,
+    record_from_settings,
     require_named,
     retired,
     rolled_back,
@@ -247,7 +247,7 @@ def test_corrupt_record_counts_as_missing(places: ControlStore, servers: list[Me
 def test_consumers_create_the_record_from_the_settings_once() -> None:
     """Later settings are ignored: two members with different ones would otherwise alternate."""
     world = SwitchedCell()
-    assert world.record == first(world.config, world.record.version)
+    assert world.record == record_from_settings(world.config, world.record.version)
     assert [member.consumer.designs for member in world.members] == [("journal",), ("journal",)]
     world.config = Config(partitions=2, designs=("snapshot",))
     newcomer = world.start_member([0], [])
@@ -257,7 +257,7 @@ def test_consumers_create_the_record_from_the_settings_once() -> None:
 
 def test_first_record_reads_a_design_that_is_written() -> None:
     """The default of read_design may be a design that these settings do not write."""
-    assert first(Config(designs=("journal",), read_design="snapshot", partitions=2), 1.5) == Control(
+    assert record_from_settings(Config(designs=("journal",), read_design="snapshot", partitions=2), 1.5) == Control(
         1, (K("journal"),), K("journal"), None, "settings"
     )
 

@@ -11,7 +11,7 @@ import pytest
 from nodestate.consumers.member import Member
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import cleared, cut_over, prepared, retired, rolled_back
-from nodestate.designs.layout_removal import forget_layout
+from nodestate.designs.layout_removal import remove_layout_epochs
 from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, FencedError
 from nodestate.model import Receipt, Version
@@ -317,10 +317,10 @@ def test_the_operators_command_removes_a_layout_that_dead_members_left(name: str
     """The operator's command removes it, except partitions whose heads are recent, because they may be in use."""
     world = retired_and_not_removed(name, other)
     of_layout = msgspec.structs.replace(world.config, partitions=2)
-    left = forget_layout(of_layout, world.fresh_stores(), "", world.clock)
+    left = remove_layout_epochs(of_layout, world.fresh_stores(), "", world.clock)
     assert {type(error) for error in left.values()} == {FencedError}
     world.pass_time(fresh_s(world.config) + 1)
-    assert forget_layout(of_layout, world.fresh_stores(), "", world.clock) == {}
+    assert remove_layout_epochs(of_layout, world.fresh_stores(), "", world.clock) == {}
     assert pinned_reader(world, str(K(name))).read(max_age=5.0, on_stale="flag").incomplete == {
         "partition 0",
         "partition 1",

@@ -23,7 +23,7 @@ from nodestate.cli.inspection import CellInspector, DesignStatus
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control, cleared, dated
 from nodestate.designs.control_store import ControlStore, Copy, newest
-from nodestate.designs.layout_removal import delete_queues, forget_layout
+from nodestate.designs.layout_removal import delete_queues, remove_layout_epochs
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
 from nodestate.ports import SystemClock
@@ -232,7 +232,7 @@ class DesignSwitch:
         if delete_queues(partitions, self.record()[0], layouts.delete):
             return True
         config = msgspec.structs.replace(self.config, partitions=partitions)
-        if layouts.sees_consumers or forget_layout(config, self._stores, "", SystemClock()):
+        if layouts.sees_consumers or remove_layout_epochs(config, self._stores, "", SystemClock()):
             return False
         return delete_queues(partitions, self.record()[0], partial(layouts.delete, unseen=True))
 
@@ -245,7 +245,7 @@ class DesignSwitch:
         config = msgspec.structs.replace(self.config, partitions=partitions)
         with self._bar(f"removing the stored state of {partitions} partitions", None):
             while self.record()[0].has_left(partitions) and (
-                left := forget_layout(config, self._stores, "", SystemClock())
+                left := remove_layout_epochs(config, self._stores, "", SystemClock())
             ):
                 if time.monotonic() > deadline:
                     (number, name), why = next(iter(left.items()))

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import configured, open_stores
-from nodestate.designs.control import Control, first
+from nodestate.designs.control import Control, record_from_settings
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
@@ -70,13 +70,13 @@ def read_control(config: Config, designs: Iterable[str] = ()) -> Control:
     """
     places = [parse_stored_design(name, config.partitions).design for name in designs] or configured(config)
     if not places:
-        return first(config, 0.0)
+        return record_from_settings(config, 0.0)
     stores = open_stores(config, SystemClock(), places)
     try:
         control = newest(ControlStore(config.cell, stores).read())
     finally:
         stores.close()
-    return control or first(config, 0.0)
+    return control or record_from_settings(config, 0.0)
 
 
 def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:

@@ -37,7 +37,7 @@ from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.consumers.takeover import Takeover
 from nodestate.consumers.transition_log import TransitionLog
-from nodestate.designs.layout_removal import forget_layout
+from nodestate.designs.layout_removal import remove_layout_epochs
 from nodestate.errors import FencedError
 from nodestate.ports import Clock, ResyncSender, Source
 from nodestate.store.round_trips import Stores
@@ -166,7 +166,9 @@ class Consumer:
         another owner still writes it.
         """
         self._session.give_up()
-        for (number, name), error in forget_layout(self.config, self._stores, self._storage.owner, self._clock).items():
+        for (number, name), error in remove_layout_epochs(
+            self.config, self._stores, self._storage.owner, self._clock
+        ).items():
             if isinstance(error, FencedError):
                 continue  # its owner will leave as well, or the layout is in use again
             self._log.warning(

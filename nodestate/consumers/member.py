@@ -27,7 +27,7 @@ from nodestate.consumers.seed_layout import SeedLayout
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.transition_log import TransitionLog
 from nodestate.designs import DESIGNS
-from nodestate.designs.control import Control, first
+from nodestate.designs.control import Control, record_from_settings
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import BrokerUnavailableError
@@ -138,7 +138,7 @@ class Member:
         if known is None and self.control is None:
             if any(copy.error for copy in copies):
                 return  # the store that does not answer may have the record
-            known = first(self.config, self._clock.time())
+            known = record_from_settings(self.config, self._clock.time())
             if not self._control_store.begin(known, copies):
                 return  # another consumer was faster, and its record counts
         # Another record of the version that we know: ours was lost with its only store, and an operator made this one

@@ -71,7 +71,7 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
 CONTROL: Final = Codec(Control)
 
 
-def first(config: Config, wall: float) -> Control:
+def record_from_settings(config: Config, wall: float) -> Control:
     """The record of a cell that has none, from its settings. The design that is read is always one that is written.
 
     Args:

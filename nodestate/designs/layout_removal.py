@@ -41,7 +41,9 @@ def delete_queues(partitions: int, control: Control, delete: Callable[[int], boo
     return not control.has_left(partitions) or delete(partitions)
 
 
-def forget_layout(config: Config, stores: Stores, owner: str, clock: Clock) -> dict[tuple[int, str], NodestateError]:
+def remove_layout_epochs(
+    config: Config, stores: Stores, owner: str, clock: Clock
+) -> dict[tuple[int, str], NodestateError]:
     """Remove the epochs of all designs of a layout, except epochs that another owner still writes.
 
     Args:

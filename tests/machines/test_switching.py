@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
 from nodestate.designs.control_store import ControlStore, newest
-from nodestate.designs.layout_removal import forget_layout
+from nodestate.designs.layout_removal import remove_layout_epochs
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ControlLostError, DesignStepError, StoreError
@@ -125,7 +125,7 @@ class SwitchingStateMachine(RuleBasedStateMachine):
     def _clear(self, known: Control) -> Control:
         for kept in known.leaving:
             of_layout = msgspec.structs.replace(self.world.config, partitions=kept.partitions)
-            if self.world.broker.delete(kept.partitions) and not forget_layout(
+            if self.world.broker.delete(kept.partitions) and not remove_layout_epochs(
                 of_layout, self._stores(), "", self.world.clock
             ):
                 return cleared(known, kept.partitions, "machine")
