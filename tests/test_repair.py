@@ -128,7 +128,7 @@ def test_a_reader_with_another_number_of_partitions_refuses_to_give_a_view(desig
     cell = OnePartitionCell(BESIDE[design])
     cell.publish("report", state={})
     cell.step(4)
-    with pytest.raises(StaleViewError, match="another number of partitions"):
+    with pytest.raises(StaleViewError, match="number of partitions is wrong"):
         cell.reader(design, partitions=2).read(max_age=10)
 
 
