@@ -58,11 +58,11 @@ def test_instance_that_a_failed_migration_built_is_ended_when_its_node_returns()
     taken: list[Build] = []
     arrive = cell.broker.transit.arrive
 
-    def watch(letter: TransitMessage) -> None:
-        order = decode_order(letter.body) if letter.kind == "order" else None
+    def watch(message: TransitMessage) -> None:
+        order = decode_order(message.body) if message.kind == "order" else None
         if isinstance(order, Build) and order.node == other:
             taken.append(order)
-        arrive(letter)
+        arrive(message)
 
     cell.broker.transit.arrive = watch  # type: ignore[method-assign]  # observes orders
     assert isinstance(one.scheduler.migrations.migrate("a", to=other), Failed)
