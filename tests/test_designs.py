@@ -130,7 +130,7 @@ def test_last_design_of_a_layout_stays_in_the_record_until_its_queues_are_delete
     assert retired(last, K("journal"), "you") is last
     assert cleared(last, 2, "me") == Control(last.version + 1, (K("snapshot@3"),), K("snapshot@3"), None, "me")
     assert cleared(last, 3, "me") is last
-    assert prepared(last, K("snapshot"), "me").leaving == (), "the layout lives again"
+    assert prepared(last, K("snapshot"), "me").leaving == (), "the layout is not used again"
 
 
 STEPS = [
@@ -498,7 +498,7 @@ def test_events_wait_while_no_design_is_written(monkeypatch: pytest.MonkeyPatch)
     for _ in range(5):
         world.clock.advance(0.1)
         member.step()
-    assert held.backlog, "the events wait"
+    assert held.backlog, "the events do not wait"
     assert (held.pending, member.consumer.stats.commits) == (None, before)
 
 

@@ -133,7 +133,7 @@ def test_backlog_does_not_look_fresh_after_a_takeover(world: SimulatedCell, read
     member = world.members[0]
     member.consumer._session.receive(limit=1_000, flush_s=0.0)
     member.consumer._takeover.take_due(member.consumer.designs)
-    assert 0 in member.consumer.owned, "taken, and nothing of the backlog written yet"
+    assert 0 in member.consumer.owned, "the takeover wrote part of the backlog"
     with pytest.raises(StaleViewError) as caught:
         reader.read(max_age=60.0)
     assert caught.value.age >= 120

@@ -210,7 +210,7 @@ def test_new_owner_rewrites_items_that_the_old_one_wrote_ahead_of_its_head(
     owner.commit(report("n", 1, zone="old"), report("m", 1))
     with pytest.raises(StoreUnavailableError):
         owner.commit(change("n", 2, zone="new"), plan=at_call(1, Fault(0)))
-    assert [r.version.generation for r in held(watcher.look())] == [2, 1], "at least what the head names"
+    assert [r.version.generation for r in held(watcher.look())] == [2, 1], "a node is older than the head says"
     heir = Owner("snapshot", server, clock, "b")
     taken = heir.take()
     assert taken is not None

@@ -314,7 +314,7 @@ def test_deleted_rows_are_a_loss_to_new_readers_until_a_repair(
     state = late.look()
     assert (held(state), state.lost) == ([], f"row {slot} is missing")
     assert held(watcher.look()) == owner.records
-    assert owner.renew() is True, "the reader asked for a repair"
+    assert owner.renew() is True, "the reader did not ask for a repair"
     with pytest.raises(EpochLostError):
         owner.repair()
     owner.begin(8)
@@ -381,7 +381,7 @@ def test_restored_backup_counts_as_a_loss(
     database.restore(backup)
     state = watcher.look()
     assert (held(state), state.lost) == (held(before), f"commit {1 + commits_since} is missing")
-    assert state.confirmed_at == before.confirmed_at, "it ages"
+    assert state.confirmed_at == before.confirmed_at, "the view does not age"
     with pytest.raises(EpochLostError):
         next_write(owner)
     owner.begin(8)
@@ -522,12 +522,14 @@ def test_setting_a_databases_clock_makes_nothing_look_fresher(clock: ManualClock
     owner.renew()
     for watcher in (follower, late):
         state = watcher.look()
-        assert clock.monotonic() - 3 <= state.confirmed_at <= clock.monotonic(), "and it is over with the next renewals"
+        assert clock.monotonic() - 3 <= state.confirmed_at <= clock.monotonic(), (
+            "the next renewals do not repair the age"
+        )
     clock.advance(30)
     of_database.set_by_s -= 3_600.0
     taken = Owner("sql", database, clock, "heir").take()
     assert taken is not None
-    assert (taken.complete, taken.behind_ms) == (False, None), "nobody can tell how long it was silent"
+    assert (taken.complete, taken.behind_ms) == (False, None), "its silence has an unknown length"
 
 
 def test_readers_that_saw_more_do_not_follow_an_owner_that_continues_from_a_backup(
@@ -547,8 +549,8 @@ def test_readers_that_saw_more_do_not_follow_an_owner_that_continues_from_a_back
     assert heir.take() is not None
     for generation in range(1, 6):
         heir.commit(report("z", 1) if generation == 1 else change("z", generation, zone=str(generation)))
-        assert watcher.look().lost, "the reader calls it lost, whatever comes"
-    assert heir.renew() is True, "the reader asked for a repair"
+        assert watcher.look().lost, "the reader does not call it lost"
+    assert heir.renew() is True, "the reader did not ask for a repair"
     heir.renew()
     with pytest.raises(EpochLostError):
         heir.repair()

@@ -64,7 +64,7 @@ class TableMachine(RuleBasedStateMachine):
             assert {r.name: r for r in table.records()} == model
             assert [r.name for r in table.records()] == [name_of(slot) for slot in range(len(model))]
             assert (table.size, table.incomplete) == (len(model), missing)
-            assert table.get(name_of(len(model))) is None, "a name of a later table shows"
+            assert table.get(name_of(len(model))) is None, "the table shows a name of a later table"
             if model:
                 assert table.get(name_of(len(model) - 1)) == model[name_of(len(model) - 1)]
 

@@ -37,16 +37,16 @@ class _FollowedDesign:
         self.stored = stored
         # By partition, the error of the last refresh.
         self.errors: dict[int, NodestateError] = {}
-        letter, make, where = (
+        letter, make_reader, role = (
             DESIGNS[stored.design].letter,
             DESIGNS[stored.design].reader,
             DESIGNS[stored.design].store_role,
         )
         prefixes = [keys.prefix(cell, stored.partitions, p, letter) for p in range(stored.partitions)]
         # By partition, the store that it is read from.
-        self.stores = [stores.of(p, where) for p in range(stored.partitions)]
+        self.stores = [stores.of(p, role) for p in range(stored.partitions)]
         # By partition, its follower.
-        self.followers = [Follower(p, prefix, make(prefix), clock) for p, prefix in enumerate(prefixes)]
+        self.followers = [Follower(p, prefix, make_reader(prefix), clock) for p, prefix in enumerate(prefixes)]
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
         """The steps of a refresh of every partition."""

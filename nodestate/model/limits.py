@@ -27,4 +27,4 @@ MAX_COUNTER: Final = 2**53
 MAX_EVENT_BYTES: Final = 256 * 1024
 MAX_STATE_BYTES: Final = 384 * 1024
 assert MAX_AMOUNT * MAX_RATIO < 2**63, "a capacity fits the int64 of the columns"
-assert MAX_EVENT_BYTES < MAX_STATE_BYTES, "the state of any event that is small enough is small enough"
+assert MAX_EVENT_BYTES < MAX_STATE_BYTES, "the state of an event that is small enough is small enough as well"

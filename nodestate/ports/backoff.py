@@ -27,7 +27,7 @@ class DoublingPause:
     """A pause that doubles with each failure, from ``first_s`` up to ``longest_s`` seconds."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
-        assert first_s > 0, "a pause of no length would not grow"
+        assert first_s > 0, "a pause of 0 s would not grow"
         # The pause after the first failure, in seconds.
         self._first_s = first_s
         # The longest pause, in seconds.

@@ -209,7 +209,7 @@ class SqlStore:
         for tries_left in range(MAX_TRIES_COUNT - 1, -1, -1):
             try:
                 return call()
-            except _AgainError as error:
+            except _RetryableError as error:
                 if not tries_left or time.monotonic() >= until:
                     raise error.meaning from error
         raise AssertionError("the last try returns or raises")
@@ -261,7 +261,7 @@ class SqlStore:
             meaning = meaning_of(error, self._dialect, self.name)
             undone = isinstance(error, exc.DBAPIError) and code_of(error) in self._dialect.again
             if undone or (read_only and isinstance(error, exc.DBAPIError) and error.connection_invalidated):
-                raise _AgainError(meaning) from error
+                raise _RetryableError(meaning) from error
             raise meaning from error
         except BaseException:
             self._drop()
@@ -283,7 +283,7 @@ class SqlStore:
         return now + self._ahead_s[1]
 
 
-class _AgainError(StoreError):
+class _RetryableError(StoreError):
     """Raised within this module if a transaction was rolled back or a fetch failed, and can be tried again."""
 
     def __init__(self, meaning: StoreError) -> None:

@@ -52,28 +52,28 @@ class Stores:
             StoreRole.SQL: (database,) if database is not None else (),
         }
 
-    def has(self, where: StoreRole) -> bool:
+    def has(self, role: StoreRole) -> bool:
         """True if a server with this role is open."""
-        return len(self._at[where]) > 0
+        return len(self._at[role]) > 0
 
-    def at(self, where: StoreRole) -> tuple[Store, ...]:
+    def at(self, role: StoreRole) -> tuple[Store, ...]:
         """The servers with this role, in the order that maps partitions to them."""
-        return self._at[where]
+        return self._at[role]
 
     @property
     def everywhere(self) -> tuple[Store, ...]:
         """All servers, the database first."""
         return (*self._at[StoreRole.SQL], *self._at[StoreRole.STORE], *self._at[StoreRole.STORE_B])
 
-    def of(self, partition: int, where: StoreRole = StoreRole.STORE) -> Store:
+    def of(self, partition: int, role: StoreRole = StoreRole.STORE) -> Store:
         """The server that a partition is stored on."""
-        servers = self._at[where]
-        assert servers, f"nothing of {where.value} was opened"
+        servers = self._at[role]
+        assert servers, f"no server of the setting {role.value} is open"
         return servers[partition % len(servers)]
 
     def merged_with(self, others: Stores) -> Stores:
         """The stores of both. If both have servers with a role, this object's servers are used."""
-        at = {where: self._at[where] or others.at(where) for where in StoreRole}
+        at = {role: self._at[role] or others.at(role) for role in StoreRole}
         return Stores(at[StoreRole.STORE], next(iter(at[StoreRole.SQL]), None), at[StoreRole.STORE_B])
 
     def close(self) -> None:

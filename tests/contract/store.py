@@ -342,7 +342,7 @@ class MemcachedContract(StoreContract):
             assert store.write([Write(Put.CAS, key, b"zombie", before)]) == [WriteResult(WriteStatus.CONFLICT)]
         assert {key: item.value for key, item in other.fetch("abc").items()} == dict.fromkeys("abc", b"after")
         [written] = store.write([Write(Put.CAS, "a", b"ours", afters[0])])
-        assert written.status is WriteStatus.STORED, "ids are the same for all who are connected to one life"
+        assert written.status is WriteStatus.STORED, "clients of one run of the server have different ids"
         other.close()
 
 
@@ -432,7 +432,7 @@ def with_rows(*rows: NodeRow, key: str = "head", put: Put = Put.ADD, cas: int = 
 def asked(store: Store, question: RowQuery) -> tuple[int, dict[int, NodeRecord]]:
     """The latest commit and the records by slot in the answer to a row query."""
     found = unpack_found_rows(store.fetch([question])[question].value)
-    assert len(dict(found.rows)) == len(found.rows), "a slot came twice"
+    assert len(dict(found.rows)) == len(found.rows), "a slot was returned twice"
     return found.newest, {slot: unpack_record(raw) for slot, raw in found.rows}
 
 
@@ -503,7 +503,7 @@ class DatabaseContract(StoreContract):
             pytest.fail("the database was never full")
         newest, found = asked(full_store, ALL)
         assert full_store.fetch(["head", f"filler-{number}"]).keys() == {"head"}
-        assert (newest, found.keys()) == (number - 1, {0, 1}), "the row is of the last call that found room"
+        assert (newest, found.keys()) == (number - 1, {0, 1}), "the row is not of the last call that found room"
         assert full_store.fetch(["head"])["head"].cas == head.cas != old.cas
         fillers = [Write(Put.DELETE, f"filler-{n}") for n in range(1, number)]
         assert {written.status for written in full_store.write(fillers)} == {WriteStatus.STORED}
