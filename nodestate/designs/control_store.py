@@ -50,7 +50,9 @@ class ControlStore:
     """The control record in all stores of a cell. The first store decides."""
 
     def __init__(self, cell: str, stores: Stores) -> None:
+        # The record's key, the same in every store.
         self._key = keys.control(cell)
+        # All stores of the cell; the first decides.
         self._stores = stores.everywhere
         assert self._stores, "a cell has a store"
 

@@ -88,8 +88,10 @@ class Reader:
     def __init__(
         self, config: Config, *, design: str | None = None, stores: Stores | None = None, clock: Clock | None = None
     ) -> None:
+        # Settings of the cell.
         self.config = config
         first = parse_stored_design(design or config.read_design, config.partitions)
+        # The reader's own clock, for ages.
         self._clock = clock or SystemClock()
         # True if the caller chose the design, so that the control record does not matter.
         self._pinned = design is not None

@@ -30,6 +30,7 @@ class JournalReader:
     """Follows the journal of one partition. It has no state of its own; all of it is in the table."""
 
     def __init__(self, prefix: str) -> None:
+        # The partition and design.
         self._prefix = prefix
 
     def next_keys(self, head: Head, table: Table) -> Sequence[Key]:

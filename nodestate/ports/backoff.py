@@ -60,7 +60,9 @@ class Backoff:
     """
 
     def __init__(self, clock: Clock, rng: random.Random, longest_s: float = MAX_PAUSE_S) -> None:
+        # Measures the pauses.
         self._clock = clock
+        # Chooses the jitter.
         self._rng = rng
         longest_s = min(longest_s, MAX_PAUSE_S)
         # Length of the pauses before jitter.

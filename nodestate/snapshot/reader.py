@@ -73,7 +73,9 @@ class SnapshotReader:
     """
 
     def __init__(self, prefix: str, cas_ids: dict[int, int] | None = None) -> None:
+        # The partition and design.
         self._prefix = prefix
+        # A writer's dict of CAS ids by slot; None for readers.
         self._cas_ids = cas_ids
         # By slot, the stamp of the item that was read.
         self.stamps: list[Stamp] = []

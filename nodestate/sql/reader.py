@@ -29,6 +29,7 @@ class SqlReader:
     """Follows the rows of one partition."""
 
     def __init__(self, prefix: str) -> None:
+        # The partition and design.
         self._prefix = prefix
         # Term and first commit of the ownership that wrote the state in the table.
         self._ownership = (0, 0)

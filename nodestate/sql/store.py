@@ -60,11 +60,14 @@ class SqlStore:
     """
 
     def __init__(self, url: str, *, timeout_s: float, make_tables: bool = False) -> None:
+        # True if missing tables are created in a SQLite file.
         self._make_tables = make_tables
         self._url, self._dialect = dialect_of(url)
         # The URL without its password.
         self.name = self._url.render_as_string(hide_password=True)
+        # Largest head or record.
         self.max_value_bytes = MAX_VALUE_BYTES
+        # Longest time for a connect, and for each answer, in seconds.
         self._timeout_s = timeout_s
         # None until the first call, and after an error.
         self._engine: sa.Engine | None = None
@@ -76,7 +79,9 @@ class SqlStore:
         self._ahead_s = 0.0, 0.0
         # Monotonic time of the last measurement of the database's clock.
         self._asked_at = -math.inf
+        # INSERT of a head that does nothing if the key exists.
         self._add = self._dialect.add(HEADS)
+        # INSERT of rows that replaces existing ones.
         self._put_rows = self._dialect.put(NODES)
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
@@ -288,6 +293,7 @@ class _RetryableError(StoreError):
 
     def __init__(self, meaning: StoreError) -> None:
         super().__init__(str(meaning))
+        # The error to raise if no try succeeds.
         self.meaning = meaning
 
 

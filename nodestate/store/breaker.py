@@ -30,6 +30,7 @@ class Breaker:
     def __init__(self, inner: Store, clock: Clock) -> None:
         # The guarded store.
         self._inner = inner
+        # Measures the pauses.
         self._clock = clock
         # The error of the last call; None if it succeeded.
         self._error: StoreUnavailableError | None = None
@@ -80,6 +81,7 @@ class ClaimBreaker(Breaker):
 
     def __init__(self, inner: ClaimStore, clock: Clock) -> None:
         super().__init__(inner, clock)
+        # The guarded store, with the type that has a clock.
         self._inner: ClaimStore = inner
 
     def server_time(self) -> float:

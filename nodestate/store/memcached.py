@@ -89,8 +89,10 @@ class MemcachedStore:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ConfigError(f"store {address!r} is no address of a memcached server; give host:port")
+        # host:port.
         self._name = address
         self._host, self._port = host.strip("[]"), int(port)
+        # Longest time for a connect, and for each wait for the server, in seconds.
         self._timeout_s = timeout_s
         # The connection; None if it is closed.
         self._client: Client | None = None

@@ -67,17 +67,23 @@ class MemoryServer:
         max_bytes: int | None = None,
         no_evict: bool = False,
     ) -> None:
+        # Name for messages.
         self.name = name
+        # Largest value of an item.
         self.max_value_bytes = max_value_bytes
         # False while the server does not answer.
         self.running = True
+        # The clock that items expire by.
         self._clock = clock or SystemClock()
+        # Size of the memory; None: no limit.
         self._max_bytes = max_bytes
+        # True if a full server refuses writes instead of evicting items.
         self._no_evict = no_evict
         self._entries: OrderedDict[str, StoredItem] = OrderedDict()  # by key, least recently used first
         self._used_bytes = 0  # size of all items
         self._last_cas = 0  # CAS id of the last write
         self._life = 0  # number of restarts
+        # Held during each call, because connections of several threads share the server.
         self._lock = threading.Lock()
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
@@ -212,6 +218,7 @@ class MemoryStore:
     """A connection to a ``MemoryServer``, by default a new one; a ``ports.ClaimStore``."""
 
     def __init__(self, server: MemoryServer | None = None) -> None:
+        # The server that this connection belongs to.
         self.server = server or MemoryServer()
 
     @property

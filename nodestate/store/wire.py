@@ -36,6 +36,7 @@ class Codec(Generic[T]):
     """Encodes and decodes records of one type."""
 
     def __init__(self, record_type: type[T]) -> None:
+        # Decodes a payload to a record.
         self._decode = msgspec.msgpack.Decoder(record_type).decode
         # Name of the type, for messages.
         self._name = getattr(record_type, "__name__", str(record_type))

@@ -65,6 +65,7 @@ class ColumnStore:
     def __init__(self) -> None:
         # Columns of the last view, before nodes are left out.
         self._base = _Base((), (), [], np.zeros(0, np.uint8), {})
+        # Held while the columns of a view are computed.
         self._lock = threading.Lock()
 
     def of(self, tables: Sequence[Table | None], left_out: Collection[str] = ()) -> Columns:

@@ -96,8 +96,11 @@ class Follower:
     def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
         # The state after the last refresh.
         self.state = PartitionState(partition)
+        # The partition and design.
         self._prefix = prefix
+        # The design's reader, which loads tables.
         self._reader = reader
+        # The reader's own clock, for ages.
         self._clock = clock
         self._looked_at = -math.inf  # time of the last refresh that found the present head
         self._before = -math.inf  # time of the last refresh that found an earlier head of this epoch

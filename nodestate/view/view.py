@@ -30,7 +30,9 @@ class Node:
     __slots__ = ("_record", "_state")
 
     def __init__(self, record: NodeRecord) -> None:
+        # The node's record.
         self._record = record
+        # The decoded state; None until it is used.
         self._state: Mapping[str, Any] | None = None
 
     @property
@@ -82,8 +84,11 @@ class Nodes(Mapping[str, Node]):
     """The live nodes of a view by name, without the nodes in ``left_out``."""
 
     def __init__(self, partitions: tuple[PartitionState, ...], left_out: Collection[str]) -> None:
+        # The state of each partition.
         self._partitions = partitions
+        # Names of the nodes to hide.
         self._left_out = left_out
+        # By name, the nodes that were used so far.
         self._nodes: dict[str, Node] = {}
 
     def __getitem__(self, name: str) -> Node:
@@ -141,7 +146,9 @@ class View:
         self.stale = stale
         self.nodes = Nodes(partitions, left_out)
         self.left_out = left_out
+        # Computes the columns from those of the view before.
         self._columns = columns
+        # The reader's clock, for ages.
         self._clock = clock
 
     @cached_property
