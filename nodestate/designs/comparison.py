@@ -110,8 +110,9 @@ def _version(record: NodeRecord | None) -> Version:
 
 
 def _caught_up(before: Difference, now: Difference) -> bool:
-    """True if the side that was behind has reached the other's earlier version: it lost nothing and was only read
-    earlier.
+    """True if the side that was behind has reached the other's earlier version.
+
+    It lost nothing then, and was only read earlier.
     """
     return min(now.left, now.right) >= max(before.left, before.right)
 

@@ -72,8 +72,9 @@ class ControlStore:
                 self._put(copy, control)
 
     def begin(self, control: Control, found: Sequence[Copy]) -> bool:
-        """Write the first record of a cell to the deciding store. Returns False if a record exists, or the write
-        failed.
+        """Write the first record of a cell to the deciding store.
+
+        Returns False if a record exists, or if the write failed.
         """
         return self._put(found[0], control)
 

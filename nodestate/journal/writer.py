@@ -85,8 +85,9 @@ class JournalWriter:
         return (yield from self.ownership.renew(status))
 
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """See ``PartitionWriter``. Writes a commit without events and a checkpoint, which covers any missing segment
-        before it.
+        """See ``PartitionWriter``. Writes a commit without events, and a checkpoint.
+
+        The checkpoint covers all missing segments before it.
         """
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, checkpoint_now=True)
 

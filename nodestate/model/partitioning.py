@@ -14,8 +14,9 @@ many divisors, so most layouts get equal shares (docs/adr/0017).
 
 
 def bucket_of(node: str) -> int:
-    """The bucket of a node: CRC-32 of its name modulo ``BUCKETS_COUNT``, so publishers in any language can
-    compute it.
+    """The bucket of a node: CRC-32 of its name modulo ``BUCKETS_COUNT``.
+
+    Publishers in any language can compute it.
     """
     return zlib.crc32(node.encode()) % BUCKETS_COUNT
 

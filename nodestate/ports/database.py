@@ -32,10 +32,10 @@ class RowSelection(enum.Enum):
 
 
 class RowQuery(NamedTuple):
-    """A query for rows of one partition. ``Store.fetch`` takes it in place of a key; ``Put.DELETE_ROWS`` deletes the
-    rows.
+    """A query for rows of one partition.
 
-    The answer is an item whose value is a packed ``store.wire.FoundRows``. Only databases answer row queries.
+    ``Store.fetch`` takes it in place of a key; ``Put.DELETE_ROWS`` deletes the rows that it selects. The answer to a
+    fetch is an item whose value is a packed ``store.wire.FoundRows``. Only databases answer row queries.
     """
 
     prefix: str

@@ -132,8 +132,9 @@ def ring_after(section: SnapshotSection, offset: int) -> dict[int, Stamp]:
 
 
 def ring_with(section: SnapshotSection, slots: Sequence[int]) -> tuple[int, bytes, bytes]:
-    """``ring_from``, ``counts`` and ``slots`` after one more commit. If the ring is full, its oldest commits are
-    dropped.
+    """``ring_from``, ``counts`` and ``slots`` after one more commit.
+
+    If the ring is full, its oldest commits are dropped.
     """
     counts = np.append(np.frombuffer(section.counts, "<u2"), np.array([min(len(slots), RING_SLOTS + 1)], "<u2"))
     kept = np.cumsum(counts[::-1], dtype=np.int64) <= RING_SLOTS

@@ -153,8 +153,9 @@ class SnapshotReader:
         return self._with_ring(section, section.index.offset, named)
 
     def _with_ring(self, section: SnapshotSection, offset: int, named: _Named) -> _Named:
-        """Add the nodes that the ring's commits from ``offset`` on wrote, if they are newer than the items read
-        before.
+        """Add the nodes that the ring's commits from ``offset`` on wrote.
+
+        Nodes that were read at that stamp or a later one are skipped.
         """
         held = self.stamps
         named.appeared.extend(one.name for one in section.appeared if one.offset >= offset)

@@ -1,5 +1,6 @@
-"""PostgreSQL's driver with a time limit for answers; the driver itself waits as long as the server's kernel
-responds.
+"""PostgreSQL's driver with a time limit for answers.
+
+The driver itself waits as long as the server's kernel responds.
 """
 
 from __future__ import annotations

@@ -228,10 +228,9 @@ class MemcachedStore:
 
 
 def open_stores(config: Config, url: str = "") -> Sequence[ClaimStore]:
-    """A connection to each server of ``url``, by default of the setting ``store``; for memory:// to this process'
-    server.
+    """Connect to each server of ``url``, by default of the setting ``store``.
 
-    Partition p is stored on the server at ``p % len(stores)``.
+    memory:// means the server of this process. Partition p is stored on the server at ``p % len(stores)``.
     """
     servers = servers_of(url or config.store)
     if not servers:

@@ -1,5 +1,6 @@
-"""memcached in this process: the store behind ``memory://``, and the double that ``nodestate.testing`` offers to
-tests.
+"""memcached in this process: the store behind ``memory://``, and the double for tests.
+
+``nodestate.testing`` exports it.
 """
 
 from __future__ import annotations

@@ -339,8 +339,9 @@ class Ownership:
     def _swap(
         self, next_offset: int, section: msgspec.Raw, status: OwnerStatus, rows: tuple[NodeRow, ...]
     ) -> Steps[None]:
-        """Move the head to ``next_offset`` by CAS, after resolving the outcome of an earlier try whose reply was
-        lost.
+        """Move the head to ``next_offset`` by CAS.
+
+        First resolves the outcome of an earlier try whose reply was lost.
         """
         for _ in range(MAX_TRIES_COUNT):
             head = self._next_head(next_offset, section, status)

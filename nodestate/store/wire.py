@@ -73,10 +73,10 @@ pack_record: Final = _encoder.encode
 
 
 def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
-    """Encode records as blocks of about ``part_bytes`` each, in order. Few large items are read far faster than many
-    small.
+    """Encode records as blocks of about ``part_bytes`` each, in order.
 
-    No block is larger than ``part_bytes`` unless it holds a single record.
+    Few large items are read far faster than many small ones. No block is larger than ``part_bytes`` unless it holds a
+    single record.
     """
     return [_seal_array(part) for part in _parts(records, part_bytes - ENVELOPE_BYTES - 5)]
 

@@ -111,8 +111,9 @@ class Follower:
         self._left: dict[int, int] = {}  # by former epoch, its last offset: a backup may bring the epoch back
 
     def refresh(self, with_life: bool) -> Steps[PartitionState]:
-        """Bring the state up to date, with signs of life if ``with_life``. After an error of the store it stays, and
-        ages.
+        """Bring the state up to date, with signs of life if ``with_life``.
+
+        After an error of the store the state stays, and ages.
         """
         for attempt in range(1, MAX_ROUNDS_COUNT + 1):
             looked_at = self._clock.monotonic()
