@@ -274,7 +274,7 @@ def wins(records: Records) -> Section:
     """Return tables of every measure of both designs, ordered by the advantage of the journal."""
     title = "Where the journal is better and worse"
     lead = (
-        "All measures that one run took of both designs of memcached, with those of databases if the run took them, "
+        "All measures that one run took of both designs of memcached, and of databases if the run took them, "
         "for the size of fleet that this page quotes. Databases store on disk, the other designs in memory."
     )
     grouped = by_measure(records, *sorted({record.scenario for record in records.by_run.values()}, key=_rank))
@@ -311,11 +311,11 @@ def _rank(scenario: str) -> tuple[bool, str]:
 
 def hybrid(records: Records) -> Section:
     """Describe a design that joins the advantages of both, with its cost as far as the records tell it."""
-    title = "What a hybrid would cost"
+    title = "Cost of a hybrid design"
     text = [
         (
-            "In both designs the head of a partition tells a reader what changed since its last read, and the reader "
-            "fetches just that. The designs differ in what a *new* reader fetches. The journal writes all nodes again "
+            "In both designs the head of a partition names the changes since a reader's last read, and the reader "
+            "fetches just that. For a *new* reader the designs differ. The journal writes all nodes again "
             "from time to time (a checkpoint), so that a new reader need not fold every event since the beginning. The "
             "snapshot always has the state of every node, but keeps no history."
         ),

@@ -32,8 +32,8 @@ def deciding(records: Records) -> Section:
     """Return the section on one scheduler: decisions by kind and size, claims by batch, and OpenStack's figures."""
     title = "Scheduling decisions"
     lead = (
-        "What one request costs a scheduler that keeps its view up to date, with the default filters and weighers, and "
-        "how many claims it writes."
+        "How long a scheduler with an up-to-date view takes for one request, with the default filters and weighers, "
+        "and how many claims it writes in a second."
     )
     cases = list(records.of_scenarios("select"))
     one = [case for case in cases if case.variant == ONE]
@@ -117,7 +117,7 @@ def racing(records: Records) -> Section:
                 ]
             )
     head = ["fleet", "schedulers", "conflicts without", "conflicts with", "claims without", "claims with"]
-    caption = "With and without sharing: schedulers that share prefer different nodes among those that are equally good"
+    caption = "With and without sharing: schedulers that share prefer different nodes among equally good ones"
     tables = [Table(head, rows, caption)] if rows else []
     return Section(title, lead, [], charts, tables, [detail(cases)], commands_of(cases))
 
