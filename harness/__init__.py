@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: real servers, consumer processes, cells, simulated fleets, watchers and proxies."""
+"""Parts for tests and benchmarks: real servers, consumer processes, cells, simulated fleets, watchers and proxies."""

@@ -88,9 +88,9 @@ class Cell:
         self.watchers: list[ViewWatcher] = []
         """Readers that check each view; ``watch`` starts them."""
         self.counters: dict[str, dict[str, object]] = {}
-        """What each member counted, by its name, once it has ended in order."""
+        """The counters of each member, by its name, once it has ended in order."""
         self._open = ExitStack()
-        """Closes what was started."""
+        """Closes everything that was started."""
         self._readers: dict[str, Reader] = {}
         """One reader for each design, which every ``read`` uses."""
 
@@ -191,7 +191,7 @@ class Cell:
         return found
 
     def wait_until_equal(self, timeout_s: float = PATIENCE_S) -> float:
-        """Stop the changes; wait until each view, of warm and new readers, equals what the agents say, node by node.
+        """Stop the changes; wait until each view, of warm and new readers, equals the states of the agents, node by node.
 
         Then the changes go on. Returns the seconds that it took.
         """
@@ -208,7 +208,7 @@ class Cell:
         return took_s
 
     def differences(self) -> list[str]:
-        """Return where views and agents differ in version or state, and what the views cannot vouch for."""
+        """Return the differences in version or state between views and agents, and the nodes that the views exclude."""
         authored = self.fleet.authored_states()
         found = []
         for design in self.config.designs:

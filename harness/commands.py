@@ -12,7 +12,7 @@ from harness.waiting import PATIENCE_S
 
 STEPS_THAT_WAIT: Final = ("prepare", "cutover", "retire")
 COMMAND_TIMEOUT_S: Final = PATIENCE_S + 60.0
-"""A command has time to report what it waited for in vain."""
+"""Longer than a command waits, so that it can report its own timeout."""
 
 
 def start_command(environment: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
@@ -28,7 +28,7 @@ def start_command(environment: Mapping[str, str], *words: str) -> subprocess.Pop
 
 
 def run_command(environment: Mapping[str, str], *words: str, code: int = 0) -> tuple[str, str]:
-    """Run ``nodestate WORDS`` with these settings; it must exit with ``code``. Returns what it wrote to stdout and stderr."""
+    """Run ``nodestate WORDS`` with these settings; it must exit with ``code``. Returns its stdout and its stderr."""
     with start_command(environment, *words) as process:
         out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
     assert process.returncode == code, f"nodestate {' '.join(words)} exited with {process.returncode}: {out}{err}"

@@ -1,4 +1,4 @@
-"""Databases for tests: empty ones on servers of their own kind, and what an administrator does to them."""
+"""Databases for tests: create empty ones on a server, and act on them as an administrator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SqlServer = MariadbServer | PostgresServer
 
 
 def run_sql(url: str, *statements: str) -> list[Any]:
-    """Carry out statements, each for itself; the rows of the last one."""
+    """Execute statements, each in a transaction of its own; returns the rows of the last one."""
     rows: list[Any] = []
     with connected(url) as connection:
         for statement in statements:
@@ -32,7 +32,7 @@ def run_sql(url: str, *statements: str) -> list[Any]:
 
 @contextmanager
 def connected(url: str, *, isolation: str = "AUTOCOMMIT") -> Iterator[sa.Connection]:
-    """A connection of an administrator's own."""
+    """Open a connection of an administrator."""
     engine = sa.create_engine(url, isolation_level=isolation)
     try:
         with engine.connect() as connection:
@@ -41,8 +41,8 @@ def connected(url: str, *, isolation: str = "AUTOCOMMIT") -> Iterator[sa.Connect
         engine.dispose()
 
 
-def fresh(server: SqlServer, *, tablespace: str = "") -> str:
-    """The URL of a new database without tables."""
+def create_database(server: SqlServer, *, tablespace: str = "") -> str:
+    """Create a database without tables; returns its URL."""
     name = f"t_{uuid.uuid4().hex[:12]}"
     if isinstance(server, MariadbServer):
         run_sql(server.admin_url, f"CREATE DATABASE {name}", f"GRANT ALL ON {name}.* TO '{USER}'@'127.0.0.1'")
@@ -52,7 +52,7 @@ def fresh(server: SqlServer, *, tablespace: str = "") -> str:
 
 
 def contents(url: str) -> dict[str, Rows]:
-    """All that nodestate's tables hold."""
+    """Return all rows of nodestate's tables, by table."""
     with connected(url) as connection:
         return {
             table.name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
@@ -61,7 +61,7 @@ def contents(url: str) -> dict[str, Rows]:
 
 
 def put_contents(url: str, held: dict[str, Rows]) -> None:
-    """Set the tables back to what they held, in one transaction, as a backup that is put in the place of what is there."""
+    """Replace all rows of nodestate's tables in one transaction, as an administrator does who restores a backup."""
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         for table in (HEADS, NODES):
@@ -72,19 +72,19 @@ def put_contents(url: str, held: dict[str, Rows]) -> None:
 
 
 class LockedFile:
-    """A SQLite file that somebody else holds for themselves."""
+    """A SQLite file that another connection can lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._holder: sqlite3.Connection | None = None
 
     def lock(self) -> None:
-        """From now on nobody gets in."""
+        """Lock the file exclusively."""
         self._holder = sqlite3.connect(self._path, isolation_level=None)
         self._holder.execute("BEGIN EXCLUSIVE")
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._holder is not None:
             with closing(self._holder):
                 self._holder.rollback()
@@ -93,7 +93,7 @@ class LockedFile:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A folder on a file system of this size. Raises PermissionError where that may not be made."""
+    """Mount a file system of this size; yields its folder. Raises PermissionError if this process may not mount."""
     if os.geteuid() != 0:
         raise PermissionError("only root mounts file systems")
     folder.mkdir()

@@ -66,7 +66,7 @@ class ConfirmLog:
 
 
 class WitnessSink:
-    """A ``ports.Sink`` around the real one: notes what was sent and confirmed, and loses or swaps events on demand."""
+    """A ``ports.Sink`` around the real one: records sent and confirmed events, and loses or swaps events on demand."""
 
     def __init__(self, inner: KombuSink, confirms: Mapping[str, ConfirmLog]) -> None:
         self.inner = inner
@@ -197,7 +197,7 @@ class SimulatedFleet:
         return answer.result(timeout_s)
 
     def authored_states(self) -> dict[str, AuthoredState]:
-        """Return what the agent has of every node that ever reported."""
+        """Return version and state of every node that ever reported, as its agent has them."""
         return self.call(
             lambda: {
                 name: AuthoredState(one.version, one.state() if one.live else None)
@@ -312,7 +312,7 @@ class SimulatedFleet:
             self._keep_up()
 
     def _keep_up(self) -> None:
-        """Do what an agent does for its nodes: receive resync requests, answer them, send again what was lost."""
+        """Act as the agent of the nodes: receive resync requests, answer them, send lost states again."""
         if not self._backoff.ready:
             time.sleep(TICK_S)
             return

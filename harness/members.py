@@ -117,7 +117,7 @@ class Member:
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError:  # the last line is not written to its end yet
+            except ValueError:  # the last line is incomplete so far
                 continue
             if entry.get("event") == event and all(entry.get(name) == value for name, value in fields.items()):
                 found.append(entry)

@@ -36,7 +36,7 @@ class TcpProxy:
         self.delivered = threading.Event()
         """Set when a held request was delivered after its release, or could not be delivered."""
         self._pattern: bytes | None = None
-        """What a request must contain to be held."""
+        """A request that contains this is held."""
         self._skip = 0
         """How many more matches to let through."""
         self._gate = threading.Condition()
@@ -80,7 +80,7 @@ class TcpProxy:
         assert self.holding.wait(PATIENCE_S), f"no request with {self._pattern!r} came within {PATIENCE_S:g} s"
 
     def release(self) -> None:
-        """Deliver what is held and hold no more; also what came from connections that their sender has closed."""
+        """Deliver all held requests and hold no more, also those from connections that their sender has closed."""
         with self._gate:
             self._pattern = None
             self._gate.notify_all()

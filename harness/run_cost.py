@@ -1,4 +1,4 @@
-"""A pytest plugin: what each test costs, and whether the whole run keeps to its budget.
+"""A pytest plugin that prints the cost of the dearest tests and compares the whole run with its budget.
 
 The wall time of a test includes its fixtures; the first test that uses a server of the whole run pays for its start. The
 processor time includes all child processes, such as servers and consumers, while they run. At the end of a run the
@@ -30,7 +30,7 @@ _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class TestCost:
-    """What one test took."""
+    """Wall time and processor time of one test."""
 
     __test__ = False
 
@@ -40,7 +40,7 @@ class TestCost:
 
 
 def processor_seconds() -> float:
-    """The processor time of this process and of all its descendants so far, those that ended included."""
+    """The processor time of this process and all its descendants, including ended ones."""
     return sum(os.times()[:4]) + sum(map(_ticks_of, _descendants(os.getpid()))) / _TICKS_PER_S
 
 
@@ -102,14 +102,14 @@ class CostRecorder:
                     self.costs.append(TestCost(report.nodeid, wall_s, cpu_s))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Tell the main process what this worker used."""
+        """Report the processor time of this worker to the main process."""
         output = getattr(session.config, "workeroutput", None)
         if output is not None:
             output[CPU_OF_WORKER] = processor_seconds()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Add up what the workers used."""
+        """Add up the processor time of the workers."""
         self.workers_cpu_s += getattr(node, "workeroutput", {}).get(CPU_OF_WORKER, 0.0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -22,8 +22,8 @@ def wait_until(
     """Call ``condition`` every ``poll_s`` seconds until it returns something true.
 
     Args:
-        condition: What to wait for.
-        failure: Explains what did not happen; a function is called at the end of the wait.
+        condition: The event to wait for.
+        failure: The message of the error; a function is called when the time is over.
         timeout_s: Give up after this many seconds.
         poll_s: Pause between two calls.
 

@@ -1,4 +1,4 @@
-"""Readers that read all the time and check each view against what the broker had confirmed by then."""
+"""Readers that read all the time and compare each view with the events that the broker had confirmed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ViewWatcher(threading.Thread):
     - I1: within an epoch no node comes back at an older version; nor when the reader goes over to another design;
     - I5: a partition that the view vouches for contains, of each node, the version that the broker had confirmed by the
       moment as of which the view says that the owner was caught up, or the view names the node as incomplete. A node
-      must not appear to be absent either. For partitions within the bound this implies that each node is as new as what
-      was confirmed more than ``max_age`` seconds ago;
+      must not appear to be absent either. For partitions within the bound this implies that each node is as new as the
+      version that was confirmed more than ``max_age`` seconds ago;
     - each version comes with the state that its author gave it.
     """
 
@@ -50,7 +50,7 @@ class ViewWatcher(threading.Thread):
         self.last_design = ""
         """Design and layout of the last view, such as "journal@8"."""
         self.violations: list[str] = []
-        """What was wrong with views; at most ``MAX_VIOLATIONS_COUNT``."""
+        """Violations that were found; at most ``MAX_VIOLATIONS_COUNT``."""
         self.reads = 0
         """Views that were checked."""
         self.fresh = 0

@@ -75,7 +75,8 @@ def memcached(memcached_factory: MemcachedFactory) -> Iterator[MemcachedServer]:
 def mariadb() -> Iterator[MariadbServer]:
     """One MariaDB without tables for the whole run. A test that stops it must start it again, as with ``rabbit``."""
     try:
-        server = MariadbServer()
+        # Durable against the death of the process, as tests need it, though not against a loss of power.
+        server = MariadbServer(extra=["--innodb-flush-log-at-trx-commit=2"])
     except ServerMissingError as error:
         skip_or_fail(error)
     with server:
@@ -86,7 +87,7 @@ def mariadb() -> Iterator[MariadbServer]:
 def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL without tables for the whole run. A test that stops it must start it again, as with ``rabbit``."""
     try:
-        server = PostgresServer()
+        server = PostgresServer(extra=["-c", "fsync=off"])  # as above
     except ServerMissingError as error:
         skip_or_fail(error)
     with server:

@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner, Result
 
-from harness.databases import connected, fresh, run_sql
+from harness.databases import connected, create_database, run_sql
 from nodestate.cli import main
 from nodestate.errors import ConfigError, SchemaError, StoreUnavailableError
 from nodestate.ports import Put, Write
@@ -32,7 +32,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/state.db"
     else:
-        yield fresh(request.getfixturevalue(request.param))
+        yield create_database(request.getfixturevalue(request.param))
 
 
 def tables_in(url: str) -> set[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class ServerMissingError(RuntimeError):
-    """Raised when a server is neither installed nor to be had as a container; says what would help."""
+    """Raised if a server is neither installed nor available as a container; the message names the package to install."""
 
 
 class ServerFailedError(RuntimeError):
-    """Raised when a server ended, or did not answer in time, while it was started; carries the end of its log."""
+    """Raised if a server ends or does not answer in time while it starts; the message contains the end of its log."""

@@ -24,7 +24,7 @@ LOG_TAIL_BYTES: Final = 4_000
 
 
 class ServerHost(Protocol):
-    """What runs one server: a process of this machine, several of them, or a container."""
+    """The process, processes or container in which one server runs."""
 
     def start(self) -> None:
         """Start the server; does not wait until it answers."""
@@ -64,8 +64,10 @@ class ServerProcess:
     ) -> None:
         self._command = command
         self._environment = environment
+        """Replaces this process's environment; None: the server inherits it."""
         self._folder = folder
         self._end = end
+        """The signal that ends the server in order."""
         self._log = folder / "log"
         self._popen: psutil.Popen | None = None
 
@@ -79,7 +81,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the test run, which then ends its servers in order
+                start_new_session=True,  # Ctrl-C must reach the test run only, which ends its servers in order
             )
 
     def running(self) -> bool:
@@ -103,7 +105,7 @@ class ServerProcess:
         """End the server by SIGKILL and keep its files. Does nothing if it does not run."""
         if self._popen is None or not self.running():
             return
-        self._popen.suspend()  # or it might have another child by then, which would outlive it with what they share
+        self._popen.suspend()  # or it could start another child meanwhile, which would survive and keep shared files open
         children = self._popen.children(recursive=True)
         self._popen.kill()
         self._popen.wait()
@@ -136,14 +138,14 @@ class ServerProcess:
 
 
 def end_processes(processes: Sequence[psutil.Process]) -> None:
-    """End what a server left behind. psutil compares start times, so a pid that was given anew is not touched."""
+    """Kill the processes that a server left behind. psutil compares start times, so it never kills a reused process id."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.kill()  # not waited for: they are orphans now, which init reaps in its own time
+            process.kill()  # they are orphans, which init reaps
 
 
 class ServerContainer:
-    """A container, made at the first start and kept, with its data, until it is removed."""
+    """A container. Its first start creates it; container and data stay until it is removed."""
 
     def __init__(self, image: str, inner_port: int, port: int, command: Sequence[str] = ()) -> None:
         # The reaper is a container more, and privileged; the owner of a server closes it.
@@ -202,7 +204,7 @@ class ServerContainer:
 
     def remove(self) -> None:
         """Kill the server if it runs and remove its files."""
-        if self._made:  # a fixture may close what the run's end closes again
+        if self._made:  # a fixture and the end of the run may both close it
             self._made = False
             self._container.stop(force=True, delete_volume=True)
 

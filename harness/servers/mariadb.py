@@ -1,4 +1,4 @@
-"""A MariaDB of one's own."""
+"""A MariaDB for one test run or benchmark."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ MARIADB_POOL_MB: Final = 512
 
 
 class MariadbServer(ProbedServer):
-    """A MariaDB with databases, and a user without a password who may do anything in them. ``extra`` is appended to the
-    command line. Raises ServerMissingError.
+    """A MariaDB with a database, those named in ``others``, and a user without a password who has all rights in them.
+
+    ``extra`` is appended to the command line. Raises ServerMissingError.
     """
 
     scheme = "mysql+pymysql"
@@ -35,7 +36,7 @@ class MariadbServer(ProbedServer):
             encoding="utf-8",
         )
         first.chmod(0o644)
-        # A MariaDB that starts deletes temporary tables of others where it has its own: none may be shared.
+        # A MariaDB deletes all temporary tables in its temporary folder when it starts, so it must not share the folder.
         data = ["--no-defaults", f"--datadir={folder / 'data'}", f"--tmpdir={folder}"]
         prepare([*user, install, *data, "--skip-test-db", "--auth-root-authentication-method=normal"], folder)
         command = [
@@ -48,12 +49,12 @@ class MariadbServer(ProbedServer):
 
     @property
     def url(self) -> str:
-        """As SQLAlchemy takes it."""
+        """The URL of its database, as SQLAlchemy takes it."""
         return f"{self.scheme}://{USER}@{self.address}/{DATABASE}"
 
     @property
     def admin_url(self) -> str:
-        """For a user who may do everything."""
+        """The URL for a user with all rights."""
         return f"{self.scheme}://root@localhost/?unix_socket={self.folder / 'socket'}"
 
     def _answers(self) -> bool:

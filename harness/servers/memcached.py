@@ -1,4 +1,4 @@
-"""A memcached of one's own."""
+"""A memcached for one test or benchmark."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Final
 from harness.servers.errors import ServerMissingError
 from harness.servers.hosts import ServerContainer, ServerHost, ServerProcess, docker_answers
 from harness.servers.programs import find_program, free_ports
-from harness.servers.server import PROBE_TIMEOUT_S, Server
+from harness.servers.server import PROBE_TIMEOUT_S, START_TIMEOUT_S, Server
 
 MEMCACHED_IMAGE: Final = "memcached:1.6"
-MEMCACHED_START_TIMEOUT_S: Final = 15.0
 
 
 class MemcachedServer(Server):
@@ -32,18 +31,18 @@ class MemcachedServer(Server):
         limits = ["-m", str(memory_mb), "-I", item_max, *(["-M"] if no_evict else []), *extra]
         host: ServerHost
         if program := find_program("memcached"):
-            # memcached refuses to run as root unless it is told whom to be instead.
+            # memcached refuses to run as root unless it gets the name of another user.
             user = ["-u", "nobody"] if os.geteuid() == 0 else []
             command = [program, "-l", "127.0.0.1", "-p", str(port), "-U", "0", *user, *limits]
             host = ServerProcess(command, Path(tempfile.mkdtemp(prefix="nodestate-memcached-")))
         elif docker_answers():
-            # On IPv4 alone, like the program above: memcached counts each socket it listens on as a connection.
-            command = ["memcached", "-l", "0.0.0.0", *limits]  # noqa: S104 - all of a container, which has its own
+            # On IPv4 only, as the program above: memcached counts each socket on which it listens as a connection.
+            command = ["memcached", "-l", "0.0.0.0", *limits]  # noqa: S104 - the addresses of the container
             host = ServerContainer(MEMCACHED_IMAGE, 11211, port, command)
         else:
             message = "memcached is neither installed (apt-get install memcached) nor to be had through Docker"
             raise ServerMissingError(message)
-        super().__init__(port, host, MEMCACHED_START_TIMEOUT_S)
+        super().__init__(port, host, START_TIMEOUT_S)
 
     @property
     def url(self) -> str:
@@ -51,7 +50,7 @@ class MemcachedServer(Server):
         return f"memcached://{self.address}"
 
     def stop(self) -> None:
-        """End the server. It has nothing to save, and its orderly end takes a second: this is ``kill()``."""
+        """End the server by ``kill()``: it has nothing to save, and its orderly end takes a second."""
         self.kill()
 
     def _answers(self) -> bool:

@@ -1,9 +1,10 @@
-"""A PostgreSQL of one's own."""
+"""A PostgreSQL for one test run or benchmark."""
 
 from __future__ import annotations
 
 import signal
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +19,14 @@ POSTGRES_PROTOCOL: Final = 196_608
 
 
 class PostgresServer(ProbedServer):
-    """A PostgreSQL whose superuser is trusted. Raises ServerMissingError."""
+    """A PostgreSQL that trusts its superuser, without a password. Raises ServerMissingError.
+
+    ``extra`` is appended to the command line, e.g. ``("-c", "fsync=off")``.
+    """
 
     scheme = "postgresql+psycopg"
 
-    def __init__(self) -> None:
+    def __init__(self, *, extra: Sequence[str] = ()) -> None:
         package = "postgresql"
         newest = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), key=_major, reverse=True)
         program = require_program("postgres", package, *newest)
@@ -35,28 +39,29 @@ class PostgresServer(ProbedServer):
         command = [
             *[*user, program, "-D", data, "-p", str(port)],
             *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
+            *extra,
         ]
-        # In order, but without waiting until everybody has hung up.
+        # SIGINT ends it in order without waiting until all clients have disconnected.
         super().__init__(port, command, folder, version_of(program, "--version"), end=signal.SIGINT)
 
     @property
     def url(self) -> str:
-        """As SQLAlchemy takes it."""
+        """The URL of its database, as SQLAlchemy takes it."""
         return f"{self.scheme}://{USER}@{self.address}/postgres"
 
     @property
     def admin_url(self) -> str:
-        """For a user who may do everything, which this one may."""
+        """The URL for a user with all rights, as this user is."""
         return self.url
 
     def pause(self) -> None:
-        """Freeze the server, with those of its processes that serve a connection each."""
+        """Freeze the server and its child processes, each of which serves one connection."""
         super().pause()
         for process in self._serving():
             process.suspend()
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Let the paused server and its child processes continue."""
         for process in self._serving():
             process.resume()
         super().resume()
@@ -66,7 +71,7 @@ class PostgresServer(ProbedServer):
         return self.host.children()
 
     def close(self) -> None:
-        """End the server in order: killed, it would leave shared memory behind, which is in no folder."""
+        """End the server in order: a killed PostgreSQL leaves shared memory behind, which is not among its files."""
         self.stop()
         super().close()
 

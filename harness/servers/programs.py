@@ -23,20 +23,20 @@ PORT_MAX: Final = 32_000
 
 
 def find_program(name: str, *first: str) -> str | None:
-    """The path of an installed program, looked for in ``first``, PATH, and where Debian keeps servers."""
+    """Return the path of an installed program, or None. Looks in ``first``, PATH, and the folders of Debian's servers."""
     path = [*first, os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"]
     return shutil.which(name, path=os.pathsep.join(path))
 
 
 def require_program(name: str, package: str, *first: str) -> str:
-    """The path of a program; raises ServerMissingError with the Debian package that has it."""
+    """Return the path of a program. Raises ServerMissingError, which names the Debian package that contains it."""
     if program := find_program(name, *first):
         return program
     raise ServerMissingError(f"{name} is not installed: apt-get install {package}")
 
 
 def version_of(program: str, *arguments: str) -> str:
-    """The first number with a dot in what a program says of itself."""
+    """Return the first number with a dot in the output of a program, or "unknown"."""
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)  # noqa: S603 - a server's own tool
     found = re.search(r"\d+\.[\w.+~-]+", done.stdout)
     return found.group() if found else "unknown"
@@ -44,7 +44,7 @@ def version_of(program: str, *arguments: str) -> str:
 
 def free_ports(count: int) -> list[int]:
     """Return ``count`` different ports of 127.0.0.1 on which nothing listens."""
-    with ExitStack() as held:  # all are held until the last is found, so that none is given out twice
+    with ExitStack() as held:  # each port stays bound until the last is found, so that all differ
         ports: list[int] = []
         while len(ports) < count:
             port = random.randrange(PORT_MIN, PORT_MAX)
@@ -63,12 +63,16 @@ def make_folder(name: str) -> Path:
 
 
 def run_as(user: str, package: str, folder: Path) -> list[str]:
-    """What to put before a command so that it runs as ``user``, who is given the folder; nothing unless run by root."""
+    """Make ``user`` the owner of the folder; returns the words to put before a command so that it runs as this user.
+
+    Returns no words, and changes nothing, unless this process runs as root. Raises ServerMissingError if there is no such
+    user.
+    """
     if os.geteuid() != 0:
         return []
     try:
         shutil.chown(folder, user, user)
-        # It becomes the command instead of waiting for it as its parent, so the pid started is the server's own.
+        # setpriv replaces itself by the command, so its process id becomes that of the server.
         setpriv = require_program("setpriv", "util-linux")
     except (LookupError, ServerMissingError) as error:
         folder.rmdir()
@@ -79,8 +83,8 @@ def run_as(user: str, package: str, folder: Path) -> list[str]:
 
 
 def prepare(command: Sequence[str], folder: Path) -> None:
-    """Run what makes a server's data folder."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)  # noqa: S603 - ditto
+    """Run the command that creates a server's data folder. Raises ServerFailedError with its output."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)  # noqa: S603 - a server's own tool
     if done.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         raise ServerFailedError(f"{Path(command[0]).name} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")

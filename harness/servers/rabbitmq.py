@@ -1,4 +1,4 @@
-"""A RabbitMQ node of one's own."""
+"""A RabbitMQ node for one test run or benchmark."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from typing import Final
 import amqp
 
 from harness.servers.errors import ServerFailedError, ServerMissingError
-from harness.servers.hosts import STOP_TIMEOUT_S, ServerContainer, ServerHost, ServerProcess, docker_answers
+from harness.servers.hosts import ServerContainer, ServerHost, ServerProcess, docker_answers
 from harness.servers.programs import find_program, free_ports
-from harness.servers.server import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, Server
+from harness.servers.server import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, START_TIMEOUT_S, Server
 
 RABBIT_IMAGE: Final = "rabbitmq:3"
-RABBIT_START_TIMEOUT_S: Final = 90.0
 RABBIT_MEMORY_MB: Final = 1_024
 
 
 class RabbitServer(Server):
-    """A RabbitMQ node of its own, with a data folder that lasts until ``close()``: durable queues survive ``kill()``.
+    """A RabbitMQ node. Its data folder stays until ``close()``, so durable queues survive ``kill()``.
 
     Raises ServerMissingError.
     """
 
     def __init__(self) -> None:
         port, distribution_port, epmd_port = free_ports(3)
-        # What Debian puts on PATH is a wrapper that changes the user; the script behind it works for any user.
+        # Debian puts a wrapper on PATH that changes the user; the script behind it works for any user.
         program = find_program("rabbitmq-server", "/usr/lib/rabbitmq/bin")
         epmd = find_program("epmd")
         host: ServerHost
@@ -41,7 +40,7 @@ class RabbitServer(Server):
         else:
             message = "RabbitMQ is neither installed (apt-get install rabbitmq-server) nor to be had through Docker"
             raise ServerMissingError(message)
-        super().__init__(port, host, RABBIT_START_TIMEOUT_S)
+        super().__init__(port, host, START_TIMEOUT_S)
 
     @property
     def url(self) -> str:
@@ -57,9 +56,9 @@ class RabbitServer(Server):
 
 
 class RabbitNode:
-    """A RabbitMQ node and the Erlang port mapper that it needs: both begin and end together.
+    """A RabbitMQ node and its Erlang port mapper, which start and end together.
 
-    Left alone, Erlang starts one port mapper for the whole machine and leaves it behind. This one has its own port.
+    By default Erlang starts one port mapper for the whole machine, which outlives the node. This one has its own port.
     """
 
     def __init__(self, program: str, epmd: str, port: int, distribution_port: int, epmd_port: int) -> None:
@@ -70,7 +69,7 @@ class RabbitNode:
         configuration.write_text(
             f"listeners.tcp.1 = 127.0.0.1:{port}\n"
             f"vm_memory_high_watermark.absolute = {RABBIT_MEMORY_MB}MiB\n"
-            # A full disk of the machine must not silently block publishers in a test.
+            # A full disk of the machine must not block publishers in a test without an error.
             "disk_free_limit.absolute = 10MB\n"
             "log.console = true\n"
             "log.console.level = warning\n"
@@ -82,7 +81,7 @@ class RabbitNode:
         empty = folder / "rabbitmq-env.conf"
         empty.touch()
         environment = {
-            # Nothing of the caller's RABBITMQ_... or ERL_... gets in, nor the machine's /etc/rabbitmq.
+            # The node gets neither the caller's variables RABBITMQ_... and ERL_... nor the machine's /etc/rabbitmq.
             "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/bin", "/bin"]),
             "LANG": "C.UTF-8",
             "HOME": str(folder),  # where Erlang makes the node's own cookie
@@ -101,8 +100,8 @@ class RabbitNode:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
-            # With "input allowed" the script becomes the Erlang machine instead of waiting for it as its parent, so
-            # that a signal to this pid is a signal to the broker; -noinput then takes the shell away again.
+            # With "input allowed" the script replaces itself by the Erlang machine instead of waiting for it, so that
+            # a signal to this process id reaches the broker; -noinput then disables the Erlang shell.
             "RABBITMQ_ALLOW_INPUT": "true",
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
         }
@@ -113,7 +112,7 @@ class RabbitNode:
     def start(self) -> None:
         """Start the server; does not wait until it answers."""
         self._epmd.start()
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not _listens(self._epmd_port):
             if not self._epmd.running() or time.monotonic() > deadline:
                 message = f"epmd does not listen on port {self._epmd_port}:\n{self._epmd.log_tail()}"

@@ -1,4 +1,4 @@
-"""A Redis of one's own."""
+"""A Redis for one test run or benchmark."""
 
 from __future__ import annotations
 

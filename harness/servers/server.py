@@ -13,7 +13,8 @@ from typing import Final, Self
 from harness.servers.errors import ServerFailedError
 from harness.servers.hosts import ServerHost, ServerProcess
 
-DATABASE_START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 180.0
+"""Starts take seconds, but a busy machine may need much longer."""
 PROBE_TIMEOUT_S: Final = 2.0
 PROBE_INTERVAL_S: Final = 0.02
 REPLY_BYTES: Final = 4_096
@@ -22,34 +23,35 @@ USER: Final = "bench"
 
 
 class Server(ABC):
-    """What both kinds share: the states of the module's docstring, and waiting until the server really answers."""
+    """A server in the states that the package describes. It has started when it answers its own protocol."""
 
     def __init__(self, port: int, host: ServerHost, start_timeout_s: float) -> None:
         self.port = port
         self.host = host
+        """The process or container that runs it."""
         self._start_timeout_s = start_timeout_s
 
     @property
     def address(self) -> str:
-        """``127.0.0.1:port``, the same for the server's whole life."""
+        """``127.0.0.1:port``; it stays the same when the server starts again."""
         return f"127.0.0.1:{self.port}"
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """The server's address as nodestate's settings take it."""
+        """The address of the server, as nodestate's settings take it."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether the server gives a right answer to its own protocol's first question."""
+        """True if the server gives the right answer to the first question of its protocol."""
 
     @property
     def running(self) -> bool:
-        """Whether the server lives, be it paused."""
+        """True while the server lives, also while it is paused."""
         return self.host.running()
 
     def start(self) -> Self:
-        """Start the server and return when it answers; raise ServerFailedError, with its log, where it does not."""
+        """Start the server and wait until it answers. Raises ServerFailedError with the end of its log if it does not."""
         assert not self.running, f"the server at {self.address} runs already"
         self.host.start()
         deadline = time.monotonic() + self._start_timeout_s
@@ -64,28 +66,28 @@ class Server(ABC):
         return self
 
     def stop(self) -> None:
-        """End the server in order and keep its files. A server that does not run is left as it is."""
+        """End the server in order and keep its files. Does nothing if it does not run."""
         self.host.stop()
 
     def kill(self) -> None:
-        """End the server by SIGKILL and keep its files. A server that does not run is left as it is."""
+        """End the server by SIGKILL and keep its files. Does nothing if it does not run."""
         self.host.kill()
 
     def restart(self) -> Self:
-        """Stop and start, on the same port and files."""
+        """Stop the server and start it again, with the same port and files."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """Freeze the server: its connections stay, and nothing is answered."""
+        """Freeze the server: its connections stay open, and it answers no request."""
         self.host.pause()
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Let a paused server continue."""
         self.host.resume()
 
     def close(self) -> None:
-        """End the server for good, in no order that takes time, and remove its files."""
+        """Kill the server and remove its files."""
         self.host.remove()
 
     def __enter__(self) -> Self:
@@ -100,14 +102,14 @@ class Server(ABC):
 
 
 class ProbedServer(Server):
-    """A server that is asked one question over TCP; ``version`` is what its program says."""
+    """A server that answers one probe over TCP when it is ready. ``version`` is that of its program."""
 
     scheme = ""
 
     def __init__(
         self, port: int, command: Sequence[str], folder: Path, version: str, *, end: signal.Signals = signal.SIGTERM
     ) -> None:
-        super().__init__(port, ServerProcess(command, folder, end=end), DATABASE_START_TIMEOUT_S)
+        super().__init__(port, ServerProcess(command, folder, end=end), START_TIMEOUT_S)
         self.version = version
         self.folder = folder
 

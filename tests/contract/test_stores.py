@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from harness.databases import LockedFile, Rows, SqlServer, contents, fresh, put_contents, run_sql, small_disk
+from harness.databases import LockedFile, Rows, SqlServer, contents, create_database, put_contents, run_sql, small_disk
 from harness.servers import MariadbServer, MemcachedServer, PostgresServer
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
@@ -226,12 +226,12 @@ class TestSqlStoreOnSqlite(DatabaseContract):
 
 @pytest.fixture(scope="module")
 def on_mariadb(mariadb: MariadbServer) -> OnDatabase:
-    return OnDatabase(fresh(mariadb), mariadb)
+    return OnDatabase(create_database(mariadb), mariadb)
 
 
 @pytest.fixture(scope="module")
 def on_postgres(postgres: PostgresServer) -> OnDatabase:
-    return OnDatabase(fresh(postgres), postgres)
+    return OnDatabase(create_database(postgres), postgres)
 
 
 @pytest.mark.service
@@ -261,7 +261,7 @@ class TestSqlStoreOnPostgres(DatabaseContract):
             with PostgresServer() as server, small_disk(Path(f"{server.folder}/small"), 16) as disk:
                 shutil.chown(disk, "postgres", "postgres")
                 run_sql(server.admin_url, f"CREATE TABLESPACE small LOCATION '{disk}'")
-                yield OnDatabase(fresh(server, tablespace="small"), server)
+                yield OnDatabase(create_database(server, tablespace="small"), server)
         except PermissionError as error:
             pytest.skip(str(error))
 

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from harness.databases import LockedFile, SqlServer, connected, fresh, run_sql
+from harness.databases import LockedFile, SqlServer, connected, create_database, run_sql
 from harness.servers import MariadbServer, PostgresServer
 from nodestate import Reader
 from nodestate.config import Config
@@ -99,7 +99,7 @@ def made(request: pytest.FixtureRequest, kind: str, folder: Path) -> Database:
         made = Database(f"sqlite:///{folder}/state.db")
     else:
         server = request.getfixturevalue(kind)
-        made = Database(fresh(server), server)
+        made = Database(create_database(server), server)
     upgrade(made.url)
     return made
 
