@@ -215,7 +215,7 @@ def test_new_owner_rewrites_items_that_the_old_one_wrote_ahead_of_its_head(
     taken = heir.take()
     assert taken is not None
     assert [(r.name, r.version.generation) for r in taken.records] == [("n", 2), ("m", 1)]
-    assert taken.whole
+    assert taken.epoch_continues
     heir.commit(report("m", 2))
     for follower in (watcher, Watcher("snapshot", server, clock)):
         state = follower.look()
@@ -231,7 +231,7 @@ def test_takeover_reports_that_a_node_was_lost(owner: Owner, server: MemoryServe
     server.evict(keys.node(S, "n"))
     taken = Owner("snapshot", server, clock, "b").take()
     assert taken is not None
-    assert (taken.whole, taken.complete) == (False, False)
+    assert (taken.epoch_continues, taken.complete) == (False, False)
     assert [(r.name, r.live, r.incomplete) for r in taken.records] == [("n", False, True), ("m", True, False)]
 
 

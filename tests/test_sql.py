@@ -220,7 +220,7 @@ def test_new_owner_continues_in_the_same_epoch(
     heir = Owner("sql", database, clock, "heir")
     taken = heir.take()
     assert taken is not None
-    assert (taken.records, taken.complete, taken.whole) == (owner.records, True, True)
+    assert (taken.records, taken.complete, taken.epoch_continues) == (owner.records, True, True)
     assert taken.behind_ms is not None
     assert 20_000 <= taken.behind_ms <= 21_000
     heir.commit(change("m", 2, zone="b"), report("new", 1))
@@ -452,7 +452,7 @@ def test_backup_restored_while_no_owner_ran_is_taken_over_as_incomplete(
     taken = heir.take()
     assert taken is not None
     assert ([record.version.generation for record in taken.records], taken.complete) == ([1], False)
-    assert (taken.whole, taken.behind_ms) == (False, None)
+    assert (taken.epoch_continues, taken.behind_ms) == (False, None)
     heir.begin(8)
     heir.commit(change("n", 2, zone="acked"))
     assert held(watcher.look()) == heir.records

@@ -69,5 +69,5 @@ class DesignChanges:
         records. Raises ``FencedError`` if another owner wrote it after we took the partition: we were frozen meanwhile.
         """
         taken = yield from partition.writers[name].take_over()
-        if taken is None or not taken.whole or taken.records != partition.records:
+        if taken is None or not taken.epoch_continues or taken.records != partition.records:
             yield from self._storage.begin_epoch(partition, name, now)

@@ -75,7 +75,10 @@ class SeedLayout:
                     records[number].append(record)
                     heard_at[number].append(state_heard_at[slot] if slot < len(state_heard_at) else -math.inf)
         now = self._clock.monotonic()
-        return {n: TakeoverResult(records[n], True, _ages_ms(now, heard_at[n]), None, whole=False) for n in records}
+        return {
+            n: TakeoverResult(records[n], True, _ages_ms(now, heard_at[n]), None, epoch_continues=False)
+            for n in records
+        }
 
     def _read(self) -> tuple[PartitionState, ...]:
         return self._reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag").partitions

@@ -183,9 +183,9 @@ class Takeover:
             partition.complete = any(one.complete for one in taken.values())
             # Only of a design that lost no node: the node that another design lost may be the one that the previous
             # owner had caught up with.
-            behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.whole]
+            behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
         partition.complete_after = now + self._config.settle_s
         partition.needs_full_resync = not partition.complete
-        same = {name for name, one in taken.items() if one.whole and one.records == partition.records}
+        same = {name for name, one in taken.items() if one.epoch_continues and one.records == partition.records}
         return [name for name in partition.writers if name not in same]

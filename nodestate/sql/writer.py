@@ -66,7 +66,7 @@ class SqlWriter:
             return None
         self._ownership, self._began = ownership, found.next
         behind_ms = ownership.inherited_behind_ms if sure else None
-        return TakeoverResult(records, sure, ownership.inherited_ages_ms, behind_ms, whole=sure)
+        return TakeoverResult(records, sure, ownership.inherited_ages_ms, behind_ms, epoch_continues=sure)
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; rows of former epochs are removed."""

@@ -49,10 +49,11 @@ class TakeoverResult(NamedTuple):
     """By slot, milliseconds since the node's last sign of life, as little-endian uint32; may have fewer slots."""
     behind_ms: int | None
     """Milliseconds since the owner before had taken everything in its queue; None if unknown."""
-    whole: bool = True
-    """False if the state of a node was lost.
+    epoch_continues: bool = True
+    """False if the owner must begin another epoch with these records, because offsets or versions may repeat.
 
-    The owner then cannot tell which of that node's events are old, so it begins another epoch, as incomplete.
+    That is so if a node's state was lost (its old events cannot be told from new ones), if the records may come from a
+    backup, or if they come from another layout.
     """
 
 

@@ -60,15 +60,15 @@ class ChunkedList:
         for slot, row in rows.items():
             if slot >= size:
                 continue
-            number, place = divmod(slot, GROUP_SLOTS)
+            number, slot_in_group = divmod(slot, GROUP_SLOTS)
             group = groups[number]
             if group is before[number]:
                 group = groups[number] = group.copy()
             at = slot // CHUNK_SLOTS
             if at not in copied:
                 copied.add(at)
-                group[place // CHUNK_SLOTS] = group[place // CHUNK_SLOTS].copy()
-            group[place // CHUNK_SLOTS][slot % CHUNK_SLOTS] = row
+                group[slot_in_group // CHUNK_SLOTS] = group[slot_in_group // CHUNK_SLOTS].copy()
+            group[slot_in_group // CHUNK_SLOTS][slot % CHUNK_SLOTS] = row
         new = [slot for slot in rows if slot >= size]
         if new:  # rebuild the last group and append the new rows
             assert sorted(new) == list(range(size, size + len(new))), f"{sorted(new)[:3]} leave a hole after {size}"
@@ -84,11 +84,11 @@ class ChunkedList:
             old_group = old_groups[number] if number < len(old_groups) else []
             if group is old_group:
                 continue
-            for place, chunk in enumerate(group):
-                old = old_group[place] if place < len(old_group) else []
+            for chunk_number, chunk in enumerate(group):
+                old = old_group[chunk_number] if chunk_number < len(old_group) else []
                 if chunk is old:
                     continue
-                begin = number * GROUP_SLOTS + place * CHUNK_SLOTS
+                begin = number * GROUP_SLOTS + chunk_number * CHUNK_SLOTS
                 for slot, row in enumerate(chunk, begin):
                     if slot - begin >= len(old) or old[slot - begin] is not row:
                         yield slot, row
