@@ -65,7 +65,7 @@ class TestHelp:
             command.make_context(name, [word for word in given if word != "-"] + ["-"] * ("-" in given))
 
     def test_every_option_has_a_help_text(self, name: str) -> None:
-        """The text must say by itself what the option does."""
+        """The text alone must describe the option."""
         for param in every_command()[name].params:
             if isinstance(param, click.Option):
                 assert param.help, f"nodestate {name} {param.opts[0]}"
