@@ -58,8 +58,8 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
     """Apply one event to a node's record (None: the node is unknown). Consumer, journal reader and checker all use it.
 
     Raises:
-        BadEventError: if the event's state, or the state that its patch produces, breaks the format or a limit.
-            The record stays as it was.
+        BadEventError: if the event's state, or the state that its patch produces, breaks the format or a limit. The
+            record stays as it was.
     """
     if (  # The most frequent case first. It compares the fields because building a Version tuple costs time.
         type(event) is Change

@@ -4,17 +4,14 @@ Keys are rows of the table ``schema.HEADS``. The ``rows`` of a write go to ``sch
 writes the key. All writes of a call are one transaction, and all fetches are one query to each table.
 
 - CAS ids are random, so an id is never used again: not for a key that was deleted and added again, and not after a
-  backup
-  was restored.
+  backup was restored.
 - Times to live use the database's clock, which all processes share, and count from the sending, not from the moment at
-  which
-  a lock was granted. The difference between the database's clock and this process' clock is measured again every
+  which a lock was granted. The difference between the database's clock and this process' clock is measured again every
   minute, because an operator may set a clock. It is known to within the duration of the measurement. Writes use the
   lower bound, and reads use the upper one, so no item looks younger than it is.
 - Heads are read before rows, so rows are never older than the head that was read with them.
 - A deadlock, or a lock that is not granted, rolls the transaction back. It is tried again a few times, as long as all
-  tries
-  together take no longer than ``timeout_s``.
+  tries together take no longer than ``timeout_s``.
 """
 
 from __future__ import annotations

@@ -3,20 +3,17 @@
 How memcached 1.6 behaves, found by experiment (``tests/contract/``), and what this adapter does about it:
 
 - ``ms`` removes the old value if the server has no memory for the new one, also in add mode and also if the CAS id is
-  wrong.
-  So a fenced owner could delete a head. The classic ``add`` and ``cas`` keep the old value, so the adapter uses these,
-  and never ``set``.
+  wrong. So a fenced owner could delete a head. The classic ``add`` and ``cas`` keep the old value, so the adapter uses
+  these, and never ``set``.
 - The classic commands do not return the new CAS id. Each is followed by ``mg key c f u``, which may already see a later
   writer's item. So every write has a random tag as the item's client flags, and the returned id is used only if the tag
   is the writer's own. ``u`` prevents that memcached counts this read as a use of the item.
 - A relative time to live counts from the arrival. A request may be on its way for long (a frozen process, a stalled
-  network),
-  and readers derive the age of an item from the time that is left. So the adapter sends absolute times of the server's
-  clock, which count from the sending. It asks the server for its clock once per connection.
+  network), and readers derive the age of an item from the time that is left. So the adapter sends absolute times of the
+  server's clock, which count from the sending. It asks the server for its clock once per connection.
 - Replies arrive in the order of the requests, one per ``mg``, so they need not repeat the keys.
 - A server that cannot send stops receiving. So the adapter sends requests only as far as the socket accepts them and
-  reads
-  replies meanwhile: no call can dead-lock, whatever its length.
+  reads replies meanwhile: no call can dead-lock, whatever its length.
 
 A connection is reused only after a call has read all its replies; after any other end of a call it is closed.
 """

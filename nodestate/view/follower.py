@@ -11,8 +11,7 @@ Ages run on the reader's own clock. There are two bounds for the time at which a
 - It was at most as long ago as the time to live that is left says. The store's adapter counts that time from the
   sending.
 - It was after the last refresh that did not yet find the head's predecessor (``Head.follows``), because the owner made
-  the
-  statements after that one was stored. The last refresh that did not find the head itself is no bound: an owner may
+  the statements after that one was stored. The last refresh that did not find the head itself is no bound: an owner may
   freeze between packing the head and storing it.
 
 The later of the two is used. Both err on the old side, so a view may look older than it is but never fresher.
