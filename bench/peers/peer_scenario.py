@@ -190,10 +190,10 @@ def ours(design: str, fleet: SeededFleet, settings: Settings) -> Iterator[Ours]:
     """Run one design in an environment of its own. Raises PeerMissingError if its server is not installed."""
     with ExitStack() as held:
         try:
-            place = held.enter_context(open_environment([design], len(fleet) * settings.state_bytes))
+            environment = held.enter_context(open_environment([design], len(fleet) * settings.state_bytes))
         except ServerMissingError as error:
             raise PeerMissingError(f"{OURS} {design_label([design])}: {error}") from error
-        yield Ours(held.enter_context(SteppedCell(fleet, place, settings)))
+        yield Ours(held.enter_context(SteppedCell(fleet, environment, settings)))
 
 
 # -- proofs ---------------------------------------------------------------------------------------

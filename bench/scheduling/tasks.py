@@ -73,10 +73,10 @@ class Trace:
     def first(self, tasks: int) -> Trace:
         """Return the part of the trace in which the first ``tasks`` tasks start."""
         started = 0
-        for place, happening in enumerate(self.happenings):
+        for index, happening in enumerate(self.happenings):
             started += happening.starts
             if started > tasks:
-                return Trace(self.nodes, self.happenings[:place])
+                return Trace(self.nodes, self.happenings[:index])
         return self
 
     def on(self, nodes: Iterable[str]) -> Trace:
@@ -99,7 +99,7 @@ class Trace:
     def moments(self) -> list[float]:
         """Return the times at which the packing is sampled."""
         last = self.happenings[-1].at if self.happenings else 0.0
-        return [last * place / (SAMPLES_COUNT - 1) for place in range(SAMPLES_COUNT)]
+        return [last * index / (SAMPLES_COUNT - 1) for index in range(SAMPLES_COUNT)]
 
 
 def read(path: Path) -> Trace:
