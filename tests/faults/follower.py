@@ -1,4 +1,4 @@
-"""A scheduler in a process of its own that follows the control record and reports what it saw.
+"""A scheduler in a process of its own that follows the control record and reports its views.
 
 ``python -m tests.faults.follower MAX_AGE`` reads every 50 ms until its stdin ends. Then it prints one JSON object: the number
 of reads and of fresh ones, the designs in the order in which it met them, errors, nodes that went back (I1), and the
@@ -20,7 +20,7 @@ SHOWN_COUNT = 5
 
 
 def follow(max_age: float) -> dict[str, Any]:
-    """Read until stdin ends; returns what was seen."""
+    """Read until stdin ends; returns the counts and violations."""
     seen: dict[str, Version] = {}
     designs: list[str] = []
     errors: list[str] = []

@@ -26,7 +26,7 @@ class Moment(NamedTuple):
 class Histories:
     """Every moment of every node, from the history files of their agents.
 
-    ``claim_outlives_order_s``: the claim of an order lives for so many seconds after the deadline of the order.
+    ``claim_outlives_order_s``: the claim of an order lives for this many seconds after the deadline of the order.
     """
 
     def __init__(self, files: list[Path], claim_outlives_order_s: float) -> None:

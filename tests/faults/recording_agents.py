@@ -28,7 +28,7 @@ from nodestate.ports import SystemClock
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class RecordingSink(KombuSink):
+class HistorySink(KombuSink):
     """A real sink that records each event before the broker has it."""
 
     def __init__(self, config: Config, history: BinaryIO) -> None:
@@ -54,7 +54,7 @@ def main(folder: Path, name: str) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     with (folder / f"{name}.history").open("ab", buffering=0) as history:
-        sink = RecordingSink(config, history)
+        sink = HistorySink(config, history)
         agent = Agent(config, [fleet], sink, clock, random.Random(name), inbox=sink)
         agent.run(lambda: bool(stopping))
         agent.close()

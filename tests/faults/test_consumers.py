@@ -88,7 +88,7 @@ def hold(proxy: TcpProxy, place: BatchPlace) -> None:
 
 
 def test_standby_loses_nothing_wherever_in_a_batch_the_owner_was_killed(pair: Cell, proxies: list[TcpProxy]) -> None:
-    """I6: the broker gives what the dead owner had not acked to the standby, which builds on what the owner had stored."""
+    """I6: the broker gives the unacked events of the dead owner to the standby, which builds on the owner's stored state."""
     owner, heir = 0, 1
     for place in PLACES:
         hold(proxies[owner], place)

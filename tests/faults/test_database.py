@@ -186,7 +186,7 @@ def without_tables(database: Database) -> Iterator[None]:
 
 @contextmanager
 def of_another_revision(database: Database) -> Iterator[None]:
-    """The tables are those of a newer version of nodestate."""
+    """The tables have the revision of a newer version of nodestate."""
     statement = f"UPDATE {REVISION_TABLE} SET version_num = "  # noqa: S608
     database.admin(f"{statement} '9999'")
     restart_connections(database)
@@ -449,7 +449,7 @@ class DatabaseCell:
         return len([body for body in (*bodies, *self.broker.queued(0)) if not is_marker(body)])
 
     def seen(self) -> dict[str, int]:
-        """Return what a scheduler reads with a bound of five seconds."""
+        """Return the usage of each node that a scheduler reads with a bound of five seconds."""
         view = self.reader.read(max_age=5.0, on_stale="refuse")
         assert view.incomplete == frozenset()
         return {name: node.state["usage"]["VCPU"] for name, node in view.nodes.items()}

@@ -132,7 +132,7 @@ def test_readers_of_a_memcached_that_is_too_small_miss_what_it_evicts(
 
 
 def grow(cell: Cell, pad_bytes: int) -> None:
-    """Make every node's state larger by so many bytes; called in the fleet's thread."""
+    """Make every node's state larger by this many bytes; called in the fleet's thread."""
     cell.fleet.pad_bytes = pad_bytes
     for name in cell.fleet.names:
         cell.fleet.publishers[name].report(cell.fleet.state(name))

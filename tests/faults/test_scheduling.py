@@ -202,7 +202,7 @@ class SchedulerFaults:
         self.memcached.start()
 
     def inject(self, count: int) -> None:
-        """Inject so many faults, each kind at least once."""
+        """Inject ``count`` faults, each kind at least once."""
         kinds = [self.kill_scheduler, self.evict_claims, self.freeze_agents]
         chosen = [*kinds, *self.rng.choices(kinds, [25, 50, 10], k=count - len(kinds) - 1)]
         self.rng.shuffle(chosen)
@@ -230,7 +230,7 @@ def test_schedulers_never_overcommit_a_full_fleet_while_faults_are_injected(
     for counters in processes.finish(faults.schedulers):
         totals.update(counters)
 
-    # Another scheduler completes or undoes what the killed ones left. It runs until all claims have expired, also those
+    # Another scheduler completes or rolls back the operations of the killed ones. It runs until all claims have expired, also those
     # that a scheduler held for as long as it would have waited for its confirmation, and until no instance is in doubt.
     processes.start("repairing", "tests.faults.repairing_scheduler")
 

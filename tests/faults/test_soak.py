@@ -245,7 +245,7 @@ def random_faults(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[
 
 
 def test_cell_recovers_from_random_faults(random_faults: RandomFaults, record: Callable[[str], None]) -> None:
-    """Whichever faults coincide: no read shows an old state as fresh, and afterwards all views equal what the agents say."""
+    """Whichever faults coincide: no read shows an old state as fresh, and afterwards all views equal the agents' states."""
     until = time.monotonic() + 60 * MINUTES
     rounds = 0
     while time.monotonic() < until:

@@ -1,7 +1,8 @@
-"""A little cell in one process: doubles, publishers, consumers that die and freeze, readers, and a ledger of the truth.
+"""A small cell in one process: doubles of servers and broker, publishers, consumers that die and freeze, and readers.
 
-The ledger is independent of what it judges. It sees every write that a server accepts and every event that a
-queue takes; from these alone it says what each view must hold (DESIGN.md section 9). ``JudgedReader`` compares.
+``GroundTruth`` records every write that a server accepts and every event that a queue accepts. From these alone, and
+independently of the code under test, it derives the content that each view must have (invariants I1 to I7).
+``JudgedReader`` compares each view with it.
 """
 
 from __future__ import annotations
@@ -68,19 +69,19 @@ from nodestate.view.follower import PartitionState
 from nodestate.view.view import View
 
 GONE: Final = "gone"
-"""In a node's history: it left with this version."""
+"""The state of a version with which a node left."""
 CELL: Final = "cell1"
 SLICE_S: Final = 0.5
-"""Agents act at least so often while time passes."""
+"""Longest time between two actions of an agent while time passes."""
 CONVERGE_S: Final = 120.0
-"""Without faults a cell agrees with its agents within this time: two settling periods and their surroundings."""
+"""Without faults the views of a cell equal its agents' states within this time, which is two settling periods and more."""
 
 
 S = TypeVar("S", bound=Store)
 
 
 class Crash(BaseException):
-    """The process dies here. Not an ``Exception``: nothing may survive it."""
+    """The process dies here. No ``except Exception`` may catch it, so it is not an ``Exception``."""
 
 
 def all_well(_operation: str, _count: int) -> Fault | None:
@@ -90,9 +91,9 @@ def all_well(_operation: str, _count: int) -> Fault | None:
 
 @contextmanager
 def small_limits() -> Iterator[None]:
-    """Rings overflow, checkpoints are due and contents come in several parts after a handful of events.
+    """Make rings overflow, checkpoints become due and contents come in several parts after a handful of events.
 
-    These are constants of the code's own; with them a machine of fifty steps meets what takes a real cell an hour.
+    With these limits a test of fifty steps reaches states that a real cell reaches in an hour.
     """
     changes: list[tuple[Any, str, int]] = [
         (snapshot_format, "RING_SLOTS", 6),
@@ -114,15 +115,15 @@ def small_limits() -> Iterator[None]:
             setattr(module, name, value)
 
 
-# -- the ledger -----------------------------------------------------------------------------------
+# -- the truth ------------------------------------------------------------------------------------
 
 Epoch = tuple[str, str, int]
-"""A partition as it stands in keys (of how many, which), a design's letter, an epoch."""
+"""Layout and partition as in a key, the letter of a design, and an epoch."""
 
 
 @dataclass(slots=True)
 class Publication:
-    """One event in a queue, and what its agent knows of it."""
+    """One event in a queue, and whether its agent knows that the broker confirmed or lost it."""
 
     at: float
     bucket: int
@@ -133,23 +134,28 @@ class Publication:
     lost: bool = False
 
 
-class Ledger:
-    """What really happened."""
+class GroundTruth:
+    """All accepted writes and events, and the content that they imply for each epoch and offset."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.histories: dict[str, dict[Version, Any]] = {}
+        """The state of each version of each node."""
         self.publications: list[Publication] = []
+        """All events that went into queues, in their order."""
         self.contents: dict[str, bytes] = {}
+        """Segments, checkpoints and indexes, by key."""
         self.items: dict[tuple[str, int, Stamp], dict[str, NodeRecord]] = {}
-        """By partition, epoch and stamp."""
+        """The snapshot's items by partition, epoch and stamp."""
         self.heads: dict[Epoch, Head] = {}
+        """The last head of each epoch."""
         self.commits: dict[Epoch, dict[int, dict[str, NodeRecord]]] = {}
+        """The nodes of each epoch after each offset."""
 
-    # -- what servers accepted
+    # -- writes that servers accepted
 
     def accepted(self, write: Write) -> None:
-        """Take in a write that was stored."""
+        """Record a write that was stored."""
         if write.key == keys.control(CELL):
             return
         _, _, partition, letter, tail = write.key.split(":", 4)
@@ -213,15 +219,15 @@ class Ledger:
             nodes[event.node] = record
 
     def set_back(self, heads: Mapping[Epoch, Head]) -> None:
-        """A database was set back to when it had these heads."""
+        """Record that a database was restored to a backup with these heads."""
         self.heads = {epoch: head for epoch, head in self.heads.items() if epoch[1] != keys.DATABASE} | {
             epoch: head for epoch, head in heads.items() if epoch[1] == keys.DATABASE
         }
 
-    # -- what agents said
+    # -- events of agents
 
     def published(self, bucket: int, body: bytes) -> Publication:
-        """Take in an event that went into a queue of each layout. Versions name one state each; patches are applied naively."""
+        """Record an event that went into a queue of each layout. A version names one state; patches are applied naively."""
         event = parse_event(body)
         history = self.histories.setdefault(event.node, {})
         if isinstance(event, Report):
@@ -240,7 +246,7 @@ class Ledger:
         return publication
 
     def newest(self, partitions: int, partition: int, by: float) -> dict[str, Version]:
-        """The newest version of each node of a partition whose message, confirmed, was in a queue before a time."""
+        """Return the newest version of each node of a partition whose confirmed message was in a queue before ``by``."""
         newest: dict[str, Version] = {}
         for one in self.publications:
             if one.bucket % partitions == partition and one.at < by and one.confirmed and not one.lost:
@@ -248,53 +254,55 @@ class Ledger:
         return newest
 
     def last_sign(self, node: str) -> float:
-        """When a node's last message went into its queue."""
+        """Return when the last message of a node went into its queue."""
         return max((one.at for one in self.publications if one.node == node), default=float("-inf"))
 
 
 def _of_commit(prefix: str, epoch: int, offset: int, rows: Sequence[NodeRow]) -> dict[str, NodeRecord]:
-    """The records of a commit's rows, which must be of its own place, epoch and offset."""
+    """Return the records of the rows of a commit. All rows must be of its prefix, epoch and offset."""
     assert {(row.prefix, row.epoch, row.offset) for row in rows} <= {(prefix, epoch, offset)}
     return {row.record.name: row.record for row in rows}
 
 
 class WitnessedDatabase(MemoryDatabase):
-    """A database whose every accepted write goes into a ledger."""
+    """A database that records every accepted write in the ground truth."""
 
-    def __init__(self, ledger: Ledger, clock: ManualClock) -> None:
+    def __init__(self, truth: GroundTruth, clock: ManualClock) -> None:
         super().__init__("database", clock=clock)
-        self._ledger = ledger
+        self._truth = truth
 
     def _write(self, write: Write) -> WriteResult:
         done = super()._write(write)
         if done.status is WriteStatus.STORED and write.put not in (Put.DELETE, Put.DELETE_ROWS):
-            self._ledger.accepted(write)
+            self._truth.accepted(write)
         return done
 
 
 class WitnessedServer(MemoryServer):
-    """A server whose every accepted write goes into a ledger."""
+    """A memcached that records every accepted write in the ground truth."""
 
-    def __init__(self, ledger: Ledger, name: str, clock: ManualClock, max_bytes: int | None, *, no_evict: bool) -> None:
+    def __init__(
+        self, truth: GroundTruth, name: str, clock: ManualClock, max_bytes: int | None, *, no_evict: bool
+    ) -> None:
         super().__init__(name, clock=clock, max_bytes=max_bytes, no_evict=no_evict)
-        self._ledger = ledger
+        self._truth = truth
 
     def _write(self, write: Write) -> WriteResult:
         done = super()._write(write)
         if done.status is WriteStatus.STORED and write.put not in (Put.DELETE, Put.DELETE_ROWS):
-            self._ledger.accepted(write)
+            self._truth.accepted(write)
         return done
 
     def lift_limit(self) -> None:
-        """From now on there is room for everything."""
+        """Remove the limit of its memory."""
         self._max_bytes = None
 
 
-class WitnessingSink:
-    """A sink that tells the ledger of each event, and whether the broker confirmed it."""
+class TruthRecordingSink:
+    """A sink that records each event in the ground truth, and whether the broker confirmed it."""
 
-    def __init__(self, ledger: Ledger, broker: MemoryBroker) -> None:
-        self._ledger = ledger
+    def __init__(self, truth: GroundTruth, broker: MemoryBroker) -> None:
+        self._truth = truth
         self._inner = broker.sink()
 
     def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
@@ -307,7 +315,7 @@ class WitnessingSink:
             on_done(ok)
 
         self._inner.publish(bucket, body, done)
-        known.append(self._ledger.published(bucket, body))
+        known.append(self._truth.published(bucket, body))
 
     def flush(self, timeout_s: float) -> None:
         """See ``ports.Sink``."""
@@ -326,7 +334,7 @@ class WitnessingSink:
 
 
 class MortalSource:
-    """A member's connection to the broker; the member dies at its next ack, if told so."""
+    """A member's connection to the broker. With ``dies_before_ack`` the member dies before its next ack."""
 
     def __init__(self, inner: MemorySource) -> None:
         self.inner = inner
@@ -356,7 +364,7 @@ class MortalSource:
 
 
 class _Wire:
-    """Carries writes to a server, with what a time to live means in ``ports.Write``: it counts from the call."""
+    """The way of writes to a server: a time to live counts from the call, however late the write arrives (``ports.Write``)."""
 
     def __init__(self, server: WitnessedServer | WitnessedDatabase, clock: ManualClock) -> None:
         self.server = server
@@ -387,7 +395,7 @@ class _Wire:
 
 
 class MortalStore(FaultyStore):
-    """A connection whose process may freeze before a write or die in the midst of it; packets arrive late."""
+    """A connection whose process may freeze before a write or die during one; its packets may arrive late."""
 
     def __init__(self, server: WitnessedServer | WitnessedDatabase, clock: ManualClock) -> None:
         self._wire = _Wire(server, clock)
@@ -424,62 +432,62 @@ class MortalStore(FaultyStore):
 
 
 class SimulatedMember:
-    """One consumer process."""
+    """One consumer process of the simulated cell."""
 
-    def __init__(self, world: SimulatedCell, name: str, partitions: Sequence[int], standby: Sequence[int]) -> None:
+    def __init__(self, cell: SimulatedCell, name: str, partitions: Sequence[int], standby: Sequence[int]) -> None:
         self.name = name
         self.partitions = tuple(partitions)
         self.standby = tuple(standby)
         self.sources: dict[int, MortalSource] = {}
-        """By layout."""
-        self._world = world
-        self.stores, stores = world.connected(lambda server: MortalStore(server, world.clock))
-        config, rng = world.config, random.Random(world.rng.getrandbits(32))
+        """Its connections to the broker, by layout."""
+        self._cell = cell
+        self.stores, stores = cell.connected(lambda server: MortalStore(server, cell.clock))
+        config, rng = cell.config, random.Random(cell.rng.getrandbits(32))
         self.runs: Consumer | ConsumersMember
-        if world.follows_control:
-            self.runs = ConsumersMember(config, self, stores, world.broker, world.clock, rng, name)
+        if cell.follows_control:
+            self.runs = ConsumersMember(config, self, stores, cell.broker, cell.clock, rng, name)
         else:
-            self.runs = Consumer(config, self.open(config.partitions), stores, world.broker, world.clock, rng, name)
+            self.runs = Consumer(config, self.open(config.partitions), stores, cell.broker, cell.clock, rng, name)
 
     @property
     def consumer(self) -> Consumer:
-        """Of the first layout that it has."""
+        """Return that of its first layout."""
         return self.runs if isinstance(self.runs, Consumer) else next(iter(self.runs.consumers.values()))
 
     @property
     def source(self) -> MortalSource:
-        """Of the first layout that it has."""
+        """Return that of its first layout."""
         return next(iter(self.sources.values()))
 
     @property
     def held(self) -> list[OwnedPartition]:
-        """Of all layouts."""
+        """Return the partitions of all layouts that it owns."""
         consumers = [self.runs] if isinstance(self.runs, Consumer) else self.runs.consumers.values()
         return [held for consumer in consumers for held in consumer.owned.values()]
 
     # -- ports.Layouts
 
     def open(self, partitions: int) -> MortalSource:
-        """See ``ports.Layouts``: what the member was given, or in another layout every second partition."""
+        """See ``ports.Layouts``. In a layout other than the first the member gets every second partition."""
         first, standby = self.partitions, self.standby
-        if partitions != self._world.config.partitions:
+        if partitions != self._cell.config.partitions:
             ours = self.partitions[0] % 2
             first, standby = tuple(range(ours, partitions, 2)), tuple(range(1 - ours, partitions, 2))
-        self.sources[partitions] = MortalSource(self._world.broker.source(first, standby, partitions))
+        self.sources[partitions] = MortalSource(self._cell.broker.source(first, standby, partitions))
         return self.sources[partitions]
 
     def delete(self, partitions: int) -> bool:
         """See ``ports.Layouts``."""
         del self.sources[partitions]
-        return self._world.broker.delete(partitions)
+        return self._cell.broker.delete(partitions)
 
     def set_aside(self, partitions: int, used: int) -> int:
         """See ``ports.Layouts``."""
-        self._world.broker.check_running()
-        return self._world.broker.set_aside(partitions, used)
+        self._cell.broker.check_running()
+        return self._cell.broker.set_aside(partitions, used)
 
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
-        """One step whose calls of the stores go by ``plan``; with ``dies`` the first fault is the process's end."""
+        """Do one step in which ``plan`` decides on each call of a store; with ``dies`` the process dies at the first fault."""
         for store in self.stores:
             store.plan, store.dies = plan, dies
         try:
@@ -490,16 +498,16 @@ class SimulatedMember:
             store.plan, store.dies = all_well, False
 
     def die(self) -> None:
-        """SIGKILL; a new process takes the place."""
+        """Die as by SIGKILL; a new process takes its place."""
         for source in self.sources.values():
             source.inner.crash()
-        self._world.members.remove(self)
-        self._world.wires += [store for store in self.stores if store.late]
-        self._world.start_member(self.partitions, self.standby)
+        self._cell.members.remove(self)
+        self._cell.wires += [store for store in self.stores if store.late]
+        self._cell.start_member(self.partitions, self.standby)
 
 
 def at_call(number: int, fault: Fault) -> Plan:
-    """A plan whose only fault comes with a certain call, from 0."""
+    """Return a plan with one fault, at the call with this number, counted from 0."""
     calls = iter(range(1_000_000))
     return lambda _operation, _count: fault if next(calls) == number else None
 
@@ -508,19 +516,19 @@ def at_call(number: int, fault: Fault) -> Plan:
 
 
 class JudgedReader:
-    """A reader that is held to the invariants at each read."""
+    """A reader that checks the invariants at each read."""
 
-    def __init__(self, world: SimulatedCell, design: str) -> None:
+    def __init__(self, cell: SimulatedCell, design: str) -> None:
         self.design = design
         self._letter = DESIGNS[design].letter
-        self._world = world
-        self.stores, stores = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
-        self._reader = Reader(world.config, design=design, stores=stores, clock=world.clock)
+        self._cell = cell
+        self.stores, stores = cell.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
+        self._reader = Reader(cell.config, design=design, stores=stores, clock=cell.clock)
         self._offsets: dict[tuple[str, int], int] = {}
         self._versions: dict[tuple[str, int, str], Version] = {}
 
     def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
-        """Read, with ten times the bound for single nodes, and judge what came."""
+        """Read, with a bound for single nodes of ten times ``max_age``, and check the view."""
         for store in self.stores:
             store.plan = plan
         view = self._reader.read(max_age=max_age, node_max_age=10 * max_age, on_stale=on_stale)
@@ -531,15 +539,15 @@ class JudgedReader:
         return view
 
     def _judge(self, state: PartitionState, view: View) -> None:
-        ledger, table, number = self._world.ledger, state.table, state.partition
+        truth, table, number = self._cell.truth, state.table, state.partition
         vouched = f"partition {number}" not in view.incomplete
         if table is None:
-            assert not vouched, "a partition of which nothing is known passes for complete"
+            assert not vouched, "a partition without any known content passes for complete"
             return
         place = f"{len(view.partitions)}.{number}"
         here = f"{self.design} partition {place} at {table.epoch:x}:{table.offset}"
         records = {record.name: record for record in table.records()}
-        committed = ledger.commits[place, self._letter, table.epoch].get(table.offset)
+        committed = truth.commits[place, self._letter, table.epoch].get(table.offset)
         assert committed is not None, f"{here} was never committed"
         if self.design in ("journal", "journal_b"):
             assert records == committed, f"I2: {here} is not the fold of its prefix"
@@ -547,14 +555,16 @@ class JudgedReader:
             assert records[name].version >= record.version or name in table.incomplete, f"I3: {name} of {here} is older"
         for name, record in records.items():
             if record.version != (0, 0):
-                said = ledger.histories[name][record.version]
-                assert (GONE if record.gone else record.state()) == said, f"{name} {record.version} is not what it said"
+                said = truth.histories[name][record.version]
+                assert (GONE if record.gone else record.state()) == said, (
+                    f"{name} {record.version} is not what its agent authored"
+                )
         self._judge_progress(place, state, records, here)
         if vouched:
             self._judge_claim(len(view.partitions), state, records, here)
         if state.heard_at is not None:
             for name, heard_at in zip(records, state.heard_at.tolist(), strict=False):
-                assert heard_at <= ledger.last_sign(name), f"I5: {name} of {here} was not heard of at {heard_at}"
+                assert heard_at <= truth.last_sign(name), f"I5: {name} of {here} gave no sign of life at {heard_at}"
 
     def _judge_progress(self, partition: str, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
         assert state.table is not None
@@ -567,19 +577,19 @@ class JudgedReader:
             self._versions[(*place, name)] = record.version
 
     def _judge_claim(self, partitions: int, state: PartitionState, records: dict[str, NodeRecord], here: str) -> None:
-        ledger = self._world.ledger
+        truth = self._cell.truth
         assert state.table is not None
-        for name, version in ledger.newest(partitions, state.partition, state.confirmed_at).items():
+        for name, version in truth.newest(partitions, state.partition, state.confirmed_at).items():
             record = records.get(name)
             if name in state.table.incomplete or (record is not None and record.version >= version):
                 continue
-            if ledger.histories[name].get(version) == GONE and (record is None or not record.live):
+            if truth.histories[name].get(version) == GONE and (record is None or not record.live):
                 continue
             has = record.version if record is not None else None
             raise AssertionError(f"I5: {here} claims {state.confirmed_at}, but {name} is at {has}, not at {version}")
 
 
-# -- the world ------------------------------------------------------------------------------------
+# -- the cell -------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -589,7 +599,7 @@ class _Beating:
 
 
 class SimulatedCell:
-    """Everything, and the truth about it. Partition p lives on server p modulo their number."""
+    """A whole cell and its ground truth. Partition p lives on server p modulo the number of servers."""
 
     def __init__(
         self,
@@ -608,18 +618,18 @@ class SimulatedCell:
         self.follows_control = follows_control
         self.clock = ManualClock()
         self.config = Config(partitions=partitions, designs=designs, read_design=designs[0])
-        self.ledger = Ledger(self.clock)
+        self.truth = GroundTruth(self.clock)
         self.servers = [
-            WitnessedServer(self.ledger, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
+            WitnessedServer(self.truth, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
         ]
         self.servers_b = [
-            WitnessedServer(self.ledger, f"store-b-{n}", self.clock, max_bytes, no_evict=no_evict)
+            WitnessedServer(self.truth, f"store-b-{n}", self.clock, max_bytes, no_evict=no_evict)
             for n in range(servers_b)
         ]
-        """Where the designs journal_b and snapshot_b live."""
+        """The servers of the designs journal_b and snapshot_b."""
         in_database = database or any(DESIGNS[name].store_role is StoreRole.SQL for name in designs)
-        self.database = WitnessedDatabase(self.ledger, self.clock) if in_database else None
-        """Where the sql design lives; None where it is not among the designs."""
+        self.database = WitnessedDatabase(self.truth, self.clock) if in_database else None
+        """The database of the sql design; None if the cell does not have this design."""
         self._backup: tuple[float, Backup, dict[Epoch, Head]] | None = None
         self.broker = MemoryBroker(partitions, clock=self.clock)
         self.poison: set[bytes] = set()
@@ -627,32 +637,32 @@ class SimulatedCell:
         self.members: list[SimulatedMember] = []
         self.readers: list[JudgedReader] = []
         self.wires: list[MortalStore] = []
-        """Connections of the dead, with packets under way."""
-        self._sink = WitnessingSink(self.ledger, self.broker)
+        """Connections of dead processes with packets under way."""
+        self._sink = TruthRecordingSink(self.truth, self.broker)
         self._backoff = Backoff(self.clock, self.rng)
         self._incarnations: dict[str, int] = {}
         self._births = 0
 
     @property
     def both(self) -> list[WitnessedServer]:
-        """The servers of both places."""
+        """The memcached servers of both stores."""
         return [*self.servers, *self.servers_b]
 
     def connected(self, connect: Callable[[Any], S]) -> tuple[list[S], Stores]:
-        """A connection to every server, as a list and as who uses them takes them."""
+        """Connect to every server; returns the connections as a list and as ``Stores``."""
         at, at_b = [connect(server) for server in self.servers], [connect(server) for server in self.servers_b]
         database = [connect(self.database)] if self.database is not None else []
         return [*at, *at_b, *database], Stores(at, database[0] if database else None, at_b)
 
     @property
     def places(self) -> Sequence[WitnessedServer | WitnessedDatabase]:
-        """What the first design lives on."""
+        """The servers of the first design."""
         return [self.database] if self.database is not None and self.config.designs[0] == "sql" else self.servers
 
     # -- agents
 
     def start_agent(self, name: str, state: dict[str, Any]) -> None:
-        """A new life of a node's agent, which reports first of all."""
+        """Begin a new life of a node's agent, which reports the state."""
         incarnation = max(int(self.clock.time()), self._incarnations.get(name, 0) + 1)
         self._incarnations[name] = incarnation
         publisher = Publisher(
@@ -669,13 +679,13 @@ class SimulatedCell:
         publisher.report(state)
 
     def change_some(self, share: float) -> None:
-        """About this share of the living nodes changes."""
+        """Change about this share of the living nodes."""
         for agent in self.agents.values():
             if agent.publisher.live and self.rng.random() < share:
                 agent.publisher.change({"usage": {"VCPU": self.rng.randrange(9)}})
 
     def agents_act(self) -> None:
-        """Confirms arrive, resyncs are answered, what was lost goes out again, heartbeats that are due are given."""
+        """Let agents receive confirms, answer resyncs, send lost states again, and send heartbeats that are due."""
         with suppress(BrokerUnavailableError):
             for resync in self._sink.resyncs(0):
                 for agent in self.agents.values():
@@ -690,19 +700,19 @@ class SimulatedCell:
         self.confirm()
 
     def confirm(self) -> None:
-        """The broker's confirms arrive, if it gives any."""
+        """Deliver the broker's confirms, if it gives any."""
         with suppress(BrokerUnavailableError, UnconfirmedError):
             self._sink.flush(0)
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes for all; only agents act meanwhile."""
+        """Let time pass; only agents act meanwhile."""
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 0:
             self.clock.advance(min(left, SLICE_S))
             self.agents_act()
 
     def run_well(self, seconds: float) -> None:
-        """Time passes, and everybody does what is theirs to do."""
+        """Let time pass while agents, consumers and readers act."""
         until = self.clock.monotonic() + seconds
         while self.clock.monotonic() < until:
             self.pass_time(SLICE_S)
@@ -712,20 +722,21 @@ class SimulatedCell:
                 reader.read(5.0)
 
     def poisoned(self, partition: int, body: bytes) -> None:
-        """Something that is no event is in a queue, for good."""
+        """Put a malformed message into a queue."""
         self.poison.add(body)
         sink = self.broker.sink()
         sink.publish(partition, body, lambda _ok: None)
-        self.broker.sinks.remove(sink)  # gone before it could be told of a loss
+        self.broker.sinks.remove(sink)  # it is gone before the broker could report a loss to it
 
     def lose_message(self, partition: int, index: int) -> None:
-        """A waiting event vanishes before its publisher had a confirm for it. Leaves are spared: their agents are
-        gone, and with them whoever would notice.
+        """Lose a waiting event before its publisher gets a confirm for it.
+
+        An event by which a node leaves is never lost: its agent is gone, so no process could notice.
         """
         waiting = [n for n, body in enumerate(self.broker.queued(partition)) if self._may_vanish(body)]
         if waiting:
             body = self.broker.drop(partition, waiting[index % len(waiting)])
-            for publication in self.ledger.publications:
+            for publication in self.truth.publications:
                 if publication.body == body:
                     publication.lost = True
 
@@ -735,15 +746,16 @@ class SimulatedCell:
     # -- consumers and readers
 
     def start_member(self, partitions: Sequence[int], standby: Sequence[int]) -> SimulatedMember:
-        """Another consumer process, behind those that stand in already."""
+        """Start another consumer process, which queues up behind the present ones."""
         self._births += 1
         member = SimulatedMember(self, f"member-{self._births}", partitions, standby)
         self.members.append(member)
         return member
 
     def overtaken(self, member: SimulatedMember, call: int, meanwhile: Callable[[], None]) -> None:
-        """One step of a member that is frozen in the midst of it, at a call of a store, for so long that the broker
-        gives its queues to others; the world goes on meanwhile.
+        """Freeze a member during a step, at a call of a store, until the broker has given its queues to other members.
+
+        ``meanwhile`` is called while it is frozen.
         """
         calls = iter(range(1_000_000))
 
@@ -757,23 +769,23 @@ class SimulatedCell:
         member.step(plan)
 
     def connections(self) -> list[MortalStore]:
-        """All connections with packets under way."""
+        """Return all connections with packets under way."""
         return [s for s in (*self.wires, *(s for m in self.members for s in m.stores)) if s.late]
 
     def restart_server(self, number: int) -> None:
-        """Everything on it is lost, and every connection with what was under way."""
+        """Restart a memcached: it loses all items, and the packets that are under way to it are lost."""
         for store in self.connections():
             if store.server is self.both[number]:
                 store.lose()
         self.both[number].restart()
 
     def back_up_database(self) -> None:
-        """Keep what it has now."""
+        """Take a backup of the database."""
         assert self.database is not None
-        self._backup = self.clock.monotonic(), self.database.backup(), dict(self.ledger.heads)
+        self._backup = self.clock.monotonic(), self.database.backup(), dict(self.truth.heads)
 
     def restore_database(self) -> None:
-        """Set it back to what it was, once that is as old as backups are at least; with what was under way to it lost."""
+        """Restore the backup when it has the least age of real backups; packets that are under way to the database are lost."""
         if self._backup is None:
             return
         assert self.database is not None
@@ -783,7 +795,7 @@ class SimulatedCell:
             if store.server is self.database:
                 store.lose()
         self.database.restore(backup)
-        self.ledger.set_back(heads)
+        self.truth.set_back(heads)
 
     # -- at rest
 
@@ -801,18 +813,18 @@ class SimulatedCell:
                 store.arrive()
 
     def converge(self) -> float:
-        """End all faults and let everything run until it agrees with the agents. Returns how many seconds it took."""
+        """End all faults and run until the views equal the agents' states; returns how many seconds that took."""
         self.be_well()
         began_at = self.clock.monotonic()
-        trouble = "not looked yet"
+        difference = "not compared yet"
         while self.clock.monotonic() - began_at < CONVERGE_S:
             self.pass_time(0.5)
             for member in list(self.members):
                 member.step()
-            trouble = self._disagreement()
-            if not trouble:
+            difference = self._disagreement()
+            if not difference:
                 return self.clock.monotonic() - began_at
-        raise AssertionError(f"I4, I6: no agreement after {CONVERGE_S} s: {trouble}")
+        raise AssertionError(f"I4, I6: no agreement after {CONVERGE_S} s: {difference}")
 
     def _disagreement(self) -> str:
         views = {}
@@ -829,7 +841,7 @@ class SimulatedCell:
                 name: (record.version, record.state()) for name in view.nodes if (record := view.nodes.record(name))
             }
             if found != expected:
-                return f"{reader.design}: {found} where agents say {expected}"
+                return f"{reader.design}: {found} where agents have {expected}"
             views[reader.design] = {record.name: record for record in view.nodes.records()}
         for design, other in pairwise(views):
             if views[design] != views[other]:
@@ -841,4 +853,4 @@ class SimulatedCell:
                     return f"in queue {number} of {layout}: {waiting}"
         dead = {letter.body for letter in self.broker.dead_letters}
         assert dead <= self.poison, "I6: an agent's event was dead-lettered"
-        return "" if dead == self.poison else f"poison that nobody looked at: {self.poison - dead}"
+        return "" if dead == self.poison else f"malformed messages that were not dead-lettered: {self.poison - dead}"

@@ -1,4 +1,4 @@
-"""The whole cell under faults, held to the invariants I1 to I7 of DESIGN.md section 9 (see ``world``)."""
+"""A whole cell under faults in one process keeps the invariants I1 to I7 (see ``simulated_cell``)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans()
 
 
 class CellStateMachine(RuleBasedStateMachine):
-    """Agents, queues, consumers, servers and readers in any order, with faults; every read is judged."""
+    """Agents, queues, consumers, servers and readers act in any order, with faults; every read is checked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,73 +67,73 @@ class CellStateMachine(RuleBasedStateMachine):
         self, seed: int, limit: tuple[int, bool] | None, servers: int, warm: bool, designs: tuple[str, ...]
     ) -> None:
         max_bytes, no_evict = limit or (None, False)
-        self.world = SimulatedCell(seed=seed, servers=servers, max_bytes=max_bytes, no_evict=no_evict, designs=designs)
+        self.cell = SimulatedCell(seed=seed, servers=servers, max_bytes=max_bytes, no_evict=no_evict, designs=designs)
         self.designs = sorted(designs)
-        self.world.start_member([0], [1])
-        self.world.start_member([1], [0])
-        self.world.readers = [JudgedReader(self.world, design) for design in self.designs]
+        self.cell.start_member([0], [1])
+        self.cell.start_member([1], [0])
+        self.cell.readers = [JudgedReader(self.cell, design) for design in self.designs]
         for name in NODES[:3]:
-            self.world.start_agent(name, {"usage": {"VCPU": 1}})
-        # Most of what can go wrong goes wrong in a cell that was well before.
-        self.world.run_well(self.world.config.settle_s + 3 if warm else 0.5)
+            self.cell.start_agent(name, {"usage": {"VCPU": 1}})
+        # Most faults that matter hit a cell that was well before.
+        self.cell.run_well(self.cell.config.settle_s + 3 if warm else 0.5)
 
     # -- agents
 
     @rule(name=st.sampled_from(NODES), state=states)
     def report(self, name: str, state: dict[str, Any]) -> None:
-        agent = self.world.agents.get(name)
+        agent = self.cell.agents.get(name)
         if agent is None:
-            self.world.start_agent(name, state)
+            self.cell.start_agent(name, state)
         else:
             agent.publisher.report(state)
 
     @rule(name=st.sampled_from(NODES), patch=patches, confirmed=st.booleans())
     def change(self, name: str, patch: dict[str, Any], confirmed: bool) -> None:
-        agent = self.world.agents.get(name)
+        agent = self.cell.agents.get(name)
         if agent is not None and agent.publisher.live:
             agent.publisher.change(patch)
         if confirmed:
-            self.world.confirm()
+            self.cell.confirm()
 
     @rule(name=st.sampled_from(NODES))
     def leave(self, name: str) -> None:
-        agent = self.world.agents.get(name)
+        agent = self.cell.agents.get(name)
         if agent is not None and agent.publisher.live:
             agent.publisher.leave()
 
     @rule(name=st.sampled_from(NODES), state=states, step_s=st.sampled_from([-3600.0, 0.0, 3600.0]))
     def restart_agent(self, name: str, state: dict[str, Any], step_s: float) -> None:
-        self.world.clock.step_time(step_s)
-        self.world.start_agent(name, state)
+        self.cell.clock.step_time(step_s)
+        self.cell.start_agent(name, state)
 
     @rule(rounds=st.integers(2, 6), every=st.booleans())
     def churn(self, rounds: int, every: bool) -> None:
-        """Everyday life: changes, and consumers that keep up."""
+        """Nodes change and consumers keep up."""
         for _ in range(rounds):
-            self.world.change_some(1.0 if every else 0.5)
-            self.world.run_well(0.5)
+            self.cell.change_some(1.0 if every else 0.5)
+            self.cell.run_well(0.5)
 
     # -- queues
 
     @rule(partition=st.integers(0, 1), index=numbers, kind=st.sampled_from(["duplicate", "swap", "lose", "poison"]))
     def disturb_queue(self, partition: int, index: int, kind: str) -> None:
-        world = self.world
-        waiting = world.broker.queued(partition)
-        if kind == "poison" and world.broker.running:
-            world.poisoned(partition, POISON[index % len(POISON)])
+        cell = self.cell
+        waiting = cell.broker.queued(partition)
+        if kind == "poison" and cell.broker.running:
+            cell.poisoned(partition, POISON[index % len(POISON)])
         elif kind == "lose":
-            world.lose_message(partition, index)
+            cell.lose_message(partition, index)
         elif kind == "duplicate" and waiting:
-            world.broker.duplicate(partition, index % len(waiting))
+            cell.broker.duplicate(partition, index % len(waiting))
         elif kind == "swap":
             pairs = [n for n in range(len(waiting) - 1) if not any(map(is_marker, waiting[n : n + 2]))]
             if pairs:
                 first = pairs[index % len(pairs)]
-                world.broker.swap(partition, first, first + 1)
+                cell.broker.swap(partition, first, first + 1)
 
     @rule(kind=st.sampled_from(["stop", "stop, forget", "start", "start", "confirm", "be silent"]))
     def disturb_broker(self, kind: str) -> None:
-        broker = self.world.broker
+        broker = self.cell.broker
         if kind.startswith("stop") and broker.running:
             broker.stop(lose_unconfirmed=kind == "stop, forget")
         elif kind == "start":
@@ -146,31 +146,31 @@ class CellStateMachine(RuleBasedStateMachine):
     @rule(which=numbers, times=st.integers(1, 4))
     def step(self, which: int, times: int) -> None:
         for _ in range(times):
-            self.world.members[which % len(self.world.members)].step()
+            self.cell.members[which % len(self.cell.members)].step()
 
     @rule(which=numbers, call=calls, fault=faults)
     def step_with_fault(self, which: int, call: int, fault: Fault) -> None:
-        self.world.change_some(0.5)
-        self.world.members[which % len(self.world.members)].step(at_call(call, fault))
+        self.cell.change_some(0.5)
+        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault))
 
     @rule(which=numbers, call=calls, fault=faults)
     def die_in_a_step(self, which: int, call: int, fault: Fault) -> None:
-        self.world.change_some(0.5)
-        self.world.members[which % len(self.world.members)].step(at_call(call, fault), dies=True)
+        self.cell.change_some(0.5)
+        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault), dies=True)
 
     @rule(which=numbers)
     def die_before_the_ack(self, which: int) -> None:
-        member = self.world.members[which % len(self.world.members)]
+        member = self.cell.members[which % len(self.cell.members)]
         member.source.dies_before_ack = True
         member.step()
 
     @rule(which=numbers)
     def die(self, which: int) -> None:
-        self.world.members[which % len(self.world.members)].die()
+        self.cell.members[which % len(self.cell.members)].die()
 
     @rule(which=numbers)
     def disconnect(self, which: int) -> None:
-        self.world.members[which % len(self.world.members)].source.inner.disconnect()
+        self.cell.members[which % len(self.cell.members)].source.inner.disconnect()
 
     @rule(
         which=numbers,
@@ -181,94 +181,94 @@ class CellStateMachine(RuleBasedStateMachine):
         flushed=st.sampled_from([None, None, None, 0, 1]),
     )
     def overtaken(self, which: int, call: int, passes_s: float, steps: int, reads: bool, flushed: int | None) -> None:
-        member = self.world.members[which % len(self.world.members)]
+        member = self.cell.members[which % len(self.cell.members)]
 
         def meanwhile() -> None:
-            self.world.pass_time(passes_s)
+            self.cell.pass_time(passes_s)
             if flushed is not None:
-                self.world.servers[flushed % len(self.world.servers)].flush()
+                self.cell.servers[flushed % len(self.cell.servers)].flush()
             for _ in range(steps):
-                self.world.change_some(0.7)
-                self.world.confirm()
-                for other in list(self.world.members):
+                self.cell.change_some(0.7)
+                self.cell.confirm()
+                for other in list(self.cell.members):
                     if other is not member:
                         other.step()
             if reads:
-                for reader in self.world.readers:
+                for reader in self.cell.readers:
                     reader.read(5.0)
 
-        self.world.change_some(1.0)
-        self.world.overtaken(member, call, meanwhile)
+        self.cell.change_some(1.0)
+        self.cell.overtaken(member, call, meanwhile)
 
     # -- stores
 
     @rule(which=numbers)
     def arrive(self, which: int) -> None:
-        connections = self.world.connections()
+        connections = self.cell.connections()
         if connections:
             connections[which % len(connections)].arrive()
 
     @rule(which=numbers, key=numbers, kind=st.sampled_from(KINDS_OF_KEYS), reads=st.booleans())
     def evict(self, which: int, key: int, kind: str, reads: bool) -> None:
-        server = self.world.servers[which % len(self.world.servers)]
+        server = self.cell.servers[which % len(self.cell.servers)]
         present = [name for name in server.keys() if kind in name]  # noqa: SIM118 - not a dict
         if present:
             server.evict(present[key % len(present)])
         if reads:
             for design in self.designs:
-                JudgedReader(self.world, design).read(5.0)
+                JudgedReader(self.cell, design).read(5.0)
 
     @rule(which=numbers, kind=st.sampled_from(["stop", "start", "start", "flush", "restart"]))
     def disturb_server(self, which: int, kind: str) -> None:
-        number = which % len(self.world.servers)
+        number = which % len(self.cell.servers)
         if kind == "restart":
-            self.world.restart_server(number)
+            self.cell.restart_server(number)
         else:
-            getattr(self.world.servers[number], kind)()
+            getattr(self.cell.servers[number], kind)()
 
-    @precondition(lambda self: self.world.database is not None)
+    @precondition(lambda self: self.cell.database is not None)
     @rule(kind=st.sampled_from(["stop", "start", "start", "back up", "back up", "restore", "delete", "restart"]))
     def disturb_database(self, kind: str) -> None:
-        database = self.world.database
+        database = self.cell.database
         assert database is not None
         if kind == "back up":
-            self.world.back_up_database()
+            self.cell.back_up_database()
         elif kind == "restore":
-            self.world.restore_database()
+            self.cell.restore_database()
         elif kind == "delete":
             database.flush()
         else:
             getattr(database, kind)()
 
-    @precondition(lambda self: self.world.database is not None)
+    @precondition(lambda self: self.cell.database is not None)
     @rule(key=numbers, kind=st.sampled_from([":epoch", ":head:", ":life:"]))
     def delete_in_database(self, key: int, kind: str) -> None:
-        database = self.world.database
+        database = self.cell.database
         assert database is not None
         present = [name for name in database.keys() if kind in name]  # noqa: SIM118 - not a dict
         if present:
             database.evict(present[key % len(present)])
 
-    @precondition(lambda self: self.world.database is not None)
+    @precondition(lambda self: self.cell.database is not None)
     @rule(which=numbers, steps=st.integers(1, 3), restores=st.booleans(), fresh=st.booleans())
     def read_while_others_write(self, which: int, steps: int, restores: bool, fresh: bool) -> None:
-        """Between the two questions of one fetch the world goes on."""
-        world, database = self.world, self.world.database
+        """Agents and consumers act between the two queries of one fetch."""
+        cell, database = self.cell, self.cell.database
         assert database is not None
 
         def meanwhile() -> None:
             database.before_rows = None
             if restores:
-                world.restore_database()
+                cell.restore_database()
             for _ in range(steps):
-                world.change_some(0.7)
-                world.confirm()
-                for member in list(world.members):
+                cell.change_some(0.7)
+                cell.confirm()
+                for member in list(cell.members):
                     member.step()
 
-        reader = world.readers[which % len(world.readers)]
+        reader = cell.readers[which % len(cell.readers)]
         if fresh:
-            reader = JudgedReader(world, reader.design)
+            reader = JudgedReader(cell, reader.design)
         database.before_rows = meanwhile
         reader.read(5.0)
         database.before_rows = None
@@ -277,29 +277,29 @@ class CellStateMachine(RuleBasedStateMachine):
 
     @rule(passes_s=seconds)
     def pass_time(self, passes_s: float) -> None:
-        self.world.pass_time(passes_s)
+        self.cell.pass_time(passes_s)
 
     @rule(lasts_s=st.sampled_from([0.5, 2.0, 5.0, 30.0]))
     def run_well(self, lasts_s: float) -> None:
-        self.world.run_well(lasts_s)
+        self.cell.run_well(lasts_s)
 
     @rule(which=numbers, max_age=st.sampled_from([0.5, 2.0, 5.0, 60.0]), on_stale=st.sampled_from(["flag", "exclude"]))
     def read(self, which: int, max_age: float, on_stale: Literal["exclude", "flag"]) -> None:
-        self.world.readers[which % len(self.world.readers)].read(max_age, on_stale)
+        self.cell.readers[which % len(self.cell.readers)].read(max_age, on_stale)
 
     @rule(which=numbers, call=st.integers(0, 4))
     def read_with_fault(self, which: int, call: int) -> None:
-        self.world.readers[which % len(self.world.readers)].read(5.0, "flag", at_call(call, Fault()))
+        self.cell.readers[which % len(self.cell.readers)].read(5.0, "flag", at_call(call, Fault()))
 
-    @precondition(lambda self: len(self.world.readers) < 5)
+    @precondition(lambda self: len(self.cell.readers) < 5)
     @rule(design=st.integers(0, 1))
     def new_reader(self, design: int) -> None:
-        self.world.readers.append(JudgedReader(self.world, self.designs[design % len(self.designs)]))
+        self.cell.readers.append(JudgedReader(self.cell, self.designs[design % len(self.designs)]))
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "world"):
-                self.world.converge()
+            if hasattr(self, "cell"):
+                self.cell.converge()
         finally:
             self._limits.close()
 

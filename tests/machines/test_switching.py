@@ -1,5 +1,5 @@
-"""An operator who switches designs and numbers of partitions in a cell under faults: readers that follow are held to I1, I3
-and I5 all the while.
+"""An operator switches designs and numbers of partitions in a cell under faults: for readers that follow, I1, I3 and I5
+hold all the time.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans()
 
 
 class FollowingReader(JudgedReader):
-    """A reader that names no design, judged by what it says that it read; and when it goes over from one design or layout to
-    another, no node is older than it was (I1), save in an epoch that is over.
+    """A reader that follows the control record; each view is checked against the design that it names.
+
+    When the reader goes over to another design or layout, no node may be older than before (I1), except for nodes of an
+    epoch that has ended.
     """
 
-    def __init__(self, world: SimulatedCell) -> None:
-        super().__init__(world, world.config.read_design)
-        self._reader = Reader(world.config, stores=self._reader._stores, clock=world.clock)
+    def __init__(self, cell: SimulatedCell) -> None:
+        super().__init__(cell, cell.config.read_design)
+        self._reader = Reader(cell.config, stores=self._reader._stores, clock=cell.clock)
 
     def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
-        """Read and judge; the caller never meets an error."""
+        """Read and check the view; a read never raises an error."""
         for store in self.stores:
             store.plan = plan
         before = self._reader._live
@@ -59,18 +61,20 @@ class FollowingReader(JudgedReader):
             shown = [state.table for state in before.states if state.table is not None and state.lost != NO_HEAD]
             for record in (record for table in shown for record in table.records()):
                 now = view.nodes.record(record.name)
-                assert now is not None, f"I1: {record.name} vanished from {before.stored} to {kept_by(view)}"
-                assert now.version >= record.version, f"I1: {record.name} is at {now.version} in {kept_by(view)}"
+                assert now is not None, f"I1: {record.name} vanished from {before.stored} to {stored_design_of(view)}"
+                assert now.version >= record.version, (
+                    f"I1: {record.name} is at {now.version} in {stored_design_of(view)}"
+                )
         return view
 
 
-def kept_by(view: View) -> StoredDesign:
-    """What a view is of."""
+def stored_design_of(view: View) -> StoredDesign:
+    """Return design and layout of a view."""
     return StoredDesign(view.design, len(view.partitions))
 
 
 class SwitchingStateMachine(RuleBasedStateMachine):
-    """Any steps in any order, while consumers die, servers lose everything, and calls fail."""
+    """An operator takes any steps in any order while consumers die, servers lose all items, and calls fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,33 +84,33 @@ class SwitchingStateMachine(RuleBasedStateMachine):
 
     @initialize(seed=numbers, first=st.sampled_from(FIRST), servers=st.integers(1, 2), servers_b=st.integers(1, 3))
     def begin(self, seed: int, first: str, servers: int, servers_b: int) -> None:
-        self.world = SimulatedCell(
+        self.cell = SimulatedCell(
             seed=seed, servers=servers, servers_b=servers_b, designs=(first,), follows_control=True, database=True
         )
-        self.world.start_member([0], [1])
-        self.world.start_member([1], [0])
+        self.cell.start_member([0], [1])
+        self.cell.start_member([1], [0])
         for name in NODES:
-            self.world.start_agent(name, {"usage": {"VCPU": 1}})
-        self.world.run_well(self.world.config.settle_s + 3)
-        self.follower = FollowingReader(self.world)
-        self.world.readers = [self.follower]
-        self.operator = ControlStore(self.world.config.cell, self._stores())
+            self.cell.start_agent(name, {"usage": {"VCPU": 1}})
+        self.cell.run_well(self.cell.config.settle_s + 3)
+        self.follower = FollowingReader(self.cell)
+        self.cell.readers = [self.follower]
+        self.operator = ControlStore(self.cell.config.cell, self._stores())
         self.record: Control | None = None
 
     def _stores(self) -> Stores:
-        return JudgedReader(self.world, "journal")._reader._stores
+        return JudgedReader(self.cell, "journal")._reader._stores
 
     # -- the operator
 
-    @rule(kept=st.builds(StoredDesign, st.sampled_from(NAMES), st.sampled_from(LAYOUTS)), rounds=st.integers(0, 12))
-    def prepare(self, kept: StoredDesign, rounds: int) -> None:
-        """And time in which it may become whole, or not."""
-        self._change(lambda known: prepared(known, kept, "machine"))
+    @rule(design=st.builds(StoredDesign, st.sampled_from(NAMES), st.sampled_from(LAYOUTS)), rounds=st.integers(0, 12))
+    def prepare(self, design: StoredDesign, rounds: int) -> None:
+        """Prepare a design, and run for some rounds, after which it may be complete or not."""
+        self._change(lambda known: prepared(known, design, "machine"))
         self.churn(rounds)
 
     @rule(step=st.sampled_from(["cutover", "cutover", "rollback", "retire", "clear"]), which=numbers)
     def take_a_step(self, step: str, which: int) -> None:
-        """Without a look whether the one before is through: as with --force, or as two operators would."""
+        """Take a step without a check that the last one is complete: as with ``--force``, or as two operators would."""
         steps: dict[str, Callable[[Control], Control]] = {
             "cutover": lambda known: cut_over(known, known.writes[which % len(known.writes)], "machine"),
             "rollback": lambda known: rolled_back(known, "machine"),
@@ -123,39 +127,39 @@ class SwitchingStateMachine(RuleBasedStateMachine):
                 self.operator.change(found, step(known))
 
     def _clear(self, known: Control) -> Control:
-        for kept in known.leaving:
-            of_layout = msgspec.structs.replace(self.world.config, partitions=kept.partitions)
-            if self.world.broker.delete(kept.partitions) and not remove_layout_epochs(
-                of_layout, self._stores(), "", self.world.clock
+        for design in known.leaving:
+            of_layout = msgspec.structs.replace(self.cell.config, partitions=design.partitions)
+            if self.cell.broker.delete(design.partitions) and not remove_layout_epochs(
+                of_layout, self._stores(), "", self.cell.clock
             ):
-                return cleared(known, kept.partitions, "machine")
+                return cleared(known, design.partitions, "machine")
         return known
 
-    # -- everyday life and faults
+    # -- changes and faults
 
     @rule(rounds=st.integers(1, 5))
     def churn(self, rounds: int) -> None:
         for _ in range(rounds):
-            self.world.change_some(0.7)
-            self.world.run_well(0.5)
+            self.cell.change_some(0.7)
+            self.cell.run_well(0.5)
 
     @rule(which=numbers, call=calls, fault=faults)
     def step_with_fault(self, which: int, call: int, fault: Fault) -> None:
-        self.world.change_some(0.5)
-        self.world.members[which % len(self.world.members)].step(at_call(call, fault))
+        self.cell.change_some(0.5)
+        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault))
 
     @rule(which=numbers, call=calls, fault=faults)
     def die_in_a_step(self, which: int, call: int, fault: Fault) -> None:
-        self.world.change_some(0.5)
-        self.world.members[which % len(self.world.members)].step(at_call(call, fault), dies=True)
+        self.cell.change_some(0.5)
+        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault), dies=True)
 
     @rule(which=numbers)
     def die(self, which: int) -> None:
-        self.world.members[which % len(self.world.members)].die()
+        self.cell.members[which % len(self.cell.members)].die()
 
     @rule(which=numbers, up=st.booleans())
     def outage(self, which: int, up: bool) -> None:
-        server = self.world.both[which % len(self.world.both)]
+        server = self.cell.both[which % len(self.cell.both)]
         if up:
             server.start()
         else:
@@ -163,7 +167,7 @@ class SwitchingStateMachine(RuleBasedStateMachine):
 
     @rule(which=numbers)
     def lose_a_server(self, which: int) -> None:
-        self.world.restart_server(which % len(self.world.both))
+        self.cell.restart_server(which % len(self.cell.both))
 
     @rule(call=calls)
     def read_with_a_fault(self, call: int) -> None:
@@ -171,26 +175,28 @@ class SwitchingStateMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 8.0]))
     def time_passes(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
+        self.cell.pass_time(seconds)
 
     @invariant()
-    def a_reader_that_follows_sees_nothing_wrong(self) -> None:
+    def reader_that_follows_sees_no_violation(self) -> None:
         if hasattr(self, "follower"):
             self.follower.read(MAX_AGE_S)
 
     def teardown(self) -> None:
-        """In the end the reader reads what the record says, whole, and as the agents say."""
+        """In the end the reader reads the design of the record, complete and equal to the agents' states."""
         try:
             if hasattr(self, "follower"):
-                self.world.be_well()
+                self.cell.be_well()
                 for _ in range(3):
-                    self.world.run_well(self.world.config.settle_s)
+                    self.cell.run_well(self.cell.config.settle_s)
                 known = newest(self.operator.read())
-                assert known is not None, "nobody knows the record any more"
-                for kept in known.leaving:
-                    assert self.world.broker.delete(kept.partitions), f"{kept} was retired and is read still"
-                assert kept_by(self.follower.read(MAX_AGE_S)) == known.reads
-                self.world.converge()
+                assert known is not None, "the control record is lost"
+                for design in known.leaving:
+                    assert self.cell.broker.delete(design.partitions), (
+                        f"{design} was retired, but a consumer still reads its queues"
+                    )
+                assert stored_design_of(self.follower.read(MAX_AGE_S)) == known.reads
+                self.cell.converge()
         finally:
             self._held.close()
 
