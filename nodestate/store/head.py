@@ -1,6 +1,6 @@
 """The head of a partition: what its owner and its readers agree on, and how to find it.
 
-Readers accept only what a head names. ``Ownership`` (ownership.py) moves the head by compare-and-swap.
+Readers accept only contents that a head names. ``Ownership`` (ownership.py) moves the head by compare-and-swap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     beat: int
     """Counts the writes of the head. (owner, term, beat) distinguishes each write from all others."""
     next: int
-    """The first offset that is not committed yet."""
+    """The first offset without a commit."""
     behind_ms: int
     """Milliseconds between the last moment at which the owner had taken everything in its queue, and this write."""
     vouched: bool

@@ -8,7 +8,7 @@ A partition in one design, as its head shows it::
     any --the store lost the head or the epoch key--> (nothing), or the owner begins another epoch
 
 Assumptions: an owner writes contents first, under keys or with stamps that carry (epoch, term), and advances the head
-last; readers accept only what a head names. So an owner that lost its term changes nothing that readers accept: its
+last; readers accept only contents that a head names. So an owner that lost its term changes nothing that readers accept: its
 compare-and-swap of the head fails, and no head refers to its contents.
 
 If the reply to a CAS is lost, its outcome is unknown. The owner then reads the head: ``beat`` rises with every write of
@@ -120,7 +120,7 @@ class Ownership:
 
     @classmethod
     def take_over(cls, target: PartitionTarget, max_silent_s: float = math.inf) -> Steps[tuple[Ownership, Head] | None]:
-        """Become the owner of what is stored: raise the term by CAS.
+        """Become the owner of the stored state: raise the term by CAS.
 
         Returns the ownership and the head as it was found. Returns None if no head is stored or it is corrupt. If the
         head was not renewed for more than ``max_silent_s`` seconds, the ownership starts as incomplete.

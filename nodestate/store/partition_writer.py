@@ -65,7 +65,7 @@ class PartitionWriter(Protocol):
     """
 
     def take_over(self) -> Steps[TakeoverResult | None]:
-        """Become the owner of what is stored. Returns None if nothing usable is stored: then call ``begin_epoch``."""
+        """Become the owner of the stored state. Returns None if there is no usable one: then call ``begin_epoch``."""
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """Write all nodes as a new epoch."""
