@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from bench.baseline_kombu import NOTHING, StopWatch, Stretch, drain_queues
+from bench.baseline_kombu import NOTHING, DrainTimes, StopWatch, drain_queues
 from bench.design_names import DEFAULT_DESIGNS
 from bench.environments import Environment, config_for
 from bench.fresh_process import run_in_fresh_process
@@ -80,8 +80,8 @@ def _measure(
     count = max(EVENTS_MIN, wanted // rounds)
     ack_every = min(config.batch_events, config.prefetch)  # a larger batch would never fill at the end of a queue
     sizes: list[int] = []
-    ours: list[_Consumed] = []
-    bare: list[Stretch] = []
+    ours: list[_ConsumerOutcome] = []
+    bare: list[DrainTimes] = []
     for number in range(rounds):
         report_progress(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
         messages = [(buckets[node], fleet.change(node)) for node in picks.choices(range(nodes), k=count)]
@@ -165,7 +165,7 @@ def _require_views(config: Config, fleet: SeededFleet) -> None:
             require_whole(reader.read(at_least=receipt), fleet)
 
 
-def _require_applied(consumed: _Consumed, config: Config, count: int) -> None:
+def _require_applied(consumed: _ConsumerOutcome, config: Config, count: int) -> None:
     _sweep(config)
     outcomes = {outcome: times for outcome, times in consumed.outcomes.items() if times}
     require(
@@ -184,17 +184,17 @@ def _require_empty(config: Config) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Consumed:
+class _ConsumerOutcome:
     """The outcomes of one consumer process."""
 
     outcomes: dict[str, int]
     dead_letters: dict[str, int]
     commits: int
     takeover_s: float = 0.0
-    stretch: Stretch = NOTHING
+    stretch: DrainTimes = NOTHING
 
 
-class _Process:
+class _ConsumerLoop:
     """The consumer of a process, and its loop."""
 
     def __init__(self, config: Config, seed: str) -> None:
@@ -219,10 +219,10 @@ class _Process:
         self._consumer.close()
         self._resync.close()
 
-    def consumed(self, takeover_s: float = 0.0, stretch: Stretch = NOTHING) -> _Consumed:
+    def consumed(self, takeover_s: float = 0.0, stretch: DrainTimes = NOTHING) -> _ConsumerOutcome:
         """Return the outcomes so far."""
         stats = self._consumer.stats
-        return _Consumed(stats.counts.by_outcome, stats.counts.dead_letters, stats.commits, takeover_s, stretch)
+        return _ConsumerOutcome(stats.counts.by_outcome, stats.counts.dead_letters, stats.commits, takeover_s, stretch)
 
     @property
     def _owns_all(self) -> bool:
@@ -241,19 +241,19 @@ class _Process:
             self._consumer.step()
 
 
-def _load(config: Config, count: int, seed: str) -> _Consumed:
+def _load(config: Config, count: int, seed: str) -> _ConsumerOutcome:
     """Drain ``count`` events from the queues, and step on until every partition is complete."""
-    process = _Process(config, seed)
+    process = _ConsumerLoop(config, seed)
     process.drain(count)
     process.take_over()
     process.close()
     return process.consumed()
 
 
-def _drain(config: Config, messages: list[tuple[int, bytes]], seed: str) -> _Consumed:
+def _drain(config: Config, messages: list[tuple[int, bytes]], seed: str) -> _ConsumerOutcome:
     """Take over all partitions, fill the queues, and time how long they take to drain."""
     began = time.perf_counter()
-    process = _Process(config, seed)
+    process = _ConsumerLoop(config, seed)
     process.take_over()
     takeover_s = time.perf_counter() - began
     count = _fill(config, messages)

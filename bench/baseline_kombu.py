@@ -15,7 +15,7 @@ TIMEOUT_S: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class DrainTimes:
     """A number of messages, with the wall time and processor time that they took."""
 
     messages: int
@@ -33,7 +33,7 @@ class Stretch:
         return self.cpu_s / self.messages * 1e6
 
 
-NOTHING: Final = Stretch(0, 0.0, 0.0)
+NOTHING: Final = DrainTimes(0, 0.0, 0.0)
 
 
 class StopWatch:
@@ -43,20 +43,22 @@ class StopWatch:
         self._began = time.perf_counter()
         self._cpu_began = time.process_time()
 
-    def stretch(self, messages: int) -> Stretch:
+    def stretch(self, messages: int) -> DrainTimes:
         """Return the times since the creation, for this number of messages."""
-        return Stretch(messages, time.perf_counter() - self._began, time.process_time() - self._cpu_began)
+        return DrainTimes(messages, time.perf_counter() - self._began, time.process_time() - self._cpu_began)
 
 
 @dataclass(frozen=True, slots=True)
-class Drained:
+class DrainResult:
     """The messages that were received."""
 
     size_bytes: int
-    stretch: Stretch
+    stretch: DrainTimes
 
 
-def drain_queues(url: str, queues: Sequence[str], fill: Callable[[], int], prefetch: int, ack_every: int) -> Drained:
+def drain_queues(
+    url: str, queues: Sequence[str], fill: Callable[[], int], prefetch: int, ack_every: int
+) -> DrainResult:
     """Receive with kombu the messages that ``fill`` puts into empty queues, and acknowledge each batch with one frame.
 
     ``fill`` returns the number of messages. The clock starts when ``fill`` has returned.
@@ -79,4 +81,4 @@ def drain_queues(url: str, queues: Sequence[str], fill: Callable[[], int], prefe
             while came < count:
                 connection.drain_events(timeout=TIMEOUT_S)
             stretch = watch.stretch(came)
-    return Drained(size, stretch)
+    return DrainResult(size, stretch)

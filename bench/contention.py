@@ -142,7 +142,7 @@ def _measure(
     )
 
 
-def _require_same(cell: SteppedCell, followed: Sequence[Followed]) -> str:
+def _require_same(cell: SteppedCell, followed: Sequence[ReaderResult]) -> str:
     """Require that the last view of every reader shows the whole fleet; return the sentence that states it."""
     with Reader(cell.config) as reader:
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
@@ -186,7 +186,7 @@ def _compared(cases: Sequence[Case]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class ReaderResult:
     """The reads of one reader."""
 
     ms: Mapping[str, Sequence[float]]
@@ -197,7 +197,7 @@ class Followed:
     """The digest of the last view."""
 
 
-def read_along(parent: ParentLink, config: Config, every_s: float, seed: int) -> Followed:
+def read_along(parent: ParentLink, config: Config, every_s: float, seed: int) -> ReaderResult:
     """Read every ``every_s`` seconds until the parent asks to stop; start at a random moment of the first interval."""
     ms: dict[str, list[float]] = {"refresh": [], "nothing": []}
     incomplete = 0
@@ -215,4 +215,4 @@ def read_along(parent: ParentLink, config: Config, every_s: float, seed: int) ->
         view = reader.read(max_age=MAX_AGE_S, on_stale="flag")
     require(any(ms.values()), "a reader did not read once: measure for more seconds")
     require(not view.incomplete and not view.stale, "the last view of a reader is incomplete or stale")
-    return Followed(ms, incomplete, view_digest(view))
+    return ReaderResult(ms, incomplete, view_digest(view))

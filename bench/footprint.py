@@ -71,7 +71,7 @@ SCENARIO: Final = Scenario("footprint", "bytes held for each node and written fo
 
 
 @dataclass(slots=True)
-class _Counted:
+class _CommitCounts:
     """The counts of a stretch of commits."""
 
     events: int = 0
@@ -163,12 +163,12 @@ def _until_remade(
     changed: int,
     seconds: float,
     report_share: Callable[[float], None],
-) -> _Counted:
+) -> _CommitCounts:
     """Commit changes for ``seconds``, and then until each partition has written its checkpoint or index once more.
 
     ``report_share`` takes the share of the time that has passed.
     """
-    counted, remakes = _Counted(), REMAKES.get(cell.design, "")
+    counted, remakes = _CommitCounts(), REMAKES.get(cell.design, "")
     since = made = _made(cell)
     began = time.monotonic()
     while True:
@@ -216,7 +216,7 @@ def _offset_made(design: str, head: Head) -> int:
     return head.next
 
 
-def _held(counted: _Counted, nodes: int) -> dict[str, Measure]:
+def _held(counted: _CommitCounts, nodes: int) -> dict[str, Measure]:
     """Return the bytes that the server held, over all samples."""
     return {name: Measure.of("bytes/node", [held[name] / nodes for held in counted.held]) for name in counted.held[0]}
 

@@ -19,7 +19,7 @@ from typing import Final
 from bench.consumer_process import consumer_running
 from bench.design_names import DEFAULT_DESIGNS
 from bench.environments import Environment, config_for
-from bench.publisher_process import Sent, send
+from bench.publisher_process import PublishTimes, send
 from bench.record import Case, Goal, Measure
 from bench.runs import Runs
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
@@ -81,7 +81,7 @@ def _measure(
             _wait_until_whole(reader, fleet)
         for rate in rates:
             numbers = picks.choices(range(nodes), k=max(1, int(rate * seconds)))
-            planned: list[deque[Planned]] = [deque() for _ in range(config.partitions)]
+            planned: list[deque[PlannedEvent]] = [deque() for _ in range(config.partitions)]
             events = []
             for at, number in enumerate(numbers):
                 events.append((buckets[number], fleet.change(number)))
@@ -114,7 +114,9 @@ def _wait_until_whole(reader: Reader, fleet: SeededFleet) -> None:
         time.sleep(PAUSE_S)
 
 
-def _case(environment: Environment, config: Config, fleet: SeededFleet, rate: int, sent: Sent, shown: Shown) -> Case:
+def _case(
+    environment: Environment, config: Config, fleet: SeededFleet, rate: int, sent: PublishTimes, shown: VisibleTimes
+) -> Case:
     ms = sorted((at - called) * 1e3 for at, called in zip(shown.at, sent.called, strict=True))
     require(ms[0] > 0, "a view showed an event before it was published: the processes do not share a clock")
     measures = {
@@ -146,12 +148,12 @@ def _case(environment: Environment, config: Config, fleet: SeededFleet, rate: in
 
 # -- in a process of its own ----------------------------------------------------------------------
 
-Planned = tuple[int, str, int]
+PlannedEvent = tuple[int, str, int]
 """An event that will be published: its index among all events, its node, and the generation of the node."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class VisibleTimes:
     """The reads of the reader."""
 
     at: Sequence[float]
@@ -160,7 +162,9 @@ class Shown:
     """Milliseconds of each read."""
 
 
-def watch(parent: ParentLink, config: Config, planned: Sequence[deque[Planned]], fleet: SeededFleet) -> Shown:
+def watch(
+    parent: ParentLink, config: Config, planned: Sequence[deque[PlannedEvent]], fleet: SeededFleet
+) -> VisibleTimes:
     """Read until a view shows every planned event, and require that it shows the whole fleet then.
 
     The events of a partition are checked in their order: an event counts as shown when a view shows it and all events
@@ -184,10 +188,10 @@ def watch(parent: ParentLink, config: Config, planned: Sequence[deque[Planned]],
                 now < deadline, f"{sum(map(len, planned))} events of {len(at)} were not visible after {PATIENCE_S:g} s"
             )
         require_whole(view, fleet)
-    return Shown(at, read_ms)
+    return VisibleTimes(at, read_ms)
 
 
-def _newly_shown(view: View, planned: Sequence[deque[Planned]]) -> Iterator[int]:
+def _newly_shown(view: View, planned: Sequence[deque[PlannedEvent]]) -> Iterator[int]:
     """Remove the events that a view shows from ``planned``, and yield their indexes."""
     for waiting in planned:
         while waiting:

@@ -17,7 +17,7 @@ PATIENCE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class PublishTimes:
     """Times of each event, in seconds of the monotonic clock, which all processes of a machine share."""
 
     due: Sequence[float]
@@ -26,7 +26,9 @@ class Sent:
     """When the publisher was called."""
 
 
-def send(parent: ParentLink, config: Config, events: Sequence[tuple[int, bytes]], rate: float = math.inf) -> Sent:
+def send(
+    parent: ParentLink, config: Config, events: Sequence[tuple[int, bytes]], rate: float = math.inf
+) -> PublishTimes:
     """Publish events, each with its bucket, at ``rate`` a second, and wait until the broker has confirmed all."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
@@ -44,4 +46,4 @@ def send(parent: ParentLink, config: Config, events: Sequence[tuple[int, bytes]]
     sink.flush(PATIENCE_S)
     sink.close()
     require(confirmed.count(True) == len(events), "the broker did not confirm every event")
-    return Sent(due, called)
+    return PublishTimes(due, called)

@@ -234,7 +234,7 @@ def _measure(
     report_progress(f"{name}: loading", 0.0)
     _until_at_rest(cell)
     cell.wait_until_equal(PATIENCE_S)
-    times: dict[str, list[Recovered]] = {fault.name: [] for fault in faults}
+    times: dict[str, list[RecoveryTimes]] = {fault.name: [] for fault in faults}
     began = time.monotonic()
     while not times[faults[-1].name] or time.monotonic() - began < settings.seconds:
         for index, fault in enumerate(faults):
@@ -260,7 +260,7 @@ def _until_at_rest(cell: Cell) -> None:
     wait_until(all_stand_by, "a consumer does not stand by", PATIENCE_S)
 
 
-class Recovered(NamedTuple):
+class RecoveryTimes(NamedTuple):
     """Seconds from the fault until two views were complete and fresh again."""
 
     following_s: float
@@ -269,7 +269,7 @@ class Recovered(NamedTuple):
     """The view of a new reader, which is read after the other."""
 
 
-def _recovered(target: FaultTarget) -> Recovered:
+def _recovered(target: FaultTarget) -> RecoveryTimes:
     cell, began = target.cell, time.monotonic()
     wanted = cell.fleet.call(lambda: _change_some(cell), PATIENCE_S)
 
@@ -284,7 +284,7 @@ def _recovered(target: FaultTarget) -> Recovered:
             time.sleep(PAUSE_S)
 
     following_s = until_whole(lambda: cell.read(target.design, BOUND_S))
-    return Recovered(following_s, until_whole(lambda: cell.read_cold(target.design, BOUND_S)))
+    return RecoveryTimes(following_s, until_whole(lambda: cell.read_cold(target.design, BOUND_S)))
 
 
 def _change_some(cell: Cell) -> dict[str, Version]:
@@ -309,7 +309,7 @@ def _lacks(view: View, wanted: dict[str, Version]) -> str:
     return f"{len(behind)} nodes have old versions, such as {behind[0]}" if behind else ""
 
 
-def _case(target: FaultTarget, fault: Fault, times: Sequence[Recovered], shown: str) -> Case:
+def _case(target: FaultTarget, fault: Fault, times: Sequence[RecoveryTimes], shown: str) -> Case:
     config, nodes = target.cell.config, len(target.cell.fleet.names)
     label = f"{target.environment.label}: {fault.name}"
     recovery = Measure.of("s", [one.new_s for one in times])

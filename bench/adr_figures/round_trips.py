@@ -24,7 +24,7 @@ from nodestate.store.round_trips import Stores, run, run_one
 from nodestate.view.follower import Follower
 
 
-class _Counting:
+class _RoundTripCounter:
     """A ``ports.Store`` around another that counts the round trips."""
 
     def __init__(self, inner: Store) -> None:
@@ -56,7 +56,7 @@ def lockstep() -> Result:
         cell.change(rng.choices(range(NODES), k=2 * NODES))  # so that there is an index, and more than it
         rows = []
         for design in DESIGNS:
-            counting = [_Counting(store) for store in open_stores(cell.config)]
+            counting = [_RoundTripCounter(store) for store in open_stores(cell.config)]
             stores = Stores(counting)
             for what, changed in (("cold", None), ("idle", 0), (f"{CHANGED} changed", CHANGED)):
                 row: Result = {"refresh": f"{design}, {what}"}

@@ -42,7 +42,7 @@ COLD_SHARE: Final = 0.3
 LOAD_ROWS: Final = 1_000
 GOAL_NODES, GOAL_CHANGED = 10_000, 100
 OURS: Final = "nodestate"
-BESIDE_SELECT: Final = ("sql:mariadb", "sql:postgres")
+ALWAYS_MEASURED: Final = ("sql:mariadb", "sql:postgres")
 """Designs of nodestate that are always measured, because the peers include a plain SELECT."""
 OWN_WITH_GOALS: Final = tuple(f"{OURS} {design}" for design in DEFAULT_DESIGNS)
 COMPARED: Final = ("refresh", "refresh, decoded", "nothing", "cold", "write")
@@ -242,7 +242,10 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
 
     for nodes in settings.nodes:
         sides: list[AbstractContextManager[Side]] = [
-            *(ours(design, fleet_of(nodes), settings) for design in dict.fromkeys((*settings.designs, *BESIDE_SELECT))),
+            *(
+                ours(design, fleet_of(nodes), settings)
+                for design in dict.fromkeys((*settings.designs, *ALWAYS_MEASURED))
+            ),
             *(theirs(source, fleet_of(nodes)) for source in SOURCES),
         ]
         for one in sides:
@@ -263,7 +266,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
         else:
             cases += found
             versions |= with_versions
-    across, goals = _beside_ours(cases)
+    across, goals = _ratios_to_nodestate(cases)
     return Findings(cases, across, goals, versions, tuple(skipped))
 
 
@@ -344,7 +347,7 @@ def _refresh_and_decode(reader: Reader, names: Sequence[str]) -> list[object]:
     return [_decode(reader.node(name).body) for name in names]
 
 
-def _beside_ours(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
+def _ratios_to_nodestate(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
     """Return ratios of every peer to each design of nodestate; above 1, the peer takes longer."""
     across: dict[str, float] = {}
     goals: list[Goal] = []

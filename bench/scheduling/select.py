@@ -391,7 +391,7 @@ def _race(claim_cell: ClaimCell, schedulers: int, seconds: float, *, shared: boo
         label,
         len(hosts),
         {"schedulers": schedulers, "full": hosts.full, "batch": BATCH_COUNT, "held_most": own.held_most},
-        _raced(raced),
+        _race_measures(raced),
         {},
         [shown, claim_cell.cell.environment.require_nothing_lost(len(hosts))],
     )
@@ -405,7 +405,7 @@ def room(hosts: Hosts) -> int:
     return int(free_mb / mean_mb)
 
 
-def _raced(raced: Sequence[RaceResult]) -> dict[str, Measure]:
+def _race_measures(raced: Sequence[RaceResult]) -> dict[str, Measure]:
     """Return the rates of each scheduler, the rate of all together, and shares of all requests and writes."""
     claims = sum(one.claims for one in raced)
     require(claims > 0, "no scheduler claimed anything")
@@ -462,7 +462,7 @@ def _compared(cases: Sequence[Case]) -> tuple[dict[str, float], list[Goal]]:
             )
     for own in (case for case in cases if case.design.endswith(": one request")):
         for theirs in (case for case in cases if case.design in OPENSTACK and case.nodes == own.nodes):
-            across |= _beside(own, theirs)
+            across |= _openstack_ratios(own, theirs)
     return across, goals
 
 
@@ -474,7 +474,7 @@ COMPARED_WITH_OPENSTACK: Final = (
 )
 
 
-def _beside(own: Case, theirs: Case) -> dict[str, float]:
+def _openstack_ratios(own: Case, theirs: Case) -> dict[str, float]:
     return {
         f"{own.nodes:,} nodes: {theirs.design}, {measure} / {own.design}, {ours}": theirs.measures[measure].p50
         / own.measures[ours].p50

@@ -41,7 +41,7 @@ class Task(NamedTuple):
     """The node that ran it in the trace."""
 
 
-class Happening(NamedTuple):
+class TaskEvent(NamedTuple):
     """The start or the end of a task, ``at`` seconds after the first one."""
 
     at: float
@@ -62,43 +62,43 @@ class Trace:
 
     nodes: Mapping[str, dict[str, Any]]
     """States of the nodes, without tasks."""
-    happenings: Sequence[Happening]
+    task_events: Sequence[TaskEvent]
     """Starts and ends in their order."""
 
     @property
     def tasks(self) -> list[Task]:
         """All tasks, in the order of their starts."""
-        return [happening.task for happening in self.happenings if happening.starts]
+        return [task_event.task for task_event in self.task_events if task_event.starts]
 
     def first(self, tasks: int) -> Trace:
         """Return the part of the trace in which the first ``tasks`` tasks start."""
         started = 0
-        for index, happening in enumerate(self.happenings):
-            started += happening.starts
+        for index, task_event in enumerate(self.task_events):
+            started += task_event.starts
             if started > tasks:
-                return Trace(self.nodes, self.happenings[:index])
+                return Trace(self.nodes, self.task_events[:index])
         return self
 
     def on(self, nodes: Iterable[str]) -> Trace:
         """Return the same tasks with these nodes only."""
-        return Trace({name: self.nodes[name] for name in nodes}, self.happenings)
+        return Trace({name: self.nodes[name] for name in nodes}, self.task_events)
 
     def waves(self) -> Iterator[Wave]:
         """Yield all starts and ends in waves. Tasks that start find the room of tasks that ended before them."""
         ends: list[Task] = []
-        for starts, of in groupby(self.happenings, key=lambda happening: happening.starts):
+        for starts, of in groupby(self.task_events, key=lambda task_event: task_event.starts):
             run = list(of)
             if starts:
-                yield Wave(ends, [happening.task for happening in run])
+                yield Wave(ends, [task_event.task for task_event in run])
                 ends = []
             else:
-                ends = [happening.task for happening in run]
+                ends = [task_event.task for task_event in run]
         if ends:
             yield Wave(ends, [])
 
     def moments(self) -> list[float]:
         """Return the times at which the packing is sampled."""
-        last = self.happenings[-1].at if self.happenings else 0.0
+        last = self.task_events[-1].at if self.task_events else 0.0
         return [last * index / (SAMPLES_COUNT - 1) for index in range(SAMPLES_COUNT)]
 
 
@@ -112,7 +112,7 @@ def parse(lines: Iterable[bytes]) -> Trace:
     """Return the trace of these lines. Raises BadTraceError if they are not a trace."""
     nodes: dict[str, dict[str, Any]] = {}
     running: dict[str, Task] = {}
-    happenings: list[Happening] = []
+    task_events: list[TaskEvent] = []
     began: float | None = None
     for number, line in enumerate(lines, 1):
         try:
@@ -129,12 +129,12 @@ def parse(lines: Iterable[bytes]) -> Trace:
                     wanted = {of: amount for of, amount in allocation["resources"].items() if amount}
                     traits = tuple((allocation.get("hints") or {}).get("any_traits", ()))
                     task = running[name] = Task(name, wanted, traits, event["node"])
-                happenings.append(Happening(event["reported_at"] - began, task, allocation is not None))
+                task_events.append(TaskEvent(event["reported_at"] - began, task, allocation is not None))
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
             raise BadTraceError(f"line {number} is not an event of a trace: {error!r}") from error
-    if not nodes or not happenings:
+    if not nodes or not task_events:
         raise BadTraceError("the file has no nodes or no tasks")
-    return Trace(nodes, happenings)
+    return Trace(nodes, task_events)
 
 
 # -- the packing of nodes -------------------------------------------------------------------------
@@ -234,10 +234,10 @@ def replay(trace: Trace, where: Mapping[str, str]) -> PackingLog:
     """
     packing = Packing(trace)
     log = PackingLog(trace, packing)
-    for happening in trace.happenings:
-        log.until(happening.at)
-        if happening.task.name in where:
-            packing.put(where[happening.task.name], happening.task.resources, 1 if happening.starts else -1)
+    for task_event in trace.task_events:
+        log.until(task_event.at)
+        if task_event.task.name in where:
+            packing.put(where[task_event.task.name], task_event.task.resources, 1 if task_event.starts else -1)
             log.over += packing.over
     log.until(float("inf"))
     return log
@@ -247,9 +247,9 @@ def scatter(trace: Trace, rng: random.Random) -> dict[str, str]:
     """Place each task on any node that has room; return the node of each task that found one."""
     packing, where = Packing(trace), dict[str, str]()
     names = list(trace.nodes)
-    for happening in trace.happenings:
-        task = happening.task
-        if happening.starts:
+    for task_event in trace.task_events:
+        task = task_event.task
+        if task_event.starts:
             rows = np.flatnonzero(packing.fitting(task.resources, task.any_traits))
             if len(rows):
                 where[task.name] = names[rng.choice(rows)]

@@ -95,7 +95,7 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
                     runs.servers |= environment.versions
                     config = _config(environment, f"trace-{len(runs.cases)}", rabbit.url, len(trace.nodes))
                     runs.cases.append(_measure(environment, config, trace, label, settings, report_progress))
-            runs.cases.append(_beside(trace, other, where))
+            runs.cases.append(_other_placement(trace, other, where))
     return runs.findings(_compared(runs.cases))
 
 
@@ -484,7 +484,7 @@ def _packed(log: PackingLog) -> dict[str, Measure]:
     }
 
 
-def _beside(trace: Trace, label: str, where: Mapping[str, str]) -> Case:
+def _other_placement(trace: Trace, label: str, where: Mapping[str, str]) -> Case:
     """Return the case of another placement of the same tasks."""
     log, tasks = replay(trace, where), len(trace.tasks)
     require(log.over == 0, f"{label} overcommits nodes")

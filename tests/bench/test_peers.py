@@ -155,7 +155,7 @@ def test_ratios_are_above_one_if_the_peer_takes_longer() -> None:
 
     cases = [case("nodestate journal", 2.0), case("slow select", 8.0), case("fast stream", 1.0)]
     cases.append(Case("candidates alone", 10_000, {}, {"candidates": Measure.of("ms", [0.1])}, {}, []))
-    across, [goal, decoded] = peer_scenario._beside_ours(cases)
+    across, [goal, decoded] = peer_scenario._ratios_to_nodestate(cases)
     assert not any("candidates" in name for name in across)
     assert across["refresh, 10,000 nodes: slow select / nodestate journal"] == 4.0
     assert across["cold, 10,000 nodes: fast stream / nodestate journal"] == 0.5
@@ -216,7 +216,7 @@ def test_a_missing_peer_is_reported_and_does_not_stop_the_run(
     monkeypatch.setattr(
         peer_scenario, "SOURCES", [replace(SOURCES[0], name="absent", module="bench.peers.interfaces", server=missing)]
     )
-    monkeypatch.setattr(peer_scenario, "BESIDE_SELECT", ())
+    monkeypatch.setattr(peer_scenario, "ALWAYS_MEASURED", ())
     monkeypatch.delenv("NODESTATE_BENCH_OPENSTACK", raising=False)
     findings = peer_scenario.run(replace(SETTINGS, nodes=(50, 60)), ignore_progress)
     assert [(case.design, case.nodes) for case in findings.cases] == [

@@ -80,8 +80,8 @@ def excerpt(nodes: int = 40, tasks: int = 40) -> Trace:
 def test_a_trace_is_divided_into_waves_of_ends_and_starts() -> None:
     """No task ends between the starts of a wave, and a wave keeps the order of ends and starts."""
     whole = excerpt()
-    names = [happening.task.name for happening in whole.happenings if happening.starts]
-    ended = [happening.task.name for happening in whole.happenings if not happening.starts]
+    names = [task_event.task.name for task_event in whole.task_events if task_event.starts]
+    ended = [task_event.task.name for task_event in whole.task_events if not task_event.starts]
     waves = list(whole.waves())
     assert [task.name for wave in waves for task in wave.starts] == names
     assert [task.name for wave in waves for task in wave.ends] == ended
@@ -117,11 +117,11 @@ def test_the_placement_of_the_trace_is_sampled() -> None:
     own = replay(whole, {task.name: task.node for task in whole.tasks})
     running: dict[str, str] = {}
     peak = 0
-    for happening in whole.happenings:
-        if happening.starts:
-            running[happening.task.name] = happening.task.node
+    for task_event in whole.task_events:
+        if task_event.starts:
+            running[task_event.task.name] = task_event.task.node
         else:
-            del running[happening.task.name]
+            del running[task_event.task.name]
         peak = max(peak, len(set(running.values())))
     assert own.peak == peak
     assert own.over == 0
@@ -223,7 +223,7 @@ def test_the_report_shows_packing_over_time(tmp_path: Path) -> None:
     whole = excerpt()
     few = whole.on(list(whole.nodes)[:3])
     cases = [
-        trace._beside(of, label, scatter(of, random.Random(1)))
+        trace._other_placement(of, label, scatter(of, random.Random(1)))
         for of, label in ((whole, trace.OWN), (few, trace.RANDOM), (few, "spread"))
     ]
     cases[2] = replace(cases[2], settings={**cases[2].settings, "conflicts": 3.0})
