@@ -122,7 +122,7 @@ def _sample(
         },
         [
             f"all {len(fleet):,} nodes showed version and state of their last event, and none was stale or incomplete",
-            f"in each of {rounds} rounds the new reader showed these states, and the baseline client read the same bytes",
+            f"in each of {rounds} rounds the new reader showed these states, the baseline client the same bytes",
             cell.environment.require_nothing_lost(len(fleet)),
         ],
         _goals(name, len(fleet), p50) if cell.label in DEFAULT_DESIGNS else [],

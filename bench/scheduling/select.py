@@ -248,7 +248,7 @@ def _require_best(claim_cell: ClaimCell, scheduler: Scheduler, wants: RequestStr
 
 
 class _Baseline:
-    """Baseline: a compare-and-swap through the client library, and a search for the largest of as many numbers as nodes."""
+    """Baseline: a compare-and-swap through the client library, and a search for the largest of N numbers."""
 
     KEY: Final = "bare:claim"
 

@@ -1,1 +1,1 @@
-"""Tests of bench: the scenarios measure the work that they claim to measure, and the report follows from the records."""
+"""Tests of bench: scenarios measure the work that they claim to measure; the report follows from the records."""

@@ -54,7 +54,7 @@ def emptied_database(request: pytest.FixtureRequest, fixture: str) -> Iterator[M
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let scenarios call functions here that they call in new processes otherwise. One test of each keeps them there."""
+    """Let scenarios call functions in this process. One test of each scenario keeps the new processes."""
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
         result = function(*arguments)

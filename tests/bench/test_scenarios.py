@@ -1,4 +1,4 @@
-"""The scenarios of designs in memcached measure the work that they claim to measure. No test asserts how fast anything is."""
+"""The scenarios measure designs in memcached as they claim to. No test asserts how fast anything is."""
 
 from __future__ import annotations
 
