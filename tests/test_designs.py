@@ -471,7 +471,7 @@ def test_no_event_is_acknowledged_for_a_design_that_is_not_written_yet(monkeypat
     for step in (prepared, cut_over):
         world.take(step(world.record, K("snapshot"), "me"))
     world.take(retired(world.record, K("journal"), "me"))
-    assert all(held.leaving == {"journal"} for member in world.members for held in member.consumer.owned.values())
+    assert all(held.retiring == {"journal"} for member in world.members for held in member.consumer.owned.values())
     world.change_some(1.0)
     world.run_well(5)
     wanted = {name: agent.publisher.version for name, agent in world.agents.items()}

@@ -1,10 +1,13 @@
-"""The consumer's session with the broker: deliveries in, acknowledgements, dead letters and watermark messages out.
+"""The consumer's session with the broker.
+
+The session receives deliveries, and sends acknowledgements, dead letters and watermark messages::
 
     connected --any call fails--> ended: every partition is dropped --the next receive reconnects--> connected
     connected --give_up: another owner took one of our partitions--> ended
 
-Any call may be the first to notice that the connection is gone, and the adapter's next call would open another session
-silently. So each failing call drops all partitions at once: their unacknowledged messages come again.
+Any call may be the first to notice that the connection is gone. The adapter's next call would then open a new session
+silently, and the consumer would go on with partitions of the old session. So each failing call drops all partitions at
+once, and the broker delivers their unacknowledged messages again.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.ports import Clock, Delivery, Source
 
 RECONNECT_PAUSE_S: Final = 0.2
-"""Pause after a receive that failed."""
+"""Pause after a failed receive."""
 
 
 class BrokerSession:
-    """One consumer's use of its ``Source``. The only caller of ``Source.ack`` is ``acknowledge``."""
+    """One consumer's use of its ``Source``. Only ``acknowledge`` calls ``Source.ack``."""
 
     def __init__(
         self, source: Source, owned: OwnedPartitions, stats: ConsumerStats, transitions: TransitionLog, clock: Clock
@@ -31,7 +34,7 @@ class BrokerSession:
         self._source = source
         """The adapter of the broker."""
         self._owned = owned
-        """The partitions that end with the session."""
+        """The partitions, all of which are dropped when the session ends."""
         self._stats = stats
         """Counts messages and failures."""
         self._transitions = transitions
@@ -42,10 +45,13 @@ class BrokerSession:
         """When the last successful receive returned."""
 
     def receive(self, limit: int, flush_s: float) -> int:
-        """Take up to ``limit`` messages and add them to their partitions. Returns how many came; 0 after an outage.
+        """Receive up to ``limit`` messages and add them to their partitions.
 
-        Waits until ``flush_s`` seconds after the last receive. The time spent on the batch in between counts as
-        waiting: what came meanwhile has waited for that long already.
+        Waits until ``limit`` messages have come, or until ``flush_s`` seconds after the last receive returned. So the
+        time that the consumer spent on the previous batch is part of the wait: messages that came during that time have
+        waited already.
+
+        Returns the number of messages. Returns 0 after a pause if the broker is away; the session has then ended.
         """
         wait_s = max(0.0, flush_s - (self._clock.monotonic() - self._received_at))
         try:
@@ -61,8 +67,11 @@ class BrokerSession:
         return len(deliveries)
 
     def acknowledge(self, deliveries: list[Delivery]) -> None:
-        """Let the broker delete these messages. Only for messages that every design has stored, and for refused
-        messages that the dead-letter queue has. If the broker is gone they come again, and are folded as duplicates.
+        """Acknowledge messages, so that the broker deletes them.
+
+        Call it only for messages whose events are stored in every design, and for refused messages that are in the
+        dead-letter queue. If the connection is lost first, the broker delivers the messages again and the fold treats
+        their events as duplicates.
         """
         if not deliveries:
             return
@@ -74,9 +83,15 @@ class BrokerSession:
             self._stats.acked += len(deliveries)
 
     def dead_letter(self, delivery: Delivery, error: BadEventError) -> bool:
-        """Publish a refused message to the dead-letter queue. Returns False if the session ended instead.
+        """Publish a refused message to the dead-letter queue.
 
-        Raises ``DeadLetterError`` if the broker takes no dead letters now.
+        Returns:
+            True if the broker confirmed the dead letter. The caller then acknowledges the refused message. False if the
+            session ended. All partitions are dropped then, and the broker delivers the refused message again.
+
+        Raises:
+            DeadLetterError: if the dead-letter queue cannot take a message now. The session goes on, and the caller
+                tries again later.
         """
         try:
             self._source.dead_letter(delivery, error.reason, error.detail)
@@ -86,7 +101,15 @@ class BrokerSession:
         return True
 
     def send_watermarks(self, owner: str, now: float) -> bool:
-        """Send a watermark message through the queue of each owned partition. Returns False if the session ended."""
+        """Send a watermark message through the queue of each owned partition.
+
+        Args:
+            owner: name of this consumer as an owner.
+            now: monotonic seconds, which the message carries.
+
+        Returns:
+            False if the session ended. This consumer then owns no partition.
+        """
         try:
             for partition in self._owned:
                 self._source.send_marker(partition.number, watermark_message(owner, now))
@@ -96,21 +119,24 @@ class BrokerSession:
         return True
 
     def give_up(self) -> None:
-        """Close the connection and drop all partitions. Messages in the buffers of this session go back to the queues,
-        for the consumers that are active now.
+        """Close the connection and drop all partitions.
+
+        The broker puts the unacknowledged messages of this session back into their queues, and delivers them to the
+        consumers that are active now.
         """
         self._source.close()
         self._owned.drop_all()
 
     def close(self) -> None:
-        """Close the connection. Unacknowledged messages go to the next owners."""
+        """Close the connection. The broker delivers the unacknowledged messages to the next owners."""
         self._source.close()
 
     def count_failure(self, error: BrokerUnavailableError) -> None:
-        """Count and log a failure of the broker that does not end this session."""
+        """Count and log a failed call of the broker, without ending this session."""
         self._stats.broker_errors += 1
         self._transitions.failing("broker", str(error))
 
     def _end(self, error: BrokerUnavailableError) -> None:
+        """End the session after a failed call: drop all partitions."""
         self.count_failure(error)
         self._owned.drop_all()

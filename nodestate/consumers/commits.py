@@ -2,12 +2,12 @@
 
 One batch of one partition::
 
-    (none) --fold--> pending in every design --a design confirmed it--> pending in the others
+    (none) --fold--> pending in every design --one design stored it--> pending in the other designs
     pending --a store failed--> pending: the same batch is written again after a pause; other partitions go on
-    pending in no design --> the messages are acknowledged, the refused ones only after they are dead letters
+    pending in no design --> its messages are acknowledged; a refused message only after it is a dead letter
 
-New epochs, new designs and repairs are written in the same way. They come before new events: under a steady stream of
-events there would be no time for them afterwards.
+New epochs, new designs and repairs are written in the same way. They are written before new events. Under a steady
+stream of events there would be no time for them afterwards.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from nodestate.store.round_trips import Steps, run
 from nodestate.store.wire import ENVELOPE_BYTES
 
 JOIN_RETRY_S: Final = 1.0
-"""Pause before a new design is begun again after a failure."""
+"""Pause after a new design could not be begun, before the next try."""
 ITEM_HEADER_BYTES: Final = 512
-"""Most bytes of a stored item besides a record's parts or an event: format, stamp, lengths, the node's name."""
+"""Most bytes that a stored item adds to an event or to the parts of a record: format, stamp, lengths, node name."""
 assert ITEM_HEADER_BYTES > ENVELOPE_BYTES + MAX_NODE_NAME_CHARS + 200
 
 
 class Commits:
-    """Writes the pending work of all owned partitions, in as few round trips as one partition needs."""
+    """Writes the pending work of all owned partitions. The partitions share round trips."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Commits:
         clock: Clock,
     ) -> None:
         self._config = config
-        """Names the number of partitions, against which events are checked."""
+        """Gives the layout's number of partitions, to check that each event is in the right partition."""
         self._owned = owned
         """The partitions to write."""
         self._storage = storage
@@ -60,7 +60,7 @@ class Commits:
         self._session = session
         """Acknowledges written messages."""
         self._changes = changes
-        """Learns when a new design was begun."""
+        """Begins new designs, and drops retiring ones once a new design is written."""
         self._failures = failures
         """Reacts to stores that fail."""
         self._stats = stats
@@ -68,14 +68,19 @@ class Commits:
         self._transitions = transitions
         """Logs failures that persist."""
         self._clock = clock
-        """Monotonic time, for retries; wall-clock time, against which events are checked."""
+        """Monotonic time for retries. Wall-clock time, because an event whose time is too far from it is refused."""
         self._joins_at = clock.monotonic()
-        """When a new design may be begun again after a failure, in monotonic seconds."""
+        """No new design is begun before this time, in monotonic seconds. It lies ahead only after a failure."""
         self._join_started = False
-        """True once this step has begun a new design. One partition per step: writing a large partition takes long."""
+        """True once this step has begun new designs in one partition. The other partitions wait for later steps,
+        because writing a large partition takes long.
+        """
 
     def write_due(self) -> None:
-        """Write the pending work of each partition that is not postponed, and finish what all its designs confirmed."""
+        """Write the pending work of each partition that is not postponed.
+
+        If every design of a partition has stored its work, the work is finished and its messages are acknowledged.
+        """
         now = self._clock.monotonic()
         self._join_started = False
         work: dict[DesignOfPartition, tuple[Store, Steps[None]]] = {}
@@ -91,15 +96,18 @@ class Commits:
                 store = self._storage.store_of(partition.number, name)
                 work[partition.number, name] = (store, self._write(partition, name, now))
         for (number, name), result in run(work).items():
-            self._settle(number, name, result)
+            self._record_result(number, name, result)
         for partition in self._owned:
             pending = partition.pending
             if self._owned.owns(partition) and pending is not None and not pending.unconfirmed_designs:
                 self._finish(partition)
 
     def _pending_work(self, partition: OwnedPartition) -> Pending | None:
-        """The work of a partition that is under way, or else new work: lost epochs first, then new designs, repairs and
-        the backlog. Returns None if there is nothing to do.
+        """Return the pending work of a partition, or choose new work if none is pending.
+
+        New work is, in this order: a new epoch for designs whose epoch the store lost, the first epoch of new designs,
+        repairs, and a batch from the backlog. Returns None if there is nothing to do. Raises ``StoreError`` if a store
+        cannot tell how large an item may be.
         """
         if partition.pending is not None:
             return partition.pending
@@ -123,7 +131,7 @@ class Commits:
         return partition.pending
 
     def _write(self, partition: OwnedPartition, name: str, now: float) -> Steps[None]:
-        """The steps that write the pending work in one design."""
+        """Return the steps that write the partition's pending work in one design."""
         assert partition.pending is not None
         if name in partition.lost:
             return self._storage.begin_epoch(partition, name, now)
@@ -134,8 +142,12 @@ class Commits:
             return partition.writers[name].repair(partition, status)
         return partition.writers[name].commit(partition.pending.batch, partition, status)
 
-    def _settle(self, number: int, name: str, result: NodestateError | None) -> None:
-        """Note what became of one design's write; None is success."""
+    def _record_result(self, number: int, name: str, result: NodestateError | None) -> None:
+        """Record the result of a write in one design; ``result`` is None if the write succeeded.
+
+        After a success, the work no longer waits for this design. If a new design could not be begun, its work is
+        dropped and chosen again later. ``StoreFailures`` responds to all other errors.
+        """
         partition = self._owned.get(number)
         if partition is None or partition.pending is None:
             return
@@ -143,14 +155,14 @@ class Commits:
             partition.lost.discard(name)
             if name in partition.joining:
                 partition.joining.discard(name)
-                self._changes.drop_leaving()
+                self._changes.drop_retiring()
             partition.pending.unconfirmed_designs.discard(name)
             self._stats.commits += 1
             self._owned.clear_retry(number)
             self._transitions.recovered(f"partition {number}")
         elif name in partition.joining and not isinstance(result, FencedError):
-            # A new design must not delay the designs that are written already. This work holds no events, so it can be
-            # dropped and started again later.
+            # A new design must not delay the designs that are written already. This work has no events, so it can be
+            # dropped and chosen again later.
             partition.pending = None
             self._joins_at = self._clock.monotonic() + JOIN_RETRY_S
             self._transitions.failing(f"begin of {name}", str(result))
@@ -158,7 +170,10 @@ class Commits:
             self._failures.respond(partition, name, result)
 
     def _finish(self, partition: OwnedPartition) -> None:
-        """Every design has the batch: acknowledge its messages, and queue the refused ones for the dead letters."""
+        """Finish pending work that every design has stored.
+
+        Acknowledges its messages, except the refused messages, which wait for ``DeadLetters``.
+        """
         pending, partition.pending = partition.pending, None
         assert pending is not None
         partition.caught_up_at = max(partition.caught_up_at, pending.caught_up_at)

@@ -3,8 +3,9 @@
     refused --published and confirmed--> acknowledged
     refused --the broker takes no dead letters now--> refused, tried again after a pause
 
-While the broker takes no dead letters everything else goes on, until the broker has as many unacknowledged messages
-outstanding as it sends to one consumer.
+While the broker takes no dead letters, the consumer goes on with all other messages. Refused messages stay
+unacknowledged meanwhile. Once the number of refused messages reaches the number that the broker sends to one consumer
+without acknowledgement, the consumer receives nothing more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nodestate.errors import DeadLetterError
 from nodestate.ports import Clock
 
 DEAD_LETTER_RETRY_S: Final = 1.0
-"""Pause before dead letters are tried again that the broker did not take."""
+"""Pause before the next try after the broker did not take a dead letter."""
 
 
 class DeadLetters:
@@ -30,18 +31,21 @@ class DeadLetters:
         self._owned = owned
         """The partitions whose refused messages are moved."""
         self._session = session
-        """Publishes and acknowledges them."""
+        """Publishes the dead letters, and acknowledges the refused messages."""
         self._transitions = transitions
-        """Logs a dead-letter queue that takes nothing."""
+        """Logs when the dead-letter queue stops taking messages, and when it takes them again."""
         self._clock = clock
         """Monotonic time."""
         self._log = log
         """The consumer's logger: one entry for each dead letter."""
         self._due_at = clock.monotonic()
-        """When to try again, in monotonic seconds."""
+        """No dead letter is sent before this time, in monotonic seconds. It lies ahead only after a failure."""
 
     def send_due(self) -> None:
-        """Publish each refused message with its reason, then acknowledge it."""
+        """Publish each refused message to the dead-letter queue, with the reason, and then acknowledge it.
+
+        If the dead-letter queue cannot take a message, the remaining messages are tried ``DEAD_LETTER_RETRY_S`` later.
+        """
         now = self._clock.monotonic()
         if now < self._due_at:
             return

@@ -1,12 +1,13 @@
-"""Changes of the designs that a consumer writes, while it owns partitions.
+"""Changes of the designs that a consumer writes while it owns partitions.
 
 One design of one partition::
 
-    (not written) --adopt--> joining --join: taken, and written as a new epoch unless equal--> written
-    written --adopt without it--> leaving --another design is written--> deleted
-    leaving --adopt with it--> written            joining --adopt without it--> deleted
+    (not written) --adopt--> joining --join: taken over, and written as a new epoch unless it is equal--> written
+    written --adopt without it--> retiring --another design is written--> deleted
+    retiring --adopt with it--> written            joining --adopt without it--> deleted
 
-A design that leaves is written until another one is: events are acknowledged only for a design that has them.
+A retiring design is written until another design is written. Without it, an event could be acknowledged before any
+design has stored it.
 """
 
 from __future__ import annotations
@@ -22,51 +23,57 @@ from nodestate.store.round_trips import Steps
 
 
 class DesignChanges:
-    """Brings the owned partitions to the designs that the consumer shall write."""
+    """Changes the designs in which the owned partitions are written."""
 
     def __init__(self, config: Config, owned: OwnedPartitions, storage: PartitionStorage) -> None:
         self.designs = config.designs
-        """The designs to write from now on; new partitions begin with them."""
+        """The designs to write. A partition that is taken over later is written in these designs from the start."""
         self._config = config
-        """Gives the age of a head whose owner lives."""
+        """Gives the greatest age that the head of a living owner can appear to have."""
         self._owned = owned
         """The partitions to change."""
         self._storage = storage
         """Makes writers, and deletes designs that are no longer written."""
 
     def adopt(self, designs: Sequence[str]) -> None:
-        """Write these designs from now on. A new design is begun partition by partition, from the nodes in memory. A
-        design that is no longer wanted is deleted as soon as another one is written.
+        """Write these designs from now on, and no others.
+
+        A design that was not written before is begun from the nodes in memory, in one partition after another. A design
+        that was written before and is not in ``designs`` is deleted as soon as another design is written.
         """
         added, removed = set(designs) - set(self.designs), set(self.designs) - set(designs)
         self.designs = tuple(designs)
         for partition in self._owned:
-            partition.leaving = (partition.leaving | removed & partition.writers.keys()) - added
+            partition.retiring = (partition.retiring | removed & partition.writers.keys()) - added
             new = added - partition.writers.keys()
-            # If this machine was frozen, its monotonic clock may have stopped as well, and the time since ``taken_at``
-            # looks too short. A living owner's head is at most ``fresh_s`` old, so a head younger than that was written
-            # since.
+            # Another owner may have taken the partition while this machine was frozen. The monotonic clock may have
+            # stopped as well, so the time since ``taken_at`` may look too short to notice that owner's head. The head
+            # of a living owner looks at most ``fresh_s`` old: with this margin every such head counts as written since.
             owned_since = partition.taken_at - fresh_s(self._config)
             partition.writers |= self._storage.writers(partition.number, new, owned_since)
             partition.joining |= new
-        self.drop_leaving()
+        self.drop_retiring()
 
-    def drop_leaving(self) -> None:
-        """Stop writing the designs that leave, in each partition that has another design already, and delete their
-        stored state.
+    def drop_retiring(self) -> None:
+        """Stop writing the retiring designs in each partition that is written in another design, and delete them.
+
+        In the other partitions only the retiring designs that were not yet begun are dropped.
         """
         unused: list[DesignOfPartition] = []
         for partition in self._owned:
-            staying = partition.writers.keys() - partition.leaving - partition.joining
-            for name in partition.leaving if staying else partition.leaving & partition.joining:
+            staying = partition.writers.keys() - partition.retiring - partition.joining
+            for name in partition.retiring if staying else partition.retiring & partition.joining:
                 partition.drop_design(name)
                 unused.append((partition.number, name))
-            partition.leaving &= partition.writers.keys()
+            partition.retiring &= partition.writers.keys()
         self._storage.delete(unused)
 
     def join(self, partition: OwnedPartition, name: str, now: float) -> Steps[None]:
-        """Become the owner of a design that was not written so far, and write it as a new epoch unless it has the same
-        records. Raises ``FencedError`` if another owner wrote it after we took the partition: we were frozen meanwhile.
+        """Take over a new design of an owned partition, and write it as a new epoch unless it has the same records.
+
+        Raises:
+            FencedError: if another owner wrote this design after this consumer took the partition over. That happens if
+                this consumer was frozen meanwhile.
         """
         taken = yield from partition.writers[name].take_over()
         if taken is None or not taken.epoch_continues or taken.records != partition.records:

@@ -1,18 +1,19 @@
 """The consumer: takes the events that the broker delivers, folds them, writes every design, and only then acknowledges.
 
-One partition in the loop::
+One partition::
 
     (not owned) --a delivery: the broker made us its consumer--> take over (CAS of the term) --> owned
-    owned --deliveries--> folded --every design wrote them--> acknowledged; refused messages after they are dead letters
-    folded --the store failed--> folded (the same batch again, after a pause; other partitions go on)
-    owned --fenced: another owner took it--> (not owned), and so are all others: the connection is given up, and what
-        was not acknowledged goes back to the queues, for the consumers that are active now
-    owned --the connection to the broker broke--> (not owned), and so are all others
-    owned --the store lost the epoch--> a new epoch is written from memory --> owned
+    owned --deliveries--> folded --every design stored them--> acknowledged; a refused message after it is a dead letter
+    folded --a store failed--> folded (the same batch again, after a pause; other partitions go on)
+    owned --fenced: another owner took the partition--> no partition is owned: the consumer closes its connection, and
+        the broker delivers the unacknowledged messages to the consumers that are active now
+    owned --the connection to the broker broke--> no partition is owned
+    owned --a store lost the epoch--> a new epoch is written from memory --> owned
 
-A step is a plain function of an injected clock, source and stores, so that a seeded simulation can run it.
-Assumptions: the broker delivers a partition to one consumer at a time and in order, unless the broker was wrong about
-which consumer is alive; then the term in the head decides.
+A step uses only an injected clock, source and stores, so a seeded simulation can run it.
+
+Assumption: the broker delivers each partition in order, and to one consumer at a time. The broker may take a living
+consumer for dead and deliver the partition to a second one; then the term in the head decides which of the two writes.
 """
 
 from __future__ import annotations
@@ -44,10 +45,18 @@ from nodestate.store.round_trips import Stores
 
 
 class Consumer:
-    """Owns the partitions of one layout that the broker gives to it, and writes them in one or several designs.
+    """Owns the partitions of one layout that the broker delivers to it, and writes them in one or several designs.
 
-    ``config`` names the layout (its number of partitions), and the designs until ``follow`` names others. ``source``
-    and ``stores`` are closed with the consumer. Give ``stats`` to count together with other consumers.
+    Args:
+        config: settings of the cell. ``partitions`` names the layout. ``designs`` are written until ``follow`` names
+            other designs.
+        source: the connection to the broker. ``close`` closes it.
+        stores: the servers of the cell. ``close`` closes them.
+        resync: sends resync requests to the agents.
+        clock: wall-clock and monotonic time.
+        rng: chooses the ids of epochs, and a unique part of the owner's name.
+        name: first part of the owner's name.
+        stats: counters that several consumers share; None for counters of this consumer alone.
     """
 
     def __init__(
@@ -75,11 +84,11 @@ class Consumer:
         owner = f"{name}/{rng.getrandbits(48):012x}"
         transitions = TransitionLog(self._log)
         self._owned = OwnedPartitions()
-        """The partitions, which all parts work on."""
+        """The consumer's partitions, on which all other parts work."""
         self._session = BrokerSession(source, self._owned, self.stats, transitions, clock)
-        """Deliveries in; acknowledgements, dead letters and watermark messages out."""
+        """Receives deliveries; sends acknowledgements, dead letters and watermark messages."""
         self._storage = PartitionStorage(config, stores, owner, clock, rng, self.stats, self._log)
-        """Where the partitions are stored."""
+        """Gives the stores and the writers of the partitions."""
         failures = StoreFailures(self._session, self._owned, self.stats, transitions, clock, self._log)
         self._takeover = Takeover(config, self._owned, self._storage, failures, self.stats, clock, self._log)
         """Makes this consumer the owner of partitions."""
@@ -96,9 +105,9 @@ class Consumer:
             transitions,
             clock,
         )
-        """Folds, writes and acknowledges."""
+        """Folds events, writes them, and acknowledges their messages."""
         self._dead_letters = DeadLetters(self._owned, self._session, transitions, clock, self._log)
-        """Moves refused messages away."""
+        """Moves refused messages to the dead-letter queue."""
         self._renewal = Renewal(
             config, self._owned, self._storage, self._session, failures, self.stats, clock, self._log
         )
@@ -113,15 +122,15 @@ class Consumer:
 
     @property
     def designs(self) -> tuple[str, ...]:
-        """The designs that this consumer writes, or begins to write."""
+        """Names of the designs that this consumer writes or begins to write."""
         return self._changes.designs
 
     # -- running --------------------------------------------------------------------------------
 
     def step(self) -> int:
-        """Receive, take over, fold, write, acknowledge, renew.
+        """Do everything that is due: receive, take over, fold, write, acknowledge, renew, and ask for reports.
 
-        Returns how many messages came. Never raises for outages.
+        Returns the number of messages received. Raises nothing if the broker or a store is away.
         """
         received = self._session.receive(self.config.batch_events, self.config.flush_s)
         taking_at = self._clock.monotonic()
@@ -139,7 +148,7 @@ class Consumer:
             self.step()
 
     def close(self) -> None:
-        """Close the connections. Unacknowledged messages go to the next owners."""
+        """Close the connections. The broker delivers the unacknowledged messages to the next owners."""
         self._session.close()
         self._stores.close()
 
@@ -148,29 +157,32 @@ class Consumer:
     def follow(
         self, designs: Sequence[str], *, seed_layout: SeedLayout | None = None, serves_readers: bool = False
     ) -> None:
-        """Write these designs from now on, and delete the others once one of these is written.
+        """Write these designs from now on. Delete all other designs once one of these is written.
 
         Args:
-            designs: names of designs, at least one.
-            seed_layout: another layout, whose nodes a partition without usable stored state begins with. While the seed
-                layout is incomplete the partition waits for some time, then begins empty and asks all agents to report.
-            serves_readers: True if readers use this layout. If False, stored state is ignored unless its owner was
-                caught up recently: it may be left over from a layout whose queues were deleted.
+            designs: names of the designs, at least one.
+            seed_layout: another layout of the cell, or None. A partition whose stored state cannot be used begins with
+                the nodes of the seed layout. While the seed layout is incomplete, the partition waits for it. The wait
+                is limited; after it, the partition begins without the seed layout.
+            serves_readers: True if readers use this layout. If False, stored state is used only if its owner was caught
+                up recently: older state may be left over from a layout whose queues were deleted.
         """
         self._changes.adopt(designs)
         self._takeover.seed_layout = seed_layout
         self._takeover.serves_readers = serves_readers
 
-    def leave(self) -> None:
-        """Stop consuming this layout for good: close the connection, and delete everything stored of the layout unless
-        another owner still writes it.
+    def retire_layout(self) -> None:
+        """Stop consuming this layout for good: close the connection and delete the layout's stored state.
+
+        Partitions that another owner still writes are kept. If a store fails, the failure is logged and the state stays
+        in that store.
         """
         self._session.give_up()
         for (number, name), error in remove_layout_epochs(
             self.config, self._stores, self._storage.owner, self._clock
         ).items():
             if isinstance(error, FencedError):
-                continue  # its owner will leave as well, or the layout is in use again
+                continue  # the other owner retires the layout as well, or the layout is in use again
             self._log.warning(
                 "could not delete the stored state of a partition", partition=number, design=name, reason=str(error)
             )

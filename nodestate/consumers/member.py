@@ -1,14 +1,16 @@
-"""One member of a cell's consumers: follows the control record, and runs a ``Consumer`` for each layout that it names.
+"""One member of a cell's consumers: follows the control record, and runs a ``Consumer`` for each layout of the record.
 
     (control record unknown) --a store has it, or this member is the first and writes it from the settings--> following
     following --the record names a new layout--> one more ``Consumer``, which begins with the nodes of another layout
-    following --a layout is retired, and the layout that readers use is complete--> its ``Consumer`` leaves
-    following --some renewals after a change of the record or a loss of the broker--> following, with the queues of the
-        settings' layout unbound unless the record names that layout: publishers may have declared the queues on a new
-        broker, and no consumer takes from them
+    following --a layout is retired, and the layout that readers use is complete--> its ``Consumer`` is removed, and so
+        are the layout's stored state and queues
 
 Each layout has its own connection to the broker and its own owner name, so the consumers of two layouts are
 independent. In the usual case there is one layout, and this module costs nothing.
+
+Publishers declare the queues of the settings' layout when they connect to a broker. If the control record does not
+name that layout, no consumer takes messages from these queues. So ``UNBIND_RENEWALS_COUNT`` renewal intervals after
+each change of the record and each loss of the broker, the member unbinds such queues.
 """
 
 from __future__ import annotations
@@ -35,17 +37,29 @@ from nodestate.ports import Clock, Layouts, ResyncSender
 from nodestate.store.round_trips import Stores
 
 UNBIND_RENEWALS_COUNT: Final = 5
-"""Renewal intervals to wait after a change of the record or a loss of the broker: by then all consumers and publishers
-have declared their queues.
+"""Number of renewal intervals to wait before unused queues are unbound, after a change of the record or a loss of the
+broker. By then all consumers and publishers have declared their queues.
 """
 CONTROL_RETRY_S: Final = 0.2
 """Pause before the control record is read again while it is unknown."""
 CONTROL_RECORD: Final = "control record"
+"""Names the following of the control record, in log entries about failures."""
 SETTINGS_QUEUES: Final = "queues of the settings' layout"
+"""Names the unbinding of unused queues, in log entries about failures."""
 
 
 class Member:
-    """Runs as many consumers as the cell has layouts."""
+    """Runs one ``Consumer`` for each layout that the control record says to write.
+
+    Args:
+        config: settings of the cell.
+        layouts: opens and deletes the queues of layouts.
+        stores: the servers of the cell. ``close`` closes them.
+        resync: sends resync requests to the agents.
+        clock: wall-clock and monotonic time.
+        rng: seeds the random numbers of each consumer.
+        name: first part of the consumers' owner names.
+    """
 
     def __init__(
         self,
@@ -58,11 +72,11 @@ class Member:
         name: str,
     ) -> None:
         self.config = config
-        """Settings of the cell; their layout counts only until there is a control record."""
+        """Settings of the cell. Their layout and designs count only until there is a control record."""
         self.control: Control | None = None
-        """The newest control record that this member can follow; None until one was read."""
+        """The control record that this member follows; None until one was read."""
         self.consumers: dict[int, Consumer] = {}
-        """The running consumers, by number of partitions of their layout."""
+        """The running consumers, by the number of partitions of their layout."""
         self.stats = ConsumerStats()
         """Counters of all consumers together."""
         self._layouts = layouts
@@ -76,31 +90,35 @@ class Member:
         self._rng = rng
         """Seeds each consumer's random numbers."""
         self._name = name
-        """Begins the owner names of the consumers."""
+        """First part of the consumers' owner names."""
         self._control_store = ControlStore(config.cell, stores)
         """All stored copies of the control record."""
         self._seed_layouts: dict[StoredDesign, SeedLayout] = {}
-        """Readers of the designs that other layouts begin with, while there are several layouts."""
+        """Readers of the designs from which other layouts begin; empty while there is only one layout."""
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
         """The member's logger."""
         self._transitions = TransitionLog(self._log)
         """Logs failures that persist."""
         self._read_control_at = clock.monotonic()
-        """When the control record is read again, in monotonic seconds."""
-        self._retired: set[StoredDesign] = set()
-        """Leaving designs that this member no longer writes, until the record says to write them again."""
+        """When the control record is read next, in monotonic seconds."""
+        self._stopped: set[StoredDesign] = set()
+        """Retired designs that this member has stopped writing. If the record says to write one of these designs again,
+        the design is removed from this set.
+        """
         self._unbind_at = math.inf
-        """When to unbind unused queues of the settings' layout, in monotonic seconds."""
+        """When to unbind unused queues of the settings' layout, in monotonic seconds; infinity if that is done."""
         self._unbind_cause = (0, 0)
-        """The record's version and the count of broker errors that ``_unbind_at`` was set for."""
+        """The record's version and the count of broker errors when ``_unbind_at`` was set. If one of them differs now,
+        the wait begins again.
+        """
 
     @property
     def designs(self) -> tuple[str, ...]:
-        """Names of the designs that the control record says to write; empty until it was read."""
+        """Names of the designs that the control record says to write; empty while the record is unknown."""
         return tuple(self.control.names[design] for design in self.control.writes) if self.control is not None else ()
 
     def step(self) -> int:
-        """Read the control record if that is due, then step each consumer. Returns how many messages came."""
+        """Follow the control record if due, then step each consumer. Returns the number of messages received."""
         now = self._clock.monotonic()
         if self.control is None or now >= self._read_control_at:
             self._read_control_at = now + self.config.renew_s
@@ -115,7 +133,7 @@ class Member:
             self.step()
 
     def close(self) -> None:
-        """Close the connections. Unacknowledged messages go to the next owners."""
+        """Close the connections. The broker delivers the unacknowledged messages to the next owners."""
         for consumer in self.consumers.values():
             consumer.close()
         self._stores.close()
@@ -123,10 +141,11 @@ class Member:
     # -- the control record
 
     def _follow_control(self) -> None:
-        """Follow the newest control record. Write one from the settings if there is none, and restore lost copies.
+        """Read the control record from all stores, and follow the newest copy.
 
-        Nothing is consumed before a record is known: the settings may be out of date, and a consumer deletes the
-        designs that it is not told to write.
+        If no store has a record, writes one from the settings. Writes missing and older copies again. No consumer runs
+        before a record is known: the settings may be out of date, and a consumer deletes every design that it is not
+        told to write.
         """
         copies = self._control_store.read()
         for copy in copies:
@@ -140,9 +159,9 @@ class Member:
                 return  # the store that does not answer may have the record
             known = record_from_settings(self.config, self._clock.time())
             if not self._control_store.begin(known, copies):
-                return  # another consumer was faster, and its record counts
-        # Another record of the version that we know: ours was lost with its only store, and an operator made this one
-        # since.
+                return  # another member wrote one first, or the store failed: read again at the next step
+        # A different record of the version that we know is followed, too: ours was lost with its only store, and an
+        # operator made the other one afterwards.
         if known is not None and (
             self.control is None or (known.version >= self.control.version and known != self.control)
         ):
@@ -153,7 +172,10 @@ class Member:
             self._control_store.put_back(self.control, copies)
 
     def _adopt(self, control: Control) -> None:
-        """Make this the record to follow, unless it names a design for which the settings have no store."""
+        """Follow this record from now on.
+
+        If the settings name no store for one of its designs, logs an error and keeps following the record before.
+        """
         absent = [design.design for design in control.writes if not self._has_store(design)]
         if absent:
             self._transitions.failing(
@@ -171,22 +193,23 @@ class Member:
     def _apply(self, control: Control) -> None:
         """Run a consumer in every layout that is to be written, and in no other.
 
-        A retired design is written until the design that readers use is complete: no event may be acknowledged that
-        only an unfinished layout has. A leaving design that this member no longer writes is written again only when the
-        record says so: its queues may be deleted, so writing it would be of no use.
+        A retired design is written until the design that readers use is complete. Without that, an event could be
+        acknowledged that only an unfinished layout has. Once this member has stopped writing a retired design, it
+        begins again only if the record lists the design under ``writes``. The queues of the design's layout may be
+        deleted by then, so writing it would be of no use.
         """
-        self._retired.difference_update(control.writes)
-        leaving = [design for design in control.leaving if self._has_store(design) and design not in self._retired]
-        if leaving and self._seed_layout(control.reads).is_complete():
-            self._retired.update(leaving)
-            leaving = []
-        written = [*control.writes, *leaving]
+        self._stopped.difference_update(control.writes)
+        retiring = [design for design in control.leaving if self._has_store(design) and design not in self._stopped]
+        if retiring and self._seed_layout(control.reads).is_complete():
+            self._stopped.update(retiring)
+            retiring = []
+        written = [*control.writes, *retiring]
         layouts = {
             one.partitions: tuple(each.design for each in written if each.partitions == one.partitions)
             for one in written
         }
         for partitions in self.consumers.keys() - layouts.keys():
-            self._leave(partitions)
+            self._retire_layout(partitions)
         for partitions, designs in layouts.items():
             consumer = self.consumers.get(partitions)
             if consumer is None:
@@ -201,11 +224,13 @@ class Member:
             self._seed_layouts.clear()
 
     def _has_store(self, design: StoredDesign) -> bool:
+        """True if the settings name a store for the design."""
         return design.design in DESIGNS and self._stores.has(DESIGNS[design.design].store_role)
 
     # -- layouts
 
     def _consumer(self, partitions: int, designs: tuple[str, ...]) -> Consumer:
+        """Make a consumer for the layout of ``partitions`` partitions."""
         return Consumer(
             msgspec.structs.replace(self.config, partitions=partitions, designs=designs),
             self._layouts.open(partitions),
@@ -217,16 +242,19 @@ class Member:
             stats=self.stats,
         )
 
-    def _leave(self, partitions: int) -> None:
-        """Stop consuming a layout. The last member that leaves also deletes its queues, which would otherwise fill for
-        ever. (``nodestate design`` deletes them as well, because the last member may have died.)
+    def _retire_layout(self, partitions: int) -> None:
+        """Stop consuming a layout, delete its stored state, and delete its queues if no other member consumes them.
 
-        The record is read again before each step: an operator may have taken the layout back into use meanwhile. Then
-        nothing more is removed, and the next reading of the record follows it.
+        Queues that stayed would fill without end. ``nodestate design retire`` deletes the queues as well, because the
+        last member may have died.
+
+        An operator may take the layout back into use at any time, so the control record is read again before each of
+        the two deletions. If the record names the layout again, nothing more is deleted, and this member consumes the
+        layout again after its next reading of the record.
         """
         if self._is_used(partitions):
             return
-        self.consumers.pop(partitions).leave()
+        self.consumers.pop(partitions).retire_layout()
         if self._is_used(partitions):
             return
         try:
@@ -234,15 +262,18 @@ class Member:
         except BrokerUnavailableError as error:
             self._log.warning("could not delete the queues of a layout", layout=partitions, reason=str(error))
         else:
-            self._log.info("left a layout", layout=partitions, deleted=deleted)
+            self._log.info("stopped consuming a layout", layout=partitions, deleted=deleted)
 
     def _is_used(self, partitions: int) -> bool:
+        """True if the stored control record says to write the layout of ``partitions`` partitions."""
         known = newest(self._control_store.read())
         return known is not None and partitions in known.layouts
 
     def _unbind_unused_queues(self, control: Control) -> None:
-        """Let no more events into the queues of the settings' layout if no consumer takes from them: an event that only
-        these queues have is in no view.
+        """Unbind the queues of the settings' layout, once ``_unbind_at`` has come, if no consumer takes from them.
+
+        An event that is only in such queues is in no view. Messages that are in the queues already stay there and are
+        logged.
         """
         now, cause = self._clock.monotonic(), (control.version, self.stats.broker_errors)
         if cause != self._unbind_cause:
@@ -266,6 +297,7 @@ class Member:
             )
 
     def _seed_layout(self, design: StoredDesign) -> SeedLayout:
+        """Return the reader of a design from which another layout begins. It is made at the first call."""
         if design not in self._seed_layouts:
             self._seed_layouts[design] = SeedLayout(self.config, design, self._stores, self._clock)
         return self._seed_layouts[design]

@@ -1,4 +1,4 @@
-"""One owned partition: all its nodes as folded, when each was last heard of, and the work between delivery and ack."""
+"""One owned partition: its folded nodes, their signs of life, and the work between delivery and acknowledgement."""
 
 from __future__ import annotations
 
@@ -23,98 +23,112 @@ from nodestate.store.partition_writer import Batch, PartitionWriter
 _encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
-"""Most bytes of events in one commit. A larger batch is split, so that a segment of the journal fits an item."""
+"""Most bytes of events in one commit. A larger batch is split, so that each journal segment fits into one item."""
 MAX_CLOCK_AHEAD_S = 86_400.0
-"""An event or incarnation further ahead of the consumer's clock is refused: it would win over all later ones."""
+"""An event whose time or incarnation is further ahead of the consumer's clock is refused.
+
+Its incarnation would win over all later ones.
+"""
 MIN_CLOCK_S = 1_000_000_000.0
-"""An event or incarnation from before this time (2001) is refused: its clock was never set."""
+"""An event whose time or incarnation is before this moment of 2001 is refused, in seconds since 1970.
+
+The clock of its agent was never set.
+"""
 BIN_HEADER_BYTES: Final = 5
-"""Bytes that msgpack adds to each event of a segment."""
+"""Bytes that msgpack adds to each event in a segment."""
 
 
 class ResyncBackoff(NamedTuple):
-    """When an incomplete node is asked for a report again."""
+    """The time of the next request to an incomplete node that was asked for a report."""
 
     again_at: float
     """The earliest time of the next request, in monotonic seconds."""
     pause_s: float
-    """The pause before that request; the next pause is twice as long."""
+    """The pause before that request, in seconds. The next pause is twice as long, up to a limit."""
 
 
 @dataclass(slots=True)
 class Pending:
-    """Work of one partition between the fold and the ack: a batch of events, new epochs, or repairs."""
+    """Work of one partition that is not yet stored in every design: a batch of events, new epochs, or repairs."""
 
     batch: Batch
     """The events to commit, and the nodes that they changed."""
     deliveries: list[Delivery]
-    """Everything taken from the backlog for it, in order: events, markers and refused messages."""
+    """The messages taken from the backlog for this work, in order: events, markers and refused messages."""
     unconfirmed_designs: set[str]
-    """Designs that still have to confirm the work. When none is left, the deliveries are acknowledged."""
+    """Designs that have not yet stored the work. When none is left, the deliveries are acknowledged."""
     repair: frozenset[str] = frozenset()
-    """Designs that write again what their store lost, instead of the batch."""
+    """Designs in which the lost items are written again, instead of the batch."""
     bad: list[tuple[Delivery, BadEventError]] = field(default_factory=list)
-    """Refused messages; each is acknowledged only after it is a dead letter."""
+    """Refused messages with the reasons. Each message is acknowledged only after it is a dead letter."""
     caught_up_at: float = -math.inf
-    """When the last watermark message in the batch was sent: once the batch is written, the partition is as far."""
+    """Send time of the last watermark message among the deliveries, in monotonic seconds. Once the work is stored, the
+    partition has caught up to this time.
+    """
 
 
 class OwnedPartition:
-    """The owner's state of one partition. Times are the owner's monotonic clock, in seconds.
+    """The owner's state of one partition. All times are seconds of the owner's monotonic clock.
 
-    A node counts as heard of at the watermark before its event, not when the event came: a message may have waited for
-    long, so its arrival is no sign of life. Whatever comes after a watermark was sent later than the watermark.
+    The time of a node's last sign of life is the send time of the last watermark message before the node's event. A
+    message that comes after a watermark message was sent after it. The arrival of the event is no such bound: the event
+    may have waited in the queue for long.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter], taken_at: float) -> None:
         self.number = number
         """The partition's number in its layout."""
         self.taken_at = taken_at
-        """When this consumer took it over."""
+        """When this consumer took the partition over."""
         self.writers = writers
-        """A writer for each design, also for designs in ``joining`` and ``leaving``."""
+        """The writer of each design, including the designs in ``joining`` and ``retiring``."""
 
         self.records: list[NodeRecord] = []
-        """All nodes, by slot."""
+        """The records of all nodes, by slot."""
         self.slots: dict[str, int] = {}
-        """Each node's index in ``records`` and ``heard_at``."""
+        """By name of a node, its index in ``records`` and ``heard_at``."""
         self.heard_at: list[float] = []
-        """By slot, when the node last gave a sign of life; minus infinity if that is not known."""
+        """By slot, the time of the node's last sign of life; minus infinity if it is not known."""
         self.incomplete: set[str] = set()
-        """Nodes of which an event is missing, and which need a report."""
+        """Names of the nodes of which an event is missing. Each needs a report."""
         self.resync_backoffs: dict[str, ResyncBackoff] = {}
-        """By incomplete node that was asked for a report: when to ask again."""
+        """By name of an incomplete node that was asked for a report: when to ask it again."""
         self.needs_full_resync = False
-        """True if all nodes of the partition have to be asked for a report."""
+        """True if all nodes of the partition must be asked for a report."""
 
         self.backlog: deque[Delivery] = deque()
-        """Delivered messages that wait to be folded."""
+        """Delivered messages that are not yet folded."""
         self.pending: Pending | None = None
         """The work that is being written; None if there is none."""
         self.refused: deque[tuple[Delivery, BadEventError]] = deque()
-        """Messages to publish to the dead-letter queue, and to acknowledge after that."""
+        """Refused messages with the reasons, to be published to the dead-letter queue and then acknowledged."""
 
         self.caught_up_at = -math.inf
-        """Everything that was in the queue at this time is written."""
+        """Everything that was in the queue at this time is stored in every design."""
         self.watermark_at = -math.inf
-        """When the last watermark message that came back was sent."""
+        """Send time of the newest watermark message that came back."""
         self.complete = False
-        """True if every node of the partition is known. Heads carry it to readers."""
+        """True if every node of the partition is known. Readers learn this from the head."""
         self.complete_after = math.inf
         """``complete`` becomes True when ``caught_up_at`` reaches this time."""
 
         self.lost: set[str] = set()
-        """Designs whose epoch the store lost: a new one is to be begun."""
+        """Designs whose epoch the store lost. A new epoch is begun for each of them."""
         self.joining: set[str] = set()
-        """Designs to be written from now on, whose first epoch still has to be begun."""
-        self.leaving: set[str] = set()
-        """Designs that are no longer wanted, and are written until another one is."""
+        """New designs, whose first epoch is not yet written."""
+        self.retiring: set[str] = set()
+        """Designs to be deleted as soon as another design is written. Until then they are written."""
         self.wants_repair: set[str] = set()
         """Designs that a reader asked the owner to repair."""
 
     def fill(self, records: list[NodeRecord], ages_ms: bytes, now: float) -> None:
-        """Start from stored nodes. ``ages_ms``: by slot, milliseconds between the last sign of life and ``now``, as
-        little-endian uint32; nodes beyond its end were never heard of.
+        """Start from stored nodes.
+
+        Args:
+            records: the records of all nodes, in slot order.
+            ages_ms: by slot, milliseconds from the node's last sign of life until ``now``, as little-endian uint32. It
+                may have fewer entries than there are nodes; the last signs of life of the others are unknown.
+            now: monotonic seconds.
         """
         self.records = list(records)
         self.slots = {record.name: slot for slot, record in enumerate(records)}
@@ -124,49 +138,54 @@ class OwnedPartition:
         self.incomplete = {record.name for record in records if record.incomplete}
 
     def drop_design(self, name: str) -> None:
-        """Stop writing a design."""
+        """Stop writing a design. Pending work no longer waits for it."""
         del self.writers[name]
         unconfirmed = self.pending.unconfirmed_designs if self.pending else set()
         for names in (self.lost, self.joining, self.wants_repair, unconfirmed):
             names.discard(name)
 
     def mark_uncertain(self, now: float) -> None:
-        """Count the partition as incomplete until a watermark that is sent from ``now`` on comes back.
+        """Mark the partition as incomplete until a watermark message sent at ``now`` or later comes back.
 
-        For an epoch that the store lost. With it the store lost the term that tells who owns the partition: while this
-        consumer was frozen another one may have taken the partition, and written events that this one never saw. Only a
-        watermark that comes back proves that the broker still delivers the partition to this consumer.
+        Called after the store lost an epoch, and with it the term that tells which consumer owns the partition. While
+        this consumer was frozen, another consumer may have taken the partition over and written events that this
+        consumer never received. Only a watermark message that comes back proves that the broker still delivers the
+        partition to this consumer.
         """
         self.complete, self.complete_after = False, max(self.complete_after, now)
 
     def status(self, now: float) -> OwnerStatus:
-        """The owner's status to write into the head with the pending work: once the work is written, the partition has
-        caught up to the last watermark in it. Without signs of life, which only ``full_status`` has.
+        """Return the owner's status to write into the head together with the pending work.
+
+        Once that work is stored, the partition has caught up to the last watermark message in it, and the status says
+        so. The status has no signs of life; ``full_status`` adds them. ``now`` is in monotonic seconds.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
         return OwnerStatus(math.ceil(behind_ms), self.complete, said_at=now)
 
     def full_status(self, now: float) -> OwnerStatus:
-        """The owner's status to write with a renewal, with the age of each node's last sign of life."""
+        """Return the status to write with a renewal: ``status``, and the age of each node's last sign of life."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
         return replace(self.status(now), ages_ms=np.ceil(ages).astype("<u4").tobytes())
 
     def maintenance(self, designs: set[str], repair: frozenset[str] = frozenset()) -> Pending:
-        """Work without events for these designs: a repair for each design in ``repair``, a new epoch for the others."""
+        """Make work without events: a repair for each design in ``repair``, a new epoch for the other ``designs``."""
         return Pending(Batch((), (), len(self.records)), [], set(designs), repair)
 
     def take_batch(self, wall: float, partitions: int, room_bytes: int, owner: str, counts: EventCounts) -> Pending:
-        """Fold messages from the backlog until one commit is full.
+        """Fold messages from the backlog until one commit is full or the backlog is empty.
 
         Args:
-            wall: seconds since 1970, against which events' clocks are checked.
+            wall: seconds since 1970. Events whose time or incarnation is too far from it are refused.
             partitions: number of partitions of the layout.
-            room_bytes: the largest event or state that fits an item of every store.
-            owner: the owner's name, by which it knows its own watermark messages.
-            counts: counts every event by its outcome.
+            room_bytes: size of the largest event or state that fits into an item of every store.
+            owner: this consumer's owner name. Watermark messages of other owners are ignored.
+            counts: counts folded events by outcome, and refused messages by reason.
 
-        Refused messages are in ``Pending.bad``. The result has no unconfirmed designs if no event changed a node.
+        Returns:
+            The work to write. Refused messages are in its ``bad``. Its ``unconfirmed_designs`` are empty if no event
+            changed a node, because then nothing has to be written.
         """
         size_before = len(self.records)
         events: list[bytes] = []
@@ -195,15 +214,15 @@ class OwnedPartition:
             except BadEventError as error:
                 pending.bad.append((delivery, error))
                 if error.reason == "clock" and not self._knows_incarnation(event):
-                    continue  # an absurd incarnation must not win over anything
+                    continue  # an incarnation that may be wrong must not replace the node's incarnation
                 # We cannot keep the event's content, but must record that a newer version exists, or the previous state
-                # would look current. This holds for a refused clock as well: it may be this machine's clock that is
-                # wrong, so that all events look absurd.
+                # would look current. This holds also if the event was refused because of its time: if the clock of this
+                # machine is wrong, all events are refused.
                 version_only = _version_only(event)
                 body = _encode(version_only)
                 try:
                     _, slot = self._fold(version_only, room_bytes)
-                except BadEventError:  # the state that we have of the node is over the limit already
+                except BadEventError:  # the node's present state is over the limit already
                     self.incomplete.add(event.node)
                     continue
             if slot is not None:
@@ -218,6 +237,7 @@ class OwnedPartition:
         return pending
 
     def _check_partition(self, event: Event, partitions: int) -> None:
+        """Raise ``BadEventError`` if the event's node belongs to another of the layout's ``partitions`` partitions."""
         if partition_of(event.node, partitions) != self.number:
             raise BadEventError(
                 "wrong-partition",
@@ -226,11 +246,16 @@ class OwnedPartition:
             )
 
     def _knows_incarnation(self, event: Event) -> bool:
+        """True if the record of the event's node has the same incarnation as the event."""
         slot = self.slots.get(event.node)
         return slot is not None and self.records[slot].incarnation == event.incarnation
 
     def _fold(self, event: Event, room_bytes: int) -> tuple[FoldOutcome, int | None]:
-        """Fold one event into its node. Returns the outcome and the node's slot; no slot if nothing changed."""
+        """Fold one event into the record of its node.
+
+        Returns the outcome and the node's slot. The slot is None if the record did not change. Raises ``BadEventError``
+        if the event is invalid or the new state is too large; the record is then unchanged.
+        """
         slot = self.slots.get(event.node)
         before = self.records[slot] if slot is not None else None
         record, outcome = fold(before, event)
@@ -254,6 +279,7 @@ class OwnedPartition:
 
 
 def _check_clock(event: Event, wall: float) -> None:
+    """Raise ``BadEventError`` if the event's time or incarnation is too far from ``wall`` (seconds since 1970)."""
     for what, seconds in (("reported_at", event.reported_at), ("incarnation", event.incarnation)):
         if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
             raise BadEventError(
@@ -262,13 +288,14 @@ def _check_clock(event: Event, wall: float) -> None:
 
 
 def _version_only(event: Event) -> Heartbeat:
-    """An event that says only that this version of the node exists."""
+    """Return a heartbeat that says only that the event's version of the node exists."""
     return Heartbeat(
         node=event.node, incarnation=event.incarnation, generation=event.generation, reported_at=event.reported_at
     )
 
 
 def _require_room(size: int, room_bytes: int, what: str) -> None:
+    """Raise ``BadEventError`` if ``size`` is over ``room_bytes``. ``what`` names the thing in the error's text."""
     if size > room_bytes:
         raise BadEventError(
             "too-large",

@@ -1,4 +1,4 @@
-"""Storage of a consumer's partitions: the servers of each design, its writers, new epochs, and removal."""
+"""The storage of a consumer's partitions: the servers and writers of each design, new epochs, and deletion."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nodestate.store.partition_writer import PartitionWriter
 from nodestate.store.round_trips import Steps, Stores, run
 
 DesignOfPartition = tuple[int, str]
-"""A partition's number and the name of a design: the key of every piece of work on the stores."""
+"""A partition's number and a design's name. Work on the stores is kept in mappings with this key."""
 
 
 class PartitionStorage:
-    """The stores of one layout, as one owner writes them."""
+    """Gives one owner the stores and writers of a layout's partitions, and begins and deletes epochs."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class PartitionStorage:
         log: Any,
     ) -> None:
         self.owner = owner
-        """The name that heads carry while this consumer owns them: unique to this consumer and start."""
+        """The owner name that this consumer writes into heads. Each start of a consumer has another name."""
         self._config = config
-        """Names the cell, the layout (``partitions``) and ``lease_s``."""
+        """Gives the cell, the layout (``partitions``) and ``lease_s``."""
         self._stores = stores
         """The servers of the cell."""
         self._clock = clock
@@ -54,17 +54,17 @@ class PartitionStorage:
         return self._stores.has(DESIGNS[design].store_role)
 
     def store_of(self, number: int, design: str) -> Store:
-        """The server of a partition of a design."""
+        """Return the server on which a design stores a partition."""
         return self._stores.of(number, DESIGNS[design].store_role)
 
     def writers(
         self, number: int, designs: Iterable[str], owned_since: float | None = None
     ) -> dict[str, PartitionWriter]:
-        """A new writer for each design of a partition. ``owned_since``: see ``PartitionTarget``."""
+        """Make a new writer of the partition for each design. ``owned_since``: see ``PartitionTarget``."""
         return {design: DESIGNS[design].writer(self._target(number, design, owned_since)) for design in designs}
 
     def begin_epoch(self, partition: OwnedPartition, design: str, now: float) -> Steps[None]:
-        """Write all nodes of the partition as a new epoch of the design."""
+        """Count and log a new epoch. Returns the steps that write all nodes of the partition as that epoch."""
         epoch = self._rng.getrandbits(63)
         self._stats.epochs_begun += 1
         self._log.info(
@@ -73,8 +73,10 @@ class PartitionStorage:
         return partition.writers[design].begin_epoch(epoch, partition, partition.status(now))
 
     def delete(self, unused: Iterable[DesignOfPartition]) -> None:
-        """Delete the stored state of designs that this consumer no longer writes. If that fails, their heads expire
-        because no owner renews them, and readers see that.
+        """Delete the stored state of designs that this consumer no longer writes.
+
+        A failure is logged and not tried again. The head of such a design expires because no owner renews it, and
+        readers then see that the design is lost.
         """
         work: Mapping[DesignOfPartition, tuple[Store, Steps[None]]] = {
             (number, design): (

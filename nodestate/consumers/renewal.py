@@ -1,7 +1,7 @@
-"""Renewal: once per ``renew_s`` the owner writes the head of every partition again, also when no events come.
+"""Renewal: once per ``renew_s`` the owner writes the head of each of its partitions again, even if no events come.
 
-A renewal tells readers that the owner lives and how far behind it is, and tells the owner what happened to its
-partition: another owner took it, the store lost its epoch, or a reader asked for a repair.
+A renewal tells readers that the owner is alive, and how far behind it is. The owner learns from its result whether
+another owner took the partition, whether the store lost the epoch, and whether a reader asked for a repair.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Renewal:
         self._owned = owned
         """The partitions to renew."""
         self._storage = storage
-        """Their stores, and the owner's name."""
+        """Gives the stores of the partitions, and the owner's name."""
         self._session = session
         """Sends watermark messages."""
         self._failures = failures
@@ -53,7 +53,10 @@ class Renewal:
         """When the next renewal is due, in monotonic seconds."""
 
     def renew_due(self) -> None:
-        """If a renewal is due: send a watermark message to each partition, and renew those without pending work."""
+        """If a renewal is due, send a watermark message to each partition, and renew the heads.
+
+        A partition with pending work is skipped, because writing that work writes the head as well.
+        """
         now = self._clock.monotonic()
         if now < self.due_at:
             return

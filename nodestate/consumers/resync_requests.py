@@ -1,9 +1,9 @@
 """Resync requests: ask agents for full reports of the nodes whose state is incomplete.
 
-partition began without stored state --> one request for all its nodes
-node with a gap in its generations   --> requests with a pause that doubles, until a report makes the node complete
+partition that began incomplete       --> one request for all its nodes
+node with a gap in its generations    --> requests with a pause that doubles, until a report makes the node complete
 
-One request asks for all reports that are due.
+One request asks for all reports that are due at the same time.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from nodestate.ports import Clock, Resync, ResyncSender
 from nodestate.ports.backoff import DoublingPause, next_pause_s
 
 MAX_RESYNC_NODES_COUNT: Final = 1_000
-"""Most nodes that one request names. If more need a report, their whole partitions are asked."""
+"""Most nodes that one request names. If more nodes need a report, the request names their partitions instead."""
 MAX_RESYNC_PAUSE_S: Final = 60.0
-"""Longest pause before a node is asked for a report again. Without it, a node whose reports are refused would make a
-dead letter at every request.
+"""Longest pause before a node is asked for a report again. The pauses grow up to this length because a node whose
+reports are refused causes a dead letter with every request.
 """
 FIRST_RESYNC_PAUSE_S: Final = 1.0
-"""Pause before the second request to a node, or the jitter of the answers if that is longer."""
+"""Pause before the second request to a node. The jitter of the answers is used instead if it is longer."""
 SEND_RETRY_S: Final = 0.2
-"""First pause after a request that the broker did not take."""
+"""Pause after the first request that the broker does not take. It doubles with each further failure."""
 
 
 class ResyncRequests:
@@ -44,7 +44,7 @@ class ResyncRequests:
         clock: Clock,
     ) -> None:
         self._config = config
-        """Names the layout, and the jitter with which agents answer."""
+        """Gives the layout, and the jitter with which agents answer."""
         self._owned = owned
         """The partitions that may need reports."""
         self._sender = sender
@@ -56,12 +56,15 @@ class ResyncRequests:
         self._clock = clock
         """Monotonic time."""
         self._due_at = clock.monotonic()
-        """When a request may be sent again after a failure, in monotonic seconds."""
+        """No request is sent before this time, in monotonic seconds. It lies ahead only after a failure."""
         self._failure_pause = DoublingPause(SEND_RETRY_S, MAX_RESYNC_PAUSE_S)
-        """Pause after a failure of the broker."""
+        """Gives the pause after each failure of the broker."""
 
     def send_due(self) -> None:
-        """Ask for every report that is missing and was not asked for recently, in one request."""
+        """Send one request for all reports that are needed and due. Sends none if there are none.
+
+        If any partition needs a full resync, the request names partitions only; the single nodes are asked next time.
+        """
         now = self._clock.monotonic()
         if now < self._due_at:
             return
@@ -80,7 +83,7 @@ class ResyncRequests:
             self._sender.request_resync(request)
         except BrokerUnavailableError as error:
             self._session.count_failure(error)
-            # A broker that is short of memory makes each attempt wait for its whole timeout.
+            # If the broker is short of memory, each try waits for its whole time-out, so tries must become rarer.
             self._due_at = self._clock.monotonic() + self._failure_pause.lengthen()
             return
         self._failure_pause.reset()
@@ -88,7 +91,10 @@ class ResyncRequests:
         self._note_sent(partitions, nodes, now)
 
     def _incomplete_nodes(self, now: float) -> list[tuple[OwnedPartition, str]]:
-        """Incomplete nodes whose pause is over, except in partitions that need a full resync."""
+        """Return the incomplete nodes whose pause is over, except in partitions that need a full resync.
+
+        ``now`` is in monotonic seconds. Each node comes with its partition.
+        """
         return [
             (partition, name)
             for partition in self._owned
@@ -98,7 +104,13 @@ class ResyncRequests:
         ]
 
     def _note_sent(self, partitions: list[OwnedPartition], nodes: list[tuple[OwnedPartition, str]], now: float) -> None:
-        """Start or double the pause of every node that was asked, by its name or with its partition."""
+        """Record a request that was sent: start or double the pause of every node that was asked.
+
+        Args:
+            partitions: the partitions that the request named. Their incomplete nodes were asked, too.
+            nodes: the nodes to ask, each with its partition.
+            now: monotonic seconds.
+        """
         asked = set(nodes)
         for partition in partitions:
             partition.needs_full_resync = False

@@ -3,9 +3,10 @@
 A layout is the division of a cell's nodes into a number of partitions. When a cell changes to another number, the new
 layout's partitions begin with the nodes that readers see in the old layout, and no agent has to report.
 
-Why no event is missing: every event published after the new queues were bound is in them; every earlier event is in the
-old layout's queues. Once the old layout has taken everything up to a moment after the binding, the state that it shows
-includes every earlier event. The two overlap, and an event that is in both is a duplicate to the fold.
+Why no event is missing: every event that was published after the new queues were bound is in the new queues. Every
+earlier event is in the old layout's queues. Once the consumers of the old layout have taken everything up to a moment
+after the binding, the state that readers see in the old layout includes every earlier event. An event may be in both
+that state and the new queues; the fold then treats it as a duplicate.
 """
 
 from __future__ import annotations
@@ -29,42 +30,50 @@ from nodestate.store.round_trips import Stores
 from nodestate.view.follower import PartitionState
 
 ROUTING_S: Final = 0.1
-"""Longest time that an event may take from the exchange to a queue. An event that came to the exchange just before
-another queue was bound may reach its own queue after a watermark message that was sent later.
+"""Longest time, in seconds, that an event may take from the exchange to a queue.
+
+An event that came to the exchange just before the new queue was bound may reach the old queue late, even behind a
+watermark message that was sent after the binding.
 """
 
 
 class SeedLayout:
-    """Reads an existing layout, for consumers of another layout. Keep the object while it may be needed: the ages that
-    it gives are counted from its first read.
+    """Reads an existing layout, for consumers of another layout.
+
+    Keep one object for as long as it may be needed. A reader that has followed a layout for some time knows more
+    exactly how far the layout's owners are behind.
     """
 
     def __init__(self, config: Config, design: StoredDesign, stores: Stores, clock: Clock) -> None:
         layout_config = msgspec.structs.replace(config, partitions=design.partitions)
         self._reader = Reader(layout_config, design=design.design, stores=stores, clock=clock)
-        """Follows the stored design."""
+        """Follows the design in the existing layout."""
         self._clock = clock
         """Monotonic time."""
 
     def is_complete(self) -> bool:
-        """True if each partition has an owner that knows all its nodes, and nothing of it is lost."""
+        """True if the owner of each partition knows all its nodes, and the store has lost nothing of the partition."""
         return all(map(_is_complete, self._read()))
 
-    def partitions(self, partitions: int, wanted: Mapping[int, float]) -> dict[int, TakeoverResult]:
-        """The nodes of the new layout's partitions.
+    def partitions(self, partitions: int, bound_at: Mapping[int, float]) -> dict[int, TakeoverResult]:
+        """Return the nodes of partitions of the new layout, as far as they can be known from this layout.
 
         Args:
             partitions: number of partitions of the new layout.
-            wanted: by partition of the new layout, when its queue was bound at the latest, in monotonic seconds.
+            bound_at: the partitions to return. Each key is the number of a partition of the new layout. Each value is a
+                time at which the partition's queue was bound already, in monotonic seconds. Events that were published
+                after the binding come through that queue, so only earlier events must be found here.
 
-        Returns those partitions for which this layout is complete as of a moment after the binding. The others have to
-        wait.
+        Returns:
+            The nodes by partition. A partition is missing from the result if this layout is incomplete, or if its
+            owners may not have taken every event from before the partition's ``bound_at``. The caller asks for such a
+            partition again later.
         """
         states = self._read()
         if not all(map(_is_complete, states)):
             return {}
         as_of = min(state.confirmed_at for state in states)
-        records: dict[int, list[NodeRecord]] = {n: [] for n, bound_at in wanted.items() if as_of > bound_at + ROUTING_S}
+        records: dict[int, list[NodeRecord]] = {n: [] for n, bound in bound_at.items() if as_of > bound + ROUTING_S}
         heard_at: dict[int, list[float]] = {number: [] for number in records}
         for state in states if records else ():
             assert state.table is not None, "a complete partition has a table"
@@ -81,13 +90,16 @@ class SeedLayout:
         }
 
     def _read(self) -> tuple[PartitionState, ...]:
+        """Read the layout again. Returns the state of each of its partitions, however old it is."""
         return self._reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag").partitions
 
 
 def _is_complete(state: PartitionState) -> bool:
+    """True if the owner of the partition knows all its nodes, and the store has lost nothing of it."""
     return state.table is not None and state.complete and not state.lost
 
 
 def _ages_ms(now: float, heard_at: list[float]) -> bytes:
+    """Encode signs of life as a takeover returns them: milliseconds until ``now``, as little-endian uint32."""
     ages = np.minimum((now - np.array(heard_at, "f8")) * 1000, float(NEVER_HEARD))
     return np.ceil(ages).astype("<u4").tobytes()

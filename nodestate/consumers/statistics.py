@@ -1,4 +1,4 @@
-"""Counters of a consumer, which ``nodestate consume`` prints and the metrics are taken from."""
+"""Counters of a consumer. ``nodestate consume`` prints them, and the metrics are computed from them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from nodestate.model import FoldOutcome
 
 @dataclass(slots=True)
 class EventCounts:
-    """Events by result, since the consumer started."""
+    """Numbers of events by result, since the consumer started."""
 
     by_outcome: dict[str, int] = field(default_factory=lambda: {outcome.value: 0 for outcome in FoldOutcome})
-    """Folded events by the value of their ``FoldOutcome``."""
+    """Number of folded events, by value of their ``FoldOutcome``."""
     dead_letters: dict[str, int] = field(default_factory=dict)
-    """Refused events by the reason of their ``BadEventError``."""
+    """Number of refused messages, by reason of their ``BadEventError``."""
 
 
 @dataclass(slots=True)
@@ -22,13 +22,13 @@ class ConsumerStats:
     """Counters of one consumer, since it started."""
 
     counts: EventCounts = field(default_factory=EventCounts)
-    """Events by result."""
+    """Numbers of events by result."""
     received: int = 0
-    """Messages that the broker delivered, markers and redeliveries included."""
+    """Messages that the broker delivered, including markers and messages that it delivered again."""
     acked: int = 0
     """Messages that the consumer acknowledged."""
     commits: int = 0
-    """Writes of one partition in one design that the store confirmed: batches, new epochs and repairs."""
+    """Batches, new epochs and repairs that a store confirmed, one per partition and design."""
     takeovers: int = 0
     """Partitions that the consumer took over."""
     fenced: int = 0

@@ -1,10 +1,11 @@
 """Reactions of a consumer to a store that fails a takeover, a write or a renewal of a partition.
 
-the store does not answer, is full, …  --> the partition is postponed; all others go on
-the store lost the epoch               --> the partition begins a new epoch from memory, and is incomplete until then
-another owner took the partition       --> the session with the broker ends, and every partition with it
+the store does not answer, is full, …  --> the partition is postponed
+the store lost the epoch               --> a new epoch is written from memory; the partition is incomplete until a
+                                           watermark message comes back
+another owner took the partition       --> the session with the broker ends, and all partitions are dropped
 
-A store that fails one partition never delays the others.
+A postponed partition never delays the other partitions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nodestate.errors import EpochLostError, FencedError, NodestateError
 from nodestate.ports import Clock
 
 RETRY_S: Final = 0.2
-"""Pause before a partition is tried again whose store failed."""
+"""Pause before a partition is tried again after its store failed."""
 
 
 class StoreFailures:
@@ -36,9 +37,9 @@ class StoreFailures:
         log: Any,
     ) -> None:
         self._session = session
-        """Ended when another owner has taken a partition."""
+        """The session with the broker, which is ended if another owner has taken a partition."""
         self._owned = owned
-        """Knows which partitions are postponed."""
+        """Records which partitions are postponed."""
         self._stats = stats
         """Counts failures."""
         self._transitions = transitions
@@ -49,13 +50,13 @@ class StoreFailures:
         """The consumer's logger."""
 
     def postpone(self, number: int, error: NodestateError) -> None:
-        """Count the error, and leave the partition alone for ``RETRY_S``."""
+        """Count and log the error, and do not try the partition again for ``RETRY_S`` seconds."""
         self._stats.store_errors += 1
         self._transitions.failing(f"partition {number}", str(error))
         self._owned.postpone(number, self._clock.monotonic() + RETRY_S)
 
     def respond(self, partition: OwnedPartition, design: str, error: NodestateError) -> None:
-        """React to an error of an owned partition in one design."""
+        """React to an error of an owned partition in one design, as the table at the top of this module says."""
         if isinstance(error, FencedError):
             # Messages that this session still holds in buffers must go back to the queues of their new owners.
             self._stats.fenced += 1

@@ -1,17 +1,18 @@
-"""Taking partitions over: become the owner in every design, and start from the newest state that any store has.
+"""Takeover: become the owner of a partition in every design, and start from the newest state that any store has.
 
 One partition that the broker began to deliver::
 
     awaiting takeover --take in every design (CAS of the term)--> states found
-    states found --one can be built upon--> merged by the newest version of each node
-    states found --none can, and another layout has the nodes--> seeded from that layout
-    states found --none can, and the other layout is incomplete--> postponed, at most for ``_seed_wait_s``; then empty
-    merged, seeded, empty --designs that differ begin a new epoch--> owned
+    states found --there is no seed layout, or a state is usable--> merged: the newest version of each node is kept
+    states found --no state is usable, and the seed layout is complete--> seeded with the nodes of that layout
+    states found --no state is usable, and the seed layout is incomplete--> postponed; after ``_seed_wait_s``: merged
+    merged, seeded --designs that differ from the result begin a new epoch--> owned
     any --a store failed--> postponed by ``RETRY_S``
 
-A crash between the commits of two designs leaves one design behind. Its events come again, but folding them into the
-newer design's state would drop them as duplicates. So both designs start from the newest state of each node, and the
-one that had less is written as a new epoch.
+If a consumer crashes between the commits of two designs, one design lacks a batch. The broker delivers the batch again,
+but folding its events into the state of the other design drops them as duplicates, so they would never be written in
+the first design. Therefore both designs start from the newest state of each node, and a design that lacks any of it is
+written as a new epoch.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Steps, run
 
 SEED_RETRY_S: Final = 0.2
-"""Pause before the seed layout is read again for a partition that it was not ready to give."""
+"""Pause before the seed layout is read again for a partition whose nodes it could not yet give."""
 SEED_WAIT_RENEWALS_COUNT: Final = 30
-"""Renewal intervals for which a partition waits for its seed layout; it waits for ``settle_s`` if that is longer."""
+"""Number of renewal intervals for which a partition waits for its seed layout, unless ``settle_s`` is longer."""
 
 
 class Takeover:
@@ -54,15 +55,15 @@ class Takeover:
         log: Any,
     ) -> None:
         self.seed_layout: SeedLayout | None = None
-        """The layout whose nodes a partition without usable stored state begins with; None if there is no other."""
+        """Another layout. Its nodes replace stored state that cannot be used. None if there is no other layout."""
         self.serves_readers = False
-        """True if readers use this layout. Then stored state counts however long its owner was behind."""
+        """True if readers use this layout. Its stored state is then usable even if the owner was far behind."""
         self._config = config
-        """The layout and the intervals."""
+        """Gives the layout and the intervals."""
         self._owned = owned
-        """Gives the partitions to take over, and receives them."""
+        """Names the partitions to take over, and holds the partitions that were taken over."""
         self._storage = storage
-        """The stores to take them over in."""
+        """Gives the stores and writers of the partitions."""
         self._failures = failures
         """Postpones partitions whose stores failed."""
         self._stats = stats
@@ -73,7 +74,10 @@ class Takeover:
         """The consumer's logger."""
 
     def take_due(self, designs: tuple[str, ...]) -> bool:
-        """Take over every partition that is due, in these designs. Returns True if at least one is owned now."""
+        """Take over every partition that is due, in these designs, and delete its other designs.
+
+        Returns True if at least one partition was taken over. A partition whose store failed is postponed.
+        """
         now = self._clock.monotonic()
         due = self._owned.due_takeovers(now)
         if not due:
@@ -109,8 +113,10 @@ class Takeover:
         return any_taken
 
     def _take_stored(self, new: Mapping[int, OwnedPartition]) -> dict[int, dict[str, TakeoverResult]]:
-        """Take the partitions in all their designs. Returns the stored state by partition and design, without the
-        partitions of which a store failed. These are postponed.
+        """Become the owner of the partitions in all their designs.
+
+        Returns the stored state by partition and by design. A design without stored state is missing from the inner
+        mapping. A partition whose store failed is postponed, and is missing from the outer mapping.
         """
         results = run(
             {
@@ -130,18 +136,24 @@ class Takeover:
         return stored
 
     def _seed_partitions(self, stored: dict[int, dict[str, TakeoverResult]], now: float) -> None:
-        """Replace unusable stored state by the nodes of the seed layout. Removes the partitions
-        that still have to wait for the seed layout, and postpones them.
+        """Replace unusable stored state by the nodes of the seed layout, if there is one.
+
+        A partition whose nodes the seed layout cannot yet give is postponed and removed from ``stored``. If the
+        partition has waited for ``_seed_wait_s`` already, its stored state is kept in ``stored`` instead.
+
+        Args:
+            stored: stored state by partition and by design.
+            now: monotonic seconds.
         """
         if self.seed_layout is None:
             return
-        wanted = {
+        bound_at = {
             number: self._owned.first_delivery_at(number)
             for number, taken in stored.items()
             if not self._is_usable(taken)
         }
-        seeds = self.seed_layout.partitions(self._config.partitions, wanted) if wanted else {}
-        for number, first_delivery_at in wanted.items():
+        seeds = self.seed_layout.partitions(self._config.partitions, bound_at) if bound_at else {}
+        for number, first_delivery_at in bound_at.items():
             if number in seeds:
                 stored[number] = {"seed": seeds[number]}
             elif now < first_delivery_at + self._seed_wait_s:
@@ -150,14 +162,18 @@ class Takeover:
 
     @property
     def _seed_wait_s(self) -> float:
+        """Seconds after its first delivery for which a partition waits for the seed layout."""
         return max(self._config.settle_s, SEED_WAIT_RENEWALS_COUNT * self._config.renew_s)
 
     def _is_usable(self, taken: Mapping[str, TakeoverResult]) -> bool:
-        """True if the stored state can be built upon although a seed layout exists.
+        """True if a partition can start from its stored state although a seed layout exists.
 
-        Stored state whose owner was not recently caught up is ignored, unless readers use this layout: it may be left
-        over from a layout whose queues were deleted. A takeover adds the head's age to ``behind_ms``, so an owner that
-        was here for a moment only does not make an old state look recent.
+        State whose owner was caught up recently is usable. Older state is not: it may be left over from a layout whose
+        queues were deleted, and then lacks events. If readers use this layout, its queues exist, so any state is
+        usable.
+
+        A takeover adds the head's age to ``behind_ms``. So old state does not look recent because another consumer has
+        just taken it over.
         """
         known_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
         return min(known_ms, default=math.inf) <= fresh_s(self._config) * 1000 or (
@@ -165,10 +181,17 @@ class Takeover:
         )
 
     def _merge(self, partition: OwnedPartition, taken: dict[str, TakeoverResult], asked_at: float) -> list[str]:
-        """Fill the partition with the newest record of each node, from all designs or from the seed layout. Ages in
-        ``taken`` were true at ``asked_at`` (monotonic seconds) or later.
+        """Fill the partition with the newest record of each node, from all designs or from the seed layout.
 
-        Returns the designs that need a new epoch: all that had nothing, lacked nodes, or had other records.
+        Args:
+            partition: the partition to fill.
+            taken: stored state by design, or the nodes of the seed layout under the key ``seed``.
+            asked_at: monotonic seconds before the state was read. Ages in ``taken`` are taken as ages at this time, so
+                they are never too small.
+
+        Returns:
+            The designs that must begin a new epoch: those without stored state, those whose records differ from the
+            merged records, and those whose epoch cannot continue.
         """
         now = self._clock.monotonic()
         if taken:
@@ -181,8 +204,8 @@ class Takeover:
                         newest[record.name] = record
             partition.fill(list(newest.values()), first.ages_ms, asked_at)
             partition.complete = any(one.complete for one in taken.values())
-            # Only of a design that lost no node: the node that another design lost may be the one that the previous
-            # owner had caught up with.
+            # Designs that lost a node are left aside: the last events that the previous owner had taken may be events
+            # of the lost node.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
         partition.complete_after = now + self._config.settle_s

@@ -1,4 +1,4 @@
-"""A log of failures that persist: one entry when a failure begins or changes, one when it ends."""
+"""A log of failures that persist: one entry when a failure begins or its reason changes, and one when it ends."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from typing import Any
 
 
 class TransitionLog:
-    """Logs when an operation starts to fail, fails for another reason, or works again.
+    """Logs when an operation begins to fail, fails for another reason, or works again.
 
-    Without it, an outage of a minute would write the same line at every retry.
+    Repeated failures are not logged: an outage of a minute would otherwise write the same entry at every try.
     """
 
     def __init__(self, log: Any) -> None:
         self._log = log
         """The structlog logger that entries go to."""
         self._reasons: dict[str, str] = {}
-        """The reason last reported for each operation that is failing now."""
+        """By operation that is failing now, the reason of its last failure."""
 
     def failing(self, operation: str, reason: str) -> None:
-        """Record that ``operation`` failed. Logs an error unless some operation is failing for the same reason already:
-        a server that is down fails all its partitions, and one entry is enough.
+        """Record that ``operation`` failed.
+
+        Logs an error, unless this or another operation is failing for the same reason already. If a server is down, all
+        its partitions fail, and one entry is enough.
         """
         if reason not in self._reasons.values():
             self._log.error("operation is failing", operation=operation, reason=reason)
         self._reasons[operation] = reason
 
     def recovered(self, operation: str) -> None:
-        """Record that ``operation`` worked. Logs it if the operation was failing before."""
+        """Record that ``operation`` worked. Logs this if the operation was failing before."""
         if self._reasons.pop(operation, None) is not None:
             self._log.info("operation works again", operation=operation)

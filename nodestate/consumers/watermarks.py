@@ -1,8 +1,10 @@
-"""Watermark messages: how an owner proves that it has taken everything that its partition's queue held.
+"""Watermark messages: proof for an owner that it has taken every message that was in its partition's queue.
 
-An owner sends a message to itself through the queue of its partition. A queue keeps its order, so when the message
-comes back, everything that was in the queue when it was sent has come before it. An idle consumer has no simpler proof:
-it can't tell an empty queue from a dead connection, nor from a queue that another consumer is the active one of.
+An owner sends a message to itself through the queue of its partition. A queue keeps its order. So when the message
+comes back, the owner has taken every message that was in the queue when the watermark message was sent.
+
+An idle consumer has no simpler proof. It cannot tell an empty queue from a dead connection, or from a queue whose
+active consumer is another one.
 """
 
 from __future__ import annotations
@@ -13,20 +15,22 @@ from nodestate.ports import ACTIVATION
 
 
 def watermark_message(owner: str, now: float) -> bytes:
-    """The message that ``owner`` sends to itself at ``now`` (its monotonic clock, in seconds)."""
+    """Make the watermark message that ``owner`` sends to itself at ``now``, in seconds of its monotonic clock."""
     return ACTIVATION + f"{owner} {now!r}".encode()
 
 
 def is_marker(body: bytes) -> bool:
-    """True for a watermark message, and for the activation message with which a broker adapter finds out whether this
-    consumer is the active one of a queue. Both carry no event.
+    """True for a marker: a watermark message or an activation message. Neither carries an event.
+
+    A broker adapter sends an activation message to find out whether this consumer is the active consumer of a queue.
     """
     return body.startswith(ACTIVATION)
 
 
 def watermark_of(body: bytes, owner: str) -> float:
-    """When ``owner`` sent this marker, in seconds of its monotonic clock. Returns minus infinity if another owner sent
-    it, or if it is an activation message.
+    """Return when ``owner`` sent this marker, in seconds of the owner's monotonic clock.
+
+    Returns minus infinity for an activation message, and for a watermark message of another owner.
     """
     sender, _, sent_at = body[len(ACTIVATION) :].decode(errors="replace").partition(" ")
     try:
