@@ -386,17 +386,17 @@ def test_a_member_that_is_slow_to_leave_removes_nothing_of_a_layout_that_is_in_u
 
     assert isinstance(slow.runs, Member)
     consumer = slow.runs.consumers[2]
-    leave = consumer.leave
+    retire_layout = consumer.retire_layout
 
-    def slow_leave() -> None:
+    def slow_retire_layout() -> None:
         if when == "before":
             meanwhile()
-            leave()
+            retire_layout()
         else:
-            leave()
+            retire_layout()
             meanwhile()
 
-    consumer.leave = slow_leave  # type: ignore[method-assign]
+    consumer.retire_layout = slow_retire_layout  # type: ignore[method-assign]
     world.clock.advance(1.1)
     slow.step()
     assert seen == [[2, 3]]

@@ -6,8 +6,8 @@ One design of one partition::
     written --adopt without it--> retiring --another design is written--> deleted
     retiring --adopt with it--> written            joining --adopt without it--> deleted
 
-A retiring design is written until another design is written. Without it, an event could be acknowledged before any
-design has stored it.
+A retiring design is written until another design is written. Otherwise events could be acknowledged that no design has
+stored.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class Member:
     def _apply(self, control: Control) -> None:
         """Run a consumer in every layout that is to be written, and in no other.
 
-        A retired design is written until the design that readers use is complete. Without that, an event could be
+        A retired design is written until the design that readers use is complete. Otherwise an event could be
         acknowledged that only an unfinished layout has. Once this member has stopped writing a retired design, it
         begins again only if the record lists the design under ``writes``. The queues of the design's layout may be
         deleted by then, so writing it would be of no use.

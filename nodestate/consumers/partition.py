@@ -30,9 +30,8 @@ MAX_CLOCK_AHEAD_S = 86_400.0
 Its incarnation would win over all later ones.
 """
 MIN_CLOCK_S = 1_000_000_000.0
-"""An event whose time or incarnation is before this moment of 2001 is refused, in seconds since 1970.
-
-The clock of its agent was never set.
+"""A moment in 2001, in seconds since 1970. An event whose time or incarnation is earlier is refused, because the clock
+of its agent was never set.
 """
 BIN_HEADER_BYTES: Final = 5
 """Bytes that msgpack adds to each event in a segment."""
