@@ -1,19 +1,22 @@
-"""Scheduling on a view: the names that a user of the scheduler needs.
+"""Scheduling: choose nodes for instances on a view, claim the nodes, and order the agents to build the instances.
 
-A user holds one ``Scheduler``, and follows an instance through it from its request to its allocation on a node::
+This module exports all names that a user of the scheduler needs. The user creates a ``Scheduler`` and calls it for
+every step in the life of an instance, from the request to the end of the allocation::
 
-    Request --select--> Choice: a node and alternates, nothing is claimed
-    Request --claim--> claim --boot: an order to the agent, its answer--> allocation: in every report from then on
-    GroupRequest --reserve--> reservation: a claim for each member, or none --confirm: orders--> allocations, or none
+    Request --select--> Choice: a node and alternates; nothing is claimed
+    Request --claim--> claim --boot: the agent gets an order and answers--> allocation, which the agent then reports
+    GroupRequest --reserve--> reservation: every member is claimed, or no member is
+    reservation --confirm: each member's agent gets an order--> an allocation for every member, or for no member
     reservation --release, or its time is over--> nothing is claimed
-    allocation --migrate, evacuate: a claim and an order elsewhere, then the old one is ended--> allocation there
-    allocation --resize--> allocation with other resources, there or elsewhere
-    allocation --terminate: an order to the agent--> nothing
+    allocation --migrate, evacuate: claim and build on another node, then end the original--> allocation there
+    allocation --resize--> allocation with other resources, on the same node or on another one
+    allocation --terminate: the agent gets an order--> nothing
 
     scheduler = Scheduler(config, courier=KombuCourier(config))
     [outcome] = scheduler.boot(parse({"resources": {"VCPU": 2, "MEMORY_MB": 4096}}))
 
-A scheduler makes claims, an agent reports allocations; ``claims`` explains how a claim becomes an allocation.
+Schedulers write claims, and agents report allocations. The package ``claims`` explains how a claim becomes an
+allocation.
 """
 
 from nodestate.scheduling.claims import NoHostFound, Placing
@@ -39,24 +42,24 @@ from nodestate.scheduling.selection import (
 )
 from nodestate.scheduling.terminations import Terminations
 
-__all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
-    # what a user holds
+__all__ = [  # noqa: RUF022  grouped by task, not sorted by name
+    # the scheduler and its parts
     "Scheduler",
     "Reservations",
     "Migrations",
     "Terminations",
-    # what is asked for
+    # requests
     "Request",
     "InstanceGroup",
     "GroupRequest",
     "parse",
     "parse_group",
-    # selecting
+    # results of a selection
     "Choice",
     "Remaining",
     "Lack",
     "Explanation",
-    # claiming and booting
+    # results of a claim or a boot
     "Placing",
     "NoHostFound",
     "Boot",
@@ -64,13 +67,13 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "Booted",
     "Failed",
     "NodeRefusal",
-    # reserving
+    # reservations and the results of their operations
     "Reservation",
     "ReservationMember",
     "NotReserved",
     "Confirmed",
     "NotConfirmed",
-    # own filters and weighers
+    # to write filters and weighers
     "Fleet",
     "RowIndex",
     "Flags",

@@ -1,17 +1,21 @@
-"""Order ids: ids that sort by time, for claims, for orders and the allocations that they build, and for reservations.
+"""Order ids: the ids of orders, claims and reservations, which sort by time.
 
-An order id is twelve hexadecimal digits of milliseconds since 1970, a dash, and twelve random digits. So the later of
-two ids is the larger one when they are compared as text. Every allocation that a scheduler ordered has up to two ids in
-its hints::
+An order id is twelve hexadecimal digits of milliseconds since 1970, a dash, and twelve random digits. So of two ids,
+the later one is the larger one when they are compared as text. An allocation that a scheduler ordered has one or two
+ids in its hints::
 
-    order   the order that built the allocation as it is; each boot, migration and resize has a new id, larger than the
-            instance's last one, whichever scheduler gives the order
-    boot    the ``order`` of the instance's first boot, which names its lifetime; left out if it equals ``order``
+    order   the id of the order that built the allocation in its present form. Each boot, migration and resize has a
+            new id, larger than the previous ``order`` of the instance, even if another scheduler gave that order.
+    boot    the id of the order that first booted the instance. It names the instance's lifetime. The hint is missing
+            if it would equal ``order``.
 
-Two schedulers that never exchanged a message therefore agree on two questions. Which of two allocations of an instance
-is authoritative: the one of the later lifetime, and within one lifetime the one of the later order. And whether two
-allocations belong to the same lifetime: to end a lifetime means to end all its allocations, on whatever nodes they are
-by then. The authoritative allocation is ended only by its user's explicit ``End``, never by clean-up.
+From these hints alone, without any message, all schedulers agree on two questions:
+
+- Which of several allocations of an instance is authoritative? The allocation of the later lifetime, and within one
+  lifetime the allocation of the later order. The authoritative allocation is ended only by its user's explicit ``End``,
+  never by clean-up.
+- Do two allocations belong to the same lifetime? To end a lifetime is to end all its allocations, even if the instance
+  has been migrated to other nodes meanwhile.
 """
 
 from __future__ import annotations
@@ -29,12 +33,12 @@ _LAST_MS: Final = 0xFFFF_FFFF_FFFF
 
 
 def new_order_id(clock: Clock, ids: IdSource, after: str = "") -> str:
-    """Make an order id that is larger than ``after``, also if another clock, ahead of this one, made ``after``.
+    """Make an order id that is larger than ``after``, even if ``after`` comes from a machine whose clock is ahead.
 
     Args:
-        clock: The time that the id begins with, unless ``after`` is later.
+        clock: The clock. The id begins with its time, or with the millisecond after ``after`` if that is later.
         ids: The source of the random digits.
-        after: An earlier order id; any other text is ignored.
+        after: The order id that the new one must follow. The text is ignored if it is empty or no order id.
     """
     now_ms = int(clock.time() * 1000)
     before = _ORDER_ID.fullmatch(after)
@@ -44,17 +48,24 @@ def new_order_id(clock: Clock, ids: IdSource, after: str = "") -> str:
 
 
 def order_id_of(hints: Mapping[str, Any]) -> str:
-    """The id of the order that built the allocation with these hints; empty if no scheduler ordered it."""
+    """Return the id of the order that built an allocation, from the allocation's hints.
+
+    The id is empty if no scheduler ordered the allocation.
+    """
     return str(hints.get("order", ""))
 
 
 def precedence_of(hints: Mapping[str, Any]) -> tuple[str, str]:
-    """The sort key of an allocation with these hints: of an instance's allocations the one with the largest key is
-    authoritative.
+    """Return a sort key for an allocation, from the allocation's hints.
+
+    Of several allocations of one instance, the allocation with the largest key is authoritative.
     """
     return lifetime_id_of(hints), order_id_of(hints)
 
 
 def lifetime_id_of(hints: Mapping[str, Any]) -> str:
-    """The id of the lifetime that an allocation with these hints belongs to; empty if no scheduler booted it."""
+    """Return the id of the lifetime to which an allocation belongs, from the allocation's hints.
+
+    The id is empty if no scheduler ordered the allocation.
+    """
     return str(hints.get("boot") or hints.get("order", ""))

@@ -1,4 +1,4 @@
-"""Requests from JSON or maps, and from the hints of an allocation; every error names its field."""
+"""Parsing: makes requests from JSON, from maps, and from the hints of an allocation. Every error names a field."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def request_of(instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]) -> Request:
-    """Rebuild the request that an allocation was placed for. Hints that other services stored are ignored.
+    """Rebuild a request from an existing allocation, for example to migrate the instance under its old constraints.
 
     Args:
         instance: The instance's id.
-        resources: The allocation's resources.
-        group: The name of the allocation's group; None if it has none.
-        hints: The allocation's hints.
+        resources: The allocation's resources: amounts by resource class.
+        group: The name of the instance's group; None if the instance has no group.
+        hints: The allocation's hints. Hints that are no fields of a request are ignored: other services may have
+            stored them.
 
     Raises:
-        BadRequestError: A hint of ours has an invalid value.
+        BadRequestError: A value is invalid, or two values contradict each other. The error names the field.
     """
     fields: dict[str, Any] = {field: hints[field] for field in STORED_FIELDS if field in hints}
     if group is not None and "group_policy" in hints:
@@ -34,7 +35,14 @@ def request_of(instance: str, resources: Mapping[str, int], group: str | None, h
 
 
 def parse(content: Mapping[str, Any] | str | bytes) -> Request:
-    """Parse a request from a map or from JSON. Raises ``BadRequestError``, which names the field."""
+    """Parse a request for one instance, or for several equal ones.
+
+    Args:
+        content: A map of fields, or the same as JSON text.
+
+    Raises:
+        BadRequestError: The content is no valid request. The error names the invalid field.
+    """
     content = _map_of(content)
     if "members" in content:
         raise BadRequestError("members", "this is a group request; use 'nodestate reserve', or parse_group")
@@ -43,13 +51,21 @@ def parse(content: Mapping[str, Any] | str | bytes) -> Request:
 
 def _request(content: Mapping[str, Any]) -> Request:
     ids = content.get("instances")
-    if isinstance(ids, (list, tuple)) and ids:  # the number of ids is the default of count
+    if isinstance(ids, (list, tuple)) and ids:  # without a count, the number of ids is the count
         content = {"count": len(ids), **content}
     return _converted(content, Request)
 
 
 def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
-    """Parse a group request from a map or JSON. Raises ``BadRequestError``, which names the member and its field."""
+    """Parse a request for a reservation.
+
+    Args:
+        content: A map of fields, or the same as JSON text.
+
+    Raises:
+        BadRequestError: The content is no valid group request. The error names the invalid field; for a field of a
+            member it also gives the member's number, as in ``members[0].zone``.
+    """
     content = dict(_map_of(content))
     if "members" not in content and "resources" in content:
         reason = (
@@ -93,7 +109,7 @@ def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
         text, path = _MESSAGE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
         field, in_a_map, _ = (path or "").partition("[...]")
         if in_a_map:
-            field = f"{field}.{_misfit(content[field], _VALUES[field])}"
+            field = f"{field}.{_key_of_invalid_value(content[field], _VALUES[field])}"
         about = _FIELD.search(text)
         if about is not None:
             field = f"{field}.{about[1]}" if field else about[1]
@@ -103,17 +119,17 @@ def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
 
 
 _MESSAGE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
-"""A message of msgspec: its text, and the path of the value."""
+"""Splits an error message of msgspec into the text and the path of the invalid value."""
 _FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
-"""The field that such a text names."""
+"""Finds a missing or unknown field in the text of such a message: msgspec does not put that field into the path."""
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
-"""The words that a field may have; msgspec does not list them."""
+"""For each field with a fixed set of values these values: msgspec does not list them in its message."""
 _VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
-"""The type of the values of each map; msgspec does not name the key of an invalid value."""
+"""For each field that is a map the type of its values: msgspec does not name the key of an invalid value."""
 
 
-def _misfit(values: Mapping[str, Any], kind: Any) -> str:
-    """The first key whose value is not of type ``kind``."""
+def _key_of_invalid_value(values: Mapping[str, Any], kind: Any) -> str:
+    """Return the first key whose value is not of the type ``kind``. The caller knows that there is one."""
     for name, value in values.items():
         try:
             msgspec.convert(value, kind)

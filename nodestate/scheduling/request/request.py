@@ -1,4 +1,4 @@
-"""The request types. A request names the instances that a user wants placed; it is validated when it is made."""
+"""The types of requests. The constructor of each type validates all fields, so an existing request is valid."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ Weight = Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
 
 
 class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The group that an instance belongs to, as a server group of OpenStack.
+    """The group to which an instance belongs: the equivalent of a server group of OpenStack.
 
-    Raises ``BadRequestError`` if ``max_per_node`` is set for a policy other than anti-affinity.
+    The constructor raises ``BadRequestError`` if ``max_per_node`` is set for a policy other than anti-affinity.
     """
 
     name: Word
-    """The group's name; instances with the same name are members of one group."""
+    """The group's name. All instances whose group has this name are members of one group."""
     policy: Policy
-    """Whether members go to one node (affinity) or to different nodes (anti-affinity); soft policies prefer that."""
+    """``affinity``: all members must be on one node. ``anti-affinity``: members must be on different nodes. A soft policy
+    prefers such nodes, but allows all others.
+    """
     max_per_node: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
-    """How many members of an anti-affinity group may share a node."""
+    """Largest number of members on one node, for the policy ``anti-affinity``."""
 
     def __post_init__(self) -> None:
         if self.max_per_node != 1 and self.policy != "anti-affinity":
@@ -52,45 +54,48 @@ class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
-    """A request for one or several equal instances. The names of the fields follow OpenStack.
+    """A request for one instance, or for several equal ones. The names of the fields follow OpenStack.
 
-    Raises ``BadRequestError``, which names the field, if a field is invalid or contradicts another one.
+    The constructor raises ``BadRequestError`` if a field is invalid or contradicts another field. The error names the
+    field.
     """
 
     resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
-    """The amount of each resource class that one instance needs."""
+    """For each resource class the amount that one instance needs."""
     count: int = 1
     """How many instances to place."""
     instances: Instances = ()
-    """The ids of the instances, one for each; if empty, ids are made."""
+    """The ids of the instances, as many as ``count``. If empty, ``instance_ids`` makes new ids."""
     required_traits: Words = ()
-    """Traits that the node must have, all of them."""
+    """The node must have all of these traits."""
     any_traits: Words = ()
-    """Traits of which the node must have at least one."""
+    """The node must have at least one of these traits, unless the field is empty."""
     forbidden_traits: Words = ()
-    """Traits of which the node must have none."""
+    """The node must have none of these traits."""
     zone: Annotated[str, Meta(max_length=MAX_WORD_CHARS)] = ""
-    """The availability zone that the node must be in; empty if any will do."""
+    """The node must be in this availability zone, unless the field is empty."""
     aggregates: Words = ()
-    """Aggregates of which the node must be in at least one; empty if any node will do."""
+    """The node must be in at least one of these aggregates, unless the field is empty."""
     group: InstanceGroup | None = None
-    """The group that the instances belong to."""
+    """The group to which the instances belong; None if they belong to no group."""
     same_host: Instances = ()
-    """Instances of which at least one must be on the node."""
+    """At least one of these instances must be on the node, unless the field is empty."""
     different_host: Instances = ()
-    """Instances of which none may be on the node."""
+    """None of these instances may be on the node."""
     force_nodes: Names = ()
-    """The only nodes that are allowed; empty if any node is."""
+    """The node must be one of these nodes, unless the field is empty."""
     ignore_nodes: Names = ()
-    """Nodes that are not allowed."""
+    """The node must be none of these nodes."""
     spread_by: SpreadBy = ""
-    """Prefer zones, or aggregates, that have few members of the group."""
+    """``zone``: prefer nodes in zones with few members of the group. ``aggregate``: prefer nodes in aggregates with few
+    members of the group. Empty: neither.
+    """
     weights: dict[str, Weight] = {}
-    """Multipliers by weigher, for this request, in place of the weighers' own."""
+    """By the name of a weigher, the multiplier that replaces the weigher's own multiplier for this request."""
     alternates: int = 0
-    """How many further nodes to return for each instance."""
+    """Number of nodes that ``select`` returns for each instance in addition to the best node."""
     max_age: Annotated[float, Meta(gt=0)] | None = None
-    """The greatest age of the view in seconds; None for the scheduler's own bound."""
+    """The greatest age in seconds of the view on which the decision is based. If None, the scheduler's ``max_age`` holds."""
 
     def __post_init__(self) -> None:
         _check_resources(self.resources)
@@ -118,9 +123,9 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         _check_hints(hints_of(self))
 
     def instance_ids(self, source: IdSource) -> tuple[str, ...]:
-        """Return the ids of the instances: the ids that the request names, else new ones from ``source``.
+        """Return the ids of the instances: ``instances``, or new ids from ``source`` if that field is empty.
 
-        New ids are made at the first call and kept, so that all later calls return the same ones.
+        The first call makes the new ids, and later calls return the same ids.
         """
         if self.instances:
             return self.instances
@@ -131,8 +136,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @cached_property
     def shape(self) -> bytes:
-        """The fields by which nodes are judged, encoded. Requests of one shape rank all nodes alike: they differ at
-        most in ``count``, ``instances``, ``alternates`` and ``max_age``.
+        """The fields that decide how nodes are filtered and weighed, encoded.
+
+        Two requests of the same shape differ at most in ``count``, ``instances``, ``alternates`` and ``max_age``. The
+        ranking of the nodes is the same for both, so a selector computes it only once.
         """
         return _encode(
             msgspec.structs.replace(self, count=1, instances=(), alternates=0, max_age=None),
@@ -140,19 +147,20 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A request for a reservation: members that are placed together or not at all, each with requirements of its own.
+    """A request for a reservation: members that are placed all together or not at all. Each has its own requirements.
 
-    Raises ``BadRequestError``, which names the field, if a field is invalid or contradicts another one.
+    The constructor raises ``BadRequestError`` if a field is invalid or contradicts another field. The error names the
+    field.
     """
 
     members: Annotated[tuple[Request, ...], Meta(max_length=MAX_GROUP_COUNT)]
-    """The members; a member with a ``count`` stands for that many instances."""
+    """The requests of the members. A request with a ``count`` of 3 stands for three members that are equal."""
     group: InstanceGroup | None = None
-    """The group that all members belong to; members may have groups of their own only if this is None."""
+    """The group to which all members belong. If it is None, each member's request may name a group of its own."""
     hold_s: float = 60.0
-    """Seconds for which the nodes are held unless the reservation is confirmed or extended."""
+    """Seconds after which the reservation expires if it is neither confirmed nor extended."""
     max_age: Annotated[float, Meta(gt=0)] | None = None
-    """The greatest age of the view in seconds; None for the scheduler's own bound."""
+    """As ``Request.max_age``, for all members. The members' own ``max_age`` is ignored."""
 
     def __post_init__(self) -> None:
         size = sum(member.count for member in self.members)
@@ -172,14 +180,15 @@ STORED_FIELDS: Final = (
     "required_traits", "any_traits", "forbidden_traits", "zone", "aggregates",
     "same_host", "different_host", "force_nodes", "ignore_nodes", "spread_by", "weights",
 )  # fmt: skip
-"""The fields of a request that are stored as hints, under their own names."""
+"""The fields of a request that are stored as hints under the same names. The group's policy is stored, too."""
 
 
 def hints_of(request: Request) -> dict[str, Any]:
-    """The hints that an agent stores with an allocation as long as it exists: the constraints that the request sets.
+    """Return the hints of a request: the constraints that it sets, apart from resources and the group's name.
 
-    Resources and the group's name are not among them, as they are fields of the allocation itself. The group's policy
-    is stored under the names that Nova uses.
+    The agent stores the hints with the allocation as long as the allocation exists, so a later migration can apply the
+    same constraints. Resources and the group's name are fields of the allocation itself. The hints ``group_policy`` and
+    ``max_per_node`` describe the group.
     """
     hints = {field: value for field in STORED_FIELDS if (value := getattr(request, field))}
     hints = {field: list(value) if isinstance(value, tuple) else value for field, value in hints.items()}
@@ -191,7 +200,7 @@ def hints_of(request: Request) -> dict[str, Any]:
 
 
 def check_hold(seconds: float) -> None:
-    """Raise ``BadRequestError`` unless a reservation may be held for this number of seconds."""
+    """Check that ``seconds`` is a valid ``hold_s`` of a reservation. Raises ``BadRequestError`` if it is not."""
     if not MIN_HOLD_S <= seconds <= MAX_HOLD_S:
         raise BadRequestError("hold_s", f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g} s")
 

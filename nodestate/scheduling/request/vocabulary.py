@@ -1,4 +1,4 @@
-"""The vocabulary of requests: OpenStack's resource classes and traits, and custom ones, which begin with CUSTOM_."""
+"""Valid names of resource classes and traits: OpenStack's names, and custom names, which begin with CUSTOM_."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from nodestate.errors import BadRequestError
 from nodestate.model import MAX_WORD_CHARS
 
 CUSTOM: Final = "CUSTOM_"
+"""The beginning of every custom name."""
 _CUSTOM: Final = re.compile(rf"{CUSTOM}[A-Z0-9_]{{1,{MAX_WORD_CHARS - len(CUSTOM)}}}")
-"""The form of a custom name, by OpenStack's rule, which also holds for the classes in a node's state."""
+"""The form of a custom name, by OpenStack's rule. The resource classes in a node's state follow the same rule."""
 
 
 @cache
@@ -30,12 +31,18 @@ def _traits() -> frozenset[str]:
 
 
 def check_class(field: str, name: str) -> None:
-    """Raise ``BadRequestError`` for ``field`` unless OpenStack has this resource class, or its name is a custom one."""
+    """Check that ``name`` is a resource class of OpenStack, or a valid custom name.
+
+    Raises ``BadRequestError`` if it is neither. The error names ``field``, the field of the request with the name.
+    """
     _check(field, "resource class", name, _classes())
 
 
 def check_trait(field: str, name: str) -> None:
-    """Raise ``BadRequestError`` for ``field`` unless OpenStack has this trait, or its name is a custom one."""
+    """Check that ``name`` is a trait of OpenStack, or a valid custom name.
+
+    Raises ``BadRequestError`` if it is neither. The error names ``field``, the field of the request with the name.
+    """
     _check(field, "trait", name, _traits())
 
 
