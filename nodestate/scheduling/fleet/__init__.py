@@ -1,4 +1,4 @@
-"""The fleet: every node of a view as one row of numpy arrays, with the claims of schedulers taken off."""
+"""The fleet: the nodes of a view as numpy arrays, one row for each node. Claimed amounts are subtracted from them."""
 
 from nodestate.scheduling.fleet.claim_overlay import Exclusion, OutstandingClaims
 from nodestate.scheduling.fleet.fleet import Fleet

@@ -1,4 +1,8 @@
-"""Sets of words (traits, aggregates) for all rows of a fleet, as bits: an array, called a plane, for every 64 words."""
+"""Sets of words for all rows of a fleet, as bits. A word is the name of a trait, or the name of an aggregate.
+
+For every 64 words there is one array, called a plane, with one integer for each row. Each bit of the integer stands for
+one word and is 1 if the row has the word. So a whole fleet is searched for a word by a few operations on arrays.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,21 @@ Plane = npt.NDArray[np.uint64]
 
 
 class WordBits:
-    """The words of each row. A word gets a bit when it first appears, and keeps it. Unknown words are no error."""
+    """The words of each row of a fleet: the traits of each node, or the aggregates of each node.
+
+    A word gets a bit when it is stored for the first time, and keeps the bit. Asking for a word that was never stored
+    is no error: no row has it.
+    """
 
     def __init__(self) -> None:
         self._bits: dict[str, int] = {}
-        """The number of each word's bit; 64 bits to a plane."""
+        """The number of each word's bit. Bit ``n`` is bit ``n % 64`` of plane ``n // 64``."""
         self._planes: list[Plane] = []
-        """For every 64 words one integer for each row."""
+        """The planes: each is an array with the bits of 64 words, one integer for each row."""
         self._values: dict[tuple[str, ...], list[int]] = {}
-        """For each combination of words that some row had its integer in each plane."""
+        """By combination of words, its integer in each plane. Kept because many nodes have the same combination."""
         self._size = 0
-        """Rows that the planes have room for."""
+        """The number of rows for which the planes have room."""
 
     def grow(self, size: int) -> None:
         """Make room for ``size`` rows."""
@@ -31,7 +39,7 @@ class WordBits:
         self._planes = [np.concatenate([plane, np.zeros(size - len(plane), np.uint64)]) for plane in self._planes]
 
     def put(self, row: int, words: tuple[str, ...]) -> None:
-        """Set the words of a row, in place of its earlier ones."""
+        """Store the words of a row. They replace the row's earlier words."""
         values = self._values.get(words)
         if values is None:
             values = self._encoded(words)
@@ -39,7 +47,11 @@ class WordBits:
             plane[row] = values[number] if number < len(values) else 0
 
     def have_all(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
-        """For each of ``rows`` whether it has all of these words; False if a word is new, so that no row has it."""
+        """Return an array that says for each of ``rows`` whether the row has all of ``words``.
+
+        If a word was never stored, no row can have all of them, and a single False is returned for all rows. If
+        ``words`` is empty, a single True is returned.
+        """
         if any(word not in self._bits for word in words):
             return False
         flags: Flags | bool = True
@@ -48,18 +60,25 @@ class WordBits:
         return flags
 
     def have_any(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
-        """For each of ``rows`` whether it has at least one of these words; False if no row ever had one."""
+        """Return an array that says for each of ``rows`` whether the row has at least one of ``words``.
+
+        If none of the words was ever stored, a single False is returned for all rows.
+        """
         flags: Flags | bool = False
         for number, mask in self._masks([word for word in words if word in self._bits]):
             flags = flags | ((self._planes[number][rows] & mask) != 0)
         return flags
 
     def rows_of(self, word: str, size: int) -> npt.NDArray[np.intp]:
-        """The rows among the first ``size`` ones that have a word."""
+        """Return the numbers of the rows that have ``word``. Only the first ``size`` rows are searched."""
         return np.flatnonzero(self.have_all([word], slice(0, size)))
 
     def count_by_word(self, counts: Mapping[int, int]) -> dict[str, int]:
-        """For each word the sum of ``counts[row]`` over the rows that have the word; words of sum 0 are left out."""
+        """Return for each word the sum of ``counts[row]`` over the rows with the word, without sums that are 0.
+
+        Args:
+            counts: By row, a number to add up, such as how many members of a group are on the row.
+        """
         by_word: dict[str, int] = {}
         for word, bit in self._bits.items() if counts else ():
             found = sum(count for row, count in counts.items() if int(self._planes[bit // 64][row]) >> bit % 64 & 1)
@@ -68,6 +87,7 @@ class WordBits:
         return by_word
 
     def _encoded(self, words: tuple[str, ...]) -> list[int]:
+        """Return the integer of a combination of words in each plane. Words that are new get a bit."""
         values = [0] * len(self._planes)
         for word in words:
             bit = self._bits.setdefault(word, len(self._bits))
@@ -80,6 +100,7 @@ class WordBits:
         return values
 
     def _masks(self, words: Sequence[str]) -> list[tuple[int, np.uint64]]:
+        """Return the bits of these words, as pairs of a plane's number and the integer with the bits in that plane."""
         masks: dict[int, int] = {}
         for word in words:
             bit = self._bits[word]

@@ -1,4 +1,4 @@
-"""The rows of a fleet that changed, in the order of the changes: a ranking weighs only those again."""
+"""The change log of a fleet: the rows that changed, in order. A ranking weighs only these rows again."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Iterable
 
 
 class ChangeLog:
-    """The newest changes of a fleet, one row number each. Old changes are dropped, and ``since`` tells if so."""
+    """The newest changes of a fleet. Each change is the number of a row. Old changes are dropped from time to time."""
 
     def __init__(self) -> None:
         self.count = 0
-        """Changes since the start, dropped ones included."""
+        """Number of changes since the fleet was created, including the changes that were dropped."""
         self._rows: list[int] = []
-        """The row of each change that is still kept, the newest last."""
+        """The row of each change that was not dropped, the newest change last."""
 
     def since(self, count: int) -> list[int] | None:
-        """The rows that changed after ``self.count`` was ``count``; None if those changes are no longer kept."""
+        """Return the rows that changed after ``self.count`` had the value ``count``. A row may occur several times.
+
+        Returns None if some of these changes were dropped. The caller must then assume that every row changed.
+        """
         begin = len(self._rows) - (self.count - count)
         return self._rows[begin:] if begin >= 0 else None
 
@@ -23,8 +26,9 @@ class ChangeLog:
         """Add one change for each of ``rows``.
 
         Args:
-            rows: Row numbers; a row that occurs twice counts as two changes.
-            capacity: Length of the fleet's arrays; if the log is more than twice as long, half of it is dropped.
+            rows: Row numbers. A row that occurs twice counts as two changes.
+            capacity: The length of the fleet's arrays. If the log is more than twice as long, the older half of the log
+                is dropped.
         """
         before = len(self._rows)
         self._rows += rows

@@ -1,4 +1,8 @@
-"""The claim overlay: the claims to add to the nodes' reports, and the instances to leave out of them."""
+"""The claim overlay: the differences between the fleet and the nodes' reports.
+
+A node's report does not include instances that are only claimed: the overlay adds them. And while a migration chooses a
+node, the instance itself must not count: the overlay excludes it.
+"""
 
 from __future__ import annotations
 
@@ -9,72 +13,83 @@ from typing import NamedTuple
 
 @dataclass(slots=True)
 class OutstandingClaims:
-    """The claims on one node that its reported allocations do not include yet, added up."""
+    """The sum of all claims on one node that have not become allocations: the node's report does not include them."""
 
     amounts: dict[str, int] = field(default_factory=dict)
-    """Claimed amounts by resource class."""
+    """By resource class, the sum of the claimed amounts."""
     tenants: dict[str, str | None] = field(default_factory=dict)
-    """Claimed instances with their groups."""
+    """By the id of each claimed instance, the name of its group; None if it has no group."""
     blocked: bool = False
-    """Whether nothing more may be claimed on the node until a newer state of it is read."""
+    """Whether new claims on the node must wait for a newer view, because the claim record's ``seen`` is newer than the
+    fleet's state of the node.
+    """
 
 
 class Exclusion(NamedTuple):
-    """An instance to leave out of its row for a while, as if the instance were not there."""
+    """An instance that the fleet temporarily does not count on a row, as if the instance were not on that node."""
 
     row: int
     """The row of the node that reports the instance."""
     instance: str
     """The instance's id."""
     amounts: Mapping[str, int]
-    """The resources that the instance has on the node, by class."""
+    """By resource class, the amount that the instance has on the node. The fleet shows these amounts as free."""
     order: str = ""
-    """The id of the order that built the instance as it is."""
+    """The id of the order that built the instance on the node in its present form; empty if no scheduler ordered it."""
 
 
 class ClaimOverlay:
-    """Outstanding claims and exclusions, by row."""
+    """The outstanding claims and the exclusions of each row of a fleet."""
 
     def __init__(self) -> None:
         self.outstanding: dict[int, OutstandingClaims] = {}
-        """The outstanding claims of each row that has any. To be read only."""
+        """By row, its outstanding claims. Rows without claims are missing. Callers change it by ``replace`` only."""
         self._exclusions: dict[int, list[Exclusion]] = {}
-        """The exclusions of each row that are in force."""
+        """By row, the exclusions that were added and not yet removed."""
 
     def replace(self, row: int, outstanding: OutstandingClaims | None) -> None:
-        """Set the outstanding claims of a row in place of the earlier ones; None removes them."""
+        """Set the outstanding claims of a row. They replace the row's earlier ones; None removes those."""
         if outstanding is None:
             self.outstanding.pop(row, None)
         else:
             self.outstanding[row] = outstanding
 
     def add_exclusion(self, exclusion: Exclusion) -> None:
-        """Leave an instance out of its row from now on."""
+        """Exclude an instance from its row until ``remove_exclusion`` is called with the same exclusion."""
         self._exclusions.setdefault(exclusion.row, []).append(exclusion)
 
     def remove_exclusion(self, exclusion: Exclusion) -> None:
-        """End an exclusion that was added."""
+        """Count the instance on its row again. The exclusion must have been added before."""
         exclusions = self._exclusions[exclusion.row]
         exclusions.remove(exclusion)
         if not exclusions:
             del self._exclusions[exclusion.row]
 
-    def amount(self, resource: str, row: int) -> int:
-        """The claimed less the excluded amount of a resource class on a row."""
+    def net_claimed(self, resource: str, row: int) -> int:
+        """Return the amount of a resource class to subtract from the row's reported free amount.
+
+        This is the sum of the claims on the row, minus the amounts of the excluded instances. It may be negative.
+        """
         claimed = self.outstanding[row].amounts.get(resource, 0) if row in self.outstanding else 0
         return claimed - sum(one.amounts.get(resource, 0) for one in self._exclusions.get(row, ()))
 
     def is_blocked(self, row: int) -> bool:
-        """Whether nothing may be claimed on a row until a newer state of its node is read."""
+        """Return whether claims on a row must wait for a newer view of its node (``OutstandingClaims.blocked``)."""
         outstanding = self.outstanding.get(row)
         return outstanding is not None and outstanding.blocked
 
     def rows_claiming(self, resource: str) -> list[int]:
-        """The rows on which an amount of a resource class is claimed."""
+        """Return the rows on which an amount of a resource class is claimed."""
         return [row for row, outstanding in self.outstanding.items() if resource in outstanding.amounts]
 
     def instances(self, row: int, reported: Mapping[str, str | None]) -> Mapping[str, str | None]:
-        """The instances on a row, with their groups: the reported and the claimed ones, without the excluded ones."""
+        """Return the instances on a row: the reported and the claimed instances, without the excluded ones.
+
+        Args:
+            row: The row.
+            reported: The instances that the row's node reports: by the id of an instance, the name of its group; None
+                if it has no group. The result has the same form.
+        """
         outstanding = self.outstanding.get(row)
         present = {**outstanding.tenants, **reported} if outstanding is not None else reported
         if row in self._exclusions:

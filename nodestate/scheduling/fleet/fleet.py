@@ -1,8 +1,8 @@
-"""The fleet as a scheduler computes with it: one row for each node, in numpy arrays that change in place.
+"""The fleet: all nodes as a scheduler computes with them, one row for each node, in numpy arrays that change in place.
 
-A view is immutable, so each view's columns are a copy of the ones before. A scheduler decides on one view at a time and
-needs no copies. So the fleet's arrays are written over: an advance to the next view costs what changed between the two
-views, however many nodes there are.
+A view is immutable, so the columns of each new view are copies of the previous view's columns. A scheduler decides on
+one view at a time and does not need the older views. So the fleet overwrites its arrays instead of copying them. The
+cost of an advance to the next view then depends on the number of changed nodes, not on the number of all nodes.
 """
 
 from __future__ import annotations
@@ -30,41 +30,47 @@ from nodestate.view.view import View
 
 
 class Fleet:
-    """All nodes of one view, less the claims on them. Belongs to one scheduler::
+    """All nodes of one view, with the claims on each node subtracted from its free amounts. Belongs to one scheduler::
 
-        empty --advance(view)--> exactly that view, less the claims known for its nodes
-              --overlay(row, claims of its node)--> the same view, less these claims
-              --excluding(instances)--> the same view without these instances, until the block ends
-              --advance(next view)--> exactly the next view, less the same claims
+        empty --advance(view)--> the nodes as the view shows them; no claims are subtracted
+              --overlay(row, claims)--> the same nodes; the claims are subtracted from the row of their node
+              --excluding(exclusions)--> the same nodes without these instances, until the ``with`` block ends
+              --advance(next view)--> the nodes as the next view shows them; the same claims are subtracted
 
-    Between two calls of ``advance`` the fleet shows nothing of another view. The fleet is composed of parts, each with
-    one job: the arrays (``NodeColumns``), the locations of instances (``instances``), the nodes' reports of their
-    allocations (``reports``), the marks of reservations (``placement_marks``), outstanding claims and exclusions
-    (``claim_overlay``), and the log of changed rows. A filter or weigher reads the arrays: index them by ``all``, or by
-    fewer rows, because they are longer than there are rows.
+    The fleet never mixes two views: after ``advance`` every row shows the new view.
+
+    The fleet is composed of parts: the arrays (``NodeColumns``), the locations of instances (``instances``), the nodes'
+    reports of their allocations (``reports``), the placement marks of reservations (``placement_marks``), the
+    outstanding claims and exclusions (``claim_overlay``), and the log of changed rows.
+
+    Filters and weighers read the arrays. The arrays are longer than the number of rows, so always index them: by
+    ``all``, or by the row numbers that the filter or weigher was called with.
     """
 
     def __init__(self) -> None:
         self._columns = NodeColumns()
-        """The arrays."""
+        """The arrays with the state of each node."""
         self.instances = InstanceLocations(self._columns.names)
-        """The rows of each instance, and the members of each group by row."""
+        """The rows on which each instance is, and how many members of each group are on each row."""
         self.reports = NodeReports(self._columns.names)
-        """The nodes' own reports of their allocations, decoded on demand."""
+        """The allocations and hints that each node reports, decoded when they are read."""
         self.placement_marks = PlacementMarks()
-        """The marks of reservations that nodes report."""
+        """The placement marks in the nodes' reports: which allocation belongs to which reservation."""
         self.claim_overlay = ClaimOverlay()
-        """Outstanding claims and exclusions; changed through ``overlay`` and ``excluding`` alone."""
+        """The outstanding claims and exclusions. Only ``overlay`` and ``excluding`` may change them."""
         self.unresponsive: frozenset[str] = frozenset()
-        """The nodes without a recent sign of life. Assigned by the scheduler that owns the fleet."""
+        """The names of the nodes without a recent sign of life. Assigned by the scheduler that owns the fleet."""
         self._log = ChangeLog()
-        """The rows that changed."""
+        """The log of changed rows."""
         self._view_changes = ViewChanges()
-        """The tables of the last view, to find the changes in the next one."""
+        """Finds the nodes whose records differ between the last view and the next one."""
         self._left_out: frozenset[str] = frozenset()
-        """The nodes that the last view left out: stale, or incomplete."""
+        """The names of the nodes that the last view left out because they are stale or incomplete."""
         self._rest_hashes: list[int] = []
-        """For each row the hash of the state's fields beyond the amounts; they are decoded only if the hash changed."""
+        """By row, a hash of the encoded part of the state that contains zone, traits, aggregates and allocations.
+
+        That part is decoded only if its hash changed.
+        """
 
     def __len__(self) -> int:
         return len(self._columns.names)
@@ -73,81 +79,96 @@ class Fleet:
 
     @property
     def rows(self) -> Mapping[str, int]:
-        """The row of each node, by name."""
+        """By the name of a node, its row."""
         return self._columns.rows
 
     @property
     def names(self) -> Sequence[str]:
-        """The node of each row."""
+        """By row, the name of its node."""
         return self._columns.names
 
     @property
     def version(self) -> Sequence[Version]:
-        """The version of the state that each row shows."""
+        """By row, the version of the node's state that the row shows."""
         return self._columns.version
 
     @property
     def all(self) -> slice:
-        """Every row."""
+        """The index of all rows, for the arrays."""
         return slice(0, len(self._columns.names))
 
     @property
     def amounts(self) -> Mapping[str, Amounts]:
-        """Capacity and usage: ``amounts[c][0][row]`` and ``amounts[c][1][row]`` of resource class c."""
+        """Capacity and usage by resource class: ``amounts[c][0][row]`` is the row's capacity of class ``c``, and
+        ``amounts[c][1][row]`` its usage as the node reports it, without claims.
+        """
         return self._columns.amounts
 
     @property
     def free(self) -> Mapping[str, Amounts]:
-        """``free[c][row]``: capacity less usage and claims of resource class c; may be negative."""
+        """Free amounts by resource class: ``free[c][row]`` is capacity minus usage and claims of class ``c``.
+
+        The amount may be negative.
+        """
         return self._columns.free
 
     @property
     def usable(self) -> Flags:
-        """``usable[row]``: the node is up, the view does not leave it out, and it is not blocked by a claim record."""
+        """Whether instances may be placed on each row: ``usable[row]`` is True if three conditions hold.
+
+        The node is up. The view did not leave it out as stale or incomplete. And no claim record names a newer state of
+        the node than the fleet has (``OutstandingClaims.blocked``).
+        """
         return self._columns.usable
 
     @property
     def zone(self) -> npt.NDArray[np.int32]:
-        """``zone[row]``: the code of the node's availability zone."""
+        """The availability zone of each row, as a number: ``zone[row]`` is a value of ``zones``."""
         return self._columns.zone
 
     @property
     def zones(self) -> Mapping[str, int]:
-        """The code of each availability zone, by name."""
+        """By the name of an availability zone, the number that stands for it in ``zone``."""
         return self._columns.zones
 
     @property
     def traits(self) -> WordBits:
-        """Which rows have which traits."""
+        """The traits of each row."""
         return self._columns.traits
 
     @property
     def aggregates(self) -> WordBits:
-        """Which rows are in which aggregates."""
+        """The aggregates of each row."""
         return self._columns.aggregates
 
     @property
     def groups(self) -> Mapping[str, Mapping[int, int]]:
-        """``groups[g][row]``: how many members of group g are on the row, claimed members included."""
+        """Members of groups: ``groups[g][row]`` members of group ``g`` are on the row, or claimed on it. Rows without
+        members are missing.
+        """
         return self.instances.groups
 
     # -- changes
 
     @property
     def changes(self) -> int:
-        """How many changes of rows there have been so far."""
+        """The number of row changes since the fleet was created. A caller keeps it to ask ``changed_since`` later."""
         return self._log.count
 
     def changed_since(self, changes: int) -> list[int] | None:
-        """The rows that changed since ``changes`` had this value; None if that is too long ago to be known."""
+        """Return the rows that changed after ``Fleet.changes`` had this value. A row may occur several times.
+
+        Returns None if the log no longer reaches back that far. The caller must then assume that every row changed.
+        """
         return self._log.since(changes)
 
-    # -- which report holds
+    # -- comparing reports
 
     def authoritative_row(self, instance: str) -> int | None:
-        """The row with the authoritative allocation of an instance: the one of the highest precedence (``order_ids``).
+        """Return the row with the authoritative allocation of an instance (``order_ids`` defines it).
 
-        Returns None if no node reports the instance, or if several do and their orders rank none above the others.
+        Returns None if no node reports the instance. Also returns None if several nodes report it and two of these
+        allocations share the highest precedence, for example because no scheduler ordered them.
         """
         rows = self.instances.reporting_rows(instance)
         if len(rows) < 2:
@@ -156,7 +177,10 @@ class Fleet:
         return ranks[-1][1] if ranks[-1][0] > ranks[-2][0] else None
 
     def is_responsive(self, row: int) -> bool:
-        """Whether a row's agent vouches for its state: the node is not down, not left out, and not ``unresponsive``."""
+        """Return whether a row's node is responsive, so that its report can be taken as its present state.
+
+        The node must be in the view, it must not be down, and it must not be in ``unresponsive``.
+        """
         name = self._columns.names[row]
         status = self._columns.status[row]
         return status not in (NOT_THERE, DOWN) and name not in self._left_out and name not in self.unresponsive
@@ -164,14 +188,19 @@ class Fleet:
     # -- transitions
 
     def advance(self, view: View) -> None:
-        """Show this view from now on, less the same claims as before."""
+        """Write the changes of a newer view into the rows. Outstanding claims and exclusions stay in force."""
         records = self._view_changes.next(view, self._columns.names)
         self.reports.view = view
         self._write(records)
         self._leave_out(frozenset(view.left_out))
 
     def overlay(self, row: int, outstanding: OutstandingClaims | None) -> None:
-        """Replace the claims that are taken off a row; None if there are none."""
+        """Set the outstanding claims that are subtracted from a row.
+
+        Args:
+            row: The row.
+            outstanding: The claims, in place of the row's earlier ones; None if the row has no claims now.
+        """
         before = self.claim_overlay.outstanding.get(row)
         if before == outstanding:
             return
@@ -185,7 +214,11 @@ class Fleet:
 
     @contextmanager
     def excluding(self, exclusions: Sequence[Exclusion]) -> Iterator[None]:
-        """Show the fleet without these instances until the block ends: a migration selects nodes that way."""
+        """Show the fleet without some instances while the ``with`` block runs.
+
+        A migration selects a node in such a block: the resources that the instance has now then count as free, and the
+        instance does not count as a member of its group.
+        """
         for exclusion in exclusions:
             self._exclude(exclusion, excluded=True)
         try:
@@ -195,6 +228,7 @@ class Fleet:
                 self._exclude(exclusion, excluded=False)
 
     def _exclude(self, exclusion: Exclusion, *, excluded: bool) -> None:
+        """Add an exclusion, or remove it if ``excluded`` is False, and update the row."""
         row = exclusion.row
         present = self._instances_on(row)
         if excluded:
@@ -207,6 +241,7 @@ class Fleet:
         self._note([row])
 
     def _leave_out(self, names: frozenset[str]) -> None:
+        """Note which nodes the view left out, and update the rows for which this changed."""
         concerned = names ^ self._left_out
         self._left_out = names
         rows = [self._columns.rows[name] for name in concerned if name in self._columns.rows]
@@ -215,8 +250,10 @@ class Fleet:
         self._note(rows)
 
     def _write(self, records: Sequence[NodeRecord]) -> None:
-        """Write changed records into their rows. This is the hot path of ``advance``: whole columns at a time, and for
-        each row no call that can be avoided.
+        """Write changed records into their rows.
+
+        This is the hot path of ``advance``. So whole columns are written at a time, and the loop over the rows makes
+        only the calls that it needs.
         """
         rows = [(self._row(record.name), record) for record in records]
         if not rows:
@@ -243,6 +280,7 @@ class Fleet:
         self._note(at_rows.tolist())
 
     def _write_placement(self, row: int, record: NodeRecord) -> None:
+        """Write a row's zone, traits and aggregates, and the instances and placement marks that its node reports."""
         fields = placement_fields_of(record)
         self._columns.set_placement(row, fields.zone, fields.traits, fields.aggregates)
         present = self._instances_on(row)
@@ -252,9 +290,11 @@ class Fleet:
         self.instances.update(row, present, self._instances_on(row))
 
     def _instances_on(self, row: int) -> Mapping[str, str | None]:
+        """Return the instances that the fleet shows on a row, each with the name of its group."""
         return self.claim_overlay.instances(row, self.instances.reported[row])
 
     def _update_usable(self, row: int) -> None:
+        """Compute again whether instances may be placed on a row."""
         columns = self._columns
         columns.usable[row] = (
             columns.status[row] == UP
@@ -263,9 +303,11 @@ class Fleet:
         )
 
     def _update_free(self, resource: str, row: int) -> None:
-        self._columns.set_claimed(resource, row, self.claim_overlay.amount(resource, row))
+        """Compute again the free amount of a resource class on a row."""
+        self._columns.set_claimed(resource, row, self.claim_overlay.net_claimed(resource, row))
 
     def _row(self, name: str) -> int:
+        """Return the row of a node. A node without a row gets the next one."""
         row = self._columns.rows.get(name)
         if row is None:
             row = self._columns.add(name)
@@ -274,4 +316,5 @@ class Fleet:
         return row
 
     def _note(self, rows: Iterable[int]) -> None:
+        """Add one change for each of ``rows`` to the log."""
         self._log.note(rows, self._columns.capacity)

@@ -1,4 +1,7 @@
-"""The locations of instances: their rows, by the nodes' reports and by claims, and the members of each group by row."""
+"""The locations of instances: the rows on which each instance is reported or claimed.
+
+From these locations follows how many members of a group are on each row.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,46 @@ from collections.abc import Collection, Mapping, Sequence
 
 
 class InstanceLocations:
-    """The rows of every instance: one row, or several while the instance migrates or after it was built twice."""
+    """The rows of every instance.
+
+    Most instances are on one row. An instance is on several rows while it migrates, or after it was built twice.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.groups: dict[str, dict[int, int]] = {}
-        """For each group the number of its members on each row; claimed members count. To be read only."""
+        """By group and row, the number of members that are on the row or claimed on it. Callers may only read it."""
         self.reported: list[dict[str, str | None]] = []
-        """For each row the instances that its node reports, with their groups. Assigned by the fleet, row by row."""
+        """By row, the instances that its node reports, each with the name of its group or None. The fleet assigns the
+        elements.
+        """
         self._names = names
-        """The node of each row; shared with the fleet's columns."""
+        """By row, the name of its node. The list belongs to the fleet's columns, which append to it."""
         self._row: dict[str, int] = {}
-        """One row of each instance that is anywhere."""
+        """By instance, one of the rows on which it is reported or claimed."""
         self._other_rows: dict[str, set[int]] = {}
-        """The other rows of an instance that is on several."""
+        """By instance, its further rows. Instances that are on one row only are missing."""
 
     def rows_with(self, instance: str) -> list[int]:
-        """The rows that an instance is on, or claimed on, in ascending order."""
+        """Return the rows on which an instance is reported or claimed, in ascending order."""
         if instance not in self._row:
             return []
         return sorted({self._row[instance], *self._other_rows.get(instance, ())})
 
     def reporting_rows(self, instance: str) -> list[int]:
-        """The rows whose nodes report this instance, in ascending order."""
+        """Return the rows whose nodes report an instance, in ascending order, without rows that only have a claim."""
         return [row for row in self.rows_with(instance) if instance in self.reported[row]]
 
     def reporting_node(self, instance: str, exclude: Collection[int] = ()) -> str:
-        """The name of a node that reports this instance and whose row is not in ``exclude``; empty if there is none."""
+        """Return the name of a node that reports an instance. Rows in ``exclude`` are ignored.
+
+        Returns an empty text if no node reports the instance. If several nodes report it, the node of the lowest row is
+        returned.
+        """
         rows = (row for row in self.reporting_rows(instance) if row not in exclude)
         return next((self._names[row] for row in rows), "")
 
     def duplicates(self) -> dict[str, list[int]]:
-        """The instances that more than one node reports, with the rows of these nodes."""
+        """Return the instances that more than one node reports: by the id of an instance, the rows of these nodes."""
         found = {}
         for instance in self._other_rows:
             rows = self.reporting_rows(instance)
@@ -45,7 +57,14 @@ class InstanceLocations:
         return found
 
     def update(self, row: int, before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
-        """Note that the instances on a row, with their groups, are ``now`` and no longer ``before``."""
+        """Replace the instances on a row.
+
+        Args:
+            row: The row.
+            before: The instances that were on the row until now: by the id of an instance, the name of its group; None
+                if it has no group.
+            now: The instances that are on the row from now on, in the same form.
+        """
         if before == now:
             return
         for instance, group in before.items() - now.items():
@@ -66,6 +85,7 @@ class InstanceLocations:
                 self._other_rows.setdefault(instance, set()).add(row)
 
     def _remove(self, instance: str, row: int) -> None:
+        """Note that an instance is no longer on one of its rows."""
         others = self._other_rows.get(instance)
         if self._row[instance] != row:
             assert others is not None, f"{instance} is on row {self._row[instance]}, not on {row}"

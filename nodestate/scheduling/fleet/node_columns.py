@@ -1,4 +1,4 @@
-"""The nodes of a fleet as numpy arrays: one row for each node, changed in place."""
+"""The arrays of a fleet: the state of every node in numpy arrays, one row for each node. The arrays change in place."""
 
 from __future__ import annotations
 
@@ -16,35 +16,39 @@ from nodestate.view.columns import NOT_THERE, Amounts, write_rows
 N = TypeVar("N", bound=np.generic)
 
 UP = STATUSES.index("up")
+"""The code of the status ``up`` in ``NodeColumns.status``."""
 DOWN = STATUSES.index("down")
+"""The code of the status ``down`` in ``NodeColumns.status``."""
 FIRST_ROWS = 256
-"""Rows that the arrays have room for at first; they double when they are full."""
+"""The number of rows for which new arrays have room. When the arrays are full, their length doubles."""
 
 
 class NodeColumns:
-    """The state of each node, by row. A node gets its row when it first appears and keeps it, also if the node
-    moves to another partition, or readers follow another design. The arrays are longer than there are rows.
+    """The state of each node, by row.
+
+    A node gets a row when it first appears. It keeps the row even if it comes into another partition, or if readers
+    switch to another design. The arrays are longer than the number of rows, so that not every new node lengthens them.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
-        """The row of each node."""
+        """By the name of a node, its row."""
         self.names: list[str] = []
-        """The node of each row."""
+        """By row, the name of its node."""
         self.version: list[Version] = []
-        """The version of the node's state that each row is of."""
+        """By row, the version of the node's state that the row shows."""
         self.amounts: dict[str, Amounts] = {}
-        """For each resource class an array of two lines: capacity and usage of each row."""
+        """By resource class, an array with two lines: line 0 is the capacity of each row, line 1 its usage."""
         self.free: dict[str, Amounts] = {}
-        """For each resource class what each row has left: capacity less usage and claims; may be negative."""
+        """By resource class, the free amount of each row: capacity, minus usage and claims. It may be negative."""
         self.status: npt.NDArray[np.uint8] = np.full(FIRST_ROWS, NOT_THERE, np.uint8)
-        """The index of each row's status in ``STATUSES``; ``NOT_THERE`` if the node is gone."""
+        """By row, the index of the node's status in ``STATUSES``. ``NOT_THERE`` if the node is gone or has no state."""
         self.usable: Flags = np.zeros(FIRST_ROWS, np.bool_)
-        """Whether an instance may be placed on each row: the node is up, not left out of the view and not blocked."""
+        """By row, whether instances may be placed on the node (``Fleet.usable``)."""
         self.zone: npt.NDArray[np.int32] = np.zeros(FIRST_ROWS, np.int32)
-        """The code of each row's availability zone, by ``zones``."""
+        """By row, the number that stands for the node's availability zone (``zones``)."""
         self.zones: dict[str, int] = {"": 0}
-        """The code of each availability zone."""
+        """By the name of an availability zone, the number that stands for it in ``zone``."""
         self.traits = WordBits()
         """The traits of each row, as bits."""
         self.aggregates = WordBits()
@@ -54,11 +58,11 @@ class NodeColumns:
 
     @property
     def capacity(self) -> int:
-        """The number of rows that the arrays have room for."""
+        """The number of rows for which the arrays have room."""
         return len(self.status)
 
     def add(self, name: str) -> int:
-        """Give a node that has none the next row, and return the row."""
+        """Give a new node the next row, and return the row. The node must not have a row already."""
         row = self.rows[name] = len(self.names)
         self.names.append(name)
         self.version.append(NEVER)
@@ -67,14 +71,18 @@ class NodeColumns:
         return row
 
     def write(self, rows: list[tuple[int, NodeRecord]], at_rows: npt.NDArray[np.intp]) -> Sequence[str]:
-        """Write status and amounts of these records, and the free amounts as if nothing were claimed.
+        """Write the status and the amounts of some nodes into their rows.
+
+        The new ``free`` does not consider claims, and the new ``usable`` considers the status only. The caller must
+        correct both for rows that have claims, and ``usable`` also for nodes that the view left out.
 
         Args:
-            rows: Row numbers with the records to write there.
+            rows: Each row to write, with the record of its node.
             at_rows: The same row numbers, as an array.
 
         Returns:
-            The resource classes that no row had before.
+            The resource classes that no row had before. If some of them were claimed already, the caller must also
+            correct ``free`` on the rows with such claims.
         """
         known = len(self.amounts)
         write_rows(rows, self.status, self.amounts)
@@ -87,18 +95,22 @@ class NodeColumns:
         return new
 
     def set_claimed(self, resource: str, row: int, claimed: int) -> None:
-        """Write the free amount of a resource class on a row, less ``claimed``. Ignored for a class that no row has."""
+        """Write the free amount of a resource class on a row: capacity, minus usage, minus ``claimed``.
+
+        Does nothing if no node has this resource class, because there is no array for it.
+        """
         amounts = self.amounts.get(resource)
         if amounts is not None:
             self.free[resource][row] = amounts[0][row] - amounts[1][row] - claimed
 
     def set_placement(self, row: int, zone: str, traits: tuple[str, ...], aggregates: tuple[str, ...]) -> None:
-        """Write zone, traits and aggregates of a row, in place of its earlier ones."""
+        """Write the zone, the traits and the aggregates of a row. They replace the row's earlier ones."""
         self.zone[row] = self.zones.setdefault(zone, len(self.zones))
         self.traits.put(row, traits)
         self.aggregates.put(row, aggregates)
 
     def _grow(self, size: int) -> None:
+        """Lengthen all arrays so that they have room for ``size`` rows."""
         self.status = _lengthened(self.status, size, NOT_THERE)
         self.usable = _lengthened(self.usable, size, False)
         self.zone = _lengthened(self.zone, size, 0)
@@ -111,4 +123,5 @@ class NodeColumns:
 
 
 def _lengthened(array: npt.NDArray[N], size: int, fill: object) -> npt.NDArray[N]:
+    """Return a longer copy of an array. The elements beyond the old length are ``fill``."""
     return np.concatenate([array, np.full(size - len(array), fill, array.dtype)])

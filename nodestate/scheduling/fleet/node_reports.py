@@ -1,4 +1,4 @@
-"""The nodes' own reports of their allocations, read from the last view when they are asked for."""
+"""The nodes' reports of their allocations and hints, decoded from the last view when a caller asks for them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from nodestate.view.view import View
 
 
 class NodeReports:
-    """Allocations and hints by row, as the last view has them. Each call decodes the node's state again."""
+    """The allocations and hints in the last view, by row. Every call decodes the node's state again."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.view: View | None = None
-        """The view that the reports are read from; None before the first one."""
+        """The view from which the reports are read. The fleet assigns it; None before the fleet's first view."""
         self._names = names
-        """The node of each row; shared with the fleet's columns."""
+        """By row, the name of its node. The list belongs to the fleet's columns, which append to it."""
 
     def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
-        """All allocations in the report of a row's node, by instance; empty if the view has no such node."""
+        """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown."""
         record = self._record(row)
         allocations: Mapping[str, Mapping[str, Any]] = (
             record.state().get("allocations", {}) if record is not None else {}
@@ -28,15 +28,19 @@ class NodeReports:
         return allocations
 
     def hints(self, row: int, instance: str) -> Mapping[str, Any]:
-        """The hints that a row's node reports for an instance; empty if it reports none."""
+        """Return the hints of an instance's allocation on a row's node.
+
+        Empty if the node does not report the instance, or if the allocation has no hints.
+        """
         return self.hints_by_instance(row).get(instance, {})
 
     def hints_by_instance(self, row: int) -> Mapping[str, Mapping[str, Any]]:
-        """The hints that a row's node reports for each of its instances; empty if the node is gone."""
+        """Return the hints of all allocations on a row's node, by instance. Empty if the node is gone or unknown."""
         record = self._record(row)
         if record is None or not record.live:
             return {}
         return hints_of_allocations(record)
 
     def _record(self, row: int) -> NodeRecord | None:
+        """Return the record of a row's node in the last view; None if the view does not have the node."""
         return self.view.nodes.record(self._names[row]) if self.view is not None else None

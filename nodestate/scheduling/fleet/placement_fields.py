@@ -1,4 +1,7 @@
-"""The fields of a node's state that decide where an instance may go; all other fields are skipped without decoding."""
+"""Placement fields: the fields of a node's state that the fleet needs, apart from status and amounts.
+
+A state may be large. So only these fields are decoded, and the decoder skips all other fields.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,36 @@ from nodestate.scheduling.fleet.placement_marks import PlacementMark
 
 
 class AllocationFields(msgspec.Struct, gc=False):
-    """The fields of one allocation that placement needs: the instance's group and its reservation's mark."""
+    """The fields of one allocation that the fleet needs."""
 
     group: str | None = None
+    """The name of the instance's group; None if it has no group."""
     hints: PlacementMark = PlacementMark()
+    """The placement mark in the allocation's hints; the default if the hints contain no mark."""
 
 
 class PlacementFields(msgspec.Struct, gc=False):
-    """The fields of one node's state that placement needs."""
+    """The fields of one node's state that the fleet needs, apart from status and amounts."""
 
     zone: str = ""
+    """The node's availability zone."""
     traits: tuple[str, ...] = ()
+    """The node's traits."""
     aggregates: tuple[str, ...] = ()
+    """The aggregates that the node is in."""
     allocations: dict[str, AllocationFields] = {}
+    """The node's allocations, by instance."""
 
 
 class _HintedAllocation(msgspec.Struct, gc=False):
+    """The hints of one allocation."""
+
     hints: Any = None
 
 
 class _HintedState(msgspec.Struct, gc=False):
+    """The hints of all allocations of a node, by instance."""
+
     allocations: dict[str, _HintedAllocation] = {}
 
 
@@ -41,10 +54,10 @@ _NOTHING = PlacementFields()
 
 
 def placement_fields_of(record: NodeRecord) -> PlacementFields:
-    """The placement fields of a node's state; all of them empty if the node is gone.
+    """Decode the placement fields of a node's state. All fields are empty if the node is gone or its state is unknown.
 
-    Any service may store hints. If another service's hint has the name of one of ours and another type, all hints of
-    that allocation are ignored, and the other allocations of the node keep their marks.
+    Any service may store hints, so a hint may have the name of a field of ``PlacementMark`` but another type. The hints
+    of that allocation are then ignored: it has no placement mark. The node's other allocations keep their marks.
     """
     if not record.live:
         return _NOTHING
@@ -61,6 +74,9 @@ def placement_fields_of(record: NodeRecord) -> PlacementFields:
 
 
 def hints_of_allocations(record: NodeRecord) -> dict[str, dict[str, Any]]:
-    """The hints of each allocation in a node's state, by instance; allocations whose hints are no map are left out."""
+    """Decode the hints of all allocations in a node's state, by instance.
+
+    Allocations without hints are missing, and so are allocations whose hints are no map.
+    """
     allocations = _decode_hinted(record.rest).allocations.items()
     return {instance: one.hints for instance, one in allocations if isinstance(one.hints, dict)}

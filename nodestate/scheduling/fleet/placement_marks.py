@@ -1,4 +1,8 @@
-"""Placement marks: which allocations belong to which reservation, and whether all its members were seen placed."""
+"""Placement marks: the hints that say which reservation an allocation belongs to.
+
+A mark also says whether a scheduler has seen all members of the reservation placed. If the scheduler that confirms a
+reservation dies, another scheduler reads the marks: they show which members exist, and how many should exist.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,32 @@ import msgspec
 
 
 class PlacementMark(msgspec.Struct, frozen=True, gc=False):
-    """The part of an allocation's hints in which schedulers note the reservation that the instance was placed with."""
+    """The hints of one allocation that concern its reservation. Schedulers write them, and agents report them."""
 
     reservation: str = ""
-    """The reservation's id; empty if the instance was booted by itself."""
+    """The id of the reservation; empty if the instance was booted without a reservation."""
     members: int = 0
-    """How many members the reservation has."""
+    """How many members the reservation has, whether they are placed or not."""
     placed: bool = False
-    """Whether a scheduler saw that all members are placed."""
+    """Whether a scheduler has seen that all members of the reservation are placed."""
 
 
 class PlacementMarks:
-    """The marks of all instances that nodes report, by reservation."""
+    """The placement marks of all reported allocations, by reservation."""
 
     def __init__(self) -> None:
         self.by_reservation: dict[str, dict[tuple[int, str], PlacementMark]] = {}
-        """For each reservation its marks by row and instance. To be read only."""
+        """By the id of a reservation, its placement marks by (row, instance). Callers may only read it."""
         self._by_row: dict[int, list[tuple[str, str]]] = {}
-        """For each row the (reservation, instance) pairs of its marks."""
+        """By row, the (reservation, instance) of each placement mark on the row."""
 
     def replace(self, row: int, marks: Iterable[tuple[str, PlacementMark]]) -> None:
-        """Note the marks that a row's node reports, as (instance, mark), in place of its earlier marks."""
+        """Set the placement marks of a row. They replace the row's earlier marks.
+
+        Args:
+            row: The row.
+            marks: Each instance that the row's node reports, with its mark. Marks without a reservation are ignored.
+        """
         for reservation, instance in self._by_row.pop(row, ()):
             others = self.by_reservation[reservation]
             del others[row, instance]

@@ -1,4 +1,4 @@
-"""Array types of filters and weighers: rows of a fleet, and one value for each of these rows."""
+"""Array types for filters and weighers: a selection of rows, and arrays with one value for each selected row."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 Flags = npt.NDArray[np.bool_]
-"""A flag for each row, as a filter returns it."""
+"""One flag for each selected row, as a filter returns them."""
 Scores = npt.NDArray[np.float64]
-"""A score for each row, as a weigher returns it."""
+"""One number for each selected row, as a weigher returns them."""
 RowAmounts = npt.NDArray[np.int64]
-"""An amount of one resource class for each row."""
+"""One amount for each selected row, all of one resource class."""
 RowIndex = slice | npt.NDArray[np.intp]
-"""Rows of a fleet: a slice for all of them, which costs no copy, or their numbers."""
+"""A selection of rows to index the fleet's arrays with: the slice of all rows, which copies nothing, or an array of row
+numbers.
+"""
 
 
 def count_of(rows: RowIndex) -> int:
-    """The number of rows that an index selects."""
+    """Return the number of selected rows."""
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)

@@ -1,4 +1,4 @@
-"""The records in which a view differs from the one before."""
+"""View changes: finds the node records in which a view differs from the view before it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from nodestate.view.view import View
 
 
 class ViewChanges:
-    """Compares each view with the one of the call before. Tables share unchanged rows, so only changes cost time."""
+    """Compares each view with the view of the previous call.
+
+    The tables of two views share the objects of unchanged rows, so a comparison costs time for changed rows only.
+    """
 
     def __init__(self) -> None:
         self._tables: tuple[Table | None, ...] = ()
-        """The tables of the last view, one for each partition; None for a partition that could not be read."""
+        """The tables of the previous view, one for each partition; None for a partition that could not be read."""
 
     def next(self, view: View, names: Collection[str]) -> list[NodeRecord]:
-        """The records of ``view`` that are new or changed, with a tombstone for each of ``names`` that disappeared.
+        """Return the records of ``view`` that are new, or that changed since the previous call.
+
+        A node of ``names`` that the view no longer contains gets a tombstone. This happens for example if the node's
+        partition can no longer be read. At the first call, all records are new.
 
         Args:
             view: The new view.
@@ -42,4 +48,5 @@ class ViewChanges:
 
 
 def _tombstone(name: str) -> NodeRecord:
+    """Make a record that says that the node is gone."""
     return NodeRecord(name, 0, 0, 0, 0, 0.0, True, "down", "", b"", b"", b"", b"")

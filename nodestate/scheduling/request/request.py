@@ -41,8 +41,8 @@ class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     name: Word
     """The group's name. All instances whose group has this name are members of one group."""
     policy: Policy
-    """``affinity``: all members must be on one node. ``anti-affinity``: members must be on different nodes. A soft policy
-    prefers such nodes, but allows all others.
+    """``affinity``: all members must be on one node. ``anti-affinity``: members must be on different nodes. A soft
+    policy prefers such nodes, but allows all others.
     """
     max_per_node: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
     """Largest number of members on one node, for the policy ``anti-affinity``."""
@@ -95,7 +95,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     alternates: int = 0
     """Number of nodes that ``select`` returns for each instance in addition to the best node."""
     max_age: Annotated[float, Meta(gt=0)] | None = None
-    """The greatest age in seconds of the view on which the decision is based. If None, the scheduler's ``max_age`` holds."""
+    """The greatest age in seconds of the view that is decided on. If None, the scheduler's ``max_age`` applies."""
 
     def __post_init__(self) -> None:
         _check_resources(self.resources)

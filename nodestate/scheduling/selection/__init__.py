@@ -1,4 +1,4 @@
-"""Selection: filters and weighers, and the best nodes for a request by them."""
+"""Selection: finds the best nodes for a request. Filters exclude nodes, and weighers rank the nodes that are left."""
 
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.filters import FILTERS, Filter

@@ -1,4 +1,4 @@
-"""The results of a selection: the chosen nodes, or why there are none."""
+"""The results of a selection: the chosen node for each instance, or the reasons why no node was found."""
 
 from __future__ import annotations
 
@@ -7,49 +7,56 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """The number of nodes that were left after a filter."""
+    """How many nodes remained after a filter was applied, and all filters before it."""
 
     filter: str
-    """The filter's name; ``all`` for the number before the first filter."""
+    """The filter's name. The name ``all`` stands for the number of nodes before the first filter."""
     nodes: int
-    """How many nodes were left."""
+    """The number of nodes that passed this filter and all filters before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """A resource class of which no node had enough."""
+    """A requested resource class that no candidate had enough of.
+
+    Candidates are the nodes that passed every filter before the filter ``resources``.
+    """
 
     resource: str
-    """The class."""
+    """The name of the resource class."""
     wanted: int
-    """The amount that the request asks for."""
+    """The amount that one instance needs."""
     free: int
-    """The largest free amount on a node that passed the filters before ``resources``."""
+    """The largest free amount on a candidate; 0 if no candidate has any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The node for one instance, or the reasons why there is none."""
+    """The node that was chosen for one instance, or the reasons why no node was found."""
 
     instance: str
     """The instance's id."""
     node: str | None
-    """The best node; None if no node passes the filters."""
+    """The best node; None if no node passed all filters."""
     alternates: tuple[str, ...] = ()
-    """The next best nodes."""
+    """The next best nodes, the best first, at most as many as ``Request.alternates``."""
     remaining: tuple[Remaining, ...] = ()
-    """If there is no node: how many nodes each filter left, in their order."""
+    """If no node was found, how many nodes remained after each filter, in the order of the filters; else empty."""
     unknown: str = ""
-    """If there is no node: the node, zone or instance that the request names and that does not exist; else empty."""
+    """A sentence such as ``no node is in zone az9``, if no node was found because the request names a node, zone or
+    instance that does not exist; else empty.
+    """
     lacks: tuple[Lack, ...] = ()
-    """If there is no node: the resource classes of which no node had enough."""
+    """If no node was found, the resource classes that no candidate had enough of; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why nodes rank as they do."""
+    """An explanation of a selection: what each filter excluded, and what each weigher gave to the best nodes."""
 
     remaining: tuple[Remaining, ...]
-    """How many nodes each filter leaves, in their order."""
+    """How many nodes remain after each filter, in the order of the filters."""
     best: tuple[tuple[str, dict[str, float]], ...]
-    """The best nodes, each with its weight by every weigher, multiplied by the weigher's multiplier."""
+    """The best nodes, the best first, each with the points that it got: by the name of a weigher, weight times
+    multiplier.
+    """

@@ -1,9 +1,18 @@
-"""Filters: may an instance of this request go to this node?
+"""Filters: which nodes may get an instance of a request?
 
-Each filter is a pure function of a fleet, rows and a request. It returns a flag for each of ``rows``, or one flag for
-all of them. A filter judges each row by itself, and reads nothing but the fleet and the request. Its result for a row
-therefore holds until the row, or the members of the request's group, change; only those rows are judged again.
-Installed packages add filters by the entry point ``nodestate.filters`` (docs/how-to/extend-the-scheduler.md).
+Each filter is a pure function of a fleet, of some rows of the fleet, and of a request. It returns one flag for each
+row, or a single flag for all rows: True if the row's node may get the instance. The arguments of all filters are the
+same:
+
+    fleet: The nodes, one row for each.
+    rows: The rows to judge: the slice of all rows, or an array of row numbers.
+    request: The request whose instance is to be placed.
+
+A filter reads nothing but these arguments, and it judges each row without regard to other rows. So the result for a
+row stays valid until that row changes, and a ranking filters only changed rows again. The one exception is the filter
+``group`` with the policy ``affinity``: its result depends on the rows of all members. All rows are then filtered again.
+
+Installed packages can add filters by the entry point ``nodestate.filters`` (docs/how-to/extend-the-scheduler.md).
 """
 
 from __future__ import annotations
@@ -16,16 +25,20 @@ from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, count_of
 from nodestate.scheduling.request import Request
 
 Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]
-"""A filter's function."""
+"""The type of a filter: a function of a fleet, rows and a request that returns a flag for each row or for all rows."""
 
 
 def status(fleet: Fleet, rows: RowIndex, _request: Request) -> Flags | bool:
-    """The node is up and within the bounds of the view, and no newer state of it must be read before it is claimed."""
+    """Pass nodes that may be claimed now (``Fleet.usable``).
+
+    The node is up, and the view did not leave it out as stale or incomplete. And the fleet's state of the node is not
+    older than the state that the node's claim record requires.
+    """
     return fleet.usable[rows]
 
 
 def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has enough of every resource class: capacity less usage and claims."""
+    """Pass nodes that have enough of every requested resource class. Usage and claims do not count as free."""
     fits: Flags | bool = True
     for name, amount in request.resources.items():
         if name not in fleet.free:
@@ -35,17 +48,17 @@ def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 
 def required_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has all required traits."""
+    """Pass nodes that have all of ``required_traits``."""
     return fleet.traits.have_all(request.required_traits, rows) if request.required_traits else True
 
 
 def any_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has at least one of the traits."""
+    """Pass nodes that have at least one of ``any_traits``; all nodes if the request names none."""
     return fleet.traits.have_any(request.any_traits, rows) if request.any_traits else True
 
 
 def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node has none of the forbidden traits."""
+    """Pass nodes that have none of ``forbidden_traits``."""
     if not request.forbidden_traits:
         return True
     found = fleet.traits.have_any(request.forbidden_traits, rows)
@@ -53,40 +66,40 @@ def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | 
 
 
 def zone(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is in the requested availability zone."""
+    """Pass nodes in the requested availability zone; all nodes if the request names none."""
     if not request.zone:
         return True
     return np.equal(fleet.zone[rows], fleet.zones.get(request.zone, -1))
 
 
 def aggregates(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is in at least one of the aggregates."""
+    """Pass nodes in at least one of the requested aggregates; all nodes if the request names none."""
     return fleet.aggregates.have_any(request.aggregates, rows) if request.aggregates else True
 
 
 def force_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is among the nodes that the request allows."""
+    """Pass the nodes in ``force_nodes``; all nodes if the request names none."""
     if not request.force_nodes:
         return True
     return _among(fleet, rows, [fleet.rows[name] for name in request.force_nodes if name in fleet.rows])
 
 
 def ignore_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The node is not among the nodes that the request rules out."""
+    """Pass all nodes except the nodes in ``ignore_nodes``."""
     if not request.ignore_nodes:
         return True
     return ~_among(fleet, rows, [fleet.rows[name] for name in request.ignore_nodes if name in fleet.rows])
 
 
 def same_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """At least one of the named instances is on the node, as in Nova."""
+    """Pass nodes that have at least one of the instances in ``same_host``, as in Nova; all nodes if it is empty."""
     if not request.same_host:
         return True
     return _among(fleet, rows, [row for instance in request.same_host for row in fleet.instances.rows_with(instance)])
 
 
 def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """None of the named instances is on the node."""
+    """Pass nodes that have none of the instances in ``different_host``."""
     if not request.different_host:
         return True
     return ~_among(
@@ -95,8 +108,11 @@ def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bo
 
 
 def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """The group's policy allows one more member on the node. Affinity: its members are on the node, or it has none.
-    Anti-affinity: fewer than ``max_per_node`` members are on the node.
+    """Pass nodes on which the group's policy allows one more member.
+
+    With ``affinity`` these are the nodes that have a member, or all nodes if the group has no members. With
+    ``anti-affinity`` these are the nodes that have fewer than ``max_per_node`` members. A soft policy excludes no node,
+    and neither does a request without a group.
     """
     if request.group is None or request.group.policy.startswith("soft-"):
         return True
@@ -109,7 +125,7 @@ def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 
 def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:
-    """For each of ``rows`` whether it is in ``these``."""
+    """Return an array that says for each of ``rows`` whether the row is one of the row numbers in ``these``."""
     if isinstance(rows, slice):
         flags = np.zeros(len(fleet), np.bool_)
         flags[these] = True
@@ -134,7 +150,8 @@ FILTERS: dict[str, Filter] = {
         group,
     )
 }
-"""The filters of nodestate, in the order in which they are applied. The nodes that a request names come first: later
-filters then see only these nodes, so the first filter that leaves none is the one that refused a forced node. Cheap
-filters come next.
+"""The filters of nodestate by name, in the order in which they are applied.
+
+An explanation of a selection says which filter left no node. So the filters for the nodes that a request names come
+first: the next filter that leaves no node is then the filter that refused the named nodes. Cheap filters come next.
 """

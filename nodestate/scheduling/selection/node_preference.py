@@ -1,14 +1,16 @@
-"""Node preference: which of about equally good nodes a scheduler takes while other schedulers claim at the same time.
+"""Node preference: lets several active schedulers choose different nodes, so that their claims rarely conflict.
 
-If every scheduler takes the best node, all take the same one, and each meets the claims of all others as conflicts. So
-while several schedulers are active, the nodes are divided among them, and each prefers its own nodes by a small bonus::
+If every scheduler chose the best node, all schedulers would choose the same node, and all but one would lose it in a
+conflict. So while several schedulers are active, the nodes are divided among them. A scheduler adds a small bonus to
+the scores of its own nodes::
 
     alone: no bonus --a claim of another scheduler is read--> the nodes are divided among all active schedulers
-    another scheduler is active --no claim of it is read for a while--> it is no longer active
+    another scheduler is active --none of its claims is read for a while--> that scheduler is no longer active
 
-Each node belongs to the scheduler for which a hash of both names is highest (rendezvous hashing). So schedulers need
-not agree with each other, and one that comes or goes moves no node between two others. The bonus is a preference and no
-lock: if another scheduler's node is better by more than the bonus, a scheduler takes it.
+Each node belongs to the scheduler for which a hash of both names is highest (rendezvous hashing). So every scheduler
+computes the division by itself. And if a scheduler starts or stops, only the nodes that it gets or had change hands.
+The bonus is a preference and not a lock: a scheduler chooses another scheduler's node if that node is better by more
+than the bonus.
 """
 
 from __future__ import annotations
@@ -24,39 +26,43 @@ from nodestate.ports import Clock
 from nodestate.scheduling.fleet import Scores
 
 PREFERENCE_BONUS: Final = 1 / 16
-"""The weight that a scheduler adds for each of its own nodes."""
+"""The bonus that a scheduler adds to the score of each of its own nodes."""
 _MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_HALF: Final = np.uint64(31)
-"""Constants of the hash's final mixing: the factors of splitmix64, with one shift for all rounds."""
+"""Factors of the mixing at the end of the hash. They are the factors of the generator splitmix64."""
+_SHIFT: Final = np.uint64(31)
+"""The shift of every step of that mixing. Splitmix64 itself shifts by 30, 27 and 31 bits."""
 
 
 class NodePreference:
-    """The nodes that one scheduler prefers.
+    """The nodes that one scheduler prefers while other schedulers are active.
 
     Args:
-        name: The scheduler's name, which is the ``holder`` of its claims.
-        clock: The clock by which schedulers are active.
-        seconds: How long another scheduler is active after a claim of it was read.
+        name: The scheduler's name, which is also the ``holder`` in its claims.
+        clock: The clock that measures how long other schedulers stay active.
+        seconds: How long another scheduler counts as active after one of its claims was read.
     """
 
     def __init__(self, name: str, clock: Clock, seconds: float) -> None:
         self.changes = 0
-        """How many times other schedulers became active or inactive, so that the nodes were divided again."""
+        """How many times the nodes were divided again because another scheduler became active or inactive."""
         self._name = name
-        """The scheduler's own name."""
+        """The name of the scheduler that this preference belongs to."""
         self._clock = clock
-        """The clock by which schedulers are active."""
+        """The clock that measures how long other schedulers stay active."""
         self._seconds = seconds
-        """How long another scheduler is active after a claim of it was read."""
+        """How long another scheduler counts as active after one of its claims was read."""
         self._others: dict[str, float] = {}
-        """The other active schedulers, each with the time when a claim of it was read last."""
+        """By the name of each other active scheduler, the monotonic time at which one of its claims was last read."""
         self._hashes: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
-        """The hash of each node's name, by row."""
+        """By row, the hash of the node's name."""
         self._bonus: Scores = np.zeros(0)
-        """The bonus of each row; empty if it is to be computed again."""
+        """The bonus of each row. An empty array means that the bonus must be computed again."""
 
     def observe_scheduler(self, holder: str) -> None:
-        """Note that a claim of the scheduler ``holder`` was read, so that it is active."""
+        """Note that a claim of the scheduler ``holder`` was read just now: that scheduler counts as active from now on.
+
+        Does nothing if ``holder`` is the name of the own scheduler.
+        """
         if holder == self._name:
             return
         if holder not in self._others:
@@ -64,10 +70,12 @@ class NodePreference:
         self._others[holder] = self._clock.monotonic()
 
     def bonus(self, names: Sequence[str]) -> Scores | None:
-        """The bonus of each node, by row: ``PREFERENCE_BONUS`` or 0. None if no other scheduler is active.
+        """Return the bonus of each node by row: ``PREFERENCE_BONUS`` for the scheduler's own nodes, 0 for all others.
+
+        Returns None if no other scheduler is active: no node is preferred then.
 
         Args:
-            names: The node of each row; a row keeps its node from call to call.
+            names: By row, the name of its node. Later calls may append names, but must not change a row's node.
         """
         self._drop_inactive()
         if not self._others:
@@ -84,7 +92,7 @@ class NodePreference:
         return self._bonus
 
     def _drop_inactive(self) -> None:
-        """Divide the nodes without the schedulers that are no longer active."""
+        """Remove the schedulers that are no longer active. If there are any, the nodes are divided again."""
         least = self._clock.monotonic() - self._seconds
         gone = [holder for holder, seen in self._others.items() if seen < least]
         for holder in gone:
@@ -93,12 +101,16 @@ class NodePreference:
             self._change()
 
     def _change(self) -> None:
+        """Count a change, and let the next call of ``bonus`` divide the nodes again."""
         self.changes += 1
         self._bonus = np.zeros(0)
 
     def _hashes_with(self, holder: str) -> npt.NDArray[np.uint64]:
-        """The hash of each node's name and the scheduler's; a node belongs to the scheduler with the highest."""
+        """Return for each row a hash of the node's name and the name ``holder`` of a scheduler.
+
+        A node belongs to the scheduler whose hash with it is highest.
+        """
         mixed = self._hashes ^ np.uint64(xxhash.xxh3_64_intdigest(holder.encode()))
         for factor in _MIX:
-            mixed = (mixed ^ (mixed >> _HALF)) * factor
-        return mixed ^ (mixed >> _HALF)
+            mixed = (mixed ^ (mixed >> _SHIFT)) * factor
+        return mixed ^ (mixed >> _SHIFT)

@@ -1,4 +1,4 @@
-"""All filters and weighers: the ones of nodestate, and the ones that installed packages add by entry points."""
+"""Loads all filters and weighers: the ones of nodestate, and the ones that installed packages add by entry points."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 
 FILTER_GROUP: Final = "nodestate.filters"
-"""The entry point group of filters."""
+"""The name of the entry point group for filters."""
 WEIGHER_GROUP: Final = "nodestate.weighers"
-"""The entry point group of weighers."""
+"""The name of the entry point group for weighers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The filters and weighers that a scheduler decides by."""
+    """The filters and weighers that a scheduler uses to choose nodes."""
 
     filters: dict[str, Filter]
-    """The filters by name, in the order in which they are applied."""
+    """By name, the filters in the order in which they are applied."""
     weighers: dict[str, Weigher]
-    """The weighers by name."""
+    """By name, the weighers."""
 
 
 def own() -> Policies:
-    """The filters and weighers that come with nodestate."""
+    """Return the filters and weighers that are part of nodestate, without the ones of installed packages."""
     return Policies(dict(FILTERS), dict(WEIGHERS))
 
 
 def installed() -> Policies:
-    """The filters and weighers of nodestate, then the ones of installed packages. Raises ``ConfigError`` if an entry
-    point cannot be loaded, is no filter or weigher, or has a name that is taken.
+    """Load the filters and weighers of nodestate, followed by the ones of all installed packages.
+
+    Raises:
+        ConfigError: An entry point cannot be loaded, or it is not a filter or weigher, or its name is already taken.
+            The error names the entry point.
     """
     policies = own()
     for name, found in _loaded(FILTER_GROUP, callable):
@@ -45,6 +48,18 @@ def installed() -> Policies:
 
 
 def _loaded(group: str, fits: Callable[[Any], bool]) -> list[tuple[str, Any]]:
+    """Load all entry points of a group, sorted by name.
+
+    Args:
+        group: The name of the entry point group.
+        fits: Returns whether a loaded object is of a valid type for the group.
+
+    Returns:
+        The name of each entry point and the object that it names.
+
+    Raises:
+        ConfigError: An entry point cannot be loaded, or its object is not of a valid type.
+    """
     loaded = []
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
         try:
@@ -64,6 +79,7 @@ def _loaded(group: str, fits: Callable[[Any], bool]) -> list[tuple[str, Any]]:
 
 
 def _add(there: dict[str, Any], group: str, name: str, found: Any) -> None:
+    """Add a filter or weigher to ``there``. Raises ``ConfigError`` if ``there`` already contains its name."""
     if name in there:
         raise ConfigError(f"entry point {name!r} of {group}: the name is taken; give it another name")
     there[name] = found

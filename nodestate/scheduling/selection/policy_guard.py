@@ -1,6 +1,7 @@
-"""The policy guard: calls filters and weighers of other packages, and names the one that fails or returns nonsense.
+"""The policy guard: checks the results of filters and weighers that other packages add.
 
-The filters and weighers of nodestate are called directly: they are tested, and they are called for every decision.
+If such a filter or weigher fails or returns an invalid value, the guard raises a ``PolicyError`` that names it. The
+filters and weighers of nodestate are not checked: their tests do that, and checks would slow down every decision.
 """
 
 from __future__ import annotations
@@ -18,29 +19,36 @@ from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
 
 ROUNDING: Final = 1e-6
-"""How far a weight may be outside of 0 to 1, for rounding errors."""
+"""How far a weight may be below 0 or above 1: a correct weigher may be off by a rounding error."""
 
 
 Weigh = Callable[[Fleet, RowIndex, Request], Scores | float]
-"""A weigher's function: returns a weight for each row, or one for all, before the multiplier."""
+"""The type of a weigher's function: returns one weight for each row or for all rows, not yet multiplied."""
 
 
 def guarded_filter(name: str, filter_: Filter) -> Filter:
-    """The filter as a function that raises ``PolicyError`` if the filter fails, or returns neither a flag for each row
-    nor one for all. A filter of nodestate is returned unchanged.
+    """Return a function that calls the filter and checks the result.
+
+    The returned function raises ``PolicyError`` if the filter raises any exception. It also raises ``PolicyError``
+    unless the filter returns a bool, or an array with one bool for each row. A filter of nodestate is returned
+    unchanged, without checks.
     """
     return filter_ if FILTERS.get(name) is filter_ else partial(_checked_flags, name, filter_)
 
 
 def guarded_weigher(name: str, weigher: Weigher) -> Weigh:
-    """The weigher as a function that raises ``PolicyError`` if the weigher fails, or returns neither a weight for each
-    row nor one for all. If all rows are weighed, weights outside of 0 to 1 are an error, too; if only some are, the
-    weights' range is not checked. The function of a weigher of nodestate is returned unchanged.
+    """Return a function that calls the weigher's function and checks the result.
+
+    The returned function raises ``PolicyError`` if the weigher raises any exception. It also raises ``PolicyError``
+    unless the weigher returns a number, or an array with one number for each row. Weights below 0 or above 1 raise
+    ``PolicyError`` if all rows are weighed; if only some rows are weighed, the range is not checked. The function of a
+    weigher of nodestate is returned unchanged, without checks.
     """
     return weigher.weigh if WEIGHERS.get(name) is weigher else partial(_checked_weights, name, weigher)
 
 
 def _checked_flags(name: str, filter_: Filter, fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Call a filter and check its result, as ``guarded_filter`` describes."""
     try:
         passed: Any = filter_(fleet, rows, request)
     except Exception as error:  # code of another package may raise anything
@@ -59,6 +67,7 @@ def _checked_flags(name: str, filter_: Filter, fleet: Fleet, rows: RowIndex, req
 
 
 def _checked_weights(name: str, weigher: Weigher, fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
+    """Call a weigher's function and check its result, as ``guarded_weigher`` describes."""
     try:
         found: Any = weigher.weigh(fleet, rows, request)
     except Exception as error:  # code of another package may raise anything
@@ -79,12 +88,13 @@ def _checked_weights(name: str, weigher: Weigher, fleet: Fleet, rows: RowIndex, 
 
 
 def _import_path(function: Callable[..., Any]) -> str:
-    """The function's module and name, as an entry point has them."""
+    """Return a function's module and name in the form ``module:name``, as entry points are written."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def _description(value: Any) -> str:
+    """Describe an invalid result for an error message: its type, and for an array also the shape."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}, shape {value.shape}"
     return f"a {type(value).__name__}"

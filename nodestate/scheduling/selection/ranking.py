@@ -1,4 +1,4 @@
-"""The score of every node for one shape of request, kept up to date."""
+"""The ranking: the score of every node for requests of one shape. It is kept and brought up to date when it is used."""
 
 from __future__ import annotations
 
@@ -15,50 +15,61 @@ from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_
 from nodestate.scheduling.selection.weighers import Weigher
 
 TIE_WIDTH: Final = 1 / 128
-"""Nodes whose weights are in the same interval of this width are equally good, and are shuffled."""
+"""Total weights are rounded down to a multiple of this width. Nodes with the same result are equally good, and their
+order is random.
+"""
 FULL_REFRESH_SHARE: Final = 1 / 16
-"""If a larger share of the rows than this changed, it is faster to weigh all rows."""
+"""If more than this share of all rows changed, all rows are filtered and weighed again, because that is faster."""
 
 
 class Ranking:
-    """The scores of all rows of a fleet for one shape of request. A refresh costs only what changed since the last
-    one::
+    """The scores of all rows of a fleet for requests of one shape (``Request.shape``)::
 
-    new --refresh--> exactly the fleet as it is
-    exactly the fleet as it was --few rows changed, refresh: these are weighed again--> exactly the fleet as it is
-    exactly the fleet as it was --many rows changed, refresh: all are weighed again--> exactly the fleet as it is
+        new --refresh: all rows are filtered and weighed--> up to date
+        up to date --rows of the fleet change--> out of date
+        out of date --few rows changed, refresh: only these rows are filtered and weighed--> up to date
+        out of date --many rows changed, refresh: all rows are filtered and weighed--> up to date
+
+    In all cases the scores after a refresh are the same as if all rows had been filtered and weighed.
     """
 
     def __init__(
         self, fleet: Fleet, request: Request, filters: Mapping[str, Filter], weighers: Mapping[str, Weigher]
     ) -> None:
         self.score: Scores = np.zeros(0)
-        """The score of each row: the higher the better, and -inf if a filter refuses the row."""
+        """By row, its score as of the last refresh: the higher the better, and -inf if a filter excludes the row."""
         self._fleet = fleet
         """The fleet whose rows are scored."""
         self._request = request
-        """A request of the shape that the rows are scored for."""
+        """Any request of the shape for which the rows are scored."""
         self._filters = [guarded_filter(name, filter_) for name, filter_ in filters.items()]
-        """All filters, in their order."""
+        """All filters, in the order in which they are applied."""
         active = active_weighers(request, weighers)
         self._weighers = [(guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in active]
-        """The weighers that count for the request, with their multipliers."""
+        """The weighers that are called for the request, each with its multiplier."""
         self._by_group = request.group is not None and (
             request.group.policy == "affinity" or any(weigher.by_group for _, weigher, _ in active)
         )
-        """Whether a row's score depends on other rows, so that all rows are weighed at each refresh."""
+        """Whether a row's score depends on members of the group on other rows. If so, each refresh weighs all rows."""
         self._as_of: int | None = None
-        """The fleet's count of changes at the last refresh; None before the first one."""
+        """``Fleet.changes`` at the last refresh; None before the first refresh."""
         self._basis = (0, 0, 0)
-        """At the last refresh: the numbers of rows, of resource classes, and of changes of the preferred nodes."""
+        """At the last refresh, the number of rows, the number of resource classes, and ``bonus_changes``.
+
+        If one of these numbers differs at the next refresh, all rows are weighed.
+        """
 
     def refresh(self, shuffle: Scores, bonus: Scores | None = None, bonus_changes: int = 0) -> None:
-        """Bring the scores up to date. If this raises ``PolicyError``, it may be called again.
+        """Bring the scores up to date.
 
         Args:
-            shuffle: A number from 0 to 1 for each row, which decides between equally good rows.
-            bonus: A weight to add for each row; None for none.
-            bonus_changes: The number of changes of ``bonus`` so far; if it has grown, all rows are weighed.
+            shuffle: By row, a random number from 0 to 1, which decides the order of equally good rows.
+            bonus: By row, a number to add to the total weight; None to add nothing.
+            bonus_changes: How many times ``bonus`` has changed so far (``NodePreference.changes``). If the number is
+                another one than at the last refresh, all rows are weighed.
+
+        Raises:
+            PolicyError: A filter or weigher failed. The scores remain as the last refresh computed them.
         """
         fleet = self._fleet
         rows = None
@@ -73,7 +84,12 @@ class Ranking:
         self._as_of, self._basis = fleet.changes, basis
 
     def best(self, count: int = 1, exclude: Collection[int] = ()) -> list[int]:
-        """Up to ``count`` rows that pass all filters, the best first, without the rows in ``exclude``."""
+        """Return the best rows that pass all filters, the best first.
+
+        Args:
+            count: The largest number of rows to return. Fewer are returned if fewer pass all filters.
+            exclude: Rows that are not returned.
+        """
         score = self.score
         if not len(score):
             return []
@@ -88,6 +104,7 @@ class Ranking:
         return [int(row) for row in top if score[row] != -np.inf]
 
     def _scored(self, rows: RowIndex, shuffle: Scores, bonus: Scores | None) -> Scores:
+        """Filter and weigh rows, and return the score of each of ``rows``."""
         fleet, request = self._fleet, self._request
         total: Scores = np.zeros(count_of(rows))
         for weigh, multiplier in self._weighers:
@@ -105,8 +122,16 @@ class Ranking:
 
 
 def active_weighers(request: Request, weighers: Mapping[str, Weigher]) -> list[tuple[str, Weigher, float]]:
-    """The weighers that count for a request, each with its name and multiplier. Raises ``BadRequestError`` if the
-    request gives a weight to a weigher that is not among ``weighers``.
+    """Return the weighers that are called for a request, each with its name and its multiplier.
+
+    A weigher is not called if its multiplier is 0, or if the request does not set the field that the weigher needs.
+
+    Args:
+        request: The request. ``Request.weights`` may replace the multipliers of weighers.
+        weighers: All weighers, by name.
+
+    Raises:
+        BadRequestError: ``Request.weights`` contains a name that is not in ``weighers``.
     """
     unknown = sorted(request.weights.keys() - weighers.keys())
     if unknown:

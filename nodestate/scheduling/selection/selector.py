@@ -1,4 +1,4 @@
-"""The selector: the best nodes for each instance of a request, on the fleet as it is."""
+"""The selector: finds the best nodes for the instances of a request on the present fleet."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_
 from nodestate.scheduling.selection.ranking import Ranking, active_weighers
 
 KEPT_RANKINGS_COUNT: Final = 64
-"""Rankings that a selector keeps; the one that was used the longest time ago is dropped first."""
+"""The largest number of rankings that a selector keeps. The least recently used ranking is dropped first."""
 
 
 class Selector:
     """Chooses nodes of a fleet by filters and weighers.
 
-    The selector keeps a ranking for each shape of request, so that the next request of the same shape costs only what
-    changed on the fleet. All methods raise ``PolicyError`` if a filter or a weigher fails.
+    The selector keeps a ranking for each shape of request (``Request.shape``). For the next request of the same shape,
+    only the rows that changed meanwhile are filtered and weighed again.
+
+    All methods that filter or weigh nodes raise ``PolicyError`` if a filter or weigher of another package fails. The
+    methods that weigh nodes also raise ``BadRequestError``, as ``check`` does.
 
     Args:
         fleet: The fleet to choose from.
         policies: The filters and weighers.
-        seed: The seed by which equally good nodes are shuffled, so that schedulers do not all take the same one.
-        node_preference: The nodes that the scheduler prefers while others are active; None for no preference.
-        ids: The source of ids for instances that a request does not name; None for random ids.
+        seed: The seed of the random order of equally good nodes. Give schedulers different seeds, so that they do not
+            all choose the same node.
+        node_preference: Prefers some nodes while other schedulers are active; None for no preference.
+        ids: Makes the ids of instances if a request does not name them; None for random ids.
     """
 
     def __init__(
@@ -46,35 +50,43 @@ class Selector:
         ids: IdSource | None = None,
     ) -> None:
         self.fleet = fleet
-        """The fleet to choose from."""
+        """The fleet whose nodes are chosen."""
         self.policies = policies
-        """The filters and weighers."""
+        """The filters and weighers that choose the nodes."""
         self._node_preference = node_preference
-        """The nodes that this scheduler prefers; None for no preference."""
+        """Prefers some nodes while other schedulers are active; None for no preference."""
         self._ids: IdSource = ids if ids is not None else SystemIds()
-        """The source of ids for instances without one."""
+        """Makes the ids of instances if a request does not name them."""
         self._random = np.random.default_rng(seed)
-        """The source of ``_shuffle``."""
+        """The random generator that fills ``_shuffle``."""
         self._shuffle: Scores = np.zeros(0)
-        """A random number from 0 to 1 for each row, which decides between equally good rows."""
+        """By row, a random number from 0 to 1, which decides the order of equally good rows."""
         self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
-        """The rankings by shape of request, the one that was used last at the end."""
+        """By shape of request, its ranking. The most recently used ranking is the last one."""
 
     def check(self, request: Request) -> None:
-        """Raise ``BadRequestError`` if a request gives a weight to a weigher that this selector does not have."""
+        """Raise ``BadRequestError`` if ``Request.weights`` names a weigher that this selector does not have."""
         active_weighers(request, self.policies.weighers)
 
     def best(self, request: Request, count: int = 1, exclude: Collection[int] = ()) -> list[int]:
-        """Up to ``count`` rows that pass all filters, the best first, without the rows in ``exclude``."""
+        """Return the best rows that pass all filters for a request, the best first.
+
+        Args:
+            request: The request.
+            count: The largest number of rows to return. Fewer are returned if fewer pass all filters.
+            exclude: Rows that are not returned.
+        """
         return self._ranking(request).best(count, exclude)
 
     def passes(self, request: Request, row: int) -> bool:
-        """Whether a row passes all filters for the request."""
+        """Return whether a row passes all filters for the request."""
         return bool(self._ranking(request).score[row] != -np.inf)
 
     def choices(self, request: Request) -> list[Choice]:
-        """Choose a node for each instance of the request, as if the instances before it were on their nodes already.
-        Nothing is claimed, and the fleet is afterwards as before.
+        """Choose a node for each instance of the request, without claiming it.
+
+        Each instance is chosen as if the earlier instances of the request were already on their nodes. When the method
+        returns, the fleet is unchanged.
         """
         choices = []
         with self._restored() as replaced:
@@ -90,13 +102,16 @@ class Selector:
         return choices
 
     def assume(self, row: int, instance: str, request: Request, replaced: dict[int, OutstandingClaims | None]) -> None:
-        """Show the fleet as if the instance were on the row.
+        """Change the fleet as if the instance were claimed on the row.
+
+        The caller must restore the row's outstanding claims from ``replaced`` afterwards (``Fleet.overlay``).
 
         Args:
             row: The row.
             instance: The instance's id.
-            request: The request, for the instance's resources and group.
-            replaced: Gets the outstanding claims that the row had before, unless an earlier call has put them there.
+            request: The request with the instance's resources and group.
+            replaced: By row, the outstanding claims before the first change. The method adds an entry for ``row``
+                unless there is one from an earlier call.
         """
         before = self.fleet.claim_overlay.outstanding.get(row)
         replaced.setdefault(row, before)
@@ -108,7 +123,14 @@ class Selector:
         self.fleet.overlay(row, OutstandingClaims(amounts, tenants, before is not None and before.blocked))
 
     def remaining(self, request: Request, exclude: Collection[int] = ()) -> tuple[Remaining, ...]:
-        """How many nodes each filter leaves, in their order, without the rows in ``exclude``."""
+        """Count the nodes that remain after each filter, in the order of the filters.
+
+        The first element has the name ``all`` and counts the nodes before the first filter.
+
+        Args:
+            request: The request.
+            exclude: Rows that are not counted.
+        """
         fleet = self.fleet
         left: Flags = np.ones(len(fleet), np.bool_)
         left[list(exclude)] = False
@@ -119,7 +141,11 @@ class Selector:
         return tuple(found)
 
     def unknown(self, request: Request) -> str:
-        """A sentence about a required node, zone or instance that does not exist; empty if all of them exist."""
+        """Return a sentence about something that the request requires and that does not exist in the fleet.
+
+        This is the case if no node of ``force_nodes`` is known, if no node is in the requested zone, or if no node has
+        an instance of ``same_host``. Otherwise, and if the fleet has no nodes, the sentence is empty.
+        """
         fleet = self.fleet
         if not len(fleet):
             return ""
@@ -132,8 +158,15 @@ class Selector:
         return ""
 
     def lacks(self, request: Request, exclude: Collection[int] = ()) -> tuple[Lack, ...]:
-        """The resource classes of which no node has enough, among the nodes that pass the filters before ``resources``
-        and whose rows are not in ``exclude``.
+        """Return the requested resource classes that no candidate has enough of.
+
+        Candidates are the nodes that pass every filter before the filter ``resources``, without the rows in
+        ``exclude``. If there are no candidates, nothing is returned: an earlier filter is the reason that no node was
+        found.
+
+        Args:
+            request: The request.
+            exclude: Rows that are no candidates.
         """
         fleet = self.fleet
         left: Flags = np.ones(len(fleet), np.bool_)
@@ -153,8 +186,12 @@ class Selector:
         )
 
     def explain(self, request: Request, count: int = 5, exclude: Collection[int] = ()) -> Explanation:
-        """Explain a selection: what each filter leaves, and the weights of the ``count`` best nodes, without the rows
-        in ``exclude``.
+        """Explain a selection: how many nodes remain after each filter, and how the best nodes were weighed.
+
+        Args:
+            request: The request.
+            count: The largest number of best nodes to explain.
+            exclude: Rows that are neither counted nor explained.
         """
         best = []
         weighed = active_weighers(request, self.policies.weighers)
@@ -169,6 +206,7 @@ class Selector:
         return Explanation(self.remaining(request, exclude), tuple(best))
 
     def _ranking(self, request: Request) -> Ranking:
+        """Return the ranking for the request's shape, up to date. If there is none, a new one is made and kept."""
         ranking = self._rankings.get(request.shape)
         if ranking is None:
             ranking = self._rankings[request.shape] = Ranking(
@@ -190,6 +228,7 @@ class Selector:
 
     @contextmanager
     def _restored(self) -> Iterator[dict[int, OutstandingClaims | None]]:
+        """Run a ``with`` block with an empty map for ``assume``, and undo the changes of ``assume`` at its end."""
         replaced: dict[int, OutstandingClaims | None] = {}
         try:
             yield replaced
@@ -199,4 +238,5 @@ class Selector:
 
 
 def _either(names: Sequence[str]) -> str:
+    """Join names by ``or`` for a message. If there are too many names, ``…`` stands for the rest."""
     return " or ".join([*names[:SHOWN_COUNT], *("…" for _ in names[SHOWN_COUNT : SHOWN_COUNT + 1])])

@@ -1,10 +1,19 @@
-"""Weighers: how good is this node for this request, from 0 to 1?
+"""Weighers: how good is each node for an instance of a request, from 0 (worst) to 1 (best)?
 
-Each weigher is a pure function of a fleet, rows and a request. A weigher judges each row by itself, as a filter does,
-and may also read which resource classes the fleet has. Nova normalizes each weight over the nodes that passed the
-filters, so one unusual node changes the weights of all others. Nodestate does not normalize: a row is weighed again
-only if it changed. The score of a node is the sum of multiplier times weight over all weighers; a negative multiplier
-reverses a weigher. Installed packages add weighers by the entry point ``nodestate.weighers``.
+Each weigher is a pure function of a fleet, of some rows of the fleet, and of a request. It returns one weight for each
+row, or a single weight for all rows. The arguments of all weighers are the same:
+
+    fleet: The nodes, one row for each.
+    rows: The rows to weigh: the slice of all rows, or an array of row numbers.
+    request: The request whose instance is to be placed.
+
+The score of a node is the sum of multiplier times weight over all weighers. A negative multiplier reverses a weigher.
+
+A weigher judges each row by itself, as a filter does. It may also read which resource classes the fleet has. Nova
+instead scales each weight over all nodes that passed the filters, so one unusual node changes the weights of all other
+nodes. Nodestate does not scale weights, so a row is weighed again only if that row changed.
+
+Installed packages can add weighers by the entry point ``nodestate.weighers`` (docs/how-to/extend-the-scheduler.md).
 """
 
 from __future__ import annotations
@@ -19,35 +28,42 @@ from nodestate.scheduling.request import Request
 
 
 class Weigher(NamedTuple):
-    """A weigher's function, and when and by which multiplier it counts."""
+    """A weigher: its function, its multiplier, and the requests for which it is called."""
 
     weigh: Callable[[Fleet, RowIndex, Request], Scores | float]
-    """Returns a weight from 0 to 1 for each row, or one for all."""
+    """The function. It returns a weight from 0 to 1 for each row, or a single weight for all rows."""
     multiplier: float = 1.0
-    """The multiplier unless the request names another; a weigher whose multiplier is 0 is not called."""
+    """The multiplier, unless ``Request.weights`` names another one. A weigher whose multiplier is 0 is not called."""
     needs: str = ""
-    """The field of the request that must be set for the weigher to be called; empty if it is always called."""
+    """The name of a field of ``Request``: the weigher is called only for requests that set this field. If empty, the
+    weigher is called for all requests.
+    """
     by_group: bool = False
-    """Whether a row's weight depends on members of the group on other rows; if so, all rows are weighed each time."""
+    """Whether the weight of a row depends on the group's members on other rows. If True, all rows are weighed again for
+    every selection, because a change of one row changes the weights of other rows.
+    """
 
 
 def cpu(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of the node's VCPU that would be free with the instance on it."""
+    """Weigh nodes by the share of their VCPU capacity that would still be free with the instance on the node."""
     return _free_share(fleet, rows, request, "VCPU")
 
 
 def ram(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of the node's MEMORY_MB that would be free with the instance on it."""
+    """Weigh nodes by the share of their MEMORY_MB capacity that would still be free with the instance on the node."""
     return _free_share(fleet, rows, request, "MEMORY_MB")
 
 
 def disk(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of the node's DISK_GB that would be free with the instance on it."""
+    """Weigh nodes by the share of their DISK_GB capacity that would still be free with the instance on the node."""
     return _free_share(fleet, rows, request, "DISK_GB")
 
 
 def pack(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """How full the node would be, over the requested classes: high if little would be left over (best fit)."""
+    """Weigh nodes by how full they would be with the instance: 1 if nothing of the requested classes would be free.
+
+    The weight is the mean over the requested resource classes. It prefers the node on which the instance fits best.
+    """
     shares = [
         1.0 - _left_share(fleet.free[name][rows] - amount, fleet.amounts[name][0][rows])
         for name, amount in request.resources.items()
@@ -57,7 +73,11 @@ def pack(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def balance(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """How evenly the node would be used, over the requested classes: 1 if the same share of each would be left."""
+    """Weigh nodes by how evenly they would be used: 1 if the same share of each requested class would be free.
+
+    The weight is 1 minus the difference between the largest and the smallest free share. If fewer than two classes are
+    requested, it is 0 for all nodes.
+    """
     left = [
         _left_share(fleet.free[name][rows] - amount, fleet.amounts[name][0][rows])
         for name, amount in request.resources.items()
@@ -67,8 +87,10 @@ def balance(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def spare(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """The share of the custom classes, without the requested ones, of which the node has nothing free. An instance that
-    needs no GPU so leaves the nodes with free GPUs to instances that do.
+    """Weigh nodes by how few custom resource classes they have free that the request does not need.
+
+    The weight is 1 if the node has no such class free, and 0 if it has all custom classes of the fleet free. So an
+    instance that needs no GPU prefers nodes without free GPUs, and keeps the other nodes for instances that need them.
     """
     wasted = np.zeros(count_of(rows), np.float64)
     rare = [name for name in fleet.amounts if name not in request.resources and name.startswith("CUSTOM_")]
@@ -78,7 +100,10 @@ def spare(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def soft_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High if many members of a soft-affinity group are on the node."""
+    """Weigh nodes by how many members of a soft-affinity group they have: 0 without members, close to 1 with many.
+
+    The weight is n / (1 + n) for n members. It is 0 for all nodes if the group has another policy.
+    """
     if request.group is None or request.group.policy != "soft-affinity":
         return 0.0
     members = _members(fleet, rows, request.group.name)
@@ -86,14 +111,21 @@ def soft_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | fl
 
 
 def soft_anti_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High if few members of a soft-anti-affinity group are on the node."""
+    """Weigh nodes by how few members of a soft-anti-affinity group they have: 1 without members, close to 0 with many.
+
+    The weight is 1 / (1 + n) for n members. It is 0 for all nodes if the group has another policy.
+    """
     if request.group is None or request.group.policy != "soft-anti-affinity":
         return 0.0
     return 1.0 / (1.0 + _members(fleet, rows, request.group.name))
 
 
 def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """High if few members of the group are in the node's zone, or in its aggregates."""
+    """Weigh nodes by how few members of the group are in their zone, or in their aggregates (``Request.spread_by``).
+
+    The weight is 1 / (1 + n). With ``zone``, n is the number of members in the node's zone. With ``aggregate``, the
+    numbers of members in each of the node's aggregates are added up to n.
+    """
     if not request.spread_by or request.group is None:
         return 0.0
     members = fleet.groups.get(request.group.name, {})
@@ -109,19 +141,19 @@ def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def _free_share(fleet: Fleet, rows: RowIndex, request: Request, name: str) -> Scores | float:
-    """The share of a class that would be free with the instance on the node; 0 for a class that no node has."""
+    """Return for each row the share of a resource class that would be free with the instance; 0 if no node has it."""
     if name not in fleet.free:
         return 0.0
     return _left_share(fleet.free[name][rows] - request.resources.get(name, 0), fleet.amounts[name][0][rows])
 
 
 def _left_share(left: RowAmounts, capacity: RowAmounts) -> Scores:
-    """The amount that is left as a share of the capacity; 0 for a node without capacity."""
+    """Return for each row the free amount divided by the capacity; 0 if the amount is negative or the capacity is 0."""
     return np.asarray(np.maximum(left, 0) / np.maximum(capacity, 1), np.float64)
 
 
 def _members(fleet: Fleet, rows: RowIndex, group: str) -> Scores:
-    """How many members of a group are on each row."""
+    """Return for each of ``rows`` how many members of a group are on the row."""
     counts = np.zeros(len(fleet), np.float64)
     for row, count in fleet.groups.get(group, {}).items():
         counts[row] = count
