@@ -1,4 +1,4 @@
-"""Claims: how schedulers take room on a node before the node's agent reports the allocation."""
+"""Claims: how a scheduler reserves room on a node before the node's agent reports the allocation."""
 
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable

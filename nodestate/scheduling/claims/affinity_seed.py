@@ -1,17 +1,18 @@
-"""The affinity seed: the node on which an affinity group without members begins, agreed on by all schedulers.
+"""The affinity seed: the node for the first member of an affinity group, on which all schedulers agree.
 
-Without it, two schedulers could place the first member on two nodes. For each such group there is one item in a
-memcached server, called the group's seed::
+Without a seed, two schedulers could place the first two members of a group on different nodes. So each group that has
+no members yet gets one item in a memcached server, which is called the group's seed and names a node::
 
-    no seed --claim_or_get(node A)--> A: every scheduler that asks from now on is told A, and places its member there
+    no seed --claim_or_get(node A)--> A: every scheduler that asks from now on gets A, and places its member there
     A --replace(node B): A cannot take a member, and no member is there--> B
     any node --the seed's time to live ends--> no seed
 
-A member that an agent reports, or that is claimed, overrides the seed, which only bridges the time until that member is
-seen. Two schedulers could still place members on A and on B at the same time, if one replaces A by B while the other
-follows to A. So the scheduler that followed to A reads the seed again after its claim is written, and the scheduler
-that moved the seed to B reads the claims on A again. At least one of the two then sees the other, and drops
-its claim.
+The seed is needed only until schedulers see a member of the group, either claimed or reported by an agent. From then on
+they follow that member and ignore the seed.
+
+One race remains: a first scheduler gets A and claims there, while a second scheduler replaces A by B. So the first
+scheduler reads the seed again after its claim is written, and the second one reads the claims on A again after it has
+replaced the seed. At least one of the two then sees what the other did, and chooses again.
 """
 
 from __future__ import annotations
@@ -27,30 +28,41 @@ from nodestate.store import keys
 
 
 class SeedNode(NamedTuple):
-    """The node on which a group begins, with the ``cas`` id of the group's item; 0 if the item's id is unknown."""
+    """The node for the first member of a group."""
 
     node: str
+    """The node's name."""
     cas: int
+    """The ``cas`` id of the group's item in memcached; 0 if it is unknown, so that ``replace`` fails."""
 
 
 class AffinitySeed:
-    """The seeds of all affinity groups of a cell. The item of a group lives on one server by a static map. If that
-    server does not answer, the scheduler goes on without a seed, and observes the policy as far as its view shows.
+    """The seeds of all affinity groups of a cell.
+
+    A static map assigns each group to one server, which stores the group's item. If that server does not answer, the
+    scheduler goes on without a seed. It then keeps the members together only as far as it sees them.
+
+    Args:
+        cell: The cell's name.
+        servers: One connection to each memcached server, in the same order for all schedulers of the cell.
     """
 
     def __init__(self, cell: str, servers: Sequence[ClaimStore]) -> None:
         self._cell = cell
         """The name of the cell, which is part of each item's key."""
         self._servers = servers
-        """One connection to each server, in the order that maps groups to them."""
+        """One connection to each server; a hash of the group's name is the index of its server."""
 
     def claim_or_get(self, group: str, node: str, ttl_s: float) -> SeedNode:
-        """Begin a group on ``node``, unless another scheduler has begun it already. Returns the node that it begins on.
+        """Write ``node`` as the seed of a group, unless the group has a seed already.
 
         Args:
             group: The group's name.
             node: The node that this scheduler chose for the first member.
             ttl_s: Seconds after which the seed is removed.
+
+        Returns the group's seed: ``node``, or the node that another scheduler wrote before. If the server does not
+        answer, the result is ``node`` as well, although nothing may be stored.
         """
         key, server = self._location(group)
         try:
@@ -63,8 +75,16 @@ class AffinitySeed:
             return SeedNode(node, 0)
 
     def replace(self, group: str, there: SeedNode, node: str, ttl_s: float) -> bool:
-        """Begin a group on ``node`` instead of the node ``there``. Returns False if the seed changed since it was read,
-        or if its server does not answer.
+        """Replace a group's seed, because its node cannot take the member.
+
+        Args:
+            group: The group's name.
+            there: The seed that ``claim_or_get`` returned.
+            node: The node that is to become the seed.
+            ttl_s: Seconds after which the new seed is removed.
+
+        Returns True if ``node`` is the seed now. Returns False if another scheduler changed the seed after it was read,
+        or if the server did not answer. The caller must not place the member by this seed then, and chooses again.
         """
         key, server = self._location(group)
         try:
@@ -74,5 +94,5 @@ class AffinitySeed:
         return written.status is WriteStatus.STORED
 
     def _location(self, group: str) -> tuple[str, ClaimStore]:
-        """The key of a group's item, and its server."""
+        """Return the key of a group's item, and the server that stores the item."""
         return keys.anchor(self._cell, group), self._servers[partitioning.partition_of(group, len(self._servers))]

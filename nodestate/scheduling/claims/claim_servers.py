@@ -1,4 +1,4 @@
-"""The servers that claim records live on, and their clocks."""
+"""The servers that store the claim records, and their clocks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,43 @@ from nodestate.ports import ClaimStore
 
 
 class ClaimServers:
-    """The memcached servers of the claim records. A node's record lives on one of them by a static map, as a partition
-    does, so that a server that is down makes its own records unknown and no others.
+    """The memcached servers that store the claim records.
+
+    A static map assigns each node to one server, which stores the node's record. So if a server is down, only the
+    records of its own nodes are unknown.
+
+    Args:
+        servers: One connection to each server, in the same order for all schedulers of the cell.
     """
 
     def __init__(self, servers: Sequence[ClaimStore]) -> None:
         assert servers, "claims need a server"
         self._servers = servers
-        """One connection to each server, in the order that maps nodes to them."""
+        """One connection to each server; a hash of a node's name is the index of its server."""
 
     def __iter__(self) -> Iterator[ClaimStore]:
         return iter(self._servers)
 
     def of(self, node: str) -> ClaimStore:
-        """The server on which a node's record lives."""
+        """Return the server that stores a node's record."""
         return self._servers[partitioning.partition_of(node, len(self._servers))]
 
     def time(self, node: str) -> float:
-        """The time by which the deadlines of a node's claims are judged. Raises ``StoreUnavailableError``."""
+        """Return the present time of the clock that the deadlines of a node's claims refer to.
+
+        Raises ``StoreUnavailableError`` if the node's server does not answer.
+        """
         return self.of(node).server_time()
 
     def require_all(self) -> None:
-        """Raise ``StoreUnavailableError`` if a server does not answer: the claims on it are then unknown."""
+        """Ask every server for its time. Raises ``StoreUnavailableError`` if one does not answer: its claims are
+        unknown then.
+        """
         for server in self._servers:
             server.server_time()
 
     def grouped(self, nodes: Iterable[str]) -> list[tuple[ClaimStore, list[str]]]:
-        """Each server that holds records of some of these nodes, with those nodes."""
+        """Group these nodes by the server that stores their records. Servers without such a node are left out."""
         found: dict[int, tuple[ClaimStore, list[str]]] = {}
         for node in nodes:
             server = self.of(node)
@@ -45,7 +55,7 @@ class ClaimServers:
 
 
 def time_or_zero(server: ClaimStore) -> float:
-    """A server's time, or 0 if the server does not answer: at time 0 no deadline has passed."""
+    """Return a server's time, or 0 if the server does not answer: at time 0 no deadline has passed."""
     try:
         return server.server_time()
     except NodestateError:

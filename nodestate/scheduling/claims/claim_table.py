@@ -1,4 +1,4 @@
-"""The claim table: all claim records as one scheduler knows them, its own claims, and how it changes the records."""
+"""The claim table: the claim records as one scheduler knows them, its own claims, and its changes to the records."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from nodestate.store import keys
 from nodestate.store.round_trips import Step, Steps, run
 
 FETCH_COUNT: Final = 2_000
-"""Most records that one round trip reads."""
+"""Maximum number of records that one round trip reads."""
 MAX_FLUSHES_COUNT: Final = 8
-"""Most writes in a row for claims that are only removed, while other schedulers keep writing first."""
+"""Maximum number of flushes by ``flush_all``; one is not enough if other schedulers change the records first."""
 
 
 @dataclass(slots=True)
@@ -44,42 +44,51 @@ class ClaimTableStats:
     written: int = 0
     """Records that were written."""
     conflicts: int = 0
-    """Writes that failed because another scheduler had written first."""
+    """Writes that failed because another scheduler had changed or replaced the record first."""
     created: int = 0
     """Records that were missing or corrupt, and that this scheduler created."""
     lost: int = 0
-    """Records that were known, got lost and were created again, by this scheduler or another."""
+    """Losses that this scheduler noticed: a record that it knew was lost, and any scheduler created it again."""
     restored: int = 0
-    """Own claims that were lost with their record and written again."""
+    """Claims of this scheduler that were lost with their record, and that it wrote again."""
     unanswered: int = 0
-    """Writes that a server did not answer."""
+    """Records whose write was not answered by their server."""
 
 
 class ClaimTable:
-    """All claim records as one scheduler knows them. Belongs to that scheduler, with its fleet.
+    """The claim records as one scheduler knows them. Each scheduler has its own table, beside its own fleet.
 
-    The claims of the known records are taken off the fleet, and so are claims that are about to be written, so that a
-    selection sees the room that is left. To take a node is then one compare-and-swap against the record as it is known:
-    one round trip to each server for all nodes of a batch. The states of a node's record::
+    The table subtracts the claims of the known records from the free resources in the fleet, so that a selection sees
+    the room that is left. It also subtracts claims that the next flush will write. To claim a node then takes one
+    compare-and-swap against the known record: one round trip to each server for all nodes of a batch. The states of a
+    node's record::
 
-        unknown --read_records--> known --add_claim, drop_claim--> edited --flush, STORED--> known, as edited
+        unknown --read_records--> known --add_claim, drop_claim--> edited --flush, STORED--> known, with the edits
         edited --flush, CONFLICT: another scheduler wrote first--> read again: known, without the edits; select again
         edited --flush, MISSING, or a read finds no record--> lost: created again, and unsure for a while (``record``)
-        edited --flush, no answer--> unknown: the claims may have been written; the next read drops those that it finds
+        edited --flush, no answer--> unknown: the new claims may be stored; the next read drops them if it finds them
 
-    Claims of this scheduler that were lost with a record are written again as soon as the loss is seen. Claims that are
-    missing from a record that was not lost were removed by another scheduler, and are no longer this scheduler's.
+    If claims of this scheduler were lost with their record, the table writes them again as soon as it notices the loss.
+    If a claim is missing from a record that was not lost, another scheduler removed it, and this scheduler no longer
+    holds it.
 
-    If a server does not answer, its records stay unknown and their nodes cannot be claimed; all other nodes can.
+    If a server does not answer, its records stay unknown. Then no claims can be made on the nodes of these records. All
+    other nodes can be claimed as usual.
+
+    Args:
+        cell: The cell's name.
+        servers: One connection to each server that stores claim records, in the same order for all schedulers.
+        fleet: The scheduler's fleet.
+        node_preference: Divides nodes among the schedulers whose claims are read.
     """
 
     def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, node_preference: NodePreference) -> None:
         self.stats = ClaimTableStats()
         """Counters since the start."""
         self.servers = ClaimServers(servers)
-        """The servers that the records live on."""
+        """The servers that store the records."""
         self.records = RecordCache()
-        """The records as they were read or written last."""
+        """The records as this scheduler last read or wrote them."""
         self.own = OwnClaims()
         """The claims that this scheduler holds."""
         self._cell = cell
@@ -87,43 +96,49 @@ class ClaimTable:
         self._fleet = fleet
         """The scheduler's fleet."""
         self._node_preference = node_preference
-        """Is told of every scheduler whose claims are read."""
+        """Divides the nodes among this scheduler and the schedulers whose claims are read."""
         self._edits = PendingEdits()
-        """The changes that the next flush writes."""
+        """The changes that ``flush`` will write."""
         self._unknown_outcomes = UnknownOutcomes()
         """New claims whose write was not answered."""
         self._deadlines = DeadlineQueue(self.servers)
-        """The next deadline of each node's claims."""
+        """The earliest deadline of each node's claims."""
         self._overlay = RecordOverlay(fleet, self.servers, self.records, self._edits)
-        """Takes the records' claims off the fleet."""
+        """Subtracts the records' claims from the free resources in the fleet."""
 
     # -- what is known
 
     def unsure_nodes(self) -> list[str]:
-        """The nodes whose record was created so recently that claims may be missing from it."""
+        """Return the nodes whose record was created so recently that claims may be missing from it."""
         return self.records.unsure_nodes(self.servers)
 
     def is_allocated(self, node: str, claim: Claim) -> bool:
-        """Whether the node reports the allocation that a claim became, and not an earlier one of the same instance."""
+        """Return whether the node reports the allocation that was built for a claim.
+
+        An older allocation of the same instance does not count.
+        """
         return self._overlay.is_allocated(node, claim)
 
     def receipts_to_await(self) -> list[Receipt]:
-        """Receipts to wait for, of the nodes whose state in the fleet is older than their record's ``seen``."""
+        """Return a receipt for each node whose state in the fleet is older than its record's ``seen``.
+
+        Nothing can be claimed on these nodes until the fleet shows the states that the receipts name.
+        """
         return self._overlay.receipts_to_await()
 
     @property
     def edited(self) -> bool:
-        """Whether there are changes that the next flush would write."""
+        """Whether there are changes that the next flush will write."""
         return bool(self._edits)
 
     # -- time passes
 
     def on_fleet_advanced(self) -> None:
-        """Take claims that the new view shows as allocations off the fleet no longer."""
+        """Stop subtracting the claims that the new view shows as allocations: the nodes report their resources as used."""
         self._overlay.apply_changes()
 
     def expire(self) -> None:
-        """Take claims whose deadline has passed off the fleet no longer."""
+        """Stop subtracting, and stop holding, the claims whose deadline has passed by their server's clock."""
         for server in self.servers:
             if not self._deadlines.has_any(server):
                 continue
@@ -136,25 +151,26 @@ class ClaimTable:
     # -- edits
 
     def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool = False) -> None:
-        """Add a claim, in place of one with the same id, with the next flush. The fleet shows the claim at once.
+        """Add a claim with the next flush; it replaces a claim with the same id. The fleet subtracts it at once.
 
         Args:
             node: The node to claim on.
             claim: The claim.
-            avoid_unsure: Add the claim only if the node's record is not unsure when it is written.
+            avoid_unsure: Do not write the claim if the node's record is unsure at the time of the flush.
         """
         self._edits.add_claim(node, claim, avoid_unsure=avoid_unsure)
         self._unknown_outcomes.discard(node, claim.id)
         self._overlay.apply([node])
 
     def drop_claim(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
-        """Remove a claim with the next flush. The fleet shows its room as free at once.
+        """Remove a claim with the next flush. The fleet shows the claimed resources as free at once.
 
         Args:
             node: The node that was claimed.
             claim_id: The claim's id.
-            seen: The version of the node's state that shows the claim's allocation, or that made the agent refuse;
-                ``NEVER`` if there is none. Schedulers with an older state must refresh before they claim there.
+            seen: The version of the node's state that shows the claim's allocation, or the version in which the agent
+                refused the order. ``NEVER`` if there is no such version. Schedulers with an older state of the node
+                must refresh before they claim on it.
         """
         self._edits.drop_claim(node, claim_id, seen)
         self.own.drop(node, claim_id)
@@ -163,7 +179,10 @@ class ClaimTable:
     # -- reading
 
     def read_records(self, nodes: Iterable[str]) -> bool:
-        """Read the records of these nodes, and create missing ones. Returns False if a server did not answer."""
+        """Read the records of these nodes, and create the missing ones.
+
+        Returns False if a server did not answer: some of the records were not read then.
+        """
         waiting = list(nodes)
         answered = True
         while waiting:
@@ -173,10 +192,11 @@ class ClaimTable:
         return answered
 
     def reassert_own_claims(self) -> None:
-        """Read the records that hold claims of this scheduler; the next flush writes lost claims again."""
+        """Read the records that should have claims of this scheduler. The next flush writes lost claims again."""
         self.read_records(self.own.nodes())
 
     def _fetch(self, nodes: Sequence[str]) -> Steps[None]:
+        """Read the records of nodes that have the same server, and create the missing ones."""
         reply = yield Step(fetch=[self._key(node) for node in nodes])
         missing = [node for node in nodes if not self._cache_item(node, reply.items.get(self._key(node)))]
         if not missing:
@@ -196,14 +216,22 @@ class ClaimTable:
                 self._cache_item(node, reply.items.get(self._key(node)))
 
     def _creation(self, node: str, record: ClaimRecord, items: Mapping[Key, Item]) -> Write:
-        """The write that creates a node's record; a corrupt item is replaced, as its claims are lost as well."""
+        """Return the write that creates a node's record.
+
+        Args:
+            node: The node.
+            record: The new, empty record.
+            items: The items that were read. If the node has one, it is corrupt, and the write replaces it.
+        """
         key = self._key(node)
         if key in items:
             return Write(Put.CAS, key, CLAIMS.pack(record), items[key].cas)
         return Write(Put.ADD, key, CLAIMS.pack(record))
 
     def _cache_item(self, node: str, item: Item | None) -> bool:
-        """Cache the record of an item that was read. Returns False if there was none or it was corrupt."""
+        """Cache the record of an item that was read. Returns False if there was no item, or if it was corrupt: the
+        record is unknown then.
+        """
         try:
             record = CLAIMS.unpack(item.value) if item is not None else None
         except CorruptItemError:
@@ -215,6 +243,7 @@ class ClaimTable:
         return True
 
     def _cache_record(self, node: str, record: ClaimRecord, cas: int) -> None:
+        """Cache a record that was read or created, and update everything that is computed from it."""
         now = time_or_zero(self.servers.of(node))
         self.stats.lost += self.records.put(node, record, cas, now)
         self._schedule_deadline(node, now)
@@ -227,20 +256,29 @@ class ClaimTable:
         self._overlay.apply([node])
 
     def _forget(self, node: str) -> None:
+        """Make a node's record unknown, and stop subtracting its claims."""
         if self.records.forget(node):
             self._overlay.clear(node)
 
     # -- writing
 
     def flush(self) -> dict[str, WriteStatus | NodestateError]:
-        """Write all edits, by compare-and-swap against the records as they are known. Costs one round trip to each
-        server, and one more to read again the records that other schedulers changed.
+        """Write all edits, each by a compare-and-swap against the known record.
 
-        Returns:
-            For each edited node its outcome. ``STORED``: the edits are written. ``CONFLICT``: they are discarded, and
-            the fleet shows the room that the other schedulers left. ``FULL``: they are discarded, as the record or its
-            server takes no more. An error: the server did not answer, so new claims may be written or not. Removals
-            that were not written stay edits for the next flush.
+        Costs one round trip to each server. A second one reads the records that other schedulers changed meanwhile.
+
+        Returns the outcome for each edited node:
+
+        - ``STORED``: The edits are written.
+        - ``CONFLICT``: Nothing is written. Either another scheduler changed the record first (a lost compare-and-swap),
+          and the record was read again. Or no write was tried, for a reason that ``_edited`` names. The new claims are
+          discarded, and the caller chooses nodes again.
+        - ``FULL``: Nothing is written, because the record is too large or its server has no memory left. The new claims
+          are discarded, and the caller avoids the node.
+        - An error: The server did not answer, so the edits may be written or not. The new claims are given up; if they
+          turn up in the record, they are dropped. The caller avoids the server's nodes.
+
+        Removals of claims that were not written, or not certainly, are edits again, for the next flush.
         """
         edits = self._edits.take_all()
         work = {id(server): (server, mine) for server, mine in self.servers.grouped(edits)}
@@ -261,15 +299,20 @@ class ClaimTable:
         return outcomes
 
     def flush_all(self) -> None:
-        """Flush until no edits are left, at most ``MAX_FLUSHES_COUNT`` times: other schedulers may be faster."""
+        """Flush until no edits are left, at most ``MAX_FLUSHES_COUNT`` times.
+
+        One flush is not enough if other schedulers change the records first.
+        """
         for _ in range(MAX_FLUSHES_COUNT):
             if not self._edits:
                 return
             self.flush()
 
     def _on_unanswered(self, node: str, edit: Edit) -> None:
-        """Handle an edit whose outcome is unknown. New claims are given up, and dropped if they turn up in the record;
-        a claim that was held before stays held; removals are edits again.
+        """Handle an edit whose write was not answered, so that it may be stored or not.
+
+        New claims are given up; if they turn up in the record, they are dropped. A claim that was held before, and that
+        the edit only changed, stays held. Removals are edits again.
         """
         self._forget(node)
         self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
@@ -277,14 +320,17 @@ class ClaimTable:
             self.drop_claim(node, claim_id, edit.seen)
 
     def _drop_again(self, node: str, edit: Edit) -> None:
-        """Make the removals of an edit that was not stored edits again; its new claims are up to the caller."""
+        """Plan the removals of an edit again, because the edit was not stored.
+
+        Claims that are no longer in the record need no removal. The new claims of the edit are discarded.
+        """
         known = self.records.known.get(node)
         for claim in known.record.claims if known is not None else ():
             if claim.id in edit.drop:
                 self.drop_claim(node, claim.id, edit.seen)
 
     def _write(self, edits: Mapping[str, Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
-        """Write the edits of one server's nodes."""
+        """Write the edits of nodes that have the same server. Returns the outcome for each node, see ``flush``."""
         unknown = [node for node in edits if node not in self.records.known]
         if unknown:
             yield from self._fetch(unknown)
@@ -326,8 +372,16 @@ class ClaimTable:
         return outcomes
 
     def _edited(self, node: str, edit: Edit, now: float) -> ClaimRecord | WriteStatus:
-        """The record with the edit applied. Returns ``CONFLICT`` if the record as it is known leaves no room for the
-        new claims, and ``FULL`` if the record has too many claims.
+        """Return the known record with the edit applied, or the reason why the edit must not be written.
+
+        Returns ``CONFLICT``, as after a lost compare-and-swap, in these cases:
+
+        - The node's record is unknown.
+        - There are new claims, and the fleet does not have the node, or has no room for them, or has a state of the
+          node that is older than the record's ``seen``.
+        - A new claim avoids unsure records, and the record is unsure.
+
+        Returns ``FULL`` if the record would have more than ``MAX_CLAIMS_COUNT`` claims.
         """
         known, row = self.records.known.get(node), self._fleet.rows.get(node)
         if known is None or (edit.add and row is None) or (edit.avoid_unsure and is_unsure(known.record, now)):
@@ -346,7 +400,7 @@ class ClaimTable:
         return record
 
     def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:
-        """Whether the node has room for these claims, which are already taken off the fleet's row."""
+        """Return whether the node has room for these claims, which are subtracted from the fleet's row already."""
         fleet = self._fleet
         free, groups = fleet.free, fleet.groups
         for claim in claims:
@@ -358,6 +412,7 @@ class ClaimTable:
         return True
 
     def _on_stored(self, node: str, edit: Edit, record: ClaimRecord, cas: int) -> None:
+        """Cache the record that an edit made, and hold the claims that the edit added."""
         self.stats.written += 1
         self.records.update(node, record, cas)
         if edit.add:
@@ -366,7 +421,7 @@ class ClaimTable:
         self._overlay.apply([node])
 
     def _schedule_deadline(self, node: str, now: float) -> None:
-        """Schedule the next deadline among the claims in a node's record and the own claims on the node."""
+        """Schedule the earliest deadline of the claims in a node's record and of the own claims on the node."""
         known = self.records.known.get(node)
         claims = [
             *(known.record.claims if known is not None else ()),

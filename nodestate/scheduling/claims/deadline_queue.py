@@ -1,4 +1,4 @@
-"""The next deadline among the claims on each node, so that expired claims are found without looking at every record."""
+"""The earliest deadline of the claims on each node, so that expired claims are found without reading every record."""
 
 from __future__ import annotations
 
@@ -11,28 +11,36 @@ from nodestate.scheduling.claims.record import CLOCK_S
 
 
 class DeadlineQueue:
-    """The earliest deadline of each node, in one heap for each server, as deadlines are times of a server's clock."""
+    """The earliest deadline of each node, in one heap for each server.
+
+    Each server has its own heap because a deadline is a time of the clock of the server that stores the node's record.
+    """
 
     def __init__(self, servers: ClaimServers) -> None:
         self._servers = servers
         """The servers of the records."""
         self._heaps: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
-        """For each server its (deadline, node) pairs; a pair that differs from ``_next`` is void."""
+        """The (deadline, node) pairs of each server. A pair is out of date if ``_next`` has another deadline."""
         self._next: dict[str, float] = {}
         """The deadline that is scheduled for each node."""
 
     def schedule(self, node: str, deadline: float | None) -> None:
-        """Set a node's next deadline in place of the one before; None changes nothing."""
+        """Set a node's earliest deadline in place of the previous one. None changes nothing."""
         if deadline is not None and self._next.get(node) != deadline:
             self._next[node] = deadline
             heapq.heappush(self._heaps[id(self._servers.of(node))], (deadline, node))
 
     def has_any(self, server: ClaimStore) -> bool:
-        """Whether a deadline is scheduled on a server."""
+        """Return whether a node of this server has a deadline."""
         return bool(self._heaps[id(server)])
 
     def pop_passed(self, server: ClaimStore, now: float) -> Iterator[str]:
-        """Remove and return, one after the other, the nodes of a server whose deadline has passed by ``CLOCK_S``."""
+        """Remove and yield the nodes of a server whose deadline is at least ``CLOCK_S`` in the past.
+
+        Args:
+            server: The server.
+            now: Seconds of that server's clock.
+        """
         heap = self._heaps[id(server)]
         while heap and heap[0][0] + CLOCK_S <= now:
             deadline, node = heapq.heappop(heap)

@@ -1,4 +1,4 @@
-"""Changes to claim records that are to be written, and those whose write was not answered."""
+"""Changes to claim records: the ones that the next flush writes, and new claims whose write was not answered."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from nodestate.scheduling.claims.record import Claim, ClaimRecord, with_changes
 
 @dataclass(slots=True)
 class Edit:
-    """The changes that are to be written to one node's record."""
+    """The changes that the next flush makes to one node's record."""
 
     add: dict[str, Claim] = field(default_factory=dict)
     """Claims to add or replace, by id."""
     drop: set[str] = field(default_factory=set)
     """Ids of claims to remove."""
     seen: Version = NEVER
-    """The version of the node's state that shows the allocations of removed claims."""
+    """The new minimum of the record's ``seen``: the newest version given for one of the removed claims."""
     avoid_unsure: bool = False
-    """Whether the write must fail if claims may be missing from the record."""
+    """Whether the write must fail if the record is unsure, so that claims may be missing from it."""
 
     def apply(self, record: ClaimRecord) -> ClaimRecord:
-        """The record with these changes."""
+        """Return a copy of the record with these changes."""
         return with_changes(record, add=self.add.values(), drop=self.drop, seen=self.seen)
 
 
@@ -32,51 +32,59 @@ class PendingEdits:
 
     def __init__(self) -> None:
         self._by_node: dict[str, Edit] = {}
-        """The edit of each node that has any."""
+        """The edits by node; a node without an edit is missing."""
 
     def __bool__(self) -> bool:
         return bool(self._by_node)
 
     def of(self, node: str) -> Edit | None:
-        """The edit of a node; None if there is none."""
+        """Return the edit of a node; None if there is none."""
         return self._by_node.get(node)
 
     def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool) -> None:
-        """Add a claim with the next write, in place of one with the same id."""
+        """Add a claim with the next flush. It replaces a claim with the same id."""
         edit = self._by_node.setdefault(node, Edit())
         edit.add[claim.id] = claim
         edit.avoid_unsure |= avoid_unsure
 
     def drop_claim(self, node: str, claim_id: str, seen: Version) -> None:
-        """Remove a claim with the next write."""
+        """Remove a claim with the next flush, and raise the record's ``seen`` to at least this version."""
         edit = self._by_node.setdefault(node, Edit())
         edit.add.pop(claim_id, None)
         edit.drop.add(claim_id)
         edit.seen = max(edit.seen, seen)
 
     def take_all(self) -> dict[str, Edit]:
-        """All edits by node; there are none afterwards."""
+        """Remove all edits, and return them by node."""
         edits, self._by_node = self._by_node, {}
         return edits
 
 
 class UnknownOutcomes:
-    """New claims whose write was not answered: they may be stored or not, and nothing is built on them."""
+    """New claims whose write was not answered, so that they may be stored or not.
+
+    Their placings have chosen again meanwhile. So the claims that turn out to be stored are to be dropped.
+    """
 
     def __init__(self) -> None:
         self._by_node: dict[str, set[str]] = {}
-        """The ids of such claims, by node."""
+        """The ids of these claims, by node."""
 
     def add(self, node: str, claim_ids: Iterable[str]) -> None:
         """Note that the write of these claims was not answered."""
         self._by_node.setdefault(node, set()).update(claim_ids)
 
     def discard(self, node: str, claim_id: str) -> None:
-        """Note that a claim is written again, so that it is wanted if it is found."""
+        """Note that a claim is about to be written again, so that it must not be dropped if it is found."""
         self._by_node.get(node, set()).discard(claim_id)
 
     def resolve(self, node: str, found: Collection[str]) -> set[str]:
-        """The ids of such claims among those ``found`` in the record that was read: the caller drops them. The others
-        were not written, and are forgotten.
+        """Compare the unanswered claims of a node with the node's record, and forget them.
+
+        Args:
+            node: The node.
+            found: The ids of the claims in the record that was just read.
+
+        Returns the ids of the unanswered claims that were stored after all. The caller drops these claims.
         """
         return self._by_node.pop(node, set()).intersection(found)

@@ -10,49 +10,66 @@ from nodestate.scheduling.claims.record import CLOCK_S, Claim, ClaimRecord
 
 
 class OwnClaim(NamedTuple):
-    """A claim of this scheduler, with the creation time of the record that it was written to."""
+    """A claim of this scheduler, and the record that it was written to."""
 
     claim: Claim
+    """The claim."""
     record_born: float
+    """The creation time (``born``) of that record. A record with another creation time replaced it after a loss."""
 
 
 class OwnClaims:
-    """The claims of one scheduler, by node and id. A claim is held from the write that stored it until it is dropped,
-    expires, or is removed from its record by another scheduler.
+    """The claims that one scheduler holds, by node and id.
+
+    The scheduler holds a claim from the write that stored it until the claim is dropped, expires, or is removed from
+    its record by another scheduler.
     """
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[str, OwnClaim]] = {}
         """The claims by node and id."""
         self._allocated: dict[str, Version] = {}
-        """For each claim that became an allocation the version of the node's state that shows so."""
+        """By claim id, for the claims that became allocations: the version of the node's state that shows it."""
 
     def __iter__(self) -> Iterator[tuple[str, Claim]]:
-        """All claims, as (node, claim)."""
+        """Yield all claims, as (node, claim)."""
         return ((node, own.claim) for node, claims in self._by_node.items() for own in claims.values())
 
     def nodes(self) -> list[str]:
-        """The nodes on which claims are held."""
+        """Return the nodes on which the scheduler holds claims."""
         return [node for node, claims in self._by_node.items() if claims]
 
     def on(self, node: str) -> Mapping[str, OwnClaim]:
-        """The claims on one node, by id."""
+        """Return the claims that are held on one node, by id."""
         return self._by_node.get(node, {})
 
     def add(self, node: str, claims: Mapping[str, Claim], record_born: float) -> int:
-        """Hold claims that were just stored in a record. Returns how many had been in a record that was lost."""
+        """Hold claims that were just stored in a node's record.
+
+        Args:
+            node: The node.
+            claims: The claims by id.
+            record_born: The creation time of the record.
+
+        Returns how many of these claims were held before in an older record that was lost.
+        """
         own = self._by_node.setdefault(node, {})
         restored = sum(own[claim_id].record_born != record_born for claim_id in claims.keys() & own.keys())
         own.update({claim_id: OwnClaim(claim, record_born) for claim_id, claim in claims.items()})
         return restored
 
     def drop(self, node: str, claim_id: str) -> None:
-        """Hold a claim no longer."""
+        """Stop holding a claim."""
         self._by_node.get(node, {}).pop(claim_id, None)
         self._allocated.pop(claim_id, None)
 
     def expire(self, node: str, now: float) -> None:
-        """Hold the claims on a node whose deadline has passed no longer."""
+        """Stop holding the claims on a node whose deadline has passed.
+
+        Args:
+            node: The node.
+            now: Seconds of the clock of the node's server.
+        """
         before = self._by_node.pop(node, {})
         left = {claim_id: own for claim_id, own in before.items() if own.claim.until + CLOCK_S > now}
         for claim_id in before.keys() - left.keys():
@@ -61,12 +78,16 @@ class OwnClaims:
             self._by_node[node] = left
 
     def compare(self, node: str, record: ClaimRecord) -> list[Claim]:
-        """Compare the claims held on a node with the record that was read, and return those to write again.
+        """Compare the claims that are held on a node with the record that was read.
 
-        A claim that is in the record is held as the record has it: another scheduler may have extended it, or written
-        it again. A claim that is missing from a newly created record was lost and is to be written again. A claim that
-        is missing from the record it was written to was removed by another scheduler, which released the claim or saw
-        its allocation; it is held no longer.
+        Returns the lost claims, which the caller writes again. There are three cases:
+
+        - The claim is in the record. It is held with the record's content, because another scheduler may have extended
+          it or written it again.
+        - The claim is missing, and the record was created after the claim was written. The claim was lost with the
+          earlier record, and is returned.
+        - The claim is missing from the record that it was written to. Another scheduler removed it, because it
+          released the claim or saw its allocation. The claim is held no longer.
         """
         here = {claim.id: claim for claim in record.claims}
         lost: list[Claim] = []
@@ -81,10 +102,16 @@ class OwnClaims:
         return lost
 
     def mark_allocated(self, node: str, claim_id: str, version: Version) -> None:
-        """Note that a claim held on a node is an allocation, which the node's state of this version shows."""
+        """Note that a claim became an allocation, if the claim is held.
+
+        Args:
+            node: The node.
+            claim_id: The claim's id.
+            version: The version of the node's state that shows the allocation.
+        """
         if claim_id in self._by_node.get(node, {}):
             self._allocated[claim_id] = version
 
     def allocated_version(self, claim_id: str) -> Version | None:
-        """The version of the node's state that shows the claim's allocation; None if none was noted."""
+        """Return the version that ``mark_allocated`` noted for a claim; None if it noted none."""
         return self._allocated.get(claim_id)

@@ -1,4 +1,4 @@
-"""The placer: chooses a node for each instance and claims it, for many instances at a time."""
+"""The placer: chooses a node for each instance and claims room on it, for many instances at a time."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from nodestate.scheduling.request import hints_of
 from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
-"""Times that an instance may lose its node to other schedulers before it fails."""
+"""Number of times that an instance may lose its chosen node to other schedulers; then it fails."""
 NEXT_BEST_COUNT: Final = 64
-"""Nodes whose records are read again after a conflict: the best ones for the request that met it."""
+"""Number of nodes whose records are read again after a conflict: the best ones for the request."""
 
 
 class Placer:
-    r"""Chooses nodes and claims them. Belongs to one scheduler. The way of one instance::
+    r"""Chooses nodes and claims them, for one scheduler. The states of one placing::
 
-        wanted --choose--> assigned --its claim is stored--> claimed
-          ^ |                |
-          | \--no node is left--> failed
-          \--another scheduler was faster, up to MAX_TRIES_COUNT times: the records of the next best nodes are read
-          again
+        unplaced --choose a node--> assigned --its claim is stored--> claimed
+          ^  |                         |
+          |  \--no node is left--> failed
+          |                            |
+          \--another scheduler changed the record first: the records of the next best nodes are read again;
+             after MAX_TRIES_COUNT times the placing fails
 
-    The claims of other schedulers are known as of when their records were read. Before an instance fails because no
-    node is left, the scheduler's view and those records are read again, once.
+    The placer works in rounds. In one round it chooses a node for each unplaced placing, and writes all new claims
+    together. The placings whose claim was not stored take part in the next round.
+
+    The scheduler knows the claims of other schedulers only as they were when it read the records. So before a placing
+    fails because no node is left, the placer reads the view and those records once more.
 
     Args:
         holder: The scheduler's name, which is written into its claims.
@@ -41,7 +45,8 @@ class Placer:
         selector: Chooses nodes of the fleet.
         claim_table: The scheduler's claims.
         affinity_seed: The seeds of the cell's affinity groups.
-        refresh_for_retry: Reads a newer view and the records again. Returns whether the fleet changed.
+        refresh_for_retry: Reads a newer view, and the claim records again. Returns True if the fleet changed, so that a
+            retry may find a node.
         clock: The time for new claim ids.
         ids: The source of the random part of new claim ids.
     """
@@ -60,7 +65,7 @@ class Placer:
         self._holder = holder
         """The name in new claims."""
         self._refresh_for_retry = refresh_for_retry
-        """Brings the fleet up to date before an instance fails."""
+        """Brings the fleet up to date before a placing fails."""
         self._clock = clock
         """The time for new claim ids."""
         self._ids = ids
@@ -72,13 +77,14 @@ class Placer:
         self._claim_table = claim_table
         """Writes the claims."""
         self._affinity_seed = affinity_seed
-        """Tells where affinity groups without members begin."""
+        """The nodes for the first members of affinity groups."""
         self._unsure: set[int] | None = None
-        """The rows of nodes with an unsure record, in this round; None before they are looked up."""
+        """The rows of nodes with an unsure record; None until this round has looked them up."""
 
     def place(self, placings: Iterable[Placing]) -> None:
-        """Choose and claim nodes until each placing is settled. Costs one round trip to each server, unless another
-        scheduler claims the same nodes at the same time.
+        """Choose and claim nodes, until each placing has a claim or a failure.
+
+        Costs one round trip to each server, and more only if another scheduler claims the same nodes at the same time.
         """
         waiting = [placing for placing in placings if not placing.settled]
         refreshed = False
@@ -90,7 +96,7 @@ class Placer:
             self._read_next_best(placing for placing in assigned if placing.conflicts and not placing.settled)
             failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
             if failed and not refreshed:
-                # Other schedulers do not announce that they dropped a claim: the claim that leaves no room may be gone.
+                # Other schedulers do not announce that they dropped a claim, so there may be room again.
                 refreshed = True
                 if self._refresh_for_retry():
                     for placing in failed:
@@ -98,8 +104,9 @@ class Placer:
             waiting = [placing for placing in waiting if not placing.settled]
 
     def _read_next_best(self, beaten: Iterable[Placing]) -> None:
-        """Read the records of the nodes that come next for these placings: a scheduler that was faster on one node will
-        have claimed others as well.
+        """Read the records of the next best nodes for placings that lost their node to another scheduler.
+
+        The other scheduler has probably claimed some of these nodes as well.
         """
         shapes = {placing.request.shape: placing.request for placing in beaten}
         rows = {row for request in shapes.values() for row in self._selector.best(request, NEXT_BEST_COUNT)}
@@ -107,7 +114,7 @@ class Placer:
             self._claim_table.read_records(self._fleet.names[row] for row in rows)
 
     def give_back(self, placings: Iterable[Placing]) -> None:
-        """Drop the claims of these placings, and write that."""
+        """Drop the claims of these placings, and write the records. Placings without a claim are skipped."""
         for placing in placings:
             if placing.claim is not None and placing.node is not None:
                 self._claim_table.drop_claim(placing.node, placing.claim.id)
@@ -115,7 +122,11 @@ class Placer:
         self._claim_table.flush_all()
 
     def _assign(self, placing: Placing) -> bool:
-        """Choose a node, and add a claim to be written. Returns False if no node was found, or none in this round."""
+        """Choose a node for a placing, and add the claim to the edits that ``_write`` flushes.
+
+        Returns True if a claim was added. Returns False if none was. The placing has failed then, or it is still
+        unplaced and takes part in the next round: the affinity seed changed, or a claim server does not answer.
+        """
         request = placing.request
         try:
             with self._fleet.excluding(placing.exclusions):
@@ -159,7 +170,7 @@ class Placer:
         return True
 
     def _no_node(self, placing: Placing) -> NoHostFound:
-        """The reason why no node was found."""
+        """Return the reason why no node was found for a placing."""
         exclude = self._excluded_rows(placing)
         node = ""
         if placing.only_row is not None:
@@ -177,13 +188,13 @@ class Placer:
         return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, exclude))
 
     def _row(self, placing: Placing) -> int | None:
-        """The best row that the placing may go to; None if there is none."""
+        """Return the row of the best node for a placing; None if no node will do."""
         if placing.only_row is not None:
             return placing.only_row if self._may(placing, placing.only_row) else None
         return next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
 
     def _may(self, placing: Placing, row: int) -> bool:
-        """Whether the placing may go to a row."""
+        """Return whether a placing may go to the node of this row."""
         return (
             placing.only_row in (None, row)
             and row not in placing.avoided_rows
@@ -192,12 +203,14 @@ class Placer:
         )
 
     def _excluded_rows(self, placing: Placing) -> set[int]:
-        """The rows that the placing must not go to."""
+        """Return the rows of the nodes that a placing must avoid."""
         return placing.avoided_rows | self._unsure_rows() if placing.avoid_unsure else placing.avoided_rows
 
     def _unsure_rows(self) -> set[int]:
-        """The rows of nodes with an unsure record. Looked up once in a round, since right after the servers were
-        flushed all records are unsure.
+        """Return the rows of nodes with an unsure record.
+
+        They are looked up once in each round: right after a restart of the servers all records are unsure, so looking
+        them up for each placing would be slow.
         """
         if self._unsure is None:
             self._unsure = {
@@ -206,8 +219,15 @@ class Placer:
         return self._unsure
 
     def _seed_row(self, placing: Placing, row: int) -> int | None:
-        """The row that the first member of an affinity group may go to, by the group's seed. Returns None if the group
-        has members now, or another scheduler changed the seed: the next round then chooses again.
+        """Return the row that the group's seed allows for the first member of an affinity group.
+
+        Args:
+            placing: The first member, as far as this scheduler knows.
+            row: The row that was chosen for it.
+
+        If the member may go to the seed's node, returns the row of that node. Otherwise the method replaces the seed by
+        the chosen node, and returns ``row``. Returns None if the seed could not be replaced: the group has members now,
+        another scheduler changed the seed, or the server did not answer. The next round then chooses again.
         """
         group, fleet = placing.request.group, self._fleet
         assert group is not None, "only members of a group have a seed"
@@ -224,7 +244,9 @@ class Placer:
         return row if group.name not in fleet.groups else None
 
     def _write(self, assigned: Sequence[Placing]) -> None:
-        """Write the new claims; placings whose claim was not stored are wanted again, or failed."""
+        """Write the claims of the assigned placings. If a claim was not stored, its placing is unplaced again, or it
+        fails.
+        """
         outcomes = self._claim_table.flush() if assigned else {}
         for placing in assigned:
             assert placing.node is not None, "an assigned placing has a node"
@@ -241,7 +263,7 @@ class Placer:
                 self._count_conflict(placing)
 
     def _still_seeded(self, placing: Placing) -> bool:
-        """Whether the group's seed is still the node that was just claimed. If not, the claim is dropped."""
+        """Return whether the group's seed is still the node that was just claimed. If not, drop the claim."""
         group = placing.request.group
         assert group is not None, "only members of a group have a seed"
         assert placing.node is not None, "a claimed placing has a node"
@@ -253,12 +275,19 @@ class Placer:
 
     @staticmethod
     def _count_conflict(placing: Placing) -> None:
+        """Count that a placing lost its node to another scheduler. It fails after ``MAX_TRIES_COUNT`` times."""
         placing.count_conflict()
         if placing.conflicts >= MAX_TRIES_COUNT:
             placing.fail(NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times"))
 
     def _avoid_server(self, placing: Placing, row: int, error: NodestateError) -> None:
-        """Avoid all nodes whose records are on the same server as this row's: the server does not answer."""
+        """Make a placing avoid all nodes of a claim server that does not answer. It fails if no node is left.
+
+        Args:
+            placing: The placing.
+            row: The row of one of the server's nodes.
+            error: The server's error.
+        """
         server = self._claim_table.servers.of(self._fleet.names[row])
         placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.servers.of(name) is server)
         if len(placing.avoided_rows) >= len(self._fleet):
@@ -266,5 +295,5 @@ class Placer:
 
 
 def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
-    """The amounts in ``wanted`` beyond the amounts in ``had``."""
+    """Return by how much each amount in ``wanted`` exceeds the amount in ``had``; classes that do not exceed are left out."""
     return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}

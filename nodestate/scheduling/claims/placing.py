@@ -1,4 +1,4 @@
-"""One instance's way to a node: what the instance needs, the node and claim that were found, or why there are none."""
+"""A placing: one instance that needs a node, together with its claim on a node, or the reason why it got none."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nodestate.scheduling.selection import Lack, Remaining
 
 @dataclass(frozen=True, slots=True)
 class NoHostFound:
-    """Why an instance got no node. As text, a sentence that names the filter that left no node, or the cause."""
+    """Why an instance got no node. ``str`` of it is a sentence that names the filter that no node passed, or the cause."""
 
     remaining: tuple[Remaining, ...] = ()
-    """How many nodes each filter left; empty if ``reason`` says all."""
+    """How many nodes were left after each filter; empty if the cause is no filter."""
     reason: str = ""
-    """The cause in words if no filter is the cause; else empty."""
+    """The cause in words, if it is no filter; else empty."""
     node: str = ""
-    """The only node that was allowed, if the instance was restricted to one; else empty."""
+    """The only node that the instance was allowed to go to; empty if it was not restricted to one node."""
     lacks: tuple[Lack, ...] = ()
-    """The resource classes that no node had enough of, if the filter ``resources`` left no node."""
+    """The resource classes that no node had enough of; filled only if no node passed the filter ``resources``."""
 
     def __str__(self) -> str:
         if self.reason:
@@ -37,7 +37,7 @@ class NoHostFound:
         return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}{self._lacking(last.filter)}"
 
     def _lacking(self, refused_by: str) -> str:
-        """The resource classes that were missing, worded to follow the filter's name."""
+        """Return a phrase about the missing resource classes, worded to follow the name of the filter."""
         if refused_by == "resources" and not self.lacks and not self.node:
             return "; there is enough of each, and nowhere of all at once"
         most, where = ("", "") if self.node else ("at most ", " on a node")
@@ -48,13 +48,13 @@ class NoHostFound:
 
 @dataclass(slots=True)
 class Placing:
-    """One instance on its way to a node. The fields are read everywhere and assigned by the methods below alone::
+    """One instance that needs a node. Any module may read the fields; only the methods below assign to them::
 
-        wanted --assign--> claimed --renew--> claimed, by the same claim with another deadline
-        claimed --release: the node refused, or another scheduler was faster--> wanted
-        wanted --fail--> failed --retry, restart, restrict_to--> wanted
+        unplaced --assign--> claimed --renew--> claimed, by the same claim with another deadline
+        claimed --release: the node refused, or another scheduler was faster--> unplaced
+        unplaced --fail--> failed --retry, restart, restrict_to--> unplaced
 
-    A placing is *settled* if it is claimed or failed; a placer leaves settled ones alone.
+    *Unplaced* means that the placing has neither a claim nor a failure. The placer works on unplaced placings only.
     """
 
     request: Request
@@ -64,13 +64,13 @@ class Placing:
     claim_ttl_s: float
     """Seconds from the claim to its deadline."""
     avoided_rows: set[int] = field(default_factory=set)
-    """Rows of the fleet that the instance must not go to (again)."""
+    """Rows of the fleet whose nodes the instance must not go to, for example because they refused it."""
     only_row: int | None = None
-    """The one row that the instance may go to; None if any row will do."""
+    """The row of the only node that the instance may go to; None if any node will do."""
     avoid_unsure: bool = False
-    """Pass over nodes from whose claim record claims may be missing."""
+    """Whether to avoid nodes whose claim record is unsure, so that claims may be missing from it."""
     exclusions: tuple[Exclusion, ...] = ()
-    """Instances to leave out of the fleet while a node is chosen: the instance itself, if it migrates."""
+    """Allocations that count as absent while a node is chosen: the instance's own, if it is migrated or resized."""
     reservation: str = ""
     """The id of the reservation that the instance belongs to; empty if none."""
     members: int = 1
@@ -78,19 +78,25 @@ class Placing:
     owner: str = ""
     """The user who owns that reservation."""
     node: str | None = None
-    """The node on which the instance is claimed."""
+    """The node on which the instance has its claim, or on which a view shows it; else None."""
     claim: Claim | None = None
-    """The claim on that node."""
+    """The claim on that node; None if there is none."""
     failure: NoHostFound | None = None
-    """Why no node was found; None until then."""
+    """Why the instance got no node; None unless the placing failed."""
     conflicts: int = 0
-    """How many times another scheduler took the chosen node first."""
+    """How many times the instance lost its chosen node to another scheduler."""
     seeds_group: bool = False
-    """Whether the instance is the first of an affinity group, as far as its scheduler sees."""
+    """Whether the instance is the first member of an affinity group, as far as its scheduler knows."""
 
     @classmethod
     def from_claim(cls, node: str, claim: Claim, claim_ttl_s: float) -> Placing:
-        """A placing that is claimed already: the member of a reservation that ``claim`` holds on ``node``."""
+        """Make a placing that is claimed already, from the claim of a reservation's member on its node.
+
+        Args:
+            node: The node.
+            claim: The member's claim on that node.
+            claim_ttl_s: Seconds from a new claim to its deadline.
+        """
         request = request_of(claim.instance, claim.resources, claim.group, claim.hints)
         return cls(
             request,
@@ -105,54 +111,60 @@ class Placing:
 
     @property
     def original(self) -> Exclusion | None:
-        """The allocation that the instance has already, if it migrates or is resized; else None."""
+        """The allocation that the instance has already, if it is migrated or resized; else None."""
         return next((one for one in self.exclusions if one.instance == self.instance), None)
 
     @property
     def settled(self) -> bool:
-        """Whether the instance is claimed, or failed."""
+        """Whether the placing has a claim or a failure, so that the placer has nothing to do for it."""
         return self.claim is not None or self.failure is not None
 
     def avoid(self, rows: Iterable[int]) -> None:
-        """Do not go to these rows from now on."""
+        """Exclude the nodes of these rows from now on."""
         self.avoided_rows.update(rows)
 
     def restrict_to(self, row: int) -> None:
-        """Go to this row or to none; an earlier failure is cleared."""
+        """Allow only the node of this row, and clear an earlier failure."""
         self.only_row = row
         self.failure = None
 
     def assign(self, node: str, claim: Claim, *, seeds_group: bool = False) -> None:
-        """Take the node and the claim that is about to be written on it."""
+        """Set the chosen node, and the claim that is about to be written on it.
+
+        Args:
+            node: The node.
+            claim: The claim.
+            seeds_group: Whether the instance is the first member of an affinity group.
+        """
         self.node, self.claim, self.seeds_group = node, claim, seeds_group
 
     def renew(self, claim: Claim) -> None:
-        """Replace the claim by the same one with another deadline."""
+        """Replace the claim by one with the same id and another deadline."""
         assert self.claim is not None, "only a claim that is held can be renewed"
         assert claim.id == self.claim.id, "a renewed claim keeps its id"
         self.claim = claim
 
     def release(self) -> None:
-        """Let go of the node and the claim; the caller drops the claim from the claim table."""
+        """Clear the node and the claim. The caller drops the claim from the claim table."""
         self.node = self.claim = None
 
     def locate(self, node: str) -> None:
-        """Note that a view shows the instance on ``node``; no claim is needed there."""
+        """Set the node, because a view shows the instance there. No claim is needed on it."""
         self.node = node
 
     def fail(self, reason: NoHostFound) -> None:
-        """End without a node."""
+        """Fail for this reason: the instance gets no node."""
         self.failure = reason
 
     def count_conflict(self) -> None:
-        """Note that another scheduler took the chosen node first."""
+        """Count that the instance lost its chosen node to another scheduler."""
         self.conflicts += 1
 
     def retry(self) -> None:
-        """Clear the failure, so that the next round chooses again."""
+        """Clear the failure, so that the placer tries again in its next round."""
         self.failure = None
 
     def restart(self) -> None:
-        """Clear the failure and the count of conflicts, so that all tries are available again."""
+        """Clear the failure and the count of conflicts, so that the placer has its full number of tries again."""
         self.failure = None
         self.conflicts = 0

@@ -1,30 +1,31 @@
 r"""The record of all claims on one node, and the pure functions that read and change it.
 
-A claim is room that a scheduler takes on a node before the node's agent reports the allocation. One claim, from the
-choice of a node to its end::
+With a claim a scheduler reserves room on a node before the node's agent reports the allocation. The states of a claim,
+from the choice of a node to the claim's end (a claim without a reservation skips the state in the middle)::
 
     claim --all members of its reservation are claimed--> reservation --the agent reports the instance--> allocation
       |                                                        |
       \--dropped, refused, or past its deadline--> gone        \--released, or not extended by its deadline--> gone
 
-All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers take the same
-room, the second write fails: that scheduler reads the first one's claim and chooses again. The room left on a node is
-its capacity, less the usage in the view, less the live claims that are not yet among the node's allocations.
+All claims on one node are in one record, which is changed by compare-and-swap only. If two schedulers claim the same
+room, the second write fails. The second scheduler then reads the record with the first one's claim, and chooses again.
+The room left on a node is its capacity, less the usage in the view, less the live claims that are not yet among the
+node's allocations.
 
 Three rules make this sound:
 
-- **A claim that became an allocation.** Once a claim has become an allocation it no longer counts, also after the
-  allocation has ended, and may be removed from the record. A scheduler with an older view would then count the instance
-  neither as a claim nor as an allocation, and overcommit the node. So the record keeps ``seen``, the node version that
-  showed the allocation: a scheduler with an older view must refresh before it claims there.
+- **A claim that became an allocation.** Once a claim has become an allocation, the claim no longer counts, not even
+  after the allocation has ended, and may be removed from the record. A scheduler with an older view would then count
+  the instance neither as a claim nor as an allocation, and overcommit the node. So the record keeps ``seen``, the node
+  version that showed the allocation. A scheduler with an older view must refresh before it claims on the node.
 - **Deadlines.** A deadline is a time of the memcached server on which the record lives, because all schedulers share
   that clock. Each client knows that clock only to the second, so a scheduler that ignored a claim right at its deadline
   could take room that the holder still counts on. So a claim counts for ``CLOCK_S`` longer.
 - **Missing records.** If a record is missing, a scheduler cannot tell whether it was lost or never existed. So the
-  scheduler creates a new one, with its time of creation in ``born``. For ``UNSURE_S`` after that the record is
-  *unsure*: claims from before may be missing. A reservation promises the node without asking its agent, so it passes
-  over nodes with an unsure record. A boot goes on, because the agent knows its node. Meanwhile the holders of
-  lost claims write them again.
+  scheduler creates a new record, with its time of creation in ``born``. For ``UNSURE_S`` seconds after that the record
+  is *unsure*: older claims may be missing from it, until their holders have written them again. A reservation avoids
+  nodes with an unsure record, because it promises the node without asking the agent. A boot may use them, because
+  the agent refuses the order if the node is full.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ from nodestate.scheduling.fleet import OutstandingClaims
 from nodestate.store.wire import Codec
 
 CLOCK_S: Final = 1.0
-"""Largest difference in seconds between two clients' readings of one server's clock."""
+"""Maximum difference in seconds between two clients' readings of one server's clock."""
 UNSURE_S: Final = 10.0
-"""Seconds after a record's creation for which claims may be missing from it."""
+"""Seconds after a record's creation for which it is unsure: older claims may be missing from it."""
 REASSERT_S: Final = UNSURE_S / 3
-"""Seconds between two checks of a scheduler that its own claims are still in their records."""
+"""Interval in seconds at which a scheduler checks that its own claims are still in their records."""
 MAX_CLAIMS_COUNT: Final = 1_000
-"""Most claims on one node."""
+"""Maximum number of claims on one node."""
 assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Room on one node that a scheduler takes for one instance. The order of the fields is the wire format."""
+    """Room on one node that a scheduler reserves for one instance. The order of the fields is the wire format."""
 
     id: str
-    """The claim's id, which sorts by time (``order_ids``)."""
+    """The claim's id. Ids sort by the time at which they were made, see ``order_ids``."""
     instance: str
     """The id of the instance that is to be built."""
     holder: str
@@ -71,9 +72,11 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     members: int = 1
     """How many members that reservation has."""
     kept: bool = False
-    """Whether the claims of all members were in place, so that this one holds for the reservation's time."""
+    """False while the scheduler still claims nodes for the reservation's members. True once every member had a claim;
+    the deadline is then the deadline of the reservation.
+    """
     resize: bool = False
-    """Whether the instance has an allocation on this node already."""
+    """Whether the claim enlarges an allocation that the instance has on this node already."""
     owner: str = ""
     """The user who owns the reservation."""
 
@@ -88,35 +91,45 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seen_generation: int = 0
     """The generation of ``seen``."""
     claims: tuple[Claim, ...] = ()
-    """The claims, the oldest first."""
+    """The claims, in the order in which they were written."""
 
     @property
     def seen(self) -> Version:
-        """The version of the node's state that a scheduler must have read, or a newer one, to claim on the node."""
+        """The oldest version of the node's state with which a scheduler may claim on the node."""
         return Version(self.seen_incarnation, self.seen_generation)
 
 
 CLAIMS: Final = Codec(ClaimRecord)
-"""Records to bytes and back."""
+"""Converts claim records to bytes and back."""
 
 
 def live_claims(claims: Iterable[Claim], now: float) -> list[Claim]:
-    """The claims that still count at ``now``, in seconds of the server's clock."""
-    return [claim for claim in claims if claim.until + CLOCK_S > now]
-
-
-def is_unsure(record: ClaimRecord, now: float) -> bool:
-    """Whether the record was created so recently that claims may be missing from it."""
-    return now < record.born + UNSURE_S
-
-
-def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collection[str]) -> OutstandingClaims:
-    """Add up the live claims that the node's allocations do not include.
+    """Return the claims that still count: their deadline is less than ``CLOCK_S`` in the past.
 
     Args:
         claims: The claims of one record.
         now: Seconds of the server's clock.
-        allocated: The ids of the claims that are, or were, allocations of the node.
+    """
+    return [claim for claim in claims if claim.until + CLOCK_S > now]
+
+
+def is_unsure(record: ClaimRecord, now: float) -> bool:
+    """Return whether a record was created so recently that claims may be missing from it.
+
+    Args:
+        record: The record.
+        now: Seconds of the server's clock.
+    """
+    return now < record.born + UNSURE_S
+
+
+def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collection[str]) -> OutstandingClaims:
+    """Add up the live claims that have not become allocations.
+
+    Args:
+        claims: The claims of one record.
+        now: Seconds of the server's clock.
+        allocated: The ids of the claims that became allocations, also of those whose allocation has ended since.
     """
     found = OutstandingClaims()
     for claim in live_claims(claims, now):
@@ -130,14 +143,14 @@ def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collectio
 
 
 def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[str], version: Version) -> ClaimRecord:
-    """The record without the claims that no longer count: expired claims, and claims that became allocations.
+    """Return the record without the claims that no longer count: expired claims, and claims that became allocations.
 
     Args:
         record: The record as it was read.
         now: Seconds of the server's clock.
-        allocated: The ids of the claims that are, or were, allocations of the node.
-        version: The version of the node's state that shows so. If a claim is removed for it, the new record's ``seen``
-            is at least this version.
+        allocated: The ids of the claims that became allocations, also of those whose allocation has ended since.
+        version: The version of the node's state from which ``allocated`` was computed. If a claim is removed because it
+            became an allocation, the new record's ``seen`` is at least this version.
     """
     kept: list[Claim] = []
     seen = record.seen
@@ -154,8 +167,13 @@ def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[
 def with_changes(
     record: ClaimRecord, *, add: Iterable[Claim] = (), drop: Collection[str] = (), seen: Version = NEVER
 ) -> ClaimRecord:
-    """The record without the claims whose ids are in ``drop``, with the claims in ``add``, and with ``seen`` if it is
-    newer. An added claim replaces one with the same id.
+    """Return a copy of a record with changes.
+
+    Args:
+        record: The record.
+        add: Claims to add. An added claim replaces one with the same id.
+        drop: The ids of the claims to remove.
+        seen: The new record's ``seen`` is at least this version.
     """
     added = {claim.id: claim for claim in add}
     kept = [claim for claim in record.claims if claim.id not in drop and claim.id not in added]
@@ -163,7 +181,14 @@ def with_changes(
 
 
 def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:
-    """The live claims of each reservation, as (node, claim), from the records of these nodes."""
+    """Collect the live claims of reservations.
+
+    Args:
+        records: Claim records by node.
+        now: Seconds of the server's clock.
+
+    Returns by the reservation's id its claims, as (node, claim).
+    """
     found: dict[str, list[tuple[str, Claim]]] = {}
     for node, record in records.items():
         for claim in live_claims(record.claims, now):
@@ -173,7 +198,10 @@ def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dic
 
 
 def max_group_members(claim: Claim) -> int | None:
-    """How many members of the claim's group may be on one node; None unless the group's policy is anti-affinity."""
+    """Return how many members of the claim's group may be on one node.
+
+    Returns None if there is no limit, because the claim has no group or the group's policy is not anti-affinity.
+    """
     if claim.group is None or claim.hints.get("group_policy") != "anti-affinity":
         return None
     limit = claim.hints.get("max_per_node", 1)

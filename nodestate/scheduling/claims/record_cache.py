@@ -1,4 +1,4 @@
-"""The claim records as one scheduler read or wrote them last."""
+"""A cache of the claim records, as one scheduler last read or wrote them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,40 @@ from nodestate.scheduling.claims.record import UNSURE_S, ClaimRecord, is_unsure
 
 
 class CachedRecord(NamedTuple):
-    """A record as it was read or written last, with the ``cas`` id that the next write compares."""
+    """A record as the scheduler last read or wrote it."""
 
     record: ClaimRecord
+    """The record."""
     cas: int
+    """The ``cas`` id of its item in memcached, which the next compare-and-swap expects."""
 
 
 class RecordCache:
-    """The last known record of each node. A node is missing from ``known`` while its record is unknown: it was never
-    read, its server did not answer, or the item was missing or corrupt.
+    """The last known record of each node.
+
+    A record is unknown if it was never read, if its server did not answer the last write, or if its item was missing
+    or corrupt.
     """
 
     def __init__(self) -> None:
         self.known: dict[str, CachedRecord] = {}
-        """The records by node. To be read only."""
+        """The known records by node; a node whose record is unknown is missing. Other modules only read it."""
         self._born: dict[str, float] = {}
-        """The creation time of the last record read for each node, also after the record was forgotten."""
+        """The creation time of the last record that was read for each node, also if the record is unknown now."""
         self._recently_created: dict[str, float] = {}
-        """The creation time of each record that was unsure when it was read."""
+        """The creation times, by node, of the records that were unsure when they were read."""
 
     def put(self, node: str, record: ClaimRecord, cas: int, now: float) -> bool:
-        """Cache a record that was read or created. Returns whether the node had an earlier record, which was lost."""
+        """Cache a record that was just read or created.
+
+        Args:
+            node: The node.
+            record: Its record.
+            cas: The ``cas`` id of the record's item.
+            now: Seconds of the clock of the node's server.
+
+        Returns True if the node had an earlier record, which was lost: its creation time differs.
+        """
         self.known[node] = CachedRecord(record, cas)
         if is_unsure(record, now):
             self._recently_created[node] = record.born
@@ -42,11 +55,11 @@ class RecordCache:
         self.known[node] = CachedRecord(record, cas)
 
     def forget(self, node: str) -> bool:
-        """Make a node's record unknown. Returns whether it was known."""
+        """Remove a node's record from the cache. Returns False if the record was unknown already."""
         return self.known.pop(node, None) is not None
 
     def unsure_nodes(self, servers: ClaimServers) -> list[str]:
-        """The nodes whose record was created less than ``UNSURE_S`` ago, so that claims may be missing from it."""
+        """Return the nodes whose records are unsure: created less than ``UNSURE_S`` ago, so that claims may be missing."""
         if self._recently_created:
             now = {id(server): time_or_zero(server) for server in servers}
             self._recently_created = {
@@ -57,7 +70,7 @@ class RecordCache:
         return list(self._recently_created)
 
     def nodes_claimed_by_others(self, name: str) -> list[str]:
-        """The nodes on which schedulers other than ``name`` have claims, as far as the cache knows."""
+        """Return the nodes whose cached records have claims of schedulers other than ``name``."""
         return [
             node
             for node, known in self.known.items()

@@ -1,4 +1,4 @@
-"""Takes the claims of the known records off the fleet, so that a selection sees the room that is left."""
+"""Subtracts the claims of the known records from the fleet's free resources, so that a selection sees the room left."""
 
 from __future__ import annotations
 
@@ -15,24 +15,37 @@ from nodestate.scheduling.order_ids import order_id_of
 
 
 class RecordOverlay:
-    """Computes a row's overlay from the node's record, the edits that are to be written, and the node's allocations."""
+    """Computes the overlay of each row: the claims that the fleet subtracts from the node's free resources.
+
+    The overlay has the claims of the node's record and the edits that are not written yet, without the claims that have
+    become allocations.
+
+    Args:
+        fleet: The scheduler's fleet.
+        servers: The servers that store the records.
+        records: The known records.
+        edits: The changes that the next flush writes.
+    """
 
     def __init__(self, fleet: Fleet, servers: ClaimServers, records: RecordCache, edits: PendingEdits) -> None:
         self._fleet = fleet
         """The fleet that the overlays are set on."""
         self._servers = servers
-        """The servers of the records, for the time by which deadlines are judged."""
+        """The servers of the records; deadlines are compared with their clocks."""
         self._records = records
         """The known records."""
         self._edits = edits
-        """The changes that are to be written; the fleet shows them at once."""
+        """The changes that the next flush writes; the overlays contain them already."""
         self._allocated: dict[str, set[str]] = {}
-        """For each node the ids of the claims in its record that are, or were in an earlier view, its allocations."""
+        """By node, the ids of the claims in its record that this view or an earlier one showed as allocations."""
         self._as_of = 0
-        """The fleet's count of changes up to which overlays were computed."""
+        """The value of ``Fleet.changes`` at the last call of ``apply_changes``."""
 
     def apply(self, nodes: Iterable[str]) -> None:
-        """Compute and set the overlays of these nodes, except nodes without a row or without a known record."""
+        """Compute and set the overlays of these nodes.
+
+        Skips nodes that the fleet does not have, and nodes that have neither a known record nor an edit.
+        """
         for node in nodes:
             row = self._fleet.rows.get(node)
             known, edit = self._records.known.get(node), self._edits.of(node)
@@ -51,20 +64,27 @@ class RecordOverlay:
             self._fleet.overlay(row, found if found.amounts or blocked else None)
 
     def apply_changes(self) -> None:
-        """Compute the overlays of all rows that changed since the last call: their claims may be allocations now."""
+        """Compute the overlays of all rows that changed since the last call, as claims may be allocations now."""
         rows = self._fleet.changed_since(self._as_of)
         names = self._fleet.names
         self.apply(list(self._records.known) if rows is None else [names[row] for row in set(rows)])
         self._as_of = self._fleet.changes
 
     def clear(self, node: str) -> None:
-        """Take nothing off a node's row, as its record is unknown."""
+        """Remove the overlay of a node, because its record is unknown."""
         if node in self._fleet.rows:
             self._fleet.overlay(self._fleet.rows[node], None)
 
     def allocated_ids(self, node: str, row: int, record: ClaimRecord) -> set[str]:
-        """The ids of the claims in a record that are allocations of the node, or were in an earlier view. The node's
-        usage includes them, or did until they ended, so they do not count as claims.
+        """Return the ids of the claims in a record that this view or an earlier one showed as allocations.
+
+        They no longer count as claims: the node's reported usage includes the allocation, or it did until the
+        allocation ended.
+
+        Args:
+            node: The node.
+            row: Its row in the fleet.
+            record: Its claim record.
         """
         tenants = self._fleet.instances.reported[row]
         before = self._allocated.get(node, set())
@@ -84,7 +104,10 @@ class RecordOverlay:
         return allocated
 
     def is_allocated(self, node: str, claim: Claim) -> bool:
-        """Whether the node reports the allocation that a claim became, and not an earlier one of the same instance."""
+        """Return whether the node reports the allocation that was built for a claim.
+
+        An older allocation of the same instance does not count.
+        """
         row = self._fleet.rows.get(node)
         return (
             row is not None
@@ -93,7 +116,10 @@ class RecordOverlay:
         )
 
     def receipts_to_await(self) -> list[Receipt]:
-        """Receipts to wait for, of the nodes whose state in the fleet is older than their record's ``seen``."""
+        """Return a receipt for each node whose state in the fleet is older than its record's ``seen``.
+
+        Nothing can be claimed on these nodes until the fleet shows the states that the receipts name.
+        """
         rows, version = self._fleet.rows, self._fleet.version
         return [
             Receipt(node, known.record.seen)
@@ -103,8 +129,13 @@ class RecordOverlay:
 
 
 def _built_from(claim: Claim, hints: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the allocation of a claim's instance was built for the claim, or later. An allocation without an order id
-    was not built by a scheduler and counts as the claim's.
+    """Return whether the reported allocation of a claim's instance was built for the claim, or later.
+
+    An allocation without an order id was not ordered by a scheduler. It counts as built for the claim.
+
+    Args:
+        claim: The claim.
+        hints: The hints of the node's allocations, by instance.
     """
     order_id = order_id_of(hints.get(claim.instance, {}))
     return not order_id or order_id >= claim.id
