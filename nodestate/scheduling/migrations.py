@@ -24,7 +24,7 @@ from nodestate.errors import BadRequestError, NotFoundError
 from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
-from nodestate.scheduling.orders import NO_ANSWER, Boot, Booted, BootOutcome, Failed, Termination, is_complete
+from nodestate.scheduling.orders import NO_ANSWER, Boot, Booted, BootOutcome, Failed, Termination, all_members_built
 from nodestate.scheduling.request import Request, check_class, request_of
 from nodestate.scheduling.selection import Explanation
 from nodestate.scheduling.session import Session
@@ -211,7 +211,7 @@ class Migrations:
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
         marks = self._session.fleet.placement_marks.by_reservation.get(str(hints.get("reservation", "")), {})
         if (row, instance) in marks:
-            if not is_complete(marks):
+            if not all_members_built(marks):
                 why = f"{instance} is of reservation {hints['reservation']}, which is not all placed yet; try again"
                 raise NotFoundError("instance", why)
             hints = {**hints, "placed": True}

@@ -1,7 +1,7 @@
 """The affinity seed: the node for the first member of an affinity group, on which all schedulers agree.
 
-Without a seed, two schedulers could place the first two members of a group on different nodes. So each group that has
-no members yet gets one item in a memcached server, which is called the group's seed and names a node::
+Without a seed, two schedulers could place the first two members of a group on different nodes. So each group
+without members gets one item in a memcached server, which is called the group's seed and names a node::
 
     no seed --claim_or_get(node A)--> A: every scheduler that asks from now on gets A, and places its member there
     A --replace(node B): A cannot take a member, and no member is there--> B
@@ -12,7 +12,7 @@ they follow that member and ignore the seed.
 
 One race remains: a first scheduler gets A and claims there, while a second scheduler replaces A by B. So the first
 scheduler reads the seed again after its claim is written, and the second one reads the claims on A again after it has
-replaced the seed. At least one of the two then sees what the other did, and chooses again.
+replaced the seed. At least one of the two then sees the other's change, and chooses again.
 """
 
 from __future__ import annotations

@@ -134,7 +134,10 @@ class ClaimTable:
     # -- time passes
 
     def on_fleet_advanced(self) -> None:
-        """Stop subtracting the claims that the new view shows as allocations: the nodes report their resources as used."""
+        """Stop subtracting the claims that the new view shows as allocations.
+
+        Their resources are part of the usage that the nodes report now.
+        """
         self._overlay.apply_changes()
 
     def expire(self) -> None:

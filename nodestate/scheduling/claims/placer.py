@@ -295,5 +295,5 @@ class Placer:
 
 
 def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
-    """Return by how much each amount in ``wanted`` exceeds the amount in ``had``; classes that do not exceed are left out."""
+    """Return by how much each amount in ``wanted`` exceeds the amount in ``had``; others are left out."""
     return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}

@@ -13,7 +13,7 @@ from nodestate.scheduling.selection import Lack, Remaining
 
 @dataclass(frozen=True, slots=True)
 class NoHostFound:
-    """Why an instance got no node. ``str`` of it is a sentence that names the filter that no node passed, or the cause."""
+    """Why an instance got no node. Its ``str`` is a sentence with the filter that no node passed, or with the cause."""
 
     remaining: tuple[Remaining, ...] = ()
     """How many nodes were left after each filter; empty if the cause is no filter."""

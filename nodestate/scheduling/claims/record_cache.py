@@ -59,7 +59,7 @@ class RecordCache:
         return self.known.pop(node, None) is not None
 
     def unsure_nodes(self, servers: ClaimServers) -> list[str]:
-        """Return the nodes whose records are unsure: created less than ``UNSURE_S`` ago, so that claims may be missing."""
+        """Return the nodes whose records were created less than ``UNSURE_S`` ago, so that claims may be missing."""
         if self._recently_created:
             now = {id(server): time_or_zero(server) for server in servers}
             self._recently_created = {

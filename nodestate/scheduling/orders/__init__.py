@@ -1,8 +1,9 @@
 """Orders to agents: boots and their answers, terminations, hint updates, and the repair of unfinished operations.
 
 Each kind of order has a module of its own: ``boot`` (the state of one boot) and ``boot_tracker`` (all boots under way),
-``termination_orders``, ``supersession``, ``hint_updates``. ``order_sender`` sends them, ``order_tracker`` holds one of
-each for a scheduler, and ``reconciler`` finds operations that a dead scheduler left unfinished.
+``termination_orders``, ``supersession`` and ``hint_updates``. ``order_sender`` sends all orders to the agents.
+``order_tracker`` builds these parts for a scheduler. ``reconciler`` finds operations that a dead scheduler left
+unfinished.
 """
 
 from nodestate.scheduling.orders.boot import (
@@ -15,7 +16,7 @@ from nodestate.scheduling.orders.boot import (
     outcomes_of,
 )
 from nodestate.scheduling.orders.order_tracker import OrderTracker
-from nodestate.scheduling.orders.reconciler import Reconciler, is_complete
+from nodestate.scheduling.orders.reconciler import Reconciler, all_members_built
 from nodestate.scheduling.orders.termination_orders import Termination
 
 __all__ = [
@@ -28,6 +29,6 @@ __all__ = [
     "OrderTracker",
     "Reconciler",
     "Termination",
-    "is_complete",
+    "all_members_built",
     "outcomes_of",
 ]

@@ -2,12 +2,13 @@ r"""One boot: the state of an instance between its request and its outcome, and 
 
 ::
 
-    wanted --send: a node is claimed, its Build is sent--> sent --complete(Booted)--> done
+    unplaced --send: a node is claimed, and the Build order is sent to its agent--> sent --finish(Booted)--> done
       ^                                                     |
       |<--refuse: the agent refused, the node is avoided----|
-      \<--leave_unanswered: no answer in time---------------/        wanted, sent --complete(Failed)--> done
+      \<--leave_unanswered: no answer in time---------------/        unplaced, sent --finish(Failed)--> done
 
-``boot_tracker`` decides which transition is due. No other module assigns to a boot's fields.
+``boot_tracker`` decides which transition happens when. It calls the methods of ``Boot``, which alone assign to the
+fields.
 """
 
 from __future__ import annotations
@@ -28,51 +29,55 @@ NO_ANSWER: Final = "silent"
 
 @dataclass(frozen=True, slots=True)
 class NodeRefusal:
-    """A node that did not take an instance.
-
-    ``node``: its name. ``reason``: one of ``orders.Refusal``, or ``silent`` (``NO_ANSWER``). ``detail``: the
-    agent's remark, for people.
-    """
+    """A node that did not take an instance."""
 
     node: str
+    """The node's name."""
     reason: str
+    """One of the reasons in ``model.orders.Refusal``, or ``NO_ANSWER`` if the agent did not answer."""
     detail: str = ""
+    """The agent's explanation, to be read by people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """The instance is on a node.
-
-    ``instance``: its id. ``node``: where it is. ``version``: the first state of the node that shows it. ``refusals``:
-    nodes that were asked before. ``conflicts``: how many times another scheduler took the chosen node first.
-    """
+    """The outcome of a boot, migration or resize that succeeded: the instance is on a node."""
 
     instance: str
+    """The instance's id."""
     node: str
+    """The node that has the instance."""
     version: Version
+    """A version of the node's state that shows the instance."""
     refusals: tuple[NodeRefusal, ...] = ()
+    """The nodes that were asked before and did not take the instance."""
     conflicts: int = 0
+    """How many times the instance lost its chosen node to another scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The instance is on no node, or stays where it was if it was to be migrated.
+    """The outcome of a boot, migration or resize that failed.
 
-    ``instance``: its id. ``reason``: which filter left no node, or the cause in words. ``refusals``: nodes that were
-    asked. ``conflicts``: how many times another scheduler took the chosen node first.
+    After a failed boot the instance is on no node. After a failed migration or resize it stays where it was, with the
+    resources that it had.
     """
 
     instance: str
+    """The instance's id."""
     reason: NoHostFound
+    """Why it failed: the filter that no node passed, or the cause in words."""
     refusals: tuple[NodeRefusal, ...] = ()
+    """The nodes that were asked and did not take the instance."""
     conflicts: int = 0
+    """How many times the instance lost its chosen node to another scheduler."""
 
 
 BootOutcome = Booted | Failed
 
 
 def _uncancellable_future() -> Future[BootOutcome]:
-    """Return a future whose ``cancel`` does nothing: an order that was sent can't be called back."""
+    """Return a future whose ``cancel`` does nothing, because an order that was sent can't be called back."""
     future: Future[BootOutcome] = Future()
     future.set_running_or_notify_cancel()
     return future
@@ -80,34 +85,32 @@ def _uncancellable_future() -> Future[BootOutcome]:
 
 @dataclass(slots=True)
 class Boot:
-    """One instance that is being booted, migrated or resized. Users read ``outcome``, or wait for ``future``.
-
-    Args:
-        placing: The instance, and the node that was chosen for it.
-        pinned: The instance goes to the node that it is claimed on, or nowhere.
-        hints: Hints to keep with the allocation, in addition to the hints of the request.
-        after: The order of this boot gets an id greater than this one.
-        replaces: The id of the order that built the instance on the node before: the boot replaces that allocation in
-            place, under a newer id. Empty if there is none.
-    """
+    """One instance that is being booted, migrated or resized. Users read ``outcome``, or wait for ``future``."""
 
     placing: Placing
+    """The instance, with its request, its chosen node and its claim."""
     pinned: bool = False
+    """Whether only one node is allowed: if that node does not take the instance, the boot fails."""
     hints: dict[str, Any] = field(default_factory=dict)
+    """Hints that the agent keeps with the allocation, in addition to the hints of the request."""
     after: str = ""
+    """An order id. The next order of this boot gets a greater one."""
     replaces: str = ""
+    """The id of the order that built the instance on the claimed node earlier; empty if there is no such allocation.
+    The first order of this boot replaces that allocation in place, under a newer id.
+    """
     possible_copies: list[Termination] = field(default_factory=list)
-    """The allocations that unanswered orders of a migration may have created, the oldest first."""
+    """The allocations that may exist because an agent did not answer an order of this migration, the oldest first."""
     refusals: list[NodeRefusal] = field(default_factory=list)
     """The nodes that did not take the instance, in the order in which they were asked."""
     order: Build | None = None
     """The last order that was sent; None before the first one."""
     answer_by: float = 0.0
-    """When the answer to that order is overdue, in monotonic seconds."""
+    """The time, in monotonic seconds, from which the answer to that order is overdue."""
     outcome: BootOutcome | None = None
     """How the boot ended; None while it is under way."""
     future: Future[BootOutcome] = field(default_factory=_uncancellable_future)
-    """Gets the outcome, too; ``cancel`` does nothing."""
+    """A future with the same outcome; its ``cancel`` does nothing."""
 
     @property
     def migrates(self) -> bool:
@@ -124,23 +127,39 @@ class Boot:
         self.placing.avoid([row])
 
     def send(self, order: Build, answer_by: float) -> None:
-        """Enter *sent*: this order is about to go to the claimed node. Only the first order replaces an allocation."""
+        """Enter the state *sent*, right before the order is sent to the claimed node.
+
+        Clears ``replaces``, because a later order goes to another node, which has no allocation to replace.
+
+        Args:
+            order: The order.
+            answer_by: The time, in monotonic seconds, from which the answer is overdue.
+        """
         self.order = order
         self.answer_by = answer_by
         self.replaces = ""
 
     def refuse(self, refusal: NodeRefusal, row: int | None) -> None:
-        """Return to *wanted*, without the node that refused; ``row`` is that node's row in the fleet, if it has one."""
+        """Return to the state *unplaced*, and avoid the node that did not take the instance.
+
+        Args:
+            refusal: The node and its reason.
+            row: The node's row in the fleet; None if the fleet does not have the node.
+        """
         self.refusals.append(refusal)
         if row is not None:
             self.placing.avoid([row])
         self.placing.release()
 
     def leave_unanswered(self, row: int | None) -> None:
-        """Return to *wanted*, without the node that did not answer.
+        """Return to the state *unplaced*, and avoid the node that did not answer the order.
 
-        That node may have built the instance all the same. So the next order gets a greater id and names the same
-        lifetime: then the next allocation takes precedence, and whatever ends one of them ends both.
+        That node may have built the instance all the same, and then there are two allocations after the next order. So
+        the next order gets a greater id, by which its allocation is the authoritative one. It also names the same
+        lifetime, so that a termination of the instance ends both allocations.
+
+        Args:
+            row: The node's row in the fleet; None if the fleet does not have the node.
         """
         assert self.order is not None, "only an order that was sent can be unanswered"
         self.after = self.order.id
@@ -148,16 +167,19 @@ class Boot:
         self.refuse(NodeRefusal(self.order.node, NO_ANSWER), row)
 
     def add_possible_copy(self, copy: Termination) -> None:
-        """Remember an allocation that an unanswered order of a migration may have created."""
+        """Remember an allocation that may exist because its agent did not answer an order of this migration."""
         self.possible_copies.append(copy)
 
     def adopt_copy(self, number: int) -> Sequence[Termination]:
-        """Take a copy that a view shows for the result of the boot.
+        """Accept a possible copy as the result of the migration, because a view shows it.
+
+        The copies that were ordered earlier remain in ``possible_copies``, to be ended.
 
         Args:
             number: The index of the copy in ``possible_copies``.
 
-        Returns the copies that were ordered later than this one, which take precedence if they were built.
+        Returns the copies that were ordered later. If one of them was built, it is authoritative instead, so the caller
+        has to supersede them.
         """
         copy = self.possible_copies[number]
         later = self.possible_copies[number + 1 :]
@@ -165,12 +187,12 @@ class Boot:
         self.placing.locate(copy.node)
         return later
 
-    def complete(self, outcome: BootOutcome) -> None:
-        """Enter *done*, and wake whoever waits for the future."""
+    def finish(self, outcome: BootOutcome) -> None:
+        """Enter the state *done*, and set the outcome of the future."""
         self.outcome = outcome
         self.future.set_result(outcome)
 
 
 def outcomes_of(boots: Iterable[Boot]) -> list[BootOutcome]:
-    """Return the outcomes of those boots that are done."""
+    """Return the outcomes of the boots that are done; boots that are under way are skipped."""
     return [boot.outcome for boot in boots if boot.outcome is not None]

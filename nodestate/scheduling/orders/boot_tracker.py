@@ -1,8 +1,8 @@
-r"""The boots under way of one scheduler: each instance from its request to its allocation, by messages alone.
+r"""The boots under way of one scheduler: each instance from its request to its allocation.
 
-::
+The scheduler exchanges only messages with the agents, and never waits for one of them::
 
-    wanted --a node is claimed--> claimed --Build sent--> sent --the agent accepted, or a view shows it--> booted
+    unplaced --a node is claimed--> claimed --Build sent--> sent --the agent accepted, or a view shows it--> booted
       ^  |                                                  |
       |  \--no node is left, or MAX_NODES_COUNT were asked--|--> failed
       |                                                     |
@@ -15,8 +15,9 @@ Agents refuse an order that they read after its deadline, and carry out orders i
 if only the answer was lost, an ``End`` that is sent later undoes the order.
 
 If a boot is not answered, the agent may still have built the instance, so we send ``End`` at once. If a migration is
-not answered we do not: the late copy may hold the newer order id and win (see ``order_ids``), and another scheduler,
-which sees both, may already be ending the original. Instead::
+not answered, we do not. The copy that the agent may have built has a newer order id than the original, so it is the
+authoritative allocation (see ``order_ids``), and another scheduler that sees both may already be ending the original.
+If we ended the copy as well, the instance would be lost. Instead::
 
     unanswered --another node takes the instance--> possible copy --End--> gone
     unanswered --a view shows the instance there--> booted there
@@ -43,11 +44,11 @@ from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
 
 MAX_NODES_COUNT: Final = 8
-"""Nodes that are asked for one instance, at most."""
+"""Maximum number of nodes that are asked to take one instance."""
 
 
 class BootTracker:
-    """The boots under way of one scheduler. ``step`` never waits.
+    """The boots of one scheduler that have no outcome. None of the methods waits for an answer.
 
     Args:
         placer: Chooses and claims nodes.
@@ -55,9 +56,9 @@ class BootTracker:
         claim_table: The claims of this scheduler and of others.
         sender: The way to the agents.
         terminations: Ends allocations that unanswered orders may have created.
-        supersessions: Keeps the original of a failed migration ahead of possible copies.
-        clock: For order ids and for overdue answers.
-        ids: For order ids.
+        supersessions: Gives the original of a failed migration a newer order id than possible copies.
+        clock: The time for new order ids, and for the detection of overdue answers.
+        ids: The source of the random part of new order ids.
         answer_timeout_s: Seconds after which an order counts as unanswered.
     """
 
@@ -78,23 +79,23 @@ class BootTracker:
         self._claim_table = claim_table  # the claims of this scheduler and of others
         self._sender = sender  # the way to the agents
         self._terminations = terminations  # ends allocations that unanswered orders may have created
-        self._supersessions = supersessions  # keeps originals ahead of possible copies
-        self._clock = clock  # for order ids and for overdue answers
-        self._ids = ids  # for order ids
+        self._supersessions = supersessions  # keeps the originals of failed migrations authoritative
+        self._clock = clock  # the time for order ids and for overdue answers
+        self._ids = ids  # the source of the random part of order ids
         self._answer_timeout_s = answer_timeout_s  # after this time an order counts as unanswered
-        self._wanted: list[Boot] = []  # boots that need a node
-        self._wanted_lock = Lock()  # other threads may add to _wanted
+        self._unplaced: list[Boot] = []  # boots that need a node
+        self._unplaced_lock = Lock()  # other threads may add to _unplaced
         self._sent: dict[str, Boot] = {}  # boots that wait for an answer, by the id of their order
 
     @property
     def under_way_count(self) -> int:
-        """The number of boots without an outcome."""
-        return len(self._wanted) + len(self._sent)
+        """The number of boots that have no outcome."""
+        return len(self._unplaced) + len(self._sent)
 
     @property
     def needs_view(self) -> bool:
-        """Whether a boot needs a node, and so a view to choose it on."""
-        return bool(self._wanted)
+        """Whether at least one boot needs a node, so that a view is needed to choose one."""
+        return bool(self._unplaced)
 
     @property
     def idle_s(self) -> float:
@@ -103,45 +104,48 @@ class BootTracker:
         return max(0.0, answer_by - self._clock.monotonic()) if answer_by is not None else self._answer_timeout_s
 
     def max_requested_age(self, default: float) -> float:
-        """Return the age, in seconds, that a view may have to be of use for at least one boot that needs a node.
+        """Return the largest ``max_age``, in seconds, among the boots that need a node.
+
+        An older view is of no use for any of them. Call this only if ``needs_view`` is True.
 
         Args:
-            default: The bound of requests that name none.
+            default: The ``max_age`` of requests that do not name one.
         """
-        return max(boot.placing.request.max_age or default for boot in self._wanted)
+        return max(boot.placing.request.max_age or default for boot in self._unplaced)
 
     def add(self, boots: Iterable[Boot]) -> None:
-        """Begin these boots. May be called from any thread."""
+        """Begin these boots: the next step chooses nodes for them. May be called from any thread."""
         boots = list(boots)
-        with self._wanted_lock:
-            self._wanted += boots
+        with self._unplaced_lock:
+            self._unplaced += boots
 
     def step(self) -> None:
         """Choose and claim nodes for the boots that need one, and send their orders.
 
-        Raises ``PolicyError`` if a filter or a weigher failed; the boots concerned have failed by then.
+        Raises ``PolicyError`` if a filter or a weigher raised an error. All boots that needed a node have failed then,
+        and no order has been sent.
         """
-        wanted = [boot for boot in self._take_wanted() if not self._adopt_shown_copy(boot)]
-        if not wanted:
+        unplaced = [boot for boot in self._take_unplaced() if not self._adopt_shown_copy(boot)]
+        if not unplaced:
             if self._claim_table.edited:
                 self._claim_table.flush()
             return
-        for boot in wanted:
+        for boot in unplaced:
             self._fail_if_obsolete(boot.placing)
         try:
-            self._placer.place(boot.placing for boot in wanted)
+            self._placer.place(boot.placing for boot in unplaced)
         except Exception as error:  # a filter or a weigher that a user installed: its boots get an outcome all the same
-            for boot in wanted:
+            for boot in unplaced:
                 self._fail_unplaced(boot, error)
             raise
-        claimed = [boot for boot in wanted if boot.placing.claim is not None]
-        for boot in wanted:
+        claimed = [boot for boot in unplaced if boot.placing.claim is not None]
+        for boot in unplaced:
             if boot.placing.failure is not None:
                 self._fail(boot, boot.placing.failure)
         self._send(claimed)
 
     def accept_answers(self, answers: Iterable[Answer]) -> None:
-        """Advance the boots whose orders were answered; answers that no boot waits for are ignored."""
+        """Finish or retry the boots whose orders were answered. Answers that no boot waits for are ignored."""
         for answer in answers:
             boot = self._sent.pop(answer.id, None)
             if boot is None:
@@ -149,28 +153,37 @@ class BootTracker:
             if answer.refused:
                 self._refuse(boot, NodeRefusal(answer.node, answer.refused, answer.detail), answer.version)
             else:
-                self._complete(boot, answer.version)
+                self._succeed(boot, answer.version)
 
-    def complete_shown(self) -> None:
-        """Complete the boots that the last view shows, whether or not their answers arrived."""
+    def finish_shown(self) -> None:
+        """Finish the boots whose instances the last view shows on their nodes, although no answer has arrived."""
         for order_id, boot in list(self._sent.items()):
             row = self._fleet.rows.get(boot.placing.node or "")
             if row is not None and self._shows(row, boot, order_id):
                 del self._sent[order_id]
-                self._complete(boot, self._fleet.version[row])
+                self._succeed(boot, self._fleet.version[row])
 
     def fail_if_too_stale(self, age: float) -> None:
-        """Fail the boots whose request demands a fresher view than one of this age, in seconds."""
-        for boot in self._take_wanted():
+        """Fail the boots that need a node and whose request does not accept a view as old as this.
+
+        Args:
+            age: The age of the view in seconds.
+        """
+        for boot in self._take_unplaced():
             bound = boot.placing.request.max_age
             if bound is None or age <= bound:
-                self._wanted.append(boot)
+                self._unplaced.append(boot)
             else:
                 reason = f"the view is {age:.1f} s old, and the request's max_age is {bound:g} s"
                 self._fail(boot, NoHostFound(reason=reason))
 
     def expire_unanswered(self) -> None:
-        """Try another node for each boot whose answer is overdue, and end the instance on the first node."""
+        """Let each boot whose answer is overdue choose another node.
+
+        The node that did not answer may have built the instance all the same. A booted instance is ended there. For a
+        migration, the allocation is remembered as a possible copy. After a resize there is no copy, because the
+        instance was on that node before.
+        """
         now = self._clock.monotonic()
         unanswered = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= now]
         obsolete: list[Termination] = []
@@ -189,29 +202,36 @@ class BootTracker:
 
     # -- boots that need a node
 
-    def _take_wanted(self) -> list[Boot]:
-        with self._wanted_lock:
-            wanted, self._wanted = self._wanted, []
-        return wanted
+    def _take_unplaced(self) -> list[Boot]:
+        """Remove the boots that need a node from the list, and return them."""
+        with self._unplaced_lock:
+            unplaced, self._unplaced = self._unplaced, []
+        return unplaced
 
     def _adopt_shown_copy(self, boot: Boot) -> bool:
-        """Complete a migration if the last view shows the result of one of its unanswered orders."""
+        """Finish a migration if the last view shows an allocation that one of its unanswered orders built.
+
+        Returns True if the migration is finished. Returns False if no such allocation is shown: the caller chooses a
+        node for the boot as usual.
+        """
         for number, copy in reversed(list(enumerate(boot.possible_copies))):
             row = self._fleet.rows.get(copy.node)
             if row is None or not self._shows(row, boot, copy.order_id):
                 continue
             later = boot.adopt_copy(number)
-            self._complete(boot, self._fleet.version[row])
-            if later:  # they would take precedence if they were built, so the adopted copy gets a newer order id
+            self._succeed(boot, self._fleet.version[row])
+            if later:  # if a later copy was built, it would be authoritative: give the adopted copy a newer order id
                 order_id = order_id_of(self._fleet.reports.hints(row, copy.instance))
                 self._supersessions.supersede_original(Exclusion(row, copy.instance, {}, order_id), boot.after, later)
             return True
         return False
 
     def _fail_if_obsolete(self, placing: Placing) -> None:
-        """Fail a boot of an id that a node already reports, and a migration of an instance that has left or changed.
+        """Fail a placing if the instance is no longer in the state that its boot or migration began with.
 
-        An id is one instance, so the failure names the node.
+        A boot fails if a node already reports an instance with this id; nodes that the boot avoids do not count, as
+        they may have built it for this boot. A migration or resize fails if the original allocation was ended or
+        changed, or is no longer the authoritative one.
         """
         if placing.settled:
             return
@@ -230,7 +250,7 @@ class BootTracker:
             )
 
     def _fail_unplaced(self, boot: Boot, error: Exception) -> None:
-        """Fail a boot because a filter or a weigher raised an error, and give back its claim if it has one."""
+        """Fail a boot because a filter or a weigher raised an error, and drop its claim if it has one."""
         placing = boot.placing
         if placing.claim is not None and placing.node is not None:
             self._claim_table.drop_claim(placing.node, placing.claim.id)
@@ -239,7 +259,10 @@ class BootTracker:
     # -- boots that are sent
 
     def _send(self, boots: Sequence[Boot]) -> None:
-        """Send an order for each claimed boot; fail the boots if there is no connection to the broker."""
+        """Send an order for each of these boots, which have a claim.
+
+        If there is no connection to the broker, drop the claims and fail the boots.
+        """
         deadline = self._sender.deadline
         try:
             reply_to = self._sender.reply_to
@@ -255,10 +278,15 @@ class BootTracker:
         self._sender.send(orders)
 
     def _order_for(self, boot: Boot, deadline: float, reply_to: str) -> Build:
-        """Return the order for a boot that is claimed.
+        """Return the order that builds the instance of a boot on the claimed node.
 
-        Its id is not the claim's: a claim of a reservation may be built, ended and built again, each time with a
-        lifetime of its own.
+        The order's id differs from the claim's id. The reason: the instance of a reservation's claim may be built,
+        ended and built again, and each build needs an order id and a lifetime of its own.
+
+        Args:
+            boot: A boot whose placing has a claim.
+            deadline: The time after which the agent refuses the order, in seconds since 1970.
+            reply_to: The queue for the answer.
         """
         placing = boot.placing
         claim, node, original = placing.claim, placing.node, placing.original
@@ -279,14 +307,23 @@ class BootTracker:
         )
 
     def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
-        """Whether the last view shows, on a row, the allocation that an order built or that a later order changed."""
+        """Return whether the last view shows, on a row, the allocation that an order of a boot built.
+
+        It also counts if a later order of the same lifetime changed the allocation.
+        """
         if boot.placing.instance not in self._fleet.instances.reported[row]:
             return False
         hints = self._fleet.reports.hints(row, boot.placing.instance)
         return lifetime_id_of(hints) == boot.hints.get("boot", order_id) and order_id_of(hints) >= order_id
 
     def _refuse(self, boot: Boot, refusal: NodeRefusal, version: Version) -> None:
-        """Give back the claim on the node that refused, and try another node if there is one left to try."""
+        """Drop the claim on a node that refused, and let the boot choose another node or fail.
+
+        Args:
+            boot: The boot.
+            refusal: The node and its reason.
+            version: The version of the node's state in which the agent refused.
+        """
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
         assert placing.claim is not None, "sent with a claim"
@@ -295,7 +332,11 @@ class BootTracker:
         self._retry_or_fail(boot)
 
     def _retry_or_fail(self, boot: Boot) -> None:
-        """After a refusal: let the boot choose another node, unless no other node may or should be asked."""
+        """Let a boot choose another node after its last refusal, or fail it.
+
+        The boot fails if it is pinned to its node, if its instance is on the refusing node already, or if
+        ``MAX_NODES_COUNT`` nodes have been asked.
+        """
         refusal = boot.refusals[-1]
         is_elsewhere = refusal.reason == "here" and not boot.migrates
         if boot.pinned or is_elsewhere or len(boot.refusals) >= MAX_NODES_COUNT:
@@ -305,12 +346,17 @@ class BootTracker:
                 reason = f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
             self._fail(boot, NoHostFound(reason=reason))
         else:
-            self._wanted.append(boot)
+            self._unplaced.append(boot)
 
     # -- outcomes
 
-    def _complete(self, boot: Boot, version: Version) -> None:
-        """Complete a boot whose instance is on its node; ``version`` is the node's first state that shows it."""
+    def _succeed(self, boot: Boot, version: Version) -> None:
+        """Finish a boot whose instance is on its node.
+
+        Args:
+            boot: The boot.
+            version: A version of the node's state that shows the instance.
+        """
         placing = boot.placing
         assert placing.node is not None, "sent to a node"
         if placing.claim is not None and placing.claim.resize:
@@ -322,11 +368,14 @@ class BootTracker:
             self._terminations.terminate_orders(boot.possible_copies)
         if boot.order is not None and boot.order.node == placing.node:
             self._terminations.add_unseen_build(boot.order, version)
-        boot.complete(Booted(placing.instance, placing.node, version, tuple(boot.refusals), placing.conflicts))
+        boot.finish(Booted(placing.instance, placing.node, version, tuple(boot.refusals), placing.conflicts))
 
     def _fail(self, boot: Boot, reason: NoHostFound) -> None:
-        """Fail a boot; the original of a failed migration is kept ahead of the copies that nodes may have built."""
+        """Finish a boot without success.
+
+        If a failed migration may have left copies, the original gets a newer order id, so that it stays authoritative.
+        """
         original = boot.placing.original
         if boot.possible_copies and original is not None:
             self._supersessions.supersede_original(original, boot.after, boot.possible_copies)
-        boot.complete(Failed(boot.placing.instance, reason, tuple(boot.refusals), boot.placing.conflicts))
+        boot.finish(Failed(boot.placing.instance, reason, tuple(boot.refusals), boot.placing.conflicts))

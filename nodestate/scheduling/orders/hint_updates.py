@@ -1,6 +1,7 @@
-"""Hint updates: an agent is asked to keep further hints with an allocation, until it has answered.
+"""Hint updates: orders that ask an agent to keep more hints with an allocation that it has.
 
-Members of a reservation carry the hint ``placed`` once all of them are built; see ``reconciler``.
+They serve reservations: once all members of a reservation are built, each member's allocation gets the hint ``placed``
+(see ``reconciler``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nodestate.scheduling.orders.order_sender import OrderSender
 
 
 class HintUpdates:
-    """The unanswered hint updates of one scheduler.
+    """Sends the hint updates of one scheduler, and knows which ones were answered.
 
     Args:
         fleet: The nodes as the last view shows them.
@@ -32,9 +33,15 @@ class HintUpdates:
         self._unacknowledged: set[str] = set()  # ids of updates that no agent has answered
 
     def update_hints(self, order: Build, hints: Mapping[str, Any]) -> str:
-        """Ask an agent to add these hints to the allocation that an order built.
+        """Ask an agent to add hints to the allocation that an order built.
 
-        The agent refuses if the allocation was changed since. Returns the id of the update, for ``acknowledged``.
+        The agent refuses if the allocation was changed after that order.
+
+        Args:
+            order: The order that built the allocation.
+            hints: The hints to add.
+
+        Returns the id of the update. Pass it to ``acknowledged`` to learn whether the agent has answered.
         """
         update = self._sender.build_in_place(
             order.node, order.instance, order.resources, order.group, {**order.hints, **hints}, order.id
@@ -46,12 +53,12 @@ class HintUpdates:
         return update.id
 
     def accept_answers(self, answers: Iterable[Answer]) -> None:
-        """Note which updates these answers acknowledge; answers to other orders are ignored."""
+        """Note which updates these answers belong to. Answers to other orders are ignored."""
         for answer in answers:
             self._unacknowledged.discard(answer.id)
 
     def acknowledged(self, ids: Collection[str]) -> bool:
-        """Whether agents have answered all updates of these ids."""
+        """Return whether every update with one of these ids was answered, or abandoned."""
         return self._unacknowledged.isdisjoint(ids)
 
     def abandon(self, ids: Collection[str]) -> None:
@@ -59,10 +66,10 @@ class HintUpdates:
         self._unacknowledged -= set(ids)
 
     def set_placed(self, node: str, instance: str) -> None:
-        """Ask an agent to mark an allocation of the last view as a member of a reservation that is placed in full.
+        """Ask an agent to add the hint ``placed`` to an allocation: all members of its reservation are built.
 
-        No answer is awaited; the caller repeats it until a view shows the mark. Does nothing if the view does not show
-        the allocation.
+        The method does not wait for an answer. The caller calls it again until a view shows the hint. If the last view
+        does not show the allocation, nothing is sent.
         """
         row = self._fleet.rows.get(node)
         allocation = self._fleet.reports.allocations(row).get(instance) if row is not None else None

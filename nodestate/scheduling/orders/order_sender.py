@@ -1,4 +1,4 @@
-"""The sender of orders: one scheduler's way to the agents and back."""
+"""The sender of orders: one scheduler's connection to the agents, for orders and their answers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nodestate.ports.ids import IdSource
 class OrderSender:
     """Sends orders to agents, and receives the answers.
 
-    Nothing is confirmed when ``send`` returns: an order or its answer may be lost. A part whose order must arrive sends
-    it again until a view shows its effect.
+    When ``send`` returns, it is unknown whether an order arrived, and its answer may be lost, too. So if an order must
+    not be lost, its sender repeats the order until a view shows the effect.
 
     Args:
         courier: The connection to the broker.
-        clock: For deadlines: seconds since 1970.
-        ids: For the ids of messages.
-        answer_timeout_s: Seconds that an agent has to answer; agents refuse an order that arrives later.
+        clock: The time for deadlines, which are seconds since 1970.
+        ids: The source of message ids.
+        answer_timeout_s: Seconds after which an order's deadline passes. Agents refuse an order after its deadline.
     """
 
     def __init__(self, courier: Courier, clock: Clock, ids: IdSource, answer_timeout_s: float) -> None:
         self._courier = courier  # the connection to the broker
-        self._clock = clock  # for deadlines
-        self._ids = ids  # for the ids of messages
+        self._clock = clock  # the time for deadlines
+        self._ids = ids  # the source of message ids
         self._answer_timeout_s = answer_timeout_s  # how long an order is valid
 
     @property
@@ -42,17 +42,26 @@ class OrderSender:
         return self._clock.time() + self._answer_timeout_s
 
     def send(self, orders: Sequence[Order]) -> None:
-        """Send orders to the agents of their nodes. Whether they arrived is unknown if the broker is unavailable."""
+        """Send each order to the agent of its node. If the broker is unavailable, nothing is raised, and it is unknown
+        which orders arrive.
+        """
         if orders:
             with suppress(BrokerUnavailableError):
                 self._courier.send(orders, self._answer_timeout_s)
 
     def end_order(self, node: str, instance: str, expected_order_id: str) -> End:
-        """Return an order to end an instance, if the order of this id built its allocation (empty: any order)."""
+        """Return an order that ends an instance.
+
+        Args:
+            node: The node that has the instance.
+            instance: The instance's id.
+            expected_order_id: The agent ends the instance only if the order with this id built its allocation. Empty:
+                the agent ends it whichever order built it.
+        """
         return End(id=self._ids.message_id(), node=node, instance=instance, of=expected_order_id)
 
     def answers(self, timeout_s: float) -> list[Answer]:
-        """Return answers that arrived since the last call; wait up to ``timeout_s`` seconds for the first one.
+        """Return the answers that arrived since the last call. Waits up to ``timeout_s`` seconds for the first one.
 
         Raises ``BrokerUnavailableError`` if there is no connection.
         """
@@ -67,10 +76,16 @@ class OrderSender:
         hints: Mapping[str, Any],
         expected_order_id: str,
     ) -> Build:
-        """Return an order that replaces an allocation where it is, with other hints or resources.
+        """Return an order that replaces an allocation on its node by one with other hints or resources.
 
-        The agent refuses it unless the order ``expected_order_id`` built the allocation that the node has now: so a
-        late order does not undo a change that was made since.
+        Args:
+            node: The node.
+            instance: The instance's id.
+            resources: The resources of the new allocation, by class.
+            group: The instance's group; None if it has none.
+            hints: All hints of the new allocation.
+            expected_order_id: The agent refuses unless the order with this id built the allocation that the node has
+                now. So if the order arrives late, it does not undo a change that was made meanwhile.
         """
         return Build(
             id=self._ids.message_id(),

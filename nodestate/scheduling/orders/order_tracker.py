@@ -1,4 +1,4 @@
-"""The order tracker: all orders of one scheduler that are under way, by kind."""
+"""The order tracker: the orders of one scheduler that are under way, with one part for each kind of order."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nodestate.scheduling.orders.termination_orders import TerminationOrders
 
 
 class OrderTracker:
-    """Builds the parts that give orders, and tells each of them when answers arrive or the fleet advances.
+    """Builds the parts that send orders, and passes on to them the answers that arrive and the advances of the fleet.
 
     Args:
         courier: The connection to the broker.
         placer: Chooses and claims nodes.
         fleet: The nodes as the last view shows them.
         claim_table: The claims of this scheduler and of others.
-        clock: For deadlines, ages and order ids.
-        ids: For the ids of orders and messages.
+        clock: The time for deadlines, ages and order ids.
+        ids: The source of the random part of order ids and message ids.
         config: The cell's ``answer_timeout_s`` and ``claim_ttl_s``.
     """
 
@@ -37,16 +37,16 @@ class OrderTracker:
         ids: IdSource,
         config: Config,
     ) -> None:
-        self._clock = clock  # for the time between retries
+        self._clock = clock  # the time, for the interval between retries
         self._retry_at = 0.0  # when terminations and supersessions are retried next, in monotonic seconds
-        self._sender = OrderSender(courier, clock, ids, config.answer_timeout_s)  # the way to the agents
-        # Instances that are to be ended on nodes, until views no longer show them.
+        self._sender = OrderSender(courier, clock, ids, config.answer_timeout_s)  # sends orders to the agents
+        # Ends instances on nodes, and repeats that until views no longer show them.
         self.terminations = TerminationOrders(fleet, self._sender, clock, config.claim_ttl_s)
-        # Originals of failed migrations that get a newer order id than possible copies.
+        # Gives the originals of failed migrations newer order ids than possible copies have.
         self.supersessions = Supersessions(fleet, self._sender, self.terminations, clock, ids)
-        # Hints that agents are asked to add to allocations.
+        # Asks agents to add hints to allocations.
         self.hint_updates = HintUpdates(fleet, self._sender)
-        # Instances that are booted, migrated or resized.
+        # Boots, migrates and resizes instances.
         self.boots = BootTracker(
             placer,
             fleet,
@@ -60,7 +60,7 @@ class OrderTracker:
         )
 
     def receive_answers(self, timeout_s: float) -> None:
-        """Wait up to ``timeout_s`` seconds for the first answer, and pass on all that arrived.
+        """Wait up to ``timeout_s`` seconds for the first answer, and pass all arrived answers to the parts.
 
         Raises ``BrokerUnavailableError`` if there is no connection.
         """
@@ -69,9 +69,9 @@ class OrderTracker:
         self.boots.accept_answers(answers)
 
     def on_fleet_advanced(self) -> None:
-        """Compare the orders under way with the new view.
+        """Finish the orders whose effect the new view shows.
 
-        Every ``REASSERT_S`` seconds, send again the orders whose effect the view lacks.
+        Every ``REASSERT_S`` seconds, terminations and supersessions whose effect the view does not show are sent again.
         """
         self.terminations.forget_seen_builds()
         now = self._clock.monotonic()
@@ -79,4 +79,4 @@ class OrderTracker:
             self._retry_at = now + REASSERT_S
             self.terminations.resend()
             self.supersessions.retry()
-        self.boots.complete_shown()
+        self.boots.finish_shown()

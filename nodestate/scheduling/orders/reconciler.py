@@ -1,18 +1,22 @@
-"""The reconciler: any scheduler finishes the operations of a scheduler that died, from the reports of the agents.
+"""The reconciler: finishes the operations that another scheduler left unfinished when it died.
 
-Three things are repaired:
+Every scheduler has a reconciler. It sees unfinished operations in the reports of the agents, and repairs three kinds:
 
-- An instance is on two nodes, because it was migrated, or booted twice. The authoritative allocation (see
-  ``order_ids``) stays and the others are ended, unless the node with the authoritative one is unresponsive.
-- All members of a reservation are built, and some lack the hint ``placed``. They get it.
+- An instance is on two nodes, because it was migrated or booted twice. The authoritative allocation (see ``order_ids``)
+  stays and all other allocations are ended, unless the node with the authoritative one is unresponsive.
+- All members of a reservation are built, but some of their allocations do not have the hint ``placed``. They get it.
 - Some members of a reservation are missing, none has the hint ``placed``, and no claim is left that could become a
-  member. The members that were built are ended. If one member has the hint, all members were there once, so a missing
-  one was ended on purpose, and nothing is done.
+  member. The members that were built are ended.
 
-A scheduler may still be at work on an operation that looks unfinished, so nothing is repaired until it was seen in the
-same state for ``grace_s``. If a claim server is down we cannot tell whether claims remain, so we wait. We check for
-claims twice, ``REASSERT_S`` apart: by then their holders have written lost claims again, and the view shows members
-whose claims have been dropped.
+If at least one member has the hint ``placed``, all members were there once. A missing member was then ended on purpose,
+so the rest is not ended but gets the hint.
+
+A scheduler may still be working on an operation that looks unfinished. So an operation is repaired only after it was
+seen in the same state for ``grace_s`` seconds.
+
+The search for remaining claims has two more rules. If a claim server is down, claims may be stored there, so the
+reconciler waits. And it checks twice, at least ``REASSERT_S`` apart: in the meantime, holders write lost claims again,
+and the view advances to the node states that show members whose claims were dropped already.
 """
 
 from __future__ import annotations
@@ -25,42 +29,42 @@ from nodestate.scheduling.claims import REASSERT_S, ClaimTable
 from nodestate.scheduling.fleet import Fleet, PlacementMark
 
 Marks = Mapping[tuple[int, str], PlacementMark]
-"""The members of one reservation that a view shows: their placement marks, by (row, instance)."""
+"""The placement marks of those members of one reservation that a view shows, by (row, instance)."""
 
 
 class RepairAction(NamedTuple):
-    """One order that repairs an unfinished operation.
-
-    ``set_placed``: give the instance on the node the hint ``placed``; False: end it there.
-    """
+    """One order that repairs an unfinished operation."""
 
     node: str
+    """The node that has the instance."""
     instance: str
+    """The instance's id."""
     set_placed: bool
+    """True: add the hint ``placed`` to the allocation. False: end the instance on this node."""
 
 
 class Reconciler:
-    """The unfinished operations that one scheduler sees, and since when.
+    """Finds unfinished operations in the views of one scheduler, and decides how to repair them.
 
     Args:
         fleet: The nodes as the last view shows them.
         claim_table: The claims of this scheduler and of others.
-        grace_s: Seconds for which something must look unfinished before it is repaired.
+        grace_s: Seconds for which an operation must be seen in the same state before it is repaired.
     """
 
     def __init__(self, fleet: Fleet, claim_table: ClaimTable, grace_s: float) -> None:
         self._fleet = fleet  # the nodes as the last view shows them
         self._claim_table = claim_table  # the claims of this scheduler and of others
-        self._grace_s = grace_s  # how long something must look unfinished
-        self._since: dict[str, float] = {}  # when each unfinished state was seen first, in monotonic seconds
-        # When a reservation was first seen without claims, and the receipts to await from then on.
+        self._grace_s = grace_s  # how long an operation must be seen in the same state
+        self._since: dict[str, float] = {}  # by unfinished state: when it was first seen, in monotonic seconds
+        # By reservation: when it was first seen without claims, and the receipts that were to be awaited at that time.
         self._unclaimed: dict[str, tuple[float, list[Receipt]]] = {}
 
     def pending_actions(self, now: float) -> list[RepairAction]:
-        """Return the repairs that are due.
+        """Return the repairs of the operations that have looked unfinished for ``grace_s``.
 
         Args:
-            now: Monotonic seconds.
+            now: The present time in monotonic seconds.
         """
         fleet = self._fleet
         duplicates = fleet.instances.duplicates()
@@ -69,7 +73,7 @@ class Reconciler:
             for reservation, marks in fleet.placement_marks.by_reservation.items()
             if not all(mark.placed for mark in marks.values())
         }
-        states = {one: f"{'all' if is_complete(marks) else 'some'} of {one}" for one, marks in unfinished.items()}
+        states = {one: f"{'all' if all_members_built(marks) else 'some'} of {one}" for one, marks in unfinished.items()}
         seen = {*(f"instance {instance}" for instance in duplicates), *states.values()}
         self._since = {state: self._since.get(state, now) for state in seen}
         due = {state for state, since in self._since.items() if now - since >= self._grace_s}
@@ -79,15 +83,20 @@ class Reconciler:
                 actions += self._end_copies(instance, rows)
         overdue = {reservation: marks for reservation, marks in unfinished.items() if states[reservation] in due}
         # A claim of a missing member may be on any node, so the records of all nodes are read.
-        claims_known = all(map(is_complete, overdue.values())) or self._claim_table.read_records(list(fleet.names))
+        claims_known = all(map(all_members_built, overdue.values())) or self._claim_table.read_records(
+            list(fleet.names)
+        )
         self._unclaimed = {one: seen for one, seen in self._unclaimed.items() if one in overdue}
         for reservation, marks in overdue.items():
-            if is_complete(marks) or (claims_known and self._is_unclaimed(reservation, now)):
+            if all_members_built(marks) or (claims_known and self._is_unclaimed(reservation, now)):
                 actions += self._finish_reservation(marks)
         return actions
 
     def _end_copies(self, instance: str, rows: Collection[int]) -> list[RepairAction]:
-        """End an instance on all rows but the authoritative one; nowhere if that one is unknown or unresponsive."""
+        """Return the actions that end an instance on all of these rows, except the authoritative one.
+
+        Returns no actions if no allocation is authoritative, or if the node with the authoritative one is unresponsive.
+        """
         authoritative = self._fleet.authoritative_row(instance)
         if authoritative is None or not self._fleet.is_responsive(authoritative):
             return []
@@ -95,19 +104,28 @@ class Reconciler:
         return [RepairAction(names[row], instance, set_placed=False) for row in rows if row != authoritative]
 
     def _finish_reservation(self, marks: Marks) -> list[RepairAction]:
-        """Mark the members of a complete reservation as placed, or end the members of an incomplete one."""
+        """Return the actions that finish a reservation.
+
+        If all members are, or once were, built, they get the hint ``placed``. Otherwise the built members are ended.
+        """
         names = self._fleet.names
-        complete = is_complete(marks)
+        all_built = all_members_built(marks)
         return [
-            RepairAction(names[row], instance, set_placed=complete)
+            RepairAction(names[row], instance, set_placed=all_built)
             for (row, instance), mark in marks.items()
-            if not (complete and mark.placed)
+            if not (all_built and mark.placed)
         ]
 
     def _is_unclaimed(self, reservation: str, now: float) -> bool:
-        """Whether no claim was left that may still become a member, both now and at a check at least REASSERT_S ago.
+        """Return whether no claim of a reservation is left that may still become a member.
 
-        Also False until the view shows the node states that claim records named at the first check.
+        Returns True only if no claim was found at two checks at least ``REASSERT_S`` apart. Returns False as well until
+        the view shows the node states that the claim records required at the first check (their ``seen``): such a state
+        may show a member whose claim was dropped already.
+
+        Args:
+            reservation: The reservation's id.
+            now: The present time in monotonic seconds.
         """
         if self._is_claimed(reservation):
             self._unclaimed.pop(reservation, None)
@@ -117,7 +135,7 @@ class Reconciler:
         return now - since >= REASSERT_S and all(version[rows[node]] >= newest for node, newest in receipts)
 
     def _is_claimed(self, reservation: str) -> bool:
-        """Whether a claim is left that may still become a member."""
+        """Return whether a known claim record has a live claim of a reservation that has not become an allocation."""
         return any(
             claim.reservation == reservation and claim.until > self._claim_table.servers.time(node)
             and not self._claim_table.is_allocated(node, claim)
@@ -126,8 +144,14 @@ class Reconciler:
         )  # fmt: skip
 
 
-def is_complete(marks: Marks) -> bool:
-    """Whether all members of a reservation are built, or were at some time (then one of them is marked as placed)."""
+def all_members_built(marks: Marks) -> bool:
+    """Return whether all members of a reservation are built, or were built at some time.
+
+    The latter is known if one of them has the hint ``placed``.
+
+    Args:
+        marks: The marks of the members that a view shows; not empty.
+    """
     members_count = next(iter(marks.values())).members
     was_complete = any(mark.placed for mark in marks.values())
     return was_complete or len({instance for _, instance in marks}) >= members_count

@@ -1,9 +1,9 @@
-r"""Supersession: an original allocation gets a newer order id than copies that an unanswered migration may have built.
+r"""Supersession: the original of a failed migration gets a newer order id than the copies that may exist.
 
-If a node does not answer the order of a migration, its agent may still have built the instance there, under an order id
-that is newer than the original's: the copy would win (see ``order_ids``) although the migration failed. So the
-scheduler does not end the copy at once. It first gives the original a newer order id, waits until a view shows that,
-and then ends the copies::
+If an agent does not answer the order of a migration, it may still have built the instance, under a newer order id than
+the original's. The copy is then authoritative (see ``order_ids``) although the migration failed, and another scheduler
+may already be ending the original. If the copy were ended at once, the instance would be lost. So the scheduler first
+gives the original an even newer order id, waits until a view shows that id, and then ends the copies::
 
     migration unanswered, failed --> superseding --a view shows the new order id--> copies are ended --> done
                                      |  ^ |   |
@@ -30,16 +30,16 @@ from nodestate.scheduling.orders.termination_orders import (
 
 @dataclass(frozen=True, slots=True)
 class _Supersession:
-    """One original that stays where it is under a newer order id.
-
-    ``original``: the allocation. ``order_id``: its new id. ``copies``: the allocations to end once a view shows the new
-    id. ``since``: when it began, in monotonic seconds.
-    """
+    """One original that is to get a newer order id."""
 
     original: Exclusion
+    """The original allocation, with its former order id."""
     order_id: str
+    """The new order id."""
     copies: tuple[Termination, ...]
+    """The possible copies, which are ended once a view shows the new order id."""
     since: float
+    """When the supersession began, in monotonic seconds."""
 
 
 class Supersessions:
@@ -49,8 +49,8 @@ class Supersessions:
         fleet: The nodes as the last view shows them.
         sender: The way to the agents.
         terminations: Ends the copies.
-        clock: For order ids and ages.
-        ids: For order ids.
+        clock: The time for new order ids and for the age of supersessions.
+        ids: The source of the random part of new order ids.
     """
 
     def __init__(
@@ -59,38 +59,45 @@ class Supersessions:
         self._fleet = fleet  # the nodes as the last view shows them
         self._sender = sender  # the way to the agents
         self._terminations = terminations  # ends the copies
-        self._clock = clock  # for order ids and ages
-        self._ids = ids  # for order ids
+        self._clock = clock  # the time for order ids and ages
+        self._ids = ids  # the source of the random part of order ids
         self._under_way: list[_Supersession] = []  # originals whose new order id no view has shown
 
     def supersede_original(self, original: Exclusion, after: str, copies: Sequence[Termination]) -> None:
-        """Give an allocation an order id newer than ``after``, then end the copies that may exist.
+        """Begin to give an allocation a newer order id, so that it stays authoritative. Then its copies are ended.
 
         Args:
-            original: The allocation that is to win.
-            after: The newest order id of a copy.
-            copies: Allocations that unanswered orders may have created.
+            original: The allocation that is to stay.
+            after: The newest order id of a possible copy; the new order id is greater.
+            copies: The allocations that may exist because agents did not answer.
         """
         order_id = new_order_id(self._clock, self._ids, after)
         self._advance(_Supersession(original, order_id, tuple(copies), self._clock.monotonic()))
 
     def retry(self) -> None:
-        """Take the next step of each supersession, as far as the last view allows."""
+        """Check each supersession against the last view, and take its next step."""
         under_way, self._under_way = self._under_way, []
         for supersession in under_way:
             self._advance(supersession)
 
     def _advance(self, supersession: _Supersession) -> None:
-        """End the copies if the original has its new order id, give up if it is moot, else send the order again."""
+        """Take the next step of a supersession, by the last view.
+
+        - The view shows the new order id, or no node has the instance: end the copies. The supersession is done.
+        - A copy is authoritative on a responsive node, and the original's node is unresponsive: keep the copy. Done.
+        - The view shows the former order id: send the order again, and stay under way for up to
+          ``TERMINATION_UNCONFIRMED_S``.
+        - Otherwise another order changed the original, or that time has passed: give up.
+        """
         fleet, original = self._fleet, supersession.original
         row, instance = original.row, original.instance
         allocation = fleet.reports.allocations(row).get(instance, {})
         hints = allocation.get("hints") or {}
         authoritative = fleet.authoritative_row(instance)
         if order_id_of(hints) == supersession.order_id or not fleet.instances.reporting_rows(instance):
-            self._terminations.terminate_orders(supersession.copies)  # the original won, or its user ended the instance
+            self._terminations.terminate_orders(supersession.copies)  # the original stays, or its user ended it
         elif authoritative not in (row, None) and fleet.is_responsive(authoritative) and not fleet.is_responsive(row):
-            return  # the original's node is gone, and a copy was built after all: it is kept
+            return  # the original's node is gone, and a copy was built after all: keep the copy
         elif order_id_of(hints) == original.order and not self._is_too_old(supersession):
             hints = {
                 **hints,

@@ -1,13 +1,14 @@
-r"""Termination orders: an ``End`` is sent again until views no longer show the instance.
+r"""Termination orders: an ``End`` order is sent repeatedly until views no longer show the instance.
 
 ::
 
-    pending --a view shows the instance, every REASSERT_S--> sent again --> pending
-    pending --no view shows it for retry_s, and the node reported a newer state--> done
+    pending --the view shows the instance: checked every REASSERT_S--> End is sent again --> pending
+    pending --the view does not show it, its node has a newer state, and the retry time is over--> done
     pending --TERMINATION_UNCONFIRMED_S--> given up
 
-An agent ends only the allocation that the named order built, so an ``End`` that is late or repeated ends nothing else.
-If the termination names a lifetime, the instance is also ended on nodes that it was migrated to meanwhile.
+An agent ends only the allocation that the named order built. So an ``End`` that arrives late or twice
+ends nothing else.
+If the termination names a lifetime, the instance is also ended on other nodes to which it was migrated meanwhile.
 """
 
 from __future__ import annotations
@@ -23,51 +24,62 @@ from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.order_sender import OrderSender
 
 TERMINATION_RETRY_S: Final = 60.0
-"""Minimum time for which ``End`` is sent again while a view still shows the instance."""
-TERMINATION_CLAIMS_COUNT: Final = 2
-"""The same minimum in multiples of ``claim_ttl_s``; the larger of the two holds.
+"""Minimum time in seconds for which a termination stays pending.
 
-A scheduler with an older view may still migrate the instance; that migration is built within one ``claim_ttl_s``.
+Until then, ``End`` is sent again whenever the view shows the instance.
+"""
+TERMINATION_CLAIMS_COUNT: Final = 2
+"""A second minimum of the same time, as a multiple of ``claim_ttl_s``. The larger of the two applies.
+
+The reason: a scheduler with an older view may still migrate the instance, and that migration is built within one
+``claim_ttl_s``.
 """
 TERMINATION_UNCONFIRMED_S: Final = 3600.0
-"""Time for which ``End`` is kept if the node reports no newer state: it may come back with the old instance."""
+"""Time in seconds after which a termination is given up if its node reports no newer state.
+
+Until then, the node may come back with the old instance.
+"""
 
 
 class Termination(NamedTuple):
-    """An instance to end on a node.
-
-    ``order_id``: end it only if this order built its allocation; empty: whichever order did. ``lifetime_id``: end the
-    instance also on other nodes that report the same lifetime; empty: only on this node.
-    """
+    """An instance that is to be ended on a node."""
 
     node: str
+    """The node's name."""
     instance: str
+    """The instance's id."""
     order_id: str = ""
+    """End the instance only if the order with this id built its allocation. Empty: end it whichever order built it."""
     lifetime_id: str = ""
+    """End the instance also on other nodes that report it with this lifetime. Empty: end it only on ``node``."""
 
 
 class TerminationOrders:
-    """The terminations of one scheduler that no view has confirmed.
+    """Ends instances for one scheduler, and keeps each termination until views confirm it.
 
     Args:
         fleet: The nodes as the last view shows them.
         sender: The way to the agents.
-        clock: For the age of terminations: monotonic seconds.
-        claim_ttl_s: How long a claim lives, in seconds.
+        clock: The time, for the age of terminations.
+        claim_ttl_s: Seconds from a claim to its deadline.
     """
 
     def __init__(self, fleet: Fleet, sender: OrderSender, clock: Clock, claim_ttl_s: float) -> None:
         self._fleet = fleet  # the nodes as the last view shows them
         self._sender = sender  # the way to the agents
         self._clock = clock  # for the age of terminations
-        self._retry_s = max(TERMINATION_RETRY_S, TERMINATION_CLAIMS_COUNT * claim_ttl_s)  # see TERMINATION_RETRY_S
-        self._pending: dict[Termination, tuple[Version, float]] = {}  # the node's version at the request, and its time
-        self._unseen_builds: dict[tuple[str, str], tuple[Termination, Version]] = {}  # built, and in no view
+        self._retry_s = max(TERMINATION_RETRY_S, TERMINATION_CLAIMS_COUNT * claim_ttl_s)  # how long each stays pending
+        # The pending terminations. For each, its node's version and the monotonic time when it was requested.
+        self._pending: dict[Termination, tuple[Version, float]] = {}
+        # By (node, instance), the builds that agents confirmed and no view has shown: how to end each, and the version
+        # of the node's state that will show it.
+        self._unseen_builds: dict[tuple[str, str], tuple[Termination, Version]] = {}
 
     def terminate_orders(self, terminations: Iterable[Termination]) -> None:
-        """Send ``End`` for each of these, and repeat it as the module's docstring says.
+        """Send ``End`` for each termination, and keep the termination pending, so that ``resend`` repeats it.
 
-        A termination that names neither an order nor a lifetime is sent once only.
+        A termination that names neither an order nor a lifetime is sent only once, because a later view could not tell
+        the allocation to end from one that was made since.
         """
         terminations = list(terminations)
         now = self._clock.monotonic()
@@ -79,24 +91,33 @@ class TerminationOrders:
         self._send(terminations)
 
     def terminate_duplicates(self, copies: Iterable[tuple[str, str]]) -> None:
-        """End instances on nodes, as (node, instance), that live on elsewhere.
+        """End allocations of instances that stay on another node.
 
-        Ends exactly the allocations that the last view shows: an allocation that was changed since is kept.
+        Ends exactly the allocations that the last view shows. If an allocation was changed after that view, its agent
+        keeps it. (An allocation without an order id is ended in any case.)
+
+        Args:
+            copies: The allocations to end, as (node, instance).
         """
         self.terminate_orders(
             Termination(node, instance, order_id_of(self._hints(node, instance))) for node, instance in copies
         )
 
     def roll_back(self, orders: Iterable[Build]) -> None:
-        """End the instances that these orders built, also on nodes to which they were migrated, and nothing else."""
+        """End the allocations that these orders built, also on nodes to which the instances were migrated since.
+
+        Allocations of the same instances from another lifetime stay.
+        """
         self.terminate_orders(
             Termination(order.node, order.instance, order.id, lifetime_id_of(order.hints)) for order in orders
         )
 
     def resend(self) -> None:
-        """Send ``End`` again for each instance that the last view still shows.
+        """Send ``End`` again for each pending termination whose instance the last view still shows.
 
-        Forget the terminations that are confirmed, or older than ``TERMINATION_UNCONFIRMED_S``.
+        Removes a termination from the pending ones when it is confirmed: the last view does not show the instance, the
+        node has reported a newer state since the request, and the retry time is over. Also removes terminations that
+        are older than ``TERMINATION_UNCONFIRMED_S``.
         """
         now = self._clock.monotonic()
         shown: list[Termination] = []
@@ -110,26 +131,34 @@ class TerminationOrders:
         self._send(shown)
 
     def is_any_shown(self, terminations: Iterable[Termination]) -> bool:
-        """Whether the last view still shows an instance of one of these."""
+        """Return whether the last view still shows an allocation that one of these terminations ends."""
         return any(map(self._still_shown, terminations))
 
     def add_unseen_build(self, order: Build, version: Version) -> None:
-        """Remember that an agent carried out an order; its node's state of ``version`` will show it."""
+        """Remember that an agent built an instance that no view has shown.
+
+        Args:
+            order: The order that the agent carried out.
+            version: A version of the node's state that shows the instance.
+        """
         termination = Termination(order.node, order.instance, order.id, lifetime_id_of(order.hints))
         self._unseen_builds[order.node, order.instance] = termination, version
 
     def unseen_build(self, node: str, instance: str) -> Termination | None:
-        """Return the termination of an instance that was built and that no view has shown; None if there is none."""
+        """Return the termination for an instance that its agent built on this node but no view has shown.
+
+        Returns None if no such instance is known.
+        """
         return self._unseen_builds.get((node, instance), (None, NEVER))[0]
 
     def forget_seen_builds(self) -> None:
-        """Forget the builds that the last view shows."""
+        """Forget the builds on nodes whose state in the last view shows them."""
         self._unseen_builds = {
             key: build for key, build in self._unseen_builds.items() if build[1] > self._version(key[0])
         }
 
     def _still_shown(self, termination: Termination) -> list[Termination]:
-        """Return one termination for each node on which the last view shows the instance that is to be ended."""
+        """Return one termination for each node on which the last view shows an allocation that is to be ended."""
         shown = []
         for row in self._fleet.instances.reporting_rows(termination.instance):
             hints = self._fleet.reports.hints(row, termination.instance)
@@ -140,10 +169,12 @@ class TerminationOrders:
         return shown
 
     def _hints(self, node: str, instance: str) -> dict[str, object]:
+        """Return the hints of an instance on a node; empty if the fleet does not have the node."""
         row = self._fleet.rows.get(node)
         return dict(self._fleet.reports.hints(row, instance)) if row is not None else {}
 
     def _version(self, node: str) -> Version:
+        """Return the version of a node's state in the last view; ``NEVER`` if the fleet does not have the node."""
         row = self._fleet.rows.get(node)
         return self._fleet.version[row] if row is not None else NEVER
 
