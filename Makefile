@@ -25,7 +25,7 @@ test: $(READY)  ## every kind of test, each real server: at most 6 minutes on 2 
 	tests/services/ensure.sh
 	$(BIN)/python -m pytest -m "not thorough" $(PARALLEL) $(PYTEST_ARGS)
 
-test-all: $(READY) .venv/.bench  ## all tests, also those marked "thorough", with HYPOTHESIS_PROFILE=thorough and 5 min of random faults
+test-all: $(READY) .venv/.bench  ## also tests marked "thorough", HYPOTHESIS_PROFILE=thorough, 5 minutes of faults
 	tests/services/ensure.sh --peers
 	HYPOTHESIS_PROFILE=thorough NODESTATE_SOAK=$(SOAK_MINUTES) \
 	    $(BIN)/python -m pytest --timeout=3600 $(PARALLEL) $(PYTEST_ARGS)

@@ -13,7 +13,9 @@ _LOOP = "while True: pass"
 
 
 def run_beside_busy_loops(count: int, command: list[str]) -> int:
-    """Start ``count`` processes that never wait, run ``command``, end the processes; returns the command's exit code."""
+    """Start ``count`` processes that never wait, run ``command``, end the processes; returns the command's exit
+    code.
+    """
     with ExitStack() as loops:
         for _ in range(count):
             loop = loops.enter_context(subprocess.Popen([sys.executable, "-c", _LOOP]))  # noqa: S603 - a constant

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from harness.fleet import AuthoredState, SimulatedFleet
 from harness.members import Member
@@ -69,8 +69,9 @@ class Cell:
         alone: bool = False,
         **settings: object,
     ) -> None:
-        values = {**SETTINGS, "cell": cell, "broker": broker, "store": store, "state_dir": str(folder), **settings}
-        self.config = Config(**{**values, "designs": tuple(designs), "read_design": designs[0]})  # type: ignore[arg-type]  # of all types
+        values: dict[str, Any] = {**SETTINGS, "cell": cell, "broker": broker, "store": store, **settings}
+        values["state_dir"] = str(folder)
+        self.config = Config(**{**values, "designs": tuple(designs), "read_design": designs[0]})
         self.record = record
         self.bound_s = bound_s
         """Greatest age in seconds of a view that counts as fresh."""
@@ -163,7 +164,9 @@ class Cell:
             return reader.read(max_age=max_age, on_stale="flag")
 
     def wait_until_well(self, timeout_s: float = PATIENCE_S) -> float:
-        """Wait until every view is fresh and complete, while the fleet may go on changing; returns the seconds it took."""
+        """Wait until every view is fresh and complete, while the fleet may go on changing; returns the seconds it
+        took.
+        """
         return wait_until(lambda: not self.problems(), lambda: "; ".join([*self.problems(), *self._logs()]), timeout_s)
 
     def wait_until_well_for_cold_readers(self, timeout_s: float = PATIENCE_S) -> float:
@@ -191,7 +194,8 @@ class Cell:
         return found
 
     def wait_until_equal(self, timeout_s: float = PATIENCE_S) -> float:
-        """Stop the changes; wait until each view, of warm and new readers, equals the states of the agents, node by node.
+        """Stop the changes; wait until each view, of warm and new readers, equals the states of the agents, node by
+        node.
 
         Then the changes go on. Returns the seconds that it took.
         """

@@ -133,7 +133,8 @@ class Member:
         wait_until(
             logged_often_enough,
             lambda: (
-                f"{self.name} logged {event!r} {len(self.logged(event, **fields))} of {count} times:\n{self._log_tail()}"
+                f"{self.name} logged {event!r} {len(self.logged(event, **fields))} of {count} times:\n"
+                f"{self._log_tail()}"
             ),
         )
         return self.logged(event, **fields)

@@ -1,9 +1,9 @@
 """A pytest plugin that prints the cost of the dearest tests and compares the whole run with its budget.
 
-The wall time of a test includes its fixtures; the first test that uses a server of the whole run pays for its start. The
-processor time includes all child processes, such as servers and consumers, while they run. At the end of a run the
-plugin prints the dearest tests, and compares the run with ``tests/budget.toml``. It never fails a run: seconds depend on
-the machine, so a budget that is exceeded is a line to look at.
+The wall time of a test includes its fixtures; the first test that uses a server of the whole run pays for its start.
+The processor time includes all child processes, such as servers and consumers, while they run. At the end of a run the
+plugin prints the dearest tests, and compares the run with ``tests/budget.toml``. It never fails a run: seconds depend
+on the machine, so a budget that is exceeded is a line to look at.
 """
 
 from __future__ import annotations

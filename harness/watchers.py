@@ -101,7 +101,8 @@ class ViewWatcher(threading.Thread):
             self.stale_reads += 1
         self.refused |= view.incomplete
         for partition in view.partitions:
-            # The claims of a partition change only with its table, with what its owner vouches for, and with exclusions.
+            # The claims of a partition change only with its table, with what its owner vouches for, and with
+            # exclusions.
             table, vouched = partition.table, partition.complete and not partition.lost
             claims = (partition.confirmed_at, vouched, view.stale, view.incomplete)
             last = self._last.get(partition.partition)

@@ -37,7 +37,7 @@ def skip_or_fail(error: ServerMissingError) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def rabbit() -> Iterator[RabbitServer]:
-    """One RabbitMQ for the whole run. All tests share it, so a test names what it declares after its ``cell``.
+    """One RabbitMQ for the whole run. All tests share it, so a test names its exchanges and queues after its ``cell``.
 
     A test that stops or kills the server must start it again, also if the test fails.
     """
@@ -51,7 +51,10 @@ def rabbit() -> Iterator[RabbitServer]:
 
 @pytest.fixture(scope="session")
 def memcached_factory() -> Iterator[MemcachedFactory]:
-    """Start a new memcached at each call, with MemcachedServer's arguments. All of them end with the run at the latest."""
+    """Start a new memcached at each call, with MemcachedServer's arguments.
+
+    All of them end with the run at the latest.
+    """
     with ExitStack() as servers:
 
         def make(**limits: Any) -> MemcachedServer:

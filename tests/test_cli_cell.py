@@ -151,7 +151,7 @@ def fold_by_hand(lines: list[bytes]) -> dict[str, tuple[int, State]]:
 
 @pytest.fixture(scope="module")
 def trace() -> list[bytes]:
-    """Events as JSON lines: in thorough runs those of a recorded trace if there is one, else generated ones."""
+    """Events as JSON lines: a recorded trace in thorough runs if there is one, else a generated trace."""
     if by_profile(fast=False, thorough=TRACE.is_file()):
         return gzip.decompress(TRACE.read_bytes()).splitlines(keepends=True)
     return generated_trace(nodes=300, changes=3_000)

@@ -60,7 +60,9 @@ CLOCKS = {"monotonic", "perf_counter"}
 
 
 def wall_clock_comparisons(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines of assertions that subtract from the time of this machine, such as ``time.monotonic() - began``."""
+    """Yield the lines of assertions that subtract from the time of this machine, such as ``time.monotonic() -
+    began``.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             for inner in ast.walk(node.test):

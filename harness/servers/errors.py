@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class ServerMissingError(RuntimeError):
-    """Raised if a server is neither installed nor available as a container; the message names the package to install."""
+    """Raised if a server is neither installed nor available as a container; the message names the package to
+    install.
+    """
 
 
 class ServerFailedError(RuntimeError):

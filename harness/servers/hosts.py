@@ -105,7 +105,7 @@ class ServerProcess:
         """End the server by SIGKILL and keep its files. Does nothing if it does not run."""
         if self._popen is None or not self.running():
             return
-        self._popen.suspend()  # or it could start another child meanwhile, which would survive and keep shared files open
+        self._popen.suspend()  # or it could start another child, which would survive
         children = self._popen.children(recursive=True)
         self._popen.kill()
         self._popen.wait()
@@ -138,7 +138,9 @@ class ServerProcess:
 
 
 def end_processes(processes: Sequence[psutil.Process]) -> None:
-    """Kill the processes that a server left behind. psutil compares start times, so it never kills a reused process id."""
+    """Kill the processes that a server left behind. psutil compares start times, so it never kills a reused
+    process id.
+    """
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()  # they are orphans, which init reaps

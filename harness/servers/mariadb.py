@@ -36,7 +36,8 @@ class MariadbServer(ProbedServer):
             encoding="utf-8",
         )
         first.chmod(0o644)
-        # A MariaDB deletes all temporary tables in its temporary folder when it starts, so it must not share the folder.
+        # A MariaDB deletes all temporary tables in its temporary folder when it starts, so it must not share the
+        # folder.
         data = ["--no-defaults", f"--datadir={folder / 'data'}", f"--tmpdir={folder}"]
         prepare([*user, install, *data, "--skip-test-db", "--auth-root-authentication-method=normal"], folder)
         command = [

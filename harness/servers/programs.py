@@ -23,7 +23,10 @@ PORT_MAX: Final = 32_000
 
 
 def find_program(name: str, *first: str) -> str | None:
-    """Return the path of an installed program, or None. Looks in ``first``, PATH, and the folders of Debian's servers."""
+    """Return the path of an installed program, or None.
+
+    Looks in ``first``, PATH, and the folders of Debian's servers.
+    """
     path = [*first, os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"]
     return shutil.which(name, path=os.pathsep.join(path))
 
@@ -65,8 +68,8 @@ def make_folder(name: str) -> Path:
 def run_as(user: str, package: str, folder: Path) -> list[str]:
     """Make ``user`` the owner of the folder; returns the words to put before a command so that it runs as this user.
 
-    Returns no words, and changes nothing, unless this process runs as root. Raises ServerMissingError if there is no such
-    user.
+    Returns no words, and changes nothing, unless this process runs as root. Raises ServerMissingError if there is no
+    such user.
     """
     if os.geteuid() != 0:
         return []

@@ -51,7 +51,10 @@ class Server(ABC):
         return self.host.running()
 
     def start(self) -> Self:
-        """Start the server and wait until it answers. Raises ServerFailedError with the end of its log if it does not."""
+        """Start the server and wait until it answers.
+
+        Raises ServerFailedError with the end of its log if it does not.
+        """
         assert not self.running, f"the server at {self.address} runs already"
         self.host.start()
         deadline = time.monotonic() + self._start_timeout_s

@@ -18,7 +18,10 @@ CellFactory = Callable[..., Cell]
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Keep a measured figure until the end of the run. Figures are printed and not asserted: they depend on the machine."""
+    """Keep a measured figure until the end of the run.
+
+    Figures are printed and not asserted: they depend on the machine.
+    """
     return lambda text: request.node.user_properties.append((RECORD, text))
 
 

@@ -1,8 +1,8 @@
 """A scheduler in a process of its own that follows the control record and reports its views.
 
-``python -m tests.faults.follower MAX_AGE`` reads every 50 ms until its stdin ends. Then it prints one JSON object: the number
-of reads and of fresh ones, the designs in the order in which it met them, errors, nodes that went back (I1), and the
-longest time in seconds without a view that was fresh and complete.
+``python -m tests.faults.follower MAX_AGE`` reads every 50 ms until its stdin ends. Then it prints one JSON object: the
+number of reads and of fresh ones, the designs in the order in which it met them, errors, nodes that went back (I1), and
+the longest time in seconds without a view that was fresh and complete.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ class Histories:
                 )
 
     def overcommitted(self) -> Iterator[str]:
-        """Yield moments in which a node had more than its room, or more of a group than the group's policy allows (I8)."""
+        """Yield moments in which a node had more than its room, or more of a group than the group's policy allows
+        (I8).
+        """
         for node, _, state in self.moments:
             had = Counter[str]()
             groups = Counter[str]()
@@ -101,7 +103,9 @@ class Histories:
             yield from (f"{node} has {count} of group {group}" for group, count in groups.items() if count > 1)
 
     def half_placed(self) -> Iterator[str]:
-        """Yield reservations of which in the end some members are there and others not, and which were never complete (I9)."""
+        """Yield reservations of which in the end some members are there and others not, and which were never
+        complete (I9).
+        """
         gangs: dict[str, dict[str, Mapping[str, Any]]] = {}
         for state in self.last.values():
             for instance, allocation in state.get("allocations", {}).items():

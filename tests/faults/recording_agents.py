@@ -1,8 +1,8 @@
 """An agent of given nodes in a process of its own, which records all orders that it gets and all events that it sends.
 
-``python -m tests.faults.recording_agents FOLDER NAME``: FOLDER/NAME.states has the states of the nodes. FOLDER/NAME.history
-gets one msgpack map after the other: ``{"event": bytes}`` for each event, in the order in which the agent authored them, and
-``{"order": bytes, "at": seconds}`` for each order before it is carried out. Ends on SIGTERM.
+``python -m tests.faults.recording_agents FOLDER NAME``: FOLDER/NAME.states has the states of the nodes.
+FOLDER/NAME.history gets one msgpack map after the other: ``{"event": bytes}`` for each event, in the order in which the
+agent authored them, and ``{"order": bytes, "at": seconds}`` for each order before it is carried out. Ends on SIGTERM.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A scheduler with random users in a process of its own: they boot, terminate, migrate, reserve and confirm.
 
-``python -m tests.faults.tenants NAME SEED CONFIRM_S`` runs until its stdin ends; then it prints its counters as one JSON object.
+``python -m tests.faults.tenants NAME SEED CONFIRM_S`` runs until its stdin ends; then it prints its counters as one
+JSON object.
 """
 
 from __future__ import annotations

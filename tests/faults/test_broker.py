@@ -1,4 +1,6 @@
-"""A RabbitMQ that stops, dies, freezes or blocks publishers: no confirmed event is lost, no old view passes for fresh."""
+"""A RabbitMQ that stops, dies, freezes or blocks publishers: no confirmed event is lost, no old view passes for
+fresh.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.service
 
 
 class BatchPlace(NamedTuple):
-    """A place within a batch: before the ``skip``-th request that contains ``command``; between batches if it is empty."""
+    """A place within a batch: before the ``skip``-th request that contains ``command``; between batches if it is
+    empty.
+    """
 
     name: str
     command: bytes
@@ -88,7 +90,9 @@ def hold(proxy: TcpProxy, place: BatchPlace) -> None:
 
 
 def test_standby_loses_nothing_wherever_in_a_batch_the_owner_was_killed(pair: Cell, proxies: list[TcpProxy]) -> None:
-    """I6: the broker gives the unacked events of the dead owner to the standby, which builds on the owner's stored state."""
+    """I6: the broker gives the unacked events of the dead owner to the standby, which builds on the owner's
+    stored state.
+    """
     owner, heir = 0, 1
     for place in PLACES:
         hold(proxies[owner], place)
@@ -118,7 +122,8 @@ def test_frozen_owner_changes_nothing_that_readers_accept_after_it_was_replaced(
         fenced = len(pair.members[zombie].logged("fenced"))
         pair.members[zombie].resume()
         if place.command:
-            # An owner that froze between batches mostly learns from the broker that it was replaced, and writes nothing.
+            # An owner that froze between batches mostly learns from the broker that it was replaced, and writes
+            # nothing.
             pair.members[zombie].wait_for_log("fenced", fenced + 1)
         pair.wait_until_recovered(f"frozen {place.name}, and back after a takeover")
         assert owns_all(pair, pair.members[heir]), "the frozen owner got a partition back that no operator gave to it"

@@ -195,7 +195,9 @@ def of_another_revision(database: Database) -> Iterator[None]:
 
 
 def restart_connections(database: Database) -> None:
-    """Restart the server: a store asks for the revision once per connection, as an upgrade happens while the cell is stopped."""
+    """Restart the server: a store asks for the revision once per connection, as an upgrade happens while the cell
+    is stopped.
+    """
     if database.server is not None:
         database.server.restart()
 
@@ -332,7 +334,9 @@ def test_database_that_does_not_exist_is_named_in_the_error(served: Database) ->
 
 
 def test_owners_that_advance_the_same_heads_in_different_orders_all_succeed(served: Database) -> None:
-    """The database rolls one transaction of a deadlock back; the store repeats it, so each advance happens exactly once."""
+    """The database rolls one transaction of a deadlock back; the store repeats it, so each advance happens
+    exactly once.
+    """
     heads = [f"head-{n}" for n in range(6)]
     first = SqlStore(served.url, timeout_s=5.0)
     first.write([Write(Put.ADD, key, b"0") for key in heads])
@@ -512,7 +516,9 @@ def check_consumer(cell: DatabaseCell, fault: DatabaseFault, said: str) -> None:
 
 @pytest.mark.service
 def test_database_that_is_killed_during_commits_loses_no_acked_event(cell_on_faulty_server: DatabaseCell) -> None:
-    """I6 and I1: acked events are there when the database is back; the other events are delivered again and count once."""
+    """I6 and I1: acked events are there when the database is back; the other events are delivered again and count
+    once.
+    """
     cell, server = cell_on_faulty_server, cell_on_faulty_server.database.server
     assert server is not None
     ended = threading.Event()

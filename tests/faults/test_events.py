@@ -71,8 +71,8 @@ def test_repeated_and_reordered_events_do_not_change_the_final_state(
 def poison(node: str, other: str) -> dict[str, tuple[str, bytes]]:
     """Return every kind of malformed event by name, each with the reason for which it must be dead-lettered.
 
-    Events with a malformed state or patch belong to a later incarnation than their agent's: an event of an older version
-    would be dropped as a duplicate, whatever it contains.
+    Events with a malformed state or patch belong to a later incarnation than their agent's: an event of an older
+    version would be dropped as a duplicate, whatever it contains.
     """
     now = int(time.time())
     good: dict[str, Any] = {"v": 1, "node": node, "incarnation": now - 100, "generation": 1, "reported_at": float(now)}
@@ -180,7 +180,9 @@ def test_next_heartbeat_reveals_a_lost_change_and_a_report_repairs_it(
 def test_agent_whose_clock_was_set_back_begins_a_later_life_all_the_same(
     cell_of: CellFactory, memcached: MemcachedServer, tmp_path: Path
 ) -> None:
-    """The agent stores its incarnation on disk, so the new life wins over the old one although its clock is a day slow."""
+    """The agent stores its incarnation on disk, so the new life wins over the old one although its clock is a day
+    slow.
+    """
     with cell_of(memcached.url) as cell:
         cell.watch()
         fleet, node = cell.fleet, cell.fleet.names[3]
@@ -247,7 +249,9 @@ def test_dead_agent_stays_stale_through_a_takeover(cell_of: CellFactory, memcach
 def test_nodes_that_leave_and_return_are_right_through_a_takeover(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
-    """A node that left is not in a view, a later report brings it back, and both designs agree also after a takeover."""
+    """A node that left is not in a view, a later report brings it back, and both designs agree also after a
+    takeover.
+    """
     with cell_of(memcached.url) as cell:
         cell.watch()
         fleet = cell.fleet

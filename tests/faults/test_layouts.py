@@ -73,8 +73,9 @@ def test_cell_gets_another_number_of_partitions_while_it_runs(cell_of: CellFacto
 def test_cell_gets_another_number_of_partitions_and_its_first_number_back(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
-    """8 -> 12, back by rollback and forward again, 8 retired, and -> 8, at 500 events a second of agents that do not know
-    of it: no reader in any process meets an error, an older node or an old state that passes for fresh (I1, I5).
+    """8 -> 12, back by rollback and forward again, 8 retired, and -> 8, at 500 events a second of agents that do
+    not know of it: no reader in any process meets an error, an older node or an old state that passes for fresh
+    (I1, I5).
     """
     with cell_of(memcached.url, designs=["snapshot"], rate=500.0, bound_s=5.0) as cell:
         cell.wait_until_well()
@@ -115,7 +116,9 @@ def test_cell_gets_another_number_of_partitions_and_its_first_number_back(
 
 
 def require_refused_while_queues_are_read(cell: Cell, words: Sequence[str]) -> None:
-    """A consumer that does not follow the record still reads the old queues: retire refuses, and status and doctor say so."""
+    """A consumer that does not follow the record still reads the old queues: retire refuses, and status and
+    doctor say so.
+    """
     source = KombuSource(msgspec.structs.replace(cell.config, broker_heartbeat_s=60), [3])
     source.receive(0, 0)
     assert run_design(cell.environment, *words, "--timeout", "1", code=1)["kind"] == "layout-in-use"

@@ -216,9 +216,9 @@ class SchedulerFaults:
 def test_schedulers_never_overcommit_a_full_fleet_while_faults_are_injected(
     scheduling_cell: Cell, processes: ChildProcesses, memcached: MemcachedServer, tmp_path: Path
 ) -> None:
-    """Schedulers are killed, claim records evicted, memcached restarted, agents frozen, on a fleet that is full: no node
-    ever has more than its room (I8), no reservation is half placed in the end (I9), and no allocation is made after its
-    order allows it.
+    """Schedulers are killed, claim records evicted, memcached restarted, agents frozen, on a fleet that is full:
+    no node ever has more than its room (I8), no reservation is half placed in the end (I9), and no allocation is
+    made after its order allows it.
     """
     cell = scheduling_cell
     faults = SchedulerFaults(cell, processes, memcached, seed=5)
@@ -230,8 +230,9 @@ def test_schedulers_never_overcommit_a_full_fleet_while_faults_are_injected(
     for counters in processes.finish(faults.schedulers):
         totals.update(counters)
 
-    # Another scheduler completes or rolls back the operations of the killed ones. It runs until all claims have expired, also those
-    # that a scheduler held for as long as it would have waited for its confirmation, and until no instance is in doubt.
+    # Another scheduler completes or rolls back the operations of the killed ones. It runs until all claims have
+    # expired, also those that a scheduler held for as long as it would have waited for its confirmation, and until no
+    # instance is in doubt.
     processes.start("repairing", "tests.faults.repairing_scheduler")
 
     def histories() -> Histories:
@@ -276,8 +277,8 @@ def live_claims(config: Config, store: MemcachedStore) -> list[Any]:
 def test_hints_and_group_are_kept_for_the_life_of_an_instance(
     scheduling_cell: Cell, processes: ChildProcesses, memcached: MemcachedServer
 ) -> None:
-    """Everything but the agents' disks is lost; then an instance is evacuated, migrated and resized, and the hints of its
-    boot apply again each time (I10).
+    """Everything but the agents' disks is lost; then an instance is evacuated, migrated and resized, and the
+    hints of its boot apply again each time (I10).
     """
     config, [consumer] = scheduling_cell.config, scheduling_cell.members
     courier = KombuCourier(config)

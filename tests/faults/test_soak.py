@@ -39,7 +39,10 @@ KINDS += [("snapshot", kind) for kind in ("epoch", "head", "life", "node", "inde
 
 @dataclass
 class RandomFaults:
-    """Injects faults into a cell. Each fault is a method that injects it and returns a function that ends it, if need be."""
+    """Injects faults into a cell.
+
+    Each fault is a method that injects it and returns a function that ends it, if need be.
+    """
 
     cell: Cell
     memcached: MemcachedServer
@@ -245,16 +248,17 @@ def random_faults(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[
 
 
 def test_cell_recovers_from_random_faults(random_faults: RandomFaults, record: Callable[[str], None]) -> None:
-    """Whichever faults coincide: no read shows an old state as fresh, and afterwards all views equal the agents' states."""
+    """Whichever faults coincide: no read shows an old state as fresh, and afterwards all views equal the agents'
+    states.
+    """
     until = time.monotonic() + 60 * MINUTES
     rounds = 0
     while time.monotonic() < until:
         what = random_faults.round()
         rounds += 1
         print(f"round {rounds}: {what}: well and equal after {random_faults.done[what][-1]:.1f} s", flush=True)  # noqa: T201 - shows progress
-    record(
-        f"{rounds} rounds, {random_faults.cell.checked_reads()} reads checked, {random_faults.cell.fleet.changes} changes"
-    )
+    cell = random_faults.cell
+    record(f"{rounds} rounds, {cell.checked_reads()} reads checked, {cell.fleet.changes} changes")
     slowest = sorted(random_faults.done.items(), key=lambda one: -max(one[1]))
     for what, times in slowest[:SHOWN_COUNT]:
         record(f"{what} ({len(times)} times): well and equal after at most {max(times):.1f} s")

@@ -120,7 +120,9 @@ def test_readers_follow_from_the_database_to_memcached_and_back(
 def test_readers_follow_through_all_designs_at_2000_events_a_second(
     cell_of: CellFactory, memcached: MemcachedServer, database: str
 ) -> None:
-    """sql -> snapshot -> journal, back by rollback and forward again, -> sql, with four processes that read: the same."""
+    """sql -> snapshot -> journal, back by rollback and forward again, -> sql, with four processes that read: the
+    same.
+    """
     with cell_of(memcached.url, designs=["sql"], sql=database, rate=2_000.0, bound_s=5.0) as cell:
         cell.wait_until_well()
         watcher = cell.watch_control_record()
@@ -157,8 +159,11 @@ STEPS = {
     "retire": (["retire", "journal"], {"writes": ["snapshot"], "reads": "snapshot"}),
 }
 KILLED_AFTER_S = by_profile(fast=(0.2, 0.5), thorough=(0.2, 0.3, 0.4, 0.5))
-"""Ages at which a command is killed. It takes about half a second: it dies before it asks the cell, while it waits for the
-cell, or after it has changed the record. Every one of these must be right, so it does not matter which of them happens."""
+"""Ages at which a command is killed.
+
+It takes about half a second: it dies before it asks the cell, while it waits for the cell, or after it has changed the
+record. Every one of these must be right, so it does not matter which of them happens.
+"""
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,9 @@ cell, or after it has changed the record. Every one of these must be right, so i
 def test_step_that_was_killed_half_way_reaches_its_state_when_it_is_repeated(
     cell_of: CellFactory, memcached: MemcachedServer, step: str
 ) -> None:
-    """kill -9 of the operator's command at several moments, and of a consumer at the same time; then the same command."""
+    """kill -9 of the operator's command at several moments, and of a consumer at the same time; then the same
+    command.
+    """
     words, wanted = STEPS[step]
     with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0) as cell:
         cell.wait_until_well()
@@ -218,7 +225,9 @@ def test_cutover_and_retire_wait_for_a_design_that_consumers_keep_up_to_date(
 
 
 def test_cell_moves_to_other_memcached_servers_while_it_runs(cell_of: CellFactory) -> None:
-    """One server becomes two: prepare, cutover, retire; then the old server is switched off, and no reader is affected."""
+    """One server becomes two: prepare, cutover, retire; then the old server is switched off, and no reader is
+    affected.
+    """
     with MemcachedServer() as old, MemcachedServer() as one, MemcachedServer() as two:
         store_b = f"memcached://{one.address},{two.address}"
         with cell_of(old.url, designs=["snapshot"], store_b=store_b, bound_s=5.0) as cell:

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.service
 def test_agents_refill_a_cell_whose_consumers_and_memcached_died_at_once(
     cell_of: CellFactory, memcached: MemcachedServer
 ) -> None:
-    """I5: no consumer vouches for a partition whose nodes it does not know, however empty it looks; a resync fills it."""
+    """I5: no consumer vouches for a partition whose nodes it does not know, however empty it looks; a resync
+    fills it.
+    """
     with cell_of(memcached.url) as cell:
         cell.watch()
         answers = cell.fleet.answers

@@ -74,7 +74,9 @@ CELL: Final = "cell1"
 SLICE_S: Final = 0.5
 """Longest time between two actions of an agent while time passes."""
 CONVERGE_S: Final = 120.0
-"""Without faults the views of a cell equal its agents' states within this time, which is two settling periods and more."""
+"""Without faults the views of a cell equal its agents' states within this time, which is two settling periods and
+more.
+"""
 
 
 S = TypeVar("S", bound=Store)
@@ -227,7 +229,10 @@ class GroundTruth:
     # -- events of agents
 
     def published(self, bucket: int, body: bytes) -> Publication:
-        """Record an event that went into a queue of each layout. A version names one state; patches are applied naively."""
+        """Record an event that went into a queue of each layout.
+
+        A version names one state; patches are applied naively.
+        """
         event = parse_event(body)
         history = self.histories.setdefault(event.node, {})
         if isinstance(event, Report):
@@ -246,7 +251,9 @@ class GroundTruth:
         return publication
 
     def newest(self, partitions: int, partition: int, by: float) -> dict[str, Version]:
-        """Return the newest version of each node of a partition whose confirmed message was in a queue before ``by``."""
+        """Return the newest version of each node of a partition whose confirmed message was in a queue before
+        ``by``.
+        """
         newest: dict[str, Version] = {}
         for one in self.publications:
             if one.bucket % partitions == partition and one.at < by and one.confirmed and not one.lost:
@@ -364,7 +371,9 @@ class MortalSource:
 
 
 class _Wire:
-    """The way of writes to a server: a time to live counts from the call, however late the write arrives (``ports.Write``)."""
+    """The way of writes to a server: a time to live counts from the call, however late the write arrives
+    (``ports.Write``).
+    """
 
     def __init__(self, server: WitnessedServer | WitnessedDatabase, clock: ManualClock) -> None:
         self.server = server
@@ -487,7 +496,9 @@ class SimulatedMember:
         return self._cell.broker.set_aside(partitions, used)
 
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:
-        """Do one step in which ``plan`` decides on each call of a store; with ``dies`` the process dies at the first fault."""
+        """Do one step in which ``plan`` decides on each call of a store; with ``dies`` the process dies at the
+        first fault.
+        """
         for store in self.stores:
             store.plan, store.dies = plan, dies
         try:
@@ -785,7 +796,9 @@ class SimulatedCell:
         self._backup = self.clock.monotonic(), self.database.backup(), dict(self.truth.heads)
 
     def restore_database(self) -> None:
-        """Restore the backup when it has the least age of real backups; packets that are under way to the database are lost."""
+        """Restore the backup when it has the least age of real backups; packets that are under way to the
+        database are lost.
+        """
         if self._backup is None:
             return
         assert self.database is not None

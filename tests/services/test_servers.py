@@ -1,4 +1,6 @@
-"""The servers that other tests use do what their methods say: a fault test on a broker that loses messages is worthless."""
+"""The servers that other tests use do what their methods say: a fault test on a broker that loses messages is
+worthless.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,9 @@ class TestRabbit:
 
 
 def test_free_ports_differ_and_are_never_given_to_outgoing_connections() -> None:
-    """A client that retries and gets the port of the dead server as its own would connect to itself and block the restart."""
+    """A client that retries and gets the port of the dead server as its own would connect to itself and block the
+    restart.
+    """
     ports = free_ports(50)
     assert len(set(ports)) == 50
     assert all(PORT_MIN <= port < PORT_MAX for port in ports)
