@@ -9,9 +9,11 @@ from typing import Any, Final
 import pytest
 
 from harness.cell import Cell
+from harness.profile import by_profile
 from harness.servers import RabbitServer
 
 RECORD: Final = "record"
+CHANGES_PER_S: Final = by_profile(fast=150.0, thorough=300.0)
 
 CellFactory = Callable[..., Cell]
 
@@ -30,6 +32,7 @@ def cell_of(tmp_path: Path, cell: str, rabbit: RabbitServer, record: Callable[[s
     """Compose a cell with the given store over the run's RabbitMQ, or over another broker."""
 
     def compose(store: str, *, broker: str | None = None, **options: Any) -> Cell:
+        options.setdefault("rate", CHANGES_PER_S)
         return Cell(tmp_path, record, cell=cell, broker=broker or rabbit.url, store=store, **options)
 
     return compose
