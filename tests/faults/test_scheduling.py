@@ -230,9 +230,8 @@ def test_schedulers_never_overcommit_a_full_fleet_while_faults_are_injected(
     for counters in processes.finish(faults.schedulers):
         totals.update(counters)
 
-    # Another scheduler completes or rolls back the operations of the killed ones. It runs until all claims have
-    # expired, also those that a scheduler held for as long as it would have waited for its confirmation, and until no
-    # instance is in doubt.
+    # Another scheduler completes or rolls back the operations of the killed ones. It runs until all claims have expired
+    # and no instance is in doubt. A scheduler that was killed during a confirmation has left claims that live longer.
     processes.start("repairing", "tests.faults.repairing_scheduler")
 
     def histories() -> Histories:
