@@ -29,7 +29,10 @@ class WordBits:
         self._planes: list[Plane] = []
         """The planes: each is an array with the bits of 64 words, one integer for each row."""
         self._values: dict[tuple[str, ...], list[int]] = {}
-        """By combination of words, its integer in each plane. Kept because many nodes have the same combination."""
+        """The integers of each combination of words that was stored: one integer for each plane.
+
+        They are kept because many nodes have the same combination.
+        """
         self._size = 0
         """The number of rows for which the planes have room."""
 
@@ -47,7 +50,7 @@ class WordBits:
             plane[row] = values[number] if number < len(values) else 0
 
     def have_all(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
-        """Return an array that says for each of ``rows`` whether the row has all of ``words``.
+        """Return an array that says for each of ``rows`` whether the row has all of ``words``, such as traits.
 
         If a word was never stored, no row can have all of them, and a single False is returned for all rows. If
         ``words`` is empty, a single True is returned.
@@ -60,7 +63,7 @@ class WordBits:
         return flags
 
     def have_any(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
-        """Return an array that says for each of ``rows`` whether the row has at least one of ``words``.
+        """Return an array that says for each of ``rows`` whether the row has at least one of ``words``, such as traits.
 
         If none of the words was ever stored, a single False is returned for all rows.
         """
@@ -77,7 +80,7 @@ class WordBits:
         """Return for each word the sum of ``counts[row]`` over the rows with the word, without sums that are 0.
 
         Args:
-            counts: By row, a number to add up, such as how many members of a group are on the row.
+            counts: A number for each row, such as how many members of a group are on the row.
         """
         by_word: dict[str, int] = {}
         for word, bit in self._bits.items() if counts else ():
@@ -87,7 +90,7 @@ class WordBits:
         return by_word
 
     def _encoded(self, words: tuple[str, ...]) -> list[int]:
-        """Return the integer of a combination of words in each plane. Words that are new get a bit."""
+        """Return the integers of a combination of words, one for each plane. New words get a bit first."""
         values = [0] * len(self._planes)
         for word in words:
             bit = self._bits.setdefault(word, len(self._bits))
@@ -100,7 +103,7 @@ class WordBits:
         return values
 
     def _masks(self, words: Sequence[str]) -> list[tuple[int, np.uint64]]:
-        """Return the bits of these words, as pairs of a plane's number and the integer with the bits in that plane."""
+        """Return for each plane that has bits of these words its number, and an integer in which these bits are 1."""
         masks: dict[int, int] = {}
         for word in words:
             bit = self._bits[word]

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 
 class ChangeLog:
-    """The newest changes of a fleet. Each change is the number of a row. Old changes are dropped from time to time."""
+    """The newest changes of a fleet. Each change is noted as the number of the row that changed.
+
+    If the log becomes too long, its older half is dropped.
+    """
 
     def __init__(self) -> None:
         self.count = 0

@@ -13,12 +13,15 @@ from typing import NamedTuple
 
 @dataclass(slots=True)
 class OutstandingClaims:
-    """The sum of all claims on one node that have not become allocations: the node's report does not include them."""
+    """The sum of all claims on one node that have not become allocations.
+
+    The node's report does not include these claims, so the fleet subtracts them from the node's free amounts.
+    """
 
     amounts: dict[str, int] = field(default_factory=dict)
-    """By resource class, the sum of the claimed amounts."""
+    """The sum of the claimed amounts of each resource class."""
     tenants: dict[str, str | None] = field(default_factory=dict)
-    """By the id of each claimed instance, the name of its group; None if it has no group."""
+    """The claimed instances: a map from the id of each instance to the name of its group, or None without a group."""
     blocked: bool = False
     """Whether new claims on the node must wait for a newer view, because the claim record's ``seen`` is newer than the
     fleet's state of the node.
@@ -33,7 +36,7 @@ class Exclusion(NamedTuple):
     instance: str
     """The instance's id."""
     amounts: Mapping[str, int]
-    """By resource class, the amount that the instance has on the node. The fleet shows these amounts as free."""
+    """The amount of each resource class that the instance has on the node. The fleet shows these amounts as free."""
     order: str = ""
     """The id of the order that built the instance on the node in its present form; empty if no scheduler ordered it."""
 
@@ -43,19 +46,19 @@ class ClaimOverlay:
 
     def __init__(self) -> None:
         self.outstanding: dict[int, OutstandingClaims] = {}
-        """By row, its outstanding claims. Rows without claims are missing. Callers change it by ``replace`` only."""
+        """The outstanding claims of each row. Rows without claims are missing. Only ``replace`` changes the map."""
         self._exclusions: dict[int, list[Exclusion]] = {}
-        """By row, the exclusions that were added and not yet removed."""
+        """The exclusions of each row that were added and not yet removed."""
 
     def replace(self, row: int, outstanding: OutstandingClaims | None) -> None:
-        """Set the outstanding claims of a row. They replace the row's earlier ones; None removes those."""
+        """Set the outstanding claims of a row, in place of the earlier ones. None means that no claims are left."""
         if outstanding is None:
             self.outstanding.pop(row, None)
         else:
             self.outstanding[row] = outstanding
 
     def add_exclusion(self, exclusion: Exclusion) -> None:
-        """Exclude an instance from its row until ``remove_exclusion`` is called with the same exclusion."""
+        """Stop counting an instance on its row, until ``remove_exclusion`` is called with the same exclusion."""
         self._exclusions.setdefault(exclusion.row, []).append(exclusion)
 
     def remove_exclusion(self, exclusion: Exclusion) -> None:
@@ -87,8 +90,11 @@ class ClaimOverlay:
 
         Args:
             row: The row.
-            reported: The instances that the row's node reports: by the id of an instance, the name of its group; None
-                if it has no group. The result has the same form.
+            reported: The instances that the row's node reports: a map from the id of each instance to the name of its
+                group, or None without a group.
+
+        Returns:
+            A map of the same form.
         """
         outstanding = self.outstanding.get(row)
         present = {**outstanding.tenants, **reported} if outstanding is not None else reported

@@ -67,7 +67,7 @@ class Fleet:
         self._left_out: frozenset[str] = frozenset()
         """The names of the nodes that the last view left out because they are stale or incomplete."""
         self._rest_hashes: list[int] = []
-        """By row, a hash of the encoded part of the state that contains zone, traits, aggregates and allocations.
+        """For each row a hash of the encoded part of the state that contains zone, traits, aggregates and allocations.
 
         That part is decoded only if its hash changed.
         """
@@ -79,36 +79,38 @@ class Fleet:
 
     @property
     def rows(self) -> Mapping[str, int]:
-        """By the name of a node, its row."""
+        """The row number of each node, by the node's name."""
         return self._columns.rows
 
     @property
     def names(self) -> Sequence[str]:
-        """By row, the name of its node."""
+        """The name of each row's node: ``names[row]``."""
         return self._columns.names
 
     @property
     def version(self) -> Sequence[Version]:
-        """By row, the version of the node's state that the row shows."""
+        """The version of the node's state that each row shows: ``version[row]``."""
         return self._columns.version
 
     @property
     def all(self) -> slice:
-        """The index of all rows, for the arrays."""
+        """An index that selects all rows of an array: ``fleet.zone[fleet.all]``."""
         return slice(0, len(self._columns.names))
 
     @property
     def amounts(self) -> Mapping[str, Amounts]:
-        """Capacity and usage by resource class: ``amounts[c][0][row]`` is the row's capacity of class ``c``, and
-        ``amounts[c][1][row]`` its usage as the node reports it, without claims.
+        """The capacity and the usage of each resource class on each row.
+
+        For a class ``c``, ``amounts[c][0][row]`` is the capacity and ``amounts[c][1][row]`` the usage. Both are as the
+        node reports them: claims do not count as usage.
         """
         return self._columns.amounts
 
     @property
     def free(self) -> Mapping[str, Amounts]:
-        """Free amounts by resource class: ``free[c][row]`` is capacity minus usage and claims of class ``c``.
+        """The free amount of each resource class on each row: ``free[c][row]`` for class ``c``.
 
-        The amount may be negative.
+        It is the capacity, minus the usage, minus the claims, and may be negative.
         """
         return self._columns.free
 
@@ -128,7 +130,7 @@ class Fleet:
 
     @property
     def zones(self) -> Mapping[str, int]:
-        """By the name of an availability zone, the number that stands for it in ``zone``."""
+        """The number that stands for each availability zone in ``zone``, by the name of the zone."""
         return self._columns.zones
 
     @property
@@ -143,8 +145,9 @@ class Fleet:
 
     @property
     def groups(self) -> Mapping[str, Mapping[int, int]]:
-        """Members of groups: ``groups[g][row]`` members of group ``g`` are on the row, or claimed on it. Rows without
-        members are missing.
+        """The number of members of each group on each row: ``groups[g][row]`` for group ``g``.
+
+        Members that are only claimed on the row count, too. Rows without members are missing.
         """
         return self.instances.groups
 
@@ -152,7 +155,7 @@ class Fleet:
 
     @property
     def changes(self) -> int:
-        """The number of row changes since the fleet was created. A caller keeps it to ask ``changed_since`` later."""
+        """The number of row changes since the fleet was created. ``changed_since`` takes it to return later changes."""
         return self._log.count
 
     def changed_since(self, changes: int) -> list[int] | None:
@@ -188,7 +191,10 @@ class Fleet:
     # -- transitions
 
     def advance(self, view: View) -> None:
-        """Write the changes of a newer view into the rows. Outstanding claims and exclusions stay in force."""
+        """Bring all rows to the state that ``view`` shows. Only rows that changed are written.
+
+        Outstanding claims and exclusions stay in force.
+        """
         records = self._view_changes.next(view, self._columns.names)
         self.reports.view = view
         self._write(records)
@@ -198,8 +204,8 @@ class Fleet:
         """Set the outstanding claims that are subtracted from a row.
 
         Args:
-            row: The row.
-            outstanding: The claims, in place of the row's earlier ones; None if the row has no claims now.
+            row: The row of the node with the claims.
+            outstanding: The claims, in place of the row's earlier ones; None if the node has no claims now.
         """
         before = self.claim_overlay.outstanding.get(row)
         if before == outstanding:
@@ -214,7 +220,7 @@ class Fleet:
 
     @contextmanager
     def excluding(self, exclusions: Sequence[Exclusion]) -> Iterator[None]:
-        """Show the fleet without some instances while the ``with`` block runs.
+        """Show the fleet without the instances in ``exclusions`` while the ``with`` block runs.
 
         A migration selects a node in such a block: the resources that the instance has now then count as free, and the
         instance does not count as a member of its group.
@@ -307,7 +313,7 @@ class Fleet:
         self._columns.set_claimed(resource, row, self.claim_overlay.net_claimed(resource, row))
 
     def _row(self, name: str) -> int:
-        """Return the row of a node. A node without a row gets the next one."""
+        """Return the row of a node. If the node has no row, it gets the next unused row."""
         row = self._columns.rows.get(name)
         if row is None:
             row = self._columns.add(name)

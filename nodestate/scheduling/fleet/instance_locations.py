@@ -16,17 +16,21 @@ class InstanceLocations:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.groups: dict[str, dict[int, int]] = {}
-        """By group and row, the number of members that are on the row or claimed on it. Callers may only read it."""
+        """The number of members of each group that are reported or claimed on each row: ``groups[group][row]``.
+
+        Callers may only read it.
+        """
         self.reported: list[dict[str, str | None]] = []
-        """By row, the instances that its node reports, each with the name of its group or None. The fleet assigns the
-        elements.
+        """The instances that each row's node reports: ``reported[row]`` maps each instance to its group's name or None.
+
+        The fleet assigns the elements.
         """
         self._names = names
-        """By row, the name of its node. The list belongs to the fleet's columns, which append to it."""
+        """The name of each row's node. The list belongs to the fleet's columns, which append new nodes to it."""
         self._row: dict[str, int] = {}
-        """By instance, one of the rows on which it is reported or claimed."""
+        """For each instance one of the rows on which it is reported or claimed."""
         self._other_rows: dict[str, set[int]] = {}
-        """By instance, its further rows. Instances that are on one row only are missing."""
+        """For each instance on several rows, the rows other than the one in ``_row``."""
 
     def rows_with(self, instance: str) -> list[int]:
         """Return the rows on which an instance is reported or claimed, in ascending order."""
@@ -48,7 +52,7 @@ class InstanceLocations:
         return next((self._names[row] for row in rows), "")
 
     def duplicates(self) -> dict[str, list[int]]:
-        """Return the instances that more than one node reports: by the id of an instance, the rows of these nodes."""
+        """Return the instances that more than one node reports, each with the rows of these nodes."""
         found = {}
         for instance in self._other_rows:
             rows = self.reporting_rows(instance)
@@ -61,9 +65,9 @@ class InstanceLocations:
 
         Args:
             row: The row.
-            before: The instances that were on the row until now: by the id of an instance, the name of its group; None
-                if it has no group.
-            now: The instances that are on the row from now on, in the same form.
+            before: The instances that were on the row until now: a map from the id of each instance to the name of its
+                group, or None without a group.
+            now: The instances that are on the row from now on, as a map of the same form.
         """
         if before == now:
             return

@@ -32,23 +32,26 @@ class NodeColumns:
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
-        """By the name of a node, its row."""
+        """The row number of each node, by the node's name."""
         self.names: list[str] = []
-        """By row, the name of its node."""
+        """The name of each row's node."""
         self.version: list[Version] = []
-        """By row, the version of the node's state that the row shows."""
+        """The version of the node's state that each row shows."""
         self.amounts: dict[str, Amounts] = {}
-        """By resource class, an array with two lines: line 0 is the capacity of each row, line 1 its usage."""
+        """For each resource class an array with two lines: line 0 is the capacity of each row, line 1 the usage."""
         self.free: dict[str, Amounts] = {}
-        """By resource class, the free amount of each row: capacity, minus usage and claims. It may be negative."""
+        """For each resource class the free amount of each row: capacity, minus usage, minus claims. May be negative."""
         self.status: npt.NDArray[np.uint8] = np.full(FIRST_ROWS, NOT_THERE, np.uint8)
-        """By row, the index of the node's status in ``STATUSES``. ``NOT_THERE`` if the node is gone or has no state."""
+        """The status of each row's node: an index into ``STATUSES``.
+
+        It is ``NOT_THERE`` if the node is gone, or if its state is unknown.
+        """
         self.usable: Flags = np.zeros(FIRST_ROWS, np.bool_)
-        """By row, whether instances may be placed on the node (``Fleet.usable``)."""
+        """Whether instances may be placed on each row's node (``Fleet.usable``)."""
         self.zone: npt.NDArray[np.int32] = np.zeros(FIRST_ROWS, np.int32)
-        """By row, the number that stands for the node's availability zone (``zones``)."""
+        """The availability zone of each row's node, as a number from ``zones``."""
         self.zones: dict[str, int] = {"": 0}
-        """By the name of an availability zone, the number that stands for it in ``zone``."""
+        """The number that stands for each availability zone in ``zone``, by the name of the zone."""
         self.traits = WordBits()
         """The traits of each row, as bits."""
         self.aggregates = WordBits()

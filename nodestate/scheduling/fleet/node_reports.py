@@ -17,7 +17,7 @@ class NodeReports:
         self.view: View | None = None
         """The view from which the reports are read. The fleet assigns it; None before the fleet's first view."""
         self._names = names
-        """By row, the name of its node. The list belongs to the fleet's columns, which append to it."""
+        """The name of each row's node. The list belongs to the fleet's columns, which append new nodes to it."""
 
     def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown."""

@@ -27,12 +27,15 @@ class PlacementMarks:
 
     def __init__(self) -> None:
         self.by_reservation: dict[str, dict[tuple[int, str], PlacementMark]] = {}
-        """By the id of a reservation, its placement marks by (row, instance). Callers may only read it."""
+        """The placement marks of each reservation: ``by_reservation[reservation][row, instance]``.
+
+        Callers may only read it.
+        """
         self._by_row: dict[int, list[tuple[str, str]]] = {}
-        """By row, the (reservation, instance) of each placement mark on the row."""
+        """The keys of each row's placement marks in ``by_reservation``, as pairs (reservation, instance)."""
 
     def replace(self, row: int, marks: Iterable[tuple[str, PlacementMark]]) -> None:
-        """Set the placement marks of a row. They replace the row's earlier marks.
+        """Set the placement marks of a row, in place of the row's earlier marks.
 
         Args:
             row: The row.

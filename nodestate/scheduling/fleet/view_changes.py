@@ -10,7 +10,7 @@ from nodestate.view.view import View
 
 
 class ViewChanges:
-    """Compares each view with the view of the previous call.
+    """Compares each view with the previous view that was given to ``next``.
 
     The tables of two views share the objects of unchanged rows, so a comparison costs time for changed rows only.
     """
@@ -20,10 +20,10 @@ class ViewChanges:
         """The tables of the previous view, one for each partition; None for a partition that could not be read."""
 
     def next(self, view: View, names: Collection[str]) -> list[NodeRecord]:
-        """Return the records of ``view`` that are new, or that changed since the previous call.
+        """Return the records of ``view`` that are new or have changed since the view of the previous call.
 
-        A node of ``names`` that the view no longer contains gets a tombstone. This happens for example if the node's
-        partition can no longer be read. At the first call, all records are new.
+        For each node in ``names`` that ``view`` does not contain, a tombstone is returned, too. A view may lose nodes
+        because a partition can no longer be read, for example. At the first call, all records are new.
 
         Args:
             view: The new view.

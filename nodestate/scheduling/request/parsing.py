@@ -22,8 +22,8 @@ def request_of(instance: str, resources: Mapping[str, int], group: str | None, h
         instance: The instance's id.
         resources: The allocation's resources: amounts by resource class.
         group: The name of the instance's group; None if the instance has no group.
-        hints: The allocation's hints. Hints that are no fields of a request are ignored: other services may have
-            stored them.
+        hints: The allocation's hints. Only the hints that ``hints_of`` stores are read, because other services may have
+            stored hints of their own.
 
     Raises:
         BadRequestError: A value is invalid, or two values contradict each other. The error names the field.
@@ -50,6 +50,7 @@ def parse(content: Mapping[str, Any] | str | bytes) -> Request:
 
 
 def _request(content: Mapping[str, Any]) -> Request:
+    """Make a request from a map of fields."""
     ids = content.get("instances")
     if isinstance(ids, (list, tuple)) and ids:  # without a count, the number of ids is the count
         content = {"count": len(ids), **content}
@@ -81,6 +82,7 @@ def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
 
 
 def _member(number: int, content: Any) -> Request:
+    """Make the request of one member of a group request. Errors name the member by its number."""
     try:
         return _request(_map_of(content))
     except BadRequestError as error:
@@ -89,6 +91,7 @@ def _member(number: int, content: Any) -> Request:
 
 
 def _map_of(content: Any) -> Mapping[str, Any]:
+    """Return a map unchanged, or decode it from JSON. Raises ``BadRequestError`` if the content is neither."""
     try:
         if isinstance(content, (str, bytes)):
             content = msgspec.json.decode(content)
@@ -100,6 +103,7 @@ def _map_of(content: Any) -> Mapping[str, Any]:
 
 
 def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
+    """Convert a map of fields to an object of type ``kind``. A ``BadRequestError`` names the field that is invalid."""
     unknown = next((name for name in content if name not in kind.__struct_fields__), None)
     if unknown is not None:
         raise BadRequestError(str(unknown), f"unknown field; the fields are {', '.join(kind.__struct_fields__)}")

@@ -91,7 +91,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     members of the group. Empty: neither.
     """
     weights: dict[str, Weight] = {}
-    """By the name of a weigher, the multiplier that replaces the weigher's own multiplier for this request."""
+    """Multipliers for this request, by the name of the weigher. They replace the weighers' own multipliers."""
     alternates: int = 0
     """Number of nodes that ``select`` returns for each instance in addition to the best node."""
     max_age: Annotated[float, Meta(gt=0)] | None = None
@@ -110,11 +110,11 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             )
             raise BadRequestError("instances", reason)
         _check_named_once("instances", self.instances)
-        _check_apart("forbidden_traits", self.forbidden_traits, "required_traits", self.required_traits)
+        _check_disjoint("forbidden_traits", self.forbidden_traits, "required_traits", self.required_traits)
         if self.any_traits and set(self.any_traits) <= set(self.forbidden_traits):
             reason = "all of them are in forbidden_traits too, so no node matches; remove one of them there"
             raise BadRequestError("any_traits", reason)
-        _check_apart("different_host", self.different_host, "same_host", self.same_host)
+        _check_disjoint("different_host", self.different_host, "same_host", self.same_host)
         if self.force_nodes and set(self.force_nodes) <= set(self.ignore_nodes):
             reason = "all of them are in ignore_nodes too, so no node matches; remove one of them there"
             raise BadRequestError("force_nodes", reason)
@@ -206,6 +206,7 @@ def check_hold(seconds: float) -> None:
 
 
 def _check_resources(resources: Mapping[str, int]) -> None:
+    """Raise ``BadRequestError`` unless there is a resource class, and all classes and amounts are valid."""
     if not resources:
         raise BadRequestError("resources", "empty; name at least one resource class, as in VCPU: 1")
     for name, amount in resources.items():
@@ -216,6 +217,7 @@ def _check_resources(resources: Mapping[str, int]) -> None:
 
 
 def _check_hints(hints: Mapping[str, Any]) -> None:
+    """Raise ``BadRequestError`` if the encoded hints are too large. The error names the field with the largest hint."""
     size = len(_encode(hints))
     if size > MAX_HINTS_BYTES:
         largest = max(hints, key=lambda field: len(_encode(hints[field])))
@@ -226,17 +228,20 @@ def _check_hints(hints: Mapping[str, Any]) -> None:
 
 
 def _check_between(field: str, value: int, least: int, most: int) -> None:
+    """Raise ``BadRequestError`` for ``field`` unless its value is from ``least`` to ``most``."""
     if not least <= value <= most:
         raise BadRequestError(field, f"{value:,}; want {least} to {most:,}")
 
 
-def _check_apart(field: str, names: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:
+def _check_disjoint(field: str, names: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:
+    """Raise ``BadRequestError`` for ``field`` if one of its ``names`` also occurs in the field ``other``."""
     both = sorted(set(names) & set(others))
     if both:
         raise BadRequestError(field, f"{both[0]} is in {other} too, so no node matches; remove it from one of the two")
 
 
 def _check_named_once(field: str, names: Sequence[str]) -> None:
+    """Raise ``BadRequestError`` for ``field`` if it names an instance twice."""
     if len(set(names)) != len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
         raise BadRequestError(field, f"the instance {twice} is named twice; name each instance once")

@@ -22,18 +22,24 @@ _CUSTOM: Final = re.compile(rf"{CUSTOM}[A-Z0-9_]{{1,{MAX_WORD_CHARS - len(CUSTOM
 
 @cache
 def _classes() -> frozenset[str]:
+    """Return the names of OpenStack's resource classes."""
     return frozenset(os_resource_classes.STANDARDS)
 
 
 @cache
 def _traits() -> frozenset[str]:
+    """Return the names of OpenStack's traits."""
     return frozenset(os_traits.get_traits())
 
 
 def check_class(field: str, name: str) -> None:
     """Check that ``name`` is a resource class of OpenStack, or a valid custom name.
 
-    Raises ``BadRequestError`` if it is neither. The error names ``field``, the field of the request with the name.
+    Raises ``BadRequestError`` if it is neither. The error names ``field``.
+
+    Args:
+        field: The field of the request that contains the name.
+        name: The name to check.
     """
     _check(field, "resource class", name, _classes())
 
@@ -41,12 +47,17 @@ def check_class(field: str, name: str) -> None:
 def check_trait(field: str, name: str) -> None:
     """Check that ``name`` is a trait of OpenStack, or a valid custom name.
 
-    Raises ``BadRequestError`` if it is neither. The error names ``field``, the field of the request with the name.
+    Raises ``BadRequestError`` if it is neither. The error names ``field``.
+
+    Args:
+        field: The field of the request that contains the name.
+        name: The name to check.
     """
     _check(field, "trait", name, _traits())
 
 
 def _check(field: str, kind: str, name: str, known: Collection[str]) -> None:
+    """Check a name of the given kind. Raises ``BadRequestError`` unless it is in ``known`` or a valid custom name."""
     if name in known or _CUSTOM.fullmatch(name):
         return
     if name.startswith(CUSTOM):

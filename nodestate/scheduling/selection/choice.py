@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """How many nodes remained after a filter was applied, and all filters before it."""
+    """How many nodes remained after one filter and all filters before it were applied."""
 
     filter: str
     """The filter's name. The name ``all`` stands for the number of nodes before the first filter."""

@@ -29,16 +29,16 @@ Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]
 
 
 def status(fleet: Fleet, rows: RowIndex, _request: Request) -> Flags | bool:
-    """Pass nodes that may be claimed now (``Fleet.usable``).
+    """Return for each row whether the node may be claimed now (``Fleet.usable``).
 
-    The node is up, and the view did not leave it out as stale or incomplete. And the fleet's state of the node is not
-    older than the state that the node's claim record requires.
+    The node must be up, and the view must not have left it out as stale or incomplete. Also, the fleet's state of the
+    node must not be older than the version that the node's claim record requires (``seen``).
     """
     return fleet.usable[rows]
 
 
 def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes that have enough of every requested resource class. Usage and claims do not count as free."""
+    """Return for each row whether the node has enough of each requested resource class free, after usage and claims."""
     fits: Flags | bool = True
     for name, amount in request.resources.items():
         if name not in fleet.free:
@@ -48,17 +48,17 @@ def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 
 def required_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes that have all of ``required_traits``."""
+    """Return for each row whether the node has all of ``required_traits``."""
     return fleet.traits.have_all(request.required_traits, rows) if request.required_traits else True
 
 
 def any_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes that have at least one of ``any_traits``; all nodes if the request names none."""
+    """Return for each row whether the node has at least one of ``any_traits``; True if that field is empty."""
     return fleet.traits.have_any(request.any_traits, rows) if request.any_traits else True
 
 
 def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes that have none of ``forbidden_traits``."""
+    """Return for each row whether the node has none of ``forbidden_traits``."""
     if not request.forbidden_traits:
         return True
     found = fleet.traits.have_any(request.forbidden_traits, rows)
@@ -66,40 +66,43 @@ def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | 
 
 
 def zone(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes in the requested availability zone; all nodes if the request names none."""
+    """Return for each row whether the node is in the requested availability zone; True if none is requested."""
     if not request.zone:
         return True
     return np.equal(fleet.zone[rows], fleet.zones.get(request.zone, -1))
 
 
 def aggregates(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes in at least one of the requested aggregates; all nodes if the request names none."""
+    """Return for each row whether the node is in one of the requested aggregates; True if none is requested."""
     return fleet.aggregates.have_any(request.aggregates, rows) if request.aggregates else True
 
 
 def force_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass the nodes in ``force_nodes``; all nodes if the request names none."""
+    """Return for each row whether the node is one of ``force_nodes``; True if that field is empty."""
     if not request.force_nodes:
         return True
     return _among(fleet, rows, [fleet.rows[name] for name in request.force_nodes if name in fleet.rows])
 
 
 def ignore_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass all nodes except the nodes in ``ignore_nodes``."""
+    """Return for each row whether the node is none of ``ignore_nodes``."""
     if not request.ignore_nodes:
         return True
     return ~_among(fleet, rows, [fleet.rows[name] for name in request.ignore_nodes if name in fleet.rows])
 
 
 def same_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes that have at least one of the instances in ``same_host``, as in Nova; all nodes if it is empty."""
+    """Return for each row whether at least one of the instances in ``same_host`` is on the node, as in Nova.
+
+    True if that field is empty.
+    """
     if not request.same_host:
         return True
     return _among(fleet, rows, [row for instance in request.same_host for row in fleet.instances.rows_with(instance)])
 
 
 def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes that have none of the instances in ``different_host``."""
+    """Return for each row whether none of the instances in ``different_host`` is on the node."""
     if not request.different_host:
         return True
     return ~_among(
@@ -108,11 +111,11 @@ def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bo
 
 
 def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
-    """Pass nodes on which the group's policy allows one more member.
+    """Return for each row whether the group's policy allows one more member on the node.
 
-    With ``affinity`` these are the nodes that have a member, or all nodes if the group has no members. With
-    ``anti-affinity`` these are the nodes that have fewer than ``max_per_node`` members. A soft policy excludes no node,
-    and neither does a request without a group.
+    With ``affinity``, the node must have a member, unless the group has no members at all. With ``anti-affinity``, the
+    node must have fewer than ``max_per_node`` members. A soft policy allows all nodes, and so does a request without a
+    group.
     """
     if request.group is None or request.group.policy.startswith("soft-"):
         return True

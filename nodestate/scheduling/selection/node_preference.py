@@ -52,9 +52,9 @@ class NodePreference:
         self._seconds = seconds
         """How long another scheduler counts as active after one of its claims was read."""
         self._others: dict[str, float] = {}
-        """By the name of each other active scheduler, the monotonic time at which one of its claims was last read."""
+        """The monotonic time at which a claim of each other active scheduler was last read, by the scheduler's name."""
         self._hashes: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
-        """By row, the hash of the node's name."""
+        """The hash of the name of each row's node."""
         self._bonus: Scores = np.zeros(0)
         """The bonus of each row. An empty array means that the bonus must be computed again."""
 
@@ -70,12 +70,12 @@ class NodePreference:
         self._others[holder] = self._clock.monotonic()
 
     def bonus(self, names: Sequence[str]) -> Scores | None:
-        """Return the bonus of each node by row: ``PREFERENCE_BONUS`` for the scheduler's own nodes, 0 for all others.
+        """Return the bonus of each row: ``PREFERENCE_BONUS`` for the scheduler's own nodes, 0 for all other nodes.
 
         Returns None if no other scheduler is active: no node is preferred then.
 
         Args:
-            names: By row, the name of its node. Later calls may append names, but must not change a row's node.
+            names: The name of each row's node. Later calls may append names, but must not change a row's node.
         """
         self._drop_inactive()
         if not self._others:
@@ -92,7 +92,7 @@ class NodePreference:
         return self._bonus
 
     def _drop_inactive(self) -> None:
-        """Remove the schedulers that are no longer active. If there are any, the nodes are divided again."""
+        """Remove the schedulers that are no longer active. If one was removed, the nodes will be divided again."""
         least = self._clock.monotonic() - self._seconds
         gone = [holder for holder, seen in self._others.items() if seen < least]
         for holder in gone:
@@ -106,9 +106,9 @@ class NodePreference:
         self._bonus = np.zeros(0)
 
     def _hashes_with(self, holder: str) -> npt.NDArray[np.uint64]:
-        """Return for each row a hash of the node's name and the name ``holder`` of a scheduler.
+        """Return for each row a hash of two names: of the row's node, and of the scheduler ``holder``.
 
-        A node belongs to the scheduler whose hash with it is highest.
+        A node belongs to the scheduler for which this hash is highest.
         """
         mixed = self._hashes ^ np.uint64(xxhash.xxh3_64_intdigest(holder.encode()))
         for factor in _MIX:

@@ -22,9 +22,9 @@ class Policies:
     """The filters and weighers that a scheduler uses to choose nodes."""
 
     filters: dict[str, Filter]
-    """By name, the filters in the order in which they are applied."""
+    """The filters by name, in the order in which they are applied."""
     weighers: dict[str, Weigher]
-    """By name, the weighers."""
+    """The weighers by name."""
 
 
 def own() -> Policies:

@@ -37,7 +37,7 @@ class Ranking:
         self, fleet: Fleet, request: Request, filters: Mapping[str, Filter], weighers: Mapping[str, Weigher]
     ) -> None:
         self.score: Scores = np.zeros(0)
-        """By row, its score as of the last refresh: the higher the better, and -inf if a filter excludes the row."""
+        """The score of each row at the last refresh: the higher the better, and -inf if a filter excludes the row."""
         self._fleet = fleet
         """The fleet whose rows are scored."""
         self._request = request
@@ -63,8 +63,8 @@ class Ranking:
         """Bring the scores up to date.
 
         Args:
-            shuffle: By row, a random number from 0 to 1, which decides the order of equally good rows.
-            bonus: By row, a number to add to the total weight; None to add nothing.
+            shuffle: A random number from 0 to 1 for each row, which decides the order of equally good rows.
+            bonus: A number for each row to add to its total weight; None to add nothing.
             bonus_changes: How many times ``bonus`` has changed so far (``NodePreference.changes``). If the number is
                 another one than at the last refresh, all rows are weighed.
 

@@ -60,9 +60,9 @@ class Selector:
         self._random = np.random.default_rng(seed)
         """The random generator that fills ``_shuffle``."""
         self._shuffle: Scores = np.zeros(0)
-        """By row, a random number from 0 to 1, which decides the order of equally good rows."""
+        """A random number from 0 to 1 for each row, which decides the order of equally good rows."""
         self._rankings: OrderedDict[bytes, Ranking] = OrderedDict()
-        """By shape of request, its ranking. The most recently used ranking is the last one."""
+        """The ranking for each shape of request. The most recently used ranking is the last one."""
 
     def check(self, request: Request) -> None:
         """Raise ``BadRequestError`` if ``Request.weights`` names a weigher that this selector does not have."""
@@ -110,8 +110,8 @@ class Selector:
             row: The row.
             instance: The instance's id.
             request: The request with the instance's resources and group.
-            replaced: By row, the outstanding claims before the first change. The method adds an entry for ``row``
-                unless there is one from an earlier call.
+            replaced: The outstanding claims of each changed row before its first change. The method adds an entry for
+                ``row``, unless an earlier call has added one.
         """
         before = self.fleet.claim_overlay.outstanding.get(row)
         replaced.setdefault(row, before)

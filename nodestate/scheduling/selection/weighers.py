@@ -62,7 +62,8 @@ def disk(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 def pack(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
     """Weigh nodes by how full they would be with the instance: 1 if nothing of the requested classes would be free.
 
-    The weight is the mean over the requested resource classes. It prefers the node on which the instance fits best.
+    The weight is the mean over the requested resource classes. With a high multiplier, the selector chooses the node on
+    which the instance fits best, and so fills one node after the other.
     """
     shares = [
         1.0 - _left_share(fleet.free[name][rows] - amount, fleet.amounts[name][0][rows])
@@ -87,10 +88,11 @@ def balance(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
 
 
 def spare(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
-    """Weigh nodes by how few custom resource classes they have free that the request does not need.
+    """Weigh nodes by how few free custom resources, such as GPUs, would be left unused by the instance.
 
-    The weight is 1 if the node has no such class free, and 0 if it has all custom classes of the fleet free. So an
-    instance that needs no GPU prefers nodes without free GPUs, and keeps the other nodes for instances that need them.
+    Only custom resource classes that the request does not name are considered. The weight is 1 if the node has none of
+    these classes free, and 0 if it has all of them free. So an instance that needs no GPU goes to a node without free
+    GPUs, and nodes with free GPUs remain for instances that need them.
     """
     wasted = np.zeros(count_of(rows), np.float64)
     rare = [name for name in fleet.amounts if name not in request.resources and name.startswith("CUSTOM_")]
@@ -123,8 +125,8 @@ def soft_anti_affinity(fleet: Fleet, rows: RowIndex, request: Request) -> Scores
 def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Scores | float:
     """Weigh nodes by how few members of the group are in their zone, or in their aggregates (``Request.spread_by``).
 
-    The weight is 1 / (1 + n). With ``zone``, n is the number of members in the node's zone. With ``aggregate``, the
-    numbers of members in each of the node's aggregates are added up to n.
+    The weight is 1 / (1 + n). With ``zone``, n is the number of members in the node's zone. With ``aggregate``, n is
+    the sum of the numbers of members in the node's aggregates. The weight is 0 for all nodes if ``spread_by`` is empty.
     """
     if not request.spread_by or request.group is None:
         return 0.0
