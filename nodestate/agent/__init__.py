@@ -1,1 +1,1 @@
-"""The agent: reports one node's state, and is the only author of its versions."""
+"""The agent: reports the state of its nodes, and is the only author of their versions."""

@@ -2,21 +2,22 @@
 
 The first line that matches decides:
 
-    End, the instance is not on the node, or another
-        order built it than the End expects            --> done, nothing changes
+    End, the instance is not on the node, or was built
+        by another order than ``of``                   --> done, nothing changes
     End                                                --> ended
     Build, the instance is there as the order asks     --> done, nothing changes, even after the deadline
     Build, after its deadline                          --> refused: expired
     Build in place, the instance is not on the node,
-        or another order built it than the Build expects --> refused: not-here
-    Build not in place, another order built it there   --> refused: here
+        or was built by another order than ``of``      --> refused: not-here
+    Build not in place, the instance is on the node,
+        and was built by another order                 --> refused: here
     Build not in place, the node is not ``up``         --> refused: status
     Build, its group has enough members on the node
         (anti-affinity)                                --> refused: group
     Build, its resources do not fit                    --> refused: no-room
     Build                                              --> admitted, replacing what the instance had on the node
 
-The answer describes the node's state, so an order may come twice, late, or after a later order.
+Each check compares the order with the node's present state, so an order may come twice, late, or after a later order.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, 
 from nodestate.ports import Clock
 
 KEPT_REFUSALS_COUNT: Final = 8
-"""Number of refusals that a node's state lists: the newest ones."""
+"""Most refusals that a node's state lists. Older refusals are removed from the state."""
 SPARE_BYTES: Final = 16 * 1024
-"""Bytes of a report that allocations must leave free: usage and metrics change, and refusals are listed."""
+"""Bytes of a report that must stay free when an instance is admitted, because usage, metrics and refusals may grow."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class Rejection(NamedTuple):
-    """Why an order is refused."""
+    """The reason for the refusal of an order."""
 
     reason: Refusal
-    """The frozen word of the answer."""
+    """The reason, as the answer carries it."""
     detail: str
     """An explanation for people."""
 
@@ -54,7 +55,7 @@ class Rejection(NamedTuple):
 
 
 def allocation_of(order: Build) -> dict[str, Any]:
-    """The allocation that an order asks for, in the form that a node's state has it."""
+    """Return the allocation that an order asks for, in the form of a node's state."""
     allocation: dict[str, Any] = {"resources": order.resources}
     if order.group is not None:
         allocation["group"] = order.group
@@ -64,7 +65,7 @@ def allocation_of(order: Build) -> dict[str, Any]:
 
 
 def is_done(order: Order, node: NodeResources) -> bool:
-    """True if the node is in the state that the order asks for already."""
+    """True if the node is already in the state that the order asks for, so nothing has to be done."""
     here = node.allocations.get(order.instance)
     if isinstance(order, End):
         return here is None or order.of not in ("", _built_by(here))
@@ -77,7 +78,13 @@ def is_done(order: Order, node: NodeResources) -> bool:
 
 
 def rejection_of(order: Build, node: NodeResources, now: float) -> Rejection | None:
-    """Why the node must refuse the order; None if it may carry it out. ``now`` in seconds since 1970."""
+    """Return the reason to refuse an order; None if the node may carry it out.
+
+    Args:
+        order: the order, which is not done already (``is_done``).
+        node: the node's present resources and allocations.
+        now: seconds since 1970.
+    """
     if now > order.deadline:
         return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
     if order.in_place:
@@ -94,11 +101,12 @@ def rejection_of(order: Build, node: NodeResources, now: float) -> Rejection | N
 
 
 def _built_by(allocation: Mapping[str, Any]) -> object:
-    """The order that built an allocation; None if the allocation does not name it."""
+    """Return the id of the order that built an allocation; None if the allocation does not name an order."""
     return (allocation.get("hints") or {}).get("order")
 
 
 def _too_many_of_its_group(order: Build, node: NodeResources) -> Rejection | None:
+    """Return a rejection if the instance's anti-affinity group has as many members on the node as it allows."""
     if order.group is None or order.hints.get("group_policy") != "anti-affinity":
         return None
     limit = order.hints.get("max_per_node", 1)
@@ -115,10 +123,11 @@ def _too_many_of_its_group(order: Build, node: NodeResources) -> Rejection | Non
 
 
 def _does_not_fit(order: Build, node: NodeResources) -> Rejection | None:
+    """Return a rejection if the order needs more resources than the instance has already and the node has left."""
     had = node.allocations.get(order.instance, {}).get("resources", {})
     for name, amount in order.resources.items():
         more = amount - had.get(name, 0)
-        if more <= 0:  # allowed also if the node is over its capacity because its inventory shrank
+        if more <= 0:  # allowed even if the node is over its capacity because its inventory shrank
             continue
         capacity = msgspec.convert(node.inventory[name], Inventory).capacity if name in node.inventory else 0
         left = capacity - node.usage.get(name, 0)
@@ -133,17 +142,27 @@ def _does_not_fit(order: Build, node: NodeResources) -> Rejection | None:
 
 
 class Refusals:
-    """The newest refusals of each node. The node's state lists them in ``namespaces``, so every reader sees them, and
-    not only the scheduler that sent the order.
+    """The newest refusals of each node.
+
+    The node's state lists its refusals in ``namespaces``. So every reader sees them, not only the scheduler that sent
+    the order.
     """
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[str, dict[str, Any]]] = {}
-        """By node and order id, oldest first: the reason, the instance and the time."""
+        """By node and by order id, oldest first: the reason, the instance and the time of the refusal."""
 
     def add(self, order: Order, reason: Refusal, at: float) -> dict[str, Any] | None:
-        """Record a refusal made at ``at``, seconds since 1970. Returns the patch of the node's state that lists it;
-        None if the state lists the same refusal already.
+        """Record a refusal, and forget the oldest refusals of the node beyond ``KEPT_REFUSALS_COUNT``.
+
+        Args:
+            order: the refused order.
+            reason: the reason of the refusal.
+            at: the time of the refusal, in seconds since 1970.
+
+        Returns:
+            The patch of the node's state that lists the refusal. None if the state lists the same refusal already, so
+            nothing has to be published.
         """
         kept = self._by_node.setdefault(order.node, {})
         known = kept.get(order.id)
@@ -158,7 +177,7 @@ class Refusals:
         return {"namespaces": {"nodestate": {"refused": patch}}}
 
     def merged_into(self, node: str, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The node's full state from its source, with the node's refusals added."""
+        """Return ``state``, the node's full state from its source, with the node's refusals added."""
         kept = self._by_node.get(node)
         if not kept:
             return state
@@ -174,13 +193,13 @@ class _OrderResult(NamedTuple):
     """The result of one order."""
 
     order: Order
-    """The order itself."""
+    """The order."""
     source: AdmittingSource | None = None
-    """The source that carried it out; None if it was refused."""
+    """The source that carried the order out; None if the order was refused."""
     refused: Rejection | None = None
-    """Why it was refused; None if it was not."""
+    """Why the order was refused; None if it was not."""
     reading: FullState | StatePatch | None = None
-    """The change to publish; None if the node was in the wanted state already."""
+    """The reading to publish; None if the order was refused, or if the node was already in the requested state."""
 
 
 class Admission:
@@ -188,8 +207,15 @@ class Admission:
 
         order --checked, built or ended--> done in memory --the source stores it--> durable --published--> answered
 
-    The change is stored before it is published or answered, so a scheduler never learns of an allocation that the agent
-    would lose with a restart. If a source can't store the batch, all orders to that source are refused as ``failed``.
+    A change is stored before it is published or answered. So a scheduler never learns of an allocation that the agent
+    would lose with a restart. If a source can't store the batch, it undoes its changes, and all orders for its nodes
+    are refused as ``failed``.
+
+    Args:
+        clock: wall-clock time.
+        publishers: the agent's publishers, by name of the node.
+        source_of: returns the source that carries out a node's orders; None if the node's source takes no orders.
+        publish: publishes a reading of a node.
     """
 
     def __init__(
@@ -208,16 +234,16 @@ class Admission:
         self.refused = 0
         """Orders that were refused."""
         self._clock = clock
-        """Wall-clock time, for deadlines."""
+        """Wall-clock time, for deadlines and the times of refusals."""
         self._publishers = publishers
-        """The agent's nodes."""
+        """The agent's publishers, by name of the node."""
         self._source_of = source_of
-        """Returns the source that carries out a node's orders; None if the node's source takes none."""
+        """Returns the source that carries out a node's orders; None if the node's source takes no orders."""
         self._publish = publish
-        """Publishes a changed state."""
+        """Publishes a reading of a node."""
 
     def carry_out(self, orders: Sequence[Order]) -> list[Answer]:
-        """Carry out the orders. Returns one answer for each, in the same order."""
+        """Carry out a batch of orders. Returns one answer for each order, in the sequence of ``orders``."""
         promised: dict[str, int] = {}
         outcomes = [self._decide(order, promised) for order in orders]
         not_stored: dict[int, Rejection] = {}
@@ -237,6 +263,11 @@ class Admission:
         ]
 
     def _decide(self, order: Order, promised: dict[str, int]) -> _OrderResult:
+        """Refuse an order, or carry it out in the memory of the node's source.
+
+        ``promised``: by name of the node, the bytes that the allocations of this batch add to the node's report. An
+        allocation of this order is added.
+        """
         publisher = self._live(order.node)
         if publisher is None:
             return _OrderResult(order, refused=Rejection("unknown-node", f"this agent has no node {order.node}"))
@@ -264,10 +295,12 @@ class Admission:
             return _OrderResult(order, refused=Rejection("failed", str(error)))
 
     def _live(self, node: str) -> Publisher | None:
+        """Return the node's publisher; None if this agent has no such node, or if the node has left."""
         publisher = self._publishers.get(node)
         return publisher if publisher is not None and publisher.live else None
 
     def _publish_and_answer(self, outcome: _OrderResult) -> Answer:
+        """Publish the effect or the refusal of an order. Returns the answer, with the version that shows it."""
         order, refused = outcome.order, outcome.refused
         publisher = self._live(order.node)
         if refused is not None:

@@ -1,4 +1,4 @@
-"""The agent: reads sources of state, and publishes the events of their nodes."""
+"""The agent: reads nodes through sources of state, publishes the nodes' events, and carries out orders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nodestate.ports import AgentInbox, Clock, Resync, Sink
 from nodestate.ports.backoff import Backoff
 
 MAX_WAIT_S: Final = 0.25
-"""Longest wait of one step of ``run``, which checks between steps whether it shall stop."""
+"""Longest wait of one step of ``run``. Between two steps, ``run`` checks whether it should stop."""
 
 
 @dataclass(slots=True)
@@ -49,11 +49,11 @@ class AgentStats:
     heartbeats: int = 0
     """Heartbeats published."""
     resyncs: int = 0
-    """Resync requests that concerned one of the agent's nodes."""
+    """Resync requests for reports that concerned at least one of the agent's nodes."""
     censuses: int = 0
     """Census requests answered."""
     sent_again: int = 0
-    """Nodes whose lost state was published again."""
+    """Reports and leaves published because an event was lost."""
     admitted: int = 0
     """Orders that built or changed an instance."""
     refused: int = 0
@@ -61,7 +61,7 @@ class AgentStats:
     ended: int = 0
     """Orders that ended an instance."""
     bad: int = 0
-    """Invalid states that a source gave."""
+    """Readings of sources that were refused because a state or patch was invalid."""
     broker_errors: int = 0
     """Failed calls of the broker."""
 
@@ -71,15 +71,15 @@ class PolledSource:
     """One source, with the incarnation of its nodes and the time of its next poll."""
 
     source: StateSource
-    """The source itself."""
+    """The source."""
     incarnation: int
     """The incarnation of all its nodes."""
     lock: IncarnationLock | None
-    """Locks the source's name; None if the caller gave the incarnation."""
+    """Holds the lock on the source's name; None if the caller gave the incarnation."""
     poll_at: float
-    """When it is polled next, in monotonic seconds."""
+    """When the source is polled next, in monotonic seconds."""
     failing: bool = False
-    """True if the last poll failed. Its nodes get no heartbeats then."""
+    """True if the last poll failed. The agent then publishes no heartbeats of the source's nodes."""
 
 
 class Agent:
@@ -88,22 +88,29 @@ class Agent:
     For each node::
 
         (unknown) --full state--> report --patch, or another full state: the difference--> change
-        every heartbeat_s, each node at its own phase: heartbeat, unless its source can't be read
-        resync request that concerns the node: report, at a random moment of the request's jitter
-        an event was lost while the broker was away: one report of the newest state, when the broker is back
-        gone, or ``close(leave=True)``: leave
-        silent: nothing, until the source reads the node again
-        order: its effect or its refusal as a change, and then the answer (``Admission``)
+        every heartbeat_s, each node at its own phase --> heartbeat, unless its source can't be read
+        a resync request that concerns the node --> report, at a random moment of the request's jitter
+        an event was lost while the broker was away --> one report of the newest state, when the broker is back
+        the source says that the node is gone, or ``close(leave=True)`` --> leave
+        the source says that the node is silent --> nothing, until the source reads the node again
+        an order --> its effect or its refusal as a change, and then the answer (``Admission``)
 
-    ``step`` is a plain function of an injected clock, sources, sink and inbox, so that a seeded simulation can run it;
-    it never raises for outages. All nodes of a source share one incarnation, so there is one file per source and not
-    per node.
+    ``step`` uses only an injected clock, sources, sink and inbox, so a seeded simulation can run it. It raises nothing
+    if the broker or a source is away. All nodes of a source share one incarnation, so there is one file per source and
+    not per node.
 
-    Without ``leave`` the nodes stay known after the agent ended, and become stale: restarting an agent for an update
-    must not remove its nodes from the view. The caller closes ``sink`` and ``inbox``.
+    If the agent ends without ``leave``, its nodes stay in the view and become stale: an agent that is restarted for an
+    update must not remove its nodes from the view. The caller closes ``sink`` and ``inbox``.
 
     Args:
-        incarnation: the incarnation of all nodes, with no file and no lock; None takes the next one of each source.
+        config: settings of the cell.
+        sources: the sources to read. ``close`` closes them.
+        sink: takes the events of all nodes.
+        clock: wall-clock and monotonic time.
+        rng: chooses the phases of heartbeats and the moments of requested reports.
+        inbox: gives resync requests and orders.
+        incarnation: the incarnation of all nodes, for which no file and no lock is used. If None, the nodes of each
+            source get the next incarnation from the source's file.
     """
 
     def __init__(
@@ -122,35 +129,35 @@ class Agent:
         self.stats = AgentStats()
         """Counters since the start."""
         self.publishers: dict[str, Publisher] = {}
-        """The publisher of each node that a source has read."""
+        """The publisher of each node that a source has read, by name."""
         self._sink = sink
         """Takes the events."""
         self._inbox = inbox
         """Gives resync requests and orders."""
         self._clock = clock
-        """Time."""
+        """Monotonic time for polls and pauses; wall-clock time for events and deadlines."""
         self._rng = rng
-        """Random numbers of all nodes."""
+        """Chooses random moments for all nodes."""
         self._log = structlog.get_logger("nodestate.agent")
         """The agent's logger."""
         self._backoff = Backoff(clock, rng, config.heartbeat_s / 2)
-        """When the broker is tried again; all publishers share it."""
+        """Gives the pause after a failed call of the broker; all publishers share it."""
         self._broker_away = False
-        """True since a call of the broker failed, until one worked."""
+        """True from a failed call of the broker until the next one that works."""
         self._dirty: set[str] = set()
-        """Nodes of which an event was lost."""
+        """Names of the nodes of which an event was lost, and whose newest state must be sent again."""
         self._heartbeats = HeartbeatSchedule(config.heartbeat_s, rng)
         """When each node's heartbeat is due."""
         self._requested_reports = ReportSchedule(rng)
-        """When each node answers a resync request."""
+        """When each node's report for a resync request is due."""
         self._sources: list[PolledSource] = []
         """All sources."""
         self._source_of: dict[str, PolledSource] = {}
-        """The source of each node."""
+        """The source of each node, by the node's name."""
         self._silent: set[str] = set()
-        """Nodes that do not answer their source: no events, and no answers to orders."""
+        """Names of the nodes that do not answer their source. The agent sends no events and no answers for them."""
         self._not_listened_for: list[str] = []
-        """New nodes, which the inbox has to be told of so that it receives their orders."""
+        """New nodes, whose orders the inbox must begin to receive."""
         self._admission = Admission(clock, self.publishers, self._admitting_source, self._publish_outcome)
         """Carries out orders."""
         try:
@@ -167,7 +174,10 @@ class Agent:
     # -- running
 
     def step(self, wait_s: float = 0.0) -> float:
-        """Wait up to ``wait_s`` for a request, then do everything that is due. Returns seconds until more is due."""
+        """Wait up to ``wait_s`` seconds for a request or an order, then do everything that is due.
+
+        Returns the seconds until the next poll or event is due.
+        """
         self._take_resyncs(wait_s)
         self._take_orders()
         now = self._clock.monotonic()
@@ -188,7 +198,10 @@ class Agent:
             wait_s = self.step(min(wait_s, MAX_WAIT_S))
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has the newest state of every node. Raises ``UnconfirmedError``."""
+        """Wait until the broker has the newest state of every node.
+
+        Raises ``UnconfirmedError`` if the broker does not have it after ``timeout_s`` seconds.
+        """
         deadline = self._clock.monotonic() + timeout_s
         while True:
             self._send_again()
@@ -209,9 +222,13 @@ class Agent:
             self._leave(name)
 
     def close(self, *, leave: bool = False) -> None:
-        """Stop: publish that all nodes leave if asked to, flush for at most ``broker_timeout_s``, close the sources.
+        """Stop the agent: flush for at most ``broker_timeout_s`` seconds, and close the sources.
 
-        Raises ``UnconfirmedError`` if events may not have arrived.
+        Args:
+            leave: publish first that every node is gone for good.
+
+        Raises:
+            UnconfirmedError: if some events may not have arrived at the broker. The sources are closed in any case.
         """
         try:
             if leave:
@@ -265,13 +282,17 @@ class Agent:
             self._log.error("source gave an invalid state", node=reading.node, reason=error.reason, detail=error.detail)
 
     def _publish_full_state(self, publisher: Publisher, state: Mapping[str, Any]) -> None:
-        """Publish what differs from the node's last state, as a change if a patch can express it, else as a report."""
+        """Publish the difference between ``state`` and the node's last state.
+
+        A live node gets a change, or a report if no patch can express the difference. A node that is new or has left
+        gets a report. Publishes nothing if a live node has this state already.
+        """
         state = self._admission.refusals.merged_into(publisher.node, state)
         if publisher.live:
             try:
                 patch = diff_patch(publisher.state(), dict(state))
             except InexpressibleError:
-                pass  # a report can express it
+                pass  # publish a report below
             else:
                 if patch:
                     publisher.change(patch)
@@ -337,7 +358,7 @@ class Agent:
                 self.stats.sent_again += 1
 
     def _idle_s(self) -> float:
-        """Seconds until the next poll, heartbeat, requested report or attempt to reach the broker."""
+        """Return the seconds until the next poll, heartbeat, requested report or try to reach the broker."""
         due = [polled.poll_at for polled in self._sources]
         due += [self._heartbeats.next_at, self._requested_reports.next_at]
         idle_s = max(0.0, min(due) - self._clock.monotonic())
@@ -361,7 +382,7 @@ class Agent:
                 self._log.info("broker is back", nodes_to_send_again=len(self._dirty))
 
     def _take_resync(self, resync: Resync) -> None:
-        """Answer a census at once; schedule reports for any other request."""
+        """Answer a census at once. For any other request, schedule a report of each node that the request concerns."""
         names = [name for name in self._concerned_nodes(resync) if name not in self._silent]
         if resync.census:
             for name in names:
@@ -374,7 +395,10 @@ class Agent:
         self.stats.resyncs += bool(names)
 
     def _concerned_nodes(self, resync: Resync) -> Sequence[str]:
-        """The nodes that a request asks, sorted, so that a seed determines when each node answers."""
+        """Return the names of the agent's nodes that a request concerns.
+
+        They are sorted, so that with the same seed each node answers at the same moment.
+        """
         if resync.nodes and not resync.partitions:
             return sorted(name for name in set(resync.nodes) if name in self.publishers)
         return sorted(name for name, one in self.publishers.items() if concerns(resync, name, one.bucket))
@@ -382,7 +406,10 @@ class Agent:
     # -- orders
 
     def _take_orders(self) -> None:
-        """Carry out and answer the orders that came with the resync requests, except those for silent nodes."""
+        """Carry out the orders that have come, and answer them.
+
+        Orders for silent nodes are dropped without an answer.
+        """
         if not self._backoff.ready:
             return
         try:
@@ -410,7 +437,7 @@ class Agent:
         nodes, self._not_listened_for = self._not_listened_for, []
         try:
             self._inbox.listen_for(nodes)
-        except BrokerUnavailableError as error:  # the inbox knows the nodes now, and listens when the broker is back
+        except BrokerUnavailableError as error:  # the inbox has noted the nodes, and listens when the broker is back
             self._broker_failed(error)
 
     def _stop_listening_for(self, name: str) -> None:

@@ -2,13 +2,14 @@ r"""The allocations that an agent admitted, on disk: one file for each source of
 
     (no file) --open--> empty        file --open: read, and rewritten without ended allocations--> open
     open --save: one line, one fsync--> open
-    open --save fails: none of it is stored--> the next save rewrites the file
+    open --save fails: no change is kept--> the next save rewrites the file
 
 Each line is a checksum (CRC-32, as eight hexadecimal digits), a space, and JSON. The first line is a header: it names
-the source, and the number of lines that were written together with it. Those lines are whole, or the file is damaged.
-Each later line has the changes of one ``save``. The last line may be torn, if the agent died while it wrote; then its
-orders were not answered. Any other damage stops the agent, because allocations that it promised to keep would be lost
-silently.
+the source, and the number of lines that were written together with the header. If one of those lines is not whole, the
+file is damaged. Each later line has the changes of one ``save``.
+
+If the agent died while it wrote, the last line may be torn. The orders of that line were not answered, so the line is
+dropped. Any other damage stops the agent. Otherwise allocations that the agent promised to keep would be lost silently.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from nodestate.agent.atomic_file import write_atomically
 from nodestate.errors import ConfigError
 
 MIN_LINES_COUNT: Final = 1_000
-"""A file with fewer lines is not rewritten."""
+"""A file of at most this many lines is not rewritten."""
 LINES_PER_ALLOCATION: Final = 4
-"""A file is rewritten when it has more lines than this per allocation."""
+"""A longer file is rewritten when it has more lines per allocation than this."""
 CHECKSUM_CHARS: Final = 8
+"""Length of a line's checksum."""
 
 AllocationJson = dict[str, Any]
-"""An allocation as it stands in a node's state."""
+"""An allocation, in the form of a node's state."""
 
 
 class AllocationChange(NamedTuple):
-    """A new allocation of an instance on a node, or its end."""
+    """A change of one instance's allocation on a node: a new allocation, or the end of the allocation."""
 
     node: str
     """The node's name."""
     instance: str
     """The instance's id."""
     allocation: AllocationJson | None
-    """The instance's allocation from now on; None if the instance ended."""
+    """The instance's new allocation; None if the allocation ended."""
 
 
 class _FileHeader(msgspec.Struct):
@@ -63,25 +65,33 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AllocationFile:
-    """The stored allocations of one source. The file is not touched before ``open``: by then the agent holds the lock
-    of its incarnation.
+    """The stored allocations of one source.
+
+    The file is neither read nor written before ``open``. The agent calls ``open`` once it holds the lock of its
+    incarnation, so two agents never use the file at the same time.
+
+    Args:
+        directory: where the file is.
+        source: name of the source, and the first part of the file's name.
     """
 
     def __init__(self, directory: str | Path, source: str) -> None:
         self._path = Path(directory) / f"{source}.allocations"
-        """The file."""
+        """The file's path."""
         self._source = source
         """Name of the source."""
         self._by_node: dict[str, dict[str, AllocationJson]] = {}
         """All stored allocations, by node and instance."""
         self._file: int | None = None
-        """Descriptor to append with; None if the next ``save`` rewrites the file."""
+        """File descriptor for appending; None if the next ``save`` must rewrite the file."""
         self._lines = 0
-        """Lines of the file, without its header."""
+        """Number of lines in the file, without the header."""
 
     def open(self) -> dict[str, dict[str, AllocationJson]]:
-        """Read the file. Returns the stored allocations by node and instance. Raises ``ConfigError`` if the file is
-        damaged or can't be written.
+        """Read the file, and rewrite it without ended allocations.
+
+        Returns the stored allocations by node and by instance. Raises ``ConfigError`` if the file is damaged or can't
+        be written.
         """
         try:
             if self._path.exists():
@@ -94,7 +104,10 @@ class AllocationFile:
         return {node: dict(instances) for node, instances in self._by_node.items()}
 
     def save(self, changes: Sequence[AllocationChange]) -> None:
-        """Store these changes, all or none. They are on disk when this returns. Raises ``OSError``."""
+        """Store these changes. They are on disk when this returns.
+
+        Raises ``OSError`` if they can't be stored; none of them is kept then.
+        """
         before = [(node, instance, self._by_node.get(node, {}).get(instance)) for node, instance, _ in changes]
         self._apply(changes)
         try:
@@ -108,7 +121,7 @@ class AllocationFile:
             raise
 
     def close(self) -> None:
-        """Close the file; its content stays."""
+        """Close the file. Its content stays on disk."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
@@ -181,7 +194,7 @@ def _line(content: bytes) -> bytes:
 
 
 def _checked(line: bytes) -> bytes:
-    """The JSON of a line. Raises ``ValueError`` if its checksum is wrong."""
+    """Return the JSON of a line. Raises ``ValueError`` if the line's checksum is wrong."""
     content = line[CHECKSUM_CHARS + 1 :]
     if line[: CHECKSUM_CHARS + 1] != b"%08x " % zlib.crc32(content):
         raise ValueError("its checksum is wrong")

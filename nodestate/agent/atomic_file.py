@@ -7,8 +7,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content by a new one, which is on disk when this returns. A crash leaves the old content or the
-    new one, never a part. Raises ``OSError``.
+    """Replace the content of a file. When this returns, the new content is on disk.
+
+    After a crash, the file has either the old content or the new content, never a part of it. Raises ``OSError`` if the
+    file cannot be written.
     """
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("wb") as file:

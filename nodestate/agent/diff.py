@@ -10,14 +10,17 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class InexpressibleError(ValueError):
-    """Raised if no merge patch turns one state into the other: a patch can't set null, because null means "remove"."""
+    """No merge patch turns one state into the other: a patch can't set a field to null, because null means "remove"."""
 
 
 def diff_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The smallest RFC 7396 patch that, merged into ``old``, gives ``new``.
+    """Return the smallest RFC 7396 merge patch that turns ``old`` into ``new``.
 
-    Returns an empty patch if they are equal (1, 1.0 and True are different values). Neither is changed; the patch
-    shares parts of ``new``. Raises ``InexpressibleError`` if a changed value is null or holds a null outside of a list.
+    The patch is empty if both are equal; 1, 1.0 and True count as different values. ``old`` and ``new`` are not
+    changed. The patch shares objects with ``new``.
+
+    Raises:
+        InexpressibleError: if a changed value is null, or contains a null outside of a list.
     """
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
@@ -35,7 +38,7 @@ def diff_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(value: Any) -> Any:
-    """The patch that sets a value, whatever was there before. Raises ``InexpressibleError`` for null."""
+    """Return a patch that sets a field to ``value``, whatever it was. Raises ``InexpressibleError`` for null."""
     if value is None:
         raise InexpressibleError("a merge patch can't set a field to null")
     if isinstance(value, dict):

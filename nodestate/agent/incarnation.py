@@ -1,10 +1,10 @@
-"""Incarnations: each start of an agent gets a larger number than the start before, also if the clock was set back.
+"""Incarnations: each start of an agent gets a larger number than the start before, even if the clock was set back.
 
     (no file) --start--> the clock's seconds          file --start--> max(the clock's seconds, last + 1)
 
-The number is on disk before the agent uses it. A damaged file stops the agent. If the agent guessed a number, the
-number could be smaller than the last one, and consumers would then drop everything the agent reports as duplicates, for
-ever.
+The number is on disk before the agent uses it. A damaged file stops the agent. If the agent guessed a number instead,
+the number could be smaller than the last one. Consumers would then take every event of the agent for a duplicate and
+ignore it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ _NAME: Final = re.compile(NODE_NAME_PATTERN)
 
 
 class _StoredIncarnation(msgspec.Struct):
+    """The content of the file, as JSON."""
+
     node: str
+    """The agent's name, as the file's name has it."""
     incarnation: Counter
+    """Number of the last incarnation."""
 
 
 _decode = msgspec.json.Decoder(_StoredIncarnation).decode
@@ -35,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def state_directory(config: Config) -> Path:
-    """The directory where a cell's agents on this machine store incarnations and allocations."""
+    """Return the directory in which a cell's agents on this machine store incarnations and allocations."""
     if config.state_dir:
         base = Path(config.state_dir)
     elif os.geteuid() == 0:
@@ -46,14 +50,18 @@ def state_directory(config: Config) -> Path:
 
 
 class IncarnationLock:
-    """The incarnation of one running agent, or of one fleet of agents. It locks the agent's name until it is closed.
+    """The incarnation of a running agent or fleet, and a lock on its name.
+
+    Until the lock is closed, no other agent that uses the same directory can start under this name.
 
     Args:
-        directory: where the file and the lock are; made if it does not exist.
-        name: the agent's name, of the form of a node's name.
+        directory: where the file and the lock are. It is made if it does not exist.
+        name: the agent's name, in the form of a node's name.
         now: seconds since 1970.
 
-    Raises ``ConfigError`` if another running agent holds the name, if the file is damaged, or if it can't be written.
+    Raises:
+        ConfigError: if another running agent has locked the name, if the file is damaged, or if it can't be written.
+            The name is not locked then.
     """
 
     def __init__(self, directory: str | Path, name: str, now: float) -> None:
@@ -64,7 +72,7 @@ class IncarnationLock:
         self._file = Path(directory) / f"{name}.incarnation"
         """The file with the number of the last incarnation."""
         self._lock: int | None = None
-        """Descriptor of the locked file; None once closed."""
+        """Descriptor of the locked file; None before the name is locked, and after ``close``."""
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock(name)
@@ -93,8 +101,8 @@ class IncarnationLock:
         self.close()
 
     def _take_lock(self, name: str) -> None:
-        # The lock has a file of its own: the incarnation's file is replaced at each start, and its lock would go with
-        # it.
+        # The lock has a file of its own. The file of the incarnation is replaced at each start, and a lock on it would
+        # be lost with the replaced file.
         path = self._file.with_name(f"{name}.lock")
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -133,10 +141,10 @@ class IncarnationLock:
 
 
 def next_incarnation(directory: str | Path, node: str, now: float) -> int:
-    """Store and return the next incarnation of ``node``, without keeping its name locked.
+    """Store and return the next incarnation of ``node``, and release its name at once.
 
-    ``now`` is in seconds since 1970. Raises ``ConfigError`` as ``IncarnationLock`` does. An agent keeps an
-    ``IncarnationLock`` open instead, so that no other agent can start under its name.
+    An agent keeps an ``IncarnationLock`` open instead, so that no other agent can start under the same name. Raises
+    ``ConfigError`` as ``IncarnationLock`` does. ``now`` is in seconds since 1970.
     """
     with IncarnationLock(directory, node, now) as lock:
         return lock.incarnation

@@ -1,4 +1,4 @@
-"""The publisher: authors the events of one node, and makes sure that its newest state arrives."""
+"""The publisher: authors the events of one node, and makes sure that the node's newest state arrives."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from nodestate.ports import AgentInbox, Clock, Resync, Sink, SystemClock
 from nodestate.ports.backoff import Backoff
 
 ENVELOPE_BYTES: Final = 1024
-"""Bytes that a report adds to its state at most: names, version, time."""
+"""Most bytes that a report adds to its state: names, version and time."""
 FLUSH_PAUSE_S: Final = 0.05
-"""Pause of ``flush`` before it tries a sink again that is away."""
+"""Shortest pause of ``flush`` before the next try, after the broker failed or lost an event."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def concerns(resync: Resync, node: str, bucket: int) -> bool:
-    """True if this request asks the node for a report. ``bucket``: the node's bucket."""
+    """True if a resync request concerns the node. ``bucket`` is the node's bucket."""
     if resync.nodes or resync.partitions:
         return node in resync.nodes or bucket % resync.layout in resync.partitions
     return True
 
 
 class Publisher:
-    r"""Authors the events of one node: the only writer of its generation.
+    r"""Authors the events of one node. It is the only author of the node's generations.
 
-    The node, as readers will see it once the broker has everything::
+    The node, as readers see it once every event has arrived::
 
         new --report--> live --report, change: generation + 1--> live --leave: + 1--> gone --report: + 1--> live
                               \--heartbeat: the same generation
@@ -60,25 +60,31 @@ class Publisher:
         dirty --any call, or tick, once the broker is back: one report of the newest state (or one leave), with a new
             generation, in place of everything that was lost--> clean
 
-    A lost event makes the publisher dirty unless a full state of a later generation was sent since: that state
-    supersedes all earlier events, and its own delivery decides. So while the publisher is clean, the newest full state
-    and every change after it are confirmed or under way. A lost heartbeat does no harm. A change while dirty is sent as
-    a report as well, because it could not be applied without the lost events.
+    If an event is lost, the publisher becomes dirty, unless a full state (a report or a leave) was sent after that
+    event. A full state supersedes all earlier events, so then only the full state must arrive. So while the publisher
+    is clean, the newest full state and every change after it are confirmed or on their way. A lost heartbeat does no
+    harm. While the publisher is dirty, a change is sent as a report, because consumers cannot apply a change without
+    the lost events.
 
-    Each call returns a receipt, even while the broker is away: the event that is sent later has the receipt's version
-    or a newer one. An invalid state or change raises ``BadEventError``, and nothing is sent or changed. Only the newest
-    state is kept, however long the broker is away.
+    Each call returns a receipt, even while the broker is away. The event that is sent when the broker is back has the
+    version of the receipt or a newer version. Only the newest state is kept, however long the broker is away. An
+    invalid state or change raises ``BadEventError``; nothing is sent or changed then.
 
-    Many publishers may share one ``sink`` (a fleet). They should then share ``backoff``, and the owner of the sink
-    reads the resync requests from its inbox. A publisher without a ``sink`` opens a connection of its own, and answers
-    resync requests in ``heartbeat`` and ``tick``. Not safe for several threads.
+    Many publishers may share one ``sink``, for example the nodes of a fleet. They should then share ``backoff``, and
+    the owner of the sink reads the resync requests from the inbox. A publisher without a ``sink`` opens a connection of
+    its own, and answers resync requests in ``heartbeat`` and ``tick``. A publisher is not safe for several threads.
 
     Args:
-        sink: takes the events; None opens a connection.
-        inbox: answers a census, if ``sink`` is given.
-        incarnation: the node's incarnation; None takes the next one from the file of this machine, and locks the name.
-        backoff: when the broker is tried again.
+        config: settings of the cell.
+        node: the node's name.
+        sink: takes the events. If None, the publisher opens a connection.
+        inbox: takes the answers to a census. Used only together with ``sink``.
+        clock: wall-clock and monotonic time; None for the machine's clock.
+        incarnation: the node's incarnation. If None, the next one from this machine's file is used, and the name is
+            locked.
+        backoff: gives the pause after a failed call of the broker; None for pauses of this publisher alone.
         on_dirty: called with the node's name each time the publisher becomes dirty.
+        rng: chooses the moments of answers to resync requests; None for a generator without a seed.
     """
 
     __slots__ = (
@@ -120,21 +126,21 @@ class Publisher:
         self._config = config
         """Settings of the cell."""
         self._clock = clock or SystemClock()
-        """Time."""
+        """Monotonic time for pauses; wall-clock time for events."""
         self._rng = rng or random.Random()
-        """Draws the moments of answers to resync requests."""
+        """Chooses the moments of answers to resync requests."""
         self._backoff = backoff or Backoff(self._clock, self._rng, config.heartbeat_s / 2)
-        """When the broker is tried again."""
+        """Gives the pause after a failed call of the broker."""
         self._on_dirty = on_dirty
-        """Called with the node's name when an event was lost."""
+        """Called with the node's name when the publisher becomes dirty; None if no call is wanted."""
         self._record: NodeRecord | None = None
-        """The newest state and version; None before the first report."""
+        """The node's newest record, with state and version; None before the first report."""
         self._full_state_generation = 0
         """Generation of the last full state that was sent: a report or a leave."""
         self._dirty = False
-        """True while something was lost and not sent again."""
+        """True if an event was lost and the newest state was not sent since."""
         self._answer_at: float | None = None
-        """When to answer a resync request, in monotonic seconds; None if there is none."""
+        """When to answer a resync request, in monotonic seconds; None if no answer is due."""
         # Refuse an invalid name now, not with the first report.
         parse_event(_encode(Heartbeat(node=node, incarnation=1, generation=1, reported_at=0.0)))
         self._lock: IncarnationLock | None = None
@@ -145,13 +151,13 @@ class Publisher:
         self._incarnation = incarnation
         """The incarnation of all events."""
         self._owns_sink = sink is None
-        """True if ``close`` closes the sink, and this publisher reads its resync requests."""
+        """True if this publisher opened the sink. It then reads the resync requests, and closes the sink."""
         if sink is None:
             sink = inbox = KombuSink(config)
         self._sink = sink
         """Takes the events."""
         self._inbox = inbox
-        """Gives resync requests if the sink is our own, and takes answers to a census."""
+        """Takes answers to a census. Gives resync requests if this publisher opened the sink."""
 
     # -- state
 
@@ -162,32 +168,34 @@ class Publisher:
 
     @property
     def dirty(self) -> bool:
-        """True while an event was lost and its state not sent again."""
+        """True if an event was lost and the node's newest state was not sent since."""
         return self._dirty
 
     @property
     def live(self) -> bool:
-        """True if the node has reported and not left since."""
+        """True if the node has reported and has not left since."""
         return self._record is not None and not self._record.gone
 
     @property
     def spare_bytes(self) -> int:
-        """Bytes by which the state may grow and still fit into a report."""
+        """Number of bytes by which the state may grow without becoming too large for a report."""
         return MAX_EVENT_BYTES - ENVELOPE_BYTES - (len(self._record.body) if self._record is not None else 0)
 
     def state(self) -> dict[str, Any]:
-        """The newest state, decoded at each call; empty before the first report and after a leave."""
+        """Return the newest state, decoded at each call. It is empty before the first report and after a leave."""
         return self._record.state() if self._record is not None else {}
 
     # -- events
 
     def report(self, state: Mapping[str, Any]) -> Receipt:
-        """Publish the full state. Raises ``BadEventError`` if it is invalid or too large."""
+        """Publish the full state. Raises ``BadEventError`` if the state is invalid or too large."""
         return self._publish_report(_raw(state))
 
     def change(self, patch: Mapping[str, Any]) -> Receipt:
-        """Publish an RFC 7396 merge patch of the newest state. Raises ``BadEventError`` if the patch or its result is
-        invalid, or if there is no state.
+        """Publish an RFC 7396 merge patch of the newest state.
+
+        Raises ``BadEventError`` if the patch or the state after it is invalid, if that state is too large for a report,
+        or if the node has not reported or has left.
         """
         version = self._next(self._live_record("change"))
         event = Change(
@@ -205,7 +213,11 @@ class Publisher:
         return Receipt(self.node, version)
 
     def heartbeat(self) -> Receipt:
-        """Publish a sign of life with the current version. Raises ``BadEventError`` before the first report."""
+        """Publish a sign of life with the current version.
+
+        If an event was lost or an answer to a resync request is due, publishes the newest state instead. Raises
+        ``BadEventError`` if the node has not reported or has left.
+        """
         if self._owns_sink:
             self._take_resyncs()
         record = self._live_record("heartbeat")
@@ -214,11 +226,11 @@ class Publisher:
         return Receipt(self.node, self.version)
 
     def leave(self) -> Receipt:
-        """Publish that the node is gone for good. Raises ``BadEventError`` before the first report."""
+        """Publish that the node is gone for good. Raises ``BadEventError`` if it has not reported, or has left."""
         return self._publish_leave(self._live_record("leave"))
 
     def republish(self) -> Receipt:
-        """Publish the newest state as a report, or the leave again, with a new generation.
+        """Publish the newest state as a report with a new generation. If the node has left, publish the leave again.
 
         Raises ``BadEventError`` before the first report.
         """
@@ -231,17 +243,20 @@ class Publisher:
     # -- delivery
 
     def tick(self) -> None:
-        """Send lost state again if the backoff allows it; read resync requests if the sink is our own.
+        """Publish the newest state if an event was lost or an answer to a resync request is due.
 
-        Never raises for outages.
+        Does nothing before the pause after the last failure is over. If this publisher opened its own connection, reads
+        resync requests first. Raises nothing if the broker is away.
         """
         if self._owns_sink:
             self._take_resyncs()
         self._send_again()
 
     def resync(self, resync: Resync) -> None:
-        """Answer a request that concerns this node. For a census the version is sent at once. For any other request
-        ``tick`` sends a report at a random moment of the request's ``jitter_s``.
+        """Answer a resync request that concerns this node.
+
+        If the request is a census, the version is sent at once. For any other request, ``tick`` or ``heartbeat`` sends
+        a report, at a random moment within the request's ``jitter_s``.
         """
         if resync.census:
             self.answer_census(resync.census)
@@ -250,12 +265,15 @@ class Publisher:
         self._answer_at = answer_at if self._answer_at is None else min(self._answer_at, answer_at)
 
     def answer_census(self, queue: str) -> None:
-        """Send the current version to the queue of a census. Raises ``BrokerUnavailableError``."""
+        """Send the current version to the queue of a census, if the node is live. Raises ``BrokerUnavailableError``."""
         if self._record is not None and self.live and self._inbox is not None:
             self._inbox.answer_census(queue, self._heartbeat_of(self._record))
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has the newest state. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""
+        """Wait until the broker has the newest state.
+
+        Raises ``UnconfirmedError`` if the broker does not have it after ``timeout_s`` seconds.
+        """
         deadline = self._clock.monotonic() + timeout_s
         while True:
             self.tick()
@@ -271,9 +289,9 @@ class Publisher:
             self._clock.sleep(min(remaining, max(FLUSH_PAUSE_S, self._backoff.wait_s)))
 
     def close(self) -> None:
-        """Flush for at most ``broker_timeout_s``, then close what this publisher opened.
+        """Flush for at most ``broker_timeout_s`` seconds, then close the publisher's own connection and lock, if any.
 
-        Raises ``UnconfirmedError`` if the newest state may not have arrived.
+        Raises ``UnconfirmedError`` if the newest state may not have arrived. Everything is closed in any case.
         """
         try:
             self.flush(self._config.broker_timeout_s)
@@ -292,9 +310,11 @@ class Publisher:
     # -- authoring
 
     def _next(self, record: NodeRecord | None) -> Version:
+        """Return the version of the next event after ``record``; generation 1 if there is no record."""
         return Version(self._incarnation, record.generation + 1 if record is not None else 1)
 
     def _live_record(self, operation: str) -> NodeRecord:
+        """Return the newest record of a live node. Raises ``BadEventError``, which names ``operation``, otherwise."""
         if self._record is None or self._record.gone:
             raise self._no_state(operation)
         return self._record
@@ -304,9 +324,10 @@ class Publisher:
         return BadEventError("no-state", f"{operation}: {self.node} {state}; call report(state) first")
 
     def _author(self, event: Report | Change | Leave) -> bytes:
-        """Validate an event as a consumer will, by folding it into our own record. Keep the result if it is valid.
+        """Check an event as consumers will: fold it into the newest record. The result becomes the newest record.
 
-        Returns the encoded event. Raises ``BadEventError``.
+        Returns the encoded event. Raises ``BadEventError`` if the event is invalid, or if its state would be too large
+        for a report; the newest record is unchanged then.
         """
         raw = _encode(event)
         record, outcome = fold(self._record, parse_event(raw))
@@ -366,12 +387,17 @@ class Publisher:
     # -- sending
 
     def _send(self, raw: bytes, *, full: bool | None) -> None:
-        """Hand one event to the sink. ``full``: True for a report or leave, which supersedes all earlier events; False
-        for a change; None for a heartbeat, whose loss does no harm.
+        """Hand one event to the sink. If the broker is away, the event counts as lost.
+
+        Args:
+            raw: the encoded event.
+            full: True for a report or a leave, which supersede all earlier events; False for a change; None for a
+                heartbeat, whose loss does no harm.
         """
         generation = self.version.generation
         if full:
-            # Set before the event is sent: the sink may report older losses meanwhile, which this event makes up for.
+            # Set before the event is sent: while the sink sends it, the sink may report that older events were lost.
+            # This event supersedes them.
             self._full_state_generation, self._dirty = generation, False
             self._answer_at = None
         on_done = partial(self._confirmed, generation) if full is not None else _ignore
@@ -387,14 +413,16 @@ class Publisher:
             self._backoff.worked()
 
     def _confirmed(self, generation: int, ok: bool) -> None:
+        """Take the broker's result for the event of this generation. ``ok`` is False if the event was lost."""
         if not ok and generation >= self._full_state_generation and not self._dirty:
             self._dirty = True
             if self._on_dirty is not None:
                 self._on_dirty(self.node)
 
     def _send_again(self) -> bool:
-        """Publish the newest state if an event was lost or a resync request is due. Returns True if so, even if the
-        broker is away.
+        """Publish the newest state if an event was lost or an answer to a resync request is due.
+
+        Returns True if one of the two is the case, even if the state could not be sent because the broker is away.
         """
         due = self._answer_at is not None and self._clock.monotonic() >= self._answer_at
         if self._record is None or not (self._dirty or due):
@@ -404,6 +432,7 @@ class Publisher:
         return True
 
     def _take_resyncs(self) -> None:
+        """Read and answer the resync requests that have come."""
         if not self._backoff.ready:
             return
         assert self._inbox is not None, "a publisher that opened its own connection has an inbox"

@@ -1,4 +1,4 @@
-"""Schedules of an agent's nodes: when each one's heartbeat is due, and when each one answers a resync request."""
+"""Schedules of an agent's nodes: when each node's heartbeat is due, and when each node answers a resync request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class HeartbeatSchedule:
-    """Heartbeats at a fixed interval, each node at its own random phase, so that a fleet does not send all at once."""
+    """Schedules heartbeats at a fixed interval. Each node has a random phase, so that not all nodes send at once."""
 
     def __init__(self, interval_s: float, rng: random.Random) -> None:
         self._interval_s = interval_s
@@ -17,14 +17,14 @@ class HeartbeatSchedule:
         self._rng = rng
         """Draws the phases."""
         self._heap: list[tuple[float, str]] = []
-        """A heap of (when, node), one entry for each node; monotonic seconds."""
+        """A heap of (due time in monotonic seconds, node), with one entry for each node."""
 
     def add(self, node: str, now: float) -> None:
-        """Schedule a node's heartbeats, the first within one interval from ``now``."""
+        """Schedule a node's heartbeats. The first is due within one interval after ``now``, in monotonic seconds."""
         heapq.heappush(self._heap, (now + self._rng.uniform(0.0, self._interval_s), node))
 
     def due(self, now: float) -> Iterator[str]:
-        """The nodes whose heartbeat is due, each rescheduled at its phase. Missed heartbeats are skipped."""
+        """Yield the nodes whose heartbeat is due, and schedule the next one of each. Missed heartbeats are skipped."""
         while self._heap and self._heap[0][0] <= now:
             due_at, node = self._heap[0]
             missed = (now - due_at) // self._interval_s
@@ -38,24 +38,24 @@ class HeartbeatSchedule:
 
 
 class ReportSchedule:
-    """Reports that answer resync requests, each at a random moment of its request's jitter."""
+    """Schedules the reports that answer resync requests, each at a random moment of its request's jitter."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         """Draws the moments."""
         self._heap: list[tuple[float, str]] = []
-        """A heap of (when, node); monotonic seconds."""
+        """A heap of (due time in monotonic seconds, node)."""
         self._scheduled: set[str] = set()
-        """The nodes in the heap. A node that is in it answers later requests with the same report."""
+        """The nodes in the heap. Such a node answers further requests with the report that is scheduled already."""
 
     def add(self, node: str, now: float, jitter_s: float) -> None:
-        """Schedule a report of the node within ``jitter_s`` seconds, unless one is scheduled already."""
+        """Schedule a report of the node within ``jitter_s`` seconds after ``now``, unless one is scheduled already."""
         if node not in self._scheduled:
             self._scheduled.add(node)
             heapq.heappush(self._heap, (now + self._rng.uniform(0.0, jitter_s), node))
 
     def due(self, now: float) -> Iterator[str]:
-        """Remove and return the nodes whose report is due."""
+        """Yield the nodes whose report is due, and remove each from the schedule."""
         while self._heap and self._heap[0][0] <= now:
             _, node = heapq.heappop(self._heap)
             self._scheduled.discard(node)

@@ -1,7 +1,7 @@
-"""Sources of state: the Protocol that an agent reads nodes through, and the readings that it returns.
+"""Sources of state: the Protocol through which an agent reads nodes, and the readings that a source gives.
 
-``host`` reads this machine, ``libvirt`` a hypervisor with its virtual machines. ``simulated`` is a fleet in memory
-whose nodes change by themselves, ``static_fleet`` one whose nodes change only by orders.
+``host`` reads this machine, and ``libvirt`` reads a hypervisor with its virtual machines. ``simulated`` is a fleet in
+memory whose nodes change by themselves. ``static_fleet`` is a fleet in memory whose nodes change only by orders.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class FullState(NamedTuple):
-    """A node's full state. The agent publishes what changed since the last reading."""
+    """A node's full state. The agent publishes the difference from the node's last state."""
 
     node: str
     """The node's name."""
@@ -20,7 +20,7 @@ class FullState(NamedTuple):
 
 
 class StatePatch(NamedTuple):
-    """A change of a node since this source's last reading of it."""
+    """A change of a node since the source's last reading of the node."""
 
     node: str
     """The node's name."""
@@ -29,25 +29,25 @@ class StatePatch(NamedTuple):
 
 
 class NodeGone(NamedTuple):
-    """The node is gone for good."""
+    """A node that is gone for good. The agent publishes a leave."""
 
     node: str
     """The node's name."""
 
 
 class NodeSilent(NamedTuple):
-    """The node does not answer. The agent publishes no heartbeat of it until the source has a state of it again."""
+    """A node that does not answer its source. The agent publishes nothing of the node until its state is read again."""
 
     node: str
     """The node's name."""
 
 
 Reading = FullState | StatePatch | NodeGone | NodeSilent
-"""One thing that a source found out about one node."""
+"""One fact that a source has found out about one node."""
 
 
 class NodeResources(NamedTuple):
-    """The part of a node's state that admission needs, as of now."""
+    """The part of a node's present state that admission needs."""
 
     status: str
     """``up``, ``draining``, ``maintenance`` or ``down``."""
@@ -60,24 +60,32 @@ class NodeResources(NamedTuple):
 
 
 class StateSource(Protocol):
-    """Reads the state of one or many nodes. After the first ``poll`` it gives only changes, so polls stay cheap."""
+    """Reads the state of one or several nodes.
+
+    The first ``poll`` gives every node's full state. A source of many nodes gives only changes after that, so that
+    polls stay cheap.
+    """
 
     @property
     def name(self) -> str:
-        """Names the files of this source on this machine: one incarnation for all its nodes."""
+        """Name of the source, and of its files on this machine. All its nodes share one incarnation."""
 
     @property
     def every_s(self) -> float:
         """Seconds between two polls."""
 
     def nodes(self) -> Sequence[str]:
-        """Names of the nodes that are known now."""
+        """Return the names of the nodes that the source knows now."""
 
     def poll(self, now: float) -> Iterable[Reading]:
-        """The readings that are new at ``now`` (monotonic seconds); the first call gives every node's full state.
+        """Return the readings since the last poll; at the first call, every node's full state.
 
-        Raises ``SourceUnavailableError`` if the source can't be read. The agent then polls again later, and sends no
-        heartbeats of the source's nodes meanwhile.
+        Args:
+            now: monotonic seconds.
+
+        Raises:
+            SourceUnavailableError: if the source can't be read. The agent polls again later, and publishes no
+                heartbeats of the source's nodes meanwhile.
         """
 
     def close(self) -> None:
@@ -86,26 +94,28 @@ class StateSource(Protocol):
 
 @runtime_checkable
 class AdmittingSource(Protocol):
-    """A ``StateSource`` that can also carry out orders. ``Admission`` decides whether it should, and calls it.
+    """A ``StateSource`` that can also carry out orders. ``Admission`` decides which orders it carries out.
 
-    ``resources_of``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError``, and then have
-    changed nothing. The readings that ``build`` and ``end`` return are not given by ``poll`` again, and are published
-    only after ``save``.
+    ``build`` and ``end`` change the node at once, and return the reading that shows the change. The agent publishes
+    these readings only after ``save``, so ``poll`` must not give them again.
+
+    ``resources_of``, ``build`` and ``end`` raise ``SourceUnavailableError`` or ``OrderFailedError`` if they fail;
+    nothing has changed then.
     """
 
     def resources_of(self, node: str) -> NodeResources:
-        """The node's resources and allocations as of now."""
+        """Return the node's present resources and allocations."""
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState | StatePatch:
-        """Give the instance this allocation, replacing the one that it may have."""
+        """Give the instance this allocation, which replaces any allocation that the instance has on the node."""
 
     def end(self, node: str, instance: str) -> FullState | StatePatch:
-        """Remove the instance's allocation. It must have one."""
+        """Remove the instance's allocation. The instance must have one on the node."""
 
     def save(self) -> None:
-        """Store everything that was built and ended since the last call, so that it survives the agent.
+        """Store all changes since the last call, so that they survive a restart of the agent.
 
-        Raises ``SourceUnavailableError`` if that fails; then all of it is undone.
+        Raises ``SourceUnavailableError`` if they cannot be stored; all of these changes are undone then.
         """
 
 

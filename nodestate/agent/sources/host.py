@@ -1,4 +1,4 @@
-"""This machine, as the operating system sees it. Its processes are not allocations, so usage is measured."""
+"""This machine, as the operating system reports it. Its usage is measured, because processes are not allocations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nodestate.model import MAX_NODE_NAME_CHARS, NODE_NAME_CHARACTERS
 MIB: Final = 1024**2
 GIB: Final = 1024**3
 MEMORY_STEP_MB: Final = 64
-"""Memory in use is rounded to multiples of this: smaller changes are noise, and each change costs a message."""
+"""Used memory is rounded to multiples of this. Smaller changes are noise, and each change would cost a message."""
 
 _TRAITS: Final = {
     "aes": "HW_CPU_X86_AESNI",
@@ -29,12 +29,22 @@ _TRAITS: Final = {
 
 
 def clean_name(name: str) -> str:
-    """A host's name as a valid node name: other characters become ``-``, and the rest beyond the limit is cut off."""
+    """Make a valid node name from a host's name.
+
+    Characters that a node name can't have become ``-``, and a name that is too long is cut off.
+    """
     return re.sub(f"[^{NODE_NAME_CHARACTERS}]", "-", name)[:MAX_NODE_NAME_CHARS] or "host"
 
 
 class HostSource:
-    """A ``StateSource`` of one node: this machine, with the disk that holds ``path``."""
+    """A ``StateSource`` of one node: this machine.
+
+    Args:
+        name: the node's name; empty for the name of this machine.
+        zone: the zone to report.
+        path: a path on the disk to report.
+        every_s: seconds between two polls.
+    """
 
     def __init__(self, *, name: str = "", zone: str = "", path: str = "/", every_s: float = 5.0) -> None:
         self._name = clean_name(name or socket.gethostname())
@@ -47,7 +57,7 @@ class HostSource:
         """Seconds between two polls."""
         self._traits = _cpu_traits()
         """Traits of the processor."""
-        psutil.cpu_percent()  # measures since its last call, so the first result has no meaning
+        psutil.cpu_percent()  # measures the time since its last call, so the first result has no meaning
 
     @property
     def name(self) -> str:
@@ -60,15 +70,15 @@ class HostSource:
         return self._every_s
 
     def nodes(self) -> Sequence[str]:
-        """The name of this machine."""
+        """Return the node's name."""
         return (self._name,)
 
     def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the machine is read as of now
-        """The machine's full state."""
+        """Yield the machine's full state."""
         yield FullState(self._name, self.state())
 
     def state(self) -> dict[str, Any]:
-        """The state of this machine at this moment."""
+        """Return the state of this machine at this moment."""
         memory = psutil.virtual_memory()
         disk = psutil.disk_usage(self._path)
         cpus = psutil.cpu_count() or 1
@@ -93,10 +103,11 @@ class HostSource:
         }
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def _cpu_traits() -> list[str]:
+    """Return the traits of the processor, sorted; none if the operating system does not tell its features."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""A hypervisor that is read through libvirt; its domains are allocations. Needs ``pip install nodestate[libvirt]``."""
+"""A hypervisor, read through libvirt. Its domains are allocations. Needs ``pip install nodestate[libvirt]``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from nodestate.agent.sources.host import GIB, clean_name
 from nodestate.errors import ConfigError, OrderFailedError, SourceUnavailableError
 
 KIB_PER_MIB = 1024
+"""libvirt counts memory in KiB."""
 METADATA: Final = "urn:nodestate:allocation"
 """The XML namespace under which a domain's ``<metadata>`` holds the allocation that an order asked for."""
 PREFIX: Final = "nodestate"
+"""The prefix of that namespace in XML."""
 OWN_CLASSES: Final = ("VCPU", "MEMORY_MB")
 """Resource classes whose amounts libvirt itself reports for a domain."""
 
@@ -27,19 +29,27 @@ ET.register_namespace(PREFIX, METADATA)
 class LibvirtSource:
     """A ``StateSource`` and ``AdmittingSource`` of one node: the hypervisor at ``uri``.
 
-    A domain that runs or is paused uses its virtual CPUs and its memory limit; disk usage is that of the storage pools.
-    A lost connection is opened again at the next poll. The connection is read-only until the first order comes.
+    A domain that runs or is paused uses its virtual CPUs and its memory limit. The disk usage is the usage of the
+    storage pools. A lost connection is opened again at the next poll. The connection is read-only until the first order
+    comes.
 
-    An order defines and starts a domain of the instance's name, with CPUs and memory and nothing else; other tools
-    attach disks and networks. The order is stored in the domain's metadata by libvirt, so no file is needed here. Such
-    a domain keeps its allocation while it is shut off. Other ordered amounts (``DISK_GB``) count in addition to the
-    usage of the pools. While the domain runs, its hints can change but not its amounts, which libvirt fixes at the
-    start. Domains that no order built are reported, but never changed or ended.
+    An order defines and starts a domain with the instance's name. The domain has CPUs and memory and nothing else;
+    other tools attach disks and networks. libvirt stores the order in the domain's metadata, so the agent needs no file
+    of its own. A domain that an order built keeps its allocation while it is shut off. Other ordered amounts, such as
+    ``DISK_GB``, count in addition to the usage of the pools. While the domain runs, an order can change its hints, but
+    not its amounts, because libvirt fixes them at the start. Domains that no order built are reported, but never
+    changed or ended.
+
+    Args:
+        uri: libvirt's address of the hypervisor.
+        name: the node's name; empty for the name of the hypervisor's host.
+        zone: the zone to report.
+        every_s: seconds between two polls.
     """
 
     def __init__(self, uri: str = "qemu:///system", *, name: str = "", zone: str = "", every_s: float = 5.0) -> None:
         self._libvirt = _import_libvirt()
-        """The binding's module."""
+        """libvirt's Python module."""
         self._uri = uri
         """libvirt's address of the hypervisor."""
         self._zone = zone
@@ -51,13 +61,13 @@ class LibvirtSource:
         self._writes = False
         """True if the connection may change domains."""
         self._name = clean_name(name) if name else ""
-        """The node's name; empty until the hypervisor was asked for its host's name."""
+        """The node's name; empty until the hypervisor has been asked for the name of its host."""
         # Otherwise libvirt prints each error to stderr, in addition to raising it.
         self._libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
     @property
     def name(self) -> str:
-        """The node's name: the given one, or else that of the hypervisor's host. Raises ``SourceUnavailableError``."""
+        """The node's name. Raises ``SourceUnavailableError`` if none was given and the hypervisor cannot be asked."""
         if not self._name:
             try:
                 self._name = clean_name(self._connected().getHostname())
@@ -71,15 +81,15 @@ class LibvirtSource:
         return self._every_s
 
     def nodes(self) -> Sequence[str]:
-        """The name of the hypervisor."""
+        """Return the node's name."""
         return (self.name,)
 
     def poll(self, now: float) -> Iterable[Reading]:  # noqa: ARG002 - the hypervisor is read as of now
-        """The hypervisor's full state. Raises ``SourceUnavailableError``."""
+        """Yield the hypervisor's full state. Raises ``SourceUnavailableError``."""
         yield FullState(self.name, self.state())
 
     def state(self) -> dict[str, Any]:
-        """The state of the hypervisor at this moment. Raises ``SourceUnavailableError``."""
+        """Return the state of the hypervisor at this moment. Raises ``SourceUnavailableError`` if it cannot be read."""
         try:
             return self._read(self._connected())
         except self._libvirt.libvirtError as error:
@@ -87,7 +97,7 @@ class LibvirtSource:
             raise SourceUnavailableError(self._uri, str(error)) from error
 
     def close(self) -> None:
-        """Close the connection; the next poll opens another."""
+        """Close the connection. The next poll opens another one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -95,12 +105,20 @@ class LibvirtSource:
     # -- AdmittingSource
 
     def resources_of(self, node: str) -> NodeResources:  # noqa: ARG002 - there is one node
-        """The hypervisor's resources and allocations as of now. Raises ``SourceUnavailableError``."""
+        """Return the hypervisor's present resources and allocations. Raises ``SourceUnavailableError``."""
         state = self.state()
         return NodeResources(state["status"], state["inventory"], state["usage"], state["allocations"])
 
     def build(self, node: str, instance: str, allocation: dict[str, Any]) -> FullState:
-        """Define and start a domain, or change the changeable parts of an existing one. Raises ``OrderFailedError``."""
+        """Give the instance this allocation.
+
+        If the instance has no domain, defines and starts one. If its domain is shut off, defines the domain again. If
+        its domain runs, replaces the stored order, which must have the same amounts.
+
+        Raises:
+            OrderFailedError: if libvirt cannot do this, if the amounts of a running domain would change, or if no order
+                built the domain.
+        """
         resources = allocation["resources"]
         with self._failures_as_refusals():
             connection = self._writable()
@@ -120,7 +138,7 @@ class LibvirtSource:
         return FullState(node, self.state())
 
     def end(self, node: str, instance: str) -> FullState:
-        """Stop a domain and delete its definition. Raises ``OrderFailedError``."""
+        """Stop the instance's domain and delete its definition. Raises ``OrderFailedError`` if libvirt can't."""
         with self._failures_as_refusals():
             domain, _ = self._find(self._writable(), instance)
             if domain is not None:
@@ -130,17 +148,19 @@ class LibvirtSource:
         return FullState(node, self.state())
 
     def save(self) -> None:
-        """Nothing to do: libvirt stores each definition itself."""
+        """Do nothing: libvirt has stored each definition already."""
 
     # -- inside
 
     def _connected(self) -> Any:
+        """Return the open connection, or open one."""
         if self._connection is None:
             opens = self._libvirt.open if self._writes else self._libvirt.openReadOnly
             self._connection = opens(self._uri)
         return self._connection
 
     def _writable(self) -> Any:
+        """Return a connection that may change domains, from now on the only one."""
         if not self._writes:
             connection = self._libvirt.open(self._uri)
             self.close()
@@ -149,14 +169,16 @@ class LibvirtSource:
 
     @contextmanager
     def _failures_as_refusals(self) -> Iterator[None]:
+        """Raise ``OrderFailedError`` instead of libvirt's errors."""
         try:
             yield
         except self._libvirt.libvirtError as error:
             raise OrderFailedError(self._uri, str(error)) from error
 
     def _find(self, connection: Any, instance: str) -> tuple[Any, dict[str, Any]]:
-        """The domain of an instance and its allocation; None if there is none. Raises ``OrderFailedError`` if no order
-        built the domain.
+        """Return the domain of an instance, and its allocation. The domain is None if the instance has none.
+
+        Raises ``OrderFailedError`` if no order built the domain.
         """
         for domain in connection.listAllDomains():
             name, allocation = self._allocation(domain)
@@ -167,6 +189,7 @@ class LibvirtSource:
         return None, {}
 
     def _start(self, connection: Any, instance: str, allocation: dict[str, Any]) -> None:
+        """Define and start a domain. If it cannot be started, remove the definition and raise libvirt's error."""
         try:
             identity = str(uuid.UUID(instance))
         except ValueError:
@@ -180,6 +203,7 @@ class LibvirtSource:
             raise
 
     def _read(self, connection: Any) -> dict[str, Any]:
+        """Return the state of the hypervisor, as events have it. Raises libvirt's errors."""
         model, memory_mb, cpus, *_ = connection.getInfo()
         inventory = {"VCPU": {"total": cpus}, "MEMORY_MB": {"total": memory_mb}}
         usage = {"VCPU": 0, "MEMORY_MB": 0}
@@ -208,7 +232,7 @@ class LibvirtSource:
         }
 
     def _allocation(self, domain: Any) -> tuple[str, dict[str, Any]]:
-        """The instance of a domain, and its allocation."""
+        """Return the instance of a domain, and its allocation with the CPUs and memory that libvirt reports."""
         _, limit_kib, _, vcpus, _ = domain.info()
         resources = {"VCPU": vcpus, "MEMORY_MB": limit_kib // KIB_PER_MIB}
         asked = self._order_of(domain)
@@ -218,7 +242,7 @@ class LibvirtSource:
         return asked["instance"], {**allocation, "resources": {**allocation["resources"], **resources}}
 
     def _order_of(self, domain: Any) -> dict[str, Any] | None:
-        """The order in a domain's metadata; None if no order built the domain."""
+        """Return the order in a domain's metadata; None if no order built the domain."""
         try:
             element = domain.metadata(self._libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA)
         except self._libvirt.libvirtError as error:
@@ -230,7 +254,7 @@ class LibvirtSource:
 
 
 def _domain(connection: Any, instance: str, allocation: dict[str, Any], identity: str) -> ET.Element:
-    """The definition of a domain for an order, of a type that the hypervisor can run."""
+    """Return the definition of a domain for an order, of a type that the hypervisor can run."""
     kind, architecture = _guest(connection)
     domain = ET.Element("domain", type=kind)
     ET.SubElement(domain, "name").text = instance
@@ -243,8 +267,10 @@ def _domain(connection: Any, instance: str, allocation: dict[str, Any], identity
 
 
 def _guest(connection: Any) -> tuple[str, str]:
-    """Type and architecture for a new domain: the host's own architecture and KVM if the hypervisor supports them, else
-    the first ones that it supports. Raises ``OrderFailedError`` if it supports none.
+    """Choose the type and the architecture of a new domain that the hypervisor supports.
+
+    The architecture is the host's, if possible, and the type is KVM, if possible. Otherwise the first ones are chosen.
+    Raises ``OrderFailedError`` if the hypervisor supports none.
     """
     capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirt wrote it
     host = capabilities.findtext("host/cpu/arch")
@@ -259,8 +285,9 @@ def _guest(connection: Any) -> tuple[str, str]:
 
 
 def _metadata(tag: str, instance: str, allocation: dict[str, Any]) -> ET.Element:
-    """The metadata element of an allocation: JSON in ASCII, because XML can't carry every character. ``tag`` has the
-    namespace unless libvirt adds it.
+    """Return the metadata element of an allocation, as JSON in ASCII, because XML can't carry every character.
+
+    ``tag`` is the element's name: with the namespace, unless libvirt adds the namespace.
     """
     element = ET.Element(tag)
     element.text = json.dumps({"instance": instance, "allocation": allocation})

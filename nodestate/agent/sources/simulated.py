@@ -1,4 +1,4 @@
-"""A simulated fleet. It is seeded: two fleets with the same seed have the same nodes and the same changes."""
+"""A simulated fleet with a seed. Two fleets with the same seed have the same nodes and the same changes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nodestate.agent.sources.static_fleet import StaticFleet, StaticNode, put
 RACK_NODES_COUNT: Final = 40
 ZONE_RACKS_COUNT: Final = 25
 START_TASKS_COUNT: Final = 5
-"""Average number of tasks on a node at the start; it stays near this number."""
+"""Average number of tasks on a node at the start. The average stays near this number later."""
 GROUPS_COUNT: Final = 200
 MAX_STEP_S: Final = 1.0
-"""Longest time for which one poll simulates changes; the rest of a longer pause is skipped."""
+"""Longest time for which one poll simulates changes. If the last poll was longer ago, the rest is skipped."""
 CHURN: Final = 0.4
-"""Share of changes that start or end a task. The others only change metrics."""
+"""Share of the changes that start or end a task. All other changes only change metrics."""
 
 _COMMON_TRAITS: Final = ["HW_CPU_X86_AESNI", "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42", "STORAGE_DISK_SSD"]
 
@@ -30,9 +30,9 @@ class _Model:
     """A model of machine."""
 
     weight: int
-    """How often it occurs, in percent."""
+    """Share of the nodes that are of this model, in percent."""
     inventory: Mapping[str, Mapping[str, float]]
-    """Its resources."""
+    """Its resources, as in a node's state."""
     traits: Sequence[str]
     """Its traits."""
 
@@ -77,11 +77,21 @@ _FLAVOURS: Final = (
 
 
 class SimulatedFleet(StaticFleet):
-    """A ``StaticFleet`` of ``count`` nodes with ``changes_per_s`` changes per second in the whole fleet: tasks start
-    and end with their allocations, and metrics change. Usage is always the sum of the allocations, and within capacity.
+    """A ``StaticFleet`` whose nodes change by themselves: tasks start and end, and metrics change.
 
-    The cost of a poll follows the number of changes, not of nodes. Ordered instances never end by themselves. If
-    instances of an earlier incarnation do not fit at the start, simulated tasks are removed to make room.
+    A task is an instance that no order built. The usage of a node is always the sum of its allocations, and a task
+    starts only if the node has room for it. Instances that an order built never end by themselves. If such instances of
+    an earlier incarnation do not fit at the start, tasks are removed to make room.
+
+    The cost of a poll grows with the number of changes, not with the number of nodes.
+
+    Args:
+        count: number of nodes.
+        seed: decides on everything that happens.
+        changes_per_s: changes per second in the whole fleet.
+        prefix: first part of the nodes' names.
+        every_s: seconds between two polls.
+        allocations: stores instances that orders built; None if they are lost with the agent.
     """
 
     def __init__(
@@ -96,13 +106,13 @@ class SimulatedFleet(StaticFleet):
     ) -> None:
         assert count > 0
         self._rng = random.Random(f"nodestate fleet {seed}")
-        """Decides on everything that happens."""
+        """Random numbers, which decide on everything that happens."""
         self._changes_per_s = changes_per_s
         """Changes per second in the whole fleet."""
         self._polled_at: float | None = None
         """When the fleet was last polled, in monotonic seconds; None before the first poll."""
         self._due = 0.0
-        """Changes that are due, with the fraction that the last poll left."""
+        """Number of changes that are due. The fraction that a poll cannot use is kept for the next poll."""
         digits = max(4, len(str(count - 1)))
         super().__init__(
             {f"{prefix}{number:0{digits}}": self._make(number) for number in range(count)},
@@ -115,7 +125,7 @@ class SimulatedFleet(StaticFleet):
                 self._start(node)
 
     def poll(self, now: float) -> Iterator[Reading]:
-        """Every node's full state at the first call; afterwards a patch for each change."""
+        """Yield every node's full state at the first call, and one patch for each change afterwards."""
         yield from super().poll(now)
         if self._polled_at is None:
             self._polled_at = now
@@ -129,12 +139,13 @@ class SimulatedFleet(StaticFleet):
                 yield self._happen(name)
 
     def state(self, name: str) -> dict[str, Any]:
-        """The full state of one node."""
+        """Return the full state of one node."""
         return {**super().state(name), "metrics": self._metrics(self._nodes[name])}
 
     # -- inside
 
     def _make(self, number: int) -> dict[str, Any]:
+        """Return the state of a new node. ``number`` decides on its rack and zone."""
         model = self._rng.choices(_MODELS, [model.weight for model in _MODELS])[0]
         rack = number // RACK_NODES_COUNT
         zone = f"az{rack // ZONE_RACKS_COUNT + 1}"
@@ -148,10 +159,11 @@ class SimulatedFleet(StaticFleet):
         }
 
     def _happen(self, name: str) -> StatePatch:
+        """Make one change on a node. Returns the patch."""
         node = self._nodes[name]
         if self._rng.random() < CHURN:
-            # The more tasks a node has, the likelier one ends. So their number, and the size of states, stays near the
-            # average.
+            # The more tasks a node has, the more likely it is that one of them ends. So the number of tasks, and the
+            # size of the state, stay near the average.
             tasks = [task for task in node.allocations if task not in node.ordered]
             ends = self._rng.random() < len(tasks) / (2 * START_TASKS_COUNT)
             touched = self._end_one(node, self._rng.choice(tasks)) if ends else self._start(node)
@@ -160,7 +172,7 @@ class SimulatedFleet(StaticFleet):
         return StatePatch(name, {"metrics": self._metrics(node)})
 
     def _start(self, node: StaticNode) -> dict[str, Any]:
-        """Start a task. Returns the patch; empty if the task does not fit."""
+        """Start a task of a random size. Returns the patch, which is empty if the task does not fit."""
         resources = self._rng.choices([resources for _, resources in _FLAVOURS], [weight for weight, _ in _FLAVOURS])[0]
         if not _fits(node, resources):
             return {}
@@ -197,7 +209,7 @@ class SimulatedFleet(StaticFleet):
 
 
 def fleet_name(prefix: str, seed: int) -> str:
-    """The name of a fleet, which its files on this machine have."""
+    """Return the name of a fleet, from which the names of its files on this machine are made."""
     return f"{prefix}fleet-{seed}"
 
 
@@ -206,6 +218,7 @@ def _capacity(inventory: Mapping[str, float]) -> int:
 
 
 def _fits(node: StaticNode, resources: Mapping[str, int]) -> bool:
+    """True if the node has these resources left."""
     inventory = node.fixed["inventory"]
     return all(
         name in inventory and node.usage[name] + amount <= _capacity(inventory[name])

@@ -1,4 +1,4 @@
-"""A fleet of nodes with given states, which change only by orders and by the methods of this class."""
+"""A fleet in memory. Its nodes change only by orders and by the methods of ``StaticFleet``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StaticNode:
     """One node of a static or simulated fleet."""
 
     fixed: dict[str, Any]
-    """Its state without usage and allocations."""
+    """The node's state, without usage and allocations."""
     usage: dict[str, int]
     """By resource class, the used amount."""
     allocations: dict[str, AllocationJson] = field(default_factory=dict)
@@ -31,9 +31,15 @@ class StaticNode:
 class StaticFleet:
     """A ``StateSource`` and ``AdmittingSource`` of nodes with given states.
 
-    Orders are carried out at once, and usage follows. Nothing is checked here: ``Admission`` checks that an order fits
-    before it calls. With ``allocations``, ordered instances survive the agent: the first poll adds them to the given
-    states. Tests change nodes with ``set_status``, ``kill`` and ``revive``.
+    An order changes the allocations and the usage at once. Nothing is checked here, because ``Admission`` has checked
+    the order before it calls. Tests change nodes with ``set_status``, ``kill`` and ``revive``.
+
+    Args:
+        states: the full state of each node at the start, by name.
+        name: the fleet's name.
+        every_s: seconds between two polls.
+        allocations: stores the instances that orders built. The first poll adds the stored instances to ``states``.
+            None if these instances are lost with the agent.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class StaticFleet:
         self._every_s = every_s
         """Seconds between two polls."""
         self._allocations = allocations
-        """Where ordered instances are stored; None if they are lost with the agent."""
+        """Stores the instances that orders built; None if these instances are lost with the agent."""
         self._nodes = {node: _static_node(state) for node, state in states.items()}
         """All nodes, by name."""
         self._names = list(self._nodes)
@@ -59,9 +65,9 @@ class StaticFleet:
         self._polled = False
         """True after the first poll."""
         self._unsaved: list[AllocationChange] = []
-        """Changes by orders since the last ``save``."""
+        """Changes that orders made since the last ``save``, in sequence."""
         self._undo: list[AllocationChange] = []
-        """The allocations before those changes, in the same order."""
+        """For each entry of ``_unsaved``, the allocation before the change."""
 
     # -- StateSource
 
@@ -76,14 +82,14 @@ class StaticFleet:
         return self._every_s
 
     def nodes(self) -> Sequence[str]:
-        """The names of all nodes."""
+        """Return the names of all nodes."""
         return self._names
 
     def poll(self, now: float) -> Iterator[Reading]:  # noqa: ARG002 - no node changes by itself
-        """Every node's full state at the first call; later what ``set_status``, ``kill`` and ``revive`` changed."""
+        """Yield every node's full state at the first call, and the changes made by tests at later calls."""
         readings, self._new_readings = self._new_readings, []
         if self._polled:
-            for reading in readings:  # the state as of now: orders may have changed it since
+            for reading in readings:  # give the present state: orders may have changed the node since the reading
                 yield FullState(reading.node, self.state(reading.node)) if isinstance(reading, FullState) else reading
             return
         self._polled = True
@@ -93,7 +99,7 @@ class StaticFleet:
         yield from (NodeSilent(name) for name in self._names if self._nodes[name].silent)
 
     def state(self, name: str) -> dict[str, Any]:
-        """The full state of one node."""
+        """Return the full state of one node."""
         node = self._nodes[name]
         return {**node.fixed, "usage": dict(node.usage), "allocations": dict(node.allocations)}
 
@@ -105,14 +111,14 @@ class StaticFleet:
     # -- AdmittingSource
 
     def resources_of(self, node: str) -> NodeResources:
-        """The node's resources and allocations as of now."""
+        """Return the node's present resources and allocations."""
         static = self._nodes[node]
         return NodeResources(
             static.fixed.get("status", "up"), static.fixed.get("inventory", {}), static.usage, static.allocations
         )
 
     def build(self, node: str, instance: str, allocation: AllocationJson) -> FullState | StatePatch:
-        """Give the instance this allocation, replacing the one that it may have."""
+        """Give the instance this allocation, which replaces any allocation that the instance has on the node."""
         return self._change(node, instance, allocation)
 
     def end(self, node: str, instance: str) -> FullState | StatePatch:
@@ -120,8 +126,9 @@ class StaticFleet:
         return self._change(node, instance, None)
 
     def save(self) -> None:
-        """Store everything that was built and ended since the last call, if the fleet has a file. Raises
-        ``SourceUnavailableError`` if the file can't be written; then all of it is undone.
+        """Store all changes by orders since the last call, if the fleet has a file.
+
+        Raises ``SourceUnavailableError`` if the file can't be written; all of these changes are undone then.
         """
         unsaved, self._unsaved = self._unsaved, []
         undo, self._undo = self._undo, []
@@ -139,7 +146,7 @@ class StaticFleet:
     # -- changes made by tests
 
     def set_status(self, name: str, status: str) -> None:
-        """Change a node's status, as its operator would."""
+        """Change a node's status, as an operator does."""
         self._nodes[name].fixed["status"] = status
         self._new_readings.append(StatePatch(name, {"status": status}))
 
@@ -156,6 +163,7 @@ class StaticFleet:
     # -- inside
 
     def _change(self, name: str, instance: str, allocation: AllocationJson | None) -> FullState | StatePatch:
+        """Replace or remove (None) an instance's allocation on a node. Returns the reading that shows the change."""
         node = self._nodes[name]
         before = node.allocations.get(instance)
         used = dict(node.usage)
@@ -176,6 +184,7 @@ class StaticFleet:
             return FullState(name, self.state(name))
 
     def _restore_allocations(self) -> None:
+        """Add the stored instances of earlier incarnations to the nodes. Instances of unknown nodes are ignored."""
         if self._allocations is None:
             return
         for name, instances in self._allocations.open().items():
@@ -186,11 +195,14 @@ class StaticFleet:
                     self._nodes[name].ordered.add(instance)
 
     def _make_room(self, node: StaticNode, instance: str, allocation: AllocationJson) -> None:
-        """Make room for an instance of an earlier incarnation. A static fleet has no instances to remove."""
+        """Make room for an instance of an earlier incarnation. A static fleet has nothing to remove."""
 
 
 def put(node: StaticNode, instance: str, allocation: AllocationJson | None) -> None:
-    """Replace an instance's allocation on a node, or remove it with None, and adjust the node's usage."""
+    """Replace an instance's allocation on a node, and adjust the node's usage.
+
+    If ``allocation`` is None, the instance's allocation is removed.
+    """
     before = node.allocations.pop(instance, None)
     if before is not None:
         _count(node, before["resources"].items(), -1)
