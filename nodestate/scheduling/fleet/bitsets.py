@@ -42,7 +42,7 @@ class WordBits:
         self._planes = [np.concatenate([plane, np.zeros(size - len(plane), np.uint64)]) for plane in self._planes]
 
     def put(self, row: int, words: tuple[str, ...]) -> None:
-        """Store the words of a row. They replace the row's earlier words."""
+        """Store the words of a row, in place of the row's earlier words."""
         values = self._values.get(words)
         if values is None:
             values = self._encoded(words)

@@ -155,7 +155,7 @@ class Fleet:
 
     @property
     def changes(self) -> int:
-        """The number of row changes since the fleet was created. ``changed_since`` takes it to return later changes."""
+        """The number of row changes since the fleet was created. Pass it to ``changed_since`` to get later changes."""
         return self._log.count
 
     def changed_since(self, changes: int) -> list[int] | None:
@@ -234,7 +234,7 @@ class Fleet:
                 self._exclude(exclusion, excluded=False)
 
     def _exclude(self, exclusion: Exclusion, *, excluded: bool) -> None:
-        """Add an exclusion, or remove it if ``excluded`` is False, and update the row."""
+        """Add an exclusion if ``excluded`` is True, else remove the exclusion. Then update its row."""
         row = exclusion.row
         present = self._instances_on(row)
         if excluded:
@@ -313,7 +313,7 @@ class Fleet:
         self._columns.set_claimed(resource, row, self.claim_overlay.net_claimed(resource, row))
 
     def _row(self, name: str) -> int:
-        """Return the row of a node. If the node has no row, it gets the next unused row."""
+        """Return the row of a node. A node without a row first gets the next unused row."""
         row = self._columns.rows.get(name)
         if row is None:
             row = self._columns.add(name)

@@ -107,7 +107,7 @@ class NodeColumns:
             self.free[resource][row] = amounts[0][row] - amounts[1][row] - claimed
 
     def set_placement(self, row: int, zone: str, traits: tuple[str, ...], aggregates: tuple[str, ...]) -> None:
-        """Write the zone, the traits and the aggregates of a row. They replace the row's earlier ones."""
+        """Write the zone, the traits and the aggregates of a row, in place of the row's earlier ones."""
         self.zone[row] = self.zones.setdefault(zone, len(self.zones))
         self.traits.put(row, traits)
         self.aggregates.put(row, aggregates)

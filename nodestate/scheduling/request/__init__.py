@@ -1,4 +1,4 @@
-"""Requests: the instances that a user wants to place on nodes. A request is immutable and validated when it is made."""
+"""Requests: the instances that a user wants to place on nodes. A request is immutable."""
 
 from nodestate.scheduling.request.parsing import parse, parse_group, request_of
 from nodestate.scheduling.request.request import GroupRequest, InstanceGroup, Request, check_hold, hints_of

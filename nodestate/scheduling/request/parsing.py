@@ -127,9 +127,12 @@ _MESSAGE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DO
 _FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
 """Finds a missing or unknown field in the text of such a message: msgspec does not put that field into the path."""
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
-"""For each field with a fixed set of values these values: msgspec does not list them in its message."""
+"""The valid values of each field that has a fixed set of values. They are needed because msgspec does not list them."""
 _VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
-"""For each field that is a map the type of its values: msgspec does not name the key of an invalid value."""
+"""The type of the values of each field that is a map.
+
+Msgspec does not name the key of an invalid value, so the key is searched by this type.
+"""
 
 
 def _key_of_invalid_value(values: Mapping[str, Any], kind: Any) -> str:

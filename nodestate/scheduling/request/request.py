@@ -1,4 +1,9 @@
-"""The types of requests. The constructor of each type validates all fields, so an existing request is valid."""
+"""The types of requests.
+
+The annotations of the fields state types, lengths and ranges. Only ``parse`` and ``parse_group`` check them, so code
+that calls a constructor must keep to them itself. The constructors check everything else: names, amounts, and fields
+that contradict each other.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +61,8 @@ class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """A request for one instance, or for several equal ones. The names of the fields follow OpenStack.
 
-    The constructor raises ``BadRequestError`` if a field is invalid or contradicts another field. The error names the
-    field.
+    The constructor raises ``BadRequestError`` if a resource class, an amount, a trait or a number is invalid, if two
+    fields contradict each other, or if the request is too large to be stored as hints. The error names the field.
     """
 
     resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
@@ -88,7 +93,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The node must be none of these nodes."""
     spread_by: SpreadBy = ""
     """``zone``: prefer nodes in zones with few members of the group. ``aggregate``: prefer nodes in aggregates with few
-    members of the group. Empty: neither.
+    members of the group. Both need a ``group``. Empty: neither.
     """
     weights: dict[str, Weight] = {}
     """Multipliers for this request, by the name of the weigher. They replace the weighers' own multipliers."""
@@ -149,8 +154,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A request for a reservation: members that are placed all together or not at all. Each has its own requirements.
 
-    The constructor raises ``BadRequestError`` if a field is invalid or contradicts another field. The error names the
-    field.
+    The constructor raises ``BadRequestError`` if there are no members or too many, if ``hold_s`` is invalid, if an
+    instance is named twice, or if both the request and a member have a group. The error names the field.
     """
 
     members: Annotated[tuple[Request, ...], Meta(max_length=MAX_GROUP_COUNT)]
@@ -241,7 +246,7 @@ def _check_disjoint(field: str, names: tuple[str, ...], other: str, others: tupl
 
 
 def _check_named_once(field: str, names: Sequence[str]) -> None:
-    """Raise ``BadRequestError`` for ``field`` if it names an instance twice."""
+    """Raise ``BadRequestError`` for ``field`` if ``names`` contains the same instance twice."""
     if len(set(names)) != len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
         raise BadRequestError(field, f"the instance {twice} is named twice; name each instance once")

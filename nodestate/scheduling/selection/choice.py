@@ -57,6 +57,6 @@ class Explanation:
     remaining: tuple[Remaining, ...]
     """How many nodes remain after each filter, in the order of the filters."""
     best: tuple[tuple[str, dict[str, float]], ...]
-    """The best nodes, the best first, each with the points that it got: by the name of a weigher, weight times
-    multiplier.
+    """The best nodes, the best first. Each node comes with a map from the name of each weigher to the points
+    that the weigher gave: its weight times its multiplier.
     """

@@ -1,4 +1,4 @@
-"""The ranking: the score of every node for requests of one shape. It is kept and brought up to date when it is used."""
+"""The ranking: the score of every node for requests of one shape. A ranking is brought up to date when it is used."""
 
 from __future__ import annotations
 
