@@ -1,7 +1,8 @@
 """The fleet refresher: keeps a scheduler's fleet and claim table up to date with the newest view.
 
-A decision needs three things that belong together: a view that is fresh enough, the claims of others on its nodes, and
-which of these claims the view already shows as allocations. ``FleetRefresher.refresh`` brings all three up to date.
+A decision needs three things that fit together: a view that is fresh enough, the claims of other schedulers on its
+nodes, and the knowledge which of these claims the view already shows as allocations. ``FleetRefresher.refresh`` brings
+all three up to date.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from nodestate.scheduling.fleet import Fleet
 from nodestate.view.view import View
 
 HEARTBEATS_COUNT: Final = 3
-"""A node is unresponsive if it missed this number of heartbeats, unless ``node_max_age`` is set."""
+"""Number of missed heartbeats after which a node is unresponsive, unless ``node_max_age`` is set."""
 CATCH_UP_S: Final = 1.0
-"""How long to wait for states that claim records name, before an instance is told that there is no node."""
+"""Seconds to wait for the node states that claim records require, before an instance fails for lack of a node."""
 
 
 class FleetRefresher:
-    """The view that one scheduler decides on, and how it is replaced by a newer one.
+    """Holds the view on which one scheduler decides, and replaces it by newer views.
 
     Args:
-        reader: Gives the views.
-        fleet: Is advanced to each view.
-        claim_table: Is brought up to date with each view.
+        reader: Reads the views.
+        fleet: The scheduler's fleet, which is advanced to each view.
+        claim_table: The scheduler's claim table, which is updated with each view.
         config: The cell's ``claim_ttl_s``, ``answer_timeout_s`` and ``heartbeat_s``.
-        clock: For waiting: monotonic seconds.
-        name: The scheduler's name, which its claims bear.
-        max_age: How old a view may be, in seconds, if a request names no bound.
-        node_max_age: Nodes without a sign of life for this number of seconds are left out; None: none is left out.
+        clock: The time, to limit how long a call waits.
+        name: The scheduler's name, which is the holder in its claims.
+        max_age: The maximum age of a view, in seconds, for requests that do not name one.
+        node_max_age: No instance is placed on a node that gave no sign of life for this number of seconds. None: the
+            age of a node does not matter.
     """
 
     def __init__(
@@ -50,39 +52,45 @@ class FleetRefresher:
         max_age: float,
         node_max_age: float | None,
     ) -> None:
-        self.reader = reader  # gives the views
+        self.reader = reader  # reads the views
         self.fleet = fleet  # shows the last view
-        self.claim_table = claim_table  # knows the claims on the last view's nodes
-        self.max_age = max_age  # how old a view may be, in seconds, if a request names no bound
-        self.node_max_age = node_max_age  # nodes without a sign of life for this number of seconds are left out
-        self._clock = clock  # for waiting
-        self._name = name  # the scheduler's name, which its claims bear
+        self.claim_table = claim_table  # has the claims on the last view's nodes
+        self.max_age = max_age  # the maximum age of a view, in seconds, for requests that do not name one
+        self.node_max_age = node_max_age  # nodes get no instances after this number of seconds without a sign of life
+        self._clock = clock  # the time, to limit how long a call waits
+        self._name = name  # the scheduler's name, which is the holder in its claims
         self._heartbeat_s = config.heartbeat_s  # the interval of the agents' heartbeats
-        # A view that is older than this could lack both the claim, which has expired, and the allocation it became.
+        # In an older view, an instance could be missing although its claim has expired: it would not count at all.
         self._max_safe_age_s = config.claim_ttl_s - config.answer_timeout_s - CLOCK_S
         self._view: View | None = None  # the last view; None before the first refresh
-        self._claims_read_count = 0  # the nodes, in the fleet's order, whose claim records have been read
+        self._claims_read_count = 0  # the claim records of this number of first rows have been read
 
     @property
     def view(self) -> View:
-        """The view that decisions are made on; read now if there was none. Raises ``StaleViewError`` in that case."""
+        """The view on which decisions are made.
+
+        If no view was read before, reads one, and raises ``StaleViewError`` if none is fresh enough.
+        """
         return self._view if self._view is not None else self.refresh()
 
     def refresh(self, max_age: float | None = None) -> View:
-        """Read a view, and decide on it from now on.
+        """Read a view, and base decisions on it from now on.
+
+        The age is also limited by the time to live of claims: the view must be so new that it shows every instance
+        whose claim has expired.
 
         Args:
-            max_age: How old the view may be, in seconds; None: the scheduler's ``max_age``.
+            max_age: The maximum age of the view in seconds; None: the scheduler's ``max_age``.
 
-        Raises ``StaleViewError`` if no view is fresh enough.
+        Raises ``StaleViewError`` if no view is fresh enough. Decisions are then still based on the previous view.
         """
         bound = min(self.max_age if max_age is None else max_age, self._max_safe_age_s)
         view = self.reader.read(max_age=bound, node_max_age=self.node_max_age, on_stale="exclude")
         if view.age > bound:
-            view = self.reader.read(max_age=bound, on_stale="refuse")  # raises the error that says why
+            view = self.reader.read(max_age=bound, on_stale="refuse")  # raises the error with the cause
         self.fleet.advance(view)
         self.claim_table.on_fleet_advanced()
-        if self._claims_read_count < len(self.fleet):  # once for each node: others may have claims on it
+        if self._claims_read_count < len(self.fleet):  # once for each new node: other schedulers may have claims on it
             self.claim_table.read_records(self.fleet.names[self._claims_read_count :])
             self._claims_read_count = len(self.fleet)
         self.claim_table.expire()
@@ -90,10 +98,10 @@ class FleetRefresher:
         return view
 
     def refresh_for_retry(self) -> bool:
-        """Read newer states and claims, before an instance is refused because no node fits.
+        """Read newer node states and claims, before an instance fails because no node fits.
 
-        Waits up to ``CATCH_UP_S`` seconds for node states that claim records name, then reads the claims of others
-        again. Returns whether anything changed.
+        Waits up to ``CATCH_UP_S`` seconds for the node states that claim records require, and then reads the claims of
+        other schedulers again. Returns True if the fleet changed, so that a node may fit now.
         """
         before = self.fleet.changes
         deadline = self._clock.monotonic() + CATCH_UP_S
@@ -106,18 +114,22 @@ class FleetRefresher:
         return self.fleet.changes != before
 
     def refresh_unresponsive_nodes(self) -> None:
-        """Note in the fleet which nodes gave no sign of life for ``node_max_age``, or for three heartbeats.
+        """Note in the fleet which nodes are unresponsive: without a sign of life for ``node_max_age`` seconds.
 
-        The last report of such a node may be out of date, so no copy of an instance is ended because of it.
+        If ``node_max_age`` is not set, the limit is the time of ``HEARTBEATS_COUNT`` heartbeats plus the age of the
+        view. The last report of an unresponsive node may be out of date, so no copy of an instance on another node is
+        ended because of it.
         """
         bound = self.node_max_age or HEARTBEATS_COUNT * self._heartbeat_s + self.max_age
         view = self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag")
         self.fleet.unresponsive = frozenset(view.stale)
 
     def wait_for_receipt(self, receipt: Receipt, timeout_s: float) -> None:
-        """Wait until views show at least the node state that a receipt names.
+        """Wait until a view shows the node state that a receipt names, or a newer state of that node.
 
-        The fleet does not advance; call ``refresh`` for that. Raises ``BehindError`` after ``timeout_s`` seconds, and
-        ``StaleViewError`` if no view can be read.
+        The fleet still shows the previous view afterwards; call ``refresh`` to advance it.
+
+        Raises ``BehindError`` if no such view was read within ``timeout_s`` seconds, and ``StaleViewError`` if no view
+        can be read.
         """
         self.reader.read(at_least=receipt, on_stale="flag", timeout=timeout_s)

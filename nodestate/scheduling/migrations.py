@@ -1,16 +1,16 @@
 r"""Migrations: an instance moves to another node, or gets other resources, under the request that it was booted with.
 
-The agents report that request with every allocation: hints, traits, the group and its policy. So it is read from the
-view. Where the other members of the group are is computed from the view as well and stored nowhere. While a node is
-chosen, the instance itself is left out of the fleet::
+Each agent reports that request with the allocation: hints, traits, the group and its policy. So the scheduler reads the
+request from the view. The nodes of the group's other members are computed from the view, too. Nothing is stored for
+migrations. While a node is chosen, the fleet counts the instance's own allocation as absent::
 
     on A --choose B, claim, Build on B--> on A and B --End on A--> on B        B's order id is greater than A's
     on A and B, and the scheduler died --reconciler: the allocation with the greater order id stays--> on B
     on A, terminated there before B is chosen --> failed
     on A, terminated there after that --> on B --the terminating scheduler sees the same lifetime: End--> gone
 
-A member of a reservation can be migrated once all members are placed; its allocation carries the hint ``placed`` from
-then on.
+A member of a reservation can be migrated once all members are built. Its new allocation has the hint ``placed``, which
+says that.
 """
 
 from __future__ import annotations
@@ -30,23 +30,27 @@ from nodestate.scheduling.selection import Explanation
 from nodestate.scheduling.session import Session
 
 FINAL_REFUSALS: Final = frozenset({NO_ANSWER, "no-agent", "not-here"})
-"""Reasons for which a resize is not tried on another node: what the instance has now is unknown, or was changed."""
+"""Reasons of a node's refusal after which a resize is not tried on another node.
+
+After these refusals the present allocation of the instance is unknown, or is no longer the one that the view showed.
+"""
 
 
 class Resident(NamedTuple):
-    """An instance as its node reports it.
-
-    ``row``: the node's row in the fleet. ``request``: what it was booted with. ``hints``: the hints of its allocation.
-    """
+    """An instance as its node reports it."""
 
     instance: str
+    """The instance's id."""
     row: int
+    """The node's row in the fleet."""
     request: Request
+    """The request with which the instance was booted, with its present resources."""
     hints: Mapping[str, Any]
+    """The hints that the node keeps with the allocation."""
 
     @property
     def exclusion(self) -> Exclusion:
-        """The entry that takes the instance out of the fleet while a node is chosen for it."""
+        """The exclusion by which the fleet counts this allocation as absent while a node is chosen."""
         return Exclusion(self.row, self.instance, self.request.resources, order_id_of(self.hints))
 
 
@@ -54,19 +58,24 @@ class Migrations:
     """Migrates, resizes and evacuates instances through one scheduler."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session  # the scheduler's parts
+        self._session = session  # the parts of the scheduler
 
     def migrate(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> BootOutcome:
-        """Migrate an instance to another node, and end it on the node where it was. If no node takes it, it stays.
+        """Migrate an instance to another node, and end it on its present node.
 
         Args:
-            instance: Its id.
-            to: The node to migrate to; empty: the best one.
+            instance: The instance's id.
+            to: The node to migrate to; empty: the best node.
             timeout_s: Seconds to wait for the outcome.
 
-        Raises ``NotFoundError`` if no node reports the instance or ``to`` is unknown, ``BadRequestError`` if the
-        instance is on ``to`` already, ``StaleViewError``, and ``TimeoutError``; the migration then goes on with later
-        steps.
+        Returns ``Booted`` with the new node, or ``Failed``: the instance then stays on its present node.
+
+        Raises:
+            NotFoundError: If no node reports the instance, or ``to`` is unknown. Nothing was changed.
+            BadRequestError: If the instance is on ``to`` already. Nothing was changed.
+            StaleViewError: If no view is fresh enough. Nothing was changed.
+            TimeoutError: If there is no outcome in time. Later steps go on with the migration, but do not end the
+                instance on its former node; the reconciler does.
         """
         resident = self.find(instance)
         if to == self._session.fleet.names[resident.row]:
@@ -80,15 +89,21 @@ class Migrations:
         return outcome
 
     def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> BootOutcome:
-        """Give an instance other resources: on its node if they fit there, else on another node.
+        """Give an instance other resources. Its node is tried first, and then other nodes.
 
         Args:
-            instance: Its id.
-            resources: Amounts by resource class. Classes that are not named stay as they are; 0 takes a class away.
-            timeout_s: Seconds to wait for the outcome, on each of the two ways.
+            instance: The instance's id.
+            resources: The new amounts by resource class. Classes that are not named stay as they are. The amount 0
+                removes a class.
+            timeout_s: Seconds to wait for the outcome on the instance's node, and again for the outcome on other nodes.
 
-        Raises ``NotFoundError`` if no node reports the instance, ``BadRequestError`` if the resources can't be right,
-        ``StaleViewError``, and ``TimeoutError``; the resize then goes on with later steps.
+        Returns ``Booted`` with the node, or ``Failed``: the instance then keeps its node and its resources.
+
+        Raises:
+            NotFoundError: If no node reports the instance. Nothing was changed.
+            BadRequestError: If ``resources`` is invalid. Nothing was changed.
+            StaleViewError: If no view is fresh enough. Nothing was changed.
+            TimeoutError: If there is no outcome in time. Later steps go on with the resize.
         """
         resident = self.find(instance)
         request = self._resized(resident, resources)
@@ -104,16 +119,22 @@ class Migrations:
         return outcome
 
     def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[BootOutcome]:
-        """Migrate all instances off a node, also off one that is down; then its last report counts.
+        """Migrate all instances of a node to other nodes.
 
-        An instance whose authoritative allocation is on another node stays there, and is ended on this node.
+        If the node is down, its last report tells which instances it has. If the authoritative allocation of an
+        instance is on another node, the instance stays there and is only ended on this node.
 
         Args:
-            node: Its name.
+            node: The node's name.
             timeout_s: Seconds to wait for all outcomes.
 
-        Raises ``NotFoundError`` if the node is unknown, ``StaleViewError``, and ``TimeoutError``; the evacuation then
-        goes on with later steps.
+        Returns one outcome for each instance of the node.
+
+        Raises:
+            NotFoundError: If the node is unknown.
+            StaleViewError: If no view is fresh enough. Nothing was changed.
+            TimeoutError: If some outcomes are missing after the time. Later steps go on with the migrations, but do not
+                end the instances on this node; the reconciler does.
         """
         row = self._row("node", node)
         fleet = self._session.fleet
@@ -148,7 +169,11 @@ class Migrations:
         return [*outcomes, *elsewhere, *failed]
 
     def explain(self, instance: str, resources: Mapping[str, int] | None = None) -> Explanation:
-        """Explain the ranking of the other nodes for a migration, or for a resize to ``resources``.
+        """Explain how the other nodes rank for a migration of an instance, or for a resize on another node.
+
+        Args:
+            instance: The instance's id.
+            resources: The new amounts by resource class, as in ``resize``; None: explain a migration.
 
         Raises ``NotFoundError``, ``BadRequestError`` and ``StaleViewError`` as ``resize`` does.
         """
@@ -157,13 +182,17 @@ class Migrations:
         with self._session.fleet.excluding((resident.exclusion,)):
             return self._session.selector.explain(_without_nodes(request), exclude={resident.row})
 
-    # -- the parts of a migration, for callers that run it step by step
+    # -- the parts of a migration, for callers that do not want to wait for its outcome
 
     def find(self, instance: str) -> Resident:
-        """Return an instance as a new view shows it.
+        """Read a view, and return the authoritative allocation of an instance.
 
-        Raises ``NotFoundError`` if no node reports it, if several do and no scheduler booted it, or if its reservation
-        is not placed in full; ``BadRequestError`` if its hints are no valid request; ``StaleViewError``.
+        Raises:
+            NotFoundError: If no node reports the instance. Or if several nodes report it and no scheduler booted it, so
+                that no allocation is authoritative. Or if it belongs to a reservation of which not all members are
+                built.
+            BadRequestError: If the hints of its allocation are no valid request.
+            StaleViewError: If no view is fresh enough.
         """
         self._session.refresh()
         fleet = self._session.fleet
@@ -183,9 +212,9 @@ class Migrations:
         """Return the boot that migrates or resizes an instance.
 
         Args:
-            resident: The instance as it is.
+            resident: The instance with its present allocation.
             request: The resources and constraints of its new allocation.
-            exclusions: The instances to leave out of the fleet while a node is chosen; empty: the instance alone.
+            exclusions: The allocations that count as absent while a node is chosen; empty: only the instance's own.
         """
         placing = Placing(
             _without_nodes(request),
@@ -200,6 +229,14 @@ class Migrations:
     # -- inside
 
     def _row(self, field: str, node: str) -> int:
+        """Read a view, and return the row of a node.
+
+        Args:
+            field: The name of the parameter that names the node, for the error.
+            node: The node.
+
+        Raises ``NotFoundError`` if the node is unknown, and ``StaleViewError``.
+        """
         self._session.refresh()
         row = self._session.fleet.rows.get(node)
         if row is None:
@@ -207,6 +244,11 @@ class Migrations:
         return row
 
     def _resident(self, instance: str, row: int, allocation: Mapping[str, Any]) -> Resident:
+        """Return an instance from the allocation that a row's node reports.
+
+        Raises ``BadRequestError`` if the allocation's hints are no valid request, and ``NotFoundError`` if the instance
+        belongs to a reservation of which not all members are built.
+        """
         hints = allocation.get("hints") or {}
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
         marks = self._session.fleet.placement_marks.by_reservation.get(str(hints.get("reservation", "")), {})
@@ -219,6 +261,7 @@ class Migrations:
 
     @staticmethod
     def _resized(resident: Resident, resources: Mapping[str, int]) -> Request:
+        """Return the request of an instance with other resources. Raises ``BadRequestError`` if they are invalid."""
         for name in resources:
             check_class(f"resources.{name}", name)
         amounts = {**resident.request.resources, **resources}
@@ -227,7 +270,7 @@ class Migrations:
         return request_of(resident.instance, wanted, group, resident.hints)
 
     def _end_originals(self, residents: list[Resident], outcomes: list[BootOutcome]) -> None:
-        """End the instances that are on another node now where they were before."""
+        """End the original allocations of the instances that were migrated successfully."""
         names = self._session.fleet.names
         migrated = {outcome.instance for outcome in outcomes if isinstance(outcome, Booted)}
         self._session.orders.terminations.terminate_orders(
@@ -238,5 +281,5 @@ class Migrations:
 
 
 def _without_nodes(request: Request) -> Request:
-    """Return the request without the nodes that it forced or ignored, which concerned the boot alone."""
+    """Return the request without ``force_nodes`` and ``ignore_nodes``, which apply only to the first boot."""
     return msgspec.structs.replace(request, force_nodes=(), ignore_nodes=())

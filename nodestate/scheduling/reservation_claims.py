@@ -1,6 +1,7 @@
-"""Reservations as claims: the holders and members of reservations, read from the claim records of all nodes.
+"""Reservations as claims: finds the reservations of a cell in the claim records of all nodes, and renews their claims.
 
-A reservation is its members' claims and nothing beside them: no other record could contradict them.
+A reservation consists only of the claims of its members. It is stored nowhere else, so no second record can contradict
+the claims.
 """
 
 from __future__ import annotations
@@ -16,48 +17,50 @@ from nodestate.scheduling.claims import Claim, Placing, claims_by_reservation
 from nodestate.scheduling.session import Session
 
 MAX_KEEP_TRIES_COUNT: Final = 8
-"""How often the claims of a reservation are written again if other schedulers change the same records."""
+"""Maximum number of times that claims are written again because other schedulers changed the same records first."""
 
 
 class ReservationMember(msgspec.Struct, frozen=True):
-    """One instance of a reservation, and the node that is held for it.
-
-    ``instance``: its id. ``node``: the node. ``resources``: amounts by resource class. ``group``: the name of its
-    group, or None. ``placed``: whether the node reports the instance.
-    """
+    """One instance of a reservation, and the node that is held for it."""
 
     instance: str
+    """The instance's id."""
     node: str
+    """The node's name."""
     resources: dict[str, int]
+    """The amounts that are held, by resource class."""
     group: str | None
+    """The name of the instance's group; None if it has none."""
     placed: bool = False
+    """Whether the node reports that the instance was built."""
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """Nodes that are held for the members of a group.
-
-    ``id``: its id; of two reservations, the one that was begun earlier has the smaller id. ``owner``: the user who may
-    confirm, extend and release it. ``members``: its instances. ``seconds``: how long it is still held. ``whole``:
-    whether all members are held.
-    """
+    """Nodes that are held for a set of instances, the reservation's members."""
 
     id: str
+    """The reservation's id. Of two reservations, the one that was begun earlier has the smaller id."""
     owner: str
+    """The user who may confirm, extend and release the reservation."""
     members: tuple[ReservationMember, ...]
+    """The members that have a claim."""
     seconds: float
+    """The number of seconds until the first claim expires."""
     whole: bool = True
+    """Whether all members are held. False while nodes are still being claimed, and after a claim was lost or removed."""
 
 
 class ReservationClaims:
-    """Finds, renews and gives back the claims of reservations, for one scheduler."""
+    """Finds and renews the claims of reservations, for one scheduler."""
 
     def __init__(self, session: Session) -> None:
         self._session = session  # the scheduler's parts
 
     def held(self) -> list[Reservation]:
-        """Return all reservations of the cell, the eldest first.
+        """Read the claim records of all nodes, and return all reservations of the cell, the eldest first.
 
-        Raises ``StaleViewError``, and ``StoreUnavailableError`` if a claim server does not answer.
+        Raises ``StaleViewError`` if no view is fresh enough, and ``StoreUnavailableError`` if a claim server does not
+        answer.
         """
         table = self._session.claim_table
         self._session.refresh()
@@ -66,15 +69,19 @@ class ReservationClaims:
         return [self._reservation(one, claims) for one, claims in sorted(self._claims_by_reservation().items())]
 
     def find(self, reservation: str, owner: str, *, allow_part: bool = False) -> list[Placing]:
-        """Return the members of a reservation, each with its node and claim.
+        """Return the members of a reservation as placings, each with its node and claim.
 
         Args:
-            reservation: Its id.
-            owner: Fail if the reservation is not this user's; empty: accept any owner.
-            allow_part: Accept a reservation of which some members are no longer held.
+            reservation: The reservation's id.
+            owner: The user who must own the reservation; empty: any user.
+            allow_part: Whether to accept a reservation of which only some members are held.
 
-        Raises ``NotFoundError`` if it is not held, not held in whole or not the owner's; ``StaleViewError``; and
-        ``StoreUnavailableError`` if members are missing and a claim server does not answer.
+        Raises:
+            NotFoundError: If no member is held, if another user owns the reservation, or if only some members are held
+                and ``allow_part`` is False.
+            StaleViewError: If no view is fresh enough.
+            StoreUnavailableError: If members are missing and a claim server does not answer, so that their claims may
+                be stored there.
         """
         session, table = self._session, self._session.claim_table
         session.refresh()
@@ -101,9 +108,16 @@ class ReservationClaims:
         return [Placing.from_claim(node, claim, session.config.claim_ttl_s) for node, claim in claims]
 
     def keep(self, placings: list[Placing], reservation: str, hold_s: float) -> Reservation | None:
-        """Renew the claims of all members, so that they last for ``hold_s`` seconds from now on.
+        """Renew the claims of all members, so that they expire ``hold_s`` seconds from now.
 
-        Returns None if a claim was lost or a server does not answer; then all claims have been given back.
+        Args:
+            placings: The members, each with its node and claim.
+            reservation: The reservation's id.
+            hold_s: Seconds.
+
+        Returns the reservation. Returns None if a claim could not be renewed, because other schedulers have taken its
+        room or kept changing its record, or because a server does not answer. The reservation is given up then: the
+        claims of all members have been dropped.
         """
         table = self._session.claim_table
         waiting = list(placings)
@@ -125,13 +139,17 @@ class ReservationClaims:
         return None
 
     def rivals(self, reservation: str) -> list[str]:
-        """Return the ids of other reservations that have claimed nodes and not yet all of them: their claims may go."""
+        """Return the ids of other reservations that are still being made, the eldest first.
+
+        They have claims on some nodes, but not on nodes for all members. These claims may be dropped soon, so a retry
+        may find room.
+        """
         table = self._session.claim_table
         found = set()
         for node, known in table.records.known.items():
             if not known.record.claims:
                 continue
-            with suppress(NodestateError):  # the server does not answer: waiting for its claims is of no use
+            with suppress(NodestateError):  # the server does not answer, so waiting for its claims is of no use
                 now = table.servers.time(node)
                 found |= {
                     claim.reservation
@@ -141,6 +159,7 @@ class ReservationClaims:
         return sorted(found - {reservation})
 
     def _claims_by_reservation(self) -> dict[str, list[tuple[str, Claim]]]:
+        """Return by the reservation's id its live claims in the known records, as (node, claim)."""
         table = self._session.claim_table
         found: dict[str, list[tuple[str, Claim]]] = {}
         for node, known in table.records.known.items():
@@ -156,6 +175,7 @@ class ReservationClaims:
         return found
 
     def _reservation(self, reservation: str, claims: list[tuple[str, Claim]]) -> Reservation:
+        """Return a reservation from its claims, as (node, claim)."""
         table = self._session.claim_table
         left_s = min(claim.until - table.servers.time(node) for node, claim in claims)
         whole = len(claims) == claims[0][1].members and all(claim.kept for _, claim in claims)
@@ -164,4 +184,5 @@ class ReservationClaims:
 
 
 def _member(node: str, claim: Claim, *, placed: bool = False) -> ReservationMember:
+    """Return a member from its claim on a node."""
     return ReservationMember(claim.instance, node, claim.resources, claim.group, placed)

@@ -1,23 +1,24 @@
-r"""Reservations: nodes for all members of a group or for none; then all members are built, or none.
+r"""Reservations: nodes for all members of a group, or for none. Later all members are built, or none.
 
-::
+To *keep* a claim means to write it again with the flag ``kept`` and the deadline of the reservation::
 
-    wanted --all claimed--> claimed --all claims kept--> held --confirm: all are built--> placed --hints say so--> done
-      ^  |                    |                           |             |
-      |  \--some find no node--> not reserved             |             \--one is refused everywhere: all are ended
-      |                       |                           |--extend--> held for longer
-      |                       |                           \--release, or its time is over--> nothing is held
-      \--rivals, too, have claimed and not kept: the elder keeps its claims, the younger gives them back;
+    begun --all claimed--> claimed --all claims kept--> held --confirm: all are built--> placed --hints say so--> done
+      ^ |                    |                           |             |
+      | \--some find no node--> not reserved             |             \--one is refused everywhere: all are ended
+      |                      |                           |--extend--> held for longer
+      |                      |                           \--release, or its time is over--> nothing is held
+      \--other reservations are in the same state: the elder one keeps its claims, the younger one drops its claims;
          both try again until timeout_s
 
-A reservation is held while every one of its members' claims exists (``reservation_claims``). If a scheduler dies before
-it has kept all claims, they expire within ``claim_ttl_s``, or within ``hold_s`` if it had begun to keep them. If it
-dies while members are built, their allocations carry hints by which any other scheduler can finish the reservation: if
-all members are there, they get the hint ``placed``; if some are missing and no hint says that all were there once, the
-others are ended (``orders.reconciler``).
+A reservation is held as long as the claims of all its members exist (``reservation_claims``). If its scheduler dies
+while it claims nodes, the claims expire within ``claim_ttl_s``, or within ``hold_s`` if they were kept already. If the
+scheduler dies while members are built, any other scheduler finishes the reservation (``orders.reconciler``), by the
+hints of the members that were built. If all members are built, they get the hint ``placed``. If some are missing, and
+no member has the hint ``placed``, the members that were built are ended.
 
-A reservation waits only for younger ones while it holds claims; for an elder one it gives its claims back first. So
-there is no deadlock, and no livelock either: the eldest of all that compete never gives back.
+Two reservations that compete for nodes cannot block each other forever. While a reservation has claims, it waits only
+for younger reservations. Before it waits for an elder one, it drops its claims, so there is no deadlock. The eldest of
+all competing reservations never drops its claims, so it succeeds or fails by itself, and there is no livelock.
 """
 
 from __future__ import annotations
@@ -39,59 +40,66 @@ from nodestate.scheduling.reservation_claims import Reservation, ReservationClai
 from nodestate.scheduling.session import Session
 
 PAUSE_S: Final = (0.005, 0.05)
-"""The shortest and the longest pause between two tries to claim nodes for a reservation."""
+"""The shortest and the longest pause in seconds between two tries to claim nodes for a reservation."""
 CATCH_UP_S: Final = 2.0
-"""How long to wait for a view that shows an allocation which an agent has confirmed."""
+"""Seconds to wait for a view with an instance that its agent refused because it is there already."""
 MAX_AFFINITY_NODES_COUNT: Final = 8
-"""Nodes that are tried, one after the other, for all members of an affinity group."""
+"""Maximum number of nodes that are tried, one after the other, for an affinity group as a whole."""
 MAX_ANNOUNCEMENTS_COUNT: Final = 3
-"""How often agents are told that a reservation is placed; after that the reconciler does it."""
+"""Maximum number of times that ``confirm`` sends agents the hint ``placed``; after that the reconciler sends it."""
 
 
 class NotReserved(msgspec.Struct, frozen=True):
-    """Nothing is held: ``instance`` is a member that found no node, for this ``reason``."""
+    """The result of ``reserve`` if nothing is held."""
 
     instance: str
+    """The id of a member that found no node."""
     reason: NoHostFound
+    """Why that member found no node."""
 
 
 class Confirmed(msgspec.Struct, frozen=True):
-    """All members of the reservation ``id`` are built."""
+    """The result of ``confirm`` if all members are built."""
 
     id: str
+    """The reservation's id."""
     members: tuple[Booted, ...]
+    """The members with their nodes."""
 
 
 class NotConfirmed(msgspec.Struct, frozen=True):
-    """No member of the reservation ``id`` is built, and nothing is held for it any longer.
-
-    ``failed``: the members that no node took, or that were terminated meanwhile.
-    """
+    """The result of ``confirm`` if a member could not be built. Members that were built are being ended again."""
 
     id: str
+    """The reservation's id."""
     failed: tuple[Failed, ...]
+    """The members that no node took, or that were terminated meanwhile."""
 
 
 class Reservations:
     """Reserves nodes for groups, and builds the members, through one scheduler."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session  # the scheduler's parts
+        self._session = session  # the parts of the scheduler
         self._claims = ReservationClaims(session)  # finds and renews the claims of members
 
     # -- reserving
 
     def reserve(self, wanted: GroupRequest, *, owner: str = "", timeout_s: float = 15.0) -> Reservation | NotReserved:
-        """Hold nodes for all members, for the request's ``hold_s``, or for none.
+        """Find a node for each member, and hold the nodes for the ``hold_s`` of the request.
 
-        Waits for competitors, and for claim records that were created less than ``UNSURE_S`` ago.
+        If a member finds no node, tries again as long as the claims of other reservations that are being made, or
+        unsure claim records, may be the cause.
 
         Args:
-            wanted: The members.
+            wanted: The members, the group that they may form, and ``hold_s``.
             owner: The user who may confirm, extend and release the reservation; empty: this scheduler's name.
-            timeout_s: Seconds after which no further try is made.
+            timeout_s: Seconds after which no further try begins.
 
-        Raises ``BadRequestError`` if a member names a weigher that is not installed, and ``StaleViewError``.
+        Returns the reservation, or ``NotReserved`` with a member that found no node: then nothing is held.
+
+        Raises ``BadRequestError`` if a member names a weigher that is not installed, and ``StaleViewError`` if no view
+        is fresh enough. Claims that were written before a ``StaleViewError`` expire by themselves.
         """
         session = self._session
         for number, member in enumerate(wanted.members):
@@ -132,7 +140,7 @@ class Reservations:
             session.refresh(wanted.max_age)
 
     def _placings(self, wanted: GroupRequest, reservation: str, owner: str) -> list[Placing]:
-        """Return a placing for each instance, the largest first, as small ones fit into the remaining room."""
+        """Return a placing for each instance, the largest first, because small ones fit into the remaining room."""
         members = [
             (instance, self._member_request(member, wanted, instance))
             for member in wanted.members
@@ -154,11 +162,16 @@ class Reservations:
 
     @staticmethod
     def _member_request(member: Request, wanted: GroupRequest, instance: str) -> Request:
+        """Return the request for one instance of a member; a group of the whole request replaces the member's group."""
         group = wanted.group if wanted.group is not None else member.group
         return msgspec.structs.replace(member, group=group, count=1, instances=(instance,), alternates=0)
 
     def _share(self, request: Request) -> float:
-        """Return the largest share that the request takes of a resource class on the node with most of that class."""
+        """Return the size of a request, to compare it with others.
+
+        The size is the largest quotient, over all requested resource classes, of the requested amount and the largest
+        amount that any node has.
+        """
         amounts = self._session.fleet.amounts
         return max(
             amount / max(1, int(amounts[name][0].max())) if name in amounts else 1.0
@@ -166,7 +179,10 @@ class Reservations:
         )
 
     def _place(self, placings: list[Placing], wanted: GroupRequest) -> None:
-        """Claim a node for each member; one node for all members of an affinity group."""
+        """Claim a node for each member. The members of an affinity group all get the same node.
+
+        Afterwards each placing has a claim, or at least one placing has a failure.
+        """
         placer = self._session.placer
         if wanted.group is None or wanted.group.policy != "affinity":
             placer.place(placings)
@@ -183,7 +199,7 @@ class Reservations:
                 placing.fail(NoHostFound(reason="no node has room for all of an affinity group"))
 
     def _rows_for_all(self, placings: list[Placing]) -> list[int]:
-        """Return the best rows whose nodes have room for all members together."""
+        """Return the best rows whose nodes have room for all members together, the best one first."""
         total: dict[str, int] = {}
         for placing in placings:
             for name, amount in placing.request.resources.items():
@@ -194,20 +210,31 @@ class Reservations:
         exclude = {rows[node] for node in unsure if node in rows}
         return self._session.selector.best(together, MAX_AFFINITY_NODES_COUNT, exclude)
 
-    # -- what is held
+    # -- reservations that are held
 
     def held(self) -> list[Reservation]:
-        """Return all reservations of the cell, the eldest first, from the claims on every node.
+        """Read the claim records of all nodes, and return all reservations of the cell, the eldest first.
 
-        Raises ``StaleViewError``, and ``StoreUnavailableError`` if a claim server does not answer.
+        Raises ``StaleViewError`` if no view is fresh enough, and ``StoreUnavailableError`` if a claim server does not
+        answer.
         """
         return self._claims.held()
 
     def extend(self, reservation: str, hold_s: float, *, owner: str = "") -> Reservation:
-        """Hold a reservation for ``hold_s`` seconds from now on.
+        """Set the time at which a reservation expires to ``hold_s`` seconds from now.
 
-        Raises ``BadRequestError`` if ``hold_s`` is out of bounds, ``NotFoundError`` if the reservation is not held or
-        not the owner's, ``StaleViewError``, and ``StoreUnavailableError``.
+        Args:
+            reservation: The reservation's id.
+            hold_s: Seconds.
+            owner: The user who must own the reservation; empty: any user.
+
+        Raises:
+            BadRequestError: If ``hold_s`` is out of bounds.
+            NotFoundError: If not all members are held, or if another user owns the reservation. Also if claims were
+                lost during this call: the claims of all members have been dropped then.
+            StaleViewError: If no view is fresh enough.
+            StoreUnavailableError: If a claim server does not answer, so that it is unknown whether all members are
+                held.
         """
         check_hold(hold_s)
         placings = self._claims.find(reservation, owner)
@@ -217,22 +244,43 @@ class Reservations:
         return extended
 
     def release(self, reservation: str, *, owner: str = "") -> None:
-        """Give back the nodes that a reservation holds.
+        """Drop all claims of a reservation, also if only some members are held.
 
-        Raises ``NotFoundError`` if it is not held or not the owner's, ``StaleViewError``, and
-        ``StoreUnavailableError``.
+        Args:
+            reservation: The reservation's id.
+            owner: The user who must own the reservation; empty: any user.
+
+        Raises:
+            NotFoundError: If no member is held, or if another user owns the reservation.
+            StaleViewError: If no view is fresh enough.
+            StoreUnavailableError: If a claim server does not answer, so that it is unknown whether a member is held.
         """
         self._session.placer.give_back(self._claims.find(reservation, owner, allow_part=True))
 
     # -- building
 
     def confirm(self, reservation: str, *, owner: str = "", timeout_s: float = 60.0) -> Confirmed | NotConfirmed:
-        """Build every member, on its node or (if the agent refuses) on another that fits: all, or none.
+        """Build every member on the node that is held for it, or on another node if the agent refuses.
 
-        Raises ``NotFoundError`` if the reservation is not held or not the owner's, or if a member is on a node already;
-        ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError`` if agents, or views that show the members,
-        take longer than ``timeout_s`` seconds. After a ``TimeoutError`` call ``confirm`` again, or leave it to
-        the reconciler, which decides as after the death of a scheduler.
+        If one member cannot be built, all members that were built are ended again.
+
+        Args:
+            reservation: The reservation's id.
+            owner: The user who must own the reservation; empty: any user.
+            timeout_s: Seconds to wait for the agents, and for views that show the members.
+
+        Returns ``Confirmed`` if all members are built. Returns ``NotConfirmed`` if a member could not be built: all
+        built members are being ended, and the reservation is over.
+
+        Raises:
+            NotFoundError: If not all members are held, if another user owns the reservation, if it was confirmed
+                already, or if a member is on a node for another reason. No order has been sent. Also if claims were
+                lost during this call: the claims of all members have been dropped then.
+            StaleViewError: If no view is fresh enough. No order has been sent.
+            StoreUnavailableError: If a claim server does not answer, so that it is unknown whether all members are
+                held. No order has been sent.
+            TimeoutError: If agents, or views that show the members, take too long. Some or all members may be built.
+                Call ``confirm`` again, or leave the decision to the reconciler, as after the death of a scheduler.
         """
         session = self._session
         deadline = session.clock.monotonic() + timeout_s
@@ -254,16 +302,26 @@ class Reservations:
             session.orders.terminations.roll_back(boot.order for boot in built if boot.order is not None)
             self._drop_claims(built)
             return NotConfirmed(reservation, tuple(failed))
-        # From here on, each member may be terminated by itself. The reconciler tells agents that do not answer.
+        # From here on, each member may be terminated by itself. If agents do not answer, the reconciler tells them.
         self._announce_placement(boots, {**mark, "placed": True})
         self._drop_claims(built)
         return Confirmed(reservation, tuple(booted))
 
     def boot_member(self, reservation: str, instance: str, *, owner: str = "", timeout_s: float = 60.0) -> BootOutcome:
-        """Build one member by itself, on the node that is held for it.
+        """Build one member by itself, on the node that is held for it or on another node if the agent refuses.
 
-        Raises ``NotFoundError`` if the member is not held, if the reservation is not the owner's, or if the instance is
-        on a node already; ``StaleViewError``; ``StoreUnavailableError``; and ``TimeoutError``.
+        Args:
+            reservation: The reservation's id.
+            instance: The member's id.
+            owner: The user who must own the reservation; empty: any user.
+            timeout_s: Seconds to wait for the outcome.
+
+        Raises:
+            NotFoundError: If the member is not held, if another user owns the reservation, or if the instance is on a
+                node already.
+            StaleViewError: If no view is fresh enough.
+            StoreUnavailableError: If a claim server does not answer, so that it is unknown whether the member is held.
+            TimeoutError: If there is no outcome in time. Later steps go on with the boot.
         """
         found = self._claims.find(reservation, owner, allow_part=True)
         placings = [placing for placing in found if placing.instance == instance]
@@ -274,9 +332,14 @@ class Reservations:
         return outcome
 
     def _hints_of_earlier_build(self, placing: Placing, reservation: str) -> Mapping[str, Any]:
-        """Return the hints of a member if an earlier ``confirm`` built it on the node that is held for it, else none.
+        """Return the hints of a member that an earlier ``confirm`` built on the node that is held for the member.
 
-        Raises ``NotFoundError`` if the instance is on a node for another reason.
+        Args:
+            placing: The member.
+            reservation: The id of the reservation that the hints must name; empty: accept no earlier build.
+
+        Returns no hints if the member was not built. Raises ``NotFoundError`` if an instance with the member's id is on
+        a node, and was not built there by an earlier ``confirm``.
         """
         fleet = self._session.fleet
         row = fleet.rows.get(placing.node or "", -1)
@@ -292,9 +355,11 @@ class Reservations:
         return earlier
 
     def _adopt_other_confirm(self, outcome: BootOutcome, reservation: str) -> BootOutcome:
-        """Count a member as booted if its node refused it because another ``confirm`` built it there.
+        """Turn the failure of a member into success if another ``confirm`` built the member on the same node.
 
-        That is so if a view shows it there within ``CATCH_UP_S`` seconds.
+        The node has then refused the member because it is there already. Waits up to ``CATCH_UP_S`` seconds for a view
+        that shows the member on that node with the hints of this reservation. Returns the outcome as it was if there is
+        no such view.
         """
         if isinstance(outcome, Booted) or not outcome.refusals or outcome.refusals[-1].reason != "here":
             return outcome
@@ -312,9 +377,15 @@ class Reservations:
         return outcome
 
     def _terminated_meanwhile(self, booted: list[Booted], deadline: float) -> list[Failed]:
-        """Return the members that were built and no longer exist, by one view that is newer than all builds.
+        """Return the members that were terminated right after they were built.
 
-        Raises ``TimeoutError`` if there is no such view by the deadline, in monotonic seconds.
+        Waits for one view that contains the effect of every build, and looks for members that no node reports.
+
+        Args:
+            booted: The members that were built.
+            deadline: The time, in monotonic seconds, until which to wait.
+
+        Raises ``TimeoutError`` if there is no such view by the deadline.
         """
         session = self._session
         try:
@@ -331,9 +402,14 @@ class Reservations:
         ]
 
     def _announce_placement(self, boots: list[Boot], hints: Mapping[str, object]) -> None:
-        """Tell the agents that all members are placed, by these hints, until all have answered.
+        """Send the agents the hints which say that all members are built.
 
-        Gives up after ``MAX_ANNOUNCEMENTS_COUNT`` times; the reconciler does the rest.
+        The update is sent again to agents that have not answered, up to ``MAX_ANNOUNCEMENTS_COUNT`` times in all. After
+        that the reconciler repeats it.
+
+        Args:
+            boots: The members.
+            hints: The hints, with ``placed`` set.
         """
         session, updates = self._session, self._session.orders.hint_updates
         orders = [boot.order for boot in boots if boot.order is not None]
@@ -357,6 +433,13 @@ class Reservations:
 
 
 def _member_boot(placing: Placing, mark: Mapping[str, object], earlier: Mapping[str, Any]) -> Boot:
-    """Return the boot of a member. It replaces an allocation of an earlier ``confirm``, if that left these hints."""
+    """Return the boot of a member.
+
+    Args:
+        placing: The member, with its claim.
+        mark: The hints that name the reservation and its number of members.
+        earlier: The hints of the allocation that an earlier ``confirm`` built on the claimed node; the boot replaces
+            that allocation. Empty if there is none.
+    """
     lifetime = {"boot": lifetime_id_of(earlier)} if earlier else {}
     return Boot(placing, hints={**mark, **lifetime}, replaces=order_id_of(earlier))

@@ -1,8 +1,9 @@
-"""The scheduler: the object that a user holds. It assembles the parts of scheduling, selects, claims and boots.
+"""The scheduler: the object that users create. It assembles the parts of scheduling, and selects, claims and boots.
 
 The other operations are methods of its parts: ``scheduler.reservations`` (reserve, confirm, extend, release),
-``scheduler.migrations`` (migrate, resize, evacuate) and ``scheduler.terminations`` (terminate). Everything advances in
-``step``; all calls that wait are repeated steps.
+``scheduler.migrations`` (migrate, resize, evacuate) and ``scheduler.terminations`` (terminate).
+
+All work is done in ``step``. A call that waits, such as ``boot``, repeats ``step`` until its condition is met.
 """
 
 from __future__ import annotations
@@ -37,18 +38,19 @@ class Scheduler:
 
     Args:
         config: The cell's settings.
-        name: Stands on its claims; empty: host and process id.
-        max_age: How old a view may be, in seconds, if a request names no bound.
-        node_max_age: Nodes without a sign of life for this number of seconds are left out. None: none is left out;
-            orders to agents that are gone are then refused by the broker, or stay unanswered.
-        seed: Shuffles nodes that are equally good; None: a random seed.
-        reader: Gives the views. None: opened from the settings, and closed with the scheduler.
-        claims: The servers of claim records. None: opened from the settings, and closed with the scheduler.
-        courier: The way to the agents; needed to boot, migrate, confirm and terminate, not to select, claim and
-            reserve.
-        clock: The time; None: the machine's.
-        ids: New ids of orders, messages and instances; None: random ones.
-        policies: Filters and weighers; None: all that are installed.
+        name: The scheduler's name, which is the holder in its claims; empty: host and process id.
+        max_age: The maximum age of a view, in seconds, for requests that do not name one.
+        node_max_age: No instance is placed on a node that gave no sign of life for this number of seconds. None: the
+            age of a node does not matter; an order to an agent that is gone is then refused by the broker or stays
+            unanswered.
+        seed: The seed for the random order of equally good nodes; None: a random seed.
+        reader: Reads the views. None: a reader is opened from the settings, and closed with the scheduler.
+        claims: The servers of claim records. None: they are opened from the settings, and closed with the scheduler.
+        courier: The connection to the agents. It is needed to boot, migrate, confirm and terminate, but not to select,
+            claim and reserve.
+        clock: The time; None: the machine's clock.
+        ids: The source of ids of orders, messages and instances; None: random ids.
+        policies: The filters and weighers; None: all that are installed.
     """
 
     def __init__(
@@ -67,10 +69,10 @@ class Scheduler:
         policies: Policies | None = None,
     ) -> None:
         self.config = config  # the cell's settings
-        self.name = name or f"{socket.gethostname()}:{os.getpid()}"  # stands on its claims
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}"  # the holder in its claims
         clock = clock or SystemClock()
         ids = ids or SystemIds()
-        self._closing: list[Callable[[], None]] = []  # closes the reader and the claim servers that this opened
+        self._closing: list[Callable[[], None]] = []  # close the reader and the claim servers, if opened here
         if reader is None:
             reader = Reader(config, clock=clock)
             self._closing.append(reader.close)
@@ -85,7 +87,7 @@ class Scheduler:
         self.selector = Selector(  # ranks nodes
             self.fleet, policies or installed(), rng.getrandbits(63), preference, ids
         )
-        self.refresher = FleetRefresher(  # gives the view that decisions are made on
+        self.refresher = FleetRefresher(  # reads the views on which decisions are made
             reader,
             self.fleet,
             self.claim_table,
@@ -110,43 +112,53 @@ class Scheduler:
             orders = OrderTracker(courier, self.placer, self.fleet, self.claim_table, clock, ids, config)
         # The parts above, as reservations, migrations and terminations use them.
         self.session = Session(config, self.name, clock, ids, rng, self.refresher, self.selector, self.placer, orders)
-        self.reservations = Reservations(self.session)  # nodes for all members of a group, or for none
-        self.migrations = Migrations(self.session)  # instances to other nodes, or with other resources
-        self.terminations = Terminations(self.session)  # instances that are ended for good
+        self.reservations = Reservations(self.session)  # reserves nodes for groups
+        self.migrations = Migrations(self.session)  # migrates and resizes instances
+        self.terminations = Terminations(self.session)  # ends instances for good
 
     # -- views
 
     def refresh(self, max_age: float | None = None) -> View:
-        """Read a view, and decide on it from now on.
+        """Read a view, and base decisions on it from now on.
 
         Args:
-            max_age: How old it may be, in seconds; None: the scheduler's ``max_age``.
+            max_age: The maximum age of the view in seconds; None: the scheduler's ``max_age``.
 
-        Raises ``StaleViewError`` if no view is fresh enough.
+        Raises ``StaleViewError`` if no view is fresh enough. Decisions are then still based on the previous view.
         """
         return self.session.refresh(max_age)
 
     @property
     def view(self) -> View:
-        """The view that decisions are made on; read now if there was none. Raises ``StaleViewError`` in that case."""
+        """The view on which decisions are made.
+
+        If no view was read before, reads one, and raises ``StaleViewError`` if none is fresh enough.
+        """
         return self.refresher.view
 
     # -- selecting and claiming
 
     def select(self, request: Request) -> list[Choice]:
-        """Return the node that each instance would get, without a claim. Raises ``StaleViewError``."""
+        """Return the node that each instance of a request would get, without claiming anything.
+
+        Raises ``StaleViewError`` if no view is fresh enough.
+        """
         self.refresh(request.max_age)
         return self.selector.choices(request)
 
     def explain(self, request: Request) -> Explanation:
-        """Explain the ranking of the nodes for a request, on the view of the last decision."""
+        """Explain how the nodes rank for a request, by the view that was read last. Reads no new view."""
         return self.selector.explain(request)
 
     def claim(self, requests: Iterable[Request]) -> list[Placing]:
-        """Choose nodes for all instances of the requests, and claim them for ``claim_ttl_s`` seconds.
+        """Choose a node for each instance of the requests, and claim it for ``claim_ttl_s`` seconds.
 
-        Many requests at a time cost little more than one. Returns one placing for each instance, with a claim or a
-        failure. Raises ``StaleViewError``, and ``BadRequestError`` before anything is claimed.
+        Many requests in one call cost little more than one request.
+
+        Returns one placing for each instance, with a claim or a failure.
+
+        Raises ``BadRequestError`` if a request names a weigher that is not installed, and ``StaleViewError`` if no view
+        is fresh enough. Nothing has been claimed then.
         """
         requests = list(requests)
         for request in requests:
@@ -160,7 +172,9 @@ class Scheduler:
     # -- booting
 
     def submit(self, request: Request) -> list[Boot]:
-        """Begin to boot all instances of a request; later steps give each its outcome. May be called from any thread.
+        """Begin to boot all instances of a request, and return one boot for each without waiting.
+
+        Later steps set the outcomes of the boots. May be called from any thread.
 
         Raises ``BadRequestError`` if the request names a weigher that is not installed, and ``ConfigError`` if the
         scheduler has no courier.
@@ -171,44 +185,46 @@ class Scheduler:
         return boots
 
     def boot(self, request: Request, timeout_s: float = 60.0) -> list[BootOutcome]:
-        """Boot all instances of a request, and wait for their outcomes.
+        """Boot all instances of a request, wait for the outcomes, and return them.
 
-        Raises ``TimeoutError`` if some have none after ``timeout_s`` seconds; those boots go on with later steps.
-        Raises ``BadRequestError`` and ``ConfigError`` as ``submit`` does.
+        Raises ``TimeoutError`` if outcomes are missing after ``timeout_s`` seconds. Later steps go on with the boots
+        that have no outcome. Raises ``BadRequestError`` and ``ConfigError`` as ``submit`` does.
         """
         self.selector.check(request)
         return self.session.run_boots([Boot(placing) for placing in self._placings(request)], timeout_s)
 
     def _placings(self, request: Request) -> list[Placing]:
+        """Return a placing for each instance of a request."""
         ids = request.instance_ids(self.session.ids)
         return [Placing(request, instance, self.config.claim_ttl_s) for instance in ids]
 
     # -- steps
 
     def step(self, wait_s: float = 0.0) -> None:
-        """Do all that is due, after waiting up to ``wait_s`` seconds for an answer.
+        """Wait up to ``wait_s`` seconds for an answer of an agent, and then do everything that is due.
 
-        Raises ``PolicyError`` if a filter or a weigher failed.
+        Raises ``PolicyError`` if a filter or a weigher raised an error. The boots that needed a node have failed then.
         """
         self.session.step(wait_s)
 
     def run(self, until: Callable[[], bool], timeout_s: float) -> None:
-        """Step until ``until`` returns True. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        """Repeat ``step`` until ``until`` returns True. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
         self.session.run(until, timeout_s)
 
     # -- closing
 
     def drop_allocated_claims(self) -> None:
-        """Drop the claims that became allocations, as far as the last view shows them. Call it before ``close``.
+        """Drop the claims of this scheduler that the last view shows as allocations. Call it before ``close``.
 
-        Otherwise other schedulers count such a claim again if its instance ends before the claim expires.
+        If such a claim is not dropped, and its instance ends before the claim expires, other schedulers may count the
+        claim again.
         """
         self.session.drop_allocated_claims()
 
     def close(self) -> None:
-        """Close the reader and the claim servers that the scheduler opened.
+        """Close the reader and the connections to claim servers that the scheduler opened by itself.
 
-        Claims stay until they expire, or until another scheduler sees their allocations.
+        The scheduler's claims stay until they expire, or until another scheduler sees their allocations.
         """
         for close in self._closing:
             close()

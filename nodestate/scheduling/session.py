@@ -1,11 +1,13 @@
-"""The session: the narrow interface of a scheduler for its reservations, migrations and terminations.
+"""The session: the interface of a scheduler for its reservations, migrations and terminations.
 
-A session holds the scheduler's parts and advances them step by step. ``step`` waits no longer than it is told, and runs
-over an injected clock, store and courier, so that a seeded simulation can run many schedulers::
+A session holds the scheduler's parts and advances them step by step. The order of one step is::
 
     step: answers --> overdue answers --> a view, if a boot needs a node --> choose, claim, send --> upkeep
 
-The upkeep is due every ``REASSERT_S`` seconds: see ``Session._maintain_claims``.
+The upkeep is due every ``REASSERT_S`` seconds, see ``Session._maintain_claims``.
+
+A step waits no longer than its caller allows, and it uses a clock, stores and a courier that the caller passes. So a
+seeded simulation can run many schedulers.
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from nodestate.scheduling.selection import Selector
 from nodestate.view.view import View
 
 MAX_WAIT_S: Final = 0.25
-"""The longest time that one step waits for answers."""
+"""Maximum time in seconds for which one step of ``run`` waits for answers, or a step waits for a lost broker."""
 
 
 class Session:
-    """One scheduler's parts, and the steps that advance them. Not safe for several threads.
+    """The parts of one scheduler, and the steps that advance them. Not safe for use by several threads.
 
     Args:
         config: The cell's settings.
-        name: The scheduler's name, which its claims bear.
+        name: The scheduler's name, which is the holder in its claims.
         clock: The time.
-        ids: New ids of orders, messages and instances.
-        rng: Randomness for pauses.
-        refresher: The view that decisions are made on, with the fleet and the claim table.
+        ids: The source of ids of orders, messages and instances.
+        rng: The source of random pauses.
+        refresher: Reads the views on which decisions are made, for the fleet and the claim table.
         selector: Ranks nodes.
         placer: Chooses and claims nodes.
         orders: The orders under way; None if the scheduler has no courier.
@@ -57,19 +59,19 @@ class Session:
         orders: OrderTracker | None,
     ) -> None:
         self.config = config  # the cell's settings
-        self.name = name  # the scheduler's name, which its claims bear
+        self.name = name  # the scheduler's name, which is the holder in its claims
         self.clock = clock  # the time
-        self.ids = ids  # new ids of orders, messages and instances
-        self.random = rng  # randomness for pauses
-        self.refresher = refresher  # the view that decisions are made on
-        self.fleet = refresher.fleet  # the nodes as that view shows them
+        self.ids = ids  # the source of ids of orders, messages and instances
+        self.random = rng  # the source of random pauses
+        self.refresher = refresher  # reads the views on which decisions are made
+        self.fleet = refresher.fleet  # the nodes as the last view shows them
         self.claim_table = refresher.claim_table  # the claims of this scheduler and of others
         self.selector = selector  # ranks nodes
         self.placer = placer  # chooses and claims nodes
         self._orders = orders  # the orders under way; None without a courier
         self._reconciler = Reconciler(self.fleet, self.claim_table, config.claim_ttl_s)  # finds unfinished operations
-        self._stale_error: StaleViewError | None = None  # why there is no usable view; None while there is one
-        self._upkeep_at = 0.0  # when the upkeep is due next, in monotonic seconds
+        self._stale_error: StaleViewError | None = None  # why the last refresh failed; None if it succeeded
+        self._upkeep_at = 0.0  # the time of the next upkeep, in monotonic seconds
 
     @property
     def orders(self) -> OrderTracker:
@@ -83,21 +85,25 @@ class Session:
 
     @property
     def boots_under_way_count(self) -> int | None:
-        """The number of boots without an outcome; None if the scheduler has no courier."""
+        """The number of boots that have no outcome; None if the scheduler has no courier."""
         return self._orders.boots.under_way_count if self._orders is not None else None
 
     # -- views
 
     def refresh(self, max_age: float | None = None) -> View:
-        """Read a view, and decide on it from now on: see ``FleetRefresher.refresh``. Raises ``StaleViewError``."""
+        """Read a view, and base decisions on it from now on, see ``FleetRefresher.refresh``.
+
+        Raises ``StaleViewError`` if no view is fresh enough.
+        """
         view = self.refresher.refresh(max_age)
         self._stale_error = None
         return view
 
     def try_refresh(self, max_age: float | None = None) -> bool:
-        """Refresh if a view is fresh enough; returns whether one was.
+        """Read a view as ``refresh`` does, but do not raise an error.
 
-        If none was, a ``run`` that times out names the ``StaleViewError`` as its cause.
+        Returns True if a view was read. Returns False if no view is fresh enough. If ``run`` times out after that, its
+        ``TimeoutError`` has the ``StaleViewError`` as its cause.
         """
         try:
             self.refresh(max_age)
@@ -109,7 +115,12 @@ class Session:
     # -- steps
 
     def step(self, wait_s: float = 0.0) -> None:
-        """Do all that is due, after waiting up to ``wait_s`` seconds for an answer."""
+        """Wait up to ``wait_s`` seconds for an answer of an agent, and then do everything that is due.
+
+        Does not wait if the scheduler has no courier, or if a boot needs a node, unless the last refresh failed.
+
+        Raises ``PolicyError`` if a filter or a weigher raised an error. The boots that needed a node have failed then.
+        """
         orders = self._orders
         if orders is not None:
             if orders.boots.needs_view and self._stale_error is None:
@@ -124,7 +135,7 @@ class Session:
         self._maintain_claims()
 
     def run(self, until: Callable[[], bool], timeout_s: float) -> None:
-        """Step until ``until`` returns True. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        """Repeat ``step`` until ``until`` returns True. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
         deadline = self.clock.monotonic() + timeout_s
         for wait_s in itertools.chain([0.0], itertools.repeat(MAX_WAIT_S)):
             self.step(wait_s)
@@ -134,7 +145,11 @@ class Session:
                 raise TimeoutError(f"not done within {timeout_s:g} s") from self._stale_error
 
     def run_boots(self, boots: Sequence[Boot], timeout_s: float) -> list[BootOutcome]:
-        """Begin boots, and step until each has its outcome. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        """Begin boots, repeat ``step`` until each boot has its outcome, and return the outcomes.
+
+        Raises ``TimeoutError`` after ``timeout_s`` seconds; later steps go on with the boots. Raises ``ConfigError`` if
+        the scheduler has no courier.
+        """
         self.orders.boots.add(boots)
         self.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
         return outcomes_of(boots)
@@ -142,11 +157,19 @@ class Session:
     # -- claims that became allocations
 
     def drop_allocated_claims(self) -> None:
-        """Drop the own claims whose allocations the last view shows: see ``_drop``."""
+        """Drop the claims of this scheduler that the last view shows as allocations.
+
+        If such a claim is not dropped, and its instance ends before the claim expires, other schedulers may count the
+        claim again.
+        """
         self._drop(own for own in self.claim_table.own if self._is_seen_allocated(*own))
 
     def drop_claims_of(self, instances: Collection[tuple[str, str]]) -> None:
-        """Drop the own claims that became allocations of these instances, as (node, instance)."""
+        """Drop the claims of this scheduler that became allocations of these instances, which are being ended.
+
+        Args:
+            instances: The instances, as (node, instance).
+        """
         self._drop(
             (node, claim)
             for node, claim in self.claim_table.own
@@ -155,10 +178,13 @@ class Session:
         )
 
     def _drop(self, claims: Iterable[tuple[str, Claim]]) -> None:
-        """Drop claims that became allocations, and write that.
+        """Drop claims that became allocations, and write their records.
 
-        A scheduler that sees the allocation no longer counts the claim. Once the instance ends, other schedulers would
-        count it again until its deadline; if the claim is dropped, the room is free for all of them at once.
+        A scheduler that saw the allocation no longer counts the claim. But a scheduler that never saw the allocation
+        would count the claim until its deadline, although the instance may have ended. If the claim is dropped, the
+        room is free at once for all schedulers.
+
+        Claims of resizes are skipped: their boots drop them.
         """
         for node, claim in list(claims):
             row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
@@ -168,7 +194,11 @@ class Session:
         self.claim_table.flush_all()
 
     def _is_seen_allocated(self, node: str, claim: Claim) -> bool:
-        """Whether the last view shows the allocation that a claim became, or is newer than the state that showed it."""
+        """Return whether a claim became an allocation, by the last view.
+
+        That is so if the last view shows the allocation. It is also so if an agent confirmed the allocation, and the
+        last view has that state of the node or a newer one, in which the allocation may have ended already.
+        """
         row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
         if row is None:
             return False
@@ -178,7 +208,11 @@ class Session:
     # -- inside a step
 
     def _has_usable_view(self, orders: OrderTracker) -> bool:
-        """Whether there is a view to choose nodes on, if a boot needs a node; if there is none, boots wait for one."""
+        """Read a view if a boot needs a node, and fail the boots for which the view is too old.
+
+        Returns True if nodes can be chosen now, or if no boot needs one. Returns False if a boot needs a node and no
+        view is fresh enough: the boots then wait for a later step.
+        """
         boots = orders.boots
         if not boots.needs_view:
             return True
@@ -190,7 +224,12 @@ class Session:
         return True
 
     def _maintain_claims(self) -> None:
-        """Every ``REASSERT_S`` seconds: write lost claims again, drop used ones, repair unfinished operations."""
+        """Do the upkeep if it is due, which is every ``REASSERT_S`` seconds.
+
+        Writes claims again that were lost, drops claims that became allocations, sends orders again whose effect no
+        view shows, and repairs operations that another scheduler left unfinished. Without a fresh view, it only writes
+        lost claims again.
+        """
         now = self.clock.monotonic()
         if now < self._upkeep_at:
             return
@@ -205,16 +244,20 @@ class Session:
         if not has_view:
             self.claim_table.flush_all()
             return
-        # The claims of a reservation stay: its members may still be confirmed by them.
+        # The claims of a reservation stay, because a later call of ``confirm`` needs the claims of all members.
         self._drop(own for own in self.claim_table.own if not own[1].reservation and self._is_seen_allocated(*own))
         if self._orders is not None:
             self._orders.on_fleet_advanced()
             self._repair(self._orders, now)
 
     def _repair(self, orders: OrderTracker, now: float) -> None:
-        """Complete operations that another scheduler left unfinished, as seen in the last view.
+        """Finish operations that another scheduler left unfinished, as the last view shows them.
 
-        Skipped while the view is incomplete: an instance that it does not show may still exist.
+        Does nothing if the view is incomplete, because an instance that the view does not show may still exist.
+
+        Args:
+            orders: The orders under way.
+            now: The present time in monotonic seconds.
         """
         if any(partition.lost or not partition.complete for partition in self.refresher.view.partitions):
             return

@@ -4,7 +4,7 @@
 
     on a node --End--> gone
     on a node --the End is lost, and a view still shows the instance--> End is sent again (termination_orders)
-    migrated meanwhile by a scheduler that did not know --a view shows the same lifetime--> End is sent there, too
+    migrated by a scheduler that did not know of the End --a view shows the same lifetime--> End is sent there, too
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from nodestate.scheduling.session import Session
 
 
 class Terminations:
-    """Ends instances through one scheduler."""
+    """Ends instances for good, through one scheduler."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session  # the scheduler's parts
+        self._session = session  # the parts of the scheduler
 
     def terminate(self, instances: Iterable[tuple[str, str]]) -> None:
-        """Tell agents to end instances for good, as (node, instance), and return at once.
+        """Order agents to end instances for good, and return without waiting.
 
-        Later steps send the orders again while views show the instances, also on nodes to which a scheduler that did
-        not know of the termination migrated them. Raises ``ConfigError`` if the scheduler has no courier.
+        Later steps send the orders again while views show the instances. They also send them to other nodes, if a
+        scheduler that did not know of the termination has migrated an instance.
+
+        Args:
+            instances: The instances, as (node, instance).
+
+        Raises ``ConfigError`` if the scheduler has no courier.
         """
         instances = list(instances)
         # Refresh first: we end by order id, and an in-place change since the last view has a new id.
@@ -37,11 +42,19 @@ class Terminations:
         self._terminate(instances)
 
     def terminate_everywhere(self, instances: Iterable[str], timeout_s: float = 60.0) -> dict[str, list[str]]:
-        """End instances for good, on whatever nodes they are, and wait until no node reports them.
+        """End instances for good on all nodes that report them, and wait until no node reports them.
 
-        Returns the nodes that reported each instance. Raises ``NotFoundError`` if no node reports one of them (then
-        none is ended), ``StaleViewError`` if there is no fresh view, and ``TimeoutError`` if views still show one after
-        ``timeout_s`` seconds.
+        Args:
+            instances: The ids of the instances.
+            timeout_s: Seconds to wait.
+
+        Returns by instance the nodes that reported it before.
+
+        Raises:
+            NotFoundError: If no node reports one of the instances. No instance has been ended.
+            StaleViewError: If no view is fresh enough. No instance has been ended.
+            TimeoutError: If views still show an instance after ``timeout_s`` seconds. Later steps send the orders
+                again.
         """
         session, fleet = self._session, self._session.fleet
         session.refresh()
@@ -67,13 +80,14 @@ class Terminations:
         return nodes
 
     def _terminate(self, instances: Sequence[tuple[str, str]]) -> list[Termination]:
+        """Order agents to end these instances, as (node, instance), and drop their claims. Returns the terminations."""
         terminations = [one for node, instance in instances for one in self._terminations_of(node, instance)]
         self._session.orders.terminations.terminate_orders(terminations)
         self._session.drop_claims_of({(one.node, one.instance) for one in terminations})
         return terminations
 
     def _terminations_of(self, node: str, instance: str) -> list[Termination]:
-        """Return one termination for each node that the last view shows with the instance, and always one for ``node``."""
+        """Return one termination for each node that reports the instance, and one for ``node`` in any case."""
         fleet = self._session.fleet
         hints = {
             fleet.names[row]: fleet.reports.hints(row, instance) for row in fleet.instances.reporting_rows(instance)
@@ -87,4 +101,5 @@ class Terminations:
         return terminations
 
     def _is_none_shown(self, terminations: Iterable[Termination]) -> bool:
+        """Read a view, and return whether it shows none of the instances. Without a fresh view, return False."""
         return self._session.try_refresh() and not self._session.orders.terminations.is_any_shown(terminations)
