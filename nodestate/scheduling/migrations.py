@@ -188,9 +188,9 @@ class Migrations:
         """Read a view, and return the authoritative allocation of an instance.
 
         Raises:
-            NotFoundError: If no node reports the instance. Or if several nodes report it and no scheduler booted it, so
-                that no allocation is authoritative. Or if it belongs to a reservation of which not all members are
-                built.
+            NotFoundError: If no node reports the instance; if several nodes report it and no scheduler booted it, so
+                that no allocation is authoritative; or if the instance belongs to a reservation of which not all
+                members are built.
             BadRequestError: If the hints of its allocation are no valid request.
             StaleViewError: If no view is fresh enough.
         """

@@ -47,7 +47,7 @@ class Reservation(msgspec.Struct, frozen=True):
     seconds: float
     """The number of seconds until the first claim expires."""
     whole: bool = True
-    """Whether all members are held. False while nodes are still being claimed, and after a claim was lost or removed."""
+    """Whether all members are held. False while nodes are being claimed, and after a claim was lost or removed."""
 
 
 class ReservationClaims:

@@ -162,7 +162,10 @@ class Reservations:
 
     @staticmethod
     def _member_request(member: Request, wanted: GroupRequest, instance: str) -> Request:
-        """Return the request for one instance of a member; a group of the whole request replaces the member's group."""
+        """Return the request for one instance of a member.
+
+        If ``wanted`` has a group, that group replaces the group of ``member``.
+        """
         group = wanted.group if wanted.group is not None else member.group
         return msgspec.structs.replace(member, group=group, count=1, instances=(instance,), alternates=0)
 

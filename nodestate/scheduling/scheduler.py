@@ -34,7 +34,9 @@ from nodestate.view.view import View
 
 
 class Scheduler:
-    """One of any number of schedulers of a cell. Not safe for several threads, except for ``submit``.
+    """Places instances on the nodes of a cell. A cell may have any number of schedulers at the same time.
+
+    Except for ``submit``, the methods are not safe for use by several threads.
 
     Args:
         config: The cell's settings.

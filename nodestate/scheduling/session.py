@@ -194,10 +194,10 @@ class Session:
         self.claim_table.flush_all()
 
     def _is_seen_allocated(self, node: str, claim: Claim) -> bool:
-        """Return whether a claim became an allocation, by the last view.
+        """Return whether the last view proves that a claim became an allocation.
 
-        That is so if the last view shows the allocation. It is also so if an agent confirmed the allocation, and the
-        last view has that state of the node or a newer one, in which the allocation may have ended already.
+        The view proves it in two cases. Either the view shows the allocation. Or an agent confirmed the allocation, and
+        the view has the node state that showed it or a newer one, in which the allocation may have ended already.
         """
         row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
         if row is None:

@@ -39,9 +39,7 @@ class ClaimServers:
         return self.of(node).server_time()
 
     def require_all(self) -> None:
-        """Ask every server for its time. Raises ``StoreUnavailableError`` if one does not answer: its claims are
-        unknown then.
-        """
+        """Check that every server answers. Raises ``StoreUnavailableError`` if one does not: its claims are unknown."""
         for server in self._servers:
             server.server_time()
 

@@ -281,7 +281,7 @@ class ClaimTable:
         - An error: The server did not answer, so the edits may be written or not. The new claims are given up; if they
           turn up in the record, they are dropped. The caller avoids the server's nodes.
 
-        Removals of claims that were not written, or not certainly, are edits again, for the next flush.
+        Removals of claims that were not written, or not certainly, become edits again, for the next flush.
         """
         edits = self._edits.take_all()
         work = {id(server): (server, mine) for server, mine in self.servers.grouped(edits)}
@@ -315,7 +315,7 @@ class ClaimTable:
         """Handle an edit whose write was not answered, so that it may be stored or not.
 
         New claims are given up; if they turn up in the record, they are dropped. A claim that was held before, and that
-        the edit only changed, stays held. Removals are edits again.
+        the edit only changed, stays held. Removals become edits again, for the next flush.
         """
         self._forget(node)
         self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())

@@ -295,5 +295,7 @@ class Placer:
 
 
 def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
-    """Return by how much each amount in ``wanted`` exceeds the amount in ``had``; others are left out."""
+    """Return by how much each amount in ``wanted`` exceeds the amount in ``had``. Other classes are missing from
+    the result.
+    """
     return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}

@@ -90,11 +90,11 @@ class Placing:
 
     @classmethod
     def from_claim(cls, node: str, claim: Claim, claim_ttl_s: float) -> Placing:
-        """Make a placing that is claimed already, from the claim of a reservation's member on its node.
+        """Make the placing of a reservation's member from the member's claim. The placing is claimed already.
 
         Args:
-            node: The node.
-            claim: The member's claim on that node.
+            node: The node that the claim is on.
+            claim: The member's claim.
             claim_ttl_s: Seconds from a new claim to its deadline.
         """
         request = request_of(claim.instance, claim.resources, claim.group, claim.hints)

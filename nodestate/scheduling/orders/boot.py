@@ -123,7 +123,7 @@ class Boot:
         self.pinned = True
 
     def avoid(self, row: int) -> None:
-        """Do not allow the node of this row of the fleet."""
+        """Exclude the node of this row of the fleet."""
         self.placing.avoid([row])
 
     def send(self, order: Build, answer_by: float) -> None:

@@ -54,7 +54,7 @@ class BootTracker:
         placer: Chooses and claims nodes.
         fleet: The nodes as the last view shows them.
         claim_table: The claims of this scheduler and of others.
-        sender: The way to the agents.
+        sender: Sends orders to the agents.
         terminations: Ends allocations that unanswered orders may have created.
         supersessions: Gives the original of a failed migration a newer order id than possible copies.
         clock: The time for new order ids, and for the detection of overdue answers.
@@ -77,7 +77,7 @@ class BootTracker:
         self._placer = placer  # chooses and claims nodes
         self._fleet = fleet  # the nodes as the last view shows them
         self._claim_table = claim_table  # the claims of this scheduler and of others
-        self._sender = sender  # the way to the agents
+        self._sender = sender  # sends orders to the agents
         self._terminations = terminations  # ends allocations that unanswered orders may have created
         self._supersessions = supersessions  # keeps the originals of failed migrations authoritative
         self._clock = clock  # the time for order ids and for overdue answers

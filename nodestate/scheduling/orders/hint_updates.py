@@ -24,12 +24,12 @@ class HintUpdates:
 
     Args:
         fleet: The nodes as the last view shows them.
-        sender: The way to the agents.
+        sender: Sends orders to the agents.
     """
 
     def __init__(self, fleet: Fleet, sender: OrderSender) -> None:
         self._fleet = fleet  # the nodes as the last view shows them
-        self._sender = sender  # the way to the agents
+        self._sender = sender  # sends orders to the agents
         self._unacknowledged: set[str] = set()  # ids of updates that no agent has answered
 
     def update_hints(self, order: Build, hints: Mapping[str, Any]) -> str:

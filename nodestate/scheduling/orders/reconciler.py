@@ -61,7 +61,7 @@ class Reconciler:
         self._unclaimed: dict[str, tuple[float, list[Receipt]]] = {}
 
     def pending_actions(self, now: float) -> list[RepairAction]:
-        """Return the repairs of the operations that have looked unfinished for ``grace_s``.
+        """Return the repairs that are due: of the operations that were in the same unfinished state for ``grace_s``.
 
         Args:
             now: The present time in monotonic seconds.

@@ -43,11 +43,11 @@ class _Supersession:
 
 
 class Supersessions:
-    """The supersessions of one scheduler that are under way.
+    """Gives the originals of failed migrations newer order ids, for one scheduler, and then ends their copies.
 
     Args:
         fleet: The nodes as the last view shows them.
-        sender: The way to the agents.
+        sender: Sends orders to the agents.
         terminations: Ends the copies.
         clock: The time for new order ids and for the age of supersessions.
         ids: The source of the random part of new order ids.
@@ -57,7 +57,7 @@ class Supersessions:
         self, fleet: Fleet, sender: OrderSender, terminations: TerminationOrders, clock: Clock, ids: IdSource
     ) -> None:
         self._fleet = fleet  # the nodes as the last view shows them
-        self._sender = sender  # the way to the agents
+        self._sender = sender  # sends orders to the agents
         self._terminations = terminations  # ends the copies
         self._clock = clock  # the time for order ids and ages
         self._ids = ids  # the source of the random part of order ids

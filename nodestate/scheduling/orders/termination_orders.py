@@ -59,14 +59,14 @@ class TerminationOrders:
 
     Args:
         fleet: The nodes as the last view shows them.
-        sender: The way to the agents.
+        sender: Sends orders to the agents.
         clock: The time, for the age of terminations.
         claim_ttl_s: Seconds from a claim to its deadline.
     """
 
     def __init__(self, fleet: Fleet, sender: OrderSender, clock: Clock, claim_ttl_s: float) -> None:
         self._fleet = fleet  # the nodes as the last view shows them
-        self._sender = sender  # the way to the agents
+        self._sender = sender  # sends orders to the agents
         self._clock = clock  # for the age of terminations
         self._retry_s = max(TERMINATION_RETRY_S, TERMINATION_CLAIMS_COUNT * claim_ttl_s)  # how long each stays pending
         # The pending terminations. For each, its node's version and the monotonic time when it was requested.
@@ -131,7 +131,7 @@ class TerminationOrders:
         self._send(shown)
 
     def is_any_shown(self, terminations: Iterable[Termination]) -> bool:
-        """Return whether the last view still shows an allocation that one of these terminations ends."""
+        """Return whether the last view still shows an allocation that one of these terminations is to end."""
         return any(map(self._still_shown, terminations))
 
     def add_unseen_build(self, order: Build, version: Version) -> None:
