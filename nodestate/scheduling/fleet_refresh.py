@@ -114,10 +114,10 @@ class FleetRefresher:
         return self.fleet.changes != before
 
     def refresh_unresponsive_nodes(self) -> None:
-        """Note in the fleet which nodes are unresponsive: without a sign of life for ``node_max_age`` seconds.
+        """Note in the fleet which nodes are unresponsive: they gave no sign of life for ``node_max_age`` seconds.
 
-        If ``node_max_age`` is not set, the limit is the time of ``HEARTBEATS_COUNT`` heartbeats plus the age of the
-        view. The last report of an unresponsive node may be out of date, so no copy of an instance on another node is
+        If ``node_max_age`` is not set, the limit is the time of ``HEARTBEATS_COUNT`` heartbeats plus ``max_age``. The
+        last report of an unresponsive node may be out of date, so no copy of an instance on another node is
         ended because of it.
         """
         bound = self.node_max_age or HEARTBEATS_COUNT * self._heartbeat_s + self.max_age

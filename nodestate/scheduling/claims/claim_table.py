@@ -79,7 +79,7 @@ class ClaimTable:
         cell: The cell's name.
         servers: One connection to each server that stores claim records, in the same order for all schedulers.
         fleet: The scheduler's fleet.
-        node_preference: Divides nodes among the schedulers whose claims are read.
+        node_preference: Divides the nodes among this scheduler and the schedulers whose claims are read.
     """
 
     def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, node_preference: NodePreference) -> None:

@@ -280,8 +280,8 @@ class BootTracker:
     def _order_for(self, boot: Boot, deadline: float, reply_to: str) -> Build:
         """Return the order that builds the instance of a boot on the claimed node.
 
-        The order's id differs from the claim's id. The reason: the instance of a reservation's claim may be built,
-        ended and built again, and each build needs an order id and a lifetime of its own.
+        The order's id differs from the claim's id, because the instance may be built, ended and built again under
+        one claim of a reservation. Each build needs an order id and a lifetime of its own.
 
         Args:
             boot: A boot whose placing has a claim.
