@@ -135,7 +135,7 @@ def prepare(run: Run, name: str, timeout: float) -> None:
         if base not in configured(run.config):
             raise ConfigError(f"the settings name no store for design {base}: set NODESTATE_SQL or NODESTATE_STORE")
         design = switch.named(name)
-        if switch.record()[0].has_left(design.partitions):
+        if switch.record()[0].has_retired(design.partitions):
             run.require_shared(broker=True)
             switch.clear_if_left(design.partitions, timeout)
         control = switch.change(lambda now: prepared(now, design, operator_name()))

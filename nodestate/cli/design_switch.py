@@ -244,7 +244,7 @@ class DesignSwitch:
         """
         config = msgspec.structs.replace(self.config, partitions=partitions)
         with self._bar(f"removing the stored state of {partitions} partitions", None):
-            while self.record()[0].has_left(partitions) and (
+            while self.record()[0].has_retired(partitions) and (
                 left := remove_layout_epochs(config, self._stores, "", SystemClock())
             ):
                 if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The designs by name; the one module that knows all of them."""
+"""The designs by name. No other module knows all designs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Design(NamedTuple):
     """A way to store node state."""
 
     letter: str
-    """Stands for the design in keys."""
+    """The part of a key that stands for the design."""
     writer: Callable[[PartitionTarget], PartitionWriter]
-    """Creates the writer of one partition."""
+    """Makes the writer of one partition."""
     reader: Callable[[str], DesignReader]
-    """Creates the reader of one partition, from its key prefix."""
+    """Makes the reader of one partition from the first part of the partition's keys."""
     store_role: StoreRole = StoreRole.STORE
-    """The server or servers that it is stored on."""
+    """The servers on which the design is stored."""
 
 
 DESIGNS: Final[dict[str, Design]] = {

@@ -17,13 +17,13 @@ from nodestate.store.round_trips import Stores
 
 
 def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_tables: bool = False) -> Stores:
-    """The stores of these designs, each server behind a circuit breaker. The first call of each store connects.
+    """Return the stores of these designs, each server behind a circuit breaker. A store connects at its first use.
 
     Args:
         config: settings of the cell.
         clock: measures the pauses of the breakers.
         designs: names of the designs.
-        make_tables: create the tables in a SQLite file that has none. Other databases have an operator who does.
+        make_tables: create the tables in a SQLite file that has none. In other databases an operator creates them.
 
     Raises:
         ConfigError: if a design needs a store that the settings do not name.
@@ -41,7 +41,7 @@ def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_ta
 
 
 def configured(config: Config) -> list[str]:
-    """The designs for which the settings name a store outside of this process."""
+    """Return the names of the designs for which the settings name a store outside of this process."""
     is_named = {
         StoreRole.STORE: bool(servers_of(config.store)),
         StoreRole.STORE_B: bool(config.store_b and servers_of(config.store_b)),
@@ -51,19 +51,29 @@ def configured(config: Config) -> list[str]:
 
 
 def open_claims(config: Config, clock: Clock) -> list[ClaimStore]:
-    """The servers of the setting ``store``, which store the claims whatever design is read."""
+    """Return the servers of the setting ``store``. They store the claims, whichever design is read."""
     return [ClaimBreaker(store, clock) for store in open_memcached(config, config.store)]
 
 
 def open_memcached(config: Config, url: str) -> Sequence[ClaimStore]:
-    """A connection to each server of a setting. Partition p is stored on server ``p % len(servers)``."""
+    """Return a connection to each memcached server that a setting names.
+
+    Partition p is stored on server ``p % len(servers)``.
+
+    Args:
+        config: settings of the cell, for time-outs.
+        url: value of the setting ``store`` or ``store_b``.
+    """
     from nodestate.store.memcached import open_stores as connections  # noqa: PLC0415  see the module docstring
 
     return connections(config, url)
 
 
 def open_database(config: Config, *, make_tables: bool = False) -> Store:
-    """A connection to the cell's database. Raises ``ConfigError`` if none is set or SQLAlchemy is not installed."""
+    """Return a connection to the cell's database. ``make_tables``: see ``open_stores``.
+
+    Raises ``ConfigError`` if the settings name no database or SQLAlchemy is not installed.
+    """
     if not config.sql:
         raise ConfigError(
             "the sql design needs a database: give NODESTATE_SQL=mariadb://user:password@host/nodestate, "

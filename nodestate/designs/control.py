@@ -3,26 +3,27 @@
 The steps of a switch from design R to design X, each taken by a command of the operator::
 
     writes R, reads R --prepare X--> writes R and X, reads R      consumers begin X from memory, and keep it current
-    writes R and X, reads R --cutover X--> the same, reads X      readers follow at their next refresh
-    ... reads X, formerly R --rollback--> ... reads R             at any time; X stays current, so another cutover works
+    writes R and X, reads R --cutover X--> writes R and X, reads X    readers follow at their next refresh
+    reads X, formerly R --rollback--> reads R                     at any time; X stays current, so another cutover works
     writes R and X, reads X --retire R--> writes X, reads X       R is removed: its readers see a loss, not an old state
 
-X and R may be in different layouts (numbers of partitions). If the retired design was the last one of its layout::
+X and R may be in different layouts (numbers of partitions). If the retired design was the last one of its layout, it is
+listed under ``leaving`` until the layout is removed::
 
-    ... --retire R--> writes X, reads X, R leaving        consumers keep R current until X is complete, then remove it
-    R leaving --cleared--> writes X, reads X              the queues of the layout are deleted, and its epochs removed
-    R leaving --prepare, of its layout--> not leaving any longer
+    --retire R--> writes X, reads X, leaving R            consumers keep R current until X is complete, then remove it
+    leaving R --cleared--> writes X, reads X              the queues of the layout are deleted, and its epochs removed
+    leaving R --prepare a design of R's layout--> R is no longer listed under ``leaving``
 
-Every step but retiring can be reverted, and every step can be repeated without effect: after an interruption, the
+Every step except ``retire`` can be reverted. Every step can be repeated without effect, so after an interruption the
 operator runs the command again.
 
-The record changes by compare-and-swap alone (``designs.control_store``), and each change raises its version, so the
-newest of several copies is known. The version is max(previous + 1, seconds since 1970) (``dated``). If a change is lost
-with the only store that had it, the next change still gets a higher version, so readers that saw the lost one follow
-it.
+The record changes only by compare-and-swap (``designs.control_store``). Each change raises the record's version, so the
+newest of several copies is known. The version is max(previous + 1, seconds since 1970), see ``dated``. If a change is
+lost with the only store that had it, the next change still gets a higher version. So readers that saw the lost change
+follow the next one.
 
-The functions here are pure. Each returns the next record, or the same one if there is nothing to do, or raises
-``DesignStepError``.
+The functions here are pure. Each returns the next record, or the same record if there is nothing to do. A step that is
+not allowed raises ``DesignStepError``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from nodestate.store.wire import Codec
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True):
-    """The control record."""
+    """The control record of a cell."""
 
     version: int
     """Rises with each change."""
@@ -47,24 +48,24 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
     reads: StoredDesign
     """The design that readers read."""
     former: StoredDesign | None = None
-    """The design that readers read before the last cutover; a rollback returns to it. None if there is none."""
+    """The design that readers read before the last cutover, to which a rollback returns; None if there is none."""
     said_by: str = ""
-    """The operator or consumer that made the last change, for people."""
+    """Name of the operator or consumer that made the last change. For people."""
     leaving: tuple[StoredDesign, ...] = ()
-    """Retired designs that were the last of their layouts and whose queues may still exist."""
+    """Retired designs of layouts that are no longer written, but whose queues and epochs may still exist."""
 
     @property
     def layouts(self) -> list[int]:
         """The layouts (numbers of partitions) that consumers write; the layout that readers read is first."""
         return list(dict.fromkeys([self.reads.partitions, *(stored.partitions for stored in self.writes)]))
 
-    def has_left(self, partitions: int) -> bool:
-        """True if a layout was retired and has not been taken back into use since."""
+    def has_retired(self, partitions: int) -> bool:
+        """True if the layout of ``partitions`` partitions is retired, and its queues and epochs may still exist."""
         return partitions not in self.layouts and any(stored.partitions == partitions for stored in self.leaving)
 
     @property
     def names(self) -> dict[StoredDesign, str]:
-        """A display name for each design in the record."""
+        """The name to display for each design in the record."""
         return display_names([*self.writes, *self.leaving])
 
 
@@ -72,11 +73,14 @@ CONTROL: Final = Codec(Control)
 
 
 def record_from_settings(config: Config, wall: float) -> Control:
-    """The record of a cell that has none, from its settings. The design that is read is always one that is written.
+    """Make the first control record of a cell from its settings.
+
+    If the settings do not write the design ``read_design``, readers read the first design that is written.
 
     Args:
-        config: the settings.
-        wall: seconds since 1970, which becomes the version: readers that saw a record that was lost follow this one.
+        config: settings of the cell.
+        wall: seconds since 1970. This becomes the record's version. So if an earlier record was lost, readers that saw
+            it follow this one.
     """
     reads = config.read_design if config.read_design in config.designs else config.designs[0]
     writes = tuple(StoredDesign(design, config.partitions) for design in config.designs)
@@ -84,7 +88,7 @@ def record_from_settings(config: Config, wall: float) -> Control:
 
 
 def prepared(control: Control, stored: StoredDesign, by: str) -> Control:
-    """The record after ``prepare``: consumers write ``stored``, too."""
+    """Return the record after ``prepare``: consumers also write ``stored``. ``by`` is the operator's name."""
     if stored in control.writes:
         return control
     leaving = tuple(one for one in control.leaving if one.partitions != stored.partitions)
@@ -92,7 +96,10 @@ def prepared(control: Control, stored: StoredDesign, by: str) -> Control:
 
 
 def cut_over(control: Control, stored: StoredDesign, by: str) -> Control:
-    """The record after ``cutover``: readers read ``stored``. Raises ``DesignStepError`` if it is not written."""
+    """Return the record after ``cutover``: readers read ``stored``. ``by`` is the operator's name.
+
+    Raises ``DesignStepError`` if consumers do not write ``stored``.
+    """
     if stored == control.reads:
         return control
     if stored not in control.writes:
@@ -103,16 +110,16 @@ def cut_over(control: Control, stored: StoredDesign, by: str) -> Control:
 
 
 def rolled_back(control: Control, by: str) -> Control:
-    """The record after ``rollback``: readers read the design that they read before the last cutover."""
+    """Return the record after ``rollback``: readers read the design that they read before the last cutover."""
     if control.former is None:
         return control
     return _next(control, by, reads=control.former, former=None)
 
 
 def retired(control: Control, stored: StoredDesign, by: str) -> Control:
-    """The record after ``retire``: consumers no longer write ``stored``.
+    """Return the record after ``retire``: consumers no longer write ``stored``. ``by`` is the operator's name.
 
-    Raises ``DesignStepError`` if readers read it.
+    Raises ``DesignStepError`` if readers read ``stored``.
     """
     if stored not in control.writes:
         return control
@@ -130,7 +137,11 @@ def retired(control: Control, stored: StoredDesign, by: str) -> Control:
 
 
 def require_named(control: Control, stored: StoredDesign) -> None:
-    """Raise ``DesignStepError`` if a design is to be retired that is written, but only in other layouts."""
+    """Check the operator's choice of a design to retire.
+
+    Raises ``DesignStepError`` if the design is not written in the given layout, but is written in another one. Without
+    this check, retiring it would silently do nothing.
+    """
     others = [str(one) for one in control.writes if one.design == stored.design]
     if others and stored not in (*control.writes, *control.leaving):
         raise DesignStepError(
@@ -141,15 +152,27 @@ def require_named(control: Control, stored: StoredDesign) -> None:
 
 
 def cleared(control: Control, partitions: int, by: str) -> Control:
-    """The record after all of a layout was removed."""
+    """Return the record after the queues and epochs of a retired layout were removed.
+
+    Args:
+        control: the record before.
+        partitions: the layout, named by its number of partitions.
+        by: name of the operator.
+    """
     leaving = tuple(one for one in control.leaving if one.partitions != partitions)
     return _next(control, by, leaving=leaving) if leaving != control.leaving else control
 
 
 def dated(after: Control, wall: float) -> Control:
-    """The record ``after`` with the version of a change that is made now, ``wall`` seconds since 1970."""
+    """Return the record ``after`` with the version of a change that is made now.
+
+    Args:
+        after: the record, as one of the functions above returned it: its version is one above the last version.
+        wall: the present time, in seconds since 1970.
+    """
     return msgspec.structs.replace(after, version=max(after.version, int(wall)))
 
 
 def _next(control: Control, by: str, **changes: object) -> Control:
+    """Return the record with these changes, and with the next version."""
     return msgspec.structs.replace(control, version=control.version + 1, said_by=by, **changes)

@@ -1,9 +1,11 @@
 """The stores of the control record: the database if the cell has one, and every memcached server.
 
-One store decides, by compare-and-swap: the database, otherwise the first memcached server. The others hold copies, so a
-reader finds the record in the store where it reads its design. The cell never goes back to an older record: of several
-copies the one with the highest version is used, and consumers, which hold the record in memory, write a lost or older
-copy again with each renewal. So memcached may lose the record; it is complete again after one renewal (docs/adr/0015).
+One store decides about changes, by compare-and-swap: the database if there is one, otherwise the first memcached
+server. Every other store has a copy, so a reader finds the record in the store from which it reads its design.
+
+The cell never goes back to an older record. Of several copies, the one with the highest version is used. Consumers keep
+the record in memory, and with each renewal they write it to every store whose copy is missing or older. So memcached
+may lose the record: after one renewal it has the record again (docs/adr/0015).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ class Copy:
     """The copy of the control record in one store."""
 
     store: Store
+    """The store."""
     control: Control | None = None
     """The record; None if the store has none or does not answer."""
     cas: int = 0
@@ -32,16 +35,17 @@ class Copy:
 
 
 def newest(found: Sequence[Copy]) -> Control | None:
-    """The record with the highest version; None if there is no record.
+    """Return the record with the highest version; None if no copy has a record.
 
-    If several have that version (operators' clocks may differ), it is the one in the first store, which decides.
+    If different records have that version, the record of the first store is returned, because that store decides. This
+    is possible because the clocks of operators may differ.
     """
     records = [copy.control for copy in found if copy.control is not None]
     return max(records, key=lambda control: control.version, default=None)
 
 
 def fetch_record(cell: str) -> Steps[Control | None]:
-    """Fetch the control record from one store, in a round trip that a reader shares with its heads."""
+    """Fetch the control record from one store. A reader does this in the same round trip as its heads."""
     key = keys.control(cell)
     return _record_in((yield Step(fetch=[key])).items.get(key))
 
@@ -63,7 +67,11 @@ class ControlStore:
     def put_back(self, control: Control, found: Sequence[Copy]) -> None:
         """Write the record to every store whose copy is missing, older, or different with the same version.
 
-        Errors are ignored: the next renewal tries again.
+        Args:
+            control: the record.
+            found: the copies, as ``read`` returned them. A store that did not answer is skipped.
+
+        Errors are ignored, because the next renewal tries again.
         """
         for copy in found:
             if copy.error is None and (
@@ -74,7 +82,13 @@ class ControlStore:
     def begin(self, control: Control, found: Sequence[Copy]) -> bool:
         """Write the first record of a cell to the deciding store.
 
-        Returns False if a record exists, or if the write failed.
+        Args:
+            control: the record.
+            found: the copies, as ``read`` returned them.
+
+        Returns:
+            True if the record is written. False if another process wrote a record first, or if the store failed. In
+            both cases the caller reads again.
         """
         return self._put(found[0], control)
 
@@ -84,14 +98,17 @@ class ControlStore:
         Args:
             found: the copies, as ``read`` returned them.
             control: the new record.
-            force: if the deciding store does not answer, let the first store that answers decide.
+            force: if the deciding store does not answer, the first store that answers decides instead.
 
         Returns:
-            False if another process changed the record since it was read.
+            True if the record is changed. False if another process changed the record since it was read. Nothing was
+            written then, and the caller reads again.
 
         Raises:
-            StoreError: if the deciding store does not answer or is full. The outcome may be unknown: read again.
-            ControlLostError: if the deciding store has no record, or not the newest. Consumers write it again.
+            StoreError: if the deciding store does not answer or is full. The change may or may not be stored, so the
+                caller reads again.
+            ControlLostError: if the deciding store has no record, or an older one than another store. Nothing was
+                written. Consumers restore the newest record with their next renewal; the caller tries again after that.
         """
         deciding = next((copy for copy in found if copy.error is None), found[0]) if force else found[0]
         if deciding.error is not None:
@@ -104,6 +121,7 @@ class ControlStore:
         return True
 
     def _copy(self, store: Store) -> Copy:
+        """Read the copy of one store."""
         try:
             item = store.fetch([self._key]).get(self._key)
         except StoreError as error:
@@ -111,6 +129,13 @@ class ControlStore:
         return Copy(store, _record_in(item), item.cas if item is not None else 0)
 
     def _put(self, copy: Copy, control: Control, *, or_raise: bool = False) -> bool:
+        """Replace one copy by compare-and-swap. Returns True if the record is stored.
+
+        Args:
+            copy: the copy to replace, as it was read.
+            control: the new record.
+            or_raise: if the store fails or is full, raise ``StoreError`` instead of returning False.
+        """
         value = CONTROL.pack(control)
         write = Write(Put.CAS, self._key, value, copy.cas) if copy.cas else Write(Put.ADD, self._key, value)
         try:
@@ -125,6 +150,7 @@ class ControlStore:
 
 
 def _record_in(item: Item | None) -> Control | None:
+    """Return the record in a stored item; None if there is no item or it is corrupt."""
     try:
         return CONTROL.unpack(item.value) if item is not None else None
     except CorruptItemError:

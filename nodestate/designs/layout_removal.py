@@ -1,7 +1,7 @@
 """Removal of a retired layout: of its queues, and of its epochs in the stores.
 
-An epoch that stayed would look fresh if the layout were written again. Another operator may take the layout back into
-use at any time, so callers read the control record again before each try.
+The epochs must be removed because an old epoch would look fresh if the layout were written again. Another operator may
+take the layout back into use at any time, so callers read the control record again before each try.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ def delete_queues(partitions: int, control: Control, delete: Callable[[int], boo
     """Delete the queues of a retired layout.
 
     Args:
-        partitions: names the layout.
+        partitions: the layout, named by its number of partitions.
         control: the control record, read a moment ago.
-        delete: ``ports.Layouts.delete``.
+        delete: deletes the queues of a layout (``ports.Layouts.delete``).
 
     Returns:
-        False if a consumer still reads one of the queues, or the transport cannot tell.
+        True if the queues are deleted, or if the record does not list the layout as retired, so that nothing is to be
+        deleted. False if a consumer still reads one of the queues, or if the transport cannot tell. Nothing has been
+        deleted then, and the caller tries again later.
 
     Raises:
-        DesignStepError: if the layout is in use by the control record.
+        DesignStepError: if the control record says to write the layout. Nothing has been deleted.
     """
     if partitions in control.layouts:
         raise DesignStepError(
             f"record {control.version}, by {control.said_by}, writes a layout of {partitions} partitions again",
             "nodestate design status",
         )
-    return not control.has_left(partitions) or delete(partitions)
+    return not control.has_retired(partitions) or delete(partitions)
 
 
 def remove_layout_epochs(
@@ -47,14 +49,14 @@ def remove_layout_epochs(
     """Remove the epochs of all designs of a layout, except epochs that another owner still writes.
 
     Args:
-        config: settings of the cell, with the number of partitions of the layout.
-        stores: the stores that are open; designs of others are skipped.
-        owner: name of the caller, whose own epochs are removed in any case.
+        config: settings of the cell. ``partitions`` is the layout's number of partitions.
+        stores: the stores that are open. A design whose store is not open is skipped.
+        owner: owner name of the caller. Epochs of this owner are removed in any case.
         clock: measures time.
 
     Returns:
-        By partition and design, why an epoch was not removed: ``FencedError`` if another owner writes it, otherwise an
-        error of its store.
+        The epochs that were not removed, by partition and design, each with the reason: a ``FencedError`` if another
+        owner still writes the epoch, otherwise an error of its store.
     """
 
     def target(number: int, name: str) -> PartitionTarget:

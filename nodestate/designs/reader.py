@@ -1,4 +1,4 @@
-"""The reader of a cell: gives a scheduler views of all nodes. It needs the store, and no broker."""
+"""The reader of a cell: gives a scheduler views of all nodes. It reads the stores and needs no broker."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from nodestate.view.view import View, stale_nodes
 
 OnStale = Literal["exclude", "refuse", "flag"]
 POLL_S = 0.005
-"""Seconds between two refreshes while a read waits for its bounds to be met."""
+"""Seconds between two refreshes while a read waits for a view within its bounds."""
 
 
 class _FollowedDesign:
     """The followers of all partitions of one design in one layout."""
 
     def __init__(self, stored: StoredDesign, cell: str, stores: Stores, clock: Clock) -> None:
-        # The design and its layout.
+        # The design and the layout that are followed.
         self.stored = stored
-        # By partition, the error of the last refresh.
+        # By partition, the error of its last refresh; a partition whose last refresh worked is missing.
         self.errors: dict[int, NodestateError] = {}
         letter, make_reader, role = (
             DESIGNS[stored.design].letter,
@@ -43,25 +43,28 @@ class _FollowedDesign:
             DESIGNS[stored.design].store_role,
         )
         prefixes = [keys.prefix(cell, stored.partitions, p, letter) for p in range(stored.partitions)]
-        # By partition, the store that it is read from.
+        # By partition, the store from which the partition is read.
         self.stores = [stores.of(p, role) for p in range(stored.partitions)]
         # By partition, its follower.
         self.followers = [Follower(p, prefix, make_reader(prefix), clock) for p, prefix in enumerate(prefixes)]
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
-        """The steps of a refresh of every partition."""
+        """Return the steps of a refresh of every partition, each with the partition's store.
+
+        If ``with_life``, the refresh also fetches the nodes' signs of life.
+        """
         return {
             p: (store, follower.refresh(with_life))
             for p, (store, follower) in enumerate(zip(self.stores, self.followers, strict=True))
         }
 
     def note_errors(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
-        """Note the partitions whose refresh failed."""
+        """Record which partitions' refresh failed, from the results of the steps of ``work``."""
         self.errors = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
 
     @property
     def states(self) -> tuple[PartitionState, ...]:
-        """The state of each partition; one whose refresh failed is marked as lost."""
+        """The state of each partition. A partition whose last refresh failed is marked as lost."""
         if not self.errors:
             return tuple([follower.state for follower in self.followers])
         return tuple(
@@ -73,16 +76,23 @@ class _FollowedDesign:
 class Reader:
     """Follows a cell and gives views of it. Safe for several threads; each read refreshes the view first.
 
-    A read costs one round trip if nothing changed, and fetches only changes otherwise. If a server does not answer, its
-    partitions keep the state that was read before, and age.
+    A read costs one round trip if nothing has changed. Otherwise it fetches only the changes. If a server does not
+    answer, its partitions keep the state that was read before, and age.
 
-    A reader with a ``design`` reads only that design: ``snapshot``, or ``snapshot@16`` in a layout that is not the
-    settings'. Without it, a reader reads the design that the cell's control record names, or the settings if there is
-    no record. It follows a change of the record within one refresh::
+    A reader that was given a ``design`` reads only that design. Any other reader reads the design that the cell's
+    control record names; if there is no record, the design that the settings name. At its next refresh after a change of the
+    record, it begins to switch::
 
         reads R --record says X--> reads R, and X beside it --X is complete, and no node older than in R--> reads X
 
     So a switch between designs causes no error, and no node goes back to an older version (I1).
+
+    Args:
+        config: settings of the cell.
+        design: the design to read, such as ``snapshot``, or ``snapshot@16`` in a layout that is not the settings'. None
+            to follow the control record.
+        stores: connections to use; None to open them. ``close`` closes them.
+        clock: the reader's clock; None for the machine's clock.
     """
 
     def __init__(
@@ -91,21 +101,21 @@ class Reader:
         # Settings of the cell.
         self.config = config
         first = parse_stored_design(design or config.read_design, config.partitions)
-        # The reader's own clock, for ages.
+        # Monotonic time, for ages and waits.
         self._clock = clock or SystemClock()
-        # True if the caller chose the design, so that the control record does not matter.
+        # True if the caller chose the design. The control record is then not read.
         self._pinned = design is not None
-        # The stores that are open; more are opened for a switch.
+        # The stores that are open. A switch to a design in other stores opens those, too.
         self._stores = stores or open_stores(config, self._clock, [first.design])
-        # Columns of the last view, which the next view updates.
+        # Columns of the last view, from which the columns of the next view are computed.
         self._columns = ColumnStore()
         # Held during a refresh.
         self._lock = threading.Lock()
         # The design that is read.
         self._live = _FollowedDesign(first, config.cell, self._stores, self._clock)
-        # The design that the record names, until it can replace the one that is read; None if there is none.
+        # The design to read next, once it can replace the design that is read; None if no switch is under way.
         self._coming: _FollowedDesign | None = None
-        # The newest control record that was read.
+        # The newest control record that was read; None if none was read.
         self._control: Control | None = None
 
     @property
@@ -127,17 +137,20 @@ class Reader:
         At least one of ``max_age``, ``node_max_age`` and ``at_least`` must be given: there is no default bound.
 
         Args:
-            max_age: greatest number of seconds since each partition's owner is known to have been caught up.
-            node_max_age: greatest number of seconds since each node's last sign of life.
-            at_least: the receipt of a publish that the view must contain.
-            on_stale: what to do with stale nodes: ``"exclude"`` leaves them out, together with incomplete nodes;
-                ``"refuse"`` raises; ``"flag"`` only names them in ``view.stale``.
-            timeout: seconds to wait for the bounds to be met.
+            max_age: greatest age of a partition, in seconds: the time since its owner is known to have been caught up.
+                The nodes of an older partition are stale.
+            node_max_age: greatest age of a node, in seconds: the time since its last sign of life. Older nodes are
+                stale.
+            at_least: a receipt of a publish. The view must have that version of the node, or a newer one.
+            on_stale: decides about stale nodes. With ``"refuse"``, the read raises. With ``"exclude"``, the view lacks
+                them, and also lacks incomplete nodes. With ``"flag"``, the view has them and names them in
+                ``view.stale``.
+            timeout: seconds for which the read refreshes again before it raises ``StaleViewError`` or ``BehindError``.
 
         Raises:
-            StaleViewError: with ``"refuse"``, if the view is not within the bounds.
+            StaleViewError: if ``on_stale`` is ``"refuse"`` and a partition or a node is too old.
             BehindError: if the view does not contain ``at_least``.
-            TypeError: if no bound is given.
+            TypeError: if no bound is given, or ``on_stale`` is another word.
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("read() needs a bound: give max_age=…, node_max_age=… or at_least=…")
@@ -158,6 +171,12 @@ class Reader:
             self._clock.sleep(POLL_S)
 
     def _refresh(self, max_age: float | None, *, with_life: bool) -> None:
+        """Refresh the design that is read. Follow a change of the control record, unless the caller chose the design.
+
+        Args:
+            max_age: the bound of the read in seconds, or None. See ``_switch_if_possible``.
+            with_life: fetch the nodes' signs of life, too.
+        """
         live = self._live
         work: dict[int, tuple[Store, Steps[Any]]] = {**live.work(with_life=with_life)}
         if not self._pinned:  # fetch the record together with the heads, in the same round trip
@@ -169,7 +188,7 @@ class Reader:
         if not self._pinned and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
             records += self._records_elsewhere()
         control = max(records, key=lambda record: record.version, default=None)
-        # A different record of the same version: the one that was seen before was lost with its store.
+        # A different record of the same version is followed, too: the record from before was lost with its store.
         if (
             control is not None
             and control != self._control
@@ -178,31 +197,31 @@ class Reader:
             self._control = control
             self._coming = self._open(control.reads) if control.reads != live.stored else None
         if self._coming is not None:
-            self._come(self._coming, max_age, with_life=with_life)
+            self._switch_if_possible(self._coming, max_age, with_life=with_life)
 
     def _records_elsewhere(self) -> list[Control]:
-        """Look for the control record in stores that this reader does not read now.
+        """Return the control records in the stores that this reader does not read now.
 
-        Needed while a store that it does read is down: otherwise the reader would not learn that the cell was switched
-        away from that store.
+        Called while a store that this reader reads is down. Otherwise the reader would not learn that the cell was
+        switched away from that store.
         """
         for name in configured(self.config):
-            with suppress(ConfigError):  # its driver is not installed, so its record cannot be read
+            with suppress(ConfigError):  # the store's driver is not installed, so that store's copy cannot be read
                 self._reach(name)
         asked = {id(store): store for store in self._stores.everywhere if store not in self._live.stores}
         found = run({key: (store, fetch_record(self.config.cell)) for key, store in asked.items()})
         return [one for one in found.values() if isinstance(one, Control)]
 
     def _reach(self, design: str) -> None:
-        """Open the stores of a design unless they are open. Raises ``ConfigError``."""
+        """Open the stores of a design unless they are open. Raises ``ConfigError`` if they cannot be opened."""
         if not self._stores.has(DESIGNS[design].store_role):
             self._stores = self._stores.merged_with(open_stores(self.config, self._clock, [design]))
 
     def _open(self, stored: StoredDesign) -> _FollowedDesign | None:
-        """Open a design beside the one that is read.
+        """Open a design beside the design that is read.
 
-        Returns None, and logs an error, if the settings name no store for it. The design that is read then ages once it
-        is no longer written, and views show that.
+        If the settings name no store for ``stored``, logs an error and returns None. The reader then keeps reading the
+        present design. Once consumers no longer write that design, its views become older and show it by their age.
         """
         try:
             self._reach(stored.design)
@@ -215,17 +234,25 @@ class Reader:
             )
             return None
 
-    def _come(self, coming: _FollowedDesign, max_age: float | None, *, with_life: bool) -> None:
-        """Refresh the coming design, and switch to it if it can replace the live one (``_behind``)."""
+    def _switch_if_possible(self, coming: _FollowedDesign, max_age: float | None, *, with_life: bool) -> None:
+        """Refresh the coming design. Read it from now on if it can replace the present design.
+
+        Args:
+            coming: the design that the control record names.
+            max_age: the bound of the read, in seconds; None if there is none. If the coming design is within this
+                bound, it may be older than the present design.
+            with_life: fetch the nodes' signs of life, too.
+        """
         try:
             coming.note_errors(run(coming.work(with_life=with_life)))
-        except ConfigError:  # a server cannot be used with these settings; the design that is read is still right
+        except ConfigError:  # a server cannot be used with these settings; keep reading the present design
             return
         fresh_since = self._clock.monotonic() - max_age if max_age is not None else -math.inf
-        if not _behind(coming.states, self._live.states, fresh_since):
+        if not _must_wait(coming.states, self._live.states, fresh_since):
             self._live, self._coming = coming, None
 
     def _bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
+        """Return a view of the states as they were last refreshed. Args and ``StaleViewError`` as in ``read``."""
         states = self._live.states
         now = self._clock.monotonic()
         stale: list[str] = []
@@ -243,13 +270,17 @@ class Reader:
         return View(self.design, states, frozenset(stale), left_out, self._columns, self._clock)
 
     def _require(self, view: View, receipt: Receipt, timeout: float) -> None:
+        """Raise ``BehindError`` unless the view has the version of the receipt or a newer one.
+
+        ``timeout`` is for the text of the error only.
+        """
         record = view.nodes.record(receipt.node)
         version = record.version if record is not None else NEVER
         if version < receipt.version:
             raise BehindError(receipt.node, receipt.version, version if record is not None else None, timeout)
 
     def close(self) -> None:
-        """Close the connections. Views that were read stay valid."""
+        """Close the connections to the stores. Views that were read before stay valid."""
         self._stores.close()
 
     def __enter__(self) -> Self:
@@ -261,25 +292,31 @@ class Reader:
         self.close()
 
 
-def _behind(coming: Sequence[PartitionState], live: Sequence[PartitionState], fresh_since: float) -> bool:
-    """True if the coming design cannot replace the live one.
+def _must_wait(coming: Sequence[PartitionState], live: Sequence[PartitionState], fresh_since: float) -> bool:
+    """True if the coming design cannot replace the live design now (``_cannot_replace``).
 
-    Compares partition by partition if both have the same number of partitions, otherwise all partitions together.
+    If both designs have the same number of partitions, they are compared partition by partition. Otherwise all
+    partitions are compared together, because the same nodes are in different partitions.
     """
     if len(coming) == len(live):
-        return any(_lacks([new], [old], fresh_since) for new, old in zip(coming, live, strict=True))
-    return _lacks(coming, live, fresh_since)
+        return any(_cannot_replace([new], [old], fresh_since) for new, old in zip(coming, live, strict=True))
+    return _cannot_replace(coming, live, fresh_since)
 
 
-def _lacks(news: Sequence[PartitionState], olds: Sequence[PartitionState], fresh_since: float) -> bool:
-    """True if the new partitions cannot replace the old ones.
+def _cannot_replace(news: Sequence[PartitionState], olds: Sequence[PartitionState], fresh_since: float) -> bool:
+    """True if the new partitions cannot replace the old partitions now, for one of these reasons:
 
-    That is if they are not complete, if they are confirmed neither as late as the old ones nor since ``fresh_since``,
-    or if they have a node at an older version than the old ones showed.
+    - A new partition has no table, or lost a part of it.
+    - A new partition is incomplete, although an old partition is complete or cannot be read.
+    - The new partitions are older than the old partitions, and also older than ``fresh_since``.
+    - The new partitions have a node at an older version than the old partitions, or lack a node of theirs.
+
+    ``fresh_since`` is in monotonic seconds; minus infinity if any age is accepted.
     """
     if any(new.table is None or new.lost for new in news):
         return True
-    # Nodes of an epoch that is over are not compared: versions of different epochs have no order (I1).
+    # A partition without a head is not compared: its nodes are of an epoch that is over, and versions of different
+    # epochs cannot be compared (I1).
     shown = [old for old in olds if old.table is not None and old.lost != NO_HEAD]
     if (len(shown) < len(olds) or any(old.complete for old in shown)) and not all(new.complete for new in news):
         return True

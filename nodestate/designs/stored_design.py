@@ -1,4 +1,4 @@
-"""A design in a layout, written ``snapshot@16``: what the control record, commands and readers name."""
+"""A design in a layout. The control record, commands and readers name it in the form ``snapshot@16``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from nodestate.model.partitioning import BUCKETS_COUNT
 class StoredDesign(NamedTuple):
     """A design in a layout of ``partitions`` partitions.
 
-    The same design in two layouts is stored twice, under different keys and from different queues.
+    A design that is written in two layouts is stored twice, under different keys and from different queues.
     """
 
     design: str
+    """Name of the design."""
     partitions: int
+    """Number of partitions of the layout."""
 
     def __str__(self) -> str:
         return f"{self.design}@{self.partitions}"
 
 
 def parse_stored_design(text: str, partitions: int) -> StoredDesign:
-    """Parse ``snapshot@16``, or ``snapshot``.
+    """Parse a name such as ``snapshot@16`` or ``snapshot``.
 
     Args:
         text: the name.
-        partitions: the layout that a name without a number belongs to.
+        partitions: number of partitions to use if the name has none.
 
     Raises:
         ConfigError: if there is no such design, or the number of partitions is out of range.
@@ -42,7 +44,10 @@ def parse_stored_design(text: str, partitions: int) -> StoredDesign:
 
 
 def display_names(every: Iterable[StoredDesign]) -> dict[StoredDesign, str]:
-    """A name for each: the name of the design if all are in one layout, otherwise with the number of partitions."""
+    """Return a name to display for each design.
+
+    If all are in one layout, it is the name of the design. Otherwise it has the number of partitions: ``snapshot@16``.
+    """
     every = list(every)
     one_layout = len({stored.partitions for stored in every}) <= 1
     return {stored: stored.design if one_layout else str(stored) for stored in every}
