@@ -75,7 +75,7 @@ class Migrations:
             BadRequestError: If the instance is on ``to`` already. Nothing was changed.
             StaleViewError: If no view is fresh enough. Nothing was changed.
             TimeoutError: If there is no outcome in time. Later steps go on with the migration, but do not end the
-                instance on its former node; the reconciler does.
+                instance on its former node. The reconciler ends it there.
         """
         resident = self.find(instance)
         if to == self._session.fleet.names[resident.row]:
@@ -134,7 +134,7 @@ class Migrations:
             NotFoundError: If the node is unknown.
             StaleViewError: If no view is fresh enough. Nothing was changed.
             TimeoutError: If some outcomes are missing after the time. Later steps go on with the migrations, but do not
-                end the instances on this node; the reconciler does.
+                end the instances on this node. The reconciler ends them.
         """
         row = self._row("node", node)
         fleet = self._session.fleet

@@ -54,7 +54,7 @@ class ReservationClaims:
     """Finds and renews the claims of reservations, for one scheduler."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session  # the scheduler's parts
+        self._session = session  # the parts of the scheduler
 
     def held(self) -> list[Reservation]:
         """Read the claim records of all nodes, and return all reservations of the cell, the eldest first.
@@ -165,9 +165,7 @@ class ReservationClaims:
         for node, known in table.records.known.items():
             if not known.record.claims:
                 continue
-            with suppress(
-                NodestateError
-            ):  # the server does not answer: its time is unknown, so its claims are left out
+            with suppress(NodestateError):  # the server does not answer: its time is unknown, so its claims are skipped
                 for reservation, claims in claims_by_reservation(
                     {node: known.record}, table.servers.time(node)
                 ).items():

@@ -70,7 +70,8 @@ class Session:
         self.placer = placer  # chooses and claims nodes
         self._orders = orders  # the orders under way; None without a courier
         self._reconciler = Reconciler(self.fleet, self.claim_table, config.claim_ttl_s)  # finds unfinished operations
-        self._stale_error: StaleViewError | None = None  # why the last refresh failed; None if it succeeded
+        # The last error of ``try_refresh``; None after a successful refresh.
+        self._stale_error: StaleViewError | None = None
         self._upkeep_at = 0.0  # the time of the next upkeep, in monotonic seconds
 
     @property
@@ -184,7 +185,7 @@ class Session:
         would count the claim until its deadline, although the instance may have ended. If the claim is dropped, the
         room is free at once for all schedulers.
 
-        Claims of resizes are skipped: their boots drop them.
+        Claims of resizes are skipped, because a resize drops its claim when it is finished.
         """
         for node, claim in list(claims):
             row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)

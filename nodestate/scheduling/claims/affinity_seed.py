@@ -40,7 +40,7 @@ class AffinitySeed:
     """The seeds of all affinity groups of a cell.
 
     A static map assigns each group to one server, which stores the group's item. If that server does not answer, the
-    scheduler goes on without a seed. It then keeps the members together only as far as it sees them.
+    scheduler goes on without a seed. The members then stay together only if the scheduler sees them.
 
     Args:
         cell: The cell's name.

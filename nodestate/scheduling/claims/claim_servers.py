@@ -44,7 +44,7 @@ class ClaimServers:
             server.server_time()
 
     def grouped(self, nodes: Iterable[str]) -> list[tuple[ClaimStore, list[str]]]:
-        """Group these nodes by the server that stores their records. Servers without such a node are left out."""
+        """Group these nodes by the server that stores their records. The result has no servers without a node."""
         found: dict[int, tuple[ClaimStore, list[str]]] = {}
         for node in nodes:
             server = self.of(node)

@@ -106,7 +106,7 @@ class ClaimTable:
         self._overlay = RecordOverlay(fleet, self.servers, self.records, self._edits)
         """Subtracts the records' claims from the free resources in the fleet."""
 
-    # -- what is known
+    # -- queries
 
     def unsure_nodes(self) -> list[str]:
         """Return the nodes whose record was created so recently that claims may be missing from it."""
@@ -154,7 +154,7 @@ class ClaimTable:
     # -- edits
 
     def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool = False) -> None:
-        """Add a claim with the next flush; it replaces a claim with the same id. The fleet subtracts it at once.
+        """Add a claim, or replace the claim with the same id, with the next flush. The fleet subtracts it at once.
 
         Args:
             node: The node to claim on.
@@ -361,7 +361,7 @@ class ClaimTable:
             if written.status is WriteStatus.STORED:
                 self._on_stored(node, edits[node], record, written.cas)
                 outcomes[node] = WriteStatus.STORED
-                if not written.cas:  # another scheduler wrote the record again before the server told its id
+                if not written.cas:  # another scheduler wrote the record before its new id could be read
                     again.append(node)
             elif written.status is WriteStatus.FULL:
                 outcomes[node] = WriteStatus.FULL

@@ -113,5 +113,5 @@ class OwnClaims:
             self._allocated[claim_id] = version
 
     def allocated_version(self, claim_id: str) -> Version | None:
-        """Return the version that ``mark_allocated`` noted for a claim; None if it noted none."""
+        """Return the version of the node's state that shows the claim's allocation; None if it is not known."""
         return self._allocated.get(claim_id)

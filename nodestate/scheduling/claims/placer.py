@@ -37,7 +37,7 @@ class Placer:
     together. The placings whose claim was not stored take part in the next round.
 
     The scheduler knows the claims of other schedulers only as they were when it read the records. So before a placing
-    fails because no node is left, the placer reads the view and those records once more.
+    fails because no node is left, the placer reads the view and the records once more.
 
     Args:
         holder: The scheduler's name, which is written into its claims.
@@ -275,13 +275,13 @@ class Placer:
 
     @staticmethod
     def _count_conflict(placing: Placing) -> None:
-        """Count that a placing lost its node to another scheduler. It fails after ``MAX_TRIES_COUNT`` times."""
+        """Count that a placing lost its node to another scheduler; after ``MAX_TRIES_COUNT`` times, fail it."""
         placing.count_conflict()
         if placing.conflicts >= MAX_TRIES_COUNT:
             placing.fail(NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times"))
 
     def _avoid_server(self, placing: Placing, row: int, error: NodestateError) -> None:
-        """Make a placing avoid all nodes of a claim server that does not answer. It fails if no node is left.
+        """Make a placing avoid all nodes of a claim server that does not answer. Fail it if no node is left.
 
         Args:
             placing: The placing.

@@ -7,8 +7,8 @@ r"""One boot: the state of an instance between its request and its outcome, and 
       |<--refuse: the agent refused, the node is avoided----|
       \<--leave_unanswered: no answer in time---------------/        unplaced, sent --finish(Failed)--> done
 
-``boot_tracker`` decides which transition happens when. It calls the methods of ``Boot``, which alone assign to the
-fields.
+``boot_tracker`` decides when a transition happens, and calls the method of ``Boot`` for it. No other code assigns to
+the fields of a boot.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ class Boot:
     def leave_unanswered(self, row: int | None) -> None:
         """Return to the state *unplaced*, and avoid the node that did not answer the order.
 
-        That node may have built the instance all the same, and then there are two allocations after the next order. So
-        the next order gets a greater id, by which its allocation is the authoritative one. It also names the same
-        lifetime, so that a termination of the instance ends both allocations.
+        That node may have built the instance all the same. The next order then builds a second allocation. So the next
+        order gets a greater id, which makes the second allocation the authoritative one. The next order also names the
+        same lifetime, so that a termination of the instance ends both allocations.
 
         Args:
             row: The node's row in the fleet; None if the fleet does not have the node.
@@ -178,8 +178,8 @@ class Boot:
         Args:
             number: The index of the copy in ``possible_copies``.
 
-        Returns the copies that were ordered later. If one of them was built, it is authoritative instead, so the caller
-        has to supersede them.
+        Returns the possible copies that were ordered later. A later copy that was built would be authoritative, so the
+        caller has to give the accepted copy a newer order id.
         """
         copy = self.possible_copies[number]
         later = self.possible_copies[number + 1 :]

@@ -1,6 +1,6 @@
 r"""The boots under way of one scheduler: each instance from its request to its allocation.
 
-The scheduler exchanges only messages with the agents, and never waits for one of them::
+The scheduler exchanges only messages with the agents, and never waits for an answer::
 
     unplaced --a node is claimed--> claimed --Build sent--> sent --the agent accepted, or a view shows it--> booted
       ^  |                                                  |
@@ -309,7 +309,7 @@ class BootTracker:
     def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
         """Return whether the last view shows, on a row, the allocation that an order of a boot built.
 
-        It also counts if a later order of the same lifetime changed the allocation.
+        The result is also True if a later order of the same lifetime has changed the allocation.
         """
         if boot.placing.instance not in self._fleet.instances.reported[row]:
             return False

@@ -147,7 +147,7 @@ class Reconciler:
 def all_members_built(marks: Marks) -> bool:
     """Return whether all members of a reservation are built, or were built at some time.
 
-    The latter is known if one of them has the hint ``placed``.
+    If a member has the hint ``placed``, all members were built at some time.
 
     Args:
         marks: The marks of the members that a view shows; not empty.

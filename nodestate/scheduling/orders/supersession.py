@@ -95,7 +95,7 @@ class Supersessions:
         hints = allocation.get("hints") or {}
         authoritative = fleet.authoritative_row(instance)
         if order_id_of(hints) == supersession.order_id or not fleet.instances.reporting_rows(instance):
-            self._terminations.terminate_orders(supersession.copies)  # the original stays, or its user ended it
+            self._terminations.terminate_orders(supersession.copies)  # the original stays, or no node has the instance
         elif authoritative not in (row, None) and fleet.is_responsive(authoritative) and not fleet.is_responsive(row):
             return  # the original's node is gone, and a copy was built after all: keep the copy
         elif order_id_of(hints) == original.order and not self._is_too_old(supersession):
