@@ -125,9 +125,10 @@ def load(
     """Load the settings. Flags override the environment, and the environment overrides the TOML file.
 
     Args:
-        flags: settings from the command line, by name; None values are ignored. environ: the environment; by default
-            this process'. file: the TOML file; by default the file that NODESTATE_CONFIG names, or the first of
-            ``DEFAULT_FILES`` that exists.
+        flags: settings from the command line, by name. Settings with the value None are ignored.
+        environ: the environment; None for the environment of this process.
+        file: the TOML file. None for the file that ``NODESTATE_CONFIG`` names, or else the first of ``DEFAULT_FILES``
+            that exists.
 
     Raises:
         ConfigError: names the setting, its source and its value.

@@ -84,9 +84,8 @@ def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:
 
     Args:
         config: Settings of the cell.
-        designs: Names separated by commas. ``snapshot@16`` is the snapshot design in 16 partitions; ``snapshot`` is
-        that
-            design in the number of partitions that readers use.
+        designs: Names separated by commas. ``snapshot@16`` is the snapshot design in 16 partitions. ``snapshot`` is the
+            snapshot design in the number of partitions that readers use.
     """
     if not designs:
         return list(read_control(config).writes)

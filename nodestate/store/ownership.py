@@ -8,8 +8,8 @@ A partition in one design, as its head shows it::
     any --the store lost the head or the epoch key--> (nothing), or the owner begins another epoch
 
 Assumptions: an owner writes contents first, under keys or with stamps that carry (epoch, term), and advances the head
-last; readers accept only contents that a head names. So an owner that lost its term changes nothing that readers accept: its
-compare-and-swap of the head fails, and no head refers to its contents.
+last; readers accept only contents that a head names. So an owner that lost its term changes nothing that readers
+accept: its compare-and-swap of the head fails, and no head refers to its contents.
 
 If the reply to a CAS is lost, its outcome is unknown. The owner then reads the head: ``beat`` rises with every write of
 the head, so (owner, term, beat) distinguishes the owner's own writes from all other writes.
@@ -227,9 +227,10 @@ class Ownership:
         another owner began since.
 
         Args:
-            target: the design and partition. lost: the last head that this owner stored, if a database lost it. A
-                stored head of the same epoch and a lower term comes from a backup that the database was set back to,
-                and does not prevent a new epoch.
+            target: the design and partition.
+            lost: the last head that this owner stored, if a database lost that head. A stored head of the same epoch
+                with a lower term then comes from a backup to which the database was set back. Such a head does not
+                prevent a new epoch.
 
         Raises:
             FencedError: if another owner has a head in the current epoch.
