@@ -1,6 +1,6 @@
 """Formats stay: values and messages that commit 8c7aaef wrote are read today, and written again byte for byte.
 
-``written_by_8c7aaef.json`` holds what a cell of six simulated nodes left in its store and sent over its broker, each value
+``written_by_8c7aaef.json`` holds all values that a cell of six simulated nodes left in its store and sent over its broker, each value
 beside what that commit decoded it to; ``written_by_8c7aaef.sql`` is the same of the database design, as SQLite text. The
 files are never written again. If a format changes on purpose, its version rises, and a new pair of files is added.
 """
@@ -159,7 +159,7 @@ def test_keys_and_buckets_are_the_same() -> None:
 
 
 def shown(reader: Reader) -> dict[str, Any]:
-    """What a reader's view holds, in the form of the file."""
+    """The contents of a reader's view, in the form of the file."""
     view = reader.read(max_age=1e9, on_stale="flag")
     assert view.incomplete == frozenset()
     return {

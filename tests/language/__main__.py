@@ -1,4 +1,4 @@
-"""Show the hits of a folder, or lower the budget to what there is: see ``tests.language.shapes``."""
+"""Show the hits of a folder, or lower the budget to the present number: see ``tests.language.shapes``."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ fall. To see the hits of a folder::
 
     python -m tests.language nodestate/agent
 
-and to lower the budget to what is there now::
+and to lower the budget to the present number of hits::
 
     python -m tests.language --lower
 """
@@ -29,19 +29,19 @@ _WHAT_VERBS: Final = (
     "|counts|costs|follows|nodes|agents|schedulers|does|may|must|can|there|no|some"
 )
 SHAPES: Final[dict[str, str]] = {
-    # "who loses it looks again": the subject of a sentence is a noun
+    # `who loses it looks again`: the subject of a sentence is a noun
     "clause with who": _PRONOUN_PLACE + r"(?:[Ww]ho|[Ww]hoever)\b",
-    # "what is stored counts": ditto
+    # `what is stored counts`: the subject of a sentence is a noun
     "clause with what": rf"(?:(?:^|[.;:(] )What (?!happens\b|to\b|if\b)|(?<=[a-z,] )what (?:{_WHAT_VERBS})\b)",
-    # "None, where there is none": a condition begins with if, when or unless
+    # `None, where there is none`: a condition begins with if, when or unless
     "where for if": r"(?:,| None| False| True|Raises?\b[^.]{0,40}) where (?!to\b)",
-    # "for so long", "so many": name the number or the limit
+    # `for so long`, `so many`: name the number or the limit
     "so many": r"\b(?:so many|so long|for so\b|so lately|so often)\b(?! (?:as|that))",
-    # "nobody reads it": name the process that does not
+    # `nobody reads it`: name the process that does not
     "nobody": r"\b(?:[Nn]obody|[Ss]omebody|[Ee]verybody|[Aa]nybody)\b",
-    # "a node that is not there yet" is fine; "who has it yet" is not
+    # `not there yet` is fine; `who has it yet` is not
     "yet and anew": r"(?<!not )(?<!Not )\b(?:yet|anew|any more)\b(?!,)",
-    # "those that were": name the things
+    # `those that were`: name the things
     "those that": r"\bthose (?:that|of|which|who|in)\b",
 }
 _COMPILED: Final = {name: re.compile(pattern) for name, pattern in SHAPES.items()}
