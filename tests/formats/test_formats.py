@@ -1,8 +1,8 @@
 """Formats stay: values and messages that commit 8c7aaef wrote are read today, and written again byte for byte.
 
-``written_by_8c7aaef.json`` holds all values that a cell of six simulated nodes left in its store and sent over its broker, each value
-beside what that commit decoded it to; ``written_by_8c7aaef.sql`` is the same of the database design, as SQLite text. The
-files are never written again. If a format changes on purpose, its version rises, and a new pair of files is added.
+``written_by_8c7aaef.json`` holds all values that a cell of six simulated nodes left in its store and sent over its
+broker, each value beside its decoded form in that commit. ``written_by_8c7aaef.sql`` holds the tables of the database
+design as SQLite text. The files are never written again. If a format changes on purpose, its version rises, and a new pair of files is added.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LARGE_PART_BYTES: Final = 1_000_000
 
 
 def plain(value: Any) -> Any:
-    """A decoded value in the form of the file: bytes as hexadecimal, records as the arrays or maps that they are stored as."""
+    """A decoded value in the form of the file: bytes as hexadecimal, records as their stored arrays or maps."""
     if isinstance(value, msgspec.Raw | bytes | bytearray | memoryview):
         return {"hex": bytes(value).hex()}
     if isinstance(value, Mapping):
@@ -98,7 +98,7 @@ VALUES: Final = [
 def test_stored_values_and_messages_are_read_and_written_again_byte_for_byte(
     kind: str, value: str, decoded: Any, section: Any
 ) -> None:
-    """An older consumer, agent or scheduler of the same cell must understand what this version writes, and the reverse."""
+    """Versions of one cell understand each other: an older process reads today's values, and the reverse."""
     raw = bytes.fromhex(value)
     unpack, pack = CODECS[kind]
     record = unpack(raw)

@@ -42,7 +42,7 @@ def budget() -> dict[str, int]:
 
 
 def lower() -> int:
-    """Write the present numbers as the budget; a place with more hits than before keeps its budget. Returns an exit code."""
+    """Write the present numbers as the budget; a place with more hits keeps its old one. Returns an exit code."""
     before = budget()
     now = {place: count(place)[1] for place in places()}
     over = {place: hits for place, hits in now.items() if hits > before.get(place, hits)}

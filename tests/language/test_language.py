@@ -17,7 +17,7 @@ MAX_COLUMNS = 120
 
 @pytest.mark.parametrize("place", places())
 def test_sentence_shapes_stay_within_a_budget_that_only_falls(place: str) -> None:
-    """A folder with fewer hits than its budget fails, too: otherwise the next change could use up what this one saved."""
+    """A folder with fewer hits than its budget fails, too: otherwise a later change could use up the difference."""
     _, hits = count(place)
     allowed = budget().get(place, 0)
     assert hits <= allowed, f"python -m tests.language {place}"
