@@ -146,7 +146,7 @@ class View:
         self.stale = stale
         self.nodes = Nodes(partitions, left_out)
         self.left_out = left_out
-        # Computes the columns from those of the view before.
+        # Computes the columns from the columns of the view before.
         self._columns = columns
         # The reader's clock, for ages.
         self._clock = clock

@@ -2,7 +2,8 @@
 
 ``written_by_8c7aaef.json`` holds all values that a cell of six simulated nodes left in its store and sent over its
 broker, each value beside its decoded form in that commit. ``written_by_8c7aaef.sql`` holds the tables of the database
-design as SQLite text. The files are never written again. If a format changes on purpose, its version rises, and a new pair of files is added.
+design as SQLite text. The files are never written again. If a format changes on
+purpose, its version rises, and a new pair of files is added.
 """
 
 from __future__ import annotations
