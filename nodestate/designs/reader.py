@@ -80,13 +80,8 @@ class Reader:
     answer, its partitions keep the state that was read before, and age.
 
     A reader that was given a ``design`` reads only that design. Any other reader reads the design that the cell's
-<<<<<<< HEAD
     control record names, or the design that the settings name if there is no record. If the record changes, the reader
     begins to switch at its next refresh::
-=======
-    control record names; if there is no record, the design that the settings name. At its next refresh after a change
-    of the record, it begins to switch::
->>>>>>> 254bfd9 (designs: end a line at 120 columns)
 
         reads R --record says X--> reads R, and X beside it --X is complete, and no node older than in R--> reads X
 
