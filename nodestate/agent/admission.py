@@ -123,7 +123,7 @@ def _too_many_of_its_group(order: Build, node: NodeResources) -> Rejection | Non
 
 
 def _does_not_fit(order: Build, node: NodeResources) -> Rejection | None:
-    """Return a rejection if the order needs more resources than the instance has already and the node has left."""
+    """Return a rejection if the node has too little left of a resource that the instance needs in addition."""
     had = node.allocations.get(order.instance, {}).get("resources", {})
     for name, amount in order.resources.items():
         more = amount - had.get(name, 0)
@@ -265,8 +265,8 @@ class Admission:
     def _decide(self, order: Order, promised: dict[str, int]) -> _OrderResult:
         """Refuse an order, or carry it out in the memory of the node's source.
 
-        ``promised``: by name of the node, the bytes that the allocations of this batch add to the node's report. An
-        allocation of this order is added.
+        ``promised``: by name of the node, the bytes that the allocations of this batch add to the node's report. If
+        this order gets an allocation, its bytes are added.
         """
         publisher = self._live(order.node)
         if publisher is None:

@@ -38,7 +38,10 @@ def diff_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(value: Any) -> Any:
-    """Return a patch that sets a field to ``value``, whatever it was. Raises ``InexpressibleError`` for null."""
+    """Return a patch that sets a field to ``value``.
+
+    Raises ``InexpressibleError`` if the value is null, or contains a null outside of a list.
+    """
     if value is None:
         raise InexpressibleError("a merge patch can't set a field to null")
     if isinstance(value, dict):

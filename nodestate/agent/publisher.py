@@ -132,7 +132,7 @@ class Publisher:
         self._backoff = backoff or Backoff(self._clock, self._rng, config.heartbeat_s / 2)
         """Gives the pause after a failed call of the broker."""
         self._on_dirty = on_dirty
-        """Called with the node's name when the publisher becomes dirty; None if no call is wanted."""
+        """Called with the node's name when the publisher becomes dirty; None for no call."""
         self._record: NodeRecord | None = None
         """The node's newest record, with state and version; None before the first report."""
         self._full_state_generation = 0
@@ -226,7 +226,10 @@ class Publisher:
         return Receipt(self.node, self.version)
 
     def leave(self) -> Receipt:
-        """Publish that the node is gone for good. Raises ``BadEventError`` if it has not reported, or has left."""
+        """Publish that the node is gone for good.
+
+        Raises ``BadEventError`` if the node has not reported, or has left already.
+        """
         return self._publish_leave(self._live_record("leave"))
 
     def republish(self) -> Receipt:

@@ -108,7 +108,7 @@ class BrokerSession:
             now: monotonic seconds, which the message carries.
 
         Returns:
-            False if the session ended. This consumer then owns no partition.
+            True if all messages were sent. False if the session ended; this consumer then owns no partition.
         """
         try:
             for partition in self._owned:

@@ -143,10 +143,15 @@ class Commits:
         return partition.writers[name].commit(partition.pending.batch, partition, status)
 
     def _record_result(self, number: int, name: str, result: NodestateError | None) -> None:
-        """Record the result of a write in one design; ``result`` is None if the write succeeded.
+        """Record the result of a write of one partition in one design.
 
-        After a success, the work no longer waits for this design. If a new design could not be begun, its work is
-        dropped and chosen again later. ``StoreFailures`` responds to all other errors.
+        After a success, the pending work no longer waits for this design. If a new design could not be begun, the work
+        is dropped and chosen again later. ``StoreFailures`` responds to all other errors.
+
+        Args:
+            number: the partition's number.
+            name: the design's name.
+            result: the error; None if the write succeeded.
         """
         partition = self._owned.get(number)
         if partition is None or partition.pending is None:

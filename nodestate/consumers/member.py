@@ -194,9 +194,9 @@ class Member:
         """Run a consumer in every layout that is to be written, and in no other.
 
         A retired design is written until the design that readers use is complete. Otherwise an event could be
-        acknowledged that only an unfinished layout has. Once this member has stopped writing a retired design, it
-        begins again only if the record lists the design under ``writes``. The queues of the design's layout may be
-        deleted by then, so writing it would be of no use.
+        acknowledged although only an incomplete layout stores it. Once this member has stopped writing a retired
+        design, it begins again only if the record lists the design under ``writes``. The queues of the design's layout
+        may be deleted by then, so writing it would be of no use.
         """
         self._stopped.difference_update(control.writes)
         retiring = [design for design in control.leaving if self._has_store(design) and design not in self._stopped]

@@ -69,7 +69,10 @@ class OwnedPartitions:
     # -- takeover -------------------------------------------------------------------------------
 
     def due_takeovers(self, now: float) -> list[int]:
-        """Return the numbers of the awaited partitions, except postponed ones. ``now`` is in monotonic seconds."""
+        """Return the numbers of the partitions to take over now, without postponed partitions.
+
+        ``now`` is in monotonic seconds.
+        """
         return [number for number in self._awaited if self.is_due(number, now)]
 
     def first_delivery_at(self, number: int) -> float:

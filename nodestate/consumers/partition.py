@@ -69,9 +69,9 @@ class Pending:
 class OwnedPartition:
     """The owner's state of one partition. All times are seconds of the owner's monotonic clock.
 
-    The time of a node's last sign of life is the send time of the last watermark message before the node's event. A
-    message that comes after a watermark message was sent after it. The arrival of the event is no such bound: the event
-    may have waited in the queue for long.
+    When an event comes, the node gave its sign of life after the last watermark message before the event was sent. So
+    the send time of that watermark message is used as the time of the sign of life. The time of the event's arrival
+    would be too late, because the event may have waited in the queue for long.
     """
 
     def __init__(self, number: int, writers: dict[str, PartitionWriter], taken_at: float) -> None:

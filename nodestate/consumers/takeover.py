@@ -186,8 +186,8 @@ class Takeover:
         Args:
             partition: the partition to fill.
             taken: stored state by design, or the nodes of the seed layout under the key ``seed``.
-            asked_at: monotonic seconds before the state was read. Ages in ``taken`` are taken as ages at this time, so
-                they are never too small.
+            asked_at: a time before the state was read, in monotonic seconds. Ages in ``taken`` are used as ages at this
+                time, so no node seems to have given a sign of life later than it did.
 
         Returns:
             The designs that must begin a new epoch: those without stored state, those whose records differ from the

@@ -107,7 +107,10 @@ def differences_from_agents(
 
 
 def by_kind(found: Differences, kinds: Iterable[str] = KINDS) -> dict[str, list[str]]:
-    """Return the sorted names of the nodes that differ, by kind of difference."""
+    """Return the sorted names of the nodes that differ, by kind of difference.
+
+    Each of ``kinds`` is a key of the result, even if no node differs in that way.
+    """
     return {kind: sorted(name for name, difference in found.items() if difference.kind == kind) for kind in kinds}
 
 

@@ -56,7 +56,10 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def layouts(self) -> list[int]:
-        """The layouts (numbers of partitions) that consumers write; the layout that readers read is first."""
+        """The layouts that consumers write, each named by its number of partitions.
+
+        The layout that readers read is first. Layouts that consumers write only until they are removed are not listed.
+        """
         return list(dict.fromkeys([self.reads.partitions, *(stored.partitions for stored in self.writes)]))
 
     def has_retired(self, partitions: int) -> bool:

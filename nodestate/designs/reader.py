@@ -150,7 +150,7 @@ class Reader:
         Raises:
             StaleViewError: if ``on_stale`` is ``"refuse"`` and a partition or a node is too old.
             BehindError: if the view does not contain ``at_least``.
-            TypeError: if no bound is given, or ``on_stale`` is another word.
+            TypeError: if no bound is given, or ``on_stale`` is none of the three words.
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("read() needs a bound: give max_age=…, node_max_age=… or at_least=…")

@@ -27,7 +27,7 @@ _COMMON_TRAITS: Final = ["HW_CPU_X86_AESNI", "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE4
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A model of machine."""
+    """A hardware model of simulated nodes."""
 
     weight: int
     """Share of the nodes that are of this model, in percent."""
