@@ -43,9 +43,9 @@ broker. By then all consumers and publishers have declared their queues.
 CONTROL_RETRY_S: Final = 0.2
 """Pause before the control record is read again while it is unknown."""
 CONTROL_RECORD: Final = "control record"
-"""Names the following of the control record, in log entries about failures."""
+"""Name of an operation in log entries about failures: to follow the control record."""
 SETTINGS_QUEUES: Final = "queues of the settings' layout"
-"""Names the unbinding of unused queues, in log entries about failures."""
+"""Name of an operation in log entries about failures: to unbind unused queues of the settings' layout."""
 
 
 class Member:

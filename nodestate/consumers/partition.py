@@ -25,7 +25,7 @@ _encode = msgspec.msgpack.Encoder().encode
 MAX_SEGMENT_BYTES = 512 * 1024
 """Most bytes of events in one commit. A larger batch is split, so that each journal segment fits into one item."""
 MAX_CLOCK_AHEAD_S = 86_400.0
-"""An event whose time or incarnation is further ahead of the consumer's clock is refused.
+"""An event whose time or incarnation is further ahead of the consumer's clock than this is refused.
 
 Its incarnation would win over all later ones.
 """

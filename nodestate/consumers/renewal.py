@@ -55,7 +55,8 @@ class Renewal:
     def renew_due(self) -> None:
         """If a renewal is due, send a watermark message to each partition, and renew the heads.
 
-        A partition with pending work is skipped, because writing that work writes the head as well.
+        A partition with pending work is skipped, because writing that work writes the head as well. So while the store
+        of one design fails, the partition's heads in its other designs are not renewed either.
         """
         now = self._clock.monotonic()
         if now < self.due_at:

@@ -52,7 +52,10 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
     said_by: str = ""
     """Name of the operator or consumer that made the last change. For people."""
     leaving: tuple[StoredDesign, ...] = ()
-    """Retired designs of layouts that are no longer written, but whose queues and epochs may still exist."""
+    """Retired designs that were the last of their layouts, and whose queues and epochs may still exist.
+
+    Consumers write such a design until the design that readers read is complete.
+    """
 
     @property
     def layouts(self) -> list[int]:
