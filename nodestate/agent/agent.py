@@ -103,7 +103,6 @@ class Agent:
     update must not remove its nodes from the view. The caller closes ``sink`` and ``inbox``.
 
     Args:
-        config: settings of the cell.
         sources: the sources to read. ``close`` closes them.
         sink: takes the events of all nodes.
         clock: wall-clock and monotonic time.
@@ -198,10 +197,7 @@ class Agent:
             wait_s = self.step(min(wait_s, MAX_WAIT_S))
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has the newest state of every node.
-
-        Raises ``UnconfirmedError`` if the broker does not have it after ``timeout_s`` seconds.
-        """
+        """Wait until the broker has the state of every node. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""
         deadline = self._clock.monotonic() + timeout_s
         while True:
             self._send_again()
@@ -406,10 +402,7 @@ class Agent:
     # -- orders
 
     def _take_orders(self) -> None:
-        """Carry out the orders that have come, and answer them.
-
-        Orders for silent nodes are dropped without an answer.
-        """
+        """Carry out and answer the orders that have come. Orders for silent nodes are dropped without an answer."""
         if not self._backoff.ready:
             return
         try:

@@ -75,7 +75,6 @@ class Publisher:
     its own, and answers resync requests in ``heartbeat`` and ``tick``. A publisher is not safe for several threads.
 
     Args:
-        config: settings of the cell.
         node: the node's name.
         sink: takes the events. If None, the publisher opens a connection.
         inbox: takes the answers to a census. Used only together with ``sink``.
@@ -226,10 +225,7 @@ class Publisher:
         return Receipt(self.node, self.version)
 
     def leave(self) -> Receipt:
-        """Publish that the node is gone for good.
-
-        Raises ``BadEventError`` if the node has not reported, or has left already.
-        """
+        """Publish that the node is gone for good. Raises ``BadEventError`` unless the node is live."""
         return self._publish_leave(self._live_record("leave"))
 
     def republish(self) -> Receipt:
@@ -273,10 +269,7 @@ class Publisher:
             self._inbox.answer_census(queue, self._heartbeat_of(self._record))
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has the newest state.
-
-        Raises ``UnconfirmedError`` if the broker does not have it after ``timeout_s`` seconds.
-        """
+        """Wait until the broker has the newest state. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""
         deadline = self._clock.monotonic() + timeout_s
         while True:
             self.tick()
@@ -399,8 +392,7 @@ class Publisher:
         """
         generation = self.version.generation
         if full:
-            # Set before the event is sent: while the sink sends it, the sink may report that older events were lost.
-            # This event supersedes them.
+            # Set before the event is sent: meanwhile the sink may report lost older events, which this one supersedes.
             self._full_state_generation, self._dirty = generation, False
             self._answer_at = None
         on_done = partial(self._confirmed, generation) if full is not None else _ignore
@@ -435,7 +427,6 @@ class Publisher:
         return True
 
     def _take_resyncs(self) -> None:
-        """Read and answer the resync requests that have come."""
         if not self._backoff.ready:
             return
         assert self._inbox is not None, "a publisher that opened its own connection has an inbox"
