@@ -197,7 +197,10 @@ class Agent:
             wait_s = self.step(min(wait_s, MAX_WAIT_S))
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has the state of every node. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""
+        """Wait until the broker has the newest state of every node.
+
+        Raises ``UnconfirmedError`` after ``timeout_s`` seconds.
+        """
         deadline = self._clock.monotonic() + timeout_s
         while True:
             self._send_again()
