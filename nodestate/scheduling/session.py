@@ -118,7 +118,8 @@ class Session:
     def step(self, wait_s: float = 0.0) -> None:
         """Wait up to ``wait_s`` seconds for an answer of an agent, and then do everything that is due.
 
-        Does not wait if the scheduler has no courier, or if a boot needs a node, unless the last refresh failed.
+        A scheduler without a courier does not wait. If a boot needs a node, the step waits only after a failed refresh:
+        after a successful one the boot can be placed at once.
 
         Raises ``PolicyError`` if a filter or a weigher raised an error. The boots that needed a node have failed then.
         """

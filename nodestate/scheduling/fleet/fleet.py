@@ -147,7 +147,8 @@ class Fleet:
     def groups(self) -> Mapping[str, Mapping[int, int]]:
         """The number of members of each group on each row: ``groups[g][row]`` for group ``g``.
 
-        Members that are only claimed on the row count, too. Rows without members are missing.
+        This includes members that have a claim on the row's node but not yet an allocation. A row without members of
+        the group is missing from the mapping.
         """
         return self.instances.groups
 

@@ -78,8 +78,8 @@ class TerminationOrders:
     def terminate_orders(self, terminations: Iterable[Termination]) -> None:
         """Send ``End`` for each termination, and keep the termination pending, so that ``resend`` repeats it.
 
-        A termination that names neither an order nor a lifetime is sent only once, because a later view could not tell
-        the allocation to end from one that was made since.
+        A termination that names neither an order nor a lifetime is sent once and not kept pending. A later view may
+        show a newer allocation of the instance, and a repeated ``End`` would end that one by mistake.
         """
         terminations = list(terminations)
         now = self._clock.monotonic()
