@@ -29,16 +29,23 @@ CLAIM_TTL_S = 30.0
 
 
 class CountingConnection(FaultyStore):
-    """A connection that counts its calls, and fails by its ``faults`` in turn. Its clock may differ from other
-    clients'. ``before_write`` is called before each write: other schedulers act at that moment.
+    """A connection that counts its calls and the readings of its item limit, and fails by its ``faults`` in turn. Its
+    clock may differ from other clients'. ``before_write`` is called before each write: other schedulers act at that
+    moment.
     """
 
     def __init__(self, server: MemoryServer, ahead_s: float = 0.0) -> None:
         super().__init__(MemoryStore(server), lambda _operation, _count: self.faults.pop(0) if self.faults else None)
         self.faults: list[Fault | None] = []
         self.calls: list[tuple[str, int]] = []
+        self.limit_readings_count = 0
         self.before_write: Callable[[], object] = lambda: None
         self._ahead_s = ahead_s
+
+    @property
+    def max_value_bytes(self) -> int:
+        self.limit_readings_count += 1
+        return super().max_value_bytes
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
         self.calls.append(("fetch", len(keys)))

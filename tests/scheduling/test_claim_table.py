@@ -103,6 +103,18 @@ def test_batch_costs_one_round_trip_to_each_server() -> None:
     assert min(here) > 0
 
 
+def test_batch_reads_the_item_limit_of_each_server_once() -> None:
+    """Each reading looks at the connection, which costs a system call: the cost must not grow with the batch."""
+    parties = begun("one", servers=2, nodes="abcdefgh")
+    [one] = parties.parties
+    for connection in one.connections:
+        connection.limit_readings_count = 0
+    for node in "abcdefgh":
+        one.claim_table.add_claim(node, one.claim(node))
+    assert set(one.claim_table.flush().values()) == {WriteStatus.STORED}
+    assert [connection.limit_readings_count for connection in one.connections] == [1, 1]
+
+
 def test_anti_affinity_limit_holds_against_other_schedulers() -> None:
     """There is room, but another scheduler has placed a member of the group on the node."""
     parties = begun("one", "two", "three")

@@ -348,7 +348,8 @@ class ClaimTable:
             else:
                 edited[node] = record
         values = {node: CLAIMS.pack(record) for node, record in edited.items()}
-        for node in [node for node, value in values.items() if len(value) > server.max_value_bytes]:
+        max_bytes = server.max_value_bytes  # read once, because each reading checks the connection to the server
+        for node in [node for node, value in values.items() if len(value) > max_bytes]:
             outcomes[node] = WriteStatus.FULL
             del edited[node]
         self._overlay.apply(outcomes)
