@@ -138,9 +138,8 @@ class TestSelect:
     def test_select_without_a_node_names_the_filter_that_left_none(self, site: ThreadedCell) -> None:
         lack = "; VCPU: 9 wanted, at most 8 free on a node"
         told = site.run("select", "-", stdin=wanted("select", 9, zone="az1"), code=1).stdout.splitlines()
-        assert (
-            told[0] == f"no node passes resources: of {3 * len(PLACES)}, {3 * len(PLACES)} were left before it" + lack
-        )
+        count = 3 * len(PLACES)
+        assert told[0] == f"the filter resources removed the last {count} of {count} nodes{lack}"
         assert told[1].split() == ["filter", "removed", "left"]
         assert told[2].split() == ["resources", str(3 * len(PLACES)), "0"]
         [choice] = site.ask("select", "-", stdin=wanted("select", 9), code=1)["choices"]
@@ -183,7 +182,7 @@ class TestBoot:
 
     def test_boot_without_room_prints_the_reason(self, site: ThreadedCell) -> None:
         told = site.run("boot", "-", stdin=wanted("boot", 9, instances=["b-3"]), code=1).stdout
-        assert told.startswith("no node passes resources: of ")
+        assert told.startswith("the filter resources removed the last ")
         assert "(b-3)" in told.splitlines()[0]
 
     def test_boot_prints_the_reason_of_an_agent_that_refuses(self, site: ThreadedCell) -> None:
@@ -193,7 +192,7 @@ class TestBoot:
         for n in (1, 2, 3):
             site.fleet._nodes[f"refuse-{n}"].fixed["status"] = "maintenance"
         told = site.run("boot", "-", stdin=wanted("refuse", instances=["r-1"], zone="az1"), code=1).stdout
-        assert told.startswith("no node passes ")
+        assert told.startswith("the filter ")
         assert "\n  refused by refuse-1: status" in told
         others = wanted("refuse", instances=["r-2"], ignore_nodes=["refuse-1"])
         [one] = site.ask("boot", "-", stdin=others, code=1)["instances"]
@@ -250,7 +249,9 @@ class TestReservations:
         assert held["id"] in site.run("reservations").stdout
 
         none = site.run("reserve", str(file), "--timeout", "0.1", code=1).stdout
-        assert none.startswith("no node passes aggregates: of ")  # other nodes have room, but these three have none
+        assert none.startswith(
+            "the filter aggregates removed the last "
+        )  # other nodes have room, but these three have none
         assert "nothing is reserved" in none
         assert site.ask("select", "-", stdin=member, code=1)["choices"][0]["node"] is None
 

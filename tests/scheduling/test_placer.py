@@ -93,7 +93,7 @@ def test_instance_that_does_not_fit_fails_by_itself() -> None:
     large, small = one.place(asked(9, instances=["large"]), asked(1, instances=["small"]))
     assert (large.node, large.claim, small.failure) == (None, None, None)
     assert str(large.failure) == (
-        "no node passes resources: of 2, 2 were left before it; VCPU: 9 wanted, at most 4 free on a node"
+        "the filter resources removed the last 2 of 2 nodes; VCPU: 9 wanted, at most 4 free on a node"
     )
     assert sum(claimed(parties, "ab").values()) == 1
 
@@ -249,7 +249,7 @@ def test_instance_restricted_to_one_node_goes_there_or_fails() -> None:
     [none] = one.place(asked(4), only_row=one.fleet.rows["b"])
     assert str(none.failure) == "b does not pass resources; VCPU: 4 wanted, 3 free"
     [passed_over] = one.place(asked(1), only_row=one.fleet.rows["b"], avoided_rows={one.fleet.rows["b"]})
-    assert str(passed_over.failure) == "b is passed over"
+    assert str(passed_over.failure) == "b was tried before or is excluded"
 
 
 def test_placing_that_avoids_unsure_records_waits_until_they_are_older() -> None:
@@ -454,27 +454,36 @@ def test_affinity_group_is_on_one_node_in_any_order_of_placements(
             NoHostFound(
                 (Remaining("all", 1_200), Remaining("status", 1_100), Remaining("zone", 0), Remaining("group", 0))
             ),
-            "no node passes zone: of 1,200, 1,100 were left before it",
+            "the filter zone removed the last 1,100 of 1,200 nodes",
         ),
         (
             NoHostFound(
                 (Remaining("all", 3), Remaining("resources", 0)), lacks=(Lack("VCPU", 9_000, 8), Lack("PGPU", 1, 0))
             ),
             (
-                "no node passes resources: of 3, 3 were left before it; VCPU: 9,000 wanted, at most 8 free on a node; "
+                "the filter resources removed the last 3 of 3 nodes; VCPU: 9,000 wanted, at most 8 free on a node; "
                 "PGPU: 1 wanted, at most 0 free on a node"
             ),
         ),
         (
             NoHostFound((Remaining("all", 3), Remaining("resources", 0))),
-            (
-                "no node passes resources: of 3, 3 were left before it; "
-                "there is enough of each, and nowhere of all at once"
-            ),
+            ("the filter resources removed the last 3 of 3 nodes; there is enough of each, and nowhere of all at once"),
         ),
         (NoHostFound(reason="all is lost"), "all is lost"),
         (NoHostFound((Remaining("all", 1), Remaining("status", 0)), node="a"), "a does not pass status"),
-        (NoHostFound((Remaining("all", 0), Remaining("status", 0)), node="a"), "a is passed over"),
+        (NoHostFound((Remaining("all", 0), Remaining("status", 0)), node="a"), "a was tried before or is excluded"),
+        (
+            NoHostFound((Remaining("all", 0), Remaining("status", 0)), known=1),
+            "no node is left to try: the only known node was tried before or excluded",
+        ),
+        (
+            NoHostFound((Remaining("all", 0), Remaining("status", 0)), known=1_200),
+            "no node is left to try: all 1,200 known nodes were tried before or excluded",
+        ),
+        (
+            NoHostFound((Remaining("all", 1), Remaining("zone", 0))),
+            "the filter zone removed the last 1 of 1 node",
+        ),
     ],
 )
 def test_text_of_a_failure_names_the_filter_that_left_no_node(failure: NoHostFound, text: str) -> None:
@@ -488,7 +497,7 @@ def test_failure_of_a_forced_node_names_the_filter_that_refused_it() -> None:
     parties.show(ChangingPartition(host("a"), host("b", used=8)).view)
     [full, nowhere] = parties.parties[0].place(asked(1, force_nodes=["b"]), asked(1, force_nodes=["c"]))
     assert str(full.failure) == (
-        "no node passes resources: of 2, 1 was left before it; VCPU: 1 wanted, at most 0 free on a node"
+        "the filter resources removed the last 1 of 2 nodes; VCPU: 1 wanted, at most 0 free on a node"
     )
     assert str(nowhere.failure) == "no node c is known"
     assert nowhere.failure is not None

@@ -185,7 +185,8 @@ class Placer:
                 "try again",
             )
         unknown = "" if node else self._selector.unknown(placing.request)
-        return NoHostFound(remaining, unknown, node, self._selector.lacks(placing.request, exclude))
+        lacks = self._selector.lacks(placing.request, exclude)
+        return NoHostFound(remaining, unknown, node, lacks, known=len(self._fleet))
 
     def _row(self, placing: Placing) -> int | None:
         """Return the row of the best node for a placing; None if no node will do."""

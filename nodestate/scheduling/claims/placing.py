@@ -23,6 +23,8 @@ class NoHostFound:
     """The only node that the instance was allowed to go to; empty if it was not restricted to one node."""
     lacks: tuple[Lack, ...] = ()
     """The resource classes that no node had enough of; filled only if no node passed the filter ``resources``."""
+    known: int = 0
+    """How many nodes the fleet had, with the excluded ones, which ``remaining`` does not count; 0 if not counted."""
 
     def __str__(self) -> str:
         if self.reason:
@@ -30,11 +32,21 @@ class NoHostFound:
         last = next((step for step in self.remaining if not step.nodes), None)
         before = next((step for step in reversed(self.remaining) if step.nodes), None)
         if last is None or before is None:
-            return f"{self.node} is passed over" if self.node else "no node is known"
+            return self._nothing_to_filter()
         if self.node:
             return f"{self.node} does not pass {last.filter}{self._lacking(last.filter)}"
-        left = f"{before.nodes:,} {'was' if before.nodes == 1 else 'were'} left before it"
-        return f"no node passes {last.filter}: of {self.remaining[0].nodes:,}, {left}{self._lacking(last.filter)}"
+        all_nodes = self.remaining[0].nodes
+        count = f"{before.nodes:,} of {all_nodes:,} node{'' if all_nodes == 1 else 's'}"
+        return f"the filter {last.filter} removed the last {count}{self._lacking(last.filter)}"
+
+    def _nothing_to_filter(self) -> str:
+        """Return a sentence for the case that there was no node before the first filter."""
+        if self.node:
+            return f"{self.node} was tried before or is excluded"
+        if not self.known:
+            return "no node is known"
+        nodes = "the only known node was" if self.known == 1 else f"all {self.known:,} known nodes were"
+        return f"no node is left to try: {nodes} tried before or excluded"
 
     def _lacking(self, refused_by: str) -> str:
         """Return a phrase about the missing resource classes, worded to follow the name of the filter."""
