@@ -147,7 +147,7 @@ class TestSelect:
         assert choice["remaining"][0] == {"filter": "all", "nodes": 3 * len(PLACES)}
         assert choice["why"] == told[0]
         [choice] = site.ask("select", "-", stdin=wanted("select", force_nodes=["select-9"]), code=1)["choices"]
-        assert choice["why"] == "no node select-9 is known"
+        assert choice["why"] == "no node select-9 is known; 'nodestate view' lists them"
         [choice] = site.ask("select", "-", stdin=wanted("select"))["choices"]
         assert "why" not in choice
 

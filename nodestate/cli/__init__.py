@@ -18,7 +18,9 @@ COMMANDS: Final = {
     "publish": CommandEntry("nodestate.cli.publish", "command", "Publish events from a file of JSON lines."),
     "consume": CommandEntry("nodestate.cli.consume", "command", "Write events from the broker into the store."),
     "view": CommandEntry("nodestate.cli.view", "command", "Print the state of all nodes, within an accepted age."),
-    "top": CommandEntry("nodestate.cli.top", "command", "Watch the partitions: owners, offsets, lag, ages."),
+    "top": CommandEntry(
+        "nodestate.cli.top", "command", "Watch the partitions: owner, term, offset, how far behind, age."
+    ),
     "check": CommandEntry("nodestate.cli.check", "command", "Compare the designs with each other and with the agents."),
     "select": CommandEntry(
         "nodestate.cli.select", "command", "Show which nodes a request would get, without claiming them."

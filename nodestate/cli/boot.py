@@ -60,6 +60,8 @@ def command(
 ) -> int:
     """Choose and claim a node for each instance of REQUEST, a JSON file ("-" for stdin), and have its agent build it.
 
+    REQUEST: {"instances": ["web-1", "web-2"], "resources": {"VCPU": 2, "MEMORY_MB": 4096}}
+
     If an agent refuses or does not answer, the next node is tried. Exit code 0 if all instances are built and a view
     shows them, else 1; the output then says why, and which agents refused.
 

@@ -88,9 +88,9 @@ class Run:
             if needed and url.startswith("memory:"):
                 example = "amqp://user:password@host:5672//" if name == "broker" else "memcached://host:11211"
                 raise ConfigError(
-                    f"{name} {url} exists only within one process, and this command is a process of its own: give "
-                    f"--{name} {example} (or NODESTATE_{name.upper()}), or use 'nodestate up', which runs a cell in "
-                    "one process"
+                    f"give --{name} {example} (or NODESTATE_{name.upper()}): {url} exists only within one process, and "
+                    f"this command is a process of its own. {url} is also the default if no {name} is set; "
+                    "'nodestate up' runs a cell in one process"
                 )
 
 
@@ -108,7 +108,7 @@ def _console(file: Any) -> Console:
 
 
 def cell_command(
-    name: str, *, example: str, summary: str | None = None, log_level: str = "warning"
+    name: str, *, example: str, summary: str | None = None, log_level: str = "warning", embedded: bool = False
 ) -> Callable[[Callable[..., int | None]], click.Command]:
     """Make a command from a function that takes a ``Run`` and the values of the command's own options.
 
@@ -119,6 +119,7 @@ def cell_command(
         example: One or more command lines; they end the text of ``--help``.
         summary: Line in the list of commands of a group. Commands of ``nodestate`` itself have theirs in ``COMMANDS``.
         log_level: Level if ``--log-level`` is not given.
+        embedded: Whether the command embeds a broker and a store if none is given; for the text of ``--help`` only.
     """
 
     def make(function: Callable[..., int | None]) -> click.Command:
@@ -131,7 +132,7 @@ def cell_command(
             callback=run,
             help=function.__doc__,
             short_help=summary,
-            params=[*reversed(params), *_common_options(log_level)],
+            params=[*reversed(params), *_common_options(log_level, embedded=embedded)],
             epilog="\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
             context_settings={"max_content_width": 110, "show_default": True},
         )
@@ -139,7 +140,7 @@ def cell_command(
     return make
 
 
-def _common_options(log_level: str) -> list[click.Option]:
+def _common_options(log_level: str, *, embedded: bool) -> list[click.Option]:
     return [
         click.Option(
             ["--json", "as_json"],
@@ -156,13 +157,13 @@ def _common_options(log_level: str) -> list[click.Option]:
             ["--broker"],
             metavar="URL",
             help="URL of the message broker, as amqp://user:password@host:5672// or redis://host:6379.",
-            show_default="NODESTATE_BROKER",
+            show_default="embedded" if embedded else "NODESTATE_BROKER",
         ),
         click.Option(
             ["--store"],
             metavar="URL",
             help="Servers of the store, as memcached://host1:11211,host2:11211.",
-            show_default="NODESTATE_STORE",
+            show_default="embedded" if embedded else "NODESTATE_STORE",
         ),
         click.Option(["--cell"], metavar="NAME", help="Name of the cell.", show_default="NODESTATE_CELL, else cell1"),
         click.Option(

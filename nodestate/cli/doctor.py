@@ -133,7 +133,8 @@ def _findings_or_error(about: str, examine: Callable[[], list[Finding]]) -> list
     try:
         return examine()
     except NodestateError as error:
-        return [Finding(FAIL, about, str(error), "check that it is running and that this is its address")]
+        advice = "check that it is running, that this is its address, and that it accepts this user and password"
+        return [Finding(FAIL, about, str(error), advice)]
 
 
 # -- broker ---------------------------------------------------------------------------------------
@@ -186,9 +187,10 @@ def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *,
     waiting, longest = sum(q.ready for q in queues), max(queues, key=lambda q: q.ready)
     alone = [q.partition for q in queues if q.consumers == 0]
     counts = [q.consumers for q in queues if q.consumers is not None]
+    wait = f"wait {config.standby_s + 1:g} s if one has just started"
     if alone:
         says = f"{len(alone)} of {len(queues)} queues have no consumer, and {waiting:,} events wait"
-        yield Finding(FAIL, about, says, "start 'nodestate consume'")
+        yield Finding(FAIL, about, says, f"start 'nodestate consume', or {wait}")
     elif waiting > config.prefetch:
         says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
         yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
@@ -197,7 +199,7 @@ def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *,
         yield Finding(OK, about, f"{len(queues)} queues{served}, {waiting:,} events wait")
     if fails_over and counts and min(counts) == 1:
         says = f"{counts.count(1)} of {len(queues)} queues have only one consumer, and no other takes over if it dies"
-        yield Finding(WARN, about, says, "start another member of 'nodestate consume'")
+        yield Finding(WARN, about, says, f"start another member of 'nodestate consume', or {wait}")
 
 
 def _examine_dead_letters(config: Config, queue: str, count: int) -> Finding:
@@ -320,7 +322,7 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
     says = (
         f"{len(heads)} partitions, owned by "
         f"{', '.join(f'{name} ({count})' for name, count in members.most_common(4))}; "
-        f"term {_range(terms)}; renewed {heads[oldest].age_s:.0f} s ago or later"
+        f"term {_range(terms)}; renewed at most {heads[oldest].age_s:.0f} s ago"
     )
     late_s = 3 * config.renew_s + 2  # the store's clock has whole seconds
     if heads[oldest].age_s > late_s:
@@ -360,9 +362,8 @@ def _examine_agents(config: Config, view: View) -> Iterator[Finding]:
         advice = "check that their agents run; schedulers do not place instances on nodes without a sign of life"
         yield Finding(WARN, "agents", says, advice)
     else:
-        yield Finding(
-            OK, "agents", f"{len(ages):,} nodes, all with a recent sign of life" if ages else "no node has reported yet"
-        )
+        says = f"{len(ages):,} node{'' if len(ages) == 1 else 's'}, all with a recent sign of life"
+        yield Finding(OK, "agents", says if ages else "no node has reported yet")
     ahead = {name: view.nodes[name].reported_at - now for name in view.nodes}
     fast = sorted(name for name, seconds in ahead.items() if seconds > SKEW_S)
     if fast:

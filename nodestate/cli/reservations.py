@@ -16,10 +16,10 @@ from nodestate.cli.scheduling import (
     open_scheduler,
     outcome_json,
     owner_option,
+    parse_file,
     print_no_host,
     print_outcomes,
     progress,
-    read_file,
     remaining_json,
     request_max_age_option,
     timeout_option,
@@ -65,12 +65,15 @@ def reserve(
 
     If there is no node for one of the members, nothing is claimed; the exit code is 1. Agents build nothing before
     'nodestate confirm'. The nodes are released by themselves if the reservation is not confirmed or extended in time.
+    On a new cell the first reservation waits about 10 s, until no claim can be missing from the claim records.
+
+    GROUP: {"members": [{"instances": ["db"], "resources": {"VCPU": 2}}, {"count": 3, "resources": {"VCPU": 1}}]}
 
     JSON: {"id", "owner", "members": [{"instance", "node", "resources", "group", "placed"}], "seconds", "whole"}; if
     nothing is reserved, {"id": null, "instance", "why", "remaining"}.
     """
     options = {"hold_s": hold, "max_age": max_age}
-    wanted = parse_group(read_file(group_file))
+    wanted = parse_file(group_file, parse_group)
     wanted = msgspec.structs.replace(wanted, **{name: value for name, value in options.items() if value is not None})
     with (
         open_scheduler(run, boots=False, node_max_age=node_max_age) as scheduler,

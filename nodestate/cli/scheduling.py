@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import click
 import msgspec
@@ -33,6 +33,8 @@ from nodestate.scheduling import (
     parse,
 )
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
+
+T = TypeVar("T")
 
 MAX_AGE_S: Final = 5.0
 """Accepted age of the view, if neither the request nor an option says another."""
@@ -152,6 +154,24 @@ def read_file(path: str) -> bytes:
         raise BadRequestError("request", f"file {path} can't be read: {error.strerror}") from None
 
 
+def parse_file(path: str, parse_content: Callable[[bytes], T]) -> T:
+    """Return the request in a file.
+
+    Raises ``BadRequestError``. The error names the file if the file is no JSON object.
+
+    Args:
+        path: The file, ``-`` for stdin.
+        parse_content: ``parse`` or ``parse_group``.
+    """
+    content = read_file(path)
+    try:
+        return parse_content(content)
+    except BadRequestError as error:
+        if error.field != "request":
+            raise
+        raise BadRequestError(error.field, f"{'stdin' if path == '-' else f'file {path}'}: {error.reason}") from None
+
+
 def request_from(path: str | None, resources: str | None, max_age: float | None) -> Request:
     """Return the request of a file, or of the option ``--resources``.
 
@@ -168,7 +188,9 @@ def request_from(path: str | None, resources: str | None, max_age: float | None)
         raise click.UsageError(
             "no request was given: name a REQUEST file (- for stdin), or give --resources VCPU=2,MEMORY_MB=4096"
         )
-    request = parse(read_file(path) if path is not None else {"resources": parse_amounts(str(resources).split(","))})
+    request = (
+        parse_file(path, parse) if path is not None else parse({"resources": parse_amounts(str(resources).split(","))})
+    )
     return request if max_age is None else msgspec.structs.replace(request, max_age=max_age)
 
 

@@ -44,6 +44,8 @@ def command(
 ) -> int:
     """Choose a node and alternates for each instance of REQUEST, a JSON file ("-" for stdin). Nothing is claimed.
 
+    REQUEST: {"instances": ["web-1", "web-2"], "resources": {"VCPU": 2, "MEMORY_MB": 4096}}
+
     Exit code 1 if there is no node for one of the instances; the output names the filter that removed the last node.
 
     JSON: {"age", "choices": [{"instance", "node", "alternates", "remaining"}]}, with --explain also "explanation"; an

@@ -33,10 +33,10 @@ NEVER_CAUGHT_UP_S: Final = 1_000_000.0
 @click.option("--seconds", type=SECONDS, metavar="S", help="End after S seconds.", show_default="run until Ctrl-C")
 @click.option("--every", type=SECONDS, default=1.0, metavar="S", help="Refresh the table every S seconds.")
 def command(run: Run, designs: str | None, once: bool, seconds: float | None, every: float) -> None:
-    """Show the owner, the offset, the lag and the age of each partition, and refresh the table until Ctrl-C.
+    """Show the partitions: owner, term, offset, how far behind, age. Refresh the table until Ctrl-C.
 
-    Column "behind": seconds since the owner was last caught up with its queue. Column "age": age of a view of the
-    partition. With --json, each refresh prints one object.
+    Column "offset": number of commits in the present epoch. Column "behind": seconds since the owner was last caught up
+    with its queue. Column "age": age of a view of the partition. With --json, each refresh prints one object.
     """
     selected = selected_designs(run.config, designs)
     run.require_shared(designs=[one.design for one in selected])

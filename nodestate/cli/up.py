@@ -42,7 +42,7 @@ QUICK: Final = {"heartbeat_s": 2.0, "resync_jitter_s": 1.0}
 """Other defaults than in ``Config``, for this command: partitions are complete within seconds."""
 
 
-@cell_command("up", example="nodestate up --nodes 1000 --rate 500 --seconds 15")
+@cell_command("up", example="nodestate up --nodes 1000 --rate 500 --seconds 15", embedded=True)
 @click.option("--nodes", type=click.IntRange(1), default=100, help="Number of simulated nodes.")
 @click.option(
     "--rate", type=click.FloatRange(0), default=200.0, help="Changes per second of all simulated nodes together."
@@ -59,6 +59,10 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
 
     Broker and store are embedded unless --broker and --store name others. URLs in the environment or in a settings file
     are ignored, so that simulated nodes never get into a real cell by accident.
+
+    The columns of the table: "lag": events that agents sent and the view does not contain yet. "stale": nodes whose
+    agent gave no sign of life during three heartbeats; in the first second that is every node. "incomplete": nodes and
+    partitions of which the view may miss an event.
 
     At the end the agents stop, and the views of all designs are compared node by node with each other and with the
     agents. Exit code 0 if all agree, else 1.

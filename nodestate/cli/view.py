@@ -91,6 +91,8 @@ def command(
 ) -> None:
     """Print all nodes of the cell, as a scheduler sees them.
 
+    The table gives two amounts of each resource class: what is used on the node, and what is usable of it at most.
+
     A partition is older than accepted if its consumer is not caught up with its queue, or not running; a node, if its
     agent gives no sign of life. --on-stale says what happens then.
 
@@ -197,7 +199,8 @@ def _print(run: Run, view: View, limit: int, late: str) -> None:
     for title in ("node", "status", "zone", "version"):
         table.add_column(title, no_wrap=True)
     for title in (*classes, "age"):
-        table.add_column(title.removeprefix("CUSTOM_"), justify="right", no_wrap=True)
+        unit = "" if title == "age" else "\nused/usable"
+        table.add_column(title.removeprefix("CUSTOM_") + unit, justify="right", no_wrap=True)
     row_of = {name: row for row, name in enumerate(columns.names)}
     names = sorted(view.nodes)
     shown = names[:limit] if limit else names
@@ -218,7 +221,7 @@ def _print(run: Run, view: View, limit: int, late: str) -> None:
     if len(shown) < len(names):
         run.out.print(f"… and {len(names) - len(shown):,} more (--limit 0 shows all)")
     run.out.print(
-        f"{view.design}: {len(names):,} nodes, {_seconds(view.age)} old, "
+        f"{view.design}: {len(names):,} node{'' if len(names) == 1 else 's'}, {_seconds(view.age)} old, "
         f"{len(view.stale):,} stale, {len(view.incomplete):,} incomplete"
     )
     if late:

@@ -240,7 +240,7 @@ class Migrations:
         self._session.refresh()
         row = self._session.fleet.rows.get(node)
         if row is None:
-            raise NotFoundError(field, f"no node {node} is known")
+            raise NotFoundError(field, f"no node {node} is known; 'nodestate view' lists them")
         return row
 
     def _resident(self, instance: str, row: int, allocation: Mapping[str, Any]) -> Resident:

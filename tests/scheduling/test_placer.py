@@ -499,7 +499,7 @@ def test_failure_of_a_forced_node_names_the_filter_that_refused_it() -> None:
     assert str(full.failure) == (
         "the filter resources removed the last 1 of 2 nodes; VCPU: 1 wanted, at most 0 free on a node"
     )
-    assert str(nowhere.failure) == "no node c is known"
+    assert str(nowhere.failure) == "no node c is known; 'nodestate view' lists them"
     assert nowhere.failure is not None
     assert nowhere.failure.remaining[1] == Remaining("force_nodes", 0)
 

@@ -126,8 +126,11 @@ def test_choice_without_a_node_lists_what_each_filter_left() -> None:
 @pytest.mark.parametrize(
     ("more", "unknown"),
     [
-        ({"force_nodes": ["x", "y"]}, "no node x or y is known"),
-        ({"force_nodes": [f"x{n}" for n in range(9)]}, "no node x0 or x1 or x2 or x3 or … is known"),
+        ({"force_nodes": ["x", "y"]}, "no node x or y is known; 'nodestate view' lists them"),
+        (
+            {"force_nodes": [f"x{n}" for n in range(9)]},
+            "no node x0 or x1 or x2 or x3 or … is known; 'nodestate view' lists them",
+        ),
         ({"force_nodes": ["x", "a"]}, ""),
         ({"zone": "az9"}, "no node is in zone az9"),
         ({"zone": "az0"}, "no node is in zone az0"),

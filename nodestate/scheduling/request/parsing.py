@@ -96,7 +96,7 @@ def _map_of(content: Any) -> Mapping[str, Any]:
         if isinstance(content, (str, bytes)):
             content = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError("request", f"is not valid JSON: {error}") from None
+        raise BadRequestError("request", f"not valid JSON: {error}") from None
     if not isinstance(content, Mapping):
         raise BadRequestError("request", f"want a map of fields, not a {type(content).__name__}")
     return content

@@ -150,7 +150,7 @@ class Selector:
         if not len(fleet):
             return ""
         if request.force_nodes and not any(name in fleet.rows for name in request.force_nodes):
-            return f"no node {_either(request.force_nodes)} is known"
+            return f"no node {_either(request.force_nodes)} is known; 'nodestate view' lists them"
         if request.zone and not np.any(fleet.zone[fleet.all] == fleet.zones.get(request.zone, -1)):
             return f"no node is in zone {request.zone}"
         if request.same_host and not any(fleet.instances.rows_with(instance) for instance in request.same_host):
