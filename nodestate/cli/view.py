@@ -91,7 +91,7 @@ def command(
 ) -> None:
     """Print all nodes of the cell, as a scheduler sees them.
 
-    The table gives two amounts of each resource class: what is used on the node, and what is usable of it at most.
+    The table gives two amounts of each resource class: the used and the usable one (capacity).
 
     A partition is older than accepted if its consumer is not caught up with its queue, or not running; a node, if its
     agent gives no sign of life. --on-stale says what happens then.
