@@ -27,7 +27,7 @@ test: $(READY)  ## every kind of test, each real server: at most 6 minutes on 2 
 
 test-all: $(READY) .venv/.bench  ## also tests marked "thorough", HYPOTHESIS_PROFILE=thorough, 5 minutes of faults
 	tests/services/ensure.sh --peers
-	HYPOTHESIS_PROFILE=thorough NODESTATE_SOAK=$(SOAK_MINUTES) \
+	HYPOTHESIS_PROFILE=thorough SOAK_MINUTES=$(SOAK_MINUTES) \
 	    $(BIN)/python -m pytest --timeout=3600 $(PARALLEL) $(PYTEST_ARGS)
 
 test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run beside them

@@ -1,6 +1,6 @@
-"""Random faults, one or two at a time, for NODESTATE_SOAK minutes; ``make test-all`` runs it for five.
+"""Random faults, one or two at a time, for SOAK_MINUTES minutes; ``make test-all`` runs it for five.
 
-NODESTATE_SOAK_SEED repeats the same faults, though not at the same moments within the processes.
+SOAK_SEED repeats the same faults, though not at the same moments within the processes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from nodestate.model.partitioning import partition_of
 from tests.faults.conftest import CellFactory
 
 SHOWN_COUNT = 12
-MINUTES = float(os.environ.get("NODESTATE_SOAK", "0"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
 
 pytestmark = [
     pytest.mark.service,
     pytest.mark.timeout(0),
     pytest.mark.thorough,
-    pytest.mark.skipif(not MINUTES, reason="set NODESTATE_SOAK to a number of minutes, or run make test-all"),
+    pytest.mark.skipif(not MINUTES, reason="set SOAK_MINUTES to a number of minutes, or run make test-all"),
 ]
 
 KINDS = [("journal", kind) for kind in ("epoch", "head", "life", "segment", "checkpoint")]
@@ -234,8 +234,8 @@ class RandomFaults:
 
 @pytest.fixture
 def random_faults(cell_of: CellFactory, memcached: MemcachedServer) -> Iterator[RandomFaults]:
-    seed = int(os.environ.get("NODESTATE_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-    print(f"\nNODESTATE_SOAK_SEED={seed}")  # noqa: T201 - needed to repeat the run
+    seed = int(os.environ.get("SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    print(f"\nSOAK_SEED={seed}")  # noqa: T201 - needed to repeat the run
     with ExitStack() as opened:
         rabbit = opened.enter_context(RabbitServer())
         proxies = [opened.enter_context(TcpProxy(("127.0.0.1", memcached.port))) for _ in range(3)]
