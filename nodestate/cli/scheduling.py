@@ -352,7 +352,9 @@ def print_no_host(run: Run, why: NoHostFound, *, whose: str = "") -> None:
 def print_explanation(run: Run, explanation: Explanation) -> None:
     """Print the filters that removed nodes, and the best nodes with the weight of each weigher."""
     all_nodes = explanation.remaining[0].nodes
-    run.out.print(f"{all_nodes:,} nodes, {explanation.remaining[-1].nodes:,} pass all filters")
+    run.out.print(
+        f"{all_nodes:,} node{'' if all_nodes == 1 else 's'}, {explanation.remaining[-1].nodes:,} pass all filters"
+    )
     print_filters(run, explanation.remaining)
     if not explanation.best:
         return

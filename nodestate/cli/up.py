@@ -60,7 +60,7 @@ def command(run: Run, nodes: int, rate: float, seed: int, seconds: float | None)
     Broker and store are embedded unless --broker and --store name others. URLs in the environment or in a settings file
     are ignored, so that simulated nodes never get into a real cell by accident.
 
-    The columns of the table: "lag": events that agents sent and the view does not contain yet. "stale": nodes whose
+    The columns of the table: "lag": events that agents sent and that the view lacks. "stale": nodes whose
     agent gave no sign of life during three heartbeats; in the first second that is every node. "incomplete": nodes and
     partitions of which the view may miss an event.
 

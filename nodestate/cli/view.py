@@ -148,7 +148,8 @@ def _why_absent(view: View, name: str) -> str:
     record = view.nodes.record(name)
     if record is None:
         return (
-            f"no node {name!r} among the {len(view.nodes):,} nodes of design {view.design}; 'nodestate view' lists them"
+            f"no node {name!r} in design {view.design} (number of nodes: {len(view.nodes):,}); "
+            "'nodestate view' lists them"
         )
     if record.gone:
         return f"{name} has left; its last version is {record.incarnation}.{record.generation}"
