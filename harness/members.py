@@ -15,11 +15,28 @@ from harness.waiting import PATIENCE_S, wait_until
 NODESTATE: Final = (sys.executable, "-c", "from nodestate.cli import main; main()")
 """The command ``nodestate``, without a script on PATH."""
 LOG_TAIL_CHARACTERS: Final = 4_000
+_SIGTERM_BIT: Final = 1 << (signal.SIGTERM - 1)
 
 
 def environment_without_settings() -> dict[str, str]:
     """The environment of this process without nodestate's settings, which would apply to every process it starts."""
     return {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
+
+
+def catches_sigterm(pid: int) -> bool:
+    """True once the process has a handler of its own for SIGTERM, and True if the process has ended.
+
+    Before that, SIGTERM ends a Python process at once and without its last output. On a busy machine a process needs
+    seconds from its start to its handler.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    if "\nState:\tZ" in status:
+        return True
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) & _SIGTERM_BIT)
 
 
 class Member:
@@ -95,6 +112,8 @@ class Member:
         assert self._process is not None, "start it first"
         self.require_alive()
         self._to_live = False
+        pid = self._process.pid
+        wait_until(lambda: catches_sigterm(pid), f"member {self.name} installs no handler for SIGTERM")
         self._process.terminate()
         try:
             code = self._process.wait(PATIENCE_S)

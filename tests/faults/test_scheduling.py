@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.cell import Cell
-from harness.members import environment_without_settings
+from harness.members import catches_sigterm, environment_without_settings
 from harness.profile import by_profile
 from harness.servers import MemcachedServer
 from harness.waiting import PATIENCE_S, wait_until
@@ -100,6 +100,7 @@ class ChildProcesses:
     def terminate(self, name: str) -> None:
         """End it in order (SIGTERM)."""
         process = self.running.pop(name)
+        wait_until(lambda: catches_sigterm(process.pid), f"{name} installs no handler for SIGTERM")
         process.terminate()
         process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, f"{name} ended with {process.returncode}:\n{self._errors(name)}"
