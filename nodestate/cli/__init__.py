@@ -42,7 +42,9 @@ COMMANDS: Final = {
     ),
     "sql": CommandEntry("nodestate.cli.sql", "command", "Create the database's tables, or bring them up to date."),
     "resync": CommandEntry("nodestate.cli.resync", "command", "Ask agents for full reports."),
-    "doctor": CommandEntry("nodestate.cli.doctor", "command", "Report the faults of the cell, each with a remedy."),
+    "doctor": CommandEntry(
+        "nodestate.cli.doctor.command", "command", "Report the faults of the cell, each with a remedy."
+    ),
 }
 """All commands, in the order of ``nodestate --help``."""
 

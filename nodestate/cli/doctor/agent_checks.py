@@ -1,0 +1,48 @@
+"""Checks of the agents, from the nodes of a view: signs of life and clocks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from nodestate.cli.doctor.findings import OK, WARN, Finding, span_text
+from nodestate.config import Config
+from nodestate.view.view import View
+
+SKEW_S: Final = 2.0
+"""Seconds that the clock of a node may be ahead before it is reported."""
+SILENT_HEARTBEATS: Final = 3
+"""A node that missed this many heartbeats is reported."""
+
+
+def examine_agents(config: Config, view: View) -> Iterator[Finding]:
+    """Examine signs of life and clocks of all nodes of a view."""
+    now = time.time()
+    if all(partition.table is None for partition in view.partitions):
+        yield Finding(WARN, "agents", "not known, because no partition can be read", "see the lines above")
+        return
+    ages = {name: view.node_age(name) for name in view.nodes}
+    silent_s = SILENT_HEARTBEATS * config.heartbeat_s + 2
+    silent = sorted(name for name, age in ages.items() if age > silent_s)
+    if silent:
+        longest = max(silent, key=ages.__getitem__)
+        since = f"for {span_text(ages[longest])}" if math.isfinite(ages[longest]) else "so far"
+        says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life, for example {longest} {since}"
+        advice = "check that their agents run; schedulers do not place instances on nodes without a sign of life"
+        yield Finding(WARN, "agents", says, advice)
+    else:
+        says = f"{len(ages):,} node{'' if len(ages) == 1 else 's'}, all with a recent sign of life"
+        yield Finding(OK, "agents", says if ages else "no node has reported yet")
+    ahead = {name: view.nodes[name].reported_at - now for name in view.nodes}
+    fast = sorted(name for name, seconds in ahead.items() if seconds > SKEW_S)
+    if fast:
+        worst = max(fast, key=lambda name: ahead[name])
+        says = f"the clocks of {len(fast):,} nodes are ahead of this machine's, {worst}'s by {ahead[worst]:.0f} s"
+        yield Finding(
+            WARN,
+            "agents",
+            says,
+            "correct the time of these nodes (NTP): consumers refuse events of a clock that is too far ahead",
+        )

@@ -1,0 +1,97 @@
+"""Checks of the broker: its server, the queues of the cell, and the dead letters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from nodestate.broker import QueueDepth, connect_check, queue_depths, read_dead_letters
+from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text
+from nodestate.config import Config
+
+PEEKED_LETTERS: Final = 20
+"""Dead letters that are read to count their reasons."""
+
+
+def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
+    """Examine the server, the queues of these layouts, and the dead letters."""
+    facts = connect_check(config)
+    findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
+    if not facts.fails_over:
+        says = (
+            "this transport has no single active consumer, so no consumer takes over the partitions of another "
+            "that dies"
+        )
+        findings.append(Finding(WARN, "broker", says, "use RabbitMQ if consumers must take over from each other"))
+    depths = {n: queue_depths(msgspec.structs.replace(config, partitions=n)) for n in layouts}
+    for partitions, (*queues, _) in depths.items():
+        about = "queues" if len(layouts) == 1 else f"queues of {partitions}"
+        findings += _examine_queues(config, about, queues, fails_over=facts.fails_over)
+    dead = depths[layouts[0]][-1]
+    return [*findings, _examine_dead_letters(config, dead.queue, dead.ready)]
+
+
+def examine_queues_of_settings(config: Config) -> list[Finding]:
+    """Examine the queues for the number of partitions in the settings, which the control record does not name."""
+    left = [queue for queue in queue_depths(config) if queue.partition is not None and not queue.missing]
+    waiting = sum(queue.ready for queue in left)
+    if any(queue.consumers for queue in left):
+        says = (
+            f"consumers read the queues of {config.partitions} partitions, a number from their settings that the "
+            "control record does not name"
+        )
+        return [
+            Finding(WARN, "queues", says, "start these consumers without --design: then they follow the control record")
+        ]
+    if not waiting:
+        return []
+    says = (
+        f"{waiting:,} events wait in the queues of {config.partitions} partitions, a number from the settings: no "
+        "consumer reads them"
+    )
+    advice = (
+        "a publisher created them before the first consumer started. Run 'nodestate resync --all', so that all "
+        f"nodes report; then delete the queues {left[0].queue} to {left[-1].queue}, and set NODESTATE_PARTITIONS to "
+        "the number in the control record"
+    )
+    return [Finding(WARN, "queues", says, advice)]
+
+
+def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
+    waiting, longest = sum(q.ready for q in queues), max(queues, key=lambda q: q.ready)
+    alone = [q.partition for q in queues if q.consumers == 0]
+    counts = [q.consumers for q in queues if q.consumers is not None]
+    wait = f"wait {config.standby_s + 1:g} s if one has just started"
+    if alone:
+        says = f"{len(alone)} of {len(queues)} queues have no consumer, and {waiting:,} events wait"
+        yield Finding(FAIL, about, says, f"start 'nodestate consume', or {wait}")
+    elif waiting > config.prefetch:
+        says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
+        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
+    else:
+        served = f", each with {range_text(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
+        yield Finding(OK, about, f"{len(queues)} queues{served}, {waiting:,} events wait")
+    if fails_over and counts and min(counts) == 1:
+        says = f"{counts.count(1)} of {len(queues)} queues have only one consumer, and no other takes over if it dies"
+        yield Finding(WARN, about, says, f"start another member of 'nodestate consume', or {wait}")
+
+
+def _examine_dead_letters(config: Config, queue: str, count: int) -> Finding:
+    if not count:
+        return Finding(OK, "dead letters", "none")
+    letters = read_dead_letters(config, PEEKED_LETTERS)
+    reasons = Counter(letter.reason for letter in letters)
+    named = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    says = (
+        f"{count:,} in {queue}; the first {len(letters)}: {named}; e.g. {letters[0].detail}" if letters else str(count)
+    )
+    return Finding(
+        WARN,
+        "dead letters",
+        says,
+        f"these messages were not applied: correct the program that sends them, then run 'rabbitmqctl purge_queue "
+        f"{queue}'",
+    )

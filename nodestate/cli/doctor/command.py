@@ -1,0 +1,99 @@
+"""The command ``doctor``: report the faults of a cell, each with its remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final
+
+import click
+from rich.text import Text
+
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.doctor.agent_checks import examine_agents
+from nodestate.cli.doctor.broker_checks import examine_broker, examine_queues_of_settings
+from nodestate.cli.doctor.design_checks import examine_design
+from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
+from nodestate.cli.doctor.store_checks import examine_store
+from nodestate.cli.inspection import CellInspector, read_control, selected_designs
+from nodestate.config import Config, servers_of
+from nodestate.designs.control import Control
+from nodestate.designs.stored_design import StoredDesign
+from nodestate.errors import NodestateError
+
+STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+
+
+@cell_command("doctor", example="nodestate doctor --json")
+@click.option(
+    "--design",
+    "designs",
+    metavar="NAMES",
+    help="Designs to examine, separated by commas, as journal,snapshot.",
+    show_default="all that consumers write",
+)
+def command(run: Run, designs: str | None) -> int:
+    """Examine the broker, each store, each partition and the agents, and print one line for each finding.
+
+    FAIL: the part does not work; the exit code is 1. WARN: it works, but needs attention. Each has a remedy.
+    """
+    config = run.config
+    examined = selected_designs(config, designs)
+    run.require_shared(broker=True, designs=[stored.design for stored in examined])
+    control = read_control(config, [stored.design for stored in examined])
+    findings: list[Finding] = []
+    for finding in _examine_cell(config, control, examined):
+        findings.append(finding)
+        if not run.as_json:
+            _print(run, finding)
+    failed = any(finding.level == FAIL for finding in findings)
+    if run.as_json:
+        run.print_json(
+            {
+                "ok": not failed,
+                "broker": config.broker_safe,
+                "store": config.store,
+                "cell": config.cell,
+                "partitions": control.reads.partitions,
+                "findings": [finding._asdict() for finding in findings],
+            }
+        )
+    return 1 if failed else 0
+
+
+def _print(run: Run, finding: Finding) -> None:
+    line = Text.assemble((f"{finding.level:<5}", STYLES[finding.level]), (f"{finding.about}: ", "bold"), finding.says)
+    run.out.print(line, soft_wrap=True)
+    if finding.advice:
+        run.out.print(Text(f"     → {finding.advice}", style="dim"), soft_wrap=True)
+
+
+def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
+    layouts = list(dict.fromkeys(stored.partitions for stored in designs))
+    yield from _findings_or_error("broker", lambda: examine_broker(config, layouts))
+    if config.partitions not in {one.partitions for one in (*designs, *control.writes, *control.leaving)}:
+        yield from _findings_or_error("queues", lambda: examine_queues_of_settings(config))
+    for one in control.leaving:
+        says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
+        yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
+    for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
+        yield from _findings_or_error(f"store {address}", partial(examine_store, config, address))
+    inspector = CellInspector(config, designs)
+    try:
+        statuses = inspector.inspect(node_max_age=math.inf)
+        for status in statuses:
+            yield from examine_design(config, status)
+        # All designs should have the same nodes. The one with the most is used to examine the agents.
+        yield from examine_agents(config, max((status.view for status in statuses), key=lambda view: len(view.nodes)))
+    finally:
+        inspector.close()
+
+
+def _findings_or_error(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
+    """Return the findings of an examination; if it fails, the error is the finding."""
+    try:
+        return examine()
+    except NodestateError as error:
+        advice = "check that it is running, that this is its address, and that it accepts this user and password"
+        return [Finding(FAIL, about, str(error), advice)]

@@ -1,0 +1,76 @@
+"""Checks of one design: the heads of its partitions, their owners, and what its view lacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
+from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus
+from nodestate.config import Config
+
+
+def examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
+    """Examine one design as the inspection found it."""
+    about = status.name
+    heads = {number: head for number, head in enumerate(status.heads) if isinstance(head, HeadStatus)}
+    absent = {number: why for number, why in enumerate(status.heads) if isinstance(why, str)}
+    if absent:
+        number, why = next(iter(absent.items()))
+        says = f"{len(absent)} of {len(status.heads)} partitions have no head, for example {number}: {why}"
+        begin = "start 'nodestate consume', with the same --cell and --store"
+        yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see the lines about the store")
+    if heads:
+        yield from _examine_owners(config, about, heads)
+    view = status.view
+    lost = {p.partition: p.lost for p in view.partitions if p.lost and p.partition in heads}
+    if lost:
+        number, why = next(iter(lost.items()))
+        says = f"{len(lost)} partitions have lost a part of their stored state, for example {number}: {why}"
+        yield Finding(
+            WARN, about, says, "their owners were asked to write it again; run this command again in some seconds"
+        )
+    if incomplete := sorted(name for name in view.incomplete if " " not in name):
+        says = (
+            f"{len(incomplete):,} nodes have a newer state than the stored one, for example {', '.join(incomplete[:3])}"
+        )
+        yield Finding(
+            WARN,
+            about,
+            says,
+            "their agents were asked for a report; check that they run, or ask again with 'nodestate resync --node "
+            "NAME'",
+        )
+
+
+def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) -> Iterator[Finding]:
+    members = Counter(head.member for head in heads.values())
+    oldest = max(heads, key=lambda number: heads[number].age_s)
+    behind = max(heads, key=lambda number: heads[number].behind_s)
+    terms = [head.term for head in heads.values()]
+    says = (
+        f"{len(heads)} partitions, owned by "
+        f"{', '.join(f'{name} ({count})' for name, count in members.most_common(4))}; "
+        f"term {range_text(terms)}; renewed at most {heads[oldest].age_s:.0f} s ago"
+    )
+    late_s = 3 * config.renew_s + 2  # the store's clock has whole seconds
+    if heads[oldest].age_s > late_s:
+        count = sum(1 for head in heads.values() if head.age_s > late_s)
+        says = (
+            f"{count} partitions have no living owner; {heads[oldest].member} renewed partition {oldest} "
+            f"{heads[oldest].age_s:.0f} s ago, but an owner does so every {config.renew_s:g} s"
+        )
+        yield Finding(FAIL, about, says, "start 'nodestate consume', or look in its log for errors of the store")
+    else:
+        yield Finding(OK, about, says)
+    if heads[behind].behind_s > late_s:
+        since = f"for {span_text(heads[behind].behind_s)}" if heads[behind].behind_s < 1e6 else "since it started"
+        says = f"the owner of partition {behind} has not been caught up with its queue {since}"
+        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
+    if doubtful := [number for number, head in heads.items() if not head.complete]:
+        says = f"{len(doubtful)} partitions may not know all their nodes yet, for example {doubtful[:4]}"
+        advice = (
+            f"their owners started without stored state and wait for reports, at most {config.settle_s:g} s; no "
+            f"action is needed"
+        )
+        yield Finding(WARN, about, says, advice)

@@ -1,0 +1,36 @@
+"""Findings: the lines of the doctor's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+OK: Final = "OK"
+WARN: Final = "WARN"
+FAIL: Final = "FAIL"
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report."""
+
+    level: str
+    """``OK``, ``WARN`` or ``FAIL``."""
+    about: str
+    """The part of the cell: the broker, a store, a design, the agents."""
+    says: str
+    """The fault, or the present figures if there is none."""
+    advice: str = ""
+    """The remedy; empty if nothing is wrong."""
+
+
+def range_text(numbers: Sequence[int]) -> str:
+    """The numbers as text: ``3 to 7``, or ``3`` if they are all equal."""
+    return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+def span_text(seconds: float) -> str:
+    """A length of time as text, in its largest unit of which it has at least two."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
