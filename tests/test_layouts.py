@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from nodestate.consumers.member import Member
+from nodestate.consumers.seed_layout import SeedLayout
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import cleared, cut_over, prepared, retired, rolled_back
 from nodestate.designs.layout_removal import remove_layout_epochs
@@ -293,6 +295,45 @@ def test_a_layout_whose_stored_state_was_left_over_begins_from_its_seed_layout(n
         if not view.incomplete and not view.stale:
             assert versions(view) == published_versions(world)
     assert (view.incomplete, view.stale) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(("name", "other"), CHANGES[:3])
+def test_stored_state_that_was_left_over_is_never_complete_without_its_seed_layout(
+    monkeypatch: pytest.MonkeyPatch, name: str, other: str
+) -> None:
+    """I5: the seed layout cannot be read until after the wait, and the partitions begin without it. The stored state
+    lacks events, so it does not pass for complete, whatever its last owner said, before all agents could have reported.
+    """
+    world = retired_and_not_removed(name, other)
+    monkeypatch.setattr(SeedLayout, "partitions", lambda *_: {})
+    world.start_member([0], [1])
+    world.start_member([1], [0])
+    world.take(cleared(world.record, 2, "me"))
+    world.change_some(1.0)
+    world.run_well(30)
+    assert world.operator.change(world.operator.read(), prepared(world.record, K(name), "me"))
+    with capture_logs() as logs:
+        world.run_well(4 * world.config.settle_s)
+    taken = [one for one in logs if one["event"] == "partition taken over" and one["layout"] == K(name).partitions]
+    assert [one["complete"] for one in taken] == [False] * K(name).partitions
+    view = pinned_reader(world, str(K(name))).read(max_age=5.0)
+    assert (versions(view), view.incomplete) == (published_versions(world), frozenset())
+
+
+def test_a_partition_waits_for_its_seed_layout_once_and_not_again_after_each_lost_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker restarts every ten seconds, and the wait is longer than that. It still ends."""
+    world = SwitchedCell()
+    monkeypatch.setattr(SeedLayout, "partitions", lambda *_: {})
+    assert world.operator.change(world.operator.read(), prepared(world.record, K("journal@3"), "me"))
+    for _ in range(6):
+        world.run_well(10)
+        world.broker.stop()
+        world.run_well(1)
+        world.broker.start()
+    world.run_well(5)
+    assert sum(len(member.runs.consumers[3].owned) for member in world.members) == 3  # type: ignore[union-attr]
 
 
 def test_the_layout_of_readers_is_taken_over_at_once_after_all_consumers_were_down() -> None:

@@ -12,6 +12,7 @@ once, and the broker delivers their unacknowledged messages again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from nodestate.consumers.owned_partitions import OwnedPartitions
@@ -113,6 +114,19 @@ class BrokerSession:
         try:
             for partition in self._owned:
                 self._source.send_marker(partition.number, watermark_message(owner, now))
+        except BrokerUnavailableError as error:
+            self._end(error)
+            return False
+        return True
+
+    def hand_over(self, number: int, messages: Iterable[bytes]) -> bool:
+        """Send handover messages through the queue of a partition that another consumer owns.
+
+        Returns True if all messages were sent; the broker may still lose them. False if the session ended.
+        """
+        try:
+            for message in messages:
+                self._source.send_marker(number, message)
         except BrokerUnavailableError as error:
             self._end(error)
             return False

@@ -7,7 +7,8 @@ One partition::
     folded --a store failed--> folded (the same batch again, after a pause; other partitions go on)
     owned --fenced: another owner took the partition--> no partition is owned: the consumer closes its connection, and
         the broker delivers the unacknowledged messages to the consumers that are active now
-    owned --the connection to the broker broke--> no partition is owned
+    owned --the connection to the broker broke--> no partition is owned; its nodes stay in memory, for the next takeover
+        by this consumer, or for another owner that finds less in the stores
     owned --a store lost the epoch--> a new epoch is written from memory --> owned
 
 A step uses only an injected clock, source and stores, so a seeded simulation can run it.
@@ -28,6 +29,7 @@ from nodestate.consumers.broker_session import BrokerSession
 from nodestate.consumers.commits import Commits
 from nodestate.consumers.dead_letters import DeadLetters
 from nodestate.consumers.design_changes import DesignChanges
+from nodestate.consumers.handover import Handover
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import PartitionStorage
@@ -112,6 +114,8 @@ class Consumer:
             config, self._owned, self._storage, self._session, failures, self.stats, clock, self._log
         )
         """Renews heads."""
+        self._handover = Handover(config, self._owned, self._storage, self._session, clock, self._log)
+        """Gives nodes of former partitions to the partitions' new owners."""
         self._resync_requests = ResyncRequests(config, self._owned, resync, self._session, self.stats, clock)
         """Asks agents for reports."""
 
@@ -139,6 +143,7 @@ class Consumer:
         self._commits.write_due()
         self._dead_letters.send_due()
         self._renewal.renew_due()
+        self._handover.send_due(self.designs)
         self._resync_requests.send_due()
         return received
 

@@ -3,16 +3,33 @@
 One partition in this collection::
 
     (unknown) --its first delivery--> awaiting takeover --admit--> owned
-    awaiting takeover, owned --drop_all: the session with the broker ended--> (unknown)
+    awaiting takeover --drop_all: the session with the broker ended--> (unknown)
+    owned --drop_all--> (unknown); its nodes are kept as a former partition
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nodestate.consumers.partition import OwnedPartition
+from nodestate.model import NodeRecord
 from nodestate.ports import Delivery
+
+
+@dataclass(slots=True)
+class FormerPartition:
+    """The nodes of a partition as this consumer last stored them. ``Handover`` says what happens to them."""
+
+    records: dict[str, NodeRecord]
+    """By name, the records that some design had stored."""
+    heard_at: dict[str, float]
+    """By name, the time of the node's last sign of life, in monotonic seconds; minus infinity if it is not known."""
+    handovers: int = 0
+    """How often nodes were handed over to the new owner."""
+    due_at: float = -math.inf
+    """When to compare the nodes with the stores again, in monotonic seconds."""
 
 
 @dataclass(slots=True)
@@ -20,7 +37,9 @@ class AwaitedPartition:
     """A partition that the broker delivers to this consumer, and that the consumer has not yet taken over."""
 
     first_delivery_at: float
-    """When the partition's first delivery came, in monotonic seconds. Its queue was bound before that time."""
+    """When the partition's first delivery in this session came, in monotonic seconds. Its queue was bound before that
+    time; between two sessions it may have been deleted and declared again.
+    """
     deliveries: list[Delivery] = field(default_factory=list)
     """All messages delivered so far, in order."""
 
@@ -31,6 +50,10 @@ class OwnedPartitions:
     def __init__(self) -> None:
         self.by_number: dict[int, OwnedPartition] = {}
         """The owned partitions, by number."""
+        self.former: dict[int, FormerPartition] = {}
+        """The partitions that this consumer owned and did not take over again, by number."""
+        self._waiting_since: dict[int, float] = {}
+        """By number of a partition that was never taken over: when its first delivery came, in any session."""
         self._awaited: dict[int, AwaitedPartition] = {}
         """The partitions to take over, by number."""
         self._retry_at: dict[int, float] = {}
@@ -64,6 +87,7 @@ class OwnedPartitions:
             if owned is not None:
                 owned.backlog.append(delivery)
             else:
+                self._waiting_since.setdefault(delivery.partition, now)
                 self._awaited.setdefault(delivery.partition, AwaitedPartition(now)).deliveries.append(delivery)
 
     # -- takeover -------------------------------------------------------------------------------
@@ -75,13 +99,23 @@ class OwnedPartitions:
         """
         return [number for number in self._awaited if self.is_due(number, now)]
 
+    def is_awaited(self, number: int) -> bool:
+        """True if the broker delivers the partition to this consumer, and is not yet taken over."""
+        return number in self._awaited
+
     def first_delivery_at(self, number: int) -> float:
-        """Return when the first delivery of an awaited partition came, in monotonic seconds."""
+        """Return when the first delivery of an awaited partition came in this session, in monotonic seconds."""
         return self._awaited[number].first_delivery_at
+
+    def waiting_since(self, number: int) -> float:
+        """Return when this consumer first waited for the takeover of a partition, in this session or in one before."""
+        return self._waiting_since[number]
 
     def admit(self, partition: OwnedPartition) -> None:
         """Make an awaited partition an owned one, and append the deliveries that came for it to its backlog."""
         self._retry_at.pop(partition.number, None)
+        self.former.pop(partition.number, None)
+        self._waiting_since.pop(partition.number, None)
         partition.backlog.extend(self._awaited.pop(partition.number).deliveries)
         self.by_number[partition.number] = partition
 
@@ -89,8 +123,14 @@ class OwnedPartitions:
         """Drop every partition, because the session with the broker ended.
 
         The broker delivers all unacknowledged messages again, to this or another consumer. This consumer takes over the
-        partitions of the next deliveries, starting from the stores again.
+        partitions of the next deliveries, starting from the stores and from its own former nodes.
         """
+        for partition in self:
+            records = partition.stored_records()
+            self.former[partition.number] = FormerPartition(
+                {record.name: record for record in records},
+                {record.name: heard_at for record, heard_at in zip(records, partition.heard_at, strict=False)},
+            )
         self._awaited.clear()
         self.by_number.clear()
         self._retry_at.clear()

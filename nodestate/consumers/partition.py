@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
+from nodestate.consumers.handover_messages import handed_over_events
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import is_marker, watermark_of
 from nodestate.errors import BadEventError
@@ -60,6 +62,8 @@ class Pending:
     """Designs in which the lost items are written again, instead of the batch."""
     bad: list[tuple[Delivery, BadEventError]] = field(default_factory=list)
     """Refused messages with the reasons. Each message is acknowledged only after it is a dead letter."""
+    replaced: dict[int, NodeRecord] = field(default_factory=dict)
+    """By slot, the record that the first of the events replaced. Slots from ``batch.size_before`` on are missing."""
     caught_up_at: float = -math.inf
     """Send time of the last watermark message among the deliveries, in monotonic seconds. Once the work is stored, the
     partition has caught up to this time.
@@ -120,21 +124,26 @@ class OwnedPartition:
         self.wants_repair: set[str] = set()
         """Designs that a reader asked the owner to repair."""
 
-    def fill(self, records: list[NodeRecord], ages_ms: bytes, now: float) -> None:
+    def fill(self, records: list[NodeRecord], heard_at: Mapping[str, float]) -> None:
         """Start from stored nodes.
 
         Args:
             records: the records of all nodes, in slot order.
-            ages_ms: by slot, milliseconds from the node's last sign of life until ``now``, as little-endian uint32. It
-                may have fewer entries than there are nodes; the last signs of life of the others are unknown.
-            now: monotonic seconds.
+            heard_at: by name, the time of the node's last sign of life. It is not known for nodes that are missing.
         """
         self.records = list(records)
         self.slots = {record.name: slot for slot, record in enumerate(records)}
-        ages = np.frombuffer(ages_ms, "<u4").tolist()[: len(records)]
-        self.heard_at = [now - age / 1000 if age != NEVER_HEARD else -math.inf for age in ages]
-        self.heard_at += [-math.inf] * (len(records) - len(ages))
+        self.heard_at = [heard_at.get(record.name, -math.inf) for record in records]
         self.incomplete = {record.name for record in records if record.incomplete}
+
+    def stored_records(self) -> list[NodeRecord]:
+        """Return the records without the pending events, by slot: each was stored in every design."""
+        if self.pending is None:
+            return self.records
+        records = self.records[: self.pending.batch.size_before]
+        for slot, record in self.pending.replaced.items():
+            records[slot] = record
+        return records
 
     def drop_design(self, name: str) -> None:
         """Stop writing a design. Pending work no longer waits for it."""
@@ -197,6 +206,12 @@ class OwnedPartition:
             if is_marker(delivery.body):
                 self.watermark_at = max(self.watermark_at, watermark_of(delivery.body, owner))
                 pending.caught_up_at = self.watermark_at
+                for event, body in handed_over_events(delivery.body):
+                    slot = self._fold_handed_over(event, len(body), partitions, room_bytes, pending)
+                    if slot is not None:
+                        events.append(body)
+                        changed[slot] = None
+                        size += len(body) + BIN_HEADER_BYTES
                 continue
             body = delivery.body
             try:
@@ -208,7 +223,7 @@ class OwnedPartition:
             try:
                 _check_clock(event, wall)
                 _require_room(len(body), room_bytes, "an event")
-                outcome, slot = self._fold(event, room_bytes)
+                outcome, slot = self._fold(event, room_bytes, pending, self.watermark_at)
                 counts.by_outcome[outcome.value] += 1
             except BadEventError as error:
                 pending.bad.append((delivery, error))
@@ -220,7 +235,7 @@ class OwnedPartition:
                 version_only = _version_only(event)
                 body = _encode(version_only)
                 try:
-                    _, slot = self._fold(version_only, room_bytes)
+                    _, slot = self._fold(version_only, room_bytes, pending, self.watermark_at)
                 except BadEventError:  # the node's present state is over the limit already
                     self.incomplete.add(event.node)
                     continue
@@ -249,8 +264,24 @@ class OwnedPartition:
         slot = self.slots.get(event.node)
         return slot is not None and self.records[slot].incarnation == event.incarnation
 
-    def _fold(self, event: Event, room_bytes: int) -> tuple[FoldOutcome, int | None]:
-        """Fold one event into the record of its node.
+    def _fold_handed_over(
+        self, event: Event, size: int, partitions: int, room_bytes: int, pending: Pending
+    ) -> int | None:
+        """Fold an event of ``size`` bytes that a former owner sent. It is no sign of life of its node.
+
+        Returns the slot of the node; None if the record did not change, or if the event cannot be stored here.
+        """
+        try:
+            self._check_partition(event, partitions)
+            _require_room(size, room_bytes, "an event")
+            return self._fold(event, room_bytes, pending, -math.inf)[1]
+        except BadEventError:
+            return None
+
+    def _fold(self, event: Event, room_bytes: int, pending: Pending, alive_at: float) -> tuple[FoldOutcome, int | None]:
+        """Fold one event into the record of its node, and note the record that it replaces in ``pending``.
+
+        ``alive_at`` is a time after which the node gave a sign of life.
 
         Returns the outcome and the node's slot. The slot is None if the record did not change. Raises ``BadEventError``
         if the event is invalid or the new state is too large; the record is then unchanged.
@@ -259,15 +290,17 @@ class OwnedPartition:
         before = self.records[slot] if slot is not None else None
         record, outcome = fold(before, event)
         if outcome is not FoldOutcome.DUPLICATE and slot is not None:
-            self.heard_at[slot] = max(self.heard_at[slot], self.watermark_at)
+            self.heard_at[slot] = max(self.heard_at[slot], alive_at)
         if record is before or record is None:
             return outcome, None
         _require_room(len(record.body) + len(record.classes) + len(record.columns), room_bytes, "a state")
         if slot is None:
             slot = self.slots[event.node] = len(self.records)
             self.records.append(record)
-            self.heard_at.append(self.watermark_at)
+            self.heard_at.append(alive_at)
         else:
+            if before is not None and slot < pending.batch.size_before:
+                pending.replaced.setdefault(slot, before)
             self.records[slot] = record
         if record.incomplete:
             self.incomplete.add(record.name)

@@ -16,6 +16,7 @@ from nodestate.store import keys
 from nodestate.store.ownership import PartitionTarget, remove_epoch
 from nodestate.store.partition_writer import PartitionWriter
 from nodestate.store.round_trips import Steps, Stores, run
+from nodestate.view.follower import Follower
 
 DesignOfPartition = tuple[int, str]
 """A partition's number and a design's name. Work on the stores is kept in mappings with this key."""
@@ -71,6 +72,11 @@ class PartitionStorage:
             "new epoch", partition=partition.number, design=design, epoch=f"{epoch:x}", nodes=len(partition.records)
         )
         return partition.writers[design].begin_epoch(epoch, partition, partition.status(now))
+
+    def follower(self, number: int, design: str) -> Follower:
+        """Make a reader of the partition in a design, for a partition that this consumer does not own."""
+        prefix = self._target(number, design).prefix
+        return Follower(number, prefix, DESIGNS[design].reader(prefix), self._clock)
 
     def delete(self, unused: Iterable[DesignOfPartition]) -> None:
         """Delete the stored state of designs that this consumer no longer writes.

@@ -9,6 +9,9 @@ One partition that the broker began to deliver::
     merged, seeded --designs that differ from the result begin a new epoch--> owned
     any --a store failed--> postponed by ``RETRY_S``
 
+The nodes that this consumer knew when it last owned the partition are merged as well. If the stores lost some of them,
+the partition is incomplete until all agents could have reported.
+
 If a consumer crashes between the commits of two designs, one design lacks a batch. The broker delivers the batch again,
 but folding its events into the state of the other design drops them as duplicates, so they would never be written in
 the first design. Therefore both designs start from the newest state of each node, and a design that lacks any of it is
@@ -18,10 +21,13 @@ written as a new epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from nodestate.config import Config
+from nodestate.consumers.handover import names_of
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
@@ -30,8 +36,9 @@ from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
+from nodestate.model import NodeRecord
 from nodestate.ports import Clock, Store
-from nodestate.store.liveness import fresh_s
+from nodestate.store.liveness import NEVER_HEARD, fresh_s
 from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Steps, run
 
@@ -139,7 +146,8 @@ class Takeover:
         """Replace unusable stored state by the nodes of the seed layout, if there is one.
 
         A partition whose nodes the seed layout cannot yet give is postponed and removed from ``stored``. If the
-        partition has waited for ``_seed_wait_s`` already, its stored state is kept in ``stored`` instead.
+        partition has waited for ``_seed_wait_s`` already, its stored state is kept in ``stored``. Such state may
+        lack events, so it is incomplete, whatever its last owner said.
 
         Args:
             stored: stored state by partition and by design.
@@ -150,34 +158,36 @@ class Takeover:
         bound_at = {
             number: self._owned.first_delivery_at(number)
             for number, taken in stored.items()
-            if not self._is_usable(taken)
+            if not self._is_usable(number, taken)
         }
         seeds = self.seed_layout.partitions(self._config.partitions, bound_at) if bound_at else {}
-        for number, first_delivery_at in bound_at.items():
+        for number in bound_at:
             if number in seeds:
                 stored[number] = {"seed": seeds[number]}
-            elif now < first_delivery_at + self._seed_wait_s:
+            elif now < self._owned.waiting_since(number) + self._seed_wait_s:
                 del stored[number]
                 self._owned.postpone(number, now + SEED_RETRY_S)
+            else:
+                stored[number] = {name: one._replace(complete=False) for name, one in stored[number].items()}
 
     @property
     def _seed_wait_s(self) -> float:
-        """Seconds after its first delivery for which a partition waits for the seed layout."""
+        """Seconds after its first delivery in any session for which a partition waits for the seed layout."""
         return max(self._config.settle_s, SEED_WAIT_RENEWALS_COUNT * self._config.renew_s)
 
-    def _is_usable(self, taken: Mapping[str, TakeoverResult]) -> bool:
-        """True if a partition can start from its stored state although a seed layout exists.
+    def _is_usable(self, number: int, taken: Mapping[str, TakeoverResult]) -> bool:
+        """True if a partition can start from its stored state, or from memory, although a seed layout exists.
 
         State whose owner was caught up recently is usable. Older state is not: it may be left over from a layout whose
         queues were deleted, and then lacks events. If readers use this layout, its queues exist, so any state is
-        usable.
+        usable, and so are the nodes that this consumer knew when it last owned the partition.
 
         A takeover adds the head's age to ``behind_ms``. So old state does not look recent because another consumer has
         just taken it over.
         """
         known_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None]
         return min(known_ms, default=math.inf) <= fresh_s(self._config) * 1000 or (
-            self.serves_readers and len(taken) > 0
+            self.serves_readers and (len(taken) > 0 or number in self._owned.former)
         )
 
     def _merge(self, partition: OwnedPartition, taken: dict[str, TakeoverResult], asked_at: float) -> list[str]:
@@ -194,16 +204,18 @@ class Takeover:
             merged records, and those whose epoch cannot continue.
         """
         now = self._clock.monotonic()
+        newest: dict[str, NodeRecord] = {}
+        heard_at: dict[str, float] = {}
+        for one in sorted(taken.values(), key=lambda one: -len(one.records)):
+            _keep_newest(newest, one.records)
+            for record, age_ms in zip(one.records, np.frombuffer(one.ages_ms, "<u4").tolist(), strict=False):
+                if age_ms != NEVER_HEARD:
+                    heard_at[record.name] = max(asked_at - age_ms / 1000, heard_at.get(record.name, -math.inf))
+        restored = self._restore_former(partition, newest, heard_at)
+        partition.fill(list(newest.values()), heard_at)
         if taken:
-            first = max(taken.values(), key=lambda one: len(one.records))
-            newest = {record.name: record for record in first.records}
-            for other in taken.values():
-                for record in other.records:
-                    known = newest.get(record.name)
-                    if known is None or (record.version, record.wanted) > (known.version, known.wanted):
-                        newest[record.name] = record
-            partition.fill(list(newest.values()), first.ages_ms, asked_at)
-            partition.complete = any(one.complete for one in taken.values())
+            # The stores lost nodes, and with them the proof that no other owner wrote meanwhile.
+            partition.complete = any(one.complete for one in taken.values()) and not restored
             # Designs that lost a node are left aside: the last events that the previous owner had taken may be events
             # of the lost node.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
@@ -212,3 +224,42 @@ class Takeover:
         partition.needs_full_resync = not partition.complete
         same = {name for name, one in taken.items() if one.epoch_continues and one.records == partition.records}
         return [name for name in partition.writers if name not in same]
+
+    def _restore_former(
+        self, partition: OwnedPartition, newest: dict[str, NodeRecord], heard_at: dict[str, float]
+    ) -> list[NodeRecord]:
+        """Add the nodes that this consumer knew when it last owned the partition to the stored ones.
+
+        Args:
+            partition: the partition that is taken over.
+            newest: by name, the newest stored records. Newer former records replace them.
+            heard_at: by name, times of the last signs of life, in monotonic seconds. Later times replace them.
+
+        Returns:
+            The records that the stores had lost. The log names their nodes.
+        """
+        former = self._owned.former.get(partition.number)
+        if former is None:
+            return []
+        restored = _keep_newest(newest, former.records.values())
+        for name, at in former.heard_at.items():
+            heard_at[name] = max(at, heard_at.get(name, -math.inf))
+        if restored:
+            self._log.warning(
+                "the store lost nodes of a partition; it begins again with what this consumer knew of them",
+                partition=partition.number,
+                nodes=len(restored),
+                names=names_of(restored),
+            )
+        return restored
+
+
+def _keep_newest(newest: dict[str, NodeRecord], records: Iterable[NodeRecord]) -> list[NodeRecord]:
+    """Put each record into ``newest``, by name, unless a newer one is there. Returns the records that were put."""
+    put: list[NodeRecord] = []
+    for record in records:
+        known = newest.get(record.name)
+        if known is None or (record.version, record.wanted) > (known.version, known.wanted):
+            newest[record.name] = record
+            put.append(record)
+    return put

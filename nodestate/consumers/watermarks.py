@@ -20,7 +20,7 @@ def watermark_message(owner: str, now: float) -> bytes:
 
 
 def is_marker(body: bytes) -> bool:
-    """True for a marker: a watermark message or an activation message. Neither carries an event.
+    """True for a marker: a watermark message, an activation message or a handover message.
 
     A broker adapter sends an activation message to find out whether this consumer is the active consumer of a queue.
     """

@@ -95,8 +95,8 @@ class Follower:
     def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
         # The state after the last refresh.
         self.state = PartitionState(partition)
-        # The partition and design.
-        self._prefix = prefix
+        # The first part of the keys of the partition and design.
+        self.prefix = prefix
         # The design's reader, which loads tables.
         self._reader = reader
         # The reader's own clock, for ages.
@@ -119,7 +119,7 @@ class Follower:
             known, held = self._head, self.state.table
             ahead = self._reader.next_keys(known, held) if known and held and held.epoch == known.epoch else ()
             try:
-                found = yield from find_head(self._prefix, known.epoch if known else None, ahead)
+                found = yield from find_head(self.prefix, known.epoch if known else None, ahead)
                 if found is None:
                     return self._lose(NO_HEAD)
                 same = known is not None and (found.epoch, found.item.cas) == (known.epoch, self._head_cas)
@@ -151,7 +151,7 @@ class Follower:
             if not self._again:
                 break
             if attempt == MAX_ROUNDS_COUNT:
-                yield Step(write=[Write(Put.ADD, keys.repair(self._prefix), self._again.encode(), 0, REPAIR_TTL_S)])
+                yield Step(write=[Write(Put.ADD, keys.repair(self.prefix), self._again.encode(), 0, REPAIR_TTL_S)])
         if with_life:
             yield from self._read_liveness()
         return self.state
@@ -190,7 +190,7 @@ class Follower:
         if head is None:
             return
         looked_at = self._clock.monotonic()
-        key = keys.life(self._prefix, head.epoch)
+        key = keys.life(self.prefix, head.epoch)
         reply = yield Step(fetch=[key])
         item = reply.items.get(key)
         try:

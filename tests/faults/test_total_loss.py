@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness.cell import DESIGNS
-from harness.servers import MemcachedServer
+from harness.servers import MemcachedServer, RabbitServer
 from harness.waiting import wait_until
 from tests.faults.conftest import CellFactory
 
@@ -35,3 +35,30 @@ def test_agents_refill_a_cell_whose_consumers_and_memcached_died_at_once(
         cell.record(f"all nodes known again {time.monotonic() - began:.1f} s after consumers were started")
         assert cell.fleet.answers > answers
         cell.wait_until_recovered("after the loss of all consumers and all of memcached")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("members", [1, 2])
+def test_no_node_vanishes_if_broker_and_memcached_restart_while_all_agents_are_dead(
+    cell_of: CellFactory, memcached: MemcachedServer, rabbit: RabbitServer, members: int
+) -> None:
+    """I5, I6: a controller reboots. The consumers live, and know the nodes, wherever the partitions go afterwards."""
+    with cell_of(memcached.url, members=members, count=40, heartbeat_s=2.0) as cell:
+        cell.wait_until_well()
+        cell.wait_until_equal()
+        cell.fleet.stop()
+        for server in (memcached, rabbit):
+            server.kill()
+        for server in (memcached, rabbit):
+            server.start()
+
+        def all_views_are_whole() -> bool:
+            whole = True
+            for view in [*map(cell.read, DESIGNS), *map(cell.read_cold, DESIGNS)]:
+                missing = set(cell.fleet.names) - set(view.nodes)
+                assert view.incomplete or not missing, f"{len(missing)} nodes vanished, and the view does not say so"
+                whole = whole and not view.incomplete
+            return whole
+
+        seconds = wait_until(all_views_are_whole, "the views stay incomplete")
+        cell.record(f"{members} members, broker and memcached restarted, agents dead: whole after {seconds:.1f} s")

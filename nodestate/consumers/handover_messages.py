@@ -1,0 +1,76 @@
+"""Handover messages: nodes that the former owner of a partition sends to its present owner.
+
+A handover message is a marker in the queue of the partition, so consumers of earlier versions ignore it. It contains
+events, because the journal stores events: a report of each node's state, a leave for a node that left, and a heartbeat
+for each version that is known to exist and whose state is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from nodestate.errors import BadEventError
+from nodestate.model import MAX_EVENT_BYTES, NEVER, Event, Heartbeat, Leave, NodeRecord, Report, parse_event
+from nodestate.ports import ACTIVATION
+
+HANDOVER: Final = ACTIVATION + b"handover "
+"""The first bytes of a handover message. The rest is a msgpack array of events."""
+_encode = msgspec.msgpack.Encoder().encode
+_decode_list = msgspec.msgpack.Decoder(list[bytes]).decode
+
+
+def handover_messages(records: Iterable[NodeRecord], max_bytes: int) -> Iterator[bytes]:
+    """Encode some nodes as handover messages of about ``max_bytes`` at most, unless one node needs more."""
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        events = _events_of(record)
+        size_of_events = sum(map(len, events))
+        if part and size + size_of_events > max_bytes:
+            yield HANDOVER + _encode(part)
+            part, size = [], 0
+        part += events
+        size += size_of_events
+    if part:
+        yield HANDOVER + _encode(part)
+
+
+def handed_over_events(body: bytes) -> Iterator[tuple[Event, bytes]]:
+    """Decode the events of a marker, each with its bytes. Other markers and events that are not valid give none."""
+    if not body.startswith(HANDOVER):
+        return
+    try:
+        encoded = _decode_list(memoryview(body)[len(HANDOVER) :])
+    except msgspec.DecodeError:
+        return
+    for one in encoded:
+        with suppress(BadEventError):
+            yield parse_event(one), one
+
+
+def _events_of(record: NodeRecord) -> list[bytes]:
+    """The events from which a consumer that does not know the node folds its record."""
+    events: list[Event] = []
+    name, reported_at = record.name, record.reported_at
+    incarnation, generation = record.version
+    if record.gone:
+        events.append(Leave(node=name, incarnation=incarnation, generation=generation, reported_at=reported_at))
+    elif record.live:
+        state = msgspec.Raw(record.body)
+        events.append(
+            Report(node=name, incarnation=incarnation, generation=generation, reported_at=reported_at, state=state)
+        )
+    newest = max(record.version, record.wanted)
+    encoded = [_encode(event) for event in events]
+    if encoded and len(encoded[0]) > MAX_EVENT_BYTES:  # a state that changes made larger than any event
+        encoded = []
+    if newest > NEVER and (not encoded or record.incomplete):
+        incarnation, generation = newest
+        encoded.append(
+            _encode(Heartbeat(node=name, incarnation=incarnation, generation=generation, reported_at=reported_at))
+        )
+    return encoded
