@@ -13,12 +13,13 @@ import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
 from nodestate.designs.reader import Reader
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
+from nodestate.ports.forks import call_in_children
 from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placing
 from nodestate.scheduling.fleet import Fleet
@@ -37,6 +38,9 @@ class Scheduler:
     """Places instances on the nodes of a cell. A cell may have any number of schedulers at the same time.
 
     Except for ``submit``, the methods are not safe for use by several threads.
+
+    In a forked child the scheduler starts again with another name, and without claims and boots: those stay with the
+    parent.
 
     Args:
         config: The cell's settings.
@@ -70,6 +74,19 @@ class Scheduler:
         ids: IdSource | None = None,
         policies: Policies | None = None,
     ) -> None:
+        # The arguments, to start again in a forked child.
+        self._arguments: dict[str, Any] = {
+            "name": name,
+            "max_age": max_age,
+            "node_max_age": node_max_age,
+            "seed": seed,
+            "reader": reader,
+            "claims": claims,
+            "courier": courier,
+            "clock": clock,
+            "ids": ids,
+            "policies": policies,
+        }
         self.config = config  # the cell's settings
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"  # the holder in its claims
         clock = clock or SystemClock()
@@ -117,6 +134,7 @@ class Scheduler:
         self.reservations = Reservations(self.session)  # reserves nodes for groups
         self.migrations = Migrations(self.session)  # migrates and resizes instances
         self.terminations = Terminations(self.session)  # ends instances for good
+        call_in_children(self._start_again)
 
     # -- views
 
@@ -230,6 +248,16 @@ class Scheduler:
         """
         for close in self._closing:
             close()
+
+    def _start_again(self) -> None:
+        """Become another scheduler after a fork.
+
+        Two processes with one name and the same claims would end each other's claims, and complete each boot twice.
+        """
+        for close in self._closing:
+            close()
+        name = self._arguments["name"]
+        Scheduler.__init__(self, self.config, **(self._arguments | {"name": f"{name}:{os.getpid()}" if name else ""}))
 
     def __enter__(self) -> Self:
         return self

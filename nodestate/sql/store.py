@@ -29,6 +29,7 @@ from sqlalchemy import exc
 
 from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, Key, NodeRow, Put, RowQuery, RowSelection, Write, WriteResult, WriteStatus
+from nodestate.ports.forks import call_in_children, sever_in_children
 from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
 from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
@@ -80,6 +81,8 @@ class SqlStore:
         self._add = self._dialect.add(HEADS)
         # INSERT of rows that replaces existing ones.
         self._put_rows = self._dialect.put(NODES)
+        sever_in_children(self)
+        call_in_children(self._leave_to_parent)
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """See ``ports.Store``. Heads are read before rows."""
@@ -122,6 +125,21 @@ class SqlStore:
             self._engine.dispose()
             self._engine = None
         self._asked_at = -math.inf
+
+    def descriptors(self) -> list[int]:
+        """See ``ports.forks.SocketOwner``. A SQLite file has no connection."""
+        held = [connection for connection in (self._reading, self._writing) if connection is not None]
+        drivers: list[Any] = [connection.connection.driver_connection for connection in held]
+        sockets = [getattr(driver, "_sock", driver) for driver in drivers]  # PyMySQL's, or psycopg's connection
+        return [each.fileno() for each in sockets if hasattr(each, "fileno")]
+
+    def _leave_to_parent(self) -> None:
+        """Drop the connections of the parent process after a fork, without a rollback, which would only fail."""
+        for connection in (self._reading, self._writing):
+            if connection is not None:
+                connection.invalidate()
+        self._reading = self._writing = None
+        self._drop()
 
     # -- reading
 

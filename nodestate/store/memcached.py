@@ -37,6 +37,7 @@ from pymemcache.client.base import Client, KeepaliveOpts
 from nodestate.config import Config, servers_of
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.ports import MAX_TTL_S, ClaimStore, Item, Key, Put, Write, WriteResult, WriteStatus, item_keys
+from nodestate.ports.forks import sever_in_children
 from nodestate.store.keys import MAX_KEY_BYTES
 from nodestate.store.memory import MemoryStore, process_server
 
@@ -101,6 +102,7 @@ class MemcachedStore:
         self._server_ahead_s: float | None = None
         # Upper bits of all CAS ids: which start of the server they belong to.
         self._life = 0
+        sever_in_children(self)
 
     @property
     def name(self) -> str:
@@ -173,6 +175,10 @@ class MemcachedStore:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+    def descriptors(self) -> list[int]:
+        """See ``ports.forks.SocketOwner``."""
+        return [self._client.sock.fileno()] if self._client is not None else []
 
     # -- inside
 

@@ -15,6 +15,7 @@ import kombu.exceptions
 from nodestate.broker.sessions import ServerFacts, unavailable
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
+from nodestate.ports.forks import sever_in_children
 
 READ_AHEAD_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 1.0
@@ -98,6 +99,7 @@ class RabbitConnection:
             self.socket = self._amqp.transport.sock
             """The connection's socket."""
             self.socket.settimeout(config.broker_timeout_s)
+            sever_in_children(self)
             self._readable = select.poll()
             """Polls the socket for input."""
             self._readable.register(self.socket, select.POLLIN)
@@ -160,6 +162,11 @@ class RabbitConnection:
         Call at least twice within each heartbeat.
         """
         self._amqp.heartbeat_tick(BEATS_PER_HEARTBEAT_COUNT)
+
+    def descriptors(self) -> list[int]:
+        """See ``ports.forks.SocketOwner``."""
+        descriptor = self.socket.fileno()
+        return [descriptor] if descriptor >= 0 else []
 
     # -- ending
 
