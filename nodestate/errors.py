@@ -288,6 +288,11 @@ class OrderFailedError(NodestateError):
 # -- reading --------------------------------------------------------------------------------------
 
 
+def age_text(age_s: float) -> str:
+    """The age of a view for people: ``3.2 s old``, or ``never confirmed`` if it is infinite."""
+    return f"{age_s:.1f} s old" if math.isfinite(age_s) else "never confirmed"
+
+
 class StaleViewError(NodestateError):
     """Raised if no view within the caller's bound is available.
 
@@ -310,7 +315,7 @@ class StaleViewError(NodestateError):
         cause: str = "",
     ) -> None:
         if partitions:
-            old = f"is {age:.1f} s old" if math.isfinite(age) else "was never current"
+            old = f"is {age:.1f} s old" if math.isfinite(age) else "was never confirmed"
             what = f"the view {old} in {_some(partitions, 'partition')}, and the accepted age is {max_age:g} s"
             advice = "consumers may be stopped or behind: run 'nodestate doctor'"
         else:

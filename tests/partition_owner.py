@@ -41,7 +41,7 @@ class Owner:
     """Folds events and commits them, as a consumer would, through a connection that fails by plan."""
 
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock, name: str = "a") -> None:
-        self.store = FaultyStore(MemoryStore(server), script(), whole=isinstance(server, MemoryDatabase))
+        self.store = FaultyStore(MemoryStore(server, clock), script(), whole=isinstance(server, MemoryDatabase))
         place = PartitionTarget(prefix_of(design), 0, name, LEASE_S, self.store, clock)
         self.writer = DESIGNS[design].writer(place)
         self.records: list[NodeRecord] = []

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 import pytest
 
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
-from nodestate.ports import Put, Write
+from nodestate.ports import Put, Write, WriteResult
 from nodestate.store import keys
 from nodestate.store.head import EPOCH, HEAD, Head, TermStart, read_head, term_of, terms_from
-from nodestate.store.liveness import LIVENESS, NEVER_HEARD
+from nodestate.store.liveness import LIVENESS, NEVER_HEARD, age_ms_of, ages_now
 from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget, remove_epoch
 from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
@@ -48,8 +48,9 @@ class Owner:
     def __init__(
         self, server: MemoryServer, name: str, lease_s: int = LEASE_S, clock: ManualClock | None = None
     ) -> None:
-        self.store = FaultyStore(MemoryStore(server), script())
-        self.place = PartitionTarget(PREFIX, 0, name, lease_s, self.store, clock or ManualClock())
+        clock = clock or ManualClock()
+        self.store = FaultyStore(MemoryStore(server, clock), script())
+        self.place = PartitionTarget(PREFIX, 0, name, lease_s, self.store, clock)
         self.ownership: Ownership
 
     def run(self, steps: Steps[T], *faults: Fault | None) -> T:
@@ -437,6 +438,49 @@ def test_owner_status_ages_until_it_is_written(server: MemoryServer, clock: Manu
     clock.advance(1.5)
     owner.renew(says=said)
     assert stored(server).behind_ms == 1_750
+
+
+class FreezingStore(MemoryStore):
+    """A connection whose process freezes when it begins a write, and goes on later."""
+
+    def __init__(self, server: MemoryServer, clock: ManualClock, freeze_s: float) -> None:
+        super().__init__(server, clock)
+        self._freeze_s = freeze_s
+        self._process_clock = clock
+
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
+        self._process_clock.advance(self._freeze_s)
+        return super().write(writes)
+
+
+FROZEN_WRITES: dict[str, Callable[[PartitionTarget, Ownership], Steps[Any]]] = {
+    "begin_epoch": lambda place, _: Ownership.begin_epoch(place, 8, Section("begun"), WELL),
+    "take_over": lambda place, _: Ownership.take_over(place),
+    "advance": lambda _, ownership: ownership.advance(Section("more"), WELL),
+    "renew": lambda _, ownership: ownership.renew(OwnerStatus(0, complete=True, ages_ms=bytes(4))),
+}
+
+
+@pytest.mark.parametrize("what", FROZEN_WRITES)
+def test_an_owner_that_freezes_between_packing_and_sending_makes_nothing_look_younger(
+    server: MemoryServer, clock: ManualClock, what: str
+) -> None:
+    """I5: a head's age and its time to live come from one reading of the clock, also for signs of life."""
+    owner = Owner(server, "a", clock=clock)
+    owner.begin(7)
+    store = FreezingStore(server, clock, 20.0)
+    place = PartitionTarget(PREFIX, 0, "a", LEASE_S, store, clock)
+    owner.ownership.target = place
+    said_at = clock.monotonic()
+    run_one(store, FROZEN_WRITES[what](place, owner.ownership))
+    found = run_one(MemoryStore(server), read_head(PREFIX, None))
+    assert found is not None
+    head, item = found
+    assert age_ms_of(head, item) + head.behind_ms >= (clock.monotonic() - said_at) * 1000
+    if what == "renew":
+        item = server.fetch([keys.life(PREFIX, 7)])[keys.life(PREFIX, 7)]
+        [age_ms] = np.frombuffer(ages_now(item, LEASE_S), "<u4").tolist()
+        assert age_ms >= (clock.monotonic() - said_at) * 1000
 
 
 def test_head_survives_encoding_and_decoding() -> None:

@@ -87,6 +87,27 @@ def test_too_old_view_is_refused_with_its_age(world: SimulatedCell, reader: Read
     assert reader.read(max_age=math.ceil(caught.value.age)).stale == frozenset()
 
 
+@pytest.mark.parametrize("takeovers", [0, 1])
+def test_a_view_that_no_owner_ever_confirmed_has_an_infinite_age_and_says_so(takeovers: int) -> None:
+    """The head then says that its owner is behind by a number which stands for "unknown", and a takeover adds to it."""
+    world = SimulatedCell(servers=1)
+    world.start_member([0, 1], [])
+    world.start_agent("node-0", {"usage": {"VCPU": 1}})
+    world.members[0].step()
+    for _ in range(takeovers):
+        world.clock.advance(3.0)
+        world.members[0].die()
+        world.members[0].step()
+    reader = Reader(world.config, stores=world.connected(MemoryStore)[1], clock=world.clock)
+    view = reader.read(max_age=1e12, on_stale="flag")
+    assert len(view.nodes) == 1
+    assert view.age == math.inf
+    assert "never confirmed" in repr(view)
+    with pytest.raises(StaleViewError, match="was never confirmed") as caught:
+        reader.read(max_age=1e12)
+    assert caught.value.age == math.inf
+
+
 def test_stale_nodes_are_left_out_or_named_as_asked(world: SimulatedCell, reader: Reader) -> None:
     """The same view with each value of ``on_stale``."""
     world.pass_time(30)

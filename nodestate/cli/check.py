@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from nodestate.designs.comparison import (
     differences_from_agents,
     persisting,
 )
-from nodestate.errors import NodestateError
+from nodestate.errors import NodestateError, age_text
 from nodestate.model import Version
 from nodestate.ports import Resync
 from nodestate.view.view import View
@@ -200,8 +199,7 @@ def as_json(verdict: Verdict) -> dict[str, object]:
 def show(run: Run, verdict: Verdict) -> None:
     """Print a verdict for people."""
     for name, view in verdict.views.items():
-        age = f"{view.age:.1f} s old" if math.isfinite(view.age) else "of unknown age"
-        run.out.print(f"{name}: {len(view.nodes):,} nodes, {age}, {len(view.incomplete):,} incomplete")
+        run.out.print(f"{name}: {len(view.nodes):,} nodes, {age_text(view.age)}, {len(view.incomplete):,} incomplete")
         unreadable = verdict.unreadable[name]
         if unreadable:
             number, why = next(iter(unreadable.items()))

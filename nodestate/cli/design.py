@@ -15,7 +15,7 @@ from nodestate.cli.design_switch import DesignIncompleteError, DesignsDifferErro
 from nodestate.designs.connections import configured
 from nodestate.designs.control import Control, cut_over, prepared, require_named, retired, rolled_back
 from nodestate.designs.stored_design import display_names, parse_stored_design
-from nodestate.errors import ConfigError
+from nodestate.errors import ConfigError, age_text
 
 
 @click.group("design", epilog="\b\nExample:\n  nodestate design status")
@@ -104,7 +104,7 @@ def status(run: Run) -> None:
         run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{names[control.reads]}[/]")
         for design, one in statuses.items():
             state = f"{len(switch.complete_partitions(one))} of {design.partitions} partitions complete"
-            run.out.print(f"  {one.name}: {len(one.view.nodes):,} nodes, {one.view.age:.1f} s old, {state}")
+            run.out.print(f"  {one.name}: {len(one.view.nodes):,} nodes, {age_text(one.view.age)}, {state}")
         for copy in found:
             has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
             run.out.print(f"  copy at {copy.store.name}: {has}", markup=False)

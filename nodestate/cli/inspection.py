@@ -18,6 +18,7 @@ from nodestate.errors import NodestateError
 from nodestate.ports import Item, SystemClock
 from nodestate.store import keys
 from nodestate.store.head import Head, read_head
+from nodestate.store.liveness import NEVER_HEARD
 from nodestate.store.round_trips import run
 from nodestate.view.view import View
 
@@ -154,4 +155,5 @@ def _head_status(found: tuple[Head, Item] | NodestateError | None) -> HeadStatus
         return str(found)
     head, item = found
     age_s = math.inf if item.ttl_s is None else float(head.lease_s - item.ttl_s)
-    return HeadStatus(head.epoch, head.term, head.owner, head.next, head.behind_ms / 1000, head.vouched, age_s)
+    behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
+    return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s)

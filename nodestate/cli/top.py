@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
@@ -16,9 +16,6 @@ from rich.text import Text
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, selected_designs
 from nodestate.cli.shutdown import stop_on_signals
-
-NEVER_CAUGHT_UP_S: Final = 1_000_000.0
-"""An owner that was never caught up reports that it is behind by more than this."""
 
 
 @cell_command("top", example="nodestate top --once")
@@ -79,7 +76,7 @@ def _as_json(status: DesignStatus) -> dict[str, Any]:
                 "term": head.term,
                 "epoch": f"{head.epoch:x}",
                 "offset": head.next,
-                "behind": head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf,
+                "behind": head.behind_s,
                 "vouched": head.complete,
             }
         partitions.append(row | {"lost": status.view.partitions[number].lost})
@@ -153,8 +150,13 @@ def _cells(status: DesignStatus, number: int) -> list[RenderableType]:
     about = Text(f"{incomplete:,}" + ("" if complete else "*"), style="yellow" if incomplete or not complete else "")
     if not isinstance(head, HeadStatus):
         return ["-", "-", "-", _duration(_age(status, number), 5.0), about]
-    behind = head.behind_s if head.behind_s < NEVER_CAUGHT_UP_S else math.inf
-    return [str(head.term), f"{head.next:,}", _duration(behind, 5.0), _duration(_age(status, number), 5.0), about]
+    return [
+        str(head.term),
+        f"{head.next:,}",
+        _duration(head.behind_s, 5.0),
+        _duration(_age(status, number), 5.0),
+        about,
+    ]
 
 
 def _nodes(status: DesignStatus, number: int) -> tuple[int, int]:
@@ -170,5 +172,5 @@ def _age(status: DesignStatus, number: int) -> float:
 
 def _duration(seconds: float, warn_at: float) -> Text:
     if not math.isfinite(seconds):
-        return Text("?", style="red")
+        return Text("never", style="red")
     return Text(f"{seconds:.1f} s", style="red" if seconds > 6 * warn_at else "yellow" if seconds > warn_at else "")

@@ -33,7 +33,7 @@ class DesignSample:
     nodes: int
     """Nodes in the view."""
     age_s: float
-    """Age of the view in seconds; infinite if it was never current."""
+    """Age of the view in seconds; infinite if it was never confirmed."""
     lag: int
     """Events that agents sent and the view does not contain."""
     refresh_p50_s: float
@@ -163,4 +163,4 @@ def _count(number: int) -> Text:
 
 
 def _age(seconds: float) -> str:
-    return f"{seconds:.1f} s" if math.isfinite(seconds) else "?"
+    return f"{seconds:.1f} s" if math.isfinite(seconds) else "never"

@@ -14,7 +14,7 @@ from rich.text import Text
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.inspection import selected_designs
 from nodestate.designs.reader import OnStale, Reader
-from nodestate.errors import NodestateError, StaleViewError
+from nodestate.errors import NodestateError, StaleViewError, age_text
 from nodestate.view.view import View
 
 _decode_state = msgspec.msgpack.Decoder().decode
@@ -97,8 +97,8 @@ def command(
     agent gives no sign of life. --on-stale says what happens then.
 
     JSON: {"position", "age", "nodes": {name: {"incarnation", "generation", "state"}}, "stale", "incomplete"}. "age" is
-    in seconds, null if a partition was never current; "position" has one entry for each partition, null if it was never
-    read.
+    in seconds, null if a partition was never confirmed; "position" has one entry for each partition, null if it was
+    never read.
     """
     pinned = selected_designs(run.config, design)[0] if design else None
     run.require_shared(designs=[pinned.design if pinned else run.config.read_design])
@@ -222,7 +222,7 @@ def _print(run: Run, view: View, limit: int, late: str) -> None:
     if len(shown) < len(names):
         run.out.print(f"… and {len(names) - len(shown):,} more (--limit 0 shows all)")
     run.out.print(
-        f"{view.design}: {len(names):,} node{'' if len(names) == 1 else 's'}, {_seconds(view.age)} old, "
+        f"{view.design}: {len(names):,} node{'' if len(names) == 1 else 's'}, {age_text(view.age)}, "
         f"{len(view.stale):,} stale, {len(view.incomplete):,} incomplete"
     )
     if late:
@@ -234,8 +234,8 @@ def _print_node(run: Run, view: View, name: str) -> None:
     assert record is not None, f"{name} is in the view"
     marks = [mark for mark, there in (("stale", name in view.stale), ("incomplete", record.incomplete)) if there]
     run.out.print(
-        f"{name}: version {record.incarnation}.{record.generation}, last sign of life "
-        f"{_seconds(view.node_age(name))} ago" + "".join(f", {mark}" for mark in marks),
+        f"{name}: version {record.incarnation}.{record.generation}, {_sign_of_life(view.node_age(name))}"
+        + "".join(f", {mark}" for mark in marks),
         markup=False,
     )
     run.out.print_json(msgspec.json.encode(record.state()).decode(), highlight=run.out.is_terminal)
@@ -248,4 +248,8 @@ def _amount(usage: int, capacity: int) -> Text:
 
 
 def _seconds(age: float) -> str:
-    return f"{age:.1f} s" if math.isfinite(age) else "?"
+    return f"{age:.1f} s" if math.isfinite(age) else "unknown"
+
+
+def _sign_of_life(age: float) -> str:
+    return f"last sign of life {age:.1f} s ago" if math.isfinite(age) else "no sign of life is known"

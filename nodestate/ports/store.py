@@ -62,11 +62,17 @@ class Write(NamedTuple):
     cas: int = 0
     """For ``Put.CAS`` only: the id that the item must still have."""
     ttl_s: int = 0
-    """Seconds to live, counted from the call, however long the write takes; 0: for ever; at most MAX_TTL_S."""
+    """Seconds to live, counted from ``as_of``, however long the write takes; 0: for ever; at most MAX_TTL_S."""
     rows: tuple[NodeRow, ...] = ()
     """Rows to store in the same transaction if this write is stored, and not at all otherwise. Databases only."""
     query: RowQuery | None = None
     """For ``Put.DELETE_ROWS`` only: the rows to delete; ``key`` is then empty."""
+    as_of: float | None = None
+    """The moment from which ``ttl_s`` counts, in monotonic seconds of the caller; None: the call.
+
+    Give the moment at which the statements in ``value`` were true, because readers derive their age from the time that
+    is left to live. A process may freeze between that moment and the call.
+    """
 
 
 class WriteStatus(enum.Enum):

@@ -5,10 +5,11 @@ writes the key. All writes of a call are one transaction, and all fetches are on
 
 - CAS ids are random, so an id is never used again: not for a key that was deleted and added again, and not after a
   backup was restored.
-- Times to live use the database's clock, which all processes share, and count from the sending, not from the moment at
-  which a lock was granted. The difference between the database's clock and this process' clock is measured again every
-  minute, because an operator may set a clock. It is known to within the duration of the measurement. Writes use the
-  lower bound, and reads use the upper one, so no item looks younger than it is.
+- Times to live use the database's clock, which all processes share, and count from the moment that the writer names, by
+  default the sending, and not from the moment at which a lock was granted. The difference between the database's clock
+  and this process' clock is measured again every minute, because an operator may set a clock. It is known to within the
+  duration of the measurement. Writes use the lower bound, and reads use the upper one, so no item looks younger than it
+  is.
 - Heads are read before rows, so rows are never older than the head that was read with them.
 - A deadlock, or a lock that is not granted, rolls the transaction back. It is tried again a few times, as long as all
   tries together take no longer than ``timeout_s``.
@@ -172,7 +173,6 @@ class SqlStore:
 
     def _carried_out(self, connection: sa.Connection, writes: Sequence[Write], asked_at: float) -> list[WriteResult]:
         now = self._now(connection)
-        sent_at = math.floor(asked_at + self._ahead_s[0])
         outcomes: list[WriteResult] = []
         rows: list[NodeRow] = []
         for write in writes:
@@ -184,7 +184,8 @@ class SqlStore:
                 outcomes.append(self._rows_deleted(connection, write.query, now))
                 continue
             cas = secrets.randbits(62) + 1
-            expires_at = sent_at + min(write.ttl_s, MAX_TTL_S) if write.ttl_s else None
+            counts_from = math.floor((asked_at if write.as_of is None else write.as_of) + self._ahead_s[0])
+            expires_at = counts_from + min(write.ttl_s, MAX_TTL_S) if write.ttl_s else None
             values = {"value": write.value, "cas": cas, "expires_at": expires_at}
             outcome = (self._added if write.put is Put.ADD else self._swapped)(connection, write, values, now)
             outcomes.append(outcome)

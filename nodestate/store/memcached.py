@@ -214,10 +214,10 @@ class MemcachedStore:
             self._server_ahead_s = int(_ask(client)["time"]) - time.monotonic()
         return self._server_ahead_s
 
-    def _server_time(self) -> int:
-        """A lower bound of the server's clock, in whole seconds."""
+    def _server_time(self, moment: float | None) -> int:
+        """A lower bound of the server's clock at a moment of this process, by default now, in whole seconds."""
         assert self._server_ahead_s is not None, "the clock is asked before the first write with a time to live"
-        return math.floor(time.monotonic() + self._server_ahead_s)
+        return math.floor((time.monotonic() if moment is None else moment) + self._server_ahead_s)
 
     def _check_cas(self) -> None:
         if not self._cas_enabled:
@@ -352,14 +352,16 @@ def _items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[
     return items
 
 
-def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int], life: int) -> Iterator[bytes]:
+def _blocks(
+    writes: Sequence[Write], tag: int, server_time: Callable[[float | None], int], life: int
+) -> Iterator[bytes]:
     """Encode the requests of some writes, in blocks of about ``BLOCK_BYTES``.
 
     A CAS id of another run of the server is sent as 0, which matches no item.
     """
     parts: list[bytes] = []
     size = 0
-    for put, key, value, cas, ttl_s, rows, _ in writes:
+    for put, key, value, cas, ttl_s, rows, _, as_of in writes:
         assert not rows, "only a database has rows"
         assert put is not Put.DELETE_ROWS, "only a database has rows"
         if put is Put.DELETE:
@@ -367,7 +369,7 @@ def _blocks(writes: Sequence[Write], tag: int, server_time: Callable[[], int], l
         else:
             own = cas ^ life if cas ^ life < 1 << _CAS_BITS else 0
             verb, unique = ("cas", f" {own}") if put is Put.CAS else ("add", "")
-            until = server_time() + min(ttl_s, MAX_TTL_S) if ttl_s else 0
+            until = server_time(as_of) + min(ttl_s, MAX_TTL_S) if ttl_s else 0
             parts.append(f"{verb} {key} {tag} {until} {len(value)}{unique}\r\n".encode())
             parts.append(value)
             parts.append(f"\r\nmg {key} c f u\r\n".encode())

@@ -101,7 +101,7 @@ class MemoryServer:
             return items
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """See ``ports.Store``. Other connections see all of the writes or none."""
+        """See ``ports.Store``. Other connections see all of the writes or none. ``as_of`` is a time of this server."""
         with self._lock:
             self._check_running()
             for write in writes:
@@ -176,7 +176,7 @@ class MemoryServer:
         self._used_bytes = 0
 
     def _write(self, write: Write) -> WriteResult:
-        put, key, value, cas, ttl_s, rows, query = write
+        put, key, value, cas, ttl_s, rows, query, as_of = write
         assert not rows, "only a database has rows"
         assert query is None, "only a database has rows"
         if put is Put.DELETE:
@@ -195,7 +195,8 @@ class MemoryServer:
             return WriteResult(WriteStatus.CONFLICT)
         self._remove(key)
         self._last_cas += 1
-        self._entries[key] = StoredItem(value, self._last_cas, self._tick() + min(ttl_s, MAX_TTL_S) if ttl_s else None)
+        counts_from = self._tick() if as_of is None else int(as_of)
+        self._entries[key] = StoredItem(value, self._last_cas, counts_from + min(ttl_s, MAX_TTL_S) if ttl_s else None)
         self._used_bytes += item_size(key, value)
         return WriteResult(WriteStatus.STORED, self._last_cas)
 
@@ -216,11 +217,18 @@ def item_size(key: str, value: bytes) -> int:
 
 
 class MemoryStore:
-    """A connection to a ``MemoryServer``, by default a new one; a ``ports.ClaimStore``."""
+    """A connection to a ``MemoryServer``, by default a new one; a ``ports.ClaimStore``.
 
-    def __init__(self, server: MemoryServer | None = None) -> None:
+    Args:
+        server: the server that this connection belongs to.
+        clock: the clock of the process that connects; None for the server's clock.
+    """
+
+    def __init__(self, server: MemoryServer | None = None, clock: Clock | None = None) -> None:
         # The server that this connection belongs to.
         self.server = server or MemoryServer()
+        # The clock of the process; None if it is the server's.
+        self._clock = clock
 
     @property
     def name(self) -> str:
@@ -238,6 +246,9 @@ class MemoryStore:
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""
+        if self._clock is not None and any(write.as_of is not None for write in writes):
+            ahead_s = self.server.time() - self._clock.monotonic()
+            writes = [w._replace(as_of=w.as_of + ahead_s) if w.as_of is not None else w for w in writes]
         return self.server.write(writes)
 
     def server_time(self) -> float:

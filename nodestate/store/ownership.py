@@ -38,7 +38,7 @@ from nodestate.ports import (
 )
 from nodestate.store import keys
 from nodestate.store.head import EPOCH, HEAD, Head, epoch_in, read_head
-from nodestate.store.liveness import LIVENESS, LivenessRecord, add_to_ages, age_ms_of, ages_now
+from nodestate.store.liveness import LIVENESS, NEVER_HEARD, LivenessRecord, add_to_ages, age_ms_of, ages_now
 from nodestate.store.round_trips import Step, Steps
 
 MAX_TRIES_COUNT: Final = 8
@@ -64,9 +64,9 @@ class PartitionTarget:
     and now adds a design to it. None at a takeover from another owner.
     """
 
-    def ms_since(self, moment: float | None) -> int:
-        """Milliseconds from a moment of the clock until now, rounded up; 0 for None."""
-        return math.ceil((self.clock.monotonic() - moment) * 1000) if moment is not None else 0
+    def now(self) -> float:
+        """The time by the owner's clock, in monotonic seconds."""
+        return self.clock.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,24 @@ class OwnerStatus:
     said_at: float | None = None
     """Monotonic time at which the values above were true; None: at the moment of the write.
 
-    A batch may take long, and the owner may have to wait for another server. So each write adds the time since then.
+    A batch may take long, and the owner may have to wait for another server. So each write adds the time since then
+    (``as_of``).
     """
+
+    def as_of(self, now: float) -> OwnerStatus:
+        """The same status at ``now``, in monotonic seconds: all ages have grown by the time since ``said_at``.
+
+        Use one reading of the clock for this and for the ``as_of`` of the write. If the clock were read twice, a freeze
+        between the two readings would be missing from the ages that readers compute.
+        """
+        elapsed_ms = _ms_between(self.said_at, now) if self.said_at is not None else 0
+        ages_ms = add_to_ages(self.ages_ms, elapsed_ms) if self.ages_ms and elapsed_ms else self.ages_ms
+        return OwnerStatus(min(self.behind_ms + elapsed_ms, NEVER_HEARD), self.complete, ages_ms, now)
+
+
+def _ms_between(moment: float, now: float) -> int:
+    """Milliseconds from a moment until ``now``, rounded up. Both are in monotonic seconds."""
+    return math.ceil((now - moment) * 1000)
 
 
 def require_stored(
@@ -130,7 +146,7 @@ class Ownership:
                 while this process slept, and memory from before must not raise its term.
         """
         for _ in range(MAX_TRIES_COUNT):
-            asked_at = target.clock.monotonic()
+            asked_at = target.now()
             try:
                 found = yield from read_head(target.prefix, None)
             except CorruptItemError:
@@ -142,21 +158,24 @@ class Ownership:
             if (
                 target.owned_since is not None
                 and head.owner != target.owner
-                and age_ms <= target.ms_since(target.owned_since)
+                and age_ms <= _ms_between(target.owned_since, target.now())
             ):
                 raise FencedError(target.partition, head.term, f"{head.owner} wrote epoch {head.epoch:x} since")
             # The statements of the owner before stay true of the state that it wrote, and grow older.
+            now = target.now()
+            behind_ms = min(head.behind_ms + age_ms + _ms_between(asked_at, now), NEVER_HEARD)
             ours = msgspec.structs.replace(
                 head,
                 term=head.term + 1,
                 owner=target.owner,
                 beat=head.beat + 1,
-                behind_ms=head.behind_ms + age_ms + target.ms_since(asked_at),
+                behind_ms=behind_ms,
                 vouched=head.vouched and age_ms <= max_silent_s * 1000,
                 lease_s=target.lease_s,
                 follows=head.beat,
             )
-            write = Write(Put.CAS, keys.head(target.prefix, head.epoch), HEAD.pack(ours), item.cas, target.lease_s)
+            key = keys.head(target.prefix, head.epoch)
+            write = Write(Put.CAS, key, HEAD.pack(ours), item.cas, target.lease_s, as_of=now)
             life_key = keys.life(target.prefix, head.epoch)
             reply = yield Step(write=[write], fetch=[life_key])
             require_stored(target, [write], list(reply.written))
@@ -164,7 +183,7 @@ class Ownership:
                 life = reply.items.get(life_key)
                 ownership = cls(target, ours, reply.written[0].cas, life.cas if life else 0)
                 ownership.inherited_ages_ms = ages_now(life, head.lease_s)
-                ownership.inherited_behind_ms = ours.behind_ms
+                ownership.inherited_behind_ms = behind_ms if behind_ms < NEVER_HEARD else None
                 return ownership, head
         raise FencedError(target.partition, 0, f"lost the head's CAS {MAX_TRIES_COUNT} times while taking over")
 
@@ -193,18 +212,11 @@ class Ownership:
         Raises:
             FencedError: if another owner owns the current epoch, or began one at the same time.
         """
-        head = Head(
-            epoch,
-            1,
-            target.owner,
-            0,
-            1,
-            status.behind_ms + target.ms_since(status.said_at),
-            status.complete,
-            target.lease_s,
-            msgspec.Raw(_encode(section)),
-        )
-        write = Write(Put.ADD, keys.head(target.prefix, epoch), HEAD.pack(head), 0, target.lease_s, rows)
+        said = status.as_of(target.now())
+        content = msgspec.Raw(_encode(section))
+        head = Head(epoch, 1, target.owner, 0, 1, said.behind_ms, said.complete, target.lease_s, content)
+        key = keys.head(target.prefix, epoch)
+        write = Write(Put.ADD, key, HEAD.pack(head), 0, target.lease_s, rows, as_of=said.said_at)
         reply = yield Step(write=[write])
         require_stored(target, [write], list(reply.written))
         if reply.written[0].status is not WriteStatus.STORED:
@@ -277,8 +289,9 @@ class Ownership:
         target, epoch = self.target, self.head.epoch
         pointer_key, repair_key = keys.epoch(target.prefix), keys.repair(target.prefix)
         life_key = keys.life(target.prefix, epoch)
-        head = self._next_head(self.head.next, self.head.section, status)
-        head_put, life_put = self._head_put(head), self._liveness_put(status)
+        said = status.as_of(target.now())
+        head = self._next_head(self.head.next, self.head.section, said)
+        head_put, life_put = self._head_put(head, said), self._liveness_put(said)
         self._intended = head
         reply = yield Step(
             write=[head_put, life_put, Write(Put.DELETE, repair_key)],
@@ -309,7 +322,7 @@ class Ownership:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _next_head(self, next_offset: int, section: msgspec.Raw, status: OwnerStatus) -> Head:
+    def _next_head(self, next_offset: int, section: msgspec.Raw, said: OwnerStatus) -> Head:
         beat = (self._intended or self.head).beat + 1
         head = self.head
         return Head(
@@ -318,24 +331,22 @@ class Ownership:
             head.owner,
             beat,
             next_offset,
-            status.behind_ms + self.target.ms_since(status.said_at),
-            status.complete,
+            said.behind_ms,
+            said.complete,
             self.target.lease_s,
             section,
             head.beat,
         )
 
-    def _head_put(self, head: Head) -> Write:
+    def _head_put(self, head: Head, said: OwnerStatus) -> Write:
         key = keys.head(self.target.prefix, head.epoch)
-        return Write(Put.CAS, key, HEAD.pack(head), self._head_cas, self.target.lease_s)
+        return Write(Put.CAS, key, HEAD.pack(head), self._head_cas, self.target.lease_s, as_of=said.said_at)
 
-    def _liveness_put(self, status: OwnerStatus) -> Write:
+    def _liveness_put(self, said: OwnerStatus) -> Write:
         key = keys.life(self.target.prefix, self.head.epoch)
-        ages_ms = add_to_ages(status.ages_ms, self.target.ms_since(status.said_at))
-        value = LIVENESS.pack(LivenessRecord(self.head.term, ages_ms))
-        if self._liveness_cas:
-            return Write(Put.CAS, key, value, self._liveness_cas, self.target.lease_s)
-        return Write(Put.ADD, key, value, 0, self.target.lease_s)
+        value = LIVENESS.pack(LivenessRecord(self.head.term, said.ages_ms))
+        put = Put.CAS if self._liveness_cas else Put.ADD
+        return Write(put, key, value, self._liveness_cas, self.target.lease_s, as_of=said.said_at)
 
     def _swap(
         self, next_offset: int, section: msgspec.Raw, status: OwnerStatus, rows: tuple[NodeRow, ...]
@@ -345,8 +356,9 @@ class Ownership:
         First resolves the outcome of an earlier try whose reply was lost.
         """
         for _ in range(MAX_TRIES_COUNT):
-            head = self._next_head(next_offset, section, status)
-            put = self._head_put(head)._replace(rows=rows)
+            said = status.as_of(self.target.now())
+            head = self._next_head(next_offset, section, said)
+            put = self._head_put(head, said)._replace(rows=rows)
             self._intended = head
             try:
                 reply = yield Step(write=[put])

@@ -176,7 +176,8 @@ class Follower:
             said_at = max(said_at, self._before if direct else self._looked_at)
             self._before, self._found_at = self._looked_at, self._clock.monotonic()
         # After a freeze, memcached's clock may for a moment continue from where it stopped.
-        confirmed_at = min(said_at, self._found_at) - head.behind_ms / 1000
+        behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
+        confirmed_at = min(said_at, self._found_at) - behind_s
         if before is not None and before.epoch == head.epoch:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
         state = self.state

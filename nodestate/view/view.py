@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nodestate.errors import age_text
 from nodestate.model import NodeRecord, Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
@@ -193,7 +194,7 @@ class View:
 
     def __repr__(self) -> str:
         return (
-            f"<View of {self.design}: {len(self.nodes)} nodes, {self.age:.1f} s old, {len(self.incomplete)} incomplete>"
+            f"<View of {self.design}: {len(self.nodes)} nodes, {age_text(self.age)}, {len(self.incomplete)} incomplete>"
         )
 
 

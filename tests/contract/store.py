@@ -252,6 +252,14 @@ class StoreContract:
         store.write([Write(Put.CAS, "a", b"1", written.cas)])
         assert store.fetch(["a"])["a"].ttl_s is None
 
+    def test_time_to_live_counts_from_the_moment_that_the_writer_names(self, store: Store) -> None:
+        """I5: a process may freeze between packing a statement and the call; the age of the statement goes on."""
+        moment = time.monotonic() - 30
+        [written] = store.write([Write(Put.ADD, "a", b"1", ttl_s=100, as_of=moment)])
+        assert store.fetch(["a"])["a"].ttl_s in (68, 69, 70)
+        store.write([Write(Put.CAS, "a", b"1", written.cas, ttl_s=100)])
+        assert store.fetch(["a"])["a"].ttl_s in (99, 100)
+
     def test_time_to_live_of_more_than_a_month_is_a_month(self, store: Store) -> None:
         """memcached reads a larger number as a date long ago: the item would be lost at once."""
         store.write([Write(Put.ADD, "a", b"1", ttl_s=10 * MAX_TTL_S)])

@@ -19,7 +19,7 @@ from harness.databases import LockedFile, Rows, SqlServer, contents, create_data
 from harness.servers import MariadbServer, MemcachedServer, PostgresServer
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
-from nodestate.ports import ClaimStore, Item, Put, Store, Write, WriteResult, WriteStatus
+from nodestate.ports import ClaimStore, Item, Put, Store, SystemClock, Write, WriteResult, WriteStatus
 from nodestate.sql.migrate import upgrade
 from nodestate.sql.store import SqlStore
 from nodestate.store.breaker import ClaimBreaker
@@ -41,7 +41,7 @@ class InMemory:
         self.restart, self.flush, self.wait = self._server.restart, self._server.flush, self._clock.advance
 
     def connect(self) -> Store:
-        return self._wrap(MemoryStore(self._server))
+        return self._wrap(MemoryStore(self._server, SystemClock()))
 
 
 class TestMemoryStore(MemcachedContract):
@@ -146,7 +146,7 @@ class InMemoryDatabase:
         self.backup, self.restore, self.wait = database.backup, database.restore, self._clock.advance
 
     def connect(self) -> Store:
-        return FaultyStore(MemoryStore(self._database), script(), whole=True)
+        return FaultyStore(MemoryStore(self._database, SystemClock()), script(), whole=True)
 
 
 class TestMemoryDatabase(DatabaseContract):

@@ -371,13 +371,14 @@ class MortalSource:
 
 
 class _Wire:
-    """The way of writes to a server: a time to live counts from the call, however late the write arrives
-    (``ports.Write``).
+    """The way of writes to a server: a time to live counts from the call, however late the write arrives, unless the
+    write names another moment (``ports.Write``).
     """
 
     def __init__(self, server: WitnessedServer | WitnessedDatabase, clock: ManualClock) -> None:
         self.server = server
-        self.sent_at = 0.0
+        self.sent_at: float | None = None
+        """When the writes that arrive were sent; None: now."""
         self._clock = clock
 
     @property
@@ -396,8 +397,8 @@ class _Wire:
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""
-        late_s = int(self._clock.monotonic()) - int(self.sent_at)
-        return self.server.write([w._replace(ttl_s=max(1, w.ttl_s - late_s)) if w.ttl_s else w for w in writes])
+        sent_at = self._clock.monotonic() if self.sent_at is None else self.sent_at
+        return self.server.write([w._replace(as_of=sent_at) if w.as_of is None else w for w in writes])
 
     def close(self) -> None:
         """See ``ports.Store``."""
@@ -416,13 +417,12 @@ class MortalStore(FaultyStore):
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``FaultyStore``."""
-        before, sent_at = len(self.late), self._clock.monotonic()
-        self._wire.sent_at = sent_at
+        before = len(self.late)
         try:
             return super().write(writes)
         except StoreUnavailableError:
             if len(self.late) > before:
-                self._sent_at.append(sent_at)
+                self._sent_at.append(self._clock.monotonic())
             if self.dies:
                 raise Crash from None
             raise
@@ -432,7 +432,10 @@ class MortalStore(FaultyStore):
         if not self.late or not self.server.running:
             return []
         self._wire.sent_at = self._sent_at.popleft()
-        return super().arrive()
+        try:
+            return super().arrive()
+        finally:
+            self._wire.sent_at = None
 
     def lose(self) -> None:
         """See ``FaultyStore``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -64,7 +65,9 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
     else:
         yield Finding(OK, about, says)
     if heads[behind].behind_s > late_s:
-        since = f"for {span_text(heads[behind].behind_s)}" if heads[behind].behind_s < 1e6 else "since it started"
+        since = (
+            f"for {span_text(heads[behind].behind_s)}" if math.isfinite(heads[behind].behind_s) else "since it started"
+        )
         says = f"the owner of partition {behind} has not been caught up with its queue {since}"
         yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
     if doubtful := [number for number, head in heads.items() if not head.complete]:

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Final
 
-from nodestate.errors import BrokerUnavailableError
+from nodestate.errors import BrokerUnavailableError, age_text
 from nodestate.model import Version
 from nodestate.model.orders import Answer, Build
 from nodestate.ports import Clock
@@ -174,7 +174,7 @@ class BootTracker:
             if bound is None or age <= bound:
                 self._unplaced.append(boot)
             else:
-                reason = f"the view is {age:.1f} s old, and the request's max_age is {bound:g} s"
+                reason = f"the view is {age_text(age)}, and the request's max_age is {bound:g} s"
                 self._fail(boot, NoHostFound(reason=reason))
 
     def expire_unanswered(self) -> None:
