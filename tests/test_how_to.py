@@ -49,7 +49,7 @@ def test_all_commands_of_the_scheduling_page_succeed(
     for name, url in servers.items():
         script, count = re.subn(rf"(?m)^export {name}=.*$", f"export {name}={shlex.quote(url)}", script)
         assert count == 1
-    env["PS4"] = r"+ \t "  # the log shows when each command started
+    env["PS4"] = "+ $(date +%T) "  # the log shows when each command started
     with (tmp_path / "script.log").open("w+") as log:
         done = subprocess.run(  # noqa: S603 - our own page; GNU timeout also ends the commands that bash waits for
             ["timeout", f"{PAGE_TIMEOUT_S:.0f}", "bash", "-x", "-c", script],  # noqa: S607

@@ -116,6 +116,9 @@ class Reservations:
             if node:
                 return NotReserved(placing.instance, NoHostFound(reason=f"{placing.instance} is on {node} already"))
         while True:
+            # Asked before placing as well: a record may stop being unsure, or a rival's claim may expire, between a
+            # failed placement and the question, and the next try would succeed.
+            may_succeed_later = self._may_succeed_later(reservation)
             self._place(placings, wanted)
             failed = next((placing for placing in placings if placing.failure is not None), None)
             if failed is None:
@@ -127,7 +130,7 @@ class Reservations:
                 reason="claims of the reservation were lost before all were in place"
             )
             rivals = self._claims.rivals(reservation)
-            may_succeed_later = bool(rivals) or bool(session.claim_table.unsure_nodes())
+            may_succeed_later = may_succeed_later or self._may_succeed_later(reservation)
             if not may_succeed_later or session.clock.monotonic() >= deadline:
                 session.placer.give_back(placings)
                 return NotReserved(failed.instance, reason)
@@ -138,6 +141,10 @@ class Reservations:
             session.clock.sleep(session.random.uniform(*PAUSE_S))
             session.step()
             session.refresh(wanted.max_age)
+
+    def _may_succeed_later(self, reservation: str) -> bool:
+        """True if other reservations may give back their nodes, or if a claim record is still unsure."""
+        return bool(self._claims.rivals(reservation)) or bool(self._session.claim_table.unsure_nodes())
 
     def _placings(self, wanted: GroupRequest, reservation: str, owner: str) -> list[Placing]:
         """Return a placing for each instance, the largest first, because small ones fit into the remaining room."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from nodestate.errors import NotFoundError, StaleViewError, StoreUnavailableErro
 from nodestate.model.orders import Build, decode_order
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
+from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
 from nodestate.testing import TransitMessage
 from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve, wanted
@@ -52,6 +54,28 @@ def test_a_released_reservation_does_not_return_when_a_claim_record_is_lost() ->
         cell.evict_claims(node)
     cell.run_for(20.0)
     assert two.scheduler.reservations.held() == []
+
+
+def test_a_reservation_is_tried_again_if_records_stop_being_unsure_right_after_it_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All records of a new cell are created at once, so all of them stop being unsure at the same moment."""
+    cell, (one,) = cell_of(2, schedulers=1)
+    for number in range(len(cell.servers)):
+        cell.flush_server(number)
+    cell.run_for(5.0)
+    reservations, clock = one.scheduler.reservations, cell.clock
+    place = reservations._place
+
+    def place_slowly(*args: Any) -> None:
+        place(*args)
+        if one.scheduler.claim_table.unsure_nodes():
+            for _ in range(4):
+                clock.advance(1.0)
+                cell.step_agents()
+
+    monkeypatch.setattr(reservations, "_place", place_slowly)
+    assert isinstance(reservations.reserve(parse_group({"members": [wanted("a"), wanted("b")]})), Reservation)
 
 
 def test_the_reconciler_spares_members_while_others_are_still_being_built() -> None:
