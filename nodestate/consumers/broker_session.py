@@ -70,9 +70,10 @@ class BrokerSession:
     def acknowledge(self, deliveries: list[Delivery]) -> None:
         """Acknowledge messages, so that the broker deletes them.
 
-        Call it only for messages whose events are stored in every design, and for refused messages that are in the
-        dead-letter queue. If the connection is lost first, the broker delivers the messages again and the fold treats
-        their events as duplicates.
+        Call it only for messages whose events are stored in every design that this consumer writes (journal, snapshot
+        or sql), and for refused messages that are in the dead-letter queue. If the connection is lost before the broker
+        has the acknowledgement, the broker delivers the messages again. That does no harm: their events are recognized
+        as duplicates and not applied twice.
         """
         if not deliveries:
             return

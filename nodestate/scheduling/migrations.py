@@ -74,8 +74,9 @@ class Migrations:
             NotFoundError: If no node reports the instance, or ``to`` is unknown. Nothing was changed.
             BadRequestError: If the instance is on ``to`` already. Nothing was changed.
             StaleViewError: If no view is fresh enough. Nothing was changed.
-            TimeoutError: If there is no outcome in time. Later steps go on with the migration, but do not end the
-                instance on its former node. The reconciler ends it there.
+            TimeoutError: If there is no outcome in time. The migration is not cancelled: later calls of
+                ``Scheduler.step`` go on with it. If it succeeds then, the instance is on both nodes until ``step`` of
+                any scheduler sees both and ends the older one.
         """
         resident = self.find(instance)
         if to == self._session.fleet.names[resident.row]:

@@ -37,10 +37,11 @@ class SeedNode(NamedTuple):
 
 
 class AffinitySeed:
-    """The seeds of all affinity groups of a cell.
+    """The seeds of all affinity groups of a cell: for each group, an item that names the node of its first member.
 
-    A static map assigns each group to one server, which stores the group's item. If that server does not answer, the
-    scheduler goes on without a seed. The members then stay together only if the scheduler sees them.
+    A static map assigns each group to one server, which stores the group's seed. If that server does not answer, the
+    scheduler goes on without a seed. It then places a member with the others only if its view or the claims that it has
+    read show them already.
 
     Args:
         cell: The cell's name.

@@ -120,9 +120,10 @@ class ClaimTable:
         return self._overlay.is_allocated(node, claim)
 
     def receipts_to_await(self) -> list[Receipt]:
-        """Return a receipt for each node whose state in the fleet is older than its record's ``seen``.
+        """Return the versions of nodes that the fleet must show before anything can be claimed on these nodes.
 
-        Nothing can be claimed on these nodes until the fleet shows the states that the receipts name.
+        A receipt names a node and a version. There is one for each node whose state in the fleet is older than ``seen``
+        of its claim record.
         """
         return self._overlay.receipts_to_await()
 

@@ -136,7 +136,7 @@ class Placing:
         self.avoided_rows.update(rows)
 
     def restrict_to(self, row: int) -> None:
-        """Allow only the node of this row, and clear an earlier failure."""
+        """Allow only the node of this row. A placing that has failed is tried again, on this node."""
         self.only_row = row
         self.failure = None
 

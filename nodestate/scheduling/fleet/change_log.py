@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 
 class ChangeLog:
-    """The newest changes of a fleet. Each change is noted as the number of the row that changed.
+    """Which rows of a fleet changed, the newest change last.
 
-    If the log becomes too long, its older half is dropped.
+    If the log becomes too long, its older half is dropped. A user of the log that has not read that half must assume
+    that every row changed.
     """
 
     def __init__(self) -> None:

@@ -135,7 +135,7 @@ class Fleet:
 
     @property
     def traits(self) -> WordBits:
-        """The traits of each row."""
+        """The traits of each row's node, as one bit for each trait."""
         return self._columns.traits
 
     @property

@@ -56,8 +56,9 @@ _NOTHING = PlacementFields()
 def placement_fields_of(record: NodeRecord) -> PlacementFields:
     """Decode the placement fields of a node's state. All fields are empty if the node is gone or its state is unknown.
 
-    Any service may store hints, so a hint may have the name of a field of ``PlacementMark`` but another type. The hints
-    of that allocation are then ignored: it has no placement mark. The node's other allocations keep their marks.
+    The placement mark of an allocation is decoded from its hints. Any service may store hints, so a hint may have the
+    name of a field of ``PlacementMark`` but a value of another type. Such an allocation has no placement mark; the
+    node's other allocations keep theirs.
     """
     if not record.live:
         return _NOTHING
