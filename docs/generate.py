@@ -109,6 +109,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_CLAIMS_COUNT": "claims on one node at a time",
     },
     "nodestate.scheduling.claims.placer": {
+        "MAX_AFFINITY_NODES_COUNT": "nodes that are tried for all members of an affinity group",
         "MAX_TRIES_COUNT": "times that an instance may lose its node to another scheduler",
     },
     "nodestate.scheduling.orders.boot_tracker": {
@@ -118,7 +119,6 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_KEEP_TRIES_COUNT": "attempts to keep all claims of a reservation",
     },
     "nodestate.scheduling.reservations": {
-        "MAX_AFFINITY_NODES_COUNT": "nodes that are tried for all members of an affinity group",
         "MAX_ANNOUNCEMENTS_COUNT": "times that agents are told that a reservation is placed",
     },
     "nodestate.snapshot.format": {

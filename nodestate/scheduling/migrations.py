@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError, NotFoundError
-from nodestate.scheduling.claims import NoHostFound, Placing
+from nodestate.scheduling.claims import NoHostFound, Placing, join_affinity_groups
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders import NO_ANSWER, Boot, Booted, BootOutcome, Failed, Termination, all_members_built
@@ -122,6 +122,8 @@ class Migrations:
     def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[BootOutcome]:
         """Migrate all instances of a node to other nodes.
 
+        The members of an affinity group on the node are migrated to one node together, or all of them stay.
+
         If the node is down, its last report tells which instances it has. If the authoritative allocation of an
         instance is on another node, the instance stays there and is only ended on this node.
 
@@ -164,6 +166,7 @@ class Migrations:
         boots = [self.boot_of(resident, resident.request, exclusions) for resident in residents]
         for boot in boots:
             boot.avoid(row)
+        join_affinity_groups(boot.placing for boot in boots)
         outcomes = self._session.run_boots(boots, timeout_s)
         self._end_originals(residents, outcomes)
         self._session.orders.terminations.terminate_duplicates((node, outcome.instance) for outcome in elsewhere)

@@ -32,7 +32,7 @@ import msgspec
 
 from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleViewError
 from nodestate.model import Receipt
-from nodestate.scheduling.claims import NoHostFound, Placing
+from nodestate.scheduling.claims import NoHostFound, Placing, join_affinity_groups
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold
@@ -43,8 +43,6 @@ PAUSE_S: Final = (0.005, 0.05)
 """The shortest and the longest pause in seconds between two tries to claim nodes for a reservation."""
 CATCH_UP_S: Final = 2.0
 """Seconds to wait for a view with an instance that its agent refused because it is there already."""
-MAX_AFFINITY_NODES_COUNT: Final = 8
-"""Maximum number of nodes that are tried, one after the other, for an affinity group as a whole."""
 MAX_ANNOUNCEMENTS_COUNT: Final = 3
 """Maximum number of times that ``confirm`` sends agents the hint ``placed``; after that the reconciler sends it."""
 
@@ -119,7 +117,7 @@ class Reservations:
             # Asked before placing as well: a record may stop being unsure, or a rival's claim may expire, between a
             # failed placement and the question, and the next try would succeed.
             may_succeed_later = self._may_succeed_later(reservation)
-            self._place(placings, wanted)
+            session.placer.place(placings)
             failed = next((placing for placing in placings if placing.failure is not None), None)
             if failed is None:
                 held = self._claims.keep(placings, reservation, wanted.hold_s)
@@ -154,7 +152,7 @@ class Reservations:
             for instance in member.instance_ids(self._session.ids)
         ]
         members.sort(key=lambda member: (-self._share(member[1]), member[0]))
-        return [
+        placings = [
             Placing(
                 request,
                 instance,
@@ -166,6 +164,8 @@ class Reservations:
             )
             for instance, request in members
         ]
+        join_affinity_groups(placings)
+        return placings
 
     @staticmethod
     def _member_request(member: Request, wanted: GroupRequest, instance: str) -> Request:
@@ -187,38 +187,6 @@ class Reservations:
             amount / max(1, int(amounts[name][0].max())) if name in amounts else 1.0
             for name, amount in request.resources.items()
         )
-
-    def _place(self, placings: list[Placing], wanted: GroupRequest) -> None:
-        """Claim a node for each member. The members of an affinity group all get the same node.
-
-        Afterwards each placing has a claim, or at least one placing has a failure.
-        """
-        placer = self._session.placer
-        if wanted.group is None or wanted.group.policy != "affinity":
-            placer.place(placings)
-            return
-        for row in self._rows_for_all(placings):
-            for placing in placings:
-                placing.restrict_to(row)
-            placer.place(placings)
-            if all(placing.claim is not None for placing in placings):
-                return
-            placer.give_back(placings)
-        for placing in placings:
-            if placing.failure is None:
-                placing.fail(NoHostFound(reason="no node has room for all of an affinity group"))
-
-    def _rows_for_all(self, placings: list[Placing]) -> list[int]:
-        """Return the best rows whose nodes have room for all members together, the best one first."""
-        total: dict[str, int] = {}
-        for placing in placings:
-            for name, amount in placing.request.resources.items():
-                total[name] = total.get(name, 0) + amount
-        together = msgspec.structs.replace(placings[0].request, resources=total)
-        unsure = self._session.claim_table.unsure_nodes()
-        rows = self._session.fleet.rows
-        exclude = {rows[node] for node in unsure if node in rows}
-        return self._session.selector.best(together, MAX_AFFINITY_NODES_COUNT, exclude)
 
     # -- reservations that are held
 

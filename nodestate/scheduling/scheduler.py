@@ -21,7 +21,7 @@ from nodestate.designs.reader import Reader
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.ports.forks import call_in_children
 from nodestate.ports.ids import IdSource, SystemIds
-from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placing
+from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placing, join_affinity_groups
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet_refresh import FleetRefresher
 from nodestate.scheduling.migrations import Migrations
@@ -216,7 +216,9 @@ class Scheduler:
     def _placings(self, request: Request) -> list[Placing]:
         """Return a placing for each instance of a request."""
         ids = request.instance_ids(self.session.ids)
-        return [Placing(request, instance, self.config.claim_ttl_s) for instance in ids]
+        placings = [Placing(request, instance, self.config.claim_ttl_s) for instance in ids]
+        join_affinity_groups(placings)
+        return placings
 
     # -- steps
 

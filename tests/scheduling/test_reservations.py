@@ -65,7 +65,8 @@ def test_a_reservation_is_tried_again_if_records_stop_being_unsure_right_after_i
         cell.flush_server(number)
     cell.run_for(5.0)
     reservations, clock = one.scheduler.reservations, cell.clock
-    place = reservations._place
+    placer = one.scheduler.placer
+    place = placer.place
 
     def place_slowly(*args: Any) -> None:
         place(*args)
@@ -74,7 +75,7 @@ def test_a_reservation_is_tried_again_if_records_stop_being_unsure_right_after_i
                 clock.advance(1.0)
                 cell.step_agents()
 
-    monkeypatch.setattr(reservations, "_place", place_slowly)
+    monkeypatch.setattr(placer, "place", place_slowly)
     assert isinstance(reservations.reserve(parse_group({"members": [wanted("a"), wanted("b")]})), Reservation)
 
 

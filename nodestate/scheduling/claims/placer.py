@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from nodestate.errors import BadRequestError, NodestateError
 from nodestate.ports import Clock, WriteStatus
@@ -13,14 +17,16 @@ from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import UNSURE_S, Claim
-from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.request import hints_of
+from nodestate.scheduling.fleet import Exclusion, Fleet
+from nodestate.scheduling.request import Request, hints_of
 from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Number of times that an instance may lose its chosen node to other schedulers; then it fails."""
 NEXT_BEST_COUNT: Final = 64
 """Number of nodes whose records are read again after a conflict: the best ones for the request."""
+MAX_AFFINITY_NODES_COUNT: Final = 8
+"""Maximum number of nodes that are tried, one after the other, for an affinity group as a whole."""
 
 
 class Placer:
@@ -35,6 +41,10 @@ class Placer:
 
     The placer works in rounds. In one round it chooses a node for each unplaced placing, and writes all new claims
     together. The placings whose claim was not stored take part in the next round.
+
+    Members of an affinity group that are placed at once (``Placing.together``) are placed as a whole. If each member
+    went to the best node for itself, the first members could fill a node on which the last one finds no room. So the
+    placer first chooses a node with room for all of them, and all members get a claim on that node, or none gets one.
 
     The scheduler knows the claims of other schedulers only as they were when it read the records. So before a placing
     fails because no node is left, the placer reads the view and the records once more.
@@ -84,9 +94,18 @@ class Placer:
     def place(self, placings: Iterable[Placing]) -> None:
         """Choose and claim nodes, until each placing has a claim or a failure.
 
-        Costs one round trip to each server, and more only if another scheduler claims the same nodes at the same time.
+        Costs one round trip to each server, one more for each affinity group that is placed as a whole, and more only
+        if another scheduler claims the same nodes at the same time.
         """
         waiting = [placing for placing in placings if not placing.settled]
+        wholes = {id(placing.together): placing.together for placing in waiting if placing.together}
+        for members in wholes.values():
+            self._place_together(members)
+        self._place_each([placing for placing in waiting if not placing.together])
+
+    def _place_each(self, placings: Iterable[Placing]) -> None:
+        """Choose and claim a node for each of these placings by itself, until each has a claim or a failure."""
+        waiting = list(placings)
         refreshed = False
         while waiting:
             self._claim_table.expire()
@@ -102,6 +121,84 @@ class Placer:
                     for placing in failed:
                         placing.retry()
             waiting = [placing for placing in waiting if not placing.settled]
+
+    def _place_together(self, members: Sequence[Placing]) -> None:
+        """Claim one node for the unplaced members of an affinity group, or fail all of them.
+
+        Args:
+            members: The members that are placed together. Those that have a claim already keep it.
+        """
+        placings = [placing for placing in members if not placing.settled]
+        failed = next((placing for placing in members if placing.failure is not None), None)
+        reason = None
+        if failed is not None:
+            reason = NoHostFound(reason=f"{failed.instance} of the same affinity group got no node: {failed.failure}")
+        refreshed = False
+        while reason is None:
+            problem = self._claim_one_row(placings)
+            if problem is None:
+                return
+            # Other schedulers do not announce that they dropped a claim, so there may be room again.
+            if refreshed or not self._refresh_for_retry():
+                reason = problem
+            refreshed = True
+        for placing in placings:
+            placing.fail(reason)
+
+    def _claim_one_row(self, placings: Sequence[Placing]) -> NoHostFound | None:
+        """Claim one node for all of these placings. Returns None, or the reason why none of them has a claim."""
+        reason: NoHostFound | None = None
+        group = placings[0].request.group
+        assert group is not None, "only members of an affinity group are placed together"
+        whole = f"no node takes all {len(placings)} instances of affinity group {group.name}"
+        try:
+            rows = self._rows_for_all(placings)
+        except BadRequestError as error:  # the request names a weigher that is not installed
+            return NoHostFound(reason=str(error))
+        for row in rows:
+            for placing in placings:
+                placing.restrict_to(row)
+            self._place_each(placings)
+            failed = next((placing.failure for placing in placings if placing.failure is not None), None)
+            if failed is not None:
+                reason = reason or NoHostFound(failed.remaining, f"{whole}: {failed}")
+                self.give_back(placings)
+            for placing in placings:
+                placing.restrict_to(None)
+            if failed is None:
+                return None
+        if reason is None:
+            with self._fleet.excluding(self._exclusions(placings[0])):
+                why = self._no_node(dataclasses.replace(placings[0], request=_sum_of(placings)))
+            reason = NoHostFound(why.remaining, f"{whole}: {why}")
+        return reason
+
+    def _rows_for_all(self, placings: Sequence[Placing]) -> list[int]:
+        """Return the best rows whose nodes have room for all of these placings together, the best one first."""
+        same = len({placing.request.shape for placing in placings}) == 1
+        exclude = {row for placing in placings for row in self._excluded_rows(placing)}
+        with self._fleet.excluding(self._exclusions(placings[0])):
+            count = MAX_AFFINITY_NODES_COUNT if same else max(1, len(self._fleet))
+            rows = self._selector.best(_sum_of(placings), count, exclude)
+            found = (row for row in rows if same or all(self._may(placing, row) for placing in placings))
+            return list(itertools.islice(found, MAX_AFFINITY_NODES_COUNT))
+
+    def _exclusions(self, placing: Placing) -> tuple[Exclusion, ...]:
+        """Return the allocations and claims that count as absent while a node is chosen for a placing.
+
+        For a member of an affinity group, these contain the claims that it left on nodes that did not answer. Otherwise
+        the group would be bound to such a node until the claim expires.
+        """
+        group = placing.request.group
+        if group is None or group.policy != "affinity" or not placing.avoided_rows:
+            return placing.exclusions
+        known = {(one.row, one.instance) for one in placing.exclusions}
+        return placing.exclusions + tuple(
+            Exclusion(row, one.instance, {})
+            for one in placing.together or [placing]
+            for row in self._fleet.instances.rows_with(one.instance)
+            if row in placing.avoided_rows and (row, one.instance) not in known
+        )
 
     def _read_next_best(self, beaten: Iterable[Placing]) -> None:
         """Read the records of the next best nodes for placings that lost their node to another scheduler.
@@ -129,7 +226,7 @@ class Placer:
         """
         request = placing.request
         try:
-            with self._fleet.excluding(placing.exclusions):
+            with self._fleet.excluding(self._exclusions(placing)):
                 row = self._row(placing)
                 if row is None:
                     placing.fail(self._no_node(placing))
@@ -300,3 +397,13 @@ def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]
     the result.
     """
     return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}
+
+
+def _sum_of(placings: Sequence[Placing]) -> Request:
+    """Return the request of the first placing with the resources of all of them."""
+    amounts: dict[str, int] = {}
+    for placing in placings:
+        for name, amount in placing.request.resources.items():
+            amounts[name] = amounts.get(name, 0) + amount
+    first = placings[0]
+    return msgspec.structs.replace(first.request, resources=amounts, count=1, instances=(first.instance,))

@@ -99,6 +99,8 @@ class Placing:
     """How many times the instance lost its chosen node to another scheduler."""
     seeds_group: bool = False
     """Whether the instance is the first member of an affinity group, as far as its scheduler knows."""
+    together: list[Placing] = field(default_factory=list, compare=False, repr=False)
+    """All placings, this one included, that get one node together or none at all; empty if the placing is alone."""
 
     @classmethod
     def from_claim(cls, node: str, claim: Claim, claim_ttl_s: float) -> Placing:
@@ -135,8 +137,8 @@ class Placing:
         """Exclude the nodes of these rows from now on."""
         self.avoided_rows.update(rows)
 
-    def restrict_to(self, row: int) -> None:
-        """Allow only the node of this row. A placing that has failed is tried again, on this node."""
+    def restrict_to(self, row: int | None) -> None:
+        """Allow only the node of this row; None: any node. A placing that has failed is tried again."""
         self.only_row = row
         self.failure = None
 
@@ -180,3 +182,16 @@ class Placing:
         """Clear the failure and the count of conflicts, so that the placer has its full number of tries again."""
         self.failure = None
         self.conflicts = 0
+
+
+def join_affinity_groups(placings: Iterable[Placing]) -> None:
+    """Let the members of each affinity group among these placings get one node together, or none (``together``)."""
+    by_group: dict[str, list[Placing]] = {}
+    for placing in placings:
+        group = placing.request.group
+        if group is not None and group.policy == "affinity":
+            by_group.setdefault(group.name, []).append(placing)
+    for members in by_group.values():
+        if len(members) > 1:
+            for placing in members:
+                placing.together = members

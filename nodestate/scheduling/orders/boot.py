@@ -107,6 +107,10 @@ class Boot:
     """The last order that was sent; None before the first one."""
     answer_by: float = 0.0
     """The time, in monotonic seconds, from which the answer to that order is overdue."""
+    together: list[Boot] = field(default_factory=list, compare=False, repr=False)
+    """All boots, this one included, that succeed together or fail together; empty if the boot is alone."""
+    result: BootOutcome | None = None
+    """How this boot ended by itself. It becomes the outcome when the boots of ``together`` have ended, too."""
     outcome: BootOutcome | None = None
     """How the boot ended; None while it is under way."""
     future: Future[BootOutcome] = field(default_factory=_uncancellable_future)
@@ -186,6 +190,12 @@ class Boot:
         del self.possible_copies[number:]
         self.placing.locate(copy.node)
         return later
+
+    def leave_together(self) -> None:
+        """Leave the boots that succeed or fail together: they go on without this one."""
+        self.together[:] = [boot for boot in self.together if boot is not self]
+        self.placing.together[:] = [placing for placing in self.placing.together if placing is not self.placing]
+        self.together, self.placing.together = [], []
 
     def finish(self, outcome: BootOutcome) -> None:
         """Enter the state *done*, and set the outcome of the future."""

@@ -39,6 +39,7 @@ from nodestate.scheduling.claims import ClaimTable, NoHostFound, Placer, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, NodeRefusal
+from nodestate.scheduling.orders.joint_boots import JointBoots, is_partly_built
 from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
@@ -83,6 +84,7 @@ class BootTracker:
         self._clock = clock  # the time for order ids and for overdue answers
         self._ids = ids  # the source of the random part of order ids
         self._answer_timeout_s = answer_timeout_s  # after this time an order counts as unanswered
+        self._joint = JointBoots(claim_table, terminations, supersessions)  # boots that succeed or fail together
         self._unplaced: list[Boot] = []  # boots that need a node
         self._unplaced_lock = Lock()  # other threads may add to _unplaced
         self._sent: dict[str, Boot] = {}  # boots that wait for an answer, by the id of their order
@@ -90,7 +92,7 @@ class BootTracker:
     @property
     def under_way_count(self) -> int:
         """The number of boots that have no outcome."""
-        return len(self._unplaced) + len(self._sent)
+        return len(self._unplaced) + len(self._sent) + len(self._joint)
 
     @property
     def needs_view(self) -> bool:
@@ -116,6 +118,7 @@ class BootTracker:
     def add(self, boots: Iterable[Boot]) -> None:
         """Begin these boots: the next step chooses nodes for them. May be called from any thread."""
         boots = list(boots)
+        self._joint.join(boots)
         with self._unplaced_lock:
             self._unplaced += boots
 
@@ -132,6 +135,8 @@ class BootTracker:
             return
         for boot in unplaced:
             self._fail_if_obsolete(boot.placing)
+            if boot.migrates and boot.placing.failure is not None:
+                boot.leave_together()  # the others go on without an instance that no longer needs a node
         try:
             self._placer.place(boot.placing for boot in unplaced)
         except Exception as error:  # a filter or a weigher that a user installed: its boots get an outcome all the same
@@ -154,6 +159,7 @@ class BootTracker:
                 self._refuse(boot, NodeRefusal(answer.node, answer.refused, answer.detail), answer.version)
             else:
                 self._succeed(boot, answer.version)
+        self._place_held()
 
     def finish_shown(self) -> None:
         """Finish the boots whose instances the last view shows on their nodes, although no answer has arrived."""
@@ -162,6 +168,7 @@ class BootTracker:
             if row is not None and self._shows(row, boot, order_id):
                 del self._sent[order_id]
                 self._succeed(boot, self._fleet.version[row])
+        self._place_held()
 
     def fail_if_too_stale(self, age: float) -> None:
         """Fail the boots that need a node and whose request does not accept a view as old as this.
@@ -199,6 +206,7 @@ class BootTracker:
             boot.leave_unanswered(self._fleet.rows.get(boot.order.node))
             self._retry_or_fail(boot)
         self._terminations.terminate_orders(obsolete)
+        self._place_held()
 
     # -- boots that need a node
 
@@ -340,13 +348,25 @@ class BootTracker:
         refusal = boot.refusals[-1]
         is_elsewhere = refusal.reason == "here" and not boot.migrates
         if boot.pinned or is_elsewhere or len(boot.refusals) >= MAX_NODES_COUNT:
-            if refusal.reason == NO_ANSWER:
-                reason = f"{refusal.node} did not answer within {self._answer_timeout_s:g} s"
-            else:
-                reason = f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
-            self._fail(boot, NoHostFound(reason=reason))
+            self._fail(boot, NoHostFound(reason=self._refused_by(refusal)))
+        elif boot.together:
+            self._joint.hold(boot)
         else:
             self._unplaced.append(boot)
+
+    def _place_held(self) -> None:
+        """Let joint boots choose another node when all of them have an answer, or fail them if some are built."""
+        for boot in self._joint.release(self._sent.values()):
+            if is_partly_built(boot.together):
+                self._fail(boot, NoHostFound(reason=self._refused_by(boot.refusals[-1])))
+            else:
+                self._unplaced.append(boot)
+
+    def _refused_by(self, refusal: NodeRefusal) -> str:
+        """Return a sentence about a node that did not take an instance."""
+        if refusal.reason == NO_ANSWER:
+            return f"{refusal.node} did not answer within {self._answer_timeout_s:g} s"
+        return f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
 
     # -- outcomes
 
@@ -368,7 +388,9 @@ class BootTracker:
             self._terminations.terminate_orders(boot.possible_copies)
         if boot.order is not None and boot.order.node == placing.node:
             self._terminations.add_unseen_build(boot.order, version)
-        boot.finish(Booted(placing.instance, placing.node, version, tuple(boot.refusals), placing.conflicts))
+        self._joint.conclude(
+            boot, Booted(placing.instance, placing.node, version, tuple(boot.refusals), placing.conflicts)
+        )
 
     def _fail(self, boot: Boot, reason: NoHostFound) -> None:
         """Finish a boot without success.
@@ -378,4 +400,4 @@ class BootTracker:
         original = boot.placing.original
         if boot.possible_copies and original is not None:
             self._supersessions.supersede_original(original, boot.after, boot.possible_copies)
-        boot.finish(Failed(boot.placing.instance, reason, tuple(boot.refusals), boot.placing.conflicts))
+        self._joint.conclude(boot, Failed(boot.placing.instance, reason, tuple(boot.refusals), boot.placing.conflicts))

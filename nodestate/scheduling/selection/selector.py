@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from nodestate.errors import SHOWN_COUNT
@@ -85,9 +87,15 @@ class Selector:
     def choices(self, request: Request) -> list[Choice]:
         """Choose a node for each instance of the request, without claiming it.
 
-        Each instance is chosen as if the earlier instances of the request were already on their nodes. When the method
+        Each instance is chosen as if the earlier instances of the request were already on their nodes. The instances of
+        an affinity group all get the best node with room for all of them, or none of them gets a node. When the method
         returns, the fleet is unchanged.
         """
+        if request.count > 1 and request.group is not None and request.group.policy == "affinity":
+            amounts = {name: amount * request.count for name, amount in request.resources.items()}
+            whole = msgspec.structs.replace(request, resources=amounts, count=1, instances=())
+            [choice] = self.choices(whole)
+            return [dataclasses.replace(choice, instance=instance) for instance in request.instance_ids(self._ids)]
         choices = []
         with self._restored() as replaced:
             for instance in request.instance_ids(self._ids):

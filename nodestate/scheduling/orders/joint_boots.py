@@ -1,0 +1,99 @@
+r"""Joint boots: the members of an affinity group that were begun at once are all built, or none is built.
+
+All members are claimed on one node before the first order is sent. But an agent may still refuse some of them, because
+its node changed meanwhile. If the other members stayed, the group could never be completed: it is bound to a node
+without room. So a member gets its outcome only when all members have a result::
+
+    all built  --> all succeed
+    none built, as the node refused all or did not answer --> all are placed again, together, on another node
+    some built --> all fail: boots that were built are ended, and migrated instances stay on their original node
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from nodestate.scheduling.claims import ClaimTable, NoHostFound
+from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
+from nodestate.scheduling.orders.supersession import Supersessions
+from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
+
+
+class JointBoots:
+    """Decides when joint boots are placed again, and how they end, for one scheduler.
+
+    Args:
+        claim_table: The claims of this scheduler and of others.
+        terminations: Ends boots that were built although another member failed.
+        supersessions: Keeps the originals of such migrations authoritative, and ends the migrated copies.
+    """
+
+    def __init__(self, claim_table: ClaimTable, terminations: TerminationOrders, supersessions: Supersessions) -> None:
+        self._claim_table = claim_table  # the claims of this scheduler and of others
+        self._terminations = terminations  # ends boots that were built
+        self._supersessions = supersessions  # keeps the originals of migrations authoritative
+        self._held: list[Boot] = []  # boots without a node that wait until the other members have an answer
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @staticmethod
+    def join(boots: Iterable[Boot]) -> None:
+        """Join the boots whose placings are placed together."""
+        by_placing = {id(boot.placing): boot for boot in boots}
+        joined: dict[int, list[Boot]] = {}
+        for boot in by_placing.values():
+            whole = boot.placing.together
+            if whole:
+                boot.together = joined.setdefault(id(whole), [by_placing[id(placing)] for placing in whole])
+
+    def hold(self, boot: Boot) -> None:
+        """Keep a boot that needs another node until the other members have an answer."""
+        self._held.append(boot)
+
+    def release(self, sent: Collection[Boot]) -> list[Boot]:
+        """Return the held boots that need not wait any longer, because no other member waits for an answer.
+
+        Args:
+            sent: The boots that wait for an answer.
+        """
+        waiting = {id(boot) for boot in sent}
+        released = [boot for boot in self._held if not any(id(other) in waiting for other in boot.together)]
+        self._held = [boot for boot in self._held if any(id(other) in waiting for other in boot.together)]
+        return released
+
+    def conclude(self, boot: Boot, result: BootOutcome) -> None:
+        """Set the result of a boot. When all boots of its group have a result, give all of them their outcome."""
+        boot.result = result
+        members = boot.together or [boot]
+        results = [one.result for one in members if one.result is not None]
+        if len(results) < len(members):
+            return
+        failed = next((one for one in results if isinstance(one, Failed)), None)
+        for one, own in zip(members, results, strict=True):
+            if failed is not None and isinstance(own, Booted):
+                self._roll_back(one, own)
+                reason = NoHostFound(
+                    reason=f"{failed.instance} of the same affinity group could not be built: {failed.reason}"
+                )
+                own = Failed(own.instance, reason, own.refusals, own.conflicts)
+            one.finish(own)
+
+    def _roll_back(self, boot: Boot, booted: Booted) -> None:
+        """Undo a boot or a migration that succeeded."""
+        order, claim, original = boot.order, boot.placing.claim, boot.placing.original
+        if order is None:
+            return
+        if original is not None:
+            # A copy that an earlier order built is ended by the reconciler, once the original has a newer order id.
+            copies = [Termination(booted.node, booted.instance, order.id)] if order.node == booted.node else []
+            self._supersessions.supersede_original(original, order.id, copies)
+        else:
+            self._terminations.roll_back([order])
+        if claim is not None:
+            self._claim_table.drop_claim(booted.node, claim.id, booted.version)
+
+
+def is_partly_built(boots: Sequence[Boot]) -> bool:
+    """Return whether a boot has a result already, so that the others can no longer go to another node."""
+    return any(boot.result is not None for boot in boots)
