@@ -315,6 +315,30 @@ def test_group_policies_that_depend_on_other_nodes_are_not_checked_by_the_agent(
     assert [answer.refused for answer in bench.give(*orders)] == [""] * 3
 
 
+@pytest.mark.parametrize(
+    "other", [{"group_policy": "soft-anti-affinity"}, {"group_policy": "affinity"}, {**ANTI, "max_per_node": 2}]
+)
+def test_the_agent_refuses_a_member_with_another_policy_than_a_member_on_the_node(
+    bench: AdmissionBench, other: dict[str, Any]
+) -> None:
+    for first, second in ((ANTI, other), (other, ANTI)):
+        assert bench.refused(bench.build("vm-1", group="web", hints=first)) == ""
+        [answer] = bench.give(bench.build("vm-2", group="web", hints=second))
+        assert answer.refused == "group"
+        assert answer.detail.startswith("vm-1 of group web has the policy ")
+        assert bench.refused(bench.build("vm-3", group="db", hints=second)) == ""
+        bench.give(bench.end("vm-1"), bench.end("vm-3"))
+
+
+def test_members_with_two_policies_that_share_a_node_can_be_changed_in_place(bench: AdmissionBench) -> None:
+    """They were built by an agent that did not compare policies."""
+    for instance, policy in (("vm-1", "anti-affinity"), ("vm-2", "affinity"), ("vm-3", "anti-affinity")):
+        hints = {"group_policy": policy}
+        bench.source.build("n1", instance, {"resources": {"VCPU": 1}, "group": "web", "hints": hints})  # type: ignore[attr-defined]  # a StaticFleet
+    resize = bench.build("vm-1", group="web", hints=ANTI, resources={"VCPU": 2}, in_place=True)
+    assert bench.refused(resize) == ""
+
+
 @pytest.mark.parametrize("limit", [0, -1, "two", 1.5, True, None])
 def test_an_invalid_group_limit_is_a_bad_order(bench: AdmissionBench, limit: object) -> None:
     assert bench.refused(bench.build("vm-1", group="web", hints={**ANTI, "max_per_node": limit})) == "bad-order"

@@ -12,8 +12,10 @@ The first line that matches decides:
     Build not in place, the instance is on the node,
         and was built by another order                 --> refused: here
     Build not in place, the node is not ``up``         --> refused: status
-    Build, its group has enough members on the node
-        (anti-affinity)                                --> refused: group
+    Build of a new member of a group, and a member on
+        the node has another policy                    --> refused: group
+    Build of a new member of a group that has enough
+        members on the node (anti-affinity)            --> refused: group
     Build, its resources do not fit                    --> refused: no-room
     Build                                              --> admitted, replacing what the instance had on the node
 
@@ -31,6 +33,7 @@ from nodestate.agent.publisher import Publisher
 from nodestate.agent.sources import AdmittingSource, FullState, NodeResources, StatePatch
 from nodestate.errors import OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
+from nodestate.model.group_policy import group_policy_of
 from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
 from nodestate.ports import Clock
 
@@ -97,7 +100,7 @@ def rejection_of(order: Build, node: NodeResources, now: float) -> Rejection | N
         return Rejection("here", "the instance is on this node already, built by another order")
     elif node.status != "up":
         return Rejection("status", f"the node's status is {node.status}, not up")
-    return _too_many_of_its_group(order, node) or _does_not_fit(order, node)
+    return _group_forbids(order, node) or _does_not_fit(order, node)
 
 
 def _built_by(allocation: Mapping[str, Any]) -> object:
@@ -105,21 +108,32 @@ def _built_by(allocation: Mapping[str, Any]) -> object:
     return (allocation.get("hints") or {}).get("order")
 
 
-def _too_many_of_its_group(order: Build, node: NodeResources) -> Rejection | None:
-    """Return a rejection if the instance's anti-affinity group has as many members on the node as it allows."""
-    if order.group is None or order.hints.get("group_policy") != "anti-affinity":
+def _group_forbids(order: Build, node: NodeResources) -> Rejection | None:
+    """Return a rejection if the group's members on the node do not allow one more member under the order's policy.
+
+    An instance that is on the node already, as a member of the group under the same policy, is no new member.
+    """
+    policy = group_policy_of(order.hints)
+    if order.group is None or policy is None:
         return None
     limit = order.hints.get("max_per_node", 1)
-    if type(limit) is not int or limit < 1:
+    if policy.policy == "anti-affinity" and (type(limit) is not int or limit < 1):
         return Rejection("bad-order", f"max_per_node is {limit!r:.40}; it must be a whole number of at least 1")
-    others = sum(
-        allocation.get("group") == order.group
+    members = {
+        instance: group_policy_of(allocation.get("hints") or {})
         for instance, allocation in node.allocations.items()
-        if instance != order.instance
-    )
-    if others < limit:
+        if allocation.get("group") == order.group
+    }
+    if order.instance in members and members.pop(order.instance) == policy:
         return None
-    return Rejection("group", f"the node has {others} members of group {order.group}, and the group allows {limit}")
+    for instance, other in members.items():
+        if other not in (None, policy):
+            return Rejection("group", f"{instance} of group {order.group} has the policy {other}, not {policy}")
+    if policy.policy != "anti-affinity" or len(members) < limit:
+        return None
+    return Rejection(
+        "group", f"the node has {len(members)} members of group {order.group}, and the group allows {limit}"
+    )
 
 
 def _does_not_fit(order: Build, node: NodeResources) -> Rejection | None:

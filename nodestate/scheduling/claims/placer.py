@@ -19,7 +19,7 @@ from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import UNSURE_S, Claim
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.request import Request, hints_of
-from nodestate.scheduling.selection import Selector
+from nodestate.scheduling.selection import Remaining, Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Number of times that an instance may lose its chosen node to other schedulers; then it fails."""
@@ -150,6 +150,9 @@ class Placer:
         reason: NoHostFound | None = None
         group = placings[0].request.group
         assert group is not None, "only members of an affinity group are placed together"
+        contradiction = self._contradiction(placings[0])
+        if contradiction is not None:
+            return contradiction
         whole = f"no node takes all {len(placings)} instances of affinity group {group.name}"
         try:
             rows = self._rows_for_all(placings)
@@ -225,6 +228,10 @@ class Placer:
         unplaced and takes part in the next round: the affinity seed changed, or a claim server does not answer.
         """
         request = placing.request
+        contradiction = self._contradiction(placing)
+        if contradiction is not None:
+            placing.fail(contradiction)
+            return False
         try:
             with self._fleet.excluding(self._exclusions(placing)):
                 row = self._row(placing)
@@ -265,6 +272,15 @@ class Placer:
         placing.assign(node, claim, seeds_group=seeds_group)
         self._claim_table.add_claim(node, claim, avoid_unsure=placing.avoid_unsure)
         return True
+
+    def _contradiction(self, placing: Placing) -> NoHostFound | None:
+        """Return the reason if the group of a new instance has members under another policy; else None.
+
+        A migration is allowed: the instance is a member already, and has to leave its node.
+        """
+        text = self._selector.contradiction(placing.request) if placing.original is None else ""
+        remaining = (Remaining("all", len(self._fleet)), Remaining("group", 0))
+        return NoHostFound(remaining, text) if text else None
 
     def _no_node(self, placing: Placing) -> NoHostFound:
         """Return the reason why no node was found for a placing."""

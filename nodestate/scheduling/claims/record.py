@@ -36,6 +36,7 @@ from typing import Any, Final
 import msgspec
 
 from nodestate.model import NEVER, Version
+from nodestate.model.group_policy import group_policy_of
 from nodestate.scheduling.fleet import OutstandingClaims
 from nodestate.store.wire import Codec
 
@@ -139,6 +140,9 @@ def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collectio
             found.amounts[name] = found.amounts.get(name, 0) + amount
         if not claim.resize:
             found.tenants[claim.instance] = claim.group
+            policy = group_policy_of(claim.hints) if claim.group is not None else None
+            if policy is not None:
+                found.policies[claim.instance] = policy
     return found
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nodestate.model.group_policy import GroupPolicy
+
 
 @dataclass(slots=True)
 class OutstandingClaims:
@@ -26,6 +28,8 @@ class OutstandingClaims:
     """Whether new claims on the node must wait for a newer view, because the claim record's ``seen`` is newer than the
     fleet's state of the node.
     """
+    policies: dict[str, GroupPolicy] = field(default_factory=dict)
+    """The group policy of each claimed instance whose claim states one."""
 
 
 class Exclusion(NamedTuple):

@@ -17,6 +17,7 @@ from nodestate.model import NodeRecord, Version
 from nodestate.scheduling.fleet.bitsets import WordBits
 from nodestate.scheduling.fleet.change_log import ChangeLog
 from nodestate.scheduling.fleet.claim_overlay import ClaimOverlay, Exclusion, OutstandingClaims
+from nodestate.scheduling.fleet.group_policies import GroupPolicies
 from nodestate.scheduling.fleet.instance_locations import InstanceLocations
 from nodestate.scheduling.fleet.node_columns import DOWN, UP, NodeColumns
 from nodestate.scheduling.fleet.node_reports import NodeReports
@@ -60,6 +61,8 @@ class Fleet:
         """The outstanding claims and exclusions. Only ``overlay`` and ``excluding`` may change them."""
         self.unresponsive: frozenset[str] = frozenset()
         """The names of the nodes without a recent sign of life. Assigned by the scheduler that owns the fleet."""
+        self.group_policies = GroupPolicies(self._columns.version, self.instances, self.reports, self.claim_overlay)
+        """The policies under which the members of each group were booted."""
         self._log = ChangeLog()
         """The log of changed rows."""
         self._view_changes = ViewChanges()

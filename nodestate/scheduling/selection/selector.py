@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from nodestate.errors import SHOWN_COUNT
+from nodestate.model.group_policy import GroupPolicy
 from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling.fleet import Flags, Fleet, OutstandingClaims, Scores
 from nodestate.scheduling.request import Request
@@ -96,6 +97,10 @@ class Selector:
             whole = msgspec.structs.replace(request, resources=amounts, count=1, instances=())
             [choice] = self.choices(whole)
             return [dataclasses.replace(choice, instance=instance) for instance in request.instance_ids(self._ids)]
+        contradiction = self.contradiction(request)
+        if contradiction:
+            steps = (Remaining("all", len(self.fleet)), Remaining("group", 0))
+            return [Choice(one, None, (), steps, contradiction) for one in request.instance_ids(self._ids)]
         choices = []
         with self._restored() as replaced:
             for instance in request.instance_ids(self._ids):
@@ -164,6 +169,24 @@ class Selector:
         if request.same_host and not any(fleet.instances.rows_with(instance) for instance in request.same_host):
             return f"no node has {_either(request.same_host)}"
         return ""
+
+    def contradiction(self, request: Request) -> str:
+        """Return a sentence about a member of the request's group that was booted under another policy.
+
+        A group has one policy. If members had several, each new member could break the policy of an earlier one. The
+        sentence is empty if there is no such member, or if the request has no group.
+        """
+        if request.group is None:
+            return ""
+        policy = GroupPolicy(request.group.policy, request.group.max_per_node)
+        member = self.fleet.group_policies.contradiction(request.group.name, policy)
+        if member is None:
+            return ""
+        return (
+            f"group {request.group.name} has the policy {member.policy}, under which {member.instance} is on "
+            f"{self.fleet.names[member.row]}, and the request asks for {policy}; ask for the group's policy, or name "
+            "another group"
+        )
 
     def lacks(self, request: Request, exclude: Collection[int] = ()) -> tuple[Lack, ...]:
         """Return the requested resource classes that no candidate has enough of.
