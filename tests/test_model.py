@@ -402,14 +402,16 @@ def test_state_that_grows_by_changes_ends_at_the_limit(more: dict[str, Any]) -> 
 def test_invalid_patch_is_refused_even_if_it_could_not_be_applied() -> None:
     """Otherwise the same message would first count as a gap and later be poison. It must become a dead letter once."""
     refused("wrong-type", None, change(3, {"usage": {"VCPU": -1}}))
-    refused("wrong-type", folded(report(1)), change(2, {"nonsense": 1}))
+    refused("wrong-type", folded(report(1)), change(2, {"zone": 1}))
 
 
 # -- limits and types -----------------------------------------------------------------------------
 
 BAD_STATES: list[tuple[str, dict[str, Any]]] = [
     ("wrong-type", {"status": "sleeping"}),
-    ("wrong-type", {"nonsense": 1}),
+    ("wrong-type", {"later": b"\x00"}),
+    ("wrong-type", {"later": {"a": [math.nan]}}),
+    ("too-deep", {"later": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}),
     ("wrong-type", {"usage": {"VCPU": -1}}),
     ("wrong-type", {"usage": {"VCPU": 1.5}}),
     ("wrong-type", {"usage": {"VCPU": math.nan}}),
@@ -425,7 +427,7 @@ BAD_STATES: list[tuple[str, dict[str, Any]]] = [
     ("wrong-type", {"metrics": {"load": "high"}}),
     ("wrong-type", {"metrics": {"load": math.nan}}),
     ("wrong-type", {"metrics": {"load": -math.inf}}),
-    ("wrong-type", {"zone": None}),
+    ("wrong-type", {"zone": 1}),
     ("wrong-type", {"namespaces": {"nova": b"\x00"}}),
     ("wrong-type", {"namespaces": {"nova": {1: 2}}}),
     ("wrong-type", {"namespaces": {"nova": [math.inf]}}),
@@ -525,8 +527,8 @@ BAD_EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("wrong-type", {"reported_at": math.inf}),
     ("wrong-type", {"reported_at": -1.0}),
     ("wrong-type", {"reported_at": "now"}),
-    ("wrong-type", {"surprise": 1}),
-    ("wrong-type", {"patch": {}}),
+    ("wrong-type", {"surprise": b"\x00"}),
+    ("too-deep", {"surprise": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}),
 ]
 
 

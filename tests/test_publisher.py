@@ -107,7 +107,7 @@ def test_folding_the_published_events_gives_the_publishers_state(bench: Publishe
         ({"usage": {"VCPU": -1}}, "wrong-type"),
         ({"usage": {"vcpu": 1}}, "wrong-type"),
         ({"status": "tired"}, "wrong-type"),
-        ({"colour": "red"}, "wrong-type"),
+        ({"zone": 7}, "wrong-type"),
         ({"metrics": {"started": object()}}, "wrong-type"),
         ({"inventory": {"VCPU": {"total": 2**70}}}, "wrong-type"),
         ({"namespaces": {"nova": {"flavours": {1: "small"}}}}, "wrong-type"),

@@ -40,9 +40,10 @@ from nodestate.model.limits import (
     NODE_NAME_CHARACTERS,
     NODE_NAME_PATTERN,
 )
+from nodestate.model.normalization import parse_state
 from nodestate.model.patch import merge_patch
 from nodestate.model.record import Heading, NodeRecord, columns_of
-from nodestate.model.state import Allocation, Inventory, State, parse_state
+from nodestate.model.state import Allocation, Inventory, State
 from nodestate.model.version import NEVER, Receipt, Version
 
 __all__ = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import suppress
+from typing import Final, Literal
 
 import msgspec
 
 from nodestate.errors import BadEventError
 from nodestate.model.fields import Counter, NodeName, Seconds
-from nodestate.model.limits import FORMAT_VERSION, MAX_EVENT_BYTES
+from nodestate.model.json_values import require_json_value
+from nodestate.model.limits import FORMAT_VERSION, MAX_EVENT_BYTES, MAX_NODE_NAME_CHARS
 from nodestate.model.version import Version
 
 
@@ -49,30 +51,92 @@ class Leave(_EventFields, frozen=True, tag="leave"):
 
 Event = Report | Change | Heartbeat | Leave
 
+
+class _OpenReport(Report, frozen=True, tag="report", forbid_unknown_fields=False):
+    """A report that may have fields of a later version."""
+
+
+class _OpenChange(Change, frozen=True, tag="change", forbid_unknown_fields=False):
+    """A change that may have fields of a later version."""
+
+
+class _OpenHeartbeat(Heartbeat, frozen=True, tag="heartbeat", forbid_unknown_fields=False):
+    """A heartbeat that may have fields of a later version."""
+
+
+class _OpenLeave(Leave, frozen=True, tag="leave", forbid_unknown_fields=False):
+    """A leave that may have fields of a later version."""
+
+
+class _Addressed(msgspec.Struct):
+    """The node of an event, read without validating the rest."""
+
+    node: str
+
+
 _decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_open_event = msgspec.msgpack.Decoder(_OpenReport | _OpenChange | _OpenHeartbeat | _OpenLeave).decode
+_decode_addressed = msgspec.msgpack.Decoder(_Addressed).decode
+_decode_fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_value = msgspec.msgpack.Decoder().decode
+_encode = msgspec.msgpack.Encoder().encode
+_COUNTERS: Final = frozenset({"v", "incarnation", "generation"})
+_CLOSED: Final[dict[type[Event], type[Event]]] = {
+    _OpenReport: Report,
+    _OpenChange: Change,
+    _OpenHeartbeat: Heartbeat,
+    _OpenLeave: Leave,
+}
 
 
 def parse_event(raw: bytes) -> Event:
     """Decode and validate the envelope of one event; ``fold`` validates the state or the patch inside.
 
+    Fields of a later version are allowed if JSON can carry their values. ``raw``, which the journal keeps, has them.
+
     Raises:
-        BadEventError: with the reason ``too-large``, ``undecodable``, ``unknown-version``, ``bad-name`` or
-            ``wrong-type``.
+        BadEventError: with the reason ``too-large``, ``undecodable``, ``unknown-version``, ``bad-name``, ``wrong-type``
+            or ``too-deep``.
     """
     if len(raw) > MAX_EVENT_BYTES:
         raise BadEventError("too-large", f"an event of {len(raw):,} bytes; at most {MAX_EVENT_BYTES:,} are allowed")
     try:
         event: Event = _decode_event(raw)
-    except msgspec.ValidationError as error:
-        raise _rejection_of(error) from None
+    except msgspec.ValidationError:
+        return _parse_open_event(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", str(error)) from None
     return event
 
 
-def _rejection_of(error: msgspec.ValidationError) -> BadEventError:
+def _parse_open_event(raw: bytes) -> Event:
+    """Decode an event that has fields of a later version, or whole floats as counters.
+
+    Raises ``BadEventError`` as ``parse_event`` does.
+    """
+    try:
+        fields = _decode_fields(raw)
+        for name in _COUNTERS & fields.keys():
+            value = _decode_value(fields[name])
+            if type(value) is float and value.is_integer():
+                fields[name] = msgspec.Raw(_encode(int(value)))
+        event = _decode_open_event(_encode(fields))
+        known = {"kind", *event.__struct_fields__}
+        more = {name: _decode_value(value) for name, value in fields.items() if name not in known}
+    except msgspec.ValidationError as error:
+        raise _rejection_of(raw, error) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadEventError("undecodable", str(error)) from None
+    for name, value in more.items():
+        require_json_value(value, f"{event.node}: field {name!r:.40}")
+    return _CLOSED[type(event)](**msgspec.structs.asdict(event))
+
+
+def _rejection_of(raw: bytes, error: msgspec.ValidationError) -> BadEventError:
     """Translate a validation error into the frozen reason that counters and headers use."""
     text = str(error)
+    with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # raised if the event names no node
+        text = f"{_decode_addressed(raw).node!r:.{MAX_NODE_NAME_CHARS}}: {text}"
     if "`$.v`" in text:
         return BadEventError("unknown-version", f"this version of nodestate reads format {FORMAT_VERSION} only: {text}")
     if "`$.node`" in text:

@@ -24,14 +24,13 @@ from nodestate.errors import BadEventError
 from nodestate.model.event import Change, Event, Heartbeat, Leave, Report
 from nodestate.model.fields import NodeStatus
 from nodestate.model.limits import MAX_CLASSES_COUNT, MAX_METRICS_COUNT, MAX_STATE_BYTES
-from nodestate.model.patch import decode_frequent_patch, merge_encoded, require_patch
+from nodestate.model.normalization import normalize_state, parse_state
+from nodestate.model.patch import decode_frequent_patch, merge_encoded, normalize_patch
 from nodestate.model.record import BODY_KEYS_BYTES, NodeRecord, columns_of, layout_of
-from nodestate.model.state import parse_state
 from nodestate.model.version import NEVER
 
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_shallow = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-_decode_value = msgspec.msgpack.Decoder().decode
 _encode = msgspec.msgpack.Encoder().encode
 _EMPTY_MAP: Final = b"\x80"
 _COLUMN_FIELDS: Final = frozenset({"status", "inventory", "usage"})
@@ -61,31 +60,34 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
         BadEventError: if the event's state, or the state that its patch produces, breaks the format or a limit. The
             record stays as it was.
     """
-    if (  # The most frequent case first. It compares the fields because building a Version tuple costs time.
-        type(event) is Change
-        and record is not None
-        and event.generation == record.generation + 1
-        and event.incarnation == record.incarnation
-        and record.live
-    ):
-        return _changed(record, event)
-    have = record.version if record is not None else NEVER
-    version = event.version
-    if version == have and type(event) is Heartbeat and record is not None and not record.gone:
-        return Folded(record, FoldOutcome.ALIVE)
-    if version <= have:
-        return Folded(record, FoldOutcome.DUPLICATE)
-    if type(event) is Report:
-        state = parse_state(event.state)
-        classes, columns = columns_of(state.inventory, state.usage)
-        rest = _decode_shallow(event.state)
-        usage, metrics = bytes(rest.pop("usage", b"")), bytes(rest.pop("metrics", b""))
-        return _applied(record, event, state.status, classes, columns, usage, metrics, _encode(rest))
-    if type(event) is Leave:
-        return _applied(record, event, "down", "", b"", b"", b"", b"")
-    if type(event) is Change:
-        require_patch(event.patch)
-    return _gap(record, event)
+    try:
+        if (  # The most frequent case first. It compares the fields because building a Version tuple costs time.
+            type(event) is Change
+            and record is not None
+            and event.generation == record.generation + 1
+            and event.incarnation == record.incarnation
+            and record.live
+        ):
+            return _changed(record, event)
+        have = record.version if record is not None else NEVER
+        version = event.version
+        if version == have and type(event) is Heartbeat and record is not None and not record.gone:
+            return Folded(record, FoldOutcome.ALIVE)
+        if version <= have:
+            return Folded(record, FoldOutcome.DUPLICATE)
+        if type(event) is Report:
+            state, body = normalize_state(event.state)
+            classes, columns = columns_of(state.inventory, state.usage)
+            rest = _decode_shallow(body)
+            usage, metrics = bytes(rest.pop("usage", b"")), bytes(rest.pop("metrics", b""))
+            return _applied(record, event, state.status, classes, columns, usage, metrics, _encode(rest))
+        if type(event) is Leave:
+            return _applied(record, event, "down", "", b"", b"", b"", b"")
+        if type(event) is Change:
+            normalize_patch(event.patch)
+        return _gap(record, event)
+    except BadEventError as error:
+        raise BadEventError(error.reason, f"{event.node}: {error.detail}") from None
 
 
 def _changed(record: NodeRecord, event: Change) -> Folded:
@@ -116,8 +118,7 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
         metrics = _encode(measures)
     rest = record.rest
     if patch.allocations is not UNSET:
-        require_patch(event.patch)
-        fields = merge_encoded(_decode_shallow(rest), {"allocations": _decode_value(patch.allocations)})
+        fields = merge_encoded(_decode_shallow(rest), {"allocations": normalize_patch(event.patch)["allocations"]})
         parse_state(_encode({"allocations": fields.get("allocations", {})}))
         rest = _encode(fields)
     return _applied(record, event, record.status, record.classes, columns, usage, metrics, rest)
@@ -125,8 +126,7 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
 
 def _merged(record: NodeRecord, event: Change) -> Folded:
     """Apply any patch. Fields that it touches are validated; the bytes of all others are copied."""
-    require_patch(event.patch)
-    patch = _decode_map(event.patch)
+    patch = normalize_patch(event.patch)
     fields = merge_encoded(_decode_shallow(record.body), patch)
     touches_columns = not _COLUMN_FIELDS.isdisjoint(patch)
     validated = {name for name in fields if name in patch or (touches_columns and name in _COLUMN_FIELDS)}

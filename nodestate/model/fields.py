@@ -13,6 +13,7 @@ NodeName = Annotated[str, Meta(pattern=rf"\A{NODE_NAME_PATTERN}\Z")]
 ClassName = Annotated[str, Meta(pattern=rf"\A[A-Z0-9_]{{1,{MAX_WORD_CHARS}}}\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
 Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
+Unit = Annotated[int, Meta(ge=1, le=MAX_AMOUNT)]
 Measure = (  # Without NaN and infinity, which JSON lacks. An integer stays an integer, and fits a double exactly.
     Annotated[int, Meta(ge=-MAX_COUNTER, le=MAX_COUNTER)]
     | Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]

@@ -52,8 +52,8 @@ Refusal = Literal[
 """
 
 
-class _Order(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True, kw_only=True):
-    """The fields that all orders have."""
+class _Order(msgspec.Struct, frozen=True, tag_field="kind", kw_only=True):
+    """The fields that all orders have. An agent ignores fields of a later version; ``hints`` are kept whole."""
 
     id: Word
     """Names the order in its answer."""
@@ -113,6 +113,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return Version(self.incarnation, self.generation) if self.generation else NEVER
 
 
+class _LaterAnswer(Answer, frozen=True, kw_only=True):
+    """An answer whose reason for a refusal may be one of a later version."""
+
+    refused: str = ""  # type: ignore[assignment]  # wider than Answer's, for decoding only
+
+
 class _OrderAddress(msgspec.Struct):
     """The fields of an order that its answer needs, read without validating the rest."""
 
@@ -126,6 +132,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_address = msgspec.msgpack.Decoder(_OrderAddress).decode
 _decode_order = msgspec.msgpack.Decoder(Order).decode
 _decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_decode_later_answer = msgspec.msgpack.Decoder(_LaterAnswer).decode
 
 
 def encode(message: Order | Answer) -> bytes:
@@ -183,8 +190,12 @@ def no_agent(body: bytes) -> Answer:
 
 
 def decode_answer(body: bytes) -> Answer:
-    """Decode an answer. Raises ``BadEventError``."""
+    """Decode an answer. A refusal for a reason of a later version becomes ``failed``. Raises ``BadEventError``."""
     try:
-        return _decode_answer(body)
+        try:
+            return _decode_answer(body)
+        except msgspec.ValidationError:
+            later = msgspec.structs.asdict(_decode_later_answer(body))
+            return Answer(**{**later, "refused": "failed", "detail": f"{later['refused']}: {later['detail']}"})
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("wrong-type", f"answer: {error}") from None

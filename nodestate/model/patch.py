@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nodestate.errors import BadEventError
-from nodestate.model.fields import Amount, ClassName, Measure, NodeStatus, Ratio, Word
-from nodestate.model.state import require_json_value
+from nodestate.model.fields import Amount, ClassName, Measure, NodeStatus, Ratio, Unit, Word
+from nodestate.model.json_values import require_json_value
+from nodestate.model.normalization import decoded_map, normalize
 
 
 class FrequentPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -23,13 +23,16 @@ class FrequentPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     allocations: msgspec.Raw | UnsetType = UNSET
 
 
-class _InventoryPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class _InventoryPatch(msgspec.Struct, kw_only=True):
     total: Amount | UnsetType = UNSET
     reserved: Amount | UnsetType | None = UNSET
     allocation_ratio: Ratio | UnsetType | None = UNSET
+    min_unit: Unit | UnsetType | None = UNSET
+    max_unit: Unit | UnsetType | None = UNSET
+    step_size: Unit | UnsetType | None = UNSET
 
 
-class _AnyPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class _AnyPatch(msgspec.Struct, kw_only=True):
     """The shape that every patch must have, whatever state it is merged into. Null removes an optional value."""
 
     status: NodeStatus | UnsetType | None = UNSET
@@ -44,13 +47,12 @@ class _AnyPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 decode_frequent_patch = msgspec.msgpack.Decoder(FrequentPatch).decode
-_decode_any_patch = msgspec.msgpack.Decoder(_AnyPatch).decode
 _decode_value = msgspec.msgpack.Decoder().decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def require_patch(patch: msgspec.Raw) -> None:
-    """Reject a patch that cannot be right for any state.
+def normalize_patch(patch: msgspec.Raw) -> dict[str, Any]:
+    """Decode a patch in the normal form, and reject one that cannot be right for any state.
 
     Whether a patch is accepted does not depend on the depth of the caller's stack: our own limit of nesting is reached
     long before the decoder's.
@@ -58,16 +60,13 @@ def require_patch(patch: msgspec.Raw) -> None:
     Raises:
         BadEventError: with the reason ``wrong-type``, ``undecodable`` or ``too-deep``.
     """
-    try:
-        decoded = _decode_any_patch(patch)
-    except msgspec.ValidationError as error:
-        raise BadEventError("wrong-type", f"patch: {error}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadEventError("undecodable", f"patch: {error}") from None
+    fields = decoded_map(patch, "patch")
+    decoded = normalize(fields, _AnyPatch, "patch", patch=True)
     if decoded.namespaces:
         require_json_value(decoded.namespaces, "namespaces")
     if decoded.allocations:
         require_json_value(decoded.allocations, "allocations", -2)  # hints begin two levels down
+    return fields
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +15,12 @@ from nodestate.model.version import Version
 
 _USAGE_KEY: Final = b"\xa5usage"
 _METRICS_KEY: Final = b"\xa7metrics"
-BODY_KEYS_BYTES: Final = len(_USAGE_KEY) + len(_METRICS_KEY)
-"""Bytes that a record's ``body`` has beyond those of ``rest``, ``usage`` and ``metrics``."""
+FIXED_MAP, MAP_16, MAP_32 = 0x80, 0xDE, 0xDF
+"""The first bytes of msgpack maps: with the count in the same byte, in the next two bytes, or in the next four."""
+MAX_FIXED_ENTRIES_COUNT: Final = 15
+"""Most entries of a map whose count is in its first byte."""
+BODY_KEYS_BYTES: Final = len(_USAGE_KEY) + len(_METRICS_KEY) + 4
+"""Most bytes that a record's ``body`` has beyond those of ``rest``, ``usage`` and ``metrics``."""
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
@@ -86,13 +90,24 @@ class NodeRecord(Heading, frozen=True, array_like=True, gc=False):
             parts += (_USAGE_KEY, self.usage)
         if self.metrics:
             parts += (_METRICS_KEY, self.metrics)
-        if len(parts) > 1:  # A state has fewer than 16 fields, so the first byte of the map holds their count.
-            parts[0] = bytes([self.rest[0] + len(parts) // 2]) + self.rest[1:]
+        if len(parts) > 1:
+            parts[0] = _with_more_entries(self.rest, len(parts) // 2)
         return b"".join(parts)
 
     def state(self) -> dict[str, Any]:
         """Decode the state; each call returns a new dict."""
         return _decode_map(self.body) if self.rest else {}
+
+
+def _with_more_entries(encoded: bytes, more: int) -> bytes:
+    """Return an encoded map whose header counts ``more`` entries in addition, which the caller appends."""
+    first = encoded[0]
+    if first < FIXED_MAP + MAX_FIXED_ENTRIES_COUNT - more + 1:  # nearly all states: the first byte holds the count
+        return bytes([first + more]) + encoded[1:]
+    header_bytes = {MAP_16: 3, MAP_32: 5}.get(first, 1)
+    count = more + (int.from_bytes(encoded[1:header_bytes]) if header_bytes > 1 else first - FIXED_MAP)
+    header = struct.pack(">BH", MAP_16, count) if count < 2**16 else struct.pack(">BI", MAP_32, count)
+    return header + encoded[header_bytes:]
 
 
 class ClassLayout(NamedTuple):
@@ -119,7 +134,7 @@ def _interned(classes: str) -> str:
     return classes
 
 
-def columns_of(inventory: dict[str, Inventory], usage: dict[str, int]) -> tuple[str, bytes]:
+def columns_of(inventory: Mapping[str, Inventory], usage: dict[str, int]) -> tuple[str, bytes]:
     """The fields ``classes`` and ``columns`` of the record of a state."""
     names = sorted(inventory.keys() | usage.keys())
     amounts = [inventory[name].capacity if name in inventory else 0 for name in names]
