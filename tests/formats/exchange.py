@@ -1,4 +1,4 @@
-"""One side of an exchange between two versions: it authors events, consumes events, and reads what a consumer stored.
+"""One side of an exchange between two versions: it authors events, consumes events, and reads stored items.
 
 The same file runs under today's code, imported by the tests, and under an older commit, as a process with the older
 package on its path. All values that the two sides exchange are JSON.
@@ -99,9 +99,9 @@ def _server(items: Sequence[Sequence[Any]], clock: Any) -> Any:
 
 
 def consume(items: Items, events: Events) -> tuple[Items, dict[str, int]]:
-    """Take over what is stored in ``items``, and consume the events.
+    """Take over the partitions stored in ``items``, and consume the events.
 
-    Returns what is stored then, and the number of dead letters by reason.
+    Returns the items that are stored then, and the number of dead letters by reason.
     """
     clock = ManualClock()
     clock.advance(3_600)

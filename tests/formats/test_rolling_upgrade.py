@@ -105,7 +105,7 @@ def test_consumers_and_readers_of_8c7aaef_work_with_new_writers_and_the_other_wa
 
 @pytest.mark.thorough
 def test_ownership_goes_to_and_fro_between_the_versions(old_package: Path) -> None:
-    """A roll-back is a second upgrade: each takeover finds what the other version stored, over ten lives of agents."""
+    """A roll-back is a second upgrade: each takeover finds items of the other version, over ten lives of agents."""
     items: exchange.Items = []
     lives: list[exchange.Events] = []
     for life in range(10):
