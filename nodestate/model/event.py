@@ -68,7 +68,7 @@ class _OpenLeave(Leave, frozen=True, tag="leave", forbid_unknown_fields=False):
     """A leave that may have fields of a later version."""
 
 
-class _Addressed(msgspec.Struct):
+class _NamedNode(msgspec.Struct):
     """The node of an event, read without validating the rest."""
 
     node: str
@@ -76,7 +76,7 @@ class _Addressed(msgspec.Struct):
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 _decode_open_event = msgspec.msgpack.Decoder(_OpenReport | _OpenChange | _OpenHeartbeat | _OpenLeave).decode
-_decode_addressed = msgspec.msgpack.Decoder(_Addressed).decode
+_decode_named_node = msgspec.msgpack.Decoder(_NamedNode).decode
 _decode_fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.msgpack.Decoder().decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -136,7 +136,7 @@ def _rejection_of(raw: bytes, error: msgspec.ValidationError) -> BadEventError:
     """Translate a validation error into the frozen reason that counters and headers use."""
     text = str(error)
     with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # raised if the event names no node
-        text = f"{_decode_addressed(raw).node!r:.{MAX_NODE_NAME_CHARS}}: {text}"
+        text = f"{_decode_named_node(raw).node!r:.{MAX_NODE_NAME_CHARS}}: {text}"
     if "`$.v`" in text:
         return BadEventError("unknown-version", f"this version of nodestate reads format {FORMAT_VERSION} only: {text}")
     if "`$.node`" in text:
