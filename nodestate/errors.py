@@ -64,6 +64,10 @@ class BadEventError(NodestateError):
         self.reason = reason
         self.detail = detail
 
+    def naming(self, node: str) -> BadEventError:
+        """Return the same error with the node's name before its detail."""
+        return BadEventError(self.reason, f"{node}: {self.detail}")
+
 
 # -- designs --------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
             normalize_patch(event.patch)
         return _gap(record, event)
     except BadEventError as error:
-        raise BadEventError(error.reason, f"{event.node}: {error.detail}") from None
+        raise error.naming(event.node) from None
 
 
 def _changed(record: NodeRecord, event: Change) -> Folded:
