@@ -66,7 +66,7 @@ class BadEventError(NodestateError):
 
     def naming(self, node: str) -> BadEventError:
         """Return the same error with the node's name before its detail."""
-        return BadEventError(self.reason, f"{node}: {self.detail}")
+        return type(self)(self.reason, f"{node}: {self.detail}")
 
 
 # -- designs --------------------------------------------------------------------------------------
