@@ -15,7 +15,7 @@ from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, StaleViewError
 from nodestate.model import Receipt
 from nodestate.ports import Clock
-from nodestate.scheduling.claims import CLOCK_S, ClaimTable
+from nodestate.scheduling.claims import ClaimTable, max_view_age_s
 from nodestate.scheduling.fleet import Fleet
 from nodestate.view.view import View
 
@@ -61,7 +61,7 @@ class FleetRefresher:
         self._name = name  # the scheduler's name, which is the holder in its claims
         self._heartbeat_s = config.heartbeat_s  # the interval of the agents' heartbeats
         # In an older view, an instance could be missing although its claim has expired: it would not count at all.
-        self._max_safe_age_s = config.claim_ttl_s - config.answer_timeout_s - CLOCK_S
+        self._max_safe_age_s = max_view_age_s(config.claim_ttl_s, config.answer_timeout_s)
         self._view: View | None = None  # the last view; None before the first refresh
         self._claims_read_count = 0  # the claim records of this number of first rows have been read
 

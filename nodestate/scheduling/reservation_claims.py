@@ -138,6 +138,12 @@ class ReservationClaims:
         self._session.placer.give_back(placings)
         return None
 
+    def seconds_left(self, placing: Placing) -> float:
+        """Return the seconds until the claim of a member expires. Raises ``StoreUnavailableError``."""
+        assert placing.node is not None, "claimed"
+        assert placing.claim is not None, "claimed"
+        return placing.claim.until - self._session.claim_table.servers.time(placing.node)
+
     def rivals(self, reservation: str) -> list[str]:
         """Return the ids of other reservations that are still being made, the eldest first.
 

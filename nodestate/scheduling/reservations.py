@@ -306,6 +306,10 @@ class Reservations:
         if not placings:
             raise NotFoundError("instance", f"{instance} is no member of reservation {reservation} that is still held")
         self._hints_of_earlier_build(placings[0], "")
+        claim_ttl_s = self._session.config.claim_ttl_s
+        is_ending = self._claims.seconds_left(placings[0]) < claim_ttl_s  # no order is sent at the end of a claim
+        if is_ending and self._claims.keep(placings, reservation, claim_ttl_s) is None:
+            raise NotFoundError("instance", f"the claim of {instance} was lost meanwhile, and nothing was built")
         [outcome] = self._session.run_boots([Boot(placings[0])], timeout_s)
         return outcome
 

@@ -175,12 +175,15 @@ class SchedulingCell:
         states: The state of each node, by its name.
         seed: Two cells with the same seed run in the same way.
         servers: The number of memcached servers, for claims and states.
+        more: More settings of the cell.
     """
 
-    def __init__(self, states: Mapping[str, Mapping[str, Any]], *, seed: int = 0, servers: int = 2) -> None:
+    def __init__(
+        self, states: Mapping[str, Mapping[str, Any]], *, seed: int = 0, servers: int = 2, **more: Any
+    ) -> None:
         self.clock = CooperativeClock()
         self.config = Config(
-            cell=CELL, partitions=2, designs=("snapshot",), read_design="snapshot", resync_jitter_s=0.5
+            cell=CELL, partitions=2, designs=("snapshot",), read_design="snapshot", resync_jitter_s=0.5, **more
         )
         self.servers = [MemoryServer(f"store-{n}", clock=self.clock) for n in range(servers)]
         self.broker = MemoryBroker(2, clock=self.clock)

@@ -11,6 +11,7 @@ from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse
 from nodestate.testing import TransitMessage
+from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.scheduling.cells import boot, cell_of, freeze_view
 
 
@@ -117,3 +118,94 @@ def test_a_termination_that_times_out_names_the_node_that_still_has_the_instance
     cell.agent_frozen = True
     with pytest.raises(TimeoutError, match=f"views still show a on {at} 5 s after the termination"):
         one.scheduler.terminations.terminate_everywhere(["a"], 5.0)
+
+
+def hold_answers_to(cell: SchedulingCell, process: SchedulerProcess) -> list[TransitMessage]:
+    """Return a list in which all answers to a scheduler wait from now on."""
+    waiting: list[TransitMessage] = []
+    arrive = cell.broker.transit.arrive
+    queue = process.courier.reply_to
+
+    def arrive_unless_held(message: TransitMessage) -> None:
+        if message.kind == "answer" and message.to == queue:
+            waiting.append(message)
+        else:
+            arrive(message)
+
+    cell.broker.transit.arrive = arrive_unless_held  # type: ignore[method-assign]  # for this test alone
+    return waiting
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_boot_whose_answer_is_late_is_told_where_another_scheduler_evacuated_the_instance(pinned: bool) -> None:
+    cell, (late, other) = cell_of(2)
+    freeze_view(cell, late)
+    hold_answers_to(cell, late)
+    [wanted_boot] = late.scheduler.submit(parse({"instances": ["a"], "resources": {"VCPU": 1}}))
+    if pinned:
+        wanted_boot.pin_to(0)
+    late.scheduler.step()
+    cell.step_agents()
+    cell.clock.advance(1.0)
+    [node] = cell.nodes_by_instance()["a"]
+    cell.step_agents()
+    [moved] = other.scheduler.migrations.evacuate(node)
+    assert isinstance(moved, Booted), moved
+    late.reader.lagging = False
+    cell.clock.advance(10.0)
+    cell.step_agents()
+    late.scheduler.run(lambda: wanted_boot.outcome is not None, 60.0)
+    assert isinstance(wanted_boot.outcome, Booted), wanted_boot.outcome
+    assert wanted_boot.outcome.node == moved.node
+    cell.run_for(2 * TERMINATION_RETRY_S)
+    assert cell.nodes_by_instance() == {"a": [moved.node]}
+
+
+def test_a_migration_whose_answer_is_late_is_told_where_another_scheduler_evacuated_the_instance() -> None:
+    cell, (late, other) = cell_of(3)
+    at = boot(late.scheduler, "a").node
+    cell.run_for(2.0)
+    resident = late.scheduler.migrations.find("a")
+    migration = late.scheduler.migrations.boot_of(resident, resident.request)
+    migration.avoid(resident.row)
+    late.scheduler.session.orders.boots.add([migration])
+    hold_answers_to(cell, late)
+    late.scheduler.step()
+    cell.step_agents()
+    cell.clock.advance(1.0)
+    cell.step_agents()
+    [target] = [node for node in cell.nodes_by_instance()["a"] if node != at]
+    [moved] = other.scheduler.migrations.evacuate(target)
+    assert isinstance(moved, Booted), moved
+    cell.clock.advance(10.0)
+    cell.step_agents()
+    late.scheduler.run(lambda: migration.outcome is not None, 60.0)
+    assert isinstance(migration.outcome, Booted), migration.outcome
+    assert migration.outcome.node == moved.node
+    cell.run_for(2 * TERMINATION_RETRY_S)
+    assert cell.nodes_by_instance() == {"a": [moved.node]}
+
+
+def test_a_boot_that_failed_without_an_answer_leaves_no_instance_behind() -> None:
+    """Another scheduler evacuates the instance before the ``End`` arrives; its user was told that it is nowhere."""
+    cell, (late, other) = cell_of(2)
+    freeze_view(cell, late)
+    hold_answers_to(cell, late)
+    [failing] = late.scheduler.submit(parse({"instances": ["a"], "resources": {"VCPU": 1}}))
+    failing.pin_to(0)
+    late.scheduler.step()
+    cell.step_agents()
+    cell.agent_frozen = True
+    late.scheduler.refresher.max_age = 20.0  # its view stays as old as before the boot
+    late.scheduler.run(lambda: failing.outcome is not None, 60.0)
+    assert isinstance(failing.outcome, Failed), failing.outcome
+    for sink in cell.broker.transit.listeners["n0"]:
+        sink.order_messages.clear()  # the End is lost
+    cell.agent_frozen = late.reader.lagging = False
+    cell.step_agents()
+    cell.clock.advance(1.0)
+    cell.step_agents()
+    [moved] = other.scheduler.migrations.evacuate("n0")
+    assert isinstance(moved, Booted), moved
+    cell.run_for(2 * TERMINATION_RETRY_S)
+    assert cell.nodes_by_instance() == {}

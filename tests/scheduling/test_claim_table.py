@@ -655,3 +655,29 @@ def test_connection_counts_its_calls() -> None:
     connection.fetch(["a", "b"])
     assert connection.calls == [("fetch", 2)]
     assert connection.server_time() == 1_000.5
+
+
+def test_a_dropped_reservation_claim_does_not_keep_a_boot_from_an_unsure_record() -> None:
+    """The claim that avoids unsure records is dropped before the flush, and only the other one is written."""
+    parties = Parties("one")
+    parties.show(ChangingPartition(host("a", vcpu=8)).view)
+    [one] = parties.parties
+    cautious, plain = one.claim("a"), one.claim("a")
+    one.claim_table.add_claim("a", cautious, avoid_unsure=True)
+    one.claim_table.drop_claim("a", cautious.id)
+    one.claim_table.add_claim("a", plain)
+    assert one.claim_table.flush() == {"a": WriteStatus.STORED}
+    assert parties.ids("a") == [plain.id]
+
+
+def test_nothing_is_kept_of_an_allocated_claim_that_another_scheduler_removed() -> None:
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = taken(one.take("a"))
+    one.claim_table.own.mark_allocated("a", claim.id, Version(1, 2))
+    two.claim_table.read_records(["a"])
+    two.claim_table.drop_claim("a", claim.id)
+    two.claim_table.flush()
+    one.claim_table.reassert_own_claims()
+    assert one.own() == set()
+    assert one.claim_table.own.allocated_version(claim.id) is None

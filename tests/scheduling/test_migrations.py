@@ -6,8 +6,9 @@ import pytest
 
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import NotFoundError
+from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.orders.boot import Boot, Booted, Failed
-from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
+from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S, Termination
 from nodestate.scheduling.reservations import Confirmed
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve
@@ -371,3 +372,15 @@ def test_an_evacuated_instance_stays_on_its_new_node_when_the_old_node_returns()
     cell.power_on_all()
     cell.run_for(60.0)
     assert cell.nodes_by_instance() == {"a": [to]}
+
+
+def test_an_original_that_no_scheduler_ordered_may_be_gone_when_its_copies_are_to_be_ended() -> None:
+    """Its former node has no allocation any longer, and another node reports the instance."""
+    cell, (one, _) = cell_of(2)
+    at = boot(one.scheduler, "a").node
+    cell.run_for(2.0)
+    former = "n1" if at == "n0" else "n0"
+    original = Exclusion(one.scheduler.fleet.rows[former], "a", {"VCPU": 1}, "")
+    one.scheduler.session.orders.supersessions.supersede_original(original, "", [Termination(at, "a", "another order")])
+    cell.run_for(10.0)
+    assert cell.nodes_by_instance() == {"a": [at]}

@@ -13,6 +13,7 @@ from nodestate.scheduling.claims.record import (
     Claim,
     ClaimRecord,
     claims_by_reservation,
+    max_view_age_s,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "Placing",
     "claims_by_reservation",
     "join_affinity_groups",
+    "max_view_age_s",
 ]

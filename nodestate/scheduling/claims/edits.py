@@ -19,8 +19,8 @@ class Edit:
     """Ids of claims to remove."""
     seen: Version = NEVER
     """The new minimum of the record's ``seen``: the newest version given for one of the removed claims."""
-    avoid_unsure: bool = False
-    """Whether the write must fail if the record is unsure, so that claims may be missing from it."""
+    avoid_unsure: set[str] = field(default_factory=set)
+    """Ids of added claims that must not be written if the record is unsure, so that claims may be missing from it."""
 
     def apply(self, record: ClaimRecord) -> ClaimRecord:
         """Return a copy of the record with these changes."""
@@ -45,12 +45,14 @@ class PendingEdits:
         """Add a claim with the next flush. It replaces a claim with the same id."""
         edit = self._by_node.setdefault(node, Edit())
         edit.add[claim.id] = claim
-        edit.avoid_unsure |= avoid_unsure
+        if avoid_unsure:
+            edit.avoid_unsure.add(claim.id)
 
     def drop_claim(self, node: str, claim_id: str, seen: Version) -> None:
         """Remove a claim with the next flush, and raise the record's ``seen`` to at least this version."""
         edit = self._by_node.setdefault(node, Edit())
         edit.add.pop(claim_id, None)
+        edit.avoid_unsure.discard(claim_id)
         edit.drop.add(claim_id)
         edit.seen = max(edit.seen, seen)
 

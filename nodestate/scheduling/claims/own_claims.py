@@ -98,7 +98,7 @@ class OwnClaims:
             elif record_born != record.born:
                 lost.append(claim)
             else:
-                del self._by_node[node][claim.id]
+                self.drop(node, claim.id)
         return lost
 
     def mark_allocated(self, node: str, claim_id: str, version: Version) -> None:

@@ -104,6 +104,19 @@ CLAIMS: Final = Codec(ClaimRecord)
 """Converts claim records to bytes and back."""
 
 
+def max_view_age_s(claim_ttl_s: float, answer_timeout_s: float) -> float:
+    """Return the maximum age in seconds of a view on which a scheduler may decide.
+
+    Agents refuse an order when less than this time of its claim is left. So a view within the bound shows every
+    instance whose claim has expired. In an older view such an instance could be missing, and would not count at all.
+
+    Args:
+        claim_ttl_s: Seconds from a claim to its deadline.
+        answer_timeout_s: Seconds after which an order counts as unanswered.
+    """
+    return claim_ttl_s - answer_timeout_s - CLOCK_S
+
+
 def live_claims(claims: Iterable[Claim], now: float) -> list[Claim]:
     """Return the claims that still count: their deadline is less than ``CLOCK_S`` in the past.
 

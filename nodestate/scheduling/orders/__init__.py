@@ -1,7 +1,8 @@
 """Orders to agents: boots and their answers, terminations, hint updates, and the repair of unfinished operations.
 
 Each kind of order has a module of its own: ``boot`` (the state of one boot) and ``boot_tracker`` (all boots under way),
-``termination_orders``, ``supersession`` and ``hint_updates``. ``order_sender`` sends all orders to the agents.
+``termination_orders``, ``supersession`` and ``hint_updates``. ``order_sender`` sends all orders to the agents, and
+``deadlines`` says until when an order may be carried out.
 ``order_tracker`` builds these parts for a scheduler. ``reconciler`` finds operations that a dead scheduler left
 unfinished.
 """

@@ -100,7 +100,7 @@ class Boot:
     The first order of this boot replaces that allocation in place, under a newer id.
     """
     possible_copies: list[Termination] = field(default_factory=list)
-    """The allocations that may exist because an agent did not answer an order of this migration, the oldest first."""
+    """The allocations that may exist because an agent did not answer an order of this boot, the oldest first."""
     refusals: list[NodeRefusal] = field(default_factory=list)
     """The nodes that did not take the instance, in the order in which they were asked."""
     order: Build | None = None
@@ -171,24 +171,25 @@ class Boot:
         self.refuse(NodeRefusal(self.order.node, NO_ANSWER), row)
 
     def add_possible_copy(self, copy: Termination) -> None:
-        """Remember an allocation that may exist because its agent did not answer an order of this migration."""
+        """Remember an allocation that may exist because its agent did not answer an order of this boot."""
         self.possible_copies.append(copy)
 
-    def adopt_copy(self, number: int) -> Sequence[Termination]:
-        """Accept a possible copy as the result of the migration, because a view shows it.
+    def adopt(self, node: str, order_id: str) -> Sequence[Termination]:
+        """Accept an allocation that a view shows as the result of the boot.
 
-        The copies that were ordered earlier remain in ``possible_copies``, to be ended.
+        One of the unanswered orders built the allocation, or another scheduler has migrated the instance since. The
+        copies that were ordered earlier remain in ``possible_copies``, to be ended.
 
         Args:
-            number: The index of the copy in ``possible_copies``.
+            node: The node that has the allocation.
+            order_id: The id of the order that built the allocation.
 
         Returns the possible copies that were ordered later. A later copy that was built would be authoritative, so the
-        caller has to give the accepted copy a newer order id.
+        caller has to give the accepted allocation a newer order id.
         """
-        copy = self.possible_copies[number]
-        later = self.possible_copies[number + 1 :]
-        del self.possible_copies[number:]
-        self.placing.locate(copy.node)
+        later = [copy for copy in self.possible_copies if copy.order_id > order_id]
+        self.possible_copies = [copy for copy in self.possible_copies if copy.order_id < order_id]
+        self.placing.locate(node)
         return later
 
     def leave_together(self) -> None:

@@ -5,14 +5,15 @@ The scheduler exchanges only messages with the agents, and never waits for an an
     unplaced --a node is claimed--> claimed --Build sent--> sent --the agent accepted, or a view shows it--> booted
       ^  |                                                  |
       |  \--no node is left, or MAX_NODES_COUNT were asked--|--> failed
-      |                                                     |
+      |                       |                             |
+      |<--the claim is over---/                             |
       |<--the agent refused: the claim is given back, ------|
       |   and this instance avoids the node                 |
       \<--no answer in answer_timeout_s: the claim is ------/
           left to expire, as the agent may have built it
 
-Agents refuse an order that they read after its deadline, and carry out orders in the sequence in which they arrive. So
-if only the answer was lost, an ``End`` that is sent later undoes the order.
+Agents refuse an order that they read after its deadline (see ``deadlines``), and carry out orders in the sequence in
+which they arrive. So if only the answer was lost, an ``End`` that is sent later undoes the order.
 
 If a boot is not answered, the agent may still have built the instance, so we send ``End`` at once. If a migration is
 not answered, we do not. The copy that the agent may have built has a newer order id than the original, so it is the
@@ -22,6 +23,7 @@ If we ended the copy as well, the instance would be lost. Instead::
     unanswered --another node takes the instance--> possible copy --End--> gone
     unanswered --a view shows the instance there--> booted there
     unanswered --no node is left: failed--> the original gets a newer order id (see supersession) --> copy --End--> gone
+    unanswered --built, and migrated by another scheduler: a view shows it elsewhere--> booted there
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from nodestate.scheduling.claims import ClaimTable, NoHostFound, Placer, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, NodeRefusal
+from nodestate.scheduling.orders.deadlines import OrderDeadlines
 from nodestate.scheduling.orders.joint_boots import JointBoots, is_partly_built
 from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.scheduling.orders.supersession import Supersessions
@@ -84,6 +87,7 @@ class BootTracker:
         self._clock = clock  # the time for order ids and for overdue answers
         self._ids = ids  # the source of the random part of order ids
         self._answer_timeout_s = answer_timeout_s  # after this time an order counts as unanswered
+        self._deadlines = OrderDeadlines(claim_table, clock, answer_timeout_s)  # until when an order may be carried out
         self._joint = JointBoots(claim_table, terminations, supersessions)  # boots that succeed or fail together
         self._unplaced: list[Boot] = []  # boots that need a node
         self._unplaced_lock = Lock()  # other threads may add to _unplaced
@@ -128,14 +132,13 @@ class BootTracker:
         Raises ``PolicyError`` if a filter or a weigher raised an error. All boots that needed a node have failed then,
         and no order has been sent.
         """
-        unplaced = [boot for boot in self._take_unplaced() if not self._adopt_shown_copy(boot)]
+        unplaced = [boot for boot in self._take_unplaced() if not self._adopt_shown(boot)]
         if not unplaced:
             if self._claim_table.edited:
                 self._claim_table.flush()
             return
         for boot in unplaced:
-            self._fail_if_obsolete(boot.placing)
-            if boot.migrates and boot.placing.failure is not None:
+            if self._fail_if_obsolete(boot.placing) and boot.migrates:
                 boot.leave_together()  # the others go on without an instance that no longer needs a node
         try:
             self._placer.place(boot.placing for boot in unplaced)
@@ -187,9 +190,9 @@ class BootTracker:
     def expire_unanswered(self) -> None:
         """Let each boot whose answer is overdue choose another node.
 
-        The node that did not answer may have built the instance all the same. A booted instance is ended there. For a
-        migration, the allocation is remembered as a possible copy. After a resize there is no copy, because the
-        instance was on that node before.
+        The node that did not answer may have built the instance all the same, so the allocation is remembered as a
+        possible copy. A booted instance is ended there. After a resize there is no copy, because the instance was on
+        that node before.
         """
         now = self._clock.monotonic()
         unanswered = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= now]
@@ -201,7 +204,7 @@ class BootTracker:
             copy = Termination(boot.order.node, boot.placing.instance, boot.order.id)
             if not boot.migrates:
                 obsolete.append(copy)
-            elif not boot.placing.claim.resize:  # a resized instance was on that node before, and still is
+            if not boot.placing.claim.resize:  # a resized instance was on that node before, and still is
                 boot.add_possible_copy(copy)
             boot.leave_unanswered(self._fleet.rows.get(boot.order.node))
             self._retry_or_fail(boot)
@@ -216,39 +219,46 @@ class BootTracker:
             unplaced, self._unplaced = self._unplaced, []
         return unplaced
 
-    def _adopt_shown_copy(self, boot: Boot) -> bool:
-        """Finish a migration if the last view shows an allocation that one of its unanswered orders built.
+    def _adopt_shown(self, boot: Boot) -> bool:
+        """Finish a boot if the last view shows an allocation that came from one of its unanswered orders.
 
-        Returns True if the migration is finished. Returns False if no such allocation is shown: the caller chooses a
-        node for the boot as usual.
+        The agent has built that allocation, or another scheduler has migrated the instance from there since. An
+        allocation of a boot that an unanswered order itself built is not accepted, because it is being ended.
+
+        Returns True if the boot is finished. Returns False if no such allocation is shown: the caller chooses a node
+        for the boot as usual.
         """
-        for number, copy in reversed(list(enumerate(boot.possible_copies))):
-            row = self._fleet.rows.get(copy.node)
-            if row is None or not self._shows(row, boot, copy.order_id):
-                continue
-            later = boot.adopt_copy(number)
-            self._succeed(boot, self._fleet.version[row])
-            if later:  # if a later copy was built, it would be authoritative: give the adopted copy a newer order id
-                order_id = order_id_of(self._fleet.reports.hints(row, copy.instance))
-                self._supersessions.supersede_original(Exclusion(row, copy.instance, {}, order_id), boot.after, later)
-            return True
-        return False
+        placing, copies, fleet = boot.placing, boot.possible_copies, self._fleet
+        row = fleet.authoritative_row(placing.instance) if copies else None
+        if row is None or (placing.original is not None and placing.original.row == row):
+            return False
+        hints = fleet.reports.hints(row, placing.instance)
+        order_id = order_id_of(hints)
+        if lifetime_id_of(hints) != boot.hints["boot"] or order_id < copies[0].order_id:
+            return False
+        if not boot.migrates and any(copy.order_id == order_id for copy in copies):
+            return False
+        later = boot.adopt(fleet.names[row], order_id)
+        self._succeed(boot, fleet.version[row])
+        if later:  # if a later copy was built, it would be authoritative: give the adopted one a newer order id
+            self._supersessions.supersede_original(Exclusion(row, placing.instance, {}, order_id), boot.after, later)
+        return True
 
-    def _fail_if_obsolete(self, placing: Placing) -> None:
+    def _fail_if_obsolete(self, placing: Placing) -> bool:
         """Fail a placing if the instance is no longer in the state that its boot or migration began with.
 
         A boot fails if a node already reports an instance with this id; nodes that the boot avoids do not count, as
         they may have built it for this boot. A migration or resize fails if the original allocation was ended or
-        changed, or is no longer the authoritative one.
+        changed, or is no longer the authoritative one. Returns whether the placing failed here.
         """
         if placing.settled:
-            return
+            return False
         original = placing.original
         if original is None:
             node = self._fleet.instances.reporting_node(placing.instance, placing.avoided_rows)
             if node:
                 placing.fail(NoHostFound(reason=f"{placing.instance} is on {node} already"))
-            return
+            return bool(node)
         hints = self._fleet.reports.hints(original.row, original.instance)
         is_authoritative = self._fleet.authoritative_row(original.instance) == original.row
         if not is_authoritative or order_id_of(hints) != original.order:
@@ -256,6 +266,7 @@ class BootTracker:
             placing.fail(
                 NoHostFound(reason=f"{placing.instance} was terminated, migrated or changed on {source} meanwhile")
             )
+        return placing.failure is not None
 
     def _fail_unplaced(self, boot: Boot, error: Exception) -> None:
         """Fail a boot because a filter or a weigher raised an error, and drop its claim if it has one."""
@@ -269,9 +280,9 @@ class BootTracker:
     def _send(self, boots: Sequence[Boot]) -> None:
         """Send an order for each of these boots, which have a claim.
 
-        If there is no connection to the broker, drop the claims and fail the boots.
+        A boot whose claim is over gets no order: its claim is dropped, and it needs a node again. If there is no
+        connection to the broker, drop the claims and fail the boots.
         """
-        deadline = self._sender.deadline
         try:
             reply_to = self._sender.reply_to
         except BrokerUnavailableError as error:
@@ -279,11 +290,25 @@ class BootTracker:
             for boot in boots:
                 self._fail(boot, NoHostFound(reason=f"no order can be sent: {error}"))
             return
-        orders = [self._order_for(boot, deadline, reply_to) for boot in boots]
-        for boot, order in zip(boots, orders, strict=True):
-            boot.send(order, self._clock.monotonic() + self._answer_timeout_s)
-            self._sent[order.id] = boot
+        deadlines = {id(boot): self._deadlines.of(boot.placing) for boot in boots}
+        overdue = [boot for boot in boots if any(deadlines.get(id(one), 0.0) is None for one in (boot, *boot.together))]
+        self._release_overdue(overdue)
+        orders: list[Build] = []
+        for boot in boots:
+            deadline = deadlines[id(boot)]
+            if boot.placing.claim is not None and deadline is not None:
+                order = self._order_for(boot, deadline, reply_to)
+                boot.send(order, self._clock.monotonic() + self._answer_timeout_s)
+                self._sent[order.id] = boot
+                orders.append(order)
         self._sender.send(orders)
+
+    def _release_overdue(self, boots: Sequence[Boot]) -> None:
+        """Drop the claims of boots whose orders can't be sent in time, and let these boots choose a node again."""
+        for boot in boots:
+            boot.placing.count_conflict()
+        self._placer.give_back(boot.placing for boot in boots)
+        self._unplaced += boots
 
     def _order_for(self, boot: Boot, deadline: float, reply_to: str) -> Build:
         """Return the order that builds the instance of a boot on the claimed node.
@@ -348,7 +373,12 @@ class BootTracker:
         refusal = boot.refusals[-1]
         is_elsewhere = refusal.reason == "here" and not boot.migrates
         if boot.pinned or is_elsewhere or len(boot.refusals) >= MAX_NODES_COUNT:
-            self._fail(boot, NoHostFound(reason=self._refused_by(refusal)))
+            reason = NoHostFound(reason=self._refused_by(refusal))
+            if not boot.possible_copies or boot.together:
+                self._fail(boot, reason)
+            else:  # the next view may show the instance on another node
+                boot.placing.fail(reason)
+                self._unplaced.append(boot)
         elif boot.together:
             self._joint.hold(boot)
         else:
@@ -396,8 +426,11 @@ class BootTracker:
         """Finish a boot without success.
 
         If a failed migration may have left copies, the original gets a newer order id, so that it stays authoritative.
+        If a failed boot may have left copies, they are ended, also on nodes to which another scheduler migrates them.
         """
-        original = boot.placing.original
+        original, lifetime_id = boot.placing.original, str(boot.hints.get("boot", ""))
         if boot.possible_copies and original is not None:
             self._supersessions.supersede_original(original, boot.after, boot.possible_copies)
+        elif boot.possible_copies:
+            self._terminations.terminate_orders(copy._replace(lifetime_id=lifetime_id) for copy in boot.possible_copies)
         self._joint.conclude(boot, Failed(boot.placing.instance, reason, tuple(boot.refusals), boot.placing.conflicts))

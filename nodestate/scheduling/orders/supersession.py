@@ -98,7 +98,7 @@ class Supersessions:
             self._terminations.terminate_orders(supersession.copies)  # the original stays, or no node has the instance
         elif authoritative not in (row, None) and fleet.is_responsive(authoritative) and not fleet.is_responsive(row):
             return  # the original's node is gone, and a copy was built after all: keep the copy
-        elif order_id_of(hints) == original.order and not self._is_too_old(supersession):
+        elif allocation and order_id_of(hints) == original.order and not self._is_too_old(supersession):
             hints = {
                 **hints,
                 "boot": lifetime_id_of(hints) or supersession.order_id,
