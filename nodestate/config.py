@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -102,18 +103,42 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def broker_safe(self) -> str:
         """The broker's URL without the password, for messages."""
-        parts = urlsplit(self.broker)
-        return self.broker.replace(f":{parts.password}@", ":***@") if parts.password else self.broker
+        return safe_url(self.broker)
+
+
+_NEXT_URL: Final = re.compile(r";(?=\s*[a-z0-9+]+://)")
+_PASSWORD_IN_QUERY: Final = re.compile(r"(?i)([?&][^=&;]*(?:password|passwd|pwd|secret|token)[^=&;]*=)[^&;]*")
+
+
+def safe_url(url: str) -> str:
+    """Return a URL, or several separated by ``;``, without passwords, for messages.
+
+    The text need not be a valid URL.
+    """
+    return _PASSWORD_IN_QUERY.sub(r"\1***", ";".join(map(_without_password, _NEXT_URL.split(url))))
+
+
+def _without_password(url: str) -> str:
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    return f"{scheme}{mark}{user}:***@{place}" if at and colon else url
+
+
+_SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
 def servers_of(url: str) -> tuple[str, ...]:
     """host:port of each memcached server in a URL, in the order that maps partitions to them; empty for memory://."""
-    parts = urlsplit(url)
-    if parts.scheme == "memory":
+    scheme, mark, rest = url.partition("://")
+    if scheme == "memory" and mark:
         return ()
-    if parts.scheme != "memcached" or not parts.netloc:
-        raise ConfigError(f"store {url!r} is no URL of a store; give memcached://host:port[,host:port…] or memory://")
-    return tuple(server if ":" in server else f"{server}:11211" for server in parts.netloc.split(","))
+    servers = [_SERVER.fullmatch(server) for server in rest.removesuffix("/").split(",")]
+    if scheme != "memcached" or not all(servers):
+        raise ConfigError(
+            f"store {safe_url(url)!r} is no URL of a store; give memcached://host:port[,host:port…] or memory://"
+        )
+    return tuple(server[1] + (server[2] or ":11211") for server in servers if server is not None)
 
 
 def load(
@@ -126,7 +151,8 @@ def load(
 
     Args:
         flags: settings from the command line, by name. Settings with the value None are ignored.
-        environ: the environment; None for the environment of this process.
+        environ: the environment; None for the environment of this process. Empty variables count as unset. Variables
+            that Kubernetes sets in every pod for a service called nodestate… are ignored.
         file: the TOML file. None for the file that ``NODESTATE_CONFIG`` names, or else the first of ``DEFAULT_FILES``
             that exists.
 
@@ -134,7 +160,7 @@ def load(
         ConfigError: names the setting, its source and its value.
     """
     environ = os.environ if environ is None else environ
-    path = file or environ.get(ENV_PREFIX + "CONFIG")
+    path = file or environ.get(ENV_PREFIX + "CONFIG") or None
     if path is None:
         path = next((name for name in DEFAULT_FILES if Path(name).is_file()), None)
     settings: dict[str, Any] = {}
@@ -151,14 +177,17 @@ def load(
 
     if path is not None:
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a BOM
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"settings file {path} is not UTF-8 ({error.reason} at byte {error.start})") from None
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"settings file {path}: {error}") from None
         for name, value in content.items():
             add(name, value, str(path))
     for variable, value in environ.items():
-        if variable.startswith(ENV_PREFIX) and variable != ENV_PREFIX + "CONFIG":
-            add(variable.removeprefix(ENV_PREFIX).lower(), value, variable)
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if variable == ENV_PREFIX + name.upper() and name != "config" and value and not _is_service_link(name, value):
+            add(name, value, variable)
     for name, value in (flags or {}).items():
         if value is not None:
             add(name, value, f"--{name.replace('_', '-')}")
@@ -166,7 +195,10 @@ def load(
         config = msgspec.convert(settings, Config, strict=False)
     except msgspec.ValidationError as error:
         name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
-        raise ConfigError(f"{sources.get(name, 'settings')}: {error}") from None
+        raise _out_of_range(name, settings[name], sources[name]) from None
+    for name, source in sources.items():
+        if isinstance(value := getattr(config, name), float) and not math.isfinite(value):
+            raise _out_of_range(name, settings[name], source)
     unknown = [name for name in (*config.designs, config.read_design) if name not in DESIGN_NAMES]
     if unknown:
         raise ConfigError(
@@ -187,3 +219,41 @@ def load(
     if config.store_b:
         _ = servers_of(config.store_b)
     return config
+
+
+_SERVICE_LINK: Final = re.compile(
+    r"(?:\w+_)?(?:service_host|service_port(?:_\w+)?|port_\d+_(?:tcp|udp|sctp)(?:_(?:proto|port|addr))?)"
+)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """True if Kubernetes set this variable, as NODESTATE_SERVICE_HOST or NODESTATE_BROKER_PORT=tcp://10.0.0.1:5672.
+
+    A misspelt setting, such as NODESTATE_PORT=5672, is not such a variable: the value is no URL.
+    """
+    if name in Config.__struct_fields__:
+        return False
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.rpartition("_")[2] == "port" and "://" in value)
+
+
+def _out_of_range(name: str, value: Any, source: str) -> ConfigError:
+    """The error for a value that a setting cannot have."""
+    shown = repr(safe_url(value)) if isinstance(value, str) else repr(value)
+    field = next(field for field in msgspec.structs.fields(Config) if field.name == name)
+    allowed = _allowed(msgspec.inspect.type_info(field.type))
+    return ConfigError(f"{source}: setting {name} can't be {shown}; give {allowed}")
+
+
+def _allowed(kind: msgspec.inspect.Type) -> str:
+    """The values that a setting of this type may have, as text."""
+    if isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        number = "a whole number" if isinstance(kind, msgspec.inspect.IntType) else "a finite number"
+        if kind.ge is not None and kind.le is not None:
+            return f"{number} from {kind.ge:,.12g} to {kind.le:,.12g}"
+        return (
+            f"{number} of at least {kind.ge:,.12g}" if kind.ge is not None else f"{number} above {kind.gt or 0:,.12g}"
+        )
+    if isinstance(kind, msgspec.inspect.StrType) and kind.pattern:
+        pattern = kind.pattern.removeprefix(r"\A").removesuffix(r"\Z")
+        return " or ".join(pattern.strip("()").split("|")) if "|" in pattern else f"text of the form {pattern}"
+    return "text" if isinstance(kind, msgspec.inspect.StrType) else "one or more names, separated by commas"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nodestate.config import Config, load
+from nodestate.config import Config, load, safe_url
 from nodestate.errors import ConfigError
 
 
@@ -91,3 +91,100 @@ def test_password_of_the_broker_is_never_shown() -> None:
     config = Config(broker="amqp://user:s3cret@host:5672//")
     assert config.broker_safe == "amqp://user:***@host:5672//"
     assert "s3cret" not in config.broker_safe
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://user:s3cret@host:5672//", "amqp://user:***@host:5672//"),
+        ("amqp://user:s3/cr@e;t@host//", "amqp://user:***@host//"),
+        ("amqp://u:s3cret@a;amqp://u:s3cret@b", "amqp://u:***@a;amqp://u:***@b"),
+        ("redis://:s3cret@[::1:6379", "redis://:***@[::1:6379"),
+        ("user:s3cret@host", "user:***@host"),
+        ("postgresql://host/db?user=u&password=s3cret&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+        ("memcached://a:11211,b", "memcached://a:11211,b"),
+    ],
+)
+def test_no_password_is_shown_of_any_url_valid_or_not(url: str, shown: str) -> None:
+    """Error messages go to logs, which more people read than the settings."""
+    assert safe_url(url) == shown
+
+
+@pytest.mark.parametrize("url", ["http://u:s3cret@host", "memcached://u:s3cret@host:11211", "u:s3cret@host"])
+def test_an_error_of_a_store_url_has_no_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"store": url}, environ={})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memcached://[::1", "memcached://[::1:11211", "memcached://h:1?x=1", "memcached://a,,b", "memcached://h:port"],
+)
+def test_a_store_url_that_cannot_be_parsed_is_a_config_error(url: str) -> None:
+    """Regression: some of them ended a command with a traceback, or were understood as another server."""
+    with pytest.raises(ConfigError, match="is no URL of a store"):
+        load({"store": url}, environ={})
+
+
+def test_store_servers_may_have_ipv6_addresses() -> None:
+    assert load({"store": "memcached://[::1],[fe80::1]:5/"}, environ={}).store_servers == ("[::1]:11211", "[fe80::1]:5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("partitions", 0, "a whole number from 1 to 240"),
+        ("lease_s", 1, "a finite number from 10 to 2,592,000"),
+        ("renew_s", "inf", "a finite number above 0"),
+        ("resync_jitter_s", "-2", "a finite number of at least 0"),
+        ("queue_type", "stream", "classic or quorum"),
+        ("designs", "", "one or more names"),
+    ],
+)
+def test_an_error_of_a_range_names_setting_value_and_range(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({name: value}, environ={})
+    assert f"setting {name} can't be " in str(caught.value)
+    assert allowed in str(caught.value)
+    assert "Expected" not in str(caught.value)
+
+
+SERVICE_LINKS = {
+    "NODESTATE_SERVICE_HOST": "10.0.0.1",
+    "NODESTATE_SERVICE_PORT": "8790",
+    "NODESTATE_SERVICE_PORT_HTTP": "8790",
+    "NODESTATE_PORT": "tcp://10.0.0.1:8790",
+    "NODESTATE_PORT_8790_TCP": "tcp://10.0.0.1:8790",
+    "NODESTATE_PORT_8790_TCP_PROTO": "tcp",
+    "NODESTATE_PORT_8790_TCP_PORT": "8790",
+    "NODESTATE_PORT_8790_TCP_ADDR": "10.0.0.1",
+    "NODESTATE_BROKER_SERVICE_HOST": "10.0.0.2",
+    "NODESTATE_BROKER_PORT": "tcp://10.0.0.2:5672",
+}
+
+
+def test_variables_of_kubernetes_for_a_service_called_nodestate_are_ignored() -> None:
+    """Regression: every command in such a pod ended with exit code 2."""
+    assert load(environ=SERVICE_LINKS) == Config()
+    with pytest.raises(ConfigError, match="NODESTATE_PORT"):
+        load(environ={"NODESTATE_PORT": "8790"})
+
+
+def test_empty_variables_count_as_unset(file: Path) -> None:
+    """Compose files and service managers pass empty values for variables that are not set."""
+    environ = {"NODESTATE_CELL": "", "NODESTATE_PARTITIONS": "", "NODESTATE_STORE": "", "NODESTATE_CONFIG": ""}
+    assert load(environ=environ, file=file) == load(environ={}, file=file)
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "bom.toml"
+    path.write_bytes(b"\xef\xbb\xbfpartitions = 4\n")
+    assert load(environ={}, file=path).partitions == 4
+
+
+def test_a_settings_file_in_another_encoding_is_refused_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "latin-1.toml"
+    path.write_bytes(b'state_dir = "/srv/caf\xe9"\n')
+    with pytest.raises(ConfigError, match=r"latin-1\.toml is not UTF-8"):
+        load(environ={}, file=path)

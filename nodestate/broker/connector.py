@@ -143,17 +143,23 @@ class SessionHolder(Generic[S]):
 
 
 def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> CellSession:
-    scheme = urlsplit(url).scheme
     try:
+        scheme = urlsplit(url).scheme
         if "://" not in url:
             raise ValueError("no scheme")  # noqa: TRY301 - reported like everything else that is wrong with a URL
         if scheme in RABBITMQ_SCHEMES:
             return RabbitSession.connect(config, url, role, heartbeat_s, partial(open_session, config))
         return VirtualSession.connect(config, url)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and "?" not in url:
+            raise  # not caused by an unknown parameter after the question mark
+        # With a password, the text of the error may contain a part of it.
+        cause = "" if "@" in url else f": {error}"
         raise ConfigError(
-            f"setting broker, {config.broker_safe!r}, is not a usable URL: {error}; use amqp://, redis:// or memory://"
-        ) from error
+            f"setting broker, {config.broker_safe!r}, is not a usable URL{cause}; "
+            "give amqp://user:password@host:5672//, redis://host:6379 or memory://, with special characters of the "
+            "password as %xx"
+        ) from None
     except ImportError as error:
         raise ConfigError(
             f"setting broker, {config.broker_safe!r}, needs a package: {error}; try pip install nodestate[redis]"

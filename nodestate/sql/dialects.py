@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from nodestate.config import safe_url
 from nodestate.errors import ConfigError, DatabaseFullError, StoreError, StoreRefusedError, StoreUnavailableError
 
 DRIVERS: Final = {"mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg", "sqlite": "pysqlite"}
@@ -108,8 +111,8 @@ def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
     """Complete the URL with the driver that nodestate uses, and choose the dialect. Raises ``ConfigError``."""
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError:
-        raise ConfigError(f"sql {url!r} is no URL of a database; give {_EXAMPLES}") from None
+    except (exc.ArgumentError, ValueError):  # also of a port that is no number
+        raise ConfigError(f"sql {safe_url(url)!r} is no URL of a database; give {_EXAMPLES}") from None
     name = parsed.get_backend_name()
     if name not in _DIALECTS:
         raise ConfigError(f"sql {name!r} is no kind of database that nodestate supports; give {_EXAMPLES}")
@@ -122,18 +125,38 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
     """An SQLAlchemy engine with limited waiting times. Its first use connects. Raises ``ConfigError``."""
     parsed, dialect = dialect_of(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise ConfigError(f"sql {url!r} exists only within one connection; give sqlite:////path/to/file.db")
+        raise ConfigError(f"sql {safe_url(url)!r} exists only within one connection; give sqlite:////path/to/file.db")
     try:
-        engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
-        if parsed.drivername == "postgresql+psycopg":
-            from nodestate.sql.waiting import connection_with  # noqa: PLC0415  only PostgreSQL needs its driver
-
-            sa.event.listen(
-                engine, "do_connect", lambda _dialect, _record, given, named: connection_with(timeout_s, given, named)
-            )
-        return engine
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", exc.SAWarning)  # of parameters that the driver of SQLite does not know
+            engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
     except ModuleNotFoundError as error:
         raise ConfigError(f"sql {parsed.drivername} needs its driver ({error}): pip install 'nodestate[sql]'") from None
+    except exc.SAWarning:
+        raise _unknown_parameter(parsed) from None
+    connect = engine.dialect.connect
+    if parsed.drivername == "postgresql+psycopg":
+        from nodestate.sql.waiting import connection_with  # noqa: PLC0415  only PostgreSQL needs its driver
+
+        connect = partial(connection_with, timeout_s)
+
+    def connected(_dialect: object, _record: object, given: Any, named: Any) -> Any:
+        try:
+            return connect(*given, **named)
+        except Exception as error:
+            if parsed.query and (isinstance(error, TypeError) or "invalid connection option" in str(error)):
+                raise _unknown_parameter(parsed) from None
+            raise
+
+    sa.event.listen(engine, "do_connect", connected)
+    return engine
+
+
+def _unknown_parameter(url: sa.URL) -> ConfigError:
+    shown = safe_url(url.render_as_string(hide_password=True))
+    return ConfigError(
+        f"sql {shown!r} has a parameter after the question mark that its driver does not know: remove it"
+    )
 
 
 _EXAMPLES: Final = (

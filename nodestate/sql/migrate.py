@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import exc
 
+from nodestate.config import safe_url
 from nodestate.errors import ConfigError, SchemaError
 from nodestate.sql.dialects import dialect_of, engine_of, meaning_of
 from nodestate.sql.schema import REVISION, REVISION_TABLE, TABLES
@@ -75,7 +76,7 @@ def is_known(revision: str) -> bool:
 
 def safe(url: str) -> str:
     """The URL without its password, for messages."""
-    return dialect_of(url)[0].render_as_string(hide_password=True)
+    return safe_url(dialect_of(url)[0].render_as_string(hide_password=True))
 
 
 def _revision(connection: sa.Connection) -> str | None:

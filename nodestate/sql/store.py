@@ -28,6 +28,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from nodestate.config import safe_url
 from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, Key, NodeRow, Put, RowQuery, RowSelection, Write, WriteResult, WriteStatus
 from nodestate.ports.forks import call_in_children, sever_in_children
@@ -63,7 +64,7 @@ class SqlStore:
         self._make_tables = make_tables
         self._url, self._dialect = dialect_of(url)
         # The URL without its password.
-        self.name = self._url.render_as_string(hide_password=True)
+        self.name = safe_url(self._url.render_as_string(hide_password=True))
         # Largest head or record.
         self.max_value_bytes = MAX_VALUE_BYTES
         # Longest time for a connect, and for each answer, in seconds.

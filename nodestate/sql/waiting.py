@@ -38,7 +38,7 @@ class ReadTimeoutConnection(psycopg.Connection[Any]):  # type: ignore[misc]  # A
             return stop.value
 
 
-def connection_with(timeout_s: float, arguments: Any, settings: dict[str, Any]) -> ReadTimeoutConnection:
+def connection_with(timeout_s: float, *arguments: Any, **settings: Any) -> ReadTimeoutConnection:
     """Connect as ``psycopg.connect`` does, with a limit of ``timeout_s`` seconds for each answer."""
     connection: ReadTimeoutConnection = ReadTimeoutConnection.connect(*arguments, **settings)
     connection.max_wait_s = timeout_s
