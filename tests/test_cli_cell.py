@@ -280,6 +280,9 @@ def test_agents_answer_resyncs_and_leave_the_view(cell_run: ProcessCell) -> None
     before = cell_run.states("snapshot")["this-host"][0]
     cell_run.run("resync", "--node", "this-host")
     eventually(lambda: cell_run.states("snapshot")["this-host"][0] > before)
+    (cell_run._folder / "short.toml").write_text("broker_timeout_s = 0.5\n", encoding="utf-8")
+    refused = cell_run.run("resync", "--node", "nobody", "--config", "short.toml", code=1)
+    assert b"no agent answered for nobody" in refused.stderr
 
     looks = cell_run.ask("top", "--once")["designs"]
     for look in looks.values():

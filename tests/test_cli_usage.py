@@ -182,6 +182,7 @@ KINDS = {
     "NotFoundError": "not-found",
     "UnknownNodeError": "not-found",
     "CommandTimeoutError": "timeout",
+    "OutputError": "output",
     "SilentAgentsError": "silent-agents",
     "PolicyError": "policy",
 }
@@ -287,6 +288,18 @@ def test_error_is_one_line_of_text_or_one_json_object() -> None:
     assert error["max_age"] == 5.0
     assert error["age"] is None
     assert error["partitions"] == list(range(8))
+
+
+def test_a_consumer_that_never_reached_its_servers_fails(tmp_path: Path) -> None:
+    """Regression: it ended with exit code 0, as after work that was done."""
+    answer = run("consume", *REAL, "--seconds", "0.1", "--json")
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["sessions"] == 0
+    assert json.loads(answer.stderr.splitlines()[-1])["kind"] == "store-unavailable"
+    sqlite = {"NODESTATE_SQL": f"sqlite:///{tmp_path}/cell.db"}
+    answer = run("consume", *REAL, "--design", "sql", "--seconds", "0.1", "--json", env=sqlite)
+    assert answer.exit_code == 1
+    assert json.loads(answer.stderr.splitlines()[-1])["kind"] == "broker-unavailable"
 
 
 def test_outage_of_the_broker_is_an_error_without_traceback() -> None:

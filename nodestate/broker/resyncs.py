@@ -66,23 +66,27 @@ class KombuResyncSender:
 def collect_census(config: Config, resync: Resync, seconds: float, clock: Clock | None = None) -> dict[str, Version]:
     """Ask agents for their versions and wait ``seconds`` for answers: the newest version of each node that answered.
 
+    If ``resync`` names nodes, returns as soon as all of them have answered.
+
     ``resync`` says which nodes are asked and over how many seconds agents spread their answers; its ``census`` is
     filled in here. Nodes that never reported do not answer. Raises ``BrokerUnavailableError``.
     """
     clock = clock or SystemClock()
-    answers: list[bytes] = []
-    with one_off_session(config, "census") as session:
-        queue = session.own_queue(answers.append)
-        session.send(Topology.of(config).control, "", encode_resync(dataclasses.replace(resync, census=queue.name)))
-        deadline = clock.monotonic() + seconds
-        while (remaining := deadline - clock.monotonic()) > 0:
-            session.pump(remaining)
     versions: dict[str, Version] = {}
-    for body in answers:
+
+    def on_answer(body: bytes) -> None:
         try:
             event = parse_event(body)
         except BadEventError as error:
             structlog.get_logger("nodestate.broker").warning("cannot decode an answer to a census", reason=str(error))
-            continue
+            return
         versions[event.node] = max(versions.get(event.node, NEVER), event.version)
+
+    with one_off_session(config, "census") as session:
+        queue = session.own_queue(on_answer)
+        session.send(Topology.of(config).control, "", encode_resync(dataclasses.replace(resync, census=queue.name)))
+        deadline = clock.monotonic() + seconds
+        awaited = set(resync.nodes)
+        while (remaining := deadline - clock.monotonic()) > 0 and not (awaited and awaited <= versions.keys()):
+            session.pump(remaining)
     return versions

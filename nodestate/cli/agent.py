@@ -18,6 +18,7 @@ from nodestate.agent.sources.simulated import SimulatedFleet, fleet_name
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.shutdown import stop_on_signals
+from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
 from nodestate.ports import SystemClock
 
 
@@ -93,11 +94,12 @@ def command(
     finally:
         sink.close()
     if run.as_json:
-        run.print_json({"source": source, "nodes": len(agent.publishers), **asdict(agent.stats)})
+        counts = {**asdict(agent.stats), "lost_log_lines": lost_log_lines()}
+        run.print_json({"source": source, "nodes": len(agent.publishers), **counts})
     else:
         stats = agent.stats
         run.out.print(
             f"{len(agent.publishers):,} nodes: {stats.reports:,} reports, {stats.changes:,} changes, "
             f"{stats.heartbeats:,} heartbeats; {stats.admitted:,} admitted, {stats.refused:,} refused, "
-            f"{stats.ended:,} ended"
+            f"{stats.ended:,} ended" + lost_log_lines_text()
         )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import click
+
+from nodestate.cli.streams import OutputError, set_up_streams
 
 USAGE_KIND: Final = "usage"
 """The ``kind`` of errors in options and arguments. Those of nodestate's own errors stand in ``nodestate.errors``."""
@@ -36,6 +39,15 @@ class CommandGroup(click.Group):
     def __init__(self, name: str | None = None, *, entries: Mapping[str, CommandEntry], **attributes: Any) -> None:
         super().__init__(name, **attributes)
         self._entries = entries
+
+    def main(self, *args: Any, **named: Any) -> Any:
+        """Run as click does, with streams that may be closed or full. Exits with 1 if a result can't be written."""
+        set_up_streams()
+        try:
+            return super().main(*args, **named)
+        except OutputError as error:  # of a help text: commands handle their own errors
+            click.echo(f"nodestate: {error}", err=True)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, in the order of their entries."""

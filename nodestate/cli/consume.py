@@ -13,9 +13,12 @@ import click
 from nodestate.broker import KombuLayouts, KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.shutdown import stop_on_signals
+from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
+from nodestate.config import Config, safe_url
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member
 from nodestate.designs.connections import configured, open_stores
+from nodestate.errors import BrokerUnavailableError, StoreUnavailableError
 from nodestate.ports import SystemClock
 
 
@@ -61,7 +64,8 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     ones take over its partitions within seconds.
 
     The designs come from the control record. With --design, the consumer writes those designs in --partitions
-    partitions and ignores the record. SIGTERM ends it after the present step; --json then prints its counters.
+    partitions and ignores the record. SIGTERM ends it after the present step; --json then prints its counters. Exit
+    code 1 if it never reached its broker or its stores.
     """
     config = run.settings(designs=design)
     run.require_shared(broker=True, designs=config.designs)
@@ -85,10 +89,24 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
             resync.close()
     if run.as_json:
         counts = asdict(consumer.stats)
-        run.print_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts.pop("counts"), **counts})
+        counts |= {**counts.pop("counts"), "lost_log_lines": lost_log_lines()}
+        run.print_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts})
     else:
         stats = consumer.stats
         run.out.print(
             f"{stats.received:,} received, {stats.acked:,} acked, {stats.commits:,} commits, "
             f"{stats.takeovers:,} takeovers, {sum(stats.counts.dead_letters.values()):,} dead letters"
+            + lost_log_lines_text()
         )
+    _require_reached(config, consumer)
+
+
+def _require_reached(config: Config, consumer: Consumer | Member) -> None:
+    """Raise an error if the consumer never had a session with the broker, or never an answer from its stores."""
+    stats = consumer.stats
+    never = "in the whole run; see the log for the cause"
+    if (isinstance(consumer, Member) and consumer.control is None) or (stats.store_errors and not stats.takeovers):
+        urls = [safe_url(url) for url in (config.store, config.store_b, config.sql) if url]
+        raise StoreUnavailableError(" or ".join(urls), never)
+    if not stats.sessions:
+        raise BrokerUnavailableError(config.broker_safe, never)

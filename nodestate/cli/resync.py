@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
-from nodestate.broker import KombuResyncSender
+from nodestate.broker import KombuResyncSender, collect_census
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.inspection import read_control
+from nodestate.config import Config
+from nodestate.errors import NotFoundError
 from nodestate.ports import Resync
 
 
@@ -31,7 +35,8 @@ from nodestate.ports import Resync
 def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everything: bool, jitter: float | None) -> None:
     """Ask agents for full reports of some nodes, of all nodes of some partitions, or of all nodes.
 
-    Consumers ask by themselves when they miss an event; this command is for an operator who wants to be sure.
+    Consumers ask by themselves when they miss an event; this command is for an operator who wants to be sure. With
+    --node, the exit code is 1 if no agent answers for one of the nodes within the setting broker_timeout_s.
     """
     if [bool(nodes), bool(numbers), everything].count(True) != 1:
         raise click.UsageError(
@@ -48,8 +53,22 @@ def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everythi
         sender.request_resync(Resync(nodes, numbers, layout, spread_s))
     finally:
         sender.close()
+    if nodes:
+        _require_agents(run.config, nodes)
     if run.as_json:
         run.print_json({"nodes": nodes, "partitions": numbers, "all": everything, "jitter": spread_s})
     else:
         whom = f"{len(nodes)} nodes" if nodes else f"partitions {list(numbers)}" if numbers else "all nodes"
         run.out.print(f"asked {whom} to report within {spread_s:g} s", markup=False)
+
+
+def _require_agents(config: Config, nodes: Sequence[str]) -> None:
+    """Raise ``NotFoundError`` unless agents answer for all of these nodes."""
+    answers = collect_census(config, Resync(tuple(nodes)), config.broker_timeout_s)
+    silent = [node for node in nodes if node not in answers]
+    if silent:
+        raise NotFoundError(
+            "--node",
+            f"no agent answered for {', '.join(silent)} within {config.broker_timeout_s:g} s: check the name, and that "
+            "the node's agent runs",
+        )

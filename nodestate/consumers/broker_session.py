@@ -44,6 +44,8 @@ class BrokerSession:
         """Monotonic time."""
         self._received_at = clock.monotonic()
         """When the last successful receive returned."""
+        self._connected = False
+        """True from the first successful receive of a session to its end."""
 
     def receive(self, limit: int, flush_s: float) -> int:
         """Receive up to ``limit`` messages and add them to their partitions.
@@ -62,6 +64,9 @@ class BrokerSession:
             self._clock.sleep(RECONNECT_PAUSE_S)
             return 0
         self._received_at = self._clock.monotonic()
+        if not self._connected:
+            self._connected = True
+            self._stats.sessions += 1
         self._transitions.recovered("broker")
         self._owned.add_deliveries(deliveries, self._received_at)
         self._stats.received += len(deliveries)

@@ -23,6 +23,8 @@ class ConsumerStats:
 
     counts: EventCounts = field(default_factory=EventCounts)
     """Numbers of events by result."""
+    sessions: int = 0
+    """Sessions with the broker that began."""
     received: int = 0
     """Messages that the broker delivered, including markers and messages that it delivered again."""
     acked: int = 0
