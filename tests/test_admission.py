@@ -339,6 +339,16 @@ def test_members_with_two_policies_that_share_a_node_can_be_changed_in_place(ben
     assert bench.refused(resize) == ""
 
 
+def test_an_instance_is_resized_on_a_node_with_the_largest_number_of_allocations(
+    bench: AdmissionBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resize adds no allocation."""
+    monkeypatch.setattr("nodestate.agent.admission.MAX_ALLOCATIONS_COUNT", 2)
+    assert [answer.refused for answer in bench.give(bench.build("vm-1"), bench.build("vm-2"))] == ["", ""]
+    assert bench.refused(bench.build("vm-3")) == "no-room"
+    assert bench.refused(bench.build("vm-1", resources={"VCPU": 2}, in_place=True)) == ""
+
+
 @pytest.mark.parametrize("limit", [0, -1, "two", 1.5, True, None])
 def test_an_invalid_group_limit_is_a_bad_order(bench: AdmissionBench, limit: object) -> None:
     assert bench.refused(bench.build("vm-1", group="web", hints={**ANTI, "max_per_node": limit})) == "bad-order"

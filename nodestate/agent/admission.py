@@ -295,10 +295,13 @@ class Admission:
             if isinstance(order, End):
                 return _OrderResult(order, source, reading=source.end(order.node, order.instance))
             allocation = allocation_of(order)
-            size = promised.get(order.node, 0) + len(_encode({order.instance: allocation}))
+            here = node.allocations.get(order.instance)
+            more = len(_encode(allocation)) - len(_encode(here)) if here else len(_encode({order.instance: allocation}))
+            size = promised.get(order.node, 0) + max(0, more)
             refused = rejection_of(order, node, self._clock.time())
             if refused is None and (
-                size + SPARE_BYTES > publisher.spare_bytes or len(node.allocations) >= MAX_ALLOCATIONS_COUNT
+                (more > 0 and size + SPARE_BYTES > publisher.spare_bytes)
+                or (here is None and len(node.allocations) >= MAX_ALLOCATIONS_COUNT)
             ):
                 refused = Rejection("no-room", f"the allocations of {order.node} would not fit into a report")
             if refused is not None:

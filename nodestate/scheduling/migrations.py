@@ -92,6 +92,9 @@ class Migrations:
     def resize(self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0) -> BootOutcome:
         """Give an instance other resources. Its node is tried first, and then other nodes.
 
+        On its node only the growth must fit: a class of which the instance needs no more may be overused there, the
+        node may drain, and it need not meet the constraints of the boot. Another node must meet all of them.
+
         Args:
             instance: The instance's id.
             resources: The new amounts by resource class. Classes that are not named stay as they are. The amount 0

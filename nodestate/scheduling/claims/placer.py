@@ -19,7 +19,7 @@ from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import UNSURE_S, Claim
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.request import Request, hints_of
-from nodestate.scheduling.selection import Remaining, Selector
+from nodestate.scheduling.selection import Lack, Remaining, Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Number of times that an instance may lose its chosen node to other schedulers; then it fails."""
@@ -233,11 +233,9 @@ class Placer:
             placing.fail(contradiction)
             return False
         try:
-            with self._fleet.excluding(self._exclusions(placing)):
-                row = self._row(placing)
-                if row is None:
-                    placing.fail(self._no_node(placing))
-                    return False
+            row = self._growing_row(placing) if placing.in_place else self._chosen_row(placing)
+            if row is None:
+                return False
         except BadRequestError as error:  # the request names a weigher that is not installed; the other placings go on
             placing.fail(NoHostFound(reason=str(error)))
             return False
@@ -301,11 +299,39 @@ class Placer:
         lacks = self._selector.lacks(placing.request, exclude)
         return NoHostFound(remaining, unknown, node, lacks, known=len(self._fleet))
 
-    def _row(self, placing: Placing) -> int | None:
-        """Return the row of the best node for a placing; None if no node will do."""
-        if placing.only_row is not None:
-            return placing.only_row if self._may(placing, placing.only_row) else None
-        return next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
+    def _chosen_row(self, placing: Placing) -> int | None:
+        """Return the row of the best node for a placing. Returns None, and fails the placing, if no node will do."""
+        with self._fleet.excluding(self._exclusions(placing)):
+            if placing.only_row is not None:
+                row = placing.only_row if self._may(placing, placing.only_row) else None
+            else:
+                row = next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
+            if row is None:
+                placing.fail(self._no_node(placing))
+        return row
+
+    def _growing_row(self, placing: Placing) -> int | None:
+        """Return the row of an instance that is resized in place. If it cannot grow, fail the placing and return None.
+
+        Only the growth must fit. The instance is on the node already, so neither the node's status nor the constraints
+        of its boot matter, and neither does a class of which the node has too little if the instance needs no more of
+        it. The agent decides in the same way.
+        """
+        row, original, fleet = placing.only_row, placing.original, self._fleet
+        assert row is not None, "a placing in place is restricted to its node"
+        assert original is not None, "a placing in place has an allocation"
+        node = fleet.names[row]
+        if not fleet.is_responsive(row) or fleet.claim_overlay.is_blocked(row):
+            placing.fail(NoHostFound((Remaining("all", 1), Remaining("status", 0)), node=node))
+            return None
+        free = {name: int(fleet.free[name][row]) if name in fleet.free else 0 for name in placing.request.resources}
+        growth = _beyond(placing.request.resources, original.amounts)
+        lacks = tuple(Lack(name, more, max(0, free[name])) for name, more in growth.items() if more > free[name])
+        if lacks:
+            steps = (Remaining("all", 1), Remaining("resources", 0))
+            placing.fail(NoHostFound(steps, node=node, lacks=lacks))
+            return None
+        return row
 
     def _may(self, placing: Placing, row: int) -> bool:
         """Return whether a placing may go to the node of this row."""

@@ -129,6 +129,11 @@ class Placing:
         return next((one for one in self.exclusions if one.instance == self.instance), None)
 
     @property
+    def in_place(self) -> bool:
+        """Whether the instance is resized on the node that it is on."""
+        return self.original is not None and self.original.row == self.only_row
+
+    @property
     def settled(self) -> bool:
         """Whether the placing has a claim or a failure, so that the placer has nothing to do for it."""
         return self.claim is not None or self.failure is not None
