@@ -108,8 +108,10 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "UNSURE_S": "seconds after its creation for which claims may be missing from a record",
         "MAX_CLAIMS_COUNT": "claims on one node at a time",
     },
-    "nodestate.scheduling.claims.placer": {
+    "nodestate.scheduling.claims.node_chooser": {
         "MAX_AFFINITY_NODES_COUNT": "nodes that are tried for all members of an affinity group",
+    },
+    "nodestate.scheduling.claims.placer": {
         "MAX_TRIES_COUNT": "times that an instance may lose its node to another scheduler",
     },
     "nodestate.scheduling.orders.boot_tracker": {

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
-
-import msgspec
 
 from nodestate.errors import BadRequestError, NodestateError
 from nodestate.ports import Clock, WriteStatus
@@ -15,18 +12,17 @@ from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
+from nodestate.scheduling.claims.node_chooser import NodeChooser, beyond, sum_of
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
-from nodestate.scheduling.claims.record import UNSURE_S, Claim
-from nodestate.scheduling.fleet import Exclusion, Fleet
-from nodestate.scheduling.request import Request, hints_of
-from nodestate.scheduling.selection import Lack, Remaining, Selector
+from nodestate.scheduling.claims.record import Claim
+from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.request import hints_of
+from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
 """Number of times that an instance may lose its chosen node to other schedulers; then it fails."""
 NEXT_BEST_COUNT: Final = 64
 """Number of nodes whose records are read again after a conflict: the best ones for the request."""
-MAX_AFFINITY_NODES_COUNT: Final = 8
-"""Maximum number of nodes that are tried, one after the other, for an affinity group as a whole."""
 
 
 class Placer:
@@ -88,8 +84,8 @@ class Placer:
         """Writes the claims."""
         self._affinity_seed = affinity_seed
         """The nodes for the first members of affinity groups."""
-        self._unsure: set[int] | None = None
-        """The rows of nodes with an unsure record; None until this round has looked them up."""
+        self._chooser = NodeChooser(fleet, selector, claim_table)
+        """Chooses a node for each placing."""
 
     def place(self, placings: Iterable[Placing]) -> None:
         """Choose and claim nodes, until each placing has a claim or a failure.
@@ -109,7 +105,7 @@ class Placer:
         refreshed = False
         while waiting:
             self._claim_table.expire()
-            self._unsure = None
+            self._chooser.begin_round()
             assigned = [placing for placing in waiting if self._assign(placing)]
             self._write(assigned)
             self._read_next_best(placing for placing in assigned if placing.conflicts and not placing.settled)
@@ -135,6 +131,7 @@ class Placer:
             reason = NoHostFound(reason=f"{failed.instance} of the same affinity group got no node: {failed.failure}")
         refreshed = False
         while reason is None:
+            self._chooser.begin_round()
             problem = self._claim_one_row(placings)
             if problem is None:
                 return
@@ -150,12 +147,12 @@ class Placer:
         reason: NoHostFound | None = None
         group = placings[0].request.group
         assert group is not None, "only members of an affinity group are placed together"
-        contradiction = self._contradiction(placings[0])
+        contradiction = self._chooser.contradiction(placings[0])
         if contradiction is not None:
             return contradiction
         whole = f"no node takes all {len(placings)} instances of affinity group {group.name}"
         try:
-            rows = self._rows_for_all(placings)
+            rows = self._chooser.rows_for_all(placings)
         except BadRequestError as error:  # the request names a weigher that is not installed
             return NoHostFound(reason=str(error))
         for row in rows:
@@ -171,37 +168,10 @@ class Placer:
             if failed is None:
                 return None
         if reason is None:
-            with self._fleet.excluding(self._exclusions(placings[0])):
-                why = self._no_node(dataclasses.replace(placings[0], request=_sum_of(placings)))
+            with self._fleet.excluding(self._chooser.exclusions(placings[0])):
+                why = self._chooser.no_node(dataclasses.replace(placings[0], request=sum_of(placings)))
             reason = NoHostFound(why.remaining, f"{whole}: {why}")
         return reason
-
-    def _rows_for_all(self, placings: Sequence[Placing]) -> list[int]:
-        """Return the best rows whose nodes have room for all of these placings together, the best one first."""
-        same = len({placing.request.shape for placing in placings}) == 1
-        exclude = {row for placing in placings for row in self._excluded_rows(placing)}
-        with self._fleet.excluding(self._exclusions(placings[0])):
-            count = MAX_AFFINITY_NODES_COUNT if same else max(1, len(self._fleet))
-            rows = self._selector.best(_sum_of(placings), count, exclude)
-            found = (row for row in rows if same or all(self._may(placing, row) for placing in placings))
-            return list(itertools.islice(found, MAX_AFFINITY_NODES_COUNT))
-
-    def _exclusions(self, placing: Placing) -> tuple[Exclusion, ...]:
-        """Return the allocations and claims that count as absent while a node is chosen for a placing.
-
-        For a member of an affinity group, these contain the claims that it left on nodes that did not answer. Otherwise
-        the group would be bound to such a node until the claim expires.
-        """
-        group = placing.request.group
-        if group is None or group.policy != "affinity" or not placing.avoided_rows:
-            return placing.exclusions
-        known = {(one.row, one.instance) for one in placing.exclusions}
-        return placing.exclusions + tuple(
-            Exclusion(row, one.instance, {})
-            for one in placing.together or [placing]
-            for row in self._fleet.instances.rows_with(one.instance)
-            if row in placing.avoided_rows and (row, one.instance) not in known
-        )
 
     def _read_next_best(self, beaten: Iterable[Placing]) -> None:
         """Read the records of the next best nodes for placings that lost their node to another scheduler.
@@ -228,12 +198,12 @@ class Placer:
         unplaced and takes part in the next round: the affinity seed changed, or a claim server does not answer.
         """
         request = placing.request
-        contradiction = self._contradiction(placing)
+        contradiction = self._chooser.contradiction(placing)
         if contradiction is not None:
             placing.fail(contradiction)
             return False
         try:
-            row = self._growing_row(placing) if placing.in_place else self._chosen_row(placing)
+            row = self._chooser.growing_row(placing) if placing.in_place else self._chooser.chosen_row(placing)
             if row is None:
                 return False
         except BadRequestError as error:  # the request names a weigher that is not installed; the other placings go on
@@ -259,7 +229,7 @@ class Placer:
             placing.instance,
             self._holder,
             until,
-            request.resources if had is None else _beyond(request.resources, had),
+            request.resources if had is None else beyond(request.resources, had),
             group.name if group is not None else None,
             hints_of(request),
             placing.reservation,
@@ -270,93 +240,6 @@ class Placer:
         placing.assign(node, claim, seeds_group=seeds_group)
         self._claim_table.add_claim(node, claim, avoid_unsure=placing.avoid_unsure)
         return True
-
-    def _contradiction(self, placing: Placing) -> NoHostFound | None:
-        """Return the reason if the group of a new instance has members under another policy; else None.
-
-        A migration is allowed: the instance is a member already, and has to leave its node.
-        """
-        text = self._selector.contradiction(placing.request) if placing.original is None else ""
-        remaining = (Remaining("all", len(self._fleet)), Remaining("group", 0))
-        return NoHostFound(remaining, text) if text else None
-
-    def _no_node(self, placing: Placing) -> NoHostFound:
-        """Return the reason why no node was found for a placing."""
-        exclude = self._excluded_rows(placing)
-        node = ""
-        if placing.only_row is not None:
-            node = self._fleet.names[placing.only_row]
-            exclude = exclude | (set(range(len(self._fleet))) - {placing.only_row})
-        remaining = self._selector.remaining(placing.request, exclude)
-        if placing.avoid_unsure and not remaining[0].nodes and self._unsure_rows():
-            whose = node or f"all {len(self._fleet):,} nodes"
-            return NoHostFound(
-                remaining,
-                f"claims may be missing from the records of {whose}, which were created less than {UNSURE_S:g} s ago; "
-                "try again",
-            )
-        unknown = "" if node else self._selector.unknown(placing.request)
-        lacks = self._selector.lacks(placing.request, exclude)
-        return NoHostFound(remaining, unknown, node, lacks, known=len(self._fleet))
-
-    def _chosen_row(self, placing: Placing) -> int | None:
-        """Return the row of the best node for a placing. Returns None, and fails the placing, if no node will do."""
-        with self._fleet.excluding(self._exclusions(placing)):
-            if placing.only_row is not None:
-                row = placing.only_row if self._may(placing, placing.only_row) else None
-            else:
-                row = next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
-            if row is None:
-                placing.fail(self._no_node(placing))
-        return row
-
-    def _growing_row(self, placing: Placing) -> int | None:
-        """Return the row of an instance that is resized in place. If it cannot grow, fail the placing and return None.
-
-        Only the growth must fit. The instance is on the node already, so neither the node's status nor the constraints
-        of its boot matter, and neither does a class of which the node has too little if the instance needs no more of
-        it. The agent decides in the same way.
-        """
-        row, original, fleet = placing.only_row, placing.original, self._fleet
-        assert row is not None, "a placing in place is restricted to its node"
-        assert original is not None, "a placing in place has an allocation"
-        node = fleet.names[row]
-        if not fleet.is_responsive(row) or fleet.claim_overlay.is_blocked(row):
-            placing.fail(NoHostFound((Remaining("all", 1), Remaining("status", 0)), node=node))
-            return None
-        free = {name: int(fleet.free[name][row]) if name in fleet.free else 0 for name in placing.request.resources}
-        growth = _beyond(placing.request.resources, original.amounts)
-        lacks = tuple(Lack(name, more, max(0, free[name])) for name, more in growth.items() if more > free[name])
-        if lacks:
-            steps = (Remaining("all", 1), Remaining("resources", 0))
-            placing.fail(NoHostFound(steps, node=node, lacks=lacks))
-            return None
-        return row
-
-    def _may(self, placing: Placing, row: int) -> bool:
-        """Return whether a placing may go to the node of this row."""
-        return (
-            placing.only_row in (None, row)
-            and row not in placing.avoided_rows
-            and not (placing.avoid_unsure and row in self._unsure_rows())
-            and self._selector.passes(placing.request, row)
-        )
-
-    def _excluded_rows(self, placing: Placing) -> set[int]:
-        """Return the rows of the nodes that a placing must avoid."""
-        return placing.avoided_rows | self._unsure_rows() if placing.avoid_unsure else placing.avoided_rows
-
-    def _unsure_rows(self) -> set[int]:
-        """Return the rows of nodes with an unsure record.
-
-        They are looked up once in each round: right after a restart of the servers all records are unsure, so looking
-        them up for each placing would be slow.
-        """
-        if self._unsure is None:
-            self._unsure = {
-                self._fleet.rows[node] for node in self._claim_table.unsure_nodes() if node in self._fleet.rows
-            }
-        return self._unsure
 
     def _seed_row(self, placing: Placing, row: int) -> int | None:
         """Return the row that the group's seed allows for the first member of an affinity group.
@@ -373,7 +256,7 @@ class Placer:
         assert group is not None, "only members of a group have a seed"
         there = self._affinity_seed.claim_or_get(group.name, fleet.names[row], placing.claim_ttl_s)
         agreed = fleet.rows.get(there.node)
-        if agreed is not None and (agreed == row or self._may(placing, agreed)):
+        if agreed is not None and (agreed == row or self._chooser.may(placing, agreed)):
             return agreed
         self._claim_table.read_records([there.node])
         if group.name in fleet.groups or not self._affinity_seed.replace(
@@ -432,20 +315,3 @@ class Placer:
         placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.servers.of(name) is server)
         if len(placing.avoided_rows) >= len(self._fleet):
             placing.fail(NoHostFound(reason=f"no claim can be written: {error}"))
-
-
-def _beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
-    """Return by how much each amount in ``wanted`` exceeds the amount in ``had``. Other classes are missing from
-    the result.
-    """
-    return {name: amount - had.get(name, 0) for name, amount in wanted.items() if amount > had.get(name, 0)}
-
-
-def _sum_of(placings: Sequence[Placing]) -> Request:
-    """Return the request of the first placing with the resources of all of them."""
-    amounts: dict[str, int] = {}
-    for placing in placings:
-        for name, amount in placing.request.resources.items():
-            amounts[name] = amounts.get(name, 0) + amount
-    first = placings[0]
-    return msgspec.structs.replace(first.request, resources=amounts, count=1, instances=(first.instance,))
