@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
+import structlog.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +30,15 @@ from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.layout_removal import delete_queues
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
-from nodestate.errors import ConfigError, ControlLostError, DesignStepError, StoreFullError, StoreUnavailableError
-from nodestate.ports import Put, Write
+from nodestate.errors import (
+    ConfigError,
+    ControlLostError,
+    DesignStepError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from nodestate.ports import Put, Write, WriteResult, WriteStatus
 from nodestate.store import keys
 from nodestate.store.head import read_head
 from nodestate.store.round_trips import Stores, run_one
@@ -343,6 +352,40 @@ def test_member_that_slept_before_it_added_a_design_does_not_overrun_the_new_own
         for member in world.members:
             member.step()
     assert not view.incomplete
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["first record", "lost record"])
+@pytest.mark.parametrize("how", ["refuses", "is full"])
+def test_a_store_that_can_be_read_but_not_written_is_named_in_the_log(
+    how: str, is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: nothing was logged while the control record could not be written, and a new cell never began."""
+    world = SwitchedCell()
+    key = keys.control(world.config.cell)
+
+    def write(self: MemoryServer, writes: Sequence[Write]) -> list[WriteResult]:
+        if any(each.key != key for each in writes):
+            return accepted(self, writes)
+        if how == "is full":
+            return [WriteResult(WriteStatus.FULL)]
+        raise StoreRefusedError(self.name, "read-only")
+
+    server_class = type(world.servers[0])
+    accepted = server_class.write
+    with monkeypatch.context() as refusing, structlog.testing.capture_logs() as logs:
+        refusing.setattr(server_class, "write", write)
+        for server in world.servers:
+            server.flush()
+        if is_new:
+            for member in list(world.members):
+                member.die()
+        world.run_well(10)
+    failing = [entry for entry in logs if entry["event"] == "operation is failing" and "control record" in str(entry)]
+    assert failing
+    assert all(entry["operation"].startswith("write of the control record to ") for entry in failing)
+    assert any(("read-only" if how == "refuses" else "no memory left") in entry["reason"] for entry in failing)
+    world.run_well(10)
+    assert world.record.reads == K("journal")
 
 
 def test_design_whose_store_fails_does_not_delay_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 
 from harness.servers import MemcachedServer
 from harness.waiting import PATIENCE_S
+from nodestate.cli.doctor.store_checks import write_probe
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.ports import Item, Put, Write, WriteResult, WriteStatus
+from nodestate.store import keys
 from nodestate.store import memcached as adapter
 from nodestate.store.memcached import MemcachedStore
+from nodestate.testing import MemoryServer, MemoryStore
 
 # -- replies as they come -------------------------------------------------------------------------
 
@@ -364,6 +367,15 @@ def test_meta_set_on_a_full_server_removes_the_old_value(
     server.close()
     if kept != b"EN\r\n":
         pytest.skip("this memcached keeps it")
+
+
+def test_the_doctor_sees_that_a_full_server_takes_no_writes() -> None:
+    """A server that was started with -M can be read as before."""
+    full = MemoryStore(MemoryServer(max_bytes=1, no_evict=True))
+    assert not write_probe(full, "cell1")
+    empty = MemoryServer()
+    assert write_probe(MemoryStore(empty), "cell1")
+    assert MemoryStore(empty).fetch([keys.probe("cell1")]) == {}
 
 
 def test_unused_and_unconnected_stores_hold_no_socket(recwarn: Any) -> None:

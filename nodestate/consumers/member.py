@@ -32,7 +32,7 @@ from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, record_from_settings
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.stored_design import StoredDesign
-from nodestate.errors import BrokerUnavailableError
+from nodestate.errors import BrokerUnavailableError, StoreError
 from nodestate.ports import Clock, Layouts, ResyncSender
 from nodestate.store.round_trips import Stores
 
@@ -158,8 +158,14 @@ class Member:
             if any(copy.error for copy in copies):
                 return  # the store that does not answer may have the record
             known = record_from_settings(self.config, self._clock.time())
-            if not self._control_store.begin(known, copies):
-                return  # another member wrote one first, or the store failed: read again at the next step
+            first = copies[0].store.name
+            try:
+                is_written = self._control_store.begin(known, copies)
+            except StoreError as error:
+                self._transitions.failing(f"write of the control record to {first}", str(error))
+                return
+            if not is_written:
+                return  # another member wrote one first: read again at the next step
         # A different record of the version that we know is followed, too: ours was lost with its only store, and an
         # operator made the other one afterwards.
         if known is not None and (
@@ -169,7 +175,13 @@ class Member:
         if self.control is not None:
             self._apply(self.control)
             self._unbind_unused_queues(self.control)
-            self._control_store.put_back(self.control, copies)
+            errors = self._control_store.put_back(self.control, copies)
+            for copy in copies:
+                operation = f"write of the control record to {copy.store.name}"
+                if copy.store.name in errors:
+                    self._transitions.failing(operation, str(errors[copy.store.name]))
+                elif copy.error is None:
+                    self._transitions.recovered(operation)
 
     def _adopt(self, control: Control) -> None:
         """Follow this record from now on.

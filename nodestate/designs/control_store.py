@@ -64,20 +64,26 @@ class ControlStore:
         """Read the copy of every store. The copy of a store that does not answer has an ``error``."""
         return [self._copy(store) for store in self._stores]
 
-    def put_back(self, control: Control, found: Sequence[Copy]) -> None:
+    def put_back(self, control: Control, found: Sequence[Copy]) -> dict[str, StoreError]:
         """Write the record to every store whose copy is missing, older, or different with the same version.
 
         Args:
             control: the record.
             found: the copies, as ``read`` returned them. A store that did not answer is skipped.
 
-        Errors are ignored, because the next renewal tries again.
+        Returns:
+            By name, why a store could not be written, although it can be read. The next renewal tries again.
         """
+        errors: dict[str, StoreError] = {}
         for copy in found:
             if copy.error is None and (
                 copy.control is None or (copy.control.version <= control.version and copy.control != control)
             ):
-                self._put(copy, control)
+                try:
+                    self._put(copy, control)
+                except StoreError as error:
+                    errors[copy.store.name] = error
+        return errors
 
     def begin(self, control: Control, found: Sequence[Copy]) -> bool:
         """Write the first record of a cell to the deciding store.
@@ -87,8 +93,10 @@ class ControlStore:
             found: the copies, as ``read`` returned them.
 
         Returns:
-            True if the record is written. False if another process wrote a record first, or if the store failed. In
-            both cases the caller reads again.
+            True if the record is written. False if another process wrote a record first; the caller reads again.
+
+        Raises:
+            StoreError: if the store does not answer, is full, or can be read but not written.
         """
         return self._put(found[0], control)
 
@@ -115,7 +123,7 @@ class ControlStore:
             raise deciding.error
         if deciding.control is None or deciding.control != newest(found):
             raise ControlLostError(deciding.store.name)
-        if not self._put(deciding, control, or_raise=True):
+        if not self._put(deciding, control):
             return False
         self.put_back(control, [copy for copy in found if copy is not deciding])
         return True
@@ -128,23 +136,20 @@ class ControlStore:
             return Copy(store, error=error)
         return Copy(store, _record_in(item), item.cas if item is not None else 0)
 
-    def _put(self, copy: Copy, control: Control, *, or_raise: bool = False) -> bool:
+    def _put(self, copy: Copy, control: Control) -> bool:
         """Replace one copy by compare-and-swap. Returns True if the record is stored.
 
         Args:
             copy: the copy to replace, as it was read.
             control: the new record.
-            or_raise: if the store fails or is full, raise ``StoreError`` instead of returning False.
+
+        Raises:
+            StoreError: if the store fails or is full.
         """
         value = CONTROL.pack(control)
         write = Write(Put.CAS, self._key, value, copy.cas) if copy.cas else Write(Put.ADD, self._key, value)
-        try:
-            [written] = copy.store.write([write])
-        except StoreError:
-            if or_raise:
-                raise
-            return False
-        if or_raise and written.status is WriteStatus.FULL:
+        [written] = copy.store.write([write])
+        if written.status is WriteStatus.FULL:
             raise StoreFullError(copy.store.name, self._key, len(value))
         return written.status is WriteStatus.STORED
 

@@ -11,6 +11,7 @@
     ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}  snapshot: which commit wrote each node
     ns:{cell}:claim:{name}                                                     claims on a node
     ns:{cell}:anchor:{hash}                                                    first node of an empty affinity group
+    ns:{cell}:probe                                                            a test write of the doctor
 
 ``partitions`` is the layout: the number of partitions. Layouts of a cell exist side by side. The only keys they share
 are those without a partition. ``design`` is j or s; jb or sb on the servers of ``store_b``; or d in the database, whose
@@ -58,6 +59,11 @@ def claim(cell: str, name: str) -> str:
 def anchor(cell: str, group: str) -> str:
     """The first node of an affinity group. The name of a group may be any text, so the key has its hash."""
     return f"ns:{cell}:anchor:{xxhash.xxh3_128_hexdigest(group.encode())}"
+
+
+def probe(cell: str) -> str:
+    """The item that ``nodestate doctor`` writes and deletes, to see whether a store can be written."""
+    return f"ns:{cell}:probe"
 
 
 def prefix(cell: str, partitions: int, partition: int, design: str) -> str:

@@ -20,6 +20,8 @@ from structlog.testing import capture_logs
 from harness.databases import LockedFile, SqlServer, connected, create_database, run_sql
 from harness.servers import MariadbServer, PostgresServer
 from nodestate import Reader
+from nodestate.cli.doctor.findings import OK
+from nodestate.cli.doctor.store_checks import examine_database
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.store_failures import RETRY_S
@@ -325,6 +327,15 @@ def test_user_who_may_only_read_can_read_and_is_refused_each_write(served: Datab
             store.write([write])
     assert asked(store, ALL) == (0, records(row))
     store.close()
+
+
+def test_the_doctor_names_a_database_that_can_be_read_but_not_written(served: Database) -> None:
+    """Regression: views and designs looked well, and nothing said why no consumer could write."""
+    config = Config(sql=served.url)
+    assert [finding.level for finding in examine_database(config)] == [OK]
+    with read_only(served), pytest.raises(StoreRefusedError, match="must not be read-only"):
+        examine_database(config)
+    assert [finding.level for finding in examine_database(config)] == [OK]
 
 
 def test_database_that_does_not_exist_is_named_in_the_error(served: Database) -> None:

@@ -15,12 +15,14 @@ from nodestate.cli.doctor.agent_checks import examine_agents
 from nodestate.cli.doctor.broker_checks import examine_broker, examine_queues_of_settings
 from nodestate.cli.doctor.design_checks import examine_design
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
-from nodestate.cli.doctor.store_checks import examine_store
+from nodestate.cli.doctor.store_checks import examine_database, examine_store
 from nodestate.cli.inspection import CellInspector, read_control, selected_designs
 from nodestate.config import Config, servers_of
+from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import NodestateError
+from nodestate.ports import StoreRole
 
 STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
@@ -79,6 +81,8 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
         yield from _findings_or_error(f"store {address}", partial(examine_store, config, address))
+    if any(DESIGNS[stored.design].store_role is StoreRole.SQL for stored in designs):
+        yield from _findings_or_error("store of the database", partial(examine_database, config))
     inspector = CellInspector(config, designs)
     try:
         statuses = inspector.inspect(node_max_age=math.inf)

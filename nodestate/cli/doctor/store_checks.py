@@ -1,4 +1,4 @@
-"""Checks of one memcached server."""
+"""Checks of one memcached server, and of the database."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import Final
 
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
+from nodestate.designs.connections import open_database
 from nodestate.model import MAX_STATE_BYTES
+from nodestate.ports import Put, Store, Write, WriteStatus
+from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore, ServerStats
 
 FULL_RATIO: Final = 0.9
 """Share of its memory above which a server is about to evict items, or to refuse writes."""
 YOUNG_S: Final = 60
 """A server that runs for fewer seconds than this is reported as restarted."""
+PROBE_TTL_S: Final = 60
+"""Time to live of the test write, should the command end before it deletes it."""
+FULL_TEXTS: Final = ("it can be read but not written: it has no memory left", "raise -m, or start it without -M")
 OLDEST_MEMCACHED: Final = (1, 6)
 """The first version of memcached that has the meta commands, which nodestate needs."""
 
@@ -24,6 +30,7 @@ def examine_store(config: Config, address: str) -> list[Finding]:
     store = MemcachedStore(address, timeout_s=config.store_timeout_s)
     try:
         stats = store.stats()
+        written = write_probe(store, config.cell)
     finally:
         store.close()
     used = f"{stats.used_bytes / 2**20:,.1f} of {stats.limit_bytes / 2**20:,.0f} MB used by {stats.items:,} items"
@@ -31,7 +38,25 @@ def examine_store(config: Config, address: str) -> list[Finding]:
         f"memcached {stats.version}, up {span_text(stats.uptime_s)}, {used}, "
         f"item limit {stats.item_max_bytes / 1024:,.0f} KB, {stats.evictions:,} evictions"
     )
-    return [Finding(OK, about, says), *(Finding(level, about, *texts) for level, *texts in _store_warnings(stats))]
+    warnings = [Finding(level, about, *texts) for level, *texts in _store_warnings(stats)]
+    return [Finding(OK, about, says), *warnings, *([Finding(FAIL, about, *FULL_TEXTS)] if not written else [])]
+
+
+def examine_database(config: Config) -> list[Finding]:
+    """Examine whether the database can be read and written with the login of the settings."""
+    database = open_database(config)
+    try:
+        write_probe(database, config.cell)
+    finally:
+        database.close()
+    return [Finding(OK, f"store {database.name}", "accepts writes")]
+
+
+def write_probe(store: Store, cell: str) -> bool:
+    """Write an item and delete it. Returns False if the store is full; raises ``StoreError`` if it refuses."""
+    [written] = store.write([Write(Put.ADD, keys.probe(cell), b"", ttl_s=PROBE_TTL_S)])
+    store.write([Write(Put.DELETE, keys.probe(cell))])
+    return written.status is not WriteStatus.FULL
 
 
 def _store_warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
