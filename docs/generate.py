@@ -37,6 +37,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_CLASSES_COUNT": "resource classes in one map",
         "MAX_TRAITS_COUNT": "traits",
         "MAX_AGGREGATES_COUNT": "aggregates",
+        "MAX_TAINTS_COUNT": "taints",
         "MAX_ALLOCATIONS_COUNT": "allocations",
         "MAX_METRICS_COUNT": "metrics",
         "MAX_FREE_DEPTH": "depth of nested maps and lists in `namespaces` and `hints`",
@@ -94,7 +95,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "TAIL_SHARE": "a checkpoint is written when the tail is longer than the last checkpoint divided by this",
     },
     "nodestate.scheduling.request.limits": {
-        "MAX_COUNT": "instances of one request, and `max_per_node` of a group",
+        "MAX_COUNT": "instances of one request, `max_per_node` of a group, and `max_skew`",
         "MAX_GROUP_COUNT": "members of one reservation",
         "MAX_ALTERNATES_COUNT": "alternates of an instance",
         "MAX_NAMES_COUNT": "nodes or instances that one field of a request names",

@@ -354,6 +354,60 @@ def test_an_invalid_group_limit_is_a_bad_order(bench: AdmissionBench, limit: obj
     assert bench.refused(bench.build("vm-1", group="web", hints={**ANTI, "max_per_node": limit})) == "bad-order"
 
 
+@pytest.mark.parametrize(
+    ("units", "vcpu", "refused"),
+    [
+        ({"max_unit": 4}, 4, ""),
+        ({"max_unit": 4}, 5, "no-room"),
+        ({"min_unit": 2}, 1, "no-room"),
+        ({"step_size": 2}, 3, "no-room"),
+        ({"min_unit": 2, "max_unit": 6, "step_size": 2}, 6, ""),
+    ],
+)
+def test_an_amount_outside_the_units_of_the_node_is_refused(units: dict[str, int], vcpu: int, refused: str) -> None:
+    """Regression: 40 processors were built on 4 processors times 16."""
+    inventory = {"VCPU": {"total": 4, "allocation_ratio": 16.0, **units}}
+    bench = AdmissionBench(StaticFleet({"n1": {"inventory": inventory}}))
+    assert bench.refused(bench.build("vm", resources={"VCPU": vcpu})) == refused
+
+
+def test_an_amount_that_does_not_change_may_be_outside_the_units_of_the_node() -> None:
+    """The inventory may have changed since the instance was built: its hints and its other amounts still can change."""
+    node = {
+        "inventory": {"VCPU": {"total": 8, "max_unit": 2}, "MEMORY_MB": {"total": 100}},
+        "usage": {"VCPU": 4, "MEMORY_MB": 10},
+        "allocations": {"vm": {"resources": {"VCPU": 4, "MEMORY_MB": 10}}},
+    }
+    bench = AdmissionBench(StaticFleet({"n1": node}))
+    for vcpu, memory, refused in ((4, 20, ""), (4, 5, ""), (3, 5, "no-room"), (5, 5, "no-room"), (2, 5, "")):
+        order = bench.build("vm", resources={"VCPU": vcpu, "MEMORY_MB": memory}, in_place=True, id=f"{vcpu} {memory}")
+        assert bench.refused(order) == refused, (vcpu, memory)
+
+
+@pytest.mark.parametrize(
+    ("hints", "refused"),
+    [
+        ({}, "status"),
+        ({"tolerations": ["slow"]}, "status"),
+        ({"tolerations": "gpu slow"}, "status"),
+        ({"tolerations": None}, "status"),
+        ({"tolerations": ["gpu", "slow"]}, ""),
+    ],
+)
+def test_a_tainted_node_refuses_orders_that_do_not_tolerate_all_of_its_taints(
+    hints: dict[str, Any], refused: str
+) -> None:
+    """The scheduler may have chosen the node on a view without the taint. An instance that is there already stays, and
+    may be changed in place.
+    """
+    source = StaticFleet(
+        {"n1": {**NODE, "taints": ["slow", "gpu"], "allocations": {"old": {"resources": {"VCPU": 1}}}}}
+    )
+    bench = AdmissionBench(source)
+    assert bench.refused(bench.build("vm", hints=hints)) == refused
+    assert bench.refused(bench.build("old", resources={"VCPU": 2}, in_place=True)) == ""
+
+
 def test_an_order_for_a_node_that_left_is_refused_as_unknown_node(bench: AdmissionBench) -> None:
     bench.agent.leave()
     [answer] = bench.give(bench.build("vm-1"))

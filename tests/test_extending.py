@@ -47,8 +47,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 def test_installed_filters_and_weighers_come_after_the_built_in_ones(install: Install) -> None:
     install(block("python"), tomllib.loads(block("toml"))["project"])
     policies = installed()
-    assert list(policies.filters) == [*FILTERS, "awake"]
-    assert list(policies.weighers) == [*WEIGHERS, "roomy"]
+    assert list(policies.filters) == [*FILTERS, "awake", "cool"]
+    assert list(policies.weighers) == [*WEIGHERS, "reliable", "roomy"]
     assert policies.weighers["roomy"].multiplier == 0.5
     request = parse({"resources": {"VCPU": 1}, "weights": {"roomy": 2.0}})
     assert ("roomy", policies.weighers["roomy"], 2.0) in active_weighers(request, policies.weighers)

@@ -11,12 +11,14 @@ The first line that matches decides:
         or was built by another order than ``of``      --> refused: not-here
     Build not in place, the instance is on the node,
         and was built by another order                 --> refused: here
-    Build not in place, the node is not ``up``         --> refused: status
+    Build not in place, the node is not ``up``, or has
+        a taint that the order does not tolerate       --> refused: status
     Build of a new member of a group, and a member on
         the node has another policy                    --> refused: group
     Build of a new member of a group that has enough
         members on the node (anti-affinity)            --> refused: group
-    Build, its resources do not fit                    --> refused: no-room
+    Build, its resources do not fit, or are not in the
+        units in which the node gives them             --> refused: no-room
     Build                                              --> admitted, replacing what the instance had on the node
 
 Each check compares the order with the node's present state, so an order may come twice, late, or after a later order.
@@ -41,6 +43,9 @@ KEPT_REFUSALS_COUNT: Final = 8
 """Most refusals that a node's state lists. Older refusals are removed from the state."""
 SPARE_BYTES: Final = 16 * 1024
 """Bytes of a report that must stay free when an instance is admitted, because usage, metrics and refusals may grow."""
+
+_NO_INVENTORY: Final = Inventory(total=0)
+"""The inventory of a resource class that a node does not have."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -100,12 +105,20 @@ def rejection_of(order: Build, node: NodeResources, now: float) -> Rejection | N
         return Rejection("here", "the instance is on this node already, built by another order")
     elif node.status != "up":
         return Rejection("status", f"the node's status is {node.status}, not up")
+    elif repelling := [taint for taint in node.taints if taint not in _tolerations_of(order)]:
+        return Rejection("status", f"the node has the taint {repelling[0]}, which the request does not tolerate")
     return _group_forbids(order, node) or _does_not_fit(order, node)
 
 
 def _built_by(allocation: Mapping[str, Any]) -> object:
     """Return the id of the order that built an allocation; None if the allocation does not name an order."""
     return (allocation.get("hints") or {}).get("order")
+
+
+def _tolerations_of(order: Build) -> Sequence[object]:
+    """Return the taints that the order's request tolerates. Hints may be of any type, so others are ignored."""
+    tolerations = order.hints.get("tolerations")
+    return tolerations if isinstance(tolerations, list | tuple) else ()
 
 
 def _group_forbids(order: Build, node: NodeResources) -> Rejection | None:
@@ -137,13 +150,25 @@ def _group_forbids(order: Build, node: NodeResources) -> Rejection | None:
 
 
 def _does_not_fit(order: Build, node: NodeResources) -> Rejection | None:
-    """Return a rejection if the node has too little left of a resource that the instance needs in addition."""
+    """Return a rejection if the node has too little left of a resource that the instance needs in addition.
+
+    Also return one if the instance is to get another amount than it has, and the node does not give that amount to one
+    instance. An amount that stays as it is needs no room and is in no wrong unit, whatever the inventory is now.
+    """
     had = node.allocations.get(order.instance, {}).get("resources", {})
     for name, amount in order.resources.items():
         more = amount - had.get(name, 0)
+        inventory = msgspec.convert(node.inventory[name], Inventory) if name in node.inventory else _NO_INVENTORY
+        if (
+            more
+            and amount
+            and not (inventory.min_unit <= amount <= inventory.max_unit and amount % inventory.step_size == 0)
+        ):
+            units = f"min_unit {inventory.min_unit}, max_unit {inventory.max_unit}, step_size {inventory.step_size}"
+            return Rejection("no-room", f"the node does not give {amount} of {name} to one instance ({units})")
         if more <= 0:  # allowed even if the node is over its capacity because its inventory shrank
             continue
-        capacity = msgspec.convert(node.inventory[name], Inventory).capacity if name in node.inventory else 0
+        capacity = inventory.capacity
         left = capacity - node.usage.get(name, 0)
         if more > left:
             return Rejection(

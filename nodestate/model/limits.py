@@ -15,6 +15,7 @@ MAX_WORD_CHARS: Final = 255
 """Longest resource class, trait, aggregate, zone or metric name, as in OpenStack."""
 MAX_TRAITS_COUNT: Final = 1_000
 MAX_AGGREGATES_COUNT: Final = 1_000
+MAX_TAINTS_COUNT: Final = 1_000
 MAX_CLASSES_COUNT: Final = 100
 MAX_ALLOCATIONS_COUNT: Final = 10_000
 MAX_METRICS_COUNT: Final = 1_000

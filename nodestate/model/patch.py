@@ -41,6 +41,7 @@ class _AnyPatch(msgspec.Struct, kw_only=True):
     usage: dict[ClassName, Amount | None] | UnsetType | None = UNSET
     traits: list[Word] | UnsetType | None = UNSET
     aggregates: list[Word] | UnsetType | None = UNSET
+    taints: list[Word] | UnsetType | None = UNSET
     allocations: dict[Word, dict[str, Any] | None] | UnsetType | None = UNSET
     metrics: dict[Word, Measure | None] | UnsetType | None = UNSET
     namespaces: dict[str, Any] | UnsetType | None = UNSET

@@ -15,6 +15,7 @@ from nodestate.model.limits import (
     MAX_AMOUNT,
     MAX_CLASSES_COUNT,
     MAX_METRICS_COUNT,
+    MAX_TAINTS_COUNT,
     MAX_TRAITS_COUNT,
     MAX_WORD_CHARS,
 )
@@ -56,6 +57,8 @@ class State(msgspec.Struct, kw_only=True):
     usage: Annotated[dict[ClassName, Amount], Meta(max_length=MAX_CLASSES_COUNT)] = {}
     traits: Annotated[list[Word], Meta(max_length=MAX_TRAITS_COUNT)] = []
     aggregates: Annotated[list[Word], Meta(max_length=MAX_AGGREGATES_COUNT)] = []
+    taints: Annotated[list[Word], Meta(max_length=MAX_TAINTS_COUNT)] = []
+    """Words that repel the requests which do not tolerate them."""
     allocations: Annotated[Mapping[Word, Allocation], Meta(max_length=MAX_ALLOCATIONS_COUNT)] = {}
     metrics: Annotated[dict[Word, Measure], Meta(max_length=MAX_METRICS_COUNT)] = {}
     namespaces: dict[str, Any] = {}

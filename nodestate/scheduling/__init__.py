@@ -23,7 +23,7 @@ from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed, NodeRefusal
-from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, parse, parse_group
+from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, Spread, parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved, Reservations
 from nodestate.scheduling.scheduler import Scheduler
@@ -51,6 +51,7 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     # requests
     "Request",
     "InstanceGroup",
+    "Spread",
     "GroupRequest",
     "parse",
     "parse_group",

@@ -42,6 +42,9 @@ def test_word_bits_answer_as_plain_sets_do(
     of_rows = [model[row] for row in (range(ROWS) if isinstance(which, slice) else which)]
     assert flags(bits.have_all(words, which), which) == [there >= set(words) for there in of_rows]
     assert flags(bits.have_any(words, which), which) == [bool(there & set(words)) for there in of_rows]
+    assert flags(bits.have_no_other(words, which), which) == [there <= set(words) for there in of_rows]
+    even = np.arange(ROWS) % 2 == 0
+    assert set(bits.words_on(even)) == set().union(*model[::2])
     for word in words:
         assert bits.rows_of(word, ROWS).tolist() == [row for row in range(ROWS) if word in model[row]]
 

@@ -72,6 +72,22 @@ def test_conflict_on_a_node_with_room_for_both_costs_one_more_try() -> None:
     assert (two.free("a"), len(parties.ids("a"))) == (4, 2)
 
 
+def test_claim_outside_the_units_of_the_node_is_not_sent() -> None:
+    """A filter of another package may have let it pass, or the inventory changed since the node was chosen. A claim of
+    a resize is only the growth, which is in no unit.
+    """
+    parties = Parties("one")
+    inventory = {"VCPU": {"total": 64, "min_unit": 2, "max_unit": 4, "step_size": 2}}
+    parties.show(ChangingPartition(host("a", inventory=inventory)).view)
+    parties.clock.advance(UNSURE_S)
+    [one] = parties.parties
+    for vcpu in (1, 3, 6):
+        assert one.take("a", vcpu) is WriteStatus.CONFLICT
+    assert (one.free("a"), parties.record("a").claims) == (64, ())
+    taken(one.take("a", 4))
+    taken(one.take("a", 1, resize=True))
+
+
 def test_claim_that_does_not_fit_the_known_record_is_not_sent() -> None:
     """Several instances of one batch may choose the same room, each by itself."""
     parties = begun("one")

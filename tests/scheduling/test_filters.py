@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nodestate.scheduling.fleet import Fleet, OutstandingClaims
+from nodestate.model import NodeRecord
+from nodestate.scheduling.fleet import Exclusion, Fleet, OutstandingClaims
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import FILTERS
 from tests.scheduling.fleets import ChangingPartition, asked, fleet_of, host
 
 AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"
+WEB = {"name": "web", "policy": "soft-anti-affinity"}
 ROWS = ["a", "b", "c", "d"]
 
 
@@ -66,6 +69,14 @@ def fleet() -> Fleet:
         ("aggregates", 1, {}, "abcd"),
         ("aggregates", 1, {"aggregates": ["r2", "r3"]}, "bc"),
         ("aggregates", 1, {"aggregates": ["r3"]}, ""),
+        ("aggregates_all", 1, {}, "abcd"),
+        ("aggregates_all", 1, {"aggregates_all": ["r1", "r2"]}, "b"),
+        ("aggregates_all", 1, {"aggregates_all": ["r1", "r3"]}, ""),
+        ("aggregates_none", 1, {}, "abcd"),
+        ("aggregates_none", 1, {"aggregates_none": ["r1", "r3"]}, "cd"),
+        ("aggregates_none", 1, {"aggregates_none": ["r3"]}, "abcd"),
+        ("taints", 1, {}, "abcd"),
+        ("units", 9, {}, "abcd"),
         ("force_nodes", 1, {}, "abcd"),
         ("force_nodes", 1, {"force_nodes": ["c", "a", "zz"]}, "ac"),
         ("force_nodes", 1, {"force_nodes": ["zz"]}, ""),
@@ -112,9 +123,21 @@ def test_overcommitted_node_has_no_room() -> None:
 
 def test_no_filter_fails_on_a_cell_without_nodes() -> None:
     """This is the first request of a new cell."""
-    request = asked(required_traits=[AVX], zone="az1", same_host=["vm"], ignore_nodes=["a"], force_nodes=["b"])
-    for name in FILTERS:
-        assert passing(name, fleet_of(), request) == ""
+    for by in ("zone", "aggregate"):
+        request = asked(
+            required_traits=[AVX],
+            zone="az1",
+            same_host=["vm"],
+            ignore_nodes=["a"],
+            force_nodes=["b"],
+            aggregates_all=["r1"],
+            aggregates_none=["r2"],
+            tolerations=["gpu"],
+            group=WEB,
+            spread={"by": by},
+        )
+        for name in FILTERS:
+            assert passing(name, fleet_of(), request) == ""
 
 
 def test_traits_zones_and_aggregates_that_a_node_lost_no_longer_count() -> None:
@@ -129,3 +152,179 @@ def test_traits_zones_and_aggregates_that_a_node_lost_no_longer_count() -> None:
     assert passing("required_traits", fleet, asked(required_traits=[AVX])) == "b"
     assert passing("zone", fleet, asked(zone="az1")) == "b"
     assert passing("aggregates", fleet, asked(aggregates=["r1"])) == ""
+
+
+# -- taints ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tolerations", "expected"),
+    [
+        ([], "c"),
+        (["gpu"], "ac"),
+        (["gpu", "slow"], "abc"),
+        (["slow"], "c"),
+        (["unknown"], "c"),
+        (["unknown", "gpu"], "ac"),
+    ],
+)
+def test_tainted_node_repels_requests_that_do_not_tolerate_all_of_its_taints(
+    tolerations: list[str], expected: str
+) -> None:
+    """A node without taints takes all requests."""
+    fleet = fleet_of(host("a", taints=["gpu"]), host("b", taints=["gpu", "slow"]), host("c"))
+    assert passing("taints", fleet, asked(tolerations=tolerations)) == expected
+
+
+def test_taint_counts_from_the_view_that_shows_it_to_the_one_that_does_not() -> None:
+    """Operators set and remove taints while the cell runs."""
+    cell = ChangingPartition(host("a"), host("b", taints=["gpu"]))
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    cell.change(host("a", 2, taints=["slow"]), host("b", 2))
+    fleet.advance(cell.view)
+    assert passing("taints", fleet, asked()) == "b"
+    assert passing("taints", fleet, asked(tolerations=["slow"])) == "ab"
+
+
+# -- units -----------------------------------------------------------------------------------------
+
+
+def host_with_units(name: str, generation: int = 1, **units: int) -> NodeRecord:
+    """A node with 64 processors, which it gives in these units."""
+    return host(name, generation, inventory={"VCPU": {"total": 4, "allocation_ratio": 16.0, **units}})
+
+
+@pytest.mark.parametrize(
+    ("vcpu", "expected"), [(1, "ad"), (2, "abd"), (3, "acd"), (4, "abcd"), (5, "cd"), (6, "bcd"), (40, "bd")]
+)
+def test_node_takes_an_instance_only_in_its_units(vcpu: int, expected: str) -> None:
+    """Regression: 40 processors were placed on 4 processors times 16. Here, a gives at most 4 at a time, b even
+    amounts, c 3 to 8, and d any amount.
+    """
+    fleet = fleet_of(
+        host_with_units("a", max_unit=4),
+        host_with_units("b", step_size=2),
+        host_with_units("c", min_unit=3, max_unit=8),
+        host_with_units("d"),
+    )
+    assert passing("units", fleet, asked(vcpu)) == expected
+
+
+def test_units_of_a_class_follow_the_node_and_no_other_class_or_node() -> None:
+    """Also if nodes come after the arrays of units were made, and lose the class."""
+    cell = ChangingPartition(host_with_units("a", max_unit=4), host("b"))
+    fleet = Fleet()
+    fleet.advance(cell.view)
+    cell.change(*(host(f"n{number}") for number in range(300)))
+    cell.change(host_with_units("a", 2, max_unit=8), host_with_units("b", 2, step_size=3))
+    fleet.advance(cell.view)
+    assert [bool(np.all(fleet.units.allow({"VCPU": 8}, np.array([row])))) for row in (0, 1, 2)] == [True, False, True]
+    assert np.all(fleet.units.allow({"DISK_GB": 8}, fleet.all))
+    cell.change(host("a", 3), host("b", 3, inventory={"DISK_GB": {"total": 9, "min_unit": 9}}))
+    fleet.advance(cell.view)
+    assert np.all(fleet.units.allow({"VCPU": 1_000}, fleet.all))
+    assert np.flatnonzero(np.logical_not(fleet.units.allow({"DISK_GB": 8}, fleet.all))).tolist() == [1]
+
+
+def test_inventory_of_placement_is_taken_as_it_is() -> None:
+    """The answer of OpenStack's Placement for one resource class."""
+    inventory = {
+        "VCPU": {
+            "total": 4,
+            "reserved": 0,
+            "min_unit": 1,
+            "max_unit": 4,
+            "step_size": 1,
+            "allocation_ratio": 16.0,
+        }
+    }
+    fleet = fleet_of(host("a", inventory=inventory))
+    assert fleet.amounts["VCPU"][0][0] == 64
+    assert (passing("units", fleet, asked(4)), passing("units", fleet, asked(5))) == ("a", "")
+
+
+# -- spread ----------------------------------------------------------------------------------------
+
+
+def spread_cell(**counts: int) -> Fleet:
+    """A node in each of the zones a, b and c, each with this number of members of the group, and d without a zone."""
+    return fleet_of(
+        *(
+            host(name, zone=zone, aggregates=[f"r-{name}"] if zone else [], instances=members(name, counts))
+            for name, zone in (("a", "a"), ("b", "b"), ("c", "c"), ("d", ""))
+        )
+    )
+
+
+def members(name: str, counts: Mapping[str, int]) -> dict[str, str]:
+    return {f"{name}{number}": "web" for number in range(counts.get(name, 0))}
+
+
+@pytest.mark.parametrize("by", ["zone", "aggregate"])
+@pytest.mark.parametrize(
+    ("counts", "max_skew", "expected"),
+    [
+        ({}, 1, "abc"),
+        ({"a": 1}, 1, "bc"),
+        ({"a": 1, "b": 1}, 1, "c"),
+        ({"a": 1, "b": 1, "c": 1}, 1, "abc"),
+        ({"a": 1}, 2, "abc"),
+        ({"a": 2}, 2, "bc"),
+        ({"a": 3, "b": 1, "c": 1}, 2, "bc"),
+        ({"d": 5}, 1, "abc"),
+    ],
+)
+def test_spread_passes_only_domains_that_stay_within_the_skew(
+    by: str, counts: dict[str, int], max_skew: int, expected: str
+) -> None:
+    """A node without a zone, or without an aggregate, is in no domain, so it can't take a member."""
+    request = asked(group=WEB, spread={"by": by, "max_skew": max_skew})
+    assert passing("spread", spread_cell(**counts), request) == expected
+
+
+def test_spread_counts_claimed_members_and_leaves_out_excluded_ones() -> None:
+    """Several members are placed on one view, and a migrating member counts nowhere."""
+    fleet = spread_cell(a=1, b=1)
+    request = asked(group=WEB, spread={"by": "zone"})
+    fleet.overlay(2, OutstandingClaims({"VCPU": 1}, {"vm": "web"}))
+    assert passing("spread", fleet, request) == "abc"
+    with fleet.excluding([Exclusion(0, "a0", {"VCPU": 1})]):
+        assert passing("spread", fleet, request) == "a"
+
+
+def test_domain_without_a_node_that_the_request_allows_does_not_count() -> None:
+    """Otherwise no zone could take a second member because of a zone that can't take the first one. A full zone counts:
+    room may come back, and the request asks for an even spread.
+    """
+    more: dict[str, Any] = {"group": WEB, "spread": {"by": "zone"}}
+    for refused, fields in (
+        ({"zone": "c", "taints": ["gpu"]}, {}),
+        ({"zone": "c", "traits": [SSE]}, {"forbidden_traits": [SSE]}),
+        ({"zone": "c", "status": "down"}, {}),
+        ({"zone": "c", "aggregates": ["old"]}, {"aggregates_none": ["old"]}),
+    ):
+        one, two = {"a": "web"}, {"b": "web"}
+        fleet = fleet_of(host("a", zone="a", instances=one), host("b", zone="b", instances=two), host("c", **refused))
+        assert passing("spread", fleet, asked(**more, **fields)) == "abc", refused
+    fleet = fleet_of(host("a", zone="a", instances={"a": "web"}), host("c", zone="c", vcpu=1, used=1))
+    assert passing("spread", fleet, asked(**more)) == "c"
+
+
+def test_node_that_waits_for_a_newer_view_still_counts_as_a_domain() -> None:
+    """Otherwise a claim by another scheduler would let a second member into a zone for a moment."""
+    fleet = spread_cell(a=1, b=1)
+    fleet.overlay(2, OutstandingClaims(blocked=True))
+    assert passing("spread", fleet, asked(group=WEB, spread={"by": "zone"})) == "c"
+
+
+def test_spread_over_aggregates_uses_only_the_aggregates_that_the_request_names() -> None:
+    """A node is in a rack, and in aggregates that are no racks at all."""
+    fleet = fleet_of(
+        host("a", aggregates=["r1", "ssd"], instances={"a": "web"}),
+        host("b", aggregates=["r2", "ssd"]),
+        host("c", aggregates=["old"]),
+    )
+    by_rack = asked(group=WEB, aggregates=["r1", "r2"], spread={"by": "aggregate"})
+    assert passing("spread", fleet, by_rack) == "b"
+    assert passing("spread", fleet, asked(group=WEB, spread={"by": "aggregate"})) == "c"

@@ -35,6 +35,9 @@ REQUESTS = [
         for spread_by in ("", "zone", "aggregate")
     ),
     asked(1, group={"name": "web", "policy": "anti-affinity", "max_per_node": 2}),
+    asked(1, group={"name": "web", "policy": "soft-affinity"}, spread={"by": "zone"}),
+    asked(1, group={"name": "web", "policy": "soft-affinity"}, spread={"by": "aggregate", "max_skew": 2}),
+    asked(2, tolerations=["t1"], aggregates_all=["r1"], aggregates_none=["r3"]),
 ]
 instances = st.sampled_from(["a", "b", "c", "d"])
 groups = st.sampled_from([None, "web", "db"])
@@ -44,7 +47,7 @@ states = st.none() | st.fixed_dictionaries(
         "status": st.sampled_from(["up", "up", "up", "draining"]),
         "zone": st.sampled_from(["", "az1", "az2"]),
         "inventory": st.fixed_dictionaries(
-            {"VCPU": st.builds(lambda n: {"total": n}, st.integers(0, 9))},
+            {"VCPU": st.builds(lambda n, most: {"total": n, "max_unit": most}, st.integers(0, 9), st.integers(1, 9))},
             optional={
                 name: st.builds(lambda n: {"total": n}, st.integers(0, 9))
                 for name in ("DISK_GB", "CUSTOM_GPU", "CUSTOM_X")
@@ -52,6 +55,7 @@ states = st.none() | st.fixed_dictionaries(
         ),
         "usage": st.dictionaries(st.sampled_from(["VCPU", "DISK_GB", "CUSTOM_GPU"]), st.integers(0, 4)),
         "traits": st.lists(st.sampled_from(["CUSTOM_A", "CUSTOM_B"]), max_size=2),
+        "taints": st.lists(st.sampled_from(["t1", "t2"]), max_size=1),
         "aggregates": st.lists(st.sampled_from(["r1", "r2", "r3"]), max_size=2),
         "allocations": st.dictionaries(
             instances, st.fixed_dictionaries({"resources": resources, "group": groups}), max_size=3

@@ -17,10 +17,11 @@ from nodestate.errors import BadRequestError
 from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, parse_state
 from nodestate.model.orders import Build, decode_order, encode
 from nodestate.ports.ids import SystemIds
-from nodestate.scheduling.request import InstanceGroup, Request, hints_of, parse, parse_group, request_of
+from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, hints_of, parse, parse_group, request_of
 from nodestate.scheduling.request.limits import MAX_COUNT, MAX_GROUP_COUNT, MAX_HINTS_BYTES, MAX_HOLD_S
 
 SMALL = {"resources": {"VCPU": 1}}
+WEB = {"name": "web", "policy": "soft-anti-affinity"}
 AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"
 
 
@@ -56,7 +57,7 @@ def group_refusal(content: Any) -> BadRequestError:
         ("resources.VCPU", {"resources": {"MEMORY_MB": 5, "VCPU": "4"}}),
         ("resources.VCPU", {"resources": {"VCPU": 1.5}}),
         ("resources.VCPU", {"resources": {"VCPU": True}}),
-        ("resources.VCPU", {"resources": {"VCPU": None}}),
+        ("resources", {"resources": {"VCPU": None}}),
         ("count", {"count": 0}),
         ("count", {"count": -1}),
         ("count", {"count": MAX_COUNT + 1}),
@@ -88,6 +89,16 @@ def group_refusal(content: Any) -> BadRequestError:
         ("group.max_per_node", {"group": {"name": "web", "policy": "affinity", "max_per_node": 2}}),
         ("spread_by", {"spread_by": "zone"}),
         ("spread_by", {"spread_by": "rack", "group": {"name": "web", "policy": "affinity"}}),
+        ("spread", {"spread": {"by": "zone"}}),
+        ("spread", {"spread": "zone", "group": WEB}),
+        ("spread.by", {"spread": {"max_skew": 1}, "group": WEB}),
+        ("spread.by", {"spread": {"by": "rack"}, "group": WEB}),
+        ("spread.max_skew", {"spread": {"by": "zone", "max_skew": 0}, "group": WEB}),
+        ("spread.max_skew", {"spread": {"by": "zone", "max_skew": 1.5}, "group": WEB}),
+        ("aggregates_all[0]", {"aggregates_all": [""]}),
+        ("aggregates_none", {"aggregates_none": ["a", "b"], "aggregates_all": ["b"]}),
+        ("aggregates", {"aggregates": ["a"], "aggregates_none": ["a", "b"]}),
+        ("tolerations", {"tolerations": "gpu"}),
         ("weights.cpu", {"weights": {"ram": 1.0, "cpu": math.nan}}),
         ("weights.cpu", {"weights": {"cpu": 1e7}}),
         ("weights.cpu", {"weights": {"cpu": "much"}}),
@@ -103,6 +114,98 @@ def group_refusal(content: Any) -> BadRequestError:
 def test_invalid_field_is_named(field: str, more: dict[Any, Any]) -> None:
     """The user must see what to change, and nothing of an invalid request may go any further."""
     assert refusal({**SMALL, **more}).field == field
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"resources": {"VCPU": "2"}},
+        {"count": "3"},
+        {"count": 2.5},
+        {"required_traits": AVX},
+        {"zone": 5},
+        {"max_age": 0},
+        {"max_age": "5"},
+        {"force_nodes": ["a b"]},
+        {"group": "web"},
+        {"weights": {"cpu": 1e7}},
+        {"spread_by": "rack", "group": InstanceGroup(name="web", policy="affinity")},
+        {"spread": {"by": "rack"}, "group": InstanceGroup(name="web", policy="affinity")},
+        {"same_host": [""]},
+    ],
+)
+def test_constructor_refuses_what_parse_refuses(more: dict[str, Any]) -> None:
+    """Regression: such a request failed on one node after the other, or its hints could not be read by a migration."""
+    with pytest.raises(BadRequestError) as refused:
+        Request(**{**SMALL, **more})
+    group = {"group": WEB} if isinstance(more.get("group"), InstanceGroup) else {}
+    assert str(refused.value) == str(refusal({**SMALL, **more, **group}))
+
+
+def test_constructors_of_groups_refuse_wrong_types() -> None:
+    """As the constructor of a request does."""
+    with pytest.raises(BadRequestError, match=r"policy.*want affinity or"):
+        InstanceGroup(name="web", policy="antiaffinity")  # type: ignore[arg-type]
+    with pytest.raises(BadRequestError, match="hold_s"):
+        GroupRequest(members=(Request(**SMALL),), hold_s="long")  # type: ignore[arg-type]
+    with pytest.raises(BadRequestError, match="members"):
+        GroupRequest(members=(SMALL, 3))  # type: ignore[arg-type]
+
+
+def test_constructor_takes_values_in_the_forms_that_parse_takes() -> None:
+    """A list for a tuple, a whole float for an integer, and a map for a group."""
+    made = Request(resources={"VCPU": 2.0}, count=1.0, required_traits=[AVX], group=WEB, zone=None)  # type: ignore[arg-type, dict-item]
+    assert made == parse({"resources": {"VCPU": 2}, "required_traits": [AVX], "group": WEB})
+    assert (type(made.resources["VCPU"]), type(made.required_traits)) == (int, tuple)
+
+
+def test_whole_floats_are_integers() -> None:
+    """JSON has one kind of numbers, and some programs write 1.0 for 1."""
+    group = {"name": "web", "policy": "anti-affinity"}
+    floats = {"resources": {"VCPU": 2.0}, "count": 3.0, "group": {**group, "max_per_node": 2.0}, "alternates": 1.0}
+    assert parse(floats) == parse(json.dumps(floats))
+    assert parse(floats) == parse(
+        {"resources": {"VCPU": 2}, "count": 3, "group": {**group, "max_per_node": 2}, "alternates": 1}
+    )
+    assert refusal({"resources": {"VCPU": 2.5}}).field == "resources.VCPU"
+    assert refusal({"resources": {"VCPU": 1e300}}).field == "resources.VCPU"
+
+
+def test_null_leaves_a_field_unset() -> None:
+    """Programs write null for a field that has no value."""
+    null = dict.fromkeys(field for field in Request.__struct_fields__ if field != "resources")
+    assert parse({**SMALL, **null}) == parse(SMALL)
+    assert parse({"resources": {"VCPU": 1, "DISK_GB": None}}) == parse(SMALL)
+    assert parse({**SMALL, "group": {**WEB, "max_per_node": None}}) == parse({**SMALL, "group": WEB})
+    members = {"members": [{**SMALL, **null}], "group": None, "hold_s": None, "max_age": None}
+    assert parse_group(members) == parse_group({"members": [SMALL]})
+    assert parse_group({"members": [{**SMALL, "instances": ["a", "b"], "count": None}]}).members[0].count == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("resources.VCPU", {"resources": {"VCPU": -1}}),
+        ("resources.VCPU", {"resources": {"VCPU": -1.0}}),
+        ("count", {"count": -1}),
+        ("alternates", {"alternates": -1}),
+        ("max_age", {"max_age": -1}),
+        ("max_age", {"max_age": -1.0}),
+        ("group.max_per_node", {"group": {"name": "web", "policy": "anti-affinity", "max_per_node": -1}}),
+        ("spread.max_skew", {"spread": {"by": "zone", "max_skew": -1}, "group": WEB}),
+    ],
+)
+def test_minus_one_is_refused_with_the_word_unlimited(field: str, more: dict[str, Any]) -> None:
+    """Many systems use -1 for it, and "want 1 to 281,474,976,710,656" would not help their users."""
+    assert (refusal({**SMALL, **more}).field, "unlimited" in refusal({**SMALL, **more}).reason) == (field, True)
+    within = group_refusal({"members": [{**SMALL, **more}]})
+    assert (within.field, "unlimited" in within.reason) == (f"members[0].{field}", True)
+
+
+def test_minus_one_as_the_time_of_a_reservation_is_refused_with_the_word_unlimited() -> None:
+    """And a negative multiplier is no mistake."""
+    assert "unlimited" in group_refusal({"members": [SMALL], "hold_s": -1}).reason
+    assert parse({**SMALL, "weights": {"cpu": -1}}).weights == {"cpu": -1.0}
 
 
 @pytest.mark.parametrize("content", ["", "{", "nope", "[]", "3", "null", b"\xff\xfe", "[" * 100_000, None, 5, [SMALL]])
@@ -238,6 +341,9 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "forbidden_traits": forbidden,
         "zone": draw(st.just("") | words),
         "aggregates": draw(st.lists(words, max_size=2)),
+        "aggregates_all": draw(st.lists(words.map("all-".__add__), max_size=2)),
+        "aggregates_none": draw(st.lists(words.map("none-".__add__), max_size=2)),
+        "tolerations": draw(st.lists(words, max_size=2)),
         "same_host": draw(st.lists(st.sampled_from(["a", "b"]), max_size=2)),
         "different_host": draw(st.lists(st.sampled_from(["c", "d"]), max_size=2)),
         "force_nodes": draw(nodes),
@@ -246,6 +352,8 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     }
     if content["group"] is not None:
         content["spread_by"] = draw(st.sampled_from(["", "zone", "aggregate"]))
+        by = st.fixed_dictionaries({"by": st.sampled_from(["zone", "aggregate"]), "max_skew": st.integers(1, 9)})
+        content["spread"] = draw(st.none() | by)
     return content
 
 
@@ -288,6 +396,11 @@ def test_requests_that_rank_nodes_alike_have_the_same_shape(content: dict[str, A
         {"group": {"name": "db", "policy": "affinity"}},
         {"weights": {"cpu": 2.0}},
         {"ignore_nodes": ["n1"]},
+        {"aggregates_all": ["a"]},
+        {"aggregates_none": ["a"]},
+        {"tolerations": ["a"]},
+        {"group": WEB, "spread": {"by": "zone"}},
+        {"group": WEB, "spread": {"by": "zone", "max_skew": 2}},
     ],
 )
 def test_requests_that_rank_nodes_differently_have_different_shapes(more: dict[str, Any]) -> None:

@@ -113,13 +113,15 @@ def test_choice_without_a_node_lists_what_each_filter_left() -> None:
         "force_nodes": 4,
         "ignore_nodes": 4,
         "status": 3,
+        "taints": 3,
+        "units": 3,
         "resources": 2,
         "required_traits": 1,
         "any_traits": 1,
         "forbidden_traits": 1,
         "zone": 0,
     }
-    after_zone = ["aggregates", "same_host", "different_host", "group"]
+    after_zone = ["aggregates", "aggregates_all", "aggregates_none", "same_host", "different_host", "group", "spread"]
     assert left(choice.remaining) == {**expected, **dict.fromkeys(after_zone, 0)}
     assert [step.filter for step in choice.remaining] == ["all", *FILTERS]
 
@@ -151,6 +153,20 @@ def test_name_that_does_not_exist_is_reported(more: dict[str, Any], unknown: str
     selector.fleet.advance(cell.view)
     [choice] = selector.choices(asked(9, **more))
     assert choice.unknown == unknown
+
+
+def test_taints_and_units_of_all_nodes_are_named_if_no_node_takes_the_request() -> None:
+    """The filter's name alone does not say which words to tolerate, or which amount to ask for."""
+    units = {"VCPU": {"total": 64, "max_unit": 4}}
+    tainted = selector_of(host("a", taints=["gpu"]), host("b", taints=["gpu", "slow"]))
+    [choice] = tainted.choices(asked(1, tolerations=["slow"]))
+    assert choice.unknown == "each node has a taint that the request does not tolerate: gpu"
+    [choice] = selector_of(host("a", inventory=units)).choices(asked(40))
+    reason = "no node gives 40 of VCPU to one instance; a has min_unit 1, max_unit 4 and step_size 1"
+    assert choice.unknown == reason
+    [choice] = selector_of(host("a", inventory=units), host("b")).choices(asked(40))
+    assert choice.unknown == ""
+    assert choice.remaining[-1].nodes == 0
 
 
 def test_choice_without_a_node_lists_the_scarce_resource_classes() -> None:

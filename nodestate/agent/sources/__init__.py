@@ -52,11 +52,13 @@ class NodeResources(NamedTuple):
     status: str
     """``up``, ``draining``, ``maintenance`` or ``down``."""
     inventory: Mapping[str, Mapping[str, float]]
-    """By resource class: total, reserved and allocation ratio."""
+    """By resource class: total, and the other fields of an inventory that are not the default."""
     usage: Mapping[str, int]
     """By resource class, the used amount."""
     allocations: Mapping[str, Mapping[str, Any]]
     """By instance, its allocation."""
+    taints: Sequence[str] = ()
+    """The node's taints."""
 
 
 class StateSource(Protocol):

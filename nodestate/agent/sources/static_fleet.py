@@ -114,7 +114,11 @@ class StaticFleet:
         """Return the node's present resources and allocations."""
         static = self._nodes[node]
         return NodeResources(
-            static.fixed.get("status", "up"), static.fixed.get("inventory", {}), static.usage, static.allocations
+            static.fixed.get("status", "up"),
+            static.fixed.get("inventory", {}),
+            static.usage,
+            static.allocations,
+            static.fixed.get("taints", ()),
         )
 
     def build(self, node: str, instance: str, allocation: AllocationJson) -> FullState | StatePatch:

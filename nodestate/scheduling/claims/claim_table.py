@@ -411,6 +411,8 @@ class ClaimTable:
         for claim in claims:
             if any(name not in free or free[name][row] < 0 for name in claim.resources):
                 return False
+            if not claim.resize and not fleet.units.allow_on(claim.resources, row):
+                return False
             limit = max_group_members(claim)
             if limit is not None and groups.get(claim.group or "", {}).get(row, 0) > limit:
                 return False

@@ -1,4 +1,4 @@
-"""Sets of words for all rows of a fleet, as bits. A word is the name of a trait, or the name of an aggregate.
+"""Sets of words for all rows of a fleet, as bits. A word is the name of a trait, an aggregate or a taint.
 
 For every 64 words there is one array, called a plane, with one integer for each row. Each bit of the integer stands for
 one word and is 1 if the row has the word. So a whole fleet is searched for a word by a few operations on arrays.
@@ -17,7 +17,7 @@ Plane = npt.NDArray[np.uint64]
 
 
 class WordBits:
-    """The words of each row of a fleet: the traits of each node, or the aggregates of each node.
+    """The words of each row of a fleet: the traits, the aggregates or the taints of each node.
 
     A word gets a bit when it is stored for the first time, and keeps the bit. Asking for a word that was never stored
     is no error: no row has it.
@@ -71,6 +71,22 @@ class WordBits:
         for number, mask in self._masks([word for word in words if word in self._bits]):
             flags = flags | ((self._planes[number][rows] & mask) != 0)
         return flags
+
+    def have_no_other(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
+        """Return an array that says for each of ``rows`` whether each word of the row is one of ``words``.
+
+        If no row ever had a word, a single True is returned for all rows.
+        """
+        masks = dict(self._masks([word for word in words if word in self._bits]))
+        flags: Flags | bool = True
+        for number, plane in enumerate(self._planes):
+            flags = flags & ((plane[rows] & ~masks.get(number, np.uint64(0))) == 0)
+        return flags
+
+    def words_on(self, flags: Flags) -> list[str]:
+        """Return the words that at least one row has for which ``flags`` is True. Later rows are not searched."""
+        together = [int(np.bitwise_or.reduce(plane[: len(flags)][flags], initial=0)) for plane in self._planes]
+        return [word for word, bit in self._bits.items() if together[bit // 64] >> bit % 64 & 1]
 
     def rows_of(self, word: str, size: int) -> npt.NDArray[np.intp]:
         """Return the numbers of the rows that have ``word``. Only the first ``size`` rows are searched."""

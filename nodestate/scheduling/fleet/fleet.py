@@ -24,6 +24,7 @@ from nodestate.scheduling.fleet.node_reports import NodeReports
 from nodestate.scheduling.fleet.placement_fields import placement_fields_of
 from nodestate.scheduling.fleet.placement_marks import PlacementMarks
 from nodestate.scheduling.fleet.row_types import Flags
+from nodestate.scheduling.fleet.state_columns import StateColumns
 from nodestate.scheduling.fleet.view_changes import ViewChanges
 from nodestate.scheduling.order_ids import precedence_of
 from nodestate.view.columns import NOT_THERE, Amounts
@@ -65,6 +66,12 @@ class Fleet:
         """The policies under which the members of each group were booted."""
         self._log = ChangeLog()
         """The log of changed rows."""
+        self.taints = self._columns.taints
+        """The taints of each row."""
+        self.units = self._columns.units
+        """The units in which the node of each row gives its resources."""
+        self.state_columns = StateColumns(self.reports, self._columns.version, self._log)
+        """Columns that filters and weighers of other packages compute from metrics, namespaces and other state."""
         self._view_changes = ViewChanges()
         """Finds the nodes whose records differ between the last view and the next one."""
         self._left_out: frozenset[str] = frozenset()
@@ -125,6 +132,17 @@ class Fleet:
         the node than the fleet has (``OutstandingClaims.blocked``).
         """
         return self._columns.usable
+
+    @property
+    def in_service(self) -> Flags:
+        """Whether the node of each row is up and in the view, as ``usable`` without its third condition."""
+        rows = [row for row, outstanding in self.claim_overlay.outstanding.items() if outstanding.blocked]
+        if not rows:
+            return self._columns.usable
+        flags = self._columns.usable.copy()
+        for row in rows:
+            flags[row] = self._columns.status[row] == UP and self._columns.names[row] not in self._left_out
+        return flags
 
     @property
     def zone(self) -> npt.NDArray[np.int32]:
@@ -290,9 +308,9 @@ class Fleet:
         self._note(at_rows.tolist())
 
     def _write_placement(self, row: int, record: NodeRecord) -> None:
-        """Write a row's zone, traits and aggregates, and the instances and placement marks that its node reports."""
+        """Write a row's placement fields, and the instances and placement marks that its node reports."""
         fields = placement_fields_of(record)
-        self._columns.set_placement(row, fields.zone, fields.traits, fields.aggregates)
+        self._columns.set_placement(row, fields)
         present = self._instances_on(row)
         allocations = fields.allocations.items()
         self.placement_marks.replace(row, [(instance, allocation.hints) for instance, allocation in allocations])

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nodestate.model import NEVER, STATUSES, NodeRecord, Version
+from nodestate.scheduling.fleet.allocation_units import AllocationUnits
 from nodestate.scheduling.fleet.bitsets import WordBits
+from nodestate.scheduling.fleet.placement_fields import PlacementFields
 from nodestate.scheduling.fleet.row_types import Flags
 from nodestate.view.columns import NOT_THERE, Amounts, write_rows
 
@@ -56,8 +58,11 @@ class NodeColumns:
         """The traits of each row, as bits."""
         self.aggregates = WordBits()
         """The aggregates of each row, as bits."""
-        self.traits.grow(FIRST_ROWS)
-        self.aggregates.grow(FIRST_ROWS)
+        self.taints = WordBits()
+        """The taints of each row, as bits."""
+        self.units = AllocationUnits()
+        """The units in which each row's node gives its resources."""
+        self._grow_words(FIRST_ROWS)
 
     @property
     def capacity(self) -> int:
@@ -106,11 +111,13 @@ class NodeColumns:
         if amounts is not None:
             self.free[resource][row] = amounts[0][row] - amounts[1][row] - claimed
 
-    def set_placement(self, row: int, zone: str, traits: tuple[str, ...], aggregates: tuple[str, ...]) -> None:
-        """Write the zone, the traits and the aggregates of a row, in place of the row's earlier ones."""
-        self.zone[row] = self.zones.setdefault(zone, len(self.zones))
-        self.traits.put(row, traits)
-        self.aggregates.put(row, aggregates)
+    def set_placement(self, row: int, fields: PlacementFields) -> None:
+        """Write the zone, the sets of words and the units of a row, in place of the earlier ones."""
+        self.zone[row] = self.zones.setdefault(fields.zone, len(self.zones))
+        self.traits.put(row, fields.traits)
+        self.aggregates.put(row, fields.aggregates)
+        self.taints.put(row, fields.taints)
+        self.units.put(row, bytes(fields.inventory))
 
     def _grow(self, size: int) -> None:
         """Lengthen all arrays so that they have room for ``size`` rows."""
@@ -121,8 +128,14 @@ class NodeColumns:
             more = np.zeros((2, size - len(free)), np.int64)
             self.amounts[name] = np.concatenate([self.amounts[name], more], axis=1)
             self.free[name] = _lengthened(free, size, 0)
+        self._grow_words(size)
+
+    def _grow_words(self, size: int) -> None:
+        """Make room for ``size`` rows in the sets of words, and in the units."""
         self.traits.grow(size)
         self.aggregates.grow(size)
+        self.taints.grow(size)
+        self.units.grow(size)
 
 
 def _lengthened(array: npt.NDArray[N], size: int, fill: object) -> npt.NDArray[N]:

@@ -19,9 +19,13 @@ class NodeReports:
         self._names = names
         """The name of each row's node. The list belongs to the fleet's columns, which append new nodes to it."""
 
+    def record(self, row: int) -> NodeRecord | None:
+        """Return the record of a row's node in the last view; None if the view does not have the node."""
+        return self.view.nodes.record(self._names[row]) if self.view is not None else None
+
     def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown."""
-        record = self._record(row)
+        record = self.record(row)
         allocations: Mapping[str, Mapping[str, Any]] = (
             record.state().get("allocations", {}) if record is not None else {}
         )
@@ -36,11 +40,7 @@ class NodeReports:
 
     def hints_by_instance(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return the hints of all allocations on a row's node, by instance. Empty if the node is gone or unknown."""
-        record = self._record(row)
+        record = self.record(row)
         if record is None or not record.live:
             return {}
         return hints_of_allocations(record)
-
-    def _record(self, row: int) -> NodeRecord | None:
-        """Return the record of a row's node in the last view; None if the view does not have the node."""
-        return self.view.nodes.record(self._names[row]) if self.view is not None else None

@@ -31,6 +31,10 @@ class PlacementFields(msgspec.Struct, gc=False):
     """The node's traits."""
     aggregates: tuple[str, ...] = ()
     """The aggregates that the node is in."""
+    taints: tuple[str, ...] = ()
+    """The node's taints."""
+    inventory: msgspec.Raw = msgspec.Raw()
+    """The node's inventory, encoded, because it is decoded only if it changed; empty if the node has none."""
     allocations: dict[str, AllocationFields] = {}
     """The node's allocations, by instance."""
 
@@ -49,6 +53,7 @@ class _HintedState(msgspec.Struct, gc=False):
 
 _decode_hinted = msgspec.msgpack.Decoder(_HintedState).decode
 _decode_placement = msgspec.msgpack.Decoder(PlacementFields).decode
+_encode = msgspec.msgpack.Encoder().encode
 _decode_plain = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _NOTHING = PlacementFields()
 
@@ -71,7 +76,11 @@ def placement_fields_of(record: NodeRecord) -> PlacementFields:
                 msgspec.convert(allocation, AllocationFields)
             except msgspec.ValidationError:
                 del allocation["hints"]
-        return msgspec.convert(plain, PlacementFields)
+        inventory = plain.pop("inventory", None)
+        fields = msgspec.convert(plain, PlacementFields)
+        if inventory is not None:
+            fields.inventory = msgspec.Raw(_encode(inventory))
+        return fields
 
 
 def hints_of_allocations(record: NodeRecord) -> dict[str, dict[str, Any]]:

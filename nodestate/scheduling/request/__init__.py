@@ -1,13 +1,23 @@
 """Requests: the instances that a user wants to place on nodes. A request is immutable."""
 
 from nodestate.scheduling.request.parsing import parse, parse_group, request_of
-from nodestate.scheduling.request.request import GroupRequest, InstanceGroup, Request, check_hold, hints_of
+from nodestate.scheduling.request.request import (
+    STORED_FIELDS,
+    GroupRequest,
+    InstanceGroup,
+    Request,
+    Spread,
+    check_hold,
+    hints_of,
+)
 from nodestate.scheduling.request.vocabulary import check_class
 
 __all__ = [
+    "STORED_FIELDS",
     "GroupRequest",
     "InstanceGroup",
     "Request",
+    "Spread",
     "check_class",
     "check_hold",
     "hints_of",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar, get_args
+from typing import Any
 
 import msgspec
 
 from nodestate.errors import BadRequestError
+from nodestate.scheduling.request.conversion import convert
 from nodestate.scheduling.request.limits import MAX_GROUP_COUNT
-from nodestate.scheduling.request.request import STORED_FIELDS, GroupRequest, Policy, Request, SpreadBy, Weight
-
-T = TypeVar("T", bound=msgspec.Struct)
+from nodestate.scheduling.request.request import STORED_FIELDS, GroupRequest, Request
 
 
 def request_of(instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]) -> Request:
@@ -52,9 +50,9 @@ def parse(content: Mapping[str, Any] | str | bytes) -> Request:
 def _request(content: Mapping[str, Any]) -> Request:
     """Make a request from a map of fields."""
     ids = content.get("instances")
-    if isinstance(ids, (list, tuple)) and ids:  # without a count, the number of ids is the count
-        content = {"count": len(ids), **content}
-    return _converted(content, Request)
+    if isinstance(ids, (list, tuple)) and ids and content.get("count") is None:  # the number of ids is the count
+        content = {**content, "count": len(ids)}
+    return convert(content, Request)
 
 
 def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
@@ -78,7 +76,7 @@ def parse_group(content: Mapping[str, Any] | str | bytes) -> GroupRequest:
         if len(members) > MAX_GROUP_COUNT:
             raise BadRequestError("members", f"{len(members):,}; a reservation has 1 to {MAX_GROUP_COUNT}")
         content["members"] = tuple(_member(number, member) for number, member in enumerate(members))
-    return _converted(content, GroupRequest)
+    return convert(content, GroupRequest)
 
 
 def _member(number: int, content: Any) -> Request:
@@ -100,46 +98,3 @@ def _map_of(content: Any) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise BadRequestError("request", f"want a map of fields, not a {type(content).__name__}")
     return content
-
-
-def _converted(content: Mapping[str, Any], kind: type[T]) -> T:
-    """Convert a map of fields to an object of type ``kind``. A ``BadRequestError`` names the field that is invalid."""
-    unknown = next((name for name in content if name not in kind.__struct_fields__), None)
-    if unknown is not None:
-        raise BadRequestError(str(unknown), f"unknown field; the fields are {', '.join(kind.__struct_fields__)}")
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        text, path = _MESSAGE.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # any text matches
-        field, in_a_map, _ = (path or "").partition("[...]")
-        if in_a_map:
-            field = f"{field}.{_key_of_invalid_value(content[field], _VALUES[field])}"
-        about = _FIELD.search(text)
-        if about is not None:
-            field = f"{field}.{about[1]}" if field else about[1]
-        if field in _CHOICES and text.startswith("Invalid enum value"):
-            text = f"{text}; want {' or '.join(choice for choice in _CHOICES[field] if choice)}"
-        raise BadRequestError(field or "request", text[:1].lower() + text[1:]) from None
-
-
-_MESSAGE: Final = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?", re.DOTALL)
-"""Splits an error message of msgspec into the text and the path of the invalid value."""
-_FIELD: Final = re.compile(r"(?:missing required|unknown) field `(.*)`")
-"""Finds a missing or unknown field in the text of such a message: msgspec does not put that field into the path."""
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"group.policy": get_args(Policy), "spread_by": get_args(SpreadBy)}
-"""The valid values of each field that has a fixed set of values. They are needed because msgspec does not list them."""
-_VALUES: Final[Mapping[str, Any]] = {"resources": int, "weights": Weight}
-"""The type of the values of each field that is a map.
-
-Msgspec does not name the key of an invalid value, so the key is searched by this type.
-"""
-
-
-def _key_of_invalid_value(values: Mapping[str, Any], kind: Any) -> str:
-    """Return the first key whose value is not of the type ``kind``. The caller knows that there is one."""
-    for name, value in values.items():
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError:
-            return name
-    raise AssertionError("msgspec found an invalid value, so there is one")

@@ -1,46 +1,39 @@
 """The types of requests.
 
-The annotations of the fields state types, lengths and ranges. Only ``parse`` and ``parse_group`` check them, so code
-that calls a constructor must keep to them itself. The constructors check everything else: names, amounts, and fields
-that contradict each other.
+The annotations of the fields state types, lengths and ranges. The constructors check them, as ``parse`` and
+``parse_group`` do, and they check names, amounts, and fields that contradict each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from nodestate.errors import BadRequestError
-from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, NodeName, Word
+from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, Word
 from nodestate.ports.ids import IdSource
+from nodestate.scheduling.request.conversion import UNLIMITED, check_fields
+from nodestate.scheduling.request.fields import Domain, Instances, Members, Names, Policy, SpreadBy, Weight, Words
 from nodestate.scheduling.request.limits import (
     MAX_ALTERNATES_COUNT,
     MAX_COUNT,
     MAX_GROUP_COUNT,
     MAX_HINTS_BYTES,
     MAX_HOLD_S,
-    MAX_NAMES_COUNT,
-    MAX_WEIGHT,
     MIN_HOLD_S,
 )
 from nodestate.scheduling.request.vocabulary import check_class, check_trait
-
-Policy = Literal["affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity"]
-SpreadBy = Literal["", "zone", "aggregate"]
-Names = Annotated[tuple[NodeName, ...], Meta(max_length=MAX_NAMES_COUNT)]
-Instances = Annotated[tuple[Word, ...], Meta(max_length=MAX_NAMES_COUNT)]
-Words = Annotated[tuple[Word, ...], Meta(max_length=1_000)]
-Weight = Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
 
 
 class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The group to which an instance belongs: the equivalent of a server group of OpenStack.
 
-    The constructor raises ``BadRequestError`` if ``max_per_node`` is set for a policy other than anti-affinity.
+    The constructor raises ``BadRequestError`` if a field has a wrong type, or if ``max_per_node`` is set for a policy
+    other than anti-affinity.
     """
 
     name: Word
@@ -49,20 +42,41 @@ class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """``affinity``: all members must be on one node. ``anti-affinity``: members must be on different nodes. A soft
     policy prefers such nodes, but allows all others.
     """
-    max_per_node: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 1
+    max_per_node: Members = 1
     """Largest number of members on one node, for the policy ``anti-affinity``."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_per_node != 1 and self.policy != "anti-affinity":
             reason = f"only the policy anti-affinity has a max_per_node; leave it out for {self.policy}"
             raise BadRequestError("group.max_per_node", reason)
 
 
+class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the members of a group must be spread over zones or aggregates, called domains.
+
+    The constructor raises ``BadRequestError`` if a field has a wrong type.
+    """
+
+    by: Domain
+    """``zone``: the domains are zones. ``aggregate``: the domains are the aggregates that the request names in
+    ``aggregates``, or all aggregates if it names none there.
+    """
+    max_skew: Members = 1
+    """How many members more than the domain with the fewest members the domain of the chosen node may have, with the
+    new member.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """A request for one instance, or for several equal ones. The names of the fields follow OpenStack.
 
-    The constructor raises ``BadRequestError`` if a resource class, an amount, a trait or a number is invalid, if two
-    fields contradict each other, or if the request is too large to be stored as hints. The error names the field.
+    The constructor raises ``BadRequestError`` if a type, a resource class, an amount, a trait or a number is invalid,
+    if two fields contradict each other, or if the request is too large to be stored as hints. The error names the
+    field.
     """
 
     resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
@@ -81,6 +95,12 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The node must be in this availability zone, unless the field is empty."""
     aggregates: Words = ()
     """The node must be in at least one of these aggregates, unless the field is empty."""
+    aggregates_all: Words = ()
+    """The node must be in all of these aggregates."""
+    aggregates_none: Words = ()
+    """The node must be in none of these aggregates."""
+    tolerations: Words = ()
+    """The taints that the node may have. A node with any other taint repels the instance."""
     group: InstanceGroup | None = None
     """The group to which the instances belong; None if they belong to no group."""
     same_host: Instances = ()
@@ -95,6 +115,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """``zone``: prefer nodes in zones with few members of the group. ``aggregate``: prefer nodes in aggregates with few
     members of the group. Both need a ``group``. Empty: neither.
     """
+    spread: Spread | None = None
+    """How the members of the group must be spread; needs a ``group``. None: in any way. ``spread_by`` is the preference
+    that does not exclude a node.
+    """
     weights: dict[str, Weight] = {}
     """Multipliers for this request, by the name of the weigher. They replace the weighers' own multipliers."""
     alternates: int = 0
@@ -103,6 +127,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The greatest age in seconds of the view that is decided on. If None, the scheduler's ``max_age`` applies."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_resources(self.resources)
         _check_between("count", self.count, 1, MAX_COUNT)
         _check_between("alternates", self.alternates, 0, MAX_ALTERNATES_COUNT)
@@ -120,11 +145,16 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             reason = "all of them are in forbidden_traits too, so no node matches; remove one of them there"
             raise BadRequestError("any_traits", reason)
         _check_disjoint("different_host", self.different_host, "same_host", self.same_host)
+        _check_disjoint("aggregates_none", self.aggregates_none, "aggregates_all", self.aggregates_all)
+        if self.aggregates and set(self.aggregates) <= set(self.aggregates_none):
+            reason = "all of them are in aggregates_none too, so no node matches; remove one of them there"
+            raise BadRequestError("aggregates", reason)
         if self.force_nodes and set(self.force_nodes) <= set(self.ignore_nodes):
             reason = "all of them are in ignore_nodes too, so no node matches; remove one of them there"
             raise BadRequestError("force_nodes", reason)
-        if self.spread_by and self.group is None:
-            raise BadRequestError("spread_by", "needs a group, whose members are to be spread; set group, too")
+        for field in ("spread_by", "spread"):
+            if getattr(self, field) and self.group is None:
+                raise BadRequestError(field, "needs a group, whose members are to be spread; set group, too")
         _check_hints(hints_of(self))
 
     def instance_ids(self, source: IdSource) -> tuple[str, ...]:
@@ -146,16 +176,15 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Two requests of the same shape differ at most in ``count``, ``instances``, ``alternates`` and ``max_age``. The
         ranking of the nodes is the same for both, so a selector computes it only once.
         """
-        return _encode(
-            msgspec.structs.replace(self, count=1, instances=(), alternates=0, max_age=None),
-        )
+        return _encode([getattr(self, field) for field in _SHAPE_FIELDS])
 
 
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A request for a reservation: members that are placed all together or not at all. Each has its own requirements.
 
-    The constructor raises ``BadRequestError`` if there are no members or too many, if ``hold_s`` is invalid, if an
-    instance is named twice, or if both the request and a member have a group. The error names the field.
+    The constructor raises ``BadRequestError`` if a field has a wrong type, if there are no members or too many, if
+    ``hold_s`` is invalid, if an instance is named twice, or if both the request and a member have a group. The error
+    names the field.
     """
 
     members: Annotated[tuple[Request, ...], Meta(max_length=MAX_GROUP_COUNT)]
@@ -168,6 +197,7 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """As ``Request.max_age``, for all members. The members' own ``max_age`` is ignored."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         size = sum(member.count for member in self.members)
         if not 1 <= size <= MAX_GROUP_COUNT:
             raise BadRequestError("members", f"{size:,} instances; a reservation has 1 to {MAX_GROUP_COUNT}")
@@ -181,9 +211,14 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
+_SHAPE_FIELDS: Final = tuple(
+    field for field in Request.__struct_fields__ if field not in {"count", "instances", "alternates", "max_age"}
+)
+"""The fields that ``Request.shape`` encodes."""
 STORED_FIELDS: Final = (
     "required_traits", "any_traits", "forbidden_traits", "zone", "aggregates",
     "same_host", "different_host", "force_nodes", "ignore_nodes", "spread_by", "weights",
+    "aggregates_all", "aggregates_none", "tolerations", "spread",
 )  # fmt: skip
 """The fields of a request that are stored as hints under the same names. The group's policy is stored, too."""
 
@@ -197,6 +232,8 @@ def hints_of(request: Request) -> dict[str, Any]:
     """
     hints = {field: value for field in STORED_FIELDS if (value := getattr(request, field))}
     hints = {field: list(value) if isinstance(value, tuple) else value for field, value in hints.items()}
+    if request.spread is not None:
+        hints["spread"] = msgspec.to_builtins(request.spread)
     if request.group is not None:
         hints["group_policy"] = request.group.policy
         if request.group.max_per_node != 1:
@@ -207,7 +244,8 @@ def hints_of(request: Request) -> dict[str, Any]:
 def check_hold(seconds: float) -> None:
     """Check that ``seconds`` is a valid ``hold_s`` of a reservation. Raises ``BadRequestError`` if it is not."""
     if not MIN_HOLD_S <= seconds <= MAX_HOLD_S:
-        raise BadRequestError("hold_s", f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g} s")
+        reason = UNLIMITED if seconds == -1 else f"{seconds:g} s; want {MIN_HOLD_S:g} to {MAX_HOLD_S:g} s"
+        raise BadRequestError("hold_s", reason)
 
 
 def _check_resources(resources: Mapping[str, int]) -> None:
@@ -218,7 +256,7 @@ def _check_resources(resources: Mapping[str, int]) -> None:
         field = f"resources.{name}"
         check_class(field, name)
         if not 0 < amount <= MAX_AMOUNT:
-            raise BadRequestError(field, f"{amount:,}; want 1 to {MAX_AMOUNT:,}")
+            raise BadRequestError(field, UNLIMITED if amount == -1 else f"{amount:,}; want 1 to {MAX_AMOUNT:,}")
 
 
 def _check_hints(hints: Mapping[str, Any]) -> None:
@@ -235,7 +273,7 @@ def _check_hints(hints: Mapping[str, Any]) -> None:
 def _check_between(field: str, value: int, least: int, most: int) -> None:
     """Raise ``BadRequestError`` for ``field`` unless its value is from ``least`` to ``most``."""
     if not least <= value <= most:
-        raise BadRequestError(field, f"{value:,}; want {least} to {most:,}")
+        raise BadRequestError(field, UNLIMITED if value == -1 else f"{value:,}; want {least} to {most:,}")
 
 
 def _check_disjoint(field: str, names: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:

@@ -9,8 +9,9 @@ same:
     request: The request whose instance is to be placed.
 
 A filter reads nothing but these arguments, and it judges each row without regard to other rows. So the result for a
-row stays valid until that row changes, and a ranking filters only changed rows again. The one exception is the filter
-``group`` with the policy ``affinity``: its result depends on the rows of all members. All rows are then filtered again.
+row stays valid until that row changes, and a ranking filters only changed rows again. The two exceptions are the filter
+``group`` with the policy ``affinity`` and the filter ``spread``: their results depend on the rows of all members. All
+rows are then filtered again.
 
 Installed packages can add filters by the entry point ``nodestate.filters`` (docs/how-to/extend-the-scheduler.md).
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nodestate.model import MAX_AMOUNT
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, count_of
 from nodestate.scheduling.request import Request
 
@@ -45,6 +47,19 @@ def resources(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
             return False
         fits = fits & (fleet.free[name][rows] >= amount)
     return fits
+
+
+def units(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Return for each row whether the node gives the requested amounts to one instance.
+
+    Each amount must be between ``min_unit`` and ``max_unit`` of its resource class, and a multiple of ``step_size``.
+    """
+    return fleet.units.allow(request.resources, rows)
+
+
+def taints(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Return for each row whether all taints of the node are among ``tolerations``."""
+    return fleet.taints.have_no_other(request.tolerations, rows)
 
 
 def required_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
@@ -75,6 +90,19 @@ def zone(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 def aggregates(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """Return for each row whether the node is in one of the requested aggregates; True if none is requested."""
     return fleet.aggregates.have_any(request.aggregates, rows) if request.aggregates else True
+
+
+def aggregates_all(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Return for each row whether the node is in all of ``aggregates_all``."""
+    return fleet.aggregates.have_all(request.aggregates_all, rows) if request.aggregates_all else True
+
+
+def aggregates_none(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Return for each row whether the node is in none of ``aggregates_none``."""
+    if not request.aggregates_none:
+        return True
+    found = fleet.aggregates.have_any(request.aggregates_none, rows)
+    return not found if isinstance(found, bool) else ~found
 
 
 def force_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
@@ -127,6 +155,40 @@ def group(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     return ~_among(fleet, rows, [row for row, count in members.items() if count >= request.group.max_per_node])
 
 
+def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
+    """Return for each row whether ``Request.spread`` allows one more member of the group in the node's domains.
+
+    Each domain of the node (its zone, or its aggregates) may then have at most ``max_skew`` members more than the
+    domain with the fewest members. A node without a domain does not pass. A domain counts if a node in it is up and in
+    the view, and has the traits, taints, zone, aggregates and name that the request allows. A full domain counts, too.
+    """
+    if request.spread is None or request.group is None:
+        return True
+    allowed: Flags = fleet.in_service[fleet.all]
+    for filter_ in _FOR_DOMAINS:
+        allowed = np.logical_and(allowed, filter_(fleet, fleet.all, request))
+    members = fleet.groups.get(request.group.name, {})
+    if request.spread.by == "zone":
+        zones = fleet.zone[fleet.all]
+        counts = np.zeros(len(fleet.zones), np.int64)
+        for row, count in members.items():
+            counts[zones[row]] += count
+        zones_present = np.unique(zones[allowed])
+        fewest = int(counts[zones_present[zones_present != fleet.zones[""]]].min(initial=MAX_AMOUNT))
+        passes: Flags = counts + 1 - fewest <= request.spread.max_skew
+        passes[fleet.zones[""]] = False
+        return np.asarray(passes[fleet.zone[rows]])
+    words = request.aggregates or fleet.aggregates.words_on(np.ones(len(fleet), np.bool_))
+    inside = fleet.aggregates.have_any(words, rows)
+    if isinstance(inside, bool):
+        return inside
+    by_word = fleet.aggregates.count_by_word(members)
+    present = set(words).intersection(fleet.aggregates.words_on(allowed))
+    fewest = min((by_word.get(word, 0) for word in present), default=MAX_AMOUNT)
+    full = [word for word in words if by_word.get(word, 0) + 1 - fewest > request.spread.max_skew]
+    return inside & np.logical_not(fleet.aggregates.have_any(full, rows))
+
+
 def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:
     """Return an array that says for each of ``rows`` whether the row is one of the row numbers in ``these``."""
     if isinstance(rows, slice):
@@ -142,15 +204,20 @@ FILTERS: dict[str, Filter] = {
         force_nodes,
         ignore_nodes,
         status,
+        taints,
+        units,
         resources,
         required_traits,
         any_traits,
         forbidden_traits,
         zone,
         aggregates,
+        aggregates_all,
+        aggregates_none,
         same_host,
         different_host,
         group,
+        spread,
     )
 }
 """The filters of nodestate by name, in the order in which they are applied.
@@ -158,3 +225,17 @@ FILTERS: dict[str, Filter] = {
 An explanation of a selection says which filter left no node. So the filters for the nodes that a request names come
 first: the next filter that leaves no node is then the filter that refused the named nodes. Cheap filters come next.
 """
+
+_FOR_DOMAINS: tuple[Filter, ...] = (
+    force_nodes,
+    ignore_nodes,
+    taints,
+    required_traits,
+    any_traits,
+    forbidden_traits,
+    zone,
+    aggregates,
+    aggregates_all,
+    aggregates_none,
+)
+"""The filters that a node must pass for its zone and its aggregates to count as domains of a spread."""

@@ -48,7 +48,9 @@ class Ranking:
         self._weighers = [(guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in active]
         """The weighers that are called for the request, each with its multiplier."""
         self._by_group = request.group is not None and (
-            request.group.policy == "affinity" or any(weigher.by_group for _, weigher, _ in active)
+            request.group.policy == "affinity"
+            or request.spread is not None
+            or any(weigher.by_group for _, weigher, _ in active)
         )
         """Whether a row's score depends on members of the group on other rows. If so, each refresh weighs all rows."""
         self._as_of: int | None = None

@@ -156,8 +156,9 @@ class Selector:
     def unknown(self, request: Request) -> str:
         """Return a sentence about something that the request requires and that does not exist in the fleet.
 
-        This is the case if no node of ``force_nodes`` is known, if no node is in the requested zone, or if no node has
-        an instance of ``same_host``. Otherwise, and if the fleet has no nodes, the sentence is empty.
+        This is the case if no node of ``force_nodes`` is known, if no node is in the requested zone, if each node has a
+        taint that is not tolerated, if no node gives a requested amount to one instance, or if no node has an instance
+        of ``same_host``. Otherwise, and if the fleet has no nodes, the sentence is empty.
         """
         fleet = self.fleet
         if not len(fleet):
@@ -166,6 +167,17 @@ class Selector:
             return f"no node {_either(request.force_nodes)} is known; 'nodestate view' lists them"
         if request.zone and not np.any(fleet.zone[fleet.all] == fleet.zones.get(request.zone, -1)):
             return f"no node is in zone {request.zone}"
+        taints = fleet.taints.have_no_other(request.tolerations, fleet.all)
+        if not np.any(taints):
+            found = set(fleet.taints.words_on(np.ones(len(fleet), np.bool_))) - set(request.tolerations)
+            return f"each node has a taint that the request does not tolerate: {_either(sorted(found))}"
+        for name, amount in request.resources.items():
+            if name in fleet.free and not np.any(fleet.units.allow({name: amount}, fleet.all)):
+                units = fleet.units.of(name, 0)
+                return (
+                    f"no node gives {amount:,} of {name} to one instance; {fleet.names[0]} has min_unit "
+                    f"{units.min_unit:,}, max_unit {units.max_unit:,} and step_size {units.step_size:,}"
+                )
         if request.same_host and not any(fleet.instances.rows_with(instance) for instance in request.same_host):
             return f"no node has {_either(request.same_host)}"
         return ""

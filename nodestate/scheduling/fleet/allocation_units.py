@@ -1,0 +1,94 @@
+"""The units in which the nodes of a fleet give their resources: how much of a class one allocation may have.
+
+OpenStack's inventories name them: an amount is at least ``min_unit``, at most ``max_unit``, and a multiple of
+``step_size``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from nodestate.model import MAX_AMOUNT
+from nodestate.scheduling.fleet.row_types import Flags, RowAmounts, RowIndex
+
+
+class UnitFields(msgspec.Struct, frozen=True, gc=False):
+    """The fields of one resource class in a node's inventory that limit the amount of one allocation."""
+
+    min_unit: int = 1
+    max_unit: int = MAX_AMOUNT
+    step_size: int = 1
+
+
+_decode_units = msgspec.msgpack.Decoder(dict[str, UnitFields]).decode
+_DEFAULTS: Final = {"min_unit": 1, "max_unit": MAX_AMOUNT, "step_size": 1}
+
+
+class AllocationUnits:
+    """The units of each resource class, by row.
+
+    A field of a class gets an array when a node has another value than the default in it. So a filter costs nothing for
+    the fields that no node sets.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, dict[str, RowAmounts]] = {field: {} for field in _DEFAULTS}
+        """By field and resource class, the value of each row."""
+        self._inventories: list[bytes] = []
+        """The encoded inventory of each row."""
+        self._size = 0
+        """The number of rows for which the arrays have room."""
+
+    def grow(self, size: int) -> None:
+        """Make room for ``size`` rows."""
+        self._size = size
+        self._inventories += [b""] * (size - len(self._inventories))
+        for field, default in _DEFAULTS.items():
+            self._arrays[field] = {
+                name: np.concatenate([array, np.full(size - len(array), default, np.int64)])
+                for name, array in self._arrays[field].items()
+            }
+
+    def put(self, row: int, encoded: bytes) -> None:
+        """Store the units of a row, in place of the row's earlier ones. ``encoded`` is the node's inventory."""
+        if encoded == self._inventories[row]:
+            return
+        self._inventories[row] = encoded
+        inventory = _decode_units(encoded) if encoded else {}
+        for field, default in _DEFAULTS.items():
+            arrays = self._arrays[field]
+            for name, array in arrays.items():
+                array[row] = getattr(inventory[name], field) if name in inventory else default
+            for name, units in inventory.items():
+                if name not in arrays and getattr(units, field) != default:
+                    arrays[name] = np.full(self._size, default, np.int64)
+                    arrays[name][row] = getattr(units, field)
+
+    def allow(self, resources: Mapping[str, int], rows: RowIndex) -> Flags | bool:
+        """Return an array that says for each of ``rows`` whether one allocation may have these amounts.
+
+        If no row has a limit for any of these classes, a single True is returned.
+        """
+        least, most, step = (self._arrays[field] for field in _DEFAULTS)
+        allowed: Flags | bool = True
+        for name, amount in resources.items():
+            if name in least:
+                allowed = allowed & (least[name][rows] <= amount)
+            if name in most:
+                allowed = allowed & (most[name][rows] >= amount)
+            if name in step:
+                allowed = allowed & (amount % step[name][rows] == 0)
+        return allowed
+
+    def allow_on(self, resources: Mapping[str, int], row: int) -> bool:
+        """Return whether one allocation on this row may have these amounts."""
+        allowed = self.allow(resources, slice(row, row + 1))
+        return allowed if isinstance(allowed, bool) else bool(allowed[0])
+
+    def of(self, name: str, row: int) -> UnitFields:
+        """Return the units of a resource class on one row."""
+        return UnitFields(**{field: int(arrays[name][row]) for field, arrays in self._arrays.items() if name in arrays})
