@@ -22,7 +22,7 @@ from nodestate.cli.doctor.store_checks import write_probe
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.ports import Item, Put, Write, WriteResult, WriteStatus
 from nodestate.store import keys
-from nodestate.store import memcached as adapter
+from nodestate.store import memcached_protocol as protocol
 from nodestate.store.memcached import MemcachedStore
 from nodestate.testing import MemoryServer, MemoryStore
 
@@ -49,7 +49,7 @@ def test_reply_to_a_fetch_may_arrive_in_any_pieces(values: list[bytes | None], c
         reply += b"VA %d c%d t%d\r\n%s\r\n" % (len(value), number, -1 if ttl_s is None else ttl_s, value)
         expected[str(number)] = Item(value, number, ttl_s)
     keys = [str(number) for number in range(len(values))]
-    assert adapter._items(keys, _pieces(reply, cuts)) == expected
+    assert protocol.parse_items(keys, _pieces(reply, cuts)) == expected
 
 
 @given(
@@ -61,7 +61,7 @@ def test_reply_to_writes_may_arrive_in_any_pieces(puts: list[Put], cuts: list[in
         reply += b"HD\r\n" if put is Put.DELETE else b"STORED\r\nHD c%d f77\r\n" % number
         expected.append(WriteResult(WriteStatus.STORED, 0 if put is Put.DELETE else number))
     writes = [Write(put, "k") for put in puts]
-    assert adapter._outcomes(writes, adapter._lines(writes, _pieces(reply, cuts)), 77) == expected
+    assert protocol.parse_outcomes(writes, protocol.read_lines(writes, _pieces(reply, cuts)), 77) == expected
 
 
 @pytest.mark.parametrize("seen", [b"HD c9 f78", b"HD c9 f177", b"EN"])
@@ -70,7 +70,7 @@ def test_cas_id_of_another_writer_is_not_used_as_ours(seen: bytes) -> None:
 
     With that id we would overwrite its value unseen.
     """
-    assert adapter._outcomes([Write(Put.ADD, "k")], [b"STORED", seen], 77) == [WriteResult(WriteStatus.STORED, 0)]
+    assert protocol.parse_outcomes([Write(Put.ADD, "k")], [b"STORED", seen], 77) == [WriteResult(WriteStatus.STORED, 0)]
 
 
 # -- a server that answers as it likes ------------------------------------------------------------

@@ -28,6 +28,7 @@ from nodestate.ports import (
     WriteStatus,
     item_keys,
 )
+from nodestate.store.server_clock import ServerClock, less_time_left
 
 ITEM_OVERHEAD_BYTES: Final = 63
 """Size of an item's header, as in memcached."""
@@ -51,6 +52,9 @@ class MemoryServer:
     item. An item written with a time to live of n lives for n - 1 to n seconds, because memcached's clock ticks in
     whole seconds.
 
+    Fault: with ``clock_behind_s`` the server's clock is late, as of a server that was frozen and whose timer has not
+    yet run: it tells times to live that are too long.
+
     Args:
         name: name for messages.
         max_value_bytes: largest value of an item.
@@ -58,6 +62,9 @@ class MemoryServer:
         max_bytes: size of the memory; the least recently used items are evicted. None: no limit.
         no_evict: do not evict; writes find the server full (memcached's ``-M``).
     """
+
+    ticks = True
+    """The clock that items expire by is set by a timer, which may be late; False for a database."""
 
     def __init__(
         self,
@@ -74,8 +81,10 @@ class MemoryServer:
         self.max_value_bytes = max_value_bytes
         # False while the server does not answer.
         self.running = True
+        # How late the clock is that items expire by, in seconds. A test may set it at any time.
+        self.clock_behind_s = 0.0
         # The clock that items expire by.
-        self._clock = clock or SystemClock()
+        self.clock = clock or SystemClock()
         # Size of the memory; None: no limit.
         self._max_bytes = max_bytes
         # True if a full server refuses writes instead of evicting items.
@@ -113,7 +122,13 @@ class MemoryServer:
         """Seconds by the clock that items expire by."""
         with self._lock:
             self._check_running()
-            return self._clock.monotonic()
+            return self.clock.monotonic()
+
+    def tick(self) -> int:
+        """The clock that items expire by, in whole seconds, as the server tells it."""
+        with self._lock:
+            self._check_running()
+            return self._tick()
 
     # -- faults
 
@@ -155,7 +170,7 @@ class MemoryServer:
             raise StoreUnavailableError(self.name, "stopped by the test")
 
     def _tick(self) -> int:
-        return int(self._clock.monotonic())
+        return int(self.clock.monotonic() - self.clock_behind_s)
 
     def _live(self, key: str) -> StoredItem | None:
         entry = self._entries.get(key)
@@ -229,6 +244,8 @@ class MemoryStore:
         self.server = server or MemoryServer()
         # The clock of the process; None if it is the server's.
         self._clock = clock
+        # The server's clock, as in ``MemcachedStore``.
+        self._server_clock = ServerClock()
 
     @property
     def name(self) -> str:
@@ -242,7 +259,13 @@ class MemoryStore:
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
         """See ``ports.Store``."""
-        return self.server.fetch(keys)
+        if not self.server.ticks:
+            return self.server.fetch(keys)
+        clock = self._clock or self.server.clock
+        sent_at, said = clock.monotonic(), self.server.tick()
+        items = self.server.fetch(keys)
+        lag_s = self._server_clock.observe(sent_at, clock.monotonic(), said)
+        return less_time_left(items, lag_s) if lag_s else items
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""

@@ -48,6 +48,8 @@ class MemoryDatabase(MemoryServer):
         assert database.fetch(["key"]) == {}
     """
 
+    ticks = False
+
     def __init__(
         self,
         name: str = "database",

@@ -380,6 +380,7 @@ class _Wire:
         self.sent_at: float | None = None
         """When the writes that arrive were sent; None: now."""
         self._clock = clock
+        self._store = MemoryStore(server)
 
     @property
     def name(self) -> str:
@@ -393,7 +394,7 @@ class _Wire:
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
         """See ``ports.Store``."""
-        return self.server.fetch(keys)
+        return self._store.fetch(keys)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""

@@ -1,0 +1,86 @@
+"""A client's knowledge of the clock that a memcached counts times to live by.
+
+That clock is a number of whole seconds, which a timer of the server sets once a second. A server that was frozen, or
+that gets no processor time, answers requests before its timer runs: it then tells more time to live than is left, by
+the length of the whole freeze. Readers derive ages from the time that is left, so an old item would look young.
+
+No reply tells this by itself: a reply may come at once, and before the timer has run. But the difference between the
+server's clock and the client's is constant. So a client that has asked for the server's clock before can predict it to
+within a second, and takes the difference off the times to live of a reply.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from nodestate.ports import Item, Key
+
+TICK_S: Final = 1.0
+"""Seconds between two settings of the server's clock."""
+MARGIN_S: Final = 0.2
+"""Largest delay of the timer, in seconds, that counts as none. Writers count times to live from this much earlier, so
+such a delay makes nothing look younger than it is.
+"""
+VERIFIED_S: Final = MARGIN_S / 2
+"""A clock that was right this many seconds ago is not asked for again, and a reply that took longer is suspicious."""
+WINDOW_S: Final = 60.0
+"""The best observation of the last one to two windows counts, because clocks of different machines drift apart."""
+
+
+class ServerClock:
+    """Estimates one server's clock from the times that it told. All other times are monotonic seconds of the client."""
+
+    def __init__(self) -> None:
+        # The server's clock minus the client's: the greatest lower bound in this window, and in the one before.
+        self._ahead_s = -math.inf
+        self._ahead_before_s = -math.inf
+        # When this window began.
+        self._window_from = -math.inf
+        # When the server's clock was last found to be right.
+        self._verified_at = -math.inf
+
+    @property
+    def is_known(self) -> bool:
+        """True if the server's clock was observed."""
+        return max(self._ahead_s, self._ahead_before_s) > -math.inf
+
+    def at(self, moment: float) -> float:
+        """The server's clock at a moment: a lower bound, at most ``TICK_S`` too low."""
+        return moment + max(self._ahead_s, self._ahead_before_s)
+
+    def must_be_asked(self, moment: float) -> bool:
+        """True if a request that is sent at ``moment`` must ask for the server's clock before all else."""
+        return moment > self._verified_at + VERIFIED_S
+
+    def observe(self, sent_at: float, received_at: float, said: int) -> int:
+        """Record that the server told ``said`` as its clock. Returns the lag of the reply, see ``lag_s``."""
+        if received_at > self._window_from + WINDOW_S:
+            self._ahead_before_s, self._ahead_s, self._window_from = self._ahead_s, -math.inf, received_at
+        self._ahead_s = max(self._ahead_s, said - received_at)
+        behind_s = self.at(sent_at) - said
+        if behind_s > TICK_S + MARGIN_S:
+            return math.ceil(behind_s)
+        lag_s = self.lag_s(sent_at, received_at)
+        if lag_s == 0:
+            self._verified_at = sent_at
+        return lag_s
+
+    def lag_s(self, sent_at: float, received_at: float) -> int:
+        """Whole seconds to take off the times to live of a reply that does not tell the server's clock.
+
+        The server's clock was right shortly before the request, so it stood still for at most as long as the reply
+        took.
+        """
+        took_s = received_at - sent_at
+        return math.ceil(took_s) if took_s > VERIFIED_S else 0
+
+
+def less_time_left(items: dict[Key, Item], lag_s: int) -> dict[Key, Item]:
+    """The same items with ``lag_s`` seconds less to live; for some, fewer than 0 are left."""
+    return {
+        key: item if item.ttl_s is None else msgspec.structs.replace(item, ttl_s=item.ttl_s - lag_s)
+        for key, item in items.items()
+    }
