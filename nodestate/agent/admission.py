@@ -363,4 +363,5 @@ class Admission:
             generation=version.generation,
             refused=refused.reason if refused is not None else "",
             detail=refused.detail[:MAX_DETAIL_CHARS] if refused is not None else "",
+            at=self._clock.time(),
         )

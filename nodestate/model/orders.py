@@ -71,7 +71,10 @@ class Build(_Order, frozen=True, tag="build", kw_only=True):
     """Stays with the allocation for its life, like ``hints``."""
     hints: dict[str, Any] = {}
     deadline: Seconds
-    """Seconds since 1970. The agent refuses a later order, because its scheduler has given up waiting."""
+    """Seconds since 1970, by the agent's clock as far as the scheduler knows it.
+
+    The agent refuses a later order, because its scheduler has given up waiting, or the claim is over.
+    """
     in_place: bool = False
     """Carry the order out only if the instance has an allocation on the node, and replace that one."""
     of: str = ""
@@ -106,6 +109,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Why it was refused; empty if it was carried out."""
     detail: str = ""
     """Text for people."""
+    at: float = 0.0
+    """The time of the agent's clock at which it decided, in seconds since 1970; 0 if it is not told."""
 
     @property
     def version(self) -> Version:

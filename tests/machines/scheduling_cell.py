@@ -58,6 +58,23 @@ class CooperativeClock(ManualClock):
         self.run_others()
 
 
+class ShiftedClock:
+    """The clock of a machine whose time of day differs from that of the others by ``ahead_s`` seconds."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def time(self) -> float:
+        return self._clock.time() + self.ahead_s
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.sleep(seconds)
+
+
 class CrashPoint:
     """Raises ``Crash`` at one call of a server or of the broker, so that a process dies between any two calls."""
 
@@ -190,6 +207,7 @@ class SchedulingCell:
         self.fleet = StaticFleet(states)
         self.rng = random.Random(seed)
         self.incarnation = int(self.clock.time())
+        self.agent_clock = ShiftedClock(self.clock)
         self.agent_crash_point = CrashPoint()
         self.agent = self._agent()
         stores = Stores([MemoryStore(server) for server in self.servers])
@@ -215,7 +233,7 @@ class SchedulingCell:
             self.config,
             [self.fleet],
             self.sink,
-            self.clock,
+            self.agent_clock,
             self._random(),
             inbox=self.sink,
             incarnation=self.incarnation,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from nodestate.model.orders import Order
+from nodestate.cli.doctor.agent_checks import EXPIRED_S, examine_clocks
+from nodestate.model.orders import Build, Order, decode_answer, encode
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed
+from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.scheduling.cells import VCPU, boot, cell_of, reserve, wanted
 
@@ -114,3 +119,128 @@ def test_a_member_is_booted_at_the_end_of_its_reservation() -> None:
     outcome = one.scheduler.reservations.boot_member(held.id, "a")
     assert isinstance(outcome, Booted), outcome
     assert (outcome.node, outcome.conflicts) == (node, 0)
+
+
+# -- clocks that differ ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead_s", [10.0, 3_600.0, -10.0])
+def test_instances_are_booted_resized_and_migrated_although_the_agents_clock_differs(ahead_s: float) -> None:
+    """An hour is more than the time to live of a claim, and 10 s more than ``answer_timeout_s``."""
+    cell, (one, _) = cell_of(2, **SETTINGS)
+    cell.agent_clock.ahead_s = ahead_s
+    booted = boot(one.scheduler, "a")
+    assert (booted.refusals, booted.conflicts) == ((), 0)
+    cell.run_for(2.0)
+    assert isinstance(one.scheduler.migrations.resize("a", {"VCPU": 2}), Booted)
+    cell.run_for(2.0)
+    assert isinstance(one.scheduler.migrations.migrate("a"), Booted)
+    cell.run_for(20.0)
+    assert len(cell.nodes_by_instance()["a"]) == 1
+
+
+def marks(cell: SchedulingCell) -> list[bool]:
+    """Return the hint ``placed`` of each allocation."""
+    nodes = (cell.fleet.resources_of(node) for node in cell.fleet.nodes())
+    return [allocation["hints"]["placed"] for node in nodes for allocation in node.allocations.values()]
+
+
+def test_a_reservation_is_confirmed_and_marked_although_the_agents_clock_is_ahead() -> None:
+    cell, (one, _) = cell_of(2, **SETTINGS)
+    cell.agent_clock.ahead_s = 10.0
+    held = reserve(one.scheduler, "a", "b")
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
+    assert marks(cell) == [True, True]
+
+
+def test_a_scheduler_that_finishes_a_reservation_of_another_one_learns_the_agents_clock() -> None:
+    """Nothing waits for the answer to the mark, but the answer tells the time."""
+    cell, (one, _) = cell_of(2, **SETTINGS)
+    held = reserve(one.scheduler, "a", "b")
+    one.courier.send = _without_marks(one.courier.send)  # type: ignore[method-assign]  # it dies before it marks them
+    with suppress(TimeoutError):
+        one.scheduler.reservations.confirm(held.id, timeout_s=10.0)
+    cell.processes.remove(one)
+    assert marks(cell) == [False, False]
+    cell.agent_clock.ahead_s = 10.0
+    cell.run_for(40.0)
+    assert marks(cell) == [True, True]
+
+
+def _without_marks(send: Callable[[Sequence[Order], float], None]) -> Callable[[Sequence[Order], float], None]:
+    """Return a ``send`` that loses the orders which only mark a member as placed."""
+
+    def send_others(orders: Sequence[Order], expires_s: float) -> None:
+        send([order for order in orders if not (isinstance(order, Build) and order.hints.get("placed"))], expires_s)
+
+    return send_others
+
+
+def test_doctor_names_nodes_whose_clocks_are_ahead_and_nodes_that_call_orders_expired() -> None:
+    cell, (one, _) = cell_of(2, **SETTINGS)
+    cell.agent_clock.ahead_s = 10.0
+    booted = boot(one.scheduler, "a")
+    cell.run_for(1.0)
+    ahead, expired = examine_clocks(one.scheduler.refresh(), cell.clock.time())
+    assert ahead.says.startswith("the clocks of 1 nodes are ahead of this machine's, ")
+    assert expired.says == f"1 of 2 nodes refused orders as expired, for example {booted.node}"
+    cell.run_for(EXPIRED_S + 20.0)
+    assert list(examine_clocks(one.scheduler.refresh(), cell.clock.time())) == []
+
+
+def test_deadlines_follow_an_agents_clock_that_is_set_right() -> None:
+    """The scheduler learns it from the answers: an order to a clock that was set back has too late a deadline once."""
+    cell, (one, _) = cell_of(1, **SETTINGS)
+    cell.agent_clock.ahead_s = 10.0
+    boot(one.scheduler, "a")
+    clocks = one.scheduler.session.orders.boots._sender.clocks
+    assert clocks.ahead_s("n0") == pytest.approx(10.0, abs=0.5)
+    cell.agent_clock.ahead_s = 0.0
+    boot(one.scheduler, "b")
+    assert clocks.ahead_s("n0") == 0.0
+
+
+def test_no_order_is_carried_out_after_its_claim_by_an_agent_whose_clock_is_behind() -> None:
+    cell, (frozen, other) = cell_of(1, **SETTINGS)
+    cell.agent_clock.ahead_s = -20.0
+    boot(frozen.scheduler, "x")
+    held: list[Reservation] = []
+
+    def meanwhile() -> None:
+        pass_time(cell, FREEZE_S)
+        held.append(reserve(other.scheduler, "b", vcpu=VCPU - 1))
+
+    freeze_before_order(frozen, meanwhile)
+    [outcome] = frozen.scheduler.boot(parse(wanted("a", VCPU - 1)), timeout_s=60.0)
+    assert isinstance(outcome, Failed), outcome
+    assert isinstance(other.scheduler.reservations.confirm(held[0].id), Confirmed)
+
+
+def without_time(cell: SchedulingCell) -> None:
+    """Let the agents answer like agents of earlier versions, which do not tell their time."""
+    arrive = cell.broker.transit.arrive
+
+    def arrive_without_time(message: TransitMessage) -> None:
+        if message.kind == "answer":
+            answer = structs.replace(decode_answer(message.body), at=0.0)
+            message = dataclasses.replace(message, body=encode(answer))
+        arrive(message)
+
+    cell.broker.transit.arrive = arrive_without_time  # type: ignore[method-assign]  # for this test alone
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        (1, "n0 refused it: expired; the clocks of n0 and of this scheduler differ: set the time of both machines"),
+        (3, "all 3 nodes that were asked refused it: expired; their clocks are ahead of this scheduler's own clock"),
+    ],
+)
+def test_a_boot_that_all_agents_call_expired_names_the_clocks(nodes: int, expected: str) -> None:
+    """If all agents say so, the scheduler's own clock is probably wrong."""
+    cell, (one, _) = cell_of(nodes, **SETTINGS)
+    without_time(cell)
+    cell.agent_clock.ahead_s = 10.0
+    [outcome] = one.scheduler.boot(parse(wanted("a")), timeout_s=60.0)
+    assert isinstance(outcome, Failed)
+    assert str(outcome.reason).startswith(expected)

@@ -9,10 +9,13 @@ from typing import Final
 
 from nodestate.cli.doctor.findings import OK, WARN, Finding, span_text
 from nodestate.config import Config
+from nodestate.model import NodeRecord
 from nodestate.view.view import View
 
 SKEW_S: Final = 2.0
 """Seconds that the clock of a node may be ahead before it is reported."""
+EXPIRED_S: Final = 600.0
+"""Seconds for which an order that a node refused as expired is reported."""
 SILENT_HEARTBEATS: Final = 3
 """A node that missed this many heartbeats is reported."""
 
@@ -35,6 +38,11 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
     else:
         says = f"{len(ages):,} node{'' if len(ages) == 1 else 's'}, all with a recent sign of life"
         yield Finding(OK, "agents", says if ages else "no node has reported yet")
+    yield from examine_clocks(view, now)
+
+
+def examine_clocks(view: View, now: float) -> Iterator[Finding]:
+    """Examine the clocks of all nodes of a view. ``now`` is this machine's time, in seconds since 1970."""
     ahead = {name: view.nodes[name].reported_at - now for name in view.nodes}
     fast = sorted(name for name, seconds in ahead.items() if seconds > SKEW_S)
     if fast:
@@ -44,5 +52,24 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
             WARN,
             "agents",
             says,
-            "correct the time of these nodes (NTP): consumers refuse events of a clock that is too far ahead",
+            "correct the time of these nodes (NTP): schedulers allow for the difference, but consumers refuse events "
+            "of a clock that is too far ahead",
         )
+    expired = sorted(record.name for record in view.nodes.records() if record.live and _refused_as_expired(record, now))
+    if expired:
+        says = f"{len(expired):,} of {len(ahead):,} nodes refused orders as expired, for example {expired[0]}"
+        yield Finding(
+            WARN,
+            "agents",
+            says,
+            "compare the time of a scheduler's machine and of these nodes (NTP): schedulers measure and allow for the "
+            "difference, at the cost of one more order; if all nodes are named, the scheduler's own clock is wrong",
+        )
+
+
+def _refused_as_expired(record: NodeRecord, now: float) -> bool:
+    """Return whether a node's state lists an order that was refused as expired, less than ``EXPIRED_S`` ago."""
+    if b"expired" not in record.rest:  # decodes only the few states that may list one
+        return False
+    refused = record.state().get("namespaces", {}).get("nodestate", {}).get("refused", {})
+    return any(one.get("reason") == "expired" and now - one.get("at", 0.0) < EXPIRED_S for one in refused.values())

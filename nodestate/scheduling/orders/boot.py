@@ -20,7 +20,10 @@ from typing import Any, Final
 
 from nodestate.model import Version
 from nodestate.model.orders import Build
+from nodestate.ports import Clock
+from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import NoHostFound, Placing
+from nodestate.scheduling.order_ids import new_order_id
 from nodestate.scheduling.orders.termination_orders import Termination
 
 NO_ANSWER: Final = "silent"
@@ -103,6 +106,8 @@ class Boot:
     """The allocations that may exist because an agent did not answer an order of this boot, the oldest first."""
     refusals: list[NodeRefusal] = field(default_factory=list)
     """The nodes that did not take the instance, in the order in which they were asked."""
+    asked_again: set[str] = field(default_factory=set)
+    """The nodes that got a second order because the first deadline did not allow for their clock."""
     order: Build | None = None
     """The last order that was sent; None before the first one."""
     answer_by: float = 0.0
@@ -130,6 +135,35 @@ class Boot:
         """Exclude the node of this row of the fleet."""
         self.placing.avoid([row])
 
+    def new_order(self, clock: Clock, ids: IdSource, deadline: float, reply_to: str) -> Build:
+        """Return an order that builds the instance on the claimed node.
+
+        The order's id differs from the claim's id, because the instance may be built, ended and built again under
+        one claim of a reservation. Each build needs an order id and a lifetime of its own.
+
+        Args:
+            clock: The time for the order's id.
+            ids: The source of the random part of the order's id.
+            deadline: The time after which the agent refuses the order, in seconds since 1970 by the agent's clock.
+            reply_to: The queue for the answer.
+        """
+        claim, node, original = self.placing.claim, self.placing.node, self.placing.original
+        assert claim is not None, "claimed"
+        assert node is not None, "claimed"
+        order_id = new_order_id(clock, ids, max(claim.id, self.after, self.replaces))
+        return Build(
+            id=order_id,
+            node=node,
+            instance=self.placing.instance,
+            resources=self.placing.request.resources,
+            group=claim.group,
+            hints={**claim.hints, **self.hints, "order": order_id},
+            deadline=deadline,
+            in_place=claim.resize or bool(self.replaces),
+            of=original.order if original is not None and claim.resize else self.replaces,
+            reply_to=reply_to,
+        )
+
     def send(self, order: Build, answer_by: float) -> None:
         """Enter the state *sent*, right before the order is sent to the claimed node.
 
@@ -142,6 +176,16 @@ class Boot:
         self.order = order
         self.answer_by = answer_by
         self.replaces = ""
+
+    def retract(self) -> None:
+        """Return from *sent* to the claim, so that the same node gets another order.
+
+        Called if the agent refused the order only because its clock differs from the scheduler's.
+        """
+        assert self.order is not None, "only an order that was sent can be retracted"
+        assert self.placing.claim is not None, "sent with a claim"
+        self.asked_again.add(self.order.node)
+        self.replaces = "" if self.placing.claim.resize else self.order.of
 
     def refuse(self, refusal: NodeRefusal, row: int | None) -> None:
         """Return to the state *unplaced*, and avoid the node that did not take the instance.

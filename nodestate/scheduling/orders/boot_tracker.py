@@ -39,7 +39,7 @@ from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import ClaimTable, NoHostFound, Placer, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
-from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
+from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, NodeRefusal
 from nodestate.scheduling.orders.deadlines import OrderDeadlines
 from nodestate.scheduling.orders.joint_boots import JointBoots, is_partly_built
@@ -87,7 +87,9 @@ class BootTracker:
         self._clock = clock  # the time for order ids and for overdue answers
         self._ids = ids  # the source of the random part of order ids
         self._answer_timeout_s = answer_timeout_s  # after this time an order counts as unanswered
-        self._deadlines = OrderDeadlines(claim_table, clock, answer_timeout_s)  # until when an order may be carried out
+        self._deadlines = OrderDeadlines(
+            claim_table, sender.clocks, clock, answer_timeout_s
+        )  # until when orders are valid
         self._joint = JointBoots(claim_table, terminations, supersessions)  # boots that succeed or fail together
         self._unplaced: list[Boot] = []  # boots that need a node
         self._unplaced_lock = Lock()  # other threads may add to _unplaced
@@ -154,14 +156,20 @@ class BootTracker:
 
     def accept_answers(self, answers: Iterable[Answer]) -> None:
         """Finish or retry the boots whose orders were answered. Answers that no boot waits for are ignored."""
+        asked_again: list[Boot] = []
         for answer in answers:
             boot = self._sent.pop(answer.id, None)
             if boot is None:
                 continue
-            if answer.refused:
+            if self._may_ask_again(boot, answer):
+                boot.retract()
+                asked_again.append(boot)
+            elif answer.refused:
                 self._refuse(boot, NodeRefusal(answer.node, answer.refused, answer.detail), answer.version)
             else:
                 self._succeed(boot, answer.version)
+        if asked_again:
+            self._send(asked_again)
         self._place_held()
 
     def finish_shown(self) -> None:
@@ -297,7 +305,7 @@ class BootTracker:
         for boot in boots:
             deadline = deadlines[id(boot)]
             if boot.placing.claim is not None and deadline is not None:
-                order = self._order_for(boot, deadline, reply_to)
+                order = boot.new_order(self._clock, self._ids, deadline, reply_to)
                 boot.send(order, self._clock.monotonic() + self._answer_timeout_s)
                 self._sent[order.id] = boot
                 orders.append(order)
@@ -310,35 +318,6 @@ class BootTracker:
         self._placer.give_back(boot.placing for boot in boots)
         self._unplaced += boots
 
-    def _order_for(self, boot: Boot, deadline: float, reply_to: str) -> Build:
-        """Return the order that builds the instance of a boot on the claimed node.
-
-        The order's id differs from the claim's id, because the instance may be built, ended and built again under
-        one claim of a reservation. Each build needs an order id and a lifetime of its own.
-
-        Args:
-            boot: A boot whose placing has a claim.
-            deadline: The time after which the agent refuses the order, in seconds since 1970.
-            reply_to: The queue for the answer.
-        """
-        placing = boot.placing
-        claim, node, original = placing.claim, placing.node, placing.original
-        assert claim is not None, "claimed"
-        assert node is not None, "claimed"
-        order_id = new_order_id(self._clock, self._ids, max(claim.id, boot.after, boot.replaces))
-        return Build(
-            id=order_id,
-            node=node,
-            instance=placing.instance,
-            resources=placing.request.resources,
-            group=claim.group,
-            hints={**claim.hints, **boot.hints, "order": order_id},
-            deadline=deadline,
-            in_place=claim.resize or bool(boot.replaces),
-            of=original.order if original is not None and claim.resize else boot.replaces,
-            reply_to=reply_to,
-        )
-
     def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
         """Return whether the last view shows, on a row, the allocation that an order of a boot built.
 
@@ -348,6 +327,13 @@ class BootTracker:
             return False
         hints = self._fleet.reports.hints(row, boot.placing.instance)
         return lifetime_id_of(hints) == boot.hints.get("boot", order_id) and order_id_of(hints) >= order_id
+
+    def _may_ask_again(self, boot: Boot, answer: Answer) -> bool:
+        """Return whether an order was refused because of the agent's clock, and a second one would be in time."""
+        if answer.refused != "expired" or answer.node in boot.asked_again:
+            return False
+        deadline = self._deadlines.of(boot.placing)
+        return deadline is not None and 0.0 < answer.at < deadline
 
     def _refuse(self, boot: Boot, refusal: NodeRefusal, version: Version) -> None:
         """Drop the claim on a node that refused, and let the boot choose another node or fail.
@@ -428,6 +414,8 @@ class BootTracker:
         If a failed migration may have left copies, the original gets a newer order id, so that it stays authoritative.
         If a failed boot may have left copies, they are ended, also on nodes to which another scheduler migrates them.
         """
+        if boot.refusals and all(one.reason == "expired" for one in boot.refusals):
+            reason = NoHostFound(reason=self._sender.clocks.explain({one.node for one in boot.refusals}))
         original, lifetime_id = boot.placing.original, str(boot.hints.get("boot", ""))
         if boot.possible_copies and original is not None:
             self._supersessions.supersede_original(original, boot.after, boot.possible_copies)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from nodestate.errors import NodestateError
 from nodestate.ports import Clock
 from nodestate.scheduling.claims import ClaimTable, Placing, max_view_age_s
+from nodestate.scheduling.orders.agent_clocks import AgentClocks
 
 
 class OrderDeadlines:
@@ -18,17 +19,19 @@ class OrderDeadlines:
 
     Args:
         claim_table: The claims of this scheduler and of others.
+        clocks: How far the agents' clocks are ahead of this machine's.
         clock: The time.
         answer_timeout_s: Seconds after which an order counts as unanswered.
     """
 
-    def __init__(self, claim_table: ClaimTable, clock: Clock, answer_timeout_s: float) -> None:
+    def __init__(self, claim_table: ClaimTable, clocks: AgentClocks, clock: Clock, answer_timeout_s: float) -> None:
         self._claim_table = claim_table  # has the servers whose clocks the claims refer to
+        self._clocks = clocks  # how far the agents' clocks are ahead
         self._clock = clock  # the time of deadlines
         self._answer_timeout_s = answer_timeout_s  # after this time an order counts as unanswered
 
     def of(self, placing: Placing) -> float | None:
-        """Return the deadline of an order for a placing's claim, in seconds since 1970.
+        """Return the deadline of an order for a placing's claim, in seconds since 1970 by its agent's clock.
 
         Returns None if the claim is over, or if its server does not answer: no order may be sent then. Call this right
         before the order is sent.
@@ -41,4 +44,6 @@ class OrderDeadlines:
         except NodestateError:
             return None
         left_s = placing.claim.until - server_now - max_view_age_s(placing.claim_ttl_s, self._answer_timeout_s)
-        return now + min(left_s, self._answer_timeout_s) if left_s > 0 else None
+        if left_s <= 0:
+            return None
+        return now + min(left_s, self._answer_timeout_s) + self._clocks.ahead_s(placing.node)

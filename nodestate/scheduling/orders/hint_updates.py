@@ -7,12 +7,8 @@ They serve reservations: once all members of a reservation are built, each membe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
-import msgspec
-
-from nodestate.errors import BrokerUnavailableError
 from nodestate.model.orders import Answer, Build
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.order_ids import order_id_of
@@ -46,8 +42,6 @@ class HintUpdates:
         update = self._sender.build_in_place(
             order.node, order.instance, order.resources, order.group, {**order.hints, **hints}, order.id
         )
-        with suppress(BrokerUnavailableError):
-            update = msgspec.structs.replace(update, reply_to=self._sender.reply_to)
         self._unacknowledged.add(update.id)
         self._sender.send([update])
         return update.id

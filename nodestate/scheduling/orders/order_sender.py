@@ -10,6 +10,7 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
 from nodestate.ports.ids import IdSource
+from nodestate.scheduling.orders.agent_clocks import AgentClocks
 
 
 class OrderSender:
@@ -26,6 +27,7 @@ class OrderSender:
     """
 
     def __init__(self, courier: Courier, clock: Clock, ids: IdSource, answer_timeout_s: float) -> None:
+        self.clocks = AgentClocks()  # how far the agents' clocks are ahead of this machine's
         self._courier = courier  # the connection to the broker
         self._clock = clock  # the time for deadlines
         self._ids = ids  # the source of message ids
@@ -36,16 +38,12 @@ class OrderSender:
         """The queue for answers to this scheduler. Raises ``BrokerUnavailableError`` if there is no connection."""
         return self._courier.reply_to
 
-    @property
-    def deadline(self) -> float:
-        """The deadline of an order that is sent now, in seconds since 1970."""
-        return self._clock.time() + self._answer_timeout_s
-
     def send(self, orders: Sequence[Order]) -> None:
         """Send each order to the agent of its node. If the broker is unavailable, nothing is raised, and it is unknown
         which orders arrive.
         """
         if orders:
+            self.clocks.on_sent(orders, self._clock.time())
             with suppress(BrokerUnavailableError):
                 self._courier.send(orders, self._answer_timeout_s)
 
@@ -65,7 +63,9 @@ class OrderSender:
 
         Raises ``BrokerUnavailableError`` if there is no connection.
         """
-        return self._courier.answers(timeout_s)
+        answers = self._courier.answers(timeout_s)
+        self.clocks.on_answers(answers, self._clock.time())
+        return answers
 
     def build_in_place(
         self,
@@ -87,6 +87,9 @@ class OrderSender:
             expected_order_id: The agent refuses unless the order with this id built the allocation that the node has
                 now. So if the order arrives late, it does not undo a change that was made meanwhile.
         """
+        reply_to = ""
+        with suppress(BrokerUnavailableError):
+            reply_to = self.reply_to  # each answer tells the agent's time
         return Build(
             id=self._ids.message_id(),
             node=node,
@@ -94,7 +97,8 @@ class OrderSender:
             resources=dict(resources),
             group=group,
             hints=dict(hints),
-            deadline=self.deadline,
+            deadline=self._clock.time() + self._answer_timeout_s + self.clocks.ahead_s(node),
             in_place=True,
             of=expected_order_id,
+            reply_to=reply_to,
         )
