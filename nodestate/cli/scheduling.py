@@ -18,7 +18,7 @@ from rich.text import Text
 
 from nodestate.broker import KombuCourier
 from nodestate.cli.command import SECONDS, Run, operator_name
-from nodestate.errors import BadRequestError, NodestateError, StaleViewError
+from nodestate.errors import SHOWN_COUNT, BadRequestError, NodestateError, StaleViewError
 from nodestate.scheduling import (
     Boot,
     Booted,
@@ -82,7 +82,9 @@ resources_option = click.option(
     help="Instead of a REQUEST: amounts by resource class for one instance, as VCPU=2,MEMORY_MB=4096.",
 )
 explain_option = click.option(
-    "--explain", is_flag=True, help="Print how many nodes each filter left, and the weights of the best nodes."
+    "--explain",
+    is_flag=True,
+    help="Print how many nodes each filter left, the weights of the best nodes, and recent refusals.",
 )
 timeout_option = click.option(
     "--timeout", type=SECONDS, default=60.0, metavar="S", help="Wait at most S seconds for the agents."
@@ -306,7 +308,8 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
     best = [
         {"node": node, "weight": round(sum(parts.values()), 4), "weighers": parts} for node, parts in explanation.best
     ]
-    return {"remaining": remaining_json(explanation.remaining), "best": best}
+    refused = [{"node": one.node, "reason": one.reason, "age": round(one.age_s, 1)} for one in explanation.refused]
+    return {"remaining": remaining_json(explanation.remaining), "best": best, "refused": refused}
 
 
 def outcome_json(outcome: BootOutcome) -> dict[str, Any]:
@@ -356,6 +359,10 @@ def print_explanation(run: Run, explanation: Explanation) -> None:
         f"{all_nodes:,} node{'' if all_nodes == 1 else 's'}, {explanation.remaining[-1].nodes:,} pass all filters"
     )
     print_filters(run, explanation.remaining)
+    if explanation.refused:
+        shown = [f"{one.node} ({one.reason} {one.age_s:.0f} s ago)" for one in explanation.refused[:SHOWN_COUNT]]
+        shown += ["…"] if len(explanation.refused) > SHOWN_COUNT else []
+        run.out.print(f"ranked lower after a refusal: {', '.join(shown)}", markup=False, soft_wrap=True)
     if not explanation.best:
         return
     weighers = list(explanation.best[0][1])

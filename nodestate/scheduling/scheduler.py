@@ -28,7 +28,15 @@ from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.orders import Boot, BootOutcome, OrderTracker
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.reservations import Reservations
-from nodestate.scheduling.selection import Choice, Explanation, NodePreference, Policies, Selector, installed
+from nodestate.scheduling.selection import (
+    Choice,
+    Explanation,
+    NodeFaults,
+    NodePreference,
+    Policies,
+    Selector,
+    installed,
+)
 from nodestate.scheduling.session import Session
 from nodestate.scheduling.terminations import Terminations
 from nodestate.view.view import View
@@ -101,10 +109,11 @@ class Scheduler:
         rng = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
         self.fleet = Fleet()  # the nodes as the last view shows them
         preference = NodePreference(self.name, clock, config.claim_ttl_s)
+        faults = NodeFaults(clock)
         # The claims of this scheduler and of others.
-        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference)
+        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference, faults)
         self.selector = Selector(  # ranks nodes
-            self.fleet, policies or installed(), rng.getrandbits(63), preference, ids
+            self.fleet, policies or installed(), rng.getrandbits(63), preference, ids, faults
         )
         self.refresher = FleetRefresher(  # reads the views on which decisions are made
             reader,

@@ -18,6 +18,7 @@ from nodestate.scheduling.claims.placing import Placing
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection import Selector
+from nodestate.scheduling.selection.node_faults import NodeFaults
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import own
 from nodestate.store import keys
@@ -68,8 +69,9 @@ class Party:
         self.fleet = Fleet()
         self.ids = SeededIds(name)
         self.connections = [CountingConnection(server, ahead_s) for server in servers]
-        self.claim_table = ClaimTable(CELL, self.connections, self.fleet, NodePreference(name, clock, CLAIM_TTL_S))
-        selector = Selector(self.fleet, own(), zlib.crc32(name.encode()))
+        preference, faults = NodePreference(name, clock, CLAIM_TTL_S), NodeFaults(clock)
+        self.claim_table = ClaimTable(CELL, self.connections, self.fleet, preference, faults)
+        selector = Selector(self.fleet, own(), zlib.crc32(name.encode()), node_faults=faults)
         affinity_seed = AffinitySeed(CELL, self.connections)
         self.placer = Placer(name, self.fleet, selector, self.claim_table, affinity_seed, self.refresh, clock, self.ids)
         self.refreshes = 0

@@ -118,7 +118,7 @@ def test_an_evacuation_without_room_for_a_whole_affinity_group_leaves_all_member
 
 def test_an_affinity_group_moves_to_another_node_as_a_whole_if_no_agent_listens_on_the_first() -> None:
     cell, (one,) = cell_with(best=14, other=16)
-    cell.fleet.kill("best")
+    del cell.broker.transit.listeners["best"]
     outcomes = one.scheduler.boot(parse({**THREE, "weights": PACK}))
     assert nodes_of(outcomes) == ["other"] * 3
     cell.run_for(2.0)

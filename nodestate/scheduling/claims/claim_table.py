@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from nodestate.errors import CorruptItemError, NodestateError
 from nodestate.model import NEVER, Receipt, Version
 from nodestate.ports import ClaimStore, Item, Key, Put, Write, WriteStatus
 from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
+from nodestate.scheduling.claims.claim_stats import ClaimTableStats
 from nodestate.scheduling.claims.deadline_queue import DeadlineQueue
 from nodestate.scheduling.claims.edits import Edit, PendingEdits, UnknownOutcomes
 from nodestate.scheduling.claims.own_claims import OwnClaims
@@ -19,6 +19,7 @@ from nodestate.scheduling.claims.record import (
     MAX_CLAIMS_COUNT,
     Claim,
     ClaimRecord,
+    fault_of,
     is_unsure,
     max_group_members,
     outstanding_claims,
@@ -27,7 +28,7 @@ from nodestate.scheduling.claims.record import (
 from nodestate.scheduling.claims.record_cache import RecordCache
 from nodestate.scheduling.claims.record_overlay import RecordOverlay
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.selection import NodePreference
+from nodestate.scheduling.selection import NodeFaults, NodePreference
 from nodestate.store import keys
 from nodestate.store.round_trips import Step, Steps, run
 
@@ -35,24 +36,6 @@ FETCH_COUNT: Final = 2_000
 """Maximum number of records that one round trip reads."""
 MAX_FLUSHES_COUNT: Final = 8
 """Maximum number of flushes by ``flush_all``; one is not enough if other schedulers change the records first."""
-
-
-@dataclass(slots=True)
-class ClaimTableStats:
-    """Counters since the start."""
-
-    written: int = 0
-    """Records that were written."""
-    conflicts: int = 0
-    """Writes that failed because another scheduler had changed or replaced the record first."""
-    created: int = 0
-    """Records that were missing or corrupt, and that this scheduler created."""
-    lost: int = 0
-    """Losses that this scheduler noticed: a record that it knew was lost, and any scheduler created it again."""
-    restored: int = 0
-    """Claims of this scheduler that were lost with their record, and that it wrote again."""
-    unanswered: int = 0
-    """Records whose write was not answered by their server."""
 
 
 class ClaimTable:
@@ -80,9 +63,17 @@ class ClaimTable:
         servers: One connection to each server that stores claim records, in the same order for all schedulers.
         fleet: The scheduler's fleet.
         node_preference: Divides the nodes among this scheduler and the schedulers whose claims are read.
+        node_faults: Lowers the rank of nodes whose agent was gone or failed.
     """
 
-    def __init__(self, cell: str, servers: Sequence[ClaimStore], fleet: Fleet, node_preference: NodePreference) -> None:
+    def __init__(
+        self,
+        cell: str,
+        servers: Sequence[ClaimStore],
+        fleet: Fleet,
+        node_preference: NodePreference,
+        node_faults: NodeFaults,
+    ) -> None:
         self.stats = ClaimTableStats()
         """Counters since the start."""
         self.servers = ClaimServers(servers)
@@ -97,6 +88,8 @@ class ClaimTable:
         """The scheduler's fleet."""
         self._node_preference = node_preference
         """Divides the nodes among this scheduler and the schedulers whose claims are read."""
+        self._node_faults = node_faults
+        """Lowers the rank of nodes whose agent was gone or failed."""
         self._edits = PendingEdits()
         """The changes that ``flush`` will write."""
         self._unknown_outcomes = UnknownOutcomes()
@@ -180,6 +173,14 @@ class ClaimTable:
         self.own.drop(node, claim_id)
         self._overlay.apply([node])
 
+    def add_fault(self, node: str, reason: str) -> None:
+        """Lower the rank of a node for all schedulers, because its agent was gone, failed or did not answer.
+
+        The next flush writes the fault into the node's record.
+        """
+        self._node_faults.observe(node, reason)
+        self._edits.add_fault(node, reason, time_or_zero(self.servers.of(node)))
+
     # -- reading
 
     def read_records(self, nodes: Iterable[str]) -> bool:
@@ -253,6 +254,9 @@ class ClaimTable:
         self._schedule_deadline(node, now)
         for claim in record.claims:
             self._node_preference.observe_scheduler(claim.holder)
+        fault = fault_of(record)
+        if fault is not None and now:
+            self._node_faults.observe(node, fault[0], now - fault[1])
         for claim_id in self._unknown_outcomes.resolve(node, {claim.id for claim in record.claims}):
             self.drop_claim(node, claim_id)
         for claim in self.own.compare(node, record):
@@ -324,7 +328,7 @@ class ClaimTable:
             self.drop_claim(node, claim_id, edit.seen)
 
     def _drop_again(self, node: str, edit: Edit) -> None:
-        """Plan the removals of an edit again, because the edit was not stored.
+        """Plan the removals and the fault of an edit again, because the edit was not stored.
 
         Claims that are no longer in the record need no removal. The new claims of the edit are discarded.
         """
@@ -332,6 +336,8 @@ class ClaimTable:
         for claim in known.record.claims if known is not None else ():
             if claim.id in edit.drop:
                 self.drop_claim(node, claim.id, edit.seen)
+        if edit.fault and known is not None:
+            self._edits.add_fault(node, edit.fault, edit.fault_at)
 
     def _write(self, edits: Mapping[str, Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
         """Write the edits of nodes that have the same server. Returns the outcome for each node, see ``flush``."""

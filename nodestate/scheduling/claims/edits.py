@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from nodestate.model import NEVER, Version
-from nodestate.scheduling.claims.record import Claim, ClaimRecord, with_changes
+from nodestate.scheduling.claims.record import Claim, ClaimRecord, with_changes, with_fault
 
 
 @dataclass(slots=True)
@@ -22,9 +22,15 @@ class Edit:
     avoid_unsure: set[str] = field(default_factory=set)
     """Ids of added claims that must not be written if the record is unsure, so that claims may be missing from it."""
 
+    fault: str = ""
+    """Why the node's agent did not take an instance; empty if it has no new fault."""
+    fault_at: float = 0.0
+    """The time of that fault, in seconds of the server's clock."""
+
     def apply(self, record: ClaimRecord) -> ClaimRecord:
         """Return a copy of the record with these changes."""
-        return with_changes(record, add=self.add.values(), drop=self.drop, seen=self.seen)
+        changed = with_changes(record, add=self.add.values(), drop=self.drop, seen=self.seen)
+        return with_fault(changed, self.fault, self.fault_at) if self.fault else changed
 
 
 class PendingEdits:
@@ -55,6 +61,17 @@ class PendingEdits:
         edit.avoid_unsure.discard(claim_id)
         edit.drop.add(claim_id)
         edit.seen = max(edit.seen, seen)
+
+    def add_fault(self, node: str, reason: str, at: float) -> None:
+        """Write a fault of the node with the next flush.
+
+        Args:
+            node: The node.
+            reason: Why its agent did not take an instance.
+            at: The time in seconds of the server's clock.
+        """
+        edit = self._by_node.setdefault(node, Edit())
+        edit.fault, edit.fault_at = reason, at
 
     def take_all(self) -> dict[str, Edit]:
         """Remove all edits, and return them by node."""

@@ -100,7 +100,33 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Version(self.seen_incarnation, self.seen_generation)
 
 
-CLAIMS: Final = Codec(ClaimRecord)
+class FaultRecord(ClaimRecord, frozen=True, array_like=True, gc=False):
+    """A claim record of a node whose agent was gone, failed or did not answer. Earlier schedulers ignore its fault."""
+
+    fault: str = ""
+    """Why the agent did not take an instance the last time that it was gone, failed or did not answer."""
+    fault_at: float = 0.0
+    """The time of that fault, in seconds of the server's clock."""
+
+
+class _ClaimRecordCodec:
+    """Converts claim records to bytes and back. A record without a fault is stored without the fields of a fault."""
+
+    def __init__(self) -> None:
+        self._without_fault = Codec(ClaimRecord)  # encodes records
+        self._with_fault = Codec(FaultRecord)  # encodes records with a fault, and decodes both
+
+    def pack(self, record: ClaimRecord) -> bytes:
+        """Encode a record as a stored value."""
+        return self._with_fault.pack(record) if isinstance(record, FaultRecord) else self._without_fault.pack(record)
+
+    def unpack(self, raw: bytes) -> ClaimRecord:
+        """Decode a stored value. Raises ``CorruptItemError``."""
+        record = self._with_fault.unpack(raw)
+        return record if record.fault else ClaimRecord(record.born, *record.seen, record.claims)
+
+
+CLAIMS: Final = _ClaimRecordCodec()
 """Converts claim records to bytes and back."""
 
 
@@ -178,7 +204,7 @@ def without_ended_claims(record: ClaimRecord, now: float, allocated: Collection[
             kept.append(claim)
     if len(kept) == len(record.claims):
         return record
-    return ClaimRecord(record.born, *seen, tuple(kept))
+    return _with_claims(record, kept, seen)
 
 
 def with_changes(
@@ -194,7 +220,33 @@ def with_changes(
     """
     added = {claim.id: claim for claim in add}
     kept = [claim for claim in record.claims if claim.id not in drop and claim.id not in added]
-    return ClaimRecord(record.born, *max(record.seen, seen), (*kept, *added.values()))
+    return _with_claims(record, [*kept, *added.values()], max(record.seen, seen))
+
+
+def with_fault(record: ClaimRecord, fault: str, at: float) -> ClaimRecord:
+    """Return a copy of a record with a fault, unless it has a later one.
+
+    Args:
+        record: The record.
+        fault: Why the node's agent did not take an instance.
+        at: The time of that, in seconds of the server's clock.
+    """
+    known = fault_of(record)
+    if known is not None and known[1] >= at:
+        return record
+    return FaultRecord(record.born, *record.seen, record.claims, fault, at)
+
+
+def fault_of(record: ClaimRecord) -> tuple[str, float] | None:
+    """Return the fault in a record, and its time in seconds of the server's clock; None if there is none."""
+    return (record.fault, record.fault_at) if isinstance(record, FaultRecord) else None
+
+
+def _with_claims(record: ClaimRecord, claims: Iterable[Claim], seen: Version) -> ClaimRecord:
+    """Return a copy of a record with other claims and another ``seen``."""
+    if isinstance(record, FaultRecord):
+        return FaultRecord(record.born, *seen, tuple(claims), record.fault, record.fault_at)
+    return ClaimRecord(record.born, *seen, tuple(claims))
 
 
 def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:

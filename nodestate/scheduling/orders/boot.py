@@ -108,6 +108,8 @@ class Boot:
     """The nodes that did not take the instance, in the order in which they were asked."""
     asked_again: set[str] = field(default_factory=set)
     """The nodes that got a second order because the first deadline did not allow for their clock."""
+    tries_count: int = 0
+    """How many of these refusals count towards the limit of nodes that are asked to take one instance."""
     order: Build | None = None
     """The last order that was sent; None before the first one."""
     answer_by: float = 0.0
@@ -187,14 +189,16 @@ class Boot:
         self.asked_again.add(self.order.node)
         self.replaces = "" if self.placing.claim.resize else self.order.of
 
-    def refuse(self, refusal: NodeRefusal, row: int | None) -> None:
+    def refuse(self, refusal: NodeRefusal, row: int | None, *, counts: bool = True) -> None:
         """Return to the state *unplaced*, and avoid the node that did not take the instance.
 
         Args:
             refusal: The node and its reason.
             row: The node's row in the fleet; None if the fleet does not have the node.
+            counts: Whether the refusal counts towards the limit of nodes that are asked.
         """
         self.refusals.append(refusal)
+        self.tries_count += counts
         if row is not None:
             self.placing.avoid([row])
         self.placing.release()

@@ -44,6 +44,7 @@ from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, No
 from nodestate.scheduling.orders.deadlines import OrderDeadlines
 from nodestate.scheduling.orders.joint_boots import JointBoots, is_partly_built
 from nodestate.scheduling.orders.order_sender import OrderSender
+from nodestate.scheduling.orders.refusals import FAULTS, counts_as_try, refused_by, with_refusals
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
 
@@ -150,8 +151,10 @@ class BootTracker:
             raise
         claimed = [boot for boot in unplaced if boot.placing.claim is not None]
         for boot in unplaced:
-            if boot.placing.failure is not None:
-                self._fail(boot, boot.placing.failure)
+            failure = boot.placing.failure
+            if failure is not None:
+                request = boot.placing.request
+                self._fail(boot, with_refusals(failure, request, boot.refusals, self._answer_timeout_s))
         self._send(claimed)
 
     def accept_answers(self, answers: Iterable[Answer]) -> None:
@@ -214,6 +217,7 @@ class BootTracker:
                 obsolete.append(copy)
             if not boot.placing.claim.resize:  # a resized instance was on that node before, and still is
                 boot.add_possible_copy(copy)
+            self._claim_table.add_fault(boot.order.node, NO_ANSWER)
             boot.leave_unanswered(self._fleet.rows.get(boot.order.node))
             self._retry_or_fail(boot)
         self._terminations.terminate_orders(obsolete)
@@ -347,19 +351,23 @@ class BootTracker:
         assert placing.node is not None, "sent to a node"
         assert placing.claim is not None, "sent with a claim"
         self._claim_table.drop_claim(placing.node, placing.claim.id, version)
-        boot.refuse(refusal, self._fleet.rows.get(placing.node))
+        if refusal.reason in FAULTS:
+            self._claim_table.add_fault(placing.node, refusal.reason)
+        waited_s = self._clock.monotonic() - boot.answer_by + self._answer_timeout_s
+        counts = counts_as_try(refusal, boot.refusals, waited_s)
+        boot.refuse(refusal, self._fleet.rows.get(placing.node), counts=counts)
         self._retry_or_fail(boot)
 
     def _retry_or_fail(self, boot: Boot) -> None:
         """Let a boot choose another node after its last refusal, or fail it.
 
         The boot fails if it is pinned to its node, if its instance is on the refusing node already, or if
-        ``MAX_NODES_COUNT`` nodes have been asked.
+        ``MAX_NODES_COUNT`` nodes that count have been asked.
         """
         refusal = boot.refusals[-1]
         is_elsewhere = refusal.reason == "here" and not boot.migrates
-        if boot.pinned or is_elsewhere or len(boot.refusals) >= MAX_NODES_COUNT:
-            reason = NoHostFound(reason=self._refused_by(refusal))
+        if boot.pinned or is_elsewhere or boot.tries_count >= MAX_NODES_COUNT:
+            reason = NoHostFound(reason=refused_by(refusal, self._answer_timeout_s))
             if not boot.possible_copies or boot.together:
                 self._fail(boot, reason)
             else:  # the next view may show the instance on another node
@@ -374,15 +382,9 @@ class BootTracker:
         """Let joint boots choose another node when all of them have an answer, or fail them if some are built."""
         for boot in self._joint.release(self._sent.values()):
             if is_partly_built(boot.together):
-                self._fail(boot, NoHostFound(reason=self._refused_by(boot.refusals[-1])))
+                self._fail(boot, NoHostFound(reason=refused_by(boot.refusals[-1], self._answer_timeout_s)))
             else:
                 self._unplaced.append(boot)
-
-    def _refused_by(self, refusal: NodeRefusal) -> str:
-        """Return a sentence about a node that did not take an instance."""
-        if refusal.reason == NO_ANSWER:
-            return f"{refusal.node} did not answer within {self._answer_timeout_s:g} s"
-        return f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
 
     # -- outcomes
 

@@ -2,6 +2,7 @@
 
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.filters import FILTERS, Filter
+from nodestate.scheduling.selection.node_faults import NodeFaults, RecentFault
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import Policies, installed, own
 from nodestate.scheduling.selection.selector import Selector
@@ -14,8 +15,10 @@ __all__ = [
     "Explanation",
     "Filter",
     "Lack",
+    "NodeFaults",
     "NodePreference",
     "Policies",
+    "RecentFault",
     "Remaining",
     "Selector",
     "Weigher",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nodestate.scheduling.selection.node_faults import RecentFault
+
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
@@ -59,4 +61,8 @@ class Explanation:
     best: tuple[tuple[str, dict[str, float]], ...]
     """The best nodes, the best first. Each node comes with a map from the name of each weigher to the points
     that the weigher gave: its weight times its multiplier.
+    """
+    refused: tuple[RecentFault, ...] = ()
+    """The nodes whose rank is lowered because their agent was gone, failed or did not answer, the latest fault first.
+    The points of ``refused`` in ``best`` are the loss.
     """

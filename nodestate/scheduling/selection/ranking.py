@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -11,6 +12,7 @@ from nodestate.errors import BadRequestError
 from nodestate.scheduling.fleet import Fleet, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.filters import Filter
+from nodestate.scheduling.selection.node_preference import PREFERENCE_BONUS
 from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_weigher
 from nodestate.scheduling.selection.weighers import Weigher
 
@@ -47,6 +49,8 @@ class Ranking:
         active = active_weighers(request, weighers)
         self._weighers = [(guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in active]
         """The weighers that are called for the request, each with its multiplier."""
+        self._range = sum(abs(multiplier) for _, _, multiplier in active) + PREFERENCE_BONUS + TIE_WIDTH
+        """The largest difference between the total weights of two nodes."""
         self._by_group = request.group is not None and (
             request.group.policy == "affinity"
             or request.spread is not None
@@ -85,18 +89,23 @@ class Ranking:
             self.score[some] = self._scored(some, shuffle, bonus)
         self._as_of, self._basis = fleet.changes, basis
 
-    def best(self, count: int = 1, exclude: Collection[int] = ()) -> list[int]:
+    def best(
+        self, count: int = 1, exclude: Collection[int] = (), losses: Mapping[int, float] = MappingProxyType({})
+    ) -> list[int]:
         """Return the best rows that pass all filters, the best first.
 
         Args:
             count: The largest number of rows to return. Fewer are returned if fewer pass all filters.
             exclude: Rows that are not returned.
+            losses: For some rows, how much lower they rank, as a multiple of the range of all total weights.
         """
         score = self.score
         if not len(score):
             return []
-        if exclude:
+        if exclude or losses:
             score = score.copy()
+            for row, loss in losses.items():
+                score[row] -= self.loss_of_weight(loss) / TIE_WIDTH
             score[list(exclude)] = -np.inf
         if count == 1:
             row = int(score.argmax())
@@ -104,6 +113,10 @@ class Ranking:
         top = np.argpartition(score, -count)[-count:] if count < len(score) else np.arange(len(score))
         top = top[np.argsort(-score[top], kind="stable")]
         return [int(row) for row in top if score[row] != -np.inf]
+
+    def loss_of_weight(self, loss: float) -> float:
+        """Return the total weight that a row loses for a loss of rank (``NodeFaults.losses``)."""
+        return loss * self._range
 
     def _scored(self, rows: RowIndex, shuffle: Scores, bonus: Scores | None) -> Scores:
         """Filter and weigh rows, and return the score of each of ``rows``."""

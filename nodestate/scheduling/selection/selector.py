@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -17,6 +17,7 @@ from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling.fleet import Flags, Fleet, OutstandingClaims, Scores
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
+from nodestate.scheduling.selection.node_faults import NodeFaults
 from nodestate.scheduling.selection.node_preference import NodePreference
 from nodestate.scheduling.selection.plugins import Policies
 from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_weigher
@@ -42,6 +43,7 @@ class Selector:
             all choose the same node.
         node_preference: Prefers some nodes while other schedulers are active; None for no preference.
         ids: Makes the ids of instances if a request does not name them; None for random ids.
+        node_faults: Lowers the rank of nodes whose agent was gone or failed; None if no rank is lowered.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Selector:
         seed: int,
         node_preference: NodePreference | None = None,
         ids: IdSource | None = None,
+        node_faults: NodeFaults | None = None,
     ) -> None:
         self.fleet = fleet
         """The fleet whose nodes are chosen."""
@@ -60,6 +63,8 @@ class Selector:
         """Prefers some nodes while other schedulers are active; None for no preference."""
         self._ids: IdSource = ids if ids is not None else SystemIds()
         """Makes the ids of instances if a request does not name them."""
+        self._node_faults = node_faults
+        """Lowers the rank of nodes whose agent was gone or failed; None if no rank is lowered."""
         self._random = np.random.default_rng(seed)
         """The random generator that fills ``_shuffle``."""
         self._shuffle: Scores = np.zeros(0)
@@ -79,7 +84,7 @@ class Selector:
             count: The largest number of rows to return. Fewer are returned if fewer pass all filters.
             exclude: Rows that are not returned.
         """
-        return self._ranking(request).best(count, exclude)
+        return self._ranking(request).best(count, exclude, self._losses())
 
     def passes(self, request: Request, row: int) -> bool:
         """Return whether a row passes all filters for the request."""
@@ -237,6 +242,7 @@ class Selector:
             exclude: Rows that are neither counted nor explained.
         """
         best = []
+        ranking, losses = self._ranking(request), self._losses()
         weighed = active_weighers(request, self.policies.weighers)
         weighs = [(name, guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in weighed]
         for row in self.best(request, count, exclude):
@@ -245,8 +251,15 @@ class Selector:
                 name: round(float(np.sum(multiplier * weigh(self.fleet, rows, request))), 4)
                 for name, weigh, multiplier in weighs
             }
+            if losses:
+                parts["refused"] = -round(ranking.loss_of_weight(losses.get(row, 0.0)), 4)
             best.append((self.fleet.names[row], parts))
-        return Explanation(self.remaining(request, exclude), tuple(best))
+        faults = self._node_faults.recent() if self._node_faults is not None else ()
+        return Explanation(self.remaining(request, exclude), tuple(best), faults)
+
+    def _losses(self) -> Mapping[int, float]:
+        """Return the loss of rank of the rows whose nodes had a fault lately."""
+        return self._node_faults.losses(self.fleet.rows) if self._node_faults is not None else {}
 
     def _ranking(self, request: Request) -> Ranking:
         """Return the ranking for the request's shape, up to date. If there is none, a new one is made and kept."""
