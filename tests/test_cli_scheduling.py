@@ -38,6 +38,7 @@ PLACES = (
     "move",
     "evacuate",
     "resize",
+    "update",
     "dead",
     "silent",
     "end",
@@ -328,6 +329,21 @@ class TestMigrations:
         assert one["node"] != node
         assert "r-1" not in site.on(node)
         assert "does not pass" not in site.run("resize", "r-1", "VCPU=9", code=1).stderr
+
+    def test_update_changes_the_request_of_an_instance(self, site: ThreadedCell) -> None:
+        node = site.boot("u-1", "update", required_traits=["HW_CPU_X86_AVX2"], aggregates_none=["old"])
+        words = ("--zone", "az9", "--traits", "CUSTOM_A, CUSTOM_B", "--drop-hint", "aggregates-none")
+        [one] = site.ask("update", "u-1", *words)["instances"]
+        assert one["node"] == node
+        hints = site.on(node)["u-1"]["hints"]
+        asked = {name: value for name, value in hints.items() if name not in {"order", "boot", "aggregates"}}
+        assert asked == {"zone": "az9", "required_traits": ["CUSTOM_A", "CUSTOM_B"]}
+        assert "no node is in zone az9" in site.run("migrate", "u-1", code=1).stdout
+        site.run("update", "u-1", "--zone", "", "--traits", "")
+        assert not {"zone", "required_traits"} & site.on(node)["u-1"]["hints"].keys()
+        assert site.ask("migrate", "u-1")["instances"][0]["node"] != node
+        refused = site.run("update", "u-1", "--drop-hint", "group", code=2).stderr
+        assert refused.startswith("nodestate: group: can't be changed; an update changes required_traits, ")
 
     def test_terminated_instances_are_on_no_node(self, site: ThreadedCell) -> None:
         places = {name: site.boot(name, "end") for name in ("x-1", "x-2", "x-3")}

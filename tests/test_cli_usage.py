@@ -27,7 +27,7 @@ from nodestate.errors import NodestateError, StaleViewError
 NAMES = [
     *("up", "agent", "publish", "consume", "view", "top", "check"),
     *("select", "boot", "reserve", "confirm", "extend", "release", "reservations"),
-    *("migrate", "evacuate", "resize", "terminate"),
+    *("migrate", "evacuate", "resize", "update", "terminate"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
     *("sql upgrade", "sql downgrade", "sql status"),
     *("resync", "doctor"),
@@ -117,6 +117,7 @@ class TestHelp:
         ["reserve", *REAL, "nowhere.json"],
         ["extend", *REAL, "1"],
         ["resize", *REAL, "web-1"],
+        ["update", *REAL, "web-1"],
     ],
     ids=" ".join,
 )

@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "migrate": CommandEntry("nodestate.cli.migrations", "migrate", "Move an instance to another node."),
     "evacuate": CommandEntry("nodestate.cli.migrations", "evacuate", "Move all instances off a node."),
     "resize": CommandEntry("nodestate.cli.migrations", "resize", "Change the resources of an instance."),
+    "update": CommandEntry("nodestate.cli.migrations", "update", "Change the request of an instance."),
     "terminate": CommandEntry("nodestate.cli.migrations", "terminate", "Terminate instances."),
     "design": CommandEntry(
         "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."

@@ -1,4 +1,4 @@
-"""The commands ``migrate``, ``evacuate``, ``resize`` and ``terminate``, for instances that were booted before."""
+"""The commands ``migrate``, ``evacuate``, ``resize``, ``update`` and ``terminate``, for instances that were booted."""
 
 from __future__ import annotations
 
@@ -105,6 +105,57 @@ def resize(
             outcome = scheduler.migrations.resize(instance, amounts, timeout_s=timeout)
         wait_until_shown(run, scheduler, [outcome])
     return _print_result(run, [outcome], explanation)
+
+
+@cell_command(
+    "update",
+    example="nodestate update web-1 --zone az1-east\nnodestate update web-1 --drop-hint same_host --traits CUSTOM_FAST",
+)
+@click.argument("instance")
+@click.option("--zone", metavar="ZONE", help='Ask for this zone; "" for any zone.', show_default="the present one")
+@click.option(
+    "--traits",
+    metavar="TRAIT,…",
+    help='Ask for these required traits in place of the present ones; "" for none.',
+    show_default="the present ones",
+)
+@click.option(
+    "--drop-hint",
+    "dropped",
+    metavar="FIELD",
+    multiple=True,
+    help="Ask no longer for this field of the request, such as same_host. May be given several times.",
+)
+@timeout_option
+@max_age_option
+def update(
+    run: Run,
+    instance: str,
+    zone: str | None,
+    traits: str | None,
+    dropped: tuple[str, ...],
+    timeout: float,
+    max_age: float | None,
+) -> int:
+    """Change the request that INSTANCE was booted with. The change applies from its next migration on.
+
+    INSTANCE stays on its node. So it can move again after its zone was renamed, or after the instance that same_host
+    names has ended. Exit code 1 if the agent refuses, because the instance was changed or moved meanwhile.
+
+    JSON: {"instances"} as 'nodestate boot' prints it.
+    """
+    changes: dict[str, Any] = {name.replace("-", "_"): None for name in dropped}
+    if zone is not None:
+        changes["zone"] = zone
+    if traits is not None:
+        changes["required_traits"] = [word for word in (trait.strip() for trait in traits.split(",")) if word]
+    if not changes:
+        raise click.UsageError("no change was given: give --zone ZONE, --traits TRAIT,… or --drop-hint FIELD")
+    with open_scheduler(run, boots=True, max_age=max_age) as scheduler:
+        with progress(run, scheduler, "updating"):
+            outcome = scheduler.updates.update(instance, changes, timeout_s=timeout)
+        wait_until_shown(run, scheduler, [outcome])
+    return _print_result(run, [outcome], None)
 
 
 @cell_command("terminate", example="nodestate terminate web-1 web-2")

@@ -41,6 +41,7 @@ from nodestate.scheduling.selection import (
     own,
 )
 from nodestate.scheduling.terminations import Terminations
+from nodestate.scheduling.updates import Updates
 
 __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     # the scheduler and its parts
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "Reservations",
     "Migrations",
     "Terminations",
+    "Updates",
     # requests
     "Request",
     "InstanceGroup",

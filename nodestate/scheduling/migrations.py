@@ -201,6 +201,15 @@ class Migrations:
             BadRequestError: If the hints of its allocation are no valid request.
             StaleViewError: If no view is fresh enough.
         """
+        row, allocation = self.locate(instance)
+        return self._resident(instance, row, allocation)
+
+    def locate(self, instance: str) -> tuple[int, Mapping[str, Any]]:
+        """Read a view, and return the row and the content of the authoritative allocation of an instance.
+
+        The hints of the allocation may be no valid request. Raises ``NotFoundError`` and ``StaleViewError`` as ``find``
+        does.
+        """
         self._session.refresh()
         fleet = self._session.fleet
         row, rows = fleet.authoritative_row(instance), fleet.instances.reporting_rows(instance)
@@ -213,7 +222,7 @@ class Migrations:
                 f"{instance} is on {nodes}, and no scheduler booted it, so it is unclear which of them counts; "
                 "end all but one on their nodes",
             )
-        return self._resident(instance, row, fleet.reports.allocations(row)[instance])
+        return row, fleet.reports.allocations(row)[instance]
 
     def boot_of(self, resident: Resident, request: Request, exclusions: tuple[Exclusion, ...] = ()) -> Boot:
         """Return the boot that migrates or resizes an instance.
@@ -258,13 +267,20 @@ class Migrations:
         """
         hints = allocation.get("hints") or {}
         request = request_of(instance, allocation["resources"], allocation.get("group"), hints)
+        return Resident(instance, row, request, self.settled_hints(instance, row, hints))
+
+    def settled_hints(self, instance: str, row: int, hints: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the hints of an allocation, with the hint ``placed`` if it is a member of a reservation.
+
+        Raises ``NotFoundError`` if not all members of the reservation are built.
+        """
         marks = self._session.fleet.placement_marks.by_reservation.get(str(hints.get("reservation", "")), {})
         if (row, instance) in marks:
             if not all_members_built(marks):
                 why = f"{instance} is of reservation {hints['reservation']}, which is not all placed yet; try again"
                 raise NotFoundError("instance", why)
             hints = {**hints, "placed": True}
-        return Resident(instance, row, request, hints)
+        return hints
 
     @staticmethod
     def _resized(resident: Resident, resources: Mapping[str, int]) -> Request:

@@ -1,7 +1,8 @@
 """The scheduler: the object that users create. It assembles the parts of scheduling, and selects, claims and boots.
 
 The other operations are methods of its parts: ``scheduler.reservations`` (reserve, confirm, extend, release),
-``scheduler.migrations`` (migrate, resize, evacuate) and ``scheduler.terminations`` (terminate).
+``scheduler.migrations`` (migrate, resize, evacuate), ``scheduler.terminations`` (terminate) and ``scheduler.updates``
+(update).
 
 All work is done in ``step``. A call that waits, such as ``boot``, repeats ``step`` until its condition is met.
 """
@@ -39,6 +40,7 @@ from nodestate.scheduling.selection import (
 )
 from nodestate.scheduling.session import Session
 from nodestate.scheduling.terminations import Terminations
+from nodestate.scheduling.updates import Updates
 from nodestate.view.view import View
 
 
@@ -143,6 +145,7 @@ class Scheduler:
         self.reservations = Reservations(self.session)  # reserves nodes for groups
         self.migrations = Migrations(self.session)  # migrates and resizes instances
         self.terminations = Terminations(self.session)  # ends instances for good
+        self.updates = Updates(self.session, self.migrations)  # changes requests of instances
         call_in_children(self._start_again)
 
     # -- views

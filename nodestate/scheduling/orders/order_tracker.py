@@ -45,7 +45,7 @@ class OrderTracker:
         # Gives the originals of failed migrations newer order ids than possible copies have.
         self.supersessions = Supersessions(fleet, self._sender, self.terminations, clock, ids)
         # Asks agents to add hints to allocations.
-        self.hint_updates = HintUpdates(fleet, self._sender)
+        self.hint_updates = HintUpdates(fleet, self._sender, clock)
         # Boots, migrates and resizes instances.
         self.boots = BootTracker(
             placer,
