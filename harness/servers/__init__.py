@@ -15,6 +15,7 @@ and ``kill()`` keep the files, so that the durable queues of a RabbitMQ are ther
 from harness.servers.errors import ServerFailedError, ServerMissingError
 from harness.servers.mariadb import MariadbServer
 from harness.servers.memcached import MemcachedServer
+from harness.servers.pgbouncer import PgbouncerServer
 from harness.servers.postgres import PostgresServer
 from harness.servers.programs import find_program, free_ports, make_folder, require_program, version_of
 from harness.servers.rabbitmq import RabbitServer
@@ -26,6 +27,7 @@ __all__ = [
     "USER",
     "MariadbServer",
     "MemcachedServer",
+    "PgbouncerServer",
     "PostgresServer",
     "ProbedServer",
     "RabbitServer",

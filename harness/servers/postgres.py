@@ -76,8 +76,13 @@ class PostgresServer(ProbedServer):
         super().close()
 
     def _answers(self) -> bool:
+        return self.probe(self.login())[:1] == b"R"
+
+    @staticmethod
+    def login() -> bytes:
+        """The first message of a client."""
         content = struct.pack("!i", POSTGRES_PROTOCOL) + f"user\0{USER}\0database\0postgres\0\0".encode()
-        return self.probe(struct.pack("!i", len(content) + 4) + content)[:1] == b"R"
+        return struct.pack("!i", len(content) + 4) + content
 
 
 def _major(folder: str) -> float:

@@ -58,7 +58,9 @@ class Dialect:
 
 
 _MYSQL: Final = Dialect(
-    now="UNIX_TIMESTAMP(NOW(6))",
+    # Not UNIX_TIMESTAMP(NOW(6)): that converts to the session's time zone and back, which is ambiguous in the hour that
+    # summer time repeats, and so wrong by an hour.
+    now="TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6",
     insert=mysql.insert,
     connect_args=lambda s: {
         "connect_timeout": max(1, round(s)),
@@ -71,15 +73,13 @@ _MYSQL: Final = Dialect(
     isolation="READ COMMITTED",
     again=frozenset({"1213", "1205"}),  # deadlock, lock wait
     full=frozenset({"1114", "1021", "3"}),  # table full, disk full, error writing a file
-    refused=frozenset({"1142", "1044", "1045", "1049", "1290", "1792", "1836", "1143", "1227"}),
+    refused=frozenset({"1142", "1044", "1045", "1049", "1290", "1665", "1792", "1836", "1143", "1227"}),
 )
 _POSTGRES: Final = Dialect(
     now="EXTRACT(EPOCH FROM clock_timestamp())",
     insert=postgresql.insert,
     connect_args=lambda s: {
         "connect_timeout": max(1, round(s)),
-        # A little shorter than this side's limit, because a server that gives up says why.
-        "options": f"-c statement_timeout={round(s * 800)} -c lock_timeout={round(s * 800)}",
         "tcp_user_timeout": round(s * 1000),
     },
     isolation="READ COMMITTED",
@@ -136,9 +136,10 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
         raise _unknown_parameter(parsed) from None
     connect = engine.dialect.connect
     if parsed.drivername == "postgresql+psycopg":
-        from nodestate.sql.waiting import connection_with  # noqa: PLC0415  only PostgreSQL needs its driver
+        from nodestate.sql.waiting import connection_with, limit_transaction  # noqa: PLC0415  only it needs psycopg
 
         connect = partial(connection_with, timeout_s)
+        sa.event.listen(engine, "begin", limit_transaction)
 
     def connected(_dialect: object, _record: object, given: Any, named: Any) -> Any:
         try:

@@ -16,7 +16,7 @@ from sqlalchemy import exc
 from nodestate.config import safe_url
 from nodestate.errors import ConfigError, SchemaError
 from nodestate.sql.dialects import dialect_of, engine_of, meaning_of
-from nodestate.sql.schema import REVISION, REVISION_TABLE, TABLES
+from nodestate.sql.schema import MYSQL_DIALECTS, REVISION, REVISION_TABLE, TABLES, tables_without_transactions
 
 __all__ = ["REVISION", "downgrade", "is_known", "revision_of", "safe", "upgrade"]
 
@@ -41,7 +41,12 @@ def upgrade(url: str, timeout_s: float = 30.0) -> None:
                 f"it has {' and '.join(left)} and no revision, as after an upgrade that was interrupted",
                 "remove these tables by 'nodestate sql downgrade base --yes', then upgrade again",
             )
+        if connection.dialect.name in MYSQL_DIALECTS:
+            _require_row_log(connection, safe(url))
+            connection.execute(sa.text("SET SESSION default_storage_engine = InnoDB"))  # for the table of revisions
         command.upgrade(_settings(connection), "head")
+        for table in tables_without_transactions(connection):
+            connection.execute(sa.text(f"ALTER TABLE {table} ENGINE = InnoDB"))
 
     _within(url, timeout_s, act)
 
@@ -84,6 +89,17 @@ def _revision(connection: sa.Connection) -> str | None:
         return None
     found = connection.execute(sa.select(sa.column("version_num")).select_from(sa.table(REVISION_TABLE))).scalar()
     return str(found) if found is not None else None
+
+
+def _require_row_log(connection: sa.Connection, server: str) -> None:
+    """Raise ``SchemaError`` if the binary log has the format with which InnoDB refuses nodestate's transactions."""
+    found = connection.execute(sa.text("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('log_bin', 'binlog_format')"))
+    if {str(name): str(value) for name, value in found} == {"log_bin": "ON", "binlog_format": "STATEMENT"}:
+        raise SchemaError(
+            server,
+            "its binary log has binlog_format STATEMENT, with which InnoDB refuses every write at READ COMMITTED",
+            "set binlog_format = ROW (or MIXED) in its configuration and restart it, then upgrade again",
+        )
 
 
 def _settings(connection: sa.Connection) -> AlembicConfig:

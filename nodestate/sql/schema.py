@@ -30,6 +30,7 @@ def _name(chars: int) -> sa.types.TypeEngine[str]:
 
 _seconds: sa.Double[float] = sa.Double()
 _bytes = sa.LargeBinary(MAX_VALUE_BYTES).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")  # up to 16 MiB
+MYSQL_DIALECTS: Final = frozenset({"mysql", "mariadb"})
 TABLES: Final = sa.MetaData()
 
 HEADS: Final = sa.Table(
@@ -64,3 +65,19 @@ NODES: Final = sa.Table(
 readers find changed rows. ``record`` is the whole node record, encoded like an element of a checkpoint. The columns
 between the two are for people and programs that query the database.
 """
+
+
+def tables_without_transactions(connection: sa.Connection) -> list[str]:
+    """The tables that MariaDB or MySQL keeps in another engine than InnoDB, because that was the default.
+
+    With MyISAM a commit that is fenced half-way would leave its rows.
+    """
+    if connection.dialect.name not in MYSQL_DIALECTS:
+        return []
+    found = connection.execute(
+        sa.text(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() "
+            "AND table_name LIKE 'nodestate\\_%' AND engine <> 'InnoDB' ORDER BY table_name"
+        )
+    )
+    return [str(name) for (name,) in found]

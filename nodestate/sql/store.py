@@ -33,7 +33,7 @@ from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, Key, NodeRow, Put, RowQuery, RowSelection, Write, WriteResult, WriteStatus
 from nodestate.ports.forks import call_in_children, sever_in_children
 from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of
-from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE
+from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE, tables_without_transactions
 from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
 
 T = TypeVar("T")
@@ -380,5 +380,12 @@ def require_revision(engine: sa.Engine, name: str) -> None:
         if not sa.inspect(connection).has_table(REVISION_TABLE):
             raise SchemaError(name, "it has no tables of nodestate")
         found = connection.execute(sa.select(revision.c.version_num)).scalar()
+        wrong = tables_without_transactions(connection)
     if found != REVISION:
         raise SchemaError(name, f"its tables have revision {found}, and this version needs {REVISION}")
+    if wrong:
+        raise SchemaError(
+            name,
+            f"{' and '.join(wrong)} have an engine without transactions, and need InnoDB",
+            "run 'nodestate sql upgrade', which changes the engine",
+        )

@@ -48,7 +48,7 @@ if [ "${1:-}" = --peers ] && may_install; then
 fi
 
 containers="memcached:memcached rabbitmq-server:rabbitmq-server"
-programs="mariadbd:mariadb-server postgres:postgresql redis-server:redis-server"
+programs="mariadbd:mariadb-server postgres:postgresql pgbouncer:pgbouncer redis-server:redis-server"
 wanted="$containers $programs"
 # shellcheck disable=SC2086 # one word each
 if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then

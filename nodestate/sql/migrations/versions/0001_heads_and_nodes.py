@@ -3,6 +3,8 @@
 It does not use ``schema``, so that later changes of the schema do not change it.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
@@ -13,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 VALUE_BYTES = 4 * 1024 * 1024
+INNODB: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 
 
 _bytes = sa.LargeBinary(VALUE_BYTES).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
@@ -31,6 +34,7 @@ def upgrade() -> None:
         sa.Column("value", _bytes, nullable=False),
         sa.Column("cas", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, index=True),
+        **INNODB,
     )
     op.create_table(
         "nodestate_nodes",
@@ -46,6 +50,7 @@ def upgrade() -> None:
         sa.Column("commit_offset", sa.BigInteger, nullable=False),
         sa.Column("record", _bytes, nullable=False),
         sa.Index("nodestate_nodes_commit", "place", "epoch", "commit_offset"),
+        **INNODB,
     )
 
 
