@@ -585,6 +585,35 @@ def _die(write: Any, writes: Any) -> Any:
     raise _Death
 
 
+@pytest.mark.parametrize("fault", ["flush", "evicted item"])
+def test_a_design_whose_store_fails_does_not_keep_the_others_from_being_repaired(fault: str) -> None:
+    """The database is away for long. memcached loses its contents meanwhile, and its design is written again at once,
+    although events wait for the database: its head is renewed, so its owner notices.
+    """
+    world = begun(designs=("journal", "sql"))
+    assert world.database is not None
+    world.database.stop()
+    for name in NODES:
+        world.agents[name].publisher.change({"zone": "last"})
+    world.run_well(3)
+    beat = max(head.beat for (_, letter, _), head in world.truth.heads.items() if letter == "j")
+    world.run_well(3)
+    assert max(head.beat for (_, letter, _), head in world.truth.heads.items() if letter == "j") > beat
+    if fault == "flush":
+        world.servers[0].flush()
+    else:
+        for key in [key for key in world.servers[0].keys() if ":log:" in key or ":ckpt:" in key]:  # noqa: SIM118
+            world.servers[0].evict(key)
+    world.readers = [JudgedReader(world, "journal")]
+    world.run_well(5)
+    view = world.readers[0].read(1e9)
+    assert {name: view.nodes[name].state["zone"] for name in NODES} == dict.fromkeys(NODES, "last")
+    assert not any(partition.lost for partition in view.partitions)
+    world.database.start()
+    world.readers.append(JudgedReader(world, "sql"))
+    assert world.converge() < 60
+
+
 def test_readers_see_a_design_that_is_no_longer_written_as_lost(two_designs: SimulatedCell) -> None:
     """Readers that still use the design must not take its last state for fresh."""
     world = two_designs

@@ -152,14 +152,25 @@ class OwnedPartition:
         for names in (self.lost, self.joining, self.wants_repair, unconfirmed):
             names.discard(name)
 
-    def mark_uncertain(self, now: float) -> None:
-        """Mark the partition as incomplete until a watermark message sent at ``now`` or later comes back.
+    def request_repair(self, design: str) -> None:
+        """Write the lost items of a design again, with the pending work if there is any."""
+        if self.pending is None:
+            self.wants_repair.add(design)
+        else:
+            self.pending.repair |= {design}
+            self.pending.unconfirmed_designs.add(design)
 
-        Called after the store lost an epoch, and with it the term that tells which consumer owns the partition. While
-        this consumer was frozen, another consumer may have taken the partition over and written events that this
-        consumer never received. Only a watermark message that comes back proves that the broker still delivers the
-        partition to this consumer.
+    def mark_lost(self, design: str, now: float) -> None:
+        """Begin another epoch of a design, whose epoch the store lost.
+
+        Marks the partition as incomplete until a watermark message sent at ``now`` or later comes back: with the epoch,
+        the store lost the term that tells which consumer owns the partition. While this consumer was frozen, another
+        consumer may have taken the partition over and written events that this consumer never received. Only a
+        watermark message that comes back proves that the broker still delivers the partition to this consumer.
         """
+        self.lost.add(design)
+        if self.pending is not None:
+            self.pending.unconfirmed_designs.add(design)
         self.complete, self.complete_after = False, max(self.complete_after, now)
 
     def status(self, now: float) -> OwnerStatus:

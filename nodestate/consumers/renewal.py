@@ -55,8 +55,9 @@ class Renewal:
     def renew_due(self) -> None:
         """If a renewal is due, send a watermark message to each partition, and renew the heads.
 
-        A partition with pending work is skipped, because writing that work writes the head as well. So while the store
-        of one design fails, the partition's heads in its other designs are not renewed either.
+        A design that has not yet stored the partition's pending work is skipped, because writing that work writes the
+        head as well. The other designs are renewed: while the store of one design fails, losses of the others are
+        noticed and repaired.
         """
         now = self._clock.monotonic()
         if now < self.due_at:
@@ -66,14 +67,13 @@ class Renewal:
             return
         work: dict[DesignOfPartition, tuple[Store, Steps[bool]]] = {}
         for partition in self._owned:
-            if partition.pending is not None:
-                continue
+            unconfirmed = partition.pending.unconfirmed_designs if partition.pending is not None else set()
             if not partition.complete and partition.caught_up_at >= partition.complete_after:
                 partition.complete = True
                 self._log.info("partition complete", partition=partition.number, nodes=len(partition.records))
             status = partition.full_status(now)
             for name, writer in partition.writers.items():
-                if name not in partition.joining:
+                if name not in unconfirmed | partition.joining:
                     work[partition.number, name] = (
                         self._storage.store_of(partition.number, name),
                         writer.renew(status),
@@ -86,4 +86,4 @@ class Renewal:
                 self._failures.respond(renewed, name, result)
             elif result:
                 self._stats.repairs += 1
-                renewed.wants_repair.add(name)
+                renewed.request_repair(name)

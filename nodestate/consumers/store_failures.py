@@ -64,7 +64,6 @@ class StoreFailures:
             self._session.give_up()
         elif isinstance(error, EpochLostError):
             self._log.warning("epoch lost", partition=partition.number, design=design, reason=str(error))
-            partition.lost.add(design)
-            partition.mark_uncertain(self._clock.monotonic())
+            partition.mark_lost(design, self._clock.monotonic())
         else:
             self.postpone(partition.number, error)
