@@ -95,6 +95,7 @@ def group_refusal(content: Any) -> BadRequestError:
         ("spread.by", {"spread": {"by": "rack"}, "group": WEB}),
         ("spread.max_skew", {"spread": {"by": "zone", "max_skew": 0}, "group": WEB}),
         ("spread.max_skew", {"spread": {"by": "zone", "max_skew": 1.5}, "group": WEB}),
+        ("spread", {"spread": {"by": "zone"}, "group": {"name": "web", "policy": "affinity"}}),
         ("aggregates_all[0]", {"aggregates_all": [""]}),
         ("aggregates_none", {"aggregates_none": ["a", "b"], "aggregates_all": ["b"]}),
         ("aggregates", {"aggregates": ["a"], "aggregates_none": ["a", "b"]}),
@@ -353,7 +354,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     if content["group"] is not None:
         content["spread_by"] = draw(st.sampled_from(["", "zone", "aggregate"]))
         by = st.fixed_dictionaries({"by": st.sampled_from(["zone", "aggregate"]), "max_skew": st.integers(1, 9)})
-        content["spread"] = draw(st.none() | by)
+        content["spread"] = draw(st.none() | by) if content["group"]["policy"] != "affinity" else None
     return content
 
 

@@ -6,13 +6,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import msgspec
-
 from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import UNSURE_S
 from nodestate.scheduling.fleet import Exclusion, Fleet
-from nodestate.scheduling.request import Request
+from nodestate.scheduling.request import joint_request
 from nodestate.scheduling.selection import Lack, Remaining, Selector
 
 MAX_AFFINITY_NODES_COUNT: Final = 8
@@ -82,7 +80,7 @@ class NodeChooser:
         exclude = {row for placing in placings for row in self._excluded_rows(placing)}
         with self._fleet.excluding(self.exclusions(placings[0])):
             count = MAX_AFFINITY_NODES_COUNT if same else max(1, len(self._fleet))
-            rows = self._selector.best(sum_of(placings), count, exclude)
+            rows = self._selector.best(joint_request([placing.request for placing in placings]), count, exclude)
             found = (row for row in rows if same or all(self.may(placing, row) for placing in placings))
             return list(itertools.islice(found, MAX_AFFINITY_NODES_COUNT))
 
@@ -155,16 +153,6 @@ class NodeChooser:
                 self._fleet.rows[node] for node in self._claim_table.unsure_nodes() if node in self._fleet.rows
             }
         return self._unsure
-
-
-def sum_of(placings: Sequence[Placing]) -> Request:
-    """Return the request of the first placing with the resources of all of them."""
-    amounts: dict[str, int] = {}
-    for placing in placings:
-        for name, amount in placing.request.resources.items():
-            amounts[name] = amounts.get(name, 0) + amount
-    first = placings[0]
-    return msgspec.structs.replace(first.request, resources=amounts, count=1, instances=(first.instance,))
 
 
 def beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:

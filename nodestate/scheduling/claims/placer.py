@@ -12,11 +12,11 @@ from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
-from nodestate.scheduling.claims.node_chooser import NodeChooser, beyond, sum_of
+from nodestate.scheduling.claims.node_chooser import NodeChooser, beyond
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import Claim
 from nodestate.scheduling.fleet import Fleet
-from nodestate.scheduling.request import hints_of
+from nodestate.scheduling.request import hints_of, joint_request
 from nodestate.scheduling.selection import Selector
 
 MAX_TRIES_COUNT: Final = 16
@@ -169,7 +169,8 @@ class Placer:
                 return None
         if reason is None:
             with self._fleet.excluding(self._chooser.exclusions(placings[0])):
-                why = self._chooser.no_node(dataclasses.replace(placings[0], request=sum_of(placings)))
+                together = joint_request([placing.request for placing in placings])
+                why = self._chooser.no_node(dataclasses.replace(placings[0], request=together))
             reason = NoHostFound(why.remaining, f"{whole}: {why}")
         return reason
 

@@ -9,6 +9,8 @@ from nodestate.scheduling.request.request import (
     Spread,
     check_hold,
     hints_of,
+    joint_request,
+    parts_of,
 )
 from nodestate.scheduling.request.vocabulary import check_class
 
@@ -21,7 +23,9 @@ __all__ = [
     "check_class",
     "check_hold",
     "hints_of",
+    "joint_request",
     "parse",
     "parse_group",
+    "parts_of",
     "request_of",
 ]

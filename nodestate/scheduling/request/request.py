@@ -155,6 +155,9 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         for field in ("spread_by", "spread"):
             if getattr(self, field) and self.group is None:
                 raise BadRequestError(field, "needs a group, whose members are to be spread; set group, too")
+        if self.spread is not None and self.group is not None and self.group.policy == "affinity":
+            reason = "the policy affinity puts all members of the group on one node; choose another policy"
+            raise BadRequestError("spread", reason)
         _check_hints(hints_of(self))
 
     def instance_ids(self, source: IdSource) -> tuple[str, ...]:
@@ -176,7 +179,17 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Two requests of the same shape differ at most in ``count``, ``instances``, ``alternates`` and ``max_age``. The
         ranking of the nodes is the same for both, so a selector computes it only once.
         """
-        return _encode([getattr(self, field) for field in _SHAPE_FIELDS])
+        return _encode([getattr(self, field) for field in self.__struct_fields__ if field not in _NO_SHAPE_FIELDS])
+
+
+class JointRequest(Request, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
+    """A request for one node for several instances together, as an affinity group needs it.
+
+    ``resources`` is the sum of their resources. All other fields come from the request of the first instance.
+    """
+
+    parts: tuple[dict[str, int], ...]
+    """The resources of each instance, without repetitions."""
 
 
 class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -211,16 +224,33 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
-_SHAPE_FIELDS: Final = tuple(
-    field for field in Request.__struct_fields__ if field not in {"count", "instances", "alternates", "max_age"}
-)
-"""The fields that ``Request.shape`` encodes."""
+_NO_SHAPE_FIELDS: Final = frozenset({"count", "instances", "alternates", "max_age"})
+"""The fields that ``Request.shape`` does not encode."""
 STORED_FIELDS: Final = (
     "required_traits", "any_traits", "forbidden_traits", "zone", "aggregates",
     "same_host", "different_host", "force_nodes", "ignore_nodes", "spread_by", "weights",
     "aggregates_all", "aggregates_none", "tolerations", "spread",
 )  # fmt: skip
 """The fields of a request that are stored as hints under the same names. The group's policy is stored, too."""
+
+
+def joint_request(requests: Sequence[Request]) -> JointRequest:
+    """Return the request for one node for one instance of each of these requests."""
+    amounts: dict[str, int] = {}
+    parts: list[dict[str, int]] = []
+    for request in requests:
+        for name, amount in request.resources.items():
+            amounts[name] = amounts.get(name, 0) + amount
+        if request.resources not in parts:
+            parts.append(request.resources)
+    fields = {field: getattr(requests[0], field) for field in Request.__struct_fields__}
+    one = {"resources": amounts, "count": 1, "instances": requests[0].instances[:1], "parts": tuple(parts)}
+    return JointRequest(**{**fields, **one})
+
+
+def parts_of(request: Request) -> Sequence[Mapping[str, int]]:
+    """Return the resources of each instance that a request is for, without repetitions."""
+    return request.parts if isinstance(request, JointRequest) else (request.resources,)
 
 
 def hints_of(request: Request) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from nodestate.model import MAX_AMOUNT
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, count_of
-from nodestate.scheduling.request import Request
+from nodestate.scheduling.request import Request, parts_of
 
 Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]
 """The type of a filter: a function of a fleet, rows and a request that returns a flag for each row or for all rows."""
@@ -54,7 +54,10 @@ def units(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
     Each amount must be between ``min_unit`` and ``max_unit`` of its resource class, and a multiple of ``step_size``.
     """
-    return fleet.units.allow(request.resources, rows)
+    allowed: Flags | bool = True
+    for amounts in parts_of(request):
+        allowed = allowed & fleet.units.allow(amounts, rows)
+    return allowed
 
 
 def taints(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:

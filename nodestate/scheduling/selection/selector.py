@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from nodestate.errors import SHOWN_COUNT
 from nodestate.model.group_policy import GroupPolicy
 from nodestate.ports.ids import IdSource, SystemIds
 from nodestate.scheduling.fleet import Flags, Fleet, OutstandingClaims, Scores
-from nodestate.scheduling.request import Request
+from nodestate.scheduling.request import Request, joint_request, parts_of
 from nodestate.scheduling.selection.choice import Choice, Explanation, Lack, Remaining
 from nodestate.scheduling.selection.node_faults import NodeFaults
 from nodestate.scheduling.selection.node_preference import NodePreference
@@ -98,9 +98,7 @@ class Selector:
         returns, the fleet is unchanged.
         """
         if request.count > 1 and request.group is not None and request.group.policy == "affinity":
-            amounts = {name: amount * request.count for name, amount in request.resources.items()}
-            whole = msgspec.structs.replace(request, resources=amounts, count=1, instances=())
-            [choice] = self.choices(whole)
+            [choice] = self.choices(joint_request([request] * request.count))
             return [dataclasses.replace(choice, instance=instance) for instance in request.instance_ids(self._ids)]
         contradiction = self.contradiction(request)
         if contradiction:
@@ -176,7 +174,7 @@ class Selector:
         if not np.any(taints):
             found = set(fleet.taints.words_on(np.ones(len(fleet), np.bool_))) - set(request.tolerations)
             return f"each node has a taint that the request does not tolerate: {_either(sorted(found))}"
-        for name, amount in request.resources.items():
+        for name, amount in itertools.chain.from_iterable(amounts.items() for amounts in parts_of(request)):
             if name in fleet.free and not np.any(fleet.units.allow({name: amount}, fleet.all)):
                 units = fleet.units.of(name, 0)
                 return (
