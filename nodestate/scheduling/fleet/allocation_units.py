@@ -7,6 +7,7 @@ OpenStack's inventories name them: an amount is at least ``min_unit``, at most `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -28,6 +29,18 @@ _decode_units = msgspec.msgpack.Decoder(dict[str, UnitFields]).decode
 _DEFAULTS: Final = {"min_unit": 1, "max_unit": MAX_AMOUNT, "step_size": 1}
 
 
+_NO_UNITS: Final[Mapping[str, UnitFields]] = {}
+
+
+@lru_cache(maxsize=1_024)
+def _units_of(encoded: bytes) -> Mapping[str, UnitFields]:
+    """Return the units in an encoded inventory; ``_NO_UNITS`` if all are the default. Most nodes of a fleet share one
+    inventory.
+    """
+    units = _decode_units(encoded) if encoded else {}
+    return units if any(one != UnitFields() for one in units.values()) else _NO_UNITS
+
+
 class AllocationUnits:
     """The units of each resource class, by row.
 
@@ -38,15 +51,15 @@ class AllocationUnits:
     def __init__(self) -> None:
         self._arrays: dict[str, dict[str, RowAmounts]] = {field: {} for field in _DEFAULTS}
         """By field and resource class, the value of each row."""
-        self._inventories: list[bytes] = []
-        """The encoded inventory of each row."""
+        self._units: list[Mapping[str, UnitFields]] = []
+        """The units of each row by resource class, empty if all are the default. Equal rows share one map."""
         self._size = 0
         """The number of rows for which the arrays have room."""
 
     def grow(self, size: int) -> None:
         """Make room for ``size`` rows."""
         self._size = size
-        self._inventories += [b""] * (size - len(self._inventories))
+        self._units += [_NO_UNITS] * (size - len(self._units))
         for field, default in _DEFAULTS.items():
             self._arrays[field] = {
                 name: np.concatenate([array, np.full(size - len(array), default, np.int64)])
@@ -55,10 +68,10 @@ class AllocationUnits:
 
     def put(self, row: int, encoded: bytes) -> None:
         """Store the units of a row, in place of the row's earlier ones. ``encoded`` is the node's inventory."""
-        if encoded == self._inventories[row]:
+        inventory = _units_of(encoded)
+        if inventory is self._units[row]:
             return
-        self._inventories[row] = encoded
-        inventory = _decode_units(encoded) if encoded else {}
+        self._units[row] = inventory
         for field, default in _DEFAULTS.items():
             arrays = self._arrays[field]
             for name, array in arrays.items():

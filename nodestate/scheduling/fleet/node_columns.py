@@ -60,6 +60,8 @@ class NodeColumns:
         """The aggregates of each row, as bits."""
         self.taints = WordBits()
         """The taints of each row, as bits."""
+        self._has_taints = False
+        """Whether a row ever had a taint. Most fleets have none."""
         self.units = AllocationUnits()
         """The units in which each row's node gives its resources."""
         self._grow_words(FIRST_ROWS)
@@ -116,7 +118,9 @@ class NodeColumns:
         self.zone[row] = self.zones.setdefault(fields.zone, len(self.zones))
         self.traits.put(row, fields.traits)
         self.aggregates.put(row, fields.aggregates)
-        self.taints.put(row, fields.taints)
+        if fields.taints or self._has_taints:
+            self._has_taints = True
+            self.taints.put(row, fields.taints)
         self.units.put(row, bytes(fields.inventory))
 
     def _grow(self, size: int) -> None:
