@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from nodestate.errors import BadRequestError, NotFoundError
-from nodestate.scheduling.claims import NoHostFound, Placing, join_affinity_groups
+from nodestate.scheduling.claims import NoHostFound, Placing, join_groups
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders import NO_ANSWER, Boot, Booted, BootOutcome, Failed, Termination, all_members_built
@@ -169,7 +169,7 @@ class Migrations:
         boots = [self.boot_of(resident, resident.request, exclusions) for resident in residents]
         for boot in boots:
             boot.avoid(row)
-        join_affinity_groups(boot.placing for boot in boots)
+        join_groups((boot.placing for boot in boots), "affinity")
         outcomes = self._session.run_boots(boots, timeout_s)
         self._end_originals(residents, outcomes)
         self._session.orders.terminations.terminate_duplicates((node, outcome.instance) for outcome in elsewhere)

@@ -32,7 +32,7 @@ import msgspec
 
 from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleViewError
 from nodestate.model import Receipt
-from nodestate.scheduling.claims import NoHostFound, Placing, join_affinity_groups
+from nodestate.scheduling.claims import NoHostFound, Placing, join_groups
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
 from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold
@@ -164,7 +164,7 @@ class Reservations:
             )
             for instance, request in members
         ]
-        join_affinity_groups(placings)
+        join_groups(placings, "affinity")
         return placings
 
     @staticmethod

@@ -22,7 +22,7 @@ from nodestate.designs.reader import Reader
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.ports.forks import call_in_children
 from nodestate.ports.ids import IdSource, SystemIds
-from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placing, join_affinity_groups
+from nodestate.scheduling.claims import AffinitySeed, ClaimTable, Placer, Placing, join_groups
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.fleet_refresh import FleetRefresher
 from nodestate.scheduling.migrations import Migrations
@@ -229,7 +229,7 @@ class Scheduler:
         """Return a placing for each instance of a request."""
         ids = request.instance_ids(self.session.ids)
         placings = [Placing(request, instance, self.config.claim_ttl_s) for instance in ids]
-        join_affinity_groups(placings)
+        join_groups(placings, "affinity", "anti-affinity")
         return placings
 
     # -- steps

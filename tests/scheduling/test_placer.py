@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nodestate.scheduling.claims import CLOCK_S, UNSURE_S
 from nodestate.scheduling.claims.placer import MAX_TRIES_COUNT
-from nodestate.scheduling.claims.placing import NoHostFound, Placing, join_affinity_groups
+from nodestate.scheduling.claims.placing import NoHostFound, Placing, join_groups
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.selection import Lack, Remaining
 from nodestate.testing import Fault, MemoryServer
@@ -52,14 +52,14 @@ def test_units_bound_each_member_of_an_affinity_group_and_not_their_sum() -> Non
     assert first.node in {"a", "b"}
     assert nodes_of(others) == [first.node, first.node]
     together = [Placing(asked(4, group={**NEAR, "name": "db"}), f"db-{number}", CLAIM_TTL_S) for number in range(3)]
-    join_affinity_groups(together)
+    join_groups(together, "affinity")
     one.placer.place(together)
     assert len(set(nodes_of(together))) == 1
     assert together[0].failure is None
     selected = one.placer._chooser._selector.choices(asked(4, count=3, group={**NEAR, "name": "x"}))
     assert selected[0].node is not None
     odd = [Placing(asked(3, group={**NEAR, "name": "odd"}), f"odd-{number}", CLAIM_TTL_S) for number in range(2)]
-    join_affinity_groups(odd)
+    join_groups(odd, "affinity")
     one.placer.place(odd)
     assert [str(placing.failure).count("no node gives 3 of VCPU to one instance") for placing in odd] == [1, 1]
 

@@ -52,8 +52,11 @@ def test_anti_affinity_limit_holds_on_every_node(limit: int) -> None:
     """Members that are on the node already, and claimed ones, count."""
     selector = selector_of(host("a", instances={"1": "web"}), host("b"), host("c"))
     selector.fleet.overlay(1, OutstandingClaims({"VCPU": 1}, {"2": "web"}))
-    nodes = chosen(selector, asked(count=12, group={**ANTI, "max_per_node": limit}))
-    assert Counter(nodes) == Counter({"a": limit - 1, "b": limit - 1, "c": limit, None: 14 - 3 * limit})
+    group = {**ANTI, "max_per_node": limit}
+    nodes = chosen(selector, asked(count=3 * limit - 2, group=group))
+    assert Counter(nodes) == +Counter({"a": limit - 1, "b": limit - 1, "c": limit})
+    if limit > 1:
+        assert chosen(selector, asked(count=3 * limit - 1, group=group)) == [None] * (3 * limit - 1)
 
 
 def test_affinity_group_stays_on_its_first_node() -> None:

@@ -1,4 +1,4 @@
-"""Affinity groups as a whole: all members that are placed at once get one node together, or none of them gets one."""
+"""Hard groups as a whole: all members that are placed at once get a node, or none of them gets one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodestate.model.orders import Build, decode_order
-from nodestate.scheduling.claims import Placing, join_affinity_groups
+from nodestate.scheduling.claims import Placing, join_groups
 from nodestate.scheduling.orders.boot import Booted, BootOutcome, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse, parse_group
@@ -77,6 +77,49 @@ def test_a_selection_shows_the_node_that_a_boot_of_the_whole_group_would_get() -
     selector = selector_of(host("small", vcpu=8), host("large", vcpu=14))
     assert chosen(selector, asked(4, count=3, group=TOGETHER, weights=PACK)) == ["large"] * 3
     assert chosen(selector, asked(5, count=3, group=TOGETHER, weights=PACK)) == [None] * 3
+
+
+def test_the_units_of_a_node_limit_each_member_and_not_the_whole_group() -> None:
+    """A node that gives at most 4 VCPU to one instance has room for three such instances."""
+    inventory = {"VCPU": {"total": 14, "max_unit": 4}}
+    parties = Parties("one")
+    parties.show(ChangingPartition(host("a", vcpu=8), host("b", inventory=inventory)).view)
+    parties.clock.advance(12.0)
+    [one] = parties.parties
+    placings = [Placing(asked(4, group=TOGETHER), name, CLAIM_TTL_S) for name in "xyz"]
+    join_groups(placings, "affinity")
+    one.placer.place(placings)
+    assert [placing.node for placing in placings] == ["b"] * 3
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_a_boot_of_an_anti_affinity_group_builds_all_members_or_none(nodes: int) -> None:
+    cell, (one,) = cell_with(**{f"n{number}": 8 for number in range(nodes)})
+    request = parse({**THREE, "group": {"name": "web", "policy": "anti-affinity"}})
+    choices = one.scheduler.select(request)
+    outcomes = one.scheduler.boot(request)
+    assert len({choice.node for choice in choices}) == (3 if nodes == 3 else 1)
+    if nodes == 3:
+        assert sorted(nodes_of(outcomes), key=str) == ["n0", "n1", "n2"]
+        return
+    assert nodes_of(outcomes) == [None] * 3
+    reasons = sorted(str(outcome.reason) for outcome in outcomes if isinstance(outcome, Failed))
+    assert [reason for reason in reasons if reason.startswith("the filter group removed the last 2 of 2 nodes")]
+    assert sum("of the same group got no node" in reason for reason in reasons) == 2
+    cell.run_for(2.0)
+    assert [claim for name in ("n0", "n1") for claim in cell.claims(name)] == []
+
+
+def test_members_of_an_anti_affinity_group_are_ended_if_the_agents_refuse_one_of_them_everywhere() -> None:
+    cell, (one,) = cell_with(n0=8, n1=8, n2=8)
+    one.scheduler.refresh()
+    one.reader.lagging = True
+    cell.fleet.build("n1", "intruder", {"resources": {"VCPU": 8}, "hints": {}})
+    outcomes = one.scheduler.boot(parse({**THREE, "group": {"name": "web", "policy": "anti-affinity"}}))
+    one.reader.lagging = False
+    assert nodes_of(outcomes) == [None] * 3
+    cell.run_for(3 * TERMINATION_RETRY_S)
+    assert list(cell.nodes_by_instance()) == ["intruder"]
 
 
 def test_a_reservation_places_the_affinity_groups_of_its_members_as_a_whole() -> None:
@@ -197,6 +240,6 @@ def test_members_with_different_constraints_go_to_the_node_that_meets_all_of_the
     [one] = parties.parties
     requests = [asked(4, group=TOGETHER), asked(4, group=TOGETHER, required_traits=["HW_CPU_X86_AVX2"])]
     placings = [Placing(request, name, CLAIM_TTL_S) for request, name in zip(requests, "xy", strict=True)]
-    join_affinity_groups(placings)
+    join_groups(placings, "affinity")
     one.placer.place(placings)
     assert [placing.node for placing in placings] == ["b", "b"]

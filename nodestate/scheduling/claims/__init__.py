@@ -3,7 +3,7 @@
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placer import Placer
-from nodestate.scheduling.claims.placing import NoHostFound, Placing, join_affinity_groups
+from nodestate.scheduling.claims.placing import NoHostFound, Placing, join_groups
 from nodestate.scheduling.claims.record import (
     CLAIMS,
     CLOCK_S,
@@ -30,6 +30,6 @@ __all__ = [
     "Placer",
     "Placing",
     "claims_by_reservation",
-    "join_affinity_groups",
+    "join_groups",
     "max_view_age_s",
 ]

@@ -38,9 +38,9 @@ class Placer:
     The placer works in rounds. In one round it chooses a node for each unplaced placing, and writes all new claims
     together. The placings whose claim was not stored take part in the next round.
 
-    Members of an affinity group that are placed at once (``Placing.together``) are placed as a whole. If each member
-    went to the best node for itself, the first members could fill a node on which the last one finds no room. So the
-    placer first chooses a node with room for all of them, and all members get a claim on that node, or none gets one.
+    Members of a hard group that are placed at once (``Placing.together``) are placed as a whole: all members get a
+    claim, or none gets one. If each member of an affinity group went to the best node for itself, the first members
+    could fill a node on which the last one finds no room. So the placer first chooses a node with room for all of them.
 
     The scheduler knows the claims of other schedulers only as they were when it read the records. So before a placing
     fails because no node is left, the placer reads the view and the records once more.
@@ -90,7 +90,7 @@ class Placer:
     def place(self, placings: Iterable[Placing]) -> None:
         """Choose and claim nodes, until each placing has a claim or a failure.
 
-        Costs one round trip to each server, one more for each affinity group that is placed as a whole, and more only
+        Costs one round trip to each server, one more for each group that is placed as a whole, and more only
         if another scheduler claims the same nodes at the same time.
         """
         waiting = [placing for placing in placings if not placing.settled]
@@ -119,28 +119,38 @@ class Placer:
             waiting = [placing for placing in waiting if not placing.settled]
 
     def _place_together(self, members: Sequence[Placing]) -> None:
-        """Claim one node for the unplaced members of an affinity group, or fail all of them.
+        """Claim nodes for the unplaced members of a group, or fail all of them.
 
         Args:
             members: The members that are placed together. Those that have a claim already keep it.
         """
         placings = [placing for placing in members if not placing.settled]
+        if not any(placing.failure is not None for placing in members):
+            group = placings[0].request.group
+            if group is not None and group.policy == "affinity":
+                self._place_on_one_node(placings)
+            else:
+                self._place_each(placings)
         failed = next((placing for placing in members if placing.failure is not None), None)
-        reason = None
-        if failed is not None:
-            reason = NoHostFound(reason=f"{failed.instance} of the same affinity group got no node: {failed.failure}")
-        refreshed = False
-        while reason is None:
-            self._chooser.begin_round()
-            problem = self._claim_one_row(placings)
-            if problem is None:
-                return
-            # Other schedulers do not announce that they dropped a claim, so there may be room again.
-            if refreshed or not self._refresh_for_retry():
-                reason = problem
-            refreshed = True
+        if failed is None:
+            return
+        self.give_back(placings)
         for placing in placings:
-            placing.fail(reason)
+            if placing.failure is None:
+                reason = f"{failed.instance} of the same group got no node: {failed.failure}"
+                placing.fail(NoHostFound(reason=reason))
+
+    def _place_on_one_node(self, placings: Sequence[Placing]) -> None:
+        """Claim one node for these unplaced members of an affinity group, or fail all of them."""
+        self._chooser.begin_round()
+        reason = self._claim_one_row(placings)
+        # Other schedulers do not announce that they dropped a claim, so there may be room again.
+        if reason is not None and self._refresh_for_retry():
+            self._chooser.begin_round()
+            reason = self._claim_one_row(placings)
+        if reason is not None:
+            for placing in placings:
+                placing.fail(reason)
 
     def _claim_one_row(self, placings: Sequence[Placing]) -> NoHostFound | None:
         """Claim one node for all of these placings. Returns None, or the reason why none of them has a claim."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nodestate.scheduling.claims.record import Claim
 from nodestate.scheduling.fleet import Exclusion
-from nodestate.scheduling.request import Request, request_of
+from nodestate.scheduling.request import Policy, Request, request_of
 from nodestate.scheduling.selection import Lack, Remaining
 
 
@@ -100,7 +100,7 @@ class Placing:
     seeds_group: bool = False
     """Whether the instance is the first member of an affinity group, as far as its scheduler knows."""
     together: list[Placing] = field(default_factory=list, compare=False, repr=False)
-    """All placings, this one included, that get one node together or none at all; empty if the placing is alone."""
+    """All placings, this one included, that get nodes together, or none of them; empty if the placing is alone."""
 
     @classmethod
     def from_claim(cls, node: str, claim: Claim, claim_ttl_s: float) -> Placing:
@@ -189,12 +189,17 @@ class Placing:
         self.conflicts = 0
 
 
-def join_affinity_groups(placings: Iterable[Placing]) -> None:
-    """Let the members of each affinity group among these placings get one node together, or none (``together``)."""
+def join_groups(placings: Iterable[Placing], *policies: Policy) -> None:
+    """Let the members of each group among these placings get nodes together, or none of them (``together``).
+
+    Args:
+        placings: The placings.
+        policies: The policies of the groups that are joined.
+    """
     by_group: dict[str, list[Placing]] = {}
     for placing in placings:
         group = placing.request.group
-        if group is not None and group.policy == "affinity":
+        if group is not None and group.policy in policies:
             by_group.setdefault(group.name, []).append(placing)
     for members in by_group.values():
         if len(members) > 1:

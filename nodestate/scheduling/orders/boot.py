@@ -124,6 +124,12 @@ class Boot:
     """A future with the same outcome; its ``cancel`` does nothing."""
 
     @property
+    def follows_others(self) -> bool:
+        """Whether the other boots of ``together`` must be on the same node, as an affinity group requires."""
+        group = self.placing.request.group
+        return bool(self.together) and group is not None and group.policy == "affinity"
+
+    @property
     def migrates(self) -> bool:
         """Whether the instance had an allocation before, so that this boot migrates or resizes it."""
         return self.placing.original is not None

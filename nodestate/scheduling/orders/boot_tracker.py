@@ -373,7 +373,7 @@ class BootTracker:
             else:  # the next view may show the instance on another node
                 boot.placing.fail(reason)
                 self._unplaced.append(boot)
-        elif boot.together:
+        elif boot.follows_others:
             self._joint.hold(boot)
         else:
             self._unplaced.append(boot)

@@ -1,12 +1,15 @@
-r"""Joint boots: the members of an affinity group that were begun at once are all built, or none is built.
+r"""Joint boots: the members of a hard group that were begun at once are all built, or none is built.
 
-All members are claimed on one node before the first order is sent. But an agent may still refuse some of them, because
-its node changed meanwhile. If the other members stayed, the group could never be completed: it is bound to a node
-without room. So a member gets its outcome only when all members have a result::
+All members have a claim before the first order is sent. But an agent may still refuse some of them, because its node
+changed meanwhile. If the other members of an affinity group stayed, the group could never be completed: it is bound to
+a node without room. So a member gets its outcome only when all members have a result::
 
-    all built  --> all succeed
-    none built, as the node refused all or did not answer --> all are placed again, together, on another node
-    some built --> all fail: boots that were built are ended, and migrated instances stay on their original node
+    a member is refused, anti-affinity    --> it is placed again
+    all members are refused, affinity     --> all are placed again, on another node
+    some are refused and some built, affinity: the refused ones have no other node --> they fail
+    all have a result, and all are built  --> all succeed
+    all have a result, and some failed    --> all fail: boots that were built are ended, and migrated instances stay on
+                                              their original node
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class JointBoots:
                 boot.together = joined.setdefault(id(whole), [by_placing[id(placing)] for placing in whole])
 
     def hold(self, boot: Boot) -> None:
-        """Keep a boot that needs another node until the other members have an answer."""
+        """Keep a member of an affinity group that needs another node until the other members have an answer."""
         self._held.append(boot)
 
     def release(self, sent: Collection[Boot]) -> list[Boot]:
@@ -73,9 +76,7 @@ class JointBoots:
         for one, own in zip(members, results, strict=True):
             if failed is not None and isinstance(own, Booted):
                 self._roll_back(one, own)
-                reason = NoHostFound(
-                    reason=f"{failed.instance} of the same affinity group could not be built: {failed.reason}"
-                )
+                reason = NoHostFound(reason=f"{failed.instance} of the same group could not be built: {failed.reason}")
                 own = Failed(own.instance, reason, own.refusals, own.conflicts)
             one.finish(own)
 

@@ -1,5 +1,6 @@
 """Requests: the instances that a user wants to place on nodes. A request is immutable."""
 
+from nodestate.scheduling.request.fields import Policy
 from nodestate.scheduling.request.parsing import parse, parse_group, request_of
 from nodestate.scheduling.request.request import (
     STORED_FIELDS,
@@ -18,6 +19,7 @@ __all__ = [
     "STORED_FIELDS",
     "GroupRequest",
     "InstanceGroup",
+    "Policy",
     "Request",
     "Spread",
     "check_class",

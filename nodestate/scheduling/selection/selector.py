@@ -94,19 +94,20 @@ class Selector:
         """Choose a node for each instance of the request, without claiming it.
 
         Each instance is chosen as if the earlier instances of the request were already on their nodes. The instances of
-        an affinity group all get the best node with room for all of them, or none of them gets a node. When the method
-        returns, the fleet is unchanged.
+        a hard group all get a node, or none of them gets one. Those of an affinity group get the best node with room
+        for all of them. When the method returns, the fleet is unchanged.
         """
+        ids = request.instance_ids(self._ids)
         if request.count > 1 and request.group is not None and request.group.policy == "affinity":
             [choice] = self.choices(joint_request([request] * request.count))
-            return [dataclasses.replace(choice, instance=instance) for instance in request.instance_ids(self._ids)]
+            return [dataclasses.replace(choice, instance=instance) for instance in ids]
         contradiction = self.contradiction(request)
         if contradiction:
             steps = (Remaining("all", len(self.fleet)), Remaining("group", 0))
-            return [Choice(one, None, (), steps, contradiction) for one in request.instance_ids(self._ids)]
+            return [Choice(instance, None, (), steps, contradiction) for instance in ids]
         choices = []
         with self._restored() as replaced:
-            for instance in request.instance_ids(self._ids):
+            for instance in ids:
                 rows = self.best(request, 1 + request.alternates)
                 names = [self.fleet.names[row] for row in rows]
                 if not names:
@@ -115,6 +116,9 @@ class Selector:
                     continue
                 choices.append(Choice(instance, names[0], tuple(names[1:])))
                 self.assume(rows[0], instance, request, replaced)
+        failed = next((choice for choice in choices if choice.node is None), None)
+        if failed is not None and request.group is not None and request.group.policy == "anti-affinity":
+            return [dataclasses.replace(failed, instance=instance) for instance in ids]
         return choices
 
     def assume(self, row: int, instance: str, request: Request, replaced: dict[int, OutstandingClaims | None]) -> None:
