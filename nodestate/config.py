@@ -125,6 +125,7 @@ def _without_password(url: str) -> str:
     return f"{scheme}{mark}{user}:***@{place}" if at and colon else url
 
 
+MAX_PORT: Final = 65_535
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
@@ -134,7 +135,7 @@ def servers_of(url: str) -> tuple[str, ...]:
     if scheme == "memory" and mark:
         return ()
     servers = [_SERVER.fullmatch(server) for server in rest.removesuffix("/").split(",")]
-    if scheme != "memcached" or not all(servers):
+    if scheme != "memcached" or not all(server and int((server[2] or ":0")[1:]) <= MAX_PORT for server in servers):
         raise ConfigError(
             f"store {safe_url(url)!r} is no URL of a store; give memcached://host:port[,host:port…] or memory://"
         )

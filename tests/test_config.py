@@ -119,7 +119,14 @@ def test_an_error_of_a_store_url_has_no_password(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["memcached://[::1", "memcached://[::1:11211", "memcached://h:1?x=1", "memcached://a,,b", "memcached://h:port"],
+    [
+        "memcached://[::1",
+        "memcached://[::1:11211",
+        "memcached://h:1?x=1",
+        "memcached://a,,b",
+        "memcached://h:port",
+        "memcached://h:65536",
+    ],
 )
 def test_a_store_url_that_cannot_be_parsed_is_a_config_error(url: str) -> None:
     """Regression: some of them ended a command with a traceback, or were understood as another server."""

@@ -329,6 +329,34 @@ def test_server_without_compare_and_swap_is_a_config_error(
 
 
 @pytest.mark.service
+@pytest.mark.parametrize("mode", ["maxconns_fast", "no_maxconns_fast"])
+def test_a_server_that_is_out_of_connections_is_named_as_such(
+    mode: str, memcached_factory: Callable[..., MemcachedServer]
+) -> None:
+    """Regression: the error was "does not answer: b'stats'", and the doctor's "does not answer:
+    'rejected_connections'".
+    """
+    server = memcached_factory(extra=["-c", "40", "-o", mode])
+    with contextlib.ExitStack() as held:
+
+        def connect(timeout_s: float) -> MemcachedStore:
+            store = held.enter_context(contextlib.closing(MemcachedStore(server.address, timeout_s=timeout_s)))
+            store.fetch(["a"])
+            return store
+
+        def fill() -> None:
+            for _ in range(60):
+                connect(0.2)
+
+        first = connect(5.0)
+        with pytest.raises(StoreUnavailableError, match="no connection left") as caught:
+            fill()
+        assert "raise memcached's -c" in str(caught.value)
+        assert first.stats().rejected_connections > 0
+    server.close()
+
+
+@pytest.mark.service
 def test_stats_have_the_figures_that_doctor_needs(memcached_factory: Callable[..., MemcachedServer]) -> None:
     server = memcached_factory(memory_mb=32, item_max="2m", no_evict=True)
     with contextlib.closing(MemcachedStore(server.address, timeout_s=5.0)) as store:

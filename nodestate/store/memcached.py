@@ -34,8 +34,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from pymemcache import MemcacheError
+from pymemcache import MemcacheError, MemcacheUnknownCommandError
 from pymemcache.client.base import Client, KeepaliveOpts
+from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from nodestate.config import Config, servers_of
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
@@ -186,7 +187,7 @@ class MemcachedStore:
                 too_large=int(stats["store_too_large"]),
                 connections=int(stats["curr_connections"]),
                 max_connections=int(settings["maxconns"]),
-                rejected_connections=int(stats["rejected_connections"]),
+                rejected_connections=int(stats.get("rejected_connections", stats.get("listen_disabled_num", 0))),
             )
 
     def flush_all(self) -> None:
@@ -296,12 +297,27 @@ def _connect(host: str, port: int, timeout_s: float) -> _Connected:
             return _Connected(client, settings, _ask(client), asked_at, time.monotonic())
         except (OSError, MemcacheError) as error:
             client.close()
-            failure = error
+            failure = _explained(error, timeout_s)
         except BaseException:
             client.close()
             raise
     assert failure is not None, "getaddrinfo returns an address or raises"
     raise failure
+
+
+def _explained(error: Exception, timeout_s: float) -> Exception:
+    """Say so if a server without a free connection is the probable cause of an error of a new connection.
+
+    Such a memcached answers "ERROR Too many open connections" and closes, or (with ``-o no_maxconns_fast``) accepts no
+    connection until another one ends.
+    """
+    if isinstance(error, TimeoutError):
+        cause = f"no reply within {timeout_s:g} s to a new connection: it is unreachable or frozen, or has no"
+    elif isinstance(error, MemcacheUnknownCommandError | MemcacheUnexpectedCloseError | ConnectionResetError):
+        cause = "it closed a new connection: it has no"
+    else:
+        return error
+    return ConnectionError(f"{cause} connection left (raise memcached's -c, or end clients that hold many)")
 
 
 def _ask(client: Client, *topic: str) -> dict[str, str]:
