@@ -220,6 +220,18 @@ def test_a_member_that_is_terminated_during_an_evacuation_does_not_stop_its_grou
     assert nodes_of([outcomes["a"], outcomes["c"]]) == ["large"] * 2
 
 
+def test_a_member_that_cannot_be_migrated_keeps_its_affinity_group_on_the_node() -> None:
+    """Its hints are no valid request. The others would be split from it."""
+    cell, (one,) = cell_with(source=16, large=14)
+    one.scheduler.boot(parse({**THREE, "force_nodes": ["source"]}))
+    allocation = cell.fleet.resources_of("source").allocations["b"]
+    cell.fleet.build("source", "b", {**allocation, "hints": {**allocation["hints"], "required_traits": ["no trait"]}})
+    cell.fleet.revive("source")
+    cell.run_for(2.0)
+    outcomes = {outcome.instance: outcome for outcome in one.scheduler.migrations.evacuate("source")}
+    assert nodes_of([outcomes[name] for name in "abc"]) == [None] * 3
+
+
 def test_members_with_different_constraints_go_to_the_node_that_meets_all_of_them() -> None:
     """The node that looks best for the first member lacks the trait of the second."""
     parties = Parties("one")

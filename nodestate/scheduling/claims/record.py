@@ -179,9 +179,9 @@ def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collectio
             found.amounts[name] = found.amounts.get(name, 0) + amount
         if not claim.resize:
             found.tenants[claim.instance] = claim.group
-            policy = group_policy_of(claim.hints) if claim.group is not None else None
-            if policy is not None:
-                found.policies[claim.instance] = policy
+            policy = group_policy_of(claim.hints)
+            if claim.group is not None and policy is not None:
+                found.policies.setdefault(claim.group, {})[claim.instance] = policy
     return found
 
 

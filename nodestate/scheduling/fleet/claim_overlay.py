@@ -28,8 +28,8 @@ class OutstandingClaims:
     """Whether new claims on the node must wait for a newer view, because the claim record's ``seen`` is newer than the
     fleet's state of the node.
     """
-    policies: dict[str, GroupPolicy] = field(default_factory=dict)
-    """The group policy of each claimed instance whose claim states one."""
+    policies: dict[str, dict[str, GroupPolicy]] = field(default_factory=dict)
+    """For each group the policies of its claimed members, by instance."""
 
 
 class Exclusion(NamedTuple):

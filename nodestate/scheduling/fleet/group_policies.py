@@ -51,8 +51,8 @@ class GroupPolicies:
         """The hints that each node reports."""
         self._claim_overlay = claim_overlay
         """The outstanding claims of each row."""
-        self._decoded: dict[int, tuple[Version, Mapping[str, GroupPolicy]]] = {}
-        """For each decoded row, the version of its node, and the policy of each instance that has one."""
+        self._decoded: dict[int, tuple[Version, Mapping[str, Mapping[str, GroupPolicy]]]] = {}
+        """For each decoded row, the version of its node, and for each group the policies of its members there."""
 
     def contradiction(self, group: str, policy: GroupPolicy) -> GroupMember | None:
         """Return a member of a group that has another policy; None if there is none.
@@ -61,23 +61,26 @@ class GroupPolicies:
         """
         for row in self._instances.groups.get(group, ()):
             outstanding = self._claim_overlay.outstanding.get(row)
-            claimed = outstanding.policies if outstanding is not None else {}
-            for instance, own in {**self._reported(row), **claimed}.items():
-                if own != policy and self._group_on(row, instance) == group:
+            reported = self._reported(row).get(group, {})
+            claimed = outstanding.policies.get(group, {}) if outstanding is not None else {}
+            if all(own == policy for members in (reported, claimed) for own in members.values()):
+                continue
+            present = self._claim_overlay.instances(row, self._instances.reported[row])
+            for instance, own in {**claimed, **reported}.items():
+                if own != policy and instance in present:
                     return GroupMember(instance, row, own)
         return None
 
-    def _group_on(self, row: int, instance: str) -> str | None:
-        """Return the group of an instance that a row's node reports, or that is claimed there."""
-        return self._claim_overlay.instances(row, self._instances.reported[row]).get(instance)
-
-    def _reported(self, row: int) -> Mapping[str, GroupPolicy]:
-        """Return the policies of the instances that a row's node reports."""
+    def _reported(self, row: int) -> Mapping[str, Mapping[str, GroupPolicy]]:
+        """Return for each group the policies of its members that a row's node reports, by instance."""
         version, policies = self._decoded.get(row, (None, {}))
-        if version != self._version[row]:
-            found = {
-                instance: group_policy_of(hints) for instance, hints in self._reports.hints_by_instance(row).items()
-            }
-            policies = {instance: policy for instance, policy in found.items() if policy is not None}
-            self._decoded[row] = self._version[row], policies
-        return policies
+        if version == self._version[row]:
+            return policies
+        found: dict[str, dict[str, GroupPolicy]] = {}
+        groups = self._instances.reported[row]
+        for instance, hints in self._reports.hints_by_instance(row).items():
+            group, policy = groups.get(instance), group_policy_of(hints)
+            if group is not None and policy is not None:
+                found.setdefault(group, {})[instance] = policy
+        self._decoded[row] = self._version[row], found
+        return found
