@@ -200,7 +200,7 @@ class SimulatedFleet:
         """Return version and state of every node that ever reported, as its agent has them."""
         return self.call(
             lambda: {
-                name: AuthoredState(one.version, one.state() if one.live else None)
+                name: AuthoredState(one.version, one.state() or None)
                 for name, one in self.publishers.items()
                 if one.version.generation
             }

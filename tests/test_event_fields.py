@@ -218,3 +218,46 @@ def test_field_of_a_later_version_nests_as_deep_as_hints_may(depth: int, where: 
     except BadEventError as error:
         refused_for = error.reason
     assert refused_for == ("too-deep" if depth > MAX_FREE_DEPTH + 1 else "")
+
+
+# -- leaves of nodes with allocations -------------------------------------------------------------
+
+FULL: Final = {
+    "inventory": {"VCPU": {"total": 4}},
+    "usage": {"VCPU": 1},
+    "allocations": {"vm": {"resources": {"VCPU": 1}}},
+}
+
+
+def test_node_that_leaves_with_allocations_stays_down_until_they_are_gone() -> None:
+    """Its instances may still run, so they can be evacuated, and their ids are not given again."""
+    left = folded(report(FULL), event("leave", 2))
+    assert (left.gone, left.live, left.status, left.version) == (False, True, "down", (LIFE, 2))
+    assert left.state() == {**FULL, "status": "down", "namespaces": {"nodestate": {"left_at": 1.0}}}
+    assert left.columns == folded(report(FULL)).columns
+    for patch in ({"allocations": {"vm": None}}, {"allocations": None, "usage": None}):
+        assert folded(report(FULL), event("leave", 2), event("change", 3, patch=patch)).gone
+    again = folded(report(FULL), event("leave", 2), event("leave", 3))
+    assert (again.gone, again.version) == (False, (LIFE, 3))
+    back = folded(report(FULL), event("leave", 2), report({"usage": {}}, 3))
+    assert (back.gone, back.status) == (False, "up")
+
+
+@pytest.mark.parametrize("empty", [{}, {"allocations": {}}, {"allocations": None}])
+def test_empty_node_that_leaves_is_gone(empty: dict[str, Any]) -> None:
+    """Nothing runs there, so views need not show it."""
+    assert folded(report({**FULL, "allocations": {}, **empty}), event("leave", 2)).gone
+    assert folded(report(FULL), event("change", 2, patch={"allocations": None}), event("leave", 7)).gone
+
+
+def test_node_that_is_down_and_ends_its_last_allocation_is_not_gone() -> None:
+    """Only a node that has left before is gone then; an operator may have set this one to down."""
+    down = folded(report({**FULL, "status": "down"}), event("change", 2, patch={"allocations": None}))
+    assert (down.gone, down.live, down.status) == (False, True, "down")
+
+
+def test_leave_after_a_lost_change_makes_a_node_with_allocations_incomplete() -> None:
+    """The lost change may have begun or ended an allocation: the state must not pass for the last one (I5)."""
+    before = folded(report(FULL))
+    after = folded(report(FULL), event("leave", 3))
+    assert (after.version, after.incomplete, after.body) == ((LIFE, 1), True, before.body)

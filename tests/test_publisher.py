@@ -233,13 +233,24 @@ def test_a_lost_heartbeat_does_not_make_the_publisher_dirty(bench: PublisherBenc
     assert not bench.publisher.dirty
 
 
-def test_a_lost_leave_is_sent_again_as_a_leave(bench: PublisherBench) -> None:
+def test_a_lost_leave_is_sent_again_behind_a_state_without_allocations(bench: PublisherBench) -> None:
+    """The event that ended the last allocation may be lost, too; with an allocation the node would not be gone."""
     bench.publisher.report(STATE)
     bench.sink.settle()
     bench.publisher.leave()
     bench.sink.settle(False)
     bench.publisher.tick()
-    assert bench.sink.events() == [("report", 1), ("leave", 2), ("leave", 3)]
+    assert bench.sink.events() == [("report", 1), ("leave", 2), ("report", 3), ("leave", 4)]
+
+
+def test_a_lost_leave_of_a_node_with_allocations_is_sent_again_behind_its_state(bench: PublisherBench) -> None:
+    """The leave depends on the state before it, so the state must arrive, too."""
+    bench.publisher.report({**STATE, "allocations": {"vm": {"resources": {"VCPU": 1}}}})
+    bench.publisher.leave()
+    bench.sink.settle(False)
+    bench.publisher.tick()
+    assert bench.sink.events() == [("report", 1), ("leave", 2), ("report", 3), ("leave", 4)]
+    assert not bench.publisher.live
 
 
 def test_a_loss_of_superseded_events_does_not_make_the_publisher_dirty(bench: PublisherBench) -> None:
@@ -395,10 +406,11 @@ class LossyBroker(RuleBasedStateMachine):
         self.bench.publisher.report(self.expected)
 
     @precondition(lambda self: self.bench.publisher.live)
-    @rule(used=st.integers(0, 8), zone=st.sampled_from(["az1", "az2", None]))
-    def change(self, used: int, zone: str | None) -> None:
+    @rule(used=st.integers(0, 8), zone=st.sampled_from(["az1", "az2", None]), instance=st.sampled_from("ab"))
+    def change(self, used: int, zone: str | None, instance: str) -> None:
         assert self.expected is not None
-        patch = {"usage": {"VCPU": used}, "zone": zone}
+        allocation = {"resources": {"VCPU": used}} if used > 2 else None
+        patch = {"usage": {"VCPU": used}, "zone": zone, "allocations": {instance: allocation}}
         self.bench.publisher.change(patch)
         self.expected = merge_patch(msgspec.json.decode(msgspec.json.encode(self.expected)), patch)
 
@@ -411,7 +423,11 @@ class LossyBroker(RuleBasedStateMachine):
     @rule()
     def leave(self) -> None:
         self.bench.publisher.leave()
-        self.expected = {}
+        assert self.expected is not None
+        if self.expected.get("allocations"):
+            self.expected |= {"status": "down", "namespaces": {"nodestate": {"left_at": self.bench.clock.time()}}}
+        else:
+            self.expected = {}
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 20.0]))
     def tick(self, seconds: float) -> None:

@@ -57,14 +57,13 @@ class Publisher:
 
         clean --sent--> clean --confirmed--> clean
         clean --an event could not be sent, or was lost unconfirmed--> dirty
-        dirty --any call, or tick, once the broker is back: one report of the newest state (or one leave), with a new
-            generation, in place of everything that was lost--> clean
+        dirty --any call, or tick, once the broker is back: one report of the newest state (and the leave, if the node
+            has left), with a new generation, in place of everything that was lost--> clean
 
-    If an event is lost, the publisher becomes dirty, unless a full state (a report or a leave) was sent after that
-    event. A full state supersedes all earlier events, so then only the full state must arrive. So while the publisher
-    is clean, the newest full state and every change after it are confirmed or on their way. A lost heartbeat does no
-    harm. While the publisher is dirty, a change is sent as a report, because consumers cannot apply a change without
-    the lost events.
+    If an event is lost, the publisher becomes dirty, unless a full state (a report) was sent after that event. A full
+    state supersedes all earlier events, so then only the full state must arrive. So while the publisher is clean, the
+    newest full state and every change after it are confirmed or on their way. A lost heartbeat does no harm. While the
+    publisher is dirty, a change is sent as a report, because consumers cannot apply a change without the lost events.
 
     Each call returns a receipt, even while the broker is away. The event that is sent when the broker is back has the
     version of the receipt or a newer version. Only the newest state is kept, however long the broker is away. An
@@ -95,6 +94,7 @@ class Publisher:
         "_full_state_generation",
         "_inbox",
         "_incarnation",
+        "_left",
         "_lock",
         "_on_dirty",
         "_owns_sink",
@@ -134,8 +134,10 @@ class Publisher:
         """Called with the node's name when the publisher becomes dirty; None for no call."""
         self._record: NodeRecord | None = None
         """The node's newest record, with state and version; None before the first report."""
+        self._left = False
+        """True if the node has left and not reported since."""
         self._full_state_generation = 0
-        """Generation of the last full state that was sent: a report or a leave."""
+        """Generation of the last report that was sent."""
         self._dirty = False
         """True if an event was lost and the newest state was not sent since."""
         self._answer_at: float | None = None
@@ -173,7 +175,7 @@ class Publisher:
     @property
     def live(self) -> bool:
         """True if the node has reported and has not left since."""
-        return self._record is not None and not self._record.gone
+        return self._record is not None and not self._left
 
     @property
     def spare_bytes(self) -> int:
@@ -181,7 +183,7 @@ class Publisher:
         return MAX_EVENT_BYTES - ENVELOPE_BYTES - (len(self._record.body) if self._record is not None else 0)
 
     def state(self) -> dict[str, Any]:
-        """Return the newest state, decoded at each call. It is empty before the first report and after a leave."""
+        """Return the newest state, decoded. It is empty before the first report and after an empty node left."""
         return self._record.state() if self._record is not None else {}
 
     # -- events
@@ -197,14 +199,7 @@ class Publisher:
         or if the node has not reported or has left.
         """
         version = self._next(self._live_record("change"))
-        event = Change(
-            node=self.node,
-            incarnation=version.incarnation,
-            generation=version.generation,
-            reported_at=self._clock.time(),
-            patch=_raw(patch),
-        )
-        raw = self._author(event)
+        raw = self._author(Change(**self._envelope(version), patch=_raw(patch)))
         if self._dirty:
             self._send(_encode(self._report_of(self._live_record("change"))), full=True)
         else:
@@ -225,17 +220,20 @@ class Publisher:
         return Receipt(self.node, self.version)
 
     def leave(self) -> Receipt:
-        """Publish that the node is gone for good. Raises ``BadEventError`` unless the node is live."""
+        """Publish that the node is gone for good; views keep it, ``down``, while it has allocations.
+
+        Raises ``BadEventError`` unless the node is live.
+        """
         return self._publish_leave(self._live_record("leave"))
 
     def republish(self) -> Receipt:
-        """Publish the newest state as a report with a new generation. If the node has left, publish the leave again.
+        """Publish the newest state as a report with a new generation. If the node has left, publish that again.
 
         Raises ``BadEventError`` before the first report.
         """
         if self._record is None:
             raise self._no_state("republish")
-        if self._record.gone:
+        if self._left:
             return self._publish_leave(self._record)
         return self._publish_report(msgspec.Raw(self._record.body))
 
@@ -311,7 +309,7 @@ class Publisher:
 
     def _live_record(self, operation: str) -> NodeRecord:
         """Return the newest record of a live node. Raises ``BadEventError``, which names ``operation``, otherwise."""
-        if self._record is None or self._record.gone:
+        if self._record is None or self._left:
             raise self._no_state(operation)
         return self._record
 
@@ -340,25 +338,17 @@ class Publisher:
 
     def _publish_report(self, state: msgspec.Raw) -> Receipt:
         version = self._next(self._record)
-        event = Report(
-            node=self.node,
-            incarnation=version.incarnation,
-            generation=version.generation,
-            reported_at=self._clock.time(),
-            state=state,
-        )
-        self._send(self._author(event), full=True)
+        raw, self._left = self._author(Report(**self._envelope(version), state=state)), False
+        self._send(raw, full=True)
         return Receipt(self.node, version)
 
     def _publish_leave(self, record: NodeRecord) -> Receipt:
-        version = self._next(record)
-        event = Leave(
-            node=self.node,
-            incarnation=version.incarnation,
-            generation=version.generation,
-            reported_at=self._clock.time(),
-        )
-        self._send(self._author(event), full=True)
+        """Publish a leave. If an event before it may be lost, publish the state first, on which its effect depends."""
+        if self._left or self._dirty:
+            self._publish_report(_raw({"status": "down"}) if record.gone else msgspec.Raw(record.body))
+        version = self._next(self._record)
+        raw, self._left = self._author(Leave(**self._envelope(version))), True
+        self._send(raw, full=False)
         return Receipt(self.node, version)
 
     def _report_of(self, record: NodeRecord) -> Report:
@@ -371,14 +361,11 @@ class Publisher:
         )
 
     def _heartbeat_of(self, record: NodeRecord) -> bytes:
-        return _encode(
-            Heartbeat(
-                node=self.node,
-                incarnation=record.incarnation,
-                generation=record.generation,
-                reported_at=self._clock.time(),
-            )
-        )
+        return _encode(Heartbeat(**self._envelope(record.version)))
+
+    def _envelope(self, version: Version) -> dict[str, Any]:
+        """Return the fields that every event has."""
+        return {"node": self.node, **version._asdict(), "reported_at": self._clock.time()}
 
     # -- sending
 
@@ -387,7 +374,7 @@ class Publisher:
 
         Args:
             raw: the encoded event.
-            full: True for a report or a leave, which supersede all earlier events; False for a change; None for a
+            full: True for a report, which supersedes all earlier events; False for a change or a leave; None for a
                 heartbeat, whose loss does no harm.
         """
         generation = self.version.generation

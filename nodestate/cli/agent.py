@@ -53,7 +53,8 @@ from nodestate.ports import SystemClock
 @click.option(
     "--leave",
     is_flag=True,
-    help="At the end, report that the nodes are gone for good, so that views no longer show them.",
+    help="At the end, report that the nodes are gone for good, so that views no longer show them. A node with "
+    "allocations stays in views, down.",
 )
 def command(
     run: Run,
@@ -72,7 +73,8 @@ def command(
     schedulers.
 
     On SIGTERM, the agent waits until the broker has confirmed the newest states, then ends. The nodes stay in views and
-    become stale, so that an agent can be restarted, for example for an update. With --leave they are removed.
+    become stale, so that an agent can be restarted, for example for an update. With --leave they are removed, except
+    nodes with allocations, which stay, down.
     """
     run.require_shared(broker=True)
     sources: Sequence[StateSource]

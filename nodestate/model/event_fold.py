@@ -6,6 +6,8 @@ A node's life as the fold sees it (version = (incarnation, generation), ordered)
         |                  |  \--change or heartbeat of a later version (gap)--> incomplete
         |                  |                                   incomplete --report--> live
         |                  \--leave--> gone --report of a newer version--> live
+        |                  \--leave (exactly the next) of a node with allocations--> live, down
+        |                         --change after which it has none--> gone
         \--change, heartbeat (gap)--> incomplete, without a state
 
 Assumptions: only the agent raises versions; a version names one state for ever; events may be repeated, reordered
@@ -33,6 +35,8 @@ _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_shallow = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.msgpack.Encoder().encode
 _EMPTY_MAP: Final = b"\x80"
+LEFT_AT: Final = "left_at"
+"""Field of ``namespaces.nodestate``: when a node left that still has allocations, by its agent's clock."""
 _COLUMN_FIELDS: Final = frozenset({"status", "inventory", "usage"})
 """The fields of a state from which a record's status, classes and columns are computed."""
 
@@ -82,7 +86,7 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
             usage, metrics = bytes(rest.pop("usage", b"")), bytes(rest.pop("metrics", b""))
             return _applied(record, event, state.status, classes, columns, usage, metrics, _encode(rest))
         if type(event) is Leave:
-            return _applied(record, event, "down", "", b"", b"", b"", b"")
+            return _left(record, event)
         if type(event) is Change:
             normalize_patch(event.patch)
         return _gap(record, event)
@@ -95,7 +99,7 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
     try:
         patch = decode_frequent_patch(event.patch)
     except msgspec.ValidationError:
-        return _merged(record, event)
+        return _merged(record, event, normalize_patch(event.patch))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", f"patch: {error}") from None
     # The values of the patch are valid, so only the fields that it touches are decoded, and few checks are repeated.
@@ -108,7 +112,7 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
         if len(amounts) > MAX_CLASSES_COUNT:
             raise BadEventError("too-large", f"usage of more than {MAX_CLASSES_COUNT} resource classes")
         if not known.issuperset(amounts):
-            return _merged(record, event)
+            return _merged(record, event, normalize_patch(event.patch))
         columns = columns[: len(columns) // 2] + pack_half(*[amounts.get(name, 0) for name in names])
         usage = _encode(amounts)
     if patch.metrics is not UNSET:
@@ -120,22 +124,63 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
     if patch.allocations is not UNSET:
         fields = merge_encoded(_decode_shallow(rest), {"allocations": normalize_patch(event.patch)["allocations"]})
         parse_state(_encode({"allocations": fields.get("allocations", {})}))
+        if _left_and_is_empty(record, fields):
+            return _tombstone(record, event)
         rest = _encode(fields)
     return _applied(record, event, record.status, record.classes, columns, usage, metrics, rest)
 
 
-def _merged(record: NodeRecord, event: Change) -> Folded:
+def _merged(record: NodeRecord, event: Event, patch: dict[str, Any]) -> Folded:
     """Apply any patch. Fields that it touches are validated; the bytes of all others are copied."""
-    patch = normalize_patch(event.patch)
     fields = merge_encoded(_decode_shallow(record.body), patch)
     touches_columns = not _COLUMN_FIELDS.isdisjoint(patch)
     validated = {name for name in fields if name in patch or (touches_columns and name in _COLUMN_FIELDS)}
     state = parse_state(_encode({name: fields[name] for name in validated}))
+    if _left_and_is_empty(record, fields):
+        return _tombstone(record, event)
     status, classes, columns = record.status, record.classes, record.columns
     if touches_columns:
         status, (classes, columns) = state.status, columns_of(state.inventory, state.usage)
     usage, metrics = bytes(fields.pop("usage", b"")), bytes(fields.pop("metrics", b""))
     return _applied(record, event, status, classes, columns, usage, metrics, _encode(fields))
+
+
+def _left(record: NodeRecord | None, event: Leave) -> Folded:
+    """Apply a leave. A node with allocations stays, ``down``, until they are gone: they may still run.
+
+    Its state depends on the state before, so in that case a leave applies only to exactly its predecessor, like a
+    change.
+    """
+    fields = _decode_shallow(record.rest) if record is not None and record.live else {}
+    if record is None or not _holds_allocations(fields):
+        return _tombstone(record, event)
+    if event.version != (record.incarnation, record.generation + 1):
+        return _gap(record, event)
+    patch: dict[str, Any] = {"status": "down"}
+    if not _has_left(fields):
+        patch["namespaces"] = {"nodestate": {LEFT_AT: event.reported_at}}
+    return _merged(record, event, patch)
+
+
+def _tombstone(record: NodeRecord | None, event: Event) -> Folded:
+    """The record of a node that is gone."""
+    return _applied(record, event, "down", "", b"", b"", b"", b"")
+
+
+def _left_and_is_empty(record: NodeRecord, fields: dict[str, msgspec.Raw]) -> bool:
+    """True if a node has left before, and has no allocation in ``fields``, its new state."""
+    return record.status == "down" and not _holds_allocations(fields) and _has_left(fields)
+
+
+def _has_left(fields: dict[str, msgspec.Raw]) -> bool:
+    """True if a state, whose fields are encoded, says that its node has left."""
+    ours = _decode_map(fields.get("namespaces", _EMPTY_MAP)).get("nodestate")
+    return isinstance(ours, dict) and LEFT_AT in ours
+
+
+def _holds_allocations(fields: dict[str, msgspec.Raw]) -> bool:
+    """True if a state, whose fields are encoded, has an allocation."""
+    return bytes(fields.get("allocations", _EMPTY_MAP)) != _EMPTY_MAP
 
 
 def _applied(
@@ -164,7 +209,7 @@ def _applied(
             wanted_incarnation,
             wanted_generation,
             event.reported_at,
-            type(event) is Leave,
+            not rest,  # an encoded state has at least one byte
             status,
             classes,
             columns,

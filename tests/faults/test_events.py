@@ -262,6 +262,7 @@ def test_nodes_that_leave_and_return_are_right_through_a_takeover(
 
         def leave(cell: Cell) -> None:
             for name in leavers:
+                cell.fleet.publishers[name].report(cell.fleet.state(name))  # without allocations
                 cell.fleet.publishers[name].leave()
 
         fleet.call(lambda: leave(cell))

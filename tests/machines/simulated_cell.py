@@ -86,6 +86,11 @@ class Crash(BaseException):
     """The process dies here. No ``except Exception`` may catch it, so it is not an ``Exception``."""
 
 
+def has_left(state: Mapping[str, Any]) -> bool:
+    """True if the state is that of a node that left with allocations. Such a node gives no signs of life."""
+    return "left_at" in state.get("namespaces", {}).get("nodestate", {})
+
+
 def all_well(_operation: str, _count: int) -> Fault | None:
     """A plan without faults."""
     return None
@@ -242,8 +247,15 @@ class GroundTruth:
             state = merge_patch(
                 msgspec.msgpack.decode(msgspec.msgpack.encode(before)), msgspec.msgpack.decode(event.patch)
             )
+        elif isinstance(event, Leave):
+            before = history.get(Version(event.incarnation, event.generation - 1), GONE)
+            state = GONE
+            if before != GONE and before.get("allocations"):
+                left = before.get("namespaces", {}).get("nodestate", {}).get("left_at", event.reported_at)
+                down = {"status": "down", "namespaces": {"nodestate": {"left_at": left}}}
+                state = merge_patch(msgspec.msgpack.decode(msgspec.msgpack.encode(before)), down)
         else:
-            state = GONE if isinstance(event, Leave) else history.get(event.version)
+            state = history.get(event.version)
         if not isinstance(event, Heartbeat):
             assert history.setdefault(event.version, state) == state, f"{event.version} names two states"
         publication = Publication(self.clock.monotonic(), bucket, event.node, event.version, body)
@@ -571,6 +583,9 @@ class JudgedReader:
         for name, record in records.items():
             if record.version != (0, 0):
                 said = truth.histories[name][record.version]
+                if record.gone and said != GONE:
+                    assert has_left(said), f"{name} {record.version} is not gone"  # its report before was lost
+                    continue
                 assert (GONE if record.gone else record.state()) == said, (
                     f"{name} {record.version} is not what its agent authored"
                 )
@@ -847,12 +862,13 @@ class SimulatedCell:
         views = {}
         for reader in self.readers:
             view = reader.read(5.0)
-            if view.incomplete or view.stale:
+            left = {name for name in view.nodes if has_left(view.nodes[name].state)}
+            if view.incomplete or view.stale - left:
                 return f"{reader.design}: incomplete {sorted(view.incomplete)}, stale {sorted(view.stale)}"
             expected = {
                 name: (agent.publisher.version, agent.publisher.state())
                 for name, agent in self.agents.items()
-                if agent.publisher.live
+                if agent.publisher.state()
             }
             found = {
                 name: (record.version, record.state()) for name in view.nodes if (record := view.nodes.record(name))

@@ -20,7 +20,11 @@ seconds = st.sampled_from([0.1, 1.0, 4.0, 12.0, 40.0])
 calls = st.integers(min_value=0, max_value=3) | st.integers(min_value=0, max_value=12)
 states = st.fixed_dictionaries(
     {"usage": st.dictionaries(st.sampled_from(["VCPU", "MEMORY_MB"]), st.integers(0, 9))},
-    optional={"inventory": st.just({"VCPU": {"total": 8}}), "status": st.sampled_from(["up", "down"])},
+    optional={
+        "inventory": st.just({"VCPU": {"total": 8}}),
+        "status": st.sampled_from(["up", "down"]),
+        "allocations": st.just({"vm": {"resources": {"VCPU": 1}}}),
+    },
 )
 patches = st.fixed_dictionaries(
     {},
@@ -29,6 +33,7 @@ patches = st.fixed_dictionaries(
         "status": st.sampled_from(["up", "draining"]),
         "metrics": st.just({"load": 0.5}),
         "zone": st.sampled_from([None, "az1"]),
+        "allocations": st.fixed_dictionaries({"vm": st.sampled_from([None, {"resources": {"VCPU": 2}}])}),
     },
 )
 POISON = [b"poison", b"\x80", b"\x00", b"\x81\xa1v\x02"]

@@ -9,9 +9,10 @@ from nodestate.errors import NotFoundError
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.orders.boot import Boot, Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S, Termination
+from nodestate.scheduling.request import parse
 from nodestate.scheduling.reservations import Confirmed
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve
+from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve, wanted
 
 
 def begin_migration(process: SchedulerProcess, instance: str) -> Boot:
@@ -346,6 +347,22 @@ def test_a_copy_on_a_dead_node_is_ended_with_its_terminated_instance_when_the_no
     cell.power_on_all()
     cell.run_for(60.0)
     assert cell.nodes_by_instance() == {}
+
+
+def test_an_instance_of_a_node_that_left_keeps_its_id_and_is_evacuated() -> None:
+    """The agent is gone, and the instance may still run: its id must not be given to another instance meanwhile."""
+    cell, [process, _] = cell_of()
+    node = boot(process.scheduler, "i").node
+    cell.agent._leave(node)
+    cell.agent._stop_listening_for(node)
+    cell.run_for(3.0)
+    process.scheduler.refresh()
+    [again] = process.scheduler.boot(parse(wanted("i")))
+    assert not isinstance(again, Booted)
+    [moved] = process.scheduler.migrations.evacuate(node)
+    assert isinstance(moved, Booted)
+    assert moved.node != node
+    assert not cell.overcommitments
 
 
 def test_an_evacuated_instance_stays_on_its_new_node_when_the_old_node_returns() -> None:
