@@ -142,10 +142,17 @@ _decode_later_answer = msgspec.msgpack.Decoder(_LaterAnswer).decode
 
 def encode(message: Order | Answer) -> bytes:
     """Encode a message as a msgpack map of its fields. Raises ``BadEventError`` if an order is too large."""
-    body = _encode(message)
+    body = _encode(message) if isinstance(message, _Order) or message.at else _encode(_without_time(message))
     if len(body) > MAX_ORDER_BYTES:
         raise BadEventError("too-large", f"an order of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
     return body
+
+
+def _without_time(answer: Answer) -> dict[str, Any]:
+    """Return the fields of an answer that does not tell its time, as earlier versions write them."""
+    fields = msgspec.structs.asdict(answer)
+    del fields["at"]
+    return fields
 
 
 def decode_order(body: bytes) -> Order:

@@ -25,7 +25,7 @@ from nodestate.consumers.watermarks import watermark_message, watermark_of
 from nodestate.designs.control import CONTROL
 from nodestate.journal import format as journal
 from nodestate.model import fold, parse_event
-from nodestate.model.orders import decode_answer, decode_order, encode
+from nodestate.model.orders import Answer, decode_answer, decode_order, encode
 from nodestate.model.partitioning import bucket_of, partition_of
 from nodestate.ports import ACTIVATION, Put, Write
 from nodestate.scheduling.claims import CLAIMS
@@ -53,6 +53,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, msgspec.Struct):
         fields = {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        if isinstance(value, Answer) and not value.at:  # added later; an answer without it is written as before
+            del fields["at"]
         return list(fields.values()) if value.__struct_config__.array_like else fields
     return value
 
