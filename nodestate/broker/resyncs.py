@@ -63,10 +63,12 @@ class KombuResyncSender:
             session.send_checked(Topology.of(self._config).control, "", encode_resync(resync))
 
 
-def collect_census(config: Config, resync: Resync, seconds: float, clock: Clock | None = None) -> dict[str, Version]:
+def collect_census(
+    config: Config, resync: Resync, seconds: float, clock: Clock | None = None, *, one_answer_each: bool = False
+) -> dict[str, Version]:
     """Ask agents for their versions and wait ``seconds`` for answers: the newest version of each node that answered.
 
-    If ``resync`` names nodes, returns as soon as all of them have answered.
+    With ``one_answer_each``, returns as soon as all nodes that ``resync`` names have answered.
 
     ``resync`` says which nodes are asked and over how many seconds agents spread their answers; its ``census`` is
     filled in here. Nodes that never reported do not answer. Raises ``BrokerUnavailableError``.
@@ -87,6 +89,6 @@ def collect_census(config: Config, resync: Resync, seconds: float, clock: Clock 
         session.send(Topology.of(config).control, "", encode_resync(dataclasses.replace(resync, census=queue.name)))
         deadline = clock.monotonic() + seconds
         awaited = set(resync.nodes)
-        while (remaining := deadline - clock.monotonic()) > 0 and not (awaited and awaited <= versions.keys()):
+        while (remaining := deadline - clock.monotonic()) > 0 and not (one_answer_each and awaited <= versions.keys()):
             session.pump(remaining)
     return versions

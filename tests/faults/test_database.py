@@ -26,6 +26,8 @@ from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.store_failures import RETRY_S
 from nodestate.consumers.watermarks import is_marker
+from nodestate.designs.control import record_from_settings
+from nodestate.designs.control_store import ControlStore
 from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.sql.migrate import downgrade, upgrade
@@ -329,12 +331,18 @@ def test_user_who_may_only_read_can_read_and_is_refused_each_write(served: Datab
     store.close()
 
 
-def test_the_doctor_names_a_database_that_can_be_read_but_not_written(served: Database) -> None:
+def test_the_doctor_names_a_database_that_can_be_read_but_not_written(served: Database, served_store: SqlStore) -> None:
     """Regression: views and designs looked well, and nothing said why no consumer could write."""
     config = Config(sql=served.url)
     assert [finding.level for finding in examine_database(config)] == [OK]
-    with read_only(served), pytest.raises(StoreRefusedError, match="must not be read-only"):
-        examine_database(config)
+    records = ControlStore(config.cell, Stores([], served_store))
+    with read_only(served):
+        for attempt in (
+            lambda: examine_database(config),
+            lambda: records.begin(record_from_settings(config, 0.0), records.read()),
+        ):
+            with pytest.raises(StoreRefusedError, match="must not be read-only"):
+                attempt()
     assert [finding.level for finding in examine_database(config)] == [OK]
 
 
