@@ -203,6 +203,21 @@ def test_if_an_agent_refuses_one_member_of_an_affinity_group_no_member_is_built(
     assert there == ({name: ["source"] for name in "abc"} if moves else {})
 
 
+def test_members_that_left_a_dead_node_are_not_sent_back_if_an_agent_refuses_another_member() -> None:
+    """They run on their new node, and the scheduler says so. The refused member stays where it was."""
+    cell, (one,) = cell_with(source=16, target=14)
+    one.scheduler.boot(parse({**THREE, "force_nodes": ["source"]}))
+    cell.run_for(2.0)
+    cell.fleet.kill("source")
+    cell.run_for(3 * cell.config.heartbeat_s + 10.0)
+    cell.fleet.build("target", "intruder", {"resources": {"VCPU": 4}, "hints": {}})  # in no report so far
+    outcomes = {outcome.instance: outcome for outcome in one.scheduler.migrations.evacuate("source")}
+    moved = [name for name, outcome in outcomes.items() if isinstance(outcome, Booted)]
+    assert len(moved) == 2
+    cell.run_for(3 * TERMINATION_RETRY_S)
+    assert {name for name in "abc" if "target" in cell.nodes_by_instance()[name]} == set(moved)
+
+
 def test_a_member_that_is_terminated_during_an_evacuation_does_not_stop_its_group() -> None:
     cell, (one, two) = cell_with(2, source=16, large=14)
     one.scheduler.boot(parse({**THREE, "force_nodes": ["source"]}))
@@ -256,7 +271,7 @@ FATES = st.sampled_from(["arrives", "arrives", "arrives", "is lost", "its answer
     st.dictionaries(st.integers(0, 3), st.integers(1, 4), max_size=2),
     st.sampled_from(["affinity", "anti-affinity", "evacuation"]),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_a_hard_group_is_built_as_a_whole_or_not_at_all_whatever_happens_to_its_orders(
     nodes: list[int], members: list[int], fates: list[str], intruders: dict[int, int], case: str
 ) -> None:

@@ -91,7 +91,7 @@ class BootTracker:
         self._deadlines = OrderDeadlines(
             claim_table, sender.clocks, clock, answer_timeout_s
         )  # until when orders are valid
-        self._joint = JointBoots(claim_table, terminations, supersessions)  # boots that succeed or fail together
+        self._joint = JointBoots(fleet, claim_table, terminations, supersessions)  # boots that succeed or fail together
         self._unplaced: list[Boot] = []  # boots that need a node
         self._unplaced_lock = Lock()  # other threads may add to _unplaced
         self._sent: dict[str, Boot] = {}  # boots that wait for an answer, by the id of their order

@@ -9,7 +9,7 @@ a node without room. So a member gets its outcome only when all members have a r
     some are refused and some built, affinity: the refused ones have no other node --> they fail
     all have a result, and all are built  --> all succeed
     all have a result, and some failed    --> all fail: boots that were built are ended, and migrated instances stay on
-                                              their original node
+                                              their original node (not on one that is unresponsive: they have moved)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from nodestate.scheduling.claims import ClaimTable, NoHostFound
+from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
@@ -26,12 +27,16 @@ class JointBoots:
     """Decides when joint boots are placed again, and how they end, for one scheduler.
 
     Args:
+        fleet: The nodes as the last view shows them.
         claim_table: The claims of this scheduler and of others.
         terminations: Ends boots that were built although another member failed.
         supersessions: Keeps the originals of such migrations authoritative, and ends the migrated copies.
     """
 
-    def __init__(self, claim_table: ClaimTable, terminations: TerminationOrders, supersessions: Supersessions) -> None:
+    def __init__(
+        self, fleet: Fleet, claim_table: ClaimTable, terminations: TerminationOrders, supersessions: Supersessions
+    ) -> None:
+        self._fleet = fleet  # the nodes as the last view shows them
         self._claim_table = claim_table  # the claims of this scheduler and of others
         self._terminations = terminations  # ends boots that were built
         self._supersessions = supersessions  # keeps the originals of migrations authoritative
@@ -66,7 +71,10 @@ class JointBoots:
         return released
 
     def conclude(self, boot: Boot, result: BootOutcome) -> None:
-        """Set the result of a boot. When all boots of its group have a result, give all of them their outcome."""
+        """Set the result of a boot. When all boots of its group have a result, give all of them their outcome.
+
+        An instance that was migrated from an unresponsive node is not sent back, as it would not run there.
+        """
         boot.result = result
         members = boot.together or [boot]
         results = [one.result for one in members if one.result is not None]
@@ -74,7 +82,9 @@ class JointBoots:
             return
         failed = next((one for one in results if isinstance(one, Failed)), None)
         for one, own in zip(members, results, strict=True):
-            if failed is not None and isinstance(own, Booted):
+            original = one.placing.original
+            can_return = original is None or self._fleet.is_responsive(original.row)
+            if failed is not None and isinstance(own, Booted) and can_return:
                 self._roll_back(one, own)
                 reason = NoHostFound(reason=f"{failed.instance} of the same group could not be built: {failed.reason}")
                 own = Failed(own.instance, reason, own.refusals, own.conflicts)
