@@ -30,6 +30,8 @@ REFERENCE: Final = DOCS / "reference"
 
 LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.model.limits": {
+        "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
+        "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
         "MAX_EVENT_BYTES": "one event on the wire",
         "MAX_STATE_BYTES": "one state, as msgpack",
         "MAX_NODE_NAME_CHARS": "a node's name",
@@ -62,8 +64,6 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.store.wire": {"PART_BYTES": "intended size of one part of a checkpoint"},
     "nodestate.consumers.partition": {
         "MAX_SEGMENT_BYTES": "events of one commit; less where the server's items are smaller",
-        "MAX_CLOCK_AHEAD_S": "seconds that `reported_at` or an incarnation may lie ahead of the consumer's clock",
-        "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
     },
     "nodestate.consumers.resync_requests": {
         "MAX_RESYNC_NODES_COUNT": "nodes named in one request for reports; if there are more, whole partitions are "

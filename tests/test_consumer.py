@@ -8,10 +8,9 @@ import msgspec
 import pytest
 
 from nodestate import Reader
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S
 from nodestate.consumers.watermarks import is_marker, watermark_message
 from nodestate.errors import DeadLetterError
-from nodestate.model import MAX_EVENT_BYTES
+from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
 from nodestate.store import keys

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodestate.cli.publish import _without_bom
 from nodestate.errors import BadEventError
 from nodestate.model import MAX_FREE_DEPTH, Event, NodeRecord, event_from_json, fold, merge_patch, parse_event
 from nodestate.model.orders import Build, End, decode_answer, decode_order
@@ -261,3 +262,22 @@ def test_leave_after_a_lost_change_makes_a_node_with_allocations_incomplete() ->
     before = folded(report(FULL))
     after = folded(report(FULL), event("leave", 3))
     assert (after.version, after.incomplete, after.body) == ((LIFE, 1), True, before.body)
+
+
+# -- publish --------------------------------------------------------------------------------------
+
+
+def test_publish_refuses_an_event_that_consumers_would_refuse_because_of_its_clock() -> None:
+    """Its author sees the line, and no dead letter comes hours later."""
+    fields = {"v": 1, "kind": "heartbeat", "node": "n1", "incarnation": LIFE, "generation": 1, "reported_at": LIFE}
+    assert event_from_json(msgspec.json.encode(fields), LIFE) == event_from_json(msgspec.json.encode(fields))
+    for wrong in ({"reported_at": 12.0}, {"reported_at": LIFE + 90_000.0}, {"incarnation": LIFE + 90_000}):
+        with pytest.raises(BadEventError) as caught:
+            event_from_json(msgspec.json.encode({**fields, **wrong}), LIFE)
+        assert (caught.value.reason, caught.value.detail[:4]) == ("clock", "n1: ")
+
+
+def test_publish_ignores_a_byte_order_mark() -> None:
+    """Editors on Windows write one at the beginning of a file, and JSON does not allow it."""
+    assert list(_without_bom([b"\xef\xbb\xbf{}\n", b"\xef\xbb\xbf\n"])) == [b"{}\n", b"\xef\xbb\xbf\n"]
+    assert list(_without_bom([])) == []

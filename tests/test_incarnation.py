@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from nodestate.agent.incarnation import IncarnationLock, next_incarnation, state_directory
+from nodestate.cli.doctor.agent_checks import examine_incarnations
 from nodestate.config import Config
-from nodestate.errors import ConfigError
+from nodestate.errors import BadEventError, ConfigError
+from nodestate.model import Heartbeat, check_clock
 
 NOW = 1_763_787_600.5
 RUNNING_AGENT = """
@@ -37,6 +39,25 @@ def test_a_clock_that_was_set_back_still_gives_a_larger_incarnation(tmp_path: Pa
     """Otherwise consumers would drop all reports of the agent as older ones until its clock has caught up."""
     last = next_incarnation(tmp_path, "compute-1", NOW)
     assert next_incarnation(tmp_path, "compute-1", NOW - 86_400) == last + 1
+
+
+def test_doctor_names_the_file_of_an_agent_that_once_began_with_its_clock_ahead(tmp_path: Path) -> None:
+    """V5: each later incarnation is one more than that one, so consumers refuse all of them."""
+    config = Config(cell="cell1", state_dir=str(tmp_path))
+    next_incarnation(state_directory(config), "compute-2", NOW)
+    next_incarnation(state_directory(config), "compute-1", NOW + 3 * 86_400)
+    ahead = next_incarnation(state_directory(config), "compute-1", NOW)
+    with pytest.raises(BadEventError) as caught:
+        check_clock(Heartbeat(node="compute-1", incarnation=ahead, generation=1, reported_at=NOW), NOW)
+    assert "delete the agent's .incarnation file" in caught.value.detail
+    [finding] = examine_incarnations(config, NOW)
+    path = state_directory(config) / "compute-1.incarnation"
+    assert f"{path} says {ahead}, 3 d ahead" in finding.says
+    assert f"delete {path}" in finding.advice
+    path.unlink()
+    remedied = next_incarnation(state_directory(config), "compute-1", NOW)
+    check_clock(Heartbeat(node="compute-1", incarnation=remedied, generation=1, reported_at=NOW), NOW)
+    assert list(examine_incarnations(config, NOW)) == []
 
 
 def test_the_first_incarnation_of_a_machine_without_a_clock_is_one(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate.consumers.partition import MAX_CLOCK_AHEAD_S, OwnedPartition, Pending
+from nodestate.consumers.partition import OwnedPartition, Pending
 from nodestate.consumers.statistics import EventCounts
-from nodestate.model import parse_event
+from nodestate.model import MAX_CLOCK_AHEAD_S, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
 

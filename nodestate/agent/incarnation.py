@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,7 +21,7 @@ import msgspec
 from nodestate.agent.atomic_file import write_atomically
 from nodestate.config import Config
 from nodestate.errors import ConfigError
-from nodestate.model import MAX_NODE_NAME_CHARS, NODE_NAME_PATTERN, Counter
+from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_NODE_NAME_CHARS, NODE_NAME_PATTERN, Counter
 
 _NAME: Final = re.compile(NODE_NAME_PATTERN)
 
@@ -138,6 +139,28 @@ class IncarnationLock:
 
     def _write(self, name: str) -> None:
         write_atomically(self._file, _encode(_StoredIncarnation(name, self.incarnation)))
+
+
+def files_ahead(directory: Path, now: float) -> list[tuple[Path, int]]:
+    """Return the files in ``directory`` whose incarnations consumers refuse, because they are too far ahead of ``now``.
+
+    An agent once began while the clock of this machine was ahead. Each later incarnation is one more, so it is refused,
+    too. The agent can't tell this from a clock that was set back, after which only a larger number is accepted.
+
+    Args:
+        directory: where agents store their incarnations. It need not exist.
+        now: seconds since 1970.
+
+    Returns:
+        Each file with its incarnation. Files that can't be read are left out.
+    """
+    found = []
+    for path in sorted(directory.glob("*.incarnation")):
+        with suppress(OSError, msgspec.DecodeError):
+            incarnation = _decode(path.read_bytes()).incarnation
+            if incarnation > now + MAX_CLOCK_AHEAD_S:
+                found.append((path, incarnation))
+    return found
 
 
 def next_incarnation(directory: str | Path, node: str, now: float) -> int:

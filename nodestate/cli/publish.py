@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -74,7 +75,7 @@ def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
     figures = _PublishProgress(publisher, time.monotonic())
     try:
         with _progress(run, file) as progress:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_without_bom(file), 1):
                 if number == 1 and line.startswith(GZIP_MAGIC):
                     raise ConfigError(
                         f"{file.name} is compressed with gzip; run: zcat {file.name} | nodestate publish -"
@@ -92,9 +93,15 @@ def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
     return 1 if figures.refused else 0
 
 
+def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines without the byte order mark that some editors write at the beginning of a file."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix(codecs.BOM_UTF8)
+
+
 def _publish_line(run: Run, figures: _PublishProgress, number: int, line: bytes, *, raw: bool) -> None:
     try:
-        body = _encode_unchecked(line) if raw else event_from_json(line)
+        body = _encode_unchecked(line) if raw else event_from_json(line, time.time())
     except BadEventError as error:
         figures.refused += 1
         if run.as_json:

@@ -15,7 +15,7 @@ from nodestate.consumers.handover_messages import handed_over_events
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import is_marker, watermark_of
 from nodestate.errors import BadEventError
-from nodestate.model import Event, FoldOutcome, Heartbeat, NodeRecord, fold, parse_event
+from nodestate.model import Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
 from nodestate.store.liveness import NEVER_HEARD
@@ -26,15 +26,6 @@ _encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
 """Most bytes of events in one commit. A larger batch is split, so that each journal segment fits into one item."""
-MAX_CLOCK_AHEAD_S = 86_400.0
-"""An event whose time or incarnation is further ahead of the consumer's clock than this is refused.
-
-Its incarnation would win over all later ones.
-"""
-MIN_CLOCK_S = 1_000_000_000.0
-"""A moment in 2001, in seconds since 1970. An event whose time or incarnation is earlier is refused, because the clock
-of its agent was never set.
-"""
 BIN_HEADER_BYTES: Final = 5
 """Bytes that msgpack adds to each event in a segment."""
 
@@ -232,7 +223,7 @@ class OwnedPartition:
                 pending.bad.append((delivery, error))
                 continue
             try:
-                _check_clock(event, wall)
+                check_clock(event, wall)
                 _require_room(len(body), room_bytes, "an event")
                 outcome, slot = self._fold(event, room_bytes, pending, self.watermark_at)
                 counts.by_outcome[outcome.value] += 1
@@ -319,15 +310,6 @@ class OwnedPartition:
             self.incomplete.discard(record.name)
             self.resync_backoffs.pop(record.name, None)
         return outcome, slot
-
-
-def _check_clock(event: Event, wall: float) -> None:
-    """Raise ``BadEventError`` if the event's time or incarnation is too far from ``wall`` (seconds since 1970)."""
-    for what, seconds in (("reported_at", event.reported_at), ("incarnation", event.incarnation)):
-        if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
-            raise BadEventError(
-                "clock", f"{what} {seconds} is too far from the consumer's clock ({wall:.0f}): set the node's clock"
-            )
 
 
 def _version_only(event: Event) -> Heartbeat:

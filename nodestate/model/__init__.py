@@ -7,7 +7,7 @@ partitioning.py.
 
 from __future__ import annotations
 
-from nodestate.model.event import Change, Event, Heartbeat, Leave, Report, parse_event
+from nodestate.model.event import Change, Event, Heartbeat, Leave, Report, check_clock, parse_event
 from nodestate.model.event_fold import Folded, FoldOutcome, fold
 from nodestate.model.event_json import event_from_json
 from nodestate.model.fields import (
@@ -28,6 +28,7 @@ from nodestate.model.limits import (
     MAX_ALLOCATIONS_COUNT,
     MAX_AMOUNT,
     MAX_CLASSES_COUNT,
+    MAX_CLOCK_AHEAD_S,
     MAX_COUNTER,
     MAX_EVENT_BYTES,
     MAX_FREE_DEPTH,
@@ -52,6 +53,7 @@ __all__ = [
     "MAX_ALLOCATIONS_COUNT",
     "MAX_AMOUNT",
     "MAX_CLASSES_COUNT",
+    "MAX_CLOCK_AHEAD_S",
     "MAX_COUNTER",
     "MAX_EVENT_BYTES",
     "MAX_FREE_DEPTH",
@@ -88,6 +90,7 @@ __all__ = [
     "State",
     "Version",
     "Word",
+    "check_clock",
     "columns_of",
     "event_from_json",
     "fold",

@@ -10,7 +10,13 @@ import msgspec
 from nodestate.errors import BadEventError
 from nodestate.model.fields import Counter, NodeName, Seconds
 from nodestate.model.json_values import require_json_value
-from nodestate.model.limits import FORMAT_VERSION, MAX_EVENT_BYTES, MAX_NODE_NAME_CHARS
+from nodestate.model.limits import (
+    FORMAT_VERSION,
+    MAX_CLOCK_AHEAD_S,
+    MAX_EVENT_BYTES,
+    MAX_NODE_NAME_CHARS,
+    MIN_CLOCK_S,
+)
 from nodestate.model.version import Version
 
 
@@ -107,6 +113,20 @@ def parse_event(raw: bytes) -> Event:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadEventError("undecodable", str(error)) from None
     return event
+
+
+def check_clock(event: Event, wall: float) -> None:
+    """Raise ``BadEventError`` if the event's time or incarnation is too far from ``wall`` (seconds since 1970)."""
+    for what, seconds in (("reported_at", event.reported_at), ("incarnation", event.incarnation)):
+        if not MIN_CLOCK_S <= seconds <= wall + MAX_CLOCK_AHEAD_S:
+            remedy = "set the node's clock"
+            if seconds > wall and what == "incarnation":
+                remedy += (
+                    ", stop its agent, delete the agent's .incarnation file in its state_dir, and start it again: the "
+                    "file keeps the number from when the clock was ahead"
+                )
+            detail = f"{event.node}: {what} {seconds} is too far from the consumer's clock ({wall:.0f}); {remedy}"
+            raise BadEventError("clock", detail)
 
 
 def _parse_open_event(raw: bytes) -> Event:

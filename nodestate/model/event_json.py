@@ -5,14 +5,19 @@ from __future__ import annotations
 import msgspec
 
 from nodestate.errors import BadEventError
-from nodestate.model.event import parse_event
+from nodestate.model.event import check_clock, parse_event
 from nodestate.model.event_fold import fold
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def event_from_json(line: bytes | str) -> bytes:
+def event_from_json(line: bytes | str, wall: float | None = None) -> bytes:
     """Validate one event in JSON, and encode it for the wire.
+
+    Args:
+        line: the event.
+        wall: seconds since 1970. The event is also refused if consumers would refuse it because of its time. None: any
+            time is accepted.
 
     Raises:
         BadEventError: if the event breaks the format, or its state or patch does.
@@ -21,5 +26,8 @@ def event_from_json(line: bytes | str) -> bytes:
         raw = _encode(msgspec.json.decode(line))
     except (msgspec.DecodeError, RecursionError, UnicodeError, OverflowError) as error:
         raise BadEventError("undecodable", str(error)) from None
-    fold(None, parse_event(raw))  # folding validates the state of a report and the patch of a change
+    event = parse_event(raw)
+    if wall is not None:
+        check_clock(event, wall)
+    fold(None, event)  # folding validates the state of a report and the patch of a change
     return raw

@@ -25,6 +25,15 @@ MAX_AMOUNT: Final = 2**48
 MAX_RATIO: Final = 10_000.0
 MAX_COUNTER: Final = 2**53
 """Largest incarnation or generation. A double represents it exactly, so JSON readers in other languages keep it."""
+MAX_CLOCK_AHEAD_S: Final = 86_400.0
+"""An event whose time or incarnation is further ahead of the consumer's clock than this is refused.
+
+Its incarnation would win over all later ones.
+"""
+MIN_CLOCK_S: Final = 1_000_000_000.0
+"""A moment in 2001, in seconds since 1970. An event whose time or incarnation is earlier is refused, because the clock
+of its agent was never set.
+"""
 MAX_EVENT_BYTES: Final = 256 * 1024
 MAX_STATE_BYTES: Final = 384 * 1024
 assert MAX_AMOUNT * MAX_RATIO < 2**63, "a capacity fits the int64 of the columns"

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from nodestate.cli.doctor.findings import OK, WARN, Finding, span_text
+from nodestate.agent.incarnation import files_ahead, state_directory
+from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
 from nodestate.model import NodeRecord
 from nodestate.view.view import View
@@ -23,6 +24,7 @@ SILENT_HEARTBEATS: Final = 3
 def examine_agents(config: Config, view: View) -> Iterator[Finding]:
     """Examine signs of life and clocks of all nodes of a view."""
     now = time.time()
+    yield from examine_incarnations(config, now)
     if all(partition.table is None for partition in view.partitions):
         yield Finding(WARN, "agents", "not known, because no partition can be read", "see the lines above")
         return
@@ -39,6 +41,20 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
         says = f"{len(ages):,} node{'' if len(ages) == 1 else 's'}, all with a recent sign of life"
         yield Finding(OK, "agents", says if ages else "no node has reported yet")
     yield from examine_clocks(view, now)
+
+
+def examine_incarnations(config: Config, now: float) -> Iterator[Finding]:
+    """Examine the incarnations that agents of this machine have stored. ``now`` is in seconds since 1970."""
+    for path, incarnation in files_ahead(state_directory(config), now):
+        says = (
+            f"{path} says {incarnation}, {span_text(incarnation - now)} ahead of this machine's clock: the agent once "
+        )
+        yield Finding(
+            FAIL,
+            "agents",
+            says + "began with a clock that was ahead, and consumers refuse its events",
+            f"if this machine's clock is right now, stop the agent, delete {path}, and start it again",
+        )
 
 
 def examine_clocks(view: View, now: float) -> Iterator[Finding]:
