@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import msgspec
@@ -15,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.servers import RabbitServer, free_ports
-from harness.waiting import PATIENCE_S
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.agent.publisher import Publisher
 from nodestate.broker import (
+    KombuCourier,
     KombuLayouts,
     KombuResyncSender,
     KombuSink,
@@ -36,9 +38,10 @@ from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError, ConfigError, UnconfirmedError
+from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
-from nodestate.ports import ACTIVATION, Delivery, Resync, Sink, Source, SystemClock
+from nodestate.model.orders import End, Order
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
 
 Opened = Callable[..., Any]
@@ -97,6 +100,24 @@ def test_an_ack_never_covers_an_unacked_delivery(order: list[int], sizes: list[i
         for tag in singly:
             held.remove(tag)
         assert held == set(range(1, 13)) - asked
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30), st.lists(st.integers(1, 30)))
+def test_exactly_the_returned_publishes_are_reported_as_refused(
+    publishes: list[tuple[int, bool]], acks: list[int]
+) -> None:
+    """In any order of acks, and if several publishes have the same body."""
+    confirms, done = Confirms(), dict[int, bool]()
+    for number, (body, _) in enumerate(publishes):
+        confirms.sent(lambda ok, number=number: done.__setitem__(number, ok), b"%d" % body)  # type: ignore[misc]
+    bodies_back = {body for body, back in publishes if back}
+    refused = {number for number, (body, _) in enumerate(publishes) if body in bodies_back}  # one queue for each body
+    for number in sorted(refused):
+        confirms.returned(b"%d" % publishes[number][0])
+    for tag in acks:
+        confirms.settle(tag, True, True)
+    confirms.settle(0, True, True)
+    assert done == {number: number not in refused for number in range(len(publishes))}
 
 
 def test_acks_in_order_need_one_frame() -> None:
@@ -203,7 +224,8 @@ def test_events_published_before_any_consumer_existed_are_kept(config: Config, o
 def test_a_consumer_gets_one_activation_message_from_each_of_its_partitions(config: Config, opened: Opened) -> None:
     source = opened(KombuSource(config, [0, 1]))
     activations = _receive(source, 2, activations=True)
-    assert sorted((message.partition, message.body) for message in activations) == [(0, ACTIVATION), (1, ACTIVATION)]
+    assert sorted(message.partition for message in activations) == [0, 1]
+    assert {message.body for message in activations} == {QUEUE_BEGAN}, "the queues are new"
     source.ack(activations)
     assert source.receive(10, 0.1) == []
     source.send_marker(1)
@@ -375,7 +397,9 @@ def test_the_doctor_sees_the_server_and_the_waiting_messages(config: Config, ope
     assert facts.fails_over == (facts.product == "RabbitMQ")
     _publish(opened(KombuSink(config)), b"one", b"two", partition=1)
     depths = {depth.partition: depth for depth in queue_depths(config)}
-    assert {partition: depth.ready for partition, depth in depths.items()} == {0: 0, 1: 2, None: 0}
+    assert {partition: depth.ready for partition, depth in depths.items()} == {0: 1, 1: 3, None: 0}, (
+        "each new queue has a message that says so"
+    )
     assert depths[1].queue == f"nodestate.{config.cell}.{config.partitions}.1"
     if facts.fails_over:
         _receive(opened(KombuSource(config, [1])), 2)
@@ -570,7 +594,7 @@ def test_a_refused_message_is_reported_as_lost(rabbit_config: Config) -> None:
     arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
     connection.control.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
     confirms, done = Confirms(), []
-    channel, message = confirming_channel(connection, confirms.settle), event_message()
+    channel, message = confirming_channel(connection, confirms.settle, confirms.returned), event_message()
     for number in range(10):
         publish(channel, "", name, b"x", message)
         confirms.sent(lambda ok, number=number: done.append((number, ok)))  # type: ignore[misc]
@@ -611,7 +635,7 @@ def test_an_idle_connection_that_broke_is_replaced_without_an_error(rabbit_confi
 
 
 @pytest.mark.service
-def test_an_event_for_a_deleted_queue_is_reported_as_lost(rabbit_config: Config, opened: Opened) -> None:
+def test_an_event_for_a_deleted_queue_fails_alone(rabbit_config: Config, opened: Opened) -> None:
     """RabbitMQ confirms even events that no queue takes; only ``mandatory`` reveals them. The next consumer that
     connects declares the queue again.
     """
@@ -620,10 +644,13 @@ def test_an_event_for_a_deleted_queue_is_reported_as_lost(rabbit_config: Config,
     session = _rabbit_session(rabbit_config)
     session.connection.control.queue_delete(Topology.of(rabbit_config).queue(0))
     session.close()
-    done: list[bool] = []
-    sink.publish(0, b"two", done.append)
-    assert "no queue takes" in str(_becomes_unavailable(lambda: sink.flush(PATIENCE_S)))
-    assert done == [False]
+    connection = sink._sessions.current
+    done: list[tuple[int, bool]] = []
+    for number in range(100):
+        sink.publish(number % 2, b"%d" % number, lambda ok, number=number: done.append((number, ok)))
+    sink.flush(PATIENCE_S)
+    assert sorted(done) == [(number, number % 2 == 1) for number in range(100)]
+    assert sink._sessions.current is connection
     source = opened(KombuSource(rabbit_config, [0]))
     source.receive(0, 0)
     assert _publish(sink, b"three") == [True]
@@ -894,14 +921,14 @@ def test_queues_without_consumers_are_set_aside(rabbit_config: Config, queue_typ
     other.connection.channel().basic_consume(Topology.of(config).queue(0), callback=lambda _message: None)
     assert layouts.set_aside(2, 3) == 0
     other.close()
-    assert [depth.ready for depth in queue_depths(config)[:2]] == [0, 1]
-    assert layouts.set_aside(2, 3) == 1
+    assert [depth.ready for depth in queue_depths(config)[:2]] == [1, 2], "a new queue says so in its first message"
+    assert layouts.set_aside(2, 3) == 1, "only the event stays"
     sink.publish(1, b"after", confirmed.append)
     sink.flush(PATIENCE_S)
     sink.close()
     assert confirmed == [True, True]
     assert [(depth.missing, depth.ready) for depth in queue_depths(config)[:2]] == [(True, 0), (False, 1)]
-    assert sum(depth.ready for depth in queue_depths(msgspec.structs.replace(config, partitions=3))[:3]) == 1
+    assert sum(depth.ready for depth in queue_depths(msgspec.structs.replace(config, partitions=3))[:3]) == 3 + 1
 
 
 def test_the_first_member_to_leave_a_layout_deletes_no_queue(config: Config) -> None:
@@ -923,3 +950,83 @@ def test_the_first_member_to_leave_a_layout_deletes_no_queue(config: Config) -> 
     source.close()
     sink.close()
     assert layouts.delete(2, unseen=not layouts.sees_consumers)
+
+
+# -- what an operator deletes ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers and agents declare and bind everything again ten times a second."""
+    for module in ("rabbitmq.consumer", "virtual.consumer"):
+        monkeypatch.setattr(f"nodestate.broker.{module}.REDECLARE_S", 0.1)
+    monkeypatch.setattr("nodestate.broker.sink.REBIND_S", 0.1)
+
+
+@pytest.mark.service
+@pytest.mark.usefixtures("often")
+def test_events_orders_and_resync_requests_flow_again_after_their_exchange_was_deleted(
+    rabbit_config: Config, opened: Opened
+) -> None:
+    topology = Topology.of(rabbit_config)
+    source, sink = opened(KombuSource(rabbit_config, [0, 1])), opened(KombuSink(rabbit_config))
+    courier, sender = opened(KombuCourier(rabbit_config)), opened(KombuResyncSender(rabbit_config))
+    sink.listen_for(["n"])
+    admin = opened(_rabbit_session(rabbit_config))
+    _publish(sink, b"before")
+    for exchange, _ in topology.exchanges:
+        admin.connection.control.exchange_delete(exchange)
+        confirmed: list[bool] = []
+        orders: list[Order] = []
+        resyncs: list[Resync] = []
+
+        def all_flow(
+            confirmed: list[bool] = confirmed, orders: list[Order] = orders, resyncs: list[Resync] = resyncs
+        ) -> bool:
+            with suppress(BrokerUnavailableError, UnconfirmedError):
+                sink.publish(0, b"after", confirmed.append)
+                sink.flush(1.0)
+            with suppress(BrokerUnavailableError):
+                courier.send([End(id="i", instance="v", node="n", reply_to=courier.reply_to)], 60.0)
+                courier.answers(0.05)
+            with suppress(BrokerUnavailableError):
+                sender.request_resync(Resync())
+            with suppress(BrokerUnavailableError):
+                resyncs += sink.resyncs(0.05)
+                orders += sink.orders()
+            source.ack(source.receive(100, 0.05))
+            return bool(orders and resyncs and any(confirmed))
+
+        wait_until(all_flow, f"exchange {exchange} is not declared and bound again")
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("lost", ["queue", "exchange", "room"])
+def test_markers_flow_while_the_dead_letter_queue_is_deleted_or_full(
+    rabbit_config: Config, opened: Opened, lost: str
+) -> None:
+    """Without marker messages every partition of the member would age. The queue is declared again."""
+    dead = Topology.of(rabbit_config).dead
+    source = opened(KombuSource(rabbit_config, [0]))
+    _publish(opened(KombuSink(rabbit_config)), b"bad")
+    [delivery] = _receive(source, 1)
+    channel = opened(_rabbit_session(rabbit_config)).connection.control
+    if lost == "exchange":
+        channel.exchange_delete(dead)
+    else:
+        channel.queue_delete(dead)
+    if lost == "room":
+        channel.queue_declare(
+            dead, durable=True, auto_delete=False, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+        )
+        channel.queue_bind(dead, dead, "dead")
+    with pytest.raises(DeadLetterError, match=r"full" if lost == "room" else r"declared again"):
+        source.dead_letter(delivery, "wrong-type", "")
+    source.send_marker(0, b"marker")
+    assert _bodies(_receive(source, 1)) == [b"marker"]
+    if lost == "room":
+        channel.queue_delete(dead)
+        with pytest.raises(DeadLetterError):
+            source.dead_letter(delivery, "wrong-type", "")
+    source.dead_letter(delivery, "wrong-type", "")
+    assert [letter.body for letter in read_dead_letters(rabbit_config, 10)] == [b"bad"]

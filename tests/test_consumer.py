@@ -644,3 +644,41 @@ def test_a_lost_key_of_each_kind_is_restored_without_a_resync() -> None:
             assert world.converge() < 6, key
             assert world.members[0].consumer.stats.resyncs == resyncs, key
             del world.readers[2:]
+
+
+def test_a_partition_full_of_refused_messages_stops_alone(two_designs: SimulatedCell) -> None:
+    """The dead-letter queue is full. Up to ``prefetch`` refused messages wait; then their partition alone ages."""
+    world = two_designs
+    world.broker.prefetch = 20
+    world.broker.dead_letter_limit = 0
+    for number in range(30):
+        world.poisoned(0, b"poison %d" % number)
+    world.run_well(30)
+    view = world.readers[0].read(1e9)
+    by_number = {partition.partition: partition for partition in view.partitions}
+    assert world.clock.monotonic() - by_number[1].confirmed_at < 3
+    assert world.clock.monotonic() - by_number[0].confirmed_at > 25
+    assert len(waiting(world, 0)) >= 30
+    world.broker.dead_letter_limit = None
+    assert world.converge() < 10
+    assert len(world.broker.dead_letters) == 30
+
+
+def test_many_dead_letters_do_not_delay_the_other_partitions(two_designs: SimulatedCell) -> None:
+    """Each confirm of a dead letter takes 40 ms, as with a slow disk; 500 of them take 20 s."""
+    world = two_designs
+    source = world.members[0].source
+    slow = source.dead_letter
+
+    def dead_letter(delivery: Delivery, reason: str, detail: str) -> None:
+        world.clock.advance(0.04)
+        slow(delivery, reason, detail)
+
+    source.dead_letter = dead_letter  # type: ignore[method-assign]  # the double's own would take no time
+    for number in range(500):
+        world.poisoned(0, b"poison %d" % number)
+    began = world.clock.monotonic()
+    while len(world.broker.dead_letters) < 500:
+        world.run_well(0.5)
+        assert world.readers[0].read(1e9).age < 3
+    assert world.clock.monotonic() - began > 20

@@ -478,3 +478,27 @@ class LossyBroker(RuleBasedStateMachine):
 
 
 TestLossyBroker = LossyBroker.TestCase
+
+
+def test_a_state_that_the_broker_refuses_again_and_again_is_sent_ever_more_rarely(bench: PublisherBench) -> None:
+    """A partition's queue may be missing for an hour. The publishers of other nodes have their own pauses."""
+    bench.publisher.report(STATE)
+    for _ in range(600):
+        for _, on_done in bench.sink.waiting:
+            on_done(False)
+        bench.sink.waiting.clear()
+        bench.clock.advance(0.1)
+        bench.publisher.tick()
+    assert len(bench.sink.sent) < 25
+    before = len(bench.sink.sent)
+    bench.clock.advance(CONFIG.heartbeat_s / 2)
+    bench.publisher.tick()
+    assert len(bench.sink.sent) == before + 1
+    bench.sink.settle()
+    assert not bench.publisher.dirty
+    bench.publisher.change({"zone": "a"})
+    for _, on_done in bench.sink.waiting:
+        on_done(False)
+    bench.sink.waiting.clear()
+    bench.publisher.tick()
+    assert len(bench.sink.sent) == before + 3, "the first loss after a success is repaired at once"

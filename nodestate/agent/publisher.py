@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from nodestate.agent.delivery_state import DeliveryState
 from nodestate.agent.incarnation import IncarnationLock, state_directory
 from nodestate.broker import KombuSink
 from nodestate.config import Config
@@ -56,9 +57,9 @@ class Publisher:
     The delivery of its events::
 
         clean --sent--> clean --confirmed--> clean
-        clean --an event could not be sent, or was lost unconfirmed--> dirty
+        clean --an event could not be sent, or was lost or refused--> dirty
         dirty --any call, or tick, once the broker is back: one report of the newest state (and the leave, if the node
-            has left), with a new generation, in place of everything that was lost--> clean
+            has left), with a new generation, in place of everything that was lost--> clean; see ``DeliveryState``
 
     If an event is lost, the publisher becomes dirty, unless a full state (a report) was sent after that event. A full
     state supersedes all earlier events, so then only the full state must arrive. So while the publisher is clean, the
@@ -90,13 +91,11 @@ class Publisher:
         "_backoff",
         "_clock",
         "_config",
-        "_dirty",
-        "_full_state_generation",
+        "_delivery",
         "_inbox",
         "_incarnation",
         "_left",
         "_lock",
-        "_on_dirty",
         "_owns_sink",
         "_record",
         "_rng",
@@ -130,16 +129,12 @@ class Publisher:
         """Chooses the moments of answers to resync requests."""
         self._backoff = backoff or Backoff(self._clock, self._rng, config.heartbeat_s / 2)
         """Gives the pause after a failed call of the broker."""
-        self._on_dirty = on_dirty
-        """Called with the node's name when the publisher becomes dirty; None for no call."""
         self._record: NodeRecord | None = None
         """The node's newest record, with state and version; None before the first report."""
         self._left = False
         """True if the node has left and not reported since."""
-        self._full_state_generation = 0
-        """Generation of the last report that was sent."""
-        self._dirty = False
-        """True if an event was lost and the newest state was not sent since."""
+        self._delivery = DeliveryState(self._clock, config.heartbeat_s / 2, partial(on_dirty or _ignore, node))
+        """Whether an event was lost and the newest state must be sent again."""
         self._answer_at: float | None = None
         """When to answer a resync request, in monotonic seconds; None if no answer is due."""
         # Refuse an invalid name now, not with the first report.
@@ -170,7 +165,7 @@ class Publisher:
     @property
     def dirty(self) -> bool:
         """True if an event was lost and the node's newest state was not sent since."""
-        return self._dirty
+        return self._delivery.dirty
 
     @property
     def live(self) -> bool:
@@ -200,7 +195,7 @@ class Publisher:
         """
         version = self._next(self._live_record("change"))
         raw = self._author(Change(**self._envelope(version), patch=_raw(patch)))
-        if self._dirty:
+        if self.dirty:
             self._send(_encode(self._report_of(self._live_record("change"))), full=True)
         else:
             self._send(raw, full=False)
@@ -276,7 +271,7 @@ class Publisher:
                 self._sink.flush(remaining)
             except BrokerUnavailableError:
                 self._backoff.failed()
-            if not self._dirty:
+            if not self.dirty:
                 return
             if remaining <= 0:
                 raise UnconfirmedError(1, timeout_s)
@@ -344,7 +339,7 @@ class Publisher:
 
     def _publish_leave(self, record: NodeRecord) -> Receipt:
         """Publish a leave. If an event before it may be lost, publish the state first, on which its effect depends."""
-        if self._left or self._dirty:
+        if self._left or self.dirty:
             self._publish_report(_raw({"status": "down"}) if record.gone else msgspec.Raw(record.body))
         version = self._next(self._record)
         raw, self._left = self._author(Leave(**self._envelope(version))), True
@@ -380,26 +375,20 @@ class Publisher:
         generation = self.version.generation
         if full:
             # Set before the event is sent: meanwhile the sink may report lost older events, which this one supersedes.
-            self._full_state_generation, self._dirty = generation, False
+            self._delivery.sending_full_state(generation)
             self._answer_at = None
-        on_done = partial(self._confirmed, generation) if full is not None else _ignore
-        if not self._backoff.ready:
-            on_done(False)
-            return
-        try:
-            self._sink.publish(self.bucket, raw, on_done)
-        except BrokerUnavailableError:
-            self._backoff.failed()
-            on_done(False)
-        else:
-            self._backoff.worked()
-
-    def _confirmed(self, generation: int, ok: bool) -> None:
-        """Take the broker's result for the event of this generation. ``ok`` is False if the event was lost."""
-        if not ok and generation >= self._full_state_generation and not self._dirty:
-            self._dirty = True
-            if self._on_dirty is not None:
-                self._on_dirty(self.node)
+        if self._backoff.ready:
+            try:
+                self._sink.publish(
+                    self.bucket, raw, partial(self._delivery.settled, generation) if full is not None else _ignore
+                )
+            except BrokerUnavailableError:
+                self._backoff.failed()
+            else:
+                self._backoff.worked()
+                return
+        if full is not None:
+            self._delivery.lost(generation)
 
     def _send_again(self) -> bool:
         """Publish the newest state if an event was lost or an answer to a resync request is due.
@@ -407,9 +396,9 @@ class Publisher:
         Returns True if one of the two is the case, even if the state could not be sent because the broker is away.
         """
         due = self._answer_at is not None and self._clock.monotonic() >= self._answer_at
-        if self._record is None or not (self._dirty or due):
+        if self._record is None or not (self.dirty or due):
             return False
-        if self._backoff.ready:
+        if self._backoff.ready and self._delivery.may_send_again:
             self.republish()
         return True
 
@@ -425,7 +414,7 @@ class Publisher:
             self._backoff.failed()
 
 
-def _ignore(_ok: bool) -> None:
+def _ignore(_result: object) -> None:
     """Ignore whether a heartbeat was confirmed: the next one follows soon."""
 
 

@@ -23,11 +23,14 @@ S = TypeVar("S", bound=TransportSession)
 RABBITMQ_SCHEMES: Final = frozenset({"amqp", "pyamqp", "amqps"})
 
 
-def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False) -> CellSession:
+def open_session(
+    config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False, mark_began: bool = True
+) -> CellSession:
     """Connect to the first of the broker's URLs (separated by ``;``) that answers, and declare the cell there.
 
     ``role`` is part of the connection's name at RabbitMQ. With ``heartbeat_s`` 0 the connection has no heartbeat. The
-    queues of the settings' layout are declared if ``layout`` is True, and in any case if the cell is new.
+    queues of the settings' layout are declared if ``layout`` is True, and in any case if the cell is new. For
+    ``mark_began`` see ``QueueAdmin.declare``.
 
     Raises ``BrokerUnavailableError``, or ``ConfigError`` if the settings are wrong and no retry would help.
     """
@@ -40,7 +43,7 @@ def open_session(config: Config, role: str, heartbeat_s: float = 0, *, layout: b
             continue
         try:
             with translated_errors(config, session.errors):
-                session.queues.declare(Topology.of(config), layout=layout)
+                session.queues.declare(Topology.of(config), layout=layout, mark_began=mark_began)
         except BaseException:
             session.drop()
             raise

@@ -64,11 +64,9 @@ class KombuLayouts:
             found = {name: count for name, count in counts.items() if count is not None}
             if any(count.consumers is None or count.consumers > 0 for count in found.values()):
                 return 0
-            for partition, name in topology.queues():
-                if name in found:
-                    queues.set_aside(topology, partition, name)
-            remaining = [queues.counts(name) for name in found]
-            return sum(count.ready for count in remaining if count is not None)
+            return sum(
+                queues.set_aside(topology, partition, name) for partition, name in topology.queues() if name in found
+            )
 
     def _with_partitions(self, partitions: int) -> Config:
         return msgspec.structs.replace(self._config, partitions=partitions)

@@ -13,7 +13,7 @@ session is not safe for several threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from nodestate.broker.topology import Topology
@@ -87,14 +87,28 @@ class OwnQueue(Protocol):
     def unbind(self, exchange: str, keys: Iterable[str]) -> None:
         """Stop routing messages with these keys into the queue. Does not wait for the server's reply."""
 
+    def bind_again(self) -> None:
+        """Declare the queue's exchanges again, and bind it again: an operator may have deleted an exchange."""
+
 
 class QueueAdmin(Protocol):
     """Declares, inspects and deletes the queues of a cell."""
 
-    def declare(self, topology: Topology, *, layout: bool) -> None:
-        """Declare the cell's exchanges, and the queues of its layout if ``layout`` is True or the cell has no layout.
+    @property
+    def began(self) -> Collection[int]:
+        """Partitions whose queue ``declare`` found missing, and declared."""
 
-        Raises ``ConfigError`` if the broker has a queue or an exchange of that name with other properties.
+    def declare(self, topology: Topology, *, layout: bool, mark_began: bool) -> None:
+        """Declare the cell's exchanges, and the queues of its layout if ``layout`` is True or the cell is new.
+
+        With ``mark_began``, puts the message ``QUEUE_BEGAN`` into each queue that was missing. Raises ``ConfigError``
+        if the broker has a queue or an exchange of that name with other properties.
+        """
+
+    def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
+        """Declare exchanges and dead-letter queue again, and bind the queues of ``partitions`` again, which exist.
+
+        An operator may have deleted them. Raises an error of the transport if a queue is missing.
         """
 
     def counts(self, queue: str) -> QueueCounts | None:
@@ -112,15 +126,26 @@ class QueueAdmin(Protocol):
         Returns False if a queue has a consumer: that queue and those after it stay, and the session is of no use.
         """
 
-    def set_aside(self, topology: Topology, partition: int, queue: str) -> None:
-        """Unbind a partition's queue so that it gets no new events; delete it if it is empty and has no consumer."""
+    def set_aside(self, topology: Topology, partition: int, queue: str) -> int:
+        """Unbind a partition's queue so that it gets no new events; delete it if it is empty and has no consumer.
+
+        Returns the number of events in it.
+        """
 
 
 class ConsumerSession(TransportSession, Protocol):
     """Receives and acks the messages of a member's partitions."""
 
-    def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
-        """Subscribe the ``first`` partitions now, and the ``standby`` partitions after ``standby_s`` seconds."""
+    def start(self, first: Sequence[int], standby: Sequence[int], began: dict[int, float]) -> None:
+        """Subscribe the ``first`` partitions now, and the ``standby`` partitions after ``standby_s`` seconds.
+
+        Args:
+            first: partitions.
+            standby: partitions.
+            began: by partition whose queue replaces one that was deleted, the monotonic time until which the first
+                delivery must be preceded by ``QUEUE_BEGAN``. The session removes entries, and adds one when it learns
+                that a queue was deleted.
+        """
 
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
         """Up to ``limit`` messages, in order within a partition; waits up to ``timeout_s`` for them."""

@@ -13,7 +13,7 @@ import structlog
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.resyncs import decode_resync
 from nodestate.broker.sessions import CellSession, OnDone, OwnQueue, PublisherSession
-from nodestate.broker.topology import Topology
+from nodestate.broker.topology import REBIND_S, Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
@@ -54,8 +54,12 @@ class KombuSink:
         """The clock for timeouts and heartbeats."""
         self._sessions: SessionHolder[PublisherSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
+        self._control_queue: OwnQueue | None = None
+        """The session's queue for resync requests."""
         self._order_queue: OwnQueue | None = None
         """The session's queue for orders; opened when the sink first listens for a node."""
+        self._rebind_at = 0.0
+        """Monotonic time at which these queues are bound again."""
         self._resyncs: list[Resync] = []
         """Resync requests that arrived and are not yet returned."""
         self._nodes: dict[str, None] = {}
@@ -70,7 +74,8 @@ class KombuSink:
     def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
         """Send one event; ``on_done`` is called within this or a later call of the sink, and must not publish.
 
-        It gets True when the broker has confirmed the event, and False when the event was lost or refused.
+        It gets True when the broker has confirmed the event, and False when the event was lost or refused, or came back
+        because its partition has no queue: only that event is concerned.
 
         Blocks only while ``confirm_window`` events are unconfirmed, and raises after ``broker_timeout_s`` without a
         confirm.
@@ -108,6 +113,7 @@ class KombuSink:
         """
         deadline = self._clock.monotonic() + timeout_s
         with self._sessions.use() as session:
+            self._bind_again()
             while len(self._order_bodies) < MAX_ORDERS_COUNT and session.pump(
                 0 if self._resyncs or self._order_bodies else max(0.0, deadline - self._clock.monotonic())
             ):
@@ -174,9 +180,10 @@ class KombuSink:
 
     def _prepare(self, connection: CellSession) -> PublisherSession:
         session = connection.publisher(self._heartbeat_s, self._clock)
-        self._order_queue = None
+        self._control_queue = self._order_queue = None
+        self._rebind_at = self._clock.monotonic() + REBIND_S
         if self._control:
-            session.own_queue(self._on_control, Topology.of(self._config).control)
+            self._control_queue = session.own_queue(self._on_control, Topology.of(self._config).control)
         if self._nodes:
             self._bind(session, list(self._nodes))
         return session
@@ -189,6 +196,16 @@ class KombuSink:
         if self._order_queue is None:
             self._order_queue = session.own_queue(self._on_order)
         self._order_queue.bind(Topology.of(self._config).orders, nodes)
+
+    def _bind_again(self) -> None:
+        """Bind the session's queues again if that is due: an operator may have deleted their exchanges."""
+        now = self._clock.monotonic()
+        if now < self._rebind_at:
+            return
+        self._rebind_at = now + REBIND_S
+        for queue in (self._control_queue, self._order_queue):
+            if queue is not None:
+                queue.bind_again()
 
     def _on_order(self, body: bytes) -> None:
         self._order_bodies.append(body)

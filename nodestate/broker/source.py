@@ -9,6 +9,7 @@ import structlog
 
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.sessions import CellSession, ConsumerSession
+from nodestate.broker.topology import BEGAN_S
 from nodestate.config import Config
 from nodestate.ports import ACTIVATION, Clock, Delivery, SystemClock
 
@@ -22,6 +23,8 @@ class KombuSource:
     away --any call but ack, close--> connected, in a new session: subscribes ``partitions_first``, after ``standby_s``
         also ``partitions_standby``, and sends an activation message into the queue of each
     connected --an error, close--> away; the broker gives unacked messages to the next consumer, in order
+    connected --a queue was deleted--> away; the next session declares it again, and its first message is
+        ``QUEUE_BEGAN``
 
     An activation message is published to a partition's own queue: the consumer that receives it knows that it is the
     queue's active one. RabbitMQ does not tell a consumer that it became the active one. So until the first message of a
@@ -50,6 +53,8 @@ class KombuSource:
         """The clock of sessions, and of the time in dead letters' headers."""
         self._log = structlog.get_logger("nodestate.broker")
         """The broker's log."""
+        self._began: dict[int, float] = {}
+        """Partitions whose queue replaces one that was deleted; see ``ConsumerSession.start``."""
         self._session_number = 0
         """Number of the last session, counted from 1."""
         self._sessions: SessionHolder[ConsumerSession] = SessionHolder(config, self._open_connection, self._subscribe)
@@ -96,13 +101,15 @@ class KombuSource:
         self._sessions.close()
 
     def _open_connection(self) -> CellSession:
-        return open_session(self._config, "consumer", self._config.broker_heartbeat_s, layout=True)
+        # No marks: RabbitMQ would read no acks from a connection that has published, while it is short of memory.
+        return open_session(self._config, "consumer", self._config.broker_heartbeat_s, layout=True, mark_began=False)
 
     def _subscribe(self, connection: CellSession) -> ConsumerSession:
         self._session_number += 1
         session = connection.consumer(self._session_number, self._clock)
+        self._began |= dict.fromkeys(connection.queues.began, self._clock.monotonic() + BEGAN_S)
         try:
-            session.start(self._first, self._standby)
+            session.start(self._first, self._standby, self._began)
         except BaseException:
             session.drop()
             raise

@@ -11,8 +11,12 @@
 
 Layouts exist side by side: an event goes into one queue of each, and is confirmed when it is in all of them. So
 publishers need not know the layouts. A consumer declares the queues of its layout whenever it connects. Every other
-process declares the settings' layout only if the cell has no layout, so that events are routable before the first
-consumer connects.
+process declares the settings' layout only if the cell is new, so that events are routable before the first consumer
+connects. The process that declares a partition's queue where there was none puts the message ``QUEUE_BEGAN`` into it.
+
+An operator may delete any of these while the cell runs. Every process declares all exchanges and the dead-letter queue
+when it connects. Consumers declare them again every ``REDECLARE_S``, and bind their queues again; agents do the same
+with the exchanges of their own queues.
 """
 
 from __future__ import annotations
@@ -26,6 +30,14 @@ from nodestate.model.partitioning import BUCKETS_COUNT
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 DEAD_KEY: Final = "dead"
+BEGAN_S: Final = 60.0
+"""Seconds for which a consumer remembers that a queue was deleted, if it does not become the active consumer. By then
+the active one has read the message ``QUEUE_BEGAN``.
+"""
+REDECLARE_S: Final = 10.0
+"""Seconds after which a consumer declares exchanges and dead-letter queue again, and binds its queues again."""
+REBIND_S: Final = 30.0
+"""Seconds after which an agent declares the exchanges of its own queues again, and binds the queues again."""
 ACTIVATION_TYPE: Final = "poke"
 """The ``type`` property of marker messages, for operators who look into a queue."""
 
@@ -63,6 +75,11 @@ class Topology:
         """The exchange for orders; the routing key is the node."""
         return f"nodestate.{self.cell}.orders"
 
+    @property
+    def exchanges(self) -> tuple[tuple[str, str], ...]:
+        """Every exchange with its type. The control exchange is the last one."""
+        return ((self.exchange, "direct"), (self.dead, "direct"), (self.orders, "direct"), (self.control, "fanout"))
+
     def queue(self, partition: int) -> str:
         """The queue of one partition."""
         assert 0 <= partition < self.partitions, f"partition {partition} of {self.partitions}"
@@ -75,6 +92,11 @@ class Topology:
     def queues(self) -> Iterator[tuple[int, str]]:
         """Every partition with its queue."""
         return ((partition, self.queue(partition)) for partition in range(self.partitions))
+
+    @property
+    def dead_queue_arguments(self) -> dict[str, Any] | None:
+        """Arguments of the dead-letter queue, which is as durable as the queues of partitions."""
+        return None if self.queue_type == "classic" else {"x-queue-type": self.queue_type}
 
     @property
     def queue_arguments(self) -> dict[str, Any]:

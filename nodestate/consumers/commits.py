@@ -12,7 +12,7 @@ stream of events there would be no time for them afterwards.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
@@ -50,6 +50,7 @@ class Commits:
         stats: ConsumerStats,
         transitions: TransitionLog,
         clock: Clock,
+        log: Any,
     ) -> None:
         self._config = config
         """Gives the layout's number of partitions, to check that each event is in the right partition."""
@@ -69,6 +70,8 @@ class Commits:
         """Logs failures that persist."""
         self._clock = clock
         """Monotonic time for retries. Wall-clock time, because an event whose time is too far from it is refused."""
+        self._log = log
+        """The consumer's logger."""
         self._joins_at = clock.monotonic()
         """No new design is begun before this time, in monotonic seconds. It lies ahead only after a failure."""
         self._join_started = False
@@ -128,6 +131,13 @@ class Commits:
                 self._storage.owner,
                 self._stats.counts,
             )
+            if partition.pending.lost_queue:
+                self._log.warning(
+                    "the queue of a partition was deleted: events that agents published may be lost, so all its agents "
+                    "are asked for reports, and the partition is incomplete until they had time to answer",
+                    partition=partition.number,
+                    nodes=len(partition.records),
+                )
         return partition.pending
 
     def _write(self, partition: OwnedPartition, name: str, now: float) -> Steps[None]:

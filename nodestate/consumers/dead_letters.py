@@ -4,8 +4,8 @@
     refused --the broker takes no dead letters now--> refused, tried again after a pause
 
 While the broker takes no dead letters, the consumer goes on with all other messages. Refused messages stay
-unacknowledged meanwhile. Once the number of refused messages reaches the number that the broker sends to one consumer
-without acknowledgement, the consumer receives nothing more.
+unacknowledged meanwhile. Once their number reaches the setting ``prefetch`` in one partition, the broker delivers
+nothing more of that partition, and its views age; all other partitions go on.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from typing import Any, Final
 
 from nodestate.consumers.broker_session import BrokerSession
 from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.transition_log import TransitionLog
 from nodestate.errors import DeadLetterError
 from nodestate.ports import Clock
+from nodestate.ports.backoff import DoublingPause
 
 DEAD_LETTER_RETRY_S: Final = 1.0
-"""Pause before the next try after the broker did not take a dead letter."""
+"""Pause before the next try after the broker did not take a dead letter. It doubles with each further failure."""
+MAX_DEAD_LETTER_PAUSE_S: Final = 2.0
+MAX_SEND_S: Final = 0.1
+"""Seconds in one step of the consumer after which no further dead letter is sent. The confirm of each may take tens of
+milliseconds, and a publisher may send thousands of messages that are refused.
+"""
 
 
 class DeadLetters:
@@ -40,26 +47,42 @@ class DeadLetters:
         """The consumer's logger: one entry for each dead letter."""
         self._due_at = clock.monotonic()
         """No dead letter is sent before this time, in monotonic seconds. It lies ahead only after a failure."""
+        self._pause = DoublingPause(DEAD_LETTER_RETRY_S, MAX_DEAD_LETTER_PAUSE_S)
+        """Gives the pause after each failure."""
+        self._last_number = -1
+        """Number of the partition whose dead letter was sent last."""
 
     def send_due(self) -> None:
-        """Publish each refused message to the dead-letter queue, with the reason, and then acknowledge it.
+        """Publish refused messages to the dead-letter queue, with the reason, and then acknowledge each.
 
-        If the dead-letter queue cannot take a message, the remaining messages are tried ``DEAD_LETTER_RETRY_S`` later.
+        Each partition has its turn. Stops after ``MAX_SEND_S``, because events wait meanwhile; the next step goes on.
+        If the dead-letter queue cannot take a message, the remaining messages are tried after a pause that doubles.
         """
         now = self._clock.monotonic()
         if now < self._due_at:
             return
-        for partition in self._owned:
-            while partition.refused and self._owned.owns(partition):
-                delivery, error = partition.refused[0]
-                try:
-                    if not self._session.dead_letter(delivery, error):
-                        return
-                except DeadLetterError as blocked:
-                    self._transitions.failing("dead letters", str(blocked))
-                    self._due_at = now + DEAD_LETTER_RETRY_S
+        while waiting := [partition for partition in self._owned if partition.refused]:
+            for partition in sorted(waiting, key=lambda one: (one.number <= self._last_number, one.number)):
+                self._last_number = partition.number
+                if not self._send_one(partition) or self._clock.monotonic() - now >= MAX_SEND_S:
                     return
-                partition.refused.popleft()
-                self._transitions.recovered("dead letters")
-                self._log.warning("dead letter", partition=partition.number, reason=error.reason, detail=error.detail)
-                self._session.acknowledge([delivery])
+
+    def _send_one(self, partition: OwnedPartition) -> bool:
+        """Publish and acknowledge the first refused message of a partition.
+
+        Returns False if the dead-letter queue did not take the message, or if the session with the broker ended.
+        """
+        delivery, error = partition.refused[0]
+        try:
+            if not self._session.dead_letter(delivery, error):
+                return False
+        except DeadLetterError as refusal:
+            self._transitions.failing("dead letters", str(refusal))
+            self._due_at = self._clock.monotonic() + self._pause.lengthen()
+            return False
+        partition.refused.popleft()
+        self._pause.reset()
+        self._transitions.recovered("dead letters")
+        self._log.warning("dead letter", partition=partition.number, reason=error.reason, detail=error.detail)
+        self._session.acknowledge([delivery])
+        return self._owned.owns(partition)

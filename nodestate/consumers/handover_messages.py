@@ -1,4 +1,7 @@
-"""Handover messages: nodes that the former owner of a partition sends to its present owner.
+"""Handover messages: what a consumer knows of nodes other than by events of their agents.
+
+The former owner of a partition sends its nodes to the present owner. An owner whose queue was lost gives itself
+messages about the nodes that stay silent.
 
 A handover message is a marker in the queue of the partition, so consumers of earlier versions ignore it. It contains
 events, because the journal stores events: a report of each node's state, a leave for a node that left, and a heartbeat
@@ -7,7 +10,7 @@ for each version that is known to exist and whose state is not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -19,6 +22,8 @@ from nodestate.ports import ACTIVATION
 
 HANDOVER: Final = ACTIVATION + b"handover "
 """The first bytes of a handover message. The rest is a msgpack array of events."""
+DOUBTED_COUNT: Final = 500
+"""Most nodes in one of the ``doubt_messages``."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_list = msgspec.msgpack.Decoder(list[bytes]).decode
 
@@ -37,6 +42,24 @@ def handover_messages(records: Iterable[NodeRecord], max_bytes: int) -> Iterator
         size += size_of_events
     if part:
         yield HANDOVER + _encode(part)
+
+
+def doubt_messages(records: Sequence[NodeRecord]) -> Iterator[bytes]:
+    """Encode messages that say of each node that the version after its present one exists, whose state is not known."""
+    for first in range(0, len(records), DOUBTED_COUNT):
+        yield HANDOVER + _encode(
+            [
+                _encode(
+                    Heartbeat(
+                        node=record.name,
+                        incarnation=record.incarnation,
+                        generation=record.generation + 1,
+                        reported_at=record.reported_at,
+                    )
+                )
+                for record in records[first : first + DOUBTED_COUNT]
+            ]
+        )
 
 
 def handed_over_events(body: bytes) -> Iterator[tuple[Event, bytes]]:

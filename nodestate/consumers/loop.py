@@ -106,6 +106,7 @@ class Consumer:
             self.stats,
             transitions,
             clock,
+            self._log,
         )
         """Folds events, writes them, and acknowledges their messages."""
         self._dead_letters = DeadLetters(self._owned, self._session, transitions, clock, self._log)

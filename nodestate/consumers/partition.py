@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from nodestate.consumers.handover_messages import handed_over_events
+from nodestate.consumers.handover_messages import doubt_messages, handed_over_events
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import is_marker, watermark_of
 from nodestate.errors import BadEventError
 from nodestate.model import Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.partitioning import partition_of
-from nodestate.ports import Delivery
+from nodestate.ports import QUEUE_BEGAN, Delivery
 from nodestate.store.liveness import NEVER_HEARD
 from nodestate.store.ownership import OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
@@ -55,6 +55,8 @@ class Pending:
     """Refused messages with the reasons. Each message is acknowledged only after it is a dead letter."""
     replaced: dict[int, NodeRecord] = field(default_factory=dict)
     """By slot, the record that the first of the events replaced. Slots from ``batch.size_before`` on are missing."""
+    lost_queue: bool = False
+    """True if the deliveries are the first of a queue that replaces one with lost messages."""
     caught_up_at: float = -math.inf
     """Send time of the last watermark message among the deliveries, in monotonic seconds. Once the work is stored, the
     partition has caught up to this time.
@@ -104,7 +106,11 @@ class OwnedPartition:
         self.complete = False
         """True if every node of the partition is known. Readers learn this from the head."""
         self.complete_after = math.inf
-        """``complete`` becomes True when ``caught_up_at`` reaches this time."""
+        """``complete`` becomes True when ``caught_up_at`` reaches this time, unless agents are still to be asked."""
+        self.begins_with_queue = False
+        """True if the partition began with all nodes from before its queue was declared. So that queue lost nothing."""
+        self.unheard: set[str] = set()
+        """Nodes of which no event came since the queue of the partition was lost. An event of theirs may be lost."""
 
         self.lost: set[str] = set()
         """Designs whose epoch the store lost. A new epoch is begun for each of them."""
@@ -164,6 +170,28 @@ class OwnedPartition:
             self.pending.unconfirmed_designs.add(design)
         self.complete, self.complete_after = False, max(self.complete_after, now)
 
+    def lose_queue(self) -> bool:
+        """Mark the partition as incomplete until all agents were asked, because its queue was deleted.
+
+        A confirmed event may have been lost with it, the ``leave`` of a node too. Each event from now on proves that
+        its node exists, and which version it is at. Returns False if the queue replaces none, so that nothing is lost.
+        """
+        if self.begins_with_queue:
+            return False
+        self.complete, self.needs_full_resync = False, True
+        self.unheard = {record.name for record in self.records if not record.gone}
+        return True
+
+    def doubt_unheard(self) -> list[str]:
+        """Mark every node in ``unheard`` as incomplete: a newer version may exist, which was lost. Returns their names.
+
+        Puts messages at the end of the backlog that say so. A report of the node makes it complete again.
+        """
+        doubted = [record for record in self.records if record.name in self.unheard and not record.incomplete]
+        self.unheard = set()
+        self.backlog.extend(Delivery(self.number, body, None, 0) for body in doubt_messages(doubted))
+        return [record.name for record in doubted]
+
     def status(self, now: float) -> OwnerStatus:
         """Return the owner's status to write into the head together with the pending work.
 
@@ -208,6 +236,8 @@ class OwnedPartition:
             if is_marker(delivery.body):
                 self.watermark_at = max(self.watermark_at, watermark_of(delivery.body, owner))
                 pending.caught_up_at = self.watermark_at
+                if delivery.body == QUEUE_BEGAN:
+                    pending.lost_queue = self.lose_queue()
                 for event, body in handed_over_events(delivery.body):
                     slot = self._fold_handed_over(event, len(body), partitions, room_bytes, pending)
                     if slot is not None:
@@ -222,6 +252,8 @@ class OwnedPartition:
             except BadEventError as error:
                 pending.bad.append((delivery, error))
                 continue
+            if self.unheard:
+                self.unheard.discard(event.node)
             try:
                 check_clock(event, wall)
                 _require_room(len(body), room_bytes, "an event")

@@ -10,7 +10,9 @@ from typing import Any
 
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
+from nodestate.consumers.handover import NAMED_COUNT
 from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
@@ -68,9 +70,7 @@ class Renewal:
         work: dict[DesignOfPartition, tuple[Store, Steps[bool]]] = {}
         for partition in self._owned:
             unconfirmed = partition.pending.unconfirmed_designs if partition.pending is not None else set()
-            if not partition.complete and partition.caught_up_at >= partition.complete_after:
-                partition.complete = True
-                self._log.info("partition complete", partition=partition.number, nodes=len(partition.records))
+            self._complete_if_known(partition, now)
             status = partition.full_status(now)
             for name, writer in partition.writers.items():
                 if name not in unconfirmed | partition.joining:
@@ -87,3 +87,24 @@ class Renewal:
             elif result:
                 self._stats.repairs += 1
                 renewed.request_repair(name)
+
+    def _complete_if_known(self, partition: OwnedPartition, now: float) -> None:
+        """Call a partition complete if its agents were asked, and had time to answer.
+
+        If its queue was lost, the nodes that gave no sign of life since then are marked as incomplete first, and the
+        partition is complete once that is stored.
+        """
+        if partition.complete or partition.needs_full_resync or partition.caught_up_at < partition.complete_after:
+            return
+        if silent := partition.doubt_unheard():
+            partition.complete_after = now
+            self._log.warning(
+                "nodes gave no sign of life since the queue of their partition was lost: they may have left, or have a "
+                "newer state",
+                partition=partition.number,
+                nodes=len(silent),
+                names=sorted(silent)[:NAMED_COUNT],
+            )
+        else:
+            partition.complete = True
+            self._log.info("partition complete", partition=partition.number, nodes=len(partition.records))

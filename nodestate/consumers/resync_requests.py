@@ -113,6 +113,8 @@ class ResyncRequests:
         """
         asked = set(nodes)
         for partition in partitions:
+            if partition.needs_full_resync and not partition.complete:
+                partition.complete_after = max(partition.complete_after, now + self._config.settle_s)
             partition.needs_full_resync = False
             asked.update((partition, name) for name in partition.incomplete)
         for partition, name in asked:

@@ -42,6 +42,8 @@ from nodestate.store.liveness import NEVER_HEARD, fresh_s
 from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Steps, run
 
+SEED: Final = "seed"
+"""Key under which the nodes of the seed layout stand beside the stored states of designs."""
 SEED_RETRY_S: Final = 0.2
 """Pause before the seed layout is read again for a partition whose nodes it could not yet give."""
 SEED_WAIT_RENEWALS_COUNT: Final = 30
@@ -163,7 +165,7 @@ class Takeover:
         seeds = self.seed_layout.partitions(self._config.partitions, bound_at) if bound_at else {}
         for number in bound_at:
             if number in seeds:
-                stored[number] = {"seed": seeds[number]}
+                stored[number] = {SEED: seeds[number]}
             elif now < self._owned.waiting_since(number) + self._seed_wait_s:
                 del stored[number]
                 self._owned.postpone(number, now + SEED_RETRY_S)
@@ -220,6 +222,7 @@ class Takeover:
             # of the lost node.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
+        partition.begins_with_queue = SEED in taken
         partition.complete_after = now + self._config.settle_s
         partition.needs_full_resync = not partition.complete
         same = {name for name, one in taken.items() if one.epoch_continues and one.records == partition.records}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nodestate.ports.broker import (
     ACTIVATION,
+    QUEUE_BEGAN,
     AgentInbox,
     Courier,
     Delivery,
@@ -36,6 +37,7 @@ from nodestate.ports.store import (
 __all__ = [
     "ACTIVATION",
     "MAX_TTL_S",
+    "QUEUE_BEGAN",
     "AgentInbox",
     "ClaimStore",
     "Clock",

@@ -13,6 +13,11 @@ ACTIVATION: Final = b"\xc1nodestate poke "
 sends through its partition's own queue. No event begins with 0xc1, a byte that msgpack never uses.
 """
 
+QUEUE_BEGAN: Final = ACTIVATION + b"queue began"
+"""Body of the marker message that says that a partition's queue was declared where there was none: every message of a
+queue that existed before is lost.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -23,7 +28,9 @@ class Delivery:
     tag: object
     """The broker's name for the delivery, valid within its session."""
     session: int
-    """Number of the connection. Deliveries of an earlier session cannot be acknowledged."""
+    """Number of the connection, from 1. Deliveries of an earlier session cannot be acknowledged. Messages that came
+    through no queue have session 0.
+    """
     redelivered: bool = False
 
 
@@ -51,7 +58,8 @@ class Source(Protocol):
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
         """Return up to ``limit`` messages, in order within each partition.
 
-        Returns when ``limit`` messages arrived or ``timeout_s`` seconds passed.
+        Returns when ``limit`` messages arrived or ``timeout_s`` seconds passed. If a partition's queue was deleted, the
+        first message of the queue that replaces it is ``QUEUE_BEGAN``.
         """
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:

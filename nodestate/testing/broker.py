@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import Clock, Resync, SystemClock
+from nodestate.ports import QUEUE_BEGAN, Clock, Resync, SystemClock
 from nodestate.testing.courier import MemoryCourier
 from nodestate.testing.queues import MemoryDeadLetter, MemoryMessage, MemoryQueue
 from nodestate.testing.sink import MemorySink
@@ -37,7 +37,8 @@ class MemoryBroker:
 
     **Time.** With a ``clock``, a ``receive`` that finds nothing sleeps for its timeout; without one it returns at once.
 
-    **Faults.** ``stop`` and ``start`` break all connections. ``duplicate``, ``swap`` and ``drop`` change a queue.
+    **Faults.** ``stop`` and ``start`` break all connections. ``duplicate``, ``swap`` and ``drop`` change a queue, and
+    ``lose_queue`` deletes it. ``dead_letter_limit`` fills the dead-letter queue.
     ``confirming = False`` withholds confirms. ``transit`` holds, reorders or loses orders and answers (see
     ``OrderTransit``). Single connections fail by ``MemorySource.crash`` and by ``disconnect`` of any connection.
     """
@@ -56,6 +57,8 @@ class MemoryBroker:
         """Whether publishes are confirmed. A test may set it at any time."""
         self.dead_letters: list[MemoryDeadLetter] = []
         """Messages that consumers gave up."""
+        self.dead_letter_limit: int | None = None
+        """Number of dead letters that the dead-letter queue holds; it refuses more. None for any number."""
         self.census: dict[str, list[bytes]] = {}
         """By the name of a census's queue, the answers that were sent there."""
         self.layouts: dict[int, list[MemoryQueue]] = {}
@@ -158,6 +161,15 @@ class MemoryBroker:
     def start(self) -> None:
         """Accept connections again."""
         self.running = True
+
+    def lose_queue(self, partition: int, layout: int = 0) -> None:
+        """Delete a partition's queue with all messages, delivered and unacked ones too.
+
+        Its consumers lose their sessions. The queue that replaces it begins with the message ``QUEUE_BEGAN``.
+        """
+        for source in list(self.queue(partition, layout).consumers):
+            source.disconnect()
+        self.layouts[layout or self.partitions][partition] = MemoryQueue(deque([MemoryMessage(QUEUE_BEGAN)]))
 
     def duplicate(self, partition: int, index: int = 0) -> None:
         """Put a copy of a waiting message right behind it, as a publisher does that missed the confirm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from nodestate.errors import BrokerUnavailableError
+from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import ACTIVATION, Delivery
 from nodestate.testing.queues import MemoryDeadLetter, MemoryMessage
 
@@ -97,8 +97,14 @@ class MemorySource:
                 self._unacked[delivery.partition].pop(delivery.tag)
 
     def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Add the message to the broker's ``dead_letters``. Does not ack it."""
+        """Add the message to the broker's ``dead_letters``. Does not ack it.
+
+        Raises ``DeadLetterError`` if the broker's ``dead_letter_limit`` is reached.
+        """
         self._ensure_connected()
+        limit = self._broker.dead_letter_limit
+        if limit is not None and len(self._broker.dead_letters) >= limit:
+            raise DeadLetterError(self._broker.name, "the dead-letter queue is full")
         self._broker.dead_letters.append(MemoryDeadLetter(delivery.partition, delivery.body, reason, detail))
 
     def close(self) -> None:

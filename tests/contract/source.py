@@ -11,7 +11,7 @@ import pytest
 
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import ACTIVATION, AgentInbox, Delivery, Resync, ResyncSender, Sink, Source
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, AgentInbox, Delivery, Resync, ResyncSender, Sink, Source
 
 PARTITIONS = 4
 OTHER = 3
@@ -44,6 +44,9 @@ class Broker(Protocol):
 
     def restart(self) -> None:
         """Stop and start the broker; confirmed events survive."""
+
+    def lose_queue(self, partition: int) -> None:
+        """Delete a partition's queue with the messages in it."""
 
 
 class BrokerBench:
@@ -115,6 +118,30 @@ class BrokerBench:
 def eventually(look: Callable[[], bool]) -> None:
     """Wait until ``look`` returns True."""
     wait_until(look, "what the test waits for did not happen")
+
+
+def _is_over(source: Source) -> bool:
+    """Receive once. Returns True if that ended the session; the next call would begin another."""
+    try:
+        source.receive(10, 0.05)
+    except BrokerUnavailableError:
+        return True
+    return False
+
+
+def _first_bodies(source: Source, partitions: int) -> dict[int, list[bytes]]:
+    """Receive, and ack, until each of the partitions has had a message. Returns all bodies by partition."""
+    bodies: dict[int, list[bytes]] = {}
+
+    def received() -> bool:
+        deliveries = source.receive(100, 0.05)
+        source.ack(deliveries)
+        for delivery in deliveries:
+            bodies.setdefault(delivery.partition, []).append(delivery.body)
+        return len(bodies) == partitions
+
+    eventually(received)
+    return bodies
 
 
 class BrokerContract:
@@ -335,6 +362,18 @@ class SingleActiveContract(BrokerContract):
         bench.assert_quiet(first)
         second.close()
         assert [event.body for event in bench.take(first, 1)] == [b"1"]
+
+    def test_the_first_message_of_a_queue_that_replaces_a_deleted_one_says_so(self, bench: BrokerBench) -> None:
+        """Otherwise the owner would vouch for events that are lost, and a standby too."""
+        active, standby = bench.source([0, 1]), bench.source([0, 1])
+        bench.active_partitions(active)
+        bench.publish({0: [b"lost"]})
+        bench.broker.lose_queue(0)
+        for source in (standby, active):
+            eventually(lambda source=source: _is_over(source))  # type: ignore[misc]  # mypy does not infer its type
+        taken = _first_bodies(standby, 2)
+        assert taken[0][0] == QUEUE_BEGAN
+        assert QUEUE_BEGAN not in taken[1]
 
     def test_confirmed_events_survive_an_outage(self, bench: BrokerBench) -> None:
         source, sink = bench.source(), bench.sink()

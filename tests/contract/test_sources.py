@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from harness.servers import RabbitServer
-from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, read_dead_letters
+from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, Topology, read_dead_letters
+from nodestate.broker.connector import one_off_session
+from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.ports import ACTIVATION, Resync, ResyncSender, Sink, Source, SystemClock
@@ -23,6 +25,7 @@ class InMemory:
     def __init__(self) -> None:
         self._broker = MemoryBroker(PARTITIONS)
         self.source, self.sink, self.delete = self._broker.source, self._broker.sink, self._broker.delete
+        self.lose_queue = self._broker.lose_queue
 
     def resync_sender(self) -> ResyncSender:
         return self._broker
@@ -74,6 +77,11 @@ class OverKombu:
     def restart(self) -> None:
         assert self._server is not None
         self._server.restart()
+
+    def lose_queue(self, partition: int) -> None:
+        with one_off_session(self._config, "test") as session:
+            assert isinstance(session, RabbitSession)
+            session.connection.control.queue_delete(Topology.of(self._config).queue(partition))
 
     def close(self) -> None:
         self._open.close()

@@ -6,14 +6,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import amqp
+from amqp import spec
+
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Unacked
 from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.queues import RabbitQueues
-from nodestate.broker.topology import Topology
+from nodestate.broker.topology import BEGAN_S, REDECLARE_S, Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
-from nodestate.ports import ACTIVATION, Clock, Delivery
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Clock, Delivery
 
 MAX_QUEUES_CHECKED_COUNT: Final = 32
 """Queues whose messages one ``receive`` counts at most, to see whether they need an activation message.
@@ -62,7 +65,9 @@ class RabbitConsumerSession:
         self._clock = clock
         """The clock for deadlines, standby and heartbeats."""
         self._queues = RabbitQueues(connection)
-        """Counts the messages of silent partitions' queues."""
+        """Counts the messages of silent partitions' queues, and declares deleted exchanges and bindings again."""
+        self._began: dict[int, float] = {}
+        """See ``ConsumerSession.start``."""
         self._publisher = PublishConnection(config, connect_publisher, clock)
         """The connection for marker messages and dead letters."""
         self._channels: dict[int, _PartitionChannel] = {}
@@ -80,14 +85,17 @@ class RabbitConsumerSession:
         """Silent partitions that are not yet checked in this round."""
         self._beat_at = now
         """Monotonic time of the next heartbeat."""
+        self._redeclare_at = now + REDECLARE_S
+        """Monotonic time at which exchanges and bindings are declared again."""
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
         """See ``TransportSession``."""
         return self.connection.errors
 
-    def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
+    def start(self, first: Sequence[int], standby: Sequence[int], began: dict[int, float]) -> None:
         """See ``ConsumerSession``."""
+        self._began = began
         self._standby = tuple(standby)
         for partition in first:
             self._subscribe(partition)
@@ -117,6 +125,10 @@ class RabbitConsumerSession:
             connection.beat()
             self._publisher.beat()
             self._beat_at = now + self._config.broker_heartbeat_s / BEATS_PER_HEARTBEAT
+        if now >= self._redeclare_at:
+            active = [number for number, consumed in self._channels.items() if consumed.unacked.received]
+            self._queues.redeclare(self._topology, active)
+            self._redeclare_at = now + REDECLARE_S
         return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -156,17 +168,26 @@ class RabbitConsumerSession:
 
     def _subscribe(self, partition: int) -> None:
         consumed = self._channels[partition] = _PartitionChannel()
-        number, buffer, unacked = self._number, self._buffer, consumed.unacked
+        number, buffer, unacked, began = self._number, self._buffer, consumed.unacked, self._began
 
         def take(message: Any) -> None:
             delivery = message.delivery_info
             tag = unacked.received = delivery["delivery_tag"]
+            if partition in began and began.pop(partition) > self._clock.monotonic() and message.body != QUEUE_BEGAN:
+                buffer.append(Delivery(partition, QUEUE_BEGAN, None, 0))
             buffer.append(Delivery(partition, message.body or b"", tag, number, delivery["redelivered"]))
 
         consumed.channel = self.connection.channel()
         consumed.channel.basic_qos(0, self._config.prefetch, False)
-        consumed.channel.basic_consume(self._topology.queue(partition), callback=take)
-        self.send_marker(partition)
+        consumed.channel.basic_consume(
+            self._topology.queue(partition), callback=take, on_cancel=lambda tag: self._queue_deleted(partition, tag)
+        )
+        self.send_marker(partition, QUEUE_BEGAN if partition in began else ACTIVATION)
+
+    def _queue_deleted(self, partition: int, tag: str) -> None:
+        """End the session, because the broker deleted the queue: another consumer may be the active one of the next."""
+        self._began[partition] = self._clock.monotonic() + BEGAN_S
+        raise amqp.ConsumerCancelled(tag, spec.Basic.Cancel)
 
     def _activate_silent(self, now: float) -> None:
         """Send an activation message to silent partitions whose queue is empty.

@@ -1,6 +1,6 @@
 """Publishes and deliveries of one AMQP channel that are not yet settled, counted as the broker counts them.
 
-A publish:  sent --ack--> done(True)      sent --nack, or the connection broke--> done(False)
+A publish:  sent --ack--> done(True)      sent --nack, returned and acked, or the connection broke--> done(False)
 A delivery: received --ack--> acked: together with all before it, or alone if one before it is not acked
 
 Pure: these classes have no connection.
@@ -20,8 +20,10 @@ class Confirms:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, OnDone] = {}
-        """By tag, the callbacks of unconfirmed publishes."""
+        self._waiting: dict[int, tuple[OnDone, bytes]] = {}
+        """By tag, the callbacks and the bodies of unconfirmed publishes."""
+        self._returned: set[int] = set()
+        """Tags of publishes that came back, because no queue takes them. The broker acks them nevertheless."""
         self._oldest = 1
         """All publishes with a smaller tag are settled."""
         self._last = 0
@@ -30,10 +32,20 @@ class Confirms:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def sent(self, on_done: OnDone) -> None:
-        """Count one more publish."""
+    def sent(self, on_done: OnDone, body: bytes = b"") -> None:
+        """Count one more publish. ``body`` names it if the broker returns it."""
         self._last += 1
-        self._waiting[self._last] = on_done
+        self._waiting[self._last] = on_done, body
+
+    def returned(self, body: bytes) -> None:
+        """Process a message that the broker returned: the oldest publish of this body is reported as refused.
+
+        The broker returns messages in the order in which they were published, and acks each afterwards.
+        """
+        for tag, (_, waiting) in self._waiting.items():
+            if waiting == body and tag not in self._returned:
+                self._returned.add(tag)
+                return
 
     def settle(self, tag: int, multiple: bool, ok: bool) -> None:
         """Process the broker's answer for ``tag``; with ``multiple`` for all tags up to it, or for all if it is 0.
@@ -41,22 +53,27 @@ class Confirms:
         ``ok`` is False if the broker refused the messages.
         """
         if not multiple:
-            on_done = self._waiting.pop(tag, None)
-            if on_done is not None:
-                on_done(ok)
+            self._settle_one(tag, ok)
             return
         last = min(tag, self._last) if tag else self._last
         first, self._oldest = self._oldest, max(self._oldest, last + 1)
         for settled in range(first, last + 1):
-            on_done = self._waiting.pop(settled, None)
-            if on_done is not None:
-                on_done(ok)
+            self._settle_one(settled, ok)
 
     def lose(self) -> None:
         """Report all unconfirmed publishes as lost: the connection broke, so the broker will not answer for them."""
-        lost, self._waiting = self._waiting, {}
-        for on_done in lost.values():
+        lost, self._waiting, self._returned = self._waiting, {}, set()
+        for on_done, _ in lost.values():
             on_done(False)
+
+    def _settle_one(self, tag: int, ok: bool) -> None:
+        waiting = self._waiting.pop(tag, None)
+        if waiting is None:
+            return
+        if tag in self._returned:
+            self._returned.discard(tag)
+            ok = False
+        waiting[0](ok)
 
 
 class Unacked:

@@ -10,7 +10,7 @@ from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.sessions import OnBody
-from nodestate.broker.topology import CONTENT_TYPE
+from nodestate.broker.topology import ACTIVATION_TYPE, CONTENT_TYPE
 
 TRANSIENT: Final = 1
 """Delivery mode of a message that need not survive a restart of the broker."""
@@ -52,17 +52,16 @@ def dead_letter_message(headers: Mapping[str, Any]) -> Any:
     return amqp.Message(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT, application_headers=dict(headers))
 
 
-def confirming_channel(connection: RabbitConnection, on_settled: OnSettled) -> Any:
+def confirming_channel(connection: RabbitConnection, on_settled: OnSettled, on_returned: OnBody) -> Any:
     """Open a channel on which the broker answers each ``publish`` with a call of ``on_settled``.
 
-    A message that no queue takes ends the connection with an error: its queue was deleted, and the next consumer that
-    connects declares the queue again.
+    Before that, ``on_returned`` gets the body of a message that no queue takes: its queue was deleted.
     """
     channel = connection.channel()
     channel.confirm_select()
     channel.events["basic_ack"].add(lambda tag, multiple: on_settled(tag, multiple, True))
     channel.events["basic_nack"].add(lambda tag, multiple: on_settled(tag, multiple, False))
-    channel.events["basic_return"].add(_raise_returned)
+    channel.events["basic_return"].add(lambda _error, _exchange, _key, message: on_returned(message.body or b""))
     return channel
 
 
@@ -86,11 +85,13 @@ def publish(channel: Any, exchange: str, key: str, body: bytes, message: Any) ->
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, True, False), message)
 
 
-def send(connection: RabbitConnection, exchange: str, key: str, body: bytes, kind: str | None = None) -> None:
-    """Publish a transient message that may get lost, unconfirmed. ``kind`` is its ``type`` property."""
-    message = amqp.Message(body, content_type=CONTENT_TYPE, delivery_mode=TRANSIENT, type=kind)
+def send(connection: RabbitConnection, exchange: str, key: str, body: bytes) -> None:
+    """Publish a transient message that may get lost, unconfirmed."""
+    message = amqp.Message(body, content_type=CONTENT_TYPE, delivery_mode=TRANSIENT)
     connection.control.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, False, False), message)
 
 
-def _raise_returned(error: Exception, exchange: str, key: str, _message: object) -> None:
-    raise amqp.ChannelError(f"no queue takes {exchange}/{key}: {error}")
+def send_marker(channel: Any, queue: str, body: bytes, delivery_mode: int = TRANSIENT) -> None:
+    """Publish a marker message straight to a queue, unconfirmed; it may get lost."""
+    message = amqp.Message(body, content_type=CONTENT_TYPE, delivery_mode=delivery_mode, type=ACTIVATION_TYPE)
+    channel.send_method(spec.Basic.Publish, "Bssbb", (0, "", queue, False, False), message)

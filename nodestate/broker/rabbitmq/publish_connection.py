@@ -6,21 +6,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+import amqp
 import structlog
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms
-from nodestate.broker.rabbitmq.messages import confirming_channel, dead_letter_message, publish, send
+from nodestate.broker.rabbitmq.messages import confirming_channel, dead_letter_message, publish, send_marker
+from nodestate.broker.rabbitmq.queues import RabbitQueues
 from nodestate.broker.sessions import unavailable
-from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
+from nodestate.broker.topology import DEAD_KEY, Topology
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError
+from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import Clock
 from nodestate.ports.backoff import DoublingPause
 
 FIRST_PAUSE_S: Final = 1.0
 """Pause after the first failure to connect or publish; each further failure doubles it."""
 MAX_PAUSE_S: Final = 30.0
+CONFIRM_S: Final = 1.0
+"""Longest wait for the confirm of a dead letter. Deliveries and marker messages wait meanwhile."""
 
 _FAILURES: Final[tuple[type[BaseException], ...]] = (*RabbitConnection.errors, BrokerUnavailableError)
 
@@ -30,6 +34,7 @@ class PublishConnection:
 
     away --send_marker, dead_letter--> connected --an error--> away, for a pause that doubles
     connected --the broker blocks it--> silent --the broker unblocks it--> connected
+    connected --a dead letter is refused, or has no queue--> connected; dead letters have a channel of their own
 
     A RabbitMQ that is short of memory or disk reads nothing from a connection that has published, and so reads no acks
     from it. If a consumer published on the connection of its deliveries, its first marker message would keep it from
@@ -55,6 +60,8 @@ class PublishConnection:
         """The connection's channel with confirms, for dead letters."""
         self._confirms = Confirms()
         """Dead letters that are not yet confirmed."""
+        self._returned = False
+        """True if the last dead letter came back, because no queue takes it."""
         self._pause = DoublingPause(FIRST_PAUSE_S, MAX_PAUSE_S)
         """Pause after a failure."""
         self._retry_at = clock.monotonic()
@@ -68,20 +75,19 @@ class PublishConnection:
         with suppress(BrokerUnavailableError), self._dropped_on_failure():
             connection = self._connected()
             if not connection.blocked:
-                send(connection, "", self._topology.queue(partition), body, ACTIVATION_TYPE)
+                send_marker(connection.control, self._topology.queue(partition), body)
 
     def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
-        """Publish a dead letter and wait for the confirm.
+        """Publish a dead letter and wait for the confirm, for ``CONFIRM_S`` at most.
 
-        Raises ``BrokerUnavailableError``, at once if the broker blocks this connection.
+        Raises ``DeadLetterError`` if the broker took no dead letter now, and ``BrokerUnavailableError`` if the
+        connection failed. In both cases deliveries go on; after the former, marker messages do too.
         """
         with self._dropped_on_failure():
             connection = self._connected()
-            blocked = connection.blocked
-            if not blocked:
-                self._publish_confirmed(connection, body, dead_letter_message(headers))
-                return
-        raise BrokerUnavailableError(self._config.broker_safe, f"it takes no messages: {blocked}")
+            refusal = connection.blocked or self._publish_confirmed(connection, body, dead_letter_message(headers))
+        if refusal:
+            raise DeadLetterError(self._config.broker_safe, refusal)
 
     def beat(self) -> None:
         """Keep the connection alive. Call at least twice within each heartbeat."""
@@ -109,23 +115,44 @@ class PublishConnection:
                 raise BrokerUnavailableError(
                     self._config.broker_safe, "the last attempt to publish failed, and the next one is not due"
                 )
-            self._connection, self._confirms = self._connect(), Confirms()
+            self._connection = self._connect()
             # Opened before anything is published: RabbitMQ blocks a connection only once it has published, and the
             # answer to opening a channel would then not come.
-            self._channel = confirming_channel(self._connection, self._confirms.settle)
+            self._open_channel(self._connection)
         self._connection.drain()
         return self._connection
 
-    def _publish_confirmed(self, connection: RabbitConnection, body: bytes, message: Any) -> None:
+    def _open_channel(self, connection: RabbitConnection) -> None:
+        self._confirms = Confirms()
+        self._channel = confirming_channel(connection, self._confirms.settle, self._on_returned)
+
+    def _on_returned(self, body: bytes) -> None:
+        self._returned = True
+        self._confirms.returned(body)
+
+    def _publish_confirmed(self, connection: RabbitConnection, body: bytes, message: Any) -> str:
+        """Publish a dead letter. Returns the reason for which it is not in its queue; empty if it is."""
         answers: list[bool] = []
-        publish(self._channel, self._topology.dead, DEAD_KEY, body, message)
-        self._confirms.sent(answers.append)
-        deadline = self._clock.monotonic() + self._config.broker_timeout_s
-        while not answers:
-            if connection.blocked or not connection.pump(max(0.0, deadline - self._clock.monotonic())):
-                raise TimeoutError(f"the dead-letter queue did not confirm {connection.blocked}".rstrip())
-        if not answers[0]:
-            raise BrokerUnavailableError(self._config.broker_safe, "the dead-letter queue refused a message")
+        self._returned = False
+        try:
+            publish(self._channel, self._topology.dead, DEAD_KEY, body, message)
+            self._confirms.sent(answers.append, body)
+            deadline = self._clock.monotonic() + CONFIRM_S
+            while not answers:
+                if connection.blocked or not connection.pump(max(0.0, deadline - self._clock.monotonic())):
+                    return (
+                        connection.blocked or f"{self._topology.dead} did not confirm a message within {CONFIRM_S:g} s"
+                    )
+        except amqp.ChannelError as error:  # the exchange was deleted, so the broker closed the channel
+            self._open_channel(connection)
+            RabbitQueues(connection).declare_shared(self._topology)
+            return f"{error}; exchange and queue are declared again"
+        if answers[0]:
+            return ""
+        if self._returned:
+            RabbitQueues(connection).declare_shared(self._topology)
+            return f"queue {self._topology.dead} was deleted; it is declared again"
+        return f"queue {self._topology.dead} refused a message; it is full: read and purge it"
 
     @contextmanager
     def _dropped_on_failure(self) -> Iterator[None]:

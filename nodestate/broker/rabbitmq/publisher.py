@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import structlog
+
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms
 from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish, send
@@ -11,6 +15,9 @@ from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock
+
+LOG_RETURNED_S: Final = 60.0
+"""Seconds for which further events that come back are not logged."""
 
 
 class RabbitPublisherSession:
@@ -27,7 +34,7 @@ class RabbitPublisherSession:
         """The clock for heartbeats."""
         self._confirms = Confirms()
         """Events that are not yet confirmed."""
-        self._channel = confirming_channel(connection, self._confirms.settle)
+        self._channel = confirming_channel(connection, self._confirms.settle, self._on_returned)
         """The channel for events."""
         self._message = event_message()
         """The message that carries each event's body in turn."""
@@ -37,6 +44,8 @@ class RabbitPublisherSession:
         """The routing key of each bucket."""
         self._beat_s = heartbeat_s / 2
         """Seconds between two heartbeats."""
+        self._log_returned_at = clock.monotonic()
+        """Monotonic time from which an event that comes back is logged again."""
         self._beat_at = clock.monotonic()
         """Monotonic time of the next heartbeat."""
 
@@ -70,7 +79,7 @@ class RabbitPublisherSession:
             if not self.connection.pump(self._timeout_s):
                 raise TimeoutError(f"{len(self._confirms)} publishes unconfirmed, and none for {self._timeout_s:g} s")
         publish(self._channel, self._exchange, self._keys[bucket], body, self._message)
-        self._confirms.sent(on_done)
+        self._confirms.sent(on_done, body)
 
     def own_queue(self, on_body: OnBody, exchange: str = "") -> RabbitOwnQueue:
         """See ``PublisherSession``."""
@@ -93,6 +102,18 @@ class RabbitPublisherSession:
         """Close the connection; unconfirmed events are reported as lost."""
         self.connection.close()
         self._confirms.lose()
+
+    def _on_returned(self, body: bytes) -> None:
+        """Report one event as refused. The others go on, also to the other partitions."""
+        self._confirms.returned(body)
+        now = self._clock.monotonic()
+        if now >= self._log_returned_at:
+            self._log_returned_at = now + LOG_RETURNED_S
+            structlog.get_logger("nodestate.broker").warning(
+                "an event came back, because its partition has no queue; it is sent again: start 'nodestate consume', "
+                "which declares missing queues",
+                exchange=self._exchange,
+            )
 
     def drop(self) -> None:
         """Give up the connection; unconfirmed events are reported as lost."""

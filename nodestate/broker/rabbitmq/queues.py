@@ -9,51 +9,73 @@ import amqp
 from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.messages import PERSISTENT, send_marker
 from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts
 from nodestate.broker.topology import DEAD_KEY, Topology
 from nodestate.errors import ConfigError
+from nodestate.ports import QUEUE_BEGAN
 
 CONTROL_QUEUE_MAX_LENGTH: Final = 1_000
 """Resync requests that wait for an agent that does not read; the broker drops older ones."""
+MARKER_WAIT_S: Final = 1.0
+"""Longest wait for the first message of a queue that is not empty."""
 
 
 class RabbitQueues:
     """A ``QueueAdmin`` over an AMQP connection."""
 
     def __init__(self, connection: RabbitConnection) -> None:
+        self._connection = connection
+        """The connection that all goes over."""
         self._channel: Any = connection.control
         """The connection's channel for declarations."""
+        self.began: set[int] = set()
+        """See ``QueueAdmin``."""
 
-    def declare(self, topology: Topology, *, layout: bool) -> None:
-        """See ``QueueAdmin``.
-
-        The control exchange is declared last, so it exists only if a whole layout was declared.
-        """
+    def declare(self, topology: Topology, *, layout: bool, mark_began: bool) -> None:
+        """See ``QueueAdmin``. The cell is new if neither its control exchange nor its exchange for events exists."""
         channel = self._channel
         try:
-            if not layout:
-                try:
-                    channel.exchange_declare(topology.control, "fanout", passive=True)
-                except amqp.NotFound:
-                    layout = True
-            if layout:
-                for exchange in (topology.exchange, topology.dead, topology.orders):
-                    channel.exchange_declare(exchange, "direct", durable=True, auto_delete=False, nowait=True)
-                channel.queue_declare(topology.dead, durable=True, auto_delete=False, nowait=True)
-                channel.queue_bind(topology.dead, topology.dead, DEAD_KEY, nowait=True)
+            new = not layout and not self._exists(topology.control) and not self._exists(topology.exchange)
+            self.declare_shared(topology)
+            if layout or new:
                 for partition, name in topology.queues():
+                    if self.counts(name) is None:
+                        self.began.add(partition)
                     channel.queue_declare(
                         name, durable=True, auto_delete=False, arguments=topology.queue_arguments, nowait=True
                     )
-                    for bucket in topology.buckets(partition):
-                        channel.queue_bind(name, topology.exchange, str(bucket), nowait=True)
-            # The only declaration whose answer is waited for: an error of an earlier one shows here.
+                    self._bind(topology, partition)
+            if mark_began:
+                for partition in self.began:
+                    send_marker(channel, topology.queue(partition), QUEUE_BEGAN, PERSISTENT)
+            # Its answer is waited for: an error of an earlier declaration shows here.
             channel.exchange_declare(topology.control, "fanout", durable=True, auto_delete=False)
         except amqp.PreconditionFailed as error:
             raise ConfigError(
                 f"cell {topology.cell!r} has queues of another kind at the broker: {error.reply_text}. "
                 f"Set queue_type (now {topology.queue_type}) back, or drain and delete the queues"
             ) from error
+
+    def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
+        """See ``QueueAdmin``. Errors of the bindings show later, as errors of the session."""
+        self.declare_shared(topology)
+        for partition in partitions:
+            self._bind(topology, partition)
+
+    def declare_shared(self, topology: Topology) -> None:
+        """Declare the exchanges and the dead-letter queue, which exist when this returns.
+
+        A dead-letter queue of another type is left as it is: it may hold letters.
+        """
+        for exchange, kind in topology.exchanges:
+            self._channel.exchange_declare(exchange, kind, durable=True, auto_delete=False, nowait=True)
+        if self.counts(topology.dead) is None:
+            arguments = topology.dead_queue_arguments
+            self._channel.queue_declare(
+                topology.dead, durable=True, auto_delete=False, arguments=arguments, nowait=True
+            )
+        self._channel.queue_bind(topology.dead, topology.dead, DEAD_KEY)
 
     def counts(self, queue: str) -> QueueCounts | None:
         """See ``QueueAdmin``."""
@@ -84,13 +106,48 @@ class RabbitQueues:
             return False
         return True
 
-    def set_aside(self, topology: Topology, partition: int, queue: str) -> None:
+    def set_aside(self, topology: Topology, partition: int, queue: str) -> int:
         """See ``QueueAdmin``."""
         for bucket in topology.buckets(partition):
             self._channel.queue_unbind(queue, topology.exchange, str(bucket))
-        if self.counts(queue) == QueueCounts(0, 0):
+        counts = self.counts(queue)
+        if counts is None:
+            return 0
+        # Counted once: the count of a quorum queue lags behind messages that are put back.
+        events = counts.ready - self._remove_first_marker(queue) if counts.ready else 0
+        if not events and not counts.consumers:
             classic = topology.queue_type == "classic"  # as in ``delete``
             self._channel.queue_delete(queue, if_unused=classic, if_empty=classic)
+        return events
+
+    def _remove_first_marker(self, queue: str) -> int:
+        """Remove the message ``QUEUE_BEGAN`` if it is the queue's first. Another message goes back to its place.
+
+        Uses a consumer: a quorum queue with a single active consumer gives messages in no other way. Returns the number
+        of messages that were removed.
+        """
+        messages: list[Any] = []
+        channel = self._connection.channel()
+        channel.basic_qos(0, 1, False)
+        channel.basic_consume(queue, callback=messages.append)
+        while not messages and self._connection.pump(MARKER_WAIT_S):
+            pass
+        removed = bool(messages) and messages[0].body == QUEUE_BEGAN
+        if removed:
+            channel.basic_ack(messages[0].delivery_info["delivery_tag"])
+        channel.close()
+        return int(removed)
+
+    def _exists(self, exchange: str) -> bool:
+        try:
+            self._channel.exchange_declare(exchange, "direct", passive=True)
+        except amqp.NotFound:
+            return False
+        return True
+
+    def _bind(self, topology: Topology, partition: int) -> None:
+        for bucket in topology.buckets(partition):
+            self._channel.queue_bind(topology.queue(partition), topology.exchange, str(bucket), nowait=True)
 
 
 class RabbitOwnQueue:
@@ -99,6 +156,10 @@ class RabbitOwnQueue:
     def __init__(self, connection: RabbitConnection, on_body: OnBody, exchange: str = "") -> None:
         self._connection = connection
         """The connection that the queue belongs to."""
+        self._fanout = exchange
+        """The fanout exchange that the queue is bound to; empty if to none."""
+        self._bound: dict[str, dict[str, None]] = {}
+        """By direct exchange, the keys that are bound."""
         self._binder: Any = None
         """A channel for bindings alone, opened at the first: the broker processes a channel's frames in their order."""
         channel = connection.channel()
@@ -111,14 +172,29 @@ class RabbitOwnQueue:
 
     def bind(self, exchange: str, keys: Iterable[str]) -> None:
         """See ``OwnQueue``. There may be ten thousand keys, so none is waited for."""
-        channel = self._binding_channel()
+        channel, bound = self._binding_channel(), self._bound.setdefault(exchange, {})
         for key in keys:
             channel.queue_bind(self.name, exchange, key, nowait=True)
+            bound[key] = None
+
+    def bind_again(self) -> None:
+        """See ``OwnQueue``. Does nothing while the broker is blocked: it would read none of the frames."""
+        if self._connection.blocked:
+            return
+        channel = self._binding_channel()
+        if self._fanout:
+            channel.exchange_declare(self._fanout, "fanout", durable=True, auto_delete=False, nowait=True)
+            channel.queue_bind(self.name, self._fanout, nowait=True)
+        for exchange, keys in self._bound.items():
+            channel.exchange_declare(exchange, "direct", durable=True, auto_delete=False, nowait=True)
+            for key in keys:
+                channel.queue_bind(self.name, exchange, key, nowait=True)
 
     def unbind(self, exchange: str, keys: Iterable[str]) -> None:
         """See ``OwnQueue``. AMQP has no unbinding without a reply: py-amqp discards replies that no call waits for."""
         channel = self._binding_channel()
         for key in keys:
+            self._bound.get(exchange, {}).pop(key, None)
             channel.send_method(spec.Queue.Unbind, "BsssF", (0, self.name, exchange, key, {}))
 
     def _binding_channel(self) -> Any:

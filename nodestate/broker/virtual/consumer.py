@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import structlog
 
-from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
+from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, REDECLARE_S, Topology
 from nodestate.broker.virtual.connection import VirtualConnection
+from nodestate.broker.virtual.queues import VirtualQueues
 from nodestate.config import Config
-from nodestate.ports import ACTIVATION, Clock, Delivery
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Clock, Delivery
 
 POLL_S: Final = 0.005
 """Pause between two looks into queues that were empty."""
@@ -43,13 +44,15 @@ class VirtualConsumerSession:
         """By partition, the number of deliveries that are not acked."""
         self._restore_at = clock.monotonic()
         """Monotonic time of the next look for messages of dead consumers."""
+        self._redeclare_at = self._restore_at + REDECLARE_S
+        """Monotonic time at which bindings are made again."""
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
         """See ``TransportSession``."""
         return self.connection.errors
 
-    def start(self, first: Sequence[int], standby: Sequence[int]) -> None:
+    def start(self, first: Sequence[int], standby: Sequence[int], began: dict[int, float]) -> None:
         """See ``ConsumerSession``. Logs that the ``standby`` partitions are not subscribed."""
         if standby:
             structlog.get_logger("nodestate.broker").info(
@@ -60,7 +63,7 @@ class VirtualConsumerSession:
         for partition in first:
             self._turns.append(partition)
             self._outstanding[partition] = 0
-            self.send_marker(partition)
+            self.send_marker(partition, ACTIVATION if began.pop(partition, None) is None else QUEUE_BEGAN)
 
     def receive(self, limit: int, timeout_s: float) -> list[Delivery]:
         """See ``ConsumerSession``."""
@@ -69,6 +72,9 @@ class VirtualConsumerSession:
         if now >= self._restore_at:
             self.connection.restore_overdue()
             self._restore_at = now + RESTORE_EVERY_S
+        if now >= self._redeclare_at:
+            VirtualQueues(self.connection).redeclare(self._topology, self._outstanding)
+            self._redeclare_at = now + REDECLARE_S
         deliveries: list[Delivery] = []
         while len(deliveries) < limit:
             before = len(deliveries)

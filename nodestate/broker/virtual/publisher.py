@@ -42,11 +42,11 @@ class VirtualPublisherSession:
         """
         bindings = self.connection.bindings(self._exchange)
         queues = [queue for key, _, queue in bindings if takes_bucket(key, bucket)]
-        if not queues:
-            raise ConnectionError(f"no queue takes {self._exchange}/{bucket}")
+        if not bindings:
+            raise ConnectionError(f"exchange {self._exchange} has no queues")  # the next session declares them
         for queue in queues:
             self.connection.send("", queue, body)
-        on_done(True)
+        on_done(bool(queues))
 
     def own_queue(self, on_body: OnBody, exchange: str = "") -> VirtualOwnQueue:
         """See ``PublisherSession``."""

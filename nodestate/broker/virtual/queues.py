@@ -8,9 +8,10 @@ from typing import Any
 import kombu
 
 from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts
-from nodestate.broker.topology import DEAD_KEY, Topology
+from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.memory import MEMORY_LOCK
+from nodestate.ports import QUEUE_BEGAN
 
 
 class VirtualQueues:
@@ -21,25 +22,34 @@ class VirtualQueues:
         """The connection that fetches messages and reads bindings."""
         self._channel: Any = connection.channel
         """The connection's channel for declarations."""
-
-    def declare(self, topology: Topology, *, layout: bool) -> None:
+        self.began: set[int] = set()
         """See ``QueueAdmin``."""
+
+    def declare(self, topology: Topology, *, layout: bool, mark_began: bool) -> None:
+        """See ``QueueAdmin``. A queue that is not bound counts as missing: Redis keeps no empty queues."""
         channel = self._channel
-        for exchange, kind in (
-            (topology.exchange, "direct"),
-            (topology.dead, "direct"),
-            (topology.control, "fanout"),
-            (topology.orders, "direct"),
-        ):
+        for exchange, kind in topology.exchanges:
             channel.exchange_declare(exchange, kind, durable=True)
         channel.queue_declare(topology.dead, durable=True)
         channel.queue_bind(topology.dead, topology.dead, DEAD_KEY)
-        if layout or not self._connection.bindings(topology.exchange):
+        bound = {queue for _, _, queue in self._connection.bindings(topology.exchange)}
+        if layout or not bound:
             for partition, name in topology.queues():
                 channel.queue_declare(name, durable=True)
                 channel.queue_bind(name, topology.exchange, layout_key(topology, partition))
+                if name not in bound:
+                    self.began.add(partition)
+                    if mark_began:
+                        self._connection.send("", name, QUEUE_BEGAN, ACTIVATION_TYPE)
 
-    def counts(self, queue: str) -> QueueCounts | None:
+    def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
+        """See ``QueueAdmin``. Binds queues that are not bound; messages of deleted queues are not missed here."""
+        bound = {queue for _, _, queue in self._connection.bindings(topology.exchange)}
+        for partition in partitions:
+            if topology.queue(partition) not in bound:
+                bind_again(self._channel, topology.queue(partition), topology.exchange, layout_key(topology, partition))
+
+    def counts(self, queue: str) -> QueueCounts:
         """See ``QueueAdmin``. Never None, as Redis keeps no empty queues."""
         return QueueCounts(self._channel.queue_declare(queue).message_count, None)
 
@@ -53,8 +63,10 @@ class VirtualQueues:
             delete_queue(self._channel, name, topology.exchange, layout_key(topology, partition))
         return True
 
-    def set_aside(self, topology: Topology, partition: int, queue: str) -> None:
-        """Do nothing, as the queue may have a consumer."""
+    def set_aside(self, topology: Topology, partition: int, queue: str) -> int:
+        """Do nothing, as the queue may have a consumer. Returns the number of messages in it."""
+        del topology, partition
+        return self.counts(queue).ready
 
 
 class VirtualOwnQueue:
@@ -66,8 +78,12 @@ class VirtualOwnQueue:
     def __init__(self, connection: VirtualConnection, on_body: OnBody, exchange: str = "") -> None:
         self.name = f"nodestate.box.{kombu.uuid()}"
         """The queue's name."""
+        self._connection = connection
+        """Reads bindings."""
         self._channel: Any = connection.channel
         """The connection's channel for declarations."""
+        self._unbound: set[str] = set()
+        """Keys that were bound, and are no longer."""
         self._exchange = exchange
         """The fanout exchange that the queue is bound to; empty if to none."""
         self._bound: dict[str, dict[str, None]] = {}
@@ -87,10 +103,12 @@ class VirtualOwnQueue:
         for key in keys:
             self._channel.queue_bind(self.name, exchange, key)
             bound[key] = None
+            self._unbound.discard(key)
 
     def unbind(self, exchange: str, keys: Iterable[str]) -> None:
         """See ``OwnQueue``."""
         gone = set(keys)
+        self._unbound |= gone
         state = self._channel.state
         with MEMORY_LOCK:
             for key in gone:
@@ -98,6 +116,13 @@ class VirtualOwnQueue:
             # One pass for all keys: kombu's own queue_unbind makes a pass through the table for each.
             table = state.exchanges[exchange]["table"]
             table[:] = [binding for binding in table if binding[2] != self.name or binding[0] not in gone]
+
+    def bind_again(self) -> None:
+        """See ``OwnQueue``. A fanout exchange keeps no bindings here: Redis subscribes to a channel instead."""
+        for exchange, keys in self._bound.items():
+            table = {key for key, _, queue in self._connection.bindings(exchange) if queue == self.name}
+            for key in keys.keys() - table - self._unbound:
+                bind_again(self._channel, self.name, exchange, key)
 
     def delete(self) -> None:
         """Delete the queue and its bindings."""
@@ -118,6 +143,12 @@ def takes_bucket(key: str, bucket: int) -> bool:
     """True if a queue that is bound with this ``layout_key`` takes the events of a bucket."""
     partition, _, partitions = key.partition("/")
     return bucket % int(partitions) == int(partition)
+
+
+def bind_again(channel: Any, queue: str, exchange: str, key: str) -> None:
+    """Bind a queue whose binding was deleted behind kombu's back. kombu believes that it still exists."""
+    channel.state.binding_delete(queue, exchange, key)
+    channel.queue_bind(queue, exchange, key)
 
 
 def delete_queue(channel: Any, queue: str, exchange: str, key: str) -> None:
