@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from nodestate.agent.sources import FullState, StatePatch
+from nodestate.cli.scheduling import explanation_json, print_explanation
 from nodestate.errors import OrderFailedError
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.claims import CLAIMS, ClaimRecord
@@ -98,6 +102,20 @@ def test_nodes_that_refused_are_named_in_an_explanation() -> None:
         losses = {node: parts["refused"] for node, parts in explanation.best}
         assert all(losses[node] < 0.0 for node in FAULTY)
         assert all(losses[node] == 0.0 for node in GOOD)
+
+
+def test_the_explanation_of_a_command_names_recent_refusals() -> None:
+    faults = NodeFaults(ManualClock())
+    for number in range(8):
+        faults.observe(f"n{number}", "no-agent", age_s=number + 1.0)
+    explanation = Selector(fleet_of(host("n0"), host("n9")), own(), 1, node_faults=faults).explain(asked())
+    shown = explanation_json(explanation)
+    assert shown["refused"][0] == {"node": "n0", "reason": "no-agent", "age": 1.0}
+    assert [best["node"] for best in shown["best"]] == ["n9", "n0"]
+    out = StringIO()
+    print_explanation(SimpleNamespace(out=Console(file=out, width=200)), explanation)  # type: ignore[arg-type]  # prints alone
+    assert "ranked lower after a refusal: n0 (no-agent 1 s ago), n1 (no-agent 2 s ago)" in out.getvalue()
+    assert ", …" in out.getvalue()
 
 
 def test_nodes_that_refused_are_asked_again_if_no_other_node_is_left_or_some_time_has_passed() -> None:
