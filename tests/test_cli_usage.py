@@ -291,6 +291,17 @@ def test_error_is_one_line_of_text_or_one_json_object() -> None:
     assert error["partitions"] == list(range(8))
 
 
+@pytest.mark.parametrize(
+    "words", [["view", "--config", "\udcff.toml"], ["sql", "status", "--sql", "sqlite:///\udcff.db"]]
+)
+def test_an_argument_that_is_not_utf_8_is_printed_as_json_with_an_escape(words: list[str]) -> None:
+    """Regression: the error ended in a traceback."""
+    answer = run(*words, "--json")
+    assert answer.exit_code in {1, 2}
+    assert "\\udcff" in answer.output
+    assert json.loads(answer.output)
+
+
 def test_a_consumer_that_never_reached_its_servers_fails(tmp_path: Path) -> None:
     """Regression: it ended with exit code 0, as after work that was done."""
     answer = run("consume", *REAL, "--seconds", "0.1", "--json")

@@ -67,7 +67,7 @@ def run_on(store: SqlStore, statement: str) -> object:
 
 
 @pytest.mark.service
-@pytest.mark.parametrize("kind", ["mariadb", "postgres"])
+@pytest.mark.parametrize("kind", [pytest.param("mariadb", marks=pytest.mark.thorough), "postgres"])
 def test_an_sql_store_used_before_a_fork_keeps_the_connections_of_its_parent(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

@@ -7,6 +7,7 @@ setting or a request that breaks its format).
 from __future__ import annotations
 
 import getpass
+import json
 import signal
 import socket
 import sys
@@ -32,7 +33,15 @@ PLAIN_WIDTH_CHARS: Final = 160
 SECONDS: Final = click.FloatRange(min=0.0)
 """Type of options that are a number of seconds."""
 
-_encode = msgspec.json.Encoder(enc_hook=str).encode
+_encoder: Final = msgspec.json.Encoder(enc_hook=str)
+
+
+def _encode(value: Any) -> bytes:
+    """Encode a value as JSON. Bytes of an argument or variable that are not UTF-8 become escapes."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str).encode()
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,9 @@ _DIALECTS: Final[Mapping[str, Dialect]] = {
 def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
     """Complete the URL with the driver that nodestate uses, and choose the dialect. Raises ``ConfigError``."""
     try:
+        url.encode()
         parsed = sa.make_url(url)
-    except (exc.ArgumentError, ValueError):  # also of a port that is no number
+    except (exc.ArgumentError, ValueError):  # also of a port that is no number, or of bytes that are not UTF-8
         raise ConfigError(f"sql {safe_url(url)!r} is no URL of a database; give {_EXAMPLES}") from None
     name = parsed.get_backend_name()
     if name not in _DIALECTS:

@@ -331,12 +331,13 @@ def test_user_who_may_only_read_can_read_and_is_refused_each_write(served: Datab
     store.close()
 
 
-def test_the_doctor_names_a_database_that_can_be_read_but_not_written(served: Database, served_store: SqlStore) -> None:
+def test_the_doctor_names_a_database_that_can_be_read_but_not_written(faulty_server: Database) -> None:
     """Regression: views and designs looked well, and nothing said why no consumer could write."""
-    config = Config(sql=served.url)
+    config = Config(sql=faulty_server.url)
     assert [finding.level for finding in examine_database(config)] == [OK]
-    records = ControlStore(config.cell, Stores([], served_store))
-    with read_only(served):
+    store = faulty_server.store()
+    records = ControlStore(config.cell, Stores([], store))
+    with read_only(faulty_server):
         for attempt in (
             lambda: examine_database(config),
             lambda: records.begin(record_from_settings(config, 0.0), records.read()),
@@ -344,6 +345,7 @@ def test_the_doctor_names_a_database_that_can_be_read_but_not_written(served: Da
             with pytest.raises(StoreRefusedError, match="must not be read-only"):
                 attempt()
     assert [finding.level for finding in examine_database(config)] == [OK]
+    store.close()
 
 
 def test_database_that_does_not_exist_is_named_in_the_error(served: Database) -> None:

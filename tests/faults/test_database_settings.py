@@ -50,6 +50,7 @@ def test_tables_have_transactions_whatever_the_default_engine_is(mariadb: Mariad
     assert engines(url) == {"InnoDB"}
 
 
+@pytest.mark.thorough
 def test_tables_that_an_earlier_version_made_without_transactions_are_refused_until_an_upgrade(
     mariadb: MariadbServer,
 ) -> None:
