@@ -53,7 +53,7 @@ class MemoryServer:
     whole seconds.
 
     Fault: with ``clock_behind_s`` the server's clock is late, as of a server that was frozen and whose timer has not
-    yet run: it tells times to live that are too long.
+    yet run: it tells times to live that are too long. The timer runs when a new connection is accepted.
 
     Args:
         name: name for messages.
@@ -261,6 +261,8 @@ class MemoryStore:
         """See ``ports.Store``."""
         if not self.server.ticks:
             return self.server.fetch(keys)
+        if not self._server_clock.is_known:
+            self.server.clock_behind_s = 0.0  # the thread that accepts a connection runs the timer, too
         clock = self._clock or self.server.clock
         sent_at, said = clock.monotonic(), self.server.tick()
         items = self.server.fetch(keys)

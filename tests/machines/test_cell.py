@@ -231,6 +231,38 @@ class CellStateMachine(RuleBasedStateMachine):
         else:
             getattr(self.cell.servers[number], kind)()
 
+    @rule(which=numbers, lasts_s=st.sampled_from([3.0, 8.0, 30.0]), who=numbers, times=st.integers(0, 2))
+    def freeze_server(self, which: int, lasts_s: float, who: int, times: int) -> None:
+        """A server is frozen, and answers before its clock ticks again."""
+        server = self.cell.servers[which % len(self.cell.servers)]
+        server.stop()
+        self.cell.change_some(0.7)
+        self.cell.pass_time(lasts_s)
+        server.start()
+        server.clock_behind_s = lasts_s
+        for reader in self.cell.readers:
+            reader.read(5.0)
+        for _ in range(times):
+            self.cell.members[who % len(self.cell.members)].step()
+        for reader in self.cell.readers:
+            reader.read(60.0)
+        server.clock_behind_s = 0.0
+
+    @rule(swaps=st.booleans(), keeps=st.booleans())
+    def reboot_controller(self, swaps: bool, keeps: bool) -> None:
+        """The broker and all memcached servers restart, and members may get each other's partitions."""
+        cell = self.cell
+        cell.broker.stop(lose_unconfirmed=not keeps)
+        for number in range(len(cell.servers)):
+            cell.restart_server(number)
+        for member in list(cell.members):
+            member.step()
+        if swaps:
+            first, second = (member.source.inner for member in cell.members)
+            first.partitions, second.partitions = second.partitions, first.partitions
+            first.standby, second.standby = second.standby, first.standby
+        cell.broker.start()
+
     @precondition(lambda self: self.cell.database is not None)
     @rule(kind=st.sampled_from(["stop", "start", "start", "back up", "back up", "restore", "delete", "restart"]))
     def disturb_database(self, kind: str) -> None:
