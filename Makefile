@@ -9,10 +9,11 @@ WORKERS     ?= 2
 PARALLEL    := --numprocesses=$(WORKERS) --dist=worksteal
 # How long `make test-all` injects random faults.
 SOAK_MINUTES ?= 5
+EXPLORE_ARGS ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-loaded check lint types fast bench lock clean
+.PHONY: help demo test test-all test-loaded explore check lint types fast bench lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,6 +34,9 @@ test-all: $(READY) .venv/.bench  ## also tests marked "thorough", HYPOTHESIS_PRO
 test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run beside them
 	tests/services/ensure.sh
 	$(BIN)/python -m harness.busy_loops 2 $(BIN)/python -m pytest tests/faults $(PARALLEL) $(PYTEST_ARGS)
+
+explore: $(READY)  ## take every interleaving of small worlds, as deep as 30 minutes reach (EXPLORE_ARGS=--help)
+	$(BIN)/python -m tests.explorer $(EXPLORE_ARGS)
 
 check: lint types fast  ## lint, types and the tests that need no server
 

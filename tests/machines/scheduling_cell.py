@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 from nodestate.agent.agent import Agent
@@ -17,6 +17,7 @@ from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.designs.reader import Reader
+from nodestate.errors import BadRequestError, StaleViewError, StoreUnavailableError
 from nodestate.model import Receipt, partitioning
 from nodestate.model.orders import Answer, Order
 from nodestate.ports import Item, Write, WriteResult
@@ -81,7 +82,8 @@ class CrashPoint:
     calls_left: int | None = None
     """How many calls still succeed; None: all of them."""
 
-    def count_call(self) -> None:
+    def count_call(self, _call: str = "") -> None:
+        """Called before each call. ``_call`` names it."""
         if self.calls_left is not None:
             self.calls_left -= 1
             if self.calls_left < 0:
@@ -96,13 +98,13 @@ class CrashingClaimStore(MemoryStore):
         self._crash_point = crash_point
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
-        self._crash_point.count_call()
+        self._crash_point.count_call("fetch")
         return super().fetch(keys)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         written = []
         for write in writes:
-            self._crash_point.count_call()
+            self._crash_point.count_call(f"{write.put.value} {write.key.split(':')[2]}")
             written += super().write([write])
         return written
 
@@ -116,15 +118,16 @@ class CrashingCourier:
 
     @property
     def reply_to(self) -> str:
+        self._crash_point.count_call("make orders")
         return self._inner.reply_to
 
     def send(self, orders: Sequence[Order], expires_s: float) -> None:
         for order in orders:
-            self._crash_point.count_call()
+            self._crash_point.count_call("send an order")
             self._inner.send([order], expires_s)
 
     def answers(self, timeout_s: float) -> list[Answer]:
-        self._crash_point.count_call()
+        self._crash_point.count_call("take answers")
         return self._inner.answers(timeout_s)
 
     def close(self) -> None:
@@ -164,7 +167,7 @@ class SchedulerProcess:
 
     def __init__(self, cell: SchedulingCell, name: str, seed: int) -> None:
         config, clock = cell.config, cell.clock
-        self.crash_point = CrashPoint()
+        self.crash_point = cell.crash_points()
         self.courier = cell.broker.courier()
         stores = Stores([MemoryStore(server) for server in cell.servers])
         self.reader = LaggingReader(config, stores=stores, clock=clock)
@@ -192,13 +195,20 @@ class SchedulingCell:
         states: The state of each node, by its name.
         seed: Two cells with the same seed run in the same way.
         servers: The number of memcached servers, for claims and states.
+        clock: The clock of all processes; None for one on which a sleep lets the other processes run.
         more: More settings of the cell.
     """
 
     def __init__(
-        self, states: Mapping[str, Mapping[str, Any]], *, seed: int = 0, servers: int = 2, **more: Any
+        self,
+        states: Mapping[str, Mapping[str, Any]],
+        *,
+        seed: int = 0,
+        servers: int = 2,
+        clock: CooperativeClock | None = None,
+        **more: Any,
     ) -> None:
-        self.clock = CooperativeClock()
+        self.clock = clock or CooperativeClock()
         self.config = Config(
             cell=CELL, partitions=2, designs=("snapshot",), read_design="snapshot", resync_jitter_s=0.5, **more
         )
@@ -226,6 +236,9 @@ class SchedulingCell:
         self.clock.run_others = self.step_agents
         self.overcommitments: list[str] = []
         """Allocations of the agent that exceeded a bound, in words; must stay empty."""
+
+    crash_points: type[CrashPoint] = CrashPoint
+    """A new scheduler calls one before each of its calls."""
 
     def _agent(self) -> Agent:
         self.sink = CrashingSink(self.broker, self.agent_crash_point)
@@ -400,3 +413,8 @@ def _anti_affinity_groups(allocations: Mapping[str, Any]) -> Iterator[str]:
     for allocation in allocations.values():
         if allocation.get("hints", {}).get("group_policy") == "anti-affinity":
             yield allocation["group"]
+
+
+def allowed_errors() -> AbstractContextManager[None]:
+    """Accept the errors that a scheduler may raise while the consumer, the agent or servers are away."""
+    return suppress(StaleViewError, BadRequestError, TimeoutError, StoreUnavailableError)

@@ -551,6 +551,8 @@ class JudgedReader:
         self._cell = cell
         self.stores, stores = cell.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
         self._reader = Reader(cell.config, design=design, stores=stores, clock=cell.clock)
+        self.last: View | None = None
+        """The last view that was judged."""
         self._offsets: dict[tuple[str, int], int] = {}
         self._versions: dict[tuple[str, int, str], Version] = {}
 
@@ -563,6 +565,7 @@ class JudgedReader:
             assert not (view.stale | view.incomplete) & set(view.nodes), "exclude leaves stale nodes out"
         for partition in view.partitions:
             self._judge(partition, view)
+        self.last = view
         return view
 
     def _judge(self, state: PartitionState, view: View) -> None:
@@ -643,18 +646,21 @@ class SimulatedCell:
         follows_control: bool = False,
         servers_b: int = 0,
         database: bool = False,
+        config: Config | None = None,
+        clock: ManualClock | None = None,
+        server: type[WitnessedServer] = WitnessedServer,
     ) -> None:
         self.rng = random.Random(seed)
         self.follows_control = follows_control
-        self.clock = ManualClock()
-        self.config = Config(partitions=partitions, designs=designs, read_design=designs[0])
+        self.clock = clock or ManualClock()
+        self.config = config or Config(partitions=partitions, designs=designs, read_design=designs[0])
+        partitions, designs = self.config.partitions, self.config.designs
         self.truth = GroundTruth(self.clock)
         self.servers = [
-            WitnessedServer(self.truth, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
+            server(self.truth, f"store-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers)
         ]
         self.servers_b = [
-            WitnessedServer(self.truth, f"store-b-{n}", self.clock, max_bytes, no_evict=no_evict)
-            for n in range(servers_b)
+            server(self.truth, f"store-b-{n}", self.clock, max_bytes, no_evict=no_evict) for n in range(servers_b)
         ]
         """The servers of the designs journal_b and snapshot_b."""
         in_database = database or any(DESIGNS[name].store_role is StoreRole.SQL for name in designs)

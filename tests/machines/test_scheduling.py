@@ -5,7 +5,6 @@ See ``scheduling_cell`` for the simulated cell, and docs/concepts/consistency.md
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from hypothesis import settings
@@ -13,12 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
-from nodestate.errors import BadRequestError, StaleViewError, StoreUnavailableError
 from nodestate.scheduling.orders.boot import Boot, Booted
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed
-from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
+from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell, allowed_errors
 
 NODES = [f"node-{number}" for number in range(4)]
 STATE: dict[str, Any] = {"status": "up", "inventory": {"VCPU": {"total": 4}, "MEMORY_MB": {"total": 4_000}}}
@@ -295,11 +293,6 @@ class SchedulingMachine(RuleBasedStateMachine):
                 f"{reservation}: {members & placed.keys()} of {members} are placed"
             )
         assert [claim for node in NODES for claim in cell.claims(node)] == []
-
-
-def allowed_errors() -> AbstractContextManager[None]:
-    """Accept the errors that a scheduler may raise while the consumer, the agent or servers are away."""
-    return suppress(StaleViewError, BadRequestError, TimeoutError, StoreUnavailableError)
 
 
 TestScheduling = SchedulingMachine.TestCase

@@ -19,7 +19,7 @@ class DeadlineQueue:
     def __init__(self, servers: ClaimServers) -> None:
         self._servers = servers
         """The servers of the records."""
-        self._heaps: dict[int, list[tuple[float, str]]] = {id(server): [] for server in servers}
+        self._heaps: dict[ClaimStore, list[tuple[float, str]]] = {server: [] for server in servers}
         """The (deadline, node) pairs of each server. A pair is out of date if ``_next`` has another deadline."""
         self._next: dict[str, float] = {}
         """The deadline that is scheduled for each node."""
@@ -28,11 +28,11 @@ class DeadlineQueue:
         """Set a node's earliest deadline in place of the previous one. None changes nothing."""
         if deadline is not None and self._next.get(node) != deadline:
             self._next[node] = deadline
-            heapq.heappush(self._heaps[id(self._servers.of(node))], (deadline, node))
+            heapq.heappush(self._heaps[self._servers.of(node)], (deadline, node))
 
     def has_any(self, server: ClaimStore) -> bool:
         """Return whether a node of this server has a deadline."""
-        return bool(self._heaps[id(server)])
+        return bool(self._heaps[server])
 
     def pop_passed(self, server: ClaimStore, now: float) -> Iterator[str]:
         """Remove and yield the nodes of a server whose deadline is at least ``CLOCK_S`` in the past.
@@ -41,7 +41,7 @@ class DeadlineQueue:
             server: The server.
             now: Seconds of that server's clock.
         """
-        heap = self._heaps[id(server)]
+        heap = self._heaps[server]
         while heap and heap[0][0] + CLOCK_S <= now:
             deadline, node = heapq.heappop(heap)
             if self._next.get(node) == deadline:

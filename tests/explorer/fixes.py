@@ -1,0 +1,69 @@
+"""Fixes that can be taken out, to show that the explorer finds each fault again.
+
+Each entry of ``FIXES`` restores the behaviour before a fix. A name is the row of the fault's report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from nodestate.consumers.owned_partitions import OwnedPartitions
+from nodestate.ports import Write, WriteResult
+from nodestate.scheduling.orders.boot_tracker import BootTracker
+from nodestate.scheduling.orders.deadlines import OrderDeadlines
+from nodestate.store.server_clock import ServerClock
+from tests.explorer.cell_world import PausingStore
+
+Patch = tuple[type, str, Callable[..., Any]]
+"""A class, the name of one of its methods, and what replaces the method."""
+
+
+def _forget_former(self: OwnedPartitions) -> None:
+    _drop_all(self)
+    self.former.clear()
+
+
+def _write_as_of_now(self: PausingStore, writes: Sequence[Write]) -> list[WriteResult]:
+    return _write(self, [write._replace(as_of=None) for write in writes])
+
+
+def _no_lag(_self: ServerClock, *_moments: float) -> float:
+    return 0.0
+
+
+def _deadline_from_now(self: OrderDeadlines, placing: Any) -> float | None:  # noqa: ARG001 - it ignored the claim
+    return self._clock.time() + self._answer_timeout_s
+
+
+def _adopt_where_asked(self: BootTracker, boot: Any) -> bool:
+    row = self._fleet.authoritative_row(boot.placing.instance)
+    asked = {copy.node for copy in boot.possible_copies}
+    return row is not None and self._fleet.names[row] in asked and _adopt_shown(self, boot)
+
+
+_drop_all = OwnedPartitions.drop_all
+_write = PausingStore.write
+_adopt_shown = BootTracker._adopt_shown
+
+FIXES: Final[dict[str, Patch]] = {
+    "V1": (ServerClock, "observe", _no_lag),
+    "V4": (OrderDeadlines, "of", _deadline_from_now),
+    "V8": (BootTracker, "_adopt_shown", _adopt_where_asked),
+    "V9": (OwnedPartitions, "drop_all", _forget_former),
+    "V10": (PausingStore, "write", _write_as_of_now),
+}
+"""By the name of a fault, how its fix is taken out."""
+
+
+@contextmanager
+def without(name: str) -> Iterator[None]:
+    """Take a fix out for a while. Processes that are forked meanwhile run without it, too."""
+    owner, method, replacement = FIXES[name]
+    before = getattr(owner, method)
+    setattr(owner, method, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, method, before)
