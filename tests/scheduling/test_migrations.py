@@ -6,13 +6,14 @@ import pytest
 
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import NotFoundError
+from nodestate.scheduling.claims import UNSURE_S
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.orders.boot import Boot, Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S, Termination
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.reservations import Confirmed
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve, wanted
+from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, wanted
 
 
 def begin_migration(process: SchedulerProcess, instance: str) -> Boot:
@@ -347,6 +348,20 @@ def test_a_copy_on_a_dead_node_is_ended_with_its_terminated_instance_when_the_no
     cell.power_on_all()
     cell.run_for(60.0)
     assert cell.nodes_by_instance() == {}
+
+
+@pytest.mark.parametrize("resources", [{"VCPU": 1, "DISK_GB": 0}, {}])
+def test_an_instance_with_no_amount_of_something_can_be_evacuated(resources: dict[str, int]) -> None:
+    """C4: an agent reported it so, and no node has the class; nothing of it is needed elsewhere, either."""
+    full = {**STATE, "usage": resources, "allocations": {"i": {"resources": resources}}}
+    cell = SchedulingCell({"n0": full, "n1": STATE})
+    cell.wait_until_complete()
+    process = cell.start_scheduler("s0")
+    process.scheduler.refresh()
+    cell.run_for(UNSURE_S + 2.0)
+    [moved] = process.scheduler.migrations.evacuate("n0")
+    assert isinstance(moved, Booted)
+    assert moved.node == "n1"
 
 
 def test_an_instance_of_a_node_that_left_keeps_its_id_and_is_evacuated() -> None:

@@ -26,7 +26,7 @@ from nodestate.scheduling.request.limits import (
     MAX_HOLD_S,
     MIN_HOLD_S,
 )
-from nodestate.scheduling.request.vocabulary import check_class, check_trait
+from nodestate.scheduling.request.vocabulary import check_class
 
 
 class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,7 +80,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """
 
     resources: Annotated[dict[str, int], Meta(max_length=MAX_CLASSES_COUNT)]
-    """For each resource class the amount that one instance needs."""
+    """For each resource class the amount that one instance needs. An amount of 0 is removed."""
     count: int = 1
     """How many instances to place."""
     instances: Instances = ()
@@ -129,11 +129,11 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def __post_init__(self) -> None:
         check_fields(self)
         _check_resources(self.resources)
+        if not all(self.resources.values()):
+            amounts = {name: amount for name, amount in self.resources.items() if amount}
+            msgspec.structs.force_setattr(self, "resources", amounts)
         _check_between("count", self.count, 1, MAX_COUNT)
         _check_between("alternates", self.alternates, 0, MAX_ALTERNATES_COUNT)
-        for field in ("required_traits", "any_traits", "forbidden_traits"):
-            for trait in getattr(self, field):
-                check_trait(field, trait)
         if self.instances and len(self.instances) != self.count:
             reason = (
                 f"{len(self.instances)} ids for a count of {self.count}; give one id for each instance, or no count"
@@ -279,14 +279,12 @@ def check_hold(seconds: float) -> None:
 
 
 def _check_resources(resources: Mapping[str, int]) -> None:
-    """Raise ``BadRequestError`` unless there is a resource class, and all classes and amounts are valid."""
-    if not resources:
-        raise BadRequestError("resources", "empty; name at least one resource class, as in VCPU: 1")
+    """Raise ``BadRequestError`` unless all classes and amounts are valid."""
     for name, amount in resources.items():
         field = f"resources.{name}"
         check_class(field, name)
-        if not 0 < amount <= MAX_AMOUNT:
-            raise BadRequestError(field, UNLIMITED if amount == -1 else f"{amount:,}; want 1 to {MAX_AMOUNT:,}")
+        if not 0 <= amount <= MAX_AMOUNT:
+            raise BadRequestError(field, UNLIMITED if amount == -1 else f"{amount:,}; want 0 to {MAX_AMOUNT:,}")
 
 
 def _check_hints(hints: Mapping[str, Any]) -> None:
