@@ -353,7 +353,8 @@ def test_a_copy_on_a_dead_node_is_ended_with_its_terminated_instance_when_the_no
 @pytest.mark.parametrize("resources", [{"VCPU": 1, "DISK_GB": 0}, {}])
 def test_an_instance_with_no_amount_of_something_can_be_evacuated(resources: dict[str, int]) -> None:
     """C4: an agent reported it so, and no node has the class; nothing of it is needed elsewhere, either."""
-    full = {**STATE, "usage": resources, "allocations": {"i": {"resources": resources}}}
+    usage = {name: amount for name, amount in resources.items() if amount}
+    full = {**STATE, "usage": usage, "allocations": {"i": {"resources": resources}}}
     cell = SchedulingCell({"n0": full, "n1": STATE})
     cell.wait_until_complete()
     process = cell.start_scheduler("s0")
