@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.model import parse_event
 from nodestate.model.orders import Answer, Order
+from nodestate.model.presence import Presence
 from nodestate.ports import Resync
 
 
@@ -53,6 +54,14 @@ class RecordingSink:
         """Do nothing: there are no orders."""
 
     def orders(self) -> list[Order]:
+        return []
+
+    def announce(self, presence: Presence) -> None:
+        """Lose the presence."""
+        assert presence.life
+        self._check()
+
+    def presences(self) -> list[Presence]:
         return []
 
     def answer(self, queue: str, answer: Answer) -> None:

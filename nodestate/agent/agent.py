@@ -10,8 +10,10 @@ from typing import Any, Final
 import structlog
 
 from nodestate.agent.admission import Admission
+from nodestate.agent.agent_stats import AgentStats
 from nodestate.agent.diff import InexpressibleError, diff_patch
 from nodestate.agent.incarnation import IncarnationLock, state_directory
+from nodestate.agent.name_conflicts import NameConflicts
 from nodestate.agent.publisher import FLUSH_PAUSE_S, Publisher, concerns
 from nodestate.agent.schedules import HeartbeatSchedule, ReportSchedule
 from nodestate.agent.sources import (
@@ -36,34 +38,6 @@ from nodestate.ports.backoff import Backoff
 
 MAX_WAIT_S: Final = 0.25
 """Longest wait of one step of ``run``. Between two steps, ``run`` checks whether it should stop."""
-
-
-@dataclass(slots=True)
-class AgentStats:
-    """Counters of one agent, since it started."""
-
-    reports: int = 0
-    """Reports published."""
-    changes: int = 0
-    """Changes published."""
-    heartbeats: int = 0
-    """Heartbeats published."""
-    resyncs: int = 0
-    """Resync requests for reports that concerned at least one of the agent's nodes."""
-    censuses: int = 0
-    """Census requests answered."""
-    sent_again: int = 0
-    """Reports and leaves published because an event was lost."""
-    admitted: int = 0
-    """Orders that built or changed an instance."""
-    refused: int = 0
-    """Orders refused."""
-    ended: int = 0
-    """Orders that ended an instance."""
-    bad: int = 0
-    """Readings of sources that were refused because a state or patch was invalid."""
-    broker_errors: int = 0
-    """Failed calls of the broker."""
 
 
 @dataclass(slots=True)
@@ -93,6 +67,7 @@ class Agent:
         an event was lost while the broker was away --> one report of the newest state, when the broker is back
         the source says that the node is gone, or ``close(leave=True)`` --> leave
         the source says that the node is silent --> nothing, until the source reads the node again
+        an agent of higher rank reports the node --> nothing any longer (``NameConflicts``)
         an order --> its effect or its refusal as a change, and then the answer (``Admission``)
 
     ``step`` uses only an injected clock, sources, sink and inbox, so a seeded simulation can run it. It raises nothing
@@ -110,6 +85,8 @@ class Agent:
         inbox: gives resync requests and orders.
         incarnation: the incarnation of all nodes, for which no file and no lock is used. If None, the nodes of each
             source get the next incarnation from the source's file.
+        life: a random token of this process; empty for a new one.
+        host: the name of this machine; empty to ask the machine.
     """
 
     def __init__(
@@ -122,6 +99,8 @@ class Agent:
         *,
         inbox: AgentInbox,
         incarnation: int | None = None,
+        life: str = "",
+        host: str = "",
     ) -> None:
         self.config = config
         """Settings of the cell."""
@@ -159,6 +138,10 @@ class Agent:
         """New nodes, whose orders the inbox must begin to receive."""
         self._admission = Admission(clock, self.publishers, self._admitting_source, self._publish_outcome)
         """Carries out orders."""
+        self._conflicts = NameConflicts(
+            inbox, clock, self.publishers, self._publish_outcome, life, host, config.heartbeat_s
+        )
+        """Finds other agents that report the same nodes."""
         try:
             for source in sources:
                 lock, number = None, incarnation
@@ -267,6 +250,8 @@ class Agent:
             if isinstance(reading, NodeSilent):
                 self._silent.add(reading.node)
                 return
+            if reading.node in self._conflicts.lost:
+                return
             self._silent.discard(reading.node)
             publisher = self.publishers.get(reading.node)
             if publisher is None:
@@ -286,7 +271,7 @@ class Agent:
         A live node gets a change, or a report if no patch can express the difference. A node that is new or has left
         gets a report. Publishes nothing if a live node has this state already.
         """
-        state = self._admission.refusals.merged_into(publisher.node, state)
+        state = self._conflicts.merged_into(publisher.node, self._admission.refusals.merged_into(publisher.node, state))
         if publisher.live:
             try:
                 patch = diff_patch(publisher.state(), dict(state))
@@ -321,7 +306,7 @@ class Agent:
 
     def _leave(self, name: str) -> None:
         publisher = self.publishers.get(name)
-        if publisher is not None and publisher.live:
+        if publisher is not None and publisher.live and name not in self._conflicts.lost:
             publisher.leave()
 
     # -- events that are due
@@ -329,7 +314,7 @@ class Agent:
     def _send_heartbeats(self, now: float) -> None:
         for name in self._heartbeats.due(now):
             publisher = self.publishers[name]
-            if publisher.live and name not in self._silent and not self._source_of[name].failing:
+            if publisher.live and not self._is_mute(name) and not self._source_of[name].failing:
                 publisher.heartbeat()
                 self.stats.heartbeats += 1
 
@@ -338,7 +323,7 @@ class Agent:
             return
         for name in self._requested_reports.due(now):
             publisher = self.publishers[name]
-            if publisher.version.generation > 0 and name not in self._silent:
+            if publisher.version.generation > 0 and not self._is_mute(name):
                 publisher.republish()
                 self.stats.reports += 1
 
@@ -346,7 +331,7 @@ class Agent:
         """Publish the newest state of every node of which an event was lost."""
         if not self._dirty or not self._backoff.ready:
             return
-        dirty = list(self._dirty)
+        dirty = [name for name in self._dirty if name not in self._conflicts.lost]
         self._dirty.clear()
         for name in dirty:
             publisher = self.publishers[name]
@@ -382,7 +367,7 @@ class Agent:
 
     def _take_resync(self, resync: Resync) -> None:
         """Answer a census at once. For any other request, schedule a report of each node that the request concerns."""
-        names = [name for name in self._concerned_nodes(resync) if name not in self._silent]
+        names = [name for name in self._concerned_nodes(resync) if not self._is_mute(name)]
         if resync.census:
             for name in names:
                 self.publishers[name].answer_census(resync.census)
@@ -405,20 +390,27 @@ class Agent:
     # -- orders
 
     def _take_orders(self) -> None:
-        """Carry out and answer the orders that have come. Orders for silent nodes are dropped without an answer."""
+        """Carry out and answer the orders that have come. Orders for mute nodes are dropped without an answer."""
         if not self._backoff.ready:
             return
         try:
-            orders = [order for order in self._inbox.orders() if order.node not in self._silent]
+            received = self._inbox.orders()
+            self._inbox.stop_listening_for(self._conflicts.receive(self._inbox.presences()))
+            orders = [order for order in received if not self._is_mute(order.node)]
             answers = self._admission.carry_out(orders)
             for order, answer in zip(orders, answers, strict=True):
                 if order.reply_to and self._backoff.ready:
                     self._inbox.answer(order.reply_to, answer)
+            self._conflicts.send_due()
         except BrokerUnavailableError as error:
             self._broker_failed(error)
         self.stats.admitted = self._admission.admitted
         self.stats.refused = self._admission.refused
         self.stats.ended = self._admission.ended
+
+    def _is_mute(self, name: str) -> bool:
+        """Return whether the agent sends nothing for a node: it is silent, or another agent reports it."""
+        return name in self._silent or name in self._conflicts.lost
 
     def _admitting_source(self, name: str) -> AdmittingSource | None:
         source = self._source_of[name].source
@@ -432,7 +424,10 @@ class Agent:
             return
         nodes, self._not_listened_for = self._not_listened_for, []
         try:
+            self._conflicts.add(nodes)
             self._inbox.listen_for(nodes)
+            if self._backoff.ready:
+                self._conflicts.send_due()
         except BrokerUnavailableError as error:  # the inbox has noted the nodes, and listens when the broker is back
             self._broker_failed(error)
 

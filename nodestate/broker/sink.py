@@ -17,6 +17,7 @@ from nodestate.broker.topology import REBIND_S, Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
+from nodestate.model.presence import Presence, decode_presence, encode_presence
 from nodestate.ports import Clock, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3
@@ -66,6 +67,8 @@ class KombuSink:
         """Nodes whose orders the sink listens for."""
         self._order_bodies: list[bytes] = []
         """Orders that arrived and are not yet returned."""
+        self._presences: list[Presence] = []
+        """Presences that arrived and are not yet returned."""
         self.bad_orders = 0
         """Number of orders that could not be decoded."""
 
@@ -166,8 +169,22 @@ class KombuSink:
                 if order.node in self._nodes:
                     orders.append(order)
             except BadEventError as error:
-                self._refuse(body, error)
+                presence = decode_presence(body)
+                if presence is None:
+                    self._refuse(body, error)
+                elif presence.node in self._nodes:
+                    self._presences.append(presence)
         return orders
+
+    def announce(self, presence: Presence) -> None:
+        """Send a presence to all agents that listen for its node."""
+        with self._sessions.use() as session:
+            session.send(Topology.of(self._config).orders, presence.node, encode_presence(presence))
+
+    def presences(self) -> list[Presence]:
+        """Presences that the last call of ``orders`` found."""
+        presences, self._presences = self._presences, []
+        return presences
 
     def answer(self, queue: str, answer: Answer) -> None:
         """Send the outcome of an order to the scheduler that gave it. It is lost silently if that queue is gone."""

@@ -7,7 +7,7 @@
     queue    nodestate.{cell}.dead                        messages that were given up, the reason in a header
     exchange nodestate.{cell}.control            fanout   one exclusive queue per agent: resync requests
     exchange nodestate.{cell}.orders             direct   routing key = node; one exclusive queue per agent, bound once
-                                                          per node
+                                                          per node: orders, and presences of other agents
 
 Layouts exist side by side: an event goes into one queue of each, and is confirmed when it is in all of them. So
 publishers need not know the layouts. A consumer declares the queues of its layout whenever it connects. Every other

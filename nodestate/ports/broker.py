@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nodestate.model.orders import Answer, Order
+from nodestate.model.presence import Presence
 
 ACTIVATION: Final = b"\xc1nodestate poke "
 """Body of an activation message, and the first bytes of a watermark message: the two marker messages that a consumer
@@ -158,6 +159,12 @@ class AgentInbox(Protocol):
 
         An order that cannot be decoded is answered with ``bad-order`` if it names a queue for answers.
         """
+
+    def announce(self, presence: Presence) -> None:
+        """Send a presence to all agents that listen for its node, also to this one. The message may get lost."""
+
+    def presences(self) -> list[Presence]:
+        """Return the presences that the last call of ``orders`` found."""
 
     def answer(self, queue: str, answer: Answer) -> None:
         """Send the outcome of an order to the queue of its scheduler. The message may get lost."""

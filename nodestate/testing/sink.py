@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nodestate.errors import BadEventError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
+from nodestate.model.presence import Presence, decode_presence, encode_presence
 from nodestate.ports import Resync
 from nodestate.testing.queues import MemoryMessage, MemoryQueue
 from nodestate.testing.transit import TransitMessage
@@ -51,6 +52,8 @@ class MemorySink:
         """Resync requests that arrived and are not yet returned."""
         self.order_messages: list[TransitMessage] = []
         """Orders that arrived and are not yet returned."""
+        self._presences: list[Presence] = []
+        """Presences that arrived and are not yet returned."""
         self.bad_orders = 0
         """Number of orders that could not be decoded."""
         self._nodes: dict[str, None] = {}
@@ -128,11 +131,25 @@ class MemorySink:
                 if order.node in self._nodes:
                     orders.append(order)
             except BadEventError as error:
+                presence = decode_presence(message.body)
+                if presence is not None:
+                    self._presences.append(presence)
+                    continue
                 self.bad_orders += 1
                 refusal = bad_order(message.body, error)
                 if refusal is not None:
                     self.answer(*refusal)
         return orders
+
+    def announce(self, presence: Presence) -> None:
+        """Send a presence to all agents that listen for its node."""
+        self._ensure_connected()
+        self._broker.transit.send(TransitMessage("presence", presence.node, encode_presence(presence)))
+
+    def presences(self) -> list[Presence]:
+        """Presences that the last call of ``orders`` found."""
+        presences, self._presences = self._presences, []
+        return presences
 
     def answer(self, queue: str, answer: Answer) -> None:
         """Send the outcome of an order to the scheduler that gave it."""

@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # connections know the transit, and the transit the connectio
 
 @dataclass(frozen=True, slots=True)
 class TransitMessage:
-    """An order on its way to the node ``to``, or an answer on its way to the queue ``to``.
+    """An order or a presence on its way to the node ``to``, or an answer on its way to the queue ``to``.
 
-    ``kind`` is "order" or "answer". ``expires_at``: time of the broker's clock at which an order is dropped.
-    ``sender``: the courier of an order.
+    ``kind`` is "order", "presence" or "answer". ``expires_at``: time of the broker's clock at which an order is
+    dropped. ``sender``: the courier of an order.
     """
 
     kind: str

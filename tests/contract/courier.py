@@ -13,6 +13,7 @@ from harness.waiting import PATIENCE_S
 from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.model import Version
 from nodestate.model.orders import Answer, Build, End, Order
+from nodestate.model.presence import Presence
 from nodestate.ports import AgentInbox, Courier, Sink
 
 FOREVER_S = 3_600.0
@@ -157,6 +158,22 @@ class CourierContract:
         assert [answer.version for answer in answers] == [Version(5, 1), Version(0, 0)]
         other.resyncs(QUIET_S)
         assert other.orders() == []
+
+    def test_a_presence_reaches_all_agents_that_listen_for_its_node(self, bench: OrderBench) -> None:
+        one, two, other = bench.agent("n1"), bench.agent("n1"), bench.agent("n2")
+        presence = Presence(node="n1", incarnation=5, generation=7, life="token", host="host-1")
+        one.announce(presence)
+        for sink in (one, two):
+            found: list[Presence] = []
+            deadline = time.monotonic() + PATIENCE_S
+            while not found:
+                assert time.monotonic() < deadline, "the presence did not come"
+                sink.resyncs(0.05)
+                assert [order for order in sink.orders() if order.id != "who is there"] == []
+                found = sink.presences()
+            assert found == [presence]
+        other.resyncs(0.0)
+        assert (other.orders(), other.presences(), other.bad_orders) == ([], [], 0)
 
     def test_an_order_without_a_listening_agent_is_answered_at_once(self, bench: OrderBench) -> None:
         """A scheduler that waited for the deadline would hold its claim in vain."""

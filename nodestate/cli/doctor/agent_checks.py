@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from nodestate.agent.incarnation import files_ahead, state_directory
+from nodestate.agent.name_conflicts import PRESENCE_HEARTBEATS_COUNT
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
 from nodestate.model import NodeRecord
@@ -17,6 +18,8 @@ SKEW_S: Final = 2.0
 """Seconds that the clock of a node may be ahead before it is reported."""
 EXPIRED_S: Final = 600.0
 """Seconds for which an order that a node refused as expired is reported."""
+RECENT_PRESENCES_COUNT: Final = 3
+"""Two agents of one name are reported until the other one has not been heard of for this many of its presences."""
 SILENT_HEARTBEATS: Final = 3
 """A node that missed this many heartbeats is reported."""
 
@@ -41,6 +44,7 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
         says = f"{len(ages):,} node{'' if len(ages) == 1 else 's'}, all with a recent sign of life"
         yield Finding(OK, "agents", says if ages else "no node has reported yet")
     yield from examine_clocks(view, now)
+    yield from examine_names(config, view, now)
 
 
 def examine_incarnations(config: Config, now: float) -> Iterator[Finding]:
@@ -81,6 +85,24 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
             "compare the time of a scheduler's machine and of these nodes (NTP): schedulers measure and allow for the "
             "difference, at the cost of one more order; if all nodes are named, the scheduler's own clock is wrong",
         )
+
+
+def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
+    """Examine whether two agents report the same node. ``now`` is this machine's time, in seconds since 1970."""
+    recent_s = RECENT_PRESENCES_COUNT * PRESENCE_HEARTBEATS_COUNT * config.heartbeat_s
+    for record in view.nodes.records():
+        if not record.live or b"same_name" not in record.rest:  # decodes only the few states that may name two agents
+            continue
+        same_name = record.state().get("namespaces", {}).get("nodestate", {}).get("same_name", {})
+        hosts = same_name.get("hosts", [])
+        if len(hosts) == 2 and now - same_name.get("at", 0.0) < recent_s:
+            yield Finding(
+                FAIL,
+                "agents",
+                f"two agents report {record.name}: one on {hosts[0]}, whose state is shown, and one on {hosts[1]}, "
+                "which was told to stop reporting",
+                "stop one of the two agents, or give its node another name and restart it",
+            )
 
 
 def _refused_as_expired(record: NodeRecord, now: float) -> bool:

@@ -1,0 +1,167 @@
+r"""Name conflicts: two agents, mostly on two machines, report the same node.
+
+Each would build every order for the node, and readers would see the state of one of them alone. So an agent sends a
+``Presence`` when it begins to listen for a node, and again every ``PRESENCE_HEARTBEATS_COUNT`` heartbeats. All agents
+that listen for the node receive it, also the sender itself::
+
+    reporting --a presence of higher rank--> lost: no events, no orders, no answers; only presences, until its end
+    reporting --a presence of lower rank--> reporting; its state names both hosts, and it sends its own presence at once
+
+The agent with the higher incarnation keeps the node, because consumers take its events alone in any case. The other one
+stays silent and does not answer orders: the scheduler would take the first of two answers. It does not end, because a
+supervisor would start it again, with the highest incarnation.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+
+from nodestate.agent.publisher import Publisher
+from nodestate.agent.schedules import HeartbeatSchedule
+from nodestate.agent.sources import FullState, StatePatch
+from nodestate.model.presence import Presence
+from nodestate.ports import AgentInbox, Clock
+
+PRESENCE_HEARTBEATS_COUNT: Final = 30
+"""Heartbeats between two presences of a node."""
+MAX_PRESENCES_COUNT: Final = 200
+"""Presences that one step sends at most, so that an agent of many nodes is not delayed."""
+MAX_REPUBLISHED_COUNT: Final = 1_000
+"""Reports that an agent sends at most to get ahead of another agent's generation."""
+
+
+class NameConflicts:
+    """Sends the presences of one agent's nodes, and gives up the nodes that an agent of higher rank reports.
+
+    Args:
+        inbox: Sends and receives presences.
+        clock: Wall-clock and monotonic time.
+        publishers: The agent's publishers, by name of the node.
+        publish: Publishes a reading of a node.
+        life: A random token of this process; empty for a new one.
+        host: The name of this machine; empty to ask the machine.
+        heartbeat_s: Seconds between two heartbeats of a node.
+    """
+
+    def __init__(
+        self,
+        inbox: AgentInbox,
+        clock: Clock,
+        publishers: Mapping[str, Publisher],
+        publish: Callable[[FullState | StatePatch], None],
+        life: str,
+        host: str,
+        heartbeat_s: float,
+    ) -> None:
+        self.lost: set[str] = set()
+        """Names of the nodes that an agent of higher rank reports."""
+        self._inbox = inbox
+        """Sends and receives presences."""
+        self._clock = clock
+        """Wall-clock and monotonic time."""
+        self._publishers = publishers
+        """The agent's publishers, by name of the node."""
+        self._publish = publish
+        """Publishes a reading of a node."""
+        self._life = life or uuid.uuid4().hex
+        """The random token of this process."""
+        self._host = host or socket.gethostname()
+        """The name of this machine."""
+        self._schedule = HeartbeatSchedule(PRESENCE_HEARTBEATS_COUNT * heartbeat_s, random.Random(self._life))
+        """When each node's next presence is due, after the first one."""
+        self._scheduled: set[str] = set()
+        """The nodes in the schedule."""
+        self._due: list[str] = []
+        """Nodes whose presence must be sent now."""
+        self._rivals: dict[str, dict[str, Any]] = {}
+        """By node, the agents of lower rank: what the node's state says of them."""
+        self._log = structlog.get_logger("nodestate.agent")
+        """The agent's logger."""
+
+    def add(self, nodes: Sequence[str]) -> None:
+        """Send the presences of these nodes with the next step, and repeat them from then on."""
+        now = self._clock.monotonic()
+        for node in nodes:
+            if node not in self._scheduled:
+                self._scheduled.add(node)
+                self._schedule.add(node, now)
+        self._due += nodes
+
+    def send_due(self) -> None:
+        """Send the presences that are due. Raises ``BrokerUnavailableError``: they are sent later then."""
+        self._due += self._schedule.due(self._clock.monotonic())
+        nodes = self._due[:MAX_PRESENCES_COUNT]
+        for node in nodes:
+            self._send(node)
+        self._due = self._due[len(nodes) :]
+
+    def receive(self, presences: Sequence[Presence]) -> list[str]:
+        """Compare the agent with the senders of presences. Returns the nodes that it gives up, and no longer reports.
+
+        Raises ``BrokerUnavailableError`` if an answer can't be sent.
+        """
+        given_up = []
+        for presence in presences:
+            node, publisher = presence.node, self._publishers.get(presence.node)
+            if publisher is None or presence.life == self._life or node in self.lost:
+                continue
+            if presence.rank > self._presence(node, publisher).rank:
+                self.lost.add(node)
+                given_up.append(node)
+                self._log.error(
+                    "another agent reports this node and was started later; this one no longer reports it or takes "
+                    "orders for it: stop one of the two, or give its node another name",
+                    node=node,
+                    host=self._host,
+                    other_host=presence.host,
+                )
+            else:
+                self._note(presence, publisher)
+            self._due.append(node)
+        return given_up
+
+    def merged_into(self, node: str, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return ``state``, the node's full state from its source, with the other agent that reports the node."""
+        rival = self._rivals.get(node)
+        if rival is None:
+            return state
+        namespaces = dict(state.get("namespaces", {}))
+        namespaces["nodestate"] = {**namespaces.get("nodestate", {}), "same_name": rival}
+        return {**state, "namespaces": namespaces}
+
+    def _note(self, presence: Presence, publisher: Publisher) -> None:
+        """Name both hosts in the node's state, and get ahead of an agent that has the same incarnation."""
+        node = presence.node
+        rival = {"hosts": [self._host, presence.host], "at": round(self._clock.time(), 3)}
+        if node not in self._rivals:
+            self._log.error(
+                "another agent reports this node; it was started earlier and is told to stop: give its node another "
+                "name",
+                node=node,
+                host=self._host,
+                other_host=presence.host,
+            )
+        self._rivals[node] = rival
+        if not publisher.live:
+            return
+        self._publish(StatePatch(node, {"namespaces": {"nodestate": {"same_name": rival}}}))
+        if presence.incarnation == publisher.version.incarnation:
+            for _ in range(MAX_REPUBLISHED_COUNT):
+                publisher.republish()
+                if publisher.version.generation > presence.generation:
+                    break
+
+    def _send(self, node: str) -> None:
+        publisher = self._publishers.get(node)
+        if publisher is not None and (publisher.live or node in self.lost):
+            self._inbox.announce(self._presence(node, publisher))
+
+    def _presence(self, node: str, publisher: Publisher) -> Presence:
+        incarnation, generation = publisher.version
+        return Presence(node=node, incarnation=incarnation, generation=generation, life=self._life, host=self._host)
