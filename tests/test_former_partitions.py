@@ -248,6 +248,23 @@ def test_a_handover_names_every_node_at_its_newest_version_and_with_its_state(na
             assert folded[record.name] == record
 
 
+def test_a_handover_ends_a_node_that_the_new_owner_knows_with_allocations() -> None:
+    """The former owner saw that the allocations were gone and that the node left; the new owner has an older state."""
+    allocations = {"i1": {"resources": {"VCPU": 1}}}
+    older = Report(
+        node="gone",
+        incarnation=1,
+        generation=9,
+        reported_at=1.0,
+        state=msgspec.msgpack.encode({"allocations": allocations}),
+    )
+    record = fold(None, older).record
+    for body in handover_messages([RECORDS["gone"]], 1_000):
+        for event, _ in handed_over_events(body):
+            record = fold(record, event).record
+    assert record == RECORDS["gone"]
+
+
 def test_bytes_that_are_no_handover_give_no_events() -> None:
     for body in (HANDOVER, HANDOVER + b"\xc1", HANDOVER + msgspec.msgpack.encode([b"no event"]), b"", ACTIVATION):
         assert list(handed_over_events(body)) == []

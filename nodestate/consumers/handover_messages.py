@@ -24,6 +24,7 @@ HANDOVER: Final = ACTIVATION + b"handover "
 """The first bytes of a handover message. The rest is a msgpack array of events."""
 DOUBTED_COUNT: Final = 500
 """Most nodes in one of the ``doubt_messages``."""
+EMPTY_STATE: Final = b"\x80"
 _encode = msgspec.msgpack.Encoder().encode
 _decode_list = msgspec.msgpack.Decoder(list[bytes]).decode
 
@@ -80,6 +81,17 @@ def _events_of(record: NodeRecord) -> list[bytes]:
     events: list[Event] = []
     name, reported_at = record.name, record.reported_at
     incarnation, generation = record.version
+    if record.gone and generation > 1:
+        # The new owner may have an older state with allocations, which a leave alone would not end. They are gone.
+        events.append(
+            Report(
+                node=name,
+                incarnation=incarnation,
+                generation=generation - 1,
+                reported_at=reported_at,
+                state=msgspec.Raw(EMPTY_STATE),
+            )
+        )
     if record.gone:
         events.append(Leave(node=name, incarnation=incarnation, generation=generation, reported_at=reported_at))
     elif record.live:
