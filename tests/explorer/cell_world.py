@@ -51,6 +51,7 @@ FAULTS: Final = {
     "flush": "the server loses all items",
     "reboot": "memcached and the broker restart together",
     "disconnect": "a consumer's connection to the broker breaks",
+    "queue deleted": "an operator deletes the queue with its messages; it is declared again",
     "duplicate": "the first message that waits in the queue comes twice",
     "frozen server": "the server answers nobody for a while; then it answers first and sets its clock afterwards",
 }
@@ -318,6 +319,8 @@ class CellWorld:
             self.cell.restart_server(0)
             self.cell.broker.stop(lose_unconfirmed=False)
             self.cell.broker.start()
+        elif choice == "queue deleted":
+            self.cell.broker.lose_queue(0)
         elif choice == "duplicate":
             self.cell.broker.duplicate(0)
         elif choice == "frozen server":

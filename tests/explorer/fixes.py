@@ -6,14 +6,15 @@ Each entry of ``FIXES`` restores the behaviour before a fix. A name is the row o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from nodestate.consumers.owned_partitions import OwnedPartitions
-from nodestate.ports import Write, WriteResult
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.ports import Item, Key, Write, WriteResult
 from nodestate.scheduling.orders.boot_tracker import BootTracker
 from nodestate.scheduling.orders.deadlines import OrderDeadlines
-from nodestate.store.server_clock import ServerClock
+from nodestate.testing import MemoryStore
 from tests.explorer.cell_world import PausingStore
 
 Patch = tuple[type, str, Callable[..., Any]]
@@ -25,12 +26,16 @@ def _forget_former(self: OwnedPartitions) -> None:
     self.former.clear()
 
 
+def _ignore_loss(_self: OwnedPartition) -> bool:
+    return False
+
+
 def _write_as_of_now(self: PausingStore, writes: Sequence[Write]) -> list[WriteResult]:
     return _write(self, [write._replace(as_of=None) for write in writes])
 
 
-def _no_lag(_self: ServerClock, *_moments: float) -> float:
-    return 0.0
+def _fetch_as_told(self: MemoryStore, keys: Sequence[Key]) -> dict[Key, Item]:
+    return self.server.fetch(keys)
 
 
 def _deadline_from_now(self: OrderDeadlines, placing: Any) -> float | None:  # noqa: ARG001 - it ignored the claim
@@ -47,12 +52,13 @@ _drop_all = OwnedPartitions.drop_all
 _write = PausingStore.write
 _adopt_shown = BootTracker._adopt_shown
 
-FIXES: Final[dict[str, Patch]] = {
-    "V1": (ServerClock, "observe", _no_lag),
-    "V4": (OrderDeadlines, "of", _deadline_from_now),
-    "V8": (BootTracker, "_adopt_shown", _adopt_where_asked),
-    "V9": (OwnedPartitions, "drop_all", _forget_former),
-    "V10": (PausingStore, "write", _write_as_of_now),
+FIXES: Final[dict[str, tuple[Patch, ...]]] = {
+    "V1": ((MemoryStore, "fetch", _fetch_as_told),),
+    "V3": ((OwnedPartition, "lose_queue", _ignore_loss),),
+    "V4": ((OrderDeadlines, "of", _deadline_from_now),),
+    "V8": ((BootTracker, "_adopt_shown", _adopt_where_asked),),
+    "V9": ((OwnedPartitions, "drop_all", _forget_former),),
+    "V10": ((PausingStore, "write", _write_as_of_now),),
 }
 """By the name of a fault, how its fix is taken out."""
 
@@ -60,10 +66,8 @@ FIXES: Final[dict[str, Patch]] = {
 @contextmanager
 def without(name: str) -> Iterator[None]:
     """Take a fix out for a while. Processes that are forked meanwhile run without it, too."""
-    owner, method, replacement = FIXES[name]
-    before = getattr(owner, method)
-    setattr(owner, method, replacement)
-    try:
+    with ExitStack() as restored:
+        for owner, method, replacement in FIXES[name]:
+            restored.callback(setattr, owner, method, getattr(owner, method))
+            setattr(owner, method, replacement)
         yield
-    finally:
-        setattr(owner, method, before)
