@@ -44,6 +44,8 @@ class TcpProxy:
         self._ending = False
         self._open: set[socket.socket] = set()
         """Both ends of all connections."""
+        self._swallowed: set[socket.socket] = set()
+        """Both ends of connections on which nothing passes."""
         self._threads: list[threading.Thread] = []
         [self.port] = free_ports(1)
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
@@ -85,6 +87,11 @@ class TcpProxy:
             self._pattern = None
             self._gate.notify_all()
 
+    def swallow(self) -> None:
+        """Discard everything on the present connections, and leave them open, as a load balancer does."""
+        with self._gate:
+            self._swallowed |= self._open
+
     def cut(self) -> None:
         """Break all connections; what is held is lost."""
         with self._gate:
@@ -120,6 +127,8 @@ class TcpProxy:
     def _forward(self, source: socket.socket, sink: socket.socket, requests: bool) -> None:
         try:
             while piece := source.recv(RECV_BYTES):
+                if source in self._swallowed:
+                    continue
                 if requests:
                     self._forward_request(sink, piece)
                 else:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.proxies import TcpProxy
 from harness.servers import RabbitServer, free_ports
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.agent.publisher import Publisher
@@ -1030,3 +1031,49 @@ def test_markers_flow_while_the_dead_letter_queue_is_deleted_or_full(
             source.dead_letter(delivery, "wrong-type", "")
     source.dead_letter(delivery, "wrong-type", "")
     assert [letter.body for letter in read_dead_letters(rabbit_config, 10)] == [b"bad"]
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_courier_replaces_a_connection_that_leads_nowhere(
+    rabbit: RabbitServer, cell: str, opened: Opened, waiting: bool
+) -> None:
+    """A load balancer forgot the connection while the scheduler was idle, or while it waited for answers."""
+    with TcpProxy(("127.0.0.1", rabbit.port)) as proxy:
+        url = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
+        courier = opened(KombuCourier(Config(broker=url, cell=cell, partitions=2, broker_timeout_s=0.3)))
+        before = courier.reply_to
+        proxy.swallow()
+        if waiting:
+            _becomes_unavailable(lambda: courier.answers(0.05))
+        wait_until(lambda: courier.reply_to != before, "the courier keeps the connection")
+        assert courier.answers(0.0) == []
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_the_dead_letter_queue_has_the_type_of_the_settings(
+    rabbit_config: Config, opened: Opened, queue_type: str
+) -> None:
+    """An existing one of another type stays: it may hold letters."""
+    config = msgspec.structs.replace(rabbit_config, queue_type=queue_type)
+    channel = opened(_rabbit_session(config)).connection.control
+    arguments = {"x-queue-type": "quorum"} if queue_type == "quorum" else None
+    channel.queue_declare(Topology.of(config).dead, durable=True, auto_delete=False, arguments=arguments)
+    channel.queue_delete(Topology.of(config).dead)
+    channel.queue_declare(Topology.of(config).dead, durable=True, auto_delete=False)
+    assert _publish(opened(KombuSink(config)), b"one") == [True]
+
+
+@pytest.mark.service
+def test_an_alarm_that_comes_in_place_of_an_answer_is_named(
+    rabbit_config: Config, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ tells a connection of its alarm only when the connection publishes, and then answers nothing."""
+    session = opened(_rabbit_session(rabbit_config))
+    connection = session.connection
+    monkeypatch.setattr(session.queues, "counts", lambda _queue: connection._on_blocked("alarm"))
+    with pytest.raises(BrokerUnavailableError, match="short of memory"):
+        session.send_checked("", "no-queue", b"")
+    assert not connection.fail_if_blocked
+    connection._on_unblocked()

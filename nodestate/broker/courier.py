@@ -30,7 +30,9 @@ class KombuCourier:
     Redis, and in RabbitMQ until its heartbeats are missed: orders for it get no answer, and their sender watches the
     deadline.
 
-    The connection has no heartbeat, as schedulers may be idle. ``reply_to`` replaces one that broke meanwhile.
+    The connection has no heartbeat, as schedulers may be idle for hours. Instead ``reply_to`` and ``answers`` ask the
+    broker a question if it was silent for ``broker_timeout_s``. ``reply_to`` replaces a connection that broke or gives
+    no answer.
     """
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:

@@ -51,6 +51,13 @@ def connect_check(config: Config) -> BrokerFacts:
         return BrokerFacts(config.broker_safe, *session.facts)
 
 
+def check_accepts_messages(config: Config) -> None:
+    """Raise ``BrokerUnavailableError`` if the broker takes no messages, because it is short of memory or disk."""
+    with one_off_session(config, "doctor") as session:
+        if session.facts.fails_over:  # RabbitMQ: it tells a connection only once that publishes
+            session.send_checked("", f"nodestate.{config.cell}.no-queue", b"")
+
+
 def queue_depths(config: Config) -> list[QueueDepth]:
     """Every partition's queue, then the dead-letter queue. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
     topology = Topology.of(config)

@@ -5,7 +5,8 @@ fresh.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,16 @@ from harness.cell import DESIGNS, Cell
 from harness.servers import MemcachedServer, RabbitServer, find_program
 from harness.servers.rabbitmq import RabbitNode
 from harness.waiting import PATIENCE_S, wait_until
-from nodestate.broker import queue_depths, read_dead_letters
+from nodestate.broker import (
+    KombuResyncSender,
+    check_accepts_messages,
+    connect_check,
+    queue_depths,
+    read_dead_letters,
+)
+from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError
+from nodestate.ports import Resync
 from tests.faults.conftest import CellFactory
 
 pytestmark = pytest.mark.service
@@ -122,3 +132,33 @@ def unfinished(server: RabbitServer, cell: Cell) -> int:
     table = control(server, "--quiet", "list_queues", "--no-table-headers", "name", "messages")
     rows = [line.split("\t") for line in table.splitlines()]
     return sum(int(count) for name, count in rows if name.startswith(f"nodestate.{cell.config.cell}."))
+
+
+@pytest.mark.thorough
+def test_an_alarm_of_the_broker_is_named_instead_of_a_time_out(rabbit: RabbitServer) -> None:
+    """By ``nodestate resync``, by consumers that ask agents, and by the doctor."""
+    config = Config(broker=rabbit.url, cell="alarm", partitions=2)
+    connect_check(config)
+    control(rabbit, "set_vm_memory_high_watermark", "absolute", "1MiB")
+
+    def message_of(call: Callable[[], None]) -> str:
+        try:
+            call()
+        except BrokerUnavailableError as error:
+            return str(error)
+        return ""
+
+    def resync() -> None:
+        sender = KombuResyncSender(config)
+        try:
+            sender.request_resync(Resync())
+        finally:
+            sender.close()
+
+    try:
+        for call in (resync, lambda: check_accepts_messages(config)):
+            message = partial(message_of, call)
+            wait_until(lambda message=message: "short of memory" in message(), "the alarm is not named")  # type: ignore[misc]
+    finally:
+        control(rabbit, "set_vm_memory_high_watermark", "absolute", "1000MiB")
+    wait_until(lambda: not message_of(lambda: check_accepts_messages(config)), "the broker takes no messages")

@@ -74,6 +74,8 @@ class RabbitConnection:
         """Why the broker takes no messages from this connection (it is short of memory or disk), as of the last
         ``read``; empty if it takes them.
         """
+        self.fail_if_blocked = False
+        """Whether to raise ``BrokerUnavailableError`` as soon as the broker says that it takes no messages."""
         self._kombu: Any = kombu.Connection(
             url,
             transport=_KOMBU_TRANSPORTS[scheme],
@@ -154,7 +156,9 @@ class RabbitConnection:
     def check_not_blocked(self) -> None:
         """Raise ``BrokerUnavailableError`` if the broker takes no messages, as of the last ``read``."""
         if self.blocked:
-            raise BrokerUnavailableError(self.broker, f"it takes no messages: {self.blocked}")
+            raise BrokerUnavailableError(
+                self.broker, f"it is short of memory or disk, and takes no messages: {self.blocked}"
+            )
 
     def beat(self) -> None:
         """Send a heartbeat if one is due. Raises if the server's heartbeats are missing.
@@ -185,6 +189,8 @@ class RabbitConnection:
 
     def _on_blocked(self, reason: str) -> None:
         self.blocked = reason
+        if self.fail_if_blocked:
+            self.check_not_blocked()
 
     def _on_unblocked(self) -> None:
         self.blocked = ""

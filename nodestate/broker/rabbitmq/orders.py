@@ -40,6 +40,8 @@ class RabbitOrderSession:
         """The channel for orders."""
         self._exchange = Topology.of(config).orders
         """The exchange for orders."""
+        self._heard_at = clock.monotonic()
+        """Monotonic time at which the broker was last known to answer."""
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -55,6 +57,7 @@ class RabbitOrderSession:
         """See ``OrderSession``."""
         try:
             self.connection.drain()
+            self._ask_if_silent()
         except self.errors:
             return True
         return False
@@ -72,8 +75,25 @@ class RabbitOrderSession:
             publish(self._channel, self._exchange, order.node, body, message)
 
     def pump(self, timeout_s: float) -> bool:
-        """See ``OrderSession``."""
-        return self.connection.pump(timeout_s)
+        """See ``OrderSession``. Raises an error if the connection leads nowhere."""
+        came = self.connection.pump(timeout_s)
+        if came:
+            self._heard_at = self._clock.monotonic()
+        else:
+            self._ask_if_silent()
+        return came
+
+    def _ask_if_silent(self) -> None:
+        """Ask the broker a question if it was silent for ``broker_timeout_s``. Raises an error if no answer comes.
+
+        A load balancer may forget an idle connection, and swallow everything that is sent on it. A broker that is short
+        of memory answers no question, but said so before.
+        """
+        silent_s = self._clock.monotonic() - self._heard_at
+        if self.connection.blocked or silent_s <= self._config.broker_timeout_s:
+            return
+        self.connection.control.queue_declare(self._answers.name, passive=True)
+        self._heard_at = self._clock.monotonic()
 
     def close(self) -> None:
         """See ``TransportSession``."""

@@ -64,7 +64,11 @@ class RabbitSession:
         self.connection.drain()
         self.connection.check_not_blocked()  # a blocked broker would not answer the question
         self.send(exchange, key, body)
-        self.queues.counts(Topology.of(self._config).dead)
+        self.connection.fail_if_blocked = True  # the broker may say so now, in place of an answer
+        try:
+            self.queues.counts(Topology.of(self._config).dead)
+        finally:
+            self.connection.fail_if_blocked = False
 
     def own_queue(self, on_body: OnBody, exchange: str = "") -> RabbitOwnQueue:
         """See ``CellSession``."""

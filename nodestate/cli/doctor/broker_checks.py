@@ -8,9 +8,10 @@ from typing import Final
 
 import msgspec
 
-from nodestate.broker import QueueDepth, connect_check, queue_depths, read_dead_letters
+from nodestate.broker import QueueDepth, check_accepts_messages, connect_check, queue_depths, read_dead_letters
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text
 from nodestate.config import Config
+from nodestate.errors import BrokerUnavailableError
 
 PEEKED_LETTERS: Final = 20
 """Dead letters that are read to count their reasons."""
@@ -26,12 +27,19 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
             "that dies"
         )
         findings.append(Finding(WARN, "broker", says, "use RabbitMQ if consumers must take over from each other"))
+    try:
+        check_accepts_messages(config)
+    except BrokerUnavailableError as error:
+        advice = (
+            "free memory or disk, or raise the limits that 'rabbitmqctl status' shows; consumers still drain the queues"
+        )
+        findings.append(Finding(FAIL, "broker", str(error), advice))
     depths = {n: queue_depths(msgspec.structs.replace(config, partitions=n)) for n in layouts}
     for partitions, (*queues, _) in depths.items():
         about = "queues" if len(layouts) == 1 else f"queues of {partitions}"
         findings += _examine_queues(config, about, queues, fails_over=facts.fails_over)
     dead = depths[layouts[0]][-1]
-    return [*findings, _examine_dead_letters(config, dead.queue, dead.ready)]
+    return [*findings, _examine_dead_letters(config, dead)]
 
 
 def examine_queues_of_settings(config: Config) -> list[Finding]:
@@ -62,7 +70,12 @@ def examine_queues_of_settings(config: Config) -> list[Finding]:
 
 def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
     waiting, longest = sum(q.ready for q in queues), max(queues, key=lambda q: q.ready)
-    alone = [q.partition for q in queues if q.consumers == 0]
+    alone = [q.partition for q in queues if q.consumers == 0 and not q.missing]
+    if missing := [q.queue for q in queues if q.missing]:
+        says = f"{len(missing)} of {len(queues)} queues do not exist, for example {missing[0]}: their events come back"
+        yield Finding(
+            FAIL, about, says, "start 'nodestate consume', which declares them; agents then report by themselves"
+        )
     counts = [q.consumers for q in queues if q.consumers is not None]
     wait = f"wait {config.standby_s + 1:g} s if one has just started"
     if alone:
@@ -79,7 +92,13 @@ def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *,
         yield Finding(WARN, about, says, f"start another member of 'nodestate consume', or {wait}")
 
 
-def _examine_dead_letters(config: Config, queue: str, count: int) -> Finding:
+def _examine_dead_letters(config: Config, depth: QueueDepth) -> Finding:
+    queue, count = depth.queue, depth.ready
+    if depth.missing:
+        says = f"{queue} does not exist, so refused messages stay in the queues of their partitions"
+        return Finding(
+            WARN, "dead letters", says, "consumers declare it again within some seconds: check that they run"
+        )
     if not count:
         return Finding(OK, "dead letters", "none")
     letters = read_dead_letters(config, PEEKED_LETTERS)
