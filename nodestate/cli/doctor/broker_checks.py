@@ -57,7 +57,7 @@ def examine_queues_of_settings(config: Config) -> list[Finding]:
     if not waiting:
         return []
     says = (
-        f"{waiting:,} events wait in the queues of {config.partitions} partitions, a number from the settings: no "
+        f"{waiting:,} messages wait in the queues of {config.partitions} partitions, a number from the settings: no "
         "consumer reads them"
     )
     advice = (
