@@ -250,6 +250,8 @@ class SchedulingCell:
             self._random(),
             inbox=self.sink,
             incarnation=self.incarnation,
+            life=f"life {self.incarnation}",
+            host="first-host",
         )
 
     def _random(self) -> random.Random:
