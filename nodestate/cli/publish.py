@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.event_stream import read_events
 from nodestate.cli.ordered_publisher import OrderedPublisher
 from nodestate.errors import BadEventError, ConfigError, NodestateError
-from nodestate.model import event_from_json
+from nodestate.model import check_event, event_from_json
 from nodestate.model.partitioning import bucket_of
 from nodestate.ports import SystemClock
 
@@ -59,14 +60,22 @@ class _PublishProgress:
     "--raw", is_flag=True, help="Publish every line unchecked; consumers move invalid events to the dead-letter queue."
 )
 @click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["json", "msgpack"]),
+    default="json",
+    show_default=True,
+    help="Format of FILE: json, one object a line; msgpack, one event after the other as on the wire.",
+)
+@click.option(
     "--timeout", type=SECONDS, default=30.0, metavar="S", help="Fail if the broker does not answer for S seconds."
 )
-def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
+def command(run: Run, file: BinaryIO, raw: bool, file_format: str, timeout: float) -> int:
     """Publish events from FILE, one JSON object a line ("-" for stdin).
 
     A line that is not a valid event is not published; stderr has its number and the reason, and the exit code is 1. If
     the broker is down for a while, the command waits for it. The events of a node are published in the order of the
-    file.
+    file. A stream of msgpack ends at the first bytes that are no msgpack.
     """
     run.require_shared(broker=True)
     clock = SystemClock()
@@ -75,14 +84,10 @@ def command(run: Run, file: BinaryIO, raw: bool, timeout: float) -> int:
     figures = _PublishProgress(publisher, time.monotonic())
     try:
         with _progress(run, file) as progress:
-            for number, line in enumerate(_without_bom(file), 1):
-                if number == 1 and line.startswith(GZIP_MAGIC):
-                    raise ConfigError(
-                        f"{file.name} is compressed with gzip; run: zcat {file.name} | nodestate publish -"
-                    )
-                if line.strip():
-                    _publish_line(run, figures, number, line, raw=raw)
-                progress(number, len(line), figures)
+            if file_format == "msgpack":
+                _publish_stream(run, file, figures, progress, raw=raw)
+            else:
+                _publish_lines(run, file, figures, progress, raw=raw)
             publisher.finish()
     except (NodestateError, KeyboardInterrupt):
         _print_summary(run, figures)
@@ -99,18 +104,43 @@ def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line if number else line.removeprefix(codecs.BOM_UTF8)
 
 
-def _publish_line(run: Run, figures: _PublishProgress, number: int, line: bytes, *, raw: bool) -> None:
+def _publish_lines(run: Run, file: BinaryIO, figures: _PublishProgress, progress: _Bar, *, raw: bool) -> None:
+    for number, line in enumerate(_without_bom(file), 1):
+        if number == 1 and line.startswith(GZIP_MAGIC):
+            raise ConfigError(f"{file.name} is compressed with gzip; run: zcat {file.name} | nodestate publish -")
+        if line.strip():
+            try:
+                body = _encode_unchecked(line) if raw else event_from_json(line, time.time())
+            except BadEventError as error:
+                _refuse(run, figures, "line", number, error)
+            else:
+                figures.publisher.send(_bucket(body), body)
+        progress(number, len(line), figures)
+
+
+def _publish_stream(run: Run, file: BinaryIO, figures: _PublishProgress, progress: _Bar, *, raw: bool) -> None:
+    number = 0
     try:
-        body = _encode_unchecked(line) if raw else event_from_json(line, time.time())
-    except BadEventError as error:
-        figures.refused += 1
-        if run.as_json:
-            refusal = {"line": number, "reason": error.reason, "detail": error.detail}
-            click.echo(msgspec.json.encode(refusal), err=True)
-        else:
-            run.err.print(f"line {number}: {error}", markup=False, soft_wrap=True)
-        return
-    figures.publisher.send(_bucket(body), body)
+        for number, body in enumerate(read_events(file), 1):
+            try:
+                if not raw:
+                    check_event(body, time.time())
+            except BadEventError as error:
+                _refuse(run, figures, "event", number, error)
+            else:
+                figures.publisher.send(_bucket(body), body)
+            progress(number, len(body), figures)
+    except BadEventError as error:  # the stream can't be read further
+        _refuse(run, figures, "event", number + 1, error)
+
+
+def _refuse(run: Run, figures: _PublishProgress, unit: str, number: int, error: BadEventError) -> None:
+    """Print why an event is not published. ``unit`` is "line" or "event", which ``number`` counts."""
+    figures.refused += 1
+    if run.as_json:
+        click.echo(msgspec.json.encode({unit: number, "reason": error.reason, "detail": error.detail}), err=True)
+    else:
+        run.err.print(f"{unit} {number}: {error}", markup=False, soft_wrap=True)
 
 
 def _encode_unchecked(line: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from typing import Any, ClassVar
 
 import click
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.event_stream import reports_of
 from nodestate.cli.inspection import selected_designs
 from nodestate.designs.reader import OnStale, Reader
 from nodestate.errors import NodestateError, StaleViewError, age_text
@@ -79,6 +81,15 @@ class NothingReadError(NodestateError):
     metavar="N",
     help="Print at most N rows of the table; 0: all rows. JSON always has all nodes.",
 )
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "msgpack"]),
+    default="table",
+    show_default=True,
+    help="msgpack: write a report of each node, one after the other as on the wire, which 'nodestate publish --format "
+    "msgpack' reads.",
+)
 def command(
     run: Run,
     design: str | None,
@@ -88,6 +99,7 @@ def command(
     timeout: float,
     only: str | None,
     limit: int,
+    output_format: str,
 ) -> None:
     """Print all nodes of the cell, as a scheduler sees them.
 
@@ -112,7 +124,10 @@ def command(
         _require_read(run, view, or_refuse=on_stale is None)
         if only is not None and only not in view.nodes:
             raise UnknownNodeError(_why_absent(view, only))
-        if run.as_json:
+        if output_format == "msgpack":
+            sys.stdout.buffer.writelines(reports_of(view, only))
+            sys.stdout.buffer.flush()
+        elif run.as_json:
             run.print_json(as_json(view, only))
         elif only is not None:
             _print_node(run, view, only)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nodestate.model.event import Change, Event, Heartbeat, Leave, Report, check_clock, parse_event
 from nodestate.model.event_fold import Folded, FoldOutcome, fold
-from nodestate.model.event_json import event_from_json
+from nodestate.model.event_json import check_event, event_from_json
 from nodestate.model.fields import (
     STATUSES,
     Amount,
@@ -91,6 +91,7 @@ __all__ = [
     "Version",
     "Word",
     "check_clock",
+    "check_event",
     "columns_of",
     "event_from_json",
     "fold",

@@ -26,8 +26,13 @@ def event_from_json(line: bytes | str, wall: float | None = None) -> bytes:
         raw = _encode(msgspec.json.decode(line))
     except (msgspec.DecodeError, RecursionError, UnicodeError, OverflowError) as error:
         raise BadEventError("undecodable", str(error)) from None
+    check_event(raw, wall)
+    return raw
+
+
+def check_event(raw: bytes, wall: float | None = None) -> None:
+    """Validate an encoded event as consumers will. ``wall`` as for ``event_from_json``. Raises ``BadEventError``."""
     event = parse_event(raw)
     if wall is not None:
         check_clock(event, wall)
     fold(None, event)  # folding validates the state of a report and the patch of a change
-    return raw
