@@ -73,7 +73,7 @@ def test_event_over_the_limit_is_refused_before_it_fills_the_memory() -> None:
 
 
 def test_stream_of_a_view_is_a_report_of_each_node() -> None:
-    """What ``view --format msgpack`` writes, ``publish --format msgpack`` reads."""
+    """``publish --format msgpack`` reads the output of ``view --format msgpack``."""
     world = SimulatedCell(servers=1)
     world.start_member([0, 1], [])
     world.readers = [JudgedReader(world, design) for design in world.config.designs]
