@@ -176,6 +176,21 @@ def generated_trace(nodes: int, changes: int) -> list[bytes]:
     return lines
 
 
+@pytest.mark.thorough
+def test_view_as_a_stream_of_msgpack_is_published_again(cell_run: ProcessCell, trace: list[bytes]) -> None:
+    """A program without JSON copies a cell; consumers drop the reports, which they have already."""
+    cell_run.start("consume", "--design", ",".join(DESIGNS), "--member", "1/1", "--json")
+    cell_run.ask("publish", "-", stdin=b"".join(trace))
+    expected = fold_by_hand(trace)
+    eventually(lambda: cell_run.states("journal") == expected)
+    stream = cell_run.run("view", "--design", "journal", "--format", "msgpack").stdout
+    published = cell_run.ask("publish", "--format", "msgpack", "-", stdin=stream)
+    assert (published["published"], published["refused"]) == (len(expected), 0)
+    cut = cell_run.ask("publish", "--format", "msgpack", "-", stdin=stream[:-1], code=1)
+    assert (cut["published"], cut["refused"]) == (len(expected) - 1, 1)
+    assert cell_run.states("journal") == expected
+
+
 def test_trace_through_two_consumers_equals_an_independent_fold(cell_run: ProcessCell, trace: list[bytes]) -> None:
     members = [cell_run.start("consume", "--design", ",".join(DESIGNS), "--member", f"{n}/2", "--json") for n in (1, 2)]
 
@@ -372,7 +387,7 @@ def test_doctor_reports_events_in_queues_without_a_reader(
     [says] = [
         one["says"] for one in findings if (one["about"], one["level"]) == ("queues", "WARN") and "3" in one["says"]
     ]
-    assert says == "4 messages wait in the queues of 3 partitions, a number from the settings: no consumer reads them"
+    assert says == "1 events wait in the queues of 3 partitions, a number from the settings: no consumer reads them"
     end(member)
 
 
