@@ -387,7 +387,7 @@ def test_doctor_reports_events_in_queues_without_a_reader(
     [says] = [
         one["says"] for one in findings if (one["about"], one["level"]) == ("queues", "WARN") and "3" in one["says"]
     ]
-    assert says == "1 events wait in the queues of 3 partitions, a number from the settings: no consumer reads them"
+    assert says == "4 messages wait in the queues of 3 partitions, a number from the settings: no consumer reads them"
     end(member)
 
 
