@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
+import structlog
 
 from harness.profile import load_profiles
 from harness.servers import (
@@ -33,6 +34,13 @@ def skip_or_fail(error: ServerMissingError) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(str(error), pytrace=False)
     pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _default_logging() -> Iterator[None]:
+    """Undo the logging of a command that ran in this process, so that the next test sees all log entries."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

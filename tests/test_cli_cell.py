@@ -311,7 +311,13 @@ def test_agents_answer_resyncs_and_leave_the_view(cell_run: ProcessCell) -> None
     assert "30 nodes" not in told
 
     assert end(agent)["nodes"] == 30
-    eventually(lambda: cell_run.states("journal").keys() == cell_run.states("snapshot").keys() == {"this-host"})
+    # A node that leaves with allocations stays in views, down, because its instances may still run.
+    eventually(
+        lambda: all(
+            {name for name, (_, state) in cell_run.states(design).items() if state["status"] != "down"} == {"this-host"}
+            for design in ("journal", "snapshot")
+        )
+    )
     assert end(host)["nodes"] == 1
     assert end(member)["dead_letters"] == {}
 

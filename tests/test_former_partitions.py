@@ -268,3 +268,21 @@ def test_a_handover_ends_a_node_that_the_new_owner_knows_with_allocations() -> N
 def test_bytes_that_are_no_handover_give_no_events() -> None:
     for body in (HANDOVER, HANDOVER + b"\xc1", HANDOVER + msgspec.msgpack.encode([b"no event"]), b"", ACTIVATION):
         assert list(handed_over_events(body)) == []
+
+
+def test_a_node_that_is_handed_over_is_doubted_if_the_queue_was_lost() -> None:
+    """Its former owner does not know the last event, which was in the queue, and its agent is dead."""
+    cell = cell_of(("journal", "snapshot"), 2)
+    name = next(node for node in NODES if partition_of(node, 2) == 0)
+    cell.start_agent(name, {"usage": {"VCPU": 1}})
+    cell.confirm()
+    cell.run_well(3)
+    agent = cell.agents.pop(name)
+    agent.publisher.change({"zone": "lost"})
+    cell.confirm()
+    for partition in (0, 1):
+        cell.broker.lose_queue(partition)
+    swap_after_everything_restarted(cell)
+    cell.run_well(150)
+    for reader in cell.readers:
+        assert name in reader.read(5.0).incomplete

@@ -11,6 +11,7 @@ from nodestate.agent.agent import Agent
 from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.cli.doctor.agent_checks import examine_names
 from nodestate.errors import BadEventError
+from nodestate.model import MAX_CLOCK_AHEAD_S
 from nodestate.model.orders import bad_order, decode_order
 from nodestate.model.presence import Presence, encode_presence
 from nodestate.scheduling.scheduler import Scheduler
@@ -112,3 +113,12 @@ def test_an_agent_of_an_earlier_version_answers_no_presence() -> None:
     with pytest.raises(BadEventError) as raised:
         decode_order(body)
     assert bad_order(body, raised.value) is None
+
+
+def test_an_agent_whose_events_consumers_refuse_does_not_silence_another() -> None:
+    """Its clock was more than a day ahead when it began, so its incarnation would win against all others."""
+    cell, _ = cell_of(1)
+    pass_time(cell, 100.0)
+    SecondAgent(cell, int(cell.clock.time() + MAX_CLOCK_AHEAD_S + 86_400), "a")
+    pass_time(cell, 200.0)
+    assert not cell.agent._conflicts.lost

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model.partitioning import partition_of
-from nodestate.ports import Resync
+from nodestate.ports import QUEUE_BEGAN, Resync
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
 
 NODES = [f"node-{n}" for n in range(8)]
@@ -87,3 +87,40 @@ def test_a_partition_is_complete_only_after_its_agents_were_asked(monkeypatch: p
         cell.run_well(300)
         assert not cell.members[0].consumer.owned[0].complete
     assert cell.converge() < 120
+
+
+@pytest.mark.parametrize("designs", DESIGNS)
+def test_the_next_owner_also_doubts_the_nodes_of_a_queue_that_was_deleted(designs: tuple[str, ...]) -> None:
+    """The owner of that time loses its session before the agents have had time to report."""
+    cell = begun(designs, 2)
+    agent = cell.agents.pop(ZERO[0])
+    agent.publisher.change({"zone": "lost"})
+    cell.confirm()
+    cell.broker.lose_queue(0)
+    cell.run_well(2.0)
+    [owner] = [member for member in cell.members if 0 in member.consumer.owned]
+    assert not owner.consumer.owned[0].complete
+    owner.source.inner.disconnect()
+    cell.run_well(150)
+    for reader in cell.readers:
+        assert ZERO[0] in reader.read(5.0).incomplete
+
+
+@pytest.mark.parametrize("designs", DESIGNS)
+def test_the_queues_of_a_new_cell_replace_none(designs: tuple[str, ...]) -> None:
+    """Both members may declare a queue, and each says that it was missing; the second message comes late."""
+    cell = SimulatedCell(designs=designs)
+    with capture_logs() as logs:
+        cell.start_member([0], [1])
+        cell.start_member([1], [0])
+        sources = [member.source.inner for member in cell.members]
+        for partition, source in enumerate(sources):
+            source.send_marker(partition, QUEUE_BEGAN)
+        for name in ZERO:
+            cell.start_agent(name, {"usage": {"VCPU": 1}})
+        cell.run_well(3.0)
+        for partition, source in enumerate(sources):
+            source.send_marker(partition, QUEUE_BEGAN)
+        cell.run_well(cell.config.settle_s + 3.0)
+    assert [one for one in logs if "deleted" in one["event"]] == []
+    assert all(partition.complete for member in cell.members for partition in member.consumer.owned.values())

@@ -117,7 +117,7 @@ def test_unknown_names_raise_not_found_and_impossible_values_raise_bad_request()
     cell.run_for(2.0)
     for ask, field in (
         (lambda: scheduler.migrations.migrate("a", to=booted.node), "to"),
-        (lambda: scheduler.migrations.resize("a", {"VCPV": 1}), "resources.VCPV"),
+        (lambda: scheduler.migrations.resize("a", {"no class": 1}), "resources.no class"),
         (lambda: scheduler.migrations.resize("a", {"VCPU": -1}), "resources.VCPU"),
         (lambda: scheduler.reservations.extend("never", 0.0), "hold_s"),
     ):

@@ -13,13 +13,20 @@ from bench.adr_figures.measurement import (
 from bench.workload import SeededFleet, buckets_of, require
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
-from nodestate.ports import Put, Write
+from nodestate.ports import ClaimStore, Put, Write
 from nodestate.store import keys
 from nodestate.store.breaker import guarded
 from nodestate.store.memcached import open_stores
 from nodestate.testing import ManualClock, MemoryBroker
 
 CHANGED: Final = 100
+
+
+def _timed_by_writes(store: ClaimStore) -> ClaimStore:
+    """Let times to live count from each write: the consumer's clock stands still, and the server's does not."""
+    write = store.write
+    store.write = lambda writes: write([one._replace(as_of=None) for one in writes])  # type: ignore[method-assign]  # of this object alone
+    return store
 
 
 class FrozenCell:
@@ -35,7 +42,7 @@ class FrozenCell:
         self.buckets = buckets_of(self.fleet)
         self.broker = MemoryBroker(partitions, prefetch=65_535)
         self.sink = self.broker.sink()
-        self._stores = guarded(open_stores(self.config), self.clock)
+        self._stores = guarded([_timed_by_writes(store) for store in open_stores(self.config)], self.clock)
         source = self.broker.source(range(partitions))
         self.consumer = Consumer(
             self.config, source, self._stores, self.broker, self.clock, random.Random(SEED), "bench"

@@ -25,6 +25,7 @@ import structlog
 from nodestate.agent.publisher import Publisher
 from nodestate.agent.schedules import HeartbeatSchedule
 from nodestate.agent.sources import FullState, StatePatch
+from nodestate.model import MAX_CLOCK_AHEAD_S
 from nodestate.model.presence import Presence
 from nodestate.ports import AgentInbox, Clock
 
@@ -111,6 +112,8 @@ class NameConflicts:
             node, publisher = presence.node, self._publishers.get(presence.node)
             if publisher is None or presence.life == self._life or node in self.lost:
                 continue
+            if presence.incarnation > self._clock.time() + MAX_CLOCK_AHEAD_S:
+                continue  # consumers refuse the events of that agent, because its clock was far ahead when it began
             if presence.rank > self._presence(node, publisher).rank:
                 self.lost.add(node)
                 given_up.append(node)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.config import Config
+from nodestate.errors import age_text
 
 PANEL_WIDTH_CHARS: Final = 100
 BAR_WIDTH_CHARS: Final = 36
@@ -83,7 +84,7 @@ class CellSample:
 def as_line(sample: CellSample) -> str:
     """Return a sample as one line of text."""
     designs = (
-        f"{one.design}: {one.nodes:,} nodes, {_age(one.age_s)} old, lag {one.lag:,}, "
+        f"{one.design}: {one.nodes:,} nodes, {age_text(one.age_s)}, lag {one.lag:,}, "
         f"refresh {one.refresh_p50_s * 1000:.2f} ms, {one.stale:,} stale, {one.incomplete:,} incomplete"
         for one in sample.designs
     )

@@ -193,5 +193,6 @@ class Commits:
         assert pending is not None
         partition.caught_up_at = max(partition.caught_up_at, pending.caught_up_at)
         partition.refused.extend(pending.bad)
-        bad = {id(delivery) for delivery, _ in pending.bad}
-        self._session.acknowledge([delivery for delivery in pending.deliveries if id(delivery) not in bad])
+        # ``QUEUE_BEGAN`` is acknowledged when the partition is complete again, so that the next owner gets it, too.
+        kept = {id(delivery) for delivery, _ in pending.bad} | {id(delivery) for delivery in partition.doubting}
+        self._session.acknowledge([delivery for delivery in pending.deliveries if id(delivery) not in kept])

@@ -109,6 +109,16 @@ class OwnedPartition:
         """``complete`` becomes True when ``caught_up_at`` reaches this time, unless agents are still to be asked."""
         self.begins_with_queue = False
         """True if the partition began with all nodes from before its queue was declared. So that queue lost nothing."""
+        self.begins_empty = False
+        """True if the partition began without any node. It then asks all agents, and is not complete before they could
+        have answered, whether its queue is new or replaces another one.
+        """
+        self.queue_began = False
+        """True once a message ``QUEUE_BEGAN`` came. The broker ends the session of an owner whose queue is deleted, so
+        another such message to the same owner is of the same queue.
+        """
+        self.doubting: list[Delivery] = []
+        """The messages ``QUEUE_BEGAN`` that are not acknowledged before the partition is complete again."""
         self.unheard: set[str] = set()
         """Nodes of which no event came since the queue of the partition was lost. An event of theirs may be lost."""
 
@@ -174,9 +184,11 @@ class OwnedPartition:
         """Mark the partition as incomplete until all agents were asked, because its queue was deleted.
 
         A confirmed event may have been lost with it, the ``leave`` of a node too. Each event from now on proves that
-        its node exists, and which version it is at. Returns False if the queue replaces none, so that nothing is lost.
+        its node exists, and which version it is at. Returns False if that changes nothing: the queue lost no event, all
+        agents are asked anyhow, or the loss is known.
         """
-        if self.begins_with_queue:
+        repeated, self.queue_began = self.queue_began, True
+        if self.begins_with_queue or self.begins_empty or repeated:
             return False
         self.complete, self.needs_full_resync = False, True
         self.unheard = {record.name for record in self.records if not record.gone}
@@ -238,6 +250,8 @@ class OwnedPartition:
                 pending.caught_up_at = self.watermark_at
                 if delivery.body == QUEUE_BEGAN:
                     pending.lost_queue = self.lose_queue()
+                    if not self.complete and not self.begins_with_queue:
+                        self.doubting.append(delivery)
                 for event, body in handed_over_events(delivery.body):
                     slot = self._fold_handed_over(event, len(body), partitions, room_bytes, pending)
                     if slot is not None:
@@ -308,9 +322,12 @@ class OwnedPartition:
         try:
             self._check_partition(event, partitions)
             _require_room(size, room_bytes, "an event")
-            return self._fold(event, room_bytes, pending, -math.inf)[1]
+            slot = self._fold(event, room_bytes, pending, -math.inf)[1]
         except BadEventError:
             return None
+        if slot is not None and self.queue_began and not self.complete and not self.records[slot].gone:
+            self.unheard.add(event.node)  # a newer event of the node may have been lost with the queue
+        return slot
 
     def _fold(self, event: Event, room_bytes: int, pending: Pending, alive_at: float) -> tuple[FoldOutcome, int | None]:
         """Fold one event into the record of its node, and note the record that it replaces in ``pending``.

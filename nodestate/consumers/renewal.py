@@ -107,4 +107,6 @@ class Renewal:
             )
         else:
             partition.complete = True
+            began, partition.doubting = partition.doubting, []
+            self._session.acknowledge(began)
             self._log.info("partition complete", partition=partition.number, nodes=len(partition.records))

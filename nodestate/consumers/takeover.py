@@ -223,6 +223,7 @@ class Takeover:
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
         partition.begins_with_queue = SEED in taken
+        partition.begins_empty = not partition.records
         partition.complete_after = now + self._config.settle_s
         partition.needs_full_resync = not partition.complete
         same = {name for name, one in taken.items() if one.epoch_continues and one.records == partition.records}

@@ -23,7 +23,7 @@ WORLDS: Final[dict[str, MakeWorld]] = {
     "reboot of the servers": partial(CellWorld, ("reboot", "disconnect"), 2, ()),
     "frozen server": partial(CellWorld, ("frozen server",), 1, ("reader",), (*ONE_CONSUMER, "new reader", "8 s")),
     "frozen server and crash": partial(CellWorld, ("frozen server", "crash"), 2),
-    "deleted queue": partial(CellWorld, ("queue deleted", "crash"), 2, ("A",)),
+    "deleted queue": partial(CellWorld, ("queue deleted", "crash", "disconnect"), 2, ("A",)),
     "duplicates": partial(CellWorld, ("duplicate", "crash"), 2, ("A",)),
     "two boots": partial(SchedulingWorld, ("s1 boots a", "s2 boots b")),
     "boot and reservation": partial(SchedulingWorld, ("s1 boots a large", "s2 reserves b"), pausing=False),

@@ -110,6 +110,8 @@ class RabbitConsumerSession:
             standby, self._standby = self._standby, ()
             for partition in standby:
                 self._subscribe(partition)
+                # The marker message tells the active consumer. If this one becomes active later, nothing new was lost.
+                self._began.pop(partition, None)
         while True:
             remaining = deadline - now
             enough = len(buffer) >= limit

@@ -17,6 +17,10 @@ from nodestate.ports import QUEUE_BEGAN
 
 CONTROL_QUEUE_MAX_LENGTH: Final = 1_000
 """Resync requests that wait for an agent that does not read; the broker drops older ones."""
+DECLARATION_POLL_S: Final = 0.05
+"""Pause between two looks whether another process has declared the whole cell."""
+DECLARATION_POLLS_COUNT: Final = 20
+"""Number of these looks. Afterwards the control exchange counts as deleted."""
 MARKER_WAIT_S: Final = 1.0
 """Longest wait for the first message of a queue that is not empty."""
 
@@ -33,10 +37,16 @@ class RabbitQueues:
         """See ``QueueAdmin``."""
 
     def declare(self, topology: Topology, *, layout: bool, mark_began: bool) -> None:
-        """See ``QueueAdmin``. The cell is new if neither its control exchange nor its exchange for events exists."""
+        """See ``QueueAdmin``. The cell is new if neither its control exchange nor its exchange for events exists.
+
+        The control exchange is declared last. If only the exchange for events exists, another process is declaring the
+        cell now, so this one waits for it; an operator may also have deleted the control exchange.
+        """
         channel = self._channel
         try:
             new = not layout and not self._exists(topology.control) and not self._exists(topology.exchange)
+            if not layout and not new:
+                self._wait_for(topology.control)
             self.declare_shared(topology)
             if layout or new:
                 for partition, name in topology.queues():
@@ -50,7 +60,7 @@ class RabbitQueues:
                 for partition in self.began:
                     send_marker(channel, topology.queue(partition), QUEUE_BEGAN, PERSISTENT)
             # Its answer is waited for: an error of an earlier declaration shows here.
-            channel.exchange_declare(topology.control, "fanout", durable=True, auto_delete=False)
+            self._declare_control(topology, nowait=False)
         except amqp.PreconditionFailed as error:
             raise ConfigError(
                 f"cell {topology.cell!r} has queues of another kind at the broker: {error.reply_text}. "
@@ -60,16 +70,18 @@ class RabbitQueues:
     def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
         """See ``QueueAdmin``. Errors of the bindings show later, as errors of the session."""
         self.declare_shared(topology)
+        self._declare_control(topology, nowait=True)
         for partition in partitions:
             self._bind(topology, partition)
 
     def declare_shared(self, topology: Topology) -> None:
-        """Declare the exchanges and the dead-letter queue, which exist when this returns.
+        """Declare the exchanges but the control exchange, and the dead-letter queue. They exist when this returns.
 
         A dead-letter queue of another type is left as it is: it may hold letters.
         """
         for exchange, kind in topology.exchanges:
-            self._channel.exchange_declare(exchange, kind, durable=True, auto_delete=False, nowait=True)
+            if exchange != topology.control:
+                self._channel.exchange_declare(exchange, kind, durable=True, auto_delete=False, nowait=True)
         if self.counts(topology.dead) is None:
             arguments = topology.dead_queue_arguments
             self._channel.queue_declare(
@@ -144,6 +156,15 @@ class RabbitQueues:
         except amqp.NotFound:
             return False
         return True
+
+    def _declare_control(self, topology: Topology, *, nowait: bool) -> None:
+        self._channel.exchange_declare(topology.control, "fanout", durable=True, auto_delete=False, nowait=nowait)
+
+    def _wait_for(self, exchange: str) -> None:
+        for _ in range(DECLARATION_POLLS_COUNT):
+            if self._exists(exchange):
+                return
+            self._connection.pump(DECLARATION_POLL_S)
 
     def _bind(self, topology: Topology, partition: int) -> None:
         for bucket in topology.buckets(partition):
