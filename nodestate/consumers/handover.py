@@ -72,11 +72,11 @@ class Handover:
         """The consumer's logger."""
 
     def send_due(self, designs: tuple[str, ...]) -> None:
-        """Compare each former partition that is due with the stores, and forget it or hand nodes over.
+        """Compare each former partition that is due with the stores: forget it, or hand over the nodes that they lack.
 
         Args:
-            designs: the designs that this consumer writes. One of them that has all nodes is enough, because the new
-                owner writes all designs from the same memory.
+            designs: the designs that this consumer writes. A partition is forgotten as soon as one of them has all its
+                nodes, because the new owner writes all designs from the same memory.
         """
         if not self._owned.former:
             return

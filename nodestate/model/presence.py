@@ -38,7 +38,7 @@ class Presence(msgspec.Struct, frozen=True, tag_field="kind", tag="presence", kw
 
     @property
     def rank(self) -> AgentRank:
-        """The agent's rank."""
+        """The agent's rank: of two agents that report the same node, the one with the higher rank keeps it."""
         return AgentRank(self.incarnation, self.life)
 
 

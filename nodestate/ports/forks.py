@@ -16,7 +16,7 @@ from weakref import WeakMethod, WeakSet
 
 
 class SocketOwner(Protocol):
-    """An object with connections."""
+    """An object whose connections a forked child process must not share."""
 
     def descriptors(self) -> Iterable[int]:
         """The file descriptors of its connections that are open now."""

@@ -25,7 +25,7 @@ from nodestate.scheduling.session import Session
 
 
 class Updates:
-    """Changes the requests of instances that were booted, through one scheduler."""
+    """Changes what booted instances asked for, such as their zone or traits. Sends its orders through one scheduler."""
 
     def __init__(self, session: Session, migrations: Migrations) -> None:
         self._session = session  # the parts of the scheduler

@@ -47,7 +47,7 @@ class JointBoots:
 
     @staticmethod
     def join(boots: Iterable[Boot]) -> None:
-        """Join the boots whose placings are placed together."""
+        """Join the boots of each hard group: they get their nodes at once, and succeed or fail together."""
         by_placing = {id(boot.placing): boot for boot in boots}
         joined: dict[int, list[Boot]] = {}
         for boot in by_placing.values():

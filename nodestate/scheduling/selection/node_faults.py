@@ -38,7 +38,7 @@ class NodeFault(NamedTuple):
 
 
 class RecentFault(NamedTuple):
-    """A node whose rank is lowered, as an explanation shows it."""
+    """One entry of an explanation: a node that ranks lower because of a recent fault."""
 
     node: str
     """The node's name."""
