@@ -9,6 +9,7 @@ pause, and gets it again when the explorer chooses to. So every run is determini
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -59,6 +60,10 @@ class _Thread:
         """Called in the thread: let the explorer run until it lets this thread run again."""
         self.yielded.release()
         self.go.acquire()
+
+
+# A forked child has none of the threads of its parent.
+os.register_at_fork(after_in_child=_Thread.idle.clear)
 
 
 class Process:
