@@ -158,7 +158,7 @@ def test_an_alarm_of_the_broker_is_named_instead_of_a_time_out(rabbit: RabbitSer
     try:
         for call in (resync, lambda: check_accepts_messages(config)):
             message = partial(message_of, call)
-            wait_until(lambda message=message: "short of memory" in message(), "the alarm is not named")  # type: ignore[misc]
+            wait_until(lambda message=message: "short of memory" in message(), "the alarm is not named")  # type: ignore[misc]  # a lambda's default has no type
     finally:
         control(rabbit, "set_vm_memory_high_watermark", "absolute", "1000MiB")
     wait_until(lambda: not message_of(lambda: check_accepts_messages(config)), "the broker takes no messages")

@@ -454,7 +454,7 @@ class DatabaseCell:
         """A store whose times to live count from the write: the database's clock is not that of the consumer."""
         store = self.database.store()
         write = store.write
-        store.write = lambda writes: write([each._replace(as_of=None) for each in writes])  # type: ignore[method-assign]
+        store.write = lambda writes: write([each._replace(as_of=None) for each in writes])  # type: ignore[method-assign]  # of this object alone
         return store
 
     def publish(self) -> None:

@@ -143,9 +143,9 @@ def test_constructor_refuses_what_parse_refuses(more: dict[str, Any]) -> None:
 def test_constructors_of_groups_refuse_wrong_types() -> None:
     """As the constructor of a request does."""
     with pytest.raises(BadRequestError, match=r"policy.*want affinity or"):
-        InstanceGroup(name="web", policy="antiaffinity")  # type: ignore[arg-type]
+        InstanceGroup(name="web", policy="antiaffinity")  # type: ignore[arg-type]  # a wrong word
     with pytest.raises(BadRequestError, match="hold_s"):
-        GroupRequest(members=(Request(**SMALL),), hold_s="long")  # type: ignore[arg-type]
+        GroupRequest(members=(Request(**SMALL),), hold_s="long")  # type: ignore[arg-type]  # a wrong type
     with pytest.raises(BadRequestError, match="members"):
         GroupRequest(members=(SMALL, 3))  # type: ignore[arg-type]
 

@@ -123,7 +123,9 @@ class _ClaimRecordCodec:
     def unpack(self, raw: bytes) -> ClaimRecord:
         """Decode a stored value. Raises ``CorruptItemError``."""
         record = self._with_fault.unpack(raw)
-        return record if record.fault else ClaimRecord(record.born, *record.seen, record.claims)
+        if record.fault:
+            return record
+        return ClaimRecord(record.born, record.seen_incarnation, record.seen_generation, record.claims)
 
 
 CLAIMS: Final = _ClaimRecordCodec()
