@@ -181,8 +181,7 @@ def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collectio
             found.amounts[name] = found.amounts.get(name, 0) + amount
         if not claim.resize:
             found.tenants[claim.instance] = claim.group
-            policy = group_policy_of(claim.hints)
-            if claim.group is not None and policy is not None:
+            if claim.group is not None and (policy := group_policy_of(claim.hints)) is not None:
                 found.policies.setdefault(claim.group, {})[claim.instance] = policy
     return found
 
