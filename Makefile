@@ -10,10 +10,11 @@ PARALLEL    := --numprocesses=$(WORKERS) --dist=worksteal
 # How long `make test-all` injects random faults.
 SOAK_MINUTES ?= 5
 EXPLORE_ARGS ?=
+FUZZ_ARGS   ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-loaded explore check lint types fast bench lock clean
+.PHONY: help demo test test-all test-loaded explore fuzz check lint types fast bench lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -37,6 +38,9 @@ test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run bes
 
 explore: $(READY)  ## take every interleaving of small worlds, as deep as 30 minutes reach (EXPLORE_ARGS=--help)
 	$(BIN)/python -m tests.explorer $(EXPLORE_ARGS)
+
+fuzz: $(READY)  ## give each fuzz target 200,000 hostile inputs (FUZZ_ARGS="--inputs 1000"; --help)
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 check: lint types fast  ## lint, types and the tests that need no server
 

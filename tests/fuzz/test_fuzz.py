@@ -1,0 +1,42 @@
+"""A slice of each fuzz target, and the command that runs all of them for as long as one likes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.waiting import PATIENCE_S
+from tests.fuzz import MIN_REACHED_SHARE, targets
+
+ROOT = Path(__file__).parents[2]
+TARGETS = targets()
+INPUTS_COUNT = 60
+"""Inputs of each target in the suite; `make fuzz` takes 200,000."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=INPUTS_COUNT, deadline=None)
+@given(data=st.randoms(use_true_random=False))
+def test_no_input_stops_the_product(name: str, data: Random) -> None:
+    TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_most_inputs_reach_the_inside(name: str) -> None:
+    """Random bytes fail at the outer checksum or envelope, and would test nothing else."""
+    reached = [TARGETS[name](Random(f"{name}/{n}")) for n in range(INPUTS_COUNT)]
+    assert sum(reached) >= MIN_REACHED_SHARE * len(reached)
+
+
+def test_the_command_runs_the_chosen_target() -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "wire", "--inputs", "20"]
+    done = subprocess.run(  # noqa: S603 - our own command
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
+    assert "wire: 20 inputs" in done.stdout
