@@ -7,7 +7,6 @@ figures of the next, a run that fails or hangs does not end the others, and its 
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import psutil
+
+from harness.servers.hosts import end_processes
 
 Value = int | float | str | tuple[int, ...] | tuple[str, ...]
 PrintLine = Callable[[str], None]
@@ -130,14 +133,18 @@ def carry_out(
 
 def _run(command: list[str], limit_s: float) -> int | None:
     """Run a command; return its exit code, or None if it did not end in time. Only its stderr is shown."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603 - a command of bench
+    with psutil.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            return process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            # The signal of Ctrl-C: the run stops the servers that it started, which only the run knows.
-            process.send_signal(signal.SIGINT)
+            code: int = process.wait(limit_s)
+            return code
+        except psutil.TimeoutExpired:
+            # A run ends its servers in order on SIGTERM. A run in the background may ignore SIGINT.
+            process.terminate()
             try:
                 process.wait(STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
+            except psutil.TimeoutExpired:
+                process.suspend()  # or it could start another server, which would survive
+                children = process.children(recursive=True)
                 process.kill()
+                end_processes(children)
             return None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -33,6 +34,7 @@ from bench.report.records import Records, command_of
 from bench.report.report_files import DOCS, PLOTS, RESULTS, ROOT
 from bench.report.theme import DARK, LIGHT
 from bench.scale import ESTIMATE_NODES, PowerLaw, laws, sizes
+from harness.waiting import wait_until
 
 CORES = Machine("a core", 2, 2**33, "Linux", 0.5, 12.0)
 
@@ -551,6 +553,41 @@ def test_a_run_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     said: list[str] = []
     assert carry_out([PlannedRun("slow", "refresh")], tmp_path, said.append, limit_s=0.01) == ["slow"]
     assert "took longer than 0.01 s" in said[-1]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_run_that_takes_too_long_leaves_no_server_behind(
+    in_order: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it ignores SIGINT, as a command in the background does, or does not end on SIGTERM.
+
+    A server has a session of its own, so no signal of a terminal reaches it.
+    """
+    monkeypatch.setattr(plan, "STOP_LIMIT_S", 0.05 if not in_order else plan.STOP_LIMIT_S)
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    run = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.default_int_handler if {in_order} else signal.SIG_IGN)
+with subprocess.Popen(["sleep", "600"], start_new_session=True) as server:
+    open({str(started)!r}, "w").write(str(server.pid))
+    try:
+        time.sleep(600)
+    finally:
+        server.kill()
+        open({str(ended)!r}, "w").close()
+"""
+    assert plan._run([sys.executable, "-SE", "-c", run], 0.4) is None
+    assert ended.exists() == (in_order and started.exists())
+    pid = int(started.read_text()) if started.exists() else 0  # on a busy machine there was no time to start one
+
+    def gone() -> bool:
+        try:
+            return not pid or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(gone, "a server outlives its run")
 
 
 def test_all_writes_the_report_and_exits_with_1_if_a_run_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
