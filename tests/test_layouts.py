@@ -470,6 +470,48 @@ def test_queues_that_a_publisher_declared_and_no_consumer_reads_are_unbound() ->
     assert versions(world.reader.read(max_age=5.0)) == published_versions(world)
 
 
+def test_queues_of_a_layout_whose_record_was_lost_are_unbound_and_named() -> None:
+    """The cell went from 2 partitions to 3. Then all stores and consumers were lost, and the settings still say 2."""
+    world = SwitchedCell()
+    for step in (prepared, cut_over):
+        world.take(step(world.record, K("journal@3"), "me"))
+    world.take(retired(world.record, K("journal"), "me"))
+    world.take(cleared(world.record, 2, "me"))
+    for member in list(world.members):
+        for source in member.sources.values():
+            source.inner.crash()
+        world.members.remove(member)
+    for number in range(len(world.servers)):
+        world.restart_server(number)
+    world.change_some(1.0)
+    world.start_member([0], [1])
+    world.start_member([1], [0])
+    with capture_logs() as logs:
+        world.run_well(world.config.settle_s + 10)
+    assert world.record.layouts == [2]
+    assert layouts_with_queues(world) == [2]
+    [waiting] = {one["waiting"] for one in logs if one["event"].startswith("events wait") and one["layout"] == 3}
+    assert waiting == sum(len(queue.messages) for queue in world.broker.aside[3])
+    assert versions(world.reader.read(max_age=5.0)) == published_versions(world)
+
+
+def test_a_layout_that_is_prepared_while_its_queues_are_looked_for_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: the record names a layout before its consumers declare the queues, so it is read right before they go."""
+    world = SwitchedCell()
+    find = world.broker.found
+
+    def prepared_meanwhile() -> list[int]:
+        world.broker.declare(3)
+        world.operator.change(world.operator.read(), prepared(world.record, K("journal@3"), "me"))
+        return find()
+
+    monkeypatch.setattr(world.broker, "found", prepared_meanwhile)
+    world.members[0].die()
+    world.run_well(10)
+    assert layouts_with_queues(world) == [2, 3]
+    assert world.broker.aside == {}
+
+
 def test_queues_of_the_settings_layout_are_kept_while_the_record_names_it_or_a_consumer_reads_them() -> None:
     """Queues of a consumer that follows no control record are not unbound either."""
     world = SwitchedCell()
@@ -498,6 +540,9 @@ def test_a_member_leaves_a_layout_even_while_the_broker_is_away() -> None:
             return world.broker.source(range(partitions), layout=partitions)
 
         def delete(self, _partitions: int) -> bool:
+            raise BrokerUnavailableError("broker", "away")
+
+        def found(self) -> list[int]:
             raise BrokerUnavailableError("broker", "away")
 
         def set_aside(self, _partitions: int, _used: int) -> int:

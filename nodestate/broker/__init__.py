@@ -15,6 +15,7 @@ from nodestate.broker.diagnostics import (
     QueueDepth,
     check_accepts_messages,
     connect_check,
+    layouts_with_queues,
     queue_depths,
     read_dead_letters,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "check_accepts_messages",
     "collect_census",
     "connect_check",
+    "layouts_with_queues",
     "queue_depths",
     "read_dead_letters",
 ]

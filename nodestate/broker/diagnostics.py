@@ -58,6 +58,15 @@ def check_accepts_messages(config: Config) -> None:
             session.send_checked("", f"nodestate.{config.cell}.no-queue", b"")
 
 
+def layouts_with_queues(config: Config) -> list[int]:
+    """All layouts of the cell that have queues, also queues into which no event is routed.
+
+    Raises ``BrokerUnavailableError`` or ``ConfigError``.
+    """
+    with one_off_session(config, "doctor") as session:
+        return session.queues.layouts(Topology.of(config))
+
+
 def queue_depths(config: Config) -> list[QueueDepth]:
     """Every partition's queue, then the dead-letter queue. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
     topology = Topology.of(config)

@@ -51,11 +51,17 @@ class KombuLayouts:
                 return False
             return session.queues.delete(topology)
 
-    def set_aside(self, partitions: int, used: int) -> int:
-        """Stop routing events into the queues of an unused layout, and delete the empty ones; see ``ports.Layouts``.
+    def found(self) -> list[int]:
+        """All layouts that have queues; see ``ports.Layouts``."""
+        with one_off_session(self._config, "layouts") as session:
+            return session.queues.layouts(Topology.of(self._config))
 
-        Returns the number of messages that wait in the others. Does nothing if a queue has a consumer, or if the
-        transport cannot count consumers.
+    def set_aside(self, partitions: int, used: int) -> int:
+        """Stop routing events into the queues of an unused layout, and delete them if all are empty.
+
+        Returns the number of messages that wait in them. If messages wait in one queue, the empty ones stay as well:
+        ``found`` looks for the first queue of a layout. Does nothing if a queue has a consumer, or if the transport
+        cannot count consumers.
         """
         topology = Topology.of(self._with_partitions(partitions))
         with one_off_session(self._with_partitions(used), "layouts", layout=True) as session:
@@ -64,9 +70,12 @@ class KombuLayouts:
             found = {name: count for name, count in counts.items() if count is not None}
             if any(count.consumers is None or count.consumers > 0 for count in found.values()):
                 return 0
-            return sum(
+            waiting = sum(
                 queues.set_aside(topology, partition, name) for partition, name in topology.queues() if name in found
             )
+            if not waiting:
+                queues.delete(topology)
+            return waiting
 
     def _with_partitions(self, partitions: int) -> Config:
         return msgspec.structs.replace(self._config, partitions=partitions)

@@ -114,6 +114,9 @@ class QueueAdmin(Protocol):
     def counts(self, queue: str) -> QueueCounts | None:
         """Number of messages and consumers of a queue; None if the queue does not exist."""
 
+    def layouts(self, topology: Topology) -> list[int]:
+        """All layouts of the cell that have queues, also queues that are not bound."""
+
     def fetch(self, queue: str) -> FetchedMessage | None:
         """Fetch one message, or None if the queue is empty.
 
@@ -127,10 +130,7 @@ class QueueAdmin(Protocol):
         """
 
     def set_aside(self, topology: Topology, partition: int, queue: str) -> int:
-        """Unbind a partition's queue so that it gets no new events; delete it if it is empty and has no consumer.
-
-        Returns the number of events in it.
-        """
+        """Unbind a partition's queue so that it gets no new events. Returns the number of events in it."""
 
 
 class ConsumerSession(TransportSession, Protocol):

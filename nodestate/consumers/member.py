@@ -8,9 +8,11 @@
 Each layout has its own connection to the broker and its own owner name, so the consumers of two layouts are
 independent. In the usual case there is one layout, and this module costs nothing.
 
-Publishers declare the queues of the settings' layout when they connect to a broker. If the control record does not
-name that layout, no consumer takes messages from these queues. So ``UNBIND_RENEWALS_COUNT`` renewal intervals after
-each change of the record and each loss of the broker, the member unbinds such queues.
+The broker may have queues of a layout that the control record does not name, and from which no consumer takes
+messages: a publisher with other settings declared them on a new broker, or the record that named them was lost with its
+stores. They would fill until the broker has no memory left. So ``UNBIND_RENEWALS_COUNT`` renewal intervals after its
+start, each change of the record and each loss of the broker, the owner of partition 0 of the layout that is read looks
+for such queues, and unbinds them (ADR 41 in ``docs/adr``).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, record_from_settings
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.stored_design import StoredDesign
-from nodestate.errors import BrokerUnavailableError, StoreError
+from nodestate.errors import BrokerUnavailableError, NodestateError, StoreError
 from nodestate.ports import Clock, Layouts, ResyncSender
 from nodestate.store.round_trips import Stores
 
@@ -44,8 +46,8 @@ CONTROL_RETRY_S: Final = 0.2
 """Pause before the control record is read again while it is unknown."""
 CONTROL_RECORD: Final = "control record"
 """Name of an operation in log entries about failures: to follow the control record."""
-SETTINGS_QUEUES: Final = "queues of the settings' layout"
-"""Name of an operation in log entries about failures: to unbind unused queues of the settings' layout."""
+UNNAMED_LAYOUTS: Final = "queues of layouts that the control record does not name"
+"""Name of an operation in log entries about failures: to find and unbind such queues."""
 
 
 class Member:
@@ -106,7 +108,9 @@ class Member:
         the design is removed from this set.
         """
         self._unbind_at = math.inf
-        """When to unbind unused queues of the settings' layout, in monotonic seconds; infinity if that is done."""
+        """When to unbind the queues of layouts that the record does not name, in monotonic seconds; infinity if that is
+        done.
+        """
         self._unbind_cause = (0, 0)
         """The record's version and the count of broker errors when ``_unbind_at`` was set. If one of them differs now,
         the wait begins again.
@@ -282,28 +286,47 @@ class Member:
         return known is not None and partitions in known.layouts
 
     def _unbind_unused_queues(self, control: Control) -> None:
-        """Unbind the queues of the settings' layout, once ``_unbind_at`` has come, if no consumer takes from them.
+        """Once ``_unbind_at`` has come, unbind the queues of layouts that the record does not name.
 
-        An event that is only in such queues is in no view. Messages that are in the queues already stay there and are
-        logged.
+        Only the owner of partition 0 of the layout that is read does this, so that one member looks for them. Queues
+        with a consumer stay as they are.
         """
         now, cause = self._clock.monotonic(), (control.version, self.stats.broker_errors)
         if cause != self._unbind_cause:
             self._unbind_cause, self._unbind_at = cause, now + UNBIND_RENEWALS_COUNT * self.config.renew_s
-        ours = self.config.partitions
-        if now < self._unbind_at or ours in {design.partitions for design in (*control.writes, *control.leaving)}:
+        consumer = self.consumers.get(control.reads.partitions)
+        if now < self._unbind_at or consumer is None or 0 not in consumer.owned:
             return
         try:
-            waiting = self._layouts.set_aside(ours, control.reads.partitions)
-        except BrokerUnavailableError as error:
-            self._transitions.failing(SETTINGS_QUEUES, str(error))
+            for partitions in self._layouts.found():
+                self._set_aside_unnamed(partitions)
+        except NodestateError as error:
+            self._transitions.failing(UNNAMED_LAYOUTS, str(error))
+        else:
+            self._transitions.recovered(UNNAMED_LAYOUTS)
+            self._unbind_at = math.inf
+
+    def _set_aside_unnamed(self, partitions: int) -> None:
+        """Unbind the queues of a layout unless the stored control record names it.
+
+        An event that is only in such queues is in no view. Messages that are in the queues already stay there and are
+        logged. An operator may prepare the layout at any time, and its consumers declare the queues after the record
+        names it. So the record is read right before the queues are unbound.
+
+        Raises ``BrokerUnavailableError``, or ``StoreError`` if a store that may have a newer record does not answer.
+        """
+        copies = self._control_store.read()
+        for copy in copies:
+            if copy.error is not None:
+                raise copy.error
+        known = newest(copies)
+        if known is None or partitions in {design.partitions for design in (*known.writes, *known.leaving)}:
             return
-        self._transitions.recovered(SETTINGS_QUEUES)
-        self._unbind_at = math.inf
+        waiting = self._layouts.set_aside(partitions, known.reads.partitions)
         if waiting:
             self._log.warning(
                 "events wait in queues of a layout that no consumer takes from",
-                layout=ours,
+                layout=partitions,
                 waiting=waiting,
                 remedy="nodestate doctor",
             )

@@ -100,8 +100,14 @@ class Layouts(Protocol):
         ``BrokerUnavailableError``.
         """
 
+    def found(self) -> list[int]:
+        """Return all layouts that have queues at the broker, also those that were set aside.
+
+        Raises ``BrokerUnavailableError``.
+        """
+
     def set_aside(self, partitions: int, used: int) -> int:
-        """Unbind the queues of a layout that no consumer reads, and delete the empty ones.
+        """Unbind the queues of a layout that no consumer reads, and delete them if all are empty.
 
         Does this only once the queues of the layout of ``used`` partitions exist. Returns the number of messages in the
         remaining queues. Raises ``BrokerUnavailableError``.

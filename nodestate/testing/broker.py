@@ -99,26 +99,39 @@ class MemoryBroker:
     # -- layouts
 
     def declare(self, layout: int) -> None:
-        """Make the queues of a layout, unless they exist."""
-        self.layouts.setdefault(layout, [MemoryQueue() for _ in range(layout)])
+        """Make the queues of a layout, unless they exist. Events go into queues that were set aside again."""
+        if layout not in self.layouts:
+            self.layouts[layout] = self.aside.pop(layout, []) or [MemoryQueue() for _ in range(layout)]
 
     def delete(self, layout: int) -> bool:
         """Delete the queues of a layout with their messages. Returns False if one has a consumer; then all stay."""
         if any(queue.consumers for queue in self.layouts.get(layout, ())):
             return False
         self.layouts.pop(layout, None)
+        self.aside.pop(layout, None)
         return True
+
+    def found(self) -> list[int]:
+        """All layouts that have queues, also those that were set aside."""
+        self.check_running()
+        return sorted({*self.layouts, *self.aside})
 
     def set_aside(self, layout: int, used: int) -> int:
         """Let no more events into the queues of a layout without consumers, once layout ``used`` has its queues.
 
-        Returns the number of messages that wait in them; 0, and nothing changes, if one has a consumer.
+        Deletes the queues if all are empty. Returns the number of messages that wait in them; 0, and nothing changes,
+        if one has a consumer.
         """
         self.declare(used)
-        if layout not in self.layouts or any(queue.consumers for queue in self.layouts[layout]):
+        queues = self.layouts.get(layout, self.aside.get(layout, []))
+        if any(queue.consumers for queue in queues):
             return 0
-        self.aside[layout] = self.layouts.pop(layout)
-        return sum(len(queue.messages) for queue in self.aside[layout])
+        waiting = sum(len(queue.messages) for queue in queues)
+        self.layouts.pop(layout, None)
+        self.aside.pop(layout, None)
+        if waiting:
+            self.aside[layout] = queues
+        return waiting
 
     # -- looking into queues
 

@@ -33,6 +33,12 @@ class Broker(Protocol):
     def delete(self, layout: int) -> bool:
         """Delete a layout's queues. Returns False if one has a consumer."""
 
+    def found(self) -> list[int]:
+        """The layouts that have queues."""
+
+    def set_aside(self, layout: int, used: int) -> int:
+        """Unbind a layout's queues unless one has a consumer. Returns the number of messages in them."""
+
     def sink(self) -> AgentConnection:
         """A new publisher."""
 
@@ -297,6 +303,16 @@ class BrokerContract:
         bench.assert_quiet(bench.source(range(OTHER), layout=OTHER))
         assert [event.body for event in bench.take(bench.source(), 2)] == [b"1", b"2"]
 
+    def test_layouts_that_have_queues_are_found(self, bench: BrokerBench) -> None:
+        """Whichever process declared them, and whatever the settings say."""
+        bench.source()
+        assert bench.broker.found() == [PARTITIONS]
+        other = bench.source(range(OTHER), layout=OTHER)
+        assert bench.broker.found() == [OTHER, PARTITIONS]
+        other.close()
+        eventually(lambda: bench.broker.delete(OTHER))
+        assert bench.broker.found() == [PARTITIONS]
+
     def test_a_resync_reaches_all_connected_sinks(self, bench: BrokerBench) -> None:
         first, second = bench.sink(), bench.sink()
         request = Resync(nodes=("n1", "n2"), partitions=(3,), layout=4, jitter_s=1.5, census="box")
@@ -328,6 +344,21 @@ class SingleActiveContract(BrokerContract):
         assert not bench.broker.delete(OTHER)
         bench.publish({2: [b"1"]})
         assert [event.body for event in bench.take(other, 1)] == [b"1"]
+
+    def test_a_layout_that_was_set_aside_is_found_while_messages_wait_in_it(self, bench: BrokerBench) -> None:
+        """It gets no more events until a consumer takes from it again. If it is empty, it is deleted."""
+        source, other = bench.source(), bench.source([OTHER - 1], layout=OTHER)
+        other.ack(other.receive(10, QUIET_S))
+        bench.publish({0: [b"1"]})
+        assert bench.broker.set_aside(OTHER, PARTITIONS) == 0
+        other.close()
+        eventually(lambda: bench.broker.set_aside(OTHER, PARTITIONS) > 0)
+        assert bench.broker.found() == [OTHER, PARTITIONS]
+        bench.publish({0: [b"2"]})
+        other = bench.source(range(OTHER), layout=OTHER)
+        bench.publish({0: [b"3"]})
+        assert [event.body for event in bench.take(other, 2)] == [b"1", b"3"]
+        assert [event.body for event in bench.take(source, 3)] == [b"1", b"2", b"3"]
 
     def test_the_next_consumer_takes_over_where_the_last_one_left(self, bench: BrokerBench) -> None:
         first, second, third = bench.source(), bench.source(), bench.source()

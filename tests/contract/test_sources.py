@@ -26,6 +26,7 @@ class InMemory:
         self._broker = MemoryBroker(PARTITIONS)
         self.source, self.sink, self.delete = self._broker.source, self._broker.sink, self._broker.delete
         self.lose_queue = self._broker.lose_queue
+        self.found, self.set_aside = self._broker.found, self._broker.set_aside
 
     def resync_sender(self) -> ResyncSender:
         return self._broker
@@ -58,6 +59,12 @@ class OverKombu:
     def delete(self, layout: int) -> bool:
         # memory:// cannot count consumers: there the caller must know that there are none.
         return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout, unseen=self._server is None)
+
+    def found(self) -> list[int]:
+        return KombuLayouts(self._config, 1, 1, SystemClock()).found()
+
+    def set_aside(self, layout: int, used: int) -> int:
+        return KombuLayouts(self._config, 1, 1, SystemClock()).set_aside(layout, used)
 
     def _of(self, layout: int) -> Config:
         return msgspec.structs.replace(self._config, partitions=layout)

@@ -115,6 +115,37 @@ def test_cell_gets_another_number_of_partitions_and_its_first_number_back(
         run_command(cell.environment, "check", "--agents", "1")
 
 
+@pytest.mark.thorough
+def test_queues_of_a_layout_whose_record_was_lost_are_unbound_and_named(
+    cell_of: CellFactory, memcached: MemcachedServer
+) -> None:
+    """The cell went from 2 partitions to 3. Then memcached and all consumers were lost, and the settings still say 2.
+    Without a consumer the queues of layout 3 would fill until the broker takes no messages.
+    """
+    with cell_of(memcached.url, designs=["snapshot"], bound_s=5.0, partitions=2) as cell:
+        lost = msgspec.structs.replace(cell.config, partitions=3)
+
+        def waiting() -> int:
+            return sum(depth.ready for depth in queue_depths(lost) if depth.partition is not None)
+
+        cell.wait_until_well()
+        for words in (("prepare", "snapshot@3"), ("cutover", "snapshot@3"), ("retire", "snapshot@2")):
+            run_design(cell.environment, *words)
+        for member in cell.members:
+            member.kill()
+        memcached.kill()
+        wait_until(lambda: waiting() > 100, "no events wait in the queues")
+        memcached.start()
+        for member in cell.members:
+            member.start()
+        event = "events wait in queues of a layout that no consumer takes from"
+        wait_until(lambda: any(member.logged(event, layout=3) for member in cell.members), "no log names the layout")
+        before = waiting()
+        cell.wait_until_recovered("after the control record was lost with its stores")
+        assert waiting() == before
+        assert f"{before:,} messages wait in the queues of 3 partitions" in run_command(cell.environment, "doctor")[0]
+
+
 def require_refused_while_queues_are_read(cell: Cell, words: Sequence[str]) -> None:
     """A consumer that does not follow the record still reads the old queues: retire refuses, and status and
     doctor say so.

@@ -506,6 +506,10 @@ class SimulatedMember:
         del self.sources[partitions]
         return self._cell.broker.delete(partitions)
 
+    def found(self) -> list[int]:
+        """See ``ports.Layouts``."""
+        return self._cell.broker.found()
+
     def set_aside(self, partitions: int, used: int) -> int:
         """See ``ports.Layouts``."""
         self._cell.broker.check_running()

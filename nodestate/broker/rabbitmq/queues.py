@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from nodestate.broker.rabbitmq.messages import PERSISTENT, send_marker
 from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts
 from nodestate.broker.topology import DEAD_KEY, Topology
 from nodestate.errors import ConfigError
+from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import QUEUE_BEGAN
 
 CONTROL_QUEUE_MAX_LENGTH: Final = 1_000
@@ -97,6 +99,17 @@ class RabbitQueues:
             return None
         return QueueCounts(answer.message_count, answer.consumer_count)
 
+    def layouts(self, topology: Topology) -> list[int]:
+        """See ``QueueAdmin``. AMQP lists no queues, so this asks for the first queue of every possible layout.
+
+        Takes a fifth of a second. RabbitMQ logs an error for each queue that does not exist.
+        """
+        return [
+            partitions
+            for partitions in range(1, BUCKETS_COUNT + 1)
+            if self.counts(dataclasses.replace(topology, partitions=partitions).queue(0)) is not None
+        ]
+
     def fetch(self, queue: str) -> FetchedMessage | None:
         """See ``QueueAdmin``."""
         message = self._channel.basic_get(queue)
@@ -123,14 +136,8 @@ class RabbitQueues:
         for bucket in topology.buckets(partition):
             self._channel.queue_unbind(queue, topology.exchange, str(bucket))
         counts = self.counts(queue)
-        if counts is None:
-            return 0
         # Counted once: the count of a quorum queue lags behind messages that are put back.
-        events = counts.ready - self._remove_first_marker(queue) if counts.ready else 0
-        if not events and not counts.consumers:
-            classic = topology.queue_type == "classic"  # as in ``delete``
-            self._channel.queue_delete(queue, if_unused=classic, if_empty=classic)
-        return events
+        return counts.ready - self._remove_first_marker(queue) if counts is not None and counts.ready else 0
 
     def _remove_first_marker(self, queue: str) -> int:
         """Remove the message ``QUEUE_BEGAN`` if it is the queue's first. Another message goes back to its place.

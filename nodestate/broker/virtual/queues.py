@@ -53,6 +53,10 @@ class VirtualQueues:
         """See ``QueueAdmin``. Never None, as Redis keeps no empty queues."""
         return QueueCounts(self._channel.queue_declare(queue).message_count, None)
 
+    def layouts(self, topology: Topology) -> list[int]:
+        """See ``QueueAdmin``. These transports know the bindings of an exchange, and no queue is unbound."""
+        return sorted({layout_of(key) for key, _, _ in self._connection.bindings(topology.exchange)})
+
     def fetch(self, queue: str) -> FetchedMessage | None:
         """See ``QueueAdmin``."""
         return self._connection.fetch(queue)
@@ -135,8 +139,13 @@ class VirtualOwnQueue:
 
 
 def layout_key(topology: Topology, partition: int) -> str:
-    """The key with which a partition's queue is bound; ``takes_bucket`` reads it."""
+    """The key with which a partition's queue is bound; ``takes_bucket`` and ``layout_of`` read it."""
     return f"{partition}/{topology.partitions}"
+
+
+def layout_of(key: str) -> int:
+    """The number of partitions of the layout whose queue is bound with this ``layout_key``."""
+    return int(key.partition("/")[2])
 
 
 def takes_bucket(key: str, bucket: int) -> bool:

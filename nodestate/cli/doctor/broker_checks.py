@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
-from nodestate.broker import QueueDepth, check_accepts_messages, connect_check, queue_depths, read_dead_letters
+from nodestate.broker import (
+    QueueDepth,
+    check_accepts_messages,
+    connect_check,
+    layouts_with_queues,
+    queue_depths,
+    read_dead_letters,
+)
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text
 from nodestate.config import Config
+from nodestate.designs.control import Control
 from nodestate.errors import BrokerUnavailableError
 
 PEEKED_LETTERS: Final = 20
@@ -42,8 +50,20 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     return [*findings, _examine_dead_letters(config, dead)]
 
 
-def examine_queues_of_settings(config: Config) -> list[Finding]:
-    """Examine the queues for the number of partitions in the settings, which the control record does not name."""
+def examine_unnamed_layouts(config: Config, control: Control, named: Collection[int]) -> list[Finding]:
+    """Examine the queues of layouts that are neither in the control record nor ``named``."""
+    named = {*named, *(design.partitions for design in (*control.writes, *control.leaving))}
+    return [
+        finding
+        for partitions in layouts_with_queues(config)
+        if partitions not in named
+        for finding in _examine_unnamed_layout(
+            msgspec.structs.replace(config, partitions=partitions), control.reads.partitions
+        )
+    ]
+
+
+def _examine_unnamed_layout(config: Config, read: int) -> Iterator[Finding]:
     left = [queue for queue in queue_depths(config) if queue.partition is not None and not queue.missing]
     waiting = sum(queue.ready for queue in left)
     if any(queue.consumers for queue in left):
@@ -51,21 +71,21 @@ def examine_queues_of_settings(config: Config) -> list[Finding]:
             f"consumers read the queues of {config.partitions} partitions, a number from their settings that the "
             "control record does not name"
         )
-        return [
-            Finding(WARN, "queues", says, "start these consumers without --design: then they follow the control record")
-        ]
-    if not waiting:
-        return []
-    says = (
-        f"{waiting:,} messages wait in the queues of {config.partitions} partitions, a number from the settings: no "
-        "consumer reads them"
-    )
-    advice = (
-        "a publisher created them before the first consumer started. Run 'nodestate resync --all', so that all "
-        f"nodes report; then delete the queues {left[0].queue} to {left[-1].queue}, and set NODESTATE_PARTITIONS to "
-        "the number in the control record"
-    )
-    return [Finding(WARN, "queues", says, advice)]
+        yield Finding(
+            WARN, "queues", says, "start these consumers without --design: then they follow the control record"
+        )
+    elif waiting:
+        says = (
+            f"{waiting:,} messages wait in the queues of {config.partitions} partitions, a number that the control "
+            "record does not name: no consumer reads them"
+        )
+        advice = (
+            "an earlier control record named them and was lost with its stores, or a publisher with this number in its "
+            f"settings came first. Set NODESTATE_PARTITIONS={read} everywhere; run 'nodestate resync --all', so that "
+            f"all nodes report; then delete the queues {left[0].queue} to {left[-1].queue} with 'rabbitmqctl "
+            "delete_queue'"
+        )
+        yield Finding(WARN, "queues", says, advice)
 
 
 def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.agent_checks import examine_agents
-from nodestate.cli.doctor.broker_checks import examine_broker, examine_queues_of_settings
+from nodestate.cli.doctor.broker_checks import examine_broker, examine_unnamed_layouts
 from nodestate.cli.doctor.design_checks import examine_design
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.store_checks import examine_database, examine_store
@@ -74,8 +74,7 @@ def _print(run: Run, finding: Finding) -> None:
 def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(stored.partitions for stored in designs))
     yield from _findings_or_error("broker", lambda: examine_broker(config, layouts))
-    if config.partitions not in {one.partitions for one in (*designs, *control.writes, *control.leaving)}:
-        yield from _findings_or_error("queues", lambda: examine_queues_of_settings(config))
+    yield from _findings_or_error("queues", lambda: examine_unnamed_layouts(config, control, layouts))
     for one in control.leaving:
         says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
