@@ -101,7 +101,7 @@ class Layouts(Protocol):
         """
 
     def found(self) -> list[int]:
-        """Return all layouts that have queues at the broker, also those that were set aside.
+        """Return all layouts that have queues at the broker, also layouts that were set aside.
 
         Raises ``BrokerUnavailableError``.
         """

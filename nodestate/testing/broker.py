@@ -112,7 +112,7 @@ class MemoryBroker:
         return True
 
     def found(self) -> list[int]:
-        """All layouts that have queues, also those that were set aside."""
+        """All layouts that have queues, also layouts that were set aside."""
         self.check_running()
         return sorted({*self.layouts, *self.aside})
 
