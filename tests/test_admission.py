@@ -111,8 +111,10 @@ def bench() -> AdmissionBench:
 def test_an_order_that_fits_is_built_and_the_version_of_its_answer_shows_it(bench: AdmissionBench) -> None:
     order = bench.build("vm-1", resources={"VCPU": 2, "MEMORY_MB": 100}, group="web", hints=ANTI)
     [answer] = bench.give(order)
-    at = bench.clock.time()
-    assert answer == Answer(id="build vm-1", node="n1", instance="vm-1", incarnation=7, generation=2, at=at)
+    at, origin = bench.clock.time(), bench.clock.time() - bench.clock.monotonic()
+    assert answer == Answer(
+        id="build vm-1", node="n1", instance="vm-1", incarnation=7, generation=2, at=at, clock_origin=origin
+    )
     assert bench.record().version == answer.version
     assert bench.state()["allocations"] == {
         "vm-1": {"resources": {"VCPU": 2, "MEMORY_MB": 100}, "group": "web", "hints": ANTI}

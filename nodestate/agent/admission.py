@@ -6,7 +6,8 @@ The first line that matches decides:
         by another order than ``of``                   --> done, nothing changes
     End                                                --> ended
     Build, the instance is there as the order asks     --> done, nothing changes, even after the deadline
-    Build, after its deadline                          --> refused: expired
+    Build, after its deadline, or the agent's clock
+        was set since the scheduler learned it         --> refused: expired
     Build in place, the instance is not on the node,
         or was built by another order than ``of``      --> refused: not-here
     Build not in place, the instance is on the node,
@@ -30,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from nodestate.agent.publisher import Publisher
 from nodestate.agent.sources import AdmittingSource, FullState, NodeResources, StatePatch
@@ -43,6 +45,9 @@ KEPT_REFUSALS_COUNT: Final = 8
 """Most refusals that a node's state lists. Older refusals are removed from the state."""
 SPARE_BYTES: Final = 16 * 1024
 """Bytes of a report that must stay free when an instance is admitted, because usage, metrics and refusals may grow."""
+
+CLOCK_SET_S: Final = 0.1
+"""The clock counts as set if its origin moved by more seconds than this. NTP slews both clocks of Linux alike."""
 
 _NO_INVENTORY: Final = Inventory(total=0)
 """The inventory of a resource class that a node does not have."""
@@ -85,14 +90,24 @@ def is_done(order: Order, node: NodeResources) -> bool:
     )
 
 
-def rejection_of(order: Build, node: NodeResources, now: float) -> Rejection | None:
+def clock_origin(clock: Clock) -> float:
+    """Return the seconds since 1970 that a clock tells at monotonic time 0. Setting the clock changes them."""
+    return clock.time() - clock.monotonic()
+
+
+def rejection_of(order: Build, node: NodeResources, clock: Clock) -> Rejection | None:
     """Return the reason to refuse an order; None if the node may carry it out.
 
     Args:
         order: the order, which is not done already (``is_done``).
         node: the node's present resources and allocations.
-        now: seconds since 1970.
+        clock: wall-clock and monotonic time.
     """
+    now = clock.time()
+    if order.clock_origin is not UNSET and abs(order.clock_origin - clock_origin(clock)) > CLOCK_SET_S:
+        return Rejection(
+            "expired", "the agent's clock was set after the scheduler learned it, so its deadline is wrong"
+        )
     if now > order.deadline:
         return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
     if order.in_place:
@@ -251,7 +266,7 @@ class Admission:
     are refused as ``failed``.
 
     Args:
-        clock: wall-clock time.
+        clock: wall-clock and monotonic time.
         publishers: the agent's publishers, by name of the node.
         source_of: returns the source that carries out a node's orders; None if the node's source takes no orders.
         publish: publishes a reading of a node.
@@ -323,7 +338,7 @@ class Admission:
             here = node.allocations.get(order.instance)
             more = len(_encode(allocation)) - len(_encode(here)) if here else len(_encode({order.instance: allocation}))
             size = promised.get(order.node, 0) + max(0, more)
-            refused = rejection_of(order, node, self._clock.time())
+            refused = rejection_of(order, node, self._clock)
             if refused is None and (
                 (more > 0 and size + SPARE_BYTES > publisher.spare_bytes)
                 or (here is None and len(node.allocations) >= MAX_ALLOCATIONS_COUNT)
@@ -364,4 +379,5 @@ class Admission:
             refused=refused.reason if refused is not None else "",
             detail=refused.detail[:MAX_DETAIL_CHARS] if refused is not None else "",
             at=self._clock.time(),
+            clock_origin=clock_origin(self._clock),
         )

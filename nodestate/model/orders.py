@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from nodestate.errors import BadEventError
 from nodestate.model import (
@@ -82,6 +82,11 @@ class Build(_Order, frozen=True, tag="build", kw_only=True):
 
     So a late order cannot undo a resize.
     """
+    clock_origin: float | UnsetType = UNSET
+    """The ``clock_origin`` of the answer from which the scheduler knows the agent's clock; absent if it does not.
+
+    If the agent's clock was set since then, the deadline means another moment. The agent refuses the order as expired.
+    """
 
 
 class End(_Order, frozen=True, tag="end", kw_only=True):
@@ -111,6 +116,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Text for people."""
     at: float = 0.0
     """The time of the agent's clock at which it decided, in seconds since 1970; 0 if it is not told."""
+    clock_origin: float | UnsetType = UNSET
+    """The seconds since 1970 that the agent's clock tells at monotonic time 0. Setting the clock changes them."""
 
     @property
     def version(self) -> Version:
@@ -151,8 +158,7 @@ def encode(message: Order | Answer) -> bytes:
 def _without_time(answer: Answer) -> dict[str, Any]:
     """Return the fields of an answer that does not tell its time, as earlier versions write them."""
     fields = msgspec.structs.asdict(answer)
-    del fields["at"]
-    return fields
+    return {name: value for name, value in fields.items() if name not in ("at", "clock_origin")}
 
 
 def decode_order(body: bytes) -> Order:

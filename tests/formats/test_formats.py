@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from nodestate import Reader
 from nodestate.broker.resyncs import decode_resync, encode_resync
@@ -52,7 +53,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, msgspec.Struct):
-        fields = {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        fields = {name: plain(item) for name in value.__struct_fields__ if (item := getattr(value, name)) is not UNSET}
         if isinstance(value, Answer) and not value.at:  # added later; an answer without it is written as before
             del fields["at"]
         return list(fields.values()) if value.__struct_config__.array_like else fields

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec import UNSET, structs
+
+from nodestate.model.orders import decode_answer, encode
 from nodestate.scheduling.claims import UNSURE_S
 from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse, parse_group
@@ -55,6 +59,19 @@ def freeze_view(cell: SchedulingCell, process: SchedulerProcess) -> None:
     cell.run_for(2.0)
     process.scheduler.refresh()
     process.reader.lagging = True
+
+
+def tell_no_time(cell: SchedulingCell) -> None:
+    """Let the agents answer like agents of earlier versions, which tell nothing of their clock."""
+    arrive = cell.broker.transit.arrive
+
+    def arrive_without_time(message: TransitMessage) -> None:
+        if message.kind == "answer":
+            answer = structs.replace(decode_answer(message.body), at=0.0, clock_origin=UNSET)
+            message = dataclasses.replace(message, body=encode(answer))
+        arrive(message)
+
+    cell.broker.transit.arrive = arrive_without_time  # type: ignore[method-assign]  # for this test alone
 
 
 @contextmanager

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from msgspec import structs
 
 from nodestate.cli.doctor.agent_checks import EXPIRED_S, examine_clocks
-from nodestate.model.orders import Build, Order, decode_answer, encode
+from nodestate.model.orders import Build, Order
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed
-from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import VCPU, boot, cell_of, reserve, wanted
+from tests.scheduling.cells import VCPU, boot, cell_of, reserve, tell_no_time, wanted
 
 SETTINGS: dict[str, Any] = {"claim_ttl_s": 10.0, "answer_timeout_s": 5.0}
 FREEZE_S = 12.0
@@ -189,24 +186,40 @@ def test_doctor_names_nodes_whose_clocks_are_ahead_and_nodes_that_call_orders_ex
 
 
 def test_deadlines_follow_an_agents_clock_that_is_set_right() -> None:
-    """The scheduler learns it from the answers: an order to a clock that was set back has too late a deadline once."""
+    """The agent refuses the first order, because its deadline is by the clock before, and gets it again at once."""
     cell, (one, _) = cell_of(1, **SETTINGS)
     cell.agent_clock.ahead_s = 10.0
     boot(one.scheduler, "a")
     clocks = one.scheduler.session.orders.boots._sender.clocks
     assert clocks.ahead_s("n0") == pytest.approx(10.0, abs=0.5)
     cell.agent_clock.ahead_s = 0.0
-    boot(one.scheduler, "b")
+    booted = boot(one.scheduler, "b")
+    assert (booted.refusals, booted.conflicts) == ((), 0)
     assert clocks.ahead_s("n0") == 0.0
 
 
-def test_no_order_is_carried_out_after_its_claim_by_an_agent_whose_clock_is_behind() -> None:
+@pytest.mark.parametrize(
+    ("ahead_s", "set_to_s"),
+    [(-20.0, -20.0), (10.0, 0.0), (3_600.0, 0.0), (0.0, -20.0), (-20.0, -40.0)],
+    ids=[
+        "behind",
+        "ahead, then set right",
+        "an hour ahead, then set right",
+        "right, then set back",
+        "set back further",
+    ],
+)
+def test_no_order_is_carried_out_after_its_claim_whatever_the_agents_clock_says(
+    ahead_s: float, set_to_s: float
+) -> None:
+    """I8, I9: a difference that the scheduler remembers must not extend the deadline after the clock was set."""
     cell, (frozen, other) = cell_of(1, **SETTINGS)
-    cell.agent_clock.ahead_s = -20.0
+    cell.agent_clock.ahead_s = ahead_s
     boot(frozen.scheduler, "x")
     held: list[Reservation] = []
 
     def meanwhile() -> None:
+        cell.agent_clock.ahead_s = set_to_s
         pass_time(cell, FREEZE_S)
         held.append(reserve(other.scheduler, "b", vcpu=VCPU - 1))
 
@@ -214,19 +227,6 @@ def test_no_order_is_carried_out_after_its_claim_by_an_agent_whose_clock_is_behi
     [outcome] = frozen.scheduler.boot(parse(wanted("a", VCPU - 1)), timeout_s=60.0)
     assert isinstance(outcome, Failed), outcome
     assert isinstance(other.scheduler.reservations.confirm(held[0].id), Confirmed)
-
-
-def without_time(cell: SchedulingCell) -> None:
-    """Let the agents answer like agents of earlier versions, which do not tell their time."""
-    arrive = cell.broker.transit.arrive
-
-    def arrive_without_time(message: TransitMessage) -> None:
-        if message.kind == "answer":
-            answer = structs.replace(decode_answer(message.body), at=0.0)
-            message = dataclasses.replace(message, body=encode(answer))
-        arrive(message)
-
-    cell.broker.transit.arrive = arrive_without_time  # type: ignore[method-assign]  # for this test alone
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def without_time(cell: SchedulingCell) -> None:
 def test_a_boot_that_all_agents_call_expired_names_the_clocks(nodes: int, expected: str) -> None:
     """If all agents say so, the scheduler's own clock is probably wrong."""
     cell, (one, _) = cell_of(nodes, **SETTINGS)
-    without_time(cell)
+    tell_no_time(cell)
     cell.agent_clock.ahead_s = 10.0
     [outcome] = one.scheduler.boot(parse(wanted("a")), timeout_s=60.0)
     assert isinstance(outcome, Failed)

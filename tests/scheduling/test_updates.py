@@ -13,7 +13,7 @@ from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.reservations import Confirmed
 from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve
+from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, tell_no_time
 
 
 def zoned_cell(zones: dict[str, str], schedulers: int = 2) -> tuple[SchedulingCell, list[SchedulerProcess]]:
@@ -216,6 +216,7 @@ def test_agent_that_does_not_answer_is_named() -> None:
 def test_order_of_an_update_has_only_fields_that_earlier_agents_know() -> None:
     """They dead-letter or refuse an order with other fields. To them it is a resize to equal resources."""
     cell, (one, _) = cell_of(1)
+    tell_no_time(cell)
     boot(one.scheduler, "a")
     cell.run_for(2.0)
     sent: list[Any] = []

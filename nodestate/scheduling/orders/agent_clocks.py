@@ -5,12 +5,18 @@ were 10 s ahead of the scheduler's, every order with a deadline 5 s from now wou
 10 s behind, the agent would carry orders out after the claim. So each answer tells the time of the agent's clock, and
 the scheduler adds the difference to the deadlines of later orders. The first order to an agent whose clock is ahead is
 refused, and sent again at once.
+
+An agent's clock may be set right later. A deadline by the clock before would then be too late by the old difference,
+and the agent could carry an order out after its claim. So each answer also tells the origin of the agent's clock, and
+each order repeats it. An agent whose clock was set meanwhile refuses the order, and its answer tells the new time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from typing import Final
+
+from msgspec import UNSET, UnsetType
 
 from nodestate.model.orders import Answer, Order
 
@@ -23,6 +29,7 @@ class AgentClocks:
 
     def __init__(self) -> None:
         self._ahead_s: dict[str, float] = {}  # by node, in seconds; nodes whose clock agrees are missing
+        self._origins: dict[str, float] = {}  # by node: the origin of its clock, as it told it last
         self._sent_at: dict[str, float] = {}  # by order id: when the order was sent, the oldest first
 
     def ahead_s(self, node: str) -> float:
@@ -32,6 +39,10 @@ class AgentClocks:
         bounds, returns the lower one: deadlines are then too early, and never later than intended.
         """
         return self._ahead_s.get(node, 0.0)
+
+    def origin(self, node: str) -> float | UnsetType:
+        """Return the ``clock_origin`` that a node's agent told last; ``UNSET`` if it told none."""
+        return self._origins.get(node, UNSET)
 
     def on_sent(self, orders: Iterable[Order], now: float) -> None:
         """Note that orders are being sent. ``now`` is in seconds since 1970."""
@@ -54,6 +65,8 @@ class AgentClocks:
             sent_at = self._sent_at.pop(answer.id, None)
             if sent_at is None or not answer.at:
                 continue
+            if answer.clock_origin is not UNSET:
+                self._origins[answer.node] = answer.clock_origin
             if answer.at - now <= 0.0 <= answer.at - sent_at:
                 self._ahead_s.pop(answer.node, None)
             else:

@@ -18,6 +18,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import UnsetType
+
 from nodestate.model import Version
 from nodestate.model.orders import Build
 from nodestate.ports import Clock
@@ -143,7 +145,9 @@ class Boot:
         """Exclude the node of this row of the fleet."""
         self.placing.avoid([row])
 
-    def new_order(self, clock: Clock, ids: IdSource, deadline: float, reply_to: str) -> Build:
+    def new_order(
+        self, clock: Clock, ids: IdSource, deadline: float, clock_origin: float | UnsetType, reply_to: str
+    ) -> Build:
         """Return an order that builds the instance on the claimed node.
 
         The order's id differs from the claim's id, because the instance may be built, ended and built again under
@@ -153,6 +157,7 @@ class Boot:
             clock: The time for the order's id.
             ids: The source of the random part of the order's id.
             deadline: The time after which the agent refuses the order, in seconds since 1970 by the agent's clock.
+            clock_origin: The origin of that clock, as the agent told it last.
             reply_to: The queue for the answer.
         """
         claim, node, original = self.placing.claim, self.placing.node, self.placing.original
@@ -170,6 +175,7 @@ class Boot:
             in_place=claim.resize or bool(self.replaces),
             of=original.order if original is not None and claim.resize else self.replaces,
             reply_to=reply_to,
+            clock_origin=clock_origin,
         )
 
     def send(self, order: Build, answer_by: float) -> None:

@@ -309,7 +309,8 @@ class BootTracker:
         for boot in boots:
             deadline = deadlines[id(boot)]
             if boot.placing.claim is not None and deadline is not None:
-                order = boot.new_order(self._clock, self._ids, deadline, reply_to)
+                origin = self._sender.clocks.origin(boot.placing.node or "")
+                order = boot.new_order(self._clock, self._ids, deadline, origin, reply_to)
                 boot.send(order, self._clock.monotonic() + self._answer_timeout_s)
                 self._sent[order.id] = boot
                 orders.append(order)

@@ -101,4 +101,5 @@ class OrderSender:
             in_place=True,
             of=expected_order_id,
             reply_to=reply_to,
+            clock_origin=self.clocks.origin(node),
         )
