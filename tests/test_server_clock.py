@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness.servers import MemcachedServer
 from nodestate.ports import Put, Write
 from nodestate.store.memcached import MemcachedStore
-from nodestate.store.server_clock import MARGIN_S, ServerClock
+from nodestate.store.server_clock import MARGIN_S, RESET_S, TICK_S, VERIFIED_S, ServerClock
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
 
 LEASE_S = 600
@@ -65,7 +65,7 @@ def test_no_reply_of_a_server_that_was_frozen_makes_an_item_look_younger_than_it
     for number, pause_s in enumerate(pauses_s):
         moment += pause_s
         written_at = moment - 3.0
-        until = math.floor(writer.at(written_at) - MARGIN_S) + LEASE_S
+        until = math.floor(writer.for_writers_at(written_at) - MARGIN_S) + LEASE_S
         replied_at, said = server.reply_at(moment, before_the_tick=gaps[number % len(gaps)][2])
         if reader.must_be_asked(moment):
             lag_s = reader.observe(moment, replied_at, said)
@@ -73,10 +73,55 @@ def test_no_reply_of_a_server_that_was_frozen_makes_an_item_look_younger_than_it
             lag_s = reader.lag_s(moment, replied_at)
         age_s = LEASE_S - (until - said - lag_s) + 1
         assert moment - age_s <= written_at
-        if replied_at == moment and said >= reader.at(moment) - 1:
+        if replied_at == moment and said >= reader.at(moment) - 1 and writer.for_writers_at(0.0) == writer.at(0.0):
             assert age_s <= 3.0 + 2 + 2 * MARGIN_S, "an item looks older than rounding explains"
         moment = replied_at
         writer.observe(moment, moment, server.reply_at(moment, before_the_tick=False)[1])
+
+
+class Jumping:
+    """A server's clock, as a client with a monotonic clock sees it; one of the two jumps at ``jump_at``."""
+
+    def __init__(self, phase_s: float, jump_at: float, jump_s: float) -> None:
+        self._phase_s, self._jump_at, self._jump_s = phase_s, jump_at, jump_s
+
+    def at(self, moment: float) -> int:
+        """The clock at a moment of the client."""
+        return math.floor(moment + self._phase_s + (self._jump_s if moment >= self._jump_at else 0.0) + 1_000.0)
+
+
+@given(
+    st.floats(0.0, 0.99),
+    st.floats(20.0, 150.0),
+    st.one_of(st.floats(-60.0, -3.0), st.floats(3.0, 60.0)),
+    st.floats(VERIFIED_S + 0.01, 1.0),
+)
+def test_ages_are_right_soon_after_a_machine_was_paused_with_its_clock(
+    phase_s: float, jump_at: float, jump_s: float, pause_s: float
+) -> None:
+    """I5: the estimate of a client, from before the jump, would make items too young or too old for two minutes.
+
+    The clock of a store's machine stands still while it is paused, so that it is behind from then on. The clock of a
+    client's machine may do the same, or leap ahead.
+    """
+    server = Jumping(phase_s, jump_at, jump_s)
+    writer, reader = ServerClock(), ServerClock()
+    moment, replies_since = 0.0, 0
+    while moment < jump_at + 150.0:
+        until = math.floor(writer.for_writers_at(moment) - MARGIN_S) + LEASE_S if writer.is_known else None
+        read_at = moment + pause_s / 2
+        said = server.at(read_at)
+        lag_s = reader.observe(read_at, read_at, said)
+        crosses = moment < jump_at <= read_at
+        if until is not None and not crosses and (moment < jump_at or replies_since > 0):
+            age_s = LEASE_S - (until - said) + 1
+            assert read_at - moment <= age_s, "too young for a reader that has just connected"
+            assert read_at - moment <= age_s + lag_s, "too young for a reader from before the jump"
+            if moment < jump_at or moment > jump_at + RESET_S + 3.0:
+                assert age_s + lag_s <= read_at - moment + TICK_S + 2 + 2 * MARGIN_S, "older than rounding explains"
+        moment += pause_s
+        replies_since += moment >= jump_at
+        writer.observe(moment, moment, server.at(moment))
 
 
 def frozen_cell() -> tuple[SimulatedCell, list[JudgedReader]]:

@@ -239,7 +239,7 @@ class MemcachedStore:
 
     def _server_time(self, moment: float | None) -> int:
         """A lower bound of the server's clock at a moment of this process, by default now, in whole seconds."""
-        return math.floor(self._clock.at(time.monotonic() if moment is None else moment) - MARGIN_S)
+        return math.floor(self._clock.for_writers_at(time.monotonic() if moment is None else moment) - MARGIN_S)
 
     def _check_cas(self) -> None:
         if not self._cas_enabled:

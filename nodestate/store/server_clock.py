@@ -7,6 +7,11 @@ the length of the whole freeze. Readers derive ages from the time that is left, 
 No reply tells this by itself: a reply may come at once, and before the timer has run. But the difference between the
 server's clock and the client's is constant. So a client that has asked for the server's clock before can predict it to
 within a second, and takes the difference off the times to live of a reply.
+
+The difference changes if one machine is paused together with its monotonic clock, or if that clock leaps. A server that
+was only frozen has the right time from its next tick on. So if the clock has ticked since a request, and is behind the
+time that it should have told to that request, the difference has changed. Writers use the new one from the next reply
+on. Readers give up the old one ``RESET_S`` later, when all owners have written their items again.
 """
 
 from __future__ import annotations
@@ -29,6 +34,11 @@ VERIFIED_S: Final = MARGIN_S / 2
 WINDOW_S: Final = 60.0
 """The best observation of the last one to two windows counts, because clocks of different machines drift apart."""
 
+RESET_S: Final = 10.0
+"""For this many seconds after the difference was found to have changed, readers use the greater one of the two. Items
+that a dead owner wrote before look too young after that, but their age is above this number then.
+"""
+
 
 class ServerClock:
     """Estimates one server's clock from the times that it told. All other times are monotonic seconds of the client."""
@@ -41,6 +51,10 @@ class ServerClock:
         self._window_from = -math.inf
         # When the server's clock was last found to be right.
         self._verified_at = -math.inf
+        # The time of the last request, and the server's clock in the reply.
+        self._asked_at, self._said = -math.inf, 0
+        # The seconds by which that reply was behind the estimate; 0 if it was within the margin.
+        self._behind_s = 0.0
 
     @property
     def is_known(self) -> bool:
@@ -51,17 +65,27 @@ class ServerClock:
         """The server's clock at a moment: a lower bound, at most ``TICK_S`` too low."""
         return moment + max(self._ahead_s, self._ahead_before_s)
 
+    def for_writers_at(self, moment: float) -> float:
+        """The server's clock at a moment: a lower bound also if the last reply contradicts earlier ones."""
+        return self.at(moment) - self._behind_s
+
     def must_be_asked(self, moment: float) -> bool:
         """True if a request that is sent at ``moment`` must ask for the server's clock before all else."""
         return moment > self._verified_at + VERIFIED_S
 
     def observe(self, sent_at: float, received_at: float, said: int) -> int:
         """Record that the server told ``said`` as its clock. Returns the lag of the reply, see ``lag_s``."""
+        if said > self._said and self.at(self._asked_at) - said > TICK_S + MARGIN_S:
+            self._ahead_before_s = max(self._ahead_before_s, self._ahead_s)
+            self._ahead_s = min(self._ahead_s, said - received_at)
+            self._window_from = min(self._window_from, received_at + RESET_S - WINDOW_S)
         if received_at > self._window_from + WINDOW_S:
             self._ahead_before_s, self._ahead_s, self._window_from = self._ahead_s, -math.inf, received_at
         self._ahead_s = max(self._ahead_s, said - received_at)
+        self._asked_at, self._said, self._behind_s = sent_at, said, 0.0
         behind_s = self.at(sent_at) - said
         if behind_s > TICK_S + MARGIN_S:
+            self._behind_s = self.at(received_at) - said
             return math.ceil(behind_s)
         lag_s = self.lag_s(sent_at, received_at)
         if lag_s == 0:
