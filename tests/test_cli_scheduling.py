@@ -344,6 +344,10 @@ class TestMigrations:
         assert site.ask("migrate", "u-1")["instances"][0]["node"] != node
         refused = site.run("update", "u-1", "--drop-hint", "group", code=2).stderr
         assert refused.startswith("nodestate: group: can't be changed; an update changes required_traits, ")
+        refused = site.run("update", "u-1", "--drop-hint", "no-such", code=2).stderr
+        assert refused.startswith("nodestate: no-such: can't be changed; ")
+        refused = site.run("update", "u-1", "--zone", " ", code=2).stderr
+        assert refused.startswith("nodestate: zone: ' ' begins or ends with a blank")
 
     def test_terminated_instances_are_on_no_node(self, site: ThreadedCell) -> None:
         places = {name: site.boot(name, "end") for name in ("x-1", "x-2", "x-3")}

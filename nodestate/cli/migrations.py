@@ -23,6 +23,7 @@ from nodestate.cli.scheduling import (
     wait_until_shown,
 )
 from nodestate.scheduling import Booted, BootOutcome, Explanation
+from nodestate.scheduling.request import STORED_FIELDS
 
 
 @cell_command(
@@ -144,7 +145,8 @@ def update(
 
     JSON: {"instances"} as 'nodestate boot' prints it.
     """
-    changes: dict[str, Any] = {name.replace("-", "_"): None for name in dropped}
+    fields = {field.replace("_", "-"): field for field in STORED_FIELDS}
+    changes: dict[str, Any] = {fields.get(name, name): None for name in dropped}
     if zone is not None:
         changes["zone"] = zone
     if traits is not None:

@@ -12,8 +12,11 @@ The order is a build in place, as for a resize, with equal resources. So agents 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from nodestate.errors import BadRequestError
 from nodestate.scheduling.claims import NoHostFound
@@ -22,6 +25,9 @@ from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_i
 from nodestate.scheduling.orders import Booted, BootOutcome, Failed, NodeRefusal
 from nodestate.scheduling.request import STORED_FIELDS, hints_of, request_of
 from nodestate.scheduling.session import Session
+
+_TRAIT: Final = re.compile("[A-Z0-9_]+")
+"""The traits of OpenStack. Those of nodes may have any characters."""
 
 
 class Updates:
@@ -56,6 +62,7 @@ class Updates:
                 raise BadRequestError(field, f"can't be changed; an update changes {', '.join(STORED_FIELDS)}")
         session, fleet = self._session, self._session.fleet
         row, allocation = self._migrations.locate(instance)
+        self._check_words(changes)
         old = self._migrations.settled_hints(instance, row, allocation.get("hints") or {})
         asked = {field: value for field, value in {**old, **changes}.items() if value is not None}
         request = request_of(instance, allocation["resources"], allocation.get("group"), asked)
@@ -88,3 +95,23 @@ class Updates:
             reason = f"{answer.node} refused it: {answer.refused} {answer.detail}".rstrip()
             return Failed(instance, NoHostFound(reason=reason), (refusal,))
         return Booted(instance, answer.node, answer.version)
+
+    def _check_words(self, changes: Mapping[str, Any]) -> None:
+        """Raise ``BadRequestError`` for a word that is probably a slip: the instance could then never be migrated.
+
+        Such a word is a zone that begins or ends with a blank, or a trait in no form of OpenStack, and no node of the
+        view has it.
+        """
+        fleet, zone = self._session.fleet, changes.get("zone")
+        if isinstance(zone, str) and zone != zone.strip() and zone not in fleet.zones:
+            raise BadRequestError(
+                "zone", f"{zone!r} begins or ends with a blank, and no node is in it; leave out blanks"
+            )
+        for field in ("required_traits", "any_traits", "forbidden_traits"):
+            words = changes.get(field)
+            for word in words if isinstance(words, list | tuple) else ():
+                is_trait = not isinstance(word, str) or not word or _TRAIT.fullmatch(word)
+                if not (is_trait or np.any(fleet.traits.have_any((word,), fleet.all))):
+                    raise BadRequestError(
+                        field, f"{word!r:.80} is no trait: no node has it; a trait consists of A to Z, 0 to 9 and _"
+                    )

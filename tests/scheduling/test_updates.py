@@ -152,6 +152,10 @@ def test_instance_that_is_updated_while_a_scheduler_migrates_it_ends_up_on_one_n
         ({"order": "x"}, "order"),
         ({"placed": None}, "placed"),
         ({"zone": 5}, "zone"),
+        ({"zone": " "}, "zone"),
+        ({"zone": "az1 "}, "zone"),
+        ({"required_traits": ["CUSTOM_A", "custom a"]}, "required_traits"),
+        ({"any_traits": ["HW-CPU"]}, "any_traits"),
         ({"required_traits": [""]}, "required_traits[0]"),
         ({"spread_by": "zone"}, "spread_by"),
         ({"different_host": ["b"]}, "different_host"),
@@ -168,6 +172,19 @@ def test_invalid_change_is_named_and_nothing_is_sent(changes: dict[str, Any], fi
     with pytest.raises(BadRequestError) as refused:
         one.scheduler.updates.update("a", changes)
     assert (refused.value.field, hints(cell, "a")) == (field, before)
+
+
+def test_update_may_ask_for_any_trait_and_zone_that_a_node_reports() -> None:
+    """Events allow any words, so a request may name them, too."""
+    cell = SchedulingCell({"n0": {**STATE, "zone": "az 1 ", "traits": ["my trait"]}})
+    cell.wait_until_complete()
+    one = cell.start_scheduler("s0")
+    cell.run_for(12.0)
+    boot(one.scheduler, "a")
+    cell.run_for(2.0)
+    asked = {"zone": "az 1 ", "required_traits": ["my trait"]}
+    assert isinstance(one.scheduler.updates.update("a", asked), Booted)
+    assert {field: hints(cell, "a")[field] for field in asked} == asked
 
 
 def test_hint_that_is_no_valid_request_can_be_removed() -> None:
