@@ -11,7 +11,7 @@ import pytest
 from nodestate.model import NodeRecord
 from nodestate.scheduling.fleet import Exclusion, Fleet, OutstandingClaims
 from nodestate.scheduling.request import Request
-from nodestate.scheduling.selection.filters import FILTERS
+from nodestate.scheduling.selection.filters import FILTERS, active_filters
 from tests.scheduling.fleets import ChangingPartition, asked, fleet_of, host
 
 AVX, SSE = "HW_CPU_X86_AVX2", "HW_CPU_X86_SSE42"
@@ -104,6 +104,21 @@ def test_filter_passes_exactly_the_expected_nodes(
 ) -> None:
     """The result is the same for all rows and for few: a ranking asks again only for rows that changed."""
     assert passing(name, fleet, asked(vcpu, **{"resources": {"VCPU": vcpu}, **more})) == expected
+
+
+def test_filter_that_is_not_called_for_a_request_passes_every_node(fleet: Fleet) -> None:
+    request = asked()
+    active = dict(active_filters(request, FILTERS))
+    skipped = [name for name in FILTERS if name not in active]
+    assert list(active) == ["status", "taints", "units", "resources"]
+    assert all(FILTERS[name](fleet, fleet.all, request) is True for name in skipped)
+
+
+def test_filter_of_another_package_is_called_whatever_its_name_is() -> None:
+    def zone(_fleet: Fleet, _rows: object, _request: Request) -> bool:
+        return False
+
+    assert ("zone", zone) in active_filters(asked(), {**FILTERS, "zone": zone})
 
 
 def test_filters_see_claims_as_if_they_were_allocations(fleet: Fleet) -> None:

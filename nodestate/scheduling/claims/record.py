@@ -174,15 +174,17 @@ def outstanding_claims(claims: Iterable[Claim], now: float, allocated: Collectio
         allocated: The ids of the claims that became allocations, also of those whose allocation has ended since.
     """
     found = OutstandingClaims()
+    amounts, tenants = found.amounts, found.tenants
     for claim in live_claims(claims, now):
         if claim.id in allocated:
             continue
         for name, amount in claim.resources.items():
-            found.amounts[name] = found.amounts.get(name, 0) + amount
-        if not claim.resize:
-            found.tenants[claim.instance] = claim.group
-            if claim.group is not None and (policy := group_policy_of(claim.hints)) is not None:
-                found.policies.setdefault(claim.group, {})[claim.instance] = policy
+            amounts[name] = amounts.get(name, 0) + amount
+        if claim.resize:
+            continue
+        tenants[claim.instance] = claim.group
+        if claim.group is not None and (policy := group_policy_of(claim.hints)) is not None:
+            found.policies.setdefault(claim.group, {})[claim.instance] = policy
     return found
 
 

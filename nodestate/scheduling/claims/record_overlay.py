@@ -88,7 +88,7 @@ class RecordOverlay:
         """
         tenants = self._fleet.instances.reported[row]
         before = self._allocated.get(node, set())
-        allocated = before & {claim.id for claim in record.claims}
+        allocated = before & {claim.id for claim in record.claims} if before else set()
         candidates = [
             claim
             for claim in record.claims

@@ -18,7 +18,7 @@ Installed packages can add filters by the entry point ``nodestate.filters`` (doc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -242,3 +242,20 @@ _FOR_DOMAINS: tuple[Filter, ...] = (
     aggregates_none,
 )
 """The filters that a node must pass for its zone and its aggregates to count as domains of a spread."""
+
+
+def active_filters(request: Request, filters: Mapping[str, Filter]) -> list[tuple[str, Filter]]:
+    """Return the filters that can exclude a node for a request, each with its name.
+
+    A filter of nodestate that has the name of a field of the request passes every node if the request does not set the
+    field, so it need not be called.
+
+    Args:
+        request: The request.
+        filters: All filters, by name.
+    """
+    return [
+        (name, filter_)
+        for name, filter_ in filters.items()
+        if FILTERS.get(name) is not filter_ or getattr(request, name, True)
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 from nodestate.errors import BadRequestError
 from nodestate.scheduling.fleet import Fleet, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
-from nodestate.scheduling.selection.filters import Filter
+from nodestate.scheduling.selection.filters import Filter, active_filters
 from nodestate.scheduling.selection.node_preference import PREFERENCE_BONUS
 from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_weigher
 from nodestate.scheduling.selection.weighers import Weigher
@@ -44,8 +44,8 @@ class Ranking:
         """The fleet whose rows are scored."""
         self._request = request
         """Any request of the shape for which the rows are scored."""
-        self._filters = [guarded_filter(name, filter_) for name, filter_ in filters.items()]
-        """All filters, in the order in which they are applied."""
+        self._filters = [guarded_filter(name, filter_) for name, filter_ in active_filters(request, filters)]
+        """The filters that are called for the request, in the order in which they are applied."""
         active = active_weighers(request, weighers)
         self._weighers = [(guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in active]
         """The weighers that are called for the request, each with its multiplier."""
