@@ -323,8 +323,8 @@ class SimulatedFleet:
                         self.answers += 1
                         one.resync(resync)
                         self._answering.add(name)
-        except BrokerUnavailableError:
-            self._backoff.failed()
+        except BrokerUnavailableError as error:
+            self._backoff.failed(error.cause)
             return
         self._backoff.worked()
         for name in list(self._answering | self._dirty):

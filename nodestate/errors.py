@@ -258,10 +258,12 @@ class UnconfirmedError(NodestateError):
 
     kind: ClassVar[str] = "unconfirmed"
 
-    def __init__(self, count: int, timeout: float) -> None:
-        super().__init__(f"the broker did not confirm {count} publishes within {timeout:g} s")
+    def __init__(self, count: int, timeout: float, cause: str = "") -> None:
+        suffix = f": {cause}" if cause else ""
+        super().__init__(f"the broker did not confirm {count} publishes within {timeout:g} s{suffix}")
         self.count = count
         self.timeout_s = timeout
+        self.cause = cause
 
 
 # -- agent ----------------------------------------------------------------------------------------

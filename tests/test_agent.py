@@ -308,7 +308,7 @@ def test_closing_an_agent_raises_if_events_did_not_arrive(bench: AgentBench) -> 
     bench.sink.away = True
     bench.source.readings = [StatePatch("a", {"usage": {"VCPU": 2}})]
     bench.pass_time(1)
-    with pytest.raises(UnconfirmedError):
+    with pytest.raises(UnconfirmedError, match="within 5 s: away"):
         bench.agent.close()
 
 

@@ -1077,3 +1077,27 @@ def test_an_alarm_that_comes_in_place_of_an_answer_is_named(
         session.send_checked("", "no-queue", b"")
     assert not connection.fail_if_blocked
     connection._on_unblocked()
+
+
+@pytest.mark.service
+def test_an_agent_that_the_broker_blocks_names_the_alarm_and_keeps_its_connection(
+    rabbit_config: Config, opened: Opened
+) -> None:
+    """It would otherwise fill its window of unconfirmed events, and then blame a time-out."""
+    sink, confirmed = opened(KombuSink(rabbit_config)), list[bool]()
+    _publish(sink, b"before")
+    session = sink._sessions.current
+    sink.publish(0, b"under way", confirmed.append)
+    session.connection._on_blocked("low on memory")
+    with pytest.raises(UnconfirmedError, match=r"short of memory.*low on memory"):
+        sink.flush(0.0)
+    with pytest.raises(BrokerUnavailableError, match="short of memory"):
+        sink.publish(0, b"refused", confirmed.append)
+    KombuResyncSender(rabbit_config).request_resync(Resync())
+    with pytest.raises(BrokerUnavailableError, match="short of memory"):
+        sink.resyncs(0.1)
+    session.connection._on_unblocked()
+    wait_until(lambda: sink.resyncs(0.1) == [Resync()], "the resync request is lost")
+    assert _publish(sink, b"after") == [True]
+    assert confirmed == [True]
+    assert sink._sessions.current is session

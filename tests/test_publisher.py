@@ -305,7 +305,7 @@ def test_flush_publishes_the_newest_state_once_the_broker_is_back(bench: Publish
 def test_flush_raises_if_the_newest_state_did_not_arrive(bench: PublisherBench) -> None:
     bench.sink.away = True
     bench.publisher.report(STATE)
-    with pytest.raises(UnconfirmedError):
+    with pytest.raises(UnconfirmedError, match="within 3 s: away"):
         bench.publisher.flush(3.0)
     bench.come_back()
     bench.sink.confirming = False

@@ -195,7 +195,7 @@ class Agent:
             if not self._dirty:
                 return
             if remaining <= 0:
-                raise UnconfirmedError(len(self._dirty), timeout_s)
+                raise UnconfirmedError(len(self._dirty), timeout_s, self._backoff.cause)
             self._clock.sleep(min(remaining, max(FLUSH_PAUSE_S, self._backoff.wait_s)))
 
     def leave(self) -> None:
@@ -437,9 +437,9 @@ class Agent:
         except BrokerUnavailableError as error:
             self._broker_failed(error)
 
-    def _broker_failed(self, error: NodestateError) -> None:
+    def _broker_failed(self, error: BrokerUnavailableError) -> None:
         self.stats.broker_errors += 1
-        self._backoff.failed()
+        self._backoff.failed(error.cause)
         if not self._broker_away:
             self._broker_away = True
             self._log.warning("broker is away; changes are sent when it is back", reason=str(error))

@@ -269,12 +269,12 @@ class Publisher:
             remaining = max(0.0, deadline - self._clock.monotonic())
             try:
                 self._sink.flush(remaining)
-            except BrokerUnavailableError:
-                self._backoff.failed()
+            except BrokerUnavailableError as error:
+                self._backoff.failed(error.cause)
             if not self.dirty:
                 return
             if remaining <= 0:
-                raise UnconfirmedError(1, timeout_s)
+                raise UnconfirmedError(1, timeout_s, self._backoff.cause)
             self._clock.sleep(min(remaining, max(FLUSH_PAUSE_S, self._backoff.wait_s)))
 
     def close(self) -> None:
@@ -382,8 +382,8 @@ class Publisher:
                 self._sink.publish(
                     self.bucket, raw, partial(self._delivery.settled, generation) if full is not None else _ignore
                 )
-            except BrokerUnavailableError:
-                self._backoff.failed()
+            except BrokerUnavailableError as error:
+                self._backoff.failed(error.cause)
             else:
                 self._backoff.worked()
                 return
@@ -410,8 +410,8 @@ class Publisher:
             for resync in self._inbox.resyncs(0):
                 if concerns(resync, self.node, self.bucket):
                     self.resync(resync)
-        except BrokerUnavailableError:
-            self._backoff.failed()
+        except BrokerUnavailableError as error:
+            self._backoff.failed(error.cause)
 
 
 def _ignore(_result: object) -> None:

@@ -86,7 +86,8 @@ def collect_census(
 
     with one_off_session(config, "census") as session:
         queue = session.own_queue(on_answer)
-        session.send(Topology.of(config).control, "", encode_resync(dataclasses.replace(resync, census=queue.name)))
+        request = encode_resync(dataclasses.replace(resync, census=queue.name))
+        session.send_checked(Topology.of(config).control, "", request)
         deadline = clock.monotonic() + seconds
         awaited = set(resync.nodes)
         while (remaining := deadline - clock.monotonic()) > 0 and not (one_answer_each and awaited <= versions.keys()):

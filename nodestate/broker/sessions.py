@@ -167,11 +167,18 @@ class PublisherSession(TransportSession, Protocol):
     def unconfirmed(self) -> int:
         """Number of events that are published and not yet confirmed."""
 
+    @property
+    def alarm(self) -> str:
+        """Text that says why the broker takes no messages at present; empty if it takes them."""
+
     def is_stale(self) -> bool:
         """Process the frames that have arrived. True if the connection broke while no publish was unconfirmed."""
 
     def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
-        """Publish one event. Blocks only while ``confirm_window`` events are unconfirmed."""
+        """Publish one event. Blocks only while ``confirm_window`` events are unconfirmed.
+
+        Raises ``BrokerUnavailableError`` if the broker takes no messages at present.
+        """
 
     def own_queue(self, on_body: OnBody, exchange: str = "") -> OwnQueue:
         """Open a queue of the session's own, bound to a fanout exchange if one is named."""

@@ -81,7 +81,8 @@ class KombuSink:
         because its partition has no queue: only that event is concerned.
 
         Blocks only while ``confirm_window`` events are unconfirmed, and raises after ``broker_timeout_s`` without a
-        confirm.
+        confirm. Raises at once while the broker is short of memory or disk; the session is kept then, and events that
+        were sent before may still be confirmed.
         """
         session = self._sessions.get()
         try:  # not ``use``: its context manager would cost a good part of a publish
@@ -107,12 +108,13 @@ class KombuSink:
                 if remaining <= 0 or not session.pump(remaining):
                     break
         if session.unconfirmed:
-            raise UnconfirmedError(session.unconfirmed, timeout_s)
+            raise UnconfirmedError(session.unconfirmed, timeout_s, session.alarm)
 
     def resyncs(self, timeout_s: float) -> list[Resync]:
         """Resync requests that arrived since the last call.
 
-        Waits up to ``timeout_s`` for the first of them, or for an order.
+        Waits up to ``timeout_s`` for the first of them, or for an order. Raises ``BrokerUnavailableError`` while the
+        broker is short of memory or disk: no answer could be sent. The next call returns what arrived meanwhile.
         """
         deadline = self._clock.monotonic() + timeout_s
         with self._sessions.use() as session:
@@ -121,6 +123,8 @@ class KombuSink:
                 0 if self._resyncs or self._order_bodies else max(0.0, deadline - self._clock.monotonic())
             ):
                 pass
+        if session.alarm:
+            raise BrokerUnavailableError(self._config.broker_safe, session.alarm)
         resyncs, self._resyncs = self._resyncs, []
         return resyncs
 

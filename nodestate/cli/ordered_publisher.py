@@ -153,7 +153,7 @@ class OrderedPublisher:
         now = self._clock.monotonic()
         if self._trouble_since is None:
             self._trouble_since = now
-            if isinstance(error, BrokerUnavailableError):
+            if error.cause:
                 self._log.warning("waiting for the broker", why=str(error), unsettled=len(self._unsettled))
         elif now - self._trouble_since >= self._timeout_s:
             raise error

@@ -69,6 +69,8 @@ class Backoff:
         self._pause = DoublingPause(min(FIRST_PAUSE_S, longest_s), longest_s)
         # Monotonic time of the next try.
         self._ready_at = clock.monotonic()
+        # Text of the last failure; empty after a success.
+        self.cause = ""
 
     @property
     def ready(self) -> bool:
@@ -80,11 +82,13 @@ class Backoff:
         """Seconds until it is time to try; 0 if it is."""
         return max(0.0, self._ready_at - self._clock.monotonic())
 
-    def failed(self) -> None:
-        """Record a failed try: the next pause is longer than the last."""
+    def failed(self, cause: str) -> None:
+        """Record a failed try, and its cause: the next pause is longer than the last."""
+        self.cause = cause
         pause_s = self._pause.lengthen()
         self._ready_at = self._clock.monotonic() + self._rng.uniform(pause_s / 2, pause_s)
 
     def worked(self) -> None:
         """Record a successful try: the next failure is followed by the first pause again."""
+        self.cause = ""
         self._pause.reset()

@@ -14,16 +14,20 @@ from harness.cell import DESIGNS, Cell
 from harness.servers import MemcachedServer, RabbitServer, find_program
 from harness.servers.rabbitmq import RabbitNode
 from harness.waiting import PATIENCE_S, wait_until
+from nodestate.agent.publisher import Publisher
 from nodestate.broker import (
     KombuResyncSender,
+    KombuSink,
     check_accepts_messages,
+    collect_census,
     connect_check,
     queue_depths,
     read_dead_letters,
 )
+from nodestate.cli.ordered_publisher import OrderedPublisher
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import Resync
+from nodestate.errors import NodestateError
+from nodestate.ports import Resync, SystemClock
 from tests.faults.conftest import CellFactory
 
 pytestmark = pytest.mark.service
@@ -136,7 +140,7 @@ def unfinished(server: RabbitServer, cell: Cell) -> int:
 
 @pytest.mark.thorough
 def test_an_alarm_of_the_broker_is_named_instead_of_a_time_out(rabbit: RabbitServer) -> None:
-    """By ``nodestate resync``, by consumers that ask agents, and by the doctor."""
+    """By ``nodestate resync``, by consumers that ask agents, by the doctor, by publishers and by a census."""
     config = Config(broker=rabbit.url, cell="alarm", partitions=2)
     connect_check(config)
     control(rabbit, "set_vm_memory_high_watermark", "absolute", "1MiB")
@@ -144,7 +148,7 @@ def test_an_alarm_of_the_broker_is_named_instead_of_a_time_out(rabbit: RabbitSer
     def message_of(call: Callable[[], None]) -> str:
         try:
             call()
-        except BrokerUnavailableError as error:
+        except NodestateError as error:
             return str(error)
         return ""
 
@@ -155,8 +159,29 @@ def test_an_alarm_of_the_broker_is_named_instead_of_a_time_out(rabbit: RabbitSer
         finally:
             sender.close()
 
+    def report() -> None:
+        sink = KombuSink(config)
+        try:
+            publisher = Publisher(config, "node", sink=sink, inbox=sink, incarnation=1)
+            publisher.report({})
+            publisher.flush(1.0)
+        finally:
+            sink.close()
+
+    def publish() -> None:
+        sink = KombuSink(config, control=False)
+        try:
+            publisher = OrderedPublisher(sink, SystemClock(), 1.0)
+            publisher.send(0, b"event")
+            publisher.finish()
+        finally:
+            sink.close()
+
+    def census() -> None:
+        collect_census(config, Resync(), 1.0)
+
     try:
-        for call in (resync, lambda: check_accepts_messages(config)):
+        for call in (resync, lambda: check_accepts_messages(config), report, publish, census):
             message = partial(message_of, call)
             wait_until(lambda message=message: "short of memory" in message(), "the alarm is not named")  # type: ignore[misc]  # a lambda's default has no type
     finally:

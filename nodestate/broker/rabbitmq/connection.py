@@ -153,12 +153,15 @@ class RabbitConnection:
         while self.has_input(0):
             self.read()
 
+    @property
+    def alarm(self) -> str:
+        """Text that says why the broker takes no messages, as of the last ``read``; empty if it takes them."""
+        return f"it is short of memory or disk, and takes no messages: {self.blocked}" if self.blocked else ""
+
     def check_not_blocked(self) -> None:
         """Raise ``BrokerUnavailableError`` if the broker takes no messages, as of the last ``read``."""
         if self.blocked:
-            raise BrokerUnavailableError(
-                self.broker, f"it is short of memory or disk, and takes no messages: {self.blocked}"
-            )
+            raise BrokerUnavailableError(self.broker, self.alarm)
 
     def beat(self) -> None:
         """Send a heartbeat if one is due. Raises if the server's heartbeats are missing.

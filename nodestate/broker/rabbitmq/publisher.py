@@ -73,10 +73,21 @@ class RabbitPublisherSession:
             raise
         return False
 
-    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
+    @property
+    def alarm(self) -> str:
         """See ``PublisherSession``."""
+        return self.connection.alarm
+
+    def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
+        """See ``PublisherSession``.
+
+        A broker that is short of memory reads nothing from the connection. An event that is sent nevertheless would
+        wait in the socket, and the publisher for its confirm, until a time-out that does not name the cause.
+        """
+        self.connection.check_not_blocked()
         while len(self._confirms) >= self._window:
             if not self.connection.pump(self._timeout_s):
+                self.connection.check_not_blocked()
                 raise TimeoutError(f"{len(self._confirms)} publishes unconfirmed, and none for {self._timeout_s:g} s")
         publish(self._channel, self._exchange, self._keys[bucket], body, self._message)
         self._confirms.sent(on_done, body)

@@ -14,6 +14,7 @@ class VirtualPublisherSession:
     """A ``PublisherSession`` over a virtual transport: an event is confirmed when ``publish`` returns."""
 
     unconfirmed = 0
+    alarm = ""
 
     def __init__(self, config: Config, connection: VirtualConnection, clock: Clock) -> None:
         self.connection = connection
