@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nodestate.agent.agent import Agent
 from nodestate.agent.diff import InexpressibleError, diff_patch
+from nodestate.agent.schedules import ReportSchedule
 from nodestate.agent.sources import FullState, NodeGone, Reading, StatePatch
 from nodestate.agent.sources.simulated import SimulatedFleet
 from nodestate.config import Config
@@ -383,3 +384,14 @@ def test_a_null_is_inexpressible_only_if_it_changed() -> None:
     for new in ({"a": None}, {"a": {"b": None}}):
         with pytest.raises(InexpressibleError):
             diff_patch({"a": 1}, new)
+
+
+def test_a_request_with_a_long_jitter_delays_no_other_request() -> None:
+    """Anyone who can broadcast could else keep all agents from reporting for years."""
+    schedule = ReportSchedule(random.Random(1))
+    schedule.add("n", 0.0, 1e9)
+    schedule.add("n", 0.0, 5.0)
+    schedule.add("n", 0.0, 1e9)
+    assert schedule.next_at <= 5.0
+    assert list(schedule.due(5.0)) == ["n"]
+    assert list(schedule.due(1e9)) == []

@@ -37,6 +37,7 @@ from nodestate.broker.rabbitmq.delivery_tracking import Confirms, Unacked
 from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish
 from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.session import RabbitSession
+from nodestate.broker.topology import DEAD_QUEUE_MAX_BYTES
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
@@ -1052,13 +1053,14 @@ def test_a_courier_replaces_a_connection_that_leads_nowhere(
 
 @pytest.mark.service
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_the_dead_letter_queue_has_the_type_of_the_settings(
+def test_the_dead_letter_queue_has_the_type_of_the_settings_and_a_bound(
     rabbit_config: Config, opened: Opened, queue_type: str
 ) -> None:
-    """An existing one of another type stays: it may hold letters."""
+    """An existing one of another type or without a bound stays: it may hold letters."""
     config = msgspec.structs.replace(rabbit_config, queue_type=queue_type)
     channel = opened(_rabbit_session(config)).connection.control
-    arguments = {"x-queue-type": "quorum"} if queue_type == "quorum" else None
+    bound = {"x-max-length-bytes": DEAD_QUEUE_MAX_BYTES}
+    arguments = {"x-queue-type": "quorum", **bound} if queue_type == "quorum" else bound
     channel.queue_declare(Topology.of(config).dead, durable=True, auto_delete=False, arguments=arguments)
     channel.queue_delete(Topology.of(config).dead)
     channel.queue_declare(Topology.of(config).dead, durable=True, auto_delete=False)

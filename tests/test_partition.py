@@ -13,7 +13,7 @@ from nodestate.consumers.partition import OwnedPartition, Pending
 from nodestate.consumers.statistics import EventCounts
 from nodestate.model import MAX_CLOCK_AHEAD_S, parse_event
 from nodestate.model.partitioning import partition_of
-from nodestate.ports import Delivery
+from nodestate.ports import ACTIVATION, Delivery
 
 PARTITIONS = 2
 NODE = next(name for name in map("node-{}".format, range(9)) if partition_of(name, PARTITIONS) == 0)
@@ -67,6 +67,17 @@ def test_a_refused_event_marks_the_previous_state_as_not_the_newest(partition: O
 
     assert take(partition, event("report", 3, state={"zone": "better"})).bad == []
     assert partition.incomplete == set()
+
+
+def test_a_message_that_was_cut_is_refused_whatever_it_begins_with(partition: OwnedPartition) -> None:
+    """Its beginning may look like a whole event, or like a marker."""
+    for body in (event("change", 2, patch={"zone": "new"}), ACTIVATION, b""):
+        partition.backlog.append(Delivery(0, body, 1, 1, cut_from=8_000_000))
+        pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, "owner", EventCounts())
+        [(delivery, error)] = pending.bad
+        assert (delivery.body, error.reason) == (body, "too-large")
+        assert "8,000,000 bytes" in error.detail
+        assert pending.unconfirmed_designs == set()
 
 
 def test_a_consumer_whose_own_clock_is_wrong_marks_nodes_incomplete(partition: OwnedPartition) -> None:

@@ -45,23 +45,28 @@ class ReportSchedule:
         """Draws the moments."""
         self._heap: list[tuple[float, str]] = []
         """A heap of (due time in monotonic seconds, node)."""
-        self._scheduled: set[str] = set()
-        """The nodes in the heap. Such a node answers further requests with the report that is scheduled already."""
+        self._due_at: dict[str, float] = {}
+        """By node, when its report is due. Other entries of the heap are void."""
 
     def add(self, node: str, now: float, jitter_s: float) -> None:
-        """Schedule a report of the node within ``jitter_s`` seconds after ``now``, unless one is scheduled already."""
-        if node not in self._scheduled:
-            self._scheduled.add(node)
-            heapq.heappush(self._heap, (now + self._rng.uniform(0.0, jitter_s), node))
+        """Schedule a report of the node within ``jitter_s`` seconds after ``now``, unless an earlier one is scheduled.
+
+        So one report answers several requests, and a request with a long jitter delays no other.
+        """
+        due_at = now + self._rng.uniform(0.0, jitter_s)
+        if due_at < self._due_at.get(node, math.inf):
+            self._due_at[node] = due_at
+            heapq.heappush(self._heap, (due_at, node))
 
     def due(self, now: float) -> Iterator[str]:
         """Yield the nodes whose report is due, and remove each from the schedule."""
         while self._heap and self._heap[0][0] <= now:
-            _, node = heapq.heappop(self._heap)
-            self._scheduled.discard(node)
-            yield node
+            due_at, node = heapq.heappop(self._heap)
+            if self._due_at.get(node) == due_at:
+                del self._due_at[node]
+                yield node
 
     @property
     def next_at(self) -> float:
-        """When the next report is due, in monotonic seconds; infinity if none is scheduled."""
+        """When to look for due reports next, in monotonic seconds; infinity if none is scheduled."""
         return self._heap[0][0] if self._heap else math.inf

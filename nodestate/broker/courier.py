@@ -44,6 +44,8 @@ class KombuCourier:
         """The session, while connected."""
         self._answers: list[Answer] = []
         """Answers that arrived and are not yet returned."""
+        self.bad_answers = 0
+        """Number of answers that could not be decoded."""
 
     @property
     def reply_to(self) -> str:
@@ -89,6 +91,7 @@ class KombuCourier:
         try:
             self._answers.append(decode_answer(body))
         except BadEventError as error:
+            self.bad_answers += 1
             structlog.get_logger("nodestate.broker").warning("cannot decode an answer to an order", reason=str(error))
 
     def _on_unroutable(self, body: bytes) -> None:

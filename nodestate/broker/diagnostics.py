@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from nodestate.broker.connector import one_off_session
-from nodestate.broker.topology import Topology
+from nodestate.broker.topology import MAX_DETAIL_CHARS, Topology
 from nodestate.config import Config
+
+MAX_REASON_CHARS: Final = 100
+"""Characters of a dead letter's reason that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +93,19 @@ def read_dead_letters(config: Config, limit: int) -> list[DeadLetter]:
         while len(letters) < limit and (message := session.queues.fetch(dead)) is not None:
             headers = message.headers
             reason = headers.get("reason") or headers.get("x-first-death-reason") or "unknown"
+            partition, at = headers.get("partition"), headers.get("at")
             letters.append(
                 DeadLetter(
                     message.body,
-                    str(reason),
-                    str(headers.get("detail", "")),
-                    headers.get("partition"),
-                    int(headers.get("at", 0)),
+                    _text(reason, MAX_REASON_CHARS),
+                    _text(headers.get("detail", ""), MAX_DETAIL_CHARS),
+                    partition if isinstance(partition, int) else None,
+                    at if isinstance(at, int) else 0,
                 )
             )
     return letters
+
+
+def _text(header: object, max_chars: int) -> str:
+    """The text of a header, which any publisher can write."""
+    return header[:max_chars] if isinstance(header, str) else type(header).__name__

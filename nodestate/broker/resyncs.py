@@ -25,8 +25,11 @@ def encode_resync(resync: Resync) -> bytes:
 
 
 def decode_resync(body: bytes) -> Resync:
-    """Decode a resync request. Ignores fields of later versions. Raises ``msgspec.DecodeError``."""
-    return _decode(body)
+    """Decode a resync request. Ignores fields of later versions. Raises ``BadEventError``."""
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadEventError("undecodable", f"resync request: {error}") from None
 
 
 class KombuResyncSender:

@@ -14,10 +14,13 @@ session is not safe for several threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+import structlog
 
 from nodestate.broker.topology import Topology
 from nodestate.errors import BrokerUnavailableError
+from nodestate.model.limits import MAX_BODY_BYTES
 from nodestate.model.orders import Order
 from nodestate.ports import ACTIVATION, Clock, Delivery
 
@@ -25,11 +28,24 @@ OnDone = Callable[[bool], None]
 """Called once for each published event: True if the broker confirmed the event, False if it was lost or refused."""
 OnBody = Callable[[bytes], None]
 """Called with the body of each message that arrives in a queue of the session's own."""
+REFUSED_BODY: Final = b"\xc1"
+"""Stands for a body that was too large to keep. No decoder accepts it, as msgpack never uses this byte."""
 
 
 def unavailable(broker: str, error: BaseException) -> BrokerUnavailableError:
     """The exception to raise in place of a transport's own ``error``. ``broker``: its URLs without passwords."""
     return BrokerUnavailableError(broker, str(error) or type(error).__name__)
+
+
+def accepted_body(body: bytes, queue: str, cut_from: int = 0) -> bytes:
+    """The body of a message in a queue of a session's own, or ``REFUSED_BODY`` if it was too large."""
+    size = cut_from or len(body)
+    if size <= MAX_BODY_BYTES:
+        return body
+    structlog.get_logger("nodestate.broker").warning(
+        "a message is refused, because it is too large", queue=queue, size=size, limit=MAX_BODY_BYTES
+    )
+    return REFUSED_BODY
 
 
 class ServerFacts(NamedTuple):
@@ -51,6 +67,8 @@ class FetchedMessage(NamedTuple):
     tag: Any
     redelivered: bool
     headers: Mapping[str, Any]
+    cut_from: int = 0
+    """See ``Delivery``."""
 
 
 class QueueCounts(NamedTuple):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-import msgspec
 import structlog
 
 from nodestate.broker.connector import SessionHolder, open_session
@@ -26,7 +25,11 @@ AGENT_HEARTBEATS_COUNT: Final = 3
 An agent that only sends heartbeat events must keep its connection.
 """
 MAX_ORDERS_COUNT: Final = 1_000
-"""Orders that one ``resyncs`` reads at most, so that an agent can send heartbeat events between two calls."""
+"""Orders and resync requests that one ``resyncs`` reads at most, so that an agent can send heartbeat events between two
+calls.
+"""
+MAX_ORDERS_BYTES: Final = 8 * 1024 * 1024
+"""Size of orders that one ``resyncs`` reads at most, beside the last one."""
 
 
 class KombuSink:
@@ -67,10 +70,14 @@ class KombuSink:
         """Nodes whose orders the sink listens for."""
         self._order_bodies: list[bytes] = []
         """Orders that arrived and are not yet returned."""
+        self._order_bytes = 0
+        """Size of these orders."""
         self._presences: list[Presence] = []
         """Presences that arrived and are not yet returned."""
         self.bad_orders = 0
         """Number of orders that could not be decoded."""
+        self.bad_resyncs = 0
+        """Number of resync requests that could not be decoded."""
 
     # -- ports.Sink
 
@@ -119,7 +126,7 @@ class KombuSink:
         deadline = self._clock.monotonic() + timeout_s
         with self._sessions.use() as session:
             self._bind_again()
-            while len(self._order_bodies) < MAX_ORDERS_COUNT and session.pump(
+            while self._has_room() and session.pump(
                 0 if self._resyncs or self._order_bodies else max(0.0, deadline - self._clock.monotonic())
             ):
                 pass
@@ -130,7 +137,7 @@ class KombuSink:
 
     def close(self) -> None:
         """Close the connection; unconfirmed events are reported as lost. Using the sink again reconnects."""
-        self._resyncs, self._order_bodies = [], []
+        self._resyncs, self._order_bodies, self._order_bytes = [], [], 0
         self._sessions.close()
 
     # -- ports.AgentInbox
@@ -165,7 +172,7 @@ class KombuSink:
 
         An order that cannot be decoded is logged, and refused in an answer if it says where to send one.
         """
-        bodies, self._order_bodies = self._order_bodies, []
+        bodies, self._order_bodies, self._order_bytes = self._order_bodies, [], 0
         orders: list[Order] = []
         for body in bodies:
             try:
@@ -228,13 +235,19 @@ class KombuSink:
             if queue is not None:
                 queue.bind_again()
 
+    def _has_room(self) -> bool:
+        """False if so much was read that it must be returned first."""
+        return len(self._order_bodies) + len(self._resyncs) < MAX_ORDERS_COUNT and self._order_bytes < MAX_ORDERS_BYTES
+
     def _on_order(self, body: bytes) -> None:
         self._order_bodies.append(body)
+        self._order_bytes += len(body)
 
     def _on_control(self, body: bytes) -> None:
         try:
             self._resyncs.append(decode_resync(body))
-        except msgspec.DecodeError as error:
+        except BadEventError as error:
+            self.bad_resyncs += 1
             structlog.get_logger("nodestate.broker").warning("cannot decode a resync request", reason=str(error))
 
     def _refuse(self, body: bytes, error: BadEventError) -> None:

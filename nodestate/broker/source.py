@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import structlog
 
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.sessions import CellSession, ConsumerSession
-from nodestate.broker.topology import BEGAN_S
+from nodestate.broker.topology import BEGAN_S, MAX_DETAIL_CHARS
 from nodestate.config import Config
 from nodestate.ports import ACTIVATION, Clock, Delivery, SystemClock
-
-MAX_DETAIL_CHARS: Final = 1_000
-"""Characters of a dead letter's ``detail`` header; the rest is cut off."""
 
 
 class KombuSource:

@@ -30,6 +30,10 @@ from nodestate.model.partitioning import BUCKETS_COUNT
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 DEAD_KEY: Final = "dead"
+DEAD_QUEUE_MAX_BYTES: Final = 256 * 1024 * 1024
+"""Dead letters that RabbitMQ keeps; beyond that it drops the oldest ones."""
+MAX_DETAIL_CHARS: Final = 1_000
+"""Characters of a dead letter's ``detail`` header; the rest is cut off."""
 BEGAN_S: Final = 60.0
 """Seconds for which a consumer remembers that a queue was deleted, if it does not become the active consumer. By then
 the active one has read the message ``QUEUE_BEGAN``.
@@ -94,9 +98,13 @@ class Topology:
         return ((partition, self.queue(partition)) for partition in range(self.partitions))
 
     @property
-    def dead_queue_arguments(self) -> dict[str, Any] | None:
-        """Arguments of the dead-letter queue, which is as durable as the queues of partitions."""
-        return None if self.queue_type == "classic" else {"x-queue-type": self.queue_type}
+    def dead_queue_arguments(self) -> dict[str, Any]:
+        """Arguments of the dead-letter queue, which is as durable as the queues of partitions.
+
+        A queue that exists keeps its own arguments: those of earlier versions have no bound.
+        """
+        bound: dict[str, Any] = {"x-max-length-bytes": DEAD_QUEUE_MAX_BYTES}
+        return bound if self.queue_type == "classic" else {"x-queue-type": self.queue_type, **bound}
 
     @property
     def queue_arguments(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from nodestate.consumers.handover_messages import doubt_messages, handed_over_ev
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import is_marker, watermark_of
 from nodestate.errors import BadEventError
-from nodestate.model import Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
+from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import QUEUE_BEGAN, Delivery
 from nodestate.store.liveness import NEVER_HEARD
@@ -245,6 +245,9 @@ class OwnedPartition:
         while self.backlog and (not size or size + len(self.backlog[0].body) <= max_bytes):
             delivery = self.backlog.popleft()
             pending.deliveries.append(delivery)
+            if delivery.cut_from:
+                pending.bad.append((delivery, _too_large(delivery)))
+                continue
             if is_marker(delivery.body):
                 self.watermark_at = max(self.watermark_at, watermark_of(delivery.body, owner))
                 pending.caught_up_at = self.watermark_at
@@ -359,6 +362,14 @@ class OwnedPartition:
             self.incomplete.discard(record.name)
             self.resync_backoffs.pop(record.name, None)
         return outcome, slot
+
+
+def _too_large(delivery: Delivery) -> BadEventError:
+    return BadEventError(
+        "too-large",
+        f"a message of {delivery.cut_from:,} bytes; at most {MAX_EVENT_BYTES:,} are allowed, and its first "
+        f"{len(delivery.body):,} bytes are kept",
+    )
 
 
 def _version_only(event: Event) -> Heartbeat:

@@ -7,11 +7,20 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from nodestate.model.limits import MAX_AMOUNT, MAX_COUNTER, MAX_RATIO, MAX_WORD_CHARS, NODE_NAME_PATTERN
+from nodestate.model.limits import (
+    MAX_AMOUNT,
+    MAX_COUNTER,
+    MAX_QUEUE_NAME_BYTES,
+    MAX_RATIO,
+    MAX_WORD_CHARS,
+    NODE_NAME_PATTERN,
+)
 
 NodeName = Annotated[str, Meta(pattern=rf"\A{NODE_NAME_PATTERN}\Z")]
 ClassName = Annotated[str, Meta(pattern=rf"\A[A-Z0-9_]{{1,{MAX_WORD_CHARS}}}\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
+QueueName = Annotated[str, Meta(pattern=rf"\A[!-~]{{0,{MAX_QUEUE_NAME_BYTES}}}\Z")]
+"""The name of a queue for answers; empty for none. RabbitMQ accepts longer or other names nowhere."""
 Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
 Unit = Annotated[int, Meta(ge=1, le=MAX_AMOUNT)]
 Measure = (  # Without NaN and infinity, which JSON lacks. An integer stays an integer, and fits a double exactly.

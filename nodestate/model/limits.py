@@ -13,6 +13,8 @@ NODE_NAME_PATTERN: Final = f"[{NODE_NAME_CHARACTERS}]{{1,{MAX_NODE_NAME_CHARS}}}
 """The rule for the name of a node, as a regular expression that must match the whole name."""
 MAX_WORD_CHARS: Final = 255
 """Longest resource class, trait, aggregate, zone or metric name, as in OpenStack."""
+MAX_QUEUE_NAME_BYTES: Final = 255
+"""Longest name that AMQP carries."""
 MAX_TRAITS_COUNT: Final = 1_000
 MAX_AGGREGATES_COUNT: Final = 1_000
 MAX_TAINTS_COUNT: Final = 1_000
@@ -36,5 +38,9 @@ of its agent was never set.
 """
 MAX_EVENT_BYTES: Final = 256 * 1024
 MAX_STATE_BYTES: Final = 384 * 1024
+MAX_BODY_BYTES: Final = 2 * MAX_EVENT_BYTES
+"""Largest body of any message. Of a larger one, only the first ``CUT_BODY_BYTES`` are kept in memory."""
+CUT_BODY_BYTES: Final = 4 * 1024
 assert MAX_AMOUNT * MAX_RATIO < 2**63, "a capacity fits the int64 of the columns"
 assert MAX_EVENT_BYTES < MAX_STATE_BYTES, "the state of an event that is small enough is small enough as well"
+assert MAX_EVENT_BYTES < MAX_BODY_BYTES, "no event is cut before its size is refused with its reason"

@@ -21,6 +21,8 @@ from msgspec import UNSET, Meta, UnsetType
 from nodestate.errors import BadEventError
 from nodestate.model import (
     MAX_CLASSES_COUNT,
+    MAX_COUNTER,
+    MAX_WORD_CHARS,
     NEVER,
     Amount,
     ClassName,
@@ -30,10 +32,13 @@ from nodestate.model import (
     Word,
     parse_state,
 )
+from nodestate.model.fields import QueueName
 
 MAX_ORDER_BYTES: Final = 64 * 1024
 MAX_DETAIL_CHARS: Final = 1_000
 
+ShortText = Annotated[str, Meta(max_length=MAX_WORD_CHARS)]
+CounterOrZero = Annotated[int, Meta(ge=0, le=MAX_COUNTER)]
 Refusal = Literal[
     "no-room", "group", "expired", "status", "here", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
 ]
@@ -59,7 +64,7 @@ class _Order(msgspec.Struct, frozen=True, tag_field="kind", kw_only=True):
     """Names the order in its answer."""
     node: NodeName
     instance: Word
-    reply_to: str = ""
+    reply_to: QueueName = ""
     """The queue for the answer; empty if no scheduler waits for it."""
 
 
@@ -105,16 +110,16 @@ Order = Build | End
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of an order."""
 
-    id: str
-    node: str
-    instance: str
-    incarnation: int = 0
-    generation: int = 0
+    id: ShortText
+    node: ShortText
+    instance: ShortText
+    incarnation: CounterOrZero = 0
+    generation: CounterOrZero = 0
     refused: Refusal | Literal[""] = ""
     """Why it was refused; empty if it was carried out."""
     detail: str = ""
     """Text for people."""
-    at: float = 0.0
+    at: Seconds = 0.0
     """The time of the agent's clock at which it decided, in seconds since 1970; 0 if it is not told."""
     clock_origin: float | UnsetType = UNSET
     """The seconds since 1970 that the agent's clock tells at monotonic time 0. Setting the clock changes them."""
@@ -134,10 +139,10 @@ class _LaterAnswer(Answer, frozen=True, kw_only=True):
 class _OrderAddress(msgspec.Struct):
     """The fields of an order that its answer needs, read without validating the rest."""
 
-    id: str
-    node: str = ""
-    instance: str = ""
-    reply_to: str = ""
+    id: ShortText
+    node: ShortText = ""
+    instance: ShortText = ""
+    reply_to: QueueName = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -209,6 +214,8 @@ def no_agent(body: bytes) -> Answer:
 
 def decode_answer(body: bytes) -> Answer:
     """Decode an answer. A refusal for a reason of a later version becomes ``failed``. Raises ``BadEventError``."""
+    if len(body) > MAX_ORDER_BYTES:
+        raise BadEventError("too-large", f"an answer of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
     try:
         try:
             return _decode_answer(body)

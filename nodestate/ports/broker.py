@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
+from msgspec import Meta
+
+from nodestate.model import Seconds
+from nodestate.model.fields import QueueName
 from nodestate.model.orders import Answer, Order
 from nodestate.model.presence import Presence
 
@@ -33,6 +37,8 @@ class Delivery:
     through no queue have session 0.
     """
     redelivered: bool = False
+    cut_from: int = 0
+    """Size of the whole body if it was too large and ``body`` is only its beginning; 0 if ``body`` is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,11 @@ class Resync:
 
     nodes: tuple[str, ...] = ()
     partitions: tuple[int, ...] = ()
-    layout: int = 1
+    layout: Annotated[int, Meta(ge=1)] = 1
     """Number of partitions of the layout that ``partitions`` refers to."""
-    jitter_s: float = 0.0
+    jitter_s: Seconds = 0.0
     """Agents spread their answers over this many seconds."""
-    census: str = ""
+    census: QueueName = ""
     """Name of a queue. Agents then send only their version there, as a heartbeat, and publish no report."""
 
 

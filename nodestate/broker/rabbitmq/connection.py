@@ -12,6 +12,7 @@ import amqp
 import kombu
 import kombu.exceptions
 
+from nodestate.broker.rabbitmq.frames import frame_handler
 from nodestate.broker.sessions import ServerFacts, unavailable
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
@@ -83,6 +84,7 @@ class RabbitConnection:
             heartbeat=heartbeat_s,
             transport_options={
                 "client_properties": {"connection_name": name},
+                "frame_handler": frame_handler,
                 # py-amqp's default gives up after one second of unacknowledged data, which is less than RabbitMQ takes
                 # to page messages out.
                 "socket_settings": {socket.TCP_USER_TIMEOUT: int(config.broker_timeout_s * 1000)},

@@ -177,7 +177,9 @@ class RabbitConsumerSession:
             tag = unacked.received = delivery["delivery_tag"]
             if partition in began and began.pop(partition) > self._clock.monotonic() and message.body != QUEUE_BEGAN:
                 buffer.append(Delivery(partition, QUEUE_BEGAN, None, 0))
-            buffer.append(Delivery(partition, message.body or b"", tag, number, delivery["redelivered"]))
+            buffer.append(
+                Delivery(partition, message.body or b"", tag, number, delivery["redelivered"], message.cut_from)
+            )
 
         consumed.channel = self.connection.channel()
         consumed.channel.basic_qos(0, self._config.prefetch, False)

@@ -10,8 +10,9 @@ import amqp
 from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.frames import decoded_headers
 from nodestate.broker.rabbitmq.messages import PERSISTENT, send_marker
-from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts
+from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts, accepted_body
 from nodestate.broker.topology import DEAD_KEY, Topology
 from nodestate.errors import ConfigError
 from nodestate.model.partitioning import BUCKETS_COUNT
@@ -19,6 +20,8 @@ from nodestate.ports import QUEUE_BEGAN
 
 CONTROL_QUEUE_MAX_LENGTH: Final = 1_000
 """Resync requests that wait for an agent that does not read; the broker drops older ones."""
+OWN_QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Orders or answers that wait for a process that does not read; the broker drops older ones."""
 DECLARATION_POLL_S: Final = 0.05
 """Pause between two looks whether another process has declared the whole cell."""
 DECLARATION_POLLS_COUNT: Final = 20
@@ -116,8 +119,9 @@ class RabbitQueues:
         if message is None:
             return None
         delivery = message.delivery_info
-        headers = message.headers or {}
-        return FetchedMessage(message.body or b"", delivery["delivery_tag"], delivery["redelivered"], headers)
+        return FetchedMessage(
+            message.body or b"", delivery["delivery_tag"], delivery["redelivered"], decoded_headers(message)
+        )
 
     def delete(self, topology: Topology) -> bool:
         """See ``QueueAdmin``.
@@ -191,12 +195,18 @@ class RabbitOwnQueue:
         self._binder: Any = None
         """A channel for bindings alone, opened at the first: the broker processes a channel's frames in their order."""
         channel = connection.channel()
-        arguments = {"x-max-length": CONTROL_QUEUE_MAX_LENGTH} if exchange else None
+        arguments = (
+            {"x-max-length": CONTROL_QUEUE_MAX_LENGTH} if exchange else {"x-max-length-bytes": OWN_QUEUE_MAX_BYTES}
+        )
         self.name: str = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=arguments).queue
         """The name that the broker gave the queue."""
         if exchange:
             channel.queue_bind(self.name, exchange)
-        channel.basic_consume(self.name, callback=lambda message: on_body(message.body or b""), no_ack=True)
+
+        def take(message: Any) -> None:
+            on_body(accepted_body(message.body or b"", self.name, message.cut_from))
+
+        channel.basic_consume(self.name, callback=take, no_ack=True)
 
     def bind(self, exchange: str, keys: Iterable[str]) -> None:
         """See ``OwnQueue``. There may be ten thousand keys, so none is waited for."""

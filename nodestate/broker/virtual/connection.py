@@ -15,9 +15,11 @@ from nodestate.broker.sessions import FetchedMessage, ServerFacts, unavailable
 from nodestate.broker.topology import CONTENT_TYPE
 from nodestate.broker.virtual.memory import MEMORY_LOCK, MemoryTransport
 from nodestate.config import Config
+from nodestate.model.limits import CUT_BODY_BYTES, MAX_BODY_BYTES
 
 REDIS_VISIBILITY_S: Final = 60
 """Redis has no connection that a delivery belongs to: a message that was not acked for this long is delivered again."""
+REDIS_SCHEMES: Final = frozenset({"redis", "rediss"})
 MEMORY_POLL_S: Final = 0.005
 """Pause of ``pump`` between two looks into the queues of ``memory://``."""
 MAX_RESTORED_COUNT: Final = 1_000
@@ -88,7 +90,10 @@ class VirtualConnection:
             return None
         self._unacked[message.delivery_tag] = None
         redelivered = bool(message.headers.get("redelivered") or message.delivery_info.get("redelivered"))
-        return FetchedMessage(message.body or b"", message.delivery_tag, redelivered, message.headers)
+        body, cut_from = message.body or b"", 0
+        if len(body) > MAX_BODY_BYTES:
+            body, cut_from = body[:CUT_BODY_BYTES], len(body)
+        return FetchedMessage(body, message.delivery_tag, redelivered, message.headers, cut_from)
 
     def ack(self, tag: Any) -> None:
         """Ack one message. kombu's virtual channels cannot ack several at once."""
@@ -142,4 +147,8 @@ def _kombu_connection(config: Config, url: str) -> Any:
         "socket_timeout": config.broker_timeout_s,
         "socket_connect_timeout": config.broker_timeout_s,
     }
-    return kombu.Connection(url, transport_options=options)
+    if urlsplit(url).scheme not in REDIS_SCHEMES:
+        return kombu.Connection(url, transport_options=options)
+    from nodestate.broker.virtual.redis import RedisTransport  # noqa: PLC0415 - the client of Redis is optional
+
+    return kombu.Connection(url, transport=RedisTransport, transport_options=options)

@@ -122,4 +122,5 @@ class VirtualConsumerSession:
             if message is None:
                 continue
             self._outstanding[partition] += 1
-            deliveries.append(Delivery(partition, message.body, message.tag, self._number, message.redelivered))
+            body, tag, redelivered, _, cut_from = message
+            deliveries.append(Delivery(partition, body, tag, self._number, redelivered, cut_from))

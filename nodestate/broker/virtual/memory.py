@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from kombu.transport import memory
 
+from nodestate.broker.virtual.envelopes import EnvelopeMessage
+
 MEMORY_LOCK: Final = threading.RLock()
 """Protects the tables of exchanges and queues, which all connections of the process share."""
 
@@ -32,6 +34,7 @@ class _MemoryChannel(memory.Channel):
     the front of their queue, in order.
     """
 
+    Message = EnvelopeMessage
     do_restore = True
 
     def _new_queue(self, queue: str, **_: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import kombu
 
-from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts
+from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts, accepted_body
 from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.memory import MEMORY_LOCK
@@ -96,7 +96,10 @@ class VirtualOwnQueue:
         if exchange:
             self._channel.queue_bind(self.name, exchange)
         connection.open_channel().basic_consume(
-            self.name, no_ack=True, callback=lambda message: on_body(message.body or b""), consumer_tag=self.name
+            self.name,
+            no_ack=True,
+            callback=lambda message: on_body(accepted_body(message.body or b"", self.name)),
+            consumer_tag=self.name,
         )
         connection.on_close.append(self.delete)
         connection.pump(0)  # Redis subscribes with the first poll
