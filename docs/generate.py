@@ -34,6 +34,8 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MIN_CLOCK_S": "the earliest `reported_at` or incarnation, in seconds since 1970",
         "MAX_EVENT_BYTES": "one event on the wire",
         "MAX_STATE_BYTES": "one state, as msgpack",
+        "MAX_BODY_BYTES": "the body of any message; of a larger one, only the beginning is kept",
+        "MAX_QUEUE_NAME_BYTES": "the name of a queue in a message, `census` or `reply_to`",
         "MAX_NODE_NAME_CHARS": "a node's name",
         "MAX_WORD_CHARS": "a resource class, trait, aggregate, zone, metric or consumer of an allocation",
         "MAX_CLASSES_COUNT": "resource classes in one map",

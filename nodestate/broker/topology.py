@@ -101,7 +101,7 @@ class Topology:
     def dead_queue_arguments(self) -> dict[str, Any]:
         """Arguments of the dead-letter queue, which is as durable as the queues of partitions.
 
-        A queue that exists keeps its own arguments: those of earlier versions have no bound.
+        A queue that exists keeps its arguments. A queue that an earlier version declared has no bound.
         """
         bound: dict[str, Any] = {"x-max-length-bytes": DEAD_QUEUE_MAX_BYTES}
         return bound if self.queue_type == "classic" else {"x-queue-type": self.queue_type, **bound}

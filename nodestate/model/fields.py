@@ -19,7 +19,7 @@ from nodestate.model.limits import (
 NodeName = Annotated[str, Meta(pattern=rf"\A{NODE_NAME_PATTERN}\Z")]
 ClassName = Annotated[str, Meta(pattern=rf"\A[A-Z0-9_]{{1,{MAX_WORD_CHARS}}}\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=MAX_WORD_CHARS)]
-QueueName = Annotated[str, Meta(pattern=rf"\A[!-~]{{0,{MAX_QUEUE_NAME_BYTES}}}\Z")]
+QueueName = Annotated[str, Meta(pattern=rf"\A[ -~]{{0,{MAX_QUEUE_NAME_BYTES}}}\Z")]
 """The name of a queue for answers; empty for none. RabbitMQ accepts longer or other names nowhere."""
 Amount = Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
 Unit = Annotated[int, Meta(ge=1, le=MAX_AMOUNT)]
