@@ -387,7 +387,7 @@ def test_a_null_is_inexpressible_only_if_it_changed() -> None:
 
 
 def test_a_request_with_a_long_jitter_delays_no_other_request() -> None:
-    """Anyone who can broadcast could else keep all agents from reporting for years."""
+    """Otherwise a sender of requests could keep all agents from reporting for years."""
     schedule = ReportSchedule(random.Random(1))
     schedule.add("n", 0.0, 1e9)
     schedule.add("n", 0.0, 5.0)

@@ -84,7 +84,7 @@ def opened() -> Iterator[Callable[[Any], Any]]:
 
 
 class Connection:
-    """What the frame handler needs of py-amqp's connection."""
+    """The part of py-amqp's connection that the frame handler uses."""
 
     bytes_recv = 0
 
