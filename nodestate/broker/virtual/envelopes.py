@@ -1,7 +1,8 @@
 """Envelopes of the virtual transports: the JSON around each message.
 
-Every program with access to the server can write envelopes. A message whose envelope is malformed becomes a message whose body is that envelope. So it reaches the decoder of the
-queue's messages, which refuses it as it refuses any other bytes: in a partition's queue it becomes a dead letter.
+Every program with access to the server can write envelopes. A message whose envelope is malformed becomes a message
+whose body is that envelope. So it reaches the decoder of the queue's messages, which refuses it as it refuses any other
+bytes: in a partition's queue it becomes a dead letter.
 """
 
 from __future__ import annotations
