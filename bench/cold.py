@@ -74,7 +74,7 @@ def _measure(cell: SteppedCell, settings: Settings, report_progress: ReportProgr
 
 def _tail_share(cell: SteppedCell) -> float:
     """Return the length of the journal's tail as a share of its limit, as a mean over the partitions."""
-    sections = [JOURNAL_SECTION.decode(head.section) for head in cell.heads()]
+    sections = [JOURNAL_SECTION.of(head) for head in cell.heads()]
     return sum(s.tail_bytes / s.tail_limit_bytes for s in sections) / len(sections)
 
 

@@ -197,7 +197,7 @@ def _until_remade(
         if counted.commits % SAMPLE_EVERY_COMMITS == 1:
             counted.held.append(cell.environment.bytes_held())
             if cell.design == "journal":
-                counted.tail_bytes.append(sum(JOURNAL_SECTION.decode(head.section).tail_bytes for head in cell.heads()))
+                counted.tail_bytes.append(sum(JOURNAL_SECTION.of(head).tail_bytes for head in cell.heads()))
 
 
 def _made(cell: SteppedCell) -> list[int]:
@@ -210,9 +210,9 @@ def _made(cell: SteppedCell) -> list[int]:
 
 def _offset_made(design: str, head: Head) -> int:
     if design == "journal":
-        return JOURNAL_SECTION.decode(head.section).checkpoint.offset
+        return JOURNAL_SECTION.of(head).checkpoint.offset
     if design == "snapshot":
-        return SNAPSHOT_SECTION.decode(head.section).index.offset
+        return SNAPSHOT_SECTION.of(head).index.offset
     return head.next
 
 

@@ -95,7 +95,17 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.journal.format": {
         "MIN_TAIL_BYTES": "bytes of segments below which no checkpoint is written",
         "TAIL_SHARE": "a checkpoint is written when the tail is longer than the last checkpoint divided by this",
+        "MAX_CHECKPOINT_PARTS_COUNT": "parts of one checkpoint; a head with more is damaged",
+        "MAX_SEGMENTS_COUNT": "segments of one partition; a head with more is damaged",
     },
+    "nodestate.store.head": {
+        "MAX_EPOCH": "the number of an epoch",
+        "MAX_TERM": "terms of one epoch; then the partition begins another epoch",
+        "MAX_OFFSET": "commits of one epoch; then the partition begins another epoch",
+        "MAX_BEAT": "writes of one head",
+        "MAX_OWNER_CHARS": "the name of an owner",
+    },
+    "nodestate.sql.format": {"MAX_ROWS_COUNT": "rows of one partition; a head with more is damaged"},
     "nodestate.scheduling.request.limits": {
         "MAX_COUNT": "instances of one request, `max_per_node` of a group, and `max_skew`",
         "MAX_GROUP_COUNT": "members of one reservation",
@@ -131,6 +141,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "RING_COMMITS": "commits that a head's ring names",
         "MAX_APPEARED_COUNT": "new nodes that a head names; if there are more, the index is written",
         "PART_NODES": "nodes in one part of an index",
+        "MAX_INDEX_PARTS_COUNT": "parts of one index; a head with more is damaged",
     },
 }
 """By module, every limit that a user can reach, with its meaning."""

@@ -68,12 +68,12 @@ class KeySpace:
         if kind == "node":
             return keys.node(prefix, node)
         if kind == "index":
-            parts = index_keys(prefix, head.epoch, SNAPSHOT_SECTION.decode(head.section).index)
+            parts = index_keys(prefix, head.epoch, SNAPSHOT_SECTION.of(head).index)
             assert parts, "the index is empty"
             return parts[0]
-        section = JOURNAL_SECTION.decode(head.section)
+        section = JOURNAL_SECTION.of(head)
         if kind == "checkpoint":
-            parts = checkpoint_keys(prefix, head.epoch, section.checkpoint)
+            parts = list(checkpoint_keys(prefix, head.epoch, section.checkpoint))
             assert parts, "the checkpoint is empty"
             return parts[0]
         assert kind == "segment", kind

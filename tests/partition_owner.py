@@ -17,7 +17,7 @@ from nodestate.view.follower import Follower, PartitionState
 
 T = TypeVar("T")
 LEASE_S = 86_400
-WELL = OwnerStatus(0, complete=True)
+WELL = OwnerStatus(0, complete=True, ages_ms=bytes(8))
 
 
 def prefix_of(design: str) -> str:
@@ -118,6 +118,10 @@ class Watcher:
         """Refresh, with the faults of ``plan``."""
         self.fetches, self.plan = [], plan or script()
         return run_one(self.store, self._follower.refresh(with_life=False))
+
+    def look_at_life(self) -> PartitionState:
+        """Refresh with signs of life."""
+        return run_one(self.store, self._follower.refresh(with_life=True))
 
 
 def held(state: PartitionState) -> list[NodeRecord]:

@@ -12,9 +12,10 @@ import pytest
 from nodestate.errors import EpochLostError, FencedError, StoreFullError, StoreUnavailableError
 from nodestate.ports import Put, Write, WriteResult
 from nodestate.store import keys
-from nodestate.store.head import EPOCH, HEAD, Head, TermStart, read_head, term_of, terms_from
-from nodestate.store.liveness import LIVENESS, NEVER_HEARD, age_ms_of, ages_now
-from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget, remove_epoch
+from nodestate.store.epoch_removal import remove_epoch
+from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, TermStart, read_head, term_of, terms_from
+from nodestate.store.liveness import LIVENESS, age_ms_of, ages_now
+from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget
 from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
 
@@ -479,7 +480,7 @@ def test_an_owner_that_freezes_between_packing_and_sending_makes_nothing_look_yo
     assert age_ms_of(head, item) + head.behind_ms >= (clock.monotonic() - said_at) * 1000
     if what == "renew":
         item = server.fetch([keys.life(PREFIX, 7)])[keys.life(PREFIX, 7)]
-        [age_ms] = np.frombuffer(ages_now(item, LEASE_S), "<u4").tolist()
+        [age_ms] = np.frombuffer(ages_now("life", item, LEASE_S), "<u4").tolist()
         assert age_ms >= (clock.monotonic() - said_at) * 1000
 
 

@@ -12,24 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodestate.errors import CorruptItemError
-from nodestate.model import NodeRecord
+from nodestate.model import NODE_NAME_PATTERN, NodeRecord
 from nodestate.snapshot.format import NODE, Stamp, StoredNode
 from nodestate.store.head import HEAD
 from nodestate.store.wire import ENVELOPE_BYTES, Codec, pack_records, seal, unpack_block, unpack_record
 
 counters = st.integers(0, 2**53)
+classes = st.sampled_from(["", "VCPU", "DISK_GB VCPU"])
 records = st.builds(
-    NodeRecord,
-    name=st.text(min_size=1, max_size=20),
+    lambda classes, **fields: NodeRecord(classes=classes, columns=bytes(16 * len(classes.split())), **fields),
+    name=st.from_regex(rf"\A{NODE_NAME_PATTERN}\Z"),
     incarnation=counters,
     generation=counters,
     wanted_incarnation=counters,
     wanted_generation=counters,
-    reported_at=st.floats(allow_nan=False),
+    reported_at=st.floats(0, 1e11),
     gone=st.booleans(),
     status=st.sampled_from(["up", "down"]),
-    classes=st.sampled_from(["", "VCPU", "DISK_GB VCPU"]),
-    columns=st.binary(max_size=32),
+    classes=classes,
     usage=st.binary(max_size=30),
     metrics=st.binary(max_size=30),
     rest=st.binary(max_size=300),

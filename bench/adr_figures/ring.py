@@ -89,17 +89,21 @@ def _ring_row(commits: int, rng: random.Random) -> Result:
     each = max(1, min(6, RING_SLOTS // max(1, commits)))
     slots = [[rng.randrange(625) for _ in range(each)] for _ in range(commits)]
     packed = [np.array(some, "<u4").tobytes() for some in slots]
-    index, first = Index(1, 1, 1), 100_000
+    first = 100_000
+    index = Index(1, first, 1)
     flat = SnapshotSection(
         first, np.full(commits, each, "<u2").tobytes(), b"".join(packed), (), (TermStart(3, first),), index, index
     )
     turns = tuple(Turn(3, first + n, raw) for n, raw in enumerate(packed))
     listed = ListSection(first, turns, index, index)
-    flat_raw, listed_raw = _head_bytes(pack_message(flat)), _head_bytes(pack_message(listed))
+    flat_raw, listed_raw = (
+        _head_bytes(pack_message(flat), first + commits),
+        _head_bytes(pack_message(listed), first + commits),
+    )
     at = first + max(0, commits - 1)
 
     def read_flat(offset: int = at) -> dict[int, Stamp]:
-        return ring_after(SNAPSHOT_SECTION.decode(HEAD.unpack(flat_raw).section), offset)
+        return ring_after(SNAPSHOT_SECTION.of(HEAD.unpack(flat_raw)), offset)
 
     def read_listed(offset: int = at) -> dict[int, Stamp]:
         return _list_after(_LIST_SECTION.decode(HEAD.unpack(listed_raw).section), offset)
@@ -110,7 +114,7 @@ def _ring_row(commits: int, rng: random.Random) -> Result:
         "commits in the ring": commits,
         "slots each": each if commits else 0,
         "flat (ours), bytes": len(flat_raw),
-        "flat: decode": median_us(lambda: SNAPSHOT_SECTION.decode(HEAD.unpack(flat_raw).section)),
+        "flat: decode": median_us(lambda: SNAPSHOT_SECTION.of(HEAD.unpack(flat_raw))),
         "flat: newest commit": median_us(read_flat),
         "flat: all": median_us(lambda: read_flat(first)),
         "list, bytes": len(listed_raw),
@@ -120,5 +124,5 @@ def _ring_row(commits: int, rng: random.Random) -> Result:
     }
 
 
-def _head_bytes(section: bytes) -> bytes:
-    return HEAD.pack(Head(EPOCH, 3, "member/0123456789ab", 7, 200_000, 12, True, 86_400, msgspec.Raw(section)))
+def _head_bytes(section: bytes, offset: int) -> bytes:
+    return HEAD.pack(Head(EPOCH, 3, "member/0123456789ab", 7, offset, 12, True, 86_400, msgspec.Raw(section)))

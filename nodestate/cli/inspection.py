@@ -17,8 +17,7 @@ from nodestate.designs.stored_design import StoredDesign, display_names, parse_s
 from nodestate.errors import NodestateError
 from nodestate.ports import Item, SystemClock
 from nodestate.store import keys
-from nodestate.store.head import Head, read_head
-from nodestate.store.liveness import NEVER_HEARD
+from nodestate.store.head import NEVER_HEARD, Head, read_head
 from nodestate.store.round_trips import run
 from nodestate.view.view import View
 

@@ -18,7 +18,7 @@ from nodestate.errors import BadEventError
 from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import QUEUE_BEGAN, Delivery
-from nodestate.store.liveness import NEVER_HEARD
+from nodestate.store.head import NEVER_HEARD
 from nodestate.store.ownership import OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
 

@@ -13,7 +13,8 @@ from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from nodestate.ports import Clock, Store, StoreRole
 from nodestate.store import keys
-from nodestate.store.ownership import PartitionTarget, remove_epoch
+from nodestate.store.epoch_removal import remove_epoch
+from nodestate.store.ownership import PartitionTarget
 from nodestate.store.partition_writer import PartitionWriter
 from nodestate.store.round_trips import Steps, Stores, run
 from nodestate.view.follower import Follower

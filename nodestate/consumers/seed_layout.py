@@ -24,7 +24,7 @@ from nodestate.designs.stored_design import StoredDesign
 from nodestate.model import NodeRecord
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
-from nodestate.store.liveness import NEVER_HEARD
+from nodestate.store.head import NEVER_HEARD
 from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Stores
 from nodestate.view.follower import PartitionState

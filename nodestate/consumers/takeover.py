@@ -38,7 +38,8 @@ from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from nodestate.model import NodeRecord
 from nodestate.ports import Clock, Store
-from nodestate.store.liveness import NEVER_HEARD, fresh_s
+from nodestate.store.head import NEVER_HEARD
+from nodestate.store.liveness import fresh_s
 from nodestate.store.partition_writer import TakeoverResult
 from nodestate.store.round_trips import Steps, run
 

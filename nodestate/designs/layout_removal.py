@@ -14,8 +14,9 @@ from nodestate.designs.control import Control
 from nodestate.errors import DesignStepError, NodestateError
 from nodestate.ports import Clock, StoreRole
 from nodestate.store import keys
+from nodestate.store.epoch_removal import remove_epoch
 from nodestate.store.liveness import fresh_s
-from nodestate.store.ownership import PartitionTarget, remove_epoch
+from nodestate.store.ownership import PartitionTarget
 from nodestate.store.round_trips import Stores, run
 
 

@@ -6,13 +6,15 @@ A view at offset n is exactly the fold of commits 0 to n-1 (invariant I2).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.journal.format import JOURNAL_SECTION, SEGMENT, JournalSection, checkpoint_keys
-from nodestate.model import NodeRecord, fold, parse_event
+from nodestate.model import Heading, NodeRecord, fold, parse_event
 from nodestate.ports import Item, Key
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.head import Head, term_of
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import unpack_block, unpack_record
@@ -39,7 +41,7 @@ class JournalReader:
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """See ``DesignReader``. If a segment is missing, the table ends before it, and the answer names its key."""
-        section = JOURNAL_SECTION.decode(head.section)
+        section = JOURNAL_SECTION.of(head)
         if table is not None and (table.epoch != head.epoch or table.offset < section.first):
             table = None
         if table is not None:
@@ -55,16 +57,15 @@ class JournalReader:
         return (yield from following)
 
     def _at_checkpoint(self, head: Head, section: JournalSection) -> Steps[Loaded]:
-        parts = checkpoint_keys(self._prefix, head.epoch, section.checkpoint)
+        left = checkpoint_keys(self._prefix, head.epoch, section.checkpoint)
         rows: list[Row] = []
         names: list[str] = []
         incomplete: list[str] = []
-        for at in range(0, len(parts), MAX_FETCH_PARTS_COUNT):
-            reply = yield Step(fetch=parts[at : at + MAX_FETCH_PARTS_COUNT])
-            for key in parts[at : at + MAX_FETCH_PARTS_COUNT]:
-                try:
-                    block = unpack_block(reply.items[key].value)
-                except (KeyError, CorruptItemError):
+        while parts := list(islice(left, MAX_FETCH_PARTS_COUNT)):
+            reply = yield Step(fetch=parts)
+            for key in parts:
+                block = _block_of(key, reply.items.get(key))
+                if block is None:
                     return Loaded(None, key)
                 for heading, row in block:
                     names.append(heading.name)
@@ -91,25 +92,51 @@ class JournalReader:
 def _fold_segments(table: Table, wanted: list[str], items: Mapping[Key, Item]) -> tuple[Table, str]:
     """The table after these segments, and the key of the first segment that is missing or corrupt."""
     rows: dict[int, NodeRecord] = {}
-    size, offset, missing = table.size, table.offset, ""
-    slots = table.slots
     fresh: dict[str, int] = {}
+    offset, missing = table.offset, ""
     for key in wanted:
-        try:
-            events = [parse_event(raw) for raw in SEGMENT.unpack(items[key].value)]
-        except (KeyError, CorruptItemError, BadEventError):
+        segment = SEGMENT.find(key, items.get(key))
+        if segment is None or not _fold_segment(key, segment, table, rows, fresh):
             missing = key
             break
-        for event in events:
-            slot = slots.get(event.node)
-            if slot is None or slot >= size:
-                slot = fresh.setdefault(event.node, size + len(fresh))
-                before = rows.get(slot)
-            else:
-                before = rows.get(slot) or table.at(slot)
-            folded = fold(before, event)
-            assert folded.record is not None
-            rows[slot] = folded.record
         offset += 1
     incomplete = [record.name for record in rows.values() if record.incomplete]
     return table.advanced(offset, rows, list(fresh), incomplete), missing
+
+
+def _fold_segment(
+    key: str, segment: list[bytes], table: Table, rows: dict[int, NodeRecord], fresh: dict[str, int]
+) -> bool:
+    """Fold the events of one segment into ``rows``, and add the slots of new nodes to ``fresh``.
+
+    Returns False, and changes nothing, if they are no events that can follow.
+    """
+    changed: dict[int, NodeRecord] = {}
+    new: dict[str, int] = {}
+    slots, size = table.slots, table.size
+    try:
+        for event in map(parse_event, segment):
+            slot = slots.get(event.node)
+            if slot is None or slot >= size:
+                slot = fresh.get(event.node)
+                if slot is None:
+                    slot = new.setdefault(event.node, size + len(fresh) + len(new))
+            before = changed.get(slot) or rows.get(slot) or (table.at(slot) if slot < size else None)
+            folded = fold(before, event)
+            assert folded.record is not None
+            changed[slot] = folded.record
+    except (CorruptItemError, BadEventError) as error:
+        DAMAGE.report(key, f"its events cannot follow the state before: {error}")
+        return False
+    rows.update(changed)
+    fresh.update(new)
+    return True
+
+
+def _block_of(key: str, item: Item | None) -> list[tuple[Heading, bytes]] | None:
+    """The records of one part of a checkpoint; None if it is missing or damaged."""
+    try:
+        return unpack_block(item.value) if item is not None else None
+    except CorruptItemError as error:
+        DAMAGE.report(key, str(error))
+        return None

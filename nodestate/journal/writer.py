@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
+from typing import Final
 
 from nodestate.errors import FencedError, StoreUnavailableError
 from nodestate.journal.format import (
@@ -20,6 +23,10 @@ from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget, r
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import PART_BYTES, pack_records
+from nodestate.view.follower import load_or_miss
+
+MAX_TRIM_COUNT: Final = 1_000
+"""Keys that one call deletes."""
 
 
 class JournalWriter:
@@ -47,14 +54,14 @@ class JournalWriter:
 
     def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``. Returns None if segments are missing that no checkpoint covers."""
-        taken = yield from Ownership.take_over(self._target)
+        taken = yield from Ownership.take_over(self._target, sections=JOURNAL_SECTION)
         if taken is None:
             return None
         ownership, found = taken
-        loaded = yield from JournalReader(self._target.prefix).load(found, None, {})
+        loaded = yield from load_or_miss(JournalReader(self._target.prefix), self._target.prefix, found, None, {})
         if loaded.missing or loaded.table is None:
             return None
-        section = JOURNAL_SECTION.decode(found.section)
+        section = JOURNAL_SECTION.of(found)
         self._ownership = ownership
         self._section = JournalSection(
             section.first,
@@ -73,7 +80,9 @@ class JournalWriter:
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = JournalSection(1, 0, (TermStart(1, 1),), checkpoint)
-        self._ownership = yield from Ownership.begin_epoch(self._target, epoch, section, status)
+        self._ownership = yield from Ownership.begin_epoch(
+            self._target, epoch, section, status, sections=JOURNAL_SECTION
+        )
         self._section = section
 
     def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
@@ -97,7 +106,7 @@ class JournalWriter:
         writes = [Write(Put.ADD, keys.segment(self._target.prefix, head.epoch, head.term, head.next), segment)]
         tail_bytes = section.tail_bytes + len(segment)
         after = JournalSection(section.first, tail_bytes, section.terms, section.checkpoint, section.previous)
-        trimmed: list[str] = []
+        trimmed: Iterator[str] = iter(())
         if checkpoint_now or tail_bytes > section.tail_limit_bytes:
             checkpoint, parts = self._checkpoint(head.epoch, head.term, head.next + 1, nodes)
             writes += parts
@@ -106,12 +115,12 @@ class JournalWriter:
             trimmed = self._trimmed(section, first)
         yield from self._add(writes)
         ours = yield from ownership.advance(after, status)
-        self._section = after if ours else JOURNAL_SECTION.decode(ownership.head.section)
-        if trimmed:
-            # Errors are ignored. The commit is done, so the caller must not try it again; keys that stay are never read
-            # again, and memcached evicts them.
-            with suppress(StoreUnavailableError):
-                yield Step(write=[Write(Put.DELETE, key) for key in trimmed])
+        self._section = after if ours else JOURNAL_SECTION.of(ownership.head)
+        # Errors are ignored. The commit is done, so the caller must not try it again; keys that stay are never read
+        # again, and memcached evicts them.
+        with suppress(StoreUnavailableError):
+            while some := list(islice(trimmed, MAX_TRIM_COUNT)):
+                yield Step(write=[Write(Put.DELETE, key) for key in some])
 
     def _checkpoint(self, epoch: int, term: int, offset: int, nodes: HeldNodes) -> tuple[Checkpoint, list[Write]]:
         part_bytes = min(PART_BYTES, self._target.store.max_value_bytes)
@@ -120,10 +129,13 @@ class JournalWriter:
         names = checkpoint_keys(self._target.prefix, epoch, checkpoint)
         return checkpoint, [Write(Put.ADD, key, block) for key, block in zip(names, blocks, strict=True)]
 
-    def _trimmed(self, section: JournalSection, first: int) -> list[str]:
+    def _trimmed(self, section: JournalSection, first: int) -> Iterator[str]:
+        """The keys that a new checkpoint makes superfluous. The section of another owner may claim many."""
         prefix, epoch = self._target.prefix, self.ownership.head.epoch
-        gone = [keys.segment(prefix, epoch, term_of(section.terms, n), n) for n in range(section.first, first)]
-        return gone + (checkpoint_keys(prefix, epoch, section.previous) if section.previous else [])
+        for n in range(section.first, first):
+            yield keys.segment(prefix, epoch, term_of(section.terms, n), n)
+        if section.previous:
+            yield from checkpoint_keys(prefix, epoch, section.previous)
 
     def _add(self, writes: list[Write]) -> Steps[None]:
         """Add new keys.

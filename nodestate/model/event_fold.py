@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from nodestate.errors import BadEventError
+from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.model.event import Change, Event, Heartbeat, Leave, Report
 from nodestate.model.fields import NodeStatus
 from nodestate.model.limits import MAX_CLASSES_COUNT, MAX_METRICS_COUNT, MAX_STATE_BYTES
@@ -63,6 +63,7 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
     Raises:
         BadEventError: if the event's state, or the state that its patch produces, breaks the format or a limit. The
             record stays as it was.
+        CorruptItemError: if the record's encoded state is damaged, so that the event cannot be applied to it.
     """
     try:
         if (  # The most frequent case first. It compares the fields because building a Version tuple costs time.
@@ -92,6 +93,9 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
         return _gap(record, event)
     except BadEventError as error:
         raise error.naming(event.node) from None
+    except (msgspec.DecodeError, RecursionError, ValueError, IndexError) as error:
+        # All parts of an event are checked, so these are errors of the record.
+        raise CorruptItemError(f"the stored state of node {event.node} is damaged: {str(error)!a}") from None
 
 
 def _changed(record: NodeRecord, event: Change) -> Folded:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import BadEventError
-from nodestate.model.fields import STATUSES, ClassName, Word
+from nodestate.model.fields import CLASS_PATTERN, STATUSES, ClassName, Word
 from nodestate.model.json_values import require_json_value
 from nodestate.model.limits import (
     MAX_ALLOCATIONS_COUNT,
@@ -59,7 +59,7 @@ _INVENTORY_FIELDS: Final = frozenset(Inventory.__struct_fields__)
 _ALLOCATION_FIELDS: Final = frozenset(Allocation.__struct_fields__)
 _MAPS: Final = ("inventory", "usage", "allocations", "metrics")
 """Fields of a state in which a null stands in place of a value."""
-_CLASS: Final = re.compile(rf"[A-Z0-9_]{{1,{MAX_WORD_CHARS}}}")
+_CLASS: Final = re.compile(CLASS_PATTERN)
 
 
 class NormalState(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -9,7 +10,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from nodestate.model.fields import NodeStatus
+from nodestate.errors import CorruptItemError
+from nodestate.model.fields import CLASS_PATTERN, NodeStatus, Seconds, StoredCounter, StoredName
+from nodestate.model.limits import MAX_CLASSES_COUNT
 from nodestate.model.state import Inventory
 from nodestate.model.version import Version
 
@@ -21,18 +24,23 @@ MAX_FIXED_ENTRIES_COUNT: Final = 15
 """Most entries of a map whose count is in its first byte."""
 BODY_KEYS_BYTES: Final = len(_USAGE_KEY) + len(_METRICS_KEY) + 4
 """Most bytes that a record's ``body`` has beyond those of ``rest``, ``usage`` and ``metrics``."""
+MAX_LAYOUTS_COUNT: Final = 1_024
+"""Number of different ``classes`` whose layout is kept."""
+BYTES_PER_CLASS: Final = 16
+"""Bytes of a record's columns for one resource class: two int64."""
+_CLASS: Final = re.compile(CLASS_PATTERN).fullmatch
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 class Heading(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The first fields of a ``NodeRecord``: the node and its versions, at a third of the cost of the whole record."""
 
-    name: str
-    incarnation: int
-    generation: int
-    wanted_incarnation: int
+    name: StoredName
+    incarnation: StoredCounter
+    generation: StoredCounter
+    wanted_incarnation: StoredCounter
     """Incarnation of the newest version that is known to exist."""
-    wanted_generation: int
+    wanted_generation: StoredCounter
     """Generation of the newest version that is known to exist."""
 
     @property
@@ -61,7 +69,7 @@ class NodeRecord(Heading, frozen=True, array_like=True, gc=False):
     apart from all others.
     """
 
-    reported_at: float
+    reported_at: Seconds
     """When the agent sent the event, by the agent's clock, in seconds since 1970."""
     gone: bool
     """True for a tombstone."""
@@ -95,8 +103,14 @@ class NodeRecord(Heading, frozen=True, array_like=True, gc=False):
         return b"".join(parts)
 
     def state(self) -> dict[str, Any]:
-        """Decode the state; each call returns a new dict."""
-        return _decode_map(self.body) if self.rest else {}
+        """Decode the state; each call returns a new dict.
+
+        Raises ``CorruptItemError`` if the stored state is damaged.
+        """
+        try:
+            return _decode_map(self.body) if self.rest else {}
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise CorruptItemError(f"the stored state of node {self.name} is damaged: {str(error)!a}") from None
 
 
 def _with_more_entries(encoded: bytes, more: int) -> bytes:
@@ -126,6 +140,27 @@ def layout_of(classes: str) -> ClassLayout:
     """The layout of the columns of a record with these ``classes``."""
     names = tuple(classes.split(" ")) if classes else ()
     return ClassLayout(names, frozenset(names), struct.Struct(f"<{len(names)}q").pack)
+
+
+class _ColumnBytes(dict[str, int]):
+    """By the ``classes`` of records, the size of their columns; -1 if they are no resource classes."""
+
+    def __missing__(self, classes: str) -> int:
+        if len(self) >= MAX_LAYOUTS_COUNT:
+            self.clear()
+        names = classes.split(" ") if classes else []  # from the inventory, and from the usage
+        are_valid = len(names) <= 2 * MAX_CLASSES_COUNT and all(map(_CLASS, names)) and names == sorted(set(names))
+        size = self[classes] = BYTES_PER_CLASS * len(names) if are_valid else -1
+        return size
+
+
+_column_bytes: Final = _ColumnBytes()
+
+
+def require_consistent_columns(record: NodeRecord) -> None:
+    """Raise ``ValueError`` unless a decoded record has one capacity and one usage for each of its classes."""
+    if len(record.columns) != _column_bytes[record.classes]:
+        raise ValueError(f"{len(record.columns)} bytes of columns for the classes {record.classes!a:.80}")
 
 
 @lru_cache(maxsize=1_024)

@@ -10,15 +10,27 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from itertools import islice
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from nodestate.model import Heading, NodeRecord
+from nodestate.model import MAX_NODE_NAME_CHARS, NodeRecord, require_consistent_columns
 from nodestate.store import keys
-from nodestate.store.head import TermStart, term_of
-from nodestate.store.wire import Codec
+from nodestate.store.head import (
+    MAX_OFFSET,
+    MAX_TERM,
+    Epoch,
+    Head,
+    Offset,
+    SectionCodec,
+    Term,
+    TermStart,
+    are_terms_of,
+    term_of,
+)
+from nodestate.store.wire import Codec, are_names
 
 RING_SLOTS: Final = 1024
 """Largest number of slots in the ring of a head: 4 KB, read at each refresh (docs/adr/0003)."""
@@ -26,6 +38,8 @@ MAX_APPEARED_COUNT: Final = 64
 """Largest number of names of new nodes in a head."""
 RING_COMMITS: Final = 2048
 """Largest number of commits in the ring of a head."""
+MAX_INDEX_PARTS_COUNT: Final = 4_096
+"""A section that claims more parts of an index is damaged: they would name 8 million nodes of one partition."""
 assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"
 
 
@@ -39,6 +53,10 @@ OFFSET_BITS: Final = 40
 """Enough, in one epoch of one partition, for 30 years of a thousand commits a second, and for 16 million owners."""
 
 
+assert 2 * MAX_OFFSET <= 2**OFFSET_BITS, "an owner never runs out of offsets"
+assert 2 * MAX_TERM <= 2 ** (64 - OFFSET_BITS), "a partition never runs out of terms"
+
+
 def stamp_of(term: int, offset: int) -> Stamp:
     """The stamp of a commit."""
     assert offset >> OFFSET_BITS == term >> (64 - OFFSET_BITS) == 0, f"({term}, {offset}) does not fit a stamp"
@@ -48,34 +66,25 @@ def stamp_of(term: int, offset: int) -> Stamp:
 class StoredNode(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The record at a node's key."""
 
-    epoch: int
+    epoch: Epoch
     stamp: Stamp
     slot: int
     record: NodeRecord
 
 
-class StoredHeading(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The first fields of a ``StoredNode``: enough to decide whether the item is valid, without decoding the state."""
-
-    epoch: int
-    stamp: Stamp
-    slot: int
-    record: Heading
-
-
 class Appeared(msgspec.Struct, frozen=True, array_like=True):
     """A node that the commit ``offset`` added; its slot follows the last one."""
 
-    offset: int
-    name: str
+    offset: Offset
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NODE_NAME_CHARS)]
 
 
 class Index(msgspec.Struct, frozen=True, array_like=True):
     """Names an index, which has all commits before ``offset``, in ``parts`` items."""
 
-    term: int
-    offset: int
-    parts: int
+    term: Term
+    offset: Offset
+    parts: Annotated[int, Meta(ge=0, le=MAX_INDEX_PARTS_COUNT)]
 
 
 class IndexPart(msgspec.Struct, frozen=True, array_like=True):
@@ -92,7 +101,7 @@ class SnapshotSection(msgspec.Struct, frozen=True, array_like=True):
     refresh (docs/adr/0003).
     """
 
-    ring_from: int
+    ring_from: Offset
     """The first commit in the ring."""
     counts: bytes
     """By commit, the number of slots that it wrote, as little-endian uint16."""
@@ -108,10 +117,39 @@ class SnapshotSection(msgspec.Struct, frozen=True, array_like=True):
     """The index before, kept for readers that are loading it at the moment."""
 
 
-SNAPSHOT_SECTION: Final = msgspec.msgpack.Decoder(SnapshotSection)
-NODE: Final = Codec(StoredNode)
-NODE_HEADING: Final = Codec(StoredHeading)
-INDEX_PART: Final = Codec(IndexPart)
+def _are_new_names(names: list[str]) -> bool:
+    """True if a ring may have these names of new nodes."""
+    return len(names) <= MAX_APPEARED_COUNT and len(set(names)) == len(names) and are_names(names)
+
+
+def _is_consistent(section: SnapshotSection, head: Head) -> bool:
+    """True if the index and the ring's commits from it on lead to the head."""
+    counts, slots_bytes = section.counts, len(section.slots)
+    return (
+        len(counts) == 2 * (head.next - section.ring_from)
+        and len(counts) <= 2 * RING_COMMITS
+        and slots_bytes <= 4 * RING_SLOTS
+        and slots_bytes == 4 * int(np.frombuffer(counts, "<u2").sum())
+        and section.ring_from <= section.index.offset <= head.next
+        and _are_new_names([one.name for one in section.appeared])
+        and are_terms_of(section.terms, section.ring_from, head)
+    )
+
+
+def _require_index(part: IndexPart) -> None:
+    if len(part.stamps) != 8 * len(part.names):
+        raise ValueError(f"{len(part.stamps)} bytes of stamps for {len(part.names)} names")
+    if not are_names(part.names):
+        raise ValueError("a name that no node can have")
+
+
+def _require_node(stored: StoredNode) -> None:
+    require_consistent_columns(stored.record)
+
+
+SNAPSHOT_SECTION: Final = SectionCodec(SnapshotSection, _is_consistent)
+NODE: Final = Codec(StoredNode, _require_node)
+INDEX_PART: Final = Codec(IndexPart, _require_index)
 PART_NODES: Final = 2_000
 """Nodes in one part of an index. With names of 200 characters that is less than half of memcached's item limit."""
 

@@ -14,11 +14,12 @@ from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
 from nodestate.ports import Item, Key
 from nodestate.snapshot.format import (
-    NODE_HEADING,
+    NODE,
     SNAPSHOT_SECTION,
+    Index,
     SnapshotSection,
     Stamp,
-    StoredHeading,
+    StoredNode,
     index_keys,
     ring_after,
     stamp_of,
@@ -26,6 +27,7 @@ from nodestate.snapshot.format import (
     unpack_node,
 )
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.head import Head, read_head
 from nodestate.store.round_trips import Step, Steps
 from nodestate.view.chunked_list import Row
@@ -33,7 +35,6 @@ from nodestate.view.follower import Loaded
 from nodestate.view.table import Table
 
 UNKNOWN = Stamp(0)
-_heading_of = NODE_HEADING.unpack
 MAX_FETCH_COUNT: Final = 512
 """Nodes that one fetch asks for. Replies can be freed in between, so a first load needs little more memory than its
 result, and works within the processor's cache (docs/adr/0010).
@@ -83,6 +84,8 @@ class SnapshotReader:
         self.unread: dict[int, Stamp] = {}
         # The slots of the last load whose items were newer than the head.
         self.ahead: set[int] = set()
+        # The index that was read last.
+        self._index: Index | None = None
 
     def next_keys(self, head: Head, table: Table) -> Sequence[str]:  # noqa: ARG002 - other designs use them
         """See ``DesignReader``. Only the head tells which nodes changed, so there are no keys."""
@@ -90,18 +93,20 @@ class SnapshotReader:
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:  # noqa: ARG002 - empty
         """See ``DesignReader``."""
-        section = SNAPSHOT_SECTION.decode(head.section)
+        section = SNAPSHOT_SECTION.of(head)
         if table is None:
             self.stamps, self.unread = [], {}
         named = self._from_ring(section, table) if table is not None else None
+        index = self._index
         if named is None:
+            index = section.index
             reply = yield Step(fetch=index_keys(self._prefix, head.epoch, section.index))
             try:
                 named = self._from_index(head.epoch, section, reply.items, table)
-            except (KeyError, CorruptItemError) as error:
-                missing = str(error.args[0]) if isinstance(error, KeyError) else "index: " + str(error)
-                return Loaded(table, missing)
+            except KeyError as error:
+                return Loaded(table, str(error.args[0]))
         base = table if table is not None else Table.of(head.epoch, 0, unpack_node)
+        _require_slots(named, base.size)
         read = _Read({}, {}, {} if self._cas_ids is not None else None, {}, [])
         slots = list(named.stamps)
         begin = keys.node(self._prefix, "")
@@ -111,8 +116,8 @@ class SnapshotReader:
             names = [known[slot] if slot < size else appeared[slot - size] for slot in some]
             wanted = [begin + name for name in names]
             reply = yield Step(fetch=wanted)
-            for slot, name, item in zip(some, names, map(reply.items.get, wanted), strict=True):
-                _accept(head, slot, name, named.stamps[slot], item, read)
+            for slot, name, key in zip(some, names, wanted, strict=True):
+                _accept(head, slot, name, named.stamps[slot], key, reply.items.get(key), read)
         # Items of a commit that the head does not name yet. They are valid only if their owner still owned the
         # partition when it wrote them: the next owner may have taken over without seeing them, and continue from older
         # states.
@@ -121,6 +126,7 @@ class SnapshotReader:
                 del read.rows[slot]
                 read.unread[slot] = known[slot] if slot < size else appeared[slot - size]
             read.ahead.clear()
+        self._index = index
         return self._apply(head, base, named, read)
 
     def _still_owned(self, head: Head) -> Steps[bool]:
@@ -131,8 +137,12 @@ class SnapshotReader:
         return now is not None and (now[0].epoch, now[0].term) == (head.epoch, head.term)
 
     def _from_ring(self, section: SnapshotSection, table: Table) -> _Named | None:
-        """The nodes that changed since ``table``; None if the ring does not reach back to its offset."""
-        if table.offset < section.ring_from:
+        """The nodes that changed since ``table``; None if the index must be read.
+
+        That is so if the ring does not reach back to the table's offset, or if nodes are unread and there is another
+        index since: the one before may have been damaged, and have stamps that no item will ever have.
+        """
+        if table.offset < section.ring_from or (self.unread and section.index != self._index):
             return None
         return self._with_ring(section, table.offset, _Named(dict(self.unread), []))
 
@@ -142,13 +152,23 @@ class SnapshotReader:
         names: list[str] = []
         stamps: list[Stamp] = []
         for key in index_keys(self._prefix, epoch, section.index):
-            some_names, some_stamps = unpack_index_part(items[key].value)
+            try:
+                some_names, some_stamps = unpack_index_part(items[key].value)
+            except CorruptItemError as error:
+                DAMAGE.report(key, str(error))
+                raise KeyError(key) from None
             names += some_names
             stamps += some_stamps
         held = self.stamps
-        changed = {slot: stamp for slot, stamp in enumerate(stamps) if slot >= len(held) or held[slot] < stamp}
+        changed = {
+            slot: stamp
+            for slot, stamp in enumerate(stamps)
+            if slot >= len(held) or held[slot] < stamp or slot in self.unread
+        }
         size = table.size if table is not None else 0
-        named = _Named({**self.unread, **changed}, names[size:])
+        if table is not None and names[:size] != table.names[:size]:
+            raise CorruptItemError("an index that gives slots to other nodes than before")
+        named = _Named(changed, names[size:])
         # The index has all commits before its offset, so only the ring's later commits are added.
         return self._with_ring(section, section.index.offset, named)
 
@@ -192,12 +212,16 @@ def unknown_node(name: str) -> NodeRecord:
     return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"", b"", b"")
 
 
-def _accept(head: Head, slot: int, name: str, stamp: Stamp, item: Item | None, read: _Read) -> None:
+def _require_slots(named: _Named, size: int) -> None:
+    """Raise ``CorruptItemError`` unless the new slots follow ``size``, one for each new name."""
+    new = [slot for slot in named.stamps if slot >= size]
+    if len(new) != len(named.appeared) or (new and max(new) >= size + len(new)):
+        raise CorruptItemError("a ring whose new slots do not match its new nodes")
+
+
+def _accept(head: Head, slot: int, name: str, stamp: Stamp, key: str, item: Item | None, read: _Read) -> None:
     """Note the item of a node in ``read``, as accepted or unread."""
-    try:
-        stored = _heading_of(item.value) if item is not None else None
-    except CorruptItemError:
-        stored = None
+    stored = NODE.find(key, item)
     if item is None or stored is None or not _is_valid(stored, slot, name, stamp, head):
         read.unread[slot] = name
         return
@@ -210,7 +234,7 @@ def _accept(head: Head, slot: int, name: str, stamp: Stamp, item: Item | None, r
         read.cas_ids[slot] = item.cas
 
 
-def _is_valid(stored: StoredHeading, slot: int, name: str, stamp: Stamp, head: Head) -> bool:
+def _is_valid(stored: StoredNode, slot: int, name: str, stamp: Stamp, head: Head) -> bool:
     """True if a stored item is the node's state as of the head, or a later one of its term or a later term."""
     if stored.epoch != head.epoch or stored.slot != slot or stored.record.name != name:
         return False

@@ -30,6 +30,7 @@ from nodestate.store.head import TermStart, terms_from
 from nodestate.store.ownership import MAX_TRIES_COUNT, Ownership, OwnerStatus, PartitionTarget, require_stored
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
+from nodestate.view.follower import load_or_miss
 
 
 class SnapshotWriter:
@@ -65,17 +66,17 @@ class SnapshotWriter:
 
     def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``. Nodes whose items are lost are returned as unknown nodes."""
-        taken = yield from Ownership.take_over(self._target)
+        taken = yield from Ownership.take_over(self._target, sections=SNAPSHOT_SECTION)
         if taken is None:
             return None
         ownership, found = taken
         cas_ids: dict[int, int] = {}
         reader = SnapshotReader(self._target.prefix, cas_ids)
-        loaded = yield from reader.load(found, None, {})
+        loaded = yield from load_or_miss(reader, self._target.prefix, found, None, {})
         if loaded.missing or loaded.table is None:
             return None
         records = list(loaded.table.records())
-        section = SNAPSHOT_SECTION.decode(found.section)
+        section = SNAPSHOT_SECTION.of(found)
         terms = (*section.terms, TermStart(ownership.head.term, found.next))
         self._ownership, self._section = ownership, msgspec.structs.replace(section, terms=terms)
         self._stamps, self._cas_ids = reader.stamps, cas_ids
@@ -97,7 +98,9 @@ class SnapshotWriter:
         index, writes = self._index(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = SnapshotSection(1, b"", b"", (), (TermStart(1, 1),), index)
-        self._ownership = yield from Ownership.begin_epoch(self._target, epoch, section, status)
+        self._ownership = yield from Ownership.begin_epoch(
+            self._target, epoch, section, status, sections=SNAPSHOT_SECTION
+        )
         self._section = section
 
     def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
@@ -148,7 +151,7 @@ class SnapshotWriter:
         terms = terms_from(section.terms, ring_from)
         after = SnapshotSection(ring_from, counts, slots, tuple(appeared), terms, index, previous)
         ours = yield from ownership.advance(after, status)
-        self._section = after if ours else SNAPSHOT_SECTION.decode(ownership.head.section)
+        self._section = after if ours else SNAPSHOT_SECTION.of(ownership.head)
         self._unwritten.clear()
         if trimmed:
             # Errors are ignored: the commit is done, so the caller must not try it again.

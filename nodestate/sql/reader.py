@@ -14,15 +14,25 @@ from typing import Final
 from nodestate.errors import CorruptItemError
 from nodestate.ports import Item, Key, RowQuery
 from nodestate.sql.format import SQL_SECTION
+from nodestate.store.damage import DAMAGE
 from nodestate.store.head import Head
 from nodestate.store.round_trips import Step, Steps
-from nodestate.store.wire import FoundRows, unpack_found_rows, unpack_heading, unpack_record
+from nodestate.store.wire import FoundRows, are_names, unpack_found_rows, unpack_record
 from nodestate.view.chunked_list import Row
 from nodestate.view.follower import Loaded
 from nodestate.view.table import Table
 
 MAX_FETCH_ROWS_COUNT: Final = 2_000
 """Rows of a partition that one query of a first load asks for. Its reply can be freed before the next query."""
+
+
+class _DamagedRowError(CorruptItemError):
+    """Raised within this module if a row is damaged."""
+
+    def __init__(self, slot: int, reason: str) -> None:
+        super().__init__(reason)
+        # The number of the row.
+        self.slot = slot
 
 
 class SqlReader:
@@ -40,7 +50,7 @@ class SqlReader:
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:
         """See ``DesignReader``. Returns the old table if it cannot be brought to the head's offset."""
-        section, newest = SQL_SECTION.decode(head.section), -1
+        section, newest = SQL_SECTION.of(head), -1
         ownership = section.term, section.began
         try:
             if table is not None and table.epoch == head.epoch:
@@ -59,10 +69,13 @@ class SqlReader:
                     query = RowQuery.between(self._prefix, head.epoch, first, first + MAX_FETCH_ROWS_COUNT)
                     loaded, part_newest = _with_rows(loaded, (yield Step(fetch=[query])).items.get(query), head.next)
                     newest = max(newest, part_newest)
+                    if loaded.size < min(first + MAX_FETCH_ROWS_COUNT, section.size):
+                        break  # a row is missing, which is noticed below
                 is_whole = newest >= head.next - 1 or not section.size
                 loaded = loaded.advanced(head.next, {})
-        except CorruptItemError as error:
-            return Loaded(table, str(error))
+        except _DamagedRowError as error:
+            DAMAGE.report(f"{self._prefix} row {error.slot}", str(error))
+            return Loaded(table, f"an intact row {error.slot}")
         if loaded.size < section.size:
             return Loaded(table, f"row {loaded.size}")
         if is_whole:
@@ -81,9 +94,11 @@ def _with_rows(table: Table, item: Item | None, offset: int) -> tuple[Table, int
     incomplete: list[str] = []
     for slot, row in found.rows:
         try:
-            heading = unpack_heading(row)
-        except CorruptItemError:
-            raise CorruptItemError(f"an intact row {slot}") from None
+            heading = unpack_record(row)
+        except CorruptItemError as error:
+            raise _DamagedRowError(slot, str(error)) from None
+        if slot < 0 or not are_names([heading.name]) or (slot < table.size and table.names[slot] != heading.name):
+            raise _DamagedRowError(slot, f"it has a record of {heading.name!a}")
         rows[slot] = row
         if slot >= table.size:
             appeared[slot] = heading.name

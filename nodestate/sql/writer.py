@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-from nodestate.errors import CorruptItemError, EpochLostError, StoreError
+from nodestate.errors import EpochLostError, StoreError
 from nodestate.ports import NodeRow, Put, RowQuery, Write
-from nodestate.sql.format import SqlSection
+from nodestate.sql.format import SQL_SECTION, SqlSection
 from nodestate.sql.reader import SqlReader
 from nodestate.store import keys
-from nodestate.store.head import Head, epoch_in
+from nodestate.store.head import EPOCH, Head
 from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
+from nodestate.view.follower import load_or_miss
 
 MAX_SILENT_S: Final = 60
 """A head that was not renewed for longer than this may come from a backup.
@@ -53,17 +54,14 @@ class SqlWriter:
 
     def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``."""
-        taken = yield from Ownership.take_over(self._target, MAX_SILENT_S)
+        taken = yield from Ownership.take_over(self._target, MAX_SILENT_S, SQL_SECTION)
         if taken is None:
             return None
         ownership, found = taken
-        loaded = yield from SqlReader(self._target.prefix).load(found, None, {})
+        loaded = yield from load_or_miss(SqlReader(self._target.prefix), self._target.prefix, found, None, {})
         if loaded.missing or loaded.table is None:
             return None
-        try:
-            records, sure = list(loaded.table.records()), ownership.head.vouched
-        except CorruptItemError:
-            return None
+        records, sure = list(loaded.table.records()), ownership.head.vouched
         self._ownership, self._began = ownership, found.next
         behind_ms = ownership.inherited_behind_ms if sure else None
         return TakeoverResult(records, sure, ownership.inherited_ages_ms, behind_ms, epoch_continues=sure)
@@ -73,11 +71,13 @@ class SqlWriter:
         self._lost = self._ownership.head if self._ownership is not None else self._lost
         yield from Ownership.replaced_epoch_cas(self._target, self._lost)
         pointer = keys.epoch(self._target.prefix)
-        before = epoch_in((yield Step(fetch=[pointer])).items.get(pointer))
+        before = EPOCH.find(pointer, (yield Step(fetch=[pointer])).items.get(pointer))
         self._ownership, self._began = None, 1
         rows = self._rows(range(len(nodes.records)), epoch, 0, nodes)
         section = SqlSection(len(nodes.records))
-        self._ownership = yield from Ownership.begin_epoch(self._target, epoch, section, status, rows, self._lost)
+        self._ownership = yield from Ownership.begin_epoch(
+            self._target, epoch, section, status, rows, self._lost, SQL_SECTION
+        )
         # Remove the rows of the epochs that this one replaced, and of no others: another owner may have begun an epoch
         # since. Errors are ignored, as readers do not use these rows, and the new epoch, which has begun, must not
         # begin twice.

@@ -5,38 +5,59 @@ Readers accept only contents that a head names. ``Ownership`` (ownership.py) mov
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from nodestate.errors import CorruptItemError
-from nodestate.ports import Item, Key
+from nodestate.ports import MAX_TTL_S, Item, Key
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.round_trips import Step, Steps
-from nodestate.store.wire import Codec
+from nodestate.store.wire import DECODE_ERRORS, Codec, printable
+
+T = TypeVar("T")
+
+MAX_EPOCH: Final = 2**63 - 1
+"""Epochs are random numbers of 63 bits; a database's column holds no more."""
+MAX_TERM: Final = 2**23
+MAX_OFFSET: Final = 2**39
+"""Half of the terms and offsets for which a stamp has room, so an owner that takes over a head never runs out of them:
+17 years of a thousand commits a second. A head beyond counts as damaged, and its partition begins another epoch.
+"""
+MAX_BEAT: Final = 2**53
+NEVER_HEARD: Final = 0xFFFF_FFFF
+"""In ``LivenessRecord.ages_ms``: no sign of life is known. As the age of a head: the age is unknown."""
+MAX_OWNER_CHARS: Final = 1_000
+
+Epoch = Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
+Term = Annotated[int, Meta(ge=1, le=MAX_TERM)]
+Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
     """The record at the head's key."""
 
-    epoch: int
-    term: int
+    epoch: Epoch
+    term: Term
     """Number of the ownership that wrote this head; higher than that of every owner before."""
-    owner: str
-    beat: int
+    owner: Annotated[str, Meta(max_length=MAX_OWNER_CHARS)]
+    beat: Annotated[int, Meta(ge=0, le=MAX_BEAT)]
     """Counts the writes of the head. (owner, term, beat) distinguishes each write from all others."""
-    next: int
+    next: Offset
     """The first offset without a commit."""
-    behind_ms: int
+    behind_ms: Annotated[int, Meta(ge=0, le=NEVER_HEARD)]
     """Milliseconds between the last moment at which the owner had taken everything in its queue, and this write."""
     vouched: bool
     """True if the owner knows all nodes of the partition."""
-    lease_s: int
+    lease_s: Annotated[int, Meta(ge=1, le=MAX_TTL_S)]
     """Time to live of this write, in seconds. Readers compute the head's age from it and the time that is left."""
     section: msgspec.Raw
     """The design's own part."""
-    follows: int = -1
+    follows: Annotated[int, Meta(ge=-1, le=MAX_BEAT)] = -1
     """The beat of the stored head that this one replaces.
 
     The owner made the statements above after that one was stored.
@@ -46,12 +67,53 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 class TermStart(msgspec.Struct, frozen=True, array_like=True):
     """An entry of a list of terms: ``term`` wrote the commits from ``offset`` on, up to the next entry."""
 
-    term: int
-    offset: int
+    term: Term
+    offset: Offset
 
 
 HEAD: Final = Codec(Head)
-EPOCH: Final = Codec(int)
+EPOCH: Final = Codec(Epoch)
+
+
+class SectionCodec(Generic[T]):
+    """Decodes the design's part of a head.
+
+    Args:
+        section_type: the type, whose annotations give the ranges of its fields.
+        is_consistent: False if the fields contradict each other, or the head.
+    """
+
+    def __init__(self, section_type: type[T], is_consistent: Callable[[T, Head], bool]) -> None:
+        # Decodes a section.
+        self._decode = msgspec.msgpack.Decoder(section_type).decode
+        # Checks the relations between the fields.
+        self._is_consistent = is_consistent
+        # The type of a section.
+        self._type = section_type
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return SectionCodec, (self._type, self._is_consistent)
+
+    def of(self, head: Head) -> T:
+        """Decode the section of a head. Raises ``CorruptItemError``."""
+        try:
+            section = self._decode(head.section)
+        except DECODE_ERRORS as error:
+            raise CorruptItemError(f"not a {self._type.__name__}: {printable(error)}") from None
+        if not self._is_consistent(section, head):
+            raise CorruptItemError(f"a {self._type.__name__} whose fields contradict each other")
+        return section
+
+
+def are_terms_of(terms: tuple[TermStart, ...], first: int, head: Head) -> bool:
+    """True if a list of terms names the writer of each commit from ``first`` up to the head."""
+    return (
+        len(terms) > 0
+        and terms[0].offset <= first
+        and terms[-1].offset <= head.next
+        and terms[-1].term <= head.term
+        and all(a.offset <= b.offset and a.term <= b.term for a, b in pairwise(terms))
+    )
 
 
 def term_of(terms: tuple[TermStart, ...], offset: int) -> int:
@@ -65,20 +127,36 @@ def terms_from(terms: tuple[TermStart, ...], first: int) -> tuple[TermStart, ...
     return (TermStart(term_of(terms, first), first), *later)
 
 
-def epoch_in(pointer: Item | None) -> int | None:
-    """The epoch that an epoch key's item names. None if there is no item or it is corrupt."""
-    try:
-        return EPOCH.unpack(pointer.value) if pointer else None
-    except CorruptItemError:
-        return None
-
-
 class FoundHead(NamedTuple):
     """A head as stored, not decoded yet, and the items that were fetched with it."""
 
     epoch: int
     item: Item
     others: Mapping[Key, Item]
+
+    def decoded(self) -> Head:
+        """Decode the head. Raises ``CorruptItemError``, also if it is the head of another epoch."""
+        head = HEAD.unpack(self.item.value)
+        if head.epoch != self.epoch:
+            raise CorruptItemError(f"a head of epoch {head.epoch:x} stands in the place of epoch {self.epoch:x}")
+        return head
+
+
+def sound_head(prefix: str, epoch: int, item: Item | None, sections: SectionCodec[Any] | None = None) -> Head | None:
+    """The head of an epoch in an item; None if there is no item or it is damaged, which is reported.
+
+    ``sections`` checks the design's part, too.
+    """
+    if item is None:
+        return None
+    try:
+        head = FoundHead(epoch, item, {}).decoded()
+        if sections is not None:
+            sections.of(head)
+    except CorruptItemError as error:
+        DAMAGE.report(keys.head(prefix, epoch), str(error))
+        return None
+    return head
 
 
 def find_head(prefix: str, known_epoch: int | None, others: Sequence[Key] = ()) -> Steps[FoundHead | None]:
@@ -113,4 +191,18 @@ def find_head(prefix: str, known_epoch: int | None, others: Sequence[Key] = ()) 
 def read_head(prefix: str, known_epoch: int | None) -> Steps[tuple[Head, Item] | None]:
     """As ``find_head``, but returns the decoded head and its item. Raises ``CorruptItemError``."""
     found = yield from find_head(prefix, known_epoch)
-    return (HEAD.unpack(found.item.value), found.item) if found else None
+    return (found.decoded(), found.item) if found else None
+
+
+def find_sound_head(prefix: str, sections: SectionCodec[Any] | None = None) -> Steps[tuple[Head, Item] | None]:
+    """As ``read_head``, but a damaged epoch key or head counts as missing, and is reported.
+
+    ``sections`` checks the design's part, too.
+    """
+    try:
+        found = yield from find_head(prefix, None)
+    except CorruptItemError as error:
+        DAMAGE.report(keys.epoch(prefix), str(error))
+        return None
+    head = sound_head(prefix, found.epoch, found.item, sections) if found is not None else None
+    return (head, found.item) if found is not None and head is not None else None

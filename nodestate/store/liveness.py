@@ -11,13 +11,10 @@ import msgspec
 import numpy as np
 
 from nodestate.config import Config
-from nodestate.errors import CorruptItemError
 from nodestate.ports import Item
-from nodestate.store.head import Head
+from nodestate.store.head import NEVER_HEARD, Head, Term
 from nodestate.store.wire import Codec
 
-NEVER_HEARD: Final = 0xFFFF_FFFF
-"""In ``LivenessRecord.ages_ms``: no sign of life is known. As the age of a head: the age is unknown."""
 FRESH_RENEWALS_COUNT: Final = 5
 """An owner whose last write of the head is at most this many renewals old counts as alive."""
 AGE_ROUNDING_S: Final = 2.0
@@ -32,13 +29,18 @@ too high.
 class LivenessRecord(msgspec.Struct, frozen=True, array_like=True):
     """The signs of life of the nodes of a partition, as stored."""
 
-    term: int
+    term: Term
     """The term that wrote them."""
     ages_ms: bytes
     """By slot, milliseconds between the node's last sign of life and this write, as little-endian uint32."""
 
 
-LIVENESS: Final = Codec(LivenessRecord)
+def _require_whole_ages(record: LivenessRecord) -> None:
+    if len(record.ages_ms) % 4:
+        raise ValueError(f"{len(record.ages_ms)} bytes of ages, which have 4 bytes each")
+
+
+LIVENESS: Final = Codec(LivenessRecord, _require_whole_ages)
 
 
 def fresh_s(config: Config) -> float:
@@ -53,22 +55,20 @@ def age_ms_of(head: Head, item: Item) -> int:
     return (head.lease_s - item.ttl_s + 1) * 1000
 
 
-def ages_now(record: Item | None, lease_s: int) -> bytes:
+def ages_now(key: str, record: Item | None, lease_s: int) -> bytes:
     """The ages in a stored ``LivenessRecord``, plus the time since it was written (rounded up to a second).
 
-    Returns no bytes if the record is missing or corrupt, or if it was written with another lease, which makes its age
-    unknown.
+    Returns no bytes if the record is missing or damaged, or if it was written with another lease, which makes its age
+    unknown. ``key`` is the record's key.
     """
     if record is None or record.ttl_s is None or record.ttl_s > lease_s:
         return b""
-    try:
-        return add_to_ages(LIVENESS.unpack(record.value).ages_ms, (lease_s - record.ttl_s + 1) * 1000)
-    except (CorruptItemError, ValueError):
-        return b""
+    life = LIVENESS.find(key, record)
+    return add_to_ages(life.ages_ms, (lease_s - record.ttl_s + 1) * 1000) if life is not None else b""
 
 
 def add_to_ages(ages_ms: bytes, elapsed_ms: int) -> bytes:
-    """The same ages after ``elapsed_ms`` milliseconds. Raises ``ValueError`` if the bytes are not whole uint32."""
+    """The same ages after ``elapsed_ms`` milliseconds."""
     ages = np.frombuffer(ages_ms, "<u4").astype(np.uint64)
     grown = np.where(ages == NEVER_HEARD, ages, np.minimum(ages + elapsed_ms, NEVER_HEARD - 1))
     return grown.astype("<u4").tobytes()

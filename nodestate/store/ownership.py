@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from nodestate.errors import CorruptItemError, EpochLostError, FencedError, ItemTooLargeError, StoreFullError
+from nodestate.errors import EpochLostError, FencedError, ItemTooLargeError, StoreFullError
 from nodestate.ports import (
     Clock,
     Item,
     NodeRow,
     Put,
-    RowQuery,
     Store,
     SystemClock,
     Write,
@@ -37,8 +36,8 @@ from nodestate.ports import (
     WriteStatus,
 )
 from nodestate.store import keys
-from nodestate.store.head import EPOCH, HEAD, Head, epoch_in, read_head
-from nodestate.store.liveness import LIVENESS, NEVER_HEARD, LivenessRecord, add_to_ages, age_ms_of, ages_now
+from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, SectionCodec, find_sound_head, sound_head
+from nodestate.store.liveness import LIVENESS, LivenessRecord, add_to_ages, age_ms_of, ages_now
 from nodestate.store.round_trips import Step, Steps
 
 MAX_TRIES_COUNT: Final = 8
@@ -114,9 +113,18 @@ def require_stored(
 class Ownership:
     """One ownership of one partition in one design."""
 
-    def __init__(self, target: PartitionTarget, head: Head, head_cas: int, liveness_cas: int = 0) -> None:
+    def __init__(
+        self,
+        target: PartitionTarget,
+        head: Head,
+        head_cas: int,
+        liveness_cas: int = 0,
+        sections: SectionCodec[Any] | None = None,
+    ) -> None:
         # The design and partition that is owned.
         self.target = target
+        # Checks the design's part of stored heads.
+        self._sections = sections
         # The head as it is stored, as far as this owner knows.
         self.head = head
         # Ages of the signs of life that the owner before had stored; empty if unknown.
@@ -135,11 +143,14 @@ class Ownership:
     # -- beginning ------------------------------------------------------------------------------
 
     @classmethod
-    def take_over(cls, target: PartitionTarget, max_silent_s: float = math.inf) -> Steps[tuple[Ownership, Head] | None]:
+    def take_over(
+        cls, target: PartitionTarget, max_silent_s: float = math.inf, sections: SectionCodec[Any] | None = None
+    ) -> Steps[tuple[Ownership, Head] | None]:
         """Become the owner of the stored state: raise the term by CAS.
 
-        Returns the ownership and the head as it was found. Returns None if no head is stored or it is corrupt. If the
-        head was not renewed for more than ``max_silent_s`` seconds, the ownership starts as incomplete.
+        Returns the ownership and the head as it was found. Returns None if no head is stored or it is damaged. If the
+        head was not renewed for more than ``max_silent_s`` seconds, the ownership starts as incomplete. ``sections``
+        checks the design's part of the head.
 
         Raises:
             FencedError: if another owner wrote the head after ``target.owned_since``. That owner took the partition
@@ -147,10 +158,7 @@ class Ownership:
         """
         for _ in range(MAX_TRIES_COUNT):
             asked_at = target.now()
-            try:
-                found = yield from read_head(target.prefix, None)
-            except CorruptItemError:
-                return None
+            found = yield from find_sound_head(target.prefix, sections)
             if found is None:
                 return None
             head, item = found
@@ -181,8 +189,8 @@ class Ownership:
             require_stored(target, [write], list(reply.written))
             if reply.written[0].status is WriteStatus.STORED:
                 life = reply.items.get(life_key)
-                ownership = cls(target, ours, reply.written[0].cas, life.cas if life else 0)
-                ownership.inherited_ages_ms = ages_now(life, head.lease_s)
+                ownership = cls(target, ours, reply.written[0].cas, life.cas if life else 0, sections)
+                ownership.inherited_ages_ms = ages_now(life_key, life, head.lease_s)
                 ownership.inherited_behind_ms = behind_ms if behind_ms < NEVER_HEARD else None
                 return ownership, head
         raise FencedError(target.partition, 0, f"lost the head's CAS {MAX_TRIES_COUNT} times while taking over")
@@ -196,6 +204,7 @@ class Ownership:
         status: OwnerStatus,
         rows: tuple[NodeRow, ...] = (),
         lost: Head | None = None,
+        sections: SectionCodec[Any] | None = None,
     ) -> Steps[Ownership]:
         """Publish a new epoch whose commit 0 is the contents that were written before, or ``rows``.
 
@@ -208,6 +217,7 @@ class Ownership:
             status: the owner's statements.
             rows: for a database, the rows of all nodes.
             lost: see ``replaced_epoch_cas``.
+            sections: checks the design's part of stored heads.
 
         Raises:
             FencedError: if another owner owns the current epoch, or began one at the same time.
@@ -221,7 +231,7 @@ class Ownership:
         require_stored(target, [write], list(reply.written))
         if reply.written[0].status is not WriteStatus.STORED:
             raise FencedError(target.partition, 1, f"epoch {epoch:x} exists already")
-        ownership = cls(target, head, reply.written[0].cas)
+        ownership = cls(target, head, reply.written[0].cas, 0, sections)
         key, value = keys.epoch(target.prefix), EPOCH.pack(epoch)
         replaced_cas = yield from cls.replaced_epoch_cas(target, lost)
         put = Write(Put.CAS, key, value, replaced_cas) if replaced_cas else Write(Put.ADD, key, value)
@@ -250,16 +260,12 @@ class Ownership:
         key = keys.epoch(target.prefix)
         reply = yield Step(fetch=[key])
         pointer = reply.items.get(key)
-        epoch = epoch_in(pointer)
+        epoch = EPOCH.find(key, pointer)
         if epoch is None:
             return pointer.cas if pointer else 0
         head_key = keys.head(target.prefix, epoch)
         reply = yield Step(fetch=[head_key])
-        item = reply.items.get(head_key)
-        try:
-            head = HEAD.unpack(item.value) if item else None
-        except CorruptItemError:
-            head = None
+        head = sound_head(target.prefix, epoch, reply.items.get(head_key))
         set_back = head is not None and lost is not None and head.epoch == lost.epoch and head.term < lost.term
         if head is not None and head.owner != target.owner and not set_back:
             raise FencedError(target.partition, head.term, f"{head.owner} owns epoch {epoch:x}")
@@ -299,18 +305,27 @@ class Ownership:
         )
         head_result, life_result, repair_result = reply.written
         require_stored(target, [head_put], [head_result])
+        before = self.head
         yield from self._resolve(head, head_result)
+        if head_result.status is not WriteStatus.STORED and (
+            self.head.next != before.next or bytes(self.head.section) != bytes(before.section)
+        ):
+            # Only an advance changes these, and none is under way: another program wrote a head in this owner's name.
+            raise EpochLostError(target.partition, epoch)
         self._liveness_cas = 0
         if life_result.status is WriteStatus.STORED:
             self._liveness_cas = life_result.cas
         elif (life := reply.items.get(life_key)) is not None:
             self._liveness_cas = life.cas
         pointer = reply.items.get(pointer_key)
-        if pointer is None:
-            reply = yield Step(write=[Write(Put.ADD, pointer_key, EPOCH.pack(epoch))])
+        stored_epoch = EPOCH.find(pointer_key, pointer)
+        if stored_epoch is None:
+            value = EPOCH.pack(epoch)
+            put = Write(Put.CAS, pointer_key, value, pointer.cas) if pointer else Write(Put.ADD, pointer_key, value)
+            reply = yield Step(write=[put])
             if reply.written[0].status is WriteStatus.CONFLICT:
                 raise FencedError(target.partition, head.term, "another owner began an epoch")
-        elif epoch_in(pointer) != epoch:
+        elif stored_epoch != epoch:
             raise FencedError(target.partition, head.term, "another owner began an epoch")
         return repair_result.status is WriteStatus.STORED
 
@@ -388,12 +403,9 @@ class Ownership:
 
     def _own_head(self, item: Item | None) -> tuple[Head, int]:
         """The stored head and its CAS id. Raises ``EpochLostError`` or ``FencedError`` unless this owner wrote it."""
-        if item is None:
+        stored = sound_head(self.target.prefix, self.head.epoch, item, self._sections)
+        if item is None or stored is None:
             raise EpochLostError(self.target.partition, self.head.epoch)
-        try:
-            stored = HEAD.unpack(item.value)
-        except CorruptItemError:
-            raise EpochLostError(self.target.partition, self.head.epoch) from None
         if (stored.term, stored.beat) < (self.head.term, self.head.beat):
             # Older than a head that was stored: the database was set back to a backup, or replaced by a copy that lags
             # behind. The commits since are lost, and readers may have seen them.
@@ -401,33 +413,3 @@ class Ownership:
         if (stored.term, stored.owner) != (self.head.term, self.head.owner):
             raise FencedError(self.target.partition, self.head.term, f"term {stored.term} of {stored.owner} took it")
         return stored, item.cas
-
-
-def remove_epoch(target: PartitionTarget, *, rows: bool, fresh_s: float | None = None) -> Steps[None]:
-    """Delete the epoch key of a design that is no longer written.
-
-    Readers of the design then see a loss, and not an old state that looks fresh. An owner that writes the design again
-    begins another epoch.
-
-    Args:
-        target: the design and partition.
-        rows: True for a database: delete the rows of the epoch, too. In memcached the items stay and are evicted.
-        fresh_s: keep the epoch if another owner wrote its head at most this many seconds ago; None: delete it anyway.
-
-    Raises:
-        FencedError: if the epoch was kept.
-    """
-    prefix, key = target.prefix, keys.epoch(target.prefix)
-    if fresh_s is not None:
-        try:
-            found = yield from read_head(prefix, None)
-        except CorruptItemError:
-            found = None
-        if found is not None and found[0].owner != target.owner and age_ms_of(*found) <= fresh_s * 1000:
-            raise FencedError(target.partition, found[0].term, f"{found[0].owner} writes epoch {found[0].epoch:x}")
-    pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
-    epoch = epoch_in(pointer)
-    writes = [Write(Put.DELETE, key)]
-    if epoch is not None:
-        writes.append(Write(Put.DELETE_ROWS, query=RowQuery.of_epoch(prefix, epoch)))
-    yield Step(write=writes)

@@ -1,20 +1,24 @@
 """Encoding of stored values: a format version, a checksum, and msgpack.
 
 Every value in memcached is ``b"N" + format version + xxh3-64 of the payload (big endian) + payload``. The payload is a
-msgpack array of the record's fields. Decoding is typed, so damaged or hostile bytes raise ``CorruptItemError`` and
-never produce a wrong record (docs/reference/wire.md).
+msgpack array of the record's fields. Decoding checks types and ranges, and the relations between fields, so damaged or
+hostile bytes raise ``CorruptItemError`` and never produce a record that a process could fail on
+(docs/reference/wire.md). ``find`` decodes a value that counts as missing if it is damaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 import msgspec
 import xxhash
 
 from nodestate.errors import CorruptItemError
-from nodestate.model import Heading, NodeRecord
+from nodestate.model import NODE_NAME_PATTERN, Heading, NodeRecord, require_consistent_columns
+from nodestate.ports import Item
+from nodestate.store.damage import DAMAGE
 
 T = TypeVar("T")
 
@@ -29,15 +33,25 @@ Larger items would not be read faster per byte. Much larger items would use memc
 which hold few chunks: with parts of 512 KiB, a server evicted checkpoints at half of its memory (docs/adr/0004).
 """
 
+DECODE_ERRORS: Final = (msgspec.DecodeError, RecursionError, ValueError)
+"""Errors that damaged bytes cause. A ``UnicodeDecodeError`` is a ``ValueError``."""
+_NAMES: Final = re.compile(rf"{NODE_NAME_PATTERN}(?:\n{NODE_NAME_PATTERN})*").fullmatch
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Codec(Generic[T]):
-    """Encodes and decodes records of one type."""
+    """Encodes and decodes records of one type.
 
-    def __init__(self, record_type: type[T]) -> None:
+    Args:
+        record_type: the type, whose annotations give the ranges of its fields.
+        check: raises ``ValueError`` if the fields of a decoded record contradict each other.
+    """
+
+    def __init__(self, record_type: type[T], check: Callable[[T], object] | None = None) -> None:
         # Decodes a payload to a record.
         self._decode = msgspec.msgpack.Decoder(record_type).decode
+        # Checks the relations between the fields; None if there are none.
+        self._check = check
         # Name of the type, for messages.
         self._name = getattr(record_type, "__name__", str(record_type))
 
@@ -53,9 +67,33 @@ class Codec(Generic[T]):
                 f"not a {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
             )
         try:
-            return self._decode(payload)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise CorruptItemError(f"not a {self._name}: {error}") from None
+            record = self._decode(payload)
+            if self._check is not None:
+                self._check(record)
+        except DECODE_ERRORS as error:
+            raise CorruptItemError(f"not a {self._name}: {printable(error)}") from None
+        return record
+
+    def find(self, key: str, item: Item | None) -> T | None:
+        """Decode the value of an item. Returns None if there is no item or it is damaged, which is reported."""
+        if item is None:
+            return None
+        try:
+            return self.unpack(item.value)
+        except CorruptItemError as error:
+            DAMAGE.report(key, str(error))
+            return None
+
+
+def printable(error: Exception) -> str:
+    """The text of an error. It may quote stored text, whose control characters would reach a terminal."""
+    text = str(error)
+    return text if text.isprintable() else ascii(text)
+
+
+def are_names(names: Sequence[str]) -> bool:
+    """True if all of these can be names of nodes, which fit into keys."""
+    return not names or _NAMES("\n".join(names)) is not None
 
 
 def seal(payload: bytes) -> bytes:
@@ -65,7 +103,6 @@ def seal(payload: bytes) -> bytes:
 
 _raw_records = Codec(list[msgspec.Raw])
 _decode_record = msgspec.msgpack.Decoder(NodeRecord).decode
-_decode_heading = msgspec.msgpack.Decoder(Heading).decode
 
 
 pack_record: Final = _encoder.encode
@@ -84,28 +121,22 @@ def pack_records(records: Iterable[NodeRecord], part_bytes: int) -> list[bytes]:
 def unpack_block(raw: bytes) -> list[tuple[Heading, bytes]]:
     """Decode one block to the heading and the bytes of each record; ``unpack_record`` decodes the bytes.
 
-    Raises ``CorruptItemError``.
+    Raises ``CorruptItemError``. Later calls of ``unpack_record`` with these bytes do not.
     """
-    try:
-        return [(_decode_heading(record), bytes(record)) for record in _raw_records.unpack(raw)]
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise CorruptItemError(f"not a node record: {error}") from None
+    found: list[tuple[Heading, bytes]] = [(unpack_record(raw), bytes(raw)) for raw in _raw_records.unpack(raw)]
+    if not are_names([heading.name for heading, _ in found]):
+        raise CorruptItemError("not a node record: a name that no node can have")
+    return found
 
 
-def unpack_heading(encoded: bytes) -> Heading:
-    """Decode the heading of an encoded record. Raises ``CorruptItemError``."""
-    try:
-        return _decode_heading(encoded)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise CorruptItemError(f"not a node record: {error}") from None
-
-
-def unpack_record(encoded: bytes) -> NodeRecord:
+def unpack_record(encoded: bytes | msgspec.Raw) -> NodeRecord:
     """Decode one record of a block, whose checksum was checked before. Raises ``CorruptItemError``."""
     try:
-        return _decode_record(encoded)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise CorruptItemError(f"not a node record: {error}") from None
+        record = _decode_record(encoded)
+        require_consistent_columns(record)
+    except DECODE_ERRORS as error:
+        raise CorruptItemError(f"not a node record: {printable(error)}") from None
+    return record
 
 
 class FoundRows(msgspec.Struct, frozen=True, array_like=True):

@@ -15,6 +15,11 @@ Ages run on the reader's own clock. There are two bounds for the time at which a
   freeze between packing the head and storing it.
 
 The later of the two is used. Both err on the old side, so a view may look older than it is but never fresher.
+
+Each write of a head raises (term, beat). So a head that a reader has seen before confirms nothing, whatever time to
+live it has now: its statements were made before it was first found. The same is true of older heads of an epoch. A
+reader remembers the newest head of each epoch for that, also while the store has no head. A reader that starts cannot
+tell the contents of a store from a copy of earlier contents.
 """
 
 from __future__ import annotations
@@ -28,8 +33,9 @@ import numpy as np
 from nodestate.errors import CorruptItemError
 from nodestate.ports import Clock, Item, Key, Put, Write
 from nodestate.store import keys
-from nodestate.store.head import HEAD, Head, find_head
-from nodestate.store.liveness import LIVENESS, NEVER_HEARD
+from nodestate.store.damage import DAMAGE
+from nodestate.store.head import NEVER_HEARD, Head, find_head
+from nodestate.store.liveness import LIVENESS
 from nodestate.store.round_trips import Step, Steps
 from nodestate.view.table import Table
 
@@ -70,7 +76,21 @@ class DesignReader(Protocol):
             head: the head to reach.
             table: the table of the same epoch to start from; None to load all nodes.
             items: the items of ``next_keys``, fetched with the head.
+
+        Raises:
+            CorruptItemError: if stored values contradict each other.
         """
+
+
+def load_or_miss(
+    reader: DesignReader, prefix: str, head: Head, table: Table | None, items: Mapping[Key, Item]
+) -> Steps[Loaded]:
+    """As ``reader.load``, but values that contradict each other count as missing, and are reported."""
+    try:
+        return (yield from reader.load(head, table, items))
+    except CorruptItemError as error:
+        DAMAGE.report(keys.head(prefix, head.epoch), str(error))
+        return Loaded(table, f"an intact part of epoch {head.epoch:x}")
 
 
 class PartitionState(NamedTuple):
@@ -104,10 +124,12 @@ class Follower:
         self._looked_at = -math.inf  # time of the last refresh that found the present head
         self._before = -math.inf  # time of the last refresh that found an earlier head of this epoch
         self._found_at = math.inf  # time at which the present head was first found
-        self._head: Head | None = None  # the present head
+        self._head: Head | None = None  # the present head; None if the last refresh found none
         self._head_cas = 0  # CAS id of the present head
+        self._newest: Head | None = None  # the newest head of the present epoch; the present head unless that was lost
         self._again = ""  # name of an item that was missing or unread, so the next refresh loads again
-        self._left: dict[int, int] = {}  # by former epoch, its last offset: a backup may bring the epoch back
+        # By former epoch, its last offset, and the last term and beat: a backup may bring the epoch back.
+        self._left: dict[int, tuple[int, int, int]] = {}
 
     def refresh(self, with_life: bool) -> Steps[PartitionState]:
         """Bring the state up to date, with signs of life if ``with_life``.
@@ -123,19 +145,22 @@ class Follower:
                 if found is None:
                     return self._lose(NO_HEAD)
                 same = known is not None and (found.epoch, found.item.cas) == (known.epoch, self._head_cas)
-                head = known if known is not None and same else HEAD.unpack(found.item.value)
+                head = known if known is not None and same else found.decoded()
             except CorruptItemError as error:
+                DAMAGE.report(keys.epoch(self.prefix), str(error))
                 return self._lose(str(error))
-            if head.next < self._left.get(head.epoch, 0):
+            if head.next < self._left.get(head.epoch, (0, 0, 0))[0] or self._went_back(head):
+                yield Step(write=[Write(Put.ADD, keys.repair(self.prefix), b"head", 0, REPAIR_TTL_S)])
                 return self._lose("the store went back to an earlier state")
             if same and not self._again:
                 self._confirm(head, found.item, looked_at)
                 break
             table = held if held and held.epoch == head.epoch else None
-            loaded = yield from self._reader.load(head, table, found.others)
+            loaded = yield from load_or_miss(self._reader, self.prefix, head, table, found.others)
             self._again = loaded.missing or loaded.unread
             if held is not None and table is None and loaded.table is not None:
-                self._left[held.epoch] = held.offset
+                newest = self._newest if self._newest is not None and self._newest.epoch == held.epoch else None
+                self._left[held.epoch] = held.offset, *((newest.term, newest.beat) if newest is not None else (0, 0))
             if loaded.missing:
                 # The head does not confirm a table that lacks something, so the table's age continues within the epoch.
                 lost = f"{loaded.missing} is missing"
@@ -161,17 +186,24 @@ class Follower:
         self.state = self.state._replace(lost=reason)
         return self.state
 
+    def _went_back(self, head: Head) -> bool:
+        """True if a newer head of the epoch was found before, or if the head differs from one with the same beat."""
+        newest = self._newest
+        if newest is None or newest.epoch != head.epoch:
+            return (head.term, head.beat) < self._left.get(head.epoch, (0, 0, 0))[1:]
+        if (head.term, head.beat) == (newest.term, newest.beat):
+            return head is not newest and head != newest
+        return (head.term, head.beat) < (newest.term, newest.beat)
+
     def _confirm(self, head: Head, item: Item, looked_at: float) -> None:
         # If more time is left than the lease, the database's clock was set back, and the head's age is unknown.
         known = item.ttl_s is not None and item.ttl_s <= head.lease_s
         age_s = head.lease_s - item.ttl_s + 1 if known and item.ttl_s is not None else math.inf
         said_at = looked_at - age_s
-        before = self._head
-        if before is not None and (head.term, head.beat) < (before.term, before.beat):
-            before = None  # the database was set back, so this head was not written after the one before
+        before = self._newest
         if before is None or before.epoch != head.epoch:
             self._before, self._found_at = -math.inf, self._clock.monotonic()
-        elif item.cas != self._head_cas:
+        elif (head.term, head.beat) != (before.term, before.beat):
             direct = head.follows in (before.beat, -1)
             said_at = max(said_at, self._before if direct else self._looked_at)
             self._before, self._found_at = self._looked_at, self._clock.monotonic()
@@ -185,6 +217,7 @@ class Follower:
             state.partition, state.table, confirmed_at, state.complete, state.lost, state.heard_at
         )
         self._head, self._head_cas, self._looked_at = head, item.cas, looked_at
+        self._newest = head
 
     def _read_liveness(self) -> Steps[None]:
         head = self._head
@@ -194,10 +227,7 @@ class Follower:
         key = keys.life(self.prefix, head.epoch)
         reply = yield Step(fetch=[key])
         item = reply.items.get(key)
-        try:
-            life = LIVENESS.unpack(item.value) if item else None
-        except CorruptItemError:
-            life = None
+        life = LIVENESS.find(key, item)
         size = self.state.table.size if self.state.table else 0
         heard_at = np.full(size, -math.inf)
         age_known = (
@@ -205,7 +235,8 @@ class Follower:
         )  # more left than the lease: a clock was set back
         if life is not None and age_known and item is not None and item.ttl_s is not None and life.term == head.term:
             ages_ms = np.frombuffer(life.ages_ms[: 4 * size], "<u4")
-            written_at = looked_at - (head.lease_s - item.ttl_s + 1)
+            # They are written together with a head, so not later than the newest one was found.
+            written_at = min(looked_at - (head.lease_s - item.ttl_s + 1), self._found_at)
             known = np.where(ages_ms == NEVER_HEARD, -math.inf, written_at - ages_ms / 1000)
             heard_at[: len(known)] = known
         before = self.state.heard_at

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
 from nodestate.view.chunked_list import ChunkedList, Row
 
@@ -44,8 +45,13 @@ class Table:
         rows: Sequence[Row] = (),
         incomplete: Collection[str] = (),
     ) -> Table:
-        """A table of rows in slot order. Without rows: the empty table that others of an epoch are advanced from."""
+        """A table of rows in slot order. Without rows: the empty table that others of an epoch are advanced from.
+
+        Raises ``CorruptItemError`` if two rows are of one node.
+        """
         slots = dict(zip(names, range(len(rows)), strict=True))
+        if len(slots) != len(names):
+            raise CorruptItemError("two records of one node in a partition")
         return cls(epoch, offset, len(rows), slots, list(names), ChunkedList.of(rows), frozenset(incomplete), decode)
 
     def get(self, name: str) -> NodeRecord | None:
@@ -80,11 +86,15 @@ class Table:
             appeared: names of the new slots, which follow the last one. Each must have a row.
             incomplete: the nodes that are incomplete in ``rows``, and the nodes whose newest state could not be read.
                 They count as incomplete until they get another row.
+
+        Raises ``CorruptItemError`` if a new slot is of a node that has a slot already.
         """
         size = self.size + len(appeared)
         changed = self.rows.changed(rows)
         assert changed.size == size, f"{changed.size - self.size} rows of {len(appeared)} new nodes"
         if appeared:
+            if len(set(appeared)) != len(appeared) or any(self.slots.get(n, self.size) < self.size for n in appeared):
+                raise CorruptItemError("two records of one node in a partition")
             del self.names[self.size :]  # names that a load added before it failed
             self.names.extend(appeared)
             self.slots.update(zip(appeared, range(self.size, size), strict=True))

@@ -111,7 +111,7 @@ def test_stored_values_and_messages_are_read_and_written_again_byte_for_byte(
     assert pack(record).hex() == value
     if section is not None:
         decoder = {"head.j": journal.JOURNAL_SECTION, "head.s": snapshot.SNAPSHOT_SECTION}[kind]
-        own = decoder.decode(record.section)
+        own = decoder.of(record)
         assert plain(own) == section
         assert msgspec.msgpack.encode(own) == bytes(record.section)
 

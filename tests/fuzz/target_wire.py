@@ -10,7 +10,7 @@ import msgpack
 
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
-from nodestate.snapshot.format import INDEX_PART, NODE, NODE_HEADING
+from nodestate.snapshot.format import INDEX_PART, NODE
 from nodestate.store.head import EPOCH, HEAD
 from nodestate.store.liveness import LIVENESS
 from nodestate.store.wire import ENVELOPE_BYTES, seal, unpack_block
@@ -21,7 +21,6 @@ VALUES: Final[tuple[tuple[Any, Any], ...]] = (
     (HEAD.unpack, [7, 1, "a", 0, 1, 0, True, 30, [1, b"", b"", [], [[1, 1]], [1, 1, 1]], -1]),
     (EPOCH.unpack, 7),
     (NODE.unpack, [7, 1, 0, RECORD]),
-    (NODE_HEADING.unpack, [7, 1, 0, RECORD]),
     (INDEX_PART.unpack, [["n"], bytes(8)]),
     (LIVENESS.unpack, [1, bytes(4)]),
     (unpack_block, [RECORD, RECORD]),

@@ -207,17 +207,15 @@ class GroundTruth:
             assert [row.slot for row in rows] == list(range(len(rows))), "an epoch begins with all rows"
             return _of_commit(prefix, head.epoch, 0, rows)
         if letter[0] == keys.JOURNAL:
-            checkpoint = journal_format.JOURNAL_SECTION.decode(head.section).checkpoint
+            checkpoint = journal_format.JOURNAL_SECTION.of(head).checkpoint
             parts = journal_format.checkpoint_keys(prefix, head.epoch, checkpoint)
             return {head.name: unpack_record(row) for key in parts for head, row in unpack_block(self.contents[key])}
-        parts = snapshot_format.index_keys(
-            prefix, head.epoch, snapshot_format.SNAPSHOT_SECTION.decode(head.section).index
-        )
+        parts = snapshot_format.index_keys(prefix, head.epoch, snapshot_format.SNAPSHOT_SECTION.of(head).index)
         names = [name for key in parts for name in snapshot_format.unpack_index_part(self.contents[key])[0]]
         return {name: self.items[partition, head.epoch, stamp_of(1, 0)][name] for name in names}
 
     def _fold_segment(self, prefix: str, head: Head, offset: int, nodes: dict[str, NodeRecord]) -> None:
-        terms = journal_format.JOURNAL_SECTION.decode(head.section).terms
+        terms = journal_format.JOURNAL_SECTION.of(head).terms
         key = keys.segment(prefix, head.epoch, term_of(terms, offset), offset)
         for raw in journal_format.SEGMENT.unpack(self.contents[key]):
             event = parse_event(raw)
