@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nodestate.agent.agent import Agent
+from nodestate.agent.incarnation import IncarnationLock
+from nodestate.agent.name_conflicts import PRESENCE_HEARTBEATS_COUNT, UNANSWERED_COUNT
+from nodestate.agent.sources import NodeGone
 from nodestate.agent.sources.static_fleet import StaticFleet
 from nodestate.cli.doctor.agent_checks import examine_names
 from nodestate.errors import BadEventError
@@ -18,6 +24,9 @@ from nodestate.scheduling.scheduler import Scheduler
 from nodestate.testing import MemorySink
 from tests.machines.scheduling_cell import SchedulingCell
 from tests.scheduling.cells import STATE, boot, cell_of
+
+ABSENCE_S = (UNANSWERED_COUNT + 1) * PRESENCE_HEARTBEATS_COUNT * 1.0
+"""Within this time an agent notices that the other one is gone, with heartbeats each second."""
 
 
 class SecondAgent:
@@ -37,10 +46,18 @@ class SecondAgent:
             life=life,
             host="second-host",
         )
+        self.frozen = False
         step_others = cell.clock.run_others
-        cell.clock.run_others = lambda: (step_others(), self.step(cell))[0]
+
+        def step_all() -> None:
+            step_others()
+            self.step(cell)
+
+        cell.clock.run_others = step_all
 
     def step(self, cell: SchedulingCell) -> None:
+        if self.frozen:
+            return
         cell.clock.busy = True
         self.agent.step(0.0)
         cell.clock.busy = False
@@ -122,3 +139,119 @@ def test_an_agent_whose_events_consumers_refuse_does_not_silence_another() -> No
     SecondAgent(cell, int(cell.clock.time() + MAX_CLOCK_AHEAD_S + 86_400), "a")
     pass_time(cell, 200.0)
     assert not cell.agent._conflicts.lost
+
+
+# -- the other agent is gone -----------------------------------------------------------------------
+
+
+def reports(agent: Agent) -> bool:
+    """Return whether an agent reports node n0."""
+    return "n0" not in agent._conflicts.lost
+
+
+def contested_cell() -> tuple[SchedulingCell, Scheduler, SecondAgent]:
+    """A cell whose agent has lost its node to a second one."""
+    cell, (one, _) = cell_of(1, heartbeat_s=1.0)
+    second = SecondAgent(cell, cell.incarnation + 50, "a")
+    pass_time(cell, 5.0)
+    assert not reports(cell.agent)
+    return cell, one.scheduler, second
+
+
+def test_the_agent_that_lost_its_node_reports_it_again_when_the_other_one_is_gone() -> None:
+    """Regression: it stayed silent for ever, so the node of a cloned machine was lost with the clone."""
+    cell, scheduler, second = contested_cell()
+    pass_time(cell, 2 * ABSENCE_S)
+    assert not reports(cell.agent), "the other agent answers all presences"
+    second.frozen = True
+    cell.fleet.build("n0", "b", {"resources": {"VCPU": 1}})
+    cell.fleet.revive("n0")  # the next poll gives its state
+    pass_time(cell, ABSENCE_S)
+    assert reports(cell.agent)
+    boot(scheduler, "a")
+    pass_time(cell, 2.0)
+    shown = scheduler.refresh().nodes["n0"]
+    assert list(shown.state["allocations"]) == ["b", "a"]
+    assert "traits" not in shown.state, "the state is this agent's own"
+    assert shown.version.incarnation > cell.incarnation + 50
+
+
+def test_an_agent_that_returns_after_another_one_took_its_node_does_not_take_it_back() -> None:
+    """Two agents that displace each other again and again would be worse than either of them."""
+    cell, scheduler, second = contested_cell()
+    second.frozen = True
+    pass_time(cell, ABSENCE_S)
+    assert reports(cell.agent)
+    second.frozen = False
+    pass_time(cell, ABSENCE_S)
+    for _ in range(5):
+        assert (reports(cell.agent), reports(second.agent)) == (True, False)
+        pass_time(cell, ABSENCE_S / 2)
+    boot(scheduler, "a")
+    assert (cell.nodes_by_instance(), second.instances) == ({"a": ["n0"]}, [])
+
+
+def test_an_agent_that_leaves_gives_its_node_to_the_other_one_at_once() -> None:
+    cell, scheduler, second = contested_cell()
+    second.agent.leave()
+    second.frozen = True
+    pass_time(cell, 3.0)
+    assert reports(cell.agent)
+    boot(scheduler, "a")
+    assert cell.nodes_by_instance() == {"a": ["n0"]}
+
+
+def test_an_agent_whose_source_lost_the_node_does_not_report_it_again() -> None:
+    cell, _, second = contested_cell()
+    cell.agent._conflicts.keep(NodeGone("n0"))
+    second.frozen = True
+    pass_time(cell, 2 * ABSENCE_S)
+    assert not reports(cell.agent)
+
+
+def test_an_outage_of_the_broker_does_not_make_an_agent_regard_the_other_one_as_gone() -> None:
+    """It counts presences of its own that came back, and not the time."""
+    cell, _, second = contested_cell()
+    cell.broker.stop()
+    pass_time(cell, 3 * ABSENCE_S)
+    cell.broker.start()
+    for _ in range(20):
+        pass_time(cell, 10.0)
+        assert (reports(cell.agent), reports(second.agent)) == (False, True)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["first", "second", "broker"]), st.sampled_from([5.0, 40.0, 150.0])), max_size=5)
+)
+@settings(max_examples=8, deadline=None)
+def test_one_agent_keeps_the_node_after_any_pauses(pauses: list[tuple[str, float]]) -> None:
+    """Agents are paused, the broker is away: at the end one agent reports the node, and goes on to do so."""
+    cell, scheduler, second = contested_cell()
+    for who, seconds in pauses:
+        if who == "broker":
+            cell.broker.stop()
+        else:
+            cell.agent_frozen, second.frozen = who == "first", who == "second"
+        cell.clock.sleep(seconds)
+        cell.agent_frozen = second.frozen = False
+        if who == "broker":
+            cell.broker.start()
+        cell.clock.sleep(3.0)
+    pass_time(cell, ABSENCE_S)
+    first_reports = reports(cell.agent)
+    assert reports(second.agent) is not first_reports
+    pass_time(cell, ABSENCE_S)
+    assert (reports(cell.agent), reports(second.agent)) == (first_reports, not first_reports)
+    boot(scheduler, "a")
+    pass_time(cell, 5.0)
+    assert ("a" in cell.nodes_by_instance(), second.instances == ["a"]) == (first_reports, not first_reports)
+    assert ("CUSTOM_SECOND" in state_of(scheduler).get("traits", ())) is not first_reports
+
+
+def test_the_incarnation_of_a_node_that_was_taken_back_is_stored(tmp_path: Path) -> None:
+    """The next start must have a larger one, also if the clock is behind the other agent's."""
+    with IncarnationLock(tmp_path, "n1", 100.0) as lock:
+        lock.raise_to(5_000)
+        lock.raise_to(3_000)
+    with IncarnationLock(tmp_path, "n1", 200.0) as lock:
+        assert lock.incarnation == 5_001

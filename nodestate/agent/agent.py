@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -14,6 +13,7 @@ from nodestate.agent.agent_stats import AgentStats
 from nodestate.agent.diff import InexpressibleError, diff_patch
 from nodestate.agent.incarnation import IncarnationLock, state_directory
 from nodestate.agent.name_conflicts import NameConflicts
+from nodestate.agent.polled_source import PolledSource
 from nodestate.agent.publisher import FLUSH_PAUSE_S, Publisher, concerns
 from nodestate.agent.schedules import HeartbeatSchedule, ReportSchedule
 from nodestate.agent.sources import (
@@ -29,6 +29,7 @@ from nodestate.config import Config
 from nodestate.errors import (
     BadEventError,
     BrokerUnavailableError,
+    ConfigError,
     NodestateError,
     SourceUnavailableError,
     UnconfirmedError,
@@ -38,22 +39,6 @@ from nodestate.ports.backoff import Backoff
 
 MAX_WAIT_S: Final = 0.25
 """Longest wait of one step of ``run``. Between two steps, ``run`` checks whether it should stop."""
-
-
-@dataclass(slots=True)
-class PolledSource:
-    """One source, with the incarnation of its nodes and the time of its next poll."""
-
-    source: StateSource
-    """The source."""
-    incarnation: int
-    """The incarnation of all its nodes."""
-    lock: IncarnationLock | None
-    """Holds the lock on the source's name; None if the caller gave the incarnation."""
-    poll_at: float
-    """When the source is polled next, in monotonic seconds."""
-    failing: bool = False
-    """True if the last poll failed. The agent then publishes no heartbeats of the source's nodes."""
 
 
 class Agent:
@@ -67,7 +52,7 @@ class Agent:
         an event was lost while the broker was away --> one report of the newest state, when the broker is back
         the source says that the node is gone, or ``close(leave=True)`` --> leave
         the source says that the node is silent --> nothing, until the source reads the node again
-        an agent of higher rank reports the node --> nothing any longer (``NameConflicts``)
+        an agent of higher rank reports the node --> nothing, until that agent is gone (``NameConflicts``)
         an order --> its effect or its refusal as a change, and then the answer (``Admission``)
 
     ``step`` uses only an injected clock, sources, sink and inbox, so a seeded simulation can run it. It raises nothing
@@ -245,14 +230,15 @@ class Agent:
         try:
             if isinstance(reading, NodeGone):
                 self._leave(reading.node)
+                self._conflicts.keep(reading)
                 self._stop_listening_for(reading.node)
                 return
             if isinstance(reading, NodeSilent):
                 self._silent.add(reading.node)
                 return
-            if reading.node in self._conflicts.lost:
-                return
             self._silent.discard(reading.node)
+            if self._conflicts.keep(reading):
+                return
             publisher = self.publishers.get(reading.node)
             if publisher is None:
                 publisher = self._add_node(polled, reading.node, now)
@@ -288,26 +274,43 @@ class Agent:
         self.stats.reports += 1
 
     def _add_node(self, polled: PolledSource, name: str, now: float) -> Publisher:
+        self._source_of[name] = polled
+        self._heartbeats.add(name, now)
+        return self._add_publisher(name, polled.incarnation)
+
+    def _take_back(self, name: str) -> None:
+        """Report a node again whose other agent is gone, as a higher incarnation than that agent's."""
+        polled, lost = self._source_of[name], self._conflicts.lost[name]
+        try:
+            incarnation = polled.incarnation_above(lost.other_incarnation, self._clock.time())
+        except ConfigError as error:
+            lost.unanswered_count = 0  # try again later
+            self._log.error("node can't be reported again", node=name, reason=str(error))
+            return
+        self._add_publisher(name, incarnation)
+        state = FullState(name, self._conflicts.take_back(name))
+        self._publish_reading(polled, state, self._clock.monotonic())
+
+    def _add_publisher(self, name: str, incarnation: int) -> Publisher:
         publisher = Publisher(
             self.config,
             name,
             sink=self._sink,
             inbox=self._inbox,
             clock=self._clock,
-            incarnation=polled.incarnation,
+            incarnation=incarnation,
             backoff=self._backoff,
             on_dirty=self._dirty.add,
             rng=self._rng,
         )
         self.publishers[name] = publisher
-        self._source_of[name] = polled
-        self._heartbeats.add(name, now)
         return publisher
 
     def _leave(self, name: str) -> None:
         publisher = self.publishers.get(name)
         if publisher is not None and publisher.live and name not in self._conflicts.lost:
             publisher.leave()
+            self._conflicts.announce_leave(name)
 
     # -- events that are due
 
@@ -363,6 +366,7 @@ class Agent:
             self._backoff.worked()
             if self._broker_away:
                 self._broker_away = False
+                self._conflicts.announce_contested()
                 self._log.info("broker is back", nodes_to_send_again=len(self._dirty))
 
     def _take_resync(self, resync: Resync) -> None:
@@ -395,7 +399,9 @@ class Agent:
             return
         try:
             received = self._inbox.orders()
-            self._inbox.stop_listening_for(self._conflicts.receive(self._inbox.presences()))
+            self._conflicts.receive(self._inbox.presences())
+            for name in self._conflicts.unanswered():
+                self._take_back(name)
             orders = [order for order in received if not self._is_mute(order.node)]
             answers = self._admission.carry_out(orders)
             for order, answer in zip(orders, answers, strict=True):
@@ -404,9 +410,8 @@ class Agent:
             self._conflicts.send_due()
         except BrokerUnavailableError as error:
             self._broker_failed(error)
-        self.stats.admitted = self._admission.admitted
-        self.stats.refused = self._admission.refused
-        self.stats.ended = self._admission.ended
+        stats, admission = self.stats, self._admission
+        stats.admitted, stats.refused, stats.ended = admission.admitted, admission.refused, admission.ended
 
     def _is_mute(self, name: str) -> bool:
         """Return whether the agent sends nothing for a node: it is silent, or another agent reports it."""

@@ -89,6 +89,20 @@ class IncarnationLock:
             self.close()
             raise
 
+    def raise_to(self, incarnation: int) -> None:
+        """Store a larger number, so that the next incarnation is larger than both.
+
+        Raises ``ConfigError`` if it can't be stored.
+        """
+        if incarnation > self.incarnation:
+            self.incarnation = incarnation
+            try:
+                self._write(self._file.stem)
+            except OSError as error:
+                raise ConfigError(
+                    f"the agent can't store its incarnation in {self._file}: {error}; free its disk"
+                ) from error
+
     def close(self) -> None:
         """Release the name, so that the next incarnation can start."""
         lock, self._lock = self._lock, None

@@ -4,28 +4,40 @@ Each would build every order for the node, and readers would see the state of on
 ``Presence`` when it begins to listen for a node, and again every ``PRESENCE_HEARTBEATS_COUNT`` heartbeats. All agents
 that listen for the node receive it, also the sender itself::
 
-    reporting --a presence of higher rank--> lost: no events, no orders, no answers; only presences, until its end
+    reporting --a presence of higher rank--> lost: no events, no orders, no answers; only presences
     reporting --a presence of lower rank--> reporting; its state names both hosts, and it sends its own presence at once
+    lost --the other agent answers no presence, or says that the node left--> reporting, as the next incarnation
 
 The agent with the higher incarnation keeps the node, because consumers take its events alone in any case. The other one
 stays silent and does not answer orders: the scheduler would take the first of two answers. It does not end, because a
 supervisor would start it again, with the highest incarnation.
+
+It still sends presences, and receives its own ones, too, as long as it is connected. The agent that keeps the node
+answers each at once. So if ``UNANSWERED_COUNT`` presences come back and no other agent has answered, that agent is
+gone. Its incarnation is higher, so consumers would ignore the events of the agent that lost. That agent reports the
+node again as a higher incarnation. If the other agent returns, it has the lower rank now, and does not take the node
+back.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from nodestate.agent.publisher import Publisher
 from nodestate.agent.schedules import HeartbeatSchedule
-from nodestate.agent.sources import FullState, StatePatch
-from nodestate.model import MAX_CLOCK_AHEAD_S
+from nodestate.agent.sources import FullState, NodeGone, StatePatch
+from nodestate.errors import BrokerUnavailableError
+from nodestate.model import MAX_CLOCK_AHEAD_S, merge_patch
 from nodestate.model.presence import Presence
 from nodestate.ports import AgentInbox, Clock
 
@@ -35,6 +47,20 @@ MAX_PRESENCES_COUNT: Final = 200
 """Presences that one step sends at most, so that an agent of many nodes is not delayed."""
 MAX_REPUBLISHED_COUNT: Final = 1_000
 """Reports that an agent sends at most to get ahead of another agent's generation."""
+UNANSWERED_COUNT: Final = 3
+"""Presences of an agent that lost its node which the other agent does not answer, until the other agent is gone."""
+
+
+@dataclass(slots=True)
+class LostNode:
+    """A node that an agent of higher rank reports."""
+
+    state: Mapping[str, Any] | None
+    """The node's present state, as its source has it; None if the node is gone."""
+    other_incarnation: int
+    """The highest incarnation of the other agents."""
+    unanswered_count: int = 0
+    """Presences of this agent that came back since another agent of higher rank sent one."""
 
 
 class NameConflicts:
@@ -60,8 +86,8 @@ class NameConflicts:
         host: str,
         heartbeat_s: float,
     ) -> None:
-        self.lost: set[str] = set()
-        """Names of the nodes that an agent of higher rank reports."""
+        self.lost: dict[str, LostNode] = {}
+        """The nodes that an agent of higher rank reports, by name."""
         self._inbox = inbox
         """Sends and receives presences."""
         self._clock = clock
@@ -96,38 +122,80 @@ class NameConflicts:
 
     def send_due(self) -> None:
         """Send the presences that are due. Raises ``BrokerUnavailableError``: they are sent later then."""
-        self._due += self._schedule.due(self._clock.monotonic())
+        self._due = list(dict.fromkeys([*self._due, *self._schedule.due(self._clock.monotonic())]))
         nodes = self._due[:MAX_PRESENCES_COUNT]
         for node in nodes:
             self._send(node)
         self._due = self._due[len(nodes) :]
 
-    def receive(self, presences: Sequence[Presence]) -> list[str]:
-        """Compare the agent with the senders of presences. Returns the nodes that it gives up, and no longer reports.
+    def announce_contested(self) -> None:
+        """Send the presences of all nodes that agents of lower rank report, too, with the next step."""
+        self._due += self._rivals
 
-        Raises ``BrokerUnavailableError`` if an answer can't be sent.
-        """
-        given_up = []
+    def announce_leave(self, node: str) -> None:
+        """Tell the other agents of a node that left that they may report it now."""
+        publisher = self._publishers[node]
+        if node in self._rivals:
+            with suppress(BrokerUnavailableError):  # they notice it later
+                self._inbox.announce(msgspec.structs.replace(self._presence(node, publisher), left=True))
+
+    def receive(self, presences: Sequence[Presence]) -> None:
+        """Compare the agent with the senders of presences, and give up the nodes that agents of higher rank report."""
         for presence in presences:
             node, publisher = presence.node, self._publishers.get(presence.node)
-            if publisher is None or presence.life == self._life or node in self.lost:
+            if publisher is None:
+                continue
+            lost = self.lost.get(node)
+            if presence.life == self._life:
+                if lost is not None:
+                    lost.unanswered_count += 1
                 continue
             if presence.incarnation > self._clock.time() + MAX_CLOCK_AHEAD_S:
                 continue  # consumers refuse the events of that agent, because its clock was far ahead when it began
-            if presence.rank > self._presence(node, publisher).rank:
-                self.lost.add(node)
-                given_up.append(node)
-                self._log.error(
-                    "another agent reports this node and was started later; this one no longer reports it or takes "
-                    "orders for it: stop one of the two, or give its node another name",
-                    node=node,
-                    host=self._host,
-                    other_host=presence.host,
-                )
+            is_higher = presence.rank > self._presence(node, publisher).rank
+            if lost is not None:
+                if is_higher:
+                    lost.other_incarnation = max(lost.other_incarnation, presence.incarnation)
+                    lost.unanswered_count = UNANSWERED_COUNT if presence.left else 0
+                continue
+            if presence.left:
+                continue
+            if is_higher:
+                self._give_up(presence, publisher)
             else:
                 self._note(presence, publisher)
             self._due.append(node)
-        return given_up
+
+    def keep(self, reading: FullState | StatePatch | NodeGone) -> bool:
+        """Keep the state of a lost node, for the time when this agent reports it again. Returns whether it is lost."""
+        lost = self.lost.get(reading.node)
+        if lost is None:
+            return False
+        if isinstance(reading, NodeGone):
+            lost.state = None
+        elif isinstance(reading, FullState):
+            lost.state = reading.state
+        elif lost.state is not None:
+            lost.state = merge_patch(copy.deepcopy(lost.state), reading.patch)
+        return True
+
+    def unanswered(self) -> list[str]:
+        """Return the lost nodes whose other agent is gone, and that this agent may take back."""
+        return [
+            node
+            for node, lost in self.lost.items()
+            if lost.unanswered_count >= UNANSWERED_COUNT and lost.state is not None
+        ]
+
+    def take_back(self, node: str) -> Mapping[str, Any]:
+        """Regard a lost node as reported by this agent. Returns its present state."""
+        state = self.lost.pop(node).state
+        assert state is not None, "the source has the node"
+        self._rivals.pop(node, None)
+        self._log.warning(
+            "the other agent of this node is gone; this one reports the node again", node=node, host=self._host
+        )
+        return state
 
     def merged_into(self, node: str, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return ``state``, the node's full state from its source, with the other agent that reports the node."""
@@ -137,6 +205,17 @@ class NameConflicts:
         namespaces = dict(state.get("namespaces", {}))
         namespaces["nodestate"] = {**namespaces.get("nodestate", {}), "same_name": rival}
         return {**state, "namespaces": namespaces}
+
+    def _give_up(self, presence: Presence, publisher: Publisher) -> None:
+        node = presence.node
+        self.lost[node] = LostNode(publisher.state() if publisher.live else None, presence.incarnation)
+        self._log.error(
+            "another agent reports this node and was started later; this one no longer reports it or takes orders for "
+            "it until the other one is gone: stop one of the two, or give its node another name",
+            node=node,
+            host=self._host,
+            other_host=presence.host,
+        )
 
     def _note(self, presence: Presence, publisher: Publisher) -> None:
         """Name both hosts in the node's state, and get ahead of an agent that has the same incarnation."""

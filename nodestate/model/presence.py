@@ -35,6 +35,8 @@ class Presence(msgspec.Struct, frozen=True, tag_field="kind", tag="presence", kw
     """A random token of the agent's process."""
     host: str = ""
     """The name of the machine on which the agent runs."""
+    left: bool = False
+    """The agent reports the node no longer, because the node left."""
 
     @property
     def rank(self) -> AgentRank:
