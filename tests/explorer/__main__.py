@@ -16,7 +16,7 @@ from tests.explorer.fixes import FIXES, without
 from tests.explorer.search import Result, Violation, World, explore, judge_path, shrink, walk
 from tests.explorer.worlds import WORLDS
 
-WALKS_SHARE: Final = 0.2
+WALKS_SHARE: Final = 0.1
 """Share of a world's time that random walks get."""
 WALK_STEPS_COUNT: Final = 40
 """Choices of one random walk."""
@@ -50,6 +50,10 @@ def main(
 ) -> None:
     """Take all sequences of choices in small worlds, shortest first, and judge the invariants after each choice.
 
+    Prints a line for each world: the different states that were reached; the choices that were carried out; how many of
+    them led to a state that was reached before (merged); the depth, which is the length up to which all sequences were
+    taken; and the share of the states at this depth whose choices were taken, too.
+
     Exits with 1 if an invariant is broken, and prints the shortest sequence that breaks it.
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -79,11 +83,13 @@ def _replay(name: str, choices: str) -> int:
 
 
 def _explore_all(names: list[str], seconds: float, seed: int, workers: int) -> int:
-    violations_count = 0
-    click.echo(f"{'world':28} {'states':>9} {'choices':>9} {'depth':>6} {'states/s':>9} {'walks':>6}")
+    """Explore each world for an equal share of the time that is left: a world that is exhausted leaves its time."""
+    ends_at = time.monotonic() + seconds
+    total, violations_count = Result(), 0
+    click.echo(f"{'world':28} {'states':>9} {'choices':>9} {'merged':>9} {'depth':>9} {'states/s':>9} {'walks':>6}")
     for number, name in enumerate(names):
         began_at = time.monotonic()
-        share_s = seconds / len(names)
+        share_s = max(0.0, ends_at - began_at) / (len(names) - number)
         result = explore(
             WORLDS[name],
             until=began_at + (1 - WALKS_SHARE) * share_s,
@@ -92,20 +98,26 @@ def _explore_all(names: list[str], seconds: float, seed: int, workers: int) -> i
             on_progress=_Progress(name),
         )
         explored_s = time.monotonic() - began_at
+        walks_until = time.monotonic() + WALKS_SHARE * share_s
         walks_count = 0
-        while not result.violations and time.monotonic() < began_at + share_s:
+        while not result.violations and time.monotonic() < walks_until:
             violation = walk(WORLDS[name], seed * 1_000_003 + number * 10_007 + walks_count, WALK_STEPS_COUNT)
             walks_count += 1
             if violation is not None:
                 result.violations.append(violation)
-        depth = f"all {result.depth}" if result.exhausted else str(result.depth)
+        depth = f"all {result.depth}" if result.exhausted else f"{result.depth} +{result.next_share:.0%}"
         click.echo(
-            f"{name:28} {result.states_count:9,} {result.transitions_count:9,} {depth:>6} "
+            f"{name:28} {result.states_count:9,} {result.transitions_count:9,} {result.merged_count:9,} {depth:>9} "
             f"{result.states_count / max(explored_s, 0.001):9.0f} {walks_count:6,}"
         )
+        total.states_count += result.states_count
+        total.transitions_count += result.transitions_count
+        total.merged_count += result.merged_count
         if result.violations:
             violations_count += 1
             _print(name, shrink(WORLDS[name], min(result.violations, key=lambda one: len(one.path))))
+    click.echo(f"{'all':28} {total.states_count:9,} {total.transitions_count:9,} {total.merged_count:9,}")
+    click.echo(f"worlds with a violation: {violations_count}")
     return 1 if violations_count else 0
 
 

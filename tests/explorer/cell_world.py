@@ -23,7 +23,7 @@ The faults are choices as well; each sequence has a limited number of them (``FA
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from nodestate.config import Config
 from nodestate.errors import StoreUnavailableError
@@ -47,6 +47,7 @@ FAULTS: Final = {
     "crash": "a consumer dies before the call at which it is paused; another process takes its place",
     "lost reply": "the call is carried out, and its reply is lost",
     "late write": "the call's writes arrive after the consumer gave up",
+    "late reply": "the call is carried out, and the process gets the reply later, or gives up",
     "eviction": "the server loses one item",
     "flush": "the server loses all items",
     "reboot": "memcached and the broker restart together",
@@ -64,6 +65,8 @@ KINDS_OF_KEYS: Final = (":epoch", ":head:", ":life:", ":log:", ":node:", ":index
 """Kinds of items that an eviction may hit, by a part of their keys."""
 WAITS: Final = "wait for the frozen server"
 """Where a process is paused that waits for the frozen server."""
+WAITS_FOR_REPLY: Final = "wait for the reply"
+"""Where a process is paused whose call was carried out, and whose reply is late."""
 WORK: Final = "4 s of work"
 FREEZE_S: Final = 7.5
 """How long the server is frozen before anything else happens, in seconds."""
@@ -85,6 +88,30 @@ class FreezableServer(WitnessedServer):
 
     frozen_at: float | None = None
     """When it froze, in monotonic seconds; None unless it is frozen."""
+    timeout_s = 0.0
+    """After this time a client gives up waiting for a reply, in seconds."""
+    is_reply_late = False
+    """Whether the reply of the next call is late."""
+
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+        """See ``ports.Store``."""
+        reply = super().fetch(keys)
+        self._delay_reply()
+        return reply
+
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
+        """See ``ports.Store``."""
+        reply = super().write(writes)
+        self._delay_reply()
+        return reply
+
+    def _delay_reply(self) -> None:
+        if self.is_reply_late:
+            self.is_reply_late = False
+            carried_out_at = self.clock.monotonic()
+            pause(WAITS_FOR_REPLY, always=True)
+            if self.clock.monotonic() - carried_out_at > self.timeout_s:
+                raise StoreUnavailableError(self.name, "the reply is late")
 
 
 class PausingStore:
@@ -129,6 +156,7 @@ class PausingStore:
             pause(WAITS, always=True)
         if isinstance(fault, Fault):
             self.inner.plan = at_call(0, fault)
+        self.server.is_reply_late = fault == "late reply"
         if waited_at is not None:
             self.server.clock_behind_s = self._world.clock.monotonic() - waited_at
         try:
@@ -144,9 +172,11 @@ class PausingStore:
 class _Cell(SimulatedCell):
     """The simulated cell, whose processes may pause before each call of the server."""
 
-    def __init__(self, world: CellWorld, config: Config) -> None:
+    def __init__(self, world: CellWorld, config: Config, *, follows_control: bool) -> None:
         self._world = world
-        super().__init__(servers=1, config=config, clock=world.clock, server=FreezableServer)
+        super().__init__(
+            servers=1, config=config, clock=world.clock, server=FreezableServer, follows_control=follows_control
+        )
 
     def connected(self, connect: Callable[[Any], Any]) -> tuple[list[Any], Stores]:
         """Connect to the server. Returns the connection, and ``Stores`` of it that may pause."""
@@ -167,6 +197,11 @@ class CellWorld:
         designs: what the consumers write; the first one is read.
     """
 
+    processes: ClassVar[tuple[str, ...]] = PROCESSES
+    """The names of all processes."""
+    follows_control: ClassVar[bool] = False
+    """Whether consumers and readers follow the control record."""
+
     def __init__(
         self,
         faults: Sequence[str] = (),
@@ -175,14 +210,19 @@ class CellWorld:
         left_out: Sequence[str] = (),
         designs: tuple[str, ...] = ("snapshot",),
     ) -> None:
+        self.known: bytes | None = None
+        """The digest of the present state; None if it was not computed."""
         self.clock = StillClock()
-        self.heard: dict[str, list[Any]] = {name: [] for name in PROCESSES}
+        self.heard: dict[str, list[Any]] = {name: [] for name in self.processes}
         """By process, the replies that its present work got."""
         config = Config(
             partitions=1, designs=designs, read_design=designs[0], heartbeat_s=1.0, resync_jitter_s=0.0, standby_s=1.0
         )
-        self.cell = _Cell(self, config)
-        self._server = self.cell.servers[0]
+        self.cell = _Cell(self, config, follows_control=self.follows_control)
+        server = self.cell.servers[0]
+        assert isinstance(server, FreezableServer)
+        self._server = server
+        server.timeout_s = config.store_timeout_s
         self._faults = tuple(faults)
         self._left = most_faults
         self._pausing = tuple(pausing)
@@ -193,7 +233,7 @@ class CellWorld:
         self._members: dict[str, SimulatedMember] = {}
         self._members["A"] = self.cell.start_member([0], [])
         self._members["B"] = self.cell.start_member([], [0])
-        self._reader = JudgedReader(self.cell, designs[0])
+        self._reader = self._new_reader()
         self.cell.readers = [self._reader]
         for node in ("a", "b"):
             self.cell.start_agent(node, {"usage": {"VCPU": 1}})
@@ -206,7 +246,8 @@ class CellWorld:
     def choices(self) -> list[str]:
         """See ``World``."""
         found: list[str] = []
-        for name, process in self._processes.items():
+        for name in PROCESSES:
+            process = self._processes[name]
             if process.paused_at != WAITS or self._server.frozen_at is None:
                 found.append(name)
                 if name in self._pausing:
@@ -233,8 +274,11 @@ class CellWorld:
                     f"{name}: {kind}"
                     for name in ("A", "B")
                     if self._processes[name].paused_at
-                    and (kind == "crash" or not self._processes[name].paused_at.startswith(("fetch", WAITS)))
+                    and (kind == "crash" or not self._processes[name].paused_at.startswith(("fetch", "wait")))
                 ]
+            elif kind == "late reply":
+                paused = {name: self._processes[name].paused_at for name in PROCESSES}
+                found += [f"{name}: {kind}" for name, at in paused.items() if at and not at.startswith("wait")]
             elif kind == "disconnect":
                 found += [f"{name}: {kind}" for name in ("A", "B") if self._processes[name].is_idle]
             elif kind == "eviction":
@@ -272,6 +316,7 @@ class CellWorld:
         else:
             self._left -= 1
             self._fail(choice)
+        self.known = None
 
     def _run(self, name: str, *, pause_at: int | None, note: Any = None) -> None:
         process = self._processes[name]
@@ -287,8 +332,11 @@ class CellWorld:
     def _work_of(self, name: str) -> Callable[[], object]:
         if name in self._members:
             return self._members[name].step
-        reader = self._reader if name == "reader" else JudgedReader(self.cell, self._reader.design)
+        reader = self._reader if name == "reader" else self._new_reader()
         return lambda: reader.read(5.0)
+
+    def _new_reader(self) -> JudgedReader:
+        return JudgedReader(self.cell, self.cell.config.read_design)
 
     def _publish(self, event: str) -> None:
         node, _, verb = event.partition(" ")
@@ -309,6 +357,8 @@ class CellWorld:
             self._run(name, pause_at=0, note=Fault(done=None))
         elif kind == "late write":
             self._run(name, pause_at=0, note=Fault(done=0, late=True))
+        elif kind == "late reply":
+            self._run(name, pause_at=0, note=kind)
         elif kind == "disconnect":
             self._members[name].source.inner.disconnect()
         elif choice.startswith("eviction of "):
@@ -331,6 +381,8 @@ class CellWorld:
 
     def fingerprint(self) -> bytes:
         """See ``World``. Of a process that is paused, the digest has its beginning and the replies that it got."""
+        if self.known is not None:
+            return self.known
         digest = Digest(self.clock.monotonic(), (GroundTruth, CellWorld, _Cell, ManualClock, View))
         for name, process in self._processes.items():
             if process.is_idle:
@@ -342,12 +394,17 @@ class CellWorld:
         digest.add(self.cell.broker.layouts).add([agent.publisher.version for agent in self.cell.agents.values()])
         digest.add([(one.at, one.node, one.version, one.confirmed) for one in truth.publications[-8:]])
         digest.add([store.late for store in self.cell.connections()]).add(len(self._script)).add(self._left)
-        return digest.result()
+        self.known = self._add_more(digest).result()
+        return self.known
+
+    def _add_more(self, digest: Digest) -> Digest:
+        """Add the state of a special world."""
+        return digest
 
     def describe(self) -> str:
         """See ``World``."""
         view = self._reader.last
-        owners = {name: sorted(member.consumer.owned) for name, member in self._members.items()}
+        owners = {name: [held.number for held in member.held] for name, member in self._members.items()}
         pauses = {name: process.paused_at for name, process in self._processes.items() if process.paused_at}
         seen = {} if view is None else {name: tuple(node.version) for name, node in view.nodes.items()}
         told = "nothing read" if view is None else f"read {seen}, incomplete {sorted(view.incomplete)}"
@@ -365,11 +422,15 @@ class CellWorld:
 
     def settle(self) -> None:
         """See ``World``."""
+        self._finish()
+        self.cell.converge()
+
+    def _finish(self) -> None:
+        """End the freeze of the server, and let all paused processes finish."""
         self._server.frozen_at = None
         for name, process in self._processes.items():
-            if not process.is_idle:
+            while not process.is_idle:
                 self._run(name, pause_at=None)
-        self.cell.converge()
 
     def close(self) -> None:
         """See ``World``."""

@@ -1,6 +1,7 @@
 """Fixes that can be taken out, to show that the explorer finds each fault again.
 
-Each entry of ``FIXES`` restores the behaviour before a fix. A name is the row of the fault's report.
+Each entry of ``FIXES`` restores the behaviour before a fix. A name is the row of the fault's report. ``early cutover``
+takes out a rule that was always there, to show that the worlds with a switch of designs notice it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import Any, Final
 
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
+from nodestate.designs import reader
 from nodestate.ports import Item, Key, Write, WriteResult
 from nodestate.scheduling.orders.boot_tracker import BootTracker
 from nodestate.scheduling.orders.deadlines import OrderDeadlines
 from nodestate.testing import MemoryStore
 from tests.explorer.cell_world import PausingStore
 
-Patch = tuple[type, str, Callable[..., Any]]
-"""A class, the name of one of its methods, and what replaces the method."""
+Patch = tuple[Any, str, Callable[..., Any]]
+"""A class or module, the name of one of its methods or functions, and what replaces it."""
 
 
 def _forget_former(self: OwnedPartitions) -> None:
@@ -48,6 +50,10 @@ def _adopt_where_asked(self: BootTracker, boot: Any) -> bool:
     return row is not None and self._fleet.names[row] in asked and _adopt_shown(self, boot)
 
 
+def _switch_at_once(*_: object) -> bool:
+    return False
+
+
 _drop_all = OwnedPartitions.drop_all
 _write = PausingStore.write
 _adopt_shown = BootTracker._adopt_shown
@@ -58,6 +64,7 @@ FIXES: Final[dict[str, tuple[Patch, ...]]] = {
     "V4": ((OrderDeadlines, "of", _deadline_from_now),),
     "V8": ((BootTracker, "_adopt_shown", _adopt_where_asked),),
     "V9": ((OwnedPartitions, "drop_all", _forget_former),),
+    "early cutover": ((reader, "_must_wait", _switch_at_once),),
     "V10": ((PausingStore, "write", _write_as_of_now),),
 }
 """By the name of a fault, how its fix is taken out."""

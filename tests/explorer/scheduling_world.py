@@ -15,7 +15,8 @@ Choices:
 =====================  ================================================================================================
 
 Faults: ``answers are late`` holds all answers of the agent back until ``answers arrive``; ``s1 crashes`` ends a paused
-scheduler, and another one takes its place; ``claims are lost`` flushes the claim server; ``the agent is killed``.
+scheduler, and another one takes its place; ``claims are lost`` flushes the claim server; ``the agent is killed``;
+``n0 drains``, so its agent refuses the orders that are under way.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ OPERATIONS: Final = {
     "s2 terminates a": ("terminate", "a", SMALL),
 }
 """The operations: what is done to which instance of which size. The first word is the scheduler."""
-FAULTS: Final = ("answers are late", "crash", "claims are lost", "the agent is killed")
+FAULTS: Final = ("answers are late", "crash", "claims are lost", "the agent is killed", "n0 drains")
 """The kinds of faults."""
 SETTLE_S: Final = 60.0
 """Time without faults after which every operation has its outcome, and nothing is unfinished."""
@@ -109,6 +110,8 @@ class SchedulingWorld:
     def __init__(
         self, script: Sequence[str], faults: Sequence[str] = (), most_faults: int = 1, *, pausing: bool = True
     ) -> None:
+        self.known: bytes | None = None
+        """The digest of the present state; None if it was not computed."""
         self.clock = WaitingClock()
         self.clock.settling = True
         states: dict[str, Any] = {
@@ -183,6 +186,7 @@ class SchedulingWorld:
         else:
             self._left -= 1
             self._fail(choice)
+        self.known = None
         self._deliver_orders()
         self._judge()
 
@@ -272,6 +276,8 @@ class SchedulingWorld:
             self.cell.flush_server(0)
         elif choice == "the agent is killed":
             self.cell.restart_agent()
+        elif choice == "n0 drains":
+            self.cell.fleet.set_status("n0", "draining")
         elif name in self._processes:
             self._processes[name].kill()
             self.clock.wakes_at.pop(name, None)
@@ -323,6 +329,8 @@ class SchedulingWorld:
 
     def fingerprint(self) -> bytes:
         """See ``World``. Of a process that is paused, the digest has its beginning and its pauses."""
+        if self.known is not None:
+            return self.known
         cell = self.cell
         digest = Digest(self.clock.monotonic(), (SchedulingWorld, SchedulingCell, CooperativeClock, Process))
         for name, process in self._processes.items():
@@ -334,7 +342,8 @@ class SchedulingWorld:
         digest.add(cell.broker.transit.holding).add([process.courier.arrived for process in cell.processes])
         digest.add(cell.consumer).add(cell.agent).add(self.clock.wakes_at)
         digest.add([boot.outcome for boot in self._boots]).add(self._moved)
-        return digest.add(self._script).add(self._left).result()
+        self.known = digest.add(self._script).add(self._left).result()
+        return self.known
 
     def describe(self) -> str:
         """See ``World``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections import deque
@@ -21,6 +22,9 @@ Path = tuple[str, ...]
 
 class World(Protocol):
     """A small world. Two worlds of one kind that take the same choices are in the same state."""
+
+    known: bytes | None
+    """The digest of the present state; None if it was not computed."""
 
     def choices(self) -> Sequence[str]:
         """Return the choices that are possible now."""
@@ -56,8 +60,8 @@ class State(NamedTuple):
     """The choices from the beginning."""
     snapshot: bytes
     """The last state on the path in which no process was paused."""
-    since: Path
-    """The choices after the snapshot."""
+    since: tuple[tuple[str, bytes], ...]
+    """The choices after the snapshot, each with the digest of the state that it led to."""
 
 
 MakeWorld = Callable[[], World]
@@ -73,8 +77,10 @@ class Violation(NamedTuple):
 class Expansion(NamedTuple):
     """The successors of one state."""
 
+    choices_count: int
+    """Choices that were carried out."""
     successors: list[tuple[bytes, State]]
-    """The digest of each state that a choice leads to."""
+    """Each state that a choice leads to, with its digest, except states that were known before."""
     violations: list[Violation]
 
 
@@ -86,8 +92,12 @@ class Result:
     """Different states that were reached."""
     transitions_count: int = 0
     """Choices that were carried out in search of new states."""
+    merged_count: int = 0
+    """How many of them led to a state that was reached before."""
     depth: int = 0
     """All sequences of this length were taken."""
+    next_share: float = 0.0
+    """Share of the states at this depth whose choices were taken, too."""
     exhausted: bool = False
     """True if there is no state beyond ``depth``."""
     violations: list[Violation] = field(default_factory=list)
@@ -128,12 +138,18 @@ def judge_path(
     return None
 
 
-def expand(state: State, settle_one_in: int = 0) -> Expansion:
+def expand(state: State, known: set[bytes], settle_one_in: int = 0) -> Expansion:
     """Take each choice that is possible in a state.
 
     If ``settle_one_in`` is not 0, one in this number of reached states is settled and judged. The digest chooses it.
+
+    Args:
+        state: the state.
+        known: digests of states that are not returned again. The digests of the returned states are added.
+        settle_one_in: see above.
     """
-    found = Expansion([], [])
+    violations: list[Violation] = []
+    successors: list[tuple[bytes, State]] = []
     world = _at(state)
     choices = list(world.choices())
     for number, choice in enumerate(choices):
@@ -143,31 +159,47 @@ def expand(state: State, settle_one_in: int = 0) -> Expansion:
         try:
             world.take(choice)
             digest = world.fingerprint()
+            if digest in known:
+                continue
+            known.add(digest)
             if world.is_idle:
-                found.successors.append((digest, State(path, save(world), ())))
+                successors.append((digest, State(path, save(world), ())))
             else:
-                found.successors.append((digest, State(path, state.snapshot, (*state.since, choice))))
+                successors.append((digest, State(path, state.snapshot, (*state.since, (choice, digest)))))
             if world.must_settle or (settle_one_in and digest[0] % settle_one_in == 0):
                 path = (*path, "settle")
                 world.settle()
         except Exception as error:  # noqa: BLE001 - see judge_path
-            found.violations.append(Violation(path, f"{type(error).__name__}: {error}"))
+            violations.append(Violation(path, f"{type(error).__name__}: {error}"))
         finally:
             world.close()
     if not choices:
         world.close()
-    return found
+    return Expansion(len(choices), successors, violations)
 
 
 def _at(state: State) -> World:
     world: World = load(state.snapshot)
-    for choice in state.since:
+    for choice, digest in state.since:
         world.take(choice)
+        world.known = digest
     return world
 
 
+_known_to_worker: set[bytes] = set()
+"""In a worker: the states that it has reached."""
+
+
+def _begin_worker() -> None:
+    """Leave the collection of garbage to ``_expand_all``: each world is one cycle of references."""
+    gc.freeze()
+    gc.disable()
+
+
 def _expand_all(states: list[State], settle_one_in: int) -> list[Expansion]:
-    return [expand(state, settle_one_in) for state in states]
+    expansions = [expand(state, _known_to_worker, settle_one_in) for state in states]
+    gc.collect()
+    return expansions
 
 
 def explore(
@@ -198,22 +230,25 @@ def explore(
     seen = {world.fingerprint()}
     frontier = [State((), save(world), ())]
     world.close()
-    pool = ProcessPoolExecutor(workers) if workers else None
+    pool = ProcessPoolExecutor(workers, initializer=_begin_worker) if workers else None
     try:
         while frontier:
             following: list[State] = []
-            for expansion in _expansions(frontier, pool, workers, settle_one_in):
+            for number, expansion in enumerate(_expansions(frontier, pool, workers, settle_one_in), 1):
                 result.violations += expansion.violations
-                result.transitions_count += len(expansion.successors) + len(expansion.violations)
+                result.transitions_count += expansion.choices_count
                 for digest, state in expansion.successors:
                     if digest not in seen:
                         seen.add(digest)
                         following.append(state)
                 result.states_count = len(seen)
+                result.next_share = number / len(frontier)
+                result.merged_count = result.transitions_count - len(seen) + 1 - len(result.violations)
                 on_progress(result)
                 if time.monotonic() > until or (max_states and len(seen) >= max_states):
                     return result
             result.depth += 1
+            result.next_share = 0.0
             frontier = following
             if (result.violations and stop_at_violation) or result.depth == max_depth:
                 return result
@@ -228,8 +263,9 @@ def _expansions(
     frontier: list[State], pool: ProcessPoolExecutor | None, workers: int, settle_one_in: int
 ) -> Iterator[Expansion]:
     if pool is None:
+        known: set[bytes] = set()
         for state in frontier:
-            yield expand(state, settle_one_in)
+            yield expand(state, known, settle_one_in)
         return
     chunks = [frontier[at : at + CHUNK_STATES_COUNT] for at in range(0, len(frontier), CHUNK_STATES_COUNT)]
     ahead = 4 * workers  # so that a search that stops early leaves little work behind

@@ -6,12 +6,15 @@ import _thread
 import copyreg
 import io
 import pickle
+import random
 import threading
-from typing import Any
+from array import array
+from typing import Any, ClassVar, Final
 
 import structlog
 
-_RLOCK = type(threading.RLock())
+_RLOCK: Final = type(threading.RLock())
+_RANDOM_VERSION: Final = random.Random.VERSION
 
 
 def _lock() -> _thread.LockType:
@@ -26,24 +29,34 @@ def _reduce_lock(_lock_now: _thread.LockType) -> tuple[Any, tuple[()]]:
     return _lock, ()
 
 
-def _reduce_logger(_logger_now: Any) -> tuple[Any, tuple[()]]:
-    return _logger, ()
+def _random(state: bytes, gauss: float | None) -> random.Random:
+    restored = random.Random.__new__(random.Random)
+    restored.setstate((_RANDOM_VERSION, tuple(array("I", state)), gauss))
+    return restored
+
+
+def _reduce_random(value: random.Random) -> tuple[Any, tuple[bytes, float | None]]:
+    """One string of bytes instead of 625 numbers, which are more than all other objects of a world."""
+    _, state, gauss = value.getstate()
+    return _random, (array("I", state).tobytes(), gauss)
 
 
 class _Pickler(pickle.Pickler):
     """Pickles locks as free locks, and loggers as new ones."""
 
-    dispatch_table = copyreg.dispatch_table.copy()
+    dispatch_table = copyreg.dispatch_table | {_thread.LockType: _reduce_lock, random.Random: _reduce_random}
+    _ordinary: ClassVar[set[type]] = set()  # types that need nothing special
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value).__module__.startswith("structlog."):
+        kind = type(value)
+        if kind in self._ordinary:
+            return NotImplemented
+        if kind.__module__.startswith("structlog."):
             return _logger, ()
-        if isinstance(value, (_RLOCK, threading.Condition, threading.Event)):
-            return type(value), ()
+        if kind in (_RLOCK, threading.Condition, threading.Event):
+            return kind, ()
+        self._ordinary.add(kind)
         return NotImplemented
-
-
-_Pickler.dispatch_table[_thread.LockType] = _reduce_lock
 
 
 def save(world: Any) -> bytes:

@@ -8,10 +8,15 @@ from typing import Final, NamedTuple
 from tests.explorer.cell_world import WORK, CellWorld
 from tests.explorer.scheduling_world import SchedulingWorld
 from tests.explorer.search import MakeWorld, Path
+from tests.explorer.switching_world import OPERATOR, SwitchingWorld
 
 CONSUMERS: Final = ("A", "B")
 ONE_CONSUMER: Final = ("B", "agents", WORK)
 """Choices that are left out in order to explore one consumer and its readers further."""
+
+BOTH: Final = ("snapshot", "journal")
+ONE_FAULT: Final = ("crash", "lost reply", "late reply", "eviction", "flush", "disconnect")
+"""Faults in worlds with a switch of designs."""
 
 WORLDS: Final[dict[str, MakeWorld]] = {
     "freezes of the owner": partial(CellWorld, (), 0, ("A",), (*ONE_CONSUMER, "reader")),
@@ -25,6 +30,12 @@ WORLDS: Final[dict[str, MakeWorld]] = {
     "frozen server and crash": partial(CellWorld, ("frozen server", "crash"), 2),
     "deleted queue": partial(CellWorld, ("queue deleted", "crash", "disconnect"), 2, ("A",)),
     "duplicates": partial(CellWorld, ("duplicate", "crash"), 2, ("A",)),
+    "late replies": partial(CellWorld, ("late reply",), 2, ("A", "reader"), (*ONE_CONSUMER, "8 s")),
+    "switch of designs": partial(SwitchingWorld, (), 3, ONE_FAULT, 1, CONSUMERS, designs=BOTH),
+    "prepare and cutover": partial(SwitchingWorld, ("journal@1",), 3, ("crash", "flush"), 1, (), ("new reader",)),
+    "switch of a journal": partial(SwitchingWorld, (), 4, ONE_FAULT, 2, (), ("agents",), designs=BOTH[::-1]),
+    "pauses in a switch": partial(SwitchingWorld, (), 3, (), 0, ("reader", OPERATOR), ONE_CONSUMER, designs=BOTH),
+    "switch of layouts": partial(SwitchingWorld, ("snapshot@2",), 4, ("crash", "flush"), 1, (), ("new reader",)),
     "two boots": partial(SchedulingWorld, ("s1 boots a", "s2 boots b")),
     "boot and reservation": partial(SchedulingWorld, ("s1 boots a large", "s2 reserves b"), pausing=False),
     "late answers": partial(SchedulingWorld, ("s1 boots a", "s2 evacuates a"), ("answers are late",), pausing=False),
@@ -32,6 +43,7 @@ WORLDS: Final[dict[str, MakeWorld]] = {
     "end of a booting instance": partial(
         SchedulingWorld, ("s1 boots a", "s2 terminates a"), ("answers are late", "the agent is killed"), pausing=False
     ),
+    "refusals": partial(SchedulingWorld, ("s1 boots a", "s2 evacuates a"), ("n0 drains",), pausing=False),
     "lost claims": partial(SchedulingWorld, ("s1 boots a large", "s2 reserves b"), ("claims are lost",), pausing=False),
 }
 """Each is small in another way: the fewer choices a world has, the longer are the sequences that can all be taken."""
@@ -58,6 +70,7 @@ COUNTEREXAMPLES: Final[dict[str, Counterexample]] = {
         "late answers", ("s1 boots a", "s1", "answers are late", "agents", "s2 evacuates a", "12 s", "s1")
     ),
     "V9": Counterexample("reboot of the servers", ("reboot", WORK, "reader")),
+    "early cutover": Counterexample("prepare and cutover", ("prepare journal@1", "cutover journal@1", "reader")),
     "V10": Counterexample("freezes of the owner", ("1 s", "A:pause", "event", "8 s", "A", "new reader")),
 }
 """By the name of a fix (``fixes.FIXES``), the shortest sequence that breaks an invariant without it."""

@@ -494,7 +494,7 @@ class SimulatedMember:
         """See ``ports.Layouts``. In a layout other than the first the member gets every second partition."""
         first, standby = self.partitions, self.standby
         if partitions != self._cell.config.partitions:
-            ours = self.partitions[0] % 2
+            ours = self.partitions[0] % 2 if self.partitions else 1
             first, standby = tuple(range(ours, partitions, 2)), tuple(range(1 - ours, partitions, 2))
         self.sources[partitions] = MortalSource(self._cell.broker.source(first, standby, partitions))
         return self.sources[partitions]
