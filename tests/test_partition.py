@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from nodestate.consumers.handover_messages import HANDOVER
 from nodestate.consumers.partition import OwnedPartition, Pending
 from nodestate.consumers.statistics import EventCounts
 from nodestate.model import MAX_CLOCK_AHEAD_S, parse_event
@@ -102,3 +103,36 @@ def test_an_event_with_an_unknown_future_incarnation_or_no_version_leaves_its_no
     assert len(take(partition, body).bad) == 1
     assert partition.incomplete == set()
     assert partition.records[0].wanted == partition.records[0].version
+
+
+def handover(*events: bytes) -> bytes:
+    return HANDOVER + msgspec.msgpack.encode(events)
+
+
+@pytest.mark.parametrize("count", [1, 100, 2_000])
+def test_a_handover_that_does_not_fit_into_a_commit_is_a_dead_letter(partition: OwnedPartition, count: int) -> None:
+    """It would otherwise be tried again for ever, and no later event of its partition would be stored."""
+    state = {"metrics": {"m" * 250 + str(n): 1.0 for n in range(50)}} if count == 1 else {}
+    body = handover(*[event("report", number + 2, state=state) for number in range(count)])
+    partition.backlog.append(Delivery(0, event("report", 2, state={"zone": "before"}), 1, 1))
+    pending = take(partition, body)
+    if pending.batch.events:  # the handover waits for the next batch
+        assert partition.records[0].state() == {"zone": "before"}
+        pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, "owner", EventCounts())
+    assert [(delivery.body, error.reason) for delivery, error in pending.bad] == [(body, "too-large")]
+    assert pending.batch.events == ()
+    assert take(partition, event("report", 9_000, state={"zone": "good"})).bad == []
+
+
+def test_an_event_of_a_handover_from_the_future_is_a_dead_letter_and_the_others_count(
+    partition: OwnedPartition,
+) -> None:
+    """Its incarnation would win over all later lives of the agent, as that of any other event."""
+    future = NOW_S + 2 * int(MAX_CLOCK_AHEAD_S)
+    body = handover(
+        event("report", 1, incarnation=future, state={"zone": "from the future"}),
+        event("report", 2, state={"zone": "handed over"}),
+    )
+    pending = take(partition, body)
+    assert [(delivery.body, error.reason) for delivery, error in pending.bad] == [(body, "clock")]
+    assert (partition.records[0].incarnation, partition.records[0].state()) == (NOW_S, {"zone": "handed over"})

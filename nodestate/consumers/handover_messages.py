@@ -22,8 +22,8 @@ from nodestate.ports import ACTIVATION
 
 HANDOVER: Final = ACTIVATION + b"handover "
 """The first bytes of a handover message. The rest is a msgpack array of events."""
-DOUBTED_COUNT: Final = 500
-"""Most nodes in one of the ``doubt_messages``."""
+DOUBTED_COUNT: Final = 100
+"""Most nodes in one of the ``doubt_messages``, so that it fits into a commit whatever the length of their names."""
 EMPTY_STATE: Final = b"\x80"
 _encode = msgspec.msgpack.Encoder().encode
 _decode_list = msgspec.msgpack.Decoder(list[bytes]).decode

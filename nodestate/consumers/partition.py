@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from nodestate.consumers.handover_messages import doubt_messages, handed_over_events
+from nodestate.consumers.handover_messages import HANDOVER, doubt_messages, handed_over_events
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import is_marker, watermark_of
 from nodestate.errors import BadEventError
@@ -255,9 +255,11 @@ class OwnedPartition:
                     pending.lost_queue = self.lose_queue()
                     if not self.complete and not self.begins_with_queue:
                         self.doubting.append(delivery)
-                for event, body in handed_over_events(delivery.body):
-                    slot = self._fold_handed_over(event, len(body), partitions, room_bytes, pending)
-                    if slot is not None:
+                if delivery.body.startswith(HANDOVER):
+                    if events:  # the next batch begins with it: its size in a segment is known once it is decoded
+                        self.backlog.appendleft(pending.deliveries.pop())
+                        break
+                    for body, slot in self._take_handover(delivery, wall, partitions, room_bytes, pending):
                         events.append(body)
                         changed[slot] = None
                         size += len(body) + BIN_HEADER_BYTES
@@ -315,22 +317,44 @@ class OwnedPartition:
         slot = self.slots.get(event.node)
         return slot is not None and self.records[slot].incarnation == event.incarnation
 
-    def _fold_handed_over(
-        self, event: Event, size: int, partitions: int, room_bytes: int, pending: Pending
-    ) -> int | None:
-        """Fold an event of ``size`` bytes that a former owner sent. It is no sign of life of its node.
+    def _take_handover(
+        self, delivery: Delivery, wall: float, partitions: int, room_bytes: int, pending: Pending
+    ) -> list[tuple[bytes, int]]:
+        """Fold the events that a former owner sent. They are no signs of life of their nodes.
 
-        Returns the slot of the node; None if the record did not change, or if the event cannot be stored here.
+        The message is refused if its events do not fit into one commit. An event that an agent could not have sent is
+        left out, and the message is refused for it. Doubts of this owner (session 0) had no time to become invalid.
+
+        Returns the bytes and the slot of each event that changed a record.
         """
-        try:
-            self._check_partition(event, partitions)
-            _require_room(size, room_bytes, "an event")
-            slot = self._fold(event, room_bytes, pending, -math.inf)[1]
-        except BadEventError:
-            return None
-        if slot is not None and self.queue_began and not self.complete and not self.records[slot].gone:
-            self.unheard.add(event.node)  # a newer event of the node may have been lost with the queue
-        return slot
+        taken: list[tuple[bytes, int]] = []
+        refusal: BadEventError | None = None
+        max_bytes = min(MAX_SEGMENT_BYTES, room_bytes)
+        received = handed_over_events(delivery.body) if len(delivery.body) <= max_bytes else ()
+        events = list(received)
+        size = max(len(delivery.body), sum(len(body) + BIN_HEADER_BYTES for _, body in events))
+        if size > max_bytes:
+            pending.bad.append(
+                (delivery, BadEventError("too-large", f"a handover of {size:,} bytes; max {max_bytes:,}"))
+            )
+            return []
+        for event, body in events:
+            try:
+                self._check_partition(event, partitions)
+                if delivery.session:
+                    check_clock(event, wall)
+                slot = self._fold(event, room_bytes, pending, -math.inf)[1]
+            except BadEventError as error:
+                refusal = refusal or error
+                continue
+            if slot is None:
+                continue
+            taken.append((body, slot))
+            if self.queue_began and not self.complete and not self.records[slot].gone:
+                self.unheard.add(event.node)  # a newer event of the node may have been lost with the queue
+        if refusal is not None:
+            pending.bad.append((delivery, refusal))
+        return taken
 
     def _fold(self, event: Event, room_bytes: int, pending: Pending, alive_at: float) -> tuple[FoldOutcome, int | None]:
         """Fold one event into the record of its node, and note the record that it replaces in ``pending``.
