@@ -39,6 +39,7 @@ from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.topology import DEAD_QUEUE_MAX_BYTES
 from nodestate.broker.virtual.session import VirtualSession
+from nodestate.cli.doctor.broker_checks import examine_broker
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
@@ -1103,3 +1104,33 @@ def test_an_agent_that_the_broker_blocks_names_the_alarm_and_keeps_its_connectio
     assert _publish(sink, b"after") == [True]
     assert confirmed == [True]
     assert sink._sessions.current is session
+
+
+@pytest.mark.service
+def test_the_doctor_names_each_exchange_that_was_deleted(rabbit_config: Config, opened: Opened) -> None:
+    """It looks before it declares them again."""
+    assert not [one for one in examine_broker(rabbit_config, [2]) if one.about == "exchanges"], "the cell is new"
+    control = opened(_rabbit_session(rabbit_config)).connection.control
+    for exchange, _ in Topology.of(rabbit_config).exchanges:
+        control.exchange_delete(exchange)
+        [finding] = [one for one in examine_broker(rabbit_config, [2]) if one.about == "exchanges"]
+        assert finding.level == "FAIL"
+        assert exchange in finding.says
+    assert not [one for one in examine_broker(rabbit_config, [2]) if one.about == "exchanges"]
+
+
+@pytest.mark.service
+def test_the_doctor_names_a_dead_letter_queue_that_is_still_classic(rabbit_config: Config, opened: Opened) -> None:
+    """An earlier version declared it although ``queue_type`` was quorum."""
+    dead = Topology.of(rabbit_config).dead
+    config = msgspec.structs.replace(rabbit_config, queue_type="quorum")
+
+    def says() -> list[str]:
+        return [one.says for one in examine_broker(config, [2]) if one.level == "WARN" and "classic" in one.says]
+
+    channel = opened(_rabbit_session(config)).connection.control
+    assert says() == []
+    channel.queue_delete(dead)
+    channel.queue_declare(dead, durable=True, auto_delete=False)
+    [finding] = says()
+    assert dead in finding

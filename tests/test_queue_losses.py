@@ -124,3 +124,17 @@ def test_the_queues_of_a_new_cell_replace_none(designs: tuple[str, ...]) -> None
         cell.run_well(cell.config.settle_s + 3.0)
     assert [one for one in logs if "deleted" in one["event"]] == []
     assert all(partition.complete for member in cell.members for partition in member.consumer.owned.values())
+
+
+def test_a_change_lost_with_a_queue_that_no_message_calls_new_shows_with_the_next_heartbeat() -> None:
+    """The only consumer declared the queue again, and died before it put the message ``QUEUE_BEGAN`` there."""
+    cell = begun()
+    cell.readers = []  # for some seconds the view lacks the change, and does not say so
+    cell.agents[ZERO[0]].publisher.change({"zone": "lost"})
+    cell.confirm()
+    cell.broker.lose_queue(0)
+    cell.broker.queue(0).messages.clear()
+    cell.run_well(3 * cell.config.heartbeat_s)
+    view = JudgedReader(cell, "journal").read(5.0)
+    assert view.nodes[ZERO[0]].state["zone"] == "lost"
+    assert view.incomplete == frozenset()

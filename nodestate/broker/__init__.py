@@ -15,7 +15,9 @@ from nodestate.broker.diagnostics import (
     QueueDepth,
     check_accepts_messages,
     connect_check,
+    is_dead_letter_queue_classic,
     layouts_with_queues,
+    missing_exchanges,
     queue_depths,
     read_dead_letters,
 )
@@ -38,7 +40,9 @@ __all__ = [
     "check_accepts_messages",
     "collect_census",
     "connect_check",
+    "is_dead_letter_queue_classic",
     "layouts_with_queues",
+    "missing_exchanges",
     "queue_depths",
     "read_dead_letters",
 ]

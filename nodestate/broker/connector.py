@@ -24,13 +24,19 @@ RABBITMQ_SCHEMES: Final = frozenset({"amqp", "pyamqp", "amqps"})
 
 
 def open_session(
-    config: Config, role: str, heartbeat_s: float = 0, *, layout: bool = False, mark_began: bool = True
+    config: Config,
+    role: str,
+    heartbeat_s: float = 0,
+    *,
+    declare: bool = True,
+    layout: bool = False,
+    mark_began: bool = True,
 ) -> CellSession:
     """Connect to the first of the broker's URLs (separated by ``;``) that answers, and declare the cell there.
 
     ``role`` is part of the connection's name at RabbitMQ. With ``heartbeat_s`` 0 the connection has no heartbeat. The
     queues of the settings' layout are declared if ``layout`` is True, and in any case if the cell is new. For
-    ``mark_began`` see ``QueueAdmin.declare``.
+    ``mark_began`` see ``QueueAdmin.declare``. If ``declare`` is False, nothing is declared.
 
     Raises ``BrokerUnavailableError``, or ``ConfigError`` if the settings are wrong and no retry would help.
     """
@@ -43,6 +49,8 @@ def open_session(
             continue
         try:
             with translated_errors(config, session.errors):
+                if not declare:
+                    return session
                 session.queues.declare(Topology.of(config), layout=layout, mark_began=mark_began)
         except BaseException:
             session.drop()
@@ -53,12 +61,12 @@ def open_session(
 
 
 @contextmanager
-def one_off_session(config: Config, role: str, *, layout: bool = False) -> Iterator[CellSession]:
+def one_off_session(config: Config, role: str, *, declare: bool = True, layout: bool = False) -> Iterator[CellSession]:
     """Open a session for the calls of one ``with`` block, and close it after them.
 
     Arguments as for ``open_session``.
     """
-    session = open_session(config, role, layout=layout)
+    session = open_session(config, role, declare=declare, layout=layout)
     try:
         with translated_errors(config, session.errors):
             yield session

@@ -55,6 +55,24 @@ def connect_check(config: Config) -> BrokerFacts:
         return BrokerFacts(config.broker_safe, *session.facts)
 
 
+def missing_exchanges(config: Config) -> list[str]:
+    """Exchanges of the cell that do not exist; empty if none exists, because the cell is new then.
+
+    Every other function here declares missing exchanges when it connects, so this one must be called first. Raises
+    ``BrokerUnavailableError`` or ``ConfigError``.
+    """
+    topology = Topology.of(config)
+    with one_off_session(config, "doctor", declare=False) as session:
+        missing = session.queues.missing_exchanges(topology)
+    return missing if len(missing) < len(topology.exchanges) else []
+
+
+def is_dead_letter_queue_classic(config: Config) -> bool:
+    """True if the setting ``queue_type`` asks for another type, and the dead-letter queue is classic."""
+    with one_off_session(config, "doctor") as session:
+        return session.queues.is_dead_queue_classic(Topology.of(config))
+
+
 def check_accepts_messages(config: Config) -> None:
     """Raise ``BrokerUnavailableError`` if the broker takes no messages, because it is short of memory or disk."""
     with one_off_session(config, "doctor") as session:

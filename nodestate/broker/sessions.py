@@ -132,6 +132,12 @@ class QueueAdmin(Protocol):
     def counts(self, queue: str) -> QueueCounts | None:
         """Number of messages and consumers of a queue; None if the queue does not exist."""
 
+    def missing_exchanges(self, topology: Topology) -> list[str]:
+        """The exchanges of the cell that do not exist; empty if the transport cannot tell."""
+
+    def is_dead_queue_classic(self, topology: Topology) -> bool:
+        """True if the settings ask for queues of another type, and the dead-letter queue, which exists, is classic."""
+
     def layouts(self, topology: Topology) -> list[int]:
         """All layouts of the cell that have queues, also queues that are not bound."""
 

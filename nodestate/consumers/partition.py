@@ -259,10 +259,10 @@ class OwnedPartition:
                     if events:  # the next batch begins with it: its size in a segment is known once it is decoded
                         self.backlog.appendleft(pending.deliveries.pop())
                         break
-                    for body, slot in self._take_handover(delivery, wall, partitions, room_bytes, pending):
-                        events.append(body)
-                        changed[slot] = None
-                        size += len(body) + BIN_HEADER_BYTES
+                    taken = self._take_handover(delivery, wall, partitions, room_bytes, pending)
+                    events += [body for body, _ in taken]
+                    changed |= dict.fromkeys(slot for _, slot in taken)
+                    size += sum(len(body) + BIN_HEADER_BYTES for body, _ in taken)
                 continue
             body = delivery.body
             try:

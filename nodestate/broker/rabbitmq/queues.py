@@ -102,6 +102,21 @@ class RabbitQueues:
             return None
         return QueueCounts(answer.message_count, answer.consumer_count)
 
+    def missing_exchanges(self, topology: Topology) -> list[str]:
+        """See ``QueueAdmin``."""
+        return [exchange for exchange, _ in topology.exchanges if not self._exists(exchange)]
+
+    def is_dead_queue_classic(self, topology: Topology) -> bool:
+        """See ``QueueAdmin``. AMQP does not tell a queue's type, but refuses to declare the queue with another one."""
+        arguments = topology.dead_queue_arguments
+        if arguments is None:
+            return False
+        try:
+            self._channel.queue_declare(topology.dead, durable=True, auto_delete=False, arguments=arguments)
+        except amqp.PreconditionFailed as error:
+            return "x-queue-type" in error.reply_text  # an operator may have given it other arguments as well
+        return False
+
     def layouts(self, topology: Topology) -> list[int]:
         """See ``QueueAdmin``. AMQP lists no queues, so this asks for the first queue of every possible layout.
 

@@ -53,6 +53,16 @@ class VirtualQueues:
         """See ``QueueAdmin``. Never None, as Redis keeps no empty queues."""
         return QueueCounts(self._channel.queue_declare(queue).message_count, None)
 
+    def missing_exchanges(self, topology: Topology) -> list[str]:
+        """See ``QueueAdmin``. Always empty: an exchange is nothing but its bindings here."""
+        del topology
+        return []
+
+    def is_dead_queue_classic(self, topology: Topology) -> bool:
+        """See ``QueueAdmin``. Always False, as these transports have one type of queue."""
+        del topology
+        return False
+
     def layouts(self, topology: Topology) -> list[int]:
         """See ``QueueAdmin``. These transports know the bindings of an exchange, and no queue is unbound."""
         return sorted({layout_of(key) for key, _, _ in self._connection.bindings(topology.exchange)})

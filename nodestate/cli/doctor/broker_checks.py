@@ -12,21 +12,32 @@ from nodestate.broker import (
     QueueDepth,
     check_accepts_messages,
     connect_check,
+    is_dead_letter_queue_classic,
     layouts_with_queues,
+    missing_exchanges,
     queue_depths,
     read_dead_letters,
 )
+from nodestate.broker.topology import REBIND_S, REDECLARE_S
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text
 from nodestate.config import Config
 from nodestate.designs.control import Control
 from nodestate.errors import BrokerUnavailableError
 
+LOST_WITH_EXCHANGE: Final = {
+    "events": "the events of agents came back",
+    "orders": "no agent received orders",
+    "control": "no agent was asked for reports",
+    "dead": "refused messages stayed in the queues of their partitions",
+}
+"""By last word of the name of an exchange, the effect of its loss."""
 PEEKED_LETTERS: Final = 20
 """Dead letters that are read to count their reasons."""
 
 
 def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     """Examine the server, the queues of these layouts, and the dead letters."""
+    deleted = missing_exchanges(config)  # every other connection declares them again
     facts = connect_check(config)
     findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
     if not facts.fails_over:
@@ -35,6 +46,7 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
             "that dies"
         )
         findings.append(Finding(WARN, "broker", says, "use RabbitMQ if consumers must take over from each other"))
+    findings += _examine_deleted_exchanges(deleted)
     try:
         check_accepts_messages(config)
     except BrokerUnavailableError as error:
@@ -47,7 +59,17 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
         about = "queues" if len(layouts) == 1 else f"queues of {partitions}"
         findings += _examine_queues(config, about, queues, fails_over=facts.fails_over)
     dead = depths[layouts[0]][-1]
-    return [*findings, _examine_dead_letters(config, dead)]
+    findings.append(_examine_dead_letters(config, dead))
+    if not dead.missing and is_dead_letter_queue_classic(config):
+        says = (
+            f"{dead.queue} is a classic queue, so it is lost with its machine, while queue_type is {config.queue_type}"
+        )
+        advice = (
+            f"an earlier version declared it. Read its letters, then run 'rabbitmqctl delete_queue {dead.queue}': it "
+            "is declared again with the right type"
+        )
+        findings.append(Finding(WARN, "dead letters", says, advice))
+    return findings
 
 
 def examine_unnamed_layouts(config: Config, control: Control, named: Collection[int]) -> list[Finding]:
@@ -86,6 +108,16 @@ def _examine_unnamed_layout(config: Config, read: int) -> Iterator[Finding]:
             "delete_queue'"
         )
         yield Finding(WARN, "queues", says, advice)
+
+
+def _examine_deleted_exchanges(exchanges: Sequence[str]) -> Iterator[Finding]:
+    for exchange in exchanges:
+        effect = LOST_WITH_EXCHANGE[exchange.rpartition(".")[2]]
+        advice = (
+            f"this command has declared it again; consumers bind their queues again within {REDECLARE_S:g} s, and "
+            f"agents within {REBIND_S:g} s: check that they run, and that no program deletes exchanges"
+        )
+        yield Finding(FAIL, "exchanges", f"exchange {exchange} did not exist, so {effect}", advice)
 
 
 def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
