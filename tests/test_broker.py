@@ -1120,7 +1120,10 @@ def test_the_doctor_names_each_exchange_that_was_deleted(rabbit_config: Config, 
 
 
 @pytest.mark.service
-def test_the_doctor_names_a_dead_letter_queue_that_is_still_classic(rabbit_config: Config, opened: Opened) -> None:
+@pytest.mark.parametrize("arguments", [None, {"x-max-length-bytes": DEAD_QUEUE_MAX_BYTES}])
+def test_the_doctor_names_a_dead_letter_queue_that_is_still_classic(
+    rabbit_config: Config, opened: Opened, arguments: dict[str, int] | None
+) -> None:
     """An earlier version declared it although ``queue_type`` was quorum."""
     dead = Topology.of(rabbit_config).dead
     config = msgspec.structs.replace(rabbit_config, queue_type="quorum")
@@ -1131,6 +1134,6 @@ def test_the_doctor_names_a_dead_letter_queue_that_is_still_classic(rabbit_confi
     channel = opened(_rabbit_session(config)).connection.control
     assert says() == []
     channel.queue_delete(dead)
-    channel.queue_declare(dead, durable=True, auto_delete=False)
+    channel.queue_declare(dead, durable=True, auto_delete=False, arguments=arguments)
     [finding] = says()
     assert dead in finding

@@ -334,9 +334,8 @@ class OwnedPartition:
         events = list(received)
         size = max(len(delivery.body), sum(len(body) + BIN_HEADER_BYTES for _, body in events))
         if size > max_bytes:
-            pending.bad.append(
-                (delivery, BadEventError("too-large", f"a handover of {size:,} bytes; max {max_bytes:,}"))
-            )
+            detail = f"a handover of {size:,} bytes; at most {max_bytes:,} fit into a commit"
+            pending.bad.append((delivery, BadEventError("too-large", detail)))
             return []
         for event, body in events:
             try:

@@ -108,13 +108,15 @@ class RabbitQueues:
 
     def is_dead_queue_classic(self, topology: Topology) -> bool:
         """See ``QueueAdmin``. AMQP does not tell a queue's type, but refuses to declare the queue with another one."""
-        arguments = topology.dead_queue_arguments
-        if arguments is None:
+        if topology.queue_type == "classic":
             return False
-        try:
-            self._channel.queue_declare(topology.dead, durable=True, auto_delete=False, arguments=arguments)
-        except amqp.PreconditionFailed as error:
-            return "x-queue-type" in error.reply_text  # an operator may have given it other arguments as well
+        # The broker names one argument that differs. The queue may have our bound, or none if it is old.
+        for arguments in (topology.dead_queue_arguments, {"x-queue-type": topology.queue_type}):
+            try:
+                self._channel.queue_declare(topology.dead, durable=True, auto_delete=False, arguments=arguments)
+            except amqp.PreconditionFailed as error:
+                if "x-queue-type" in error.reply_text:
+                    return True
         return False
 
     def layouts(self, topology: Topology) -> list[int]:
