@@ -23,6 +23,7 @@ from bench.fresh_process import log_warnings_only
 from bench.peers import peer_scenario
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_html, write_report
+from bench.report.fault_table import HEAD, fault_rows, is_numbered
 from bench.scenario import ReportProgress, Scenario, Settings
 from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
@@ -245,11 +246,18 @@ def _progress() -> Iterator[ReportProgress]:
 
 def _show(record: Record, console: Console) -> None:
     for case in record.cases:
+        if is_numbered(case):
+            continue
         console.print(_table(record, case))
         for ratio, value in case.ratios.items():
             console.print(f"  {ratio}: {value:.2f}x", highlight=False)
         for claim in case.shown:
             console.print(f"  shown: {claim}", style="dim", highlight=False)
+    if rows := fault_rows(record.cases):
+        faults = Table(*HEAD, title=f"{record.scenario}: numbered faults", title_justify="left", show_lines=True)
+        for row in rows:
+            faults.add_row(*row)
+        console.print(faults, markup=False)
     for ratio, value in record.across.items():
         console.print(f"{ratio}: {value:.2f}x", highlight=False)
     for goal in [*(goal for case in record.cases for goal in case.goals), *record.goals]:

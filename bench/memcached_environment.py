@@ -41,7 +41,8 @@ class MemcachedEnvironment:
         self.settings: Mapping[str, str] = {"store": server.url}
         self.baseline: Callable[[], BaselineClient] = partial(BaselineMemcached, server.address)
         self.versions: Mapping[str, str] = {"memcached": self._stats().version}
-        self._server = server
+        self.server = server
+        """The server, for faults that ``Environment`` does not name."""
 
     def require_nothing_lost(self, nodes: int) -> str:  # noqa: ARG002 - memcached does not know what a node is
         """Require that memcached evicted no item and refused no write for want of memory."""
@@ -69,8 +70,8 @@ class MemcachedEnvironment:
 
     def restart(self) -> None:
         """Kill the server and start it again; all keys are gone."""
-        self._server.kill()
-        self._server.start()
+        self.server.kill()
+        self.server.start()
 
     def _stats(self) -> ServerStats:
         store = MemcachedStore(self.address, timeout_s=PATIENCE_S)

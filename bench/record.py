@@ -114,6 +114,8 @@ class Case:
     goals: Sequence[Goal] = ()
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Values over time, all of the same length."""
+    said: Sequence[str] = ()
+    """What nodestate reported during a fault."""
 
 
 @dataclass(frozen=True, slots=True)

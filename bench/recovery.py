@@ -5,6 +5,9 @@ a thread that changes nodes, sends heartbeats and answers resyncs. The clock sta
 it is started again, when it is back. At that moment some nodes of each partition change. A view has recovered when it
 shows these changes, is complete and is within the bound of age. First the view of an existing reader must recover, then
 that of a new reader, which needs every key. After each fault all views are compared with the agents, node by node.
+
+The numbered faults of ``numbered_faults`` follow in the same cell, for the first design of memcached and the smallest
+fleet, because they do not depend on either.
 """
 
 from __future__ import annotations
@@ -20,7 +23,16 @@ from bench.consumer_process import failures_as_wrong_results
 from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, design_label
 from bench.environments import Environment
 from bench.memcached_environment import MemcachedEnvironment
+from bench.numbered_faults import AGE_ERROR, NUMBERED_FAULTS, measure_numbered_faults
 from bench.record import Case, Goal, Measure
+from bench.recovery_times import (
+    BOUND_S,
+    PATIENCE_S,
+    FaultTarget,
+    RecoveryTimes,
+    measure_recovery,
+    wait_until_at_rest,
+)
 from bench.runs import Runs
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.workload import require
@@ -29,15 +41,10 @@ from harness.fleet import SimulatedFleet
 from harness.keyspace import KeySpace
 from harness.servers import RabbitServer
 from harness.waiting import wait_until
-from nodestate.broker import Topology, connect_check, queue_depths
+from nodestate.broker import connect_check
 from nodestate.config import Config
-from nodestate.model import Version
 from nodestate.model.partitioning import partition_of
-from nodestate.view.view import View
 
-BOUND_S: Final = 5.0
-"""Age up to which a view counts as fresh: a new reader knows ages to two seconds only, and owners renew every
-second."""
 BARE_STATE_BYTES: Final = 200
 """Bytes of a state of the simulated fleet without padding."""
 RATE: Final = 100.0
@@ -46,29 +53,10 @@ SIGNS_PER_S: Final = 1_000.0
 """Heartbeats per second that one thread can send beside the changes. So a larger fleet has a longer heartbeat."""
 HEARTBEAT_MIN_S: Final = 0.5
 NO_MEMCACHED: Final = "memory://"
-PROBES_COUNT: Final = 3
-"""Nodes of each partition that change right after the fault."""
-PAUSE_S: Final = 0.02
-PATIENCE_S: Final = 90.0
 BRIEF_S: Final = 1.0
 """A run with fewer seconds causes only the faults that are marked as brief, and its consumers stand by sooner."""
 BRIEF_STANDBY_S: Final = 0.5
 GOAL_NODES, GOAL_S = 10_000, 10.0
-
-
-class FaultTarget(NamedTuple):
-    """The cell that a fault hits."""
-
-    cell: Cell
-    environment: Environment
-    rabbit: RabbitServer
-    state_bytes: int
-
-    @property
-    def design(self) -> str:
-        """The only design of the cell."""
-        [design] = self.environment.designs
-        return design
 
 
 class Fault(NamedTuple):
@@ -172,6 +160,7 @@ After the last one each consumer owns its own partitions again, so ``consumer ki
 def run(settings: Settings, report_progress: ReportProgress) -> Findings:
     """Measure every fault in every design at every size."""
     runs = Runs()
+    numbered_design = next((design for design in settings.designs if design in DEFAULT_DESIGNS), "")
     with RabbitServer() as rabbit:
         runs.servers["rabbitmq"] = connect_check(Config(broker=rabbit.url)).version
         for design in settings.designs:
@@ -189,15 +178,16 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
                         if design in fault.names and (settings.seconds >= BRIEF_S or fault.brief)
                     ]
                     with failures_as_wrong_results(), _cell(environment, nodes, rabbit, settings) as cell:
-                        return _measure(
-                            FaultTarget(cell, environment, rabbit, settings.state_bytes),
-                            faults,
-                            settings,
-                            report_progress,
-                        )
+                        target = FaultTarget(cell, environment, rabbit, settings.state_bytes)
+                        cases = _measure(target, faults, settings, report_progress)
+                        if (design, nodes) == (numbered_design, min(settings.nodes)):
+                            cases += _measure_numbered(target, settings, report_progress)
+                        return cases
 
                 runs.measure_in([design], nodes * settings.state_bytes, measure)
-    return runs.findings()
+    errors = [case.measures[AGE_ERROR].max for case in runs.cases if AGE_ERROR in case.measures]
+    goal = Goal.at_most(f"numbered faults: {AGE_ERROR}", max(errors), 0.0, "s") if errors else None
+    return runs.findings(goals=[goal] if goal else [])
 
 
 SCENARIO: Final = Scenario("recovery", "from a fault to a view that is whole again", run, (1_000, GOAL_NODES))
@@ -232,7 +222,7 @@ def _measure(
     cell = target.cell
     name = f"{target.environment.label}, {len(cell.fleet.names):,} nodes"
     report_progress(f"{name}: loading", 0.0)
-    _until_at_rest(cell)
+    wait_until_at_rest(cell)
     cell.wait_until_equal(PATIENCE_S)
     times: dict[str, list[RecoveryTimes]] = {fault.name: [] for fault in faults}
     began = time.monotonic()
@@ -240,91 +230,40 @@ def _measure(
         for index, fault in enumerate(faults):
             report_progress(f"{name}: {fault.name}", index / len(faults))
             fault.make(target)
-            times[fault.name].append(_recovered(target))
+            times[fault.name].append(measure_recovery(target))
             cell.wait_until_equal(PATIENCE_S)
             fault.mend(target)
-            _until_at_rest(cell)
+            wait_until_at_rest(cell)
     shown = target.environment.require_nothing_lost(len(cell.fleet.names))
     return [_case(target, fault, times[fault.name], shown) for fault in faults]
 
 
-def _until_at_rest(cell: Cell) -> None:
-    """Wait until views are fresh and complete, and each consumer stands by for every partition that it does not own."""
-    cell.wait_until_well(PATIENCE_S)
-    queues = [queue for _, queue in Topology.of(cell.config).queues()]
-
-    def all_stand_by() -> bool:
-        consumers = {depth.queue: depth.consumers for depth in queue_depths(cell.config)}
-        return all(consumers[queue] == len(cell.members) for queue in queues)
-
-    wait_until(all_stand_by, "a consumer does not stand by", PATIENCE_S)
-
-
-class RecoveryTimes(NamedTuple):
-    """Seconds from the fault until two views were complete and fresh again."""
-
-    following_s: float
-    """The view of a reader that existed before the fault."""
-    new_s: float
-    """The view of a new reader, which is read after the other."""
+def _case_settings(target: FaultTarget) -> dict[str, float]:
+    config = target.cell.config
+    return {
+        "state_bytes": target.state_bytes,
+        "changes_per_s": RATE,
+        "bound_s": BOUND_S,
+        "renew_s": config.renew_s,
+        "standby_s": config.standby_s,
+        "heartbeat_s": config.heartbeat_s,
+        "resync_jitter_s": config.resync_jitter_s,
+    }
 
 
-def _recovered(target: FaultTarget) -> RecoveryTimes:
-    cell, began = target.cell, time.monotonic()
-    wanted = cell.fleet.call(lambda: _change_some(cell), PATIENCE_S)
-
-    def until_whole(look: Callable[[], View]) -> float:
-        while True:
-            view = look()
-            took_s = time.monotonic() - began
-            lacks = _lacks(view, wanted)
-            if not lacks:
-                return took_s
-            require(took_s < PATIENCE_S, f"a view had not recovered after {PATIENCE_S:g} s: {lacks}")
-            time.sleep(PAUSE_S)
-
-    following_s = until_whole(lambda: cell.read(target.design, BOUND_S))
-    return RecoveryTimes(following_s, until_whole(lambda: cell.read_cold(target.design, BOUND_S)))
-
-
-def _change_some(cell: Cell) -> dict[str, Version]:
-    """Change the first nodes of each partition; return the versions of all nodes that a view must show."""
-    for names in cell.fleet.names_of_partition.values():
-        for name in names[:PROBES_COUNT]:
-            cell.fleet.change(name)
-    return {name: one.version for name, one in cell.fleet.publishers.items()}
-
-
-def _lacks(view: View, wanted: dict[str, Version]) -> str:
-    """Return the reason why a view has not recovered; empty if it has."""
-    if view.incomplete:
-        return f"it is incomplete: {sorted(view.incomplete)[:4]}"
-    if view.stale or view.age > BOUND_S:
-        return f"it is {view.age:.1f} s old"
-    behind = [
-        name
-        for name, version in wanted.items()
-        if (record := view.nodes.record(name)) is None or record.version < version
-    ]
-    return f"{len(behind)} nodes have old versions, such as {behind[0]}" if behind else ""
+def _measure_numbered(target: FaultTarget, settings: Settings, report_progress: ReportProgress) -> list[Case]:
+    faults = [one for one in NUMBERED_FAULTS if settings.seconds >= BRIEF_S or one.brief]
+    return measure_numbered_faults(target, faults, settings.seconds, _case_settings(target), report_progress)
 
 
 def _case(target: FaultTarget, fault: Fault, times: Sequence[RecoveryTimes], shown: str) -> Case:
-    config, nodes = target.cell.config, len(target.cell.fleet.names)
+    nodes = len(target.cell.fleet.names)
     label = f"{target.environment.label}: {fault.name}"
     recovery = Measure.of("s", [one.new_s for one in times])
     return Case(
         label,
         nodes,
-        {
-            "state_bytes": target.state_bytes,
-            "changes_per_s": RATE,
-            "bound_s": BOUND_S,
-            "renew_s": config.renew_s,
-            "standby_s": config.standby_s,
-            "heartbeat_s": config.heartbeat_s,
-            "resync_jitter_s": config.resync_jitter_s,
-        },
+        _case_settings(target),
         {"recovery": recovery, "recovery, following reader": Measure.of("s", [one.following_s for one in times])},
         {},
         [

@@ -11,6 +11,7 @@ fleet keeps
 from __future__ import annotations
 
 import bisect
+import math
 import queue
 import random
 import threading
@@ -60,6 +61,15 @@ class ConfirmLog:
         self._newest.append(newest)
         self._times.append(at)  # last: a reader that sees the time finds the version
 
+    def __len__(self) -> int:
+        """The number of confirms."""
+        return len(self._times)
+
+    def newer_since(self, version: Version) -> float:
+        """Return when the broker first confirmed a version newer than this one; infinity if it did not."""
+        place = bisect.bisect_right(self._newest, version)
+        return self._times[place] if place < len(self._times) else math.inf
+
     def newest_by(self, at: float) -> Version:
         """Return the newest version that was confirmed by ``at``."""
         return self._newest[place - 1] if (place := bisect.bisect_right(self._times, at)) else NEVER
@@ -80,6 +90,8 @@ class WitnessSink:
         """Bucket and body of the newest events."""
         self.lost = 0
         """How many events ``lose`` chose."""
+        self.unconfirmed = 0
+        """How many events their agents had to send again, because the broker did not confirm them."""
         self._confirms = confirms
         self._held: dict[str, tuple[int, bytes, Callable[[bool], None]]] = {}
 
@@ -99,6 +111,8 @@ class WitnessSink:
         def done(ok: bool) -> None:
             if ok:
                 self._confirms[event.node].note(time.monotonic(), event.version)
+            else:
+                self.unconfirmed += 1
             on_done(ok)
 
         if self.swap is not None and event.node not in self._held and self.swap(event):

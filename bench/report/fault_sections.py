@@ -6,7 +6,8 @@ import re
 from typing import Final
 
 from bench.report.chart_parts import absent, bar, commands_of, detail, median_and_p99, tone_of
-from bench.report.document import BarPlot, Plot, Section
+from bench.report.document import BarPlot, Plot, Section, Table
+from bench.report.fault_table import HEAD, fault_rows, is_numbered
 from bench.report.number_format import exact
 from bench.report.records import Records, spread, typical
 
@@ -39,7 +40,22 @@ def recovering(records: Records) -> Section:
     ]
     caption = f"Recovery with {exact(cases[0].case.nodes)} nodes. Whiskers: min to p99."
     chart = BarPlot("recovery-faults", caption, spread(cases[0], "recovery").unit, bars)
-    return Section(title, lead, charts=[chart], detail=[detail(cases)], commands=commands_of(cases))
+    tables = _numbered_faults(records)
+    return Section(title, lead, charts=[chart], tables=tables, detail=[detail(cases)], commands=commands_of(cases))
+
+
+def _numbered_faults(records: Records) -> list[Table]:
+    """Return the table of numbered faults, or no table if no record has any."""
+    cases = [one.case for one in records.of_scenarios("recovery") if is_numbered(one.case)]
+    if not cases:
+        return []
+    caption = (
+        f"Faults with {exact(cases[0].nodes)} nodes, each caused once. Healed: the view of a new reader is complete "
+        "and fresh, or a boot succeeds (exchange for orders, swallowed connection), or an agent answers (exchange for "
+        "resync requests). Errors: failed boots and requests, and events that were sent again. Age error: seconds by "
+        "which a view claimed to be younger than the events that the broker had confirmed"
+    )
+    return [Table(HEAD, fault_rows(cases), caption, words=True)]
 
 
 def contending(records: Records) -> Section:
