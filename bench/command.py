@@ -23,7 +23,7 @@ from bench.fresh_process import log_warnings_only
 from bench.peers import peer_scenario
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_html, write_report
-from bench.report.fault_table import HEAD, fault_rows, is_numbered
+from bench.report.fault_table import HEAD, LONG_COLUMNS_COUNT, fault_rows, is_numbered
 from bench.scenario import ReportProgress, Scenario, Settings
 from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
@@ -253,11 +253,7 @@ def _show(record: Record, console: Console) -> None:
             console.print(f"  {ratio}: {value:.2f}x", highlight=False)
         for claim in case.shown:
             console.print(f"  shown: {claim}", style="dim", highlight=False)
-    if rows := fault_rows(record.cases):
-        faults = Table(*HEAD, title=f"{record.scenario}: numbered faults", title_justify="left", show_lines=True)
-        for row in rows:
-            faults.add_row(*row)
-        console.print(faults, markup=False)
+    _show_numbered_faults(record, console)
     for ratio, value in record.across.items():
         console.print(f"{ratio}: {value:.2f}x", highlight=False)
     for goal in [*(goal for case in record.cases for goal in case.goals), *record.goals]:
@@ -273,6 +269,22 @@ def _show(record: Record, console: Console) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def _show_numbered_faults(record: Record, console: Console) -> None:
+    """Print one table of all numbered faults, and below it a paragraph for each: the long columns."""
+    rows = fault_rows(record.cases)
+    if not rows:
+        return
+    short = len(HEAD) - LONG_COLUMNS_COUNT
+    table = Table(*HEAD[:short], title=f"{record.scenario}: numbered faults", title_justify="left")
+    for row in rows:
+        table.add_row(*row[:short])
+    console.print(table)
+    for number, fault, *others in rows:
+        texts = zip(HEAD[short:], others[short - 2 :], strict=True)
+        said = "; ".join(f"{name}: {text}" for name, text in texts)
+        console.print(f"{number} {fault}: {said}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(record: Record, case: Case) -> Table:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,11 @@ LAST_LOOK_S: Final = 0.5
 BRIEF_S: Final = 1.0
 DOCTOR_TIMEOUT_S: Final = 60.0
 ANSWER_S: Final = 1.0
+"""Time in seconds that an agent has to answer a resync request."""
+RETRY_S: Final = 0.5
+"""Pause between two failed boots or requests."""
+DOCTOR_FINDINGS_COUNT: Final = 3
+FINDING_CHARACTERS: Final = 100
 
 
 class FaultRun:
@@ -85,11 +91,12 @@ class FaultRun:
 
     # -- steps of a fault
 
-    def begin(self) -> None:
+    def begin(self, *, ask_doctor: bool = True) -> None:
         """Note that the fault has been caused; the cause is over unless ``end_cause`` says otherwise."""
         self._fault_at = self._cause_ended_at = time.monotonic()
         self._unconfirmed = self.cell.fleet.sink.unconfirmed
-        self.ask_doctor()
+        if ask_doctor:
+            self.ask_doctor()
 
     def ask_doctor(self) -> None:
         """Start ``nodestate doctor``, unless the run is brief or the doctor was asked before."""
@@ -130,6 +137,7 @@ class FaultRun:
         while error := error_of():
             self.errors.append(error)
             require(time.monotonic() - began < PATIENCE_S, f"{what} after {PATIENCE_S:g} s: {error}")
+            time.sleep(RETRY_S)
 
     # -- results
 
@@ -158,8 +166,8 @@ class FaultRun:
             nodes = len(first.incomplete) - len(partitions)
             said.append("views: incomplete, " + " and ".join(filter(None, [named, f"{nodes} nodes" if nodes else ""])))
         said += [f"error: {one}" for one in dict.fromkeys(self.errors[:1])]
-        said += [f"doctor: {one}" for one in self.doctor_findings() if _without_figures(one) not in usual]
-        return said
+        findings = [one for one in self.doctor_findings() if _without_figures(one) not in usual]
+        return [*said, *(f"doctor: {_shortened(one)}" for one in findings[:DOCTOR_FINDINGS_COUNT])]
 
     def doctor_findings(self) -> list[str]:
         """Wait for the doctor, if it was asked, and return its findings other than OK."""
@@ -184,6 +192,11 @@ class FaultRun:
 
 def _without_figures(finding: str) -> str:
     return re.sub(r"[\d.,]+", "#", finding)
+
+
+def _shortened(finding: str) -> str:
+    """Return the finding without addresses, which differ in each run, and without its end if it is long."""
+    return textwrap.shorten(re.sub(r"127\.0\.0\.1:\d+", "SERVER", finding), FINDING_CHARACTERS, placeholder=" …")
 
 
 # -- the faults -----------------------------------------------------------------------------------
@@ -216,7 +229,6 @@ def delete_control_exchange(run: FaultRun) -> None:
         try:
             sender.request_resync(Resync(nodes=(fleet.names[0],)))
         except BrokerUnavailableError as error:
-            time.sleep(ANSWER_S)
             return str(error)
         while fleet.answers == answers:
             if time.monotonic() > deadline:
@@ -268,12 +280,15 @@ def break_dead_letters(run: FaultRun, *, full: bool, count: int) -> None:
             arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
             channel.queue_declare(dead, durable=True, auto_delete=False, arguments=arguments)
             channel.queue_bind(dead, dead, DEAD_KEY)
-        run.begin()
+        run.begin(ask_doctor=False)
         run.cell.fleet.call(publish)
         if full:
-            time.sleep(run.window_s)
+            time.sleep(run.window_s / 2)
+            run.ask_doctor()
+            time.sleep(run.window_s / 2)
             channel.queue_delete(dead)
             run.end_cause()
+        run.ask_doctor()
         wait_until(lambda: letters() == count, lambda: f"{letters()} of {count} letters arrive", PATIENCE_S)
         run.heal_views()
         oldest = max(run.observers[0].oldest_s[number] for number in range(1, run.config.partitions))

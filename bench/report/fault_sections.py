@@ -9,7 +9,7 @@ from bench.report.chart_parts import absent, bar, commands_of, detail, median_an
 from bench.report.document import BarPlot, Plot, Section, Table
 from bench.report.fault_table import HEAD, fault_rows, is_numbered
 from bench.report.number_format import exact
-from bench.report.records import Records, spread, typical
+from bench.report.records import Records, command_of, spread, typical
 
 CONTENDED: Final = {"refresh": "A read of one reader", "commit": "A commit of the consumer"}
 PEER_MEASURES: Final = {
@@ -45,15 +45,18 @@ def recovering(records: Records) -> Section:
 
 
 def _numbered_faults(records: Records) -> list[Table]:
-    """Return the table of numbered faults, or no table if no record has any."""
-    cases = [one.case for one in records.of_scenarios("recovery") if is_numbered(one.case)]
-    if not cases:
+    """Return the table of numbered faults of the newest record that has any; no table if none has."""
+    numbered = [one for one in records.of_scenarios("recovery") if is_numbered(one.case)]
+    if not numbered:
         return []
+    newest = max(numbered, key=lambda one: one.record.began_at)
+    cases = [one.case for one in numbered if one.run == newest.run]
     caption = (
-        f"Faults with {exact(cases[0].nodes)} nodes, each caused once. Healed: the view of a new reader is complete "
-        "and fresh, or a boot succeeds (exchange for orders, swallowed connection), or an agent answers (exchange for "
-        "resync requests). Errors: failed boots and requests, and events that were sent again. Age error: seconds by "
-        "which a view claimed to be younger than the events that the broker had confirmed"
+        f"Measured by `{command_of(newest.run, newest.record)}`. Faults with {exact(cases[0].nodes)} nodes, each caused "
+        "once. Healed: the view of a new reader is complete and fresh, or a boot succeeds (exchange for orders, "
+        "swallowed connection), or an agent answers (exchange for resync requests). Errors: failed boots and requests, "
+        "and events that were sent again. Age error: seconds by which a view claimed to be younger than the events that "
+        "the broker had confirmed"
     )
     return [Table(HEAD, fault_rows(cases), caption, words=True)]
 

@@ -19,6 +19,8 @@ HEAD: Final = (
     "other figures",
     "what nodestate said",
 )
+LONG_COLUMNS_COUNT: Final = 2
+"""The last columns, whose cells are sentences."""
 _COLUMNS: Final = (HEALED, HEALED_FROM_END, ERRORS, AGE_ERROR)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from bench import plan
 from bench.command import SCENARIOS, main
+from bench.numbered_faults import AGE_ERROR, ERRORS, HEALED, HEALED_FROM_END
 from bench.plan import FULL, QUICK, PlannedRun, carry_out, wanted
 from bench.record import Case, Goal, Machine, Measure, Record
 from bench.report import ReportError, write_html, write_report
@@ -617,6 +618,21 @@ def test_the_residual_grows_with_the_distance_of_points_from_the_line(xs: list[i
     law = PowerLaw.fit(xs, [x * (factor if at % 2 else 1 / factor) for at, x in enumerate(sorted(xs))])
     assert law.residual > 1.0
     assert law.within(10**9) > law.within(10**7) > 1.0
+
+
+def test_the_report_has_a_row_for_each_numbered_fault_of_the_newest_record() -> None:
+    def numbered(began_at: str, healed_s: float) -> Record:
+        figures = {HEALED: healed_s, HEALED_FROM_END: 1.5, AGE_ERROR: 0.0}
+        measures = {name: Measure.of("s", [value]) for name, value in figures.items()}
+        measures |= {ERRORS: Measure.of("errors", [7.0]), "nodes known after": Measure.of("nodes", [40.0])}
+        fault = replace(case("snapshot: V9: all restarted", 1_000, measures), said=["views: stale | all"])
+        return replace(recovery(1.0, 1.0), began_at=began_at, cases=[*recovery(1.0, 1.0).cases, fault])
+
+    older, newer = numbered("2026-01-01T00:00:00+00:00", 9.0), numbered("2026-01-02T00:00:00+00:00", 3.25)
+    page = markdown_of(compose(Records({"recovery": newer, "recovery-1000": older})))
+    row = "| V9 | all restarted | 3.25 s | 1.5 s | 7 | 0 s | nodes known after: 40 nodes | views: stale \\| all |"
+    assert row in page
+    assert page.count("| V9 |") == 1
 
 
 def test_growth_is_fitted_if_there_are_three_sizes_or_more() -> None:
