@@ -7,6 +7,7 @@ claims are compared with the events that the broker had confirmed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -55,6 +56,11 @@ ANSWER_S: Final = 1.0
 RETRY_S: Final = 0.5
 """Pause between two failed boots or requests."""
 DOCTOR_FINDINGS_COUNT: Final = 3
+WARNINGS_COUNT: Final = 2
+"""Number of different log entries that are shown."""
+OTHER_LAYOUT: Final = 6
+GROWTH_S: Final = 0.5
+"""Time in which a queue that gets events grows."""
 FINDING_CHARACTERS: Final = 100
 
 
@@ -76,6 +82,10 @@ class FaultRun:
         self._fault_at = self._cause_ended_at = self._healed_at = 0.0
         self._unconfirmed = 0
         self._doctor: subprocess.Popen[str] | None = None
+        # What the doctor found.
+        self._findings: list[str] = []
+        # Characters of each member's log from before the fault.
+        self._logged = [len(member.log_text()) for member in self.cell.members]
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
@@ -154,7 +164,9 @@ class FaultRun:
         }
 
     def said(self, usual: Sequence[str]) -> list[str]:
-        """Return what views, errors and the doctor said, without what the doctor says ``usual``ly."""
+        """Return what views, errors, logs of consumers and the doctor said, without what the doctor says
+        ``usual``ly.
+        """
         first = self.observers[0]
         said = []
         if first.stale:
@@ -166,20 +178,38 @@ class FaultRun:
             nodes = len(first.incomplete) - len(partitions)
             said.append("views: incomplete, " + " and ".join(filter(None, [named, f"{nodes} nodes" if nodes else ""])))
         said += [f"error: {one}" for one in dict.fromkeys(self.errors[:1])]
+        said += [f"log: {_shortened(one)}" for one in list(dict.fromkeys(self._warnings()))[:WARNINGS_COUNT]]
         findings = [one for one in self.doctor_findings() if _without_figures(one) not in usual]
         return [*said, *(f"doctor: {_shortened(one)}" for one in findings[:DOCTOR_FINDINGS_COUNT])]
 
+    def _warnings(self) -> Iterator[str]:
+        """Yield the warnings and errors that consumers logged since the fault began, each without its details."""
+        for member, logged in zip(self.cell.members, self._logged, strict=True):
+            text = member.log_text()
+            for line in text[logged if len(text) >= logged else 0 :].splitlines():  # another life has another log
+                if '"warning"' in line or '"error"' in line:
+                    with suppress(ValueError):  # the last line may be incomplete
+                        entry = json.loads(line)
+                        yield f"{entry['event']}{f': {reason}' if (reason := entry.get('reason')) else ''}"
+
     def doctor_findings(self) -> list[str]:
         """Wait for the doctor, if it was asked, and return its findings other than OK."""
+        self.finish_doctor()
+        findings, self._findings = self._findings, []
+        return findings
+
+    def finish_doctor(self) -> None:
+        """Wait for the doctor, if it was asked."""
         if self._doctor is None:
-            return []
+            return
         with self._doctor as process:
             out, err = process.communicate(timeout=DOCTOR_TIMEOUT_S)
         self._doctor = None
         if not out.strip():
-            return [err.strip().splitlines()[-1] if err.strip() else "nothing"]
+            self._findings = err.strip().splitlines()[-1:]
+            return
         findings = json.loads(out)["findings"]
-        return [f"{one['level']} {one['about']}: {one['says']}" for one in findings if one["level"] != "OK"]
+        self._findings = [f"{one['level']} {one['about']}: {one['says']}" for one in findings if one["level"] != "OK"]
 
     def close(self) -> None:
         """End observers and the doctor."""
@@ -358,6 +388,43 @@ def freeze_memcached(run: FaultRun) -> None:
     run.heal_views()
 
 
+def lose_record_of_another_layout(run: FaultRun) -> None:
+    """Lose the consumers and memcached, and with it the record of a layout that the settings do not name.
+
+    Its queues are still bound and no consumer reads them, so they fill until a consumer unbinds them.
+    """
+    other = dataclasses.replace(run.topology, partitions=OTHER_LAYOUT)
+    queues = dict(other.queues())
+    with run.channel() as channel:
+        for partition, name in queues.items():
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=other.queue_arguments)
+            for bucket in other.buckets(partition):
+                channel.queue_bind(name, other.exchange, str(bucket))
+
+        def waiting() -> int:
+            return sum(channel.queue_declare(name, passive=True).message_count for name in queues.values())
+
+        def stays() -> bool:
+            before = waiting()
+            time.sleep(GROWTH_S)
+            return waiting() == before
+
+        for member in run.cell.members:
+            member.kill()
+        run.memcached.restart()
+        run.begin(ask_doctor=False)
+        for member in run.cell.members:
+            member.start()
+        run.end_cause()
+        wait_until(stays, "the queues of the other layout grow", PATIENCE_S)
+        run.heal_views()
+        run.note("messages that wait in unread queues", waiting(), "messages")
+        run.ask_doctor()
+        run.finish_doctor()
+        for name in queues.values():
+            channel.queue_delete(name)
+
+
 def swallow_scheduler_connection(run: FaultRun) -> None:
     """Let a proxy discard all that passes on the broker connection of a scheduler, and boot until it succeeds."""
     rabbit = run.target.rabbit
@@ -398,6 +465,7 @@ NUMBERED_FAULTS: Final = (
         for count in (1, MANY)
     ),
     NumberedFault("V3", "queue deleted with confirmed messages", delete_queue_with_messages),
+    NumberedFault("V7", "record of another layout lost with memcached and consumers", lose_record_of_another_layout),
     NumberedFault("V1", "memcached frozen", freeze_memcached),
     NumberedFault("B4", "broker connection of a scheduler swallowed", swallow_scheduler_connection),
     NumberedFault("V9", "memcached and broker restarted, agents dead", restart_servers_without_agents),

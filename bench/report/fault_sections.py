@@ -51,12 +51,12 @@ def _numbered_faults(records: Records) -> list[Table]:
         return []
     newest = max(numbered, key=lambda one: one.record.began_at)
     cases = [one.case for one in numbered if one.run == newest.run]
+    command, nodes = command_of(newest.run, newest.record), exact(cases[0].nodes)
     caption = (
-        f"Measured by `{command_of(newest.run, newest.record)}`. Faults with {exact(cases[0].nodes)} nodes, each caused "
-        "once. Healed: the view of a new reader is complete and fresh, or a boot succeeds (exchange for orders, "
-        "swallowed connection), or an agent answers (exchange for resync requests). Errors: failed boots and requests, "
-        "and events that were sent again. Age error: seconds by which a view claimed to be younger than the events that "
-        "the broker had confirmed"
+        f"Measured by `{command}`. Faults with {nodes} nodes, each caused once. Healed: the view of a new reader is "
+        "complete and fresh, or a boot succeeds (exchange for orders, swallowed connection), or an agent answers "
+        "(exchange for resync requests). Errors: failed boots and requests, and events that were sent again. Age "
+        "error: by how many seconds a view claimed to be younger than the events that the broker had confirmed"
     )
     return [Table(HEAD, fault_rows(cases), caption, words=True)]
 

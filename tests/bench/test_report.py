@@ -629,7 +629,7 @@ def test_the_report_has_a_row_for_each_numbered_fault_of_the_newest_record() -> 
         return replace(recovery(1.0, 1.0), began_at=began_at, cases=[*recovery(1.0, 1.0).cases, fault])
 
     older, newer = numbered("2026-01-01T00:00:00+00:00", 9.0), numbered("2026-01-02T00:00:00+00:00", 3.25)
-    page = markdown_of(compose(Records({"recovery": newer, "recovery-1000": older})))
+    page = markdown_of(compose(Records({"recovery": newer, "recovery-1000": older})), "plots")
     row = "| V9 | all restarted | 3.25 s | 1.5 s | 7 | 0 s | nodes known after: 40 nodes | views: stale \\| all |"
     assert row in page
     assert page.count("| V9 |") == 1
