@@ -115,7 +115,7 @@ class Case:
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Values over time, all of the same length."""
     said: Sequence[str] = ()
-    """What nodestate reported during a fault."""
+    """Lines that nodestate reported during a fault: views, errors, logs, the doctor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from typing import Final, NamedTuple
 from bench.consumer_process import failures_as_wrong_results
 from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, design_label
 from bench.environments import Environment
+from bench.fault_run import AGE_ERROR
 from bench.memcached_environment import MemcachedEnvironment
-from bench.numbered_faults import AGE_ERROR, NUMBERED_FAULTS, measure_numbered_faults
+from bench.numbered_faults import NUMBERED_FAULTS, measure_numbered_faults
 from bench.record import Case, Goal, Measure
 from bench.recovery_times import (
     BOUND_S,

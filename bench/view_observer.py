@@ -1,4 +1,4 @@
-"""A reader that reads during a fault, and compares what each view claims with what the broker had confirmed."""
+"""A reader that reads during a fault, and compares the claims of its views with the events that the broker confirmed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ViewObserver(threading.Thread):
         self._reader.close()
 
     def look(self) -> None:
-        """Read one view and note what it claims."""
+        """Read one view and note its claims."""
         self._note(self._reader.read(max_age=self._bound_s, on_stale="flag"), time.monotonic())
 
     def _note(self, view: View, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from bench.numbered_faults import AGE_ERROR, ERRORS, HEALED, HEALED_FROM_END
+from bench.fault_run import AGE_ERROR, ERRORS, HEALED, HEALED_FROM_END
 from bench.record import Case
 from bench.report.number_format import quantity
 
@@ -17,7 +17,7 @@ HEAD: Final = (
     "errors",
     AGE_ERROR,
     "other figures",
-    "what nodestate said",
+    "reports of nodestate",
 )
 LONG_COLUMNS_COUNT: Final = 2
 """The last columns, whose cells are sentences."""

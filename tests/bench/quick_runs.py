@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from bench.numbered_faults import AGE_ERROR, ERRORS
+from bench.fault_run import AGE_ERROR, ERRORS
 from bench.record import Case
 from bench.scenario import Findings, Settings
 

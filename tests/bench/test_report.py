@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from bench import plan
 from bench.command import SCENARIOS, main
-from bench.numbered_faults import AGE_ERROR, ERRORS, HEALED, HEALED_FROM_END
+from bench.fault_run import AGE_ERROR, ERRORS, HEALED, HEALED_FROM_END
 from bench.plan import FULL, QUICK, PlannedRun, carry_out, wanted
 from bench.record import Case, Goal, Machine, Measure, Record
 from bench.report import ReportError, write_html, write_report
