@@ -153,7 +153,7 @@ class FaultRun:
             partitions = sorted(name for name in first.incomplete if name.startswith("partition "))
             named = f"{partitions[0]}{' and others' if len(partitions) > 1 else ''}" if partitions else ""
             nodes = len(first.incomplete) - len(partitions)
-            said.append("views: incomplete, " + " and ".join(filter(None, [named, f"{nodes} nodes" if nodes else ""])))
+            said.append("views: incomplete, " + ", ".join(filter(None, [named, f"{nodes} nodes" if nodes else ""])))
         said += [f"error: {one}" for one in dict.fromkeys(self.errors[:1])]
         warnings = {without_figures(one): one for one in self._warnings()}
         said += [f"log: {_shortened(one)}" for one in list(warnings.values())[:WARNINGS_COUNT]]

@@ -1,4 +1,4 @@
-"""A reader that reads during a fault, and compares the claims of its views with the events that the broker confirmed."""
+"""A reader that reads during a fault, and compares the claims of its views with the confirmed events."""
 
 from __future__ import annotations
 
