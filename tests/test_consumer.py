@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from nodestate import Reader
-from nodestate.consumers.watermarks import is_marker, watermark_message
+from nodestate.consumers.watermarks import is_marker
 from nodestate.errors import DeadLetterError
 from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
@@ -466,7 +466,8 @@ def test_a_design_that_lost_a_node_does_not_prove_that_the_partition_was_caught_
     world.agents[ZERO[0]].publisher.change({"zone": "new"})
     world.confirm()
     world.clock.advance(3)
-    member.source.inner.send_marker(0, watermark_message(member.consumer._storage.owner, world.clock.monotonic()))
+    watermarks = member.consumer._session._watermarks
+    member.source.inner.send_marker(0, watermarks.message(0, world.clock.monotonic()))
 
     def write_all_but_journal_heads(writes: Any) -> Any:
         passed = [one for one in writes if not (":head:" in one.key and ":j:" in one.key)]

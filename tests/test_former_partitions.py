@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from nodestate.consumers import partition as partition_module
 from nodestate.consumers.handover_messages import HANDOVER, handed_over_events, handover_messages
-from nodestate.consumers.watermarks import is_marker, watermark_of
+from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.model import MAX_EVENT_BYTES, Heartbeat, Leave, NodeRecord, Report, fold, parse_event
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import ACTIVATION
@@ -234,7 +234,7 @@ def test_a_handover_names_every_node_at_its_newest_version_and_with_its_state(na
     folded: dict[str, NodeRecord] = {}
     for body in handover_messages(records, max_bytes):
         assert is_marker(body)
-        assert watermark_of(body, "owner/1") == -math.inf, "an owner of an earlier version ignores it"
+        assert Watermarks(b"key").sent_at(0, body) == -math.inf, "an owner of an earlier version ignores it"
         for event, raw in handed_over_events(body):
             assert parse_event(raw) == event
             record = fold(folded.get(event.node), event).record

@@ -12,14 +12,16 @@ import pytest
 from nodestate.consumers.handover_messages import HANDOVER
 from nodestate.consumers.partition import OwnedPartition, Pending
 from nodestate.consumers.statistics import EventCounts
+from nodestate.consumers.watermarks import Watermarks
 from nodestate.model import MAX_CLOCK_AHEAD_S, parse_event
 from nodestate.model.partitioning import partition_of
-from nodestate.ports import ACTIVATION, Delivery
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery
 
 PARTITIONS = 2
 NODE = next(name for name in map("node-{}".format, range(9)) if partition_of(name, PARTITIONS) == 0)
 NOW_S = 1_763_787_600
 ROOM_BYTES = 10_000
+WATERMARKS = Watermarks(b"the owner's key")
 
 
 def event(kind: str, generation: int, incarnation: int = NOW_S, reported_at: float = NOW_S, **more: Any) -> bytes:
@@ -37,7 +39,7 @@ def partition() -> OwnedPartition:
 
 def take(partition: OwnedPartition, body: bytes, wall: float = NOW_S) -> Pending:
     partition.backlog.append(Delivery(0, body, 1, 1))
-    return partition.take_batch(wall, PARTITIONS, ROOM_BYTES, "owner", EventCounts())
+    return partition.take_batch(wall, PARTITIONS, ROOM_BYTES, WATERMARKS, EventCounts())
 
 
 REFUSED = {
@@ -70,11 +72,39 @@ def test_a_refused_event_marks_the_previous_state_as_not_the_newest(partition: O
     assert partition.incomplete == set()
 
 
+FORGED = {
+    "with the owner's name, as earlier versions sent it": ACTIVATION + b"owner 1e300",
+    "with another key": Watermarks(b"a forger's key").message(0, 1e300),
+    "for another partition": WATERMARKS.message(1, 1e300),
+    "with another time": WATERMARKS.message(0, 12.5).replace(b"12.5", b"1e300"),
+    "with a time that is no number": WATERMARKS.message(0, 12.5).replace(b"12.5", b"nan"),
+    "with a code that is not ASCII": ACTIVATION + b"1e300 " + "é".encode() * 32,
+    "without a code": ACTIVATION + b"1e300",
+}
+
+
+@pytest.mark.parametrize("body", FORGED.values(), ids=FORGED)
+def test_a_forged_watermark_message_is_ignored_and_counted(partition: OwnedPartition, body: bytes) -> None:
+    """I5: it must not date the partition or a sign of life, whatever else is in the queue."""
+    counts = EventCounts()
+    partition.backlog += [Delivery(0, one, 1, 1) for one in (WATERMARKS.message(0, 5.0), body, event("heartbeat", 1))]
+    pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, WATERMARKS, counts)
+    assert (pending.caught_up_at, partition.heard_at, counts.foreign_watermarks) == (5.0, [5.0], 1)
+
+
+def test_markers_of_other_kinds_are_no_foreign_watermarks(partition: OwnedPartition) -> None:
+    counts = EventCounts()
+    partition.backlog += [Delivery(0, one, 1, 1) for one in (ACTIVATION, QUEUE_BEGAN)]
+    partition.backlog.append(Delivery(0, HANDOVER + b"\x90", 1, 1))
+    partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, WATERMARKS, counts)
+    assert counts.foreign_watermarks == 0
+
+
 def test_a_message_that_was_cut_is_refused_whatever_it_begins_with(partition: OwnedPartition) -> None:
     """Its beginning may look like a whole event, or like a marker."""
     for body in (event("change", 2, patch={"zone": "new"}), ACTIVATION, b""):
         partition.backlog.append(Delivery(0, body, 1, 1, cut_from=8_000_000))
-        pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, "owner", EventCounts())
+        pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, WATERMARKS, EventCounts())
         [(delivery, error)] = pending.bad
         assert (delivery.body, error.reason) == (body, "too-large")
         assert "8,000,000 bytes" in error.detail

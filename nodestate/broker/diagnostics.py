@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodestate.broker.connector import one_off_session
+from nodestate.broker.sessions import FetchedMessage
 from nodestate.broker.topology import MAX_DETAIL_CHARS, Topology
 from nodestate.config import Config
 
@@ -109,21 +110,23 @@ def read_dead_letters(config: Config, limit: int) -> list[DeadLetter]:
     letters: list[DeadLetter] = []
     with one_off_session(config, "doctor") as session:
         while len(letters) < limit and (message := session.queues.fetch(dead)) is not None:
-            headers = message.headers
-            reason = headers.get("reason") or headers.get("x-first-death-reason") or "unknown"
-            partition, at = headers.get("partition"), headers.get("at")
-            letters.append(
-                DeadLetter(
-                    message.body,
-                    _text(reason, MAX_REASON_CHARS),
-                    _text(headers.get("detail", ""), MAX_DETAIL_CHARS),
-                    partition if isinstance(partition, int) else None,
-                    at if isinstance(at, int) else 0,
-                )
-            )
+            letters.append(dead_letter_of(message))
     return letters
 
 
+def dead_letter_of(message: FetchedMessage) -> DeadLetter:
+    """Read a message of the dead-letter queue. Every publisher can write any headers there."""
+    headers = message.headers
+    partition, at = headers.get("partition"), headers.get("at")
+    return DeadLetter(
+        message.body,
+        _text(headers.get("reason") or headers.get("x-first-death-reason") or "unknown", MAX_REASON_CHARS),
+        _text(headers.get("detail", ""), MAX_DETAIL_CHARS),
+        partition if isinstance(partition, int) else None,
+        at if isinstance(at, int) else 0,
+    )
+
+
 def _text(header: object, max_chars: int) -> str:
-    """The text of a header, which any publisher can write."""
+    """The text of a header; the name of its type if it is no text."""
     return header[:max_chars] if isinstance(header, str) else type(header).__name__

@@ -72,7 +72,7 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     # The control record may at any time name a design that is not written now, so connect to all stores.
     stored = config.designs if design else (*config.designs, *configured(config))
     number, members = member
-    clock, rng = SystemClock(), random.Random(os.urandom(16))
+    clock, rng = SystemClock(), random.SystemRandom()
     layouts, stores = KombuLayouts(config, number, members, clock), open_stores(config, clock, stored, make_tables=True)
     resync = KombuResyncSender(config)
     name = f"member-{number}@{socket.gethostname()}:{os.getpid()}"

@@ -18,7 +18,7 @@ from typing import Final
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.transition_log import TransitionLog
-from nodestate.consumers.watermarks import watermark_message
+from nodestate.consumers.watermarks import Watermarks
 from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.ports import Clock, Delivery, Source
 
@@ -30,12 +30,20 @@ class BrokerSession:
     """One consumer's use of its ``Source``. Only ``acknowledge`` calls ``Source.ack``."""
 
     def __init__(
-        self, source: Source, owned: OwnedPartitions, stats: ConsumerStats, transitions: TransitionLog, clock: Clock
+        self,
+        source: Source,
+        owned: OwnedPartitions,
+        watermarks: Watermarks,
+        stats: ConsumerStats,
+        transitions: TransitionLog,
+        clock: Clock,
     ) -> None:
         self._source = source
         """The adapter of the broker."""
         self._owned = owned
         """The partitions, all of which are dropped when the session ends."""
+        self._watermarks = watermarks
+        """Makes the watermark messages."""
         self._stats = stats
         """Counts messages and failures."""
         self._transitions = transitions
@@ -107,11 +115,10 @@ class BrokerSession:
             return False
         return True
 
-    def send_watermarks(self, owner: str, now: float) -> bool:
+    def send_watermarks(self, now: float) -> bool:
         """Send a watermark message through the queue of each owned partition.
 
         Args:
-            owner: name of this consumer as an owner.
             now: monotonic seconds, which the message carries.
 
         Returns:
@@ -119,7 +126,7 @@ class BrokerSession:
         """
         try:
             for partition in self._owned:
-                self._source.send_marker(partition.number, watermark_message(owner, now))
+                self._source.send_marker(partition.number, self._watermarks.message(partition.number, now))
         except BrokerUnavailableError as error:
             self._end(error)
             return False

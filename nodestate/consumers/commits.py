@@ -23,6 +23,7 @@ from nodestate.consumers.partition_storage import DesignOfPartition, PartitionSt
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.consumers.transition_log import TransitionLog
+from nodestate.consumers.watermarks import Watermarks
 from nodestate.errors import FencedError, NodestateError, StoreError
 from nodestate.model import MAX_NODE_NAME_CHARS
 from nodestate.ports import Clock, Store
@@ -45,6 +46,7 @@ class Commits:
         owned: OwnedPartitions,
         storage: PartitionStorage,
         session: BrokerSession,
+        watermarks: Watermarks,
         changes: DesignChanges,
         failures: StoreFailures,
         stats: ConsumerStats,
@@ -60,6 +62,8 @@ class Commits:
         """The stores to write to."""
         self._session = session
         """Acknowledges written messages."""
+        self._watermarks = watermarks
+        """Recognizes this consumer's own watermark messages."""
         self._changes = changes
         """Begins new designs, and drops retiring ones once a new design is written."""
         self._failures = failures
@@ -128,7 +132,7 @@ class Commits:
                 self._clock.time(),
                 self._config.partitions,
                 room_bytes - ITEM_HEADER_BYTES,
-                self._storage.owner,
+                self._watermarks,
                 self._stats.counts,
             )
             if partition.pending.lost_queue:

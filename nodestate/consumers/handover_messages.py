@@ -18,7 +18,7 @@ import msgspec
 
 from nodestate.errors import BadEventError
 from nodestate.model import MAX_EVENT_BYTES, NEVER, Event, Heartbeat, Leave, NodeRecord, Report, parse_event
-from nodestate.ports import ACTIVATION
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN
 
 HANDOVER: Final = ACTIVATION + b"handover "
 """The first bytes of a handover message. The rest is a msgpack array of events."""
@@ -63,13 +63,18 @@ def doubt_messages(records: Sequence[NodeRecord]) -> Iterator[bytes]:
         )
 
 
+def may_be_watermark(marker: bytes) -> bool:
+    """True for a marker of no other kind: a watermark message of any owner, or a forged one."""
+    return marker not in (ACTIVATION, QUEUE_BEGAN) and not marker.startswith(HANDOVER)
+
+
 def handed_over_events(body: bytes) -> Iterator[tuple[Event, bytes]]:
     """Decode the events of a marker, each with its bytes. Other markers and events that are not valid give none."""
     if not body.startswith(HANDOVER):
         return
     try:
         encoded = _decode_list(memoryview(body)[len(HANDOVER) :])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return
     for one in encoded:
         with suppress(BadEventError):

@@ -40,6 +40,7 @@ from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.consumers.takeover import Takeover
 from nodestate.consumers.transition_log import TransitionLog
+from nodestate.consumers.watermarks import KEY_BYTES, Watermarks
 from nodestate.designs.layout_removal import remove_layout_epochs
 from nodestate.errors import FencedError
 from nodestate.ports import Clock, ResyncSender, Source
@@ -56,7 +57,7 @@ class Consumer:
         stores: the servers of the cell. ``close`` closes them.
         resync: sends resync requests to the agents.
         clock: wall-clock and monotonic time.
-        rng: chooses the ids of epochs, and a unique part of the owner's name.
+        rng: chooses the ids of epochs, a unique part of the owner's name, and the key of its watermark messages.
         name: first part of the owner's name.
         stats: counters that several consumers share; None for counters of this consumer alone.
     """
@@ -84,10 +85,11 @@ class Consumer:
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name, layout=config.partitions)
         """The logger of all parts."""
         owner = f"{name}/{rng.getrandbits(48):012x}"
+        watermarks = Watermarks(rng.randbytes(KEY_BYTES))
         transitions = TransitionLog(self._log)
         self._owned = OwnedPartitions()
         """The consumer's partitions, on which all other parts work."""
-        self._session = BrokerSession(source, self._owned, self.stats, transitions, clock)
+        self._session = BrokerSession(source, self._owned, watermarks, self.stats, transitions, clock)
         """Receives deliveries; sends acknowledgements, dead letters and watermark messages."""
         self._storage = PartitionStorage(config, stores, owner, clock, rng, self.stats, self._log)
         """Gives the stores and the writers of the partitions."""
@@ -101,6 +103,7 @@ class Consumer:
             self._owned,
             self._storage,
             self._session,
+            watermarks,
             self._changes,
             failures,
             self.stats,

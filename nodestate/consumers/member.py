@@ -253,7 +253,7 @@ class Member:
             self._stores,
             self._resync,
             self._clock,
-            random.Random(self._rng.getrandbits(64)),
+            random.Random(self._rng.getrandbits(256)),
             self._name,
             stats=self.stats,
         )

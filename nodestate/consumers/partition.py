@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from nodestate.consumers.handover_messages import HANDOVER, doubt_messages, handed_over_events
+from nodestate.consumers.handover_messages import HANDOVER, doubt_messages, handed_over_events, may_be_watermark
 from nodestate.consumers.statistics import EventCounts
-from nodestate.consumers.watermarks import is_marker, watermark_of
+from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.errors import BadEventError
 from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.partitioning import partition_of
@@ -223,14 +223,16 @@ class OwnedPartition:
         """Make work without events: a repair for each design in ``repair``, a new epoch for the other ``designs``."""
         return Pending(Batch((), (), len(self.records)), [], set(designs), repair)
 
-    def take_batch(self, wall: float, partitions: int, room_bytes: int, owner: str, counts: EventCounts) -> Pending:
+    def take_batch(
+        self, wall: float, partitions: int, room_bytes: int, watermarks: Watermarks, counts: EventCounts
+    ) -> Pending:
         """Fold messages from the backlog until one commit is full or the backlog is empty.
 
         Args:
             wall: seconds since 1970. Events whose time or incarnation is too far from it are refused.
             partitions: number of partitions of the layout.
             room_bytes: size of the largest event or state that fits into an item of every store.
-            owner: this consumer's owner name. Watermark messages of other owners are ignored.
+            watermarks: recognizes this consumer's own watermark messages. All others are ignored and counted.
             counts: counts folded events by outcome, and refused messages by reason.
 
         Returns:
@@ -249,7 +251,10 @@ class OwnedPartition:
                 pending.bad.append((delivery, _too_large(delivery)))
                 continue
             if is_marker(delivery.body):
-                self.watermark_at = max(self.watermark_at, watermark_of(delivery.body, owner))
+                sent_at = watermarks.sent_at(self.number, delivery.body)
+                if sent_at == -math.inf and may_be_watermark(delivery.body):
+                    counts.foreign_watermarks += 1
+                self.watermark_at = max(self.watermark_at, sent_at)
                 pending.caught_up_at = self.watermark_at
                 if delivery.body == QUEUE_BEGAN:
                     pending.lost_queue = self.lose_queue()

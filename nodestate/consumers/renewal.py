@@ -40,7 +40,7 @@ class Renewal:
         self._owned = owned
         """The partitions to renew."""
         self._storage = storage
-        """Gives the stores of the partitions, and the owner's name."""
+        """Gives the stores of the partitions."""
         self._session = session
         """Sends watermark messages."""
         self._failures = failures
@@ -65,7 +65,7 @@ class Renewal:
         if now < self.due_at:
             return
         self.due_at = now + self._config.renew_s
-        if not self._session.send_watermarks(self._storage.owner, now):
+        if not self._session.send_watermarks(now):
             return
         work: dict[DesignOfPartition, tuple[Store, Steps[bool]]] = {}
         for partition in self._owned:

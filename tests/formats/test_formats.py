@@ -9,6 +9,7 @@ purpose, its version rises, and a new pair of files is added.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -22,7 +23,7 @@ from msgspec import UNSET
 from nodestate import Reader
 from nodestate.broker.resyncs import decode_resync, encode_resync
 from nodestate.config import Config
-from nodestate.consumers.watermarks import watermark_message, watermark_of
+from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.designs.control import CONTROL
 from nodestate.journal import format as journal
 from nodestate.model import fold, parse_event
@@ -121,12 +122,15 @@ def test_every_kind_of_value_of_memcached_is_among_them() -> None:
     assert set(CODECS) == {kind for kind, *_ in VALUES}
 
 
-def test_control_messages_of_consumers_are_the_same_bytes() -> None:
-    """The activation message and the watermark message that a consumer sends through its own queue."""
+def test_markers_of_an_earlier_version_are_recognized() -> None:
+    """A consumer sends both through its own queue. A watermark message of a former owner is ignored."""
     bodies = {item["kind"]: bytes.fromhex(item["body"]) for item in WRITTEN["messages"]}
     assert bodies["activation"] == ACTIVATION
-    assert bodies["watermark"] == watermark_message("host:1", 12.5)
-    assert watermark_of(bodies["watermark"], "host:1") == 12.5
+    assert is_marker(bodies["watermark"])
+    assert Watermarks(b"key").sent_at(0, bodies["watermark"]) == -math.inf
+    ours = Watermarks(b"key").message(0, 12.5).removeprefix(ACTIVATION).decode()
+    sender, _, _ = ours.partition(" ")
+    assert sender == "12.5", "an earlier version takes the time for the name of another owner"
 
 
 @pytest.mark.parametrize(
