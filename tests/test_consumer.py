@@ -73,6 +73,8 @@ INVALID: list[tuple[str, bytes | dict[str, Any]]] = [
     ("undecodable", b"\xc1"),
     ("undecodable", b"\x81\xa4kind"),
     ("wrong-type", b"7"),
+    ("wrong-type", {"generation": 1e300}),
+    ("unknown-version", {"v": -1e300}),
     ("too-large", b"\x00" * (MAX_EVENT_BYTES + 1)),
     ("unknown-version", {"v": 2}),
     ("bad-name", {"node": "a b"}),

@@ -13,6 +13,7 @@ from nodestate.model.json_values import require_json_value
 from nodestate.model.limits import (
     FORMAT_VERSION,
     MAX_CLOCK_AHEAD_S,
+    MAX_COUNTER,
     MAX_EVENT_BYTES,
     MAX_NODE_NAME_CHARS,
     MIN_CLOCK_S,
@@ -138,7 +139,7 @@ def _parse_open_event(raw: bytes) -> Event:
         fields = _decode_fields(raw)
         for name in _COUNTERS & fields.keys():
             value = _decode_value(fields[name])
-            if type(value) is float and value.is_integer():
+            if type(value) is float and value.is_integer() and abs(value) <= MAX_COUNTER:
                 fields[name] = msgspec.Raw(_encode(int(value)))
         event = _decode_open_event(_encode(fields))
         known = {"kind", *event.__struct_fields__}

@@ -13,11 +13,7 @@ from nodestate.broker.virtual.memory import MemoryTransport
 from tests.fuzz.mutation import mutated
 
 CHANNEL: Final[Any] = kombu.Connection("memory://", transport=MemoryTransport).channel()
-ENVELOPE: Final = {
-    **envelope_of(b"body", "queue"),
-    "content-type": "application/x-msgpack",
-    "content-encoding": "binary",
-}
+ENVELOPE: Final = {**envelope_of(b"body", "queue"), "content-type": "text/plain", "content-encoding": "binary"}
 
 
 def run(data: Random) -> bool:

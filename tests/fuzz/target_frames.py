@@ -16,9 +16,8 @@ from nodestate.model.limits import CUT_BODY_BYTES, MAX_BODY_BYTES
 from tests.fuzz.mutation import mutated_bytes
 from tests.hostile_messages import PROPERTIES, short_text, table, with_headers
 
-HEADERS: Final = dumps("F", [{"reason": "clock", "detail": "d", "partition": 3, "at": 1_763_787_600, "x": {"y": [1]}}])[
-    4:
-]
+LETTER: Final = {"reason": "clock", "detail": "d", "partition": 3, "at": 1_763_787_600, "x": {"y": [1]}}
+HEADERS: Final = dumps("F", [LETTER])[4:]
 TYPES: Final = b"SsxbBUuIiLlfdDFAtTV?"
 ALL_FLAGS: Final = 0xFFFC
 

@@ -1,4 +1,4 @@
-"""Orders, answers, presences and resync requests: an agent and a scheduler carry them out, or refuse them, and go on."""
+"""Orders, answers, presences and resync requests: an agent or a scheduler acts on them, or refuses them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,7 @@ BUILD: Final[dict[str, Any]] = {
 END: Final[dict[str, Any]] = {**ADDRESS, "kind": "end", "of": ""}
 PRESENCE: Final[dict[str, Any]] = {"kind": "presence", "node": "n1", "incarnation": 7, "life": "l", "host": "h"}
 RESYNC: Final[dict[str, Any]] = {"nodes": ["n1"], "partitions": [0], "layout": 8, "jitter_s": 2.5, "census": "q"}
-ANSWER: Final[dict[str, Any]] = {
-    "id": "o",
-    "node": "n",
-    "instance": "i",
-    "incarnation": 7,
-    "generation": 2,
-    "refused": "",
-}
+ANSWER: Final[dict[str, Any]] = {"id": "o", "node": "n", "instance": "i", "incarnation": 7, "generation": 2}
 
 
 def run(data: Random) -> bool:
