@@ -168,7 +168,7 @@ def terminate(run: Run, instances: tuple[str, ...], timeout: float, max_age: flo
     """Terminate each INSTANCE on all nodes that report it, and wait until no node reports it.
 
     Exit code 1 if no node reports one of the instances (then none is terminated), or if a node still reports one after
-    --timeout.
+    --timeout. If a node left with one of them, the error names the command that forgets the node.
 
     JSON: {"instances": [{"instance", "nodes"}]}.
     """

@@ -8,7 +8,7 @@ partitioning.py.
 from __future__ import annotations
 
 from nodestate.model.event import Change, Event, Heartbeat, Leave, Report, check_clock, parse_event
-from nodestate.model.event_fold import Folded, FoldOutcome, fold
+from nodestate.model.event_fold import Folded, FoldOutcome, fold, has_left
 from nodestate.model.event_json import check_event, event_from_json
 from nodestate.model.fields import (
     STATUSES,
@@ -95,6 +95,7 @@ __all__ = [
     "columns_of",
     "event_from_json",
     "fold",
+    "has_left",
     "merge_patch",
     "parse_event",
     "parse_state",

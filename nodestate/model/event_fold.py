@@ -182,6 +182,11 @@ def _has_left(fields: dict[str, msgspec.Raw]) -> bool:
     return isinstance(ours, dict) and LEFT_AT in ours
 
 
+def has_left(record: NodeRecord) -> bool:
+    """True if a node has left, but is still known because it has allocations. No agent carries out orders there."""
+    return record.live and record.status == "down" and _has_left(_decode_shallow(record.rest))
+
+
 def _holds_allocations(fields: dict[str, msgspec.Raw]) -> bool:
     """True if a state, whose fields are encoded, has an allocation."""
     return bytes(fields.get("allocations", _EMPTY_MAP)) != _EMPTY_MAP

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+import msgspec
+
 from nodestate.errors import NotFoundError, StaleViewError
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders import Termination
@@ -53,8 +55,9 @@ class Terminations:
         Raises:
             NotFoundError: If no node reports one of the instances. No instance has been ended.
             StaleViewError: If no view is fresh enough. No instance has been ended.
-            TimeoutError: If views still show an instance after ``timeout_s`` seconds. Later steps send the orders
-                again.
+            TimeoutError: If views still show an instance after ``timeout_s`` seconds; later steps send the orders
+                again. Or if a node that left has one of the instances, as soon as no other node has it: the message
+                tells how to forget that node.
         """
         session, fleet = self._session, self._session.fleet
         session.refresh()
@@ -65,6 +68,8 @@ class Terminations:
         if missing:
             raise NotFoundError("instance", f"no node reports {', '.join(missing)}; no instance was terminated")
         terminations = self._terminate([(node, instance) for instance, found in nodes.items() for node in found])
+        left = [one for one in terminations if session.orders.terminations.is_on_node_that_left(one)]
+        terminations = [one for one in terminations if one not in left]
         try:
             session.run(lambda: self._is_none_shown(terminations), timeout_s)
         except TimeoutError as error:
@@ -77,7 +82,28 @@ class Terminations:
                 f"views still show {', '.join(still_shown) or 'the instances'} {timeout_s:g} s after the termination; "
                 "if an agent is down, terminate its instances again when it is up"
             ) from error.__cause__
+        if left:
+            raise TimeoutError(
+                f"{left[0].instance} stays on {left[0].node}, which left with it: no agent carries out orders there; "
+                f"if the instances of {left[0].node} no longer run, forget the node: "
+                f"echo '{self._forgetting_event(left[0].node)}' | nodestate publish -"
+            )
         return nodes
+
+    def _forgetting_event(self, node: str) -> str:
+        """Return the event, as JSON, after which a node that left is gone from views."""
+        fleet = self._session.fleet
+        incarnation, generation = fleet.version[fleet.rows[node]]
+        event = {
+            "v": 1,
+            "kind": "change",
+            "node": node,
+            "incarnation": incarnation,
+            "generation": generation + 1,
+            "reported_at": int(self._session.clock.time()),
+            "patch": {"allocations": None},
+        }
+        return msgspec.json.encode(event).decode()
 
     def _terminate(self, instances: Sequence[tuple[str, str]]) -> list[Termination]:
         """Order agents to end these instances, as (node, instance), and drop their claims. Returns the terminations."""

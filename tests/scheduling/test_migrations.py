@@ -6,12 +6,15 @@ import pytest
 
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import NotFoundError
+from nodestate.model import event_from_json
+from nodestate.model.partitioning import bucket_of
 from nodestate.scheduling.claims import UNSURE_S
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.orders.boot import Boot, Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S, Termination
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.reservations import Confirmed
+from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, wanted
 
@@ -379,6 +382,51 @@ def test_an_instance_of_a_node_that_left_keeps_its_id_and_is_evacuated() -> None
     assert isinstance(moved, Booted)
     assert moved.node != node
     assert not cell.overcommitments
+
+
+def evacuated_cell() -> tuple[SchedulingCell, list[SchedulerProcess], str]:
+    """Return a cell, its schedulers, and a node that left with instance i, which was evacuated since."""
+    cell, processes = cell_of()
+    node = boot(processes[0].scheduler, "i").node
+    cell.agent._leave(node)
+    cell.agent._stop_listening_for(node)
+    cell.run_for(3.0)
+    processes[0].scheduler.refresh()
+    [moved] = processes[0].scheduler.migrations.evacuate(node)
+    assert isinstance(moved, Booted)
+    return cell, processes, node
+
+
+def test_no_scheduler_sends_orders_to_a_node_that_left() -> None:
+    """Regression: its copy of an evacuated instance stays in views, and all schedulers ended it for ever."""
+    cell, _, node = evacuated_cell()
+    sent: list[str] = []
+    arrive = cell.broker.transit.arrive
+
+    def note(message: TransitMessage) -> None:
+        if message.kind == "order" and message.to == node:
+            sent.append(node)
+        arrive(message)
+
+    cell.broker.transit.arrive = note  # type: ignore[method-assign]  # to look on
+    cell.run_for(120.0)
+    assert sent == []
+
+
+def test_an_instance_of_a_node_that_left_is_terminated_when_the_node_is_forgotten() -> None:
+    """Regression: the command waited, and told the operator to wait for the agent. Now it names the remedy at once."""
+    cell, (process, _), node = evacuated_cell()
+    began_at = cell.clock.monotonic()
+    with pytest.raises(TimeoutError, match=f"i stays on {node}, which left with it: .* forget the node: echo") as told:
+        process.scheduler.terminations.terminate_everywhere(["i"])
+    assert cell.clock.monotonic() - began_at < 30.0
+    assert "i" not in [name for name, nodes in cell.nodes_by_instance().items() if nodes != [node]]
+    event = str(told.value).partition("echo '")[2].partition("'")[0]
+    cell.sink.publish(bucket_of(node), event_from_json(event), lambda _confirmed: None)
+    cell.run_for(3.0)
+    assert node not in process.scheduler.refresh().nodes
+    with pytest.raises(NotFoundError):
+        process.scheduler.terminations.terminate_everywhere(["i"])
 
 
 def test_an_evacuated_instance_stays_on_its_new_node_when_the_old_node_returns() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nodestate.model import NodeRecord
+from nodestate.model import NodeRecord, has_left
 from nodestate.scheduling.fleet.placement_fields import hints_of_allocations
 from nodestate.view.view import View
 
@@ -22,6 +22,11 @@ class NodeReports:
     def record(self, row: int) -> NodeRecord | None:
         """Return the record of a row's node in the last view; None if the view does not have the node."""
         return self.view.nodes.record(self._names[row]) if self.view is not None else None
+
+    def has_left(self, row: int) -> bool:
+        """Return whether a row's node has left, but is still known because it has allocations."""
+        record = self.record(row)
+        return record is not None and has_left(record)
 
     def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown."""

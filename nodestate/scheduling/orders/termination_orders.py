@@ -131,8 +131,17 @@ class TerminationOrders:
         self._send(shown)
 
     def is_any_shown(self, terminations: Iterable[Termination]) -> bool:
-        """Return whether the last view still shows an allocation that one of these terminations is to end."""
-        return any(map(self._still_shown, terminations))
+        """Return whether the last view still shows an allocation that one of these terminations is to end.
+
+        Allocations of nodes that left do not count, because they stay until the node is forgotten.
+        """
+        shown = (one for termination in terminations for one in self._still_shown(termination))
+        return not all(map(self.is_on_node_that_left, shown))
+
+    def is_on_node_that_left(self, termination: Termination) -> bool:
+        """Return whether the node of a termination has left, so that its allocations stay until it is forgotten."""
+        row = self._fleet.rows.get(termination.node)
+        return row is not None and self._fleet.reports.has_left(row)
 
     def add_unseen_build(self, order: Build, version: Version) -> None:
         """Remember that an agent built an instance that no view has shown.
@@ -179,4 +188,11 @@ class TerminationOrders:
         return self._fleet.version[row] if row is not None else NEVER
 
     def _send(self, terminations: Iterable[Termination]) -> None:
-        self._sender.send([self._sender.end_order(one.node, one.instance, one.order_id) for one in terminations])
+        """Send ``End`` for each of these terminations, except on nodes that left: no agent receives orders there."""
+        self._sender.send(
+            [
+                self._sender.end_order(one.node, one.instance, one.order_id)
+                for one in terminations
+                if not self.is_on_node_that_left(one)
+            ]
+        )
