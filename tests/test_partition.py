@@ -148,7 +148,7 @@ def test_a_handover_that_does_not_fit_into_a_commit_is_a_dead_letter(partition: 
     pending = take(partition, body)
     if pending.batch.events:  # the handover waits for the next batch
         assert partition.records[0].state() == {"zone": "before"}
-        pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, "owner", EventCounts())
+        pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, WATERMARKS, EventCounts())
     assert [(delivery.body, error.reason) for delivery, error in pending.bad] == [(body, "too-large")]
     assert pending.batch.events == ()
     assert take(partition, event("report", 9_000, state={"zone": "good"})).bad == []
