@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from nodestate.agent.incarnation import IncarnationLock, next_incarnation, state_directory
 from nodestate.cli.doctor.agent_checks import examine_incarnations
@@ -39,6 +40,17 @@ def test_a_clock_that_was_set_back_still_gives_a_larger_incarnation(tmp_path: Pa
     """Otherwise consumers would drop all reports of the agent as older ones until its clock has caught up."""
     last = next_incarnation(tmp_path, "compute-1", NOW)
     assert next_incarnation(tmp_path, "compute-1", NOW - 86_400) == last + 1
+
+
+def test_an_agent_names_the_file_at_its_start_if_it_once_began_with_its_clock_ahead(tmp_path: Path) -> None:
+    """V5: a smaller number could be ignored for ever, by consumers whose clocks were ahead, too."""
+    next_incarnation(tmp_path, "compute-1", NOW + 3 * 86_400)
+    with capture_logs() as logs:
+        next_incarnation(tmp_path, "compute-1", NOW)
+        next_incarnation(tmp_path, "compute-2", NOW)
+    [error] = logs
+    assert (error["log_level"], error["file"]) == ("error", str(tmp_path / "compute-1.incarnation"))
+    assert "delete the file" in error["event"]
 
 
 def test_doctor_names_the_file_of_an_agent_that_once_began_with_its_clock_ahead(tmp_path: Path) -> None:

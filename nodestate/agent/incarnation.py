@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import msgspec
+import structlog
 
 from nodestate.agent.atomic_file import write_atomically
 from nodestate.config import Config
@@ -80,6 +81,15 @@ class IncarnationLock:
             self.incarnation = max(int(now), 1, self._last(name) + 1)
             """The number of this incarnation."""
             self._write(name)
+            if self.incarnation > now + MAX_CLOCK_AHEAD_S:
+                structlog.get_logger("nodestate.agent").error(
+                    "consumers refuse the events of this agent: it once began with its clock ahead, and each later "
+                    "incarnation is larger; if the clock is right now, stop the agent, delete the file, and start it "
+                    "again",
+                    file=str(self._file),
+                    incarnation=self.incarnation,
+                    ahead_s=round(self.incarnation - now),
+                )
         except OSError as error:
             self.close()
             raise ConfigError(
@@ -159,7 +169,9 @@ def files_ahead(directory: Path, now: float) -> list[tuple[Path, int]]:
     """Return the files in ``directory`` whose incarnations consumers refuse, because they are too far ahead of ``now``.
 
     An agent once began while the clock of this machine was ahead. Each later incarnation is one more, so it is refused,
-    too. The agent can't tell this from a clock that was set back, after which only a larger number is accepted.
+    too. The agent can't tell this from a clock that was set back, after which only a larger number is accepted. Nor can
+    it know whether a consumer whose clock was ahead, too, has accepted one of these incarnations: the consumers would
+    then ignore all smaller ones for ever. So an operator decides, and deletes the file.
 
     Args:
         directory: where agents store their incarnations. It need not exist.
