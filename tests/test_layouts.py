@@ -539,9 +539,6 @@ def test_a_member_leaves_a_layout_even_while_the_broker_is_away() -> None:
         def open(self, partitions: int) -> Source:
             return world.broker.source(range(partitions), layout=partitions)
 
-        def delete(self, _partitions: int) -> bool:
-            raise BrokerUnavailableError("broker", "away")
-
         def found(self) -> list[int]:
             raise BrokerUnavailableError("broker", "away")
 

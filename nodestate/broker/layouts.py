@@ -36,7 +36,7 @@ class KombuLayouts:
         return KombuSource(self._with_partitions(partitions), first, standby, self._clock)
 
     def delete(self, partitions: int, *, unseen: bool = False) -> bool:
-        """Delete the queues of a layout with the messages that wait in them; see ``ports.Layouts``.
+        """Delete the queues of a layout with the messages that wait in them, by the word of an operator.
 
         Returns False, and deletes nothing, if a queue has a consumer. Redis and ``memory://`` cannot count consumers:
         there it deletes only with ``unseen``, by which the caller states that the queues have no consumers.

@@ -11,7 +11,7 @@ from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control, record_from_settings
-from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.control_store import ControlStore, Copy, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
 from nodestate.errors import NodestateError
@@ -68,15 +68,19 @@ def read_control(config: Config, designs: Iterable[str] = ()) -> Control:
         config: Settings of the cell.
         designs: Look in the stores of these designs only; empty: in all stores that the settings name.
     """
+    return newest(read_copies(config, designs)) or record_from_settings(config, 0.0)
+
+
+def read_copies(config: Config, designs: Iterable[str] = ()) -> list[Copy]:
+    """Return the copies of the control record in the stores; empty if the settings name no store. Args as above."""
     places = [parse_stored_design(name, config.partitions).design for name in designs] or configured(config)
     if not places:
-        return record_from_settings(config, 0.0)
+        return []
     stores = open_stores(config, SystemClock(), places)
     try:
-        control = newest(ControlStore(config.cell, stores).read())
+        return ControlStore(config.cell, stores).read()
     finally:
         stores.close()
-    return control or record_from_settings(config, 0.0)
 
 
 def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:

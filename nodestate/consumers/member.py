@@ -93,7 +93,7 @@ class Member:
         """Seeds each consumer's random numbers."""
         self._name = name
         """First part of the consumers' owner names."""
-        self._control_store = ControlStore(config.cell, stores)
+        self._control_store = ControlStore(config.cell, stores, clock)
         """All stored copies of the control record."""
         self._seed_layouts: dict[StoredDesign, SeedLayout] = {}
         """Readers of the designs from which other layouts begin; empty while there is only one layout."""
@@ -153,14 +153,14 @@ class Member:
         """
         copies = self._control_store.read()
         for copy in copies:
-            if copy.error is not None:
-                self._transitions.failing(f"control record at {copy.store.name}", str(copy.error))
+            if copy.error is not None or copy.invalid:
+                self._transitions.failing(f"control record at {copy.store.name}", str(copy.error or copy.invalid))
             else:
                 self._transitions.recovered(f"control record at {copy.store.name}")
         known = newest(copies)
         if known is None and self.control is None:
-            if any(copy.error for copy in copies):
-                return  # the store that does not answer may have the record
+            if any(copy.error or copy.may_be_right for copy in copies):
+                return  # the store that does not answer may have the record, or an invalid record may be right
             known = record_from_settings(self.config, self._clock.time())
             first = copies[0].store.name
             try:
@@ -225,7 +225,7 @@ class Member:
             for one in written
         }
         for partitions in self.consumers.keys() - layouts.keys():
-            self._retire_layout(partitions)
+            self._retire_layout(partitions, control.reads.partitions)
         for partitions, designs in layouts.items():
             consumer = self.consumers.get(partitions)
             if consumer is None:
@@ -258,15 +258,19 @@ class Member:
             stats=self.stats,
         )
 
-    def _retire_layout(self, partitions: int) -> None:
-        """Stop consuming a layout, delete its stored state, and delete its queues if no other member consumes them.
+    def _retire_layout(self, partitions: int, used: int) -> None:
+        """Stop consuming a layout, delete its stored state, and set its queues aside if no other member consumes them.
 
-        Queues that stayed would fill without end. ``nodestate design retire`` deletes the queues as well, because the
-        last member may have died.
+        Queues that stayed bound would fill without end. Queues in which messages wait are not deleted: another program
+        may have written the control record. Only the operator's ``nodestate design retire`` deletes them.
 
         An operator may take the layout back into use at any time, so the control record is read again before each of
         the two deletions. If the record names the layout again, nothing more is deleted, and this member consumes the
         layout again after its next reading of the record.
+
+        Args:
+            partitions: the layout, named by its number of partitions.
+            used: number of partitions of the layout that readers use.
         """
         if self._is_used(partitions):
             return
@@ -274,11 +278,11 @@ class Member:
         if self._is_used(partitions):
             return
         try:
-            deleted = self._layouts.delete(partitions)
+            waiting = self._layouts.set_aside(partitions, used)
         except BrokerUnavailableError as error:
             self._log.warning("could not delete the queues of a layout", layout=partitions, reason=str(error))
         else:
-            self._log.info("stopped consuming a layout", layout=partitions, deleted=deleted)
+            self._log.info("stopped consuming a layout", layout=partitions, waiting=waiting)
 
     def _is_used(self, partitions: int) -> bool:
         """True if the stored control record says to write the layout of ``partitions`` partitions."""

@@ -28,30 +28,38 @@ not allowed raises ``DesignStepError``.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
-from nodestate.config import Config
+from nodestate.config import DESIGN_NAMES, Config
 from nodestate.designs.stored_design import StoredDesign, display_names
 from nodestate.errors import DesignStepError
+from nodestate.model import MAX_CLOCK_AHEAD_S
+from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.store.wire import Codec
+
+MAX_VERSION: Final = 2**53
+MAX_DESIGNS_COUNT: Final = 64
+"""Designs in one list of a record."""
+MAX_SAID_BY_CHARS: Final = 1_000
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True):
     """The control record of a cell."""
 
-    version: int
+    version: Annotated[int, Meta(ge=0, le=MAX_VERSION)]
     """Rises with each change."""
-    writes: tuple[StoredDesign, ...]
+    writes: Annotated[tuple[StoredDesign, ...], Meta(min_length=1, max_length=MAX_DESIGNS_COUNT)]
     """The designs that consumers write."""
     reads: StoredDesign
     """The design that readers read."""
     former: StoredDesign | None = None
     """The design that readers read before the last cutover, to which a rollback returns; None if there is none."""
-    said_by: str = ""
+    said_by: Annotated[str, Meta(max_length=MAX_SAID_BY_CHARS)] = ""
     """Name of the operator or consumer that made the last change. For people."""
-    leaving: tuple[StoredDesign, ...] = ()
+    leaving: Annotated[tuple[StoredDesign, ...], Meta(max_length=MAX_DESIGNS_COUNT)] = ()
     """Retired designs that were the last of their layouts, and whose queues and epochs may still exist.
 
     Consumers write such a design until the design that readers read is complete.
@@ -75,7 +83,41 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
         return display_names([*self.writes, *self.leaving])
 
 
-CONTROL: Final = Codec(Control)
+def _require_consistent(control: Control) -> None:
+    named = (*control.writes, control.reads, *((control.former,) if control.former else ()), *control.leaving)
+    for stored in named:
+        if not 1 <= stored.partitions <= BUCKETS_COUNT:
+            raise ValueError(f"a layout of {stored.partitions} partitions: there are 1 to {BUCKETS_COUNT}")
+    if control.reads not in control.writes:
+        raise ValueError("readers read a design that consumers do not write")
+    if len(set(control.writes)) != len(control.writes):
+        raise ValueError("a design is written twice")
+    if not control.said_by.isprintable():
+        raise ValueError(f"the name of its author is {control.said_by!a:.80}")
+
+
+CONTROL: Final = Codec(Control, _require_consistent)
+
+
+def doubt_about(control: Control, wall: float) -> str:
+    """Return why a decoded record must not be followed, although it may be right; empty if there is no reason.
+
+    A design that this version does not know may be one of a later version. A version far in the future may be right if
+    the clock of this machine is wrong.
+
+    Args:
+        control: the record.
+        wall: the present time, in seconds since 1970.
+    """
+    for stored in (*control.writes, *control.leaving, control.former or control.reads):
+        if stored.design not in DESIGN_NAMES:
+            return f"version {control.version} names the design {stored.design!a:.40}, which this version does not know"
+    if control.version > wall + MAX_CLOCK_AHEAD_S:
+        return (
+            f"version {control.version} counts seconds since 1970, and is {control.version - wall:,.0f} s ahead of the "
+            "clock of this machine"
+        )
+    return ""
 
 
 def record_from_settings(config: Config, wall: float) -> Control:

@@ -3,6 +3,10 @@
 One store decides about changes, by compare-and-swap: the database if there is one, otherwise the first memcached
 server. Every other store has a copy, so a reader finds the record in the store from which it reads its design.
 
+A copy that is damaged counts as missing, and so does a copy that this version must not follow (``doubt_about``): an
+unknown design, or a version so far in the future that no change could follow it. Consumers that know the record replace
+such a copy, and log it.
+
 The cell never goes back to an older record. Of several copies, the one with the highest version is used. Consumers keep
 the record in memory, and with each renewal they write it to every store whose copy is missing or older. So memcached
 may lose the record: after one renewal it has the record again (docs/adr/0015).
@@ -13,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nodestate.designs.control import CONTROL, Control
+from nodestate.designs.control import CONTROL, Control, doubt_about
 from nodestate.errors import ControlLostError, CorruptItemError, StoreError, StoreFullError
-from nodestate.ports import Item, Put, Store, Write, WriteStatus
+from nodestate.ports import Clock, Item, Put, Store, SystemClock, Write, WriteStatus
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.round_trips import Step, Steps, Stores
 
 
@@ -27,11 +32,15 @@ class Copy:
     store: Store
     """The store."""
     control: Control | None = None
-    """The record; None if the store has none or does not answer."""
+    """The record; None if the store has none that may be followed, or does not answer."""
     cas: int = 0
     """CAS id of the stored item; 0 if there is none."""
     error: StoreError | None = None
     """Why the store did not answer; None if it did."""
+    invalid: str = ""
+    """Why the stored record counts as none; empty if it is valid or missing."""
+    may_be_right: bool = False
+    """True for an invalid record that another version of nodestate, or another clock, may accept."""
 
 
 def newest(found: Sequence[Copy]) -> Control | None:
@@ -44,16 +53,22 @@ def newest(found: Sequence[Copy]) -> Control | None:
     return max(records, key=lambda control: control.version, default=None)
 
 
-def fetch_record(cell: str) -> Steps[Control | None]:
-    """Fetch the control record from one store. A reader does this in the same round trip as its heads."""
+def fetch_record(cell: str, wall: float) -> Steps[Control | None]:
+    """Fetch the control record from one store. A reader does this in the same round trip as its heads.
+
+    ``wall`` is the present time, in seconds since 1970. Returns None if the store has no valid record.
+    """
     key = keys.control(cell)
-    return _record_in((yield Step(fetch=[key])).items.get(key))
+    item = (yield Step(fetch=[key])).items.get(key)
+    return _valid_record(key, item, wall)[0] if item is not None else None
 
 
 class ControlStore:
     """The control record in all stores of a cell. The first store decides."""
 
-    def __init__(self, cell: str, stores: Stores) -> None:
+    def __init__(self, cell: str, stores: Stores, clock: Clock | None = None) -> None:
+        # Wall-clock time, to recognize versions far in the future.
+        self._clock = clock or SystemClock()
         # The record's key, the same in every store.
         self._key = keys.control(cell)
         # All stores of the cell; the first decides.
@@ -134,7 +149,10 @@ class ControlStore:
             item = store.fetch([self._key]).get(self._key)
         except StoreError as error:
             return Copy(store, error=error)
-        return Copy(store, _record_in(item), item.cas if item is not None else 0)
+        if item is None:
+            return Copy(store)
+        control, invalid, may_be_right = _valid_record(self._key, item, self._clock.time())
+        return Copy(store, control, item.cas, invalid=invalid, may_be_right=may_be_right)
 
     def _put(self, copy: Copy, control: Control) -> bool:
         """Replace one copy by compare-and-swap. Returns True if the record is stored.
@@ -154,9 +172,14 @@ class ControlStore:
         return written.status is WriteStatus.STORED
 
 
-def _record_in(item: Item | None) -> Control | None:
-    """Return the record in a stored item; None if there is no item or it is corrupt."""
+def _valid_record(key: str, item: Item, wall: float) -> tuple[Control | None, str, bool]:
+    """Return the record in a stored item. If it is invalid: None, the reason, and whether it may be right elsewhere."""
     try:
-        return CONTROL.unpack(item.value) if item is not None else None
-    except CorruptItemError:
-        return None
+        control = CONTROL.unpack(item.value)
+    except CorruptItemError as error:
+        DAMAGE.report(key, str(error))
+        return None, str(error), False
+    if doubt := doubt_about(control, wall):
+        DAMAGE.report(key, doubt)
+        return None, doubt, True
+    return control, "", False

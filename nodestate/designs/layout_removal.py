@@ -26,7 +26,7 @@ def delete_queues(partitions: int, control: Control, delete: Callable[[int], boo
     Args:
         partitions: the layout, named by its number of partitions.
         control: the control record, read a moment ago.
-        delete: deletes the queues of a layout (``ports.Layouts.delete``).
+        delete: deletes the queues of a layout (``KombuLayouts.delete``).
 
     Returns:
         True if the queues are deleted, or if the record does not list the layout as retired, so that nothing is to be

@@ -181,7 +181,8 @@ class Reader:
         work: dict[int, tuple[Store, Steps[Any]]] = {**live.work(with_life=with_life)}
         if not self._pinned:  # fetch the record together with the heads, in the same round trip
             servers = {id(store): store for store in live.stores}
-            work |= {-n: (store, fetch_record(self.config.cell)) for n, store in enumerate(servers.values(), 1)}
+            wall = self._clock.time()
+            work |= {-n: (store, fetch_record(self.config.cell, wall)) for n, store in enumerate(servers.values(), 1)}
         results = run(work)
         live.note_errors({p: results[p] for p in range(len(live.followers))})
         records = [found for found in results.values() if isinstance(found, Control)]
@@ -209,7 +210,8 @@ class Reader:
             with suppress(ConfigError):  # the store's driver is not installed, so that store's copy cannot be read
                 self._reach(name)
         asked = {id(store): store for store in self._stores.everywhere if store not in self._live.stores}
-        found = run({key: (store, fetch_record(self.config.cell)) for key, store in asked.items()})
+        wall = self._clock.time()
+        found = run({key: (store, fetch_record(self.config.cell, wall)) for key, store in asked.items()})
         return [one for one in found.values() if isinstance(one, Control)]
 
     def _reach(self, design: str) -> None:

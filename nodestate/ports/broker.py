@@ -99,13 +99,6 @@ class Layouts(Protocol):
     def open(self, partitions: int) -> Source:
         """Connect to this consumer's share of a layout."""
 
-    def delete(self, partitions: int) -> bool:
-        """Delete the queues of a layout with the messages in them, of which every other layout has a copy.
-
-        Returns False, and deletes nothing, if a consumer reads one of the queues or the transport cannot tell. Raises
-        ``BrokerUnavailableError``.
-        """
-
     def found(self) -> list[int]:
         """Return all layouts that have queues at the broker, also layouts that were set aside.
 

@@ -499,11 +499,6 @@ class SimulatedMember:
         self.sources[partitions] = MortalSource(self._cell.broker.source(first, standby, partitions))
         return self.sources[partitions]
 
-    def delete(self, partitions: int) -> bool:
-        """See ``ports.Layouts``."""
-        del self.sources[partitions]
-        return self._cell.broker.delete(partitions)
-
     def found(self) -> list[int]:
         """See ``ports.Layouts``."""
         return self._cell.broker.found()
@@ -511,6 +506,8 @@ class SimulatedMember:
     def set_aside(self, partitions: int, used: int) -> int:
         """See ``ports.Layouts``."""
         self._cell.broker.check_running()
+        if partitions not in self.runs.consumers:
+            self.sources.pop(partitions, None)
         return self._cell.broker.set_aside(partitions, used)
 
     def step(self, plan: Plan = all_well, *, dies: bool = False) -> None:

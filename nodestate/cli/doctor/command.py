@@ -13,10 +13,10 @@ from rich.text import Text
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.agent_checks import examine_agents
 from nodestate.cli.doctor.broker_checks import examine_broker, examine_unnamed_layouts
-from nodestate.cli.doctor.design_checks import examine_design
+from nodestate.cli.doctor.design_checks import examine_copies, examine_design
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.store_checks import examine_database, examine_store
-from nodestate.cli.inspection import CellInspector, read_control, selected_designs
+from nodestate.cli.inspection import CellInspector, read_control, read_copies, selected_designs
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
@@ -73,6 +73,7 @@ def _print(run: Run, finding: Finding) -> None:
 
 def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(stored.partitions for stored in designs))
+    yield from examine_copies(config.cell, read_copies(config, [stored.design for stored in designs]))
     yield from _findings_or_error("broker", lambda: examine_broker(config, layouts))
     yield from _findings_or_error("queues", lambda: examine_unnamed_layouts(config, control, layouts))
     for one in control.leaving:

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
 from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus
 from nodestate.config import Config
+from nodestate.designs.control_store import Copy
+from nodestate.store import keys
+
+
+def examine_copies(cell: str, copies: Sequence[Copy]) -> Iterator[Finding]:
+    """Name the stores whose copy of the control record is invalid."""
+    for copy in copies:
+        if copy.invalid:
+            says = f"its copy of the control record counts as missing: {copy.invalid}"
+            advice = (
+                "consumers that know the record replace the copy within seconds. If none does, and the copy may be "
+                "right, upgrade nodestate or set the clock of this machine; otherwise delete the key "
+                f"{keys.control(cell)} there"
+            )
+            yield Finding(FAIL, f"store {copy.store.name}", says, advice)
 
 
 def examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
