@@ -74,9 +74,18 @@ def test_no_reply_of_a_server_that_was_frozen_makes_an_item_look_younger_than_it
         age_s = LEASE_S - (until - said - lag_s) + 1
         assert moment - age_s <= written_at
         if replied_at == moment and said >= reader.at(moment) - 1 and writer.for_writers_at(0.0) == writer.at(0.0):
-            assert age_s <= 3.0 + 2 + 2 * MARGIN_S, "an item looks older than rounding explains"
+            assert age_s <= 3.0 + TICK_S + 2 + MARGIN_S, "an item looks older than rounding explains"
         moment = replied_at
         writer.observe(moment, moment, server.reply_at(moment, before_the_tick=False)[1])
+
+
+def test_client_that_asks_only_while_the_server_is_late_does_not_take_that_for_the_difference() -> None:
+    """I5 (V1): the best observation of a window counts, and in some windows there may be no good one."""
+    clock = ServerClock()
+    clock.observe(5.0, 5.0, 5)
+    for moment, said in ((70.0, 67), (140.0, 137), (210.0, 207)):  # each time frozen for the last three seconds
+        assert clock.observe(moment, moment, said) == 3
+    assert clock.at(300.0) == 300.0
 
 
 class Jumping:

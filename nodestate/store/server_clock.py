@@ -79,7 +79,9 @@ class ServerClock:
             self._ahead_before_s = max(self._ahead_before_s, self._ahead_s)
             self._ahead_s = min(self._ahead_s, said - received_at)
             self._window_from = min(self._window_from, received_at + RESET_S - WINDOW_S)
-        if received_at > self._window_from + WINDOW_S:
+        # A client that happens to ask only while the server is late must not take its lateness for the difference.
+        is_late = sent_at + self._ahead_s - said > TICK_S + MARGIN_S
+        if received_at > self._window_from + WINDOW_S and not is_late:
             self._ahead_before_s, self._ahead_s, self._window_from = self._ahead_s, -math.inf, received_at
         self._ahead_s = max(self._ahead_s, said - received_at)
         self._asked_at, self._said, self._behind_s = sent_at, said, 0.0

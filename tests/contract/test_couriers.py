@@ -101,8 +101,9 @@ def test_rabbitmq_drops_an_order_that_waited_longer_than_expires_s(rabbit: Rabbi
     channel = session.connection.control
     queue = channel.queue_declare("", exclusive=True).queue
     channel.queue_bind(queue, Topology.of(config).orders, "n1")
-    courier.send([build(courier, 1)], 0.2)
-    courier.send([build(courier, 2)], 60.0)
+    courier.send([build(courier, 1)], 3.0)
+    courier.send([build(courier, 2)], 600.0)
+    wait_until(lambda: session.queues.counts(queue) == (2, 0), "the orders do not arrive")
     wait_until(lambda: session.queues.counts(queue) == (1, 0), "the first order is not dropped")
     fetched = session.queues.fetch(queue)
     assert fetched is not None
