@@ -133,6 +133,18 @@ def test_ages_are_right_soon_after_a_machine_was_paused_with_its_clock(
         writer.observe(moment, moment, server.at(moment))
 
 
+@pytest.mark.parametrize("jump_s", [-3.0, -8.0, -60.0])
+def test_a_client_that_asks_rarely_connects_again_after_a_machine_was_paused_with_its_clock(jump_s: float) -> None:
+    """Regression: its ages were too old for ever, as each late reply may have come after another freeze."""
+    server, clock = Jumping(0.5, 100.0, jump_s), ServerClock()
+    lags = []
+    for moment in range(0, 400, 61):
+        has_ticked = clock.needs_connection
+        lags.append(clock.observe(moment, moment, server.at(moment), has_ticked=has_ticked))
+    assert lags[2] >= -jump_s - 1
+    assert lags[-1] == 0
+
+
 def frozen_cell() -> tuple[SimulatedCell, list[JudgedReader]]:
     """A cell with readers that look every ten seconds, just before its only server is frozen for eight seconds.
 

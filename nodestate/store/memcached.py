@@ -146,6 +146,8 @@ class MemcachedStore:
                 said, pieces = parse_clock(pieces)
                 items = parse_items(names, pieces, self._life)
                 lag_s = self._clock.observe(sent_at, time.monotonic(), said)
+                if self._clock.needs_connection:
+                    self.close()  # all replies are read
             else:
                 items = parse_items(names, pieces, self._life)
                 lag_s = self._clock.lag_s(sent_at, time.monotonic())
@@ -222,7 +224,8 @@ class MemcachedStore:
                 life = _life_of(connected.stats)
                 if life != self._life:
                     self._life, self._clock = life, ServerClock()
-                self._clock.observe(connected.asked_at, connected.told_at, int(connected.stats["time"]))
+                said = int(connected.stats["time"])
+                self._clock.observe(connected.asked_at, connected.told_at, said, has_ticked=True)
                 self._item_max_bytes = int(settings["item_size_max"])
                 self._cas_enabled = settings["cas_enabled"] == "yes"
             self._check_cas()

@@ -73,8 +73,21 @@ class ServerClock:
         """True if a request that is sent at ``moment`` must ask for the server's clock before all else."""
         return moment > self._verified_at + VERIFIED_S
 
-    def observe(self, sent_at: float, received_at: float, said: int) -> int:
-        """Record that the server told ``said`` as its clock. Returns the lag of the reply, see ``lag_s``."""
+    @property
+    def needs_connection(self) -> bool:
+        """True if only a new connection can tell whether the server is late again, or the difference has changed.
+
+        A client that asks rarely may have asked only after freezes. A new connection tells a clock that has ticked.
+        """
+        return self._behind_s > 0 and self._asked_at > self._window_from + WINDOW_S
+
+    def observe(self, sent_at: float, received_at: float, said: int, *, has_ticked: bool = False) -> int:
+        """Record that the server told ``said`` as its clock. Returns the lag of the reply, see ``lag_s``.
+
+        ``has_ticked``: the clock has ticked since ``sent_at``, or just before, as that of a new connection.
+        """
+        if has_ticked:
+            self._asked_at, self._said = sent_at, -1
         if said > self._said and self.at(self._asked_at) - said > TICK_S + MARGIN_S:
             self._ahead_before_s = max(self._ahead_before_s, self._ahead_s)
             self._ahead_s = min(self._ahead_s, said - received_at)
