@@ -9,6 +9,9 @@ ids in its hints::
     boot    the id of the order that first booted the instance. It names the instance's lifetime. The hint is missing
             if it would equal ``order``.
 
+An agent may report any hints. An id that breaks this form, or is later than any scheduler's clock, counts as missing:
+the allocation was not ordered by a scheduler.
+
 From these hints alone, without any message, all schedulers agree on two questions:
 
 - Which of several allocations of an instance is authoritative? The allocation of the later lifetime, and within one
@@ -24,10 +27,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from nodestate.model import MAX_CLOCK_AHEAD_S
 from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
 
 _ORDER_ID: Final = re.compile(r"([0-9a-f]{12})-[0-9a-f]{12}")
+_TIME_DIGITS: Final = 12
 _LAST_MS: Final = 0xFFFF_FFFF_FFFF
 """The latest time that twelve hexadecimal digits can hold."""
 
@@ -50,9 +55,10 @@ def new_order_id(clock: Clock, ids: IdSource, after: str = "") -> str:
 def order_id_of(hints: Mapping[str, Any]) -> str:
     """Return the id of the order that built an allocation, from the allocation's hints.
 
-    The id is empty if no scheduler ordered the allocation.
+    The id is empty if no scheduler ordered the allocation: the hint is missing, or is no order id.
     """
-    return str(hints.get("order", ""))
+    order = hints.get("order")
+    return order if isinstance(order, str) and _ORDER_ID.fullmatch(order) else ""
 
 
 def precedence_of(hints: Mapping[str, Any]) -> tuple[str, str]:
@@ -66,6 +72,22 @@ def precedence_of(hints: Mapping[str, Any]) -> tuple[str, str]:
 def lifetime_id_of(hints: Mapping[str, Any]) -> str:
     """Return the id of the lifetime to which an allocation belongs, from the allocation's hints.
 
-    The id is empty if no scheduler ordered the allocation.
+    The id is empty if no scheduler ordered the allocation. A lifetime does not begin after one of its orders, so a hint
+    ``boot`` that is later than ``order`` is ignored.
     """
-    return str(hints.get("boot") or hints.get("order", ""))
+    order, boot = order_id_of(hints), hints.get("boot")
+    return boot if isinstance(boot, str) and _ORDER_ID.fullmatch(boot) and boot <= order else order
+
+
+def without_future_ids(hints: Mapping[str, Any], now: float) -> Mapping[str, Any]:
+    """Return the hints of an allocation; without its ids if they are later than any clock of a scheduler.
+
+    Agents report hints, and could name an order that takes precedence over all later ones.
+
+    Args:
+        hints: The hints.
+        now: Seconds since 1970.
+    """
+    if order_id_of(hints)[:_TIME_DIGITS] <= f"{int((now + MAX_CLOCK_AHEAD_S) * 1000):0{_TIME_DIGITS}x}":
+        return hints
+    return {name: hint for name, hint in hints.items() if name not in ("order", "boot")}

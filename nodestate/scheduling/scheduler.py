@@ -109,7 +109,7 @@ class Scheduler:
             claims = open_claims(config, clock)
             self._closing += [server.close for server in claims]
         rng = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
-        self.fleet = Fleet()  # the nodes as the last view shows them
+        self.fleet = Fleet(clock)  # the nodes as the last view shows them
         preference = NodePreference(self.name, clock, config.claim_ttl_s)
         faults = NodeFaults(clock)
         # The claims of this scheduler and of others.

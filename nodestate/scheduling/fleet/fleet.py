@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nodestate.model import NodeRecord, Version
+from nodestate.ports import Clock, SystemClock
 from nodestate.scheduling.fleet.bitsets import WordBits
 from nodestate.scheduling.fleet.change_log import ChangeLog
 from nodestate.scheduling.fleet.claim_overlay import ClaimOverlay, Exclusion, OutstandingClaims
@@ -49,12 +50,12 @@ class Fleet:
     ``all``, or by the row numbers that the filter or weigher was called with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self._columns = NodeColumns()
         """The arrays with the state of each node."""
         self.instances = InstanceLocations(self._columns.names)
         """The rows on which each instance is, and how many members of each group are on each row."""
-        self.reports = NodeReports(self._columns.names)
+        self.reports = NodeReports(self._columns.names, clock or SystemClock())
         """The allocations and hints that each node reports, decoded when they are read."""
         self.placement_marks = PlacementMarks()
         """The placement marks in the nodes' reports: which allocation belongs to which reservation."""

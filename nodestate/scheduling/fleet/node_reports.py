@@ -6,18 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nodestate.model import NodeRecord, has_left
+from nodestate.ports import Clock
 from nodestate.scheduling.fleet.placement_fields import hints_of_allocations
+from nodestate.scheduling.order_ids import without_future_ids
 from nodestate.view.view import View
 
 
 class NodeReports:
     """The allocations and hints in the last view, by row. Every call decodes the node's state again."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], clock: Clock) -> None:
         self.view: View | None = None
         """The view from which the reports are read. The fleet assigns it; None before the fleet's first view."""
         self._names = names
         """The name of each row's node. The list belongs to the fleet's columns, which append new nodes to it."""
+
+        self._clock = clock
+        """The wall clock, by which ids of orders may lie in the future."""
 
     def record(self, row: int) -> NodeRecord | None:
         """Return the record of a row's node in the last view; None if the view does not have the node."""
@@ -29,19 +34,26 @@ class NodeReports:
         return record is not None and has_left(record)
 
     def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
-        """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown."""
-        record = self.record(row)
-        allocations: Mapping[str, Mapping[str, Any]] = (
-            record.state().get("allocations", {}) if record is not None else {}
-        )
-        return allocations
+        """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown.
+
+        Their hints name no orders of the future.
+        """
+        record, now = self.record(row), self._clock.time()
+        if record is None:
+            return {}
+        allocations: dict[str, Mapping[str, Any]] = record.state().get("allocations", {})
+        return {
+            instance: {**one, "hints": without_future_ids(one["hints"], now)} if one.get("hints") else one
+            for instance, one in allocations.items()
+        }
 
     def hints(self, row: int, instance: str) -> Mapping[str, Any]:
         """Return the hints of an instance's allocation on a row's node.
 
-        Empty if the node does not report the instance, or if the allocation has no hints.
+        They name no orders of the future. Empty if the node does not report the instance, or if the allocation has no
+        hints.
         """
-        return self.hints_by_instance(row).get(instance, {})
+        return without_future_ids(self.hints_by_instance(row).get(instance, {}), self._clock.time())
 
     def hints_by_instance(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return the hints of all allocations on a row's node, by instance. Empty if the node is gone or unknown."""
