@@ -19,9 +19,11 @@ from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
+from nodestate.cli.printable import printable, printable_json
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotFoundError
@@ -39,7 +41,7 @@ _encoder: Final = msgspec.json.Encoder(enc_hook=str)
 def _encode(value: Any) -> bytes:
     """Encode a value as JSON. Bytes of an argument or variable that are not UTF-8 become escapes."""
     try:
-        return _encoder.encode(value)
+        return printable_json(_encoder.encode(value))
     except UnicodeEncodeError:
         return json.dumps(value, default=str).encode()
 
@@ -112,8 +114,18 @@ def operator_name() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+class PrintableConsole(Console):
+    """A console whose text is printable, whoever wrote it. Colours and cursor movements of rich itself stay."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as rich does, with escapes in place of characters that are not printable."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control or text.isprintable() else Segment(printable(text), style)
+
+
 def _console(file: Any) -> Console:
-    return Console(file=file, width=None if file.isatty() else PLAIN_WIDTH_CHARS, highlight=False)
+    return PrintableConsole(file=file, width=None if file.isatty() else PLAIN_WIDTH_CHARS, highlight=False)
 
 
 def cell_command(
@@ -209,7 +221,7 @@ def _run(function: Callable[..., int | None], values: dict[str, Any]) -> int:
         if as_json:
             click.echo(_encode({"error": str(error), "kind": error.kind, **error.json_fields()}), err=True)
         else:
-            click.echo(f"nodestate: {error}", err=True)
+            click.echo(printable(f"nodestate: {error}"), err=True)
         bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotFoundError)
         return 2 if bad_usage else 1
 

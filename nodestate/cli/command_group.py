@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from nodestate.cli.printable import printable
 from nodestate.cli.streams import OutputError, set_up_streams
 
 USAGE_KIND: Final = "usage"
@@ -46,7 +47,7 @@ class CommandGroup(click.Group):
         try:
             return super().main(*args, **named)
         except OutputError as error:  # of a help text: commands handle their own errors
-            click.echo(f"nodestate: {error}", err=True)
+            click.echo(printable(f"nodestate: {error}"), err=True)
             sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -89,7 +90,7 @@ class CommandGroup(click.Group):
             if not ctx.meta[_AS_JSON]:
                 raise
             answer = {"error": error.format_message(), "kind": USAGE_KIND}
-            click.echo(json.dumps(answer, ensure_ascii=False, separators=(",", ":")), err=True)
+            click.echo(json.dumps(answer, separators=(",", ":")), err=True)
             ctx.exit(error.exit_code)
 
 

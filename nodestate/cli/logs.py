@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Final, TextIO
 
 import structlog
 
+from nodestate.cli.printable import LINES, printable
+
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("console", "json")
+_OF_SEVERAL_LINES: Final = frozenset({"exception", "stack"})
 
 
 class _Stderr:
@@ -35,7 +40,10 @@ def set_up_logs(level: str, form: str) -> None:
         renderer = structlog.processors.JSONRenderer(default=str)
         shared.append(structlog.processors.format_exc_info)
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=_format_printable_traceback
+        )
+        shared.append(_make_printable)
     stderr: Any = _Stderr()
     structlog.configure(
         processors=[*shared, renderer],
@@ -44,6 +52,20 @@ def set_up_logs(level: str, form: str) -> None:
         cache_logger_on_first_use=False,
     )
     _route_library_logs(stderr, max(number, logging.WARNING), shared, renderer)
+
+
+def _make_printable(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Make texts of a log event printable, each on one line. The renderer prints other values as ``repr`` does."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = printable(value, keep=LINES if name in _OF_SEVERAL_LINES else "")
+    return event
+
+
+def _format_printable_traceback(stream: TextIO, error: Any) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, error)
+    stream.write(printable(text.getvalue()))
 
 
 def _route_library_logs(stderr: TextIO, level: int, shared: list[Any], renderer: Any) -> None:

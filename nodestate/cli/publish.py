@@ -18,6 +18,7 @@ from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import read_events
 from nodestate.cli.ordered_publisher import OrderedPublisher
+from nodestate.cli.printable import printable_json
 from nodestate.errors import BadEventError, ConfigError, NodestateError
 from nodestate.model import check_event, event_from_json
 from nodestate.model.partitioning import bucket_of
@@ -138,7 +139,8 @@ def _refuse(run: Run, figures: _PublishProgress, unit: str, number: int, error: 
     """Print why an event is not published. ``unit`` is "line" or "event", which ``number`` counts."""
     figures.refused += 1
     if run.as_json:
-        click.echo(msgspec.json.encode({unit: number, "reason": error.reason, "detail": error.detail}), err=True)
+        refusal = msgspec.json.encode({unit: number, "reason": error.reason, "detail": error.detail})
+        click.echo(printable_json(refusal), err=True)
     else:
         run.err.print(f"{unit} {number}: {error}", markup=False, soft_wrap=True)
 
