@@ -43,11 +43,10 @@ def test_any_text_becomes_printable(text: str) -> None:
         assert printable(text) == text
 
 
-@given(
-    st.recursive(
-        st.text() | st.integers() | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-    )
-)
+SCALARS: Final = st.text() | st.integers() | st.booleans()
+
+
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 @example({HOSTILE: [HOSTILE]})
 def test_json_keeps_its_value_and_is_printable(value: Any) -> None:
     encoded = printable_json(msgspec.json.encode(value))
@@ -88,14 +87,14 @@ def test_logs_are_printable_and_one_line_each(form: str, capsys: pytest.CaptureF
     """A line break in a detail must not look like the next log entry."""
     set_up_logs("info", form)
     structlog.get_logger("x").warning("dead letter", detail=f"{HOSTILE}\n2026-01-01 [error] forged", names=[HOSTILE])
-    logged = capsys.readouterr().err.replace("\x7f", "" if form == "json" else "\x7f")
+    logged = capsys.readouterr().err
     require_printable(logged)
     assert logged.count("\n") == 1
     try:
-        raise ValueError(HOSTILE)
+        int(HOSTILE)
     except ValueError:
         structlog.get_logger("x").exception("failed")
-    require_printable(capsys.readouterr().err.replace("\x7f", "" if form == "json" else "\x7f"))
+    require_printable(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -115,7 +115,7 @@ def operator_name() -> str:
 
 
 class PrintableConsole(Console):
-    """A console whose text is printable, whoever wrote it. Colours and cursor movements of rich itself stay."""
+    """A console that prints any text with ``printable``. Colours and cursor movements of rich itself stay."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as rich does, with escapes in place of characters that are not printable."""

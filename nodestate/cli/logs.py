@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -37,7 +38,7 @@ def set_up_logs(level: str, form: str) -> None:
     ]
     renderer: Any
     if form == "json":
-        renderer = structlog.processors.JSONRenderer(default=str)
+        renderer = structlog.processors.JSONRenderer(serializer=_dumps, default=str)
         shared.append(structlog.processors.format_exc_info)
     else:
         renderer = structlog.dev.ConsoleRenderer(
@@ -60,6 +61,10 @@ def _make_printable(_logger: object, _method: str, event: MutableMapping[str, An
         if isinstance(value, str):
             event[name] = printable(value, keep=LINES if name in _OF_SEVERAL_LINES else "")
     return event
+
+
+def _dumps(event: object, **options: Any) -> str:
+    return printable(json.dumps(event, **options))
 
 
 def _format_printable_traceback(stream: TextIO, error: Any) -> None:
