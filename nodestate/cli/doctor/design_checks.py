@@ -84,7 +84,11 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
             f"for {span_text(heads[behind].behind_s)}" if math.isfinite(heads[behind].behind_s) else "since it started"
         )
         says = f"the owner of partition {behind} has not been caught up with its queue {since}"
-        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
+        advice = (
+            "if this persists, start more members of 'nodestate consume', or look in the owner's log for a dead-letter "
+            "queue that is full: read and purge it"
+        )
+        yield Finding(WARN, about, says, advice)
     if doubtful := [number for number, head in heads.items() if not head.complete]:
         says = f"{len(doubtful)} partitions may not know all their nodes yet, for example {doubtful[:4]}"
         advice = (
