@@ -223,7 +223,7 @@ def explore(
         workers: processes that expand states; 0: this process.
         settle_one_in: see ``expand``.
         on_progress: called after each group of states.
-        stop_at_violation: stop at the end of the depth at which an invariant was broken.
+        stop_at_violation: stop at the first sequence that breaks an invariant. No shorter one does.
     """
     result = Result(states_count=1)
     world = make()
@@ -245,12 +245,14 @@ def explore(
                 result.next_share = number / len(frontier)
                 result.merged_count = result.transitions_count - len(seen) + 1 - len(result.violations)
                 on_progress(result)
+                if result.violations and stop_at_violation:
+                    return result
                 if time.monotonic() > until or (max_states and len(seen) >= max_states):
                     return result
             result.depth += 1
             result.next_share = 0.0
             frontier = following
-            if (result.violations and stop_at_violation) or result.depth == max_depth:
+            if result.depth == max_depth:
                 return result
         result.exhausted = True
         return result
