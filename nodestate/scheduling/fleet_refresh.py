@@ -13,7 +13,8 @@ from typing import Final
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, StaleViewError
-from nodestate.model import Receipt
+from nodestate.model import Receipt, Version
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
 from nodestate.scheduling.claims import ClaimTable, max_view_age_s
 from nodestate.scheduling.fleet import Fleet
@@ -21,6 +22,10 @@ from nodestate.view.view import View
 
 HEARTBEATS_COUNT: Final = 3
 """Number of missed heartbeats after which a node is unresponsive, unless ``node_max_age`` is set."""
+DOUBT_INTERVAL_S: Final = 10.0
+"""Seconds between two looks for claim records that block their nodes."""
+DOUBT_AFTER_S: Final = 30.0
+"""Seconds, in addition to the greatest age of a view, after which a version that no view shows does not exist."""
 CATCH_UP_S: Final = 1.0
 """Seconds to wait for the node states that claim records require, before an instance fails for lack of a node."""
 
@@ -63,6 +68,8 @@ class FleetRefresher:
         # In an older view, an instance could be missing although its claim has expired: it would not count at all.
         self._max_safe_age_s = max_view_age_s(config.claim_ttl_s, config.answer_timeout_s)
         self._view: View | None = None  # the last view; None before the first refresh
+        self._blocked_since: dict[str, tuple[Version, float]] = {}  # by node, its record's ``seen``, and since when
+        self._doubt_at = clock.monotonic()  # when to look next for claim records that block their nodes
         self._claims_read_count = 0  # the claim records of this number of first rows have been read
 
     @property
@@ -94,6 +101,7 @@ class FleetRefresher:
             self.claim_table.read_records(self.fleet.names[self._claims_read_count :])
             self._claims_read_count = len(self.fleet)
         self.claim_table.expire()
+        self._replace_impossible_records(view)
         self._view = view
         return view
 
@@ -112,6 +120,28 @@ class FleetRefresher:
             self.refresh()
         self.claim_table.read_records(self.claim_table.records.nodes_claimed_by_others(self._name))
         return self.fleet.changes != before
+
+    def _replace_impossible_records(self, view: View) -> None:
+        """Replace claim records whose ``seen`` no view shows for long, so that they would block their nodes for ever.
+
+        A scheduler writes a version that it saw in a view, or that an agent named, so later views show it or a later
+        one. Nodes and partitions that the view does not know for sure are left aside.
+        """
+        now = self._clock.monotonic()
+        if now < self._doubt_at:
+            return
+        self._doubt_at = now + DOUBT_INTERVAL_S
+        before, self._blocked_since = self._blocked_since, {}
+        unsure = view.incomplete | view.stale | set(view.left_out)
+        for node, seen in self.claim_table.receipts_to_await():
+            if node not in unsure and f"partition {partition_of(node, len(view.partitions))}" not in unsure:
+                known = before.get(node, (seen, now))
+                self._blocked_since[node] = known if known[0] == seen else (seen, now)
+        wait_s = self._max_safe_age_s + DOUBT_AFTER_S
+        impossible = [node for node, (_, since) in self._blocked_since.items() if now - since > wait_s]
+        for node in impossible:
+            self.claim_table.records.distrust(node)
+        self.claim_table.read_records(impossible)
 
     def refresh_unresponsive_nodes(self) -> None:
         """Note in the fleet which nodes are unresponsive: they gave no sign of life for ``node_max_age`` seconds.

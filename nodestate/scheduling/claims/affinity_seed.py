@@ -18,13 +18,17 @@ replaced the seed. At least one of the two then sees the other's change, and cho
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nodestate.errors import StoreError
-from nodestate.model import partitioning
+from nodestate.model import NODE_NAME_PATTERN, partitioning
 from nodestate.ports import ClaimStore, Put, Write, WriteStatus
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
+
+_NODE_NAME: Final = re.compile(NODE_NAME_PATTERN.encode()).fullmatch
 
 
 class SeedNode(NamedTuple):
@@ -62,15 +66,20 @@ class AffinitySeed:
             node: The node that this scheduler chose for the first member.
             ttl_s: Seconds after which the seed is removed.
 
-        Returns the group's seed: ``node``, or the node that another scheduler wrote before. If the server does not
-        answer, the result is ``node`` as well, although nothing may be stored.
+        Returns the group's seed: ``node``, or the node that another scheduler wrote before. A seed that is no name of a
+        node is replaced. If the server does not answer, the result is ``node`` as well, although nothing may be stored.
         """
         key, server = self._location(group)
         try:
             [written] = server.write([Write(Put.ADD, key, node.encode(), ttl_s=math.ceil(ttl_s))])
             if written.status is WriteStatus.CONFLICT:
                 there = server.fetch([key]).get(key)
-                return SeedNode(there.value.decode(), there.cas) if there is not None else SeedNode(node, 0)
+                if there is None:
+                    return SeedNode(node, 0)
+                if _NODE_NAME(there.value):
+                    return SeedNode(there.value.decode(), there.cas)
+                DAMAGE.report(key, f"no name of a node: {there.value[:24]!r}")
+                [written] = server.write([Write(Put.CAS, key, node.encode(), there.cas, math.ceil(ttl_s))])
             return SeedNode(node, written.cas)
         except StoreError:
             return SeedNode(node, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from nodestate.errors import CorruptItemError, NodestateError
+from nodestate.errors import NodestateError
 from nodestate.model import NEVER, Receipt, Version
 from nodestate.ports import ClaimStore, Item, Key, Put, Write, WriteStatus
 from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
@@ -226,7 +226,7 @@ class ClaimTable:
         Args:
             node: The node.
             record: The new, empty record.
-            items: The items that were read. If the node has one, it is corrupt, and the write replaces it.
+            items: The items that were read. If the node has one, it is damaged, and the write replaces it.
         """
         key = self._key(node)
         if key in items:
@@ -234,13 +234,11 @@ class ClaimTable:
         return Write(Put.ADD, key, CLAIMS.pack(record))
 
     def _cache_item(self, node: str, item: Item | None) -> bool:
-        """Cache the record of an item that was read. Returns False if there was no item, or if it was corrupt: the
+        """Cache the record of an item that was read. Returns False if there was no item, or if it was damaged: the
         record is unknown then.
         """
-        try:
-            record = CLAIMS.unpack(item.value) if item is not None else None
-        except CorruptItemError:
-            record = None
+        now = time_or_zero(self.servers.of(node))
+        record = CLAIMS.find(self._key(node), item, now, self.records.distrusted.get(node))
         if item is None or record is None:
             self._forget(node)
             return False

@@ -31,13 +31,17 @@ Three rules make this sound:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
-from nodestate.model import NEVER, Version
+from nodestate.errors import CorruptItemError
+from nodestate.model import MAX_CLASSES_COUNT, MAX_COUNTER, MAX_WORD_CHARS, NEVER, Amount, Seconds, Version
 from nodestate.model.group_policy import group_policy_of
+from nodestate.ports import Item
 from nodestate.scheduling.fleet import OutstandingClaims
+from nodestate.store.damage import DAMAGE
 from nodestate.store.wire import Codec
 
 CLOCK_S: Final = 1.0
@@ -48,21 +52,34 @@ REASSERT_S: Final = UNSURE_S / 3
 """Interval in seconds at which a scheduler checks that its own claims are still in their records."""
 MAX_CLAIMS_COUNT: Final = 1_000
 """Maximum number of claims on one node."""
+MAX_LIFETIME_S: Final = 2 * 24 * 3600.0
+"""Longest time from now to the deadline of a claim: twice the longest time for which a reservation may be held.
+
+A record with a later deadline is damaged: it would block its node for ever.
+"""
+MAX_BORN_AHEAD_S: Final = 60.0
+"""A record that was created more than this number of seconds in the future is damaged: it would stay unsure."""
+MAX_MEMBERS_COUNT: Final = 1_000_000
+MAX_INSTANCE_CHARS: Final = 1_000
+"""Longest id of an instance, or name of a scheduler."""
 assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"
+
+Word = Annotated[str, Meta(max_length=MAX_WORD_CHARS)]
+StoredVersionPart = Annotated[int, Meta(ge=0, le=MAX_COUNTER)]
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Room on one node that a scheduler reserves for one instance. The order of the fields is the wire format."""
 
-    id: str
+    id: Word
     """The claim's id. Ids sort by the time at which they were made, see ``order_ids``."""
-    instance: str
+    instance: Annotated[str, Meta(max_length=MAX_INSTANCE_CHARS)]
     """The id of the instance that is to be built."""
-    holder: str
+    holder: Annotated[str, Meta(max_length=MAX_INSTANCE_CHARS)]
     """The name of the scheduler that wrote the claim."""
-    until: float
+    until: Seconds
     """The deadline, in seconds of the server's clock."""
-    resources: dict[str, int]
+    resources: Annotated[dict[Word, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
     """The claimed amounts by resource class; for a resize only the amounts beyond the instance's allocation."""
     group: str | None = None
     """The instance's group; the agent stores it with the allocation."""
@@ -70,7 +87,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The constraints of the request; the agent stores them with the allocation."""
     reservation: str = ""
     """The id of the reservation that the instance belongs to; empty if none."""
-    members: int = 1
+    members: Annotated[int, Meta(ge=1, le=MAX_MEMBERS_COUNT)] = 1
     """How many members that reservation has."""
     kept: bool = False
     """False while the scheduler still claims nodes for the reservation's members. True once every member had a claim;
@@ -85,13 +102,13 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """All claims on one node. The order of the fields is the wire format."""
 
-    born: float
+    born: Seconds
     """When the record was created, in seconds of the server's clock."""
-    seen_incarnation: int = 0
+    seen_incarnation: StoredVersionPart = 0
     """The incarnation of ``seen``."""
-    seen_generation: int = 0
+    seen_generation: StoredVersionPart = 0
     """The generation of ``seen``."""
-    claims: tuple[Claim, ...] = ()
+    claims: Annotated[tuple[Claim, ...], Meta(max_length=MAX_CLAIMS_COUNT)] = ()
     """The claims, in the order in which they were written."""
 
     @property
@@ -103,9 +120,9 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class FaultRecord(ClaimRecord, frozen=True, array_like=True, gc=False):
     """A claim record of a node whose agent was gone, failed or did not answer. Earlier schedulers ignore its fault."""
 
-    fault: str = ""
+    fault: Word = ""
     """Why the agent did not take an instance the last time that it was gone, failed or did not answer."""
-    fault_at: float = 0.0
+    fault_at: Seconds = 0.0
     """The time of that fault, in seconds of the server's clock."""
 
 
@@ -126,6 +143,35 @@ class _ClaimRecordCodec:
         if record.fault:
             return record
         return ClaimRecord(record.born, record.seen_incarnation, record.seen_generation, record.claims)
+
+    def find(self, key: str, item: Item | None, now: float, distrusted: Version | None = None) -> ClaimRecord | None:
+        """Decode the record of an item. Returns None if there is no item or it is damaged, which is reported.
+
+        A record with a time too far in the future is damaged, too, and so is one with the ``seen`` that is distrusted.
+
+        Args:
+            key: The item's key.
+            item: The item.
+            now: Seconds of the server's clock; 0 if the server does not answer.
+            distrusted: A version that no view shows, although it should; None if there is none.
+        """
+        if item is None:
+            return None
+        try:
+            record = self.unpack(item.value)
+        except CorruptItemError as error:
+            DAMAGE.report(key, str(error))
+            return None
+        reason = ""
+        if record.seen == distrusted:
+            reason = f"a version of the node that no view shows: {record.seen_incarnation}.{record.seen_generation}"
+        elif now and record.born > now + MAX_BORN_AHEAD_S:
+            reason = f"created {record.born - now:,.0f} s in the future"
+        elif now and any(claim.until > now + MAX_LIFETIME_S for claim in record.claims):
+            reason = f"a claim that ends later than {MAX_LIFETIME_S:,.0f} s from now"
+        if reason:
+            DAMAGE.report(key, reason)
+        return record if not reason else None
 
 
 CLAIMS: Final = _ClaimRecordCodec()

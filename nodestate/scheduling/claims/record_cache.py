@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nodestate.model import Version
 from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
 from nodestate.scheduling.claims.record import UNSURE_S, ClaimRecord, is_unsure
 
@@ -21,12 +22,14 @@ class RecordCache:
     """The last known record of each node.
 
     A record is unknown if it was never read, if its server did not answer the last write, or if its item was missing
-    or corrupt.
+    or damaged.
     """
 
     def __init__(self) -> None:
         self.known: dict[str, CachedRecord] = {}
         """The known records by node; a node whose record is unknown is missing. Other modules only read it."""
+        self.distrusted: dict[str, Version] = {}
+        """By node, a ``seen`` that no view shows, although it should. A record with it counts as missing."""
         self._born: dict[str, float] = {}
         """The creation time of the last record that was read for each node, also if the record is unknown now."""
         self._recently_created: dict[str, float] = {}
@@ -53,6 +56,10 @@ class RecordCache:
     def update(self, node: str, record: ClaimRecord, cas: int) -> None:
         """Cache a record that was just written."""
         self.known[node] = CachedRecord(record, cas)
+
+    def distrust(self, node: str) -> None:
+        """Let the node's record count as missing, because no view shows its ``seen``."""
+        self.distrusted[node] = self.known[node].record.seen
 
     def forget(self, node: str) -> bool:
         """Remove a node's record from the cache. Returns False if the record was unknown already."""
