@@ -74,8 +74,10 @@ def _print(run: Run, finding: Finding) -> None:
 def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(stored.partitions for stored in designs))
     yield from examine_copies(config.cell, read_copies(config, [stored.design for stored in designs]))
-    yield from _findings_or_error("broker", lambda: examine_broker(config, layouts))
-    yield from _findings_or_error("queues", lambda: examine_unnamed_layouts(config, control, layouts))
+    yield from _findings_or_error(
+        "broker",
+        lambda: [*examine_broker(config, layouts), *examine_unnamed_layouts(config, control, layouts)],
+    )
     for one in control.leaving:
         says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
