@@ -8,14 +8,18 @@ import msgspec
 import pytest
 
 from nodestate import Reader
+from nodestate.cli.doctor.design_checks import examine_design
+from nodestate.cli.inspection import DesignStatus, head_status
 from nodestate.consumers.watermarks import is_marker
 from nodestate.errors import DeadLetterError
 from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Delivery
 from nodestate.store import keys
-from nodestate.testing import Fault
-from tests.machines.simulated_cell import JudgedReader, SimulatedCell, SimulatedMember, at_call
+from nodestate.store.head import read_head
+from nodestate.store.round_trips import run_one
+from nodestate.testing import Fault, MemoryStore
+from tests.machines.simulated_cell import CELL, JudgedReader, SimulatedCell, SimulatedMember, at_call
 
 NODES = [f"node-{n}" for n in range(6)]
 ZERO = [name for name in NODES if partition_of(name, 2) == 0]
@@ -662,6 +666,12 @@ def test_a_partition_full_of_refused_messages_stops_alone(two_designs: Simulated
     assert world.clock.monotonic() - by_number[1].confirmed_at < 3
     assert world.clock.monotonic() - by_number[0].confirmed_at > 25
     assert len(waiting(world, 0)) >= 30
+    store = MemoryStore(world.servers[0])
+    statuses = [head_status(run_one(store, read_head(keys.prefix(CELL, 2, p, "s"), None))) for p in (0, 1)]
+    design = DesignStatus("snapshot", view, 0.0, statuses)
+    [finding] = [one for one in examine_design(world.config, design) if "refused" in one.says]
+    assert finding.says.startswith("20 refused messages, for example of partition 0, wait")
+    assert f"nodestate.{CELL}.dead is full" in finding.advice
     world.broker.dead_letter_limit = None
     assert world.converge() < 10
     assert len(world.broker.dead_letters) == 30

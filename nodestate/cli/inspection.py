@@ -17,7 +17,7 @@ from nodestate.designs.stored_design import StoredDesign, display_names, parse_s
 from nodestate.errors import NodestateError
 from nodestate.ports import Item, SystemClock
 from nodestate.store import keys
-from nodestate.store.head import NEVER_HEARD, Head, read_head
+from nodestate.store.head import HOLDING_HEAD, NEVER_HEARD, Head, read_head
 from nodestate.store.round_trips import run
 from nodestate.view.view import View
 
@@ -41,6 +41,8 @@ class HeadStatus(NamedTuple):
     """True if the owner knows all nodes of the partition."""
     age_s: float
     """Seconds since the owner's last renewal, in whole seconds of the store's clock; infinite if that is not known."""
+    refused: int
+    """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
 
     @property
     def member(self) -> str:
@@ -148,15 +150,17 @@ class CellInspector:
             for p in numbers
         }
         found = run(work)
-        return [_head_status(found[number]) for number in numbers]
+        return [head_status(found[number]) for number in numbers]
 
 
-def _head_status(found: tuple[Head, Item] | NodestateError | None) -> HeadStatus | str:
+def head_status(found: tuple[Head, Item] | NodestateError | None) -> HeadStatus | str:
+    """Return the status of a head as read from the store, or why there is none."""
     if found is None:
         return NOTHING_STORED
     if isinstance(found, NodestateError):
         return str(found)
     head, item = found
     age_s = math.inf if item.ttl_s is None else float(head.lease_s - item.ttl_s)
+    refused = HOLDING_HEAD.unpack(item.value).refused
     behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
-    return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s)
+    return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s, refused)

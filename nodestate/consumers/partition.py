@@ -212,7 +212,7 @@ class OwnedPartition:
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return OwnerStatus(math.ceil(behind_ms), self.complete, said_at=now)
+        return OwnerStatus(math.ceil(behind_ms), self.complete, said_at=now, refused=len(self.refused))
 
     def full_status(self, now: float) -> OwnerStatus:
         """Return the status to write with a renewal: ``status``, and the age of each node's last sign of life."""

@@ -64,6 +64,13 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     """
 
 
+class HoldingHead(Head, frozen=True, array_like=True):
+    """A head whose owner holds refused messages. Earlier readers, and all but ``doctor``, ignore their number."""
+
+    refused: Annotated[int, Meta(ge=0, le=MAX_BEAT)] = 0
+    """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
+
+
 class TermStart(msgspec.Struct, frozen=True, array_like=True):
     """An entry of a list of terms: ``term`` wrote the commits from ``offset`` on, up to the next entry."""
 
@@ -72,6 +79,8 @@ class TermStart(msgspec.Struct, frozen=True, array_like=True):
 
 
 HEAD: Final = Codec(Head)
+HOLDING_HEAD: Final = Codec(HoldingHead)
+"""Decodes heads of both types."""
 EPOCH: Final = Codec(Epoch)
 
 

@@ -36,7 +36,7 @@ from nodestate.ports import (
     WriteStatus,
 )
 from nodestate.store import keys
-from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, SectionCodec, find_sound_head, sound_head
+from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, HoldingHead, SectionCodec, find_sound_head, sound_head
 from nodestate.store.liveness import LIVENESS, LivenessRecord, add_to_ages, age_ms_of, ages_now
 from nodestate.store.round_trips import Step, Steps
 
@@ -84,6 +84,8 @@ class OwnerStatus:
     A batch may take long, and the owner may have to wait for another server. So each write adds the time since then
     (``as_of``).
     """
+    refused: int = 0
+    """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
 
     def as_of(self, now: float) -> OwnerStatus:
         """The same status at ``now``, in monotonic seconds: all ages have grown by the time since ``said_at``.
@@ -93,7 +95,8 @@ class OwnerStatus:
         """
         elapsed_ms = _ms_between(self.said_at, now) if self.said_at is not None else 0
         ages_ms = add_to_ages(self.ages_ms, elapsed_ms) if self.ages_ms and elapsed_ms else self.ages_ms
-        return OwnerStatus(min(self.behind_ms + elapsed_ms, NEVER_HEARD), self.complete, ages_ms, now)
+        behind_ms = min(self.behind_ms + elapsed_ms, NEVER_HEARD)
+        return OwnerStatus(behind_ms, self.complete, ages_ms, now, self.refused)
 
 
 def _ms_between(moment: float, now: float) -> int:
@@ -340,7 +343,7 @@ class Ownership:
     def _next_head(self, next_offset: int, section: msgspec.Raw, said: OwnerStatus) -> Head:
         beat = (self._intended or self.head).beat + 1
         head = self.head
-        return Head(
+        following = Head(
             head.epoch,
             head.term,
             head.owner,
@@ -352,6 +355,7 @@ class Ownership:
             section,
             head.beat,
         )
+        return HoldingHead(**msgspec.structs.asdict(following), refused=said.refused) if said.refused else following
 
     def _head_put(self, head: Head, said: OwnerStatus) -> Write:
         key = keys.head(self.target.prefix, head.epoch)

@@ -84,9 +84,15 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
             f"for {span_text(heads[behind].behind_s)}" if math.isfinite(heads[behind].behind_s) else "since it started"
         )
         says = f"the owner of partition {behind} has not been caught up with its queue {since}"
+        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
+    if refused := {number: head.refused for number, head in heads.items() if head.refused}:
+        says = (
+            f"{sum(refused.values()):,} refused messages, for example of partition {next(iter(refused))}, wait because "
+            "the dead-letter queue does not take them; a partition with many of them falls behind"
+        )
         advice = (
-            "if this persists, start more members of 'nodestate consume', or look in the owner's log for a dead-letter "
-            "queue that is full: read and purge it"
+            f"if this persists, the queue nodestate.{config.cell}.dead is full: read its messages, then purge it, or "
+            "raise the limit of its policy"
         )
         yield Finding(WARN, about, says, advice)
     if doubtful := [number for number, head in heads.items() if not head.complete]:
