@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from nodestate.errors import EpochLostError
 from nodestate.store.damage import DAMAGE
 from nodestate.testing import ManualClock, MemoryDatabase, MemoryServer
 from tests.partition_owner import LEASE_S, Owner, Watcher, held, report
-from tests.planted_values import item_at, keys_with, plant, replace, with_field
+from tests.planted_values import content, item_at, keys_with, plant, replace, sealed, with_field
+from tests.test_repair import OnePartitionCell
 
 HEAD_FIELDS = {"epoch": 0, "term": 1, "beat": 3, "next": 4, "behind_ms": 5, "lease_s": 7, "section": 8, "follows": 9}
 SECTIONS: dict[str, list[tuple[tuple[int, ...], Any]]] = {
@@ -277,3 +279,41 @@ def test_signs_of_life_that_are_written_again_are_not_younger() -> None:
 
 def replay(server: MemoryServer, key: str, value: bytes) -> None:
     replace(server, key, value, LEASE_S)
+
+
+# -- the encoded state inside a record ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", ["journal", "snapshot"])
+@pytest.mark.parametrize("state", [b"\x81", b"\xc1", b"\x90", b"\x91" * 2_000])
+def test_a_node_whose_state_cannot_be_decoded_is_incomplete_after_a_takeover(design: str, state: bytes) -> None:
+    """Regression: its next change ended the owner, and every owner after it."""
+    cell = OnePartitionCell((design,))
+    cell.step(4)
+    cell.publish("report", state={"usage": {"VCPU": 1}})
+    cell.step(4)
+    cell.consumer.close()
+    if design == "journal":
+        plant_checkpoint(cell, state)
+    else:
+        plant(cell.server, ":node:n", with_field(3, 12, value=state))
+    cell.consumer = cell.another_consumer()
+    cell.step(4)
+    assert "n" in cell.reader(design).read(max_age=math.inf, on_stale="flag").incomplete
+    cell.publish(patch={"usage": {"VCPU": 2}})
+    cell.step(4)
+    assert "n" in cell.reader(design).read(max_age=math.inf, on_stale="flag").incomplete
+    cell.publish("report", state={"usage": {"VCPU": 3}})
+    cell.step(4)
+    view = cell.reader(design).read(max_age=math.inf, on_stale="flag")
+    assert view.nodes["n"].state == {"usage": {"VCPU": 3}}
+
+
+def plant_checkpoint(cell: OnePartitionCell, state: bytes) -> None:
+    """Let a checkpoint hold the node with this encoded state."""
+    owner = Owner("journal", cell.server, cell.clock, "a")
+    owner.take()
+    owner.repair()
+    for key in keys_with(cell.server, ":ckpt:"):
+        inside = content(item_at(cell.server, key).value)
+        replace(cell.server, key, sealed([[*record[:12], state] for record in inside]))

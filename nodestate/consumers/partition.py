@@ -14,10 +14,12 @@ import numpy as np
 from nodestate.consumers.handover_messages import HANDOVER, doubt_messages, handed_over_events, may_be_watermark
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks, is_marker
-from nodestate.errors import BadEventError
+from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.partitioning import partition_of
+from nodestate.model.record import unknown_node
 from nodestate.ports import QUEUE_BEGAN, Delivery
+from nodestate.store.damage import DAMAGE
 from nodestate.store.head import NEVER_HEARD
 from nodestate.store.ownership import OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
@@ -370,7 +372,11 @@ class OwnedPartition:
         """
         slot = self.slots.get(event.node)
         before = self.records[slot] if slot is not None else None
-        record, outcome = fold(before, event)
+        try:
+            record, outcome = fold(before, event)
+        except CorruptItemError as error:  # as if the store had lost the node's state
+            DAMAGE.report(f"node {event.node} in partition {self.number}", str(error))
+            record, outcome = fold(unknown_node(event.node), event)
         if outcome is not FoldOutcome.DUPLICATE and slot is not None:
             self.heard_at[slot] = max(self.heard_at[slot], alive_at)
         if record is before or record is None:

@@ -37,7 +37,9 @@ from nodestate.consumers.store_failures import StoreFailures
 from nodestate.designs import DESIGNS
 from nodestate.errors import NodestateError
 from nodestate.model import NodeRecord
+from nodestate.model.record import is_sound, unknown_node
 from nodestate.ports import Clock, Store
+from nodestate.store.damage import DAMAGE
 from nodestate.store.head import NEVER_HEARD
 from nodestate.store.liveness import fresh_s
 from nodestate.store.partition_writer import TakeoverResult
@@ -142,7 +144,11 @@ class Takeover:
             if failed:
                 self._failures.postpone(number, failed[0])
             else:
-                stored[number] = {name: one for name, one in found.items() if isinstance(one, TakeoverResult)}
+                stored[number] = {
+                    name: _without_damage(number, name, one)
+                    for name, one in found.items()
+                    if isinstance(one, TakeoverResult)
+                }
         return stored
 
     def _seed_partitions(self, stored: dict[int, dict[str, TakeoverResult]], now: float) -> None:
@@ -257,6 +263,17 @@ class Takeover:
                 names=names_of(restored),
             )
         return restored
+
+
+def _without_damage(number: int, design: str, taken: TakeoverResult) -> TakeoverResult:
+    """Replace the records whose encoded state is damaged by unknown nodes, as if the store had lost them."""
+    damaged = {record.name for record in taken.records if record.rest and not is_sound(record)}
+    if not damaged:
+        return taken
+    for name in sorted(damaged):
+        DAMAGE.report(f"node {name} in partition {number} of {design}", "its encoded state is damaged")
+    records = [unknown_node(record.name) if record.name in damaged else record for record in taken.records]
+    return taken._replace(records=records, complete=False, epoch_continues=False)
 
 
 def _keep_newest(newest: dict[str, NodeRecord], records: Iterable[NodeRecord]) -> list[NodeRecord]:

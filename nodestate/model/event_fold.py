@@ -184,7 +184,10 @@ def _has_left(fields: dict[str, msgspec.Raw]) -> bool:
 
 def has_left(record: NodeRecord) -> bool:
     """True if a node has left, but is still known because it has allocations. No agent carries out orders there."""
-    return record.live and record.status == "down" and _has_left(_decode_shallow(record.rest))
+    try:
+        return record.live and record.status == "down" and _has_left(_decode_shallow(record.rest))
+    except (msgspec.DecodeError, RecursionError, ValueError):  # the stored state is damaged
+        return False
 
 
 def _holds_allocations(fields: dict[str, msgspec.Raw]) -> bool:

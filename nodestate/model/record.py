@@ -175,3 +175,17 @@ def columns_of(inventory: Mapping[str, Inventory], usage: dict[str, int]) -> tup
     amounts = [inventory[name].capacity if name in inventory else 0 for name in names]
     amounts += [usage.get(name, 0) for name in names]
     return _interned(" ".join(names)), struct.pack(f"<{len(amounts)}q", *amounts)
+
+
+def unknown_node(name: str) -> NodeRecord:
+    """The record of a node of which only the name is known: incomplete, without a state."""
+    return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"", b"", b"")
+
+
+def is_sound(record: NodeRecord) -> bool:
+    """False if the record's encoded state is damaged, so that no change can be applied to it."""
+    try:
+        state = record.state()
+    except CorruptItemError:
+        return False
+    return all(isinstance(state.get(field, {}), dict) for field in ("inventory", "usage", "allocations", "namespaces"))

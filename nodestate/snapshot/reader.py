@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from nodestate.errors import CorruptItemError
-from nodestate.model import NodeRecord
+from nodestate.model.record import unknown_node
 from nodestate.ports import Item, Key
 from nodestate.snapshot.format import (
     NODE,
@@ -205,11 +205,6 @@ class SnapshotReader:
                 read.rows[slot] = unknown_node(name)
         table = base.advanced(head.next, read.rows, named.appeared, read.incomplete)
         return Loaded(table, unread=next((keys.node(self._prefix, name) for name in read.unread.values()), ""))
-
-
-def unknown_node(name: str) -> NodeRecord:
-    """The record of a node of which only the name is known: incomplete, without a state."""
-    return NodeRecord(name, 0, 0, 0, 1, 0.0, False, "down", "", b"", b"", b"", b"")
 
 
 def _require_slots(named: _Named, size: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -362,3 +364,20 @@ def test_node_is_unusable_while_views_leave_it_out() -> None:
     cell.left_out = frozenset({"a"})
     fleet.advance(cell.view)
     assert fleet.usable[fleet.all].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("rest", [b"\x81", b"\xc1", b"\x81\xaballocations\x01", b"\x81\xa9inventory\x90"])
+def test_a_node_whose_stored_state_is_damaged_is_not_used_until_it_has_another(rest: bytes) -> None:
+    """Regression: one such node ended the scheduler of the whole cell."""
+    partition = ChangingPartition(host("a", vcpu=8), host("b", vcpu=8))
+    fleet = Fleet()
+    fleet.advance(partition.view)
+    good = host("a", vcpu=8)
+    partition.change(msgspec.structs.replace(good, generation=2, wanted_generation=2, rest=rest))
+    fleet.advance(partition.view)
+    assert [bool(fleet.usable[row]) for row in range(2)] == [False, True]
+    assert (fleet.reports.allocations(0), fleet.reports.hints_by_instance(0)) == ({}, {})
+    assert not fleet.is_responsive(0)
+    partition.change(msgspec.structs.replace(good, generation=3, wanted_generation=3))
+    fleet.advance(partition.view)
+    assert [bool(fleet.usable[row]) for row in range(2)] == [True, True]

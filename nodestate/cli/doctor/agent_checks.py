@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from nodestate.agent.incarnation import files_ahead, state_directory
 from nodestate.agent.name_conflicts import PRESENCE_HEARTBEATS_COUNT
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
+from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
 from nodestate.view.view import View
 
@@ -93,9 +94,9 @@ def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
     for record in view.nodes.records():
         if not record.live or b"same_name" not in record.rest:  # decodes only the few states that may name two agents
             continue
-        same_name = record.state().get("namespaces", {}).get("nodestate", {}).get("same_name", {})
-        hosts = same_name.get("hosts", [])
-        if len(hosts) == 2 and now - same_name.get("at", 0.0) < recent_s:
+        same_name = _maps_in(record, "same_name")
+        hosts, at = same_name.get("hosts"), same_name.get("at")
+        if isinstance(hosts, list) and len(hosts) == 2 and isinstance(at, int | float) and now - at < recent_s:
             yield Finding(
                 FAIL,
                 "agents",
@@ -109,5 +110,20 @@ def _refused_as_expired(record: NodeRecord, now: float) -> bool:
     """Return whether a node's state lists an order that was refused as expired, less than ``EXPIRED_S`` ago."""
     if b"expired" not in record.rest:  # decodes only the few states that may list one
         return False
-    refused = record.state().get("namespaces", {}).get("nodestate", {}).get("refused", {})
-    return any(one.get("reason") == "expired" and now - one.get("at", 0.0) < EXPIRED_S for one in refused.values())
+    for one in _maps_in(record, "refused").values():
+        if isinstance(one, dict) and one.get("reason") == "expired":
+            at = one.get("at")
+            if isinstance(at, int | float) and now - at < EXPIRED_S:
+                return True
+    return False
+
+
+def _maps_in(record: NodeRecord, field: str) -> dict[str, Any]:
+    """Return a map in ``namespaces.nodestate`` of a node's state; empty if it is missing, or no map, or damaged."""
+    try:
+        inside: Any = record.state()
+    except CorruptItemError:
+        return {}
+    for name in ("namespaces", "nodestate", field):
+        inside = inside.get(name) if isinstance(inside, dict) else None
+    return inside if isinstance(inside, dict) else {}

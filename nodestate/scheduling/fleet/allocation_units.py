@@ -13,16 +13,18 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from nodestate.errors import CorruptItemError
 from nodestate.model import MAX_AMOUNT
+from nodestate.model.fields import Unit
 from nodestate.scheduling.fleet.row_types import Flags, RowAmounts, RowIndex
 
 
 class UnitFields(msgspec.Struct, frozen=True, gc=False):
     """The fields of one resource class in a node's inventory that limit the amount of one allocation."""
 
-    min_unit: int = 1
-    max_unit: int = MAX_AMOUNT
-    step_size: int = 1
+    min_unit: Unit = 1
+    max_unit: Unit = MAX_AMOUNT
+    step_size: Unit = 1
 
 
 _decode_units = msgspec.msgpack.Decoder(dict[str, UnitFields]).decode
@@ -67,8 +69,14 @@ class AllocationUnits:
             }
 
     def put(self, row: int, encoded: bytes) -> None:
-        """Store the units of a row, in place of the row's earlier ones. ``encoded`` is the node's inventory."""
-        inventory = _units_of(encoded)
+        """Store the units of a row, in place of the row's earlier ones. ``encoded`` is the node's inventory.
+
+        Raises ``CorruptItemError`` if the inventory is damaged.
+        """
+        try:
+            inventory = _units_of(encoded)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise CorruptItemError(f"a damaged inventory: {str(error)!a}") from None
         if inventory is self._units[row]:
             return
         self._units[row] = inventory

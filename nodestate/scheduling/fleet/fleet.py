@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
+from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord, Version
 from nodestate.ports import Clock, SystemClock
 from nodestate.scheduling.fleet.bitsets import WordBits
@@ -28,6 +29,7 @@ from nodestate.scheduling.fleet.row_types import Flags
 from nodestate.scheduling.fleet.state_columns import StateColumns
 from nodestate.scheduling.fleet.view_changes import ViewChanges
 from nodestate.scheduling.order_ids import precedence_of
+from nodestate.store.damage import DAMAGE
 from nodestate.view.columns import NOT_THERE, Amounts
 from nodestate.view.view import View
 
@@ -209,6 +211,8 @@ class Fleet:
         """
         name = self._columns.names[row]
         status = self._columns.status[row]
+        if row in self.reports.damaged:
+            return False
         return status not in (NOT_THERE, DOWN) and name not in self._left_out and name not in self.unresponsive
 
     # -- transitions
@@ -297,7 +301,7 @@ class Fleet:
         version = columns.version
         for row, record in rows:
             version[row] = record.version
-            if self._left_out or outstanding:
+            if self._left_out or outstanding or self.reports.damaged:
                 self._update_usable(row)
             rest_hash = hash(record.rest)
             if rest_hash != rest_hashes[row]:
@@ -310,8 +314,18 @@ class Fleet:
 
     def _write_placement(self, row: int, record: NodeRecord) -> None:
         """Write a row's placement fields, and the instances and placement marks that its node reports."""
-        fields = placement_fields_of(record)
-        self._columns.set_placement(row, fields)
+        damaged = self.reports.damaged
+        try:
+            fields = placement_fields_of(record)
+            self._columns.set_placement(row, fields)
+        except CorruptItemError as error:  # the row keeps the placement from before, and is not usable
+            DAMAGE.report(f"node {record.name}", str(error))
+            damaged.add(row)
+            self._update_usable(row)
+            return
+        if row in damaged:
+            damaged.discard(row)
+            self._update_usable(row)
         present = self._instances_on(row)
         allocations = fields.allocations.items()
         self.placement_marks.replace(row, [(instance, allocation.hints) for instance, allocation in allocations])
@@ -329,6 +343,7 @@ class Fleet:
             columns.status[row] == UP
             and not self.claim_overlay.is_blocked(row)
             and columns.names[row] not in self._left_out
+            and row not in self.reports.damaged
         )
 
     def _update_free(self, resource: str, row: int) -> None:

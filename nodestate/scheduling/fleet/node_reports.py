@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord, has_left
 from nodestate.ports import Clock
-from nodestate.scheduling.fleet.placement_fields import hints_of_allocations
+from nodestate.scheduling.fleet.placement_fields import allocations_of, hints_of_allocations
 from nodestate.scheduling.order_ids import without_future_ids
 from nodestate.view.view import View
 
@@ -24,9 +26,16 @@ class NodeReports:
         self._clock = clock
         """The wall clock, by which ids of orders may lie in the future."""
 
+        self.damaged: set[int] = set()
+        """The rows whose stored state is damaged. The fleet changes it."""
+
     def record(self, row: int) -> NodeRecord | None:
-        """Return the record of a row's node in the last view; None if the view does not have the node."""
-        return self.view.nodes.record(self._names[row]) if self.view is not None else None
+        """Return the record of a row's node in the last view; None if the view does not have the node, or if its stored
+        state is damaged.
+        """
+        if self.view is None or row in self.damaged:
+            return None
+        return self.view.nodes.record(self._names[row])
 
     def has_left(self, row: int) -> bool:
         """Return whether a row's node has left, but is still known because it has allocations."""
@@ -41,7 +50,9 @@ class NodeReports:
         record, now = self.record(row), self._clock.time()
         if record is None:
             return {}
-        allocations: dict[str, Mapping[str, Any]] = record.state().get("allocations", {})
+        allocations: Mapping[str, Mapping[str, Any]] = {}
+        with suppress(CorruptItemError):
+            allocations = allocations_of(record)
         return {
             instance: {**one, "hints": without_future_ids(one["hints"], now)} if one.get("hints") else one
             for instance, one in allocations.items()
@@ -60,4 +71,6 @@ class NodeReports:
         record = self.record(row)
         if record is None or not record.live:
             return {}
-        return hints_of_allocations(record)
+        with suppress(CorruptItemError):
+            return hints_of_allocations(record)
+        return {}

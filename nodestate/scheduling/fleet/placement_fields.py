@@ -5,10 +5,13 @@ A state may be large. So only these fields are decoded, and the decoder skips al
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
+from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
 from nodestate.scheduling.fleet.placement_marks import PlacementMark
 
@@ -64,29 +67,63 @@ def placement_fields_of(record: NodeRecord) -> PlacementFields:
     The placement mark of an allocation is decoded from its hints. Any service may store hints, so a hint may have the
     name of a field of ``PlacementMark`` but a value of another type. Such an allocation has no placement mark; the
     node's other allocations keep theirs.
+
+    Raises ``CorruptItemError`` if the stored state is damaged.
     """
     if not record.live:
         return _NOTHING
     try:
         return _decode_placement(record.rest)
     except msgspec.ValidationError:
-        plain = _decode_plain(record.rest)
-        for allocation in plain.get("allocations", {}).values():
-            try:
-                msgspec.convert(allocation, AllocationFields)
-            except msgspec.ValidationError:
-                del allocation["hints"]
-        inventory = plain.pop("inventory", None)
-        fields = msgspec.convert(plain, PlacementFields)
-        if inventory is not None:
-            fields.inventory = msgspec.Raw(_encode(inventory))
-        return fields
+        with _as_corrupt(record):
+            plain = _decode_plain(record.rest)
+            for allocation in plain.get("allocations", {}).values():
+                try:
+                    msgspec.convert(allocation, AllocationFields)
+                except msgspec.ValidationError:
+                    del allocation["hints"]
+            inventory = plain.pop("inventory", None)
+            fields = msgspec.convert(plain, PlacementFields)
+            if inventory is not None:
+                fields.inventory = msgspec.Raw(_encode(inventory))
+            return fields
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise _corrupt(record, error) from None
+
+
+def allocations_of(record: NodeRecord) -> dict[str, dict[str, Any]]:
+    """Decode all allocations in a node's state, by instance. Each has resources, and hints that are a map or missing.
+
+    Raises ``CorruptItemError`` if the stored state is damaged.
+    """
+    with _as_corrupt(record):
+        allocations = msgspec.convert(record.state().get("allocations", {}), dict[str, dict[str, Any]])
+        for allocation in allocations.values():
+            msgspec.convert(allocation.get("resources"), dict[str, int])
+            msgspec.convert(allocation.get("hints", {}), dict[str, Any])
+    return allocations
+
+
+@contextmanager
+def _as_corrupt(record: NodeRecord) -> Iterator[None]:
+    """Raise ``CorruptItemError`` for the errors that the decoding of a damaged state causes."""
+    try:
+        yield
+    except (msgspec.DecodeError, RecursionError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise _corrupt(record, error) from None
+
+
+def _corrupt(record: NodeRecord, error: Exception) -> CorruptItemError:
+    return CorruptItemError(f"the stored state of node {record.name} is damaged: {str(error)!a}")
 
 
 def hints_of_allocations(record: NodeRecord) -> dict[str, dict[str, Any]]:
     """Decode the hints of all allocations in a node's state, by instance.
 
     Allocations without hints are missing, and so are allocations whose hints are no map.
+
+    Raises ``CorruptItemError`` if the stored state is damaged.
     """
-    allocations = _decode_hinted(record.rest).allocations.items()
+    with _as_corrupt(record):
+        allocations = _decode_hinted(record.rest).allocations.items()
     return {instance: one.hints for instance, one in allocations if isinstance(one.hints, dict)}

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord, Version
 from nodestate.scheduling.fleet.change_log import ChangeLog
 from nodestate.scheduling.fleet.node_reports import NodeReports
@@ -64,7 +65,10 @@ class StateColumns:
         """Return the value of a metric for each row, such as ``cpu.percent``; NaN if a node does not report it."""
 
         def value(record: NodeRecord) -> float:
-            return _decode_metrics(record.metrics).get(name, np.nan) if record.metrics else np.nan
+            try:
+                return _decode_metrics(record.metrics).get(name, np.nan) if record.metrics else np.nan
+            except (msgspec.DecodeError, ValueError):  # damaged
+                return np.nan
 
         return self._current(name, value)
 
@@ -76,7 +80,15 @@ class StateColumns:
                 fields that the node reports. It is called again only for nodes that changed, so the result may depend
                 on nothing else. Pass the same function each time, and not a new ``lambda``.
         """
-        return self._current(function, lambda record: float(function(record.state())))
+
+        def value(record: NodeRecord) -> float:
+            try:
+                state = record.state()
+            except CorruptItemError:
+                return np.nan
+            return float(function(state))
+
+        return self._current(function, value)
 
     def _current(self, key: str | StateFunction, value: Callable[[NodeRecord], float]) -> Scores:
         """Return the column with this key, with new numbers for the rows that changed since the last call."""

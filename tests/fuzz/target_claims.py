@@ -1,0 +1,59 @@
+"""The claim record of a node, or an affinity seed, is mutated; then two schedulers claim, place and expire."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, Final
+
+from nodestate.ports import Put, Write
+from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.scheduling.claims.record import FaultRecord
+from nodestate.scheduling.request import parse
+from nodestate.store import keys
+from nodestate.store.wire import ENVELOPE_BYTES, seal
+from tests.fuzz.mutation import mutated, mutated_bytes
+from tests.planted_values import content, sealed
+from tests.scheduling.claim_tables import CELL, Parties
+from tests.scheduling.fleets import ChangingPartition, host
+
+HINTS: Final[dict[str, Any]] = {"group_policy": "anti-affinity", "max_per_node": 1}
+CLAIM: Final = Claim("0000", "vm", "other", 1_030.0, {"VCPU": 1}, "g", HINTS, "r", 2, kept=True, owner="me")
+RECORDS: Final = (
+    ClaimRecord(900.0, 1, 1, (CLAIM,)),
+    FaultRecord(900.0, 1, 1, (CLAIM, CLAIM), "failed", 990.0),
+)
+VIEW: Final = ChangingPartition(*(host(name, vcpu=8) for name in "ab")).view
+
+
+def run(data: Random) -> bool:
+    """Mutate one record."""
+    parties = Parties("one", "two")
+    [server], [one, two] = parties.servers, parties.parties
+    raw = CLAIMS.pack(data.choice(RECORDS))
+    kind = data.random()
+    reached = kind < 0.9
+    if kind < 0.75:
+        raw = sealed(mutated(data, content(raw)))
+    elif kind < 0.9:
+        raw = seal(mutated_bytes(data, raw[ENVELOPE_BYTES:]))
+    else:
+        raw = mutated_bytes(data, raw)
+    server.write([Write(Put.ADD, keys.claim(CELL, "a"), raw)])
+    server.write([Write(Put.ADD, keys.anchor(CELL, "web"), mutated_bytes(data, b"a"))])
+    parties.show(VIEW)
+    placings = one.place(parse({"resources": {"VCPU": 1}}))
+    placings += two.place(parse({"resources": {"VCPU": 1}, "group": {"name": "web", "policy": "affinity"}}))
+    parties.clock.advance(4.0)
+    for party in (one, two):
+        party.claim_table.reassert_own_claims()
+        party.claim_table.expire()
+        party.claim_table.receipts_to_await()
+        party.claim_table.flush_all()
+        party.refresh()
+    parties.clock.advance(3 * 86_400.0)
+    for party in (one, two):
+        party.claim_table.read_records("ab")
+        party.claim_table.expire()
+        assert all(party.free(node) == 8 for node in "ab"), "a claim outlives the longest lifetime"
+    assert placings
+    return reached
