@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+from nodestate.text import count_text
+
 SHOWN_COUNT: Final = 4
 """Partitions or nodes that a message names at most."""
 
@@ -260,7 +262,8 @@ class UnconfirmedError(NodestateError):
 
     def __init__(self, count: int, timeout: float, cause: str = "") -> None:
         suffix = f": {cause}" if cause else ""
-        super().__init__(f"the broker did not confirm {count} publishes within {timeout:g} s{suffix}")
+        publishes = count_text(count, "publish", "publishes")
+        super().__init__(f"the broker did not confirm {publishes} within {timeout:g} s{suffix}")
         self.count = count
         self.timeout_s = timeout
         self.cause = cause
@@ -292,11 +295,6 @@ class OrderFailedError(NodestateError):
 
 
 # -- reading --------------------------------------------------------------------------------------
-
-
-def age_text(age_s: float) -> str:
-    """The age of a view for people: ``3.2 s old``, or ``never confirmed`` if it is infinite."""
-    return f"{age_s:.1f} s old" if math.isfinite(age_s) else "never confirmed"
 
 
 class StaleViewError(NodestateError):
@@ -338,7 +336,7 @@ class StaleViewError(NodestateError):
 def _some(names: Sequence[object], kind: str) -> str:
     more = ", …" if len(names) > SHOWN_COUNT else ""
     shown = ", ".join(map(str, names[:SHOWN_COUNT]))
-    return f"{len(names):,} {kind}{'' if len(names) == 1 else 's'} ({shown}{more})"
+    return f"{count_text(len(names), kind)} ({shown}{more})"
 
 
 class BehindError(NodestateError):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 import structlog
 from click.testing import CliRunner, Result
@@ -58,7 +59,7 @@ class TestHelp:
         assert answer.exit_code == 0
         _, _, example = answer.output.partition("Example:\n")
         for line in example.strip().splitlines():
-            shown, words = line.strip().rpartition("nodestate ")[2], name.split()
+            shown, words = line.strip().partition(" > ")[0].rpartition("nodestate ")[2], name.split()
             assert shown.split()[: len(words)] == words
             given = shown.split()[len(words) :]
             command = every_command()[name]
@@ -355,6 +356,35 @@ def test_publish_refuses_a_compressed_file_with_a_remedy(tmp_path: Path) -> None
     answer = run("publish", *REAL, str(file))
     assert answer.exit_code == 2
     assert f"zcat {file} | nodestate publish -" in answer.stderr
+
+
+def test_publish_of_a_file_in_the_other_format_is_one_error_that_names_the_option(tmp_path: Path) -> None:
+    """Regression: there was one refusal for each byte of the file, or for each line feed in it."""
+    file = tmp_path / "events"
+    file.write_text(f"{GOOD}\n" * 99)
+    answer = run("publish", *REAL, "--format", "msgpack", str(file))
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith("event 1: undecodable: no event at byte 0 of the stream, but a number; ")
+    assert answer.stderr.count("\n") == 1
+    assert "--format json" in answer.stderr
+    file.write_bytes(msgspec.msgpack.encode(json.loads(GOOD) | {"text": "\n" * 99}))
+    answer = run("publish", *REAL, str(file))
+    assert answer.exit_code == 2
+    assert answer.stderr.count("\n") == 1
+    assert "--format msgpack" in answer.stderr
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--limit", "40"]])
+def test_view_in_msgpack_refuses_options_of_the_other_formats(words: list[str]) -> None:
+    answer = run("view", *REAL, "--format", "msgpack", *words)
+    assert answer.exit_code == 2
+    assert words[0] in answer.stderr
+    assert "--format msgpack" in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["publish", "view"])
+def test_help_has_an_example_in_msgpack(command: str) -> None:
+    assert "--format msgpack" in run(command, "--help").stdout.partition("Example:")[2]
 
 
 def test_check_without_any_readable_partition_fails() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import msgpack
@@ -61,6 +62,31 @@ def test_stream_ends_at_bytes_that_are_no_msgpack(bad: bytes) -> None:
     assert msgpack.unpackb(next(stream)) == EVENT
     with pytest.raises(BadEventError):
         list(stream)
+
+
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [
+        (b"\xc1", "bytes that are not msgpack"),
+        (b"\xa1\xff", "a text that is not UTF-8"),
+        (b"\x91" * 2_000, "values that are nested too deeply"),
+        (b"\xdd\xff\xff\xff\xff", "a value that no event can have"),
+        (b"\x81\x90\x01", "a value that no event can have"),
+        (b'{"v": 1}\n', "a number"),
+        (b"\xc0", "null"),
+        (b"\x1f\x8b\x08", "a number"),
+    ],
+)
+def test_stream_ends_at_the_first_value_that_is_no_map_and_the_error_says_so_in_words(bad: bytes, found: str) -> None:
+    """A file of another format is one error, not one for each of its bytes, and no error names a Python class."""
+    stream = read_events(io.BytesIO(msgpack.packb(EVENT) + bad * 9))
+    assert msgpack.unpackb(next(stream)) == EVENT
+    with pytest.raises(BadEventError) as caught:
+        list(stream)
+    position = len(msgpack.packb(EVENT))
+    assert caught.value.detail.startswith(f"no event at byte {position:,} of the stream, but {found}; ")
+    assert "give --format json" in caught.value.detail
+    assert not re.search("[a-z][A-Z]", caught.value.detail)
 
 
 def test_event_over_the_limit_is_refused_before_it_fills_the_memory() -> None:

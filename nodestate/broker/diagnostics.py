@@ -9,6 +9,7 @@ from nodestate.broker.connector import one_off_session
 from nodestate.broker.sessions import FetchedMessage
 from nodestate.broker.topology import MAX_DETAIL_CHARS, Topology
 from nodestate.config import Config
+from nodestate.text import kind_text
 
 MAX_REASON_CHARS: Final = 100
 """Characters of a dead letter's reason that are read."""
@@ -128,5 +129,5 @@ def dead_letter_of(message: FetchedMessage) -> DeadLetter:
 
 
 def _text(header: object, max_chars: int) -> str:
-    """The text of a header; the name of its type if it is no text."""
-    return header[:max_chars] if isinstance(header, str) else type(header).__name__
+    """The text of a header; its kind in words if it is no text."""
+    return header[:max_chars] if isinstance(header, str) else kind_text(header)

@@ -23,6 +23,7 @@ from nodestate.errors import BrokerUnavailableError
 from nodestate.model.limits import MAX_BODY_BYTES
 from nodestate.model.orders import Order
 from nodestate.ports import ACTIVATION, Clock, Delivery
+from nodestate.text import error_text
 
 OnDone = Callable[[bool], None]
 """Called once for each published event: True if the broker confirmed the event, False if it was lost or refused."""
@@ -34,7 +35,7 @@ REFUSED_BODY: Final = b"\xc1"
 
 def unavailable(broker: str, error: BaseException) -> BrokerUnavailableError:
     """The exception to raise in place of a transport's own ``error``. ``broker``: its URLs without passwords."""
-    return BrokerUnavailableError(broker, str(error) or type(error).__name__)
+    return BrokerUnavailableError(broker, error_text(error))
 
 
 def accepted_body(body: bytes, queue: str, cut_from: int = 0) -> bytes:

@@ -25,9 +25,10 @@ from nodestate.designs.comparison import (
     differences_from_agents,
     persisting,
 )
-from nodestate.errors import NodestateError, age_text
+from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.ports import Resync
+from nodestate.text import age_text
 from nodestate.view.view import View
 
 AGENTS: Final = "agents"

@@ -15,7 +15,8 @@ from nodestate.cli.design_switch import DesignIncompleteError, DesignsDifferErro
 from nodestate.designs.connections import configured
 from nodestate.designs.control import Control, cut_over, prepared, require_named, retired, rolled_back
 from nodestate.designs.stored_design import display_names, parse_stored_design
-from nodestate.errors import ConfigError, age_text
+from nodestate.errors import ConfigError
+from nodestate.text import age_text
 
 
 @click.group("design", epilog="\b\nExample:\n  nodestate design status")

@@ -10,6 +10,7 @@ import msgspec
 
 from nodestate.errors import BadEventError
 from nodestate.model import MAX_EVENT_BYTES, Report
+from nodestate.text import kind_text
 from nodestate.view.view import View
 
 READ_BYTES: Final = 64 * 1024
@@ -22,6 +23,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def read_events(file: BinaryIO) -> Iterator[bytes]:
     """Yield the encoded events of a stream, in order.
+
+    The stream ends at the first value that is no map: a file of another format would otherwise be one bad event for
+    each of its bytes.
 
     Raises:
         BadEventError: with the reason ``too-large`` or ``undecodable``. The stream can't be read further, because the
@@ -37,13 +41,34 @@ def read_events(file: BinaryIO) -> Iterator[bytes]:
         fed += len(chunk)
         try:
             for event in unpacker:
+                if not isinstance(event, dict):
+                    raise _not_an_event(done, kind_text(event))
                 done = unpacker.tell()
                 yield msgpack.packb(event)
         except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
-            detail = f"no event at byte {done:,} of the stream: {type(error).__name__} {error}".rstrip()
-            raise BadEventError("undecodable", detail) from None
+            raise _not_an_event(done, _cause(error)) from None
     if done != fed:
         raise BadEventError("undecodable", f"the stream ends within an event, which begins at byte {done:,}")
+
+
+def _not_an_event(position: int, found: str) -> BadEventError:
+    """The error for a stream that has something else than an event at a position, in bytes."""
+    return BadEventError(
+        "undecodable",
+        f"no event at byte {position:,} of the stream, but {found}; the rest is not read. --format msgpack reads maps "
+        "in msgpack, one after the other: give --format json if FILE has JSON lines, and decompress a compressed FILE",
+    )
+
+
+def _cause(error: Exception) -> str:
+    """Say in words what msgpack could not decode."""
+    if isinstance(error, msgpack.StackError | RecursionError):
+        return "values that are nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "a text that is not UTF-8"
+    if isinstance(error, msgpack.FormatError):
+        return "bytes that are not msgpack"
+    return "a value that no event can have"  # longer than the buffer, or a map with a list as key
 
 
 def reports_of(view: View, only: str | None = None) -> Iterator[bytes]:

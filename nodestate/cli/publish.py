@@ -1,4 +1,4 @@
-"""The command ``publish``: publish events from a file of JSON lines."""
+"""The command ``publish``: publish events from a file of JSON lines, or from a stream of msgpack."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from nodestate.ports import SystemClock
 SHOW_EVERY_COUNT = 200
 """Lines between two updates of the progress bar."""
 GZIP_MAGIC = b"\x1f\x8b"
+MSGPACK_MAPS = (*(bytes([byte]) for byte in range(0x80, 0x90)), b"\xde", b"\xdf")
+"""First bytes of a map in msgpack. No text in UTF-8, and no JSON, begins with one of them."""
 
 
 class _Addressed(msgspec.Struct):
@@ -55,7 +57,11 @@ class _PublishProgress:
         return time.monotonic() - self.started
 
 
-@cell_command("publish", example="zcat events.jsonl.gz | nodestate publish -")
+@cell_command(
+    "publish",
+    example="zcat events.jsonl.gz | nodestate publish -\n"
+    "nodestate view --format msgpack | nodestate publish --cell copy --format msgpack -",
+)
 @click.argument("file", type=click.File("rb"))
 @click.option(
     "--raw", is_flag=True, help="Publish every line unchecked; consumers move invalid events to the dead-letter queue."
@@ -76,7 +82,7 @@ def command(run: Run, file: BinaryIO, raw: bool, file_format: str, timeout: floa
 
     A line that is not a valid event is not published; stderr has its number and the reason, and the exit code is 1. If
     the broker is down for a while, the command waits for it. The events of a node are published in the order of the
-    file. A stream of msgpack ends at the first bytes that are no msgpack.
+    file. A stream of msgpack ends at the first value that is no map.
     """
     run.require_shared(broker=True)
     clock = SystemClock()
@@ -109,6 +115,8 @@ def _publish_lines(run: Run, file: BinaryIO, figures: _PublishProgress, progress
     for number, line in enumerate(_without_bom(file), 1):
         if number == 1 and line.startswith(GZIP_MAGIC):
             raise ConfigError(f"{file.name} is compressed with gzip; run: zcat {file.name} | nodestate publish -")
+        if number == 1 and line.startswith(MSGPACK_MAPS):
+            raise ConfigError(f"{file.name} has no JSON lines, it begins with a map in msgpack: give --format msgpack")
         if line.strip():
             try:
                 body = _encode_unchecked(line) if raw else event_from_json(line, time.time())

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.config import Config
-from nodestate.errors import age_text
+from nodestate.text import age_text
 
 PANEL_WIDTH_CHARS: Final = 100
 BAR_WIDTH_CHARS: Final = 36

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +17,8 @@ from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import reports_of
 from nodestate.cli.inspection import selected_designs
 from nodestate.designs.reader import OnStale, Reader
-from nodestate.errors import NodestateError, StaleViewError, age_text
+from nodestate.errors import NodestateError, StaleViewError
+from nodestate.text import age_text
 from nodestate.view.view import View
 
 _decode_state = msgspec.msgpack.Decoder().decode
@@ -37,7 +39,8 @@ class NothingReadError(NodestateError):
 
 @cell_command(
     "view",
-    example="nodestate view --design journal --max-age 5 --on-stale flag --json",
+    example="nodestate view --design journal --max-age 5 --on-stale flag --json\n"
+    "nodestate view --format msgpack > nodes.msgpack",
 )
 @click.option(
     "--design",
@@ -112,6 +115,8 @@ def command(
     in seconds, null if a partition was never confirmed; "position" has one entry for each partition, null if it was
     never read.
     """
+    if output_format == "msgpack":
+        _require_msgpack_alone(run)
     pinned = selected_designs(run.config, design)[0] if design else None
     run.require_shared(designs=[pinned.design if pinned else run.config.read_design])
     # The process reads once and ends, so no garbage needs to be collected, and the collector doubles the time of
@@ -133,6 +138,17 @@ def command(
             _print_node(run, view, only)
         else:
             _print(run, view, limit, _why_late(reader, view, max_age))
+
+
+def _require_msgpack_alone(run: Run) -> None:
+    """Raise click's ``UsageError`` if an option of another format was given besides ``--format msgpack``."""
+    if run.as_json:
+        raise click.UsageError("--format msgpack and --json are two formats of the same output: give one of them")
+    if click.get_current_context().get_parameter_source("limit") is not ParameterSource.DEFAULT:
+        raise click.UsageError(
+            "--limit is for the table, and --format msgpack always writes all nodes: leave out --limit, or name one "
+            "node with --node NAME"
+        )
 
 
 def _read(reader: Reader, max_age: float, node_max_age: float | None, on_stale: OnStale, timeout: float) -> View:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from nodestate.errors import BadEventError
 from nodestate.model.limits import MAX_FREE_DEPTH
+from nodestate.text import kind_text
 
 _PLAIN_TYPES: Final = frozenset({str, int, float, bool, type(None)})
 
@@ -41,5 +42,5 @@ def require_json_value(value: Any, field: str, depth: int = 0) -> None:
         if type(child) in _PLAIN_TYPES:
             continue
         if type(child) is not dict and type(child) is not list:
-            raise BadEventError("wrong-type", f"{field} holds a {type(child).__name__}, which JSON cannot carry")
+            raise BadEventError("wrong-type", f"{field} holds {kind_text(child)}, which JSON cannot carry")
         require_json_value(child, field, depth + 1)

@@ -17,7 +17,7 @@ from nodestate.ports import MAX_TTL_S, Item, Key
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
 from nodestate.store.round_trips import Step, Steps
-from nodestate.store.wire import DECODE_ERRORS, Codec, printable
+from nodestate.store.wire import DECODE_ERRORS, Codec, printable, record_name
 
 T = TypeVar("T")
 
@@ -99,6 +99,8 @@ class SectionCodec(Generic[T]):
         self._is_consistent = is_consistent
         # The type of a section.
         self._type = section_type
+        # Its name in words, for messages.
+        self._name = record_name(section_type)
 
     def __reduce__(self) -> tuple[object, ...]:
         return SectionCodec, (self._type, self._is_consistent)
@@ -108,9 +110,9 @@ class SectionCodec(Generic[T]):
         try:
             section = self._decode(head.section)
         except DECODE_ERRORS as error:
-            raise CorruptItemError(f"not a {self._type.__name__}: {printable(error)}") from None
+            raise CorruptItemError(f"no valid {self._name}: {printable(error)}") from None
         if not self._is_consistent(section, head):
-            raise CorruptItemError(f"a {self._type.__name__} whose fields contradict each other")
+            raise CorruptItemError(f"a {self._name} whose fields contradict each other")
         return section
 
 

@@ -56,6 +56,7 @@ from nodestate.store.memcached_protocol import (
 )
 from nodestate.store.memory import MemoryStore, process_server
 from nodestate.store.server_clock import MARGIN_S, VERIFIED_S, ServerClock, less_time_left
+from nodestate.text import error_text
 
 ITEM_HEADER_BYTES: Final = 48 + 8
 """memcached's struct of an item and the CAS id, on a 64-bit machine."""
@@ -234,8 +235,8 @@ class MemcachedStore:
             raise  # nothing was sent
         except (OSError, MemcacheError, KeyError, ValueError) as error:
             self.close()
-            cause = f"no reply within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
-            raise StoreUnavailableError(self._name, cause or type(error).__name__) from error
+            cause = f"no reply within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else error_text(error)
+            raise StoreUnavailableError(self._name, cause) from error
         except BaseException:
             self.close()
             raise

@@ -39,6 +39,11 @@ _NAMES: Final = re.compile(rf"{NODE_NAME_PATTERN}(?:\n{NODE_NAME_PATTERN})*").fu
 _encoder = msgspec.msgpack.Encoder()
 
 
+def record_name(record_type: type) -> str:
+    """The name of a type of stored records, in words: ``liveness record`` for ``LivenessRecord``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", record_type.__name__).lower()
+
+
 class Codec(Generic[T]):
     """Encodes and decodes records of one type.
 
@@ -52,8 +57,8 @@ class Codec(Generic[T]):
         self._decode = msgspec.msgpack.Decoder(record_type).decode
         # Checks the relations between the fields; None if there are none.
         self._check = check
-        # Name of the type, for messages.
-        self._name = getattr(record_type, "__name__", str(record_type))
+        # Name of the type in words, for messages.
+        self._name = record_name(record_type)
 
     def pack(self, record: T) -> bytes:
         """Encode a record as a stored value."""
@@ -64,14 +69,14 @@ class Codec(Generic[T]):
         payload = memoryview(raw)[ENVELOPE_BYTES:]
         if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
             raise CorruptItemError(
-                f"not a {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
+                f"no {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
             )
         try:
             record = self._decode(payload)
             if self._check is not None:
                 self._check(record)
         except DECODE_ERRORS as error:
-            raise CorruptItemError(f"not a {self._name}: {printable(error)}") from None
+            raise CorruptItemError(f"no valid {self._name}: {printable(error)}") from None
         return record
 
     def find(self, key: str, item: Item | None) -> T | None:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nodestate.errors import age_text
 from nodestate.model import NodeRecord, Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
+from nodestate.text import age_text
 from nodestate.view.columns import Columns, ColumnStore
 from nodestate.view.follower import PartitionState
 

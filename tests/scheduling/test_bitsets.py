@@ -42,6 +42,7 @@ def test_word_bits_answer_as_plain_sets_do(
     of_rows = [model[row] for row in (range(ROWS) if isinstance(which, slice) else which)]
     assert flags(bits.have_all(words, which), which) == [there >= set(words) for there in of_rows]
     assert flags(bits.have_any(words, which), which) == [bool(there & set(words)) for there in of_rows]
+    assert flags(bits.have_none(words, which), which) == [not there & set(words) for there in of_rows]
     assert flags(bits.have_no_other(words, which), which) == [there <= set(words) for there in of_rows]
     even = np.arange(ROWS) % 2 == 0
     assert set(bits.words_on(even)) == set().union(*model[::2])

@@ -72,6 +72,14 @@ class WordBits:
             flags = flags | ((self._planes[number][rows] & mask) != 0)
         return flags
 
+    def have_none(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
+        """Return an array that says for each of ``rows`` whether the row has none of ``words``, such as traits.
+
+        If none of the words was ever stored, a single True is returned for all rows.
+        """
+        found = self.have_any(words, rows)
+        return not found if isinstance(found, bool) else ~found
+
     def have_no_other(self, words: Sequence[str], rows: RowIndex) -> Flags | bool:
         """Return an array that says for each of ``rows`` whether each word of the row is one of ``words``.
 

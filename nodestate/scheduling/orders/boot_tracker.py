@@ -32,7 +32,7 @@ from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Final
 
-from nodestate.errors import BrokerUnavailableError, age_text
+from nodestate.errors import BrokerUnavailableError
 from nodestate.model import Version
 from nodestate.model.orders import Answer, Build
 from nodestate.ports import Clock
@@ -47,6 +47,7 @@ from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.scheduling.orders.refusals import FAULTS, counts_as_try, refused_by, with_refusals
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
+from nodestate.text import age_text
 
 MAX_NODES_COUNT: Final = 8
 """Maximum number of nodes that are asked to take one instance."""

@@ -11,6 +11,7 @@ from nodestate.errors import BadRequestError
 from nodestate.scheduling.request.conversion import convert
 from nodestate.scheduling.request.limits import MAX_GROUP_COUNT
 from nodestate.scheduling.request.request import STORED_FIELDS, GroupRequest, Request
+from nodestate.text import kind_text
 
 
 def request_of(instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]) -> Request:
@@ -96,5 +97,5 @@ def _map_of(content: Any) -> Mapping[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequestError("request", f"not valid JSON: {error}") from None
     if not isinstance(content, Mapping):
-        raise BadRequestError("request", f"want a map of fields, not a {type(content).__name__}")
+        raise BadRequestError("request", f"want a map of fields, not {kind_text(content)}")
     return content

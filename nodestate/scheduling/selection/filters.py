@@ -77,10 +77,7 @@ def any_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
 
 def forbidden_traits(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """Return for each row whether the node has none of ``forbidden_traits``."""
-    if not request.forbidden_traits:
-        return True
-    found = fleet.traits.have_any(request.forbidden_traits, rows)
-    return not found if isinstance(found, bool) else ~found
+    return fleet.traits.have_none(request.forbidden_traits, rows)
 
 
 def zone(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
@@ -102,10 +99,7 @@ def aggregates_all(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bo
 
 def aggregates_none(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """Return for each row whether the node is in none of ``aggregates_none``."""
-    if not request.aggregates_none:
-        return True
-    found = fleet.aggregates.have_any(request.aggregates_none, rows)
-    return not found if isinstance(found, bool) else ~found
+    return fleet.aggregates.have_none(request.aggregates_none, rows)
 
 
 def force_nodes(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
@@ -189,7 +183,7 @@ def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     present = set(words).intersection(fleet.aggregates.words_on(allowed))
     fewest = min((by_word.get(word, 0) for word in present), default=MAX_AMOUNT)
     full = [word for word in words if by_word.get(word, 0) + 1 - fewest > request.spread.max_skew]
-    return inside & np.logical_not(fleet.aggregates.have_any(full, rows))
+    return inside & fleet.aggregates.have_none(full, rows)
 
 
 def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:

@@ -1,0 +1,46 @@
+"""Texts for people, which messages of all parts share: counts, ages, kinds of values, and causes of errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+_KINDS: Final = {
+    dict: "a map",
+    list: "a list",
+    tuple: "a list",
+    str: "a text",
+    bytes: "bytes",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def count_text(count: int, singular: str, plural: str = "") -> str:
+    """A number with its noun, as ``1 node`` or ``1,000 nodes``.
+
+    Args:
+        count: the number.
+        singular: the noun for one, perhaps with a verb, as ``queue has``.
+        plural: the same for all other numbers, as ``queues have``; empty: the singular with an "s".
+    """
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def age_text(age_s: float) -> str:
+    """The age of a view: ``3.2 s old``, or ``never confirmed`` if it is infinite."""
+    return f"{age_s:.1f} s old" if math.isfinite(age_s) else "never confirmed"
+
+
+def kind_text(value: object) -> str:
+    """The kind of a value in words of JSON, as ``a list``; a value of another kind is named by its Python type."""
+    return _KINDS.get(type(value), f"a Python {type(value).__name__}")
+
+
+def error_text(error: BaseException) -> str:
+    """The text of an error of a connection. Some libraries raise errors without a text: the cause in words then."""
+    if text := str(error):
+        return text
+    return "no reply in time" if isinstance(error, TimeoutError) else "the connection broke"
