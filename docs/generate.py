@@ -123,7 +123,6 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_LIFETIME_S": "seconds from now to the deadline of a claim; a record with a later one is damaged",
         "MAX_BORN_AHEAD_S": "seconds that the creation of a record may lie ahead; a record with more is damaged",
         "MAX_MEMBERS_COUNT": "members that the claim of a reservation may name",
-        "MAX_INSTANCE_CHARS": "the id of an instance, or the name of a scheduler, in a claim",
     },
     "nodestate.scheduling.claims.node_chooser": {
         "MAX_AFFINITY_NODES_COUNT": "nodes that are tried for all members of an affinity group",

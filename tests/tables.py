@@ -15,7 +15,7 @@ PART_BYTES = 60_000
 def encoded(record: NodeRecord) -> bytes:
     """A record as a row that was not decoded."""
     [block] = pack_records([record], PART_BYTES)
-    [(_, row)] = unpack_block(block)
+    [(_, _, row)] = unpack_block(block)
     return row
 
 

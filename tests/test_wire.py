@@ -51,7 +51,7 @@ def test_blocks_hold_all_records_in_order_within_the_size_limit(many: list[NodeR
     Only a block of a single record may be larger than intended.
     """
     blocks = pack_records(many, part_bytes)
-    assert [unpack_record(row) for block in blocks for _, row in unpack_block(block)] == many
+    assert [unpack_record(row) for block in blocks for _, _, row in unpack_block(block)] == many
     for block in blocks:
         assert len(block) <= part_bytes or len(unpack_block(block)) == 1
 

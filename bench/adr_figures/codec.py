@@ -70,7 +70,7 @@ def _stdlib_json_unpack(raw: bytes) -> list[NodeRecord]:
 
 
 def _unpacked(raw: bytes) -> list[NodeRecord]:
-    return [unpack_record(row) for _, row in unpack_block(raw)]
+    return [unpack_record(row) for _, _, row in unpack_block(raw)]
 
 
 def _record(fields: Sequence[Any]) -> NodeRecord:

@@ -11,7 +11,7 @@ from typing import Final
 
 from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.journal.format import JOURNAL_SECTION, SEGMENT, JournalSection, checkpoint_keys
-from nodestate.model import Heading, NodeRecord, fold, parse_event
+from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.ports import Item, Key
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
@@ -67,11 +67,11 @@ class JournalReader:
                 block = _block_of(key, reply.items.get(key))
                 if block is None:
                     return Loaded(None, key)
-                for heading, row in block:
-                    names.append(heading.name)
+                for name, is_incomplete, row in block:
+                    names.append(name)
                     rows.append(row)
-                    if heading.incomplete:
-                        incomplete.append(heading.name)
+                    if is_incomplete:
+                        incomplete.append(name)
         return Loaded(Table.of(head.epoch, section.checkpoint.offset, unpack_record, names, rows, incomplete))
 
     def _follow(self, head: Head, section: JournalSection, table: Table, items: Mapping[Key, Item]) -> Steps[Loaded]:
@@ -133,7 +133,7 @@ def _fold_segment(
     return True
 
 
-def _block_of(key: str, item: Item | None) -> list[tuple[Heading, bytes]] | None:
+def _block_of(key: str, item: Item | None) -> list[tuple[str, bool, bytes]] | None:
     """The records of one part of a checkpoint; None if it is missing or damaged."""
     try:
         return unpack_block(item.value) if item is not None else None

@@ -43,7 +43,7 @@ from nodestate.model.limits import (
 )
 from nodestate.model.normalization import parse_state
 from nodestate.model.patch import merge_patch
-from nodestate.model.record import Heading, NodeRecord, columns_of, require_consistent_columns
+from nodestate.model.record import Heading, NodeRecord, columns_of
 from nodestate.model.state import Allocation, Inventory, State
 from nodestate.model.version import NEVER, Receipt, Version
 
@@ -99,5 +99,4 @@ __all__ = [
     "merge_patch",
     "parse_event",
     "parse_state",
-    "require_consistent_columns",
 ]

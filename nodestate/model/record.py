@@ -154,12 +154,13 @@ class _ColumnBytes(dict[str, int]):
         return size
 
 
-_column_bytes: Final = _ColumnBytes()
+column_bytes: Final = _ColumnBytes()
+"""By the ``classes`` of records, the size of their columns; -1 if they are no resource classes."""
 
 
 def require_consistent_columns(record: NodeRecord) -> None:
     """Raise ``ValueError`` unless a decoded record has one capacity and one usage for each of its classes."""
-    if len(record.columns) != _column_bytes[record.classes]:
+    if len(record.columns) != column_bytes[record.classes]:
         raise ValueError(f"{len(record.columns)} bytes of columns for the classes {record.classes!a:.80}")
 
 

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from nodestate.model import MAX_NODE_NAME_CHARS, NodeRecord, require_consistent_columns
+from nodestate.model import NodeRecord
+from nodestate.model.fields import StoredName
 from nodestate.store import keys
 from nodestate.store.head import (
     MAX_OFFSET,
@@ -38,6 +39,8 @@ MAX_APPEARED_COUNT: Final = 64
 """Largest number of names of new nodes in a head."""
 RING_COMMITS: Final = 2048
 """Largest number of commits in the ring of a head."""
+FEW_COMMITS_COUNT: Final = 256
+"""A ring of at most this number of commits is added up without numpy."""
 MAX_INDEX_PARTS_COUNT: Final = 4_096
 """A section that claims more parts of an index is damaged: they would name 8 million nodes of one partition."""
 assert RING_SLOTS < 2**16, "the count of one commit fits its uint16"
@@ -76,7 +79,7 @@ class Appeared(msgspec.Struct, frozen=True, array_like=True):
     """A node that the commit ``offset`` added; its slot follows the last one."""
 
     offset: Offset
-    name: Annotated[str, Meta(min_length=1, max_length=MAX_NODE_NAME_CHARS)]
+    name: StoredName
 
 
 class Index(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +93,7 @@ class Index(msgspec.Struct, frozen=True, array_like=True):
 class IndexPart(msgspec.Struct, frozen=True, array_like=True):
     """Names and stamps of nodes, in slot order; the stamps as little-endian uint64."""
 
-    names: list[str]
+    names: list[StoredName]
     stamps: bytes
 
 
@@ -119,17 +122,20 @@ class SnapshotSection(msgspec.Struct, frozen=True, array_like=True):
 
 def _are_new_names(names: list[str]) -> bool:
     """True if a ring may have these names of new nodes."""
-    return len(names) <= MAX_APPEARED_COUNT and len(set(names)) == len(names) and are_names(names)
+    return not names or (len(names) <= MAX_APPEARED_COUNT and len(set(names)) == len(names) and are_names(names))
 
 
 def _is_consistent(section: SnapshotSection, head: Head) -> bool:
     """True if the index and the ring's commits from it on lead to the head."""
     counts, slots_bytes = section.counts, len(section.slots)
+    commits = head.next - section.ring_from
+    if len(counts) != 2 * commits or commits > RING_COMMITS:
+        return False
+    # As in ``ring_after``: numpy is slower for a few commits.
+    sizes = struct.unpack(f"<{commits}H", counts) if commits <= FEW_COMMITS_COUNT else np.frombuffer(counts, "<u2")
     return (
-        len(counts) == 2 * (head.next - section.ring_from)
-        and len(counts) <= 2 * RING_COMMITS
-        and slots_bytes <= 4 * RING_SLOTS
-        and slots_bytes == 4 * int(np.frombuffer(counts, "<u2").sum())
+        slots_bytes <= 4 * RING_SLOTS
+        and slots_bytes == 4 * int(sum(sizes) if isinstance(sizes, tuple) else sizes.sum())
         and section.ring_from <= section.index.offset <= head.next
         and _are_new_names([one.name for one in section.appeared])
         and are_terms_of(section.terms, section.ring_from, head)
@@ -143,12 +149,9 @@ def _require_index(part: IndexPart) -> None:
         raise ValueError("a name that no node can have")
 
 
-def _require_node(stored: StoredNode) -> None:
-    require_consistent_columns(stored.record)
-
-
 SNAPSHOT_SECTION: Final = SectionCodec(SnapshotSection, _is_consistent)
-NODE: Final = Codec(StoredNode, _require_node)
+NODE: Final = Codec(StoredNode)
+"""Readers also check that a record has the columns of its classes, see ``_accept``."""
 INDEX_PART: Final = Codec(IndexPart, _require_index)
 PART_NODES: Final = 2_000
 """Nodes in one part of an index. With names of 200 characters that is less than half of memcached's item limit."""

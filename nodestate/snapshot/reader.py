@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from nodestate.errors import CorruptItemError
-from nodestate.model.record import unknown_node
+from nodestate.model.record import column_bytes, unknown_node
 from nodestate.ports import Item, Key
 from nodestate.snapshot.format import (
     NODE,
@@ -35,6 +35,7 @@ from nodestate.view.follower import Loaded
 from nodestate.view.table import Table
 
 UNKNOWN = Stamp(0)
+_unpack = NODE.unpack
 MAX_FETCH_COUNT: Final = 512
 """Nodes that one fetch asks for. Replies can be freed in between, so a first load needs little more memory than its
 result, and works within the processor's cache (docs/adr/0010).
@@ -216,7 +217,16 @@ def _require_slots(named: _Named, size: int) -> None:
 
 def _accept(head: Head, slot: int, name: str, stamp: Stamp, key: str, item: Item | None, read: _Read) -> None:
     """Note the item of a node in ``read``, as accepted or unread."""
-    stored = NODE.find(key, item)
+    stored = None
+    if item is not None:
+        try:
+            stored = _unpack(item.value)
+        except CorruptItemError as error:
+            DAMAGE.report(key, str(error))
+        else:
+            if len(stored.record.columns) != column_bytes[stored.record.classes]:
+                DAMAGE.report(key, "a record without the columns of its classes")
+                stored = None
     if item is None or stored is None or not _is_valid(stored, slot, name, stamp, head):
         read.unread[slot] = name
         return

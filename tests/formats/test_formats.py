@@ -62,7 +62,7 @@ def plain(value: Any) -> Any:
 
 
 def checkpoint_records(value: bytes) -> list[Any]:
-    return [unpack_record(raw) for _, raw in unpack_block(value)]
+    return [unpack_record(raw) for _, _, raw in unpack_block(value)]
 
 
 def pack_checkpoint(records: list[Any]) -> bytes:

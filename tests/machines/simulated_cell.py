@@ -209,7 +209,7 @@ class GroundTruth:
         if letter[0] == keys.JOURNAL:
             checkpoint = journal_format.JOURNAL_SECTION.of(head).checkpoint
             parts = journal_format.checkpoint_keys(prefix, head.epoch, checkpoint)
-            return {head.name: unpack_record(row) for key in parts for head, row in unpack_block(self.contents[key])}
+            return {name: unpack_record(row) for key in parts for name, _, row in unpack_block(self.contents[key])}
         parts = snapshot_format.index_keys(prefix, head.epoch, snapshot_format.SNAPSHOT_SECTION.of(head).index)
         names = [name for key in parts for name in snapshot_format.unpack_index_part(self.contents[key])[0]]
         return {name: self.items[partition, head.epoch, stamp_of(1, 0)][name] for name in names}

@@ -60,8 +60,6 @@ A record with a later deadline is damaged: it would block its node for ever.
 MAX_BORN_AHEAD_S: Final = 60.0
 """A record that was created more than this number of seconds in the future is damaged: it would stay unsure."""
 MAX_MEMBERS_COUNT: Final = 1_000_000
-MAX_INSTANCE_CHARS: Final = 1_000
-"""Longest id of an instance, or name of a scheduler."""
 assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"
 
 Word = Annotated[str, Meta(max_length=MAX_WORD_CHARS)]
@@ -71,15 +69,15 @@ StoredVersionPart = Annotated[int, Meta(ge=0, le=MAX_COUNTER)]
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Room on one node that a scheduler reserves for one instance. The order of the fields is the wire format."""
 
-    id: Word
+    id: str
     """The claim's id. Ids sort by the time at which they were made, see ``order_ids``."""
-    instance: Annotated[str, Meta(max_length=MAX_INSTANCE_CHARS)]
+    instance: str
     """The id of the instance that is to be built."""
-    holder: Annotated[str, Meta(max_length=MAX_INSTANCE_CHARS)]
+    holder: str
     """The name of the scheduler that wrote the claim."""
     until: Seconds
     """The deadline, in seconds of the server's clock."""
-    resources: Annotated[dict[Word, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
+    resources: Annotated[dict[str, Amount], Meta(max_length=MAX_CLASSES_COUNT)]
     """The claimed amounts by resource class; for a resize only the amounts beyond the instance's allocation."""
     group: str | None = None
     """The instance's group; the agent stores it with the allocation."""
