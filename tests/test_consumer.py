@@ -10,6 +10,7 @@ import pytest
 from nodestate import Reader
 from nodestate.cli.doctor.design_checks import examine_design
 from nodestate.cli.inspection import DesignStatus, head_status
+from nodestate.consumers.partition import MAX_DEAD_LETTER_BYTES
 from nodestate.consumers.watermarks import is_marker
 from nodestate.errors import DeadLetterError
 from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_EVENT_BYTES
@@ -104,7 +105,7 @@ def test_an_invalid_message_becomes_a_dead_letter_with_its_reason_and_later_even
     publisher.change({"zone": "after"})
     world.run_well(1)
     assert [(letter.partition, letter.body, letter.reason) for letter in world.broker.dead_letters] == [
-        (0, body, reason)
+        (0, body[:MAX_DEAD_LETTER_BYTES], reason)
     ]
     assert dead_letters(world.members[0]) == {reason: 1}
     assert waiting(world, 0) == []

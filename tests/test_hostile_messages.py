@@ -17,8 +17,10 @@ from harness.servers import RabbitServer
 from harness.waiting import wait_until
 from nodestate.broker import KombuCourier, KombuResyncSender, KombuSink, KombuSource, Topology, read_dead_letters
 from nodestate.broker.connector import open_session
+from nodestate.broker.rabbitmq import consumer as rabbitmq_consumer
 from nodestate.broker.rabbitmq.frames import InboundMessage, decoded_headers, frame_handler
 from nodestate.broker.rabbitmq.session import RabbitSession
+from nodestate.broker.virtual import consumer as virtual_consumer
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
 from nodestate.errors import BadEventError
@@ -246,6 +248,38 @@ def test_a_large_message_is_cut(virtual_config: Config, opened: Callable[[Any], 
     opened(open_session(virtual_config, "test")).send("", Topology.of(virtual_config).queue(0), LARGE)
     [body] = _bodies(source, 1)
     assert len(body) == CUT_BODY_BYTES
+
+
+@pytest.fixture(params=["memory", pytest.param("rabbit", marks=pytest.mark.service)])
+def any_config(request: pytest.FixtureRequest, cell: str) -> Config:
+    url = "memory://" if request.param == "memory" else request.getfixturevalue("rabbit").url
+    return Config(broker=url, cell=cell, partitions=2)
+
+
+def test_a_consumer_receives_few_large_messages_at_a_time(
+    any_config: Config, opened: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 2,000 messages of 256 KB would take 512 MB."""
+    limit, size = 10_000, 3_000
+    for module in (rabbitmq_consumer, virtual_consumer):
+        monkeypatch.setattr(module, "MAX_RECEIVED_BYTES", limit)
+    source = opened(KombuSource(any_config, [0]))
+    source.receive(1, 0)
+    session = opened(open_session(any_config, "test"))
+    for _ in range(20):
+        session.send("", Topology.of(any_config).queue(0), bytes(size))
+    sizes: list[int] = []
+    received = 0
+
+    def all_came() -> bool:
+        nonlocal received
+        new = [one for one in source.receive(100, 0.05) if not one.body.startswith(ACTIVATION)]
+        sizes.append(sum(len(one.body) for one in new))
+        received += len(new)
+        return received == 20
+
+    wait_until(all_came, "the messages do not come")
+    assert max(sizes) < limit + size
 
 
 # -- RabbitMQ -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nodestate.consumers.handover_messages import HANDOVER
-from nodestate.consumers.partition import OwnedPartition, Pending
+from nodestate.consumers.partition import MAX_DEAD_LETTER_BYTES, OwnedPartition, Pending
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks
 from nodestate.model import MAX_CLOCK_AHEAD_S, parse_event
@@ -107,8 +107,19 @@ def test_a_message_that_was_cut_is_refused_whatever_it_begins_with(partition: Ow
         pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, WATERMARKS, EventCounts())
         [(delivery, error)] = pending.bad
         assert (delivery.body, error.reason) == (body, "too-large")
-        assert "8,000,000 bytes" in error.detail
+        assert f"the first {len(body)} of 8,000,000 bytes are kept" in error.detail
         assert pending.unconfirmed_designs == set()
+
+
+def test_only_the_beginning_of_a_large_refused_message_is_kept(partition: OwnedPartition) -> None:
+    """A consumer holds up to ``prefetch`` refused messages while the dead-letter queue takes none."""
+    body = event("heartbeat", 1, node="a b", more="x" * 100_000)
+    pending = take(partition, body)
+    [(delivery, error)] = pending.bad
+    assert (delivery.body, delivery.cut_from) == (body[:MAX_DEAD_LETTER_BYTES], len(body))
+    assert error.reason == "bad-name"
+    assert error.detail.endswith(f"the first 65,536 of {len(body):,} bytes are kept")
+    assert pending.deliveries == [delivery], "it is acknowledged once it is a dead letter, not before"
 
 
 def test_a_consumer_whose_own_clock_is_wrong_marks_nodes_incomplete(partition: OwnedPartition) -> None:
@@ -149,7 +160,9 @@ def test_a_handover_that_does_not_fit_into_a_commit_is_a_dead_letter(partition: 
     if pending.batch.events:  # the handover waits for the next batch
         assert partition.records[0].state() == {"zone": "before"}
         pending = partition.take_batch(NOW_S, PARTITIONS, ROOM_BYTES, WATERMARKS, EventCounts())
-    assert [(delivery.body, error.reason) for delivery, error in pending.bad] == [(body, "too-large")]
+    assert [(delivery.body, error.reason) for delivery, error in pending.bad] == [
+        (body[:MAX_DEAD_LETTER_BYTES], "too-large")
+    ]
     assert pending.batch.events == ()
     assert take(partition, event("report", 9_000, state={"zone": "good"})).bad == []
 

@@ -34,6 +34,8 @@ DEAD_QUEUE_MAX_BYTES: Final = 256 * 1024 * 1024
 """Dead letters that RabbitMQ keeps; beyond that it drops the oldest ones."""
 MAX_DETAIL_CHARS: Final = 1_000
 """Characters of a dead letter's ``detail`` header; the rest is cut off."""
+MAX_RECEIVED_BYTES: Final = 16 * 1024 * 1024
+"""Size of the messages that one ``receive`` of a consumer reads at most, beside the last one."""
 BEGAN_S: Final = 60.0
 """Seconds for which a consumer remembers that a queue was deleted, if it does not become the active consumer. By then
 the active one has read the message ``QUEUE_BEGAN``.

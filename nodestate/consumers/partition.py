@@ -28,6 +28,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
 """Most bytes of events in one commit. A larger batch is split, so that each journal segment fits into one item."""
+MAX_DEAD_LETTER_BYTES: Final = 64 * 1024
+"""Most bytes of a refused message that are kept: a consumer may hold ``prefetch`` of them in each partition."""
 BIN_HEADER_BYTES: Final = 5
 """Bytes that msgpack adds to each event in a segment."""
 
@@ -63,6 +65,17 @@ class Pending:
     """Send time of the last watermark message among the deliveries, in monotonic seconds. Once the work is stored, the
     partition has caught up to this time.
     """
+
+    def refuse(self, delivery: Delivery, error: BadEventError) -> None:
+        """Add the last of the deliveries to ``bad``; at most ``MAX_DEAD_LETTER_BYTES`` of its body are kept."""
+        if len(delivery.body) > MAX_DEAD_LETTER_BYTES:
+            cut_from = delivery.cut_from or len(delivery.body)
+            delivery = replace(delivery, body=delivery.body[:MAX_DEAD_LETTER_BYTES], cut_from=cut_from)
+            self.deliveries[-1] = delivery
+        if delivery.cut_from:
+            kept = f"the first {len(delivery.body):,} of {delivery.cut_from:,} bytes are kept"
+            error = BadEventError(error.reason, f"{error.detail}; {kept}")
+        self.bad.append((delivery, error))
 
 
 class OwnedPartition:
@@ -250,7 +263,7 @@ class OwnedPartition:
             delivery = self.backlog.popleft()
             pending.deliveries.append(delivery)
             if delivery.cut_from:
-                pending.bad.append((delivery, _too_large(delivery)))
+                pending.refuse(delivery, _too_large(delivery))
                 continue
             if is_marker(delivery.body):
                 sent_at = watermarks.sent_at(self.number, delivery.body)
@@ -276,7 +289,7 @@ class OwnedPartition:
                 event = parse_event(body)
                 self._check_partition(event, partitions)
             except BadEventError as error:
-                pending.bad.append((delivery, error))
+                pending.refuse(delivery, error)
                 continue
             if self.unheard:
                 self.unheard.discard(event.node)
@@ -286,7 +299,7 @@ class OwnedPartition:
                 outcome, slot = self._fold(event, room_bytes, pending, self.watermark_at)
                 counts.by_outcome[outcome.value] += 1
             except BadEventError as error:
-                pending.bad.append((delivery, error))
+                pending.refuse(delivery, error)
                 if error.reason == "clock" and not self._knows_incarnation(event):
                     continue  # an incarnation that may be wrong must not replace the node's incarnation
                 # We cannot keep the event's content, but must record that a newer version exists, or the previous state
@@ -342,7 +355,7 @@ class OwnedPartition:
         size = max(len(delivery.body), sum(len(body) + BIN_HEADER_BYTES for _, body in events))
         if size > max_bytes:
             detail = f"a handover of {size:,} bytes; at most {max_bytes:,} fit into a commit"
-            pending.bad.append((delivery, BadEventError("too-large", detail)))
+            pending.refuse(delivery, BadEventError("too-large", detail))
             return []
         for event, body in events:
             try:
@@ -359,7 +372,7 @@ class OwnedPartition:
             if self.queue_began and not self.complete and not self.records[slot].gone:
                 self.unheard.add(event.node)  # a newer event of the node may have been lost with the queue
         if refusal is not None:
-            pending.bad.append((delivery, refusal))
+            pending.refuse(delivery, refusal)
         return taken
 
     def _fold(self, event: Event, room_bytes: int, pending: Pending, alive_at: float) -> tuple[FoldOutcome, int | None]:
@@ -401,8 +414,7 @@ class OwnedPartition:
 def _too_large(delivery: Delivery) -> BadEventError:
     return BadEventError(
         "too-large",
-        f"a message of {delivery.cut_from:,} bytes; at most {MAX_EVENT_BYTES:,} are allowed, and its first "
-        f"{len(delivery.body):,} bytes are kept",
+        f"a message of {delivery.cut_from:,} bytes; at most {MAX_EVENT_BYTES:,} are allowed",
     )
 
 

@@ -13,7 +13,7 @@ from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Unacked
 from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.queues import RabbitQueues
-from nodestate.broker.topology import BEGAN_S, REDECLARE_S, Topology
+from nodestate.broker.topology import BEGAN_S, MAX_RECEIVED_BYTES, REDECLARE_S, Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Clock, Delivery
@@ -74,6 +74,8 @@ class RabbitConsumerSession:
         """Subscribed partitions with their channels."""
         self._buffer: deque[Delivery] = deque()
         """Deliveries that arrived and are not yet returned by ``receive``."""
+        self._buffered_bytes = 0
+        """Size of their bodies."""
         self._standby: tuple[int, ...] = ()
         """Partitions to subscribe at ``_standby_at``."""
         now = clock.monotonic()
@@ -114,7 +116,7 @@ class RabbitConsumerSession:
                 self._began.pop(partition, None)
         while True:
             remaining = deadline - now
-            enough = len(buffer) >= limit
+            enough = len(buffer) >= limit or self._buffered_bytes >= MAX_RECEIVED_BYTES
             # One frame is read even with enough deliveries in the buffer: a connection on which nothing is read looks
             # dead to its heartbeats.
             if not connection.pump(0 if enough else max(0.0, remaining)):
@@ -131,7 +133,9 @@ class RabbitConsumerSession:
             active = [number for number, consumed in self._channels.items() if consumed.unacked.received]
             self._queues.redeclare(self._topology, active)
             self._redeclare_at = now + REDECLARE_S
-        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        received = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        self._buffered_bytes -= sum([len(one.body) for one in received])
+        return received
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """See ``ConsumerSession``."""
@@ -177,9 +181,9 @@ class RabbitConsumerSession:
             tag = unacked.received = delivery["delivery_tag"]
             if partition in began and began.pop(partition) > self._clock.monotonic() and message.body != QUEUE_BEGAN:
                 buffer.append(Delivery(partition, QUEUE_BEGAN, None, 0))
-            buffer.append(
-                Delivery(partition, message.body or b"", tag, number, delivery["redelivered"], message.cut_from)
-            )
+            body = message.body or b""
+            self._buffered_bytes += len(body)
+            buffer.append(Delivery(partition, body, tag, number, delivery["redelivered"], message.cut_from))
 
         consumed.channel = self.connection.channel()
         consumed.channel.basic_qos(0, self._config.prefetch, False)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, REDECLARE_S, Topology
+from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, MAX_RECEIVED_BYTES, REDECLARE_S, Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.queues import VirtualQueues
 from nodestate.config import Config
@@ -76,10 +76,12 @@ class VirtualConsumerSession:
             VirtualQueues(self.connection).redeclare(self._topology, self._outstanding)
             self._redeclare_at = now + REDECLARE_S
         deliveries: list[Delivery] = []
-        while len(deliveries) < limit:
+        size = 0
+        while len(deliveries) < limit and size < MAX_RECEIVED_BYTES:
             before = len(deliveries)
             self._fetch_from_each(limit, deliveries)
             if len(deliveries) > before:
+                size += sum(len(one.body) for one in deliveries[before:])
                 continue
             remaining = deadline - self._clock.monotonic()
             if remaining <= 0:
