@@ -107,6 +107,8 @@ def test_an_invalid_message_becomes_a_dead_letter_with_its_reason_and_later_even
     assert [(letter.partition, letter.body, letter.reason) for letter in world.broker.dead_letters] == [
         (0, body[:MAX_DEAD_LETTER_BYTES], reason)
     ]
+    cut = f"the first 65,536 of {len(body):,} bytes are kept" in world.broker.dead_letters[0].detail
+    assert cut == (len(body) > MAX_DEAD_LETTER_BYTES)
     assert dead_letters(world.members[0]) == {reason: 1}
     assert waiting(world, 0) == []
     for reader in world.readers:

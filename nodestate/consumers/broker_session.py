@@ -108,8 +108,11 @@ class BrokerSession:
             DeadLetterError: if the dead-letter queue cannot take a message now. The session goes on, and the caller
                 tries again later.
         """
+        detail = error.detail
+        if delivery.cut_from:
+            detail += f"; the first {len(delivery.body):,} of {delivery.cut_from:,} bytes are kept"
         try:
-            self._source.dead_letter(delivery, error.reason, error.detail)
+            self._source.dead_letter(delivery, error.reason, detail)
         except BrokerUnavailableError as unavailable:
             self._end(unavailable)
             return False

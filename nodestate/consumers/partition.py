@@ -72,9 +72,6 @@ class Pending:
             cut_from = delivery.cut_from or len(delivery.body)
             delivery = replace(delivery, body=delivery.body[:MAX_DEAD_LETTER_BYTES], cut_from=cut_from)
             self.deliveries[-1] = delivery
-        if delivery.cut_from:
-            kept = f"the first {len(delivery.body):,} of {delivery.cut_from:,} bytes are kept"
-            error = BadEventError(error.reason, f"{error.detail}; {kept}")
         self.bad.append((delivery, error))
 
 
