@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import ConfigError
+from nodestate.masking import safe_text, safe_url
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import MAX_TTL_S
 
@@ -24,6 +25,8 @@ Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
 DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
+URL_SETTINGS: Final = ("broker", "store", "store_b", "sql")
+"""Settings that are URLs, and may contain passwords."""
 LEASE_RENEWALS_COUNT: Final = 5
 """Number of renewals that may be late or lost before a head expires."""
 
@@ -105,24 +108,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """The broker's URL without the password, for messages."""
         return safe_url(self.broker)
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The settings that may contain passwords."""
+        return tuple(getattr(self, name) for name in URL_SETTINGS)
 
-_NEXT_URL: Final = re.compile(r";(?=\s*[a-z0-9+]+://)")
-_PASSWORD_IN_QUERY: Final = re.compile(r"(?i)([?&][^=&;]*(?:password|passwd|pwd|secret|token)[^=&;]*=)[^&;]*")
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
-
-def safe_url(url: str) -> str:
-    """Return a URL, or several separated by ``;``, without passwords, for messages.
-
-    The text need not be a valid URL.
-    """
-    return _PASSWORD_IN_QUERY.sub(r"\1***", ";".join(map(_without_password, _NEXT_URL.split(url))))
-
-
-def _without_password(url: str) -> str:
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    login, at, place = rest.rpartition("@")
-    user, colon, _ = login.partition(":")
-    return f"{scheme}{mark}{user}:***@{place}" if at and colon else url
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return each setting and its value, without passwords."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return [(name, safe_url(value) if name in URL_SETTINGS else value) for name, value in values.items()]
 
 
 MAX_PORT: Final = 65_535
@@ -239,7 +236,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _out_of_range(name: str, value: Any, source: str) -> ConfigError:
     """The error for a value that a setting cannot have."""
-    shown = repr(safe_url(value)) if isinstance(value, str) else repr(value)
+    shown = repr(safe_url(value)) if isinstance(value, str) else safe_text(repr(value))
     field = next(field for field in msgspec.structs.fields(Config) if field.name == name)
     allowed = _allowed(msgspec.inspect.type_info(field.type))
     return ConfigError(f"{source}: setting {name} can't be {shown}; give {allowed}")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from nodestate.config import Config, load, safe_url
+from nodestate.config import Config, load
 from nodestate.errors import ConfigError
+from nodestate.masking import safe_url
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from nodestate.broker.topology import Topology
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError
+from nodestate.masking import safe_url
 
 S = TypeVar("S", bound=TransportSession)
 
@@ -80,7 +81,7 @@ def translated_errors(config: Config, errors: tuple[type[BaseException], ...]) -
     try:
         yield
     except errors as error:
-        raise unavailable(config.broker_safe, error) from error
+        raise unavailable(config, error) from error
 
 
 class SessionHolder(Generic[S]):
@@ -138,7 +139,7 @@ class SessionHolder(Generic[S]):
     def lost(self, error: BaseException) -> BrokerUnavailableError:
         """Drop the session after an error of its transport. Returns the exception to raise in place of that error."""
         self.drop()
-        return unavailable(self._config.broker_safe, error)
+        return unavailable(self._config, error)
 
     def drop(self) -> None:
         """Drop the session, if one is open."""
@@ -165,7 +166,7 @@ def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> CellSes
         if isinstance(error, TypeError) and "?" not in url:
             raise  # not caused by an unknown parameter after the question mark
         # With a password, the text of the error may contain a part of it.
-        cause = "" if "@" in url else f": {error}"
+        cause = "" if "@" in url or safe_url(url) != url else f": {error}"
         raise ConfigError(
             f"setting broker, {config.broker_safe!r}, is not a usable URL{cause}; "
             "give amqp://user:password@host:5672//, redis://host:6379 or memory://, with special characters of the "

@@ -19,7 +19,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import structlog
 
 from nodestate.broker.topology import Topology
+from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
+from nodestate.masking import safe_text
 from nodestate.model.limits import MAX_BODY_BYTES
 from nodestate.model.orders import Order
 from nodestate.ports import ACTIVATION, Clock, Delivery
@@ -33,9 +35,9 @@ REFUSED_BODY: Final = b"\xc1"
 """Stands for a body that was too large to keep. No decoder accepts it, as msgpack never uses this byte."""
 
 
-def unavailable(broker: str, error: BaseException) -> BrokerUnavailableError:
-    """The exception to raise in place of a transport's own ``error``. ``broker``: its URLs without passwords."""
-    return BrokerUnavailableError(broker, error_text(error))
+def unavailable(config: Config, error: BaseException) -> BrokerUnavailableError:
+    """The exception to raise in place of a transport's own ``error``, without the passwords of the broker's URLs."""
+    return BrokerUnavailableError(config.broker_safe, safe_text(error_text(error), config.broker))
 
 
 def accepted_body(body: bytes, queue: str, cut_from: int = 0) -> bytes:

@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from nodestate.cli.logs import FORMATS, LEVELS, set_up_logs
+from nodestate.cli.logs import FORMATS, LEVELS, mask_secrets_of, set_up_logs
 from nodestate.cli.printable import printable, printable_json
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
@@ -78,7 +78,7 @@ class Run:
 
     def settings(self, **flags: Any) -> Config:
         """Return the settings with a command's own options on top. Raises ``ConfigError`` if one does not fit."""
-        return load({**self._flags, **flags}, file=self._file)
+        return _load({**self._flags, **flags}, self._file)
 
     def common_option(self, name: str) -> Any:
         """Return the value of a common option (broker, store, cell or partitions), None if it was not given."""
@@ -216,7 +216,7 @@ def _run(function: Callable[..., int | None], values: dict[str, Any]) -> int:
     flags = {name: values.pop(name) for name in ("broker", "store", "cell", "partitions")}
     try:
         with _sigterm_as_interrupt():
-            return function(Run(load(flags, file=file), as_json, flags, file), **values) or 0
+            return function(Run(_load(flags, file), as_json, flags, file), **values) or 0
     except NodestateError as error:
         if as_json:
             click.echo(_encode({"error": str(error), "kind": error.kind, **error.json_fields()}), err=True)
@@ -224,6 +224,12 @@ def _run(function: Callable[..., int | None], values: dict[str, Any]) -> int:
             click.echo(printable(f"nodestate: {error}"), err=True)
         bad_usage = isinstance(error, ConfigError | BadRequestError) and not isinstance(error, NotFoundError)
         return 2 if bad_usage else 1
+
+
+def _load(flags: dict[str, Any], file: str | None) -> Config:
+    config = load(flags, file=file)
+    mask_secrets_of(config)
+    return config
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import click
 
 from nodestate.cli.printable import printable
 from nodestate.cli.streams import OutputError, set_up_streams
+from nodestate.masking import safe_text
 
 USAGE_KIND: Final = "usage"
 """The ``kind`` of errors in options and arguments. Those of nodestate's own errors stand in ``nodestate.errors``."""
@@ -87,6 +88,7 @@ class CommandGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
+            vars(error)["message"] = safe_text(error.message)  # it may repeat an argument
             if not ctx.meta[_AS_JSON]:
                 raise
             answer = {"error": error.format_message(), "kind": USAGE_KIND}

@@ -14,11 +14,12 @@ from nodestate.broker import KombuLayouts, KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.shutdown import stop_on_signals
 from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
-from nodestate.config import Config, safe_url
+from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member
 from nodestate.designs.connections import configured, open_stores
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError
+from nodestate.masking import safe_url
 from nodestate.ports import SystemClock
 
 

@@ -6,16 +6,29 @@ import io
 import json
 import logging
 import sys
+import traceback
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any, Final, TextIO
 
 import structlog
 
 from nodestate.cli.printable import LINES, printable
+from nodestate.config import Config
+from nodestate.masking import safe_text
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("console", "json")
 _OF_SEVERAL_LINES: Final = frozenset({"exception", "stack"})
+
+_secret_urls: tuple[str, ...] = ()
+"""The URLs of the settings. Their passwords are masked in tracebacks, which quote errors of other libraries."""
+
+
+def mask_secrets_of(config: Config) -> None:
+    """Mask the passwords of these settings in all tracebacks that are printed from now on."""
+    global _secret_urls  # noqa: PLW0603 - as the hook and the loggers that use it, one for the process
+    _secret_urls = config.urls
 
 
 class _Stderr:
@@ -39,20 +52,22 @@ def set_up_logs(level: str, form: str) -> None:
     renderer: Any
     if form == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_dumps, default=str)
-        shared.append(structlog.processors.format_exc_info)
+        shared.append(structlog.processors.ExceptionRenderer(_format_exception))
     else:
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=_format_printable_traceback
         )
         shared.append(_make_printable)
+    masked: Any = _MaskingRenderer(renderer)
+    sys.excepthook = _print_exception
     stderr: Any = _Stderr()
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, masked],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=stderr),
         cache_logger_on_first_use=False,
     )
-    _route_library_logs(stderr, max(number, logging.WARNING), shared, renderer)
+    _route_library_logs(stderr, max(number, logging.WARNING), shared, masked)
 
 
 def _make_printable(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -63,6 +78,17 @@ def _make_printable(_logger: object, _method: str, event: MutableMapping[str, An
     return event
 
 
+class _MaskingRenderer:
+    """Renders log entries without the passwords of URLs in any of their values."""
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+        """Renders an entry as text."""
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        return safe_text(self._renderer(logger, method, event))
+
+
 def _dumps(event: object, **options: Any) -> str:
     return printable(json.dumps(event, **options))
 
@@ -70,7 +96,16 @@ def _dumps(event: object, **options: Any) -> str:
 def _format_printable_traceback(stream: TextIO, error: Any) -> None:
     text = io.StringIO()
     structlog.dev.plain_traceback(text, error)
-    stream.write(printable(text.getvalue()))
+    stream.write(printable(safe_text(text.getvalue(), *_secret_urls)))
+
+
+def _format_exception(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
+    return safe_text("".join(traceback.format_exception(*exc_info)).rstrip(), *_secret_urls)
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback with which a process ends."""
+    sys.stderr.write(printable(_format_exception((kind, error, trace))) + "\n")
 
 
 def _route_library_logs(stderr: TextIO, level: int, shared: list[Any], renderer: Any) -> None:

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from nodestate.config import safe_url
 from nodestate.errors import ConfigError, DatabaseFullError, StoreError, StoreRefusedError, StoreUnavailableError
+from nodestate.masking import safe_text, safe_url
 
 DRIVERS: Final = {"mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg", "sqlite": "pysqlite"}
 
@@ -122,6 +122,11 @@ def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
     return parsed, _DIALECTS[name]
 
 
+def shown_url(url: sa.URL) -> str:
+    """The URL without its password, for messages."""
+    return safe_url(url.render_as_string(hide_password=True))
+
+
 def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
     """An SQLAlchemy engine with limited waiting times. Its first use connects. Raises ``ConfigError``."""
     parsed, dialect = dialect_of(url)
@@ -155,9 +160,8 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
 
 
 def _unknown_parameter(url: sa.URL) -> ConfigError:
-    shown = safe_url(url.render_as_string(hide_password=True))
     return ConfigError(
-        f"sql {shown!r} has a parameter after the question mark that its driver does not know: remove it"
+        f"sql {shown_url(url)!r} has a parameter after the question mark that its driver does not know: remove it"
     )
 
 
@@ -178,9 +182,10 @@ def code_of(error: exc.DBAPIError) -> str:
     return str(first)
 
 
-def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, server: str) -> StoreError:
-    """Translate a database's error to an error of the store."""
-    cause = str(getattr(error, "orig", None) or error)
+def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, url: sa.URL) -> StoreError:
+    """Translate a database's error to an error of the store, without the password of the database's URL."""
+    server = shown_url(url)
+    cause = safe_text(str(getattr(error, "orig", None) or error), url.render_as_string(hide_password=False))
     if isinstance(error, exc.DBAPIError):
         code = code_of(error)
         if code in dialect.full:

@@ -13,9 +13,8 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import exc
 
-from nodestate.config import safe_url
 from nodestate.errors import ConfigError, SchemaError
-from nodestate.sql.dialects import dialect_of, engine_of, meaning_of
+from nodestate.sql.dialects import dialect_of, engine_of, meaning_of, shown_url
 from nodestate.sql.schema import MYSQL_DIALECTS, REVISION, REVISION_TABLE, TABLES, tables_without_transactions
 
 __all__ = ["REVISION", "downgrade", "is_known", "revision_of", "safe", "upgrade"]
@@ -81,7 +80,7 @@ def is_known(revision: str) -> bool:
 
 def safe(url: str) -> str:
     """The URL without its password, for messages."""
-    return safe_url(dialect_of(url)[0].render_as_string(hide_password=True))
+    return shown_url(dialect_of(url)[0])
 
 
 def _revision(connection: sa.Connection) -> str | None:
@@ -112,12 +111,12 @@ def _settings(connection: sa.Connection) -> AlembicConfig:
 
 def _within(url: str, timeout_s: float, act: Callable[[sa.Connection], T]) -> T:
     """Run ``act`` in one transaction. In MariaDB, changes of tables are not part of a transaction."""
-    _, dialect = dialect_of(url)
+    parsed, dialect = dialect_of(url)
     engine = engine_of(url, timeout_s)
     try:
         with engine.begin() as connection:
             return act(connection)
     except exc.SQLAlchemyError as error:
-        raise meaning_of(error, dialect, safe(url)) from error
+        raise meaning_of(error, dialect, parsed) from error
     finally:
         engine.dispose()

@@ -28,11 +28,10 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from nodestate.config import safe_url
 from nodestate.errors import ItemTooLargeError, SchemaError, StoreError
 from nodestate.ports import MAX_TTL_S, Item, Key, NodeRow, Put, RowQuery, RowSelection, Write, WriteResult, WriteStatus
 from nodestate.ports.forks import call_in_children, sever_in_children
-from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of
+from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of, shown_url
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE, tables_without_transactions
 from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
 
@@ -64,7 +63,7 @@ class SqlStore:
         self._make_tables = make_tables
         self._url, self._dialect = dialect_of(url)
         # The URL without its password.
-        self.name = safe_url(self._url.render_as_string(hide_password=True))
+        self.name = shown_url(self._url)
         # Largest head or record.
         self.max_value_bytes = MAX_VALUE_BYTES
         # Longest time for a connect, and for each answer, in seconds.
@@ -280,7 +279,7 @@ class SqlStore:
             raise
         except exc.SQLAlchemyError as error:
             self._drop()
-            meaning = meaning_of(error, self._dialect, self.name)
+            meaning = meaning_of(error, self._dialect, self._url)
             undone = isinstance(error, exc.DBAPIError) and code_of(error) in self._dialect.again
             if undone or (read_only and isinstance(error, exc.DBAPIError) and error.connection_invalidated):
                 raise _RetryableError(meaning) from error

@@ -111,7 +111,7 @@ class RabbitConnection:
             """The channel for declarations, and for single messages that are sent without a confirm."""
         except self.errors as error:
             self._kombu.collect()
-            raise unavailable(self.broker, error) from error
+            raise unavailable(config, error) from error
         except BaseException:
             self._kombu.collect()
             raise

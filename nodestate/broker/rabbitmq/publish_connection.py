@@ -168,5 +168,5 @@ class PublishConnection:
                 self._log.warning("a consumer cannot publish; it will try again", reason=str(error), again_in_s=pause_s)
             if isinstance(error, BrokerUnavailableError):
                 raise
-            raise unavailable(self._config.broker_safe, error) from error
+            raise unavailable(self._config, error) from error
         self._pause.reset()

@@ -58,7 +58,7 @@ class VirtualConnection:
             """The channel for everything but the session's own queues."""
         except self.errors as error:
             self.drop()
-            raise unavailable(config.broker_safe, error) from error
+            raise unavailable(config, error) from error
         except BaseException:
             self.drop()
             raise

@@ -22,6 +22,7 @@ from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import NodestateError
+from nodestate.masking import safe_url
 from nodestate.ports import StoreRole
 
 STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -55,7 +56,7 @@ def command(run: Run, designs: str | None) -> int:
             {
                 "ok": not failed,
                 "broker": config.broker_safe,
-                "store": config.store,
+                "store": safe_url(config.store),
                 "cell": config.cell,
                 "partitions": control.reads.partitions,
                 "findings": [finding._asdict() for finding in findings],
