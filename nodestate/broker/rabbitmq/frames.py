@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from struct import unpack_from
 from typing import Any, Final
 
-import amqp
 from amqp import spec
 from amqp.exceptions import UnexpectedFrame
 from amqp.serialization import decode_properties_basic
@@ -32,40 +31,72 @@ OnMethod = Callable[[int, tuple[int, int], bytes, Any], Any]
 """Called with each complete method: channel, signature, encoded arguments, and the message or None."""
 
 
-class InboundMessage(amqp.Message):  # type: ignore[misc]  # amqp has no types
-    """A message from the broker."""
+class InboundMessage:
+    """A message from the broker. Stands in for py-amqp's own type, which is slower to make."""
+
+    __slots__ = (
+        "_chunks",
+        "_missing_bytes",
+        "_received_bytes",
+        "body",
+        "body_size",
+        "channel",
+        "cut_from",
+        "delivery_info",
+        "encoded_properties",
+        "frame_args",
+        "frame_method",
+    )
 
     def __init__(self, signature: tuple[int, int], arguments: bytes) -> None:
-        super().__init__(frame_method=signature, frame_args=arguments)
+        self.frame_method = signature
+        """The method that carries the message."""
+        self.frame_args = arguments
+        """The encoded arguments of the method."""
+        self.body = b""
+        """The body, or its beginning."""
+        self.body_size = 0
+        """Size of the whole body; 0 until the header came."""
+        self.cut_from = 0
+        """Size of the whole body if ``body`` is only its beginning; 0 if ``body`` is whole."""
         self.encoded_properties = b""
         """The properties, as the publisher sent them."""
+        self.channel: Any = None
+        """The channel; py-amqp sets it when it calls back."""
+        self.delivery_info: dict[str, Any] = {}
+        """The method's arguments; py-amqp sets them when it calls back."""
+        self._chunks: list[bytes] = []
+        """The kept parts of a body that comes in several frames."""
         self._missing_bytes = 0
         """Bytes of the body that are kept, and are still to come."""
+        self._received_bytes = 0
+        """Bytes of the body that came."""
 
-    @property
-    def cut_from(self) -> int:
-        """Size of the whole body if ``body`` is only its beginning; 0 if ``body`` is whole."""
-        return self.body_size if self.body_size > MAX_BODY_BYTES else 0
+    def take_header(self, payload: bytes) -> bool:
+        """Take the header frame. Returns True if the message is complete."""
+        (self.body_size,) = unpack_from(">Q", payload, 4)
+        self.encoded_properties = payload[12:]
+        if self.body_size > MAX_BODY_BYTES:
+            self.cut_from = self.body_size
+            self._missing_bytes = CUT_BODY_BYTES
+        else:
+            self._missing_bytes = self.body_size
+        return not self.body_size
 
-    def inbound_header(self, buf: bytes, offset: int = 0) -> int:
-        """Take the header frame."""
-        (self.body_size,) = unpack_from(">Q", buf, offset + 4)
-        self.encoded_properties = buf[offset + 12 :]
-        self._missing_bytes = CUT_BODY_BYTES if self.cut_from else self.body_size
-        self.ready = not self.body_size
-        return len(buf)
-
-    def inbound_body(self, buf: bytes) -> None:
-        """Take the next frame of the body."""
-        self.body_received += len(buf)
-        chunks: list[bytes] = self._pending_chunks
+    def take_body(self, payload: bytes) -> bool:
+        """Take the next frame of the body. Returns True if the message is complete."""
+        if len(payload) == self._missing_bytes == self.body_size:  # the usual case: one frame
+            self.body = payload
+            return True
+        self._received_bytes += len(payload)
         if self._missing_bytes:
-            chunks.append(buf if len(buf) <= self._missing_bytes else buf[: self._missing_bytes])
-            self._missing_bytes -= len(chunks[-1])
-        if self.body_received >= self.body_size:
-            self.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            chunks.clear()
-            self.ready = True
+            self._chunks.append(payload[: self._missing_bytes])
+            self._missing_bytes -= len(self._chunks[-1])
+        if self._received_bytes < self.body_size:
+            return False
+        self.body = b"".join(self._chunks)
+        self._chunks.clear()
+        return True
 
 
 def decoded_headers(message: Any) -> Mapping[str, Any]:
@@ -102,11 +133,7 @@ def frame_handler(connection: Any, on_method: OnMethod) -> Callable[[tuple[int, 
                 return False
             on_method(channel, signature, payload, None)
             return True
-        if kind == HEADER:
-            message.inbound_header(payload)
-        else:
-            message.inbound_body(payload)
-        if not message.ready:
+        if not (message.take_header(payload) if kind == HEADER else message.take_body(payload)):
             return False
         del messages[channel]
         on_method(channel, message.frame_method, message.frame_args, message)
