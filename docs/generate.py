@@ -101,9 +101,9 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     },
     "nodestate.store.head": {
         "MAX_EPOCH": "the number of an epoch",
-        "MAX_TERM": "terms of one epoch; then the partition begins another epoch",
-        "MAX_OFFSET": "commits of one epoch; then the partition begins another epoch",
-        "MAX_BEAT": "writes of one head",
+        "MAX_TERM": "terms of one epoch; at a takeover beyond half of them the partition begins another epoch",
+        "MAX_OFFSET": "commits of one epoch; likewise",
+        "MAX_BEAT": "writes of one head; likewise",
         "MAX_OWNER_CHARS": "the name of an owner",
     },
     "nodestate.sql.format": {"MAX_ROWS_COUNT": "rows of one partition; a head with more is damaged"},

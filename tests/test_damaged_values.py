@@ -103,6 +103,20 @@ def test_a_head_with_a_value_that_no_owner_writes_is_a_lost_head(design: str, fi
     require_repaired(design, server, clock, owner)
 
 
+@pytest.mark.parametrize("design", ["journal", "snapshot", "sql"])
+@pytest.mark.parametrize(("field", "value"), [("term", 2**24 - 1), ("beat", 2**53), ("beat", 2**53 - 1)])
+def test_a_head_near_the_end_of_its_numbers_is_not_taken_over(design: str, field: str, value: int) -> None:
+    """Regression: the next owner's own head had a number that no reader accepts."""
+    clock = ManualClock()
+    server, owner = partition_with_two_nodes(design, clock)
+    plant(server, ":head:", with_field(HEAD_FIELDS[field], value=value))
+    assert Owner(design, server, clock, "b").take() is None
+    other = Owner(design, server, clock, "b")
+    other.records = owner.records
+    other.begin(9)
+    assert held(Watcher(design, server, clock).look()) == owner.records
+
+
 @pytest.mark.parametrize(
     ("design", "path", "value"), [(design, *wrong) for design, wrongs in SECTIONS.items() for wrong in wrongs]
 )
@@ -112,8 +126,11 @@ def test_a_head_whose_section_contradicts_itself_is_a_lost_head(design: str, pat
     plant(server, ":head:", with_field(HEAD_FIELDS["section"], *path, value=value))
     state = Watcher(design, server, clock).look()
     assert state.lost
-    assert Owner(design, server, clock, "b").take() is None
-    require_repaired(design, server, clock, owner)
+    other = Owner(design, server, clock, "b")
+    assert other.take() is None
+    other.records = owner.records
+    other.begin(9)  # its former owner is dead
+    assert held(Watcher(design, server, clock).look()) == owner.records
 
 
 WRONG_RECORDS: list[tuple[tuple[int, ...], Any]] = [
@@ -154,6 +171,20 @@ def test_an_index_that_contradicts_itself_is_a_lost_index(path: tuple[int, ...],
     owner.repair()  # writes an index
     plant(server, ":index:7:1:4:", with_field(*path, value=value))
     require_repaired("snapshot", server, clock, owner)
+
+
+@pytest.mark.parametrize("stamp", [2**48, 2**63, (1 << 40) + 1_000])
+def test_an_item_that_is_ahead_of_its_owner_does_not_hide_later_states(stamp: int) -> None:
+    """Regression (I5): a reader kept it, and no later commit of the node was newer."""
+    clock = ManualClock()
+    server, owner = partition_with_two_nodes("snapshot", clock)
+    plant(server, ":node:n", with_field(1, value=stamp))
+    watcher = Watcher("snapshot", server, clock)
+    state = watcher.look()
+    assert state.table is not None
+    assert "n" in state.table.incomplete
+    owner.commit(report("n", 2, zone="c"))
+    assert held(watcher.look()) == owner.records
 
 
 @pytest.mark.parametrize(

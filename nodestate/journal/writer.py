@@ -76,7 +76,7 @@ class JournalWriter:
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of all nodes."""
-        yield from Ownership.replaced_epoch_cas(self._target)
+        yield from Ownership.replaced_epoch_cas(self._target, sections=JOURNAL_SECTION)
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = JournalSection(1, 0, (TermStart(1, 1),), checkpoint)

@@ -56,8 +56,8 @@ OFFSET_BITS: Final = 40
 """Enough, in one epoch of one partition, for 30 years of a thousand commits a second, and for 16 million owners."""
 
 
-assert 2 * MAX_OFFSET <= 2**OFFSET_BITS, "an owner never runs out of offsets"
-assert 2 * MAX_TERM <= 2 ** (64 - OFFSET_BITS), "a partition never runs out of terms"
+assert MAX_OFFSET < 2**OFFSET_BITS, "each offset fits a stamp"
+assert MAX_TERM < 2 ** (64 - OFFSET_BITS), "each term fits a stamp"
 
 
 def stamp_of(term: int, offset: int) -> Stamp:

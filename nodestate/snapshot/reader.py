@@ -122,20 +122,24 @@ class SnapshotReader:
         # Items of a commit that the head does not name yet. They are valid only if their owner still owned the
         # partition when it wrote them: the next owner may have taken over without seeing them, and continue from older
         # states.
-        if read.ahead and self._cas_ids is None and not (yield from self._still_owned(head)):
-            for slot in read.ahead:
-                del read.rows[slot]
+        # An item that is even ahead of the commit that the owner may be writing is of another program: it would hide
+        # all later states of the node.
+        if read.ahead:
+            now = head if self._cas_ids is not None else (yield from self._head_now(head))
+            last = stamp_of(now.term, now.next) if now is not None else UNKNOWN
+            for slot in [slot for slot, stamp in read.ahead.items() if stamp > last]:
+                del read.rows[slot], read.ahead[slot]
                 read.unread[slot] = known[slot] if slot < size else appeared[slot - size]
-            read.ahead.clear()
         self._index = index
         return self._apply(head, base, named, read)
 
-    def _still_owned(self, head: Head) -> Steps[bool]:
+    def _head_now(self, head: Head) -> Steps[Head | None]:
+        """The present head if its owner is the owner of ``head``; otherwise None."""
         try:
-            now = yield from read_head(self._prefix, head.epoch)
+            found = yield from read_head(self._prefix, head.epoch)
         except CorruptItemError:
-            return False
-        return now is not None and (now[0].epoch, now[0].term) == (head.epoch, head.term)
+            return None
+        return found[0] if found is not None and (found[0].epoch, found[0].term) == (head.epoch, head.term) else None
 
     def _from_ring(self, section: SnapshotSection, table: Table) -> _Named | None:
         """The nodes that changed since ``table``; None if the index must be read.

@@ -90,7 +90,7 @@ class SnapshotWriter:
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""
-        yield from Ownership.replaced_epoch_cas(self._target)
+        yield from Ownership.replaced_epoch_cas(self._target, sections=SNAPSHOT_SECTION)
         size = len(nodes.records)
         self._ownership, self._unwritten = None, set()
         self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}

@@ -69,7 +69,7 @@ class SqlWriter:
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all rows; rows of former epochs are removed."""
         self._lost = self._ownership.head if self._ownership is not None else self._lost
-        yield from Ownership.replaced_epoch_cas(self._target, self._lost)
+        yield from Ownership.replaced_epoch_cas(self._target, self._lost, SQL_SECTION)
         pointer = keys.epoch(self._target.prefix)
         before = EPOCH.find(pointer, (yield Step(fetch=[pointer])).items.get(pointer))
         self._ownership, self._began = None, 1

@@ -23,11 +23,9 @@ T = TypeVar("T")
 
 MAX_EPOCH: Final = 2**63 - 1
 """Epochs are random numbers of 63 bits; a database's column holds no more."""
-MAX_TERM: Final = 2**23
-MAX_OFFSET: Final = 2**39
-"""Half of the terms and offsets for which a stamp has room, so an owner that takes over a head never runs out of them:
-17 years of a thousand commits a second. A head beyond counts as damaged, and its partition begins another epoch.
-"""
+MAX_TERM: Final = 2**24 - 1
+MAX_OFFSET: Final = 2**40 - 1
+"""The last term and the last offset for which a stamp has room."""
 MAX_BEAT: Final = 2**53
 NEVER_HEARD: Final = 0xFFFF_FFFF
 """In ``LivenessRecord.ages_ms``: no sign of life is known. As the age of a head: the age is unknown."""
@@ -62,6 +60,15 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
     The owner made the statements above after that one was stored.
     """
+
+    @property
+    def has_room(self) -> bool:
+        """True if no number has used more than half of its range, so that an owner who takes over never runs out.
+
+        Half of the offsets are 17 years of a thousand commits a second. A head beyond is not taken over: its partition
+        begins another epoch.
+        """
+        return self.term <= MAX_TERM // 2 and self.next <= MAX_OFFSET // 2 and self.beat <= MAX_BEAT // 2
 
 
 class HoldingHead(Head, frozen=True, array_like=True):

@@ -36,6 +36,7 @@ from nodestate.ports import (
     WriteStatus,
 )
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, HoldingHead, SectionCodec, find_sound_head, sound_head
 from nodestate.store.liveness import LIVENESS, LivenessRecord, add_to_ages, age_ms_of, ages_now
 from nodestate.store.round_trips import Step, Steps
@@ -165,6 +166,9 @@ class Ownership:
             if found is None:
                 return None
             head, item = found
+            if not head.has_room:
+                DAMAGE.report(keys.head(target.prefix, head.epoch), "its numbers are near their end")
+                return None
             age_ms = age_ms_of(head, item)
             if (
                 target.owned_since is not None
@@ -236,7 +240,7 @@ class Ownership:
             raise FencedError(target.partition, 1, f"epoch {epoch:x} exists already")
         ownership = cls(target, head, reply.written[0].cas, 0, sections)
         key, value = keys.epoch(target.prefix), EPOCH.pack(epoch)
-        replaced_cas = yield from cls.replaced_epoch_cas(target, lost)
+        replaced_cas = yield from cls.replaced_epoch_cas(target, lost, sections)
         put = Write(Put.CAS, key, value, replaced_cas) if replaced_cas else Write(Put.ADD, key, value)
         reply = yield Step(write=[put])
         require_stored(target, [put], list(reply.written))
@@ -245,7 +249,9 @@ class Ownership:
         return ownership
 
     @classmethod
-    def replaced_epoch_cas(cls, target: PartitionTarget, lost: Head | None = None) -> Steps[int]:
+    def replaced_epoch_cas(
+        cls, target: PartitionTarget, lost: Head | None = None, sections: SectionCodec[Any] | None = None
+    ) -> Steps[int]:
         """Check that this owner may begin an epoch. Returns the CAS id of the epoch key to replace; 0 if there is none.
 
         An owner that slept through a restart of the store finds its own epoch gone. It must not replace the epoch that
@@ -256,6 +262,7 @@ class Ownership:
             lost: the last head that this owner stored, if a database lost that head. A stored head of the same epoch
                 with a lower term then comes from a backup to which the database was set back. Such a head does not
                 prevent a new epoch.
+            sections: checks the design's part of the stored head.
 
         Raises:
             FencedError: if another owner has a head in the current epoch.
@@ -268,7 +275,9 @@ class Ownership:
             return pointer.cas if pointer else 0
         head_key = keys.head(target.prefix, epoch)
         reply = yield Step(fetch=[head_key])
-        head = sound_head(target.prefix, epoch, reply.items.get(head_key))
+        head = sound_head(target.prefix, epoch, reply.items.get(head_key), sections)
+        if head is not None and not head.has_room:
+            head = None  # no takeover accepts it either
         set_back = head is not None and lost is not None and head.epoch == lost.epoch and head.term < lost.term
         if head is not None and head.owner != target.owner and not set_back:
             raise FencedError(target.partition, head.term, f"{head.owner} owns epoch {epoch:x}")
