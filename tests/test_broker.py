@@ -982,6 +982,7 @@ def test_events_orders_and_resync_requests_flow_again_after_their_exchange_was_d
         confirmed: list[bool] = []
         orders: list[Order] = []
         resyncs: list[Resync] = []
+        answers_to = courier.reply_to
 
         def all_flow(
             confirmed: list[bool] = confirmed, orders: list[Order] = orders, resyncs: list[Resync] = resyncs
@@ -1001,6 +1002,8 @@ def test_events_orders_and_resync_requests_flow_again_after_their_exchange_was_d
             return bool(orders and resyncs and any(confirmed))
 
         wait_until(all_flow, f"exchange {exchange} is not declared and bound again")
+        # A scheduler tells by the queue for answers that an order went with its connection.
+        assert (courier.reply_to != answers_to) == (exchange == topology.orders)
 
 
 @pytest.mark.service

@@ -185,6 +185,10 @@ class TestBoot:
         told = site.run("boot", "-", stdin=wanted("boot", 9, instances=["b-3"]), code=1).stdout
         assert told.startswith("the filter resources removed the last ")
         assert "(b-3)" in told.splitlines()[0]
+        for command in ("boot", "select"):
+            two = wanted("boot", 9, instances=["b-4", "b-5"])
+            told = site.run(command, "-", "--explain", stdin=two, code=1).stdout
+            assert [line.split() for line in told.splitlines()].count(["filter", "removed", "left"]) == 1, told
 
     def test_boot_prints_the_reason_of_an_agent_that_refuses(self, site: ThreadedCell) -> None:
         """The agent's change of status is still under way, so the scheduler's view has the old one and the agent
@@ -193,8 +197,9 @@ class TestBoot:
         for n in (1, 2, 3):
             site.fleet._nodes[f"refuse-{n}"].fixed["status"] = "maintenance"
         told = site.run("boot", "-", stdin=wanted("refuse", instances=["r-1"], zone="az1"), code=1).stdout
-        assert told.startswith("the filter ")
-        assert "\n  refused by refuse-1: status" in told
+        assert told.startswith("refuse-1 refused it: status")
+        assert "; then the filter " in told
+        assert "\n  tried refuse-1: status" in told
         others = wanted("refuse", instances=["r-2"], ignore_nodes=["refuse-1"])
         [one] = site.ask("boot", "-", stdin=others, code=1)["instances"]
         assert {refused["node"] for refused in one["refused"]} == {"refuse-2", "refuse-3"}
@@ -299,6 +304,9 @@ class TestMigrations:
         assert "v-moved" in site.on(one["node"])
         assert "v-moved" not in site.on(before)
         assert [best["node"] for best in answer["explanation"]["best"]] == [one["node"]]
+        site.boot("v-stuck", "move", zone="az1")
+        told = site.run("migrate", "v-stuck", "--explain", code=1).stdout
+        assert [line.split() for line in told.splitlines()].count(["filter", "removed", "left"]) == 1, told
         assert site.run("migrate", "v-moved", "--to", away, code=1).stdout.startswith(f"{away} does not pass group")
         assert site.ask("migrate", "v-moved", "--to", before)["instances"][0]["node"] == before
         assert "no node reports v-none" in site.run("migrate", "v-none", code=1).stderr

@@ -105,7 +105,7 @@ def _print_result(
     else:
         if explanation is not None:
             print_explanation(run, explanation)
-        print_outcomes(run, outcomes)
+        print_outcomes(run, outcomes, explanation)
         if under_way:
             some = f"{len(under_way):,} instances have no outcome yet, for example {under_way[0]}"
             run.out.print(

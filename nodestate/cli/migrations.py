@@ -191,5 +191,5 @@ def _print_result(run: Run, outcomes: Sequence[BootOutcome], explanation: Explan
         if explanation is not None:
             run.out.print("other nodes:")
             print_explanation(run, explanation)
-        print_outcomes(run, outcomes)
+        print_outcomes(run, outcomes, explanation)
     return 0 if all(isinstance(outcome, Booted) for outcome in outcomes) else 1

@@ -345,10 +345,14 @@ def print_filters(run: Run, remaining: Sequence[Remaining]) -> None:
     run.out.print(table)
 
 
-def print_no_host(run: Run, why: NoHostFound, *, whose: str = "") -> None:
-    """Print why there is no node for an instance: one line, then the filters."""
+def print_no_host(run: Run, why: NoHostFound, *, whose: str = "", printed: Sequence[Remaining] = ()) -> None:
+    """Print why there is no node for an instance: one line, then the filters.
+
+    The filters are left out if they were ``printed`` before. They are also left out if only one node was allowed: the
+    line names the filter.
+    """
     run.out.print(f"{why}{f' ({whose})' if whose else ''}", markup=False, soft_wrap=True)
-    if not why.reason:
+    if not (why.reason or why.node) and [*why.remaining] != [*printed]:
         print_filters(run, why.remaining)
 
 
@@ -372,11 +376,15 @@ def print_explanation(run: Run, explanation: Explanation) -> None:
     run.out.print(table)
 
 
-def print_outcomes(run: Run, outcomes: Sequence[BootOutcome]) -> None:
-    """Print each instance with its node, then the instances that have none, with the reason."""
+def print_outcomes(run: Run, outcomes: Sequence[BootOutcome], explanation: Explanation | None = None) -> None:
+    """Print each instance with its node, then the instances that have none, with the reason.
+
+    The filters of instances that fail alike are printed once, or not at all if ``explanation`` has printed them.
+    """
+    printed: Sequence[Remaining] = explanation.remaining if explanation is not None else ()
     booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
     if booted:
-        table = make_table("instance", "node", "version", "refused by")
+        table = make_table("instance", "node", "version", "tried before")
         for outcome in booted:
             version = f"{outcome.version.incarnation}.{outcome.version.generation}"
             refused = ", ".join(_refusal(one) for one in outcome.refusals)
@@ -384,9 +392,10 @@ def print_outcomes(run: Run, outcomes: Sequence[BootOutcome]) -> None:
         run.out.print(table)
     for failed in outcomes:
         if isinstance(failed, Failed):
-            print_no_host(run, failed.reason, whose=failed.instance)
+            print_no_host(run, failed.reason, whose=failed.instance, printed=printed)
+            printed = failed.reason.remaining or printed
             for one in failed.refusals:
-                run.out.print(f"  refused by {_refusal(one)}", markup=False, soft_wrap=True)
+                run.out.print(f"  tried {_refusal(one)}", markup=False, soft_wrap=True)
 
 
 def _refusal(refused: NodeRefusal) -> str:

@@ -22,7 +22,8 @@ from nodestate.cli.scheduling import (
     request_max_age_option,
     resources_option,
 )
-from nodestate.scheduling import Choice, NoHostFound
+from nodestate.scheduling import Choice, Explanation, NoHostFound
+from nodestate.text import count_text
 
 
 @cell_command(
@@ -60,7 +61,7 @@ def command(
         answer: dict[str, Any] = {"age": age, "choices": [_as_json(choice) for choice in choices]}
         run.print_json(answer if explanation is None else {**answer, "explanation": explanation_json(explanation)})
     else:
-        _print(run, choices)
+        _print(run, choices, explanation)
         if explanation is not None:
             print_explanation(run, explanation)
     return 0 if all(choice.node is not None for choice in choices) else 1
@@ -80,7 +81,7 @@ def _why(choice: Choice) -> NoHostFound:
     return NoHostFound(choice.remaining, choice.unknown, lacks=choice.lacks)
 
 
-def _print(run: Run, choices: list[Choice]) -> None:
+def _print(run: Run, choices: list[Choice], explanation: Explanation | None) -> None:
     failed = [choice for choice in choices if choice.node is None]
     if len(failed) < len(choices):
         table = make_table("instance", "node", "alternates")
@@ -89,5 +90,5 @@ def _print(run: Run, choices: list[Choice]) -> None:
                 table.add_row(Text(choice.instance), Text(choice.node), Text(", ".join(choice.alternates)))
         run.out.print(table)
     if failed:  # instances of a request are alike, so all have the reason of the first one
-        whose = f"{len(failed):,} of {len(choices):,} instances" if len(choices) > 1 else ""
-        print_no_host(run, _why(failed[0]), whose=whose)
+        whose = f"{len(failed):,} of {count_text(len(choices), 'instance')}" if len(choices) > 1 else ""
+        print_no_host(run, _why(failed[0]), whose=whose, printed=explanation.remaining if explanation else ())

@@ -22,7 +22,7 @@ from nodestate.errors import BadRequestError
 from nodestate.scheduling.claims import NoHostFound
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
-from nodestate.scheduling.orders import Booted, BootOutcome, Failed, NodeRefusal
+from nodestate.scheduling.orders import Booted, BootOutcome, Failed, NodeRefusal, refused_by
 from nodestate.scheduling.request import STORED_FIELDS, hints_of, request_of
 from nodestate.scheduling.session import Session
 
@@ -92,7 +92,7 @@ class Updates:
             return Booted(instance, fleet.names[row], fleet.version[row])
         if answer.refused:
             refusal = NodeRefusal(answer.node, answer.refused, answer.detail)
-            reason = f"{answer.node} refused it: {answer.refused} {answer.detail}".rstrip()
+            reason = refused_by(refusal, session.config.answer_timeout_s)
             return Failed(instance, NoHostFound(reason=reason), (refusal,))
         return Booted(instance, answer.node, answer.version)
 

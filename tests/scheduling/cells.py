@@ -33,6 +33,15 @@ def cell_of(nodes: int = 3, schedulers: int = 2, **more: Any) -> tuple[Schedulin
     return cell, processes
 
 
+def zoned_cell(zones: dict[str, str], schedulers: int = 2) -> tuple[SchedulingCell, list[SchedulerProcess]]:
+    """A cell whose nodes n0, n1, … are in these zones."""
+    cell = SchedulingCell({name: {**STATE, "zone": zone} for name, zone in zones.items()})
+    cell.wait_until_complete()
+    processes = [cell.start_scheduler(f"s{number}") for number in range(schedulers)]
+    cell.run_for(12.0)
+    return cell, processes
+
+
 def wanted(instance: str, vcpu: int = 1, **more: Any) -> dict[str, Any]:
     """Return a request for one instance."""
     return {"instances": [instance], "resources": {"VCPU": vcpu, "MEMORY_MB": 100}, **more}

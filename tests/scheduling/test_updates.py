@@ -12,17 +12,8 @@ from nodestate.model.orders import Build, encode
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.reservations import Confirmed
 from nodestate.testing import TransitMessage
-from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, tell_no_time
-
-
-def zoned_cell(zones: dict[str, str], schedulers: int = 2) -> tuple[SchedulingCell, list[SchedulerProcess]]:
-    """A cell whose nodes n0, n1, … are in these zones."""
-    cell = SchedulingCell({name: {**STATE, "zone": zone} for name, zone in zones.items()})
-    cell.wait_until_complete()
-    processes = [cell.start_scheduler(f"s{number}") for number in range(schedulers)]
-    cell.run_for(12.0)
-    return cell, processes
+from tests.machines.scheduling_cell import SchedulingCell
+from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, tell_no_time, zoned_cell
 
 
 def rename_zones(cell: SchedulingCell, name: str) -> None:

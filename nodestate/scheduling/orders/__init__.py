@@ -18,6 +18,7 @@ from nodestate.scheduling.orders.boot import (
 )
 from nodestate.scheduling.orders.order_tracker import OrderTracker
 from nodestate.scheduling.orders.reconciler import Reconciler, all_members_built
+from nodestate.scheduling.orders.refusals import refused_by
 from nodestate.scheduling.orders.termination_orders import Termination
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "Termination",
     "all_members_built",
     "outcomes_of",
+    "refused_by",
 ]

@@ -41,7 +41,7 @@ class NodeRefusal:
     reason: str
     """One of the reasons in ``model.orders.Refusal``, or ``NO_ANSWER`` if the agent did not answer."""
     detail: str = ""
-    """The agent's explanation, to be read by people."""
+    """The explanation of the agent or of the broker's adapter, to be read by people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class Boot:
             self.placing.avoid([row])
         self.placing.release()
 
-    def leave_unanswered(self, row: int | None) -> None:
+    def leave_unanswered(self, row: int | None, detail: str = "") -> None:
         """Return to the state *unplaced*, and avoid the node that did not answer the order.
 
         That node may have built the instance all the same. The next order then builds a second allocation. So the next
@@ -224,11 +224,12 @@ class Boot:
 
         Args:
             row: The node's row in the fleet; None if the fleet does not have the node.
+            detail: Why no answer came, to be read by people; empty if that is not known.
         """
         assert self.order is not None, "only an order that was sent can be unanswered"
         self.after = self.order.id
         self.hints.setdefault("boot", self.order.id)
-        self.refuse(NodeRefusal(self.order.node, NO_ANSWER), row)
+        self.refuse(NodeRefusal(self.order.node, NO_ANSWER, detail), row)
 
     def add_possible_copy(self, copy: Termination) -> None:
         """Remember an allocation that may exist because its agent did not answer an order of this boot."""

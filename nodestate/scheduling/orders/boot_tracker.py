@@ -219,7 +219,8 @@ class BootTracker:
             if not boot.placing.claim.resize:  # a resized instance was on that node before, and still is
                 boot.add_possible_copy(copy)
             self._claim_table.add_fault(boot.order.node, NO_ANSWER)
-            boot.leave_unanswered(self._fleet.rows.get(boot.order.node))
+            detail = "" if self._sender.can_answer(boot.order) else "the connection to the broker broke meanwhile"
+            boot.leave_unanswered(self._fleet.rows.get(boot.order.node), detail)
             self._retry_or_fail(boot)
         self._terminations.terminate_orders(obsolete)
         self._place_held()

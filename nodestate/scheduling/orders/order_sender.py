@@ -38,6 +38,17 @@ class OrderSender:
         """The queue for answers to this scheduler. Raises ``BrokerUnavailableError`` if there is no connection."""
         return self._courier.reply_to
 
+    def can_answer(self, order: Order) -> bool:
+        """Return whether an answer to an order can still arrive.
+
+        Each connection has a queue of its own for answers. So if the connection that the order was sent on has broken,
+        its answer is lost, and perhaps the order as well.
+        """
+        try:
+            return order.reply_to == self.reply_to
+        except BrokerUnavailableError:
+            return False
+
     def send(self, orders: Sequence[Order]) -> None:
         """Send each order to the agent of its node. If the broker is unavailable, nothing is raised, and it is unknown
         which orders arrive.

@@ -9,8 +9,11 @@ from typing import Final
 from nodestate.scheduling.claims import NoHostFound
 from nodestate.scheduling.orders.boot import NO_ANSWER, NodeRefusal
 from nodestate.scheduling.request import Request
+from nodestate.text import count_text
 
-MAX_FAULTY_NODES_COUNT: Final[Mapping[str, int]] = {"no-agent": 256, "unknown-node": 256, "failed": 32}
+NO_AGENT: Final = "no-agent"
+"""The ``reason`` of a ``NodeRefusal`` if the broker returned the order, because no agent listens for the node."""
+MAX_FAULTY_NODES_COUNT: Final[Mapping[str, int]] = {NO_AGENT: 256, "unknown-node": 256, "failed": 32}
 """Maximum number of nodes that may refuse one instance at once for each of these reasons without being counted.
 
 Such a refusal costs no time. An instance that fails everywhere for a reason of its own is tried on few nodes.
@@ -36,21 +39,25 @@ def counts_as_try(refusal: NodeRefusal, earlier: Sequence[NodeRefusal], waited_s
 
 
 def refused_by(refusal: NodeRefusal, answer_timeout_s: float) -> str:
-    """Return a clause about a node that did not take an instance.
+    """Return a clause about a node that did not take an instance: it refused, or no order or answer arrived.
 
     Args:
         refusal: The node and its reason.
         answer_timeout_s: Seconds after which an order counts as unanswered.
     """
     if refusal.reason == NO_ANSWER:
-        return f"{refusal.node} did not answer within {answer_timeout_s:g} s"
-    return f"{refusal.node} refused it: {refusal.reason} {refusal.detail}".rstrip()
+        clause = f"{refusal.node} did not answer within {answer_timeout_s:g} s"
+    elif refusal.reason == NO_AGENT:
+        clause = f"the order to {refusal.node} came back"
+    else:
+        clause = f"{refusal.node} refused it: {refusal.reason}"
+    return f"{clause} ({refusal.detail})" if refusal.detail else clause
 
 
 def with_refusals(
     failure: NoHostFound, request: Request, refusals: Sequence[NodeRefusal], answer_timeout_s: float
 ) -> NoHostFound:
-    """Return the reason of a failure with the refusals that led to it.
+    """Return the reason of a failure with the refusals that led to it: first the tried nodes, then the filters.
 
     If a node that the request forces has refused, its refusal is the reason, and not the filter that left no other.
 
@@ -66,5 +73,7 @@ def with_refusals(
     shown = [refused_by(refusal, answer_timeout_s) for refusal in (forced or refusals)[:SHOWN_REFUSALS_COUNT]]
     more = len(forced or refusals) - len(shown)
     if more:
-        shown.append(f"{more:,} more nodes did not take it")
-    return dataclasses.replace(failure, reason="; ".join(shown if forced else [str(failure), *shown]))
+        shown.append(f"{count_text(more, 'more node')} did not take it")
+    if not forced:
+        shown.append(f"then {failure}" if failure.remaining[0].nodes else str(failure))
+    return dataclasses.replace(failure, reason="; ".join(shown))
