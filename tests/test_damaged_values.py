@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodestate.errors import EpochLostError
+from nodestate.model import NodeRecord
 from nodestate.store.damage import DAMAGE
 from nodestate.testing import ManualClock, MemoryDatabase, MemoryServer
 from tests.partition_owner import LEASE_S, Owner, Watcher, held, report
@@ -171,6 +172,12 @@ def test_an_index_that_contradicts_itself_is_a_lost_index(path: tuple[int, ...],
     owner.repair()  # writes an index
     plant(server, ":index:7:1:4:", with_field(*path, value=value))
     require_repaired("snapshot", server, clock, owner)
+
+
+def test_a_record_with_a_part_of_a_state_has_no_state() -> None:
+    """Regression: the next change of its node ended the owner."""
+    record = NodeRecord("n", 1, 1, 1, 1, 1.0, False, "up", "", b"", b"\x81\xa4VCPU\x01", b"", b"")
+    assert (record.body, record.state()) == (b"", {})
 
 
 @pytest.mark.parametrize("stamp", [2**48, 2**63, (1 << 40) + 1_000])

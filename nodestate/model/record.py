@@ -93,6 +93,8 @@ class NodeRecord(Heading, frozen=True, array_like=True, gc=False):
     @property
     def body(self) -> bytes:
         """The whole state as a msgpack map; empty if there is none."""
+        if not self.rest:
+            return b""
         parts = [self.rest]
         if self.usage:
             parts += (_USAGE_KEY, self.usage)
