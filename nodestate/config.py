@@ -24,6 +24,8 @@ DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
+AuthMode = Annotated[str, Meta(pattern=r"\A(off|accept|warn|require)\Z")]
+
 DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
 URL_SETTINGS: Final = ("broker", "store", "store_b", "sql")
 """Settings that are URLs, and may contain passwords."""
@@ -55,6 +57,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The design that readers read if the cell has no control record."""
     state_dir: str = ""
     """Directory of the agents' incarnation files. Empty: ~/.local/state/nodestate, for root /var/lib/nodestate."""
+
+    auth_events: AuthMode = "off"
+    """Authentication of events: off, accept, warn or require; docs/concepts/security.md describes them."""
+    auth_orders: AuthMode = "off"
+    """Authentication of orders and their answers: off, accept, warn or require."""
+    keys_file: str = ""
+    """File of keys: the cell's, from nodestate key init, for consumers and schedulers; a node's own for its agent."""
 
     queue_type: Annotated[str, Meta(pattern=r"\A(classic|quorum)\Z")] = "classic"
     """Type of RabbitMQ's queues, classic or quorum. A quorum queue survives the loss of a broker node."""

@@ -25,6 +25,7 @@ from nodestate.agent.sources import (
     StatePatch,
     StateSource,
 )
+from nodestate.auth import event_auth
 from nodestate.config import Config
 from nodestate.errors import (
     BadEventError,
@@ -105,6 +106,8 @@ class Agent:
         """The agent's logger."""
         self._backoff = Backoff(clock, rng, config.heartbeat_s / 2)
         """Gives the pause after a failed call of the broker; all publishers share it."""
+        self._auth = event_auth(config, clock)
+        """Signs the events of all nodes."""
         self._broker_away = False
         """True from a failed call of the broker until the next one that works."""
         self._dirty: set[str] = set()
@@ -252,10 +255,9 @@ class Agent:
             self._log.error("source gave an invalid state", node=reading.node, reason=error.reason, detail=error.detail)
 
     def _publish_full_state(self, publisher: Publisher, state: Mapping[str, Any]) -> None:
-        """Publish the difference between ``state`` and the node's last state.
+        """Publish the difference between ``state`` and the last state of a live node, as a change if a patch can.
 
-        A live node gets a change, or a report if no patch can express the difference. A node that is new or has left
-        gets a report. Publishes nothing if a live node has this state already.
+        A node that is new or has left gets a report. Publishes nothing if a live node has this state already.
         """
         state = self._conflicts.merged_into(publisher.node, self._admission.refusals.merged_into(publisher.node, state))
         if publisher.live:
@@ -302,6 +304,7 @@ class Agent:
             backoff=self._backoff,
             on_dirty=self._dirty.add,
             rng=self._rng,
+            auth=self._auth,
         )
         self.publishers[name] = publisher
         return publisher
@@ -383,10 +386,7 @@ class Agent:
         self.stats.resyncs += bool(names)
 
     def _concerned_nodes(self, resync: Resync) -> Sequence[str]:
-        """Return the names of the agent's nodes that a request concerns.
-
-        They are sorted, so that with the same seed each node answers at the same moment.
-        """
+        """Return the agent's nodes that a request concerns, sorted: with one seed, each answers at one moment."""
         if resync.nodes and not resync.partitions:
             return sorted(name for name in set(resync.nodes) if name in self.publishers)
         return sorted(name for name, one in self.publishers.items() if concerns(resync, name, one.bucket))

@@ -11,12 +11,14 @@ import msgspec
 
 from nodestate.agent.delivery_state import DeliveryState
 from nodestate.agent.incarnation import IncarnationLock, state_directory
+from nodestate.auth import EventAuth, event_auth
 from nodestate.broker import KombuSink
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model import (
     MAX_EVENT_BYTES,
     Change,
+    Event,
     FoldOutcome,
     Heartbeat,
     Leave,
@@ -84,10 +86,12 @@ class Publisher:
         backoff: gives the pause after a failed call of the broker; None for pauses of this publisher alone.
         on_dirty: called with the node's name each time the publisher becomes dirty.
         rng: chooses the moments of answers to resync requests; None for a generator without a seed.
+        auth: signs the events; None to sign them as the settings say.
     """
 
     __slots__ = (
         "_answer_at",
+        "_auth",
         "_backoff",
         "_clock",
         "_config",
@@ -116,6 +120,7 @@ class Publisher:
         backoff: Backoff | None = None,
         on_dirty: Callable[[str], object] | None = None,
         rng: random.Random | None = None,
+        auth: EventAuth | None = None,
     ) -> None:
         self.node = node
         """The node's name."""
@@ -129,6 +134,8 @@ class Publisher:
         """Chooses the moments of answers to resync requests."""
         self._backoff = backoff or Backoff(self._clock, self._rng, config.heartbeat_s / 2)
         """Gives the pause after a failed call of the broker."""
+        self._auth = auth or event_auth(config, self._clock)
+        """Signs the events."""
         self._record: NodeRecord | None = None
         """The node's newest record, with state and version; None before the first report."""
         self._left = False
@@ -196,7 +203,7 @@ class Publisher:
         version = self._next(self._live_record("change"))
         raw = self._author(Change(**self._envelope(version), patch=_raw(patch)))
         if self.dirty:
-            self._send(_encode(self._report_of(self._live_record("change"))), full=True)
+            self._send(self._signed(self._report_of(self._live_record("change"))), full=True)
         else:
             self._send(raw, full=False)
         return Receipt(self.node, version)
@@ -318,7 +325,7 @@ class Publisher:
         Returns the encoded event. Raises ``BadEventError`` if the event is invalid, or if its state would be too large
         for a report; the newest record is unchanged then.
         """
-        raw = _encode(event)
+        raw = self._signed(event)
         record, outcome = fold(self._record, parse_event(raw))
         assert outcome is FoldOutcome.APPLIED, f"{self.node} authored an event that does not apply: {outcome}"
         assert record is not None
@@ -356,7 +363,11 @@ class Publisher:
         )
 
     def _heartbeat_of(self, record: NodeRecord) -> bytes:
-        return _encode(Heartbeat(**self._envelope(record.version)))
+        return self._signed(Heartbeat(**self._envelope(record.version)))
+
+    def _signed(self, event: Event) -> bytes:
+        """Encode an event, and sign it if the settings say so."""
+        return self._auth.events.sign(self.node, _encode(event))
 
     def _envelope(self, version: Version) -> dict[str, Any]:
         """Return the fields that every event has."""

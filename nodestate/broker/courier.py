@@ -7,11 +7,12 @@ from typing import Final
 
 import structlog
 
+from nodestate.auth import order_auth
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.sessions import CellSession, OrderSession
 from nodestate.config import Config
 from nodestate.errors import BadEventError
-from nodestate.model.orders import Answer, Order, decode_answer, encode, no_agent
+from nodestate.model.orders import Answer, Order, decode_answer, no_agent
 from nodestate.ports import Clock, SystemClock
 
 MAX_ANSWERS_COUNT: Final = 1_000
@@ -40,12 +41,14 @@ class KombuCourier:
         """The cell's settings."""
         self._clock = clock or SystemClock()
         """The clock for timeouts."""
+        self._auth = order_auth(config, self._clock)
+        """Signs orders, and checks answers."""
         self._sessions: SessionHolder[OrderSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
         self._answers: list[Answer] = []
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
-        """Number of answers that could not be decoded."""
+        """Number of answers that could not be decoded, or whose signature is missing or wrong."""
 
     @property
     def reply_to(self) -> str:
@@ -61,7 +64,7 @@ class KombuCourier:
         Raises ``BadEventError`` before the first is sent if one is too large, and ``BrokerUnavailableError`` if some
         may have been sent.
         """
-        bodies = [encode(order) for order in orders]
+        bodies = [self._auth.encode_order(order) for order in orders]
         with self._sessions.use() as session:
             session.send(orders, bodies, expires_s)
 
@@ -89,10 +92,13 @@ class KombuCourier:
 
     def _on_answer(self, body: bytes) -> None:
         try:
-            self._answers.append(decode_answer(body))
+            answer = decode_answer(body)
+            self._auth.check_answer(answer, body)
         except BadEventError as error:
             self.bad_answers += 1
-            structlog.get_logger("nodestate.broker").warning("cannot decode an answer to an order", reason=str(error))
+            structlog.get_logger("nodestate.broker").warning("an answer to an order is refused", reason=str(error))
+        else:
+            self._answers.append(answer)
 
     def _on_unroutable(self, body: bytes) -> None:
         self._answers.append(no_agent(body))

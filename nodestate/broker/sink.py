@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from nodestate.auth import OrderAuth, order_auth
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.resyncs import decode_resync
 from nodestate.broker.sessions import CellSession, OnDone, OwnQueue, PublisherSession
@@ -16,7 +17,7 @@ from nodestate.broker.topology import REBIND_S, Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
-from nodestate.model.presence import Presence, decode_presence, encode_presence
+from nodestate.model.presence import Presence, decode_presence
 from nodestate.ports import Clock, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3
@@ -56,6 +57,8 @@ class KombuSink:
         """Whether to read resync requests."""
         self._clock = clock or SystemClock()
         """The clock for timeouts and heartbeats."""
+        self._auth = order_auth(config, self._clock) if control else OrderAuth()
+        """Checks orders, and signs answers."""
         self._sessions: SessionHolder[PublisherSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
         self._control_queue: OwnQueue | None = None
@@ -75,7 +78,7 @@ class KombuSink:
         self._presences: list[Presence] = []
         """Presences that arrived and are not yet returned."""
         self.bad_orders = 0
-        """Number of orders that could not be decoded."""
+        """Number of orders that could not be decoded, or whose signature is missing or wrong."""
         self.bad_resyncs = 0
         """Number of resync requests that could not be decoded."""
 
@@ -170,7 +173,8 @@ class KombuSink:
     def orders(self) -> list[Order]:
         """Orders that arrived within calls of ``resyncs``.
 
-        An order that cannot be decoded is logged, and refused in an answer if it says where to send one.
+        An order that cannot be decoded, or whose signature is missing or wrong, is logged, and refused in an answer if
+        it says where to send one.
         """
         bodies, self._order_bodies, self._order_bytes = self._order_bodies, [], 0
         orders: list[Order] = []
@@ -178,19 +182,20 @@ class KombuSink:
             try:
                 order = decode_order(body)
                 if order.node in self._nodes:
+                    self._auth.check_order(order, body)
                     orders.append(order)
             except BadEventError as error:
                 presence = decode_presence(body)
                 if presence is None:
                     self._refuse(body, error)
                 elif presence.node in self._nodes:
-                    self._presences.append(presence)
+                    self._receive_presence(presence, body)
         return orders
 
     def announce(self, presence: Presence) -> None:
         """Send a presence to all agents that listen for its node."""
         with self._sessions.use() as session:
-            session.send(Topology.of(self._config).orders, presence.node, encode_presence(presence))
+            session.send(Topology.of(self._config).orders, presence.node, self._auth.encode_presence(presence))
 
     def presences(self) -> list[Presence]:
         """Presences that the last call of ``orders`` found."""
@@ -199,7 +204,7 @@ class KombuSink:
 
     def answer(self, queue: str, answer: Answer) -> None:
         """Send the outcome of an order to the scheduler that gave it. It is lost silently if that queue is gone."""
-        self.answer_census(queue, encode(answer))
+        self.answer_census(queue, self._auth.encode_answer(answer))
 
     # -- inside
 
@@ -250,10 +255,20 @@ class KombuSink:
             self.bad_resyncs += 1
             structlog.get_logger("nodestate.broker").warning("cannot decode a resync request", reason=str(error))
 
+    def _receive_presence(self, presence: Presence, body: bytes) -> None:
+        try:
+            self._auth.check_presence(presence, body)
+        except BadEventError as error:
+            structlog.get_logger("nodestate.broker").warning("a presence is refused", reason=str(error))
+        else:
+            self._presences.append(presence)
+
     def _refuse(self, body: bytes, error: BadEventError) -> None:
         self.bad_orders += 1
-        structlog.get_logger("nodestate.broker").warning("cannot decode an order", reason=str(error))
+        structlog.get_logger("nodestate.broker").warning("an order is refused", reason=str(error))
         refusal = bad_order(body, error)
         if refusal is not None:
+            queue, answer = refusal
             with suppress(BrokerUnavailableError):  # the next call raises it again
-                self.answer(*refusal)
+                # Not signed: any sender can name the id of another scheduler's order, and the queue of that scheduler.
+                self.answer_census(queue, encode(answer))

@@ -12,8 +12,10 @@ from typing import BinaryIO
 
 import click
 import msgspec
+from msgspec import UNSET, UnsetType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nodestate.auth import MessageAuth, event_auth
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import read_events
@@ -32,9 +34,10 @@ MSGPACK_MAPS = (*(bytes([byte]) for byte in range(0x80, 0x90)), b"\xde", b"\xdf"
 
 
 class _Addressed(msgspec.Struct):
-    """The one field of an event that routing needs."""
+    """The fields of an event that routing and signing need."""
 
     node: str = ""
+    signature: str | UnsetType = UNSET
 
 
 _decode_addressed = msgspec.msgpack.Decoder(_Addressed).decode
@@ -44,6 +47,8 @@ _decode_addressed = msgspec.msgpack.Decoder(_Addressed).decode
 class _PublishProgress:
     """Figures of a running publish."""
 
+    auth: MessageAuth
+    """Signs the events."""
     publisher: OrderedPublisher
     """Knows how many events are published."""
     started: float
@@ -82,13 +87,14 @@ def command(run: Run, file: BinaryIO, raw: bool, file_format: str, timeout: floa
 
     A line that is not a valid event is not published; stderr has its number and the reason, and the exit code is 1. If
     the broker is down for a while, the command waits for it. The events of a node are published in the order of the
-    file. A stream of msgpack ends at the first value that is no map.
+    file. A stream of msgpack ends at the first value that is no map. If the setting auth_events asks for signatures and
+    keys_file names the keys of the cell, events are signed.
     """
     run.require_shared(broker=True)
     clock = SystemClock()
     sink = KombuSink(run.config, control=False)
     publisher = OrderedPublisher(sink, clock, timeout)
-    figures = _PublishProgress(publisher, time.monotonic())
+    figures = _PublishProgress(event_auth(run.config).events, publisher, time.monotonic())
     try:
         with _progress(run, file) as progress:
             if file_format == "msgpack":
@@ -123,7 +129,7 @@ def _publish_lines(run: Run, file: BinaryIO, figures: _PublishProgress, progress
             except BadEventError as error:
                 _refuse(run, figures, "line", number, error)
             else:
-                figures.publisher.send(_bucket(body), body)
+                figures.publisher.send(_bucket(body), body if raw else _signed(body, figures.auth))
         progress(number, len(line), figures)
 
 
@@ -137,7 +143,7 @@ def _publish_stream(run: Run, file: BinaryIO, figures: _PublishProgress, progres
             except BadEventError as error:
                 _refuse(run, figures, "event", number, error)
             else:
-                figures.publisher.send(_bucket(body), body)
+                figures.publisher.send(_bucket(body), body if raw else _signed(body, figures.auth))
             progress(number, len(body), figures)
     except BadEventError as error:  # the stream can't be read further
         _refuse(run, figures, "event", number + 1, error)
@@ -159,6 +165,12 @@ def _encode_unchecked(line: bytes) -> bytes:
         return msgspec.msgpack.encode(msgspec.json.decode(line))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError):
         return line.rstrip(b"\r\n")
+
+
+def _signed(body: bytes, auth: MessageAuth) -> bytes:
+    """Return a valid event with a signature, if the settings say so and it has none."""
+    event = _decode_addressed(body)
+    return auth.sign(event.node, body) if event.signature is UNSET else body
 
 
 def _bucket(body: bytes) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from nodestate.auth import EventAuth
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
 from nodestate.consumers.design_changes import DesignChanges
@@ -47,6 +48,7 @@ class Commits:
         storage: PartitionStorage,
         session: BrokerSession,
         watermarks: Watermarks,
+        auth: EventAuth,
         changes: DesignChanges,
         failures: StoreFailures,
         stats: ConsumerStats,
@@ -64,6 +66,8 @@ class Commits:
         """Acknowledges written messages."""
         self._watermarks = watermarks
         """Recognizes this consumer's own watermark messages."""
+        self._auth = auth
+        """Checks the signatures of messages."""
         self._changes = changes
         """Begins new designs, and drops retiring ones once a new design is written."""
         self._failures = failures
@@ -134,6 +138,7 @@ class Commits:
                 room_bytes - ITEM_HEADER_BYTES,
                 self._watermarks,
                 self._stats.counts,
+                self._auth,
             )
             if partition.pending.lost_queue:
                 self._log.warning(

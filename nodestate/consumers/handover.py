@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from nodestate.auth import MessageAuth
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
-from nodestate.consumers.handover_messages import handover_messages
+from nodestate.consumers.handover_messages import handover_messages, signed_handover
 from nodestate.consumers.owned_partitions import FormerPartition, OwnedPartitions
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
 from nodestate.errors import CorruptItemError
@@ -55,6 +56,7 @@ class Handover:
         owned: OwnedPartitions,
         storage: PartitionStorage,
         session: BrokerSession,
+        auth: MessageAuth,
         clock: Clock,
         log: Any,
     ) -> None:
@@ -66,6 +68,8 @@ class Handover:
         """Reads the partitions in the stores, and gives this owner's name."""
         self._session = session
         """Sends handovers."""
+        self._auth = auth
+        """Signs handovers."""
         self._clock = clock
         """Monotonic time."""
         self._log = log
@@ -144,4 +148,5 @@ class Handover:
             nodes=len(nodes),
             names=names_of(nodes),
         )
-        return self._session.hand_over(number, handover_messages(nodes, MAX_MESSAGE_BYTES))
+        messages = handover_messages(nodes, MAX_MESSAGE_BYTES)
+        return self._session.hand_over(number, (signed_handover(one, number, self._auth) for one in messages))

@@ -10,12 +10,15 @@ for each version that is known to exist and whose state is not known.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from nodestate.auth import MessageAuth
 from nodestate.errors import BadEventError
 from nodestate.model import MAX_EVENT_BYTES, NEVER, Event, Heartbeat, Leave, NodeRecord, Report, parse_event
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN
@@ -25,7 +28,21 @@ HANDOVER: Final = ACTIVATION + b"handover "
 DOUBTED_COUNT: Final = 100
 """Most nodes in one of the ``doubt_messages``, so that it fits into a commit whatever the length of their names."""
 EMPTY_STATE: Final = b"\x80"
+
+
+class _Seal(msgspec.Struct, frozen=True, kw_only=True):
+    """The last element of a signed handover message. Consumers of earlier versions take it for an invalid event."""
+
+    partition: int
+    """The partition for which the message is."""
+    digest: bytes
+    """SHA-256 of the array of all other elements, as msgpack."""
+    signature: str | UnsetType = UNSET
+    """The signature of this element."""
+
+
 _encode = msgspec.msgpack.Encoder().encode
+_decode_seal = msgspec.msgpack.Decoder(_Seal).decode
 _decode_list = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
@@ -66,6 +83,41 @@ def doubt_messages(records: Sequence[NodeRecord]) -> Iterator[bytes]:
 def may_be_watermark(marker: bytes) -> bool:
     """True for a marker of no other kind: a watermark message of any owner, or a forged one."""
     return marker not in (ACTIVATION, QUEUE_BEGAN) and not marker.startswith(HANDOVER)
+
+
+def signed_handover(message: bytes, partition: int, auth: MessageAuth) -> bytes:
+    """Return a handover message with a seal as its last element, if the mode signs."""
+    events = _decode_list(message[len(HANDOVER) :])
+    seal = _encode(_Seal(partition=partition, digest=_digest(events)))
+    signed = auth.sign("", seal)
+    return message if signed == seal else HANDOVER + _encode([*events, signed])
+
+
+def handover_refusal(message: bytes, partition: int, auth: MessageAuth) -> BadEventError | None:
+    """Return why the mode refuses a handover message; None if it does not."""
+    try:
+        _check_handover(message, partition, auth)
+    except BadEventError as error:
+        return error
+    return None
+
+
+def _check_handover(message: bytes, partition: int, auth: MessageAuth) -> None:
+    seal: _Seal | None = None
+    elements: list[bytes] = []
+    with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError, IndexError):
+        elements = _decode_list(message[len(HANDOVER) :])
+        seal = _decode_seal(elements[-1])
+    if seal is None or seal.signature is UNSET:
+        auth.check("", b"", UNSET)
+        return
+    auth.check("", elements[-1], seal.signature)
+    if auth.checks and (seal.partition != partition or seal.digest != _digest(elements[:-1])):
+        raise BadEventError("bad-signature", "the seal of a handover message belongs to another message")
+
+
+def _digest(events: list[bytes]) -> bytes:
+    return hashlib.sha256(_encode(events)).digest()
 
 
 def handed_over_events(body: bytes) -> Iterator[tuple[Event, bytes]]:

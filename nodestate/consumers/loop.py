@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from nodestate.auth import EventAuth, event_auth
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
 from nodestate.consumers.commits import Commits
@@ -60,6 +61,7 @@ class Consumer:
         rng: chooses the ids of epochs, a unique part of the owner's name, and the key of its watermark messages.
         name: first part of the owner's name.
         stats: counters that several consumers share; None for counters of this consumer alone.
+        auth: checks the signatures of messages; None to check them as the settings say.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Consumer:
         name: str,
         *,
         stats: ConsumerStats | None = None,
+        auth: EventAuth | None = None,
     ) -> None:
         self.config = config
         """Settings of the cell, with this consumer's layout as ``partitions``."""
@@ -84,6 +87,7 @@ class Consumer:
         """Monotonic time."""
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name, layout=config.partitions)
         """The logger of all parts."""
+        auth = auth or event_auth(config, clock)
         owner = f"{name}/{rng.getrandbits(48):012x}"
         watermarks = Watermarks(rng.randbytes(KEY_BYTES))
         transitions = TransitionLog(self._log)
@@ -104,6 +108,7 @@ class Consumer:
             self._storage,
             self._session,
             watermarks,
+            auth,
             self._changes,
             failures,
             self.stats,
@@ -118,7 +123,7 @@ class Consumer:
             config, self._owned, self._storage, self._session, failures, self.stats, clock, self._log
         )
         """Renews heads."""
-        self._handover = Handover(config, self._owned, self._storage, self._session, clock, self._log)
+        self._handover = Handover(config, self._owned, self._storage, self._session, auth.handovers, clock, self._log)
         """Gives nodes of former partitions to the partitions' new owners."""
         self._resync_requests = ResyncRequests(config, self._owned, resync, self._session, self.stats, clock)
         """Asks agents for reports."""

@@ -25,6 +25,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from nodestate.auth import event_auth
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.seed_layout import SeedLayout
@@ -91,6 +92,8 @@ class Member:
         """Monotonic time."""
         self._rng = rng
         """Seeds each consumer's random numbers."""
+        self._auth = event_auth(config, clock)
+        """Checks the signatures of messages, for all consumers."""
         self._name = name
         """First part of the consumers' owner names."""
         self._control_store = ControlStore(config.cell, stores, clock)
@@ -256,6 +259,7 @@ class Member:
             random.Random(self._rng.getrandbits(256)),
             self._name,
             stats=self.stats,
+            auth=self._auth,
         )
 
     def _retire_layout(self, partitions: int, used: int) -> None:

@@ -11,7 +11,14 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from nodestate.consumers.handover_messages import HANDOVER, doubt_messages, handed_over_events, may_be_watermark
+from nodestate.auth import NO_AUTH, EventAuth
+from nodestate.consumers.handover_messages import (
+    HANDOVER,
+    doubt_messages,
+    handed_over_events,
+    handover_refusal,
+    may_be_watermark,
+)
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.errors import BadEventError, CorruptItemError
@@ -236,7 +243,13 @@ class OwnedPartition:
         return Pending(Batch((), (), len(self.records)), [], set(designs), repair)
 
     def take_batch(
-        self, wall: float, partitions: int, room_bytes: int, watermarks: Watermarks, counts: EventCounts
+        self,
+        wall: float,
+        partitions: int,
+        room_bytes: int,
+        watermarks: Watermarks,
+        counts: EventCounts,
+        auth: EventAuth = NO_AUTH,
     ) -> Pending:
         """Fold messages from the backlog until one commit is full or the backlog is empty.
 
@@ -246,6 +259,7 @@ class OwnedPartition:
             room_bytes: size of the largest event or state that fits into an item of every store.
             watermarks: recognizes this consumer's own watermark messages. All others are ignored and counted.
             counts: counts folded events by outcome, and refused messages by reason.
+            auth: checks the signatures of messages, and removes them, so that no store keeps them.
 
         Returns:
             The work to write. Refused messages are in its ``bad``. Its ``unconfirmed_designs`` are empty if no event
@@ -276,7 +290,7 @@ class OwnedPartition:
                     if events:  # the next batch begins with it: its size in a segment is known once it is decoded
                         self.backlog.appendleft(pending.deliveries.pop())
                         break
-                    taken = self._take_handover(delivery, wall, partitions, room_bytes, pending)
+                    taken = self._take_handover(delivery, wall, partitions, room_bytes, pending, auth)
                     events += [body for body, _ in taken]
                     changed |= dict.fromkeys(slot for _, slot in taken)
                     size += sum(len(body) + BIN_HEADER_BYTES for body, _ in taken)
@@ -285,6 +299,7 @@ class OwnedPartition:
             try:
                 event = parse_event(body)
                 self._check_partition(event, partitions)
+                body = auth.events.check(event.node, body, event.signature)
             except BadEventError as error:
                 pending.refuse(delivery, error)
                 continue
@@ -313,6 +328,7 @@ class OwnedPartition:
                 events.append(body)
                 changed[slot] = None
                 size += len(body) + BIN_HEADER_BYTES
+        counts.unsigned = auth.unsigned
         for _, refused in pending.bad:
             counts.dead_letters[refused.reason] = counts.dead_letters.get(refused.reason, 0) + 1
         if events:
@@ -335,7 +351,7 @@ class OwnedPartition:
         return slot is not None and self.records[slot].incarnation == event.incarnation
 
     def _take_handover(
-        self, delivery: Delivery, wall: float, partitions: int, room_bytes: int, pending: Pending
+        self, delivery: Delivery, wall: float, partitions: int, room_bytes: int, pending: Pending, auth: EventAuth
     ) -> list[tuple[bytes, int]]:
         """Fold the events that a former owner sent. They are no signs of life of their nodes.
 
@@ -345,7 +361,6 @@ class OwnedPartition:
         Returns the bytes and the slot of each event that changed a record.
         """
         taken: list[tuple[bytes, int]] = []
-        refusal: BadEventError | None = None
         max_bytes = min(MAX_SEGMENT_BYTES, room_bytes)
         received = handed_over_events(delivery.body) if len(delivery.body) <= max_bytes else ()
         events = list(received)
@@ -354,7 +369,8 @@ class OwnedPartition:
             detail = f"a handover of {size:,} bytes; at most {max_bytes:,} fit into a commit"
             pending.refuse(delivery, BadEventError("too-large", detail))
             return []
-        for event, body in events:
+        refusal = handover_refusal(delivery.body, self.number, auth.handovers) if delivery.session else None
+        for event, body in events if refusal is None else ():
             try:
                 self._check_partition(event, partitions)
                 if delivery.session:

@@ -15,6 +15,8 @@ class EventCounts:
     """Number of folded events, by value of their ``FoldOutcome``."""
     dead_letters: dict[str, int] = field(default_factory=dict)
     """Number of refused messages, by reason of their ``BadEventError``."""
+    unsigned: int = 0
+    """Number of messages that were taken without a valid signature, in the modes accept and warn of ``auth_events``."""
     foreign_watermarks: int = 0
     """Number of ignored watermark messages: of a former owner, whose messages were still in the queue, or forged."""
 

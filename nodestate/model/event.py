@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nodestate.errors import BadEventError
 from nodestate.model.fields import Counter, NodeName, Seconds
@@ -29,6 +30,8 @@ class _EventFields(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown
     incarnation: Counter
     generation: Counter
     reported_at: Seconds
+    signature: str | UnsetType = UNSET
+    """The signature of the event, which is its last field; absent if the event is not signed."""
 
     @property
     def version(self) -> Version:

@@ -40,7 +40,18 @@ MAX_DETAIL_CHARS: Final = 1_000
 ShortText = Annotated[str, Meta(max_length=MAX_WORD_CHARS)]
 CounterOrZero = Annotated[int, Meta(ge=0, le=MAX_COUNTER)]
 Refusal = Literal[
-    "no-room", "group", "expired", "status", "here", "not-here", "unknown-node", "no-agent", "bad-order", "failed"
+    "no-room",
+    "group",
+    "expired",
+    "status",
+    "here",
+    "not-here",
+    "unknown-node",
+    "no-agent",
+    "bad-order",
+    "unsigned",
+    "bad-signature",
+    "failed",
 ]
 """Why an agent refused an order:
 
@@ -53,8 +64,14 @@ Refusal = Literal[
 - ``unknown-node``: the agent has no such node.
 - ``no-agent``: no agent listens for the node. The broker's adapter says so, not an agent.
 - ``bad-order``: the order could not be decoded.
+- ``unsigned``: the order has no signature, and the agent's setting ``auth_orders`` refuses it.
+- ``bad-signature``: the signature does not match the order, or its key is unknown or revoked.
 - ``failed``: the hypervisor could not carry it out.
 """
+
+
+_REFUSED_SIGNATURES: Final[dict[str, Refusal]] = {"unsigned": "unsigned", "bad-signature": "bad-signature"}
+"""By reason of a ``BadEventError`` about a signature, the refusal of the order."""
 
 
 class _Order(msgspec.Struct, frozen=True, tag_field="kind", kw_only=True):
@@ -66,6 +83,8 @@ class _Order(msgspec.Struct, frozen=True, tag_field="kind", kw_only=True):
     instance: Word
     reply_to: QueueName = ""
     """The queue for the answer; empty if no scheduler waits for it."""
+    signature: str | UnsetType = UNSET
+    """The signature of the order, which is its last field; absent if the order is not signed."""
 
 
 class Build(_Order, frozen=True, tag="build", kw_only=True):
@@ -123,6 +142,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The time of the agent's clock at which it decided, in seconds since 1970; 0 if it is not told."""
     clock_origin: float | UnsetType = UNSET
     """The seconds since 1970 that the agent's clock tells at monotonic time 0. Setting the clock changes them."""
+    signature: str | UnsetType = UNSET
+    """The signature of the answer, which is its last field; absent if the answer is not signed."""
 
     @property
     def version(self) -> Version:
@@ -152,18 +173,23 @@ _decode_answer = msgspec.msgpack.Decoder(Answer).decode
 _decode_later_answer = msgspec.msgpack.Decoder(_LaterAnswer).decode
 
 
+def require_order_size(body: bytes) -> None:
+    """Raise ``BadEventError`` if an encoded order is too large."""
+    if len(body) > MAX_ORDER_BYTES:
+        raise BadEventError("too-large", f"an order of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
+
+
 def encode(message: Order | Answer) -> bytes:
     """Encode a message as a msgpack map of its fields. Raises ``BadEventError`` if an order is too large."""
     body = _encode(message) if isinstance(message, _Order) or message.at else _encode(_without_time(message))
-    if len(body) > MAX_ORDER_BYTES:
-        raise BadEventError("too-large", f"an order of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
+    require_order_size(body)
     return body
 
 
 def _without_time(answer: Answer) -> dict[str, Any]:
     """Return the fields of an answer that does not tell its time, as earlier versions write them."""
     fields = msgspec.structs.asdict(answer)
-    return {name: value for name, value in fields.items() if name not in ("at", "clock_origin")}
+    return {name: value for name, value in fields.items() if name not in ("at", "clock_origin") and value is not UNSET}
 
 
 def decode_order(body: bytes) -> Order:
@@ -171,8 +197,7 @@ def decode_order(body: bytes) -> Order:
 
     Raises ``BadEventError`` with reason ``wrong-type``, ``undecodable``, ``too-deep`` or ``too-large``.
     """
-    if len(body) > MAX_ORDER_BYTES:
-        raise BadEventError("too-large", f"an order of {len(body):,} bytes; at most {MAX_ORDER_BYTES:,} are allowed")
+    require_order_size(body)
     try:
         order: Order = _decode_order(body)
     except msgspec.ValidationError as error:
@@ -187,7 +212,10 @@ def decode_order(body: bytes) -> Order:
 
 
 def bad_order(body: bytes, error: BadEventError) -> tuple[str, Answer] | None:
-    """The queue and the answer for an order that could not be decoded; None if it names no queue for answers."""
+    """The queue and the answer for an order that could not be decoded, or whose signature is missing or wrong.
+
+    Returns None if the order names no queue for answers.
+    """
     try:
         address = _decode_address(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -195,8 +223,9 @@ def bad_order(body: bytes, error: BadEventError) -> tuple[str, Answer] | None:
     if not address.reply_to:
         return None
     detail = str(error)[:MAX_DETAIL_CHARS]
+    refused = _REFUSED_SIGNATURES.get(error.reason, "bad-order")
     return address.reply_to, Answer(
-        id=address.id, node=address.node, instance=address.instance, refused="bad-order", detail=detail
+        id=address.id, node=address.node, instance=address.instance, refused=refused, detail=detail
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nodestate.model.fields import Counter, NodeName, Word
 
@@ -37,6 +38,8 @@ class Presence(msgspec.Struct, frozen=True, tag_field="kind", tag="presence", kw
     """The name of the machine on which the agent runs."""
     left: bool = False
     """The agent reports the node no longer, because the node left."""
+    signature: str | UnsetType = UNSET
+    """The signature of the presence, which is its last field; absent if it is not signed."""
 
     @property
     def rank(self) -> AgentRank:

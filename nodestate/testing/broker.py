@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 
+from nodestate.auth import OrderAuth
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import QUEUE_BEGAN, Clock, Resync, SystemClock
 from nodestate.testing.courier import MemoryCourier
@@ -82,13 +83,13 @@ class MemoryBroker:
         """
         return MemorySource(self, partitions, standby, layout or self.partitions)
 
-    def sink(self) -> MemorySink:
-        """A publisher. It gets the resync requests that are sent from now on."""
-        return MemorySink(self)
+    def sink(self, auth: OrderAuth | None = None) -> MemorySink:
+        """A publisher. It gets the resync requests that are sent from now on. ``auth`` checks orders; None: none."""
+        return MemorySink(self, auth or OrderAuth())
 
-    def courier(self) -> MemoryCourier:
-        """A scheduler's way to the nodes of all sinks."""
-        return MemoryCourier(self)
+    def courier(self, auth: OrderAuth | None = None) -> MemoryCourier:
+        """A scheduler's way to the nodes of all sinks. ``auth`` signs orders and checks answers; None: neither."""
+        return MemoryCourier(self, auth or OrderAuth())
 
     def request_resync(self, resync: Resync) -> None:
         """Broadcast a resync request to all sinks that are connected now."""

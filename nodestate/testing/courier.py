@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nodestate.errors import BrokerUnavailableError
-from nodestate.model.orders import Answer, Order, encode
+from nodestate.auth import OrderAuth
+from nodestate.errors import BadEventError, BrokerUnavailableError
+from nodestate.model.orders import Answer, Order, decode_answer
 from nodestate.testing.transit import TransitMessage
 
 if TYPE_CHECKING:  # the broker makes its connections
@@ -27,9 +28,13 @@ class MemoryCourier:
         courier.answers(timeout_s=0)   # raises BrokerUnavailableError; the answers are lost
     """
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, auth: OrderAuth) -> None:
         self.arrived: list[Answer] = []
         """Answers that arrived and are not yet returned."""
+        self.bad_answers = 0
+        """Number of answers whose signature is missing or wrong."""
+        self._auth = auth
+        """Signs orders, and checks answers."""
         self._broker = broker
         """The broker that it connects to."""
         self._queue = ""
@@ -46,7 +51,7 @@ class MemoryCourier:
 
     def send(self, orders: Sequence[Order], expires_s: float) -> None:
         """Send orders to their nodes' agents."""
-        bodies = [encode(order) for order in orders]
+        bodies = [self._auth.encode_order(order) for order in orders]
         self._ensure_connected()
         expires_at = self._broker.now() + expires_s
         for order, body in zip(orders, bodies, strict=True):
@@ -64,6 +69,16 @@ class MemoryCourier:
         """Close the connection; answers on their way are lost."""
         self._leave()
         self._broken = False
+
+    def receive(self, body: bytes) -> None:
+        """Keep an answer that arrived in the queue, for the next call of ``answers``."""
+        answer = decode_answer(body)
+        try:
+            self._auth.check_answer(answer, body)
+        except BadEventError:
+            self.bad_answers += 1
+        else:
+            self.arrived.append(answer)
 
     # -- faults
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nodestate.auth import OrderAuth
 from nodestate.errors import BadEventError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
-from nodestate.model.presence import Presence, decode_presence, encode_presence
+from nodestate.model.presence import Presence, decode_presence
 from nodestate.ports import Resync
 from nodestate.testing.queues import MemoryMessage, MemoryQueue
 from nodestate.testing.transit import TransitMessage
@@ -41,7 +43,9 @@ class MemorySink:
         sink.resyncs(timeout_s=0)    # calls on_done(False), once, and reconnects
     """
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, auth: OrderAuth) -> None:
+        self._auth = auth
+        """Checks orders, and signs answers."""
         self._broker = broker
         """The broker that it connects to."""
         self._unconfirmed: list[_UnconfirmedEvent] = []
@@ -55,7 +59,7 @@ class MemorySink:
         self._presences: list[Presence] = []
         """Presences that arrived and are not yet returned."""
         self.bad_orders = 0
-        """Number of orders that could not be decoded."""
+        """Number of orders that could not be decoded, or whose signature is missing or wrong."""
         self._nodes: dict[str, None] = {}
         """Nodes whose orders the sink listens for."""
         if broker.running:
@@ -129,22 +133,26 @@ class MemorySink:
             try:
                 order = decode_order(message.body)
                 if order.node in self._nodes:
+                    self._auth.check_order(order, message.body)
                     orders.append(order)
             except BadEventError as error:
                 presence = decode_presence(message.body)
                 if presence is not None:
-                    self._presences.append(presence)
+                    with suppress(BadEventError):
+                        self._auth.check_presence(presence, message.body)
+                        self._presences.append(presence)
                     continue
                 self.bad_orders += 1
                 refusal = bad_order(message.body, error)
                 if refusal is not None:
-                    self.answer(*refusal)
+                    queue, answer = refusal
+                    self._send_answer(queue, encode(answer))  # not signed, as in ``KombuSink``
         return orders
 
     def announce(self, presence: Presence) -> None:
         """Send a presence to all agents that listen for its node."""
         self._ensure_connected()
-        self._broker.transit.send(TransitMessage("presence", presence.node, encode_presence(presence)))
+        self._broker.transit.send(TransitMessage("presence", presence.node, self._auth.encode_presence(presence)))
 
     def presences(self) -> list[Presence]:
         """Presences that the last call of ``orders`` found."""
@@ -153,8 +161,7 @@ class MemorySink:
 
     def answer(self, queue: str, answer: Answer) -> None:
         """Send the outcome of an order to the scheduler that gave it."""
-        self._ensure_connected()
-        self._broker.transit.send(TransitMessage("answer", queue, encode(answer)))
+        self._send_answer(queue, self._auth.encode_answer(answer))
 
     # -- faults
 
@@ -189,6 +196,10 @@ class MemorySink:
     def _unbind(self, nodes: Iterable[str]) -> None:
         for node in nodes:
             self._broker.transit.listeners[node].remove(self)
+
+    def _send_answer(self, queue: str, body: bytes) -> None:
+        self._ensure_connected()
+        self._broker.transit.send(TransitMessage("answer", queue, body))
 
     def _ensure_connected(self) -> None:
         self._report_lost()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nodestate.model.orders import decode_answer, no_agent
+from nodestate.model.orders import no_agent
 
 if TYPE_CHECKING:  # connections know the transit, and the transit the connections that it delivers to
     from nodestate.testing.courier import MemoryCourier
@@ -68,7 +68,7 @@ class OrderTransit:
         if message.kind == "answer":
             courier = self.couriers.get(message.to)
             if courier is not None:
-                courier.arrived.append(decode_answer(message.body))
+                courier.receive(message.body)
             return
         listeners = self.listeners.get(message.to, ())
         for sink in listeners:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model.orders import Answer, Build, End, Order
@@ -12,12 +13,16 @@ from nodestate.ports import Clock, Courier
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling.orders.agent_clocks import AgentClocks
 
+MAX_SENT_COUNT: Final = 100_000
+"""Orders whose nodes are kept, to compare them with the answers."""
+
 
 class OrderSender:
     """Sends orders to agents, and receives the answers.
 
     When ``send`` returns, it is unknown whether an order arrived, and its answer may be lost, too. So if an order must
-    not be lost, its sender repeats the order until a view shows the effect.
+    not be lost, its sender repeats the order until a view shows the effect. An answer counts only if it comes from the
+    node to which its order was sent.
 
     Args:
         courier: The connection to the broker.
@@ -28,6 +33,7 @@ class OrderSender:
 
     def __init__(self, courier: Courier, clock: Clock, ids: IdSource, answer_timeout_s: float) -> None:
         self.clocks = AgentClocks()  # how far the agents' clocks are ahead of this machine's
+        self._nodes: dict[str, str] = {}  # by id of an order that asks for an answer, its node; the oldest first
         self._courier = courier  # the connection to the broker
         self._clock = clock  # the time for deadlines
         self._ids = ids  # the source of message ids
@@ -55,6 +61,9 @@ class OrderSender:
         """
         if orders:
             self.clocks.on_sent(orders, self._clock.time())
+            self._nodes.update((order.id, order.node) for order in orders if order.reply_to)
+            for oldest in list(islice(self._nodes, max(0, len(self._nodes) - MAX_SENT_COUNT))):
+                del self._nodes[oldest]
             with suppress(BrokerUnavailableError):
                 self._courier.send(orders, self._answer_timeout_s)
 
@@ -74,7 +83,8 @@ class OrderSender:
 
         Raises ``BrokerUnavailableError`` if there is no connection.
         """
-        answers = self._courier.answers(timeout_s)
+        received = self._courier.answers(timeout_s)
+        answers = [answer for answer in received if self._nodes.get(answer.id, answer.node) == answer.node]
         self.clocks.on_answers(answers, self._clock.time())
         return answers
 

@@ -1,0 +1,203 @@
+"""Files of keys: the secrets of a cell, or the keys of a node, as JSON."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
+from nodestate.errors import ConfigError
+from nodestate.ports import Clock
+
+REREAD_S: Final = 5.0
+"""Seconds within which a process reads a changed file again. A revoked key is refused within this time."""
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+MAX_CACHED_KEYS_COUNT: Final = 200_000
+"""Derived keys that a process keeps. Forged messages may name any number of nodes."""
+
+_decode = msgspec.json.Decoder(CellKeys | NodeKeys).decode
+
+
+def read_keys(path: str, cell: str) -> Keys:
+    """Read a file of keys.
+
+    Raises ``ConfigError`` if the file cannot be read, is damaged, is of another cell, or can be read by other users.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            _require_private(path, os.fstat(file.fileno()))
+            keys: Keys = _decode(file.read(MAX_FILE_BYTES))
+        require_valid_keys(keys)
+    except OSError as error:
+        raise ConfigError(
+            f"keys_file {path}: {error.strerror or error}; create it with 'nodestate key init', or for the agent of a "
+            "node with 'nodestate key node NODE'"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):  # the text may contain a secret
+        raise ConfigError(
+            f"keys_file {path} is no file of keys; restore it from a copy, or write it again with 'nodestate key node'"
+        ) from None
+    if keys.cell != cell:
+        raise ConfigError(
+            f"keys_file {path} has keys of cell {keys.cell!r}, and this process belongs to cell {cell!r}; give the "
+            "file of this cell"
+        )
+    return keys
+
+
+def read_cell_keys(path: str, cell: str) -> CellKeys:
+    """Read the secrets of a cell. Raises ``ConfigError`` as above, or if the file has only keys of nodes."""
+    keys = read_keys(path, cell)
+    if not isinstance(keys, CellKeys):
+        raise ConfigError(f"keys_file {path} has keys of nodes only; give the file that 'nodestate key init' wrote")
+    return keys
+
+
+def write_keys(path: str, keys: Keys, *, replace: bool) -> None:
+    """Write a file of keys that only its owner can read. After a crash, the file has its old content or its new one.
+
+    Args:
+        path: the file. If it exists, its owner and group stay.
+        keys: the content.
+        replace: whether the file may exist.
+
+    Raises:
+        ConfigError: if the file cannot be written, or exists although ``replace`` is False.
+    """
+    target = Path(path)
+    fresh = target.with_name(f"{target.name}.new")
+    content = msgspec.json.format(msgspec.json.encode(keys), indent=1) + b"\n"
+    try:
+        if not replace and target.exists():
+            raise ConfigError(f"{path} exists; delete it first, or give another file: its keys would be lost")
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            if target.exists():
+                before = target.stat()
+                os.fchown(handle, before.st_uid, before.st_gid)
+                os.fchmod(handle, stat.S_IMODE(before.st_mode) & ~0o037)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        fresh.replace(target)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def encode_keys(keys: Keys) -> bytes:
+    """Return the content of a file of keys, as JSON on one line."""
+    return msgspec.json.encode(keys)
+
+
+class Keyring:
+    """The keys of one file. A changed file is read again within ``REREAD_S``.
+
+    If the changed file is damaged or missing, the keys that were read before stay in force, and the log names the file.
+
+    Args:
+        path: the file.
+        cell: the name of the cell that the keys must belong to.
+        clock: monotonic time.
+
+    Raises:
+        ConfigError: if the file cannot be used, see ``read_keys``.
+    """
+
+    def __init__(self, path: str, cell: str, clock: Clock) -> None:
+        self._path = path
+        """The file."""
+        self._cell = cell
+        """The name of the cell."""
+        self._clock = clock
+        """Monotonic time."""
+        self._log = structlog.get_logger("nodestate.auth")
+        """Logs that the file was read again."""
+        self._look_at = clock.monotonic() + REREAD_S
+        """When to look next whether the file has changed, in monotonic seconds."""
+        self._version = self._file_version()
+        """Identifies the content that was read last."""
+        self._keys = read_keys(path, cell)
+        """The keys that were read last."""
+        self._signing_keys: dict[tuple[str, str], SigningKey | None] = {}
+        """By purpose and node, the key to sign with, as derived from these."""
+        self._checking_keys: dict[tuple[str, str, str], bytes] = {}
+        """By purpose, node and id, the keys that were derived from these to check signatures."""
+
+    def signing_key(self, purpose: str, node: str) -> SigningKey | None:
+        """Return the key to sign with; None if there is none, or if the keys of the node are revoked."""
+        self._follow_file()
+        place = (purpose, node)
+        if place not in self._signing_keys:
+            if len(self._signing_keys) >= MAX_CACHED_KEYS_COUNT:
+                self._signing_keys.clear()
+            self._signing_keys[place] = self._keys.signing_key(purpose, node)
+        return self._signing_keys[place]
+
+    def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
+        """Return a key of a node; None if there is none of this id, or if it is revoked."""
+        self._follow_file()
+        place = (purpose, node, key_id)
+        key = self._checking_keys.get(place)
+        if key is None:
+            key = self._keys.key(purpose, node, key_id)
+            if key is not None:
+                if len(self._checking_keys) >= MAX_CACHED_KEYS_COUNT:
+                    self._checking_keys.clear()
+                self._checking_keys[place] = key
+        return key
+
+    def has_keys_of(self, node: str) -> bool:
+        """Return whether there are keys of a node."""
+        return self._keys.has_keys_of(node)
+
+    def is_revoked(self, node: str) -> bool:
+        """Return whether keys of a node were revoked."""
+        self._follow_file()
+        return self._keys.is_revoked(node)
+
+    def _follow_file(self) -> None:
+        """Read the file again if it has changed. Looks every ``REREAD_S`` seconds."""
+        now = self._clock.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + REREAD_S
+            self._read_again()
+
+    def _read_again(self) -> None:
+        version = self._file_version()
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._keys = read_keys(self._path, self._cell)
+        except ConfigError as error:
+            self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
+        else:
+            self._signing_keys, self._checking_keys = {}, {}
+            self._log.info("keys read again", file=self._path)
+
+    def _file_version(self) -> tuple[int, int, int] | None:
+        try:
+            found = Path(self._path).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _require_private(path: str, found: os.stat_result) -> None:
+    """Raise ``ConfigError`` if other users can read or change a file of keys.
+
+    A file of root may be readable by one group: so a service that does not run as root reads it.
+    """
+    allowed = 0o740 if found.st_uid == 0 else 0o700
+    if found.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"keys_file {path} belongs to another user; run: chown {os.geteuid()} {path}")
+    if stat.S_IMODE(found.st_mode) & ~allowed:
+        raise ConfigError(f"keys_file {path} can be read or changed by other users; run: chmod 600 {path}")

@@ -1,0 +1,183 @@
+"""Keys, derived from the secrets of a cell by HMAC-SHA256::
+
+    secret --the cell's name and a purpose--> the root of that purpose --the name of a node--> the key of the node
+
+A node has its own keys only, so it can speak for itself alone. Consumers and schedulers have the secrets, from which
+all keys follow. Each secret has an id, which every signature names. Two secrets are in force at a time, so a cell
+changes to a new secret step by step.
+
+A process that has the secrets signs with the older one, because a node may not yet have a key of the newer one. A node
+signs with its newest key, because the processes with the secrets got the new secret first.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import secrets
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from nodestate.auth.signatures import KEY_ID_CHARS
+from nodestate.model import NodeName
+
+SECRET_BYTES: Final = 32
+SECRETS_IN_FORCE_COUNT: Final = 2
+"""Most secrets that are in force at a time."""
+EVENTS: Final = "events"
+"""The purpose of the keys that sign the events of a node."""
+ORDERS: Final = "orders"
+"""The purpose of the keys that sign the orders to a node, its answers and its presences."""
+HANDOVERS: Final = "handovers"
+"""The purpose of the key by which a consumer signs handover messages. It belongs to no node."""
+
+KeyId = Annotated[str, Meta(pattern=rf"\A[0-9a-f]{{{KEY_ID_CHARS}}}\Z")]
+
+
+class SigningKey(NamedTuple):
+    """A key with the id of the secret that it was derived from."""
+
+    id: str
+    key: bytes
+
+
+class Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """One secret of a cell, as its file has it."""
+
+    id: KeyId
+    secret: str
+    """The secret in hexadecimal digits."""
+    created_at: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def new(cls, now: float) -> Secret:
+        """Return a random secret. ``now`` is in seconds since 1970."""
+        content = secrets.token_bytes(SECRET_BYTES)
+        key_id = hmac.digest(content, b"nodestate key id", "sha256").hex()[:KEY_ID_CHARS]
+        return cls(id=key_id, secret=content.hex(), created_at=now)
+
+
+class RevokedNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node whose keys were revoked."""
+
+    ids: tuple[KeyId, ...]
+    """The ids of the secrets whose keys the node may no longer use."""
+    revoked_at: float
+    """Seconds since 1970."""
+
+
+class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_only=True):
+    """The secrets of a cell, from which the keys of all nodes follow."""
+
+    cell: str
+    secrets: Annotated[tuple[Secret, ...], Meta(min_length=1, max_length=SECRETS_IN_FORCE_COUNT)]
+    """The secrets in force, the oldest first."""
+    revoked_nodes: dict[NodeName, RevokedNode] = {}
+    """Nodes whose keys were revoked."""
+    revoked_ids: dict[KeyId, float] = {}
+    """Ids of revoked secrets, with the time in seconds since 1970. Kept for ``nodestate key status``."""
+
+    def signing_key(self, purpose: str, node: str) -> SigningKey | None:
+        """Return the key to sign with; None if the keys of the node are revoked."""
+        for secret in self.secrets:
+            key = self.key(purpose, node, secret.id)
+            if key is not None:
+                return SigningKey(secret.id, key)
+        return None
+
+    def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
+        """Return a key of a node; None if its id is not in force, or if the node's key of that id is revoked."""
+        secret = next((one for one in self.secrets if one.id == key_id), None)
+        revoked = self.revoked_nodes.get(node)
+        if secret is None or (revoked is not None and key_id in revoked.ids):
+            return None
+        return _derived(bytes.fromhex(secret.secret), self.cell, purpose, node)
+
+    def has_keys_of(self, node: str) -> bool:
+        """True: the keys of all nodes follow from the secrets."""
+        del node
+        return True
+
+    def is_revoked(self, node: str) -> bool:
+        """Return whether keys of a node were revoked."""
+        return node in self.revoked_nodes
+
+    def node_keys(self, nodes: tuple[str, ...]) -> NodeKeys:
+        """Return the keys of some nodes, without the secrets. Keys that are revoked are left out."""
+        found: dict[str, tuple[NodeKey, ...]] = {}
+        for node in nodes:
+            keys = [(one, self.key(EVENTS, node, one.id), self.key(ORDERS, node, one.id)) for one in self.secrets]
+            found[node] = tuple(
+                NodeKey(id=one.id, events=event.hex(), orders=order.hex(), created_at=one.created_at)
+                for one, event, order in keys
+                if event is not None and order is not None
+            )
+        return NodeKeys(cell=self.cell, nodes=found)
+
+
+class NodeKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of a node that follow from one secret."""
+
+    id: KeyId
+    """The id of the secret."""
+    events: str
+    """The key of the node's events, in hexadecimal digits."""
+    orders: str
+    """The key of the node's orders and answers, in hexadecimal digits."""
+    created_at: float
+    """When the secret was created, in seconds since 1970."""
+
+
+class NodeKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="node", kw_only=True):
+    """The keys of one node, or of the few nodes of one agent."""
+
+    cell: str
+    nodes: dict[NodeName, tuple[NodeKey, ...]]
+    """By node, its keys, the oldest first."""
+
+    def signing_key(self, purpose: str, node: str) -> SigningKey | None:
+        """Return the newest key of a node for a purpose; None if this file has none."""
+        for one in reversed(self.nodes.get(node, ())):
+            return SigningKey(one.id, bytes.fromhex(one.events if purpose == EVENTS else one.orders))
+        return None
+
+    def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
+        """Return a key of a node; None if this file does not have it."""
+        for one in self.nodes.get(node, ()):
+            if one.id == key_id and purpose in (EVENTS, ORDERS):
+                return bytes.fromhex(one.events if purpose == EVENTS else one.orders)
+        return None
+
+    def has_keys_of(self, node: str) -> bool:
+        """Return whether this file has keys of a node."""
+        return bool(self.nodes.get(node))
+
+    def is_revoked(self, node: str) -> bool:
+        """False: only the file of the cell has the list of revoked nodes."""
+        del node
+        return False
+
+
+Keys = CellKeys | NodeKeys
+
+
+def require_valid_keys(keys: Keys) -> None:
+    """Raise ``ValueError`` unless all secrets or keys have ``SECRET_BYTES`` bytes, and no id occurs twice."""
+    if isinstance(keys, CellKeys):
+        texts, id_lists = [one.secret for one in keys.secrets], [[one.id for one in keys.secrets]]
+    else:
+        texts = [text for own in keys.nodes.values() for one in own for text in (one.events, one.orders)]
+        id_lists = [[one.id for one in own] for own in keys.nodes.values()]
+    for text in texts:
+        if len(binascii.unhexlify(text)) != SECRET_BYTES:
+            raise ValueError(f"a secret or a key does not have {SECRET_BYTES} bytes")
+    if any(len(set(ids)) < len(ids) for ids in id_lists):
+        raise ValueError("two keys have the same id")
+
+
+def _derived(secret: bytes, cell: str, purpose: str, node: str) -> bytes:
+    root = hmac.digest(secret, f"nodestate {cell} {purpose}".encode(), "sha256")
+    return hmac.digest(root, node.encode(), "sha256")

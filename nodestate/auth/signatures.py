@@ -1,0 +1,78 @@
+"""The signature of a message: the last field of its msgpack map.
+
+The signature is a text of ``SIGNATURE_CHARS`` characters: the id of the key, then the code. The code is the first 16
+bytes of HMAC-SHA256, in base64 without padding, over the kind of the message and all bytes of the message before the
+field. So the code covers every field, and also the number of fields, which is in the first byte of the map.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import struct
+from typing import Final
+
+from nodestate.errors import BadEventError
+
+CODE_BYTES: Final = 16
+KEY_ID_CHARS: Final = 8
+SIGNATURE_CHARS: Final = KEY_ID_CHARS + 22
+_HEADER: Final = b"\xa9signature" + bytes([0xA0 + SIGNATURE_CHARS])
+"""The field's name and the header of its value, in msgpack."""
+FIELD_BYTES: Final = len(_HEADER) + SIGNATURE_CHARS
+"""Bytes that a signature adds to a message."""
+_FIXED_MAP, _MAX_FIXED_MAP, _MAP_16, _MAX_MAP_16_COUNT = 0x80, 0x8F, 0xDE, 2**16 - 1
+_MAP_16_HEADER: Final = struct.Struct(">BH")
+
+
+def add_signature(body: bytes, key_id: str, key: bytes, label: bytes) -> bytes:
+    """Return an encoded message with a signature.
+
+    Args:
+        body: the message, a msgpack map.
+        key_id: the id of the key.
+        key: the key.
+        label: the kind of the message, so that no message passes for one of another kind.
+    """
+    content = _with_count_changed(body, 1)
+    return content + _HEADER + key_id.encode() + _code(content, key, label)
+
+
+def signed_content(body: bytes, signature: str) -> bytes | None:
+    """Return the bytes that a signature covers. Returns None if the signature is not the last field of the message.
+
+    Args:
+        body: the encoded message.
+        signature: the value of the field, as decoded.
+    """
+    field = _HEADER + signature.encode()
+    return body[:-FIELD_BYTES] if len(field) == FIELD_BYTES and body.endswith(field) else None
+
+
+def is_valid(signature: str, content: bytes, key: bytes, label: bytes) -> bool:
+    """Return whether a signature was made with this key over this content. Args as above."""
+    return hmac.compare_digest(signature[KEY_ID_CHARS:].encode(), _code(content, key, label))
+
+
+def without_signature(content: bytes) -> bytes:
+    """Return the message as it was before it was signed. ``content``: the result of ``signed_content``."""
+    return _with_count_changed(content, -1)
+
+
+def _code(content: bytes, key: bytes, label: bytes) -> bytes:
+    code = hmac.digest(key, label + content, "sha256")[:CODE_BYTES]
+    return binascii.b2a_base64(code, newline=False)[: SIGNATURE_CHARS - KEY_ID_CHARS]
+
+
+def _with_count_changed(body: bytes, change: int) -> bytes:
+    """Return an encoded map whose header counts ``change`` more entries. Raises ``BadEventError`` for other bytes."""
+    first = body[0] if body else 0
+    if _FIXED_MAP <= first <= _MAX_FIXED_MAP and _FIXED_MAP <= first + change <= _MAX_FIXED_MAP:
+        return bytes([first + change]) + body[1:]
+    if first == _MAX_FIXED_MAP:
+        return _MAP_16_HEADER.pack(_MAP_16, first - _FIXED_MAP + change) + body[1:]
+    if first == _MAP_16 and len(body) >= _MAP_16_HEADER.size:
+        count = _MAP_16_HEADER.unpack_from(body)[1] + change
+        if 0 <= count <= _MAX_MAP_16_COUNT:
+            return _MAP_16_HEADER.pack(_MAP_16, count) + body[_MAP_16_HEADER.size :]
+    raise BadEventError("bad-signature", "a message that is not a map of at most 65,535 fields cannot be signed")

@@ -1,0 +1,40 @@
+"""Files of keys for tests: the secrets of a cell, and the keys of its nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from nodestate.auth.key_file import write_keys
+from nodestate.auth.keys import CellKeys, NodeKeys, RevokedNode, Secret
+
+CREATED_AT = 1_763_787_600.0
+
+
+def new_cell_keys(cell: str = "cell1", secrets_count: int = 1) -> CellKeys:
+    """Random secrets of a cell."""
+    return CellKeys(cell=cell, secrets=tuple(Secret.new(CREATED_AT) for _ in range(secrets_count)))
+
+
+def rotated(keys: CellKeys) -> CellKeys:
+    """The same secrets with a newer one."""
+    return msgspec.structs.replace(keys, secrets=(*keys.secrets[-1:], Secret.new(CREATED_AT)))
+
+
+def without_oldest(keys: CellKeys) -> CellKeys:
+    """The same secrets without the oldest one."""
+    return msgspec.structs.replace(keys, secrets=keys.secrets[1:])
+
+
+def with_revoked(keys: CellKeys, node: str) -> CellKeys:
+    """The same secrets, with the present keys of a node revoked."""
+    ids = tuple(secret.id for secret in keys.secrets)
+    return msgspec.structs.replace(keys, revoked_nodes={node: RevokedNode(ids=ids, revoked_at=CREATED_AT)})
+
+
+def written(directory: Path, name: str, keys: CellKeys | NodeKeys) -> str:
+    """Write keys to a file of this name; returns its path."""
+    path = directory / name
+    write_keys(str(path), keys, replace=True)
+    return str(path)
