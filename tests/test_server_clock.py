@@ -166,7 +166,7 @@ def frozen_cell() -> tuple[SimulatedCell, list[JudgedReader]]:
     cell.confirm()
     cell.pass_time(7.5)
     cell.servers[0].start()
-    cell.servers[0].clock_behind_s = 8.0
+    cell.servers[0].clock_stands_at = cell.clock.monotonic() - 8.0
     return cell, readers
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_answers_before_its_clock_ticks_makes_no_view_look_younger
     for reader in readers:
         view = reader.read(60.0)  # judged: each version that was confirmed before the view's claim is there
         assert view.age >= 8.0
-    cell.servers[0].clock_behind_s = 0.0
+    cell.servers[0].clock_stands_at = None
     cell.readers = readers
     cell.run_well(2)
     assert all(reader.read(5.0).age < 3.0 for reader in readers)

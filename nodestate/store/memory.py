@@ -52,8 +52,8 @@ class MemoryServer:
     item. An item written with a time to live of n lives for n - 1 to n seconds, because memcached's clock ticks in
     whole seconds.
 
-    Fault: with ``clock_behind_s`` the server's clock is late, as of a server that was frozen and whose timer has not
-    yet run: it tells times to live that are too long. The timer runs when a new connection is accepted.
+    Fault: with ``clock_stands_at`` the server's clock stands still, as of a server that was frozen and whose timer has
+    not yet run: it tells times to live that are too long. The timer runs when a new connection is accepted.
 
     Args:
         name: name for messages.
@@ -81,8 +81,8 @@ class MemoryServer:
         self.max_value_bytes = max_value_bytes
         # False while the server does not answer.
         self.running = True
-        # How late the clock is that items expire by, in seconds. A test may set it at any time.
-        self.clock_behind_s = 0.0
+        # The time at which the clock stopped that items expire by; None while it runs. A test may set it at any time.
+        self.clock_stands_at: float | None = None
         # The clock that items expire by.
         self.clock = clock or SystemClock()
         # Size of the memory; None: no limit.
@@ -170,7 +170,7 @@ class MemoryServer:
             raise StoreUnavailableError(self.name, "stopped by the test")
 
     def _tick(self) -> int:
-        return int(self.clock.monotonic() - self.clock_behind_s)
+        return int(self.clock.monotonic() if self.clock_stands_at is None else self.clock_stands_at)
 
     def _live(self, key: str) -> StoredItem | None:
         entry = self._entries.get(key)
@@ -262,7 +262,7 @@ class MemoryStore:
         if not self.server.ticks:
             return self.server.fetch(keys)
         if not self._server_clock.is_known:
-            self.server.clock_behind_s = 0.0  # the thread that accepts a connection runs the timer, too
+            self.server.clock_stands_at = None  # the thread that accepts a connection runs the timer, too
         clock = self._clock or self.server.clock
         sent_at, said = clock.monotonic(), self.server.tick()
         items = self.server.fetch(keys)

@@ -158,11 +158,11 @@ class PausingStore:
             self.inner.plan = at_call(0, fault)
         self.server.is_reply_late = fault == "late reply"
         if waited_at is not None:
-            self.server.clock_behind_s = self._world.clock.monotonic() - waited_at
+            self.server.clock_stands_at = waited_at
         try:
             reply = carry_out()
         finally:
-            self.server.clock_behind_s = 0.0
+            self.server.clock_stands_at = None
             self.inner.plan = all_well
         if process is not None:
             self._world.heard[process.name].append(reply)

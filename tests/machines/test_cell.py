@@ -236,17 +236,18 @@ class CellStateMachine(RuleBasedStateMachine):
         """A server is frozen, and answers before its clock ticks again."""
         server = self.cell.servers[which % len(self.cell.servers)]
         server.stop()
+        frozen_at = self.cell.clock.monotonic()
         self.cell.change_some(0.7)
         self.cell.pass_time(lasts_s)
         server.start()
-        server.clock_behind_s = lasts_s
+        server.clock_stands_at = frozen_at
         for reader in self.cell.readers:
             reader.read(5.0)
         for _ in range(times):
             self.cell.members[who % len(self.cell.members)].step()
         for reader in self.cell.readers:
             reader.read(60.0)
-        server.clock_behind_s = 0.0
+        server.clock_stands_at = None
 
     @rule(swaps=st.booleans(), keeps=st.booleans())
     def reboot_controller(self, swaps: bool, keeps: bool) -> None:
