@@ -17,6 +17,7 @@ from nodestate.errors import ConfigError
 from nodestate.masking import safe_text, safe_url
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import MAX_TTL_S
+from nodestate.setting_files import read_secret, require_secret, require_trusted
 
 ENV_PREFIX = "NODESTATE_"
 DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
@@ -28,7 +29,7 @@ AuthMode = Annotated[str, Meta(pattern=r"\A(off|accept|warn|require)\Z")]
 
 DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
 URL_SETTINGS: Final = ("broker", "store", "store_b", "sql")
-"""Settings that are URLs, and may contain passwords."""
+"""Settings that are URLs, and may contain passwords. A file has the value of the setting NAME if NAME_file names it."""
 LEASE_RENEWALS_COUNT: Final = 5
 """Number of renewals that may be late or lost before a head expires."""
 
@@ -55,6 +56,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The designs that consumers write, separated by commas: journal, snapshot, sql, journal_b, snapshot_b."""
     read_design: str = "snapshot"
     """The design that readers read if the cell has no control record."""
+    plugins: tuple[str, ...] = ("*",)
+    """The packages whose filters and weighers schedulers load, separated by commas; * for all that are installed."""
     state_dir: str = ""
     """Directory of the agents' incarnation files. Empty: ~/.local/state/nodestate, for root /var/lib/nodestate."""
 
@@ -161,7 +164,10 @@ def load(
         environ: the environment; None for the environment of this process. Empty variables count as unset. Variables
             that Kubernetes sets in every pod for a service called nodestate… are ignored.
         file: the TOML file. None for the file that ``NODESTATE_CONFIG`` names, or else the first of ``DEFAULT_FILES``
-            that exists.
+            that exists. The one in the current directory must be this user's own or root's.
+
+    For each setting of ``URL_SETTINGS``, a source may instead give the name with ``_file`` appended: the path of a file
+    that has the value.
 
     Raises:
         ConfigError: names the setting, its source and its value.
@@ -170,34 +176,54 @@ def load(
     path = file or environ.get(ENV_PREFIX + "CONFIG") or None
     if path is None:
         path = next((name for name in DEFAULT_FILES if Path(name).is_file()), None)
+        if path == DEFAULT_FILES[0]:
+            require_trusted(path)
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    secret_files: dict[str, str] = {}
 
-    def add(name: str, value: Any, source: str) -> None:
+    def add(name: str, value: Any, source: str, given: dict[str, str]) -> None:
+        is_file = name.removesuffix("_file") in URL_SETTINGS and name not in URL_SETTINGS
+        name = name.removesuffix("_file") if is_file else name
         if name not in Config.__struct_fields__:
             raise ConfigError(
-                f"{source}: there is no setting {name!r}; give one of {', '.join(Config.__struct_fields__)}"
+                f"{source}: there is no setting {name!r}; give one of {', '.join(Config.__struct_fields__)}, or a file "
+                f"by {', '.join(f'{url}_file' for url in URL_SETTINGS)}"
             )
-        if isinstance(value, str) and name == "designs":
+        if name in given:
+            raise ConfigError(f"{given[name]} and {source} both give the setting {name}: remove one of them")
+        given[name] = source
+        secret_files.pop(name, None)
+        if is_file:
+            secret_files[name], value = str(value), ""
+        if isinstance(value, str) and name in {"designs", "plugins"}:
             value = [part.strip() for part in value.split(",") if part.strip()]
         settings[name], sources[name] = value, source
 
     if path is not None:
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a BOM
+            with Path(path).open(encoding="utf-8-sig") as opened:  # some editors begin a file with a BOM
+                status, content = os.fstat(opened.fileno()), tomllib.loads(opened.read())
         except UnicodeDecodeError as error:
             raise ConfigError(f"settings file {path} is not UTF-8 ({error.reason} at byte {error.start})") from None
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"settings file {path}: {error}") from None
+        given: dict[str, str] = {}
         for name, value in content.items():
-            add(name, value, str(path))
+            add(name, value, f"{path}, {name}" if name.endswith("_file") else str(path), given)
+            if name in URL_SETTINGS and isinstance(value, str) and safe_url(value) != value:
+                require_secret(status, path, f"setting {name}")
+    given = {}
     for variable, value in environ.items():
         name = variable.removeprefix(ENV_PREFIX).lower()
         if variable == ENV_PREFIX + name.upper() and name != "config" and value and not _is_service_link(name, value):
-            add(name, value, variable)
+            add(name, value, variable, given)
+    given = {}
     for name, value in (flags or {}).items():
         if value is not None:
-            add(name, value, f"--{name.replace('_', '-')}")
+            add(name, value, f"--{name.replace('_', '-')}", given)
+    for name, secret_file in secret_files.items():
+        settings[name] = read_secret(secret_file, sources[name])
     try:
         config = msgspec.convert(settings, Config, strict=False)
     except msgspec.ValidationError as error:

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
-from nodestate.agent.atomic_file import write_atomically
+from nodestate.agent.state_files import open_state_file, read_state_file, write_atomically
 from nodestate.errors import ConfigError
 
 MIN_LINES_COUNT: Final = 1_000
@@ -94,8 +94,9 @@ class AllocationFile:
         be written.
         """
         try:
-            if self._path.exists():
-                self._read(self._path.read_bytes())
+            content = read_state_file(self._path)
+            if content is not None:
+                self._read(content)
             self._rewrite()
         except OSError as error:
             raise ConfigError(
@@ -156,7 +157,7 @@ class AllocationFile:
         ]
         header = _line(_encode(_FileHeader(1, self._source, len(lines))))
         write_atomically(self._path, b"".join([header, *lines]))
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._file = open_state_file(self._path, os.O_WRONLY | os.O_APPEND)
         self._lines = len(lines)
 
     def _read(self, content: bytes) -> None:

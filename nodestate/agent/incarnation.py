@@ -19,7 +19,7 @@ from typing import Final, Self
 import msgspec
 import structlog
 
-from nodestate.agent.atomic_file import write_atomically
+from nodestate.agent.state_files import make_state_directory, open_state_file, read_state_file, write_atomically
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_NODE_NAME_CHARS, NODE_NAME_PATTERN, Counter
@@ -76,7 +76,7 @@ class IncarnationLock:
         self._lock: int | None = None
         """Descriptor of the locked file; None before the name is locked, and after ``close``."""
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            make_state_directory(self._file.parent)
             self._take_lock(name)
             self.incarnation = max(int(now), 1, self._last(name) + 1)
             """The number of this incarnation."""
@@ -129,7 +129,7 @@ class IncarnationLock:
         # The lock has a file of its own. The file of the incarnation is replaced at each start, and a lock on it would
         # be lost with the replaced file.
         path = self._file.with_name(f"{name}.lock")
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = open_state_file(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,9 +142,8 @@ class IncarnationLock:
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def _last(self, name: str) -> int:
-        try:
-            content = self._file.read_bytes()
-        except FileNotFoundError:
+        content = read_state_file(self._file)
+        if content is None:
             return 0
         try:
             kept = _decode(content)
@@ -183,7 +182,7 @@ def files_ahead(directory: Path, now: float) -> list[tuple[Path, int]]:
     found = []
     for path in sorted(directory.glob("*.incarnation")):
         with suppress(OSError, msgspec.DecodeError):
-            incarnation = _decode(path.read_bytes()).incarnation
+            incarnation = _decode(read_state_file(path) or b"").incarnation
             if incarnation > now + MAX_CLOCK_AHEAD_S:
                 found.append((path, incarnation))
     return found
