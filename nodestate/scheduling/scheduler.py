@@ -66,7 +66,7 @@ class Scheduler:
             claim and reserve.
         clock: The time; None: the machine's clock.
         ids: The source of ids of orders, messages and instances; None: random ids.
-        policies: The filters and weighers; None: all that are installed.
+        policies: The filters and weighers; None: all of nodestate, and of the packages in the setting ``plugins``.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Scheduler:
         # The claims of this scheduler and of others.
         self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference, faults)
         self.selector = Selector(  # ranks nodes
-            self.fleet, policies or installed(), rng.getrandbits(63), preference, ids, faults
+            self.fleet, policies or installed(config.plugins), rng.getrandbits(63), preference, ids, faults
         )
         self.refresher = FleetRefresher(  # reads the views on which decisions are made
             reader,

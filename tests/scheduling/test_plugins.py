@@ -7,12 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from nodestate import Reader
+from nodestate.config import load
 from nodestate.errors import ConfigError
+from nodestate.scheduling import Scheduler
 from nodestate.scheduling.selection import Selector
 from nodestate.scheduling.selection.filters import FILTERS
 from nodestate.scheduling.selection.plugins import installed, own
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
+from nodestate.store.round_trips import Stores
+from nodestate.testing import MemoryStore
 from tests.scheduling.fleets import asked, chosen, fleet_of, host
 
 MODULE = """
@@ -91,3 +97,34 @@ def test_changes_of_one_schedulers_policies_do_not_affect_another() -> None:
     policies.weighers["mine"] = Weigher(lambda *_: 0.0)
     assert own().filters == FILTERS
     assert own().weighers == WEIGHERS
+
+
+def test_plug_ins_of_packages_that_the_setting_does_not_name_are_not_run(install: Install) -> None:
+    """Importing a module runs its code. A warning names the filters, because nodes that they exclude may be used."""
+    install("[nodestate.filters]\nodd = plugged_for_test:odd\n[nodestate.weighers]\nfar = plugged_for_test:far\n")
+    with capture_logs() as logs:
+        policies = installed([])
+    assert (policies.filters, policies.weighers) == (FILTERS, WEIGHERS)
+    assert "plugged_for_test" not in sys.modules
+    [warning] = [each for each in logs if each["package"] == "plugged-for-test"]
+    assert warning["names"] == ["odd", "far"]
+    assert "the setting plugins" in warning["event"]
+    assert installed(["Plugged.for_test"]).filters.keys() - FILTERS.keys() == {"odd"}
+
+
+def test_a_missing_package_of_the_setting_is_an_error() -> None:
+    """Without its filters, instances would get nodes that the operator excluded."""
+    with pytest.raises(ConfigError, match="setting plugins names 'night-shift', but no installed package"):
+        installed(["night-shift"])
+
+
+def test_a_scheduler_loads_the_plug_ins_of_its_settings(install: Install) -> None:
+    install("[nodestate.filters]\nodd = plugged_for_test:odd\n")
+
+    def last_filter(plugins: str) -> str:
+        config = load({"plugins": plugins}, environ={})
+        scheduler = Scheduler(config, reader=Reader(config, stores=Stores([MemoryStore()])), claims=[MemoryStore()])
+        return list(scheduler.selector.policies.filters)[-1]
+
+    assert (last_filter("*"), last_filter("plugged-for-test")) == ("odd", "odd")
+    assert last_filter(",") == list(FILTERS)[-1]
