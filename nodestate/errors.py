@@ -91,6 +91,23 @@ class DesignStepError(NodestateError):
         self.first = first
 
 
+class KeyStepError(NodestateError):
+    """Raised if a change of the keys of a cell is not possible now.
+
+    Attributes:
+        reason: why the change is not possible.
+        first: the command to run before the change.
+    """
+
+    kind: ClassVar[str] = "key-step"
+    json_names: ClassVar[Mapping[str, str]] = {"reason": "why"}
+
+    def __init__(self, reason: str, first: str) -> None:
+        super().__init__(f"{reason}; first: {first}")
+        self.reason = reason
+        self.first = first
+
+
 class ControlLostError(NodestateError):
     """Raised if the store that decides on the control record has no control record, or an old one."""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from nodestate.auth.key_file import write_keys
-from nodestate.auth.keys import CellKeys, NodeKeys, RevokedNode, Secret
+from nodestate.auth.keys import CellKeys, NodeKeys, Secret
 
 CREATED_AT = 1_763_787_600.0
 
@@ -19,18 +17,17 @@ def new_cell_keys(cell: str = "cell1", secrets_count: int = 1) -> CellKeys:
 
 def rotated(keys: CellKeys) -> CellKeys:
     """The same secrets with a newer one."""
-    return msgspec.structs.replace(keys, secrets=(*keys.secrets[-1:], Secret.new(CREATED_AT)))
+    return keys.with_new_secret(CREATED_AT)
 
 
 def without_oldest(keys: CellKeys) -> CellKeys:
     """The same secrets without the oldest one."""
-    return msgspec.structs.replace(keys, secrets=keys.secrets[1:])
+    return keys.without_secret(keys.secrets[0].id, CREATED_AT)
 
 
 def with_revoked(keys: CellKeys, node: str) -> CellKeys:
     """The same secrets, with the present keys of a node revoked."""
-    ids = tuple(secret.id for secret in keys.secrets)
-    return msgspec.structs.replace(keys, revoked_nodes={node: RevokedNode(ids=ids, revoked_at=CREATED_AT)})
+    return keys.with_revoked_node(node, CREATED_AT)
 
 
 def written(directory: Path, name: str, keys: CellKeys | NodeKeys) -> str:

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.auth.signatures import KEY_ID_CHARS
+from nodestate.errors import KeyStepError
 from nodestate.model import NodeName
 
 SECRET_BYTES: Final = 32
@@ -105,8 +106,41 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         """Return whether keys of a node were revoked."""
         return node in self.revoked_nodes
 
+    def with_new_secret(self, now: float) -> CellKeys:
+        """Return these keys with one more secret. ``now`` is in seconds since 1970.
+
+        Raises ``KeyStepError`` if ``SECRETS_IN_FORCE_COUNT`` secrets are in force.
+        """
+        if len(self.secrets) == SECRETS_IN_FORCE_COUNT:
+            oldest = self.secrets[0].id
+            reason = (
+                f"{SECRETS_IN_FORCE_COUNT} secrets are in force already, and messages may still be signed by {oldest}"
+            )
+            raise KeyStepError(reason, f"nodestate key revoke {oldest}")
+        return msgspec.structs.replace(self, secrets=(*self.secrets, Secret.new(now)))
+
+    def without_secret(self, key_id: str, now: float) -> CellKeys:
+        """Return these keys without a secret, whose keys are refused from then on.
+
+        Raises ``KeyStepError`` if no other secret is in force.
+        """
+        left = tuple(one for one in self.secrets if one.id != key_id)
+        if not left:
+            raise KeyStepError(f"{key_id} is the only secret in force", "nodestate key rotate")
+        return msgspec.structs.replace(self, secrets=left, revoked_ids={**self.revoked_ids, key_id: now})
+
+    def with_revoked_node(self, node: str, now: float) -> CellKeys:
+        """Return these keys with the present keys of a node revoked. It gets other keys from the next secret."""
+        ids = tuple(one.id for one in self.secrets)
+        return msgspec.structs.replace(
+            self, revoked_nodes={**self.revoked_nodes, node: RevokedNode(ids=ids, revoked_at=now)}
+        )
+
     def node_keys(self, nodes: tuple[str, ...]) -> NodeKeys:
-        """Return the keys of some nodes, without the secrets. Keys that are revoked are left out."""
+        """Return the keys of some nodes, without the secrets. Keys that are revoked are left out.
+
+        Raises ``KeyStepError`` if no key of a node is left.
+        """
         found: dict[str, tuple[NodeKey, ...]] = {}
         for node in nodes:
             keys = [(one, self.key(EVENTS, node, one.id), self.key(ORDERS, node, one.id)) for one in self.secrets]
@@ -115,6 +149,8 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
                 for one, event, order in keys
                 if event is not None and order is not None
             )
+            if not found[node]:
+                raise KeyStepError(f"all keys of {node} are revoked", "nodestate key rotate")
         return NodeKeys(cell=self.cell, nodes=found)
 
 

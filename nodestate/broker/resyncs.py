@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
 
 import msgspec
 import structlog
@@ -12,7 +13,7 @@ from nodestate.broker.sessions import CellSession
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError
-from nodestate.model import NEVER, Version, parse_event
+from nodestate.model import NEVER, Event, Version, parse_event
 from nodestate.ports import Clock, Resync, SystemClock
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,14 +68,21 @@ class KombuResyncSender:
 
 
 def collect_census(
-    config: Config, resync: Resync, seconds: float, clock: Clock | None = None, *, one_answer_each: bool = False
+    config: Config,
+    resync: Resync,
+    seconds: float,
+    clock: Clock | None = None,
+    *,
+    awaited: Collection[str] = (),
+    on_event: Callable[[Event, bytes], object] | None = None,
 ) -> dict[str, Version]:
     """Ask agents for their versions and wait ``seconds`` for answers: the newest version of each node that answered.
 
-    With ``one_answer_each``, returns as soon as all nodes that ``resync`` names have answered.
+    With ``awaited``, returns as soon as all of these nodes have answered.
 
     ``resync`` says which nodes are asked and over how many seconds agents spread their answers; its ``census`` is
-    filled in here. Nodes that never reported do not answer. Raises ``BrokerUnavailableError``.
+    filled in here. ``on_event`` gets each answer, decoded and encoded. Nodes that never reported do not answer. Raises
+    ``BrokerUnavailableError``.
     """
     clock = clock or SystemClock()
     versions: dict[str, Version] = {}
@@ -85,6 +93,8 @@ def collect_census(
         except BadEventError as error:
             structlog.get_logger("nodestate.broker").warning("cannot decode an answer to a census", reason=str(error))
             return
+        if on_event is not None:
+            on_event(event, body)
         versions[event.node] = max(versions.get(event.node, NEVER), event.version)
 
     with one_off_session(config, "census") as session:
@@ -92,7 +102,7 @@ def collect_census(
         request = encode_resync(dataclasses.replace(resync, census=queue.name))
         session.send_checked(Topology.of(config).control, "", request)
         deadline = clock.monotonic() + seconds
-        awaited = set(resync.nodes)
-        while (remaining := deadline - clock.monotonic()) > 0 and not (one_answer_each and awaited <= versions.keys()):
+        names = set(awaited)
+        while (remaining := deadline - clock.monotonic()) > 0 and not (names and names <= versions.keys()):
             session.pump(remaining)
     return versions

@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "design": CommandEntry(
         "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."
     ),
+    "key": CommandEntry("nodestate.cli.key", "command", "Create, replace and revoke the keys of a cell and its nodes."),
     "sql": CommandEntry("nodestate.cli.sql", "command", "Create the database's tables, or bring them up to date."),
     "resync": CommandEntry("nodestate.cli.resync", "command", "Ask agents for full reports."),
     "doctor": CommandEntry(

@@ -64,7 +64,7 @@ def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everythi
 
 def _require_agents(config: Config, nodes: Sequence[str]) -> None:
     """Raise ``NotFoundError`` unless agents answer for all of these nodes."""
-    answers = collect_census(config, Resync(tuple(nodes)), config.broker_timeout_s, one_answer_each=True)
+    answers = collect_census(config, Resync(tuple(nodes)), config.broker_timeout_s, awaited=nodes)
     silent = [node for node in nodes if node not in answers]
     if silent:
         raise NotFoundError(

@@ -1,0 +1,105 @@
+"""Checks of signatures: which agents sign their events, with which keys.
+
+The doctor asks all agents for their versions. The answers are events, which an agent signs as it signs all others. So
+this needs no record of earlier events, and shows whether a cell can go on to the next mode or without its old secret.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from msgspec import UNSET
+
+from nodestate.auth import MessageAuth
+from nodestate.auth.message_auth import open_keyring
+from nodestate.auth.signatures import KEY_ID_CHARS
+from nodestate.broker import collect_census
+from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
+from nodestate.config import Config
+from nodestate.errors import BadEventError, ConfigError
+from nodestate.model import Event
+from nodestate.ports import Resync
+from nodestate.view.view import View
+
+SHOWN_COUNT: Final = 3
+"""Most nodes that a finding names."""
+
+
+class _Answers:
+    """The agents' answers, sorted by their signatures."""
+
+    def __init__(self, auth: MessageAuth | None) -> None:
+        self.unsigned: set[str] = set()
+        """Nodes whose answer has no signature."""
+        self.refused: dict[str, str] = {}
+        """By node, why its signature is refused."""
+        self.key_ids: dict[str, str] = {}
+        """By node, the id of the key of an answer that is signed."""
+        self._auth = auth
+        """Checks the signatures; None if this process has no keys."""
+
+    def add(self, event: Event, body: bytes) -> None:
+        """Sort one answer."""
+        if event.signature is UNSET:
+            self.unsigned.add(event.node)
+            return
+        try:
+            if self._auth is not None:
+                self._auth.check(event.node, body, event.signature)
+        except BadEventError as error:
+            self.refused[event.node] = error.detail
+        else:
+            self.key_ids[event.node] = event.signature[:KEY_ID_CHARS]
+
+
+def examine_signatures(config: Config, view: View) -> list[Finding]:
+    """Examine whether the agents of the cell sign their events. Returns nothing if ``auth_events`` is off."""
+    if config.auth_events == "off":
+        return []
+    findings: list[Finding] = []
+    auth = None
+    try:
+        keyring = open_keyring(config, "auth_events", "require")
+        auth = MessageAuth("require", keyring, "event")
+    except ConfigError as error:
+        findings.append(
+            Finding(
+                WARN, "signatures", f"they are counted, but not checked: {error}", "run doctor with the cell's keys"
+            )
+        )
+    answers = _Answers(auth)
+    nodes = [one.name for one in view.nodes.records() if one.live]
+    collect_census(config, Resync(), config.broker_timeout_s, awaited=nodes, on_event=answers.add)
+    return [*findings, *_findings(config, answers, nodes)]
+
+
+def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Finding]:
+    answered = answers.unsigned | answers.refused.keys() | answers.key_ids.keys()
+    silent = sum(name not in answered for name in nodes)
+    more = f"; {silent:,} nodes did not answer" if silent else ""
+    findings = []
+    if answers.refused:
+        node = min(answers.refused)
+        says = f"{len(answers.refused):,} of {len(answered):,} agents sign wrongly, for example {answers.refused[node]}"
+        advice = (
+            "consumers refuse their events: write the keys of these nodes again with 'nodestate key node NODE', unless "
+            "you revoked them"
+        )
+        findings.append(Finding(FAIL, "signatures", says + more, advice))
+    if answers.unsigned:
+        shown = ", ".join(sorted(answers.unsigned)[:SHOWN_COUNT])
+        says = f"{len(answers.unsigned):,} of {len(answered):,} agents do not sign their events, for example {shown}"
+        advice = "give each its keys_file, written by 'nodestate key node NODE', and set its auth_events"
+        level = FAIL if config.auth_events == "require" else WARN
+        findings.append(Finding(level, "signatures", says + more, advice))
+    if not findings:
+        used = Counter(answers.key_ids.values())
+        keys = ", ".join(f"{key_id} ({count:,})" for key_id, count in used.most_common())
+        says = (
+            f"all {len(answered):,} agents that answered sign their events, with keys of {keys}"
+            if used
+            else ("no agent answered")
+        )
+        findings.append(Finding(OK, "signatures", says + more))
+    return findings

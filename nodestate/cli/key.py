@@ -1,0 +1,192 @@
+"""The commands ``key …``: create, replace and revoke the keys of a cell and its nodes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from nodestate.auth.key_file import REREAD_S, encode_keys, read_cell_keys, read_keys, write_keys
+from nodestate.auth.keys import CellKeys, Secret
+from nodestate.cli.command import Run, cell_command
+from nodestate.cli.doctor.findings import span_text
+from nodestate.config import Config
+from nodestate.errors import ConfigError
+from nodestate.model import NODE_NAME_PATTERN
+
+_EXAMPLE_FILE = "--keys-file /etc/nodestate/cell.keys"
+
+
+@click.group("key", epilog=f"\b\nExample:\n  nodestate key init {_EXAMPLE_FILE}")
+def command() -> None:
+    """Create, replace and revoke the keys of a cell and its nodes.
+
+    --keys-file, or else the setting keys_file, names the file of the cell. Consumers and schedulers need a copy of it;
+    the agent of a node needs the file that 'key node' writes. Processes read a changed file again within 5 s.
+
+    To replace the secret of a cell: 'key rotate'; copy the file to all consumers and schedulers; write the keys of all
+    nodes again with 'key node'; wait until doctor names no node that uses the old secret; 'key revoke' the old one, and
+    copy the file again.
+    """
+
+
+def _keys_file(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--keys-file", metavar="FILE", help="File with the secrets of the cell.", show_default="NODESTATE_KEYS_FILE"
+    )(function)
+
+
+def _config(run: Run, keys_file: str | None) -> Config:
+    """Return the settings. Raises ``ConfigError`` if they name no file of keys."""
+    config = run.settings(keys_file=keys_file)
+    if not config.keys_file:
+        raise ConfigError(f"the settings name no file of keys: give {_EXAMPLE_FILE} (or NODESTATE_KEYS_FILE)")
+    return config
+
+
+@cell_command(
+    "init", summary="Create the file with the secret of a cell.", example=f"nodestate key init {_EXAMPLE_FILE}"
+)
+@_keys_file
+def init(run: Run, keys_file: str | None) -> None:
+    """Create the file with the first secret of a cell. Only its owner can read it. An existing file is not changed."""
+    config = _config(run, keys_file)
+    secret = Secret.new(time.time())
+    write_keys(config.keys_file, CellKeys(cell=config.cell, secrets=(secret,)), replace=False)
+    _print(
+        run,
+        {"file": config.keys_file, "cell": config.cell, "id": secret.id},
+        f"wrote {config.keys_file}: secret {secret.id} of cell {config.cell}",
+    )
+
+
+@cell_command(
+    "node",
+    summary="Write the keys of a node, for its agent.",
+    example=f"nodestate key node compute-0001 {_EXAMPLE_FILE} --out compute-0001.keys",
+)
+@click.argument("nodes", nargs=-1, required=True)
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Write the keys into this file, which only its owner can read.",
+    show_default="print them on stdout",
+)
+@_keys_file
+def node(run: Run, nodes: tuple[str, ...], out: str | None, keys_file: str | None) -> None:
+    """Write the keys of NODES, for the agent that reports them. The secrets of the cell are not in it.
+
+    Each node gets its keys for all secrets in force. Its agent finds the file by its setting keys_file.
+    """
+    for name in nodes:
+        if not re.fullmatch(NODE_NAME_PATTERN, name):
+            raise click.UsageError(f"{name!r} cannot be the name of a node: give letters, digits and . _ : -")
+    config = _config(run, keys_file)
+    cell_keys = read_cell_keys(config.keys_file, config.cell)
+    keys = cell_keys.node_keys(tuple(dict.fromkeys(nodes)))
+    if out is None:
+        click.echo(encode_keys(keys))
+        return
+    write_keys(out, keys, replace=True)
+    ids = sorted({key.id for own in keys.nodes.values() for key in own})
+    _print(run, {"file": out, "nodes": nodes, "ids": ids}, f"wrote {out}: keys of {', '.join(nodes)}")
+
+
+@cell_command(
+    "rotate", summary="Add a secret that will replace the present one.", example=f"nodestate key rotate {_EXAMPLE_FILE}"
+)
+@_keys_file
+def rotate(run: Run, keys_file: str | None) -> None:
+    """Add a secret to the file of the cell. Both secrets are in force until 'key revoke' ends the old one.
+
+    Consumers and schedulers sign with the old secret until then, and nodes with the new one as soon as they have it. So
+    no message is refused if consumers and schedulers get the file before nodes get their keys.
+    """
+    config = _config(run, keys_file)
+    keys = read_cell_keys(config.keys_file, config.cell).with_new_secret(time.time())
+    write_keys(config.keys_file, keys, replace=True)
+    old, new = (one.id for one in keys.secrets)
+    _print(
+        run,
+        {"file": config.keys_file, "old": old, "new": new},
+        f"added secret {new} to {config.keys_file}; secret {old} is in force until 'nodestate key revoke {old}'. Copy "
+        "the file to consumers and schedulers, then write the keys of all nodes with 'nodestate key node'",
+    )
+
+
+@cell_command(
+    "revoke",
+    summary="Refuse the keys of a node or of a secret.",
+    example=f"nodestate key revoke compute-0001 {_EXAMPLE_FILE}\nnodestate key revoke 0a1b2c3d {_EXAMPLE_FILE}",
+)
+@click.argument("name", metavar="NODE|ID")
+@_keys_file
+def revoke(run: Run, name: str, keys_file: str | None) -> None:
+    """Refuse the present keys of NODE, or all keys that follow from the secret ID.
+
+    Takes effect within 5 s of the moment at which a consumer or a scheduler gets the changed file. A node gets other
+    keys after 'key rotate'. The last secret in force cannot be revoked.
+    """
+    config = _config(run, keys_file)
+    keys = read_cell_keys(config.keys_file, config.cell)
+    is_secret = any(one.id == name for one in keys.secrets)
+    if not is_secret and not re.fullmatch(NODE_NAME_PATTERN, name):
+        raise click.UsageError(f"{name!r} is neither the id of a secret in force nor the name of a node")
+    now = time.time()
+    keys = keys.without_secret(name, now) if is_secret else keys.with_revoked_node(name, now)
+    write_keys(config.keys_file, keys, replace=True)
+    what = f"secret {name}" if is_secret else f"the present keys of node {name}"
+    _print(
+        run,
+        {"file": config.keys_file, "id" if is_secret else "node": name, "within_s": REREAD_S},
+        f"revoked {what}; copy {config.keys_file} to consumers and schedulers, which refuse them within {REREAD_S:g} s",
+    )
+
+
+@cell_command(
+    "status", summary="Show the secrets in force and the revoked keys.", example="nodestate key status --json"
+)
+@_keys_file
+def status(run: Run, keys_file: str | None) -> None:
+    """Show the ids and ages of the secrets in force, and the revoked nodes and secrets. Secrets are never shown.
+
+    Of the file of a node, shows the ids of the node's keys.
+    """
+    config = _config(run, keys_file)
+    keys, now = read_keys(config.keys_file, config.cell), time.time()
+    answer: dict[str, Any] = {"file": config.keys_file, "cell": keys.cell}
+    if isinstance(keys, CellKeys):
+        answer["secrets"] = [{"id": one.id, "age_s": round(now - one.created_at, 1)} for one in keys.secrets]
+        answer["revoked_nodes"] = [
+            {"node": name, "ids": one.ids, "age_s": round(now - one.revoked_at, 1)}
+            for name, one in keys.revoked_nodes.items()
+        ]
+        answer["revoked_secrets"] = [
+            {"id": key_id, "age_s": round(now - at, 1)} for key_id, at in keys.revoked_ids.items()
+        ]
+        lines = [f"{config.keys_file}: secrets of cell {keys.cell}"]
+        lines += [f"secret {one['id']}, {span_text(one['age_s'])} old" for one in answer["secrets"]]
+        lines += [
+            f"revoked: keys of node {one['node']} of {', '.join(one['ids'])}, {span_text(one['age_s'])} ago"
+            for one in answer["revoked_nodes"]
+        ]
+        lines += [f"revoked: secret {one['id']}, {span_text(one['age_s'])} ago" for one in answer["revoked_secrets"]]
+    else:
+        answer["nodes"] = {name: [key.id for key in own] for name, own in keys.nodes.items()}
+        lines = [f"{config.keys_file}: keys of nodes of cell {keys.cell}"]
+        lines += [f"node {name}: keys of {', '.join(ids)}" for name, ids in answer["nodes"].items()]
+    _print(run, answer, "\n".join(lines))
+
+
+def _print(run: Run, answer: dict[str, Any], text: str) -> None:
+    if run.as_json:
+        run.print_json(answer)
+    else:
+        run.out.print(text, markup=False, soft_wrap=True)
+
+
+for _step in (init, node, rotate, revoke, status):
+    command.add_command(_step)

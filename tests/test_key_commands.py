@@ -1,0 +1,189 @@
+"""The commands ``key …`` and the doctor's check of signatures."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from msgspec import Raw, structs
+
+from harness.waiting import PATIENCE_S
+from nodestate.agent.agent import Agent
+from nodestate.agent.sources import FullState
+from nodestate.auth.key_file import read_cell_keys, read_keys, write_keys
+from nodestate.auth.keys import CellKeys, NodeKeys
+from nodestate.broker import KombuSink
+from nodestate.cli import main
+from nodestate.cli.doctor.findings import FAIL, OK, WARN
+from nodestate.cli.doctor.signature_checks import examine_signatures
+from nodestate.config import Config
+from nodestate.model import NodeRecord, Report, fold
+from nodestate.ports import SystemClock
+from tests.cell_keys import new_cell_keys, with_revoked, written
+
+LIFE: Any = {"incarnation": 1_763_787_600, "generation": 1, "reported_at": 1.8e9}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("CELL", "CONFIG", "KEYS_FILE"):
+        monkeypatch.delenv(f"NODESTATE_{name}", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: str, code: int = 0) -> Result:
+    answer = CliRunner().invoke(main, ["key", *words], env={"NODESTATE_KEYS_FILE": "cell.keys"})
+    assert answer.exit_code == code, answer.output
+    return answer
+
+
+def ask(*words: str) -> Any:
+    return json.loads(run(*words, "--json").stdout)
+
+
+def cell_keys() -> CellKeys:
+    return read_cell_keys("cell.keys", "cell1")
+
+
+def test_a_cell_gets_a_secret_that_only_its_owner_reads_and_that_no_second_init_replaces() -> None:
+    made = ask("init")
+    keys = cell_keys()
+    assert (made["cell"], [made["id"]]) == ("cell1", [one.id for one in keys.secrets])
+    assert Path("cell.keys").stat().st_mode & 0o777 == 0o600
+    assert "would be lost" in run("init", code=2).stderr
+    assert cell_keys() == keys
+
+
+def test_a_node_gets_its_two_keys_and_nothing_of_the_secrets() -> None:
+    run("init")
+    ask("node", "n1", "n2", "--out", "n1.keys")
+    keys = read_keys("n1.keys", "cell1")
+    assert isinstance(keys, NodeKeys)
+    assert keys == cell_keys().node_keys(("n1", "n2"))
+    assert Path("n1.keys").stat().st_mode & 0o777 == 0o600
+    printed = run("node", "n1").stdout
+    assert json.loads(printed)["nodes"].keys() == {"n1"}
+    assert cell_keys().secrets[0].secret not in printed
+    assert "cannot be the name" in run("node", "a b", code=2).stderr
+
+
+def test_a_secret_is_replaced_in_two_steps() -> None:
+    old = ask("init")["id"]
+    assert "nodestate key rotate" in run("revoke", old, code=1).stderr
+    assert ask("rotate")["old"] == old
+    assert f"nodestate key revoke {old}" in run("rotate", code=1).stderr
+    assert ask("status")["secrets"][0]["id"] == old
+    run("revoke", old)
+    status = ask("status")
+    assert [one["id"] for one in status["revoked_secrets"]] == [old]
+    assert len(status["secrets"]) == 1
+    assert old in run("status").stdout
+    secrets = [one.secret for one in cell_keys().secrets]
+    assert not any(secret in run("status").stdout for secret in secrets)
+
+
+def test_a_node_whose_keys_are_revoked_gets_keys_of_the_next_secret_only() -> None:
+    old = ask("init")["id"]
+    run("revoke", "n1")
+    assert ask("status")["revoked_nodes"][0]["ids"] == [old]
+    assert "nodestate key rotate" in run("node", "n1", code=1).stderr
+    new = ask("rotate")["new"]
+    assert [key["id"] for key in json.loads(run("node", "n1").stdout)["nodes"]["n1"]] == [new]
+    run("node", "n1", "--out", "n1.keys")
+    answer = CliRunner().invoke(main, ["key", "status", "--keys-file", "n1.keys", "--json"])
+    assert json.loads(answer.stdout)["nodes"] == {"n1": [new]}
+
+
+def test_a_file_keeps_its_owner_and_group_and_gets_no_rights_for_others(tmp_path: Path) -> None:
+    path = Path(written(tmp_path, "cell.keys", new_cell_keys()))
+    path.chmod(0o640)
+    write_keys(str(path), new_cell_keys(), replace=True)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [one.name for one in tmp_path.iterdir()] == ["cell.keys"]
+
+
+def test_only_the_file_of_the_cell_gives_keys() -> None:
+    run("init")
+    run("node", "n1", "--out", "n1.keys")
+    answer = CliRunner().invoke(main, ["key", "rotate", "--keys-file", "n1.keys"])
+    assert (answer.exit_code, "nodes only" in answer.stderr) == (2, True)
+
+
+# -- doctor ---------------------------------------------------------------------------------------
+
+
+class OneNode:
+    """A source of one node that never changes."""
+
+    every_s = 60.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def poll(self, now: float) -> Sequence[Any]:
+        del now
+        return [FullState(self.name, {})]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class ViewOf:
+    """A view of some nodes, as far as the check uses it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.nodes = self
+        self._events = [Report(node=name, **LIFE, state=Raw(b"\x80")) for name in names]
+
+    def records(self) -> Iterator[NodeRecord | None]:
+        return (fold(None, event).record for event in self._events)
+
+
+def examined(config: Config, agents: Mapping[str, Config]) -> list[tuple[str, str]]:
+    """The doctor's findings while agents of these nodes run, each with its settings."""
+    stopping = threading.Event()
+    sinks = {name: KombuSink(one) for name, one in agents.items()}
+    threads = []
+    for name, sink in sinks.items():
+        agent = Agent(agents[name], [OneNode(name)], sink, SystemClock(), random.Random(1), inbox=sink, incarnation=1)
+        agent.step()
+        threads.append(threading.Thread(target=agent.run, args=(stopping.is_set,)))
+        threads[-1].start()
+    try:
+        found = examine_signatures(config, ViewOf(agents))  # type: ignore[arg-type]  # it needs no more of a view
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        for sink in sinks.values():
+            sink.close()
+    return [(one.level, one.says) for one in found]
+
+
+def test_doctor_counts_agents_that_do_not_sign_and_names_the_keys_of_the_others(cell: str, tmp_path: Path) -> None:
+    """In every mode: so an operator sees whether the next mode would refuse honest events."""
+    keys = new_cell_keys(cell)
+    cell_file = written(tmp_path, "cell.keys", keys)
+    unsigned = Config(broker="memory://", cell=cell, partitions=1)
+    accepting = structs.replace(unsigned, auth_events="accept", keys_file=cell_file)
+    signing = {
+        name: structs.replace(accepting, keys_file=written(tmp_path, name, keys.node_keys((name,))))
+        for name in ("n1", "n2")
+    }
+    assert examined(unsigned, {}) == []
+    assert examined(accepting, signing) == [
+        (OK, f"all 2 agents that answered sign their events, with keys of {keys.secrets[0].id} (2)")
+    ]
+    written(tmp_path, "cell.keys", with_revoked(keys, "n2"))
+    agents = {**signing, "n3": unsigned}
+    for mode, level in (("accept", WARN), ("require", FAIL)):
+        (revoked, says), (missing, names) = examined(structs.replace(accepting, auth_events=mode), agents)
+        assert (revoked, missing) == (FAIL, level)
+        assert "1 of 3 agents sign wrongly, for example n2" in says
+        assert "1 of 3 agents do not sign their events, for example n3" in names
