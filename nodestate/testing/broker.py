@@ -85,11 +85,11 @@ class MemoryBroker:
 
     def sink(self, auth: OrderAuth | None = None) -> MemorySink:
         """A publisher. It gets the resync requests that are sent from now on. ``auth`` checks orders; None: none."""
-        return MemorySink(self, auth or OrderAuth())
+        return MemorySink(self, auth)
 
     def courier(self, auth: OrderAuth | None = None) -> MemoryCourier:
         """A scheduler's way to the nodes of all sinks. ``auth`` signs orders and checks answers; None: neither."""
-        return MemoryCourier(self, auth or OrderAuth())
+        return MemoryCourier(self, auth)
 
     def request_resync(self, resync: Resync) -> None:
         """Broadcast a resync request to all sinks that are connected now."""

@@ -28,12 +28,12 @@ class MemoryCourier:
         courier.answers(timeout_s=0)   # raises BrokerUnavailableError; the answers are lost
     """
 
-    def __init__(self, broker: MemoryBroker, auth: OrderAuth) -> None:
+    def __init__(self, broker: MemoryBroker, auth: OrderAuth | None = None) -> None:
         self.arrived: list[Answer] = []
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
         """Number of answers whose signature is missing or wrong."""
-        self._auth = auth
+        self._auth = auth or OrderAuth()
         """Signs orders, and checks answers."""
         self._broker = broker
         """The broker that it connects to."""

@@ -43,8 +43,8 @@ class MemorySink:
         sink.resyncs(timeout_s=0)    # calls on_done(False), once, and reconnects
     """
 
-    def __init__(self, broker: MemoryBroker, auth: OrderAuth) -> None:
-        self._auth = auth
+    def __init__(self, broker: MemoryBroker, auth: OrderAuth | None = None) -> None:
+        self._auth = auth or OrderAuth()
         """Checks orders, and signs answers."""
         self._broker = broker
         """The broker that it connects to."""
