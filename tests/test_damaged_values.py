@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from rich.console import Console
 from structlog.testing import capture_logs
 
+from nodestate.cli import view as view_command
 from nodestate.errors import EpochLostError
 from nodestate.model import NodeRecord
 from nodestate.store.damage import DAMAGE
 from nodestate.testing import ManualClock, MemoryDatabase, MemoryServer
 from tests.partition_owner import LEASE_S, Owner, Watcher, held, report
 from tests.planted_values import content, item_at, keys_with, plant, replace, sealed, with_field
+from tests.scheduling.fleets import ChangingPartition, host
 from tests.test_repair import OnePartitionCell
 
 HEAD_FIELDS = {"epoch": 0, "term": 1, "beat": 3, "next": 4, "behind_ms": 5, "lease_s": 7, "section": 8, "follows": 9}
@@ -355,3 +361,14 @@ def plant_checkpoint(cell: OnePartitionCell, state: bytes) -> None:
     for key in keys_with(cell.server, ":ckpt:"):
         inside = content(item_at(cell.server, key).value)
         replace(cell.server, key, sealed([[*record[:12], state] for record in inside]))
+
+
+def test_the_command_view_shows_all_nodes_if_the_stored_state_of_one_is_damaged() -> None:
+    damaged = msgspec.structs.replace(host("a", vcpu=8), rest=b"\x81\xc1")
+    view, names = ChangingPartition(damaged, host("b", vcpu=8)).view, list[str]()
+    nodes = view_command.as_json(view, None, names)["nodes"]
+    assert (names, nodes["a"]["state"], bool(nodes["b"]["state"])) == (["a"], {}, True)
+    run = SimpleNamespace(out=Console(file=io.StringIO(), width=200), err=Console(file=io.StringIO(), width=200))
+    view_command._print(run, view, 0, "")  # type: ignore[arg-type]  # only its consoles are used
+    assert [line.split()[:2] for line in run.out.file.getvalue().splitlines()[2:4]] == [["a", "up"], ["b", "up"]]
+    assert "nodestate resync --node a" in run.err.file.getvalue()

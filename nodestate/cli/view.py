@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import click
@@ -17,11 +18,11 @@ from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import reports_of
 from nodestate.cli.inspection import selected_designs
 from nodestate.designs.reader import OnStale, Reader
-from nodestate.errors import NodestateError, StaleViewError
+from nodestate.errors import CorruptItemError, NodestateError, StaleViewError
+from nodestate.model import NodeRecord
 from nodestate.text import age_text
 from nodestate.view.view import View
 
-_decode_state = msgspec.msgpack.Decoder().decode
 _STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "down": "red"}
 
 
@@ -133,7 +134,9 @@ def command(
             sys.stdout.buffer.writelines(reports_of(view, only))
             sys.stdout.buffer.flush()
         elif run.as_json:
-            run.print_json(as_json(view, only))
+            damaged: list[str] = []
+            run.print_json(as_json(view, only, damaged))
+            _name_damaged(run, damaged)
         elif only is not None:
             _print_node(run, view, only)
         else:
@@ -190,8 +193,32 @@ def _why_absent(view: View, name: str) -> str:
     return f"{name} is left out because it is {reason}; --on-stale flag shows it"
 
 
-def as_json(view: View, only: str | None = None) -> dict[str, Any]:
-    """Return a view in the form that ``--json`` prints; programs depend on it, so its keys are fixed."""
+def _state_of(record: NodeRecord, damaged: list[str]) -> Mapping[str, Any]:
+    """Return the state of a node; an empty one if its stored state is damaged. The name is then added to the list."""
+    try:
+        return record.state()
+    except CorruptItemError:
+        damaged.append(record.name)
+        return {}
+
+
+def _name_damaged(run: Run, damaged: Sequence[str]) -> None:
+    """Print how many nodes have a damaged state, and the remedy."""
+    if damaged:
+        run.err.print(
+            f"nodestate: the stored state is damaged of {damaged[0]}"
+            + (f" and {len(damaged) - 1:,} other nodes" if damaged[1:] else "")
+            + f"; it is shown empty: ask its agent for a report with 'nodestate resync --node {damaged[0]}'",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def as_json(view: View, only: str | None, damaged: list[str]) -> dict[str, Any]:
+    """Return a view in the form that ``--json`` prints; programs depend on it, so its keys are fixed.
+
+    Adds the names of nodes whose stored state is damaged to ``damaged``; their state is empty.
+    """
     nodes: dict[str, Any] = {}
     for name in view.nodes if only is None else (only,):
         record = view.nodes.record(name)
@@ -199,7 +226,7 @@ def as_json(view: View, only: str | None = None) -> dict[str, Any]:
         nodes[name] = {
             "incarnation": record.incarnation,
             "generation": record.generation,
-            "state": _decode_state(record.body),
+            "state": _state_of(record, damaged),
         }
     return {
         "position": [p and {"epoch": f"{p.epoch:x}", "offset": p.offset} for p in view.position],
@@ -236,14 +263,16 @@ def _print(run: Run, view: View, limit: int, late: str) -> None:
     row_of = {name: row for row, name in enumerate(columns.names)}
     names = sorted(view.nodes)
     shown = names[:limit] if limit else names
+    damaged: list[str] = []
     for name in shown:
-        node, row = view.nodes[name], row_of[name]
+        node, row, record = view.nodes[name], row_of[name], view.nodes.record(name)
+        assert record is not None, f"{name} is in the view"
         amounts = [_amount(int(columns.usage[one][row]), int(columns.capacity[one][row])) for one in classes]
         version = f"{node.version.incarnation}.{node.version.generation}" + ("+" if node.incomplete else "")
         table.add_row(
             Text(name, style="yellow" if name in view.stale else ""),
             Text(node.status, style=_STATUS_STYLE[node.status]),
-            Text(str(node.state.get("zone", ""))),
+            Text(str(_state_of(record, damaged).get("zone", ""))),
             version,
             *amounts,
             _seconds(view.node_age(name)),
@@ -258,6 +287,7 @@ def _print(run: Run, view: View, limit: int, late: str) -> None:
     )
     if late:
         run.err.print(f"nodestate: {late}", markup=False, soft_wrap=True)
+    _name_damaged(run, damaged)
 
 
 def _print_node(run: Run, view: View, name: str) -> None:
